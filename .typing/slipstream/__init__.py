@@ -1,0 +1,1 @@
+../../src/slipstream/__init__.py

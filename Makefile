@@ -1,0 +1,33 @@
+# make demo   set-up, then the main job on the bundled model
+# make test   set-up, then lint, types and the whole suite
+# make soak   the long drills
+.PHONY: demo test soak lint setup clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+setup: $(STAMP)
+
+# torch comes first and pinned: it is the one dependency that is large, and its CPU build is enough here.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest --soak
+
+clean:
+	rm -rf .venv build dist *.egg-info

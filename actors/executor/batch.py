@@ -1,0 +1,212 @@
+"""The running batch as the host keeps it, and how one step is packed into one array of int32.
+
+Plans are deltas, so the executor remembers who holds which sequence slot. All inputs of a step travel
+to the device in a single copy; ``StepShape`` says where each section lies. Positions are not among
+them: every slot's position lives on the device and advances there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...protocol.limits import MAX_STOP_TOKEN_IDS
+from ...protocol.messages import Join, Plan
+
+JOIN_FIELDS = 11
+"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, number of stop tokens."""
+
+JOIN_WIDTH = JOIN_FIELDS + MAX_STOP_TOKEN_IDS
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The sizes of one step, known to the host, and from them the sections of its packed inputs."""
+
+    decodes: int
+    """Rows that run one token; their tokens come first."""
+    chunks: tuple[tuple[int, int, int], ...]
+    """(first token, tokens, kv_len) of each row that prefills."""
+    samples: int
+    joins: int
+    blocks: int
+    max_decode_kv_len: int
+    greedy: bool
+    """No sampling row has a temperature."""
+    truncated: bool
+    """Some sampling row has top-k, top-p or min-p."""
+    min_tokens: bool
+    """Some sampling row may not stop yet."""
+
+    @cached_property
+    def rows(self) -> int:
+        return self.decodes + len(self.chunks)
+
+    @cached_property
+    def tokens(self) -> int:
+        return self.decodes + sum(count for _, count, _ in self.chunks)
+
+    @cached_property
+    def sections(self) -> dict[str, slice]:
+        """Where each section lies, in elements."""
+        sizes = {
+            "row_slots": self.rows,
+            "query_start": self.rows + 1,
+            "token_slots": self.tokens,
+            "token_offsets": self.tokens,
+            "chunk_tokens": self.tokens - self.decodes,
+            "sample_slots": self.samples,
+            "logits_index": self.samples,
+            "joins": self.joins * JOIN_WIDTH,
+            "blocks": self.blocks * 3,
+        }
+        sections: dict[str, slice] = {}
+        start = 0
+        for name, size in sizes.items():
+            sections[name] = slice(start, start + size)
+            start += size
+        return sections
+
+    @cached_property
+    def size(self) -> int:
+        return self.sections["blocks"].stop
+
+
+class RunningBatch:
+    """Who holds which sequence slot, and how far each is."""
+
+    def __init__(self, slots: int, max_batched_tokens: int, max_blocks: int) -> None:
+        self.slots = slots
+        self.capacity = (
+            5 * slots
+            + 1
+            + 3 * max_batched_tokens
+            + slots * JOIN_WIDTH
+            + 3 * (slots + max_batched_tokens + max_blocks)
+        )
+        """Elements that the largest step can need."""
+        self.prompts: dict[int, np.ndarray] = {}
+        """Known tokens of each slot that still prefills."""
+        self.position = np.zeros(slots, np.int64)
+        self.num_blocks = np.zeros(slots, np.int64)
+        self.decoding = np.zeros(slots, np.bool_)
+        self.sampled = np.zeros(slots, np.bool_)
+        self.truncated = np.zeros(slots, np.bool_)
+        self.stops_from = np.zeros(slots, np.int64)
+        """Position from which the slot may stop."""
+
+    def clear(self) -> None:
+        """Forget everything: a new scheduler plans from nothing."""
+        self.prompts.clear()
+        self.decoding[:] = False
+
+    def stage(self, plan: Plan, staging: np.ndarray) -> StepShape:
+        """Apply a plan and pack its step into ``staging``."""
+        self.decoding[np.frombuffer(plan.leaves, np.int32)] = False
+        for slot in np.frombuffer(plan.leaves, np.int32).tolist():
+            self.prompts.pop(slot, None)
+        for join in plan.joins:
+            self.join(join)
+
+        decode_rows = np.flatnonzero(self.decoding)
+        decodes = len(decode_rows)
+        chunk_list = np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist()
+        chunks: list[tuple[int, int, int]] = []
+        ended: list[tuple[int, int]] = []
+        first = decodes
+        for slot, count in chunk_list:
+            end = int(self.position[slot]) + count
+            chunks.append((first, count, end))
+            first += count
+            if end == len(self.prompts[slot]):
+                ended.append((slot, first - 1))
+
+        samples = decode_rows
+        logits_index = np.arange(decodes)
+        if ended:
+            samples = np.concatenate([decode_rows, [slot for slot, _ in ended]])
+            logits_index = np.concatenate([logits_index, [token for _, token in ended]])
+            order = np.argsort(samples)
+            samples, logits_index = samples[order], logits_index[order]
+
+        blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
+        shape = StepShape(
+            decodes=decodes,
+            chunks=tuple(chunks),
+            samples=len(samples),
+            joins=len(plan.joins),
+            blocks=len(blocks),
+            max_decode_kv_len=int(self.position[decode_rows].max()) + 1 if decodes else 0,
+            greedy=not self.sampled[samples].any(),
+            truncated=bool(self.truncated[samples].any()),
+            min_tokens=bool((self.position[samples] < self.stops_from[samples]).any()),
+        )
+        at = shape.sections
+        row_slots = staging[at["row_slots"]]
+        row_slots[:decodes] = decode_rows
+        row_slots[decodes:] = [slot for slot, _ in chunk_list]
+        query_start = staging[at["query_start"]]
+        query_start[: decodes + 1] = np.arange(decodes + 1)
+        query_start[decodes:-1] = [token for token, _, _ in chunks]
+        query_start[-1] = shape.tokens
+        token_slots, offsets = staging[at["token_slots"]], staging[at["token_offsets"]]
+        chunk_tokens = staging[at["chunk_tokens"]]
+        token_slots[:decodes] = decode_rows
+        offsets[:decodes] = 0
+        for (slot, count), (start, _, end) in zip(chunk_list, chunks, strict=True):
+            token_slots[start : start + count] = slot
+            offsets[start : start + count] = np.arange(count)
+            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
+        staging[at["sample_slots"]] = samples
+        staging[at["logits_index"]] = logits_index
+        if plan.joins:
+            self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
+        if len(blocks):
+            self.pack_blocks(blocks, staging[at["blocks"]].reshape(-1, 3))
+
+        self.position[decode_rows] += 1
+        for (slot, _), (_, _, end) in zip(chunk_list, chunks, strict=True):
+            self.position[slot] = end
+        for slot, _ in ended:
+            del self.prompts[slot]
+            self.decoding[slot] = True
+        return shape
+
+    def join(self, join: Join) -> None:
+        slot = join.slot
+        if self.decoding[slot] or slot in self.prompts:
+            raise RuntimeError(f"sequence slot {slot} is taken by a sequence that has not left")
+        self.prompts[slot] = np.frombuffer(join.tokens, np.int32)
+        self.position[slot] = join.start
+        self.num_blocks[slot] = 0
+        self.sampled[slot] = join.temperature > 0
+        self.truncated[slot] = join.temperature > 0 and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
+        self.stops_from[slot] = join.prompt_len + join.min_tokens - 1
+
+    def pack_joins(self, joins: list[Join], rows: np.ndarray) -> None:
+        floats = rows.view(np.float32)
+        for index, join in enumerate(joins):
+            stop = np.frombuffer(join.stop_tokens, np.int32)
+            rows[index, :5] = (join.slot, join.start, join.prompt_len, *seed_words(join.seed))
+            floats[index, 5:7] = (join.temperature, join.top_p)
+            rows[index, 7] = join.top_k
+            floats[index, 8] = join.min_p
+            rows[index, 9:11] = (join.min_tokens, len(stop))
+            rows[index, JOIN_FIELDS:] = -2
+            rows[index, JOIN_FIELDS : JOIN_FIELDS + len(stop)] = stop
+
+    def pack_blocks(self, blocks: np.ndarray, rows: np.ndarray) -> None:
+        """Give each appended block its place in the block table of its slot: (slot, index, block)."""
+        rows[:, 0] = blocks[:, 0]
+        rows[:, 2] = blocks[:, 1]
+        for row, slot in enumerate(blocks[:, 0].tolist()):
+            rows[row, 1] = self.num_blocks[slot]
+            self.num_blocks[slot] += 1
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """A 64-bit seed as two int32, low word first."""
+    words = np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64).view(np.int32)
+    return int(words[0]), int(words[1])

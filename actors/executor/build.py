@@ -1,0 +1,122 @@
+"""How an executor is put together: device, model, cache size, pipeline."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ...protocol.errors import InvalidRequest, SlipstreamError
+from ...protocol.messages import Capacity
+from .batch import RunningBatch
+from .executor import Executor
+from .pipeline import Pipeline
+
+CPU_CACHE_BYTES = 1 << 30
+"""Memory for the cache on a CPU when none is stated."""
+
+
+def build(context: Any) -> Executor:
+    """The executor of a service, from its options."""
+    if context.options["device"] == "emulated":
+        return build_emulated(context)
+    return build_model(context)
+
+
+def build_emulated(context: Any) -> Executor:
+    from .emulated import EmulatedDevice, EmulatedProgram
+
+    options = context.options
+    slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
+    blocks = options["num_blocks"] or 1 + slots * -(-length // size)
+    device = EmulatedDevice(options["emulated_step_ms"])
+    program = EmulatedProgram(slots, length, options["vocab_size"])
+    return assemble(context, device, program, blocks, {"device": "emulated", "step_ms": options["emulated_step_ms"]})
+
+
+def build_model(context: Any) -> Executor:
+    context.phase("import torch")
+    import torch
+
+    context.phase("import transformers")
+    from .kv_cache import KVLayout
+    from .model import load_model
+    from .program import ModelProgram
+
+    options = context.options
+    device_name = choose_device(options["device"], torch)
+    if device_name == "cpu":
+        torch.set_num_threads(options["cpu_threads"] or max(1, (os.cpu_count() or 2) - 1))
+    context.phase("load weights")
+    where = torch.device(device_name)
+    backend = options["attention_backend"]
+    if backend == "auto":
+        backend = "triton" if where.type == "cuda" else "torch"
+    model = load_model(options["model"], device=where, dtype=options["dtype"], attention_backend=backend)
+
+    context.phase("allocate cache")
+    slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
+    layout: KVLayout = model.layout
+    per_block = layout.bytes_per_block(size, model.dtype)
+    most = 1 + slots * -(-length // size)
+    memory = options["kv_cache_memory"] or free_memory(where, options["gpu_memory_utilization"], torch)
+    blocks = options["num_blocks"] or min(most, memory // per_block)
+    if blocks < 2:
+        raise no_room(memory, per_block)
+    program = ModelProgram(model, slots, length, blocks, size)
+
+    context.phase("start streams")
+    if where.type == "cuda":
+        from .cuda import CudaDevice
+
+        device = CudaDevice(where.index or 0)
+    else:
+        from .cpu import CpuDevice
+
+        device = CpuDevice()
+    facts = {
+        "device": str(where),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": backend,
+        "weight_bytes": model.weight_bytes,
+        "kv_cache_bytes": blocks * per_block,
+    }
+    return assemble(context, device, program, blocks, facts)
+
+
+def assemble(context: Any, device: Any, program: Any, blocks: int, facts: dict[str, Any]) -> Executor:
+    options = context.options
+    slots, size = options["max_num_seqs"], options["block_size"]
+    batch = RunningBatch(slots, options["max_num_batched_tokens"], -(-options["max_model_len"] // size))
+    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, slots)
+    facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
+    return Executor(pipeline, batch, Capacity(blocks, size), facts)
+
+
+def choose_device(name: str, torch: Any) -> str:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda:0" if available else "cpu"
+    if name.startswith("cuda"):
+        if not available:
+            raise InvalidRequest(f"device={name!r}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise InvalidRequest(f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+        return f"cuda:{index}"
+    return "cpu"
+
+
+def free_memory(where: Any, utilization: float, torch: Any) -> int:
+    """Bytes that the cache may take."""
+    if where.type != "cuda":
+        return CPU_CACHE_BYTES
+    free, total = torch.cuda.mem_get_info(where)
+    return int(free - (1.0 - utilization) * total)
+
+
+def no_room(memory: int, per_block: int) -> SlipstreamError:
+    error = SlipstreamError(
+        f"the KV cache has {memory} bytes, and one block takes {per_block}; at least 2 blocks are needed"
+    )
+    error.hint = "raise --kv-cache-memory or --gpu-memory-utilization, or lower --max-model-len"  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,90 @@
+"""What the pipeline needs of a device: streams, events and buffers.
+
+Work on a stream runs in order; streams run at the same time; events order one after another. No
+call here blocks the host but ``Event.wait``. The pipeline is written once against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Buffer = Any
+"""Memory of the device, or staging memory of the host that it copies to and from; int32, one dimension."""
+
+
+class Event(Protocol):
+    """A point on a stream. Recording it again moves it; who waits, waits for the latest record."""
+
+    def query(self) -> bool:
+        """Whether the stream has passed the point; never blocks."""
+        ...
+
+    def wait(self) -> None:
+        """Block the host until the stream has passed the point."""
+        ...
+
+    def time_ns(self) -> int:
+        """When the stream passed the point, on the host's monotonic clock; only once it has."""
+        ...
+
+
+class Stream(Protocol):
+    """An ordered queue of work on the device. Every call returns at once."""
+
+    name: str
+
+    def copy(self, target: Buffer, source: Buffer, count: int) -> None:
+        """Copy the first ``count`` elements, from or to a staging buffer."""
+        ...
+
+    def launch(self, work: Callable[[], None], reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        """Run ``work``, which touches these buffers and the state that belongs to this stream."""
+        ...
+
+    def record(self, event: Event) -> None:
+        """Put the event at the end of what is queued now."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """Whatever is queued after this runs once the event has passed; the host does not wait."""
+        ...
+
+
+class Device(Protocol):
+    """A place to compute."""
+
+    name: str
+    h2d: Stream
+    compute: Stream
+    d2h: Stream
+    completions_fd: int | None
+    """Readable after an event given to ``notify`` has passed; None where nobody polls (simulation)."""
+
+    def event(self) -> Event: ...
+
+    def staging(self, count: int) -> Buffer:
+        """Host memory of ``count`` int32 that the device copies from and to without blocking."""
+        ...
+
+    def buffer(self, count: int) -> Buffer:
+        """Device memory of ``count`` int32."""
+        ...
+
+    def array(self, staging: Buffer) -> np.ndarray:
+        """The host's view of a staging buffer."""
+        ...
+
+    def notify(self, event: Event) -> None:
+        """Make ``completions_fd`` readable when the event has passed."""
+        ...
+
+    def check(self) -> None:
+        """Raise what went wrong in work that was queued."""
+        ...
+
+    def close(self) -> None:
+        """End threads and free memory."""
+        ...

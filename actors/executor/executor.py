@@ -1,0 +1,55 @@
+"""The executor: takes plans, keeps the pipeline full, hands over tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
+from ...runtime.actor import Actor
+from ...runtime.trace import Ring
+from .batch import RunningBatch
+from .pipeline import Pipeline
+
+
+class Executor(Actor):
+    """A pure state machine around a device: a plan is staged and launched, a finished step is handed over."""
+
+    name = "executor"
+    blocking = True
+
+    def __init__(self, pipeline: Pipeline, batch: RunningBatch, capacity: Capacity, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.batch = batch
+        self.capacity = capacity
+        self.facts = facts
+        self.completions_fd = pipeline.device.completions_fd
+        self.ring = Ring()
+        self.scheduler_is_new = False
+        """A new scheduler waits until what the old one started is over."""
+        self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
+
+    def on_plan(self, plan: Plan, now: float) -> None:
+        slot = self.pipeline.acquire()
+        shape = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
+        self.pipeline.launch(slot, plan.step, shape)
+
+    def on_completed(self, message: Completed, now: float) -> None:
+        for step in self.pipeline.hand_over():
+            for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
+                self.ring.add(lane, "step", step.step, begun, ended)
+            if not self.scheduler_is_new:
+                self.send("scheduler", Sampled(step.step, step.tokens.tobytes(), *step.compute))
+        self.welcome_scheduler()
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        if peer.name == "scheduler":
+            self.scheduler_is_new = True
+            self.welcome_scheduler()
+
+    def welcome_scheduler(self) -> None:
+        """Tell a new scheduler the capacity, once nothing of an old one is under way."""
+        if self.scheduler_is_new and not self.pipeline.under_way:
+            self.scheduler_is_new = False
+            self.batch.clear()
+            self.send("scheduler", self.capacity)

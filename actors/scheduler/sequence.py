@@ -1,0 +1,106 @@
+"""A sequence: one request on its way to its tokens; and the table of those that hold a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...protocol.limits import MAX_STOP_TOKEN_IDS
+from ...protocol.messages import Join
+from ...protocol.sampling import SamplingParams
+
+NO_TOKEN = -2
+"""Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """What the scheduler knows of a request, wherever it stands. ``tokens`` is the ledger."""
+
+    request: int
+    tokens: np.ndarray
+    """int32: prompt, then the tokens generated so far; while the sequence has a slot, the table's row is newer."""
+    prompt_len: int
+    target: int
+    """Length at which the sequence ends by ``max_tokens`` or the model's limit."""
+    params: SamplingParams
+    stop_tokens: np.ndarray
+    """int32: token ids that end the sequence."""
+    eos: frozenset[int]
+    client: int = 0
+    attempt: int = 0
+    delivered: int = 0
+    """Generated tokens that the gateway had when it last sent the request."""
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    published: int = 0
+    """Full blocks that the prefix cache knows."""
+    last_step: int = -1
+    """Last step that runs this sequence."""
+    opened: bool = False
+    finished: bool = False
+    left: bool = False
+    """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
+    preempted: bool = False
+    """Left for want of blocks, and returns to the queue once ``last_step`` is completed."""
+
+    def join(self, start: int) -> Join:
+        params = self.params
+        assert params.seed is not None
+        return Join(
+            slot=self.slot,
+            tokens=self.tokens.tobytes(),
+            prompt_len=self.prompt_len,
+            start=start,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=max(params.top_k, 0),
+            min_p=params.min_p,
+            seed=params.seed,
+            min_tokens=params.min_tokens,
+            stop_tokens=self.stop_tokens.tobytes(),
+        )
+
+
+class SlotTable:
+    """The state of all sequence slots as arrays, so that a decode step costs the same whatever the batch.
+
+    It mirrors the device's token table: same slots, same positions, one step or more behind.
+    """
+
+    def __init__(self, slots: int, max_model_len: int) -> None:
+        self.tokens = np.empty((slots, max_model_len + 1), np.int32)
+        self.length = np.zeros(slots, np.int32)
+        """Tokens known."""
+        self.computed = np.zeros(slots, np.int32)
+        """Positions whose keys and values are in the cache once the outstanding steps are done."""
+        self.planned = np.zeros(slots, np.int32)
+        """Tokens known once the outstanding steps are done."""
+        self.target = np.zeros(slots, np.int32)
+        self.room = np.zeros(slots, np.int32)
+        """Positions for which the sequence has blocks."""
+        self.request = np.zeros(slots, np.int64)
+        self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
+        self.decoding = np.zeros(slots, np.bool_)
+        """Runs one token in every step."""
+        self.accepting = np.zeros(slots, np.bool_)
+        """Its sampled tokens count; false once it has ended."""
+
+    def enter(self, sequence: Sequence, start: int, room: int) -> None:
+        slot, tokens = sequence.slot, sequence.tokens
+        self.tokens[slot, : len(tokens)] = tokens
+        self.length[slot] = self.planned[slot] = len(tokens)
+        self.computed[slot] = start
+        self.target[slot] = sequence.target
+        self.room[slot] = room
+        self.request[slot] = sequence.request
+        self.stop[slot] = NO_TOKEN
+        self.stop[slot, : len(sequence.stop_tokens)] = sequence.stop_tokens
+        self.decoding[slot] = False
+        self.accepting[slot] = True
+
+    def known(self, slot: int) -> np.ndarray:
+        """The tokens of a slot as they are known now; a view."""
+        return self.tokens[slot, : self.length[slot]]

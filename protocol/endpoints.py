@@ -1,0 +1,58 @@
+"""Where a service can be reached, checked before a socket is touched."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import InvalidRequest
+from .limits import MAX_IPC_PATH_BYTES
+
+
+def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
+    """Return ``endpoint`` if it can be bound: ``ipc://PATH`` or ``tcp://HOST:PORT`` on a loopback address.
+
+    ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``.
+    """
+    scheme, separator, address = endpoint.partition("://")
+    if not separator or scheme not in ("ipc", "tcp"):
+        raise InvalidRequest(f"endpoint {endpoint!r} is neither ipc://PATH nor tcp://HOST:PORT")
+    if scheme == "ipc":
+        size = len(os.fsencode(address))
+        if not address or address.startswith("@"):
+            raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH")
+        if size > MAX_IPC_PATH_BYTES:
+            raise InvalidRequest(
+                f"the path of {endpoint!r} has {size} bytes; a Unix socket takes at most {MAX_IPC_PATH_BYTES}:"
+                " choose a shorter one, under /tmp for example"
+            )
+        return endpoint
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidRequest(f"endpoint {endpoint!r} needs a host and a port of 0 to 65535: tcp://127.0.0.1:5555")
+    if not insecure and not is_loopback(host):
+        raise InvalidRequest(
+            f"endpoint {endpoint!r} can be reached from other machines, and anyone there could use it:"
+            " bind a loopback address such as tcp://127.0.0.1:5555, or add --insecure"
+        )
+    return endpoint
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def make_run_directory() -> Path:
+    """A new private directory (0700, unpredictable name) for the sockets of one service."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    parent = base if base and os.access(base, os.W_OK) else tempfile.gettempdir()
+    if len(os.fsencode(parent)) > 60:
+        parent = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="slipstream-", dir=parent))

@@ -1,0 +1,45 @@
+"""Every bound of the protocol in one place. What exceeds one is refused, never cut."""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL = (1, 0)
+"""Major and minor version. A peer of another major version is refused; a minor version only adds."""
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Largest frame that any socket accepts."""
+
+MAX_FRAMES = 3
+"""Most frames in one message: an optional empty delimiter, the body, and one spare for a later version."""
+
+MAX_ITEMS = 1_000_000
+"""Longest array or map inside a frame."""
+
+MAX_REQUEST_ID_CHARS = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+"""A sequence slot holds this many stop tokens on the device, the model's own among them."""
+
+MAX_LOGIT_BIAS = 1024
+MAX_CHOICES = 64
+MAX_LOGPROBS = 20
+MAX_SEED = 2**63 - 1
+MAX_DEADLINE_S = 86_400.0
+
+MAX_IPC_PATH_BYTES = 107
+"""``sun_path`` of a Unix socket on Linux, less its final zero."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one service accepts; sent to the client in ``welcome``."""
+
+    max_model_len: int
+    """Most tokens of prompt and answer together."""
+    vocab_size: int
+    max_prompt_bytes: int
+    """Most bytes of UTF-8 in a text prompt."""
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    max_queued_requests: int = 1024
+    """Most requests that the service holds at once, running ones included."""

@@ -1,0 +1,369 @@
+"""Every message that is sent in Slipstream.
+
+Two families. The *public* messages travel between a client and the gateway as maps with string
+keys, so that any language can speak them. The *internal* ones travel between actors as positional
+arrays inside an ``Envelope``, with step-wide arrays as little-endian binary: one message per step,
+not one per token.
+
+A request has two names. The client chooses an ``id`` (a string, unique on its connection); inside,
+the gateway numbers requests, and ``request`` is that number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .limits import Limits
+from .sampling import SamplingParams
+
+# --- public: client to gateway -------------------------------------------------------------------
+
+
+class FromClient(msgspec.Struct, tag_field="t", kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of what a client may send. An unknown field is refused: it would have no effect."""
+
+
+class Hello(FromClient, tag="hello"):
+    """First message of a connection; answered by ``Welcome`` or ``Error``."""
+
+    protocol: list[int]
+    client: str = ""
+
+
+class Generate(FromClient, tag="generate"):
+    """Ask for an answer to ``prompt`` (text or token ids) or to ``messages`` (a conversation)."""
+
+    id: str
+    prompt: str | list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    params: SamplingParams = SamplingParams()
+    received: list[int] = []
+    """Token ids of the answer that the client already has: sent again after a lost connection."""
+    return_prompt_ids: bool = False
+
+
+class Abort(FromClient, tag="abort"):
+    """Stop a request. Idempotent; one that runs ends with ``finish_reason="abort"``."""
+
+    id: str
+
+
+class Ping(FromClient, tag="ping"):
+    """Answered by ``Pong`` with the same ``nonce``."""
+
+    nonce: int = 0
+
+
+class GetStats(FromClient, tag="stats"):
+    """Answered by ``Stats``."""
+
+
+class GetTrace(FromClient, tag="trace"):
+    """Answered by ``Trace``: the newest spans that every actor has in its ring."""
+
+
+# --- public: gateway to client -------------------------------------------------------------------
+
+
+class ToClient(msgspec.Struct, tag_field="t", kw_only=True, omit_defaults=True):
+    """Base of what a client receives. Unknown fields are ignored: a later minor version may add some."""
+
+
+class Welcome(ToClient, tag="welcome"):
+    protocol: list[int]
+    server: str
+    model: str
+    limits: Limits
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is new in one answer. Exactly one delta of an answer has a ``finish_reason``, its last."""
+
+    id: str
+    text: str = ""
+    token_ids: list[int] = []
+    index: int = 0
+    """Which of the ``n`` answers."""
+    finish_reason: str | None = None
+    """``stop``, ``length`` or ``abort``."""
+    stop_reason: str | int | None = None
+    """The stop text or token id that ended the answer."""
+    usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Deltas(ToClient, tag="deltas"):
+    """All that one step brought to one client."""
+
+    items: list[Delta]
+
+
+class Error(ToClient, tag="error"):
+    """The end of request ``id``; without an id, a complaint about the connection."""
+
+    code: str
+    message: str
+    id: str | None = None
+    retry_after_s: float | None = None
+
+
+class Pong(ToClient, tag="pong"):
+    nonce: int = 0
+
+
+class Stats(ToClient, tag="stats"):
+    """Counters since the start of the service."""
+
+    counters: dict[str, float]
+
+
+class Trace(ToClient, tag="trace"):
+    """Spans by track: ``(name, step, start_ns, end_ns)`` on the host's monotonic clock."""
+
+    tracks: dict[str, list[tuple[str, int, int, int]]]
+
+
+PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace
+PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace
+
+# --- internal ------------------------------------------------------------------------------------
+
+
+class Internal(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """Base of what actors say to each other."""
+
+
+class Submit(Internal):
+    """gateway → tokenizer: a request, new or sent again with what was already delivered."""
+
+    request: int
+    prompt: Any
+    """Text, token ids (int32), or chat messages."""
+    params: SamplingParams
+    """``seed`` is set: the gateway draws one where the client gave none."""
+    delivered: bytes = b""
+    """Token ids (int32) of the answer that the client has."""
+    client: int = 0
+    """Number of the client, for fairness between clients."""
+    attempt: int = 0
+    """How often the request was sent again; what an earlier attempt still brings is dropped."""
+
+
+class Tokenized(Internal):
+    """tokenizer → gateway: the prompt's token ids (int32); the tokenizer has no more to do with it."""
+
+    request: int
+    prompt: bytes
+
+
+class Refused(Internal):
+    """tokenizer → gateway: the request ends with this error."""
+
+    request: int
+    code: str
+    message: str
+
+
+class Enqueue(Internal):
+    """tokenizer → scheduler: a request as token ids (int32)."""
+
+    request: int
+    prompt: bytes
+    params: SamplingParams
+    delivered: bytes
+    client: int = 0
+    attempt: int = 0
+
+
+class Cancel(Internal):
+    """gateway → tokenizer → scheduler: end these requests, by the path that brought them."""
+
+    requests: list[int]
+
+
+class Capacity(Internal):
+    """executor → scheduler: loaded and empty. Whatever an earlier executor held is void."""
+
+    num_blocks: int
+    block_size: int
+
+
+class Join(Internal):
+    """Part of a plan: a sequence takes a sequence slot."""
+
+    slot: int
+    tokens: bytes
+    """Prompt and, after a preemption or a restart, the tokens generated so far (int32)."""
+    prompt_len: int
+    start: int
+    """First position to compute; what lies before is in cached blocks."""
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    min_tokens: int
+    stop_tokens: bytes
+    """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
+
+
+class Plan(Internal):
+    """scheduler → executor: step ``step``, as the difference from the step before.
+
+    In order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables; then
+    every chunk of ``chunks`` and one token of every sequence that has no prompt left run. Rows that
+    sample, in the order of their slots, are the rows of ``Sampled``.
+    """
+
+    step: int
+    leaves: bytes = b""
+    """Sequence slots (int32)."""
+    joins: list[Join] = []
+    blocks: bytes = b""
+    """Pairs (slot, block) of int32; each block is appended to the slot's block table."""
+    chunks: bytes = b""
+    """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
+
+
+class Sampled(Internal):
+    """executor → scheduler: the tokens of step ``step``."""
+
+    step: int
+    tokens: bytes
+    """int32, one per row that sampled, in the order of sequence slots; -1: the row was already finished."""
+    started_ns: int
+    ended_ns: int
+    """Start and end of the step's compute on the device, on the host's monotonic clock."""
+
+
+class Opened(msgspec.Struct, array_like=True, frozen=True):
+    """Part of ``Tokens``: a sequence whose tokens will follow."""
+
+    request: int
+    context: bytes
+    """Last token ids (int32) of the prompt, then of what was delivered: what the text continues."""
+    delivered: int
+    """How many of ``context`` are delivered tokens."""
+    stop: list[str]
+    cached_tokens: int
+    prompt_tokens: int
+    attempt: int = 0
+
+
+class Finished(msgspec.Struct, array_like=True, frozen=True):
+    """The end of a sequence: ``reason`` is stop, length, abort, or an error's code with its message."""
+
+    request: int
+    reason: str
+    stop_reason: str | int | None = None
+    message: str = ""
+
+
+class Tokens(Internal):
+    """scheduler → detokenizer: what one step brought, for all sequences."""
+
+    step: int
+    opened: list[Opened] = []
+    requests: bytes = b""
+    """int64, one per token."""
+    tokens: bytes = b""
+    """int32, one per token."""
+    finished: list[Finished] = []
+    counters: dict[str, float] = {}
+    """The scheduler's counters, now and then; empty otherwise."""
+
+
+class Texts(Internal):
+    """detokenizer → gateway: what one step brought, as text."""
+
+    step: int
+    opened: list[Opened] = []
+    requests: bytes = b""
+    tokens: bytes = b""
+    texts: list[str] = []
+    """One per token; empty where the text waits for the rest of a character or of a stop text."""
+    finished: list[Finished] = []
+    tails: list[str] = []
+    """One per finished sequence: text that was held back."""
+    counters: dict[str, float] = {}
+
+
+class Matched(Internal):
+    """detokenizer → scheduler: these sequences met a stop text and need no more tokens."""
+
+    requests: list[int]
+
+
+class DumpTrace(Internal):
+    """gateway → any actor: send your spans. Answered by the host, not by the actor."""
+
+
+class Spans(Internal):
+    """any actor's host → gateway: its spans by track."""
+
+    tracks: dict[str, list[tuple[str, int, int, int]]]
+
+
+AnyInternal = (
+    Submit | Tokenized | Refused | Enqueue | Cancel | Capacity | Plan | Sampled | Tokens | Texts | Matched
+    | DumpTrace | Spans
+)  # fmt: skip
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True):
+    """What travels between two actors: who says it, in which life, and how many it said before."""
+
+    sender: str
+    epoch: int
+    """The sender's incarnation; a restarted actor has a higher one, and what an older one said is dropped."""
+    receiver_epoch: int
+    """The receiver's incarnation for which the message is meant."""
+    sequence: int
+    """Counts the messages of this sender incarnation to this receiver incarnation from 0, without gaps."""
+    body: AnyInternal
+
+
+# --- what a host tells its own actor; never on a wire ---------------------------------------------
+
+
+class PeerUp(msgspec.Struct, frozen=True):
+    """A new incarnation of the actor ``name`` is there; whatever was on its way to or from the old is lost."""
+
+    name: str
+    epoch: int
+
+
+class ClientMessage(msgspec.Struct, frozen=True):
+    """A public message and the connection that it came from."""
+
+    client: bytes
+    message: PublicIn
+
+
+class ClientGone(msgspec.Struct, frozen=True):
+    """The connection is no longer there."""
+
+    client: bytes
+
+
+class ClientBlocked(msgspec.Struct, frozen=True):
+    """The client does not read: this message to it was not sent."""
+
+    client: bytes
+    message: PublicOut
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """The device finished at least one step."""
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Accept nothing new."""

@@ -1,0 +1,114 @@
+"""How the next token is chosen and when a request ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from . import limits
+from .errors import InvalidRequest
+from .limits import Limits
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Sampling and stopping of one request; the names and meanings are vLLM's.
+
+    ``check`` refuses what is out of range. ``temperature=0`` is greedy. ``seed`` makes the request
+    repeatable: its tokens depend on (seed, token index) and on nothing else in the batch.
+    """
+
+    max_tokens: int | None = None
+    """Most tokens to generate; None: as many as the model's length leaves room for."""
+    min_tokens: int = 0
+    """No stop token is sampled before this many tokens."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Sample among this many most likely tokens; 0 or -1: all."""
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] = []
+    """Texts that end the answer; they are not part of it."""
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    """Token id, as a string since MessagePack's maps have string keys here, to what is added to its logit."""
+    json_schema: dict[str, Any] | str | None = None
+    priority: int = 0
+    deadline_s: float | None = None
+    """Seconds from acceptance within which the request must be finished."""
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def check(self, bounds: Limits) -> None:
+        """Refuse with ``InvalidRequest`` the first value that is out of range."""
+        within(self, "max_tokens", 1, bounds.max_model_len)
+        within(self, "min_tokens", 0, self.max_tokens or bounds.max_model_len)
+        within(self, "temperature", 0.0, 2.0)
+        within(self, "top_p", 0.0, 1.0, open_low=True)
+        within(self, "top_k", -1, bounds.vocab_size)
+        within(self, "min_p", 0.0, 1.0)
+        within(self, "seed", 0, limits.MAX_SEED)
+        within(self, "priority", -1000, 1000)
+        within(self, "deadline_s", 0.0, limits.MAX_DEADLINE_S, open_low=True)
+        strings = self.stop_strings
+        counted("stop", len(strings), limits.MAX_STOP_STRINGS, "strings")
+        for text in strings:
+            if not text:
+                raise InvalidRequest('stop="" is empty; give a text of at least one character')
+            counted("stop", len(text), limits.MAX_STOP_CHARS, "characters in one string")
+        counted("stop_token_ids", len(self.stop_token_ids), limits.MAX_STOP_TOKEN_IDS, "ids")
+        for token in self.stop_token_ids:
+            if not 0 <= token < bounds.vocab_size:
+                raise InvalidRequest(
+                    f"stop_token_ids has {token}; a token id of this model is 0 to {bounds.vocab_size - 1}"
+                )
+        for name, default in UNSUPPORTED.items():
+            value = getattr(self, name)
+            if value != default:
+                raise InvalidRequest(
+                    f"{name}={value!r:.80} is not supported by this version; leave it out (default {default!r})"
+                )
+
+
+UNSUPPORTED: dict[str, object] = {
+    "n": 1,
+    "logprobs": None,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": {},
+    "json_schema": None,
+    "priority": 0,
+}
+"""Parameters that are part of the contract but have no effect yet, with the only value that is accepted."""
+
+
+def within(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    value = getattr(params, name)
+    if value is None:
+        return
+    inside = (low < value if open_low else low <= value) and value <= high and not math.isnan(value)
+    if not inside:
+        raise InvalidRequest(
+            f"{name}={value} is out of range; it must be {'above' if open_low else 'at least'} {low}"
+            f" and at most {high}"
+        )
+
+
+def counted(name: str, count: int, limit: int, unit: str) -> None:
+    if count > limit:
+        raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}")

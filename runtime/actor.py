@@ -1,0 +1,62 @@
+"""An actor: a pure state machine.
+
+``receive(sender, message, now)`` returns the messages to send. An actor opens no socket, reads no
+clock and starts no thread; what it needs of the outside arrives as a message, and when it wants to
+be woken it says so in ``wake_at``. The same object therefore runs under a process host, under the
+simulator and in a unit test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..protocol.messages import PeerUp
+
+Address = str | bytes
+"""Another actor by its name, or a client's connection by its identity."""
+
+Send = tuple[Address, Any]
+
+
+class Actor:
+    """Base of all actors: a table from message types to handlers, and the outbox that they fill."""
+
+    name: str
+    wake_at: float | None = None
+    """When ``wake`` is wanted, in seconds of the host's clock; None: never."""
+    idle: bool = True
+    """Nothing is under way: a draining host may stop."""
+
+    def __init__(self) -> None:
+        self.outbox: list[Send] = []
+        self.handlers: dict[type, Callable[[Any, float], None]] = {PeerUp: self.on_peer_up}
+        self.unexpected = 0
+        """Messages of a type that this actor does not handle."""
+
+    def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
+        handler = self.handlers.get(type(message))
+        if handler is None:
+            self.unexpected += 1
+            return []
+        handler(message, now)
+        return self.take_outbox()
+
+    def wake(self, now: float) -> list[Send]:
+        """Called at ``wake_at`` or a little later."""
+        self.wake_at = None
+        self.on_wake(now)
+        return self.take_outbox()
+
+    def on_wake(self, now: float) -> None:
+        """What is due."""
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        """A new incarnation of a peer is there and knows nothing: say again what it must know."""
+
+    def send(self, to: Address, message: Any) -> None:
+        self.outbox.append((to, message))
+
+    def take_outbox(self) -> list[Send]:
+        sent, self.outbox = self.outbox, []
+        return sent

@@ -1,0 +1,66 @@
+"""Epochs and sequence numbers: which frames count.
+
+Every incarnation of an actor has an epoch, given by the supervisor and higher than any before. A
+frame from an older epoch, or meant for one, is counted and dropped. Between two incarnations the
+frames are numbered; a gap means that something was lost between two living processes, which must
+not happen, so the receiver dies of it and is rebuilt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..protocol.codec import decode_envelope, encode
+from ..protocol.messages import Envelope, PeerUp
+
+
+class LostMessage(Exception):
+    """A frame of a living peer is missing."""
+
+
+class Links:
+    """The state of one actor's links to all its peers. No I/O."""
+
+    def __init__(self, name: str, epoch: int) -> None:
+        self.name = name
+        self.epoch = epoch
+        self.peers: dict[str, int] = {}
+        self.sent: dict[str, int] = {}
+        self.received: dict[str, int] = {}
+        self.stale = 0
+        """Frames of an older incarnation, or meant for one, that were dropped."""
+
+    def peer_up(self, name: str, epoch: int) -> bool:
+        """Note an incarnation; True if it is new."""
+        if epoch <= self.peers.get(name, 0):
+            return False
+        self.peers[name] = epoch
+        self.sent[name] = 0
+        self.received[name] = 0
+        return True
+
+    def seal(self, to: str, message: Any) -> bytes:
+        """The frame that carries ``message`` to the known incarnation of ``to``."""
+        sequence = self.sent[to]
+        self.sent[to] = sequence + 1
+        return encode(Envelope(self.name, self.epoch, self.peers[to], sequence, message))
+
+    def open(self, frame: bytes) -> list[tuple[str, Any]]:
+        """What the frame says, as (sender, message); a first word of a new incarnation comes as ``PeerUp``."""
+        envelope = decode_envelope(frame)
+        sender = envelope.sender
+        if envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0):
+            self.stale += 1
+            return []
+        opened: list[tuple[str, Any]] = []
+        if self.peer_up(sender, envelope.epoch):
+            opened.append((sender, PeerUp(sender, envelope.epoch)))
+        expected = self.received[sender]
+        if envelope.sequence != expected:
+            raise LostMessage(
+                f"{self.name} expected message {expected} of {sender} (epoch {envelope.epoch})"
+                f" and got {envelope.sequence}"
+            )
+        self.received[sender] = expected + 1
+        opened.append((sender, envelope.body))
+        return opened

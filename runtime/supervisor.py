@@ -1,0 +1,287 @@
+"""The supervisor: starts the actors in order, watches them, stops them in reverse order.
+
+It handles no bytes of a user. What it knows of a child is a process file descriptor, which tells of
+its death within a millisecond, and a control channel. A child that cannot start says why over that
+channel, so that the user reads one block with the cause instead of a trace in another process's log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+
+from ..protocol.errors import SlipstreamError
+from . import control
+
+STOP_TIMEOUT_S = 2.0
+"""How long a child may take to end before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """How to start one actor."""
+
+    name: str
+    factory: str
+    """``module:function`` that builds the actor."""
+    options: dict[str, Any]
+    waits: bool = False
+    """Start only when every child before it in the list is ready."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One incarnation of an actor."""
+
+    spec: ChildSpec
+    epoch: int
+    mailbox: str
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    pidfd: int
+    state: str = "starting"
+    facts: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "pid": self.process.pid,
+            "state": self.state,
+            "epoch": self.epoch,
+            "restarts": 0,
+        }
+
+
+class ChildFailed(SlipstreamError):
+    """A child could not start, or ended while it was needed. ``str`` is the block to print."""
+
+    def __init__(self, child: Child, report: control.Failed | None, status: int | None) -> None:
+        self.child = child
+        self.report = report
+        lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
+        if report is not None:
+            lines.append(f"  phase   {report.phase}")
+            first, *rest = report.message.splitlines() or [""]
+            lines.append(f"  cause   {report.kind}: {first}")
+            lines += [f"          {line}" for line in rest]
+            if report.hint:
+                lines.append(f"  try     {report.hint}")
+        elif status is not None and status < 0:
+            lines.append(f"  cause   killed by {signal.Signals(-status).name}")
+        else:
+            lines.append(f"  cause   ended with exit code {status} without a word; see its output above")
+        super().__init__("\n".join(lines))
+
+
+class Supervisor:
+    """Owns the child processes of one service."""
+
+    def __init__(
+        self, specs: list[ChildSpec], directory: Path, log: Callable[[str], None], start_timeout_s: float = 600.0
+    ) -> None:
+        self.specs = specs
+        self.directory = directory
+        self.log = log
+        self.start_timeout_s = start_timeout_s
+        self.children: dict[str, Child] = {}
+        self.epoch = 0
+        self.context = zmq.Context()
+        self.desk = self.context.socket(zmq.REP)
+        self.desk.set(zmq.LINGER, 0)
+        self.desk.set(zmq.MAXMSGSIZE, 1024)
+        self.control_endpoint = f"ipc://{directory}/control"
+        self.desk.bind(self.control_endpoint)
+        self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.signals: list[int] = []
+        self.parent_fd: int | None = None
+        self.parent_gone = False
+
+    # --- from outside -----------------------------------------------------------------------------
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """A signal handler for SIGTERM and SIGINT: the first drains, the second ends at once."""
+        self.signals.append(number)
+        os.write(self.wake_writer, b"!")
+
+    def end_with(self, parent: int) -> None:
+        """Stop, without a drain, as soon as process ``parent`` is gone."""
+        try:
+            self.parent_fd = os.pidfd_open(parent)
+        except ProcessLookupError:
+            self.parent_gone = True
+        if os.getppid() != parent:
+            self.parent_gone = True
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.signals) or self.parent_gone
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
+        deadline = time.monotonic() + self.start_timeout_s
+        for spec in self.specs:
+            if spec.waits and not self.wait_ready(deadline):
+                return False
+            self.spawn(spec)
+        return self.wait_ready(deadline)
+
+    def spawn(self, spec: ChildSpec) -> None:
+        self.epoch += 1
+        mailbox = f"ipc://{self.directory}/{spec.name}.{self.epoch}"
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.set_inheritable(False)
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"{__package__}.host",
+                    spec.factory,
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL,
+                cwd="/",
+                process_group=0,  # a signal to our group is for us to handle
+            )
+        child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid))
+        peers = {name: (peer.epoch, peer.mailbox) for name, peer in self.children.items()}
+        control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, spec.options))
+        ours.setblocking(False)
+        self.children[spec.name] = child
+
+    def wait_ready(self, deadline: float) -> bool:
+        while any(child.state == "starting" for child in self.children.values()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                slow = [c.spec.name for c in self.children.values() if c.state == "starting"]
+                raise SlipstreamError(
+                    f"not ready within {self.start_timeout_s:g} s: {', '.join(slow)}; a large model may need longer"
+                )
+            self.turn(left)
+            if self.stopping:
+                return False
+        return True
+
+    def on_ready(self, child: Child, ready: control.Ready) -> None:
+        child.state, child.facts, child.phases = "ready", ready.facts, ready.phases
+        news = control.Peer(child.spec.name, child.epoch, child.mailbox)
+        for other in self.children.values():
+            if other is not child:
+                control.send(other.channel, news)
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    def turn(self, timeout_s: float | None) -> None:
+        """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone."""
+        poller = zmq.Poller()
+        poller.register(self.desk, zmq.POLLIN)
+        poller.register(self.wake_reader, zmq.POLLIN)
+        if self.parent_fd is not None:
+            poller.register(self.parent_fd, zmq.POLLIN)
+        for child in self.children.values():
+            if child.state != "stopped":
+                poller.register(child.channel.fileno(), zmq.POLLIN)
+                poller.register(child.pidfd, zmq.POLLIN)
+        ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
+        if self.wake_reader in ready:
+            os.read(self.wake_reader, 64)
+        if self.parent_fd in ready:
+            self.parent_gone = True
+        if self.desk in ready:
+            self.desk.recv()
+            actors = {name: child.describe() for name, child in self.children.items()}
+            self.desk.send(msgpack.packb({"actors": actors}))
+        for child in list(self.children.values()):
+            if child.channel.fileno() in ready:
+                self.hear(child)
+            if child.pidfd in ready:
+                self.on_death(child)
+
+    def hear(self, child: Child) -> None:
+        while True:
+            try:
+                message = control.receive(child.channel)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            if isinstance(message, control.Ready):
+                self.on_ready(child, message)
+            elif isinstance(message, control.Failed):
+                raise ChildFailed(child, message, None)
+            elif isinstance(message, control.Drained):
+                child.state = "drained"
+            elif message is None:
+                return
+
+    def on_death(self, child: Child) -> None:
+        if child.state == "stopped":
+            return
+        self.hear(child)  # its last words, if any
+        status = child.process.wait()
+        failed = ChildFailed(child, None, status)
+        child.state = "stopped"
+        raise failed
+
+    def run(self) -> None:
+        """Watch until told to stop; ``ChildFailed`` when a child is gone."""
+        while not self.stopping:
+            self.turn(None)
+
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def drain(self, name: str, timeout_s: float) -> bool:
+        """Let the actor ``name`` finish what is under way and accept nothing new; True if it did in time."""
+        child = self.children[name]
+        asked = len(self.signals)
+        control.send(child.channel, control.Stop(drain=True))
+        deadline = time.monotonic() + timeout_s
+        while child.state != "drained":
+            left = deadline - time.monotonic()
+            if left <= 0 or len(self.signals) > asked or self.parent_gone:
+                return False
+            self.turn(left)
+        return True
+
+    def stop(self) -> None:
+        """End every child, in the reverse order of their start; one that does not end is killed."""
+        for child in reversed(self.children.values()):
+            if child.state != "stopped":
+                child.state = "stopping"
+                try:
+                    control.send(child.channel, control.Stop())
+                except (BrokenPipeError, ConnectionResetError):
+                    self.log(f"{child.spec.name} was gone before it was told to stop")
+            try:
+                child.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            child.state = "stopped"
+            child.channel.close()
+            os.close(child.pidfd)
+        self.children.clear()
+        self.context.destroy(linger=0)
+
+
+def has_fileno(stream: Any) -> bool:
+    """Whether the stream is a real file: in a notebook it is not."""
+    try:
+        stream.fileno()
+    except (OSError, AttributeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,253 @@
+"""One service: the five actors with their options, under a supervisor, from start to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .options import ServeOptions
+from .protocol.endpoints import check_endpoint, make_run_directory
+from .protocol.errors import InvalidRequest, SlipstreamError
+from .protocol.limits import PROTOCOL
+from .runtime.supervisor import ChildFailed, ChildSpec, Supervisor
+
+DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
+"""Exit codes; a usage error is 2."""
+
+BUNDLED_MODEL = Path(__file__).parent / "model"
+
+
+def serve(options: ServeOptions) -> int:
+    """Run a service until SIGTERM or SIGINT; returns the exit code."""
+    log = Log(options.log_format)
+    parent = os.getppid()
+    directory = make_run_directory()
+    try:
+        try:
+            specs = plan_service(options, directory)
+        except SlipstreamError as error:
+            log.block("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
+            return COULD_NOT_START
+        return run(specs, options, directory, log, parent)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log, parent: int) -> int:
+    supervisor = Supervisor(specs, directory, log.line)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, supervisor.on_signal)
+    if options.exit_with_parent:
+        supervisor.end_with(parent)
+    begun = time.monotonic()
+    try:
+        if not supervisor.start():
+            return DRAINED
+        ready = announce(supervisor, specs, options, log, time.monotonic() - begun)
+        if options.ready_fd is not None:
+            tell_ready(options.ready_fd, ready)
+    except SlipstreamError as error:
+        log.block("slipstream could not start", str(error) if isinstance(error, ChildFailed) else f"  cause   {error}")
+        trace(error, log)
+        supervisor.stop()
+        return COULD_NOT_START
+    try:
+        supervisor.run()
+        if not supervisor.parent_gone:
+            log.line(f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)")
+            if not supervisor.drain("gateway", options.shutdown_timeout):
+                log.line("not everything was finished in time")
+        return DRAINED
+    except SlipstreamError as error:
+        log.block("slipstream failed", str(error))
+        trace(error, log)
+        return FAILED
+    finally:
+        supervisor.stop()
+
+
+def trace(error: SlipstreamError, log: Log) -> None:
+    """The child's stack, for an error that is ours and not the user's."""
+    report = getattr(error, "report", None)
+    expected = ("InvalidRequest", "ModelNotSupported", "SlipstreamError")
+    if report is not None and report.kind not in expected:
+        log.line(report.trace)
+
+
+def announce(
+    supervisor: Supervisor, specs: list[ChildSpec], options: ServeOptions, log: Log, seconds: float
+) -> dict[str, Any]:
+    """The banner; returns the ready line."""
+    executor = supervisor.children["executor"]
+    gateway = supervisor.children["gateway"]
+    facts, served = executor.facts, gateway.spec.options
+    tokens = (facts["num_blocks"] - 1) * facts["block_size"]
+    phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in executor.phases.items() if spent >= 0.05)
+    log.line(f"slipstream {__version__} serves {served['model_name']}")
+    log.line(
+        f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
+        f" pipeline depth {facts['depth']}"
+    )
+    log.line(
+        f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
+        f" {tokens / served['max_model_len']:.1f} requests of {served['max_model_len']} tokens"
+    )
+    log.line(f"  endpoint {gateway.facts['endpoint']}")
+    log.line(f"ready in {seconds:.1f} s ({phases})")
+    return {
+        "endpoint": gateway.facts["endpoint"],
+        "http": None,
+        "pid": os.getpid(),
+        "protocol": list(PROTOCOL),
+        "model": served["model_name"],
+        "control": supervisor.control_endpoint,
+    }
+
+
+def tell_ready(fd: int, ready: dict[str, Any]) -> None:
+    try:
+        os.write(fd, json.dumps(ready).encode() + b"\n")
+    except OSError as error:
+        raise SlipstreamError(f"--ready-fd {fd} cannot be written: {error.strerror}") from None
+    os.close(fd)
+
+
+# --- from options to children -------------------------------------------------------------------------
+
+
+def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
+    """The children in the order of their start, each with all that it needs to know."""
+    folder = find_model(options.model)
+    config = read_json(folder / "config.json")
+    limit = max_model_len_of(config)
+    length = options.max_model_len or limit
+    if length > limit:
+        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
+    if options.device == "emulated" and options.emulated_step_ms is None:
+        raise InvalidRequest("device=emulated needs emulated_step_ms, the milliseconds that one step takes")
+    endpoint = options.endpoint or f"ipc://{directory}/gateway"
+    check_endpoint(endpoint, insecure=options.insecure)
+    shared: dict[str, Any] = {
+        "model": str(folder),
+        "model_name": options.model or "slipstream-bundled",
+        "max_model_len": length,
+        "vocab_size": text_config(config)["vocab_size"],
+        "eos_token_ids": eos_token_ids(folder, config),
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "pipeline_depth": options.pipeline_depth,
+        "seed": options.seed,
+    }
+    executor = shared | {
+        "device": options.device,
+        "dtype": options.dtype,
+        "block_size": options.block_size,
+        "attention_backend": options.attention_backend,
+        "kv_cache_memory": options.kv_cache_memory,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "emulated_step_ms": options.emulated_step_ms,
+        "num_blocks": None,
+        "cpu_threads": None,
+    }
+    scheduler = shared | {"enable_prefix_caching": options.enable_prefix_caching}
+    gateway = shared | {
+        "endpoint": endpoint,
+        "max_queued_requests": options.max_queued_requests,
+        "server": f"slipstream {__version__}",
+    }
+    actors = f"{__package__}.actors"
+    return [
+        ChildSpec("executor", f"{actors}.executor.build:build", executor),
+        ChildSpec("scheduler", f"{actors}.scheduler.scheduler:build", scheduler),
+        ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared),
+        ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared),
+        ChildSpec("gateway", f"{actors}.gateway:build", gateway, waits=True),
+    ]
+
+
+def find_model(model: str | None) -> Path:
+    """The folder of the model: a folder as it is, a hub name from the cache or the hub."""
+    if model is None:
+        return BUNDLED_MODEL
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InvalidRequest(f"model {model!r}: the folder has no config.json")
+        return folder.resolve()
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InvalidRequest(f"model {model!r}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except Exception as error:  # the hub client raises its own and its transport's kinds
+        raise InvalidRequest(
+            f"model {model!r}: no such folder, and it could not be fetched as a hub name: {first_line(error)}"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path}: {first_line(error)}") from None
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a model's configuration that describes its decoder."""
+    found = config.get("text_config", config)
+    if "vocab_size" not in found:
+        raise InvalidRequest("the model's config.json has no vocab_size; is it a causal language model?")
+    return found
+
+
+def max_model_len_of(config: dict[str, Any]) -> int:
+    text = text_config(config)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+        if isinstance(text.get(name), int):
+            return text[name]
+    raise InvalidRequest("the model's config.json states no length; give --max-model-len")
+
+
+def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
+    """Every token that ends an answer, from both files that may name one or several."""
+    sources = [config, config.get("text_config", {})]
+    if (folder / "generation_config.json").is_file():
+        sources.append(read_json(folder / "generation_config.json"))
+    found: set[int] = set()
+    for source in sources:
+        ids = source.get("eos_token_id")
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return sorted(found)
+
+
+class Log:
+    """Lines to standard error: for people on a terminal, JSON otherwise if asked."""
+
+    def __init__(self, kind: str) -> None:
+        self.json = kind == "json"
+
+    def line(self, text: str) -> None:
+        if self.json:
+            record = {"ts": round(time.time(), 3), "level": "info", "actor": "supervisor", "event": text.strip()}
+            text = json.dumps(record)
+        print(text, file=sys.stderr, flush=True)
+
+    def block(self, title: str, body: str) -> None:
+        """One block with the cause of a failure."""
+        if self.json:
+            record = {"ts": round(time.time(), 3), "level": "error", "actor": "supervisor", "event": title, "cause": body}
+            print(json.dumps(record), file=sys.stderr, flush=True)
+        else:
+            print(f"{title}\n{body}", file=sys.stderr, flush=True)
