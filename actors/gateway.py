@@ -295,16 +295,20 @@ class Gateway(Actor):
                 raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}")
 
     def submit(self, request: Request) -> None:
+        """Start the request, or start it again from what was delivered."""
         request.opened = False
+        ids = request.prompt if isinstance(request.prompt, bytes) else b""
+        text = None if isinstance(request.prompt, bytes) else request.prompt
         self.send(
             "tokenizer",
             Submit(
                 request.number,
-                request.prompt,
+                text,
                 request.params,
                 request.delivered.tobytes(),
                 request.client.number,
                 request.attempt,
+                ids,
             ),
         )
 

@@ -21,7 +21,14 @@ T = TypeVar("T")
 
 def encode(message: msgspec.Struct) -> bytes:
     """A message as MessagePack. A lone surrogate in a text becomes ``?``; bytes stay binary."""
-    return msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)), unicode_errors="replace")
+    return pack(msgspec.to_builtins(message, builtin_types=(bytes,)))
+
+
+def pack(plain: Any) -> bytes:
+    """Plain values as MessagePack."""
+    packed = msgpack.packb(plain, unicode_errors="replace")
+    assert packed is not None
+    return packed
 
 
 def decode(frame: bytes, kind: Any) -> Any:

@@ -137,7 +137,7 @@ PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace
 # --- internal ------------------------------------------------------------------------------------
 
 
-class Internal(msgspec.Struct, array_like=True, tag=True, frozen=True):
+class Internal(msgspec.Struct, array_like=True, tag=True):
     """Base of what actors say to each other."""
 
 
@@ -145,8 +145,8 @@ class Submit(Internal):
     """gateway → tokenizer: a request, new or sent again with what was already delivered."""
 
     request: int
-    prompt: Any
-    """Text, token ids (int32), or chat messages."""
+    prompt: str | list[dict[str, Any]] | None
+    """Text or chat messages; None where ``prompt_ids`` has it."""
     params: SamplingParams
     """``seed`` is set: the gateway draws one where the client gave none."""
     delivered: bytes = b""
@@ -155,6 +155,8 @@ class Submit(Internal):
     """Number of the client, for fairness between clients."""
     attempt: int = 0
     """How often the request was sent again; what an earlier attempt still brings is dropped."""
+    prompt_ids: bytes = b""
+    """The prompt as token ids (int32)."""
 
 
 class Tokenized(Internal):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..protocol.messages import PeerUp
+from .trace import Ring
 
 Address = str | bytes
 """Another actor by its name, or a client's connection by its identity."""
@@ -27,8 +28,18 @@ class Actor:
     """When ``wake`` is wanted, in seconds of the host's clock; None: never."""
     idle: bool = True
     """Nothing is under way: a draining host may stop."""
+    blocking: bool = False
+    """The host waits in a poller (a step more or less matters), not in an event loop."""
+    endpoint: str | None = None
+    """Where the host opens a door to clients, for the actor that has one."""
+    completions_fd: int | None = None
+    """What the host watches for the actor's device, for the actor that has one."""
+    ring: Ring | None = None
+    """Spans that the actor's device reports."""
 
     def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        """What the banner says of this actor."""
         self.outbox: list[Send] = []
         self.handlers: dict[type, Callable[[Any, float], None]] = {PeerUp: self.on_peer_up}
         self.unexpected = 0
@@ -50,6 +61,10 @@ class Actor:
 
     def on_wake(self, now: float) -> None:
         """What is due."""
+
+    def next_completion(self) -> float | None:
+        """When the actor's simulated device finishes next; None for an actor without one."""
+        return None
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new incarnation of a peer is there and knows nothing: say again what it must know."""

@@ -12,10 +12,12 @@ from typing import Any
 import msgpack
 import msgspec
 
+from ..protocol.codec import encode
+
 MAX_PACKET = 128 * 1024
 
 
-class Control(msgspec.Struct, tag=True, frozen=True):
+class Control(msgspec.Struct, tag=True):
     """Base of the control messages."""
 
 
@@ -72,7 +74,7 @@ AnyControl = Begin | Peer | Stop | Ready | Failed | Drained
 
 
 def send(channel: socket.socket, message: AnyControl) -> None:
-    packet = msgpack.packb(msgspec.to_builtins(message))
+    packet = encode(message)
     if len(packet) > MAX_PACKET:
         raise ValueError(f"a control message of {len(packet)} bytes is over the limit of {MAX_PACKET}")
     channel.send(packet)

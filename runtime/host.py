@@ -83,7 +83,7 @@ class Host:
         self.actor = actor
         self.channel = channel
         self.links = Links(begin.name, begin.epoch)
-        self.ring: Ring = getattr(actor, "ring", None) or Ring()
+        self.ring = actor.ring or Ring()
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
@@ -268,14 +268,14 @@ class Host:
         poller = zmq.Poller()
         poller.register(self.mailbox, zmq.POLLIN)
         poller.register(self.channel.fileno(), zmq.POLLIN)
-        device = getattr(self.actor, "completions_fd", None)
+        device = self.actor.completions_fd
         if device is not None:
             poller.register(device, zmq.POLLIN)
         more = False
         while not self.stopped:
             wait = 0.0 if more else self.settle()
             ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
-            if device in ready:
+            if device is not None and device in ready:
                 os.eventfd_read(device)
                 self.tell("device", Completed())
             more = self.drain_mailbox() if self.mailbox in ready else False
@@ -308,7 +308,7 @@ class Host:
                         done.set_result(None)
                     return
                 # Sending may have used up the edge that told of a message: look again.
-                if more or any(s.get(zmq.EVENTS) & zmq.POLLIN for s in sockets):
+                if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
                     loop.call_soon(turn)
                 elif wait is not None:
                     if timer is not None:
@@ -317,7 +317,7 @@ class Host:
 
             sockets = [s for s in (self.mailbox, self.door) if s is not None]
             for s in sockets:
-                loop.add_reader(s.get(zmq.FD), turn)
+                loop.add_reader(s.fileno(), turn)
             loop.add_reader(self.channel.fileno(), turn)
             loop.call_soon(turn)
             await done
@@ -367,10 +367,9 @@ def main(factory: str, fd: int, parent: int) -> int:
         actor = make(build)
         build.phase("sockets")
         host = Host(actor, begin, channel)
-        facts = dict(getattr(actor, "facts", {}))
-        endpoint = getattr(actor, "endpoint", None)
-        if endpoint is not None:
-            facts["endpoint"] = host.open_door(endpoint)
+        facts = dict(actor.facts)
+        if actor.endpoint is not None:
+            facts["endpoint"] = host.open_door(actor.endpoint)
         build.phase("ready")
         channel.setblocking(False)
         control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
@@ -378,7 +377,7 @@ def main(factory: str, fd: int, parent: int) -> int:
         control.send(channel, failure(build.current, error))
         return 1
     try:
-        if getattr(actor, "blocking", False):
+        if actor.blocking:
             host.run_blocking()
         else:
             host.run_uvloop()

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import zmq
 
+from ..protocol.codec import pack
 from ..protocol.errors import SlipstreamError
 from . import control
 
@@ -206,7 +206,7 @@ class Supervisor:
         if self.desk in ready:
             self.desk.recv()
             actors = {name: child.describe() for name, child in self.children.items()}
-            self.desk.send(msgpack.packb({"actors": actors}))
+            self.desk.send(pack({"actors": actors}))
         for child in list(self.children.values()):
             if child.channel.fileno() in ready:
                 self.hear(child)

@@ -32,7 +32,10 @@ class Event(Protocol):
 
 
 class Stream(Protocol):
-    """An ordered queue of work on the device. Every call returns at once."""
+    """An ordered queue of work on the device. Every call returns at once.
+
+    A device's streams take that device's own events.
+    """
 
     name: str
 
@@ -44,11 +47,11 @@ class Stream(Protocol):
         """Run ``work``, which touches these buffers and the state that belongs to this stream."""
         ...
 
-    def record(self, event: Event) -> None:
+    def record(self, event: Any) -> None:
         """Put the event at the end of what is queued now."""
         ...
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: Any) -> None:
         """Whatever is queued after this runs once the event has passed; the host does not wait."""
         ...
 
@@ -57,11 +60,17 @@ class Device(Protocol):
     """A place to compute."""
 
     name: str
-    h2d: Stream
-    compute: Stream
-    d2h: Stream
     completions_fd: int | None
     """Readable after an event given to ``notify`` has passed; None where nobody polls (simulation)."""
+
+    @property
+    def h2d(self) -> Stream: ...
+
+    @property
+    def compute(self) -> Stream: ...
+
+    @property
+    def d2h(self) -> Stream: ...
 
     def event(self) -> Event: ...
 
@@ -77,7 +86,7 @@ class Device(Protocol):
         """The host's view of a staging buffer."""
         ...
 
-    def notify(self, event: Event) -> None:
+    def notify(self, event: Any) -> None:
         """Make ``completions_fd`` readable when the event has passed."""
         ...
 

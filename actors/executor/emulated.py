@@ -71,7 +71,7 @@ class EmulatedDevice:
     """Three streams on a virtual timeline.
 
     ``clock_ns`` is the host's monotonic clock, or a simulator's. With ``realtime`` a thread tells the
-    host when an event has passed; without, the simulator asks ``next_completion_ns``.
+    host when an event has passed; without, a simulator reads from the events when they pass.
     """
 
     name = "emulated"
@@ -87,8 +87,6 @@ class EmulatedDevice:
         self.h2d = EmulatedStream(self, "h2d", COPY_NS)
         self.compute = EmulatedStream(self, "compute", int(step_ms * 1e6))
         self.d2h = EmulatedStream(self, "d2h", COPY_NS)
-        self.pending: list[int] = []
-        """Times at which watched events pass; only without ``realtime``."""
         self.completions_fd: int | None = None
         if realtime:
             self.completions_fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -114,14 +112,8 @@ class EmulatedDevice:
         return staging
 
     def notify(self, event: EmulatedEvent) -> None:
-        if self.completions_fd is None:
-            self.pending.append(event.passed_ns)
-        else:
+        if self.completions_fd is not None:
             self.watched.put(event.passed_ns)
-
-    def next_completion_ns(self) -> int | None:
-        """When the next watched event passes; None if none is watched."""
-        return self.pending[0] if self.pending else None
 
     def check(self) -> None:
         """Work runs when it is queued, and raises there."""

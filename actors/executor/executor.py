@@ -24,7 +24,7 @@ class Executor(Actor):
         self.capacity = capacity
         self.facts = facts
         self.completions_fd = pipeline.device.completions_fd
-        self.ring = Ring()
+        self.ring = self.lanes = Ring()
         self.scheduler_is_new = False
         """A new scheduler waits until what the old one started is over."""
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
@@ -37,10 +37,14 @@ class Executor(Actor):
     def on_completed(self, message: Completed, now: float) -> None:
         for step in self.pipeline.hand_over():
             for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
-                self.ring.add(lane, "step", step.step, begun, ended)
+                self.lanes.add(lane, "step", step.step, begun, ended)
             if not self.scheduler_is_new:
                 self.send("scheduler", Sampled(step.step, step.tokens.tobytes(), *step.compute))
         self.welcome_scheduler()
+
+    def next_completion(self) -> float | None:
+        under_way = self.pipeline.under_way
+        return under_way[0].d2h_done.time_ns() * 1e-9 if under_way else None
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         if peer.name == "scheduler":

@@ -117,7 +117,21 @@ class Scheduler(Actor):
             return
         self.sequences[message.request] = sequence
         self.waiting.append(sequence)
+        if sequence.delivered and self.is_over(sequence):
+            self.flush(-1)
         self.plan_ahead(now)
+
+    def is_over(self, sequence: Sequence) -> bool:
+        """End a sequence that was sent again when all that it lacked was the news of its end."""
+        last = int(sequence.tokens[-1])
+        stopped = last in sequence.stop_tokens
+        if stopped or len(sequence.tokens) >= sequence.target:
+            self.open(sequence, 0)
+            if stopped:
+                self.finish(sequence, "stop", None if last in sequence.eos else last)
+            else:
+                self.finish(sequence, "length")
+        return sequence.finished
 
     def sequence_of(self, message: Enqueue) -> Sequence:
         prompt = np.frombuffer(message.prompt, np.int32)
@@ -467,31 +481,35 @@ class Scheduler(Actor):
 
     # --- peers ------------------------------------------------------------------------------------
 
-    def on_capacity(self, message: Capacity, now: float) -> None:
-        """A new executor, with an empty cache: every sequence is prefilled again from prompt and tokens."""
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        """A new executor holds nothing; a new gateway names requests anew, so the old ones end."""
+        if peer.name == "executor":
+            self.void_device()
+        if peer.name == "gateway":
+            for sequence in list(self.sequences.values()):
+                self.end(sequence)
+
+    def void_device(self) -> None:
+        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens."""
+        self.blocks = None
         running = [s for s in self.holders if s is not None and not s.finished]
         for sequence in running:
             sequence.tokens = self.table.known(sequence.slot).copy()
             sequence.slot, sequence.blocks, sequence.published = -1, [], 0
             sequence.left, sequence.preempted = False, False
         self.waiting = deque(sorted([*self.waiting, *running], key=lambda s: s.request))
+        self.reset_slots()
+
+    def on_capacity(self, message: Capacity, now: float) -> None:
+        """The executor is loaded, and this is its cache."""
         self.blocks = BlockPool(message.num_blocks, message.block_size, caching=self.config.prefix_caching)
         self.blocks.completed = self.step - 1
-        self.reset_slots()
         limit = self.longest()
         assert limit is not None
         for sequence in [s for s in self.waiting if s.target > limit]:
             self.end(sequence)
             self.refuse(sequence, limit)
         self.plan_ahead(now)
-
-    def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """The gateway names requests: a new one starts from nothing."""
-        if peer.name == "gateway":
-            for sequence in list(self.sequences.values()):
-                self.end(sequence)
-        if peer.name == "executor":
-            self.blocks = None  # until it tells its capacity
 
 
 def build(context: Any) -> Scheduler:

@@ -21,6 +21,9 @@ from .runtime.supervisor import ChildFailed, ChildSpec, Supervisor
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
 """Exit codes; a usage error is 2."""
 
+EMULATED_STEP_MS = 5.0
+"""How long an emulated step takes where nothing is said."""
+
 BUNDLED_MODEL = Path(__file__).parent / "model"
 
 
@@ -130,8 +133,6 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     length = options.max_model_len or limit
     if length > limit:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
-    if options.device == "emulated" and options.emulated_step_ms is None:
-        raise InvalidRequest("device=emulated needs emulated_step_ms, the milliseconds that one step takes")
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
     check_endpoint(endpoint, insecure=options.insecure)
     shared: dict[str, Any] = {
@@ -152,7 +153,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "attention_backend": options.attention_backend,
         "kv_cache_memory": options.kv_cache_memory,
         "gpu_memory_utilization": options.gpu_memory_utilization,
-        "emulated_step_ms": options.emulated_step_ms,
+        "emulated_step_ms": EMULATED_STEP_MS if options.emulated_step_ms is None else options.emulated_step_ms,
         "num_blocks": None,
         "cpu_threads": None,
     }
