@@ -1,0 +1,88 @@
+"""The shape of a model's key-value cache, and its memory.
+
+The shape is read from what reaches the attention of each layer, not from the configuration: layers may
+differ in heads and head sizes, and a configuration tells that in as many ways as there are families.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .paged import KVCache, PagedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """What one layer keeps of each token: ``kv_heads`` keys of ``key_dim`` and values of ``value_dim``."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What all layers keep, in the order of their index."""
+
+    layers: tuple[LayerLayout, ...]
+
+    def bytes_per_block(self, block_size: int, dtype: torch.dtype) -> int:
+        """Memory of one block of ``block_size`` tokens in all layers."""
+        elements = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
+        return elements * block_size * dtype.itemsize
+
+
+def allocate(
+    layout: KVLayout, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+) -> KVCache:
+    """A cache of zeros: positions that nobody has written yet are masked, but take part in sums."""
+
+    def pool(heads: int, dim: int) -> Tensor:
+        return torch.zeros(num_blocks, block_size, heads, dim, device=device, dtype=dtype)
+
+    return KVCache(
+        block_size=block_size,
+        keys=[pool(layer.kv_heads, layer.key_dim) for layer in layout.layers],
+        values=[pool(layer.kv_heads, layer.value_dim) for layer in layout.layers],
+    )
+
+
+class CallRecorder:
+    """An attention backend that computes nothing and notes who calls it with which shapes."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, LayerLayout]] = []
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        batch: PagedBatch | None,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        self.calls.append((layer, LayerLayout(key.shape[1], key.shape[2], value.shape[2])))
+        return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+
+
+def record_attention(model: PreTrainedModel) -> list[tuple[int, LayerLayout]]:
+    """The attention calls of one forward pass over one token, as (layer index, layout).
+
+    The model's attention implementation is `attention.IMPLEMENTATION`.
+    """
+    recorder = CallRecorder()
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    with torch.inference_mode():
+        model(input_ids=token, position_ids=token, use_cache=False, paged=None, backend=recorder)
+    return recorder.calls

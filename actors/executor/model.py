@@ -1,0 +1,223 @@
+"""A causal language model of transformers, run as it is over the paged cache."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from ...protocol.errors import InvalidRequest, ModelNotSupported
+from . import attention, gate
+from .paged import PagedBatch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+CHANGING_ROPE_TYPES = ("dynamic", "longrope")
+UNBOUNDED_LENGTH = 1 << 20
+"""``max_model_len`` of a model that states no limit."""
+
+
+def load_model(
+    path_or_name: str,
+    *,
+    device: torch.device,
+    dtype: str = "auto",
+    attention_backend: str = "torch",
+) -> PagedModel:
+    """Load the weights of a folder, or of a model on the Hugging Face Hub.
+
+    Weights come from safetensors files alone, and no code of the model's folder runs. With a folder nothing
+    is fetched from a network. InvalidRequest when there is no such model, ModelNotSupported when there is
+    one that cannot be served.
+    """
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    backend = attention.create(attention_backend)
+    if local := _is_folder(path_or_name):
+        path_or_name = str(Path(path_or_name).expanduser())
+        _check_folder(Path(path_or_name))
+    where = {"local_files_only": local, "trust_remote_code": False}
+    config = _load_config(path_or_name, where)
+    gate.check_config(config)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path_or_name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attention.IMPLEMENTATION,
+            output_loading_info=True,
+            **where,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ModelNotSupported(f"the weights of {path_or_name!r} cannot be loaded: {error}") from error
+    transformer, report = loaded
+    for what in ("missing", "mismatched"):
+        # transformers fills these with random numbers and goes on.
+        if keys := report[f"{what}_keys"]:
+            some = ", ".join(str(key) for key in sorted(keys)[:3])
+            raise ModelNotSupported(
+                f"the weights of {path_or_name!r} are incomplete: {len(keys)} {what} ({some})"
+            )
+    model = PagedModel(transformer.to(device), backend)
+    gate.probe(model)
+    return model
+
+
+def from_config(
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    attention_backend: str = "torch",
+) -> PagedModel:
+    """A model of this configuration with random weights, made on the device: for measuring."""
+    gate.check_config(config)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        transformer = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention.IMPLEMENTATION
+        )
+    return PagedModel(transformer, attention.create(attention_backend))
+
+
+class PagedModel:
+    """A model whose every forward pass reads and writes the paged cache.
+
+    ``transformer`` is the model of transformers, whose attention is `attention.transformers_attention`.
+    """
+
+    def __init__(self, transformer: PreTrainedModel, backend: attention.AttentionBackend) -> None:
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.backend = backend
+        self.config: PreTrainedConfig = transformer.config
+        self.device: torch.device = transformer.device
+        self.dtype: torch.dtype = transformer.dtype
+        self.max_model_len = _max_model_len(self.config)
+        self.eos_token_ids = _eos_token_ids(self.config, transformer.generation_config)
+        tensors = (*transformer.parameters(), *transformer.buffers())
+        self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
+        _freeze_rope(transformer)
+        # Some families look for this token in every input, to warn of a missing mask, and wait for the device.
+        transformer.config.pad_token_id = None
+        self.layout = gate.check_attention(transformer)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step whose rows all decode can be captured into a CUDA graph.
+
+        The grouped matrix product of a mixture of experts asks the host for the size of the groups, except
+        in bfloat16. Expert weights are the only parameters of three dimensions.
+        """
+        experts = any(parameter.dim() == 3 for parameter in self.transformer.parameters())
+        return self.device.type == "cuda" and (not experts or self.dtype == torch.bfloat16)
+
+    @torch.inference_mode()
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor
+    ) -> Tensor:
+        """Run one step: ``input_ids`` and ``positions`` int64 [T], ``logits_index`` int64 [S] into them.
+
+        Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
+        """
+        output = self.transformer(
+            input_ids=input_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=logits_index,
+            paged=batch,
+            backend=self.backend,
+        )
+        return output.logits[0]
+
+
+def _is_folder(path_or_name: str) -> bool:
+    """Tell a folder from a name on the Hub; InvalidRequest when it can be neither."""
+    if Path(path_or_name).expanduser().is_dir():
+        return True
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path_or_name):
+        return False
+    raise InvalidRequest(f"model {path_or_name!r}: there is no such folder")
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise InvalidRequest(f"model {str(folder)!r}: the folder has no config.json")
+    if any(folder.glob("*.safetensors")):
+        return
+    looked_for = "model.safetensors or model.safetensors.index.json"
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")):
+        raise InvalidRequest(
+            f"model {str(folder)!r}: the folder has no {looked_for}, and {pickles[0]} is not read, since a "
+            "pickle can run any code; load it where you trust it and save it with save_pretrained"
+        )
+    raise InvalidRequest(f"model {str(folder)!r}: the folder has no weights; looked for {looked_for}")
+
+
+def _load_config(path_or_name: str, where: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path_or_name, **where)
+    except OSError as error:
+        # Hub names end here: no such model, no access, no network.
+        raise InvalidRequest(
+            f"model {path_or_name!r}: neither a folder nor a model that could be fetched: {error}"
+        ) from error
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelNotSupported(
+            f"model {path_or_name!r}: transformers {version('transformers')} cannot read its configuration, "
+            f"and code from a model's folder is never run: {error}"
+        ) from error
+
+
+def _max_model_len(config: PreTrainedConfig) -> int:
+    """Positions that the model was made for, prompt and completion together."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    longest = next((limit for name in names if (limit := getattr(config, name, None))), UNBOUNDED_LENGTH)
+    for rope in _rope_parameters(config):
+        if rope.get("rope_type") == "longrope":
+            longest = min(longest, rope.get("original_max_position_embeddings") or longest)
+    return longest
+
+
+def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The rotary parameters: one set, or one for each layer type."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]
+
+
+def _freeze_rope(transformer: PreTrainedModel) -> None:
+    """Keep the rotary frequencies that the model starts with.
+
+    Some types choose them anew in each forward pass, by the greatest position in it: one long request would
+    change the text of all others in its step. `_max_model_len` ends where the choice would change.
+    """
+
+    def frozen(rope_type: str) -> str:
+        return "default" if rope_type in CHANGING_ROPE_TYPES else rope_type
+
+    for module in transformer.modules():
+        kind: Any = getattr(module, "rope_type", None)
+        if isinstance(kind, str):
+            module.rope_type = frozen(kind)  # type: ignore[assignment]
+        elif isinstance(kind, dict):
+            module.rope_type = {layer_type: frozen(own) for layer_type, own in kind.items()}  # type: ignore[assignment]
+
+
+def _eos_token_ids(config: PreTrainedConfig, generation: GenerationConfig | None) -> frozenset[int]:
+    """All the tokens that end a text, from both places that may name one or several."""
+    found: set[int] = set()
+    for source in (config, generation):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return frozenset(found)

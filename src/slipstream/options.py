@@ -1,0 +1,167 @@
+"""The options of ``slipstream serve``, and so of ``Sidecar`` and ``LLM``: one table for all their faces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .protocol.endpoints import check_endpoint
+from .protocol.errors import InvalidRequest
+from .protocol.limits import MAX_SEED
+from .runtime.config import option, size
+
+EVERYDAY = "everyday"
+BATCHING = "batching and memory"
+LIFE = "life of the process"
+
+
+def device_error(name: str) -> str | None:
+    if re.fullmatch(r"auto|cpu|emulated|cuda(:\d+)?", name):
+        return None
+    return "is no device; give auto, cuda, cuda:N, cpu or emulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Everything that a service can be told."""
+
+    model: str | None = option(
+        None, "a local folder or a hub name; left out: the bundled model", group=EVERYDAY, positional=True
+    )
+    endpoint: str | None = option(
+        None,
+        "where clients connect: ipc://PATH or tcp://HOST:PORT, port 0 for a free one"
+        " (default: a private ipc path, shown when ready)",
+        group=EVERYDAY,
+        metavar="URL",
+    )
+    http: str | None = option(None, "where the OpenAI face listens", group=EVERYDAY, metavar="HOST:PORT")
+    device: str = option(
+        "auto",
+        "auto, cuda, cuda:N, cpu or emulated",
+        group=EVERYDAY,
+        metavar="NAME",
+        verify=device_error,
+    )
+    dtype: str = option(
+        "auto",
+        "of weights and cache",
+        group=EVERYDAY,
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(
+        None,
+        "most tokens of prompt and answer (default: the model's)",
+        group=EVERYDAY,
+        metavar="N",
+        low=2,
+        high=2**24,
+    )
+    seed: int | None = option(
+        None,
+        "makes the seeds repeatable that requests without one are given",
+        group=EVERYDAY,
+        metavar="N",
+        low=0,
+        high=MAX_SEED,
+    )
+    config: str | None = option(
+        None, "take options from a TOML or JSON file", group=EVERYDAY, metavar="FILE", in_file=False
+    )
+    print_config: bool = option(
+        False, "print every option and where its value is from, then end", group=EVERYDAY, in_file=False
+    )
+
+    max_num_seqs: int = option(
+        256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=65_536
+    )
+    max_num_batched_tokens: int = option(
+        2048, "most tokens in one step", group=BATCHING, metavar="N", low=1, high=2**20
+    )
+    max_queued_requests: int = option(
+        1024,
+        "most requests held at once, running ones included",
+        group=BATCHING,
+        metavar="N",
+        low=1,
+        high=1_000_000,
+    )
+    block_size: int = option(
+        16, "tokens in one block of the cache", group=BATCHING, metavar="N", low=1, high=1024
+    )
+    gpu_memory_utilization: float = option(
+        0.9, "share of the GPU's memory to use", group=BATCHING, metavar="F", above=0.0, high=1.0
+    )
+    kv_cache_memory: int | None = option(
+        None,
+        "bytes for the cache, 512M or 2G for example (default: what is left)",
+        group=BATCHING,
+        metavar="BYTES",
+        low=1,
+        parse=size,
+    )
+    pipeline_depth: int = option(
+        2, "steps under way at once; 1: synchronous", group=BATCHING, metavar="N", low=1, high=8
+    )
+    enable_prefix_caching: bool = option(
+        True, "do not reuse the cache of equal prompt beginnings", group=BATCHING
+    )
+    attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
+    emulated_step_ms: float | None = option(
+        None,
+        "how long a step takes on --device emulated",
+        group=BATCHING,
+        metavar="MS",
+        low=0.0,
+        high=60_000.0,
+    )
+
+    shutdown_timeout: float = option(
+        30.0,
+        "seconds that running requests have to finish after SIGTERM",
+        group=LIFE,
+        metavar="S",
+        low=0.0,
+        high=86_400.0,
+    )
+    ready_fd: int | None = option(
+        None,
+        "write one JSON line to this file descriptor when ready",
+        group=LIFE,
+        metavar="N",
+        low=0,
+        in_file=False,
+    )
+    exit_with_parent: bool = option(False, "end when the parent process ends", group=LIFE, in_file=False)
+    log_format: str = option("auto", "of the log on stderr", group=LIFE, choices=("auto", "text", "json"))
+    insecure: bool = option(False, "let a TCP endpoint be reached from other machines, by anyone", group=LIFE)
+
+    @staticmethod
+    def settle(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
+        """Each running sequence decodes one token per step: whichever of the two was not given yields."""
+        seqs, tokens = values["max_num_seqs"], values["max_num_batched_tokens"]
+        if seqs > tokens and "max_num_seqs" not in given:
+            return {"max_num_seqs": (tokens, "lowered to max-num-batched-tokens")}
+        if seqs > tokens and "max_num_batched_tokens" not in given:
+            return {"max_num_batched_tokens": (seqs, "raised to max-num-seqs")}
+        return {}
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """Refuse what does not fit together; ``spell`` shows an option as the user gave it."""
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise InvalidRequest(
+                f"{spell('max_num_batched_tokens')} is less than {spell('max_num_seqs')}: each running"
+                " sequence decodes one token in each step; raise the one or lower the other"
+            )
+        if self.emulated_step_ms is not None and self.device != "emulated":
+            raise InvalidRequest(
+                f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
+            )
+        if self.http is not None:
+            raise InvalidRequest(
+                f"{spell('http')}: this version has no HTTP face yet; connect over ZeroMQ, and leave it out"
+            )
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint, insecure=self.insecure)

@@ -1,0 +1,204 @@
+"""``Sidecar``: a service of your own, beside your program.
+
+It is a subprocess with the command line of ``slipstream serve``: nothing of your program is imported
+again, no signal handler is installed, and it ends when your program ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from typing import IO, TYPE_CHECKING, Any
+
+import msgpack
+import zmq
+
+from .options import ServeOptions
+from .protocol.client import Client
+from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
+from .runtime.config import PREFIX, resolve, to_arguments
+
+if TYPE_CHECKING:
+    from .protocol.async_client import AsyncClient
+
+LOG_LINES = 400
+"""Newest lines of the service's log that are kept, to tell why it ended."""
+
+CONTROL_TIMEOUT_S = 5.0
+
+OTHERS = {f"{PREFIX}{name}" for name in ("ENDPOINT", "HTTP", "READY_FD", "PRINT_CONFIG")}
+"""Variables that speak of another service of this environment: two cannot have the same endpoint."""
+
+STOP_MARGIN_S = 5.0
+"""Beyond ``shutdown_timeout``: for the actors to end after the last request has."""
+
+
+class Sidecar:
+    """Starts a service and owns it. ``options`` are those of ``slipstream serve``, with underscores.
+
+    The constructor returns when the service is ready. A service that cannot start raises
+    ``SlipstreamError`` with the block that tells why; one that is not ready after ``start_timeout_s`` is
+    ended. Use it as a context manager, or call ``stop``.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, start_timeout_s: float = 600.0, **options: Any
+    ) -> None:
+        if model is not None:
+            options["model"] = model
+        environment = {name: value for name, value in os.environ.items() if name not in OTHERS}
+        self.options = resolve(ServeOptions, keywords=options, environ=environment).options
+        """What the service was told, the environment and a configuration file included."""
+        options.pop("ready_fd", None)
+        read_end, write_end = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", __package__ or "slipstream", "serve"),
+                    *(f"--ready-fd={write_end}", "--exit-with-parent"),
+                    *to_arguments(ServeOptions, options),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+                pass_fds=(write_end,),
+                process_group=0,  # so that Ctrl-C reaches your program alone
+            )
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        self._log = Log(self._process.stderr)
+        self._end = weakref.finalize(self, end, self._process, self.options.shutdown_timeout, os.getpid())
+        try:
+            with open(read_end, "rb", buffering=0) as ready:
+                told = self._wait_ready(ready, start_timeout_s)
+        except BaseException:
+            self._process.kill()  # the actors end with their supervisor
+            self._process.wait()
+            raise
+        self.endpoint: str = told["endpoint"]
+        """Where clients connect."""
+        self.ready: dict[str, Any] = told
+        """What the service said when it was ready."""
+
+    def __enter__(self) -> Sidecar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def client(self, **options: Any) -> Client:
+        """A new blocking client of this service."""
+        return Client(self.endpoint, **options)
+
+    def async_client(self, **options: Any) -> AsyncClient:
+        """A new client of this service for asyncio."""
+        from .protocol.async_client import AsyncClient
+
+        return AsyncClient(self.endpoint, **options)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the service's supervisor."""
+        return self._process.pid
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process id of each actor as it is now."""
+        return {name: actor["pid"] for name, actor in self.actors.items()}
+
+    @property
+    def actors(self) -> dict[str, dict[str, Any]]:
+        """What the supervisor says of each actor: pid, state, epoch and restarts."""
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.set(zmq.LINGER, 0)
+            socket.connect(self.ready["control"])
+            socket.send(b"")
+            if not socket.poll(int(CONTROL_TIMEOUT_S * 1000)):
+                raise ServiceUnavailable(
+                    f"the supervisor (pid {self.pid}) does not answer for {CONTROL_TIMEOUT_S:g} s\n{self.log}"
+                )
+            return msgpack.unpackb(socket.recv())["actors"]
+
+    @property
+    def log(self) -> str:
+        """The newest lines of the service's log."""
+        return self._log.text()
+
+    def stop(self) -> int:
+        """Let running requests finish, for at most ``shutdown_timeout``, then end the service.
+
+        Returns its exit code, 0 after a drain. Stopping twice is harmless.
+        """
+        self._end()
+        return self._process.wait()
+
+    def _wait_ready(self, ready: IO[bytes], timeout_s: float) -> dict[str, Any]:
+        """The line that says where the service is; it comes, or the pipe ends with the process."""
+        deadline = time.monotonic() + timeout_s
+        poller = select.poll()
+        poller.register(ready, select.POLLIN)
+        line = b""
+        while not line.endswith(b"\n"):
+            rest = deadline - time.monotonic()
+            if rest <= 0 or not poller.poll(rest * 1000):
+                raise ServiceUnavailable(
+                    f"the service was not ready within start_timeout_s={timeout_s:g}; its log:\n{self.log}"
+                )
+            part = ready.read(65536)
+            if not part:
+                code = self._process.wait()
+                self._log.finish()
+                raise SlipstreamError(
+                    f"the service ended with exit code {code} before it was ready\n{self.log}"
+                )
+            line += part
+        told = json.loads(line)
+        if "error" in told:
+            raise from_wire(told["error"], told["message"])
+        return told
+
+
+class Log:
+    """Reads a process's standard error to its end and keeps the newest lines."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.thread = threading.Thread(target=self.read, args=(stream,), name="slipstream-log", daemon=True)
+        self.thread.start()
+
+    def read(self, stream: IO[bytes] | None) -> None:
+        with stream or open(os.devnull, "rb") as lines:
+            for line in lines:
+                self.lines.append(line.decode(errors="replace").rstrip("\n"))
+
+    def finish(self) -> None:
+        """Wait for the last line; what still holds the pipe open has a second to end."""
+        self.thread.join(1.0)
+
+    def text(self) -> str:
+        return "\n".join(self.lines.copy())
+
+
+def end(process: subprocess.Popen[bytes], timeout_s: float, owner: int) -> None:
+    """SIGTERM, then wait for the drain; SIGKILL if it takes too long."""
+    if os.getpid() != owner:
+        return  # a fork of the program: the service is not its own
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout_s + STOP_MARGIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the actors end with their supervisor
+        process.wait()
