@@ -38,7 +38,10 @@ async def ask(endpoint: str) -> None:
         order: list[str] = []
         begun = time.perf_counter()
         answers = await asyncio.gather(
-            *(watch("AB"[i], opening, client.generate(opening, params), order) for i, opening in enumerate(STORIES)),
+            *(
+                watch("AB"[i], opening, client.generate(opening, params), order)
+                for i, opening in enumerate(STORIES)
+            ),
             watch("C", "", client.chat(QUESTION, SamplingParams(temperature=0.0)), order),
         )
         seconds = time.perf_counter() - begun

@@ -26,8 +26,6 @@ class Actor:
     name: str
     wake_at: float | None = None
     """When ``wake`` is wanted, in seconds of the host's clock; None: never."""
-    idle: bool = True
-    """Nothing is under way: a draining host may stop."""
     blocking: bool = False
     """The host waits in a poller (a step more or less matters), not in an event loop."""
     endpoint: str | None = None
@@ -44,6 +42,11 @@ class Actor:
         self.handlers: dict[type, Callable[[Any, float], None]] = {PeerUp: self.on_peer_up}
         self.unexpected = 0
         """Messages of a type that this actor does not handle."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way: a draining host may stop."""
+        return True
 
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
         handler = self.handlers.get(type(message))

@@ -47,6 +47,9 @@ MAILBOX_MESSAGES = 20_000
 CLIENT_MESSAGES = 64
 """Most messages waiting in the socket for one client; then its deltas wait, merged, in the gateway."""
 
+LAST_WORDS_MS = 500
+"""How long the last messages to clients may take to leave when the host ends."""
+
 TURN = 256
 """Most messages taken from one socket before the others have their turn."""
 
@@ -87,6 +90,10 @@ class Host:
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
+        self.early: dict[str, list[Any]] = {}
+        """Answers to a new incarnation that spoke before the supervisor told where its mailbox is."""
+        self.connected: dict[str, int] = {}
+        """The epoch of each peer that ``outgoing`` leads to."""
         self.dead_letters = 0
         """Messages to an actor that is not there; it will be told again when it is."""
         self.malformed = 0
@@ -122,7 +129,9 @@ class Host:
         try:
             self.door.bind(endpoint)
         except zmq.ZMQError as error:
-            raise SlipstreamError(f"cannot bind {endpoint}: {error.strerror}; choose another endpoint") from None
+            raise SlipstreamError(
+                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
+            ) from None
         return self.door.get_string(zmq.LAST_ENDPOINT)
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
@@ -134,8 +143,11 @@ class Host:
             old.close()
         self.outgoing[name] = self.socket(zmq.PUSH, SNDHWM=MAILBOX_MESSAGES)
         self.outgoing[name].connect(mailbox)
+        self.connected[name] = epoch
         if self.links.peer_up(name, epoch):
+            self.early.pop(name, None)
             self.tell(name, PeerUp(name, epoch))
+        self.deliver([(name, message) for message in self.early.pop(name, ())])
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -161,15 +173,21 @@ class Host:
         self.ring.add(self.links.name, type(message).__name__, step, begun, time.monotonic_ns())
 
     def deliver(self, sends: list[Send]) -> None:
+        blocked: set[bytes] = set()
         for to, message in sends:
             if isinstance(to, str):
                 self.deliver_to_actor(to, message)
-            else:
-                self.deliver_to_client(to, message)
+            elif to in blocked:  # nothing overtakes what could not be sent
+                self.tell(b"", ClientBlocked(to, message))
+            elif not self.deliver_to_client(to, message):
+                blocked.add(to)
 
     def deliver_to_actor(self, to: str, message: Any) -> None:
         if to == self.links.name:
             self.tell(to, message)
+            return
+        if self.links.peers.get(to, 0) > self.connected.get(to, 0):
+            self.early.setdefault(to, []).append(message)
             return
         out = self.outgoing.get(to)
         if out is None:
@@ -182,16 +200,19 @@ class Host:
                 f"the mailbox of {to} is full ({MAILBOX_MESSAGES} messages): it does not read any more"
             ) from None
 
-    def deliver_to_client(self, client: bytes, message: Any) -> None:
+    def deliver_to_client(self, client: bytes, message: Any) -> bool:
+        """False if the client does not read, which the actor is told."""
         assert self.door is not None
         try:
             self.door.send_multipart((client, encode(message)), zmq.DONTWAIT)
         except zmq.Again:
             self.tell(b"", ClientBlocked(client, message))
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self.tell(b"", ClientGone(client))
+        return True
 
     def drain_mailbox(self) -> bool:
         """Hand over what has arrived from other actors; True if there may be more."""
@@ -325,6 +346,8 @@ class Host:
         uvloop.run(serve())
 
     def close(self) -> None:
+        if self.door is not None:
+            self.door.close(linger=LAST_WORDS_MS)
         self.context.destroy(linger=0)
 
 
@@ -339,8 +362,12 @@ def refuse_endpoint_in_use(endpoint: str) -> None:
         except ConnectionRefusedError:
             return  # left behind by a process that is gone; binding replaces it
         except OSError as error:
-            raise SlipstreamError(f"cannot bind {endpoint}: {error.strerror}; choose another endpoint") from None
-    raise SlipstreamError(f"cannot bind {endpoint}: another process is listening there; choose another endpoint")
+            raise SlipstreamError(
+                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
+            ) from None
+    raise SlipstreamError(
+        f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
+    )
 
 
 def die_with_parent(parent: int) -> None:

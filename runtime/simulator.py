@@ -93,7 +93,9 @@ class Simulator:
             elif to in self.actors and to in links.peers:
                 frame = links.seal(to, message)
                 epoch = links.peers[to]
-                self.travel(name, to, lambda to=to, frame=frame, epoch=epoch: self.reach_actor(to, epoch, frame))
+                self.travel(
+                    name, to, lambda to=to, frame=frame, epoch=epoch: self.reach_actor(to, epoch, frame)
+                )
 
     def travel(self, sender: Address, to: Address, arrive: Callable[[], None]) -> None:
         edge = (sender, to)

@@ -88,7 +88,11 @@ class Supervisor:
     """Owns the child processes of one service."""
 
     def __init__(
-        self, specs: list[ChildSpec], directory: Path, log: Callable[[str], None], start_timeout_s: float = 600.0
+        self,
+        specs: list[ChildSpec],
+        directory: Path,
+        log: Callable[[str], None],
+        start_timeout_s: float = 600.0,
     ) -> None:
         self.specs = specs
         self.directory = directory

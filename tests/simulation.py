@@ -127,7 +127,6 @@ class World(Simulator):
                 assert key not in self.ends, f"{key} got a delta after its end"
                 self.tokens[key] += delta.token_ids
                 self.texts[key] += delta.text
-                prompt, params = self.requests[key]
                 if delta.finish_reason is not None:
                     self.ends[key] = delta.finish_reason
                     assert delta.usage is not None
@@ -201,4 +200,9 @@ def idle(world: World) -> bool:
     gateway, scheduler = world.actors.get("gateway"), world.actors.get("scheduler")
     if not isinstance(gateway, Gateway) or not isinstance(scheduler, Scheduler):
         return False  # one of them is down
-    return scheduler.blocks is not None and not gateway.requests and not scheduler.sequences and not scheduler.outstanding
+    return (
+        scheduler.blocks is not None
+        and not gateway.requests
+        and not scheduler.sequences
+        and not scheduler.outstanding
+    )

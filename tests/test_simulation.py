@@ -43,9 +43,13 @@ ACTORS = ["tokenizer", "scheduler", "executor", "detokenizer"]
 def test_an_actor_that_crashes_at_any_instant_loses_repeats_and_changes_no_token(crashing: list[str]) -> None:
     for seed in range(25):
         world = World(seed, depth=1 + seed % 3)
-        for _ in range(world.rng.randrange(1, 5)):
-            name, pause = world.rng.choice(crashing), world.rng.random() * 0.02
-            world.at(0.01 + world.rng.random() * 0.2, lambda n=name, p=pause: world.crash(n, p))
+        crash_at_random(world, crashing)
         random_load(world, 20, aborts=0.1)
         world.check()
         world.check_nothing_left()
+
+
+def crash_at_random(world: World, names: list[str]) -> None:
+    for _ in range(world.rng.randrange(1, 5)):
+        name, pause = world.rng.choice(names), world.rng.random() * 0.02
+        world.at(0.01 + world.rng.random() * 0.2, lambda n=name, p=pause: world.crash(n, p))

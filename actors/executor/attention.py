@@ -48,7 +48,7 @@ class AttentionBackend(Protocol):
 
         A query sees the positions of its row up to its own, the last ``sliding_window`` of them if that is
         set. ``softcap`` bounds the scores to ``softcap * tanh(score / softcap)``. ``sinks`` [Hq] are scores
-        that take part in the softmax and bring no value.
+        that take part in the softmax and bring no value. Layers are called in order; layer 0 begins a step.
         """
         ...
 
@@ -329,5 +329,12 @@ def _triton() -> AttentionBackend:
     return TritonAttention()
 
 
+def _varlen() -> AttentionBackend:
+    from .varlen_attention import VarlenAttention
+
+    return VarlenAttention()
+
+
 register(TorchAttention.name, TorchAttention)
 register("triton", _triton)
+register("varlen", _varlen)

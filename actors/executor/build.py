@@ -30,7 +30,9 @@ def build_emulated(context: Any) -> Executor:
     blocks = options["num_blocks"] or 1 + slots * -(-length // size)
     device = EmulatedDevice(options["emulated_step_ms"])
     program = EmulatedProgram(slots, length, options["vocab_size"])
-    return assemble(context, device, program, blocks, {"device": "emulated", "step_ms": options["emulated_step_ms"]})
+    return assemble(
+        context, device, program, blocks, {"device": "emulated", "step_ms": options["emulated_step_ms"]}
+    )
 
 
 def build_model(context: Any) -> Executor:
@@ -98,10 +100,14 @@ def choose_device(name: str, torch: Any) -> str:
         return "cuda:0" if available else "cpu"
     if name.startswith("cuda"):
         if not available:
-            raise InvalidRequest(f"device={name!r}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+            raise InvalidRequest(
+                f"device={name!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
+            )
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise InvalidRequest(f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+            raise InvalidRequest(
+                f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0"
+            )
         return f"cuda:{index}"
     return "cpu"
 

@@ -17,7 +17,9 @@ class Executor(Actor):
     name = "executor"
     blocking = True
 
-    def __init__(self, pipeline: Pipeline, batch: RunningBatch, capacity: Capacity, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, batch: RunningBatch, capacity: Capacity, facts: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.pipeline = pipeline
         self.batch = batch

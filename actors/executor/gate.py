@@ -112,6 +112,10 @@ def probe(model: PagedModel) -> None:
     Two sequences are fed in chunks, then token by token, in the same steps, through blocks that lie out of
     order. ModelNotSupported states the measured difference.
     """
+    if model.dtype not in PROBE_TOLERANCE:
+        raise _refusal(
+            model.config, f"its weights are {model.dtype}; load them with --dtype float32 or bfloat16"
+        )
     tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
     tokens = tokens.view(2, PROBE_TOKENS)
     with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -17,6 +21,7 @@ from ...protocol.errors import InvalidRequest, ModelNotSupported
 from . import attention, gate
 from .paged import PagedBatch
 
+HUB_TIMEOUT_S = 3.0
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
@@ -42,7 +47,7 @@ def load_model(
     if local := _is_folder(path_or_name):
         path_or_name = str(Path(path_or_name).expanduser())
         _check_folder(Path(path_or_name))
-    where = {"local_files_only": local, "trust_remote_code": False}
+    where = {"local_files_only": local or not _hub_answers(), "trust_remote_code": False}
     config = _load_config(path_or_name, where)
     gate.check_config(config)
     try:
@@ -104,7 +109,7 @@ class PagedModel:
         tensors = (*transformer.parameters(), *transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         _freeze_rope(transformer)
-        # Some families look for this token in every input, to warn of a missing mask, and wait for the device.
+        # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.layout = gate.check_attention(transformer)
 
@@ -150,6 +155,19 @@ def _is_folder(path_or_name: str) -> bool:
     raise InvalidRequest(f"model {path_or_name!r}: there is no such folder")
 
 
+def _hub_answers() -> bool:
+    """Without a network the Hub's library tries again for half a minute, even for what is in its cache."""
+    if getproxies():
+        return True
+    try:
+        address = urlsplit(constants.ENDPOINT)
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise InvalidRequest(f"model {str(folder)!r}: the folder has no config.json")
@@ -168,10 +186,12 @@ def _load_config(path_or_name: str, where: dict[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path_or_name, **where)
     except OSError as error:
-        # Hub names end here: no such model, no access, no network.
-        raise InvalidRequest(
-            f"model {path_or_name!r}: neither a folder nor a model that could be fetched: {error}"
-        ) from error
+        # A name on the Hub ends here: no such model, no access, no network.
+        folder = Path(path_or_name).is_dir()
+        reason = (
+            "cannot be read" if folder else f"neither a folder nor a model that {constants.ENDPOINT} gives"
+        )
+        raise InvalidRequest(f"model {path_or_name!r}: {reason}: {error}") from error
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelNotSupported(
             f"model {path_or_name!r}: transformers {version('transformers')} cannot read its configuration, "

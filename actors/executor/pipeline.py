@@ -62,7 +62,9 @@ class Handed:
 class Pipeline:
     """Runs steps on a device, up to ``depth`` at a time."""
 
-    def __init__(self, device: Device, program: Program, depth: int, input_size: int, output_size: int) -> None:
+    def __init__(
+        self, device: Device, program: Program, depth: int, input_size: int, output_size: int
+    ) -> None:
         self.device = device
         self.program = program
         self.ring = [

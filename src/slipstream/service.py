@@ -57,14 +57,19 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         if options.ready_fd is not None:
             tell_ready(options.ready_fd, ready)
     except SlipstreamError as error:
-        log.block("slipstream could not start", str(error) if isinstance(error, ChildFailed) else f"  cause   {error}")
+        log.block(
+            "slipstream could not start",
+            str(error) if isinstance(error, ChildFailed) else f"  cause   {error}",
+        )
         trace(error, log)
         supervisor.stop()
         return COULD_NOT_START
     try:
         supervisor.run()
         if not supervisor.parent_gone:
-            log.line(f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)")
+            log.line(
+                f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
+            )
             if not supervisor.drain("gateway", options.shutdown_timeout):
                 log.line("not everything was finished in time")
         return DRAINED
@@ -153,7 +158,9 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "attention_backend": options.attention_backend,
         "kv_cache_memory": options.kv_cache_memory,
         "gpu_memory_utilization": options.gpu_memory_utilization,
-        "emulated_step_ms": EMULATED_STEP_MS if options.emulated_step_ms is None else options.emulated_step_ms,
+        "emulated_step_ms": EMULATED_STEP_MS
+        if options.emulated_step_ms is None
+        else options.emulated_step_ms,
         "num_blocks": None,
         "cpu_threads": None,
     }
@@ -241,14 +248,25 @@ class Log:
 
     def line(self, text: str) -> None:
         if self.json:
-            record = {"ts": round(time.time(), 3), "level": "info", "actor": "supervisor", "event": text.strip()}
+            record = {
+                "ts": round(time.time(), 3),
+                "level": "info",
+                "actor": "supervisor",
+                "event": text.strip(),
+            }
             text = json.dumps(record)
         print(text, file=sys.stderr, flush=True)
 
     def block(self, title: str, body: str) -> None:
         """One block with the cause of a failure."""
         if self.json:
-            record = {"ts": round(time.time(), 3), "level": "error", "actor": "supervisor", "event": title, "cause": body}
+            record = {
+                "ts": round(time.time(), 3),
+                "level": "error",
+                "actor": "supervisor",
+                "event": title,
+                "cause": body,
+            }
             print(json.dumps(record), file=sys.stderr, flush=True)
         else:
             print(f"{title}\n{body}", file=sys.stderr, flush=True)
