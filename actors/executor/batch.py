@@ -26,10 +26,13 @@ class StepShape:
     """The sizes of one step, known to the host, and from them the sections of its packed inputs."""
 
     decodes: int
-    """Rows that run one token; their tokens come first."""
+    """Rows that run one token, padding included; their tokens come first."""
     chunks: tuple[tuple[int, int, int], ...]
     """(first token, tokens, kv_len) of each row that prefills."""
     samples: int
+    """Rows that sample, padding included, which comes last."""
+    padding: int
+    """Rows of the null slot that fill a step which only decodes up to a captured size."""
     joins: int
     blocks: int
     max_decode_kv_len: int
@@ -77,8 +80,14 @@ class StepShape:
 class RunningBatch:
     """Who holds which sequence slot, and how far each is."""
 
-    def __init__(self, slots: int, max_batched_tokens: int, max_blocks: int) -> None:
-        self.slots = slots
+    def __init__(
+        self, slots: int, max_batched_tokens: int, max_blocks: int, graph_sizes: tuple[int, ...] = ()
+    ) -> None:
+        self.null_slot = slots
+        """Nobody's slot, one past the last: padding rows run in it."""
+        self.graph_sizes = graph_sizes
+        """Batch sizes, rising, for which a step that only decodes is captured; it is padded to one of them."""
+        slots += 1
         self.capacity = (
             5 * slots
             + 1
@@ -110,7 +119,8 @@ class RunningBatch:
         for join in plan.joins:
             self.join(join)
 
-        decode_rows = np.flatnonzero(self.decoding)
+        real_rows = np.flatnonzero(self.decoding)
+        decode_rows = real_rows if plan.chunks else self.padded(real_rows)
         decodes = len(decode_rows)
         chunk_list = np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist()
         chunks: list[tuple[int, int, int]] = []
@@ -131,13 +141,15 @@ class RunningBatch:
             order = np.argsort(samples)
             samples, logits_index = samples[order], logits_index[order]
 
+        padding = decodes - len(real_rows)
         blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
         shape = StepShape(
             decodes=decodes,
             chunks=tuple(chunks),
             samples=len(samples),
+            padding=padding,
             joins=len(plan.joins),
-            blocks=len(blocks),
+            blocks=decodes if self.graph_sizes and not chunks else len(blocks),
             max_decode_kv_len=int(self.position[decode_rows].max()) + 1 if decodes else 0,
             greedy=not self.sampled[samples].any(),
             truncated=bool(self.truncated[samples].any()),
@@ -163,16 +175,21 @@ class RunningBatch:
         staging[at["logits_index"]] = logits_index
         if plan.joins:
             self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
-        if len(blocks):
+        if shape.blocks:
             self.pack_blocks(blocks, staging[at["blocks"]].reshape(-1, 3))
 
-        self.position[decode_rows] += 1
+        self.position[real_rows] += 1
         for (slot, _), (_, _, end) in zip(chunk_list, chunks, strict=True):
             self.position[slot] = end
         for slot, _ in ended:
             del self.prompts[slot]
             self.decoding[slot] = True
         return shape
+
+    def padded(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of a step that only decodes, filled up with the null slot to the next captured size."""
+        size = next((size for size in self.graph_sizes if size >= len(rows)), len(rows))
+        return np.concatenate([rows, np.full(size - len(rows), self.null_slot)])
 
     def join(self, join: Join) -> None:
         slot = join.slot
@@ -198,7 +215,12 @@ class RunningBatch:
             rows[index, JOIN_FIELDS : JOIN_FIELDS + len(stop)] = stop
 
     def pack_blocks(self, blocks: np.ndarray, rows: np.ndarray) -> None:
-        """Give each appended block its place in the block table of its slot: (slot, index, block)."""
+        """Give each appended block its place in the block table of its slot: (slot, index, block).
+
+        Rows left over, of a padded step, give the null slot its null block once more.
+        """
+        rows[len(blocks) :] = (self.null_slot, 0, 0)
+        rows = rows[: len(blocks)]
         rows[:, 0] = blocks[:, 0]
         rows[:, 2] = blocks[:, 1]
         for row, slot in enumerate(blocks[:, 0].tolist()):

@@ -41,7 +41,7 @@ def build_model(context: Any) -> Executor:
 
     context.phase("import transformers")
     from .kv_cache import KVLayout
-    from .model import load_model
+    from .model import load_model, make_model
     from .program import ModelProgram
 
     options = context.options
@@ -53,7 +53,8 @@ def build_model(context: Any) -> Executor:
     backend = options["attention_backend"]
     if backend == "auto":
         backend = "triton" if where.type == "cuda" else "torch"
-    model = load_model(options["model"], device=where, dtype=options["dtype"], attention_backend=backend)
+    load = make_model if options["load_format"] == "dummy" else load_model
+    model = load(options["model"], device=where, dtype=options["dtype"], attention_backend=backend)
 
     context.phase("allocate cache")
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
@@ -65,16 +66,6 @@ def build_model(context: Any) -> Executor:
     if blocks < 2:
         raise no_room(memory, per_block)
     program = ModelProgram(model, slots, length, blocks, size)
-
-    context.phase("start streams")
-    if where.type == "cuda":
-        from .cuda import CudaDevice
-
-        device = CudaDevice(where.index or 0)
-    else:
-        from .cpu import CpuDevice
-
-        device = CpuDevice()
     facts = {
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -82,14 +73,35 @@ def build_model(context: Any) -> Executor:
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * per_block,
     }
-    return assemble(context, device, program, blocks, facts)
+    context.phase("start streams")
+    if where.type == "cpu":
+        from .cpu import CpuDevice
+
+        return assemble(context, CpuDevice(), program, blocks, facts)
+
+    from .cuda import CudaDevice
+    from .graphs import GraphedProgram, graph_sizes
+
+    device = CudaDevice(where.index or 0)
+    mode = options["cuda_graphs"]
+    if mode == "off" or not model.capturable:
+        return assemble(context, device, program, blocks, facts | {"graphs": "off"})
+    sizes = graph_sizes(slots)
+    graphed = GraphedProgram(program, device.compute, length)
+    if mode == "start":
+        context.phase("capture graphs")
+        facts["graph_bytes"] = graphed.capture_all(sizes)
+    return assemble(context, device, graphed, blocks, facts | {"graphs": mode}, sizes)
 
 
-def assemble(context: Any, device: Any, program: Any, blocks: int, facts: dict[str, Any]) -> Executor:
+def assemble(
+    context: Any, device: Any, program: Any, blocks: int, facts: dict[str, Any], sizes: tuple[int, ...] = ()
+) -> Executor:
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
-    batch = RunningBatch(slots, options["max_num_batched_tokens"], -(-options["max_model_len"] // size))
-    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, slots)
+    max_blocks = -(-options["max_model_len"] // size)
+    batch = RunningBatch(slots, options["max_num_batched_tokens"], max_blocks, sizes)
+    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, slots + 1)
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
     return Executor(pipeline, batch, Capacity(blocks, size), facts)
 

@@ -75,6 +75,19 @@ def load_model(
     return model
 
 
+def make_model(
+    path_or_name: str,
+    *,
+    device: torch.device,
+    dtype: str = "auto",
+    attention_backend: str = "torch",
+) -> PagedModel:
+    """The model of a folder's configuration with random weights; the folder needs none."""
+    config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
+    chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
+    return from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
+
+
 def from_config(
     config: PreTrainedConfig,
     device: torch.device,

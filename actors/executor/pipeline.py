@@ -93,7 +93,7 @@ class Pipeline:
     def launch(self, slot: Slot, step: int, shape: StepShape) -> None:
         """Queue one staged step. Nothing here waits on the host."""
         h2d, compute, d2h = self.device.h2d, self.device.compute, self.device.d2h
-        slot.step, slot.rows = step, shape.samples
+        slot.step, slot.rows = step, shape.samples - shape.padding
 
         h2d.record(slot.h2d_started)
         h2d.copy(slot.inputs, slot.staging, shape.size)

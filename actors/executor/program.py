@@ -18,9 +18,14 @@ from .sampler import sample, uniform
 
 
 class SlotState:
-    """What the device knows of each sequence slot; all tensors, first dimension ``slots``."""
+    """What the device knows of each sequence slot; all tensors, first dimension ``slots + 1``.
+
+    The last is the null slot of padding rows: finished from the start, so it never moves.
+    """
 
     def __init__(self, slots: int, max_model_len: int, max_blocks: int, device: torch.device) -> None:
+        slots += 1
+
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
@@ -30,6 +35,7 @@ class SlotState:
         self.position = zeros(dtype=torch.int64)
         """The next position to compute."""
         self.finished = zeros(dtype=torch.bool)
+        self.finished[-1] = True
         self.prompt_len = zeros(dtype=torch.int64)
         self.seed = zeros(dtype=torch.int64)
         self.temperature = zeros(dtype=torch.float32)

@@ -109,6 +109,18 @@ class ServeOptions:
         True, "do not reuse the cache of equal prompt beginnings", group=BATCHING
     )
     attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
+    load_format: str = option(
+        "auto",
+        "where the weights come from; dummy: random ones made on the device, for measuring",
+        group=BATCHING,
+        choices=("auto", "dummy"),
+    )
+    cuda_graphs: str = option(
+        "start",
+        "when decode steps are captured",
+        group=BATCHING,
+        choices=("start", "lazy", "off"),
+    )
     emulated_step_ms: float | None = option(
         None,
         "how long a step takes on --device emulated",

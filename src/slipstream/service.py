@@ -24,7 +24,7 @@ DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
 EMULATED_STEP_MS = 5.0
 """How long an emulated step takes where nothing is said."""
 
-BUNDLED_MODEL = Path(__file__).parent / "model"
+BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
 
 
 def serve(options: ServeOptions) -> int:
@@ -158,6 +158,8 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "attention_backend": options.attention_backend,
         "kv_cache_memory": options.kv_cache_memory,
         "gpu_memory_utilization": options.gpu_memory_utilization,
+        "load_format": options.load_format,
+        "cuda_graphs": options.cuda_graphs,
         "emulated_step_ms": EMULATED_STEP_MS
         if options.emulated_step_ms is None
         else options.emulated_step_ms,

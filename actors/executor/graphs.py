@@ -1,0 +1,103 @@
+"""CUDA graphs: a step that only decodes is captured once per padded batch size, and replayed.
+
+The whole step is inside: the block table's update, carry-over, forward pass, sampling and the stop
+test. A graph reads one static copy of a step's packed inputs, which the inputs of the pipeline's slot
+are copied into before the replay; the copy, the replay and the copy of the tokens follow each other
+on the compute stream, so no replay ever sees inputs that are not its own. All graphs share one pool
+of memory, captured largest first so that the smaller ones fit into what the largest took.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .batch import StepShape
+from .cuda import CudaStream
+from .program import ModelProgram
+
+
+def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    """Padded batch sizes: 1, 2, 4, then multiples of 8, of 16 from 256 on, up to ``max_num_seqs``."""
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, max_num_seqs + 1, 16)]
+    return (*(size for size in sizes if size < max_num_seqs), max_num_seqs)
+
+
+@dataclass(slots=True)
+class Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    outputs: Tensor
+
+
+class GraphedProgram:
+    """Replays what has been captured for a step's shape, captures what has not, runs the rest as it is."""
+
+    def __init__(self, program: ModelProgram, stream: CudaStream, max_model_len: int) -> None:
+        self.program = program
+        self.stream = stream
+        self.max_model_len = max_model_len
+        self.captured: dict[StepShape, Captured] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
+        if shape.chunks or shape.joins or not shape.decodes:
+            self.program.run(inputs, outputs, shape)
+            return
+        # The real length is read from the device; the graph's is the bound for all of its replays.
+        key = replace(shape, padding=0, max_decode_kv_len=self.max_model_len)
+        captured = self.captured.get(key)
+        if captured is None:
+            captured = self.captured[key] = self.capture(key)
+        captured.inputs.copy_(inputs[: shape.size])
+        captured.graph.replay()
+        outputs[: shape.samples].copy_(captured.outputs)
+
+    def capture(self, shape: StepShape) -> Captured:
+        """Capture the step of ``shape``. It first runs once on null rows, which compiles what needs it."""
+        device = self.program.model.device
+        inputs = torch.zeros(shape.size, dtype=torch.int32, device=device)
+        outputs = torch.zeros(shape.samples, dtype=torch.int32, device=device)
+        null_step(inputs, shape, self.program.state.finished.shape[0] - 1)
+        self.program.run(inputs, outputs, shape)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the thread that waits for completions may go on waiting meanwhile
+        with torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream.stream, capture_error_mode="thread_local"
+        ):
+            self.program.run(inputs, outputs, shape)
+        return Captured(graph, inputs, outputs)
+
+    def capture_all(self, sizes: tuple[int, ...]) -> int:
+        """Capture every size for greedy steps, largest first; returns the bytes that the graphs take."""
+        before = torch.cuda.memory_reserved()
+        with torch.cuda.stream(self.stream.stream), torch.inference_mode():
+            for size in reversed(sizes):
+                shape = StepShape(
+                    decodes=size,
+                    chunks=(),
+                    samples=size,
+                    padding=0,
+                    joins=0,
+                    blocks=size,
+                    max_decode_kv_len=self.max_model_len,
+                    greedy=True,
+                    truncated=False,
+                    min_tokens=False,
+                )
+                self.captured[shape] = self.capture(shape)
+        return torch.cuda.memory_reserved() - before
+
+
+def null_step(inputs: Tensor, shape: StepShape, null_slot: int) -> None:
+    """Packed inputs of a step in which every row is padding."""
+    at = shape.sections
+    count = torch.arange(shape.decodes + 1, dtype=torch.int32, device=inputs.device)
+    for name in ("row_slots", "token_slots", "sample_slots"):
+        inputs[at[name]] = null_slot
+    inputs[at["query_start"]] = count
+    inputs[at["logits_index"]] = count[:-1]
+    inputs[at["blocks"]].view(-1, 3)[:, 0] = null_slot

@@ -1,0 +1,391 @@
+"""Everything that needs a GPU, in one script: correctness, the published workload, small models, a timeline.
+
+    python examples/h200.py --parts correct,published,small --out results
+
+The models have random weights, made on the device (``load_format="dummy"``), so nothing is downloaded:
+the 8B one has the shape of Llama-3.1-8B, the others those of Qwen2.5-0.5B and 1.5B. Each part prints
+its rows as it goes and a table last, and writes ``results/<part>.json``. ``--tiny`` is the same on
+a CPU with toy models, to see that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import slipstream
+from slipstream import Client, SamplingParams, Sidecar
+from slipstream.timeline import as_text, utilization
+
+Row = dict[str, Any]
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 16384,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "dtype": "bfloat16",
+}
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+    "dtype": "bfloat16",
+}
+QWEN_05B = QWEN | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+QWEN_15B = QWEN | {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+}
+TOY = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+    "max_position_embeddings": 1024,
+    "dtype": "float32",
+}
+
+
+class Lab:
+    """Where and how things are measured."""
+
+    def __init__(self, out: Path, tiny: bool, deadline_s: float) -> None:
+        self.out = out
+        self.tiny = tiny
+        self.device = "cpu" if tiny else "cuda"
+        self.end = time.monotonic() + deadline_s
+        out.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def folder(self, name: str, config: Row) -> Path:
+        """A model folder without weights: configuration and the bundled tokenizer."""
+        folder = self.out / "models" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        bundled = Path(slipstream.__file__).resolve().parent / "model"
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(bundled / file, folder)
+        (folder / "config.json").write_text(json.dumps(TOY if self.tiny else config))
+        return folder
+
+    def service(self, folder: Path | None, rows: int, length: int, depth: int, **options: Any) -> Sidecar:
+        settings: Row = {"max_num_seqs": rows, "max_num_batched_tokens": 4096, "pipeline_depth": depth}
+        settings |= {"device": self.device, "enable_prefix_caching": False, "max_model_len": length}
+        if folder is not None:
+            settings["load_format"] = "dummy"
+        return Sidecar(folder, **(settings | options))
+
+
+def prompts(rows: int, tokens: int, vocab: int = 2000) -> list[list[int]]:
+    return [[5 + (row * 7919 + place * 104729) % (vocab - 5) for place in range(tokens)] for row in range(rows)]
+
+
+def run_rows(client: Client, rows: int, prompt: int, new: int) -> Row:
+    """All rows at once, greedy, to the last token; the device's own records of the steps in between."""
+    params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
+    client.generate_many(prompts(rows, prompt), SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+    before = client.stats()["steps"]
+    begun = time.perf_counter()
+    outputs = client.generate_many(prompts(rows, prompt), params)
+    seconds = time.perf_counter() - begun
+    tracks = client.trace()
+    compute = [span for span in tracks["compute"] if span[1] >= before]
+    tracks["compute"] = compute[8:-1] or compute
+    durations = [(end - start) * 1e-6 for _, _, start, end in tracks["compute"]]
+    return {
+        "seconds": round(seconds, 2),
+        "tokens_per_s": round(rows * new / seconds, 1),
+        "step_ms": round(statistics.median(durations), 3),
+        "last_step_ms": round(statistics.median(durations[-20:]), 3),
+        "device_utilization": round(utilization(tracks), 5),
+        "tokens": [output.outputs[0].token_ids for output in outputs],
+        "tracks": tracks,
+    }
+
+
+# --- correctness --------------------------------------------------------------------------------------
+
+
+def correct(lab: Lab) -> list[Row]:
+    """One service per mode on the bundled model in float32: all give the tokens of transformers' generate."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where = torch.device(lab.device)
+    bundled = Path(slipstream.__file__).resolve().parent / "model"
+    model: Any = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).to(where)
+    asked = prompts(8, 40)
+    expected = []
+    for prompt in asked:
+        ids = torch.tensor([prompt], device=where)
+        answer = model.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        expected.append(answer[0, len(prompt) :].tolist())
+    rows: list[Row] = []
+    sampled: list[Any] = []
+    modes: list[Row] = [{"pipeline_depth": 2}, {"pipeline_depth": 1}]
+    if not lab.tiny:
+        modes = [mode | {"cuda_graphs": graphs} for mode in modes for graphs in ("start", "off")]
+        modes.append({"pipeline_depth": 2, "attention_backend": "torch", "cuda_graphs": "off"})
+    for mode in modes:
+        with lab.service(None, 16, 512, 2, dtype="float32", **mode) as sidecar, sidecar.client() as client:
+            greedy = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+            got = [output.outputs[0].token_ids for output in client.generate_many(asked, greedy)]
+            warm = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=64, seed=5)
+            sampled.append([output.outputs[0].token_ids for output in client.generate_many(asked, warm)])
+            same = sum(a == b for a, b in zip(got, expected, strict=True))
+            rows.append(mode | {"equal_to_generate": f"{same}/{len(asked)}", "sampled_as_first": sampled[-1] == sampled[0]})
+            print(rows[-1], flush=True)
+            if len(rows) == len(modes):
+                rows.append({"memory_freed_after_kill_s": kill_frees(sidecar)})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def kill_frees(sidecar: Sidecar) -> float:
+    """Seconds until no process of the service is left after SIGKILL of its supervisor."""
+    pids = list(sidecar.pids.values())
+    begun = time.monotonic()
+    os.kill(sidecar.pid, 9)
+    while any(alive(pid) for pid in pids) and time.monotonic() - begun < 10:
+        time.sleep(0.005)
+    return round(time.monotonic() - begun, 3)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- the published workload ---------------------------------------------------------------------------
+
+
+def published(lab: Lab) -> list[Row]:
+    """8B, 32 rows: ours at depth 1 and 2, transformers' continuous batching, and the limit by memory traffic."""
+    rows_, prompt = (8, 16) if lab.tiny else (32, 128)
+    long = 64 if lab.tiny else 8192
+    short = 64 if lab.tiny else 1024
+    length = prompt + long + 8
+    folder = lab.folder("8b", LLAMA_8B)
+    bandwidth = None if lab.tiny else measured_bandwidth()
+    rows: list[Row] = [{"what": "device copy bandwidth, TB/s", "value": bandwidth}]
+    for name, depth, new in (("slipstream, depth 2", 2, long), ("slipstream, depth 1", 1, short)):
+        try:
+            with lab.service(folder, rows_, length, depth) as sidecar, sidecar.client() as client:
+                print(sidecar.log, flush=True)
+                measured = run_rows(client, rows_, prompt, new)
+            tracks = measured.pop("tracks")
+            measured.pop("tokens")
+            if depth == 2:
+                save_timeline(lab, tracks)
+            limit = traffic_ms(bandwidth, rows_, prompt + new / 2) if bandwidth else None
+            mean_step = 1000 * measured["seconds"] / new
+            rows.append({"what": name, "new_tokens": new} | measured | {"mean_ms_per_step": round(mean_step, 3), "limit_ms": limit})
+        except Exception as error:
+            rows.append({"what": name, "error": f"{type(error).__name__}: {error}"[:2000]})
+        print(rows[-1], flush=True)
+    for asynchronous in (True, False):
+        if lab.left() < 60:
+            rows.append({"what": "transformers", "error": "no time left"})
+            continue
+        rows.append(apart(lab, folder, rows_, prompt, 32 if lab.tiny else 512, asynchronous))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def traffic_ms(bandwidth: float, rows: int, context: float) -> float:
+    """Milliseconds to read the weights of the 8B model once and the cache of ``rows`` at ``context`` tokens."""
+    weights = 2 * 7.5e9  # without the embedding, of which a step reads a few rows
+    cache = rows * context * 32 * 2 * 8 * 128 * 2
+    return round((weights + cache) / (bandwidth * 1e12) * 1000, 3)
+
+
+def measured_bandwidth() -> float:
+    """TB/s read and written by a copy on the device."""
+    import torch
+
+    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(12):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    del source, target
+    torch.cuda.empty_cache()
+    return round(2 * (2 << 30) / statistics.median(times) / 1e9, 3)
+
+
+def apart(lab: Lab, folder: Path, rows: int, prompt: int, new: int, asynchronous: bool) -> Row:
+    """transformers in a process of its own, so that its memory is free again afterwards."""
+    arguments = [str(folder), str(rows), str(prompt), str(new), str(int(asynchronous)), lab.device]
+    name = f"transformers, {'asynchronous' if asynchronous else 'synchronous'}"
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--peer", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=max(30.0, lab.left() - 10),
+        )
+    except subprocess.TimeoutExpired:
+        return {"what": name, "error": "out of time"}
+    if done.returncode:
+        return {"what": name, "error": done.stderr[-1500:]}
+    return {"what": name, "new_tokens": new} | json.loads(done.stdout.splitlines()[-1])
+
+
+def peer(folder: str, rows: int, prompt: int, new: int, asynchronous: bool, device: str) -> None:
+    """transformers' continuous batching with the best attention that it has offline; prints one JSON line."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    on_gpu = device == "cuda"
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if on_gpu else torch.float32, attn_implementation="sdpa"
+        ).eval()
+    pages = rows * -(-(prompt + new + 256) // 256) + 8
+    batching = ContinuousBatchingConfig(
+        num_blocks=pages, max_batch_tokens=4096, use_async_batching=asynchronous and on_gpu, use_cuda_graph=on_gpu
+    )
+    generation = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    times = []
+    for length in (16, new):
+        generation.max_new_tokens = length
+        begun = time.perf_counter()
+        model.generate_batch(
+            inputs=prompts(rows, prompt),
+            generation_config=generation,
+            continuous_batching_config=batching,
+            progress_bar=False,
+            persistent_manager=False,
+        )
+        times.append(time.perf_counter() - begun)
+    # The start-up of its manager, which the short run shows, is not counted against it.
+    seconds = times[1] - times[0]
+    steps = new - 16
+    print(
+        json.dumps(
+            {
+                "seconds": round(times[1], 2),
+                "tokens_per_s": round(rows * steps / seconds, 1),
+                "mean_ms_per_step": round(1000 * seconds / steps, 3),
+                "attention": str(model.config._attn_implementation),
+            }
+        )
+    )
+
+
+# --- small models -------------------------------------------------------------------------------------
+
+
+def small(lab: Lab) -> list[Row]:
+    """Where the host is the bottleneck: utilisation and tokens per second at depth 1, 2 and 3."""
+    rows: list[Row] = []
+    for name, config in (("0.5B", QWEN_05B), ("1.5B", QWEN_15B)):
+        folder = lab.folder(name, config)
+        for batch in (256, 32, 1):
+            for depth in (2, 1, 3):
+                if lab.left() < 45:
+                    rows.append({"model": name, "rows": batch, "depth": depth, "error": "no time left"})
+                    continue
+                new = 32 if lab.tiny else 400
+                with lab.service(folder, batch, 1024, depth) as sidecar, sidecar.client() as client:
+                    measured = run_rows(client, batch, 32, new)
+                del measured["tokens"], measured["tracks"]
+                rows.append({"model": name, "rows": batch, "depth": depth} | measured)
+                print(rows[-1], flush=True)
+    return rows
+
+
+def save_timeline(lab: Lab, tracks: Any) -> None:
+    middle = tracks["compute"][len(tracks["compute"]) // 2][1]
+    around = {
+        track: [span for span in spans if middle - 6 <= span[1] <= middle + 6] for track, spans in tracks.items()
+    }
+    (lab.out / "timeline.json").write_text(json.dumps(around))
+    text = as_text(tracks, middle, middle + 3)
+    (lab.out / "timeline.txt").write_text(text + "\n")
+    print(text, flush=True)
+
+
+PARTS: dict[str, Callable[[Lab], list[Row]]] = {"correct": correct, "published": published, "small": small}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--peer"]:
+        folder, rows, prompt, new, asynchronous, device = sys.argv[2:]
+        peer(folder, int(rows), int(prompt), int(new), asynchronous == "1", device)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="correct,published,small")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--seconds", type=float, default=540.0, help="begin nothing new after this")
+    parser.add_argument("--tiny", action="store_true")
+    found = parser.parse_args()
+    lab = Lab(found.out, found.tiny, found.seconds)
+    print(json.dumps(installed()), flush=True)
+    for part in found.parts.split(","):
+        try:
+            rows = PARTS[part](lab)
+        except Exception:
+            rows = [{"error": traceback.format_exc()[-4000:]}]
+        (lab.out / f"{part}.json").write_text(json.dumps(rows, indent=1, default=str))
+        print(f"\n{part}")
+        for row in rows:
+            print("  " + "  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    shutil.rmtree(lab.out / "models", ignore_errors=True)
+
+
+def installed() -> Row:
+    import torch
+    import transformers
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "gpu": gpu}
+
+
+if __name__ == "__main__":
+    main()
