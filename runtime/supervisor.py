@@ -1,4 +1,4 @@
-"""The supervisor: starts the actors in order, watches them, stops them in reverse order.
+"""The supervisor: starts the actors in order, watches them, restarts them, stops them in reverse order.
 
 It handles no bytes of a user. What it knows of a child is a process file descriptor, which tells of
 its death within a millisecond, and a control channel. A child that cannot start says why over that
@@ -7,6 +7,7 @@ channel, so that the user reads one block with the cause instead of a trace in a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -26,6 +27,12 @@ from . import control
 
 STOP_TIMEOUT_S = 2.0
 """How long a child may take to end before it is killed."""
+
+INTENSITY, PERIOD_S = 5, 60.0
+"""A child that dies more often than this within the period ends the service: it will not heal."""
+
+BACK_OFF_S, MOST_BACK_OFF_S = 0.05, 2.0
+"""Wait before the second restart within the period; it doubles with each further one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +60,16 @@ class Child:
     state: str = "starting"
     facts: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "pid": self.process.pid,
-            "state": self.state,
-            "epoch": self.epoch,
-            "restarts": 0,
-        }
+    report: control.Failed | None = None
+    """What it said before it ended."""
 
 
 class ChildFailed(SlipstreamError):
     """A child could not start, or ended while it was needed. ``str`` is the block to print."""
 
-    def __init__(self, child: Child, report: control.Failed | None, status: int | None) -> None:
+    def __init__(self, child: Child, status: int) -> None:
         self.child = child
-        self.report = report
+        self.report = report = child.report
         lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
         if report is not None:
             lines.append(f"  phase   {report.phase}")
@@ -77,10 +78,13 @@ class ChildFailed(SlipstreamError):
             lines += [f"          {line}" for line in rest]
             if report.hint:
                 lines.append(f"  try     {report.hint}")
-        elif status is not None and status < 0:
+        elif status < 0:
             lines.append(f"  cause   killed by {signal.Signals(-status).name}")
         else:
             lines.append(f"  cause   ended with exit code {status} without a word; see its output above")
+        self.cause = (
+            next(line for line in lines if line.startswith("  cause")).removeprefix("  cause").strip()
+        )
         super().__init__("\n".join(lines))
 
 
@@ -100,6 +104,11 @@ class Supervisor:
         self.start_timeout_s = start_timeout_s
         self.children: dict[str, Child] = {}
         self.epoch = 0
+        self.serving = False
+        """All children have been ready: one that dies from now on is restarted."""
+        self.deaths: dict[str, list[float]] = {spec.name: [] for spec in specs}
+        self.due: list[tuple[float, ChildSpec]] = []
+        """Restarts that wait for their back-off."""
         self.context = zmq.Context()
         self.desk = self.context.socket(zmq.REP)
         self.desk.set(zmq.LINGER, 0)
@@ -140,7 +149,8 @@ class Supervisor:
             if spec.waits and not self.wait_ready(deadline):
                 return False
             self.spawn(spec)
-        return self.wait_ready(deadline)
+        self.serving = self.wait_ready(deadline)
+        return self.serving
 
     def spawn(self, spec: ChildSpec) -> None:
         self.epoch += 1
@@ -164,7 +174,8 @@ class Supervisor:
                 process_group=0,  # a signal to our group is for us to handle
             )
         child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid))
-        peers = {name: (peer.epoch, peer.mailbox) for name, peer in self.children.items()}
+        others = [other for other in self.children.values() if other.spec.name != spec.name]
+        peers = {other.spec.name: (other.epoch, other.mailbox) for other in others}
         control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, spec.options))
         ours.setblocking(False)
         self.children[spec.name] = child
@@ -184,22 +195,28 @@ class Supervisor:
 
     def on_ready(self, child: Child, ready: control.Ready) -> None:
         child.state, child.facts, child.phases = "ready", ready.facts, ready.phases
+        if "endpoint" in ready.facts:
+            child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
         news = control.Peer(child.spec.name, child.epoch, child.mailbox)
         for other in self.children.values():
-            if other is not child:
-                control.send(other.channel, news)
+            if other is not child and other.state != "dead":
+                tell(other, news)
+        if self.serving:
+            seconds = time.monotonic() - self.deaths[child.spec.name][-1]
+            self.log(f"{child.spec.name} (pid {child.process.pid}) is back after {seconds:.2f} s")
 
     # --- watching ---------------------------------------------------------------------------------
 
     def turn(self, timeout_s: float | None) -> None:
-        """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone."""
+        """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
+        timeout_s = self.restart_due(timeout_s)
         poller = zmq.Poller()
         poller.register(self.desk, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
         if self.parent_fd is not None:
             poller.register(self.parent_fd, zmq.POLLIN)
         for child in self.children.values():
-            if child.state != "stopped":
+            if child.state != "dead":
                 poller.register(child.channel.fileno(), zmq.POLLIN)
                 poller.register(child.pidfd, zmq.POLLIN)
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
@@ -209,13 +226,24 @@ class Supervisor:
             self.parent_gone = True
         if self.desk in ready:
             self.desk.recv()
-            actors = {name: child.describe() for name, child in self.children.items()}
-            self.desk.send(pack({"actors": actors}))
+            self.desk.send(
+                pack({"actors": {name: self.describe(child) for name, child in self.children.items()}})
+            )
         for child in list(self.children.values()):
+            if child.state == "dead":
+                continue
             if child.channel.fileno() in ready:
                 self.hear(child)
             if child.pidfd in ready:
                 self.on_death(child)
+
+    def describe(self, child: Child) -> dict[str, Any]:
+        return {
+            "pid": child.process.pid,
+            "state": child.state,
+            "epoch": child.epoch,
+            "restarts": len(self.deaths[child.spec.name]),
+        }
 
     def hear(self, child: Child) -> None:
         while True:
@@ -226,23 +254,43 @@ class Supervisor:
             if isinstance(message, control.Ready):
                 self.on_ready(child, message)
             elif isinstance(message, control.Failed):
-                raise ChildFailed(child, message, None)
+                child.report = message
             elif isinstance(message, control.Drained):
                 child.state = "drained"
             elif message is None:
                 return
 
     def on_death(self, child: Child) -> None:
-        if child.state == "stopped":
-            return
+        """Restart it, with a back-off; ``ChildFailed`` if it never was ready or dies too often."""
         self.hear(child)  # its last words, if any
-        status = child.process.wait()
-        failed = ChildFailed(child, None, status)
-        child.state = "stopped"
-        raise failed
+        failed = ChildFailed(child, child.process.wait())
+        child.state = "dead"
+        child.channel.close()
+        os.close(child.pidfd)
+        now = time.monotonic()
+        deaths = self.deaths[child.spec.name]
+        deaths.append(now)
+        recent = sum(1 for death in deaths if now - death < PERIOD_S)
+        if not self.serving or recent > INTENSITY:
+            raise failed
+        wait = 0.0 if recent == 1 else min(MOST_BACK_OFF_S, BACK_OFF_S * 2 ** (recent - 2))
+        self.due.append((now + wait, child.spec))
+        self.log(
+            f"{child.spec.name} (pid {child.process.pid}) ended: {failed.cause};"
+            f" restarting it ({recent} of {INTENSITY} in {PERIOD_S:g} s)"
+        )
+
+    def restart_due(self, timeout_s: float | None) -> float | None:
+        """Start what has waited long enough; returns how long to wait at most."""
+        now = time.monotonic()
+        for when, spec in [due for due in self.due if due[0] <= now]:
+            self.due.remove((when, spec))
+            self.spawn(spec)
+        waits = [when - now for when, _ in self.due] + ([] if timeout_s is None else [timeout_s])
+        return min(waits, default=None)
 
     def run(self) -> None:
-        """Watch until told to stop; ``ChildFailed`` when a child is gone."""
+        """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
         while not self.stopping:
             self.turn(None)
 
@@ -252,7 +300,7 @@ class Supervisor:
         """Let the actor ``name`` finish what is under way and accept nothing new; True if it did in time."""
         child = self.children[name]
         asked = len(self.signals)
-        control.send(child.channel, control.Stop(drain=True))
+        tell(child, control.Stop(drain=True))
         deadline = time.monotonic() + timeout_s
         while child.state != "drained":
             left = deadline - time.monotonic()
@@ -264,22 +312,25 @@ class Supervisor:
     def stop(self) -> None:
         """End every child, in the reverse order of their start; one that does not end is killed."""
         for child in reversed(self.children.values()):
-            if child.state != "stopped":
-                child.state = "stopping"
-                try:
-                    control.send(child.channel, control.Stop())
-                except (BrokenPipeError, ConnectionResetError):
-                    self.log(f"{child.spec.name} was gone before it was told to stop")
+            if child.state == "dead":
+                continue
+            tell(child, control.Stop())
             try:
                 child.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
-            child.state = "stopped"
+            child.state = "dead"
             child.channel.close()
             os.close(child.pidfd)
         self.children.clear()
         self.context.destroy(linger=0)
+
+
+def tell(child: Child, message: control.AnyControl) -> None:
+    """Send a control message; a child that is gone by now is dealt with when its end is noticed."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        control.send(child.channel, message)
 
 
 def has_fileno(stream: Any) -> bool:
