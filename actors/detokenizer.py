@@ -250,6 +250,7 @@ class Detokenizer(Actor):
                 finished.append(end)
                 tails.append(stream.tail() if stream else "")
         rows = message.requests, message.tokens, texts
+        logprobs = message.logprob_tokens, message.logprobs
         if dropped:
             self.dropped_tokens += len(dropped)
             rows = (
@@ -257,7 +258,10 @@ class Detokenizer(Actor):
                 array("i", without(tokens, dropped)).tobytes(),
                 without(texts, dropped),
             )
-        self.send("gateway", Texts(message.step, message.opened, *rows, finished, tails, message.counters))
+            logprobs = tuple(without_rows(data, len(tokens), dropped) for data in logprobs)
+        self.send(
+            "gateway", Texts(message.step, message.opened, *rows, finished, tails, message.counters, *logprobs)
+        )
         if matched:
             self.send("scheduler", Matched(list(matched)))
 
@@ -295,6 +299,12 @@ def without(row_values: list[T], dropped: list[int]) -> list[T]:
     """The values of all rows but the dropped ones."""
     gone = set(dropped)
     return [value for row, value in enumerate(row_values) if row not in gone]
+
+
+def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
+    """``data`` holds ``rows`` rows of one size: all of them but the dropped ones."""
+    size = len(data) // rows
+    return b"".join(without([data[row * size : (row + 1) * size] for row in range(rows)], dropped))
 
 
 def build(context: StartContext) -> Actor:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import heapq
 import random
 from array import array
+from collections import defaultdict
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
+import msgspec
+
 from ..protocol import limits
-from ..protocol.errors import InvalidRequest
+from ..protocol.errors import InvalidRequest, brief
 from ..protocol.limits import PROTOCOL, Limits
 from ..protocol.messages import (
     Abort,
@@ -39,6 +43,7 @@ from ..protocol.messages import (
     Stats,
     Submit,
     Texts,
+    ToClient,
     Tokenized,
     Trace,
     Usage,
@@ -59,6 +64,9 @@ RETRY_S = 0.01
 MAX_HELD_TOKENS = 100_000
 """What a client that does not read may have waiting; beyond it, its requests are aborted."""
 
+MAX_HELD_MESSAGES = 1024
+"""The same for messages that do not merge, such as errors and statistics."""
+
 MAX_CLIENTS = 4096
 TRACE_TIMEOUT_S = 2.0
 
@@ -68,19 +76,44 @@ class Request:
     """An open request: everything that is needed to start it again from what was delivered."""
 
     number: int
+    """That of its first answer."""
     client: Client
     id: str
     prompt: str | bytes | list[dict[str, Any]]
     params: SamplingParams
     size: int
     return_prompt_ids: bool
-    delivered: array[int]
+    answers: list[Answer] = field(default_factory=list)
+    """``n`` of them, by index."""
     attempt: int = 0
-    opened: bool = False
-    """The current attempt has reached the detokenizer; what comes now belongs to it."""
+    all_submitted: bool = False
+    """The current attempt has started every answer, not just one of them."""
     prompt_ids: bytes = b""
+    tokenized: bool = False
+    last: Delta | None = None
+    """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+    @property
+    def unfinished(self) -> list[Answer]:
+        return [answer for answer in self.answers if not answer.finished]
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """One of the ``n`` answers to a request. To all other actors it is a request of its own."""
+
+    number: int
+    """The ``request`` of the messages inside."""
+    request: Request
+    index: int
+    params: SamplingParams
+    """The request's, with the seed of this answer."""
+    delivered: array[int]
+    opened: bool = False
+    """The current attempt has reached the detokenizer; what comes now belongs to it."""
+    finished: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -91,10 +124,14 @@ class Client:
     number: int
     requests: dict[str, Request] = field(default_factory=dict)
     sent_at: float = 0.0
-    held: dict[str, Delta] = field(default_factory=dict)
-    """Merged deltas that wait because the client does not read."""
+    held: dict[tuple[str, int], Delta] = field(default_factory=dict)
+    """Merged deltas, by request and answer, that wait: for the end of the turn, or for the client to read."""
     held_tokens: int = 0
+    held_messages: list[ToClient] = field(default_factory=list)
+    """What waits with them, and is sent after them."""
     blocked: bool = False
+    """The client does not read."""
+    retry_at: float = 0.0
 
 
 class Gateway(Actor):
@@ -103,7 +140,14 @@ class Gateway(Actor):
     name = "gateway"
 
     def __init__(
-        self, endpoint: str, model: str, bounds: Limits, *, server: str, rng: random.Random, max_open_bytes: int = 1 << 28
+        self,
+        endpoint: str,
+        model: str,
+        bounds: Limits,
+        *,
+        server: str,
+        rng: random.Random,
+        max_open_bytes: int = 1 << 28,
     ) -> None:
         super().__init__()
         self.endpoint = endpoint
@@ -114,15 +158,24 @@ class Gateway(Actor):
         self.max_open_bytes = max_open_bytes
         self.clients: dict[bytes, Client] = {}
         self.requests: dict[int, Request] = {}
+        self.answers: dict[int, Answer] = {}
+        """The answers of all open requests, by number."""
         self.open_bytes = 0
         self.next_request = 0
         self.next_client = 0
         self.draining = False
         self.deadlines: list[tuple[float, int]] = []
         self.peers: set[str] = set()
-        self.tracing: tuple[bytes, float, set[str], dict[str, list[Any]]] | None = None
+        self.tracing: tuple[list[bytes], float, set[str], dict[str, list[Any]]] | None = None
         self.counters: dict[str, float] = dict.fromkeys(
-            ("requests_accepted", "requests_refused", "requests_finished", "requests_failed", "requests_aborted"), 0.0
+            (
+                "requests_accepted",
+                "requests_refused",
+                "requests_finished",
+                "requests_failed",
+                "requests_aborted",
+            ),
+            0.0,
         )
         self.scheduler_counters: dict[str, float] = {}
         self.handlers |= {
@@ -143,6 +196,10 @@ class Gateway(Actor):
             GetTrace: self.on_get_trace,
         }
 
+    @property
+    def idle(self) -> bool:
+        return not self.requests and not any(client.blocked or client.held for client in self.clients.values())
+
     # --- clients ----------------------------------------------------------------------------------
 
     def on_client_message(self, arrived: ClientMessage, now: float) -> None:
@@ -160,15 +217,18 @@ class Gateway(Actor):
     def on_hello(self, address: bytes, hello: Hello, now: float) -> None:
         if not hello.protocol or hello.protocol[0] != PROTOCOL[0]:
             version = ".".join(map(str, hello.protocol)) or "none"
-            message = f"protocol {version} is not spoken here; this service speaks {PROTOCOL[0]}.{PROTOCOL[1]}"
+            message = (
+                f"protocol {version} is not spoken here; this service speaks {PROTOCOL[0]}.{PROTOCOL[1]}"
+            )
             self.send(address, Error(code="protocol", message=message))
             return
-        if address not in self.clients:
+        client = self.clients.get(address)
+        if client is None:
             self.make_place_for_client()
-            self.clients[address] = Client(address, self.next_client, sent_at=now)
+            client = self.clients[address] = Client(address, self.next_client, sent_at=now)
             self.next_client += 1
         welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
-        self.send(address, welcome)
+        self.tell(client, welcome)
 
     def make_place_for_client(self) -> None:
         """Forget the oldest connection without a request; should it speak again, it says hello again."""
@@ -178,11 +238,9 @@ class Gateway(Actor):
                 del self.clients[idle]
 
     def on_client_gone(self, gone: ClientGone, now: float) -> None:
-        client = self.clients.pop(gone.client, None)
-        if client is None:
-            return
-        self.counters["requests_aborted"] += len(client.requests)
-        self.cancel(list(client.requests.values()))
+        client = self.clients.get(gone.client)
+        if client is not None:
+            self.cut_off(client)
 
     def on_client_blocked(self, blocked: ClientBlocked, now: float) -> None:
         """Hold what the client does not take; its deltas merge until it reads again."""
@@ -190,34 +248,60 @@ class Gateway(Actor):
         if client is None:
             return
         client.blocked = True
-        self.wake_by(now + RETRY_S)
+        client.retry_at = now + RETRY_S
+        self.wake_by(client.retry_at)
         if isinstance(blocked.message, Deltas):
             self.hold(client, blocked.message.items)
+        else:
+            self.hold_message(client, blocked.message)
 
     def hold(self, client: Client, items: list[Delta]) -> None:
         for item in items:
             client.held_tokens += len(item.token_ids)
-            held = client.held.get(item.id)
-            if held is None:
-                client.held[item.id] = item
+            if item.logprobs:
+                client.held_tokens += sum(map(len, item.logprobs))
+            held = client.held.setdefault((item.id, item.index), item)
+            if held is item:
                 continue
             held.text += item.text
             held.token_ids += item.token_ids
-            held.finish_reason, held.stop_reason, held.usage = item.finish_reason, item.stop_reason, item.usage
-        if client.held_tokens > MAX_HELD_TOKENS:
+            held.logprobs += item.logprobs
+            held.finish_reason, held.stop_reason, held.usage = (
+                item.finish_reason,
+                item.stop_reason,
+                item.usage,
+            )
+            if item.prompt_token_ids is not None:
+                held.prompt_token_ids = item.prompt_token_ids
+        if client.blocked and client.held_tokens > MAX_HELD_TOKENS:
+            self.cut_off(client)
+
+    def hold_message(self, client: Client, message: ToClient) -> None:
+        client.held_messages.append(message)
+        if len(client.held_messages) > MAX_HELD_MESSAGES:
+            self.cut_off(client)
+
+    def cut_off(self, client: Client) -> None:
+        """Forget a connection and end its requests; should it speak again, it says hello again."""
+        if self.clients.pop(client.address, None) is not None:
             self.counters["requests_aborted"] += len(client.requests)
             self.cancel(list(client.requests.values()))
-            del self.clients[client.address]
+
+    def tell(self, client: Client, message: ToClient) -> None:
+        """Send something other than deltas."""
+        if client.blocked or client.held:
+            self.hold_message(client, message)
+        else:
+            self.send(client.address, message)
 
     def send_deltas(self, client: Client, items: list[Delta], now: float) -> None:
-        if client.blocked:
-            self.hold(client, items)
-            return
-        client.sent_at = now
-        self.send(client.address, Deltas(items=items))
+        """Send when all that has arrived is taken in: a gateway that is behind sends less often, and catches up."""
+        self.hold(client, items)
+        if not client.blocked:
+            self.wake_by(now)
 
     def on_ping(self, client: Client, ping: Ping, now: float) -> None:
-        self.send(client.address, Pong(nonce=ping.nonce))
+        self.tell(client, Pong(nonce=ping.nonce))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -225,21 +309,27 @@ class Gateway(Actor):
         try:
             prompt, size = self.checked(client, message)
         except InvalidRequest as error:
-            self.refuse(client, message.id, "invalid_request", str(error))
+            # An error that carries an id ends that request: not the one that is open under it.
+            usable = 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in client.requests
+            id = message.id if usable else None
+            self.refuse(client, id, "invalid_request", str(error))
             return
         if self.draining:
             self.refuse(client, message.id, "unavailable", "the service is stopping and accepts nothing new")
             return
-        if len(self.requests) >= self.bounds.max_queued_requests or self.open_bytes + size > self.max_open_bytes:
+        if (
+            len(self.answers) + message.params.n > self.bounds.max_queued_requests
+            or self.open_bytes + size > self.max_open_bytes
+        ):
             full = (
-                f"{len(self.requests)} requests with {self.open_bytes} bytes are open; the limits are"
+                f"{len(self.answers)} requests with {self.open_bytes} bytes are open; the limits are"
                 f" {self.bounds.max_queued_requests} requests and {self.max_open_bytes} bytes: try again later"
             )
             self.refuse(client, message.id, "overloaded", full, retry_after_s=1.0)
             return
         params = message.params
         if params.seed is None:
-            params = with_seed(params, self.rng.getrandbits(63))
+            params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
         request = Request(
             self.next_request,
             client,
@@ -248,15 +338,22 @@ class Gateway(Actor):
             params,
             size,
             message.return_prompt_ids,
-            array("i", message.received),
         )
-        self.next_request += 1
+        for index, received in enumerate(received_by_answer(message)):
+            answer = Answer(
+                self.next_request, request, index, answer_params(params, index), array("i", received)
+            )
+            request.answers.append(answer)
+            self.answers[answer.number] = answer
+            self.next_request += 1
         self.counters["requests_accepted"] += 1
         self.requests[request.number] = client.requests[message.id] = request
         self.open_bytes += size
-        self.idle = False
         self.wake_by(now + PROBE_S)
         if params.deadline_s is not None:
+            if len(self.deadlines) > 1000 + 2 * len(self.requests):
+                self.deadlines = [due for due in self.deadlines if due[1] in self.requests]
+                heapq.heapify(self.deadlines)
             heapq.heappush(self.deadlines, (now + params.deadline_s, request.number))
             self.wake_by(now + params.deadline_s)
         self.submit(request)
@@ -267,13 +364,25 @@ class Gateway(Actor):
             raise InvalidRequest(
                 f"id has {len(message.id)} characters; give 1 to {limits.MAX_REQUEST_ID_CHARS}"
             )
-        if message.id in client.requests:
+        if message.id in client.requests or any(id == message.id for id, _ in client.held):
             raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection")
         if (message.prompt is None) == (message.messages is None):
             raise InvalidRequest("give either prompt or messages")
         message.params.check(self.bounds)
         prompt = message.prompt
+        if message.params.n > self.bounds.max_queued_requests:
+            raise InvalidRequest(
+                f"n={message.params.n} answers; this service holds at most"
+                f" {self.bounds.max_queued_requests} at once"
+            )
+        if len(message.received_of_others) >= message.params.n:
+            raise InvalidRequest(
+                f"received_of_others has {len(message.received_of_others)} lists;"
+                f" there are {message.params.n - 1} answers after the first"
+            )
         self.check_tokens("received", message.received)
+        for received in message.received_of_others:
+            self.check_tokens("received_of_others", received)
         if isinstance(prompt, list):
             self.check_tokens("prompt", prompt)
             return array("i", prompt).tobytes(), 4 * len(prompt)
@@ -286,7 +395,7 @@ class Gateway(Actor):
         assert message.messages is not None
         if not message.messages:
             raise InvalidRequest("messages is empty; give at least one")
-        return message.messages, len(repr(message.messages))
+        return message.messages, weight("messages", message.messages)
 
     def check_tokens(self, name: str, tokens: list[int]) -> None:
         highest = self.bounds.vocab_size - 1
@@ -295,128 +404,180 @@ class Gateway(Actor):
                 raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}")
 
     def submit(self, request: Request) -> None:
-        """Start the request, or start it again from what was delivered."""
-        request.opened = False
+        """Start the request, or start it again from what was delivered.
+
+        One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
+        they find its blocks in the prefix cache.
+        """
+        request.all_submitted = False
+        for answer in request.answers:
+            answer.opened = False
+        self.submit_answer((request.unfinished or request.answers)[0])
+
+    def submit_answer(self, answer: Answer) -> None:
+        request = answer.request
         ids = request.prompt if isinstance(request.prompt, bytes) else b""
         text = None if isinstance(request.prompt, bytes) else request.prompt
         self.send(
             "tokenizer",
             Submit(
-                request.number,
+                answer.number,
                 text,
-                request.params,
-                request.delivered.tobytes(),
+                answer.params,
+                answer.delivered.tobytes(),
                 request.client.number,
                 request.attempt,
                 ids,
             ),
         )
 
-    def refuse(self, client: Client, id: str, code: str, message: str, retry_after_s: float | None = None) -> None:
+    def refuse(
+        self, client: Client, id: str | None, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         self.counters["requests_refused"] += 1
-        self.send(client.address, Error(code=code, message=message, id=id, retry_after_s=retry_after_s))
+        self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s))
 
     def on_abort(self, client: Client, abort: Abort, now: float) -> None:
         request = client.requests.get(abort.id)
         if request is not None:
             self.counters["requests_aborted"] += 1
             self.cancel([request])
-            self.send_deltas(client, [self.last_delta(request, "abort")], now)
+            items = [
+                Delta(id=request.id, index=answer.index, finish_reason="abort")
+                for answer in request.unfinished
+            ]
+            if request.last is not None:
+                items.append(request.last)
+            items[-1].usage = usage(request)
+            self.send_deltas(client, items, now)
 
     def cancel(self, requests: list[Request]) -> None:
         for request in requests:
             self.forget(request)
         if requests:
-            self.send("tokenizer", Cancel([request.number for request in requests]))
+            numbers = [answer.number for request in requests for answer in request.unfinished]
+            self.send("tokenizer", Cancel(numbers))
 
     def forget(self, request: Request) -> None:
         del self.requests[request.number]
+        for answer in request.answers:
+            del self.answers[answer.number]
         del request.client.requests[request.id]
         self.open_bytes -= request.size
-        self.idle = not self.requests
-
-    def last_delta(self, request: Request, reason: str, stop_reason: str | int | None = None) -> Delta:
-        usage = Usage(
-            prompt_tokens=request.prompt_tokens,
-            completion_tokens=len(request.delivered),
-            cached_tokens=request.cached_tokens,
-        )
-        return Delta(id=request.id, finish_reason=reason, stop_reason=stop_reason, usage=usage)
 
     # --- what comes back --------------------------------------------------------------------------
 
     def on_tokenized(self, message: Tokenized, now: float) -> None:
-        request = self.requests.get(message.request)
-        if request is not None:
-            request.prompt_tokens = len(message.prompt) // 4
-            if request.return_prompt_ids:
-                request.prompt_ids = message.prompt
+        answer = self.answers.get(message.request)
+        if answer is None:
+            return
+        request = answer.request
+        request.prompt_tokens = len(message.prompt) // 4
+        request.tokenized = True
+        if request.return_prompt_ids:
+            request.prompt_ids = message.prompt
+        if request.last is not None:
+            request.last.prompt_token_ids = array("i", message.prompt).tolist()
+            self.counters["requests_finished"] += 1
+            self.forget(request)
+            self.send_deltas(request.client, [request.last], now)
+            return
+        if not request.all_submitted:
+            request.all_submitted = True
+            others = [other for other in request.unfinished if other is not answer]
+            if others:
+                request.prompt = message.prompt
+            for other in others:
+                self.submit_answer(other)
 
     def on_refused(self, message: Refused, now: float) -> None:
-        request = self.requests.get(message.request)
-        if request is not None:
-            self.fail(request, message.code, message.message)
+        answer = self.answers.get(message.request)
+        if answer is not None:
+            answer.finished = True
+            self.fail(answer.request, message.code, message.message)
 
     def fail(self, request: Request, code: str, message: str) -> None:
+        """The request ends with an error, and with it what answers are not finished."""
         self.counters["requests_failed"] += 1
-        client = request.client
-        held = client.held.pop(request.id, None)
-        if held is not None:
-            self.send(client.address, Deltas(items=[held]))
-        self.forget(request)
-        self.send(client.address, Error(code=code, message=message, id=request.id))
+        if request.unfinished:
+            self.cancel([request])
+        else:
+            self.forget(request)
+        self.tell(request.client, Error(code=code, message=message, id=request.id))
 
     def on_texts(self, message: Texts, now: float) -> None:
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
         if message.counters:
             self.scheduler_counters = message.counters
-        requests = self.requests
-        news: dict[int, tuple[Client, list[Delta]]] = {}
+        answers = self.answers
         deltas: dict[int, Delta] = {}
+        news: defaultdict[Client, list[Delta]] = defaultdict(list)
 
-        def delta_of(request: Request) -> Delta:
-            delta = deltas[request.number] = Delta(id=request.id, token_ids=[])
-            news.setdefault(request.client.number, (request.client, []))[1].append(delta)
+        def begin(answer: Answer, token_ids: list[int], text: str) -> Delta:
+            request = answer.request
+            delta = deltas[answer.number] = Delta(
+                id=request.id, text=text, token_ids=token_ids, index=answer.index
+            )
+            news[request.client].append(delta)
             if request.prompt_ids:
                 delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
                 request.prompt_ids = b""
             return delta
 
         for opened in message.opened:
-            request = requests.get(opened.request)
-            if request is not None and opened.attempt == request.attempt:
-                request.opened = True
-                request.cached_tokens = opened.cached_tokens
-        for number, token, text in zip(
-            array("q", message.requests), array("i", message.tokens), message.texts, strict=True
+            answer = answers.get(opened.request)
+            if answer is not None and opened.attempt == answer.request.attempt:
+                answer.opened = True
+                request = answer.request
+                if answer.index == 0:  # the others find what this one has computed
+                    request.cached_tokens = opened.cached_tokens
+                # ``Tokenized`` comes another way, and may be later.
+                request.prompt_tokens = opened.prompt_tokens
+        logprobs = LogprobRows(message)
+        for row, (number, token, text) in enumerate(
+            zip(array("q", message.requests), array("i", message.tokens), message.texts, strict=True)
         ):
-            request = requests.get(number)
-            if request is None or not request.opened:
+            answer = answers.get(number)
+            if answer is None or not answer.opened or answer.finished:
                 continue
-            request.delivered.append(token)
-            delta = deltas.get(number) or delta_of(request)
-            delta.token_ids.append(token)
-            delta.text += text
-        failed: list[tuple[Request, str, str]] = []
+            answer.delivered.append(token)
+            delta = deltas.get(number)
+            if delta is None:
+                delta = begin(answer, [token], text)
+            else:
+                delta.token_ids.append(token)
+                delta.text += text
+            if logprobs.columns and answer.params.logprobs is not None:
+                delta.logprobs.append(logprobs.read(row, 1 + answer.params.logprobs))
+        failed: list[tuple[Answer, str, str]] = []
         for finished, tail in zip(message.finished, message.tails, strict=True):
-            request = requests.get(finished.request)
-            if request is None:
+            answer = answers.get(finished.request)
+            if answer is None or answer.finished:
                 continue
+            request = answer.request
             if finished.reason not in ENDS:
-                failed.append((request, finished.reason, finished.message))
+                failed.append((answer, finished.reason, finished.message))
                 continue
-            if not request.opened:
+            if not answer.opened:
                 continue
-            delta = deltas.get(request.number) or delta_of(request)
+            delta = deltas.get(answer.number) or begin(answer, [], "")
             delta.text += tail
-            last = self.last_delta(request, finished.reason, finished.stop_reason)
-            delta.finish_reason, delta.stop_reason, delta.usage = last.finish_reason, last.stop_reason, last.usage
-            self.counters["requests_finished"] += 1
-            self.forget(request)
-        for client, items in news.values():
+            delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
+            answer.finished = True
+            if not request.unfinished:
+                delta.usage = usage(request)
+                if request.return_prompt_ids and not request.tokenized:
+                    news[request.client].remove(delta)
+                    request.last = delta
+                    continue
+                self.counters["requests_finished"] += 1
+                self.forget(request)
+        for client, items in news.items():
             self.send_deltas(client, items, now)
-        for request, code, text in failed:
-            self.fail(request, code, text)
+        for answer, code, text in failed:
+            if answer.number in answers:  # neither cut off nor failed just now
+                answer.finished = True
+                self.fail(answer.request, code, text)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -427,27 +588,35 @@ class Gateway(Actor):
         while self.deadlines and self.deadlines[0][0] <= now:
             request = self.requests.get(heapq.heappop(self.deadlines)[1])
             if request is not None:
-                self.send("tokenizer", Cancel([request.number]))
-                self.fail(request, "deadline_exceeded", f"not finished within deadline_s={request.params.deadline_s}")
+                self.fail(
+                    request,
+                    "deadline_exceeded",
+                    f"not finished within deadline_s={request.params.deadline_s}",
+                )
         if self.deadlines:
             self.wake_by(self.deadlines[0][0])
         for client in list(self.clients.values()):
-            if client.blocked:
-                self.retry(client, now)
+            if client.blocked and now < client.retry_at:
+                self.wake_by(client.retry_at)
+            elif client.blocked or client.held:
+                self.send_held(client, now)
             elif client.requests and now - client.sent_at >= PROBE_S:
                 client.sent_at = now
-                self.send(client.address, Pong())
+                self.tell(client, Pong())
         if self.requests:
             self.wake_by(now + PROBE_S)
         if self.tracing is not None:
             self.finish_trace(now)
 
-    def retry(self, client: Client, now: float) -> None:
-        """Try what a slow client has waiting; the host says if it still does not read."""
-        items = list(client.held.values())
-        client.held, client.held_tokens, client.blocked = {}, 0, False
+    def send_held(self, client: Client, now: float) -> None:
+        """Send what waits for a client; the host says if it does not read."""
+        items, messages = list(client.held.values()), client.held_messages
+        client.held, client.held_tokens, client.held_messages, client.blocked = {}, 0, [], False
         if items:
-            self.send_deltas(client, items, now)
+            client.sent_at = now
+            self.send(client.address, Deltas(items=items))
+        for message in messages:
+            self.send(client.address, message)
 
     def on_drain(self, drain: Drain, now: float) -> None:
         self.draining = True
@@ -466,39 +635,89 @@ class Gateway(Actor):
     # --- looking inside ---------------------------------------------------------------------------
 
     def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
-        self.send(client.address, Stats(counters=self.scheduler_counters | self.counters))
+        self.tell(client, Stats(counters=self.scheduler_counters | self.counters))
 
     def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
         if self.tracing is not None:
-            self.send(client.address, Error(code="overloaded", message="a trace is being taken; try again"))
+            self.tracing[0].append(client.address)
             return
         asked = self.peers | {self.name}
-        self.tracing = (client.address, now + TRACE_TIMEOUT_S, set(asked), {})
+        self.tracing = ([client.address], now + TRACE_TIMEOUT_S, set(asked), {})
         self.wake_by(now + TRACE_TIMEOUT_S)
         for peer in sorted(asked):
             self.send(peer, DumpTrace())
 
     def on_spans(self, message: Spans, now: float) -> None:
         if self.tracing is not None:
-            _, deadline, missing, tracks = self.tracing
+            _, _, missing, tracks = self.tracing
             tracks.update(message.tracks)
-            missing -= message.tracks.keys()
+            missing.difference_update(message.tracks)
             self.finish_trace(now)
 
     def finish_trace(self, now: float) -> None:
         """Answer once every actor has sent its spans, or with what there is when time is up."""
         assert self.tracing is not None
-        address, deadline, missing, tracks = self.tracing
+        asking, deadline, missing, tracks = self.tracing
         if missing and now < deadline:
             self.wake_by(deadline)
             return
         self.tracing = None
-        self.send(address, Trace(tracks=tracks))
+        for address in asking:
+            client = self.clients.get(address)
+            if client is not None:
+                self.tell(client, Trace(tracks=tracks))
 
 
-def with_seed(params: SamplingParams, seed: int) -> SamplingParams:
-    fields = {name: getattr(params, name) for name in params.__struct_fields__}
-    return SamplingParams(**{**fields, "seed": seed})
+def weight(name: str, value: Any, depth: int = 0) -> int:
+    """About how many bytes a value of any type takes; ``InvalidRequest`` if it is nested too deep."""
+    if isinstance(value, str | bytes):
+        return 4 + len(value)
+    if not isinstance(value, list | dict):
+        return 8
+    if depth >= limits.MAX_DEPTH:
+        raise InvalidRequest(
+            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}"
+        )
+    inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
+    return 4 + sum(weight(name, item, depth + 1) for item in inner)
+
+
+def received_by_answer(message: Generate) -> list[list[int]]:
+    """What the client has of each of the ``n`` answers."""
+    received = [message.received, *message.received_of_others]
+    return received + [[]] * (message.params.n - len(received))
+
+
+def answer_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Those of answer ``index``: a seed of its own. The first has the request's, so it is the answer of ``n=1``."""
+    if index == 0:
+        return params
+    digest = blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
+    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little") & limits.MAX_SEED)
+
+
+def usage(request: Request) -> Usage:
+    return Usage(
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=sum(len(answer.delivered) for answer in request.answers),
+        cached_tokens=request.cached_tokens,
+    )
+
+
+class LogprobRows:
+    """The logprobs of one step, row by row."""
+
+    def __init__(self, message: Texts) -> None:
+        self.tokens = array("i", message.logprob_tokens)
+        self.values = array("f", message.logprobs)
+        self.columns = len(self.tokens) // len(message.texts) if self.tokens else 0
+        """0: the step has none."""
+
+    def read(self, row: int, columns: int) -> dict[str, float]:
+        """Token id to logprob, from the first ``columns`` of a row."""
+        first = row * self.columns
+        tokens, values = self.tokens[first : first + columns], self.values[first : first + columns]
+        return dict(zip(map(str, tokens), values, strict=True))
 
 
 def build(context: Any) -> Gateway:

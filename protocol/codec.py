@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
-from .errors import ProtocolError
-from .limits import MAX_FRAME_BYTES, MAX_ITEMS
+from .errors import ProtocolError, brief
+from .limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_REQUEST_ID_CHARS
 from .messages import Envelope, PublicIn, PublicOut
 
 T = TypeVar("T")
@@ -26,7 +26,10 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def pack(plain: Any) -> bytes:
     """Plain values as MessagePack."""
-    packed = msgpack.packb(plain, unicode_errors="replace")
+    try:
+        packed = msgpack.packb(plain)  # by far the faster way for texts
+    except UnicodeEncodeError:
+        packed = msgpack.packb(plain, unicode_errors="replace")
     assert packed is not None
     return packed
 
@@ -36,20 +39,49 @@ def decode(frame: bytes, kind: Any) -> Any:
     if len(frame) > MAX_FRAME_BYTES:
         raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
     try:
-        plain = msgpack.unpackb(
-            frame,
-            max_str_len=MAX_FRAME_BYTES,
-            max_bin_len=MAX_FRAME_BYTES,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-        )
+        plain = unpack(frame)
     except Exception as error:  # the boundary: hostile bytes raise far more than msgpack documents
-        raise ProtocolError(f"a frame of {len(frame)} bytes is not MessagePack: {error or type(error).__name__}") from None
+        reason = str(error) or type(error).__name__
+        raise ProtocolError(f"a frame of {len(frame)} bytes is not MessagePack: {reason}") from None
     try:
         return msgspec.convert(plain, kind)
     except Exception as error:
         raise ProtocolError(explain(error, plain)) from None
+
+
+def unpack(frame: bytes) -> Any:
+    """The plain values in a frame, within the bounds of ``limits``."""
+    options: dict[str, Any] = {}
+    if len(frame) > MAX_CONTAINERS:  # no smaller frame can hold too many
+        options = dict.fromkeys(("list_hook", "object_hook"), Containers().count)
+    return msgpack.unpackb(
+        frame,
+        max_str_len=MAX_FRAME_BYTES,
+        max_bin_len=MAX_FRAME_BYTES,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=0,
+        ext_hook=refuse_extension,
+        **options,
+    )
+
+
+class Containers:
+    """Counts the arrays and maps of one frame: a byte of it can become a hundred bytes of memory."""
+
+    def __init__(self) -> None:
+        self.left = MAX_CONTAINERS
+
+    def count(self, container: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it has more than {MAX_CONTAINERS} arrays and maps")
+        return container
+
+
+def refuse_extension(code: int, data: bytes) -> None:
+    """One without data is not over any limit."""
+    raise ValueError(f"extension type {code} is not used here")
 
 
 def decode_envelope(frame: bytes) -> Envelope:
@@ -67,10 +99,10 @@ def decode_to_client(frame: bytes) -> PublicOut:
 def request_id(frame: bytes) -> str | None:
     """The ``id`` in a frame that is no valid message, so that its sender learns which request failed."""
     try:
-        found = msgpack.unpackb(frame, max_ext_len=0)["id"]
+        found = unpack(frame)["id"]
     except Exception:  # the boundary again: there is no id to be had
         return None
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and len(found) <= MAX_REQUEST_ID_CHARS else None
 
 
 def explain(error: Exception, plain: object) -> str:
@@ -85,4 +117,4 @@ def explain(error: Exception, plain: object) -> str:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
             return text
-    return f"{text}: the value is {value!r:.80}"
+    return f"{text}: the value is {brief(value)}"

@@ -31,7 +31,9 @@ def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
         return endpoint
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise InvalidRequest(f"endpoint {endpoint!r} needs a host and a port of 0 to 65535: tcp://127.0.0.1:5555")
+        raise InvalidRequest(
+            f"endpoint {endpoint!r} needs a host and a port of 0 to 65535: tcp://127.0.0.1:5555"
+        )
     if not insecure and not is_loopback(host):
         raise InvalidRequest(
             f"endpoint {endpoint!r} can be reached from other machines, and anyone there could use it:"

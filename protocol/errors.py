@@ -5,6 +5,16 @@ Every message names the value, the limit and what to do.
 
 from __future__ import annotations
 
+import reprlib
+
+BRIEF = reprlib.Repr()
+BRIEF.maxstring = BRIEF.maxother = 80
+
+
+def brief(value: object) -> str:
+    """A value of any size and depth in at most 80 characters."""
+    return BRIEF.repr(value)[:80]
+
 
 class SlipstreamError(Exception):
     """Base of all errors; ``code`` is what travels in an ``error`` message."""

@@ -69,7 +69,7 @@ REFUSED_ABOUT = (
 )
 INTERNAL_ABOUT = (
     'What the actors say to each other; it can change with any version. {"hex": …} stands for binary, in'
-    " which arrays of int32 and int64 are little-endian."
+    " which arrays of int32, int64 and float32 are little-endian."
 )
 
 
@@ -81,7 +81,11 @@ def int64(*values: int) -> bytes:
     return little_endian(array("q", values))
 
 
-def little_endian(values: array[int]) -> bytes:
+def float32(*values: float) -> bytes:
+    return little_endian(array("f", values))
+
+
+def little_endian(values: array[Any]) -> bytes:
     if sys.byteorder == "big":
         values.byteswap()
     return values.tobytes()
@@ -101,6 +105,17 @@ PARAMS = SamplingParams(
     stop_token_ids=[2],
     ignore_eos=True,
     deadline_s=30.0,
+)
+
+MORE_PARAMS = SamplingParams(
+    n=2,
+    logprobs=1,
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+    repetition_penalty=1.1,
+    logit_bias={"5": -100.0},
+    json_schema={"type": "object"},
+    priority=1,
 )
 
 LIMITS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536)
@@ -123,7 +138,14 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ),
     (
         "generate, sent again after a lost connection",
-        Generate(id="5", prompt="Once", received=[16, 392, 70000], return_prompt_ids=True),
+        Generate(
+            id="5",
+            prompt="Once",
+            params=MORE_PARAMS,
+            received=[16, 392, 70000],
+            received_of_others=[[16]],
+            return_prompt_ids=True,
+        ),
     ),
     ("abort", Abort(id="3")),
     ("ping", Ping(nonce=18446744073709551615)),
@@ -135,11 +157,12 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
 TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("welcome", Welcome(protocol=[1, 0], server="slipstream 0.1.0", model="my-model", limits=LIMITS)),
     (
-        "deltas of two requests",
+        "deltas of three requests",
         Deltas(
             items=[
                 Delta(id="1", text=", there", token_ids=[16, 392], prompt_token_ids=[759, 799, 263, 514]),
                 Delta(id="2", token_ids=[240]),
+                Delta(id="3", index=1, text=" a", token_ids=[5], logprobs=[{"5": -0.25, "7": -1.5}]),
             ]
         ),
     ),
@@ -220,11 +243,17 @@ JOIN = Join(
     seed=9223372036854775807,
     min_tokens=0,
     stop_tokens=int32(0, 4),
+    repetition_penalty=1.5,
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+    bias_tokens=int32(5),
+    biases=float32(-100.0),
+    logprobs=1,
 )
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
-    ("submit a text", Submit(5, "Once", FULL_PARAMS, int32(16), client=2, attempt=1)),
-    ("submit a conversation", Submit(6, [{"role": "user", "content": "Hi"}], FULL_PARAMS)),
+    ("submit a text", Submit(5, "Once", PARAMS, int32(16), client=2, attempt=1)),
+    ("submit a conversation", Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS)),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),
     ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),
@@ -238,6 +267,10 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ),
     ("sampled", Sampled(59, int32(392, -1), 3364778464333, 3364784588230)),
     (
+        "sampled with logprobs",
+        Sampled(59, int32(392), 3364778464333, 3364784588230, int32(392, 7), float32(-0.25, -1.5)),
+    ),
+    (
         "tokens",
         Tokens(
             59,
@@ -250,12 +283,23 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
                 Finished(10, "invalid_request", None, "too long"),
             ],
             {"steps": 60.0},
+            int32(392, 7, 2, 0),
+            float32(-0.25, -1.5, -0.5, -2.0),
         ),
     ),
     (
         "texts",
         Texts(
-            59, [OPENED], int64(5, 8), int32(392, 2), [" there", ""], [Finished(8, "stop", "END")], ["."], {}
+            59,
+            [OPENED],
+            int64(5, 8),
+            int32(392, 2),
+            [" there", ""],
+            [Finished(8, "stop", "END")],
+            ["."],
+            {"steps": 60.0},
+            int32(392, 7, 2, 0),
+            float32(-0.25, -1.5, -0.5, -2.0),
         ),
     ),
     ("matched", Matched([8])),

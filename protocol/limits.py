@@ -16,6 +16,12 @@ MAX_FRAMES = 3
 MAX_ITEMS = 1_000_000
 """Longest array or map inside a frame."""
 
+MAX_CONTAINERS = 200_000
+"""Most arrays and maps inside a frame."""
+
+MAX_DEPTH = 32
+"""Deepest nesting of arrays and maps in a value of any type."""
+
 MAX_REQUEST_ID_CHARS = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
@@ -23,6 +29,9 @@ MAX_STOP_TOKEN_IDS = 64
 """A sequence slot holds this many stop tokens on the device, the model's own among them."""
 
 MAX_LOGIT_BIAS = 1024
+"""Most tokens that one request has a bias for; a sequence slot holds this many on the device."""
+
+MAX_ABS_LOGIT_BIAS = 100.0
 MAX_CHOICES = 64
 MAX_LOGPROBS = 20
 MAX_SEED = 2**63 - 1

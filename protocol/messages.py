@@ -41,6 +41,8 @@ class Generate(FromClient, tag="generate"):
     params: SamplingParams = SamplingParams()
     received: list[int] = []
     """Token ids of the answer that the client already has: sent again after a lost connection."""
+    received_of_others: list[list[int]] = []
+    """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
     return_prompt_ids: bool = False
 
 
@@ -78,14 +80,17 @@ class Welcome(ToClient, tag="welcome"):
     limits: Limits
 
 
-class Usage(msgspec.Struct, kw_only=True):
+class Usage(msgspec.Struct, kw_only=True, gc=False):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
 
 
-class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is new in one answer. Exactly one delta of an answer has a ``finish_reason``, its last."""
+class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What is new in one answer. Exactly one delta of an answer has a ``finish_reason``, its last.
+
+    A request with ``n`` answers is over when all of them are, and the last delta of all has the ``usage``.
+    """
 
     id: str
     text: str = ""
@@ -98,6 +103,9 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The stop text or token id that ended the answer."""
     usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
+    logprobs: list[dict[str, float]] = []
+    """One map for each of ``token_ids``, if the request asks: token id to logprob, of the sampled token and
+    of the ``logprobs`` most likely ones. Keys are strings because all maps have string keys here."""
 
 
 class Deltas(ToClient, tag="deltas"):
@@ -215,6 +223,15 @@ class Join(Internal):
     min_tokens: int
     stop_tokens: bytes
     """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias_tokens: bytes = b""
+    """Token ids (int32) that have a logit bias."""
+    biases: bytes = b""
+    """float32, one for each of them."""
+    logprobs: int = -1
+    """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
 
 
 class Plan(Internal):
@@ -244,6 +261,10 @@ class Sampled(Internal):
     started_ns: int
     ended_ns: int
     """Start and end of the step's compute on the device, on the host's monotonic clock."""
+    logprob_tokens: bytes = b""
+    """int32 [rows, columns] if some row wants logprobs: the sampled token, then the most likely ones."""
+    logprobs: bytes = b""
+    """float32 [rows, columns]: logarithms of the probabilities that the model gave to those tokens."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):
@@ -281,6 +302,9 @@ class Tokens(Internal):
     finished: list[Finished] = []
     counters: dict[str, float] = {}
     """The scheduler's counters, now and then; empty otherwise."""
+    logprob_tokens: bytes = b""
+    """As in ``Sampled``, one row per token, or empty. A request reads as many columns as it asks for."""
+    logprobs: bytes = b""
 
 
 class Texts(Internal):
@@ -296,6 +320,8 @@ class Texts(Internal):
     tails: list[str] = []
     """One per finished sequence: text that was held back."""
     counters: dict[str, float] = {}
+    logprob_tokens: bytes = b""
+    logprobs: bytes = b""
 
 
 class Matched(Internal):

@@ -18,6 +18,11 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
     """``stop``, ``length`` or ``abort``."""
     stop_reason: str | int | None = None
     """The stop text or token id that ended the answer."""
+    logprobs: list[dict[int, float]] | None = None
+    """For each of ``token_ids``, if it was asked for: token id to logprob, of the sampled token and of the
+    most likely ones."""
+    cumulative_logprob: float | None = None
+    """The sum of the sampled tokens' logprobs."""
 
 
 class RequestOutput(msgspec.Struct, kw_only=True):
@@ -51,6 +56,13 @@ class Collector:
         answer, texts = found
         texts.append(delta.text)
         answer.token_ids += delta.token_ids
+        if delta.logprobs:
+            rows = [{int(token): value for token, value in row.items()} for row in delta.logprobs]
+            answer.logprobs = answer.logprobs or []
+            answer.logprobs += rows
+            answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(
+                row[token] for row, token in zip(rows, delta.token_ids, strict=True)
+            )
         if delta.prompt_token_ids is not None:
             self.result.prompt_token_ids = delta.prompt_token_ids
         if delta.usage is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from . import limits
-from .errors import InvalidRequest
+from .errors import InvalidRequest, brief
 from .limits import Limits
 
 
@@ -34,16 +34,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     n: int = 1
+    """Answers to make. Answer 0 has ``seed``, the others have seeds that are made of it."""
     logprobs: int | None = None
+    """How many of the most likely tokens to tell the logprobs of, with the sampled token's; None: no logprobs.
+
+    They are those of the model's own distribution, before anything here changes it.
+    """
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[str, float] = {}
-    """Token id, as a string since MessagePack's maps have string keys here, to what is added to its logit."""
+    logit_bias: dict[int | str, float] = {}
+    """Token id to what is added to its logit. Integers become strings, the keys of all maps on the wire."""
     json_schema: dict[str, Any] | str | None = None
     priority: int = 0
     deadline_s: float | None = None
     """Seconds from acceptance within which the request must be finished."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.logit_bias, dict) and any(isinstance(token, int) for token in self.logit_bias):
+            bias = {str(token): value for token, value in self.logit_bias.items()}
+            msgspec.structs.force_setattr(self, "logit_bias", bias)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -62,6 +72,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         within(self, "top_k", -1, bounds.vocab_size)
         within(self, "min_p", 0.0, 1.0)
         within(self, "seed", 0, limits.MAX_SEED)
+        within(self, "n", 1, limits.MAX_CHOICES)
+        within(self, "logprobs", 0, min(limits.MAX_LOGPROBS, bounds.vocab_size))
+        within(self, "presence_penalty", -2.0, 2.0)
+        within(self, "frequency_penalty", -2.0, 2.0)
+        within(self, "repetition_penalty", 0.01, 10.0)
         within(self, "priority", -1000, 1000)
         within(self, "deadline_s", 0.0, limits.MAX_DEADLINE_S, open_low=True)
         strings = self.stop_strings
@@ -76,21 +91,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(
                     f"stop_token_ids has {token}; a token id of this model is 0 to {bounds.vocab_size - 1}"
                 )
+        counted("logit_bias", len(self.logit_bias), limits.MAX_LOGIT_BIAS, "entries")
+        for token, bias in self.logit_bias.items():
+            if not is_token_id(token, bounds.vocab_size):
+                raise InvalidRequest(
+                    f"logit_bias has {brief(token)}; a token id of this model is 0 to {bounds.vocab_size - 1}"
+                )
+            if not -limits.MAX_ABS_LOGIT_BIAS <= bias <= limits.MAX_ABS_LOGIT_BIAS:
+                raise InvalidRequest(
+                    f"logit_bias has {bias} for token {token};"
+                    f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}"
+                )
         for name, default in UNSUPPORTED.items():
             value = getattr(self, name)
             if value != default:
                 raise InvalidRequest(
-                    f"{name}={value!r:.80} is not supported by this version; leave it out (default {default!r})"
+                    f"{name}={brief(value)} is not supported by this version; leave it out (default {default!r})"
                 )
 
 
 UNSUPPORTED: dict[str, object] = {
-    "n": 1,
-    "logprobs": None,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "logit_bias": {},
     "json_schema": None,
     "priority": 0,
 }
@@ -107,6 +127,12 @@ def within(params: SamplingParams, name: str, low: float, high: float, *, open_l
             f"{name}={value} is out of range; it must be {'above' if open_low else 'at least'} {low}"
             f" and at most {high}"
         )
+
+
+def is_token_id(name: int | str, vocab_size: int) -> bool:
+    """Whether ``name`` is a token id in decimal, written in the one way that has no other."""
+    digits = str(name)
+    return len(digits) <= 10 and digits.isdecimal() and str(int(digits)) == digits and int(digits) < vocab_size
 
 
 def counted(name: str, count: int, limit: int, unit: str) -> None:

@@ -19,7 +19,7 @@ ids that have arrived, so that the stream goes on where it stopped.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +27,7 @@ import msgspec
 
 from .codec import decode_to_client, encode
 from .errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
-from .limits import MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
+from .limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
 from .messages import (
     Abort,
     Delta,
@@ -82,11 +82,20 @@ class Stream(Pending):
         super().__init__()
         self.request = request
         self.deltas: deque[Delta] = deque()
-        self.received: list[int] = []
-        """Every token id that has arrived, taken by the consumer or not."""
-        self.unfinished = request.params.n
-        """Answers that have no ``finish_reason`` yet."""
+        self.received: defaultdict[int, list[int]] = defaultdict(list)
+        """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
+        self.unfinished = set(range(answer_count(request.params)))
+        """Indices of the answers that have no ``finish_reason`` yet."""
         self.aborted = False
+
+    def resumed(self) -> Generate:
+        """The request with what has arrived, to go on from there."""
+        if not self.received:
+            return self.request
+        others = [self.received.get(index, []) for index in range(1, max(self.received) + 1)]
+        return msgspec.structs.replace(
+            self.request, received=self.received.get(0, []), received_of_others=others
+        )
 
 
 class Question(Pending):
@@ -217,13 +226,13 @@ class Session:
         touched: list[Pending] = []
         for delta in deltas:
             stream = self.streams.get(delta.id)
-            if stream is None:
-                continue  # on its way while the consumer left
-            stream.received += delta.token_ids
+            if stream is None or delta.index not in stream.unfinished:
+                continue  # on its way while the consumer left; or sent again with the rest of the request
+            stream.received[delta.index] += delta.token_ids
             stream.deltas.append(delta)
             if delta.finish_reason is not None:
-                stream.unfinished -= 1
-                if stream.unfinished <= 0:
+                stream.unfinished.remove(delta.index)
+                if not stream.unfinished:
                     del self.streams[delta.id]
             touched.append(stream)
         return touched
@@ -247,13 +256,13 @@ class Session:
         for stream in list(self.streams.values()):
             if stream.aborted:
                 ended += self.take_deltas(
-                    [Delta(id=stream.request.id, finish_reason="abort")] * stream.unfinished
+                    [
+                        Delta(id=stream.request.id, index=index, finish_reason="abort")
+                        for index in sorted(stream.unfinished)
+                    ]
                 )
                 continue
-            request = stream.request
-            if stream.received:
-                request = msgspec.structs.replace(request, received=stream.received)
-            self.outbox.append(encode(request))
+            self.outbox.append(encode(stream.resumed()))
         for question in self.questions:
             if question.message is not None:
                 self.outbox.append(encode(question.message))
@@ -375,6 +384,11 @@ class Session:
         if request_id in self.streams:
             raise InvalidRequest(f"request_id={request_id!r} is in use by an open request of this client")
         return request_id
+
+
+def answer_count(params: SamplingParams) -> int:
+    """``n``, or some number where it is none that the gateway accepts: it will answer with an error."""
+    return params.n if isinstance(params.n, int) and 1 <= params.n <= MAX_CHOICES else 1
 
 
 def check_params(params: SamplingParams | None) -> SamplingParams:

@@ -10,6 +10,7 @@ looks again after each send, since ZeroMQ signals its file descriptor only on th
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -53,6 +54,12 @@ LAST_WORDS_MS = 500
 TURN = 256
 """Most messages taken from one socket before the others have their turn."""
 
+NICENESS = 5
+"""Of the actors for whom the device does not wait: where cores are few, scheduler and executor come first."""
+
+GARBAGE = 10_000
+"""New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
+
 
 class StartContext(Protocol):
     """What a factory can use while it builds its actor."""
@@ -90,8 +97,8 @@ class Host:
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
-        self.early: dict[str, list[Any]] = {}
-        """Answers to a new incarnation that spoke before the supervisor told where its mailbox is."""
+        self.early: dict[str, list[tuple[int, Any]]] = {}
+        """Answers to a new incarnation (its epoch) that spoke before the supervisor told of its mailbox."""
         self.connected: dict[str, int] = {}
         """The epoch of each peer that ``outgoing`` leads to."""
         self.dead_letters = 0
@@ -145,9 +152,8 @@ class Host:
         self.outgoing[name].connect(mailbox)
         self.connected[name] = epoch
         if self.links.peer_up(name, epoch):
-            self.early.pop(name, None)
             self.tell(name, PeerUp(name, epoch))
-        self.deliver([(name, message) for message in self.early.pop(name, ())])
+        self.deliver([(name, message) for meant, message in self.early.pop(name, ()) if meant == epoch])
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -159,11 +165,11 @@ class Host:
             return
         begun = time.monotonic_ns()
         sends = self.actor.receive(sender, message, begun * 1e-9)
-        self.note(message, sends, begun)
         self.deliver(sends)
+        self.note(message, sends, begun)
 
     def note(self, message: Any, sends: list[Send], begun: int) -> None:
-        """A span named after what the turn made for a step, or else after what it was given."""
+        """A span, sending included, named after what the turn made for a step, or else after what began it."""
         for _, made in sends:
             step = getattr(made, "step", None)
             if step is not None:
@@ -186,8 +192,9 @@ class Host:
         if to == self.links.name:
             self.tell(to, message)
             return
-        if self.links.peers.get(to, 0) > self.connected.get(to, 0):
-            self.early.setdefault(to, []).append(message)
+        epoch = self.links.peers.get(to, 0)
+        if epoch > self.connected.get(to, 0):
+            self.early.setdefault(to, []).append((epoch, message))
             return
         out = self.outgoing.get(to)
         if out is None:
@@ -279,8 +286,17 @@ class Host:
         now = time.monotonic()
         if wake_at > now:
             return wake_at - now
-        self.deliver(self.actor.wake(now))
-        return 0.0
+        self.wake(now)
+        wake_at = self.actor.wake_at
+        return None if wake_at is None else max(0.0, wake_at - now)
+
+    def wake(self, now: float) -> None:
+        """Let the actor do what is due, and send it."""
+        begun = time.monotonic_ns()
+        sends = self.actor.wake(now)
+        self.deliver(sends)
+        if sends:
+            self.note(sends[0][1], sends, begun)
 
     # --- two ways to wait -------------------------------------------------------------------------
 
@@ -403,10 +419,14 @@ def main(factory: str, fd: int, parent: int) -> int:
     except Exception as error:
         control.send(channel, failure(build.current, error))
         return 1
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
     try:
         if actor.blocking:
             host.run_blocking()
         else:
+            os.nice(NICENESS)
             host.run_uvloop()
     except Exception as error:
         control.send(channel, failure("serving", error))

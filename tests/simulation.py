@@ -74,7 +74,7 @@ class World(Simulator):
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
             batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size))
             program = EmulatedProgram(slots, MODEL_LEN, VOCAB)
-            pipeline = Pipeline(device, program, depth, batch.capacity, slots)
+            pipeline = Pipeline(device, program, depth, batch.capacity, batch.output_capacity)
             return Executor(pipeline, batch, Capacity(blocks, block_size), {})
 
         def scheduler(world: Simulator) -> Scheduler:

@@ -663,7 +663,7 @@ def test_a_restart_after_progress_never_counts_against_the_gateway() -> None:
         session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
         session.receive(encode(WELCOME), 1.0)
     assert stream.error is None
-    assert stream.received == [1] * 5 * MAX_BARREN
+    assert stream.received == {0: [1] * 5 * MAX_BARREN}
 
 
 def test_a_request_aborted_before_the_connection_was_lost_is_not_sent_again() -> None:

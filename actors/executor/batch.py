@@ -12,13 +12,22 @@ from functools import cached_property
 
 import numpy as np
 
-from ...protocol.limits import MAX_STOP_TOKEN_IDS
+from ...protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 from ...protocol.messages import Join, Plan
 
-JOIN_FIELDS = 11
-"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, number of stop tokens."""
+JOIN_FIELDS = 13
+"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, and the penalties of
+repetition, presence and frequency. The stop tokens follow."""
 
 JOIN_WIDTH = JOIN_FIELDS + MAX_STOP_TOKEN_IDS
+
+BIAS_WIDTH = 1 + 2 * MAX_LOGIT_BIAS
+"""A joining sequence that has a logit bias: slot, token ids, and what is added to the logit of each."""
+
+MAX_CANDIDATES = 1024
+"""A row whose top-k is at most this needs no sorted vocabulary: its cut lies among the most likely tokens."""
+
+WHOLE_VOCABULARY = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,18 @@ class StepShape:
     """Some sampling row has top-k, top-p or min-p."""
     min_tokens: bool
     """Some sampling row may not stop yet."""
+    candidates: int = 0
+    """The most likely tokens that decide what top-k, top-p and min-p leave; 0: it may take all tokens."""
+    penalties: bool = False
+    """Some row, sampling or not, has a penalty, so that its tokens are counted."""
+    histories: tuple[tuple[int, int], ...] = ()
+    """(slot, tokens) of each joining sequence with a penalty that begins with cached tokens."""
+    biases: int = 0
+    """Joining sequences that have a logit bias."""
+    biased: bool = False
+    """Some sampling row has a logit bias."""
+    logprobs: int = 0
+    """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
 
     @cached_property
     def rows(self) -> int:
@@ -53,28 +74,56 @@ class StepShape:
 
     @cached_property
     def sections(self) -> dict[str, slice]:
-        """Where each section lies, in elements."""
-        sizes = {
-            "row_slots": self.rows,
-            "query_start": self.rows + 1,
-            "token_slots": self.tokens,
-            "token_offsets": self.tokens,
-            "chunk_tokens": self.tokens - self.decodes,
-            "sample_slots": self.samples,
-            "logits_index": self.samples,
-            "joins": self.joins * JOIN_WIDTH,
-            "blocks": self.blocks * 3,
-        }
-        sections: dict[str, slice] = {}
-        start = 0
-        for name, size in sizes.items():
-            sections[name] = slice(start, start + size)
-            start += size
-        return sections
+        """Where each section of the inputs lies, in elements."""
+        return consecutive(
+            row_slots=self.rows,
+            query_start=self.rows + 1,
+            token_slots=self.tokens,
+            token_offsets=self.tokens,
+            chunk_tokens=self.tokens - self.decodes,
+            sample_slots=self.samples,
+            logits_index=self.samples,
+            joins=self.joins * JOIN_WIDTH,
+            biases=self.biases * BIAS_WIDTH,
+            blocks=self.blocks * 3,
+        )
 
     @cached_property
     def size(self) -> int:
         return self.sections["blocks"].stop
+
+    @cached_property
+    def results(self) -> dict[str, slice]:
+        """Where each section of the outputs lies: tokens [S], then [S, logprobs] of int32 and of float32.
+
+        The first column of the last two is the sampled token, the others are the most likely ones.
+        """
+        count = self.samples * self.logprobs
+        return consecutive(tokens=self.samples, logprob_tokens=count, logprobs=count)
+
+    @cached_property
+    def output_size(self) -> int:
+        return self.results["logprobs"].stop
+
+    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sections of ``results``, flat and without the padding rows."""
+        rows = self.samples - self.padding
+        at, count = self.results, rows * self.logprobs
+        return (
+            outputs[:rows],
+            outputs[at["logprob_tokens"]][:count],
+            outputs[at["logprobs"]][:count],
+        )
+
+
+def consecutive(**sizes: int) -> dict[str, slice]:
+    """Sections of these sizes, one after another."""
+    sections: dict[str, slice] = {}
+    start = 0
+    for name, size in sizes.items():
+        sections[name] = slice(start, start + size)
+        start += size
+    return sections
 
 
 class RunningBatch:
@@ -92,17 +141,24 @@ class RunningBatch:
             5 * slots
             + 1
             + 3 * max_batched_tokens
-            + slots * JOIN_WIDTH
+            + slots * (JOIN_WIDTH + BIAS_WIDTH)
             + 3 * (slots + max_batched_tokens + max_blocks)
         )
-        """Elements that the largest step can need."""
+        """Elements that the inputs of the largest step can need."""
+        self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS))
+        """The same for its outputs."""
         self.prompts: dict[int, np.ndarray] = {}
         """Known tokens of each slot that still prefills."""
         self.position = np.zeros(slots, np.int64)
         self.num_blocks = np.zeros(slots, np.int64)
         self.decoding = np.zeros(slots, np.bool_)
         self.sampled = np.zeros(slots, np.bool_)
-        self.truncated = np.zeros(slots, np.bool_)
+        self.candidates = np.zeros(slots, np.int32)
+        """0 for a row that nothing is cut from, else as ``StepShape.candidates``, or ``WHOLE_VOCABULARY``."""
+        self.penalised = np.zeros(slots, np.bool_)
+        self.biased = np.zeros(slots, np.bool_)
+        self.logprobs = np.zeros(slots, np.int32)
+        """As ``StepShape.logprobs``."""
         self.stops_from = np.zeros(slots, np.int64)
         """Position from which the slot may stop."""
 
@@ -142,6 +198,8 @@ class RunningBatch:
             samples, logits_index = samples[order], logits_index[order]
 
         padding = decodes - len(real_rows)
+        candidates = int(self.candidates[samples].max(initial=0))
+        chunk_slots = [slot for slot, _ in chunk_list]
         blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
         shape = StepShape(
             decodes=decodes,
@@ -152,13 +210,21 @@ class RunningBatch:
             blocks=decodes if self.graph_sizes and not chunks else len(blocks),
             max_decode_kv_len=int(self.position[decode_rows].max()) + 1 if decodes else 0,
             greedy=not self.sampled[samples].any(),
-            truncated=bool(self.truncated[samples].any()),
+            truncated=candidates > 0,
+            candidates=candidates % WHOLE_VOCABULARY,
             min_tokens=bool((self.position[samples] < self.stops_from[samples]).any()),
+            penalties=bool(self.penalised[decode_rows].any() or self.penalised[chunk_slots].any()),
+            histories=tuple(
+                (join.slot, join.start) for join in plan.joins if join.start and self.penalised[join.slot]
+            ),
+            biases=sum(1 for join in plan.joins if join.bias_tokens),
+            biased=bool(self.biased[samples].any()),
+            logprobs=int(self.logprobs[samples].max(initial=0)),
         )
         at = shape.sections
         row_slots = staging[at["row_slots"]]
         row_slots[:decodes] = decode_rows
-        row_slots[decodes:] = [slot for slot, _ in chunk_list]
+        row_slots[decodes:] = chunk_slots
         query_start = staging[at["query_start"]]
         query_start[: decodes + 1] = np.arange(decodes + 1)
         query_start[decodes:-1] = [token for token, _, _ in chunks]
@@ -175,6 +241,8 @@ class RunningBatch:
         staging[at["logits_index"]] = logits_index
         if plan.joins:
             self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
+        if shape.biases:
+            self.pack_biases(plan.joins, staging[at["biases"]].reshape(-1, BIAS_WIDTH))
         if shape.blocks:
             self.pack_blocks(blocks, staging[at["blocks"]].reshape(-1, 3))
 
@@ -198,9 +266,14 @@ class RunningBatch:
         self.prompts[slot] = np.frombuffer(join.tokens, np.int32)
         self.position[slot] = join.start
         self.num_blocks[slot] = 0
-        self.sampled[slot] = join.temperature > 0
-        self.truncated[slot] = join.temperature > 0 and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
+        self.sampled[slot] = join.temperature > 0 and join.top_k != 1
+        self.candidates[slot] = deciding_candidates(join)
         self.stops_from[slot] = join.prompt_len + join.min_tokens - 1
+        self.penalised[slot] = (
+            join.repetition_penalty != 1.0 or join.presence_penalty != 0.0 or join.frequency_penalty != 0.0
+        )
+        self.biased[slot] = bool(join.bias_tokens)
+        self.logprobs[slot] = 0 if join.logprobs < 0 else 1 if join.logprobs == 0 else 1 + MAX_LOGPROBS
 
     def pack_joins(self, joins: list[Join], rows: np.ndarray) -> None:
         floats = rows.view(np.float32)
@@ -210,9 +283,21 @@ class RunningBatch:
             floats[index, 5:7] = (join.temperature, join.top_p)
             rows[index, 7] = join.top_k
             floats[index, 8] = join.min_p
-            rows[index, 9:11] = (join.min_tokens, len(stop))
+            rows[index, 9] = join.min_tokens
+            floats[index, 10:13] = (join.repetition_penalty, join.presence_penalty, join.frequency_penalty)
             rows[index, JOIN_FIELDS:] = -2
             rows[index, JOIN_FIELDS : JOIN_FIELDS + len(stop)] = stop
+
+    def pack_biases(self, joins: list[Join], rows: np.ndarray) -> None:
+        """Unused places add nothing to the logit of token 0."""
+        biased = [join for join in joins if join.bias_tokens]
+        rows[:] = 0
+        floats = rows.view(np.float32)
+        for index, join in enumerate(biased):
+            tokens, biases = np.frombuffer(join.bias_tokens, np.int32), np.frombuffer(join.biases, np.float32)
+            rows[index, 0] = join.slot
+            rows[index, 1 : 1 + len(tokens)] = tokens
+            floats[index, 1 + MAX_LOGIT_BIAS : 1 + MAX_LOGIT_BIAS + len(biases)] = biases
 
     def pack_blocks(self, blocks: np.ndarray, rows: np.ndarray) -> None:
         """Give each appended block its place in the block table of its slot: (slot, index, block).
@@ -226,6 +311,15 @@ class RunningBatch:
         for row, slot in enumerate(blocks[:, 0].tolist()):
             rows[row, 1] = self.num_blocks[slot]
             self.num_blocks[slot] += 1
+
+
+def deciding_candidates(join: Join) -> int:
+    """How many of the most likely tokens decide what is cut from the sequence's rows; 0: nothing is."""
+    if join.temperature == 0 or join.top_k == 1:
+        return 0
+    if join.top_k == 0 and join.top_p == 1:
+        return 1 if join.min_p > 0 else 0
+    return MAX_CANDIDATES if 0 < join.top_k <= MAX_CANDIDATES else WHOLE_VOCABULARY
 
 
 def seed_words(seed: int) -> tuple[int, int]:

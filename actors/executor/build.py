@@ -101,7 +101,7 @@ def assemble(
     slots, size = options["max_num_seqs"], options["block_size"]
     max_blocks = -(-options["max_model_len"] // size)
     batch = RunningBatch(slots, options["max_num_batched_tokens"], max_blocks, sizes)
-    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, slots + 1)
+    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, batch.output_capacity)
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
     return Executor(pipeline, batch, Capacity(blocks, size), facts)
 

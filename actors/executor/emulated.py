@@ -141,8 +141,22 @@ def next_token(previous: np.ndarray, position: np.ndarray, seed: np.ndarray, voc
     return (mixed % np.uint64(vocab_size)).astype(np.int64)
 
 
+def known_logprobs(token: np.ndarray, columns: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids int32 and logprobs float32 [rows, columns] of int64 tokens [rows]: each is the most likely.
+
+    The sampled token's comes first, then those of the most likely tokens, each half as likely as the last.
+    """
+    rank = np.maximum(np.arange(columns) - 1, 0)
+    ids = (token[:, None] + rank) % vocab_size
+    values = -np.log(2.0) * (1 + token[:, None] % 5 + rank)
+    return ids.astype(np.int32), values.astype(np.float32)
+
+
 class EmulatedProgram:
-    """The token table, carry-over and stop test of the real program, around ``next_token``."""
+    """The token table, carry-over and stop test of the real program, around ``next_token``.
+
+    Of the sampling parameters only ``seed`` and ``min_tokens`` change its tokens.
+    """
 
     def __init__(self, slots: int, max_model_len: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -181,5 +195,9 @@ class EmulatedProgram:
             stopping = (self.stop[slots] == token[:, None]).any(axis=1)
             early &= stopping
         self.tokens[slots, position] = token
-        outputs[: shape.samples] = np.where(finished, -1, token)
+        outputs[shape.results["tokens"]] = np.where(finished, -1, token)
+        if shape.logprobs:
+            ids, values = known_logprobs(token, shape.logprobs, self.vocab_size)
+            outputs[shape.results["logprob_tokens"]] = ids.ravel()
+            outputs[shape.results["logprobs"]] = values.view(np.int32).ravel()
         self.finished[slots] = finished | stopping

@@ -41,7 +41,16 @@ class Executor(Actor):
             for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
                 self.lanes.add(lane, "step", step.step, begun, ended)
             if not self.scheduler_is_new:
-                self.send("scheduler", Sampled(step.step, step.tokens.tobytes(), *step.compute))
+                self.send(
+                    "scheduler",
+                    Sampled(
+                        step.step,
+                        step.tokens.tobytes(),
+                        *step.compute,
+                        step.logprob_tokens.tobytes(),
+                        step.logprobs.tobytes(),
+                    ),
+                )
         self.welcome_scheduler()
 
     def next_completion(self) -> float | None:

@@ -53,13 +53,13 @@ class GraphedProgram:
             captured = self.captured[key] = self.capture(key)
         captured.inputs.copy_(inputs[: shape.size])
         captured.graph.replay()
-        outputs[: shape.samples].copy_(captured.outputs)
+        outputs[: shape.output_size].copy_(captured.outputs)
 
     def capture(self, shape: StepShape) -> Captured:
         """Capture the step of ``shape``. It first runs once on null rows, which compiles what needs it."""
         device = self.program.model.device
         inputs = torch.zeros(shape.size, dtype=torch.int32, device=device)
-        outputs = torch.zeros(shape.samples, dtype=torch.int32, device=device)
+        outputs = torch.zeros(shape.output_size, dtype=torch.int32, device=device)
         null_step(inputs, shape, self.program.state.finished.shape[0] - 1)
         self.program.run(inputs, outputs, shape)
         torch.cuda.synchronize(device)

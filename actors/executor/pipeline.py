@@ -27,7 +27,7 @@ class Program(Protocol):
     """What one step computes, on the compute stream."""
 
     def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        """Read the packed step in ``inputs``; write one token per sampling row to ``outputs``."""
+        """Read the packed step in ``inputs``; write its results to ``outputs``, as ``shape.results`` says."""
         ...
 
 
@@ -45,15 +45,20 @@ class Slot:
     compute_done: Event
     d2h_done: Event
     step: int = -1
-    rows: int = 0
+    shape: StepShape | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A finished step. ``tokens`` int32 [rows]; times in nanoseconds of the host's monotonic clock."""
+    """A finished step: its outputs, without padding rows; times in ns of the host's monotonic clock."""
 
     step: int
     tokens: np.ndarray
+    """int32 [rows]."""
+    logprob_tokens: np.ndarray
+    """int32 [rows * logprobs]."""
+    logprobs: np.ndarray
+    """float32 [rows * logprobs], as int32."""
     h2d: tuple[int, int]
     compute: tuple[int, int]
     d2h: tuple[int, int]
@@ -93,7 +98,7 @@ class Pipeline:
     def launch(self, slot: Slot, step: int, shape: StepShape) -> None:
         """Queue one staged step. Nothing here waits on the host."""
         h2d, compute, d2h = self.device.h2d, self.device.compute, self.device.d2h
-        slot.step, slot.rows = step, shape.samples - shape.padding
+        slot.step, slot.shape = step, shape
 
         h2d.record(slot.h2d_started)
         h2d.copy(slot.inputs, slot.staging, shape.size)
@@ -109,7 +114,7 @@ class Pipeline:
         compute.record(slot.compute_done)
 
         d2h.wait(slot.compute_done)
-        d2h.copy(slot.results, slot.outputs, shape.samples)
+        d2h.copy(slot.results, slot.outputs, shape.output_size)
         d2h.record(slot.d2h_done)
 
         self.device.notify(slot.d2h_done)
@@ -121,12 +126,13 @@ class Pipeline:
         handed: list[Handed] = []
         while self.under_way and self.under_way[0].d2h_done.query():
             slot = self.under_way.popleft()
-            tokens = self.device.array(slot.results)[: slot.rows].copy()
+            assert slot.shape is not None
+            outputs = self.device.array(slot.results)[: slot.shape.output_size].copy()
             done = slot.compute_done.time_ns()
             handed.append(
                 Handed(
                     slot.step,
-                    tokens,
+                    *slot.shape.unpack(outputs),
                     h2d=(slot.h2d_started.time_ns(), slot.h2d_done.time_ns()),
                     compute=(slot.compute_started.time_ns(), done),
                     d2h=(done, slot.d2h_done.time_ns()),

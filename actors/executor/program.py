@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import JOIN_FIELDS, JOIN_WIDTH, StepShape
+from .batch import BIAS_WIDTH, JOIN_FIELDS, JOIN_WIDTH, StepShape
 from .kv_cache import allocate
 from .model import PagedModel
 from .paged import PagedBatch
-from .sampler import sample, uniform
+from .sampler import Sampler, logprobs
 
 
 class SlotState:
@@ -37,12 +37,6 @@ class SlotState:
         self.finished = zeros(dtype=torch.bool)
         self.finished[-1] = True
         self.prompt_len = zeros(dtype=torch.int64)
-        self.seed = zeros(dtype=torch.int64)
-        self.temperature = zeros(dtype=torch.float32)
-        self.top_p = zeros(dtype=torch.float32)
-        self.top_k = zeros(dtype=torch.int64)
-        self.min_p = zeros(dtype=torch.float32)
-        self.min_tokens = zeros(dtype=torch.int64)
         self.stop = zeros(JOIN_WIDTH - JOIN_FIELDS, dtype=torch.int32)
 
 
@@ -57,12 +51,19 @@ class ModelProgram:
         self.cache = allocate(model.layout, num_blocks, block_size, model.device, model.dtype)
         max_blocks = -(-max_model_len // block_size)
         self.state = SlotState(slots, max_model_len, max_blocks, model.device)
+        self.sampler = Sampler(slots + 1, model.vocab_size, model.device)
+        self.block_tokens = torch.zeros(num_blocks * block_size, dtype=torch.int32, device=model.device)
+        """The token at each place of the cache: what a prefix that was found there says."""
 
     def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
-        """One step; ``inputs`` int32 as ``StepShape.sections`` says, ``outputs`` int32 [samples]."""
-        state, at = self.state, shape.sections
+        """One step; ``inputs`` and ``outputs`` int32 as ``StepShape.sections`` and ``results`` say."""
+        state, sampler, at = self.state, self.sampler, shape.sections
         if shape.joins:
-            self.join(inputs[at["joins"]].view(-1, JOIN_WIDTH))
+            joins = inputs[at["joins"]].view(-1, JOIN_WIDTH)
+            self.join(joins)
+            sampler.join(joins, shape)
+        if shape.biases:
+            sampler.join_biases(inputs[at["biases"]].view(-1, BIAS_WIDTH))
         if shape.blocks:
             slot, index, block = inputs[at["blocks"]].view(-1, 3).long().unbind(1)
             state.block_table[slot, index] = block.int()
@@ -71,8 +72,12 @@ class ModelProgram:
         slots = inputs[at["token_slots"]].long()
         positions = state.position[slots] + inputs[at["token_offsets"]]
         if shape.chunks:
-            first = shape.decodes
-            state.tokens[slots[first:], positions[first:]] = inputs[at["chunk_tokens"]]
+            first, known = shape.decodes, inputs[at["chunk_tokens"]]
+            state.tokens[slots[first:], positions[first:]] = known
+            if shape.penalties:
+                self.count_history(shape)
+                in_prompt = positions[first:] < state.prompt_len[slots[first:]]
+                sampler.count_known(slots[first:], known, in_prompt)
         input_ids = state.tokens[slots, positions].long()
         rows = inputs[at["row_slots"]].long()
         query_start = inputs[at["query_start"]]
@@ -89,56 +94,47 @@ class ModelProgram:
             chunks=list(shape.chunks),
             max_decode_kv_len=shape.max_decode_kv_len,
         )
+        self.block_tokens[batch.write_index] = input_ids.int()
 
         # forward
-        logits = self.model.forward(input_ids, positions, batch, inputs[at["logits_index"]].long())
+        logits = self.model.forward(input_ids, positions, batch, inputs[at["logits_index"]].long()).float()
         state.position[rows] += torch.where(state.finished[rows], 0, counts)
 
         # sample
         slots = inputs[at["sample_slots"]].long()
         position = state.position[slots]
-        tokens = self.choose(logits.float(), slots, position - state.prompt_len[slots], shape)
+        stop = state.stop[slots]
+        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, shape)
 
         # scatter, and the stop test: a row that is finished brings no token, and will bring none
         finished = state.finished[slots]
-        stopping = (state.stop[slots] == tokens[:, None]).any(dim=1)
-        state.tokens[slots, position] = tokens
+        stopping = (stop == tokens[:, None]).any(dim=1)
+        # A finished row goes on writing the cache at the place of its last token: that has to stay what it is.
+        state.tokens[slots, position] = torch.where(finished, state.tokens[slots, position], tokens)
         state.finished[slots] = finished | stopping
-        outputs[: shape.samples] = torch.where(finished, -1, tokens)
+        if shape.penalties:
+            sampler.count_sampled(slots, tokens)
+        results = shape.results
+        outputs[results["tokens"]] = torch.where(finished, -1, tokens)
+        if shape.logprobs:
+            ids, values = logprobs(logits, tokens, shape.logprobs)
+            outputs[results["logprob_tokens"]] = ids.flatten()
+            outputs[results["logprobs"]] = values.view(torch.int32).flatten()
 
     def join(self, joins: Tensor) -> None:
         """New holders of slots; the columns are those of ``RunningBatch.pack_joins``."""
         state = self.state
-        floats = joins.view(torch.float32)
         slots = joins[:, 0].long()
         state.position[slots] = joins[:, 1].long()
         state.finished[slots] = False
         state.prompt_len[slots] = joins[:, 2].long()
-        low, high = joins[:, 3].long(), joins[:, 4].long()
-        state.seed[slots] = (high << 32) | (low & 0xFFFFFFFF)
-        state.temperature[slots] = floats[:, 5]
-        state.top_p[slots] = floats[:, 6]
-        state.top_k[slots] = joins[:, 7].long()
-        state.min_p[slots] = floats[:, 8]
-        state.min_tokens[slots] = joins[:, 9].long()
         state.stop[slots] = joins[:, JOIN_FIELDS:]
 
-    def choose(self, logits: Tensor, slots: Tensor, index: Tensor, shape: StepShape) -> Tensor:
-        """The next tokens int32 [S], the ``index``-th (int64 [S]) of each answer."""
-        state = self.state
-        if shape.min_tokens:
-            stop = state.stop[slots].long()
-            early = (index < state.min_tokens[slots])[:, None] & (stop >= 0)
-            barred = torch.where(early, float("-inf"), 0.0)
-            logits = logits.scatter_add(1, stop.clamp(min=0), barred)
-        if shape.greedy:
-            return logits.argmax(dim=-1).int()
-        return sample(
-            logits,
-            state.temperature[slots],
-            state.top_k[slots],
-            state.top_p[slots],
-            state.min_p[slots],
-            uniform(state.seed[slots], index),
-            truncated=shape.truncated,
-        ).int()
+    def count_history(self, shape: StepShape) -> None:
+        """Count the tokens of each joining sequence that are not in its chunks: they are in cached blocks."""
+        state, size = self.state, self.block_size
+        for slot, length in shape.histories:
+            positions = torch.arange(length, device=self.block_tokens.device)
+            place = state.block_table[slot, positions // size].long() * size + positions % size
+            in_prompt = positions < state.prompt_len[slot]
+            self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)

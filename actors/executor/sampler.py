@@ -2,13 +2,253 @@
 
 Randomness is counter based: the number for a token is a function of (request seed, token index) and of
 nothing else. A request therefore draws the same numbers whatever else is in the batch, at any depth of
-the pipeline, and again after a restart.
+the pipeline, and again after a restart. What a row does not ask for leaves its logits as they are, bit
+for bit, so that a neighbour that asks for it changes nothing either.
+
+A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency
+and presence, temperature, top-k, top-p, min-p, the draw. The order is that of transformers' logits
+processors; vLLM applies min-p before top-k and top-p.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ...protocol.limits import MAX_LOGIT_BIAS
+from .batch import StepShape
+
+IN_PROMPT = 1 << 30
+"""Mark of a prompt's token in the table of counts; what is below it counts the answer's."""
+
+DRAW_BLOCK = 256
+"""The draw first finds the block of this many tokens, then the token in it."""
+
+
+class Sampler:
+    """What is asked of the tokens of each sequence slot; all tensors, first dimension ``slots``."""
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+
+        self.seed = zeros(dtype=torch.int64)
+        self.temperature = zeros(dtype=torch.float32)
+        self.top_p = zeros(dtype=torch.float32)
+        self.top_k = zeros(dtype=torch.int64)
+        self.min_p = zeros(dtype=torch.float32)
+        self.min_tokens = zeros(dtype=torch.int64)
+        self.repetition_penalty = zeros(dtype=torch.float32) + 1.0
+        self.presence_penalty = zeros(dtype=torch.float32)
+        self.frequency_penalty = zeros(dtype=torch.float32)
+        self.bias_tokens = zeros(MAX_LOGIT_BIAS, dtype=torch.int64)
+        self.bias = zeros(MAX_LOGIT_BIAS, dtype=torch.float32)
+        self.vocab_size = vocab_size
+        self.counts: Tensor | None = None
+        """int32 [slots, vocab]: how often the answer has the token, and ``IN_PROMPT`` if the prompt has it.
+
+        Only the rows of sequences with a penalty mean anything. At 256 slots and 128,000 tokens it takes
+        131 MB, as much as the logits of one step, so it is made when the first such sequence joins.
+        """
+
+    # --- who is in which slot ---------------------------------------------------------------------
+
+    def join(self, joins: Tensor, shape: StepShape) -> None:
+        """New holders of slots: int32 [joins, JOIN_WIDTH], columns as in ``RunningBatch.pack_joins``."""
+        floats = joins.view(torch.float32)
+        slots = joins[:, 0].long()
+        low, high = joins[:, 3].long(), joins[:, 4].long()
+        self.seed[slots] = (high << 32) | (low & 0xFFFFFFFF)
+        self.temperature[slots] = floats[:, 5]
+        self.top_p[slots] = floats[:, 6]
+        self.top_k[slots] = joins[:, 7].long()
+        self.min_p[slots] = floats[:, 8]
+        self.min_tokens[slots] = joins[:, 9].long()
+        self.repetition_penalty[slots] = floats[:, 10]
+        self.presence_penalty[slots] = floats[:, 11]
+        self.frequency_penalty[slots] = floats[:, 12]
+        self.bias[slots] = 0.0
+        if shape.penalties:
+            if self.counts is None:
+                size = (len(self.seed), self.vocab_size)
+                self.counts = torch.zeros(size, dtype=torch.int32, device=joins.device)
+            self.counts[slots] = 0
+
+    def join_biases(self, biases: Tensor) -> None:
+        """Logit biases of new holders: int32 [biases, BIAS_WIDTH], as in ``RunningBatch.pack_biases``."""
+        slots = biases[:, 0].long()
+        self.bias_tokens[slots] = biases[:, 1 : 1 + MAX_LOGIT_BIAS].long()
+        self.bias[slots] = biases.view(torch.float32)[:, 1 + MAX_LOGIT_BIAS :]
+
+    # --- what was said before ---------------------------------------------------------------------
+
+    def count_known(self, slots: Tensor, tokens: Tensor, in_prompt: Tensor) -> None:
+        """Count tokens that the host knew: ``slots`` int64, ``tokens`` int32, ``in_prompt`` bool, all [N].
+
+        The tokens of a sequence come in order, and a prompt is marked before anything is added to it.
+        """
+        assert self.counts is not None
+        counts, place = self.counts.view(-1), slots * self.vocab_size + tokens
+        counts.scatter_reduce_(0, place, in_prompt.int() * IN_PROMPT, "amax")
+        counts.scatter_add_(0, place, (~in_prompt).int())
+
+    def count_sampled(self, slots: Tensor, tokens: Tensor) -> None:
+        """Count one sampled token (int32 [S]) of each of ``slots`` (int64 [S]), for the steps after this."""
+        assert self.counts is not None
+        place = slots * self.vocab_size + tokens
+        self.counts.view(-1).scatter_add_(0, place, torch.ones_like(tokens))
+
+    # --- the choice -------------------------------------------------------------------------------
+
+    def choose(self, logits: Tensor, slots: Tensor, index: Tensor, stop: Tensor, shape: StepShape) -> Tensor:
+        """The next tokens int32 [S], the ``index``-th (int64 [S]) of each answer.
+
+        ``logits`` float32 [S, V] stay as they are; ``stop`` int32 [S, stops] are the rows' stop tokens, and
+        negative where there are fewer. ``shape`` says what some row of the step asks for.
+        """
+        if shape.biased:
+            logits = logits.scatter_add(1, self.bias_tokens[slots], self.bias[slots])
+        if shape.min_tokens:
+            early = (index < self.min_tokens[slots])[:, None] & (stop >= 0)
+            barred = torch.where(early, float("-inf"), 0.0)
+            logits = logits.scatter_add(1, stop.long().clamp(min=0), barred)
+        if shape.penalties:
+            assert self.counts is not None
+            logits = penalise(
+                logits,
+                self.counts[slots],
+                self.repetition_penalty[slots],
+                self.presence_penalty[slots],
+                self.frequency_penalty[slots],
+            )
+        if shape.greedy:
+            return logits.argmax(dim=-1).int()
+        return sample(
+            logits,
+            self.temperature[slots],
+            self.top_k[slots],
+            self.top_p[slots],
+            self.min_p[slots],
+            uniform(self.seed[slots], index),
+            truncated=shape.truncated,
+            candidates=shape.candidates,
+        ).int()
+
+
+def penalise(
+    logits: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """``logits`` [S, V] less the penalties [S]; ``counts`` int32 [S, V] as in ``Sampler.counts``.
+
+    Repetition is about prompt and answer, and divides positive logits and multiplies negative ones (Keskar
+    et al., 2019); frequency and presence are about the answer and are subtracted, as in vLLM.
+    """
+    repetition = repetition[:, None]
+    repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(counts > 0, repeated, logits)
+    said = counts & (IN_PROMPT - 1)
+    logits = logits - frequency[:, None] * said
+    return logits - presence[:, None] * (said > 0)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    draws: Tensor,
+    *,
+    truncated: bool,
+    candidates: int = 0,
+) -> Tensor:
+    """One token id per row: ``logits`` float32 [S, V], the parameters [S], ``draws`` float64 [S] give int64 [S].
+
+    A row of temperature 0 or top-k 1 takes its most likely token, the first of equals. Otherwise the token
+    is where the cumulated probability, in the order of token ids, passes the draw. ``truncated`` says that
+    some row has top-k, top-p or min-p, and ``candidates`` is as in ``StepShape``.
+    """
+    greedy = logits.argmax(dim=-1)
+    is_greedy = (temperature == 0) | (top_k == 1)
+    # Less the greatest before the division: no temperature, however small, makes an infinity of it.
+    scaled = logits - logits.gather(1, greedy[:, None])
+    scaled = scaled / torch.where(is_greedy, 1.0, temperature)[:, None]
+    weights = scaled.exp()
+    if truncated:
+        lowest = threshold(scaled, top_k, top_p, min_p, candidates)
+        weights = torch.where(scaled >= lowest[:, None], weights, 0.0)
+    return torch.where(is_greedy, greedy, draw(weights, draws))
+
+
+def threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, candidates: int = 0) -> Tensor:
+    """The least logit that top-k, then top-p, then min-p keep: [S], for ``scaled`` [S, V] whose greatest is 0.
+
+    Edges are those of transformers' logits processors: top-p keeps the token that passes ``top_p``, and what
+    equals the last token that is kept is kept too. Rows for which ``candidates`` are too few must have no
+    top-p, and no top-k beyond them.
+    """
+    vocab = scaled.shape[1]
+    best = scaled.topk(min(candidates or vocab, vocab)).values
+    width = best.shape[1]
+    place = torch.arange(width, device=scaled.device)
+    last_k = torch.where(top_k > 0, top_k, vocab).clamp(max=width) - 1
+    weights = torch.where(place <= last_k[:, None], best.exp(), 0.0)
+    ends = weights.cumsum(dim=-1, dtype=torch.float64)
+    wanted = top_p * ends[:, -1]
+    last_p = (ends < wanted[:, None]).sum(dim=-1).clamp(max=width - 1)
+    lowest_k = torch.where((top_k > 0) & (top_k <= width), at(best, last_k), float("-inf"))
+    lowest_p = torch.where(top_p < 1, at(best, last_p), float("-inf"))
+    return torch.maximum(torch.maximum(lowest_k, lowest_p), min_p.log())
+
+
+def draw(weights: Tensor, draws: Tensor) -> Tensor:
+    """The place int64 [S] at which the cumulated ``weights`` [S, V], of any sum, pass ``draws`` [S] of it.
+
+    In two levels, which spares the cumulated sums of the whole vocabulary in float64. A place without
+    weight is never drawn.
+    """
+    rows, vocab = weights.shape
+    blocks = F.pad(weights, (0, -vocab % DRAW_BLOCK)).view(rows, -1, DRAW_BLOCK)
+    block_ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    wanted = draws * block_ends[:, -1]
+    block = first_beyond(block_ends, wanted)
+    before = torch.where(block > 0, at(block_ends, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, DRAW_BLOCK))[:, 0]
+    ends = inside.cumsum(dim=-1, dtype=torch.float64)
+    return (block * DRAW_BLOCK + first_beyond(ends, wanted - before)).clamp(max=vocab - 1)
+
+
+def first_beyond(ends: Tensor, wanted: Tensor) -> Tensor:
+    """The first place int64 [S] where rising ``ends`` [S, N] are beyond ``wanted`` [S], which rounding may
+    have brought up to the last of them."""
+    below_last = torch.nextafter(ends[:, -1], torch.zeros_like(wanted))
+    return (ends <= torch.minimum(wanted, below_last)[:, None]).sum(dim=-1)
+
+
+def at(values: Tensor, place: Tensor) -> Tensor:
+    """``values`` [S, N] at one place (int64 [S]) of each row."""
+    return values.gather(1, place[:, None])[:, 0]
+
+
+def logprobs(logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Token ids int32 and logprobs float32, both [S, ``columns``]: the sampled token's, then the most likely ones.
+
+    ``logits`` float32 [S, V] are the model's own, ``tokens`` int32 [S] what was sampled. Columns for which
+    the vocabulary has no tokens are zero.
+    """
+    ids = tokens[:, None]
+    values = logits.gather(1, ids.long())
+    if columns > 1:
+        best = logits.topk(min(columns - 1, logits.shape[1]))
+        ids = torch.cat([ids, best.indices.int()], dim=1)
+        values = torch.cat([values, best.values], dim=1)
+    values = values - logits.logsumexp(dim=-1, keepdim=True)
+    unused = (0, columns - values.shape[1])
+    return F.pad(ids, unused), F.pad(values, unused)
+
+
+# --- random numbers ---------------------------------------------------------------------------------
 
 
 def to_signed(word: int) -> int:
@@ -34,53 +274,3 @@ def mixed(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX_1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX_2
     return z ^ ((z >> 31) & ((1 << 33) - 1))
-
-
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    draws: Tensor,
-    *,
-    truncated: bool,
-) -> Tensor:
-    """One token id per row: ``logits`` float32 [S, V], the parameters [S], ``draws`` float64 [S] give int64 [S].
-
-    A row of temperature 0 takes its most likely token. Otherwise the token is where the cumulated
-    probability passes the draw. ``truncated`` says that some row has top-k, top-p or min-p.
-    """
-    greedy = logits.argmax(dim=-1)
-    is_greedy = temperature == 0
-    scaled = logits / torch.where(is_greedy, 1.0, temperature)[:, None]
-    if truncated:
-        order_logits, order = scaled.sort(dim=-1, descending=True)
-        probabilities = truncate(order_logits.softmax(dim=-1), top_k, top_p, min_p)
-        place = draw(probabilities, draws)
-        sampled = order.gather(1, place[:, None])[:, 0]
-    else:
-        sampled = draw(scaled.softmax(dim=-1), draws)
-    return torch.where(is_greedy, greedy, sampled)
-
-
-def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Zero what top-k, then top-p, then min-p leave out; ``probabilities`` [S, V] fall from left to right.
-
-    The order and the edges are those of transformers' logits processors: top-p keeps the token that
-    passes ``top_p``, and the most likely token is always kept.
-    """
-    place = torch.arange(probabilities.shape[1], device=probabilities.device)
-    limit = torch.where(top_k > 0, top_k, probabilities.shape[1])
-    kept = torch.where(place < limit[:, None], probabilities, 0.0)
-    kept = kept / kept.sum(dim=-1, keepdim=True)
-    before = kept.cumsum(dim=-1) - kept
-    kept = torch.where((before < top_p[:, None]) | (place == 0), kept, 0.0)
-    return torch.where(kept >= min_p[:, None] * kept[:, :1], kept, 0.0)
-
-
-def draw(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """The place at which the cumulated ``probabilities`` [S, V], of any sum, pass ``draws`` [S] of it."""
-    cumulated = probabilities.double().cumsum(dim=-1)
-    threshold = draws * cumulated[:, -1]
-    return (cumulated <= threshold[:, None]).sum(dim=-1).clamp(max=probabilities.shape[1] - 1)

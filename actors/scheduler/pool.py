@@ -67,6 +67,8 @@ class BlockPool(Pool):
         self.block_size = block_size
         self.caching = caching
         self.references = [0] * count
+        self.last_use = [-1] * count
+        """The last step of any holder that has released the block."""
         self.hash_of: dict[int, bytes] = {}
         self.block_of: dict[bytes, int] = {}
         self.unused: OrderedDict[int, None] = OrderedDict()
@@ -88,9 +90,10 @@ class BlockPool(Pool):
     def release(self, blocks: Iterable[int], last_step: int) -> None:
         """One holder less for each block, last first so that a prefix outlives what continues it."""
         for block in reversed(list(blocks)):
+            self.last_use[block] = max(self.last_use[block], last_step)
             self.references[block] -= 1
             if self.references[block] == 0:
-                self.retire(block, last_step)
+                self.retire(block, self.last_use[block])
 
     def reuse(self, number: int) -> None:
         if number in self.hash_of:

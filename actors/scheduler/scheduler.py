@@ -28,7 +28,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor
 from .pool import BlockPool, Pool
-from .sequence import Sequence, SlotTable
+from .sequence import Logprobs, Sequence, SlotTable
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that the detokenizer gets to continue the text of."""
@@ -178,7 +178,8 @@ class Scheduler(Actor):
         self.open(sequence, 0)
         first = sequence.prompt_len + sequence.delivered
         missing = self.known_tokens(sequence)[first:]
-        self.flush(-1, np.full(len(missing), sequence.request, np.int64), missing)
+        requests = np.full(len(missing), sequence.request, np.int64)
+        self.flush(-1, requests, missing, logprobs=sequence.last_logprobs(len(missing)))
 
     def known_tokens(self, sequence: Sequence) -> np.ndarray:
         return self.table.known(sequence.slot) if sequence.slot >= 0 else sequence.tokens
@@ -418,6 +419,9 @@ class Scheduler(Actor):
         table = self.table
         tokens = np.frombuffer(message.tokens, np.int32)
         alive = table.accepting[rows]
+        logprobs = None
+        if message.logprobs:
+            logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         counters = self.counters
         counters["steps"] += 1
         counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
@@ -430,6 +434,8 @@ class Scheduler(Actor):
         counters["generation_tokens"] += len(rows)
         table.tokens[rows, table.length[rows]] = tokens
         table.length[rows] += 1
+        if logprobs is not None:
+            logprobs = self.keep_logprobs(rows, logprobs)
         stopped = (table.stop[rows] == tokens[:, None]).any(axis=1)
         requests = table.request[rows]
         for row in np.flatnonzero(stopped | (table.length[rows] >= table.target[rows])):
@@ -442,7 +448,16 @@ class Scheduler(Actor):
                 self.finish(sequence, "length")
         self.complete(step)
         self.plan_ahead(now)
-        self.flush(step, requests, tokens, now)
+        self.flush(step, requests, tokens, now, logprobs)
+
+    def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
+        """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
+        wanting = np.flatnonzero(self.table.logprobs[rows] >= 0)
+        for row in wanting.tolist():
+            sequence = self.holders[rows[row]]
+            assert sequence is not None
+            sequence.keep_logprobs(logprobs.take(np.array([row])))
+        return logprobs if len(wanting) else None
 
     def complete(self, step: int) -> None:
         """Nothing on the device uses what was last used in this step."""
@@ -454,20 +469,28 @@ class Scheduler(Actor):
             self.vacate(slot)
 
     def flush(
-        self, step: int, requests: np.ndarray | None = None, tokens: np.ndarray | None = None, now: float = 0.0
+        self,
+        step: int,
+        requests: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
+        now: float = 0.0,
+        logprobs: Logprobs | None = None,
     ) -> None:
         """One message to the detokenizer with everything that is new."""
         counters: dict[str, float] = {}
-        if now >= self.counters_due and now or not self.outstanding:
+        if (now >= self.counters_due and now) or not self.outstanding:
             self.counters_due = now + COUNTERS_EVERY_S
             counters = self.gauges() | self.counters
         if requests is None or tokens is None:
             requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
         if len(requests) or self.opened or self.finished or counters:
-            self.send(
-                "detokenizer",
-                Tokens(step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters),
+            message = Tokens(
+                step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters
             )
+            if logprobs is not None:
+                message.logprob_tokens = logprobs.tokens.tobytes()
+                message.logprobs = logprobs.values.tobytes()
+            self.send("detokenizer", message)
             self.opened, self.finished = [], []
 
     def gauges(self) -> dict[str, float]:

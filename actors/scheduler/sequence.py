@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,26 @@ from ...protocol.sampling import SamplingParams
 
 NO_TOKEN = -2
 """Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
+
+
+class Logprobs(NamedTuple):
+    """What the model gave to the tokens of some rows: the sampled one first, then the most likely ones."""
+
+    tokens: np.ndarray
+    """int32 [rows, columns]."""
+    values: np.ndarray
+    """float32 [rows, columns]."""
+
+    @staticmethod
+    def read(tokens: bytes, values: bytes, rows: int) -> Logprobs:
+        return Logprobs(
+            np.frombuffer(tokens, np.int32).reshape(rows, -1),
+            np.frombuffer(values, np.float32).reshape(rows, -1),
+        )
+
+    def take(self, rows: np.ndarray) -> Logprobs:
+        """Some of the rows, by number or as a mask."""
+        return Logprobs(self.tokens[rows], self.values[rows])
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +53,8 @@ class Sequence:
     attempt: int = 0
     delivered: int = 0
     """Generated tokens that the gateway had when it last sent the request."""
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """One row for each token generated here, if the request asks for logprobs: part of the ledger."""
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
@@ -49,6 +72,8 @@ class Sequence:
     def join(self, start: int) -> Join:
         params = self.params
         assert params.seed is not None
+        bias_tokens = np.array([int(token) for token in params.logit_bias], np.int32)
+        biases = np.array(list(params.logit_bias.values()), np.float32)
         return Join(
             slot=self.slot,
             tokens=self.tokens.tobytes(),
@@ -61,6 +86,31 @@ class Sequence:
             seed=params.seed,
             min_tokens=params.min_tokens,
             stop_tokens=self.stop_tokens.tobytes(),
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            bias_tokens=bias_tokens.tobytes(),
+            biases=biases.tobytes(),
+            logprobs=self.wanted_logprobs,
+        )
+
+    @property
+    def wanted_logprobs(self) -> int:
+        """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
+        return -1 if self.params.logprobs is None else self.params.logprobs
+
+    def keep_logprobs(self, row: Logprobs) -> None:
+        """Put the one row of a new token into the ledger, as many columns as the request asks for."""
+        columns = 1 + self.wanted_logprobs
+        self.logprobs.append(Logprobs(row.tokens[:, :columns].copy(), row.values[:, :columns].copy()))
+
+    def last_logprobs(self, count: int) -> Logprobs | None:
+        """Those of the newest ``count`` tokens; None if the request asks for none."""
+        if self.wanted_logprobs < 0 or not count:
+            return None
+        rows = self.logprobs[-count:]
+        return Logprobs(
+            np.concatenate([row.tokens for row in rows]), np.concatenate([row.values for row in rows])
         )
 
 
@@ -83,6 +133,8 @@ class SlotTable:
         """Positions for which the sequence has blocks."""
         self.request = np.zeros(slots, np.int64)
         self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
+        self.logprobs = np.full(slots, -1, np.int32)
+        """``Sequence.wanted_logprobs``."""
         self.decoding = np.zeros(slots, np.bool_)
         """Runs one token in every step."""
         self.accepting = np.zeros(slots, np.bool_)
@@ -98,6 +150,7 @@ class SlotTable:
         self.request[slot] = sequence.request
         self.stop[slot] = NO_TOKEN
         self.stop[slot, : len(sequence.stop_tokens)] = sequence.stop_tokens
+        self.logprobs[slot] = sequence.wanted_logprobs
         self.decoding[slot] = False
         self.accepting[slot] = True
 

@@ -1,4 +1,4 @@
-"""The command line: ``slipstream serve``, ``generate``, ``chat``, ``env``.
+"""The command line: ``slipstream serve``, ``generate``, ``chat``, ``bench``, ``env``.
 
 A command is one function under ``@command``: it gives its parser its options and returns what runs.
 Each imports what it needs when it is chosen, so that ``slipstream --help`` comes at once.
@@ -245,6 +245,24 @@ def env(parser: argparse.ArgumentParser) -> Run:
         supported, why = judge(found.model)
         print(f"model        {found.model}: {why}")
         return DONE if supported else FAILED
+
+    return run
+
+
+@command("measure how busy the device is kept, and how fast a service is")
+def bench(parser: argparse.ArgumentParser) -> Run:
+    from .bench import COMMANDS as benches
+
+    kinds = parser.add_subparsers(metavar="|".join(benches), required=True)
+    for name, (declare, measure) in benches.items():
+        kind = kinds.add_parser(name, allow_abbrev=False)
+        declare(kind)
+        kind.set_defaults(measure=measure)
+
+    def run(found: argparse.Namespace) -> int:
+        need("bench", "engine")
+        found.measure(found)
+        return DONE
 
     return run
 

@@ -133,6 +133,9 @@ def tell_ready(fd: int, ready: dict[str, Any]) -> None:
 def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     """The children in the order of their start, each with all that it needs to know."""
     folder = find_model(options.model)
+    if options.device != "emulated" and not any(folder.glob("*.safetensors")):
+        # The executor would say so too, seconds later.
+        raise InvalidRequest(f"model {str(folder)!r}: the folder has no weights; looked for *.safetensors")
     config = read_json(folder / "config.json")
     limit = max_model_len_of(config)
     length = options.max_model_len or limit

@@ -1,0 +1,159 @@
+"""Overlap on and off gives the same tokens: the real scheduler, pipeline and program on the CPU device.
+
+The emulated device shows it over thousands of schedules (``test_simulation.py``); here torch computes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+
+import numpy as np
+import pytest
+import torch
+from slipstream.actors.executor.batch import RunningBatch
+from slipstream.actors.executor.cpu import CpuDevice
+from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.model import PagedModel, from_config
+from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.program import ModelProgram
+from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
+from slipstream.protocol.sampling import SamplingParams
+from transformers import LlamaConfig
+
+VOCAB, LENGTH, SLOTS, BLOCK, BUDGET = 23, 64, 5, 4, 12
+EOS = 21
+SCHEDULES = 75
+"""Random schedules per depth."""
+
+
+@pytest.fixture(scope="module")
+def model() -> PagedModel:
+    torch.set_num_threads(1)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=LENGTH,
+        initializer_range=1.0,  # decided logits, so that no tie hangs on the last bit
+        eos_token_id=EOS,
+    )
+    return from_config(config, torch.device("cpu"), torch.float32)
+
+
+class Rig:
+    """Scheduler and executor around one CPU device; the device's threads give the timing."""
+
+    def __init__(self, model: PagedModel, depth: int, blocks: int) -> None:
+        self.device = CpuDevice()
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
+        with torch.inference_mode():
+            program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK)
+        pipeline = Pipeline(self.device, program, depth, batch.capacity, SLOTS + 1)
+        self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
+        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
+        self.tokens: dict[int, list[int]] = {}
+        self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
+
+    def carry(self, sends: list[tuple[str | bytes, object]]) -> None:
+        for to, message in sends:
+            if to == "executor":
+                self.carry(self.executor.receive("scheduler", message, 0.0))
+            elif to == "scheduler":
+                self.carry(self.scheduler.receive("executor", message, 0.0))
+            elif isinstance(message, Tokens):
+                requests = np.frombuffer(message.requests, np.int64).tolist()
+                for request, token in zip(
+                    requests, np.frombuffer(message.tokens, np.int32).tolist(), strict=True
+                ):
+                    self.tokens.setdefault(request, []).append(token)
+
+    def ask(self, request: int, prompt: list[int], params: SamplingParams) -> None:
+        self.tokens.setdefault(request, [])
+        ids = np.array(prompt, np.int32).tobytes()
+        self.carry(self.scheduler.receive("tokenizer", Enqueue(request, ids, params, b""), 0.0))
+
+    def wait(self) -> None:
+        """Until the device has finished a step."""
+        fd = self.device.completions_fd
+        assert fd is not None
+        assert select.select([fd], [], [], 30.0)[0], "the device is silent"
+        os.eventfd_read(fd)
+        self.carry(self.executor.receive("device", Completed(), 0.0))
+
+    def finish(self) -> None:
+        while self.scheduler.sequences or self.executor.pipeline.under_way:
+            self.wait()
+        self.device.close()
+
+
+def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
+    rng = random.Random(5)
+    made = []
+    for seed in range(count):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 30))]
+        params = SamplingParams(
+            max_tokens=rng.randrange(1, 25),
+            temperature=rng.choice([0.0, 0.0, 0.7, 1.2]),
+            top_p=rng.choice([1.0, 0.9]),
+            seed=seed,
+            ignore_eos=rng.random() < 0.2,
+        )
+        made.append((prompt, params))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(model: PagedModel) -> list[list[int]]:
+    """Each request by itself, synchronously."""
+    answers = []
+    for prompt, params in requests(40):
+        rig = Rig(model, depth=1, blocks=40)
+        rig.ask(0, prompt, params)
+        rig.finish()
+        answers.append(rig.tokens[0])
+    return answers
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
+    model: PagedModel, alone: list[list[int]], depth: int
+) -> None:
+    known = requests(40)
+    preempted, wasted = 0.0, 0.0
+    for schedule in range(SCHEDULES):
+        rng = random.Random(schedule)
+        rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
+        chosen = [rng.randrange(len(known)) for _ in range(10)]
+        aborted = set()
+        for request, which in enumerate(chosen):
+            rig.ask(request, *known[which])
+            for _ in range(rng.randrange(3)):
+                if rig.executor.pipeline.under_way:
+                    rig.wait()
+            if rng.random() < 0.1:
+                victim = rng.randrange(request + 1)
+                aborted.add(victim)
+                rig.carry(rig.scheduler.receive("tokenizer", Cancel([victim]), 0.0))
+        rig.finish()
+        preempted += rig.scheduler.counters["preemptions"]
+        wasted += rig.scheduler.counters["wasted_rows"]
+        for request, which in enumerate(chosen):
+            got, expected = rig.tokens[request], alone[which]
+            assert got == (expected[: len(got)] if request in aborted else expected), (schedule, request)
+    assert preempted > 0
+    assert wasted > 0, "no row was under way for a request that had ended"
+
+
+def test_the_schedules_have_real_ends_by_stop_token(alone: list[list[int]]) -> None:
+    ended = [
+        answer[-1] == EOS
+        for answer, (_, params) in zip(alone, requests(40), strict=True)
+        if not params.ignore_eos
+    ]
+    assert 5 < sum(ended) < len(ended)

@@ -1,0 +1,716 @@
+"""The scheduler as it is: a pure actor, in front of a device that checks what it is asked to do."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from slipstream.actors.scheduler.pool import BlockPool
+from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.protocol.codec import encode
+from slipstream.protocol.messages import (
+    Cancel,
+    Capacity,
+    Enqueue,
+    Finished,
+    Matched,
+    Opened,
+    PeerUp,
+    Plan,
+    Sampled,
+    Tokens,
+)
+from slipstream.protocol.sampling import SamplingParams
+
+EOS = 1
+VOCAB = 1000
+
+
+def int32(values: list[int]) -> bytes:
+    return np.array(values, np.int32).tobytes()
+
+
+def pairs(data: bytes) -> list[tuple[int, int]]:
+    return [(first, second) for first, second in np.frombuffer(data, np.int32).reshape(-1, 2).tolist()]
+
+
+def ints(data: bytes) -> list[int]:
+    return np.frombuffer(data, np.int32).tolist()
+
+
+# --- a device that checks -----------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """What the device knows of a sequence slot."""
+
+    tokens: list[int]
+    position: int
+    seed: int
+    stop: set[int]
+    blocks: list[int] = field(default_factory=list)
+    prefixes: list[int] = field(default_factory=list)
+    """A number for each beginning of ``tokens``."""
+    decoding: bool = False
+    """Nothing of the prompt is left: it runs in every step."""
+    finished: bool = False
+
+    def prefix(self, position: int) -> int:
+        while len(self.prefixes) <= position:
+            before = self.prefixes[-1] if self.prefixes else 0
+            self.prefixes.append(hash((before, self.tokens[len(self.prefixes)])))
+        return self.prefixes[position]
+
+
+class Bench:
+    """A scheduler and its device. Steps finish when the test says so, in order.
+
+    The cache remembers of each place which beginning was written there. A row that attends to anything
+    but its own beginning, because a block was given to two or reused too early, fails the test.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int = 4,
+        budget: int = 64,
+        length: int = 256,
+        depth: int = 2,
+        blocks: int = 65,
+        size: int = 16,
+        caching: bool = True,
+        vocab: int = VOCAB,
+    ) -> None:
+        self.size = size
+        self.vocab = vocab
+        self.depth = depth
+        self.budget = budget
+        self.scheduler = Scheduler(SchedulerConfig(slots, budget, length, depth, (EOS,), caching))
+        self.now = 10.0
+        self.outstanding: deque[Plan] = deque()
+        self.plans: list[Plan] = []
+        self.news: list[Tokens] = []
+        self.rows: dict[int, Row] = {}
+        self.cache: dict[tuple[int, int], int] = {}
+        self.opened: list[Opened] = []
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, Finished] = {}
+        self.prompts: dict[int, list[int]] = {}
+        self.give(Capacity(blocks, size))
+
+    def give(self, message: Any) -> None:
+        self.now += 0.001
+        for to, sent in self.scheduler.receive("anyone", message, self.now):
+            if to == "executor":
+                self.plans.append(sent)
+                self.outstanding.append(sent)
+                assert len(self.outstanding) <= self.depth
+            else:
+                assert to == "detokenizer"
+                self.hear(sent)
+
+    def hear(self, message: Tokens) -> None:
+        self.news.append(message)
+        for opened in message.opened:
+            self.opened.append(opened)
+            self.tokens.setdefault(opened.request, [])
+        for request, token in zip(
+            np.frombuffer(message.requests, np.int64).tolist(), ints(message.tokens), strict=True
+        ):
+            assert request not in self.ends, f"a ghost token of request {request}"
+            self.tokens[request].append(token)
+        for finished in message.finished:
+            assert finished.request not in self.ends, f"request {finished.request} ended twice"
+            self.ends[finished.request] = finished
+
+    def ask(self, request: int, prompt: list[int], **params: Any) -> None:
+        self.prompts[request] = prompt
+        told: dict[str, Any] = {"seed": request} | params
+        self.give(Enqueue(request, int32(prompt), SamplingParams(**told), b""))
+
+    def finish_step(self) -> Plan:
+        """The oldest outstanding step is done."""
+        plan = self.outstanding.popleft()
+        tokens = self.compute(plan)
+        self.give(Sampled(plan.step, int32(tokens), plan.step * 1000, plan.step * 1000 + 500))
+        return plan
+
+    def finish_all(self, most: int = 10_000) -> None:
+        for _ in range(most):
+            if not self.outstanding:
+                return
+            self.finish_step()
+        raise AssertionError(f"not over after {most} steps")
+
+    def compute(self, plan: Plan) -> list[int]:
+        for slot in ints(plan.leaves):
+            del self.rows[slot]
+        decoding = [slot for slot, row in self.rows.items() if row.decoding]
+        for join in plan.joins:
+            assert join.slot not in self.rows, "a slot with two holders"
+            self.rows[join.slot] = Row(ints(join.tokens), join.start, join.seed, set(ints(join.stop_tokens)))
+        for slot, block in pairs(plan.blocks):
+            assert block != 0, "block 0 belongs to nobody"
+            self.rows[slot].blocks.append(block)
+        chunks = pairs(plan.chunks)
+        assert len(decoding) + sum(count for _, count in chunks) <= self.budget
+        for slot in decoding:
+            self.run(self.rows[slot], 1)
+        sampled: dict[int, int] = {slot: self.sample(self.rows[slot]) for slot in decoding}
+        for slot, count in chunks:
+            self.run(self.rows[slot], count)
+            if self.rows[slot].position == len(self.rows[slot].tokens):
+                self.rows[slot].decoding = True
+                sampled[slot] = self.sample(self.rows[slot])
+        return [sampled[slot] for slot in sorted(sampled)]
+
+    def run(self, row: Row, count: int) -> None:
+        if row.finished:
+            return
+        for position in range(row.position, row.position + count):
+            self.cache[row.blocks[position // self.size], position % self.size] = row.prefix(position)
+        row.position += count
+        for position in range(row.position):
+            place = row.blocks[position // self.size], position % self.size
+            assert self.cache.get(place) == row.prefix(position), f"position {position} is not its own"
+
+    def sample(self, row: Row) -> int:
+        if row.finished:
+            return -1
+        token = next_token(row.prefix(row.position - 1), row.seed, self.vocab)
+        row.tokens.append(token)
+        row.finished = token in row.stop
+        return token
+
+    def nothing_left(self) -> None:
+        scheduler = self.scheduler
+        blocks = scheduler.blocks
+        assert blocks is not None
+        assert not scheduler.sequences
+        assert not scheduler.waiting
+        assert scheduler.slots.available == scheduler.config.max_num_seqs
+        assert blocks.available == len(blocks.references) - 1
+        assert not any(blocks.references)
+
+
+def next_token(prefix: int, seed: int, vocab: int) -> int:
+    return hash((prefix, seed)) % vocab
+
+
+def alone(prompt: list[int], seed: int, most: int, stop: set[int], vocab: int) -> list[int]:
+    """What a request is answered alone."""
+    row = Row(list(prompt), 0, seed, stop)
+    while len(row.tokens) < len(prompt) + most:
+        row.tokens.append(next_token(row.prefix(len(row.tokens) - 1), seed, vocab))
+        if row.tokens[-1] in stop:
+            break
+    return row.tokens[len(prompt) :]
+
+
+def prompt(number: int, length: int) -> list[int]:
+    """A prompt that shares no beginning with another number's."""
+    return [2 + (number * 37 + index * 11) % (VOCAB - 2) for index in range(length)]
+
+
+FREE = {"ignore_eos": True}
+
+# --- the step protocol --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(depth: int) -> None:
+    bench = Bench(depth=depth)
+    bench.ask(1, prompt(1, 10), max_tokens=50, **FREE)
+    assert len(bench.outstanding) == depth  # no result has come, and more is planned than one step
+    for _ in range(20):
+        bench.finish_step()
+        assert len(bench.outstanding) == depth
+    bench.finish_all()
+    assert bench.ends[1].reason == "length"
+
+
+def test_steps_are_numbered_without_gaps() -> None:
+    bench = Bench(depth=3)
+    for request in range(10):
+        bench.ask(request, prompt(request, 20), max_tokens=1 + request, **FREE)
+    bench.finish_all()
+    assert [plan.step for plan in bench.plans] == list(range(len(bench.plans)))
+
+
+def test_a_plan_is_the_same_whatever_tokens_the_device_samples() -> None:
+    """So it cannot hold the value of a token that has not been sampled yet."""
+
+    def plans(vocab: int) -> list[bytes]:
+        bench = Bench(depth=3, slots=3, vocab=vocab, caching=False)
+        for request in range(6):
+            bench.ask(request, prompt(request, 5 + 30 * request), max_tokens=20 + request, **FREE)
+        bench.finish_all()
+        assert len(bench.ends) == 6
+        return [encode(plan) for plan in bench.plans]
+
+    assert plans(VOCAB) == plans(vocab=777)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_an_end_by_length_wastes_no_row_and_no_step(depth: int) -> None:
+    bench = Bench(depth=depth)
+    for request, most in enumerate([1, 2, 7, 30]):
+        bench.ask(request, prompt(request, 10), max_tokens=most, **FREE)
+    bench.finish_all()
+    assert [len(bench.tokens[request]) for request in range(4)] == [1, 2, 7, 30]
+    assert bench.scheduler.counters["wasted_rows"] == 0
+    assert bench.scheduler.counters["scheduled_rows"] == 1 + 2 + 7 + 30
+    assert len(bench.plans) == 30 + depth  # so many were made before the last request came
+    bench.nothing_left()
+
+
+def stop_after(prompt: list[int], seed: int, count: int) -> int:
+    """The token that a request is answered as its ``count``-th, and not before."""
+    answer = alone(prompt, seed, count, set(), VOCAB)
+    assert answer.index(answer[-1]) == count - 1
+    return answer[-1]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_ghost_token_after_a_stop_goes_no_further_and_is_counted(depth: int) -> None:
+    """The steps that were launched before the stop token was known have a row of it: depth - 1 of them."""
+    bench = Bench(depth=depth)
+    stop = stop_after(prompt(1, 10), 1, 5)
+    bench.ask(1, prompt(1, 10), max_tokens=50, stop_token_ids=[stop], **FREE)
+    bench.ask(2, prompt(2, 10), max_tokens=50, **FREE)
+    bench.finish_all()
+    assert bench.tokens[1] == alone(prompt(1, 10), 1, 5, {stop}, VOCAB)
+    assert bench.ends[1] == Finished(1, "stop", stop)
+    assert len(bench.tokens[2]) == 50
+    assert bench.scheduler.counters["wasted_rows"] == depth - 1
+    assert bench.scheduler.counters["generation_tokens"] == 55
+    bench.nothing_left()
+
+
+def test_the_models_own_end_token_ends_an_answer_without_being_named() -> None:
+    bench = Bench(vocab=7)
+    bench.ask(1, prompt(1, 10), max_tokens=200)
+    bench.finish_all()
+    assert bench.tokens[1] == alone(prompt(1, 10), 1, 200, {EOS}, 7)
+    assert bench.ends[1] == Finished(1, "stop", None)
+
+
+def test_a_long_prompt_runs_in_chunks_beside_the_others_decoding_within_one_budget() -> None:
+    bench = Bench(budget=16, length=512)
+    for request in (1, 2):
+        bench.ask(request, prompt(request, 5), max_tokens=100, **FREE)
+    bench.finish_step()
+    bench.finish_step()
+    bench.ask(3, prompt(3, 200), max_tokens=5, **FREE)
+    before = len(bench.plans)
+    while not bench.tokens.get(3):
+        had = [len(bench.tokens[request]) for request in (1, 2)]
+        bench.finish_step()
+        assert [len(bench.tokens[request]) for request in (1, 2)] == [count + 1 for count in had]
+    chunks = [[count for _, count in pairs(plan.chunks)] for plan in bench.plans[before:]]
+    sizes = [count for of_plan in chunks for count in of_plan]
+    assert sum(sizes) == 200
+    assert sizes[:-1] == [16 - 2] * (len(sizes) - 1)
+    bench.finish_all()
+    assert bench.tokens[3] == alone(prompt(3, 200), 3, 5, set(), VOCAB)
+
+
+def test_several_prompts_share_a_step_as_far_as_the_budget_goes() -> None:
+    bench = Bench(budget=50, depth=1, slots=8)
+    bench.ask(0, prompt(0, 4), max_tokens=20, **FREE)
+    for request in range(1, 5):
+        bench.ask(request, prompt(request, 20), max_tokens=3, **FREE)
+    bench.finish_step()
+    counts = [count for _, count in pairs(bench.plans[-1].chunks)]
+    assert counts == [20, 20, 9]  # and one for the request that decodes
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_steady_decode_plan_is_as_small_for_256_rows_as_for_2(depth: int) -> None:
+    def sizes(rows: int) -> list[int]:
+        bench = Bench(slots=256, budget=4096, length=512, size=256, blocks=1000, depth=depth)
+        for request in range(rows):
+            bench.ask(request, prompt(request, 4), max_tokens=40, **FREE)
+        bench.finish_all()
+        assert len(bench.ends) == rows
+        return [len(encode(plan)) for plan in bench.plans[10:36]]
+
+    few, many = sizes(2), sizes(256)
+    assert few == many
+    assert max(many) < 20
+
+
+# --- who runs, and who waits --------------------------------------------------------------------
+
+
+def test_requests_begin_in_the_order_in_which_they_came() -> None:
+    bench = Bench(slots=2)
+    for request in range(8):
+        bench.ask(request, prompt(request, 10), max_tokens=3, **FREE)
+    bench.finish_all()
+    assert [opened.request for opened in bench.opened] == list(range(8))
+
+
+def test_a_request_that_can_never_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+    bench = Bench(blocks=5, size=16)
+    bench.ask(1, prompt(1, 60), max_tokens=5)
+    end = bench.ends[1]
+    assert end.reason == "invalid_request"
+    for part in ("60 tokens", "max_tokens up to 5", "room for 65 tokens", "holds 64"):
+        assert part in end.message
+    bench.ask(2, prompt(2, 59), max_tokens=5, **FREE)
+    bench.finish_all()
+    assert len(bench.tokens[2]) == 5
+    bench.nothing_left()
+
+
+def test_requests_that_came_before_the_executor_are_refused_too_if_they_cannot_fit() -> None:
+    scheduler = Scheduler(SchedulerConfig(4, 64, 256, 2, (EOS,)))
+    scheduler.receive("tokenizer", Enqueue(1, int32(prompt(1, 100)), SamplingParams(seed=1), b""), 1.0)
+    sent = scheduler.receive("executor", Capacity(3, 16), 2.0)
+    (finished,) = [end for to, message in sent if to == "detokenizer" for end in message.finished]
+    assert finished.reason == "invalid_request"
+    assert "holds 32" in finished.message
+
+
+def test_when_the_cache_is_full_the_newest_gives_way_and_every_token_is_as_it_would_have_been() -> None:
+    bench = Bench(blocks=9, size=8, slots=4, length=64)
+    for request in range(4):
+        bench.ask(request, prompt(request, 10), max_tokens=40, **FREE)
+    bench.finish_all()
+    assert bench.scheduler.counters["preemptions"] > 0
+    for request in range(4):
+        assert bench.tokens[request] == alone(prompt(request, 10), request, 40, set(), VOCAB)
+    assert list(bench.ends) == [0, 1, 2, 3]
+    bench.nothing_left()
+
+
+def test_cancelling_ends_a_request_wherever_it_stands_and_frees_what_it_held() -> None:
+    bench = Bench(slots=2, budget=16)
+    bench.ask(1, prompt(1, 5), max_tokens=100, **FREE)  # decodes
+    bench.ask(2, prompt(2, 100), max_tokens=100, **FREE)  # prefills
+    bench.ask(3, prompt(3, 5), max_tokens=100, **FREE)  # waits
+    bench.finish_step()
+    bench.finish_step()
+    bench.give(Cancel([1, 2, 3, 77]))
+    assert {request: end.reason for request, end in bench.ends.items()} == dict.fromkeys((1, 2, 3), "abort")
+    bench.finish_all()
+    bench.nothing_left()
+    assert bench.scheduler.gauges()["kv_cache_usage_perc"] == 0.0
+    assert bench.news[-1].counters["num_requests_running"] == 0.0
+
+
+def test_a_request_that_met_a_stop_text_ends_without_another_word_of_it() -> None:
+    """The detokenizer, which found the text, has told the gateway."""
+    bench = Bench()
+    bench.ask(1, prompt(1, 5), max_tokens=100, **FREE)
+    bench.finish_step()
+    bench.give(Matched([1]))
+    bench.finish_all()
+    assert bench.ends == {}
+    bench.nothing_left()
+
+
+def test_a_request_sent_again_continues_behind_what_was_delivered() -> None:
+    answer = alone(prompt(1, 10), 1, 20, set(), VOCAB)
+    bench = Bench()
+    params = SamplingParams(seed=1, max_tokens=20, ignore_eos=True)
+    bench.give(Enqueue(1, int32(prompt(1, 10)), params, int32(answer[:12]), 0, 1))
+    bench.finish_all()
+    assert bench.tokens[1] == answer[12:]
+    assert [(opened.delivered, opened.prompt_tokens, opened.attempt) for opened in bench.opened] == [
+        (12, 10, 1)
+    ]
+
+
+def test_a_new_executor_is_given_everything_again_and_no_token_changes() -> None:
+    bench = Bench()
+    for request in range(3):
+        bench.ask(request, prompt(request, 30), max_tokens=20, **FREE)
+    for _ in range(6):
+        bench.finish_step()
+    bench.outstanding.clear()
+    bench.rows.clear()
+    bench.cache.clear()
+    bench.give(PeerUp("executor", 9))
+    assert not bench.outstanding
+    bench.give(Capacity(65, 16))
+    bench.finish_all()
+    for request in range(3):
+        assert bench.tokens[request] == alone(prompt(request, 30), request, 20, set(), VOCAB)
+
+
+def test_a_result_of_another_step_than_the_oldest_is_a_fault_that_names_both() -> None:
+    bench = Bench()
+    bench.ask(1, prompt(1, 5), max_tokens=9, **FREE)
+    with pytest.raises(RuntimeError, match="answered step 1; step 0 is the oldest"):
+        bench.give(Sampled(1, int32([5]), 0, 1))
+
+
+# --- the prefix cache ---------------------------------------------------------------------------
+
+
+def test_a_prompt_that_begins_like_a_running_one_shares_its_blocks() -> None:
+    bench = Bench(size=16)
+    shared = prompt(1, 64)
+    bench.ask(1, shared + [5] * 6, max_tokens=30, **FREE)
+    bench.finish_step()
+    bench.ask(2, shared + [6] * 6, max_tokens=30, **FREE)
+    bench.finish_step()
+    first, second = (join for plan in bench.plans for join in plan.joins)
+    assert (first.start, second.start) == (0, 64)
+    mine: dict[int, list[int]] = {}
+    for plan in bench.plans:
+        for slot, block in pairs(plan.blocks):
+            mine.setdefault(slot, []).append(block)
+    assert mine[first.slot][:4] == mine[second.slot][:4]
+    assert set(mine[first.slot][4:]).isdisjoint(mine[second.slot][4:])
+    bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 64]
+    assert bench.tokens[2] == alone(shared + [6] * 6, 2, 30, set(), VOCAB)
+    assert bench.scheduler.counters["prefix_cache_hits"] == 64
+    bench.nothing_left()
+
+
+def test_an_equal_prompt_still_computes_its_last_token() -> None:
+    bench = Bench(size=16)
+    bench.ask(1, prompt(1, 64), max_tokens=3, **FREE)
+    bench.finish_all()
+    bench.ask(2, prompt(1, 64), max_tokens=3, seed=1, **FREE)
+    bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 48]
+    assert bench.tokens[2] == bench.tokens[1]
+
+
+def test_without_prefix_caching_nothing_is_shared() -> None:
+    bench = Bench(caching=False)
+    for request in (1, 2):
+        bench.ask(request, prompt(1, 64), max_tokens=3, **FREE)
+        bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 0]
+    assert bench.scheduler.counters["prefix_cache_hits"] == 0
+
+
+def test_a_request_that_found_its_beginning_but_no_room_frees_nothing_that_a_step_still_uses() -> None:
+    """Block reuse has one rule: not before the last step that touched the block is over."""
+    bench = Bench(blocks=5, size=16)
+    beginning = prompt(1, 40)
+    bench.ask(1, beginning, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
+    bench.ask(2, [*beginning[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
+    assert len(bench.outstanding) == 1
+    blocks = bench.scheduler.blocks
+    assert blocks is not None
+    assert blocks.available == 1
+    bench.give(Cancel([2]))
+    bench.ask(3, prompt(3, 40), max_tokens=1, **FREE)
+    assert len(bench.outstanding) == 1
+    bench.finish_all()
+    assert bench.tokens[3] == alone(prompt(3, 40), 3, 1, set(), VOCAB)
+    bench.nothing_left()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_in_random_crowds_every_row_attends_to_its_own_past_and_to_nothing_else(depth: int) -> None:
+    preempted = hits = wasted = 0.0
+    for seed in range(25):
+        rng = random.Random(seed)
+        bench = Bench(slots=5, budget=24, length=120, depth=depth, blocks=26, size=8, vocab=40)
+        most: dict[int, int] = {}
+        cancelled: set[int] = set()
+        while len(most) < 25 or bench.outstanding:
+            if len(most) < 25 and rng.random() < 0.5:
+                request = len(most)
+                asked = prompt(rng.randrange(3), rng.randrange(1, 70))
+                most[request] = rng.randrange(1, 50)
+                bench.ask(request, asked, max_tokens=most[request])
+            elif most and rng.random() < 0.05:
+                request = rng.choice(list(most))
+                if request not in bench.ends:
+                    cancelled.add(request)
+                bench.give(Cancel([request]))
+            elif bench.outstanding:
+                bench.finish_step()
+        for request, count in most.items():
+            expected = alone(bench.prompts[request], request, count, {EOS}, 40)
+            got = bench.tokens.get(request, [])
+            if request in cancelled:
+                assert got == expected[: len(got)]
+            else:
+                assert got == expected
+        assert len(bench.ends) == 25
+        bench.nothing_left()
+        counters = bench.scheduler.counters
+        preempted += counters["preemptions"]
+        hits += counters["prefix_cache_hits"]
+        wasted += counters["wasted_rows"]
+    assert preempted > 0
+    assert hits > 0
+    assert wasted > 0
+
+
+# --- the pool -----------------------------------------------------------------------------------
+
+BLOCKS = 9
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Sequences come, run in steps, share, publish and leave, in any order; steps finish in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(BLOCKS, 4, caching=True)
+        self.owners: dict[int, list[int]] = {}
+        self.last_step: dict[int, int] = {}
+        self.touched: dict[int, int] = {}
+        """The last step that uses each block."""
+        self.launched = -1
+        self.numbers = 0
+
+    @initialize(caching=st.booleans())
+    def choose(self, caching: bool) -> None:
+        self.pool = BlockPool(BLOCKS, 4, caching=caching)
+
+    def held(self) -> set[int]:
+        return {block for blocks in self.owners.values() for block in blocks}
+
+    def one_of(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.owners)))
+
+    @rule(data=st.data(), content=st.integers(0, 3))
+    def admit(self, data: st.DataObject, content: int) -> None:
+        """A sequence takes what the cache has of its beginning, and new blocks for the rest."""
+        pool = self.pool
+        hashes = [bytes([content, index]) for index in range(data.draw(st.integers(0, 3)))]
+        found = pool.find(hashes)
+        pool.hold(found)
+        wanted = data.draw(st.integers(0, 3))
+        if pool.available < wanted:
+            pool.release(found, self.launched)
+            return
+        self.owners[self.numbers] = found + [self.take() for _ in range(wanted)]
+        self.last_step[self.numbers] = -1
+        self.numbers += 1
+
+    def take(self) -> int:
+        before, held = list(self.pool.generation), self.held()
+        block = self.pool.take()
+        assert block != 0
+        assert block not in held, "a block with two owners"
+        assert self.touched.get(block, -1) <= self.pool.completed, "reused while a step touches it"
+        assert self.pool.generation[block] == before[block] + 1
+        assert self.pool.references[block] == 1
+        return block
+
+    @precondition(lambda self: self.owners and self.pool.available)
+    @rule(data=st.data())
+    def grow(self, data: st.DataObject) -> None:
+        self.owners[self.one_of(data)].append(self.take())
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data(), content=st.integers(0, 3))
+    def publish(self, data: st.DataObject, content: int) -> None:
+        for index, block in enumerate(self.owners[self.one_of(data)][:3]):
+            self.pool.publish(block, bytes([content, index]))
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def launch(self, data: st.DataObject) -> None:
+        """A step in which some of the sequences run."""
+        self.launched += 1
+        for owner in data.draw(st.sets(st.sampled_from(sorted(self.owners)))):
+            self.last_step[owner] = self.launched
+            for block in self.owners[owner]:
+                self.touched[block] = self.launched
+
+    @precondition(lambda self: self.pool.completed < self.launched)
+    @rule()
+    def complete(self) -> None:
+        self.pool.complete(self.pool.completed + 1)
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        owner = self.one_of(data)
+        self.pool.release(self.owners.pop(owner), self.last_step.pop(owner))
+
+    @invariant()
+    def every_block_is_in_exactly_one_place(self) -> None:
+        pool = self.pool
+        places = [*pool.free, *pool.unused, *pool.retiring, *self.held()]
+        assert sorted(places) == list(range(1, BLOCKS))
+
+    @invariant()
+    def every_holder_is_counted(self) -> None:
+        counts = [0] * BLOCKS
+        for blocks in self.owners.values():
+            for block in blocks:
+                counts[block] += 1
+        assert self.pool.references == counts
+
+    @invariant()
+    def what_waits_for_a_step_waits_for_one_that_is_not_over(self) -> None:
+        assert all(self.pool.completed < step <= self.launched for step in self.pool.retiring.values())
+
+    @invariant()
+    def the_index_of_contents_is_the_same_both_ways(self) -> None:
+        assert {block: digest for digest, block in self.pool.block_of.items()} == self.pool.hash_of
+        assert set(self.pool.unused) <= set(self.pool.hash_of)
+
+    @rule()
+    def all_leave_and_all_steps_finish(self) -> None:
+        for owner, blocks in self.owners.items():
+            self.pool.release(blocks, self.last_step[owner])
+        self.owners.clear()
+        while self.pool.completed < self.launched:
+            self.pool.complete(self.pool.completed + 1)
+        assert self.pool.available == BLOCKS - 1
+
+
+PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBlockPool = PoolMachine.TestCase
+
+
+def test_the_block_that_was_used_least_recently_gives_way_first() -> None:
+    pool = BlockPool(5, 4, caching=True)
+    blocks = [pool.take() for _ in range(4)]
+    for block in blocks:
+        pool.publish(block, bytes([block]))
+    for block in (blocks[2], blocks[0], blocks[3], blocks[1]):
+        pool.release([block], -1)
+    pool.hold([blocks[2]])
+    pool.release([blocks[2]], -1)
+    assert [pool.take() for _ in range(4)] == [blocks[0], blocks[3], blocks[1], blocks[2]]
+    assert pool.find([bytes([block]) for block in blocks]) == []
+
+
+def test_equal_blocks_behind_different_beginnings_have_different_hashes() -> None:
+    pool = BlockPool(5, 4, caching=True)
+
+    def hashes(tokens: list[int]) -> list[bytes]:
+        known: list[bytes] = []
+        pool.hashes(np.array(tokens, np.int32).data, known)
+        return known
+
+    first, second = hashes([1, 2, 3, 4, 9, 9, 9, 9]), hashes([5, 6, 7, 8, 9, 9, 9, 9])
+    assert first[1] != second[1]
+    assert hashes([1, 2, 3, 4, 9, 9, 9, 9, 7]) == first
+
+
+def test_a_shared_block_waits_for_the_last_step_of_all_that_held_it_whoever_leaves_last() -> None:
+    pool = BlockPool(3, 4, caching=True)
+    shared = pool.take()
+    pool.hold([shared])
+    pool.release([shared], 5)  # ran in step 5
+    pool.complete(4)
+    pool.release([shared], 4)  # had no budget since step 4
+    assert pool.available == 1
+    pool.complete(5)
+    assert pool.available == 2

@@ -1,0 +1,270 @@
+"""LLM and Sidecar on the bundled model: from a script, from a notebook, from an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import slipstream
+from slipstream import LLM, Client, Delta, InvalidRequest, SamplingParams, Sidecar, SlipstreamError
+
+ACTORS = {"gateway", "tokenizer", "scheduler", "executor", "detokenizer"}
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0)
+
+PROMPTS = ["Once upon a time", "One day a dog", "3 + 4 ="]
+
+
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[Sidecar]:
+    with Sidecar(device="cpu", max_num_seqs=8) as started:
+        yield started
+
+
+@pytest.fixture
+def client(sidecar: Sidecar) -> Iterator[Client]:
+    with sidecar.client() as connected:
+        yield connected
+
+
+def run_script(path: Path, source: str, *, timeout: float = 120) -> Any:
+    """Run a file as a user would, and return what its last line says."""
+    path.write_text(source)
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=timeout, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gone(pids: list[int], within_s: float) -> bool:
+    """Whether all these processes end in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        left = [pid for pid in pids if alive(pid)]
+        if not left:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+# --- Sidecar ------------------------------------------------------------------------------------
+
+
+def test_sidecar_tells_where_it_is(sidecar: Sidecar) -> None:
+    assert sidecar.endpoint.startswith("ipc://")
+    assert set(sidecar.pids) == ACTORS
+    assert all(alive(pid) for pid in [sidecar.pid, *sidecar.pids.values()])
+    assert {actor["state"] for actor in sidecar.actors.values()} == {"ready"}
+    assert sidecar.ready["protocol"] == [1, 0]
+    assert sidecar.ready["pid"] == sidecar.pid
+
+
+def test_text_comes_back(client: Client) -> None:
+    output = client.generate("Once upon a time", GREEDY)
+    assert output.finished
+    assert output.prompt == "Once upon a time"
+    assert output.prompt_token_ids
+    assert len(output.outputs[0].token_ids) == 8
+    assert output.outputs[0].text
+    assert output.outputs[0].finish_reason == "length"
+    assert output.usage is not None
+    assert output.usage.completion_tokens == 8
+    assert output.usage.prompt_tokens == len(output.prompt_token_ids)
+
+
+def test_token_ids_are_a_prompt_too(client: Client) -> None:
+    told = client.generate("Once upon a time", GREEDY)
+    assert told.prompt_token_ids is not None
+    again = client.generate(told.prompt_token_ids, GREEDY)
+    assert again.outputs[0].token_ids == told.outputs[0].token_ids
+
+
+def test_a_stream_is_the_answer_in_parts(client: Client) -> None:
+    whole = client.generate("Once upon a time", GREEDY).outputs[0]
+    deltas = list(client.stream("Once upon a time", GREEDY))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [id for delta in deltas for id in delta.token_ids] == whole.token_ids
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["length"]
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_chat(client: Client) -> None:
+    assert client.chat([{"role": "user", "content": "What is 2 + 3?"}], GREEDY).outputs[0].text
+
+
+def test_two_async_clients_stream_at_once(sidecar: Sidecar) -> None:
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+
+    async def main() -> tuple[list[str], tuple[list[Delta], list[Delta]]]:
+        order: list[str] = []
+
+        async def consume(name: str) -> list[Delta]:
+            deltas = []
+            async with sidecar.async_client() as client:
+                async for delta in client.generate("Once upon a time", params):
+                    order.append(name)
+                    deltas.append(delta)
+            return deltas
+
+        return order, await asyncio.gather(consume("a"), consume("b"))
+
+    order, both = asyncio.run(asyncio.wait_for(main(), 60))
+    assert [sum(len(delta.token_ids) for delta in deltas) for deltas in both] == [40, 40]
+    # Neither ran as a whole before the other.
+    assert "b" in order[: order.count("a")] or "a" in order[: order.count("b")]
+
+
+def test_one_bad_request_fails_alone(sidecar: Sidecar, client: Client) -> None:
+    async def main() -> list[Any]:
+        async with sidecar.async_client() as other:
+            asked = [other.complete(prompt, GREEDY) for prompt in ("Once", "", "Once")]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    good, bad, same = asyncio.run(asyncio.wait_for(main(), 60))
+    assert isinstance(bad, InvalidRequest)
+    assert good.outputs[0].token_ids == same.outputs[0].token_ids
+    with pytest.raises(InvalidRequest, match="temperature=9"):
+        client.generate("Once", SamplingParams(temperature=9))
+    assert client.generate("Once", GREEDY).outputs[0].token_ids == good.outputs[0].token_ids
+
+
+def test_stop_ends_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also: an endpoint in the environment is another service's, and this one does not take it away."""
+    monkeypatch.setenv("SLIPSTREAM_ENDPOINT", "ipc:///nowhere/at/all")
+    sidecar = Sidecar(device="cpu", max_num_seqs=2)
+    assert sidecar.endpoint != "ipc:///nowhere/at/all"
+    pids = [sidecar.pid, *sidecar.pids.values()]
+    assert sidecar.stop() == 0
+    assert gone(pids, 1.0)
+    assert sidecar.stop() == 0
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_bad_model_is_told_with_its_cause(tmp_path: Path) -> None:
+    with pytest.raises(SlipstreamError, match="model '/nowhere/at/all'"):
+        Sidecar("/nowhere/at/all")
+    with pytest.raises(SlipstreamError, match=r"config\.json"):
+        LLM(tmp_path)
+    bundled = Path(slipstream.__file__).parent / "model"
+    shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mamba", "vocab_size": 4096, "max_position_embeddings": 64}'
+    )
+    with pytest.raises(SlipstreamError, match="mamba"):
+        LLM(tmp_path)
+
+
+def test_a_wrong_option_is_refused_before_anything_starts() -> None:
+    with pytest.raises(InvalidRequest, match="'max_num_sequences'; did you mean 'max_num_seqs'"):
+        Sidecar(max_num_sequences=4)
+    with pytest.raises(InvalidRequest, match="block_size=0 is out of range"):
+        LLM(block_size=0)
+
+
+# --- LLM ----------------------------------------------------------------------------------------
+
+
+def test_llm_in_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    """The script is run once, not once per process; no handler is installed; no engine is loaded into it."""
+    source = f"""
+import json, signal, sys
+print("once")
+handlers = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+from slipstream import LLM, SamplingParams
+with LLM(device="cpu", max_num_seqs=4) as llm:
+    many = llm.generate({PROMPTS!r}, SamplingParams(max_tokens=8, temperature=0))
+    one = llm.generate({PROMPTS[1]!r}, [SamplingParams(max_tokens=8, temperature=0)])
+    ids = llm.generate([many[0].prompt_token_ids, many[1].prompt_token_ids],
+                       [SamplingParams(max_tokens=n, temperature=0) for n in (2, 3)])
+    chat = llm.chat([{{"role": "user", "content": "What is 2 + 3?"}}], SamplingParams(max_tokens=8))
+    pids = llm.pids
+assert handlers == [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+assert not set(sys.modules) & {{"torch", "transformers", "multiprocessing", "numpy"}}
+print(json.dumps({{
+    "prompts": [output.prompt for output in many],
+    "texts": [output.outputs[0].text for output in many],
+    "one": one[0].outputs[0].text,
+    "lengths": [len(output.outputs[0].token_ids) for output in ids],
+    "chats": len(chat),
+    "pids": pids,
+}}))
+"""
+    told = run_script(tmp_path / "script.py", source)
+    assert told["prompts"] == PROMPTS
+    assert all(told["texts"])
+    assert told["one"] == told["texts"][1]
+    assert told["lengths"] == [2, 3]
+    assert told["chats"] == 1
+    assert gone(list(told["pids"].values()), 1.0)
+
+
+def test_llm_in_a_notebook(tmp_path: Path) -> None:
+    """As in a cell: no file, no real stderr, and an event loop that runs."""
+    source = """
+import asyncio, io, json, sys
+cell = '''
+from slipstream import LLM, SamplingParams
+llm = LLM(device="cpu", max_num_seqs=4)
+text = llm.generate("Once upon a time", SamplingParams(max_tokens=8, temperature=0))[0].outputs[0].text
+llm.shutdown()
+llm.shutdown()
+'''
+async def kernel():
+    names = {"__name__": "__main__"}
+    exec(compile(cell, "<cell>", "exec"), names)
+    return names["text"]
+sys.stderr = io.StringIO()
+del sys.modules["__main__"].__file__
+text = asyncio.run(kernel())
+print(json.dumps(text))
+"""
+    assert run_script(tmp_path / "kernel.py", source)
+
+
+def test_nothing_is_left_when_the_program_is_killed(tmp_path: Path) -> None:
+    """The service was started by a thread that has ended meanwhile: that must not end it; the kill must."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import json, sys, threading
+from slipstream import Sidecar
+made = []
+thread = threading.Thread(target=lambda: made.append(Sidecar(device="cpu", max_num_seqs=2)))
+thread.start()
+thread.join()
+print(json.dumps([made[0].pid, *made[0].pids.values()]), flush=True)
+print(made[0].client().generate("Once").finished, flush=True)
+sys.stdin.read()
+"""
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        pids = json.loads(program.stdout.readline())
+        assert program.stdout.readline() == "True\n"
+        assert all(alive(pid) for pid in pids)
+        os.kill(program.pid, signal.SIGKILL)
+        assert gone(pids, 3.0)
