@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, TypeVar
 import tokenizers
 
 from ..protocol.errors import ModelNotSupported
-from ..protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens
+from ..protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
 from ..runtime.actor import Actor
 from .text import find_folder, load_tokenizer
 
 if TYPE_CHECKING:
-    from ..runtime.host import StartContext
+    from ..runtime.child import StartContext
 
 T = TypeVar("T")
 
@@ -290,9 +290,13 @@ class Detokenizer(Actor):
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new scheduler opens all streams again, and for a new gateway they are all sent again."""
-        if peer.name in ("scheduler", "gateway"):
+        if peer.name == "scheduler":
             self.resets += len(self.streams)
             self.streams.clear()
+        if peer.name == "gateway":
+            for request in [number for number in self.streams if number < first_number(peer.epoch)]:
+                self.resets += 1
+                del self.streams[request]
 
 
 def without(row_values: list[T], dropped: list[int]) -> list[T]:

@@ -48,6 +48,7 @@ from ..protocol.messages import (
     Trace,
     Usage,
     Welcome,
+    first_number,
 )
 from ..protocol.sampling import SamplingParams
 from ..runtime.actor import Actor
@@ -147,6 +148,7 @@ class Gateway(Actor):
         *,
         server: str,
         rng: random.Random,
+        epoch: int = 0,
         max_open_bytes: int = 1 << 28,
     ) -> None:
         super().__init__()
@@ -161,7 +163,7 @@ class Gateway(Actor):
         self.answers: dict[int, Answer] = {}
         """The answers of all open requests, by number."""
         self.open_bytes = 0
-        self.next_request = 0
+        self.next_request = first_number(epoch)
         self.next_client = 0
         self.draining = False
         self.deadlines: list[tuple[float, int]] = []
@@ -273,6 +275,8 @@ class Gateway(Actor):
             )
             if item.prompt_token_ids is not None:
                 held.prompt_token_ids = item.prompt_token_ids
+            if item.usage is not None:  # the last delta of a request: behind those of its other answers
+                client.held[item.id, item.index] = client.held.pop((item.id, item.index))
         if client.blocked and client.held_tokens > MAX_HELD_TOKENS:
             self.cut_off(client)
 
@@ -395,7 +399,10 @@ class Gateway(Actor):
         assert message.messages is not None
         if not message.messages:
             raise InvalidRequest("messages is empty; give at least one")
-        return message.messages, weight("messages", message.messages)
+        size, most = weight("messages", message.messages), self.bounds.max_prompt_bytes
+        if size > most:
+            raise InvalidRequest(f"messages has {size} bytes; the limit is {most}")
+        return message.messages, size
 
     def check_tokens(self, name: str, tokens: list[int]) -> None:
         highest = self.bounds.vocab_size - 1
@@ -533,12 +540,16 @@ class Gateway(Actor):
                     request.cached_tokens = opened.cached_tokens
                 # ``Tokenized`` comes another way, and may be later.
                 request.prompt_tokens = opened.prompt_tokens
+        strangers: set[int] = set()
         logprobs = LogprobRows(message)
         for row, (number, token, text) in enumerate(
             zip(array("q", message.requests), array("i", message.tokens), message.texts, strict=True)
         ):
             answer = answers.get(number)
-            if answer is None or not answer.opened or answer.finished:
+            if answer is None:
+                strangers.add(number)
+                continue
+            if not answer.opened or answer.finished:
                 continue
             answer.delivered.append(token)
             delta = deltas.get(number)
@@ -549,6 +560,8 @@ class Gateway(Actor):
                 delta.text += text
             if logprobs.columns and answer.params.logprobs is not None:
                 delta.logprobs.append(logprobs.read(row, 1 + answer.params.logprobs))
+        if strangers:  # a Cancel was lost with the actor that carried it
+            self.send("tokenizer", Cancel(sorted(strangers)))
         failed: list[tuple[Answer, str, str]] = []
         for finished, tail in zip(message.finished, message.tails, strict=True):
             answer = answers.get(finished.request)
@@ -560,6 +573,8 @@ class Gateway(Actor):
                 continue
             if not answer.opened:
                 continue
+            if len(request.answers) > 1:
+                deltas.pop(answer.number, None)  # its end comes after what the step brings to the others
             delta = deltas.get(answer.number) or begin(answer, [], "")
             delta.text += tail
             delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
@@ -726,9 +741,17 @@ def build(context: Any) -> Gateway:
     bounds = Limits(
         max_model_len=options["max_model_len"],
         vocab_size=options["vocab_size"],
-        max_prompt_bytes=min(limits.MAX_FRAME_BYTES // 2, max(65_536, 32 * options["max_model_len"])),
+        max_prompt_bytes=options["max_prompt_bytes"],
+        max_stop_token_ids=limits.MAX_STOP_TOKEN_IDS - len(options["eos_token_ids"]),
         max_queued_requests=options["max_queued_requests"],
     )
     seed = options["seed"]
     rng = random.Random(seed) if seed is not None else random.SystemRandom()
-    return Gateway(options["endpoint"], options["model_name"], bounds, server=options["server"], rng=rng)
+    return Gateway(
+        options["endpoint"],
+        options["model_name"],
+        bounds,
+        server=options["server"],
+        rng=rng,
+        epoch=context.epoch,
+    )

@@ -16,7 +16,7 @@ from ..runtime.actor import Actor
 from .text import ChatTemplate, find_folder, load_chat_template, load_tokenizer
 
 if TYPE_CHECKING:
-    from ..runtime.host import StartContext
+    from ..runtime.child import StartContext
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""

@@ -149,7 +149,8 @@ def correct(lab: Lab) -> list[Row]:
 
     where = torch.device(lab.device)
     bundled = Path(slipstream.__file__).resolve().parent / "model"
-    model: Any = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).to(where)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32)
+    model = loaded.to(where)
     asked = prompts(8, 40)
     expected = []
     for prompt in asked:
@@ -169,7 +170,8 @@ def correct(lab: Lab) -> list[Row]:
             warm = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=64, seed=5)
             sampled.append([output.outputs[0].token_ids for output in client.generate_many(asked, warm)])
             same = sum(a == b for a, b in zip(got, expected, strict=True))
-            rows.append(mode | {"equal_to_generate": f"{same}/{len(asked)}", "sampled_as_first": sampled[-1] == sampled[0]})
+            equal = {"equal_to_generate": f"{same}/{len(asked)}", "sampled_as_first": sampled[-1] == sampled[0]}
+            rows.append(mode | equal)
             print(rows[-1], flush=True)
             if len(rows) == len(modes):
                 rows.append({"memory_freed_after_kill_s": kill_frees(sidecar)})
@@ -217,7 +219,8 @@ def published(lab: Lab) -> list[Row]:
                 save_timeline(lab, tracks)
             limit = traffic_ms(bandwidth, rows_, prompt + new / 2) if bandwidth else None
             mean_step = 1000 * measured["seconds"] / new
-            rows.append({"what": name, "new_tokens": new} | measured | {"mean_ms_per_step": round(mean_step, 3), "limit_ms": limit})
+            measured |= {"mean_ms_per_step": round(mean_step, 3), "limit_ms": limit}
+            rows.append({"what": name, "new_tokens": new} | measured)
         except Exception as error:
             rows.append({"what": name, "error": f"{type(error).__name__}: {error}"[:2000]})
         print(rows[-1], flush=True)

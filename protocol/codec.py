@@ -13,7 +13,14 @@ import msgpack
 import msgspec
 
 from .errors import ProtocolError, brief
-from .limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_REQUEST_ID_CHARS
+from .limits import (
+    MAX_CONTAINERS,
+    MAX_FRAME_BYTES,
+    MAX_INTERNAL_CONTAINERS,
+    MAX_INTERNAL_FRAME_BYTES,
+    MAX_ITEMS,
+    MAX_REQUEST_ID_CHARS,
+)
 from .messages import Envelope, PublicIn, PublicOut
 
 T = TypeVar("T")
@@ -34,12 +41,14 @@ def pack(plain: Any) -> bytes:
     return packed
 
 
-def decode(frame: bytes, kind: Any) -> Any:
+def decode(
+    frame: bytes, kind: Any, *, max_bytes: int = MAX_FRAME_BYTES, max_containers: int = MAX_CONTAINERS
+) -> Any:
     """The message of type ``kind`` in ``frame``; ``ProtocolError`` if it is none."""
-    if len(frame) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    if len(frame) > max_bytes:
+        raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {max_bytes}")
     try:
-        plain = unpack(frame)
+        plain = unpack(frame, max_containers)
     except Exception as error:  # the boundary: hostile bytes raise far more than msgpack documents
         reason = str(error) or type(error).__name__
         raise ProtocolError(f"a frame of {len(frame)} bytes is not MessagePack: {reason}") from None
@@ -49,15 +58,15 @@ def decode(frame: bytes, kind: Any) -> Any:
         raise ProtocolError(explain(error, plain)) from None
 
 
-def unpack(frame: bytes) -> Any:
+def unpack(frame: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """The plain values in a frame, within the bounds of ``limits``."""
     options: dict[str, Any] = {}
-    if len(frame) > MAX_CONTAINERS:  # no smaller frame can hold too many
-        options = dict.fromkeys(("list_hook", "object_hook"), Containers().count)
+    if len(frame) > max_containers:  # no smaller frame can hold too many
+        options = dict.fromkeys(("list_hook", "object_hook"), Containers(max_containers).count)
     return msgpack.unpackb(
         frame,
-        max_str_len=MAX_FRAME_BYTES,
-        max_bin_len=MAX_FRAME_BYTES,
+        max_str_len=MAX_INTERNAL_FRAME_BYTES,
+        max_bin_len=MAX_INTERNAL_FRAME_BYTES,
         max_array_len=MAX_ITEMS,
         max_map_len=MAX_ITEMS,
         max_ext_len=0,
@@ -69,13 +78,13 @@ def unpack(frame: bytes) -> Any:
 class Containers:
     """Counts the arrays and maps of one frame: a byte of it can become a hundred bytes of memory."""
 
-    def __init__(self) -> None:
-        self.left = MAX_CONTAINERS
+    def __init__(self, most: int) -> None:
+        self.most = self.left = most
 
     def count(self, container: Any) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise ValueError(f"it has more than {MAX_CONTAINERS} arrays and maps")
+            raise ValueError(f"it has more than {self.most} arrays and maps")
         return container
 
 
@@ -85,7 +94,9 @@ def refuse_extension(code: int, data: bytes) -> None:
 
 
 def decode_envelope(frame: bytes) -> Envelope:
-    return decode(frame, Envelope)
+    return decode(
+        frame, Envelope, max_bytes=MAX_INTERNAL_FRAME_BYTES, max_containers=MAX_INTERNAL_CONTAINERS
+    )
 
 
 def decode_from_client(frame: bytes) -> PublicIn:

@@ -10,14 +10,16 @@ PROTOCOL = (1, 0)
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Largest frame that any socket accepts."""
 
-MAX_FRAMES = 3
-"""Most frames in one message: an optional empty delimiter, the body, and one spare for a later version."""
+MAX_INTERNAL_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+"""The same between actors: what a client may just send has to fit, with what is added on the way."""
 
 MAX_ITEMS = 1_000_000
 """Longest array or map inside a frame."""
 
 MAX_CONTAINERS = 200_000
 """Most arrays and maps inside a frame."""
+
+MAX_INTERNAL_CONTAINERS = 2 * MAX_CONTAINERS
 
 MAX_DEPTH = 32
 """Deepest nesting of arrays and maps in a value of any type."""
@@ -48,7 +50,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens of prompt and answer together."""
     vocab_size: int
     max_prompt_bytes: int
-    """Most bytes of UTF-8 in a text prompt."""
+    """Most bytes of UTF-8 in a text prompt or a conversation."""
+    max_stop_token_ids: int = MAX_STOP_TOKEN_IDS
+    """Most ``stop_token_ids`` of a request; the model's own take the rest of the places."""
     max_frame_bytes: int = MAX_FRAME_BYTES
     max_queued_requests: int = 1024
     """Most requests that the service holds at once, running ones included."""

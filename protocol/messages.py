@@ -149,6 +149,11 @@ class Internal(msgspec.Struct, array_like=True, tag=True):
     """Base of what actors say to each other."""
 
 
+def first_number(epoch: int) -> int:
+    """The first request number of a gateway's incarnation: no two incarnations give the same."""
+    return epoch << 40
+
+
 class Submit(Internal):
     """gateway → tokenizer: a request, new or sent again with what was already delivered."""
 
@@ -211,7 +216,8 @@ class Join(Internal):
 
     slot: int
     tokens: bytes
-    """Prompt and, after a preemption or a restart, the tokens generated so far (int32)."""
+    """What is to be computed (int32): the prompt from ``start`` on and, after a preemption or a restart, the
+    tokens generated so far."""
     prompt_len: int
     start: int
     """First position to compute; what lies before is in cached blocks."""

@@ -85,7 +85,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if not text:
                 raise InvalidRequest('stop="" is empty; give a text of at least one character')
             counted("stop", len(text), limits.MAX_STOP_CHARS, "characters in one string")
-        counted("stop_token_ids", len(self.stop_token_ids), limits.MAX_STOP_TOKEN_IDS, "ids")
+        counted("stop_token_ids", len(self.stop_token_ids), bounds.max_stop_token_ids, "ids")
         for token in self.stop_token_ids:
             if not 0 <= token < bounds.vocab_size:
                 raise InvalidRequest(

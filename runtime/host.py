@@ -1,25 +1,19 @@
 """The process host: ZeroMQ sockets and an event loop around one actor.
 
-``python -m slipstream.runtime.host MODULE:FACTORY FD`` is how the supervisor starts an actor. The
-host builds the actor, binds its mailbox and then turns: everything that has arrived goes to the
-actor, everything that the actor returns goes out. Two loops do the waiting: a blocking poller
+The host binds the actor's mailbox and then turns: everything that has arrived goes to the actor,
+everything that the actor returns goes out. Two loops do the waiting: a blocking poller
 (scheduler, executor), and uvloop (the rest), which drains the raw sockets until they are empty and
 looks again after each send, since ZeroMQ signals its file descriptor only on the edge.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
 import os
-import signal
 import socket
+import stat
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
@@ -51,39 +45,8 @@ CLIENT_MESSAGES = 64
 LAST_WORDS_MS = 500
 """How long the last messages to clients may take to leave when the host ends."""
 
-TURN = 256
-"""Most messages taken from one socket before the others have their turn."""
-
-NICENESS = 5
-"""Of the actors for whom the device does not wait: where cores are few, scheduler and executor come first."""
-
-GARBAGE = 10_000
-"""New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
-
-
-class StartContext(Protocol):
-    """What a factory can use while it builds its actor."""
-
-    options: dict[str, Any]
-
-    def phase(self, name: str) -> None:
-        """The phase that begins now; a failure names it, and the banner times it."""
-        ...
-
-
-class Build:
-    """Times the phases of a start."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self.current = "import"
-        self.since = time.monotonic()
-        self.phases: dict[str, float] = {}
-
-    def phase(self, name: str) -> None:
-        now = time.monotonic()
-        self.phases[self.current] = self.phases.get(self.current, 0.0) + now - self.since
-        self.current, self.since = name, now
+TURN = 32
+"""Most messages taken from one socket before the others have their turn, and what is due is done."""
 
 
 class Host:
@@ -116,7 +79,7 @@ class Host:
     def socket(self, kind: int, **options: int) -> zmq.Socket[bytes]:
         made = self.context.socket(kind)
         made.set(zmq.LINGER, 0)
-        made.set(zmq.MAXMSGSIZE, limits.MAX_FRAME_BYTES)
+        made.set(zmq.MAXMSGSIZE, limits.MAX_INTERNAL_FRAME_BYTES)
         for name, value in options.items():
             made.set(getattr(zmq, name), value)
         return made
@@ -126,6 +89,7 @@ class Host:
         refuse_endpoint_in_use(endpoint)
         self.door = self.socket(
             zmq.ROUTER,
+            MAXMSGSIZE=limits.MAX_FRAME_BYTES,
             ROUTER_MANDATORY=1,
             SNDHWM=CLIENT_MESSAGES,
             RCVHWM=1024,
@@ -143,7 +107,7 @@ class Host:
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
         """A new incarnation of a peer: a new socket to its new mailbox."""
-        if epoch < self.links.peers.get(name, 0):
+        if epoch < self.links.peers.get(name, 0) or epoch == self.connected.get(name):
             return
         old = self.outgoing.pop(name, None)
         if old is not None:
@@ -165,11 +129,11 @@ class Host:
             return
         begun = time.monotonic_ns()
         sends = self.actor.receive(sender, message, begun * 1e-9)
-        self.deliver(sends)
         self.note(message, sends, begun)
+        self.deliver(sends)
 
     def note(self, message: Any, sends: list[Send], begun: int) -> None:
-        """A span, sending included, named after what the turn made for a step, or else after what began it."""
+        """A span named after what the turn made for a step, or else after what began it."""
         for _, made in sends:
             step = getattr(made, "step", None)
             if step is not None:
@@ -234,6 +198,9 @@ class Host:
                 self.malformed += 1
                 print(f"{self.links.name} dropped a frame from a stranger: {error}", file=sys.stderr)
                 continue
+            # What the supervisor told before this was sent is known before it is handled: a request that is
+            # sent again because of a new peer must not meet an actor that still speaks to the old one.
+            self.drain_control()
             for sender, message in opened:
                 self.tell(sender, message)
         return True
@@ -277,16 +244,12 @@ class Host:
 
     def settle(self) -> float | None:
         """What is due by the clock; returns the seconds until the next wake, None if there is none."""
+        now = time.monotonic()
+        if self.actor.wake_at is not None and self.actor.wake_at <= now:
+            self.wake(now)
         if self.draining and self.actor.idle:
             self.draining = False
             control.send(self.channel, control.Drained())
-        wake_at = self.actor.wake_at
-        if wake_at is None:
-            return None
-        now = time.monotonic()
-        if wake_at > now:
-            return wake_at - now
-        self.wake(now)
         wake_at = self.actor.wake_at
         return None if wake_at is None else max(0.0, wake_at - now)
 
@@ -294,9 +257,9 @@ class Host:
         """Let the actor do what is due, and send it."""
         begun = time.monotonic_ns()
         sends = self.actor.wake(now)
-        self.deliver(sends)
         if sends:
             self.note(sends[0][1], sends, begun)
+        self.deliver(sends)
 
     # --- two ways to wait -------------------------------------------------------------------------
 
@@ -372,6 +335,8 @@ def refuse_endpoint_in_use(endpoint: str) -> None:
     scheme, _, path = endpoint.partition("://")
     if scheme != "ipc" or not os.path.exists(path):
         return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise SlipstreamError(f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
@@ -384,66 +349,3 @@ def refuse_endpoint_in_use(endpoint: str) -> None:
     raise SlipstreamError(
         f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
     )
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when its parent ends, and make sure that it has not yet."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pr_set_pdeathsig = 1
-    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def main(factory: str, fd: int, parent: int) -> int:
-    """Build the actor that ``factory`` names and run it until the supervisor ends it."""
-    die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    channel = socket.socket(fileno=fd)
-    begin = control.receive(channel)
-    if not isinstance(begin, control.Begin):
-        return 1
-    build = Build(begin.options)
-    try:
-        module, _, function = factory.partition(":")
-        make: Callable[[StartContext], Actor] = getattr(importlib.import_module(module), function)
-        actor = make(build)
-        build.phase("sockets")
-        host = Host(actor, begin, channel)
-        facts = dict(actor.facts)
-        if actor.endpoint is not None:
-            facts["endpoint"] = host.open_door(actor.endpoint)
-        build.phase("ready")
-        channel.setblocking(False)
-        control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
-    except Exception as error:
-        control.send(channel, failure(build.current, error))
-        return 1
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
-    try:
-        if actor.blocking:
-            host.run_blocking()
-        else:
-            os.nice(NICENESS)
-            host.run_uvloop()
-    except Exception as error:
-        control.send(channel, failure("serving", error))
-        return 1
-    host.close()
-    return 0
-
-
-def failure(phase: str, error: Exception) -> control.Failed:
-    return control.Failed(
-        phase=phase,
-        kind=type(error).__name__,
-        message=str(error)[:8000],
-        hint=getattr(error, "hint", ""),
-        trace="".join(traceback.format_exception(error))[-16000:],
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -36,6 +36,8 @@ class Simulator:
         """When the last message of each edge arrives: a later one does not overtake it."""
         self.inbox: dict[bytes, list[Any]] = {}
         """What each client has received."""
+        self.news: dict[str, list[tuple[str, int]]] = {}
+        """New incarnations that each actor has been told of and has not yet heard."""
         self.on_client: Callable[[bytes, Any], None] = lambda client, message: None
         self.wakes: dict[str, float] = {}
         self.turns = 0
@@ -56,15 +58,28 @@ class Simulator:
     # --- life and death ---------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
-        """A new incarnation, and the news of it to all others."""
+        """A new incarnation, and the news of it to all others.
+
+        As with a real host, it may take them a while to hear it, but they hear it before they handle
+        anything else.
+        """
         self.epoch += 1
         self.actors[name] = self.factories[name](self)
         self.links[name] = links = Links(name, self.epoch)
         self.wakes.pop(name, None)
-        for other, theirs in list(self.links.items()):
+        self.news[name] = []
+        for other in self.factories:  # in the order of the list: the gateway hears last
             if other != name and other in self.actors:
-                self.introduce(links, other, theirs.epoch)
-                self.introduce(theirs, name, self.epoch)
+                self.introduce(links, other, self.links[other].epoch)
+                self.news[other].append((name, self.epoch))
+                self.after(self.rng.random() * MAX_DELAY_S, lambda other=other: self.hear(other))
+
+    def hear(self, name: str) -> None:
+        """The actor takes in what it has been told of new incarnations."""
+        if name in self.actors:
+            heard, self.news[name] = self.news[name], []
+            for other, epoch in heard:
+                self.introduce(self.links[name], other, epoch)
 
     def introduce(self, links: Links, name: str, epoch: int) -> None:
         if links.peer_up(name, epoch):
@@ -108,6 +123,7 @@ class Simulator:
         links = self.links[to]
         if to not in self.actors or links.epoch != epoch:
             return
+        self.hear(to)
         for sender, message in links.open(frame):
             self.turn(to, sender, message)
 

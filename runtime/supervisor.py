@@ -70,6 +70,7 @@ class ChildFailed(SlipstreamError):
     def __init__(self, child: Child, status: int) -> None:
         self.child = child
         self.report = report = child.report
+        self.kind = "" if report is None else report.kind
         lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
         if report is not None:
             lines.append(f"  phase   {report.phase}")
@@ -162,7 +163,7 @@ class Supervisor:
                 [
                     sys.executable,
                     "-m",
-                    f"{__package__}.host",
+                    f"{__package__}.child",
                     spec.factory,
                     str(theirs.fileno()),
                     str(os.getpid()),
@@ -198,8 +199,11 @@ class Supervisor:
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
         news = control.Peer(child.spec.name, child.epoch, child.mailbox)
-        for other in self.children.values():
-            if other is not child and other.state != "dead":
+        # In the order of the list: the gateway, which comes last, sends requests again when it hears the
+        # news, and by then all others have to have it in their channels.
+        for spec in self.specs:
+            other = self.children.get(spec.name)
+            if other is not None and other is not child:
                 tell(other, news)
         if self.serving:
             seconds = time.monotonic() - self.deaths[child.spec.name][-1]
@@ -298,11 +302,13 @@ class Supervisor:
 
     def drain(self, name: str, timeout_s: float) -> bool:
         """Let the actor ``name`` finish what is under way and accept nothing new; True if it did in time."""
-        child = self.children[name]
         asked = len(self.signals)
-        tell(child, control.Stop(drain=True))
+        told = 0
         deadline = time.monotonic() + timeout_s
-        while child.state != "drained":
+        while (child := self.children[name]).state != "drained":
+            if child.state == "ready" and child.epoch != told:
+                told = child.epoch
+                tell(child, control.Stop(drain=True))
             left = deadline - time.monotonic()
             if left <= 0 or len(self.signals) > asked or self.parent_gone:
                 return False
@@ -329,6 +335,8 @@ class Supervisor:
 
 def tell(child: Child, message: control.AnyControl) -> None:
     """Send a control message; a child that is gone by now is dealt with when its end is noticed."""
+    if child.state == "dead":
+        return
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         control.send(child.channel, message)
 

@@ -13,7 +13,7 @@ from slipstream.protocol.messages import Delta
 
 from slipstream import SlipstreamError, cli
 from slipstream.bench import Arrivals, full_steps, percentile
-from slipstream.timeline import LANES, Panel, Span, Tracks, as_svg, as_text, gaps, typical
+from slipstream.timeline import LANES, Panel, Span, Tracks, as_svg, as_text, gaps, host_ms, typical
 
 OVERLAP_KEYS = [
     *("depth", "rows", "step_ms", "steps", "wall_s", "device_busy_s"),
@@ -196,6 +196,16 @@ def test_the_stretch_shown_is_typical() -> None:
 def test_gaps() -> None:
     assert list(gaps([(0, 2, 4), (1, 4, 5), (2, 7, 8)], 0, 10)) == [(0, 2), (5, 7), (8, 10)]
     assert list(gaps([], 3, 4)) == [(3, 4)]
+
+
+def test_host_time_per_step() -> None:
+    compute = steps_of(0, 5)
+    tracks = tracks_of(compute)
+    tracks["gateway"] = [
+        span for step in range(5) for span in (("Texts", step, 0, MS), ("Deltas", -1, MS, 3 * MS))
+    ]
+    spent = host_ms(tracks, compute[1:])
+    assert spent == pytest.approx({"scheduler": 0.1, "executor": 0.1, "detokenizer": 0.1, "gateway": 3.0})
 
 
 def test_text_has_every_lane() -> None:

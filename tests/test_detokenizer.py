@@ -476,7 +476,7 @@ def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_p
 import re, sys
 from pathlib import Path
 from slipstream.actors import detokenizer
-from slipstream.runtime.host import Build
+from slipstream.runtime.child import Build
 detokenizer.build(Build({{"model": {str(tmp_path)!r}}}))
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())

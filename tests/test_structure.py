@@ -150,7 +150,7 @@ LIGHT = {
     "tokenizer": "slipstream.actors.tokenizer",
     "detokenizer": "slipstream.actors.detokenizer",
     "scheduler": "slipstream.actors.scheduler.scheduler",
-    "host": "slipstream.runtime.host",
+    "host": "slipstream.runtime.child",
     "supervisor": "slipstream.service",
 }
 

@@ -17,7 +17,7 @@ from slipstream.actors.tokenizer import Tokenizer, build
 from slipstream.protocol.errors import ModelNotSupported
 from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.host import Build
+from slipstream.runtime.child import Build
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL = [
@@ -391,7 +391,7 @@ from pathlib import Path
 from slipstream.actors import tokenizer
 from slipstream.protocol.messages import Submit
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.host import Build
+from slipstream.runtime.child import Build
 actor = tokenizer.build(Build({{"model": {str(tmp_path)!r}, "max_model_len": 2000}}))
 actor.receive("", Submit(1, [{{"role": "user", "content": "hi " * 500}}], SamplingParams()), 0.0)
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]

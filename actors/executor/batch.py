@@ -24,10 +24,8 @@ JOIN_WIDTH = JOIN_FIELDS + MAX_STOP_TOKEN_IDS
 BIAS_WIDTH = 1 + 2 * MAX_LOGIT_BIAS
 """A joining sequence that has a logit bias: slot, token ids, and what is added to the logit of each."""
 
-MAX_CANDIDATES = 1024
-"""A row whose top-k is at most this needs no sorted vocabulary: its cut lies among the most likely tokens."""
-
-WHOLE_VOCABULARY = 2**31 - 1
+MIN_CANDIDATES = 64
+"""Least of the powers of two that ``StepShape.candidates`` takes: not one shape for every top-k."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,9 @@ class StepShape:
     min_tokens: bool
     """Some sampling row may not stop yet."""
     candidates: int = 0
-    """The most likely tokens that decide what top-k, top-p and min-p leave; 0: it may take all tokens."""
+    """So many of the most likely tokens hold the cut of every row that has top-k; 0: no row has it."""
+    nucleus: bool = False
+    """Some sampling row has top-p and no top-k."""
     penalties: bool = False
     """Some row, sampling or not, has a penalty, so that its tokens are counted."""
     histories: tuple[tuple[int, int], ...] = ()
@@ -142,19 +142,23 @@ class RunningBatch:
             + 1
             + 3 * max_batched_tokens
             + slots * (JOIN_WIDTH + BIAS_WIDTH)
-            + 3 * (slots + max_batched_tokens + max_blocks)
+            + 3 * slots * max_blocks
         )
         """Elements that the inputs of the largest step can need."""
         self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS))
         """The same for its outputs."""
         self.prompts: dict[int, np.ndarray] = {}
-        """Known tokens of each slot that still prefills."""
+        """Tokens that each slot which still prefills has to compute, from ``join_position`` on."""
+        self.join_position = np.zeros(slots, np.int64)
+        self.known = np.zeros(slots, np.int64)
+        """Position after the last of those tokens."""
         self.position = np.zeros(slots, np.int64)
         self.num_blocks = np.zeros(slots, np.int64)
         self.decoding = np.zeros(slots, np.bool_)
         self.sampled = np.zeros(slots, np.bool_)
+        self.truncated = np.zeros(slots, np.bool_)
         self.candidates = np.zeros(slots, np.int32)
-        """0 for a row that nothing is cut from, else as ``StepShape.candidates``, or ``WHOLE_VOCABULARY``."""
+        self.nucleus = np.zeros(slots, np.bool_)
         self.penalised = np.zeros(slots, np.bool_)
         self.biased = np.zeros(slots, np.bool_)
         self.logprobs = np.zeros(slots, np.int32)
@@ -186,7 +190,7 @@ class RunningBatch:
             end = int(self.position[slot]) + count
             chunks.append((first, count, end))
             first += count
-            if end == len(self.prompts[slot]):
+            if end == self.known[slot]:
                 ended.append((slot, first - 1))
 
         samples = decode_rows
@@ -198,7 +202,6 @@ class RunningBatch:
             samples, logits_index = samples[order], logits_index[order]
 
         padding = decodes - len(real_rows)
-        candidates = int(self.candidates[samples].max(initial=0))
         chunk_slots = [slot for slot, _ in chunk_list]
         blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
         shape = StepShape(
@@ -210,8 +213,9 @@ class RunningBatch:
             blocks=decodes if self.graph_sizes and not chunks else len(blocks),
             max_decode_kv_len=int(self.position[decode_rows].max()) + 1 if decodes else 0,
             greedy=not self.sampled[samples].any(),
-            truncated=candidates > 0,
-            candidates=candidates % WHOLE_VOCABULARY,
+            truncated=bool(self.truncated[samples].any()),
+            candidates=int(self.candidates[samples].max(initial=0)),
+            nucleus=bool(self.nucleus[samples].any()),
             min_tokens=bool((self.position[samples] < self.stops_from[samples]).any()),
             penalties=bool(self.penalised[decode_rows].any() or self.penalised[chunk_slots].any()),
             histories=tuple(
@@ -236,7 +240,8 @@ class RunningBatch:
         for (slot, count), (start, _, end) in zip(chunk_list, chunks, strict=True):
             token_slots[start : start + count] = slot
             offsets[start : start + count] = np.arange(count)
-            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
+            last = end - int(self.join_position[slot])
+            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][last - count : last]
         staging[at["sample_slots"]] = samples
         staging[at["logits_index"]] = logits_index
         if plan.joins:
@@ -264,10 +269,13 @@ class RunningBatch:
         if self.decoding[slot] or slot in self.prompts:
             raise RuntimeError(f"sequence slot {slot} is taken by a sequence that has not left")
         self.prompts[slot] = np.frombuffer(join.tokens, np.int32)
-        self.position[slot] = join.start
+        self.position[slot] = self.join_position[slot] = join.start
+        self.known[slot] = join.start + len(self.prompts[slot])
         self.num_blocks[slot] = 0
-        self.sampled[slot] = join.temperature > 0 and join.top_k != 1
-        self.candidates[slot] = deciding_candidates(join)
+        sampled = self.sampled[slot] = join.temperature > 0 and join.top_k != 1
+        self.truncated[slot] = sampled and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
+        self.candidates[slot] = power_of_two(join.top_k, MIN_CANDIDATES) if sampled and join.top_k else 0
+        self.nucleus[slot] = sampled and join.top_k == 0 and join.top_p < 1
         self.stops_from[slot] = join.prompt_len + join.min_tokens - 1
         self.penalised[slot] = (
             join.repetition_penalty != 1.0 or join.presence_penalty != 0.0 or join.frequency_penalty != 0.0
@@ -313,13 +321,9 @@ class RunningBatch:
             self.num_blocks[slot] += 1
 
 
-def deciding_candidates(join: Join) -> int:
-    """How many of the most likely tokens decide what is cut from the sequence's rows; 0: nothing is."""
-    if join.temperature == 0 or join.top_k == 1:
-        return 0
-    if join.top_k == 0 and join.top_p == 1:
-        return 1 if join.min_p > 0 else 0
-    return MAX_CANDIDATES if 0 < join.top_k <= MAX_CANDIDATES else WHOLE_VOCABULARY
+def power_of_two(number: int, least: int) -> int:
+    """The smallest power of two that is neither below ``number`` nor below ``least``."""
+    return max(least, 1 << (number - 1).bit_length())
 
 
 def seed_words(seed: int) -> tuple[int, int]:

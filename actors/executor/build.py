@@ -56,6 +56,11 @@ def build_model(context: Any) -> Executor:
     load = make_model if options["load_format"] == "dummy" else load_model
     model = load(options["model"], device=where, dtype=options["dtype"], attention_backend=backend)
 
+    if options["max_model_len"] > model.max_model_len:
+        raise InvalidRequest(
+            f"max_model_len={options['max_model_len']} is over the {model.max_model_len} tokens that this model"
+            " can be served with; lower --max-model-len"
+        )
     context.phase("allocate cache")
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
     layout: KVLayout = model.layout
@@ -87,7 +92,7 @@ def build_model(context: Any) -> Executor:
     if mode == "off" or not model.capturable:
         return assemble(context, device, program, blocks, facts | {"graphs": "off"})
     sizes = graph_sizes(slots)
-    graphed = GraphedProgram(program, device.compute, length)
+    graphed = GraphedProgram(program, device.compute, length, lazy=mode == "lazy")
     if mode == "start":
         context.phase("capture graphs")
         facts["graph_bytes"] = graphed.capture_all(sizes)

@@ -66,6 +66,7 @@ class CudaDevice:
         self.origin.synchronize()
         self.origin_ns = time.monotonic_ns()
         self.completions_fd: int | None = os.eventfd(0, os.EFD_NONBLOCK)
+        self.failure: RuntimeError | None = None
         self.watched: queue.SimpleQueue[CudaEvent | None] = queue.SimpleQueue()
         threading.Thread(target=self.watch, name="completions", daemon=True).start()
 
@@ -73,8 +74,12 @@ class CudaDevice:
         """Sleep until each watched event has passed, so that the host can wait for plans and results at once."""
         torch.cuda.set_device(self.device)
         assert self.completions_fd is not None
-        while (event := self.watched.get()) is not None:
-            event.wait()
+        try:
+            while (event := self.watched.get()) is not None:
+                event.wait()
+                os.eventfd_write(self.completions_fd, 1)
+        except RuntimeError as error:  # what CUDA reports late, it reports to whoever waits
+            self.failure = error
             os.eventfd_write(self.completions_fd, 1)
 
     def event(self) -> CudaEvent:
@@ -93,7 +98,8 @@ class CudaDevice:
         self.watched.put(event)
 
     def check(self) -> None:
-        """Launching reports errors itself."""
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         self.watched.put(None)

@@ -10,6 +10,7 @@ of memory, captured largest first so that the smaller ones fit into what the lar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,7 +36,11 @@ class Captured:
 class GraphedProgram:
     """Replays what has been captured for a step's shape, captures what has not, runs the rest as it is."""
 
-    def __init__(self, program: ModelProgram, stream: CudaStream, max_model_len: int) -> None:
+    def __init__(
+        self, program: ModelProgram, stream: CudaStream, max_model_len: int, *, lazy: bool
+    ) -> None:
+        """``lazy``: capture a shape when it is first met, which holds up that step."""
+        self.lazy = lazy
         self.program = program
         self.stream = stream
         self.max_model_len = max_model_len
@@ -49,6 +54,9 @@ class GraphedProgram:
         # The real length is read from the device; the graph's is the bound for all of its replays.
         key = replace(shape, padding=0, max_decode_kv_len=self.max_model_len)
         captured = self.captured.get(key)
+        if captured is None and not self.lazy:
+            self.program.run(inputs, outputs, shape)
+            return
         if captured is None:
             captured = self.captured[key] = self.capture(key)
         captured.inputs.copy_(inputs[: shape.size])
@@ -72,10 +80,10 @@ class GraphedProgram:
         return Captured(graph, inputs, outputs)
 
     def capture_all(self, sizes: tuple[int, ...]) -> int:
-        """Capture every size for greedy steps, largest first; returns the bytes that the graphs take."""
+        """Capture every size, greedy and plainly sampled, largest first; returns the bytes that it takes."""
         before = torch.cuda.memory_reserved()
         with torch.cuda.stream(self.stream.stream), torch.inference_mode():
-            for size in reversed(sizes):
+            for size, greedy in product(reversed(sizes), (True, False)):
                 shape = StepShape(
                     decodes=size,
                     chunks=(),
@@ -84,7 +92,7 @@ class GraphedProgram:
                     joins=0,
                     blocks=size,
                     max_decode_kv_len=self.max_model_len,
-                    greedy=True,
+                    greedy=greedy,
                     truncated=False,
                     min_tokens=False,
                 )

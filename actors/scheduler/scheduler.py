@@ -25,6 +25,7 @@ from ...protocol.messages import (
     Plan,
     Sampled,
     Tokens,
+    first_number,
 )
 from ...runtime.actor import Actor
 from .pool import BlockPool, Pool
@@ -510,7 +511,8 @@ class Scheduler(Actor):
             self.void_device()
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
-                self.end(sequence)
+                if sequence.request < first_number(peer.epoch):
+                    self.end(sequence)
 
     def void_device(self) -> None:
         """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens."""

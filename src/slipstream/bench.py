@@ -8,6 +8,7 @@ in every token, so what it costs is in the figures.
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import sys
@@ -29,7 +30,7 @@ from .protocol.sampling import SamplingParams
 from .runtime.config import add_arguments, resolve, table
 from .service import BUNDLED_MODEL
 from .sidecar import Sidecar
-from .timeline import Panel, Span, Tracks, as_svg, utilization
+from .timeline import Panel, Span, Tracks, as_svg, host_ms, utilization
 
 PROMPT_TOKENS = 4
 """Length of the prompts of ``overlap``: all of them fit in one step."""
@@ -70,6 +71,8 @@ class Measured:
     result: Overlap
     tracks: Tracks
     timed: list[Span]
+    cpu_ms: dict[str, float]
+    """CPU time per step, of each actor's process and of the client's."""
 
 
 def overlap(rows: int, step_ms: float, steps: int, depths: Sequence[int], rounds: int = 1) -> list[Measured]:
@@ -79,7 +82,7 @@ def overlap(rows: int, step_ms: float, steps: int, depths: Sequence[int], rounds
     """
     with ExitStack() as stack:
         folder = stack.enter_context(long_model(PROMPT_TOKENS + steps))
-        clients: list[Client] = []
+        services: list[tuple[Sidecar, Client]] = []
         for depth in depths:
             show_progress(f"starting a service of depth {depth}")
             sidecar = Sidecar(
@@ -92,28 +95,33 @@ def overlap(rows: int, step_ms: float, steps: int, depths: Sequence[int], rounds
                 max_model_len=PROMPT_TOKENS + max(steps, WARM_UP_STEPS),
                 pipeline_depth=depth,
             )
-            clients.append(stack.enter_context(stack.enter_context(sidecar).client()))
+            services.append((stack.enter_context(sidecar), stack.enter_context(sidecar.client())))
         found: list[list[Measured]] = [[] for _ in depths]
         for round_ in range(rounds):
-            for depth, client, measured in zip(depths, clients, found, strict=True):
+            for depth, service, measured in zip(depths, services, found, strict=True):
                 show_progress(
                     f"depth {depth}, round {round_ + 1} of {rounds}: {steps} steps of {step_ms:g} ms"
                 )
-                measured.append(run_overlap(client, rows, step_ms, steps, depth))
+                measured.append(run_overlap(*service, rows, step_ms, steps, depth))
         show_progress("")
     return [median_of(measured) for measured in found]
 
 
-def run_overlap(client: Client, rows: int, step_ms: float, steps: int, depth: int) -> Measured:
+def run_overlap(
+    sidecar: Sidecar, client: Client, rows: int, step_ms: float, steps: int, depth: int
+) -> Measured:
     prompts = [[1 + (row + token) % 100 for token in range(PROMPT_TOKENS)] for row in range(rows)]
     client.generate_many(prompts, fixed_length(WARM_UP_STEPS))
     last_before = client.trace()["compute"][-1][1]
     before = client.stats()
+    pids = {name: pid for name, pid in sidecar.pids.items() if name != "tokenizer"} | {"client": os.getpid()}
+    cpu_before = cpu_seconds(pids)
 
     begun = time.perf_counter()
     client.generate_many(prompts, fixed_length(steps))
     wall_s = time.perf_counter() - begun
 
+    cpu = cpu_seconds(pids)
     after, tracks = client.stats(), client.trace()
     timed = full_steps(tracks["compute"], last_before + 1, steps)
     wasted, scheduled = (after[name] - before[name] for name in ("wasted_rows", "scheduled_rows"))
@@ -128,7 +136,18 @@ def run_overlap(client: Client, rows: int, step_ms: float, steps: int, depth: in
         output_throughput=round(rows * steps / wall_s, 1),
         wasted_row_ratio=round(wasted / scheduled, 6),
     )
-    return Measured(result, tracks, timed)
+    cpu_ms = {name: (cpu[name] - cpu_before[name]) * 1e3 / steps for name in pids}
+    return Measured(result, tracks, timed, cpu_ms)
+
+
+def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
+    """CPU time that each process has used, all its threads together."""
+    found: dict[str, float] = {}
+    for name, pid in pids.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user, system = fields[11:13]
+        found[name] = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def full_steps(compute: list[Span], first: int, steps: int) -> list[Span]:
@@ -300,6 +319,13 @@ def run_overlap_command(found: Namespace) -> None:
             f"{result.depth:>5}  {result.device_utilization:>11.2%}  {result.output_throughput:>10,.0f}"
             f"  {result.wall_s:>8.2f}  {result.wasted_row_ratio:>11.2%}"
         )
+    names = list(measured[0].cpu_ms)
+    print(f"\n{'ms per step':>28}" + "".join(f"{name:>13}" for name in names))
+    for one in measured:
+        working = host_ms(one.tracks, one.timed)
+        for title, ms in (("in the actor, median", working), ("CPU of its process", one.cpu_ms)):
+            row = "".join(f"{ms[name]:>13.3f}" if name in ms else f"{'-':>13}" for name in names)
+            print(f"{one.result.depth:>5}  {title:>21}{row}")
 
 
 def panel_of(measured: Measured) -> Panel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,12 +15,15 @@ from typing import Any
 from . import __version__
 from .options import ServeOptions
 from .protocol.endpoints import check_endpoint, make_run_directory
-from .protocol.errors import InvalidRequest, SlipstreamError
-from .protocol.limits import PROTOCOL
+from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
+from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
 from .runtime.supervisor import ChildFailed, ChildSpec, Supervisor
 
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
 """Exit codes; a usage error is 2."""
+
+KINDS = {kind.__name__: kind for kind in BY_CODE.values()}
+"""The errors that are the user's to mend, by name."""
 
 EMULATED_STEP_MS = 5.0
 """How long an emulated step takes where nothing is said."""
@@ -37,6 +41,7 @@ def serve(options: ServeOptions) -> int:
             specs = plan_service(options, directory)
         except SlipstreamError as error:
             log.block("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
+            tell_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
         return run(specs, options, directory, log, parent)
     finally:
@@ -52,17 +57,18 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
     begun = time.monotonic()
     try:
         if not supervisor.start():
+            supervisor.stop()
             return DRAINED
         ready = announce(supervisor, specs, options, log, time.monotonic() - begun)
         if options.ready_fd is not None:
             tell_ready(options.ready_fd, ready)
-    except SlipstreamError as error:
-        log.block(
-            "slipstream could not start",
-            str(error) if isinstance(error, ChildFailed) else f"  cause   {error}",
-        )
+    except (SlipstreamError, OSError) as error:
+        block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
+        log.block("slipstream could not start", block)
         trace(error, log)
         supervisor.stop()
+        kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
+        tell_failed(options.ready_fd, kind.code, block)
         return COULD_NOT_START
     try:
         supervisor.run()
@@ -81,11 +87,10 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         supervisor.stop()
 
 
-def trace(error: SlipstreamError, log: Log) -> None:
+def trace(error: Exception, log: Log) -> None:
     """The child's stack, for an error that is ours and not the user's."""
     report = getattr(error, "report", None)
-    expected = ("InvalidRequest", "ModelNotSupported", "SlipstreamError")
-    if report is not None and report.kind not in expected:
+    if report is not None and report.kind not in KINDS:
         log.line(report.trace)
 
 
@@ -119,6 +124,13 @@ def announce(
     }
 
 
+def tell_failed(fd: int | None, code: str, message: str) -> None:
+    """Tell who waits for the ready line that it will not come, and why."""
+    if fd is not None:
+        with contextlib.suppress(OSError):  # nobody waits any more
+            os.write(fd, json.dumps({"error": code, "message": message}).encode() + b"\n")
+
+
 def tell_ready(fd: int, ready: dict[str, Any]) -> None:
     try:
         os.write(fd, json.dumps(ready).encode() + b"\n")
@@ -133,13 +145,16 @@ def tell_ready(fd: int, ready: dict[str, Any]) -> None:
 def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     """The children in the order of their start, each with all that it needs to know."""
     folder = find_model(options.model)
-    if options.device != "emulated" and not any(folder.glob("*.safetensors")):
+    needs_weights = options.device != "emulated" and options.load_format != "dummy"
+    if needs_weights and not any(folder.glob("*.safetensors")):
         # The executor would say so too, seconds later.
         raise InvalidRequest(f"model {str(folder)!r}: the folder has no weights; looked for *.safetensors")
     config = read_json(folder / "config.json")
     limit = max_model_len_of(config)
-    length = options.max_model_len or limit
-    if length > limit:
+    if limit is None and options.max_model_len is None:
+        raise InvalidRequest("the model's config.json states no length; give --max-model-len")
+    length = options.max_model_len or limit or 0
+    if limit is not None and length > limit:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
     check_endpoint(endpoint, insecure=options.insecure)
@@ -147,6 +162,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "model": str(folder),
         "model_name": options.model or "slipstream-bundled",
         "max_model_len": length,
+        "max_prompt_bytes": min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
         "vocab_size": text_config(config)["vocab_size"],
         "eos_token_ids": eos_token_ids(folder, config),
         "max_num_seqs": options.max_num_seqs,
@@ -225,12 +241,19 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def max_model_len_of(config: dict[str, Any]) -> int:
+def max_model_len_of(config: dict[str, Any]) -> int | None:
+    """Most tokens that the model is made for; None if it does not say."""
     text = text_config(config)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        # Beyond the original length the frequencies change with the batch, so it is not served.
+        original = rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+        if isinstance(original, int):
+            return original
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
         if isinstance(text.get(name), int):
             return text[name]
-    raise InvalidRequest("the model's config.json states no length; give --max-model-len")
+    return None
 
 
 def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,7 +43,7 @@ LANES = (
     Lane("compute", "compute", ("step",), "the step", "step"),
     Lane("d2h", "D2H", ("step",), "tokens"),
     Lane("detokenizer", "detokenizer", ("Texts",), "tokens to text", "text"),
-    Lane("gateway", "gateway", ("Texts",), "text to clients"),
+    Lane("gateway", "gateway", ("Texts", "Deltas"), "text to clients"),
 )
 """From the plan of a step down to its text, as the work flows."""
 
@@ -56,11 +57,33 @@ def utilization(tracks: Tracks) -> float:
     return busy / (spans[-1][3] - spans[0][2])
 
 
-def in_lane(tracks: Tracks, lane: Lane, begun: int, ended: int) -> Iterator[tuple[int, int, int]]:
-    """Step, start and end of what a lane shows of a stretch of time, cut at its edges."""
+def host_ms(tracks: Tracks, steps: list[Span]) -> dict[str, float]:
+    """How long each actor works on one of these steps, at the median; sockets and codec are not in it."""
+    wanted = {step for _, step, _, _ in steps}
+    found: dict[str, float] = {}
+    for lane in LANES:
+        spent = dict.fromkeys(wanted, 0)
+        for step, start, end in in_lane(tracks, lane):
+            if step in wanted:
+                spent[step] += end - start
+        if lane.track not in STREAMS:
+            found[lane.track] = statistics.median(spent.values()) * 1e-6
+    return found
+
+
+def in_lane(
+    tracks: Tracks, lane: Lane, begun: int = 0, ended: int = 1 << 63
+) -> Iterator[tuple[int, int, int]]:
+    """Step, start and end of what a lane shows of a stretch of time, cut at its edges.
+
+    What names no step belongs to the step before it in its track.
+    """
+    last = -1
     for name, step, start, end in tracks.get(lane.track, []):
-        if name in lane.shows and end > begun and start < ended:
-            yield step, max(start, begun), min(end, ended)
+        if name in lane.shows:
+            last = step if step >= 0 else last
+            if end > begun and start < ended:
+                yield last, max(start, begun), min(end, ended)
 
 
 # --- in text ------------------------------------------------------------------------------------
@@ -181,13 +204,14 @@ def panel_lines(panel: Panel, duration: int, top: int) -> Iterator[str]:
         if lane.track == "compute":
             for start, end in gaps(spans, begun, ended):
                 yield rectangle("idle", x(start), x(end), bar)
-        for step, start, end in spans:
+        following = [step for step, _, _ in spans[1:]] + [None]
+        for (step, start, end), then in zip(spans, following, strict=True):
             colour = STEP_COLOURS[(step - first) % len(STEP_COLOURS)]
             name = f"N{step - first:+d}".replace("-", "−") if step != first else "N"
             yield rectangle("", x(start), x(end), bar, f' fill="{colour}"')
             if x(end) - x(start) > 40:
                 yield f'<text class="step" x="{x((start + end) // 2):.1f}" y="{bar + 13}">{name}</text>'
-            elif lane.named and x(end) < RIGHT - 30:
+            elif lane.named and step != then and x(end) < RIGHT - 30:
                 yield f'<text class="quiet" x="{x(end) + 3:.1f}" y="{bar + 13}">{name}</text>'
         yield "</g>"
     yield from axis(duration, HEADER + len(LANES) * LANE)

@@ -1,0 +1,120 @@
+"""How the process of an actor starts and ends.
+
+``python -m slipstream.runtime.child MODULE:FACTORY FD PARENT`` is what the supervisor runs: ``FACTORY``
+builds the actor, ``FD`` is the control channel, and ``PARENT`` the process with which this one ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from . import control
+from .actor import Actor
+from .host import Host
+
+NICENESS = 5
+"""Of the actors for whom the device does not wait: where cores are few, scheduler and executor come first."""
+
+GARBAGE = 10_000
+"""New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
+
+
+class StartContext(Protocol):
+    """What a factory can use while it builds its actor."""
+
+    options: dict[str, Any]
+    epoch: int
+    """The incarnation that is being built."""
+
+    def phase(self, name: str) -> None:
+        """The phase that begins now; a failure names it, and the banner times it."""
+        ...
+
+
+class Build:
+    """Times the phases of a start."""
+
+    def __init__(self, options: dict[str, Any], epoch: int = 1) -> None:
+        self.options = options
+        self.epoch = epoch
+        self.current = "import"
+        self.since = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    def phase(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[self.current] = self.phases.get(self.current, 0.0) + now - self.since
+        self.current, self.since = name, now
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, and make sure that it has not yet."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_pdeathsig = 1
+    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(factory: str, fd: int, parent: int) -> int:
+    """Build the actor that ``factory`` names and run it until the supervisor ends it."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    channel = socket.socket(fileno=fd)
+    begin = control.receive(channel)
+    if not isinstance(begin, control.Begin):
+        return 1
+    build = Build(begin.options, begin.epoch)
+    try:
+        module, _, function = factory.partition(":")
+        make: Callable[[StartContext], Actor] = getattr(importlib.import_module(module), function)
+        actor = make(build)
+        build.phase("sockets")
+        host = Host(actor, begin, channel)
+        facts = dict(actor.facts)
+        if actor.endpoint is not None:
+            facts["endpoint"] = host.open_door(actor.endpoint)
+        build.phase("ready")
+        channel.setblocking(False)
+        control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
+    except Exception as error:
+        control.send(channel, failure(build.current, error))
+        return 1
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
+    try:
+        if actor.blocking:
+            host.run_blocking()
+        else:
+            os.nice(NICENESS)
+            host.run_uvloop()
+    except Exception as error:
+        control.send(channel, failure("serving", error))
+        return 1
+    host.close()
+    return 0
+
+
+def failure(phase: str, error: Exception) -> control.Failed:
+    return control.Failed(
+        phase=phase,
+        kind=type(error).__name__,
+        message=str(error)[:8000],
+        hint=getattr(error, "hint", ""),
+        trace="".join(traceback.format_exception(error))[-16000:],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
