@@ -165,6 +165,8 @@ class Gateway(Actor):
         self.open_bytes = 0
         self.next_request = first_number(epoch)
         self.next_client = 0
+        self.cancelled: set[int] = set()
+        """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
         self.draining = False
         self.deadlines: list[tuple[float, int]] = []
         self.peers: set[str] = set()
@@ -200,7 +202,9 @@ class Gateway(Actor):
 
     @property
     def idle(self) -> bool:
-        return not self.requests and not any(client.blocked or client.held for client in self.clients.values())
+        return not self.requests and not any(
+            client.blocked or client.held for client in self.clients.values()
+        )
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -464,6 +468,7 @@ class Gateway(Actor):
         if requests:
             numbers = [answer.number for request in requests for answer in request.unfinished]
             self.send("tokenizer", Cancel(numbers))
+            self.cancelled.update(numbers)
 
     def forget(self, request: Request) -> None:
         del self.requests[request.number]
@@ -547,7 +552,8 @@ class Gateway(Actor):
         ):
             answer = answers.get(number)
             if answer is None:
-                strangers.add(number)
+                if number not in self.cancelled:
+                    strangers.add(number)
                 continue
             if not answer.opened or answer.finished:
                 continue
@@ -560,12 +566,14 @@ class Gateway(Actor):
                 delta.text += text
             if logprobs.columns and answer.params.logprobs is not None:
                 delta.logprobs.append(logprobs.read(row, 1 + answer.params.logprobs))
-        if strangers:  # a Cancel was lost with the actor that carried it
+        if strangers:  # their Cancel was lost with the actor that carried it
             self.send("tokenizer", Cancel(sorted(strangers)))
+            self.cancelled |= strangers
         failed: list[tuple[Answer, str, str]] = []
         for finished, tail in zip(message.finished, message.tails, strict=True):
             answer = answers.get(finished.request)
             if answer is None or answer.finished:
+                self.cancelled.discard(finished.request)
                 continue
             request = answer.request
             if finished.reason not in ENDS:
@@ -643,6 +651,7 @@ class Gateway(Actor):
         self.peers.add(peer.name)
         if peer.name == "executor":
             return  # the scheduler holds what is needed
+        self.cancelled.clear()
         for request in self.requests.values():
             request.attempt += 1
             self.submit(request)

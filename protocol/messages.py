@@ -216,8 +216,7 @@ class Join(Internal):
 
     slot: int
     tokens: bytes
-    """What is to be computed (int32): the prompt from ``start`` on and, after a preemption or a restart, the
-    tokens generated so far."""
+    """Prompt and, after a preemption or a restart, the tokens generated so far (int32)."""
     prompt_len: int
     start: int
     """First position to compute; what lies before is in cached blocks."""

@@ -336,7 +336,9 @@ def refuse_endpoint_in_use(endpoint: str) -> None:
     if scheme != "ipc" or not os.path.exists(path):
         return
     if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise SlipstreamError(f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint")
+        raise SlipstreamError(
+            f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

@@ -25,6 +25,8 @@ class Simulator:
 
     def __init__(self, seed: int, factories: dict[str, Callable[[Simulator], Actor]]) -> None:
         self.rng = random.Random(seed)
+        self.gossip = random.Random(~seed)
+        """How long news takes; apart, so that it does not shift the load that a seed stands for."""
         self.factories = factories
         self.now = 0.0
         self.order = 0
@@ -72,9 +74,9 @@ class Simulator:
             if other != name and other in self.actors:
                 self.introduce(links, other, self.links[other].epoch)
                 self.news[other].append((name, self.epoch))
-                self.after(self.rng.random() * MAX_DELAY_S, lambda other=other: self.hear(other))
+                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
 
-    def hear(self, name: str) -> None:
+    def take_in_news(self, name: str) -> None:
         """The actor takes in what it has been told of new incarnations."""
         if name in self.actors:
             heard, self.news[name] = self.news[name], []
@@ -123,7 +125,7 @@ class Simulator:
         links = self.links[to]
         if to not in self.actors or links.epoch != epoch:
             return
-        self.hear(to)
+        self.take_in_news(to)
         for sender, message in links.open(frame):
             self.turn(to, sender, message)
 

@@ -255,7 +255,7 @@ def test_there_are_more_than_fifty_faults_and_each_is_another() -> None:
     ("fault", "depth"), [pytest.param(f, d, id=f"{f.id}-depth-{d}") for f in FAULTS for d in f.depths]
 )
 def test_a_planted_fault_is_found(fault: Fault, depth: int) -> None:
-    found = itertools.islice(drill(fault, depth, seeds=24), 100_000)
+    found = itertools.islice(drill(fault, depth, seeds=80), 100_000)  # the first ends it; some are rare
     assert any(race.name.startswith(fault.place) for race in found)
 
 

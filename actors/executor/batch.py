@@ -148,10 +148,7 @@ class RunningBatch:
         self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS))
         """The same for its outputs."""
         self.prompts: dict[int, np.ndarray] = {}
-        """Tokens that each slot which still prefills has to compute, from ``join_position`` on."""
-        self.join_position = np.zeros(slots, np.int64)
-        self.known = np.zeros(slots, np.int64)
-        """Position after the last of those tokens."""
+        """Known tokens of each slot that still prefills."""
         self.position = np.zeros(slots, np.int64)
         self.num_blocks = np.zeros(slots, np.int64)
         self.decoding = np.zeros(slots, np.bool_)
@@ -190,7 +187,7 @@ class RunningBatch:
             end = int(self.position[slot]) + count
             chunks.append((first, count, end))
             first += count
-            if end == self.known[slot]:
+            if end == len(self.prompts[slot]):
                 ended.append((slot, first - 1))
 
         samples = decode_rows
@@ -240,8 +237,7 @@ class RunningBatch:
         for (slot, count), (start, _, end) in zip(chunk_list, chunks, strict=True):
             token_slots[start : start + count] = slot
             offsets[start : start + count] = np.arange(count)
-            last = end - int(self.join_position[slot])
-            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][last - count : last]
+            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
         staging[at["sample_slots"]] = samples
         staging[at["logits_index"]] = logits_index
         if plan.joins:
@@ -269,8 +265,7 @@ class RunningBatch:
         if self.decoding[slot] or slot in self.prompts:
             raise RuntimeError(f"sequence slot {slot} is taken by a sequence that has not left")
         self.prompts[slot] = np.frombuffer(join.tokens, np.int32)
-        self.position[slot] = self.join_position[slot] = join.start
-        self.known[slot] = join.start + len(self.prompts[slot])
+        self.position[slot] = join.start
         self.num_blocks[slot] = 0
         sampled = self.sampled[slot] = join.temperature > 0 and join.top_k != 1
         self.truncated[slot] = sampled and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)

@@ -34,6 +34,10 @@ from .sequence import Logprobs, Sequence, SlotTable
 CONTEXT_TOKENS = 8
 """Prompt tokens that the detokenizer gets to continue the text of."""
 
+MAX_JOINED_TOKENS = 1 << 20
+"""A plan takes in no further sequence once those that join have so many tokens: it has to fit into a frame,
+and those that find their beginning in the prefix cache cost no budget."""
+
 COUNTERS_EVERY_S = 0.2
 
 
@@ -284,10 +288,12 @@ class Scheduler(Actor):
         for sequence in self.prefilling:
             budget -= self.chunk(sequence, budget, chunks)
         joins: list[Join] = []
-        while self.waiting and budget > 0 and self.slots.available:
+        joined = 0
+        while self.waiting and budget > 0 and self.slots.available and joined < MAX_JOINED_TOKENS:
             sequence = self.waiting[0]
             if not self.admit(sequence, blocks, appended, joins):
                 break
+            joined += len(sequence.tokens)
             budget -= self.chunk(sequence, budget, chunks)
         if not len(rows) and not chunks:
             return None

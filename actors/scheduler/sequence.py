@@ -76,7 +76,7 @@ class Sequence:
         biases = np.array(list(params.logit_bias.values()), np.float32)
         return Join(
             slot=self.slot,
-            tokens=self.tokens[start:].tobytes(),
+            tokens=self.tokens.tobytes(),
             prompt_len=self.prompt_len,
             start=start,
             temperature=params.temperature,
