@@ -122,11 +122,11 @@ def alone(model: PagedModel) -> list[list[int]]:
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
-    model: PagedModel, alone: list[list[int]], depth: int
+    model: PagedModel, alone: list[list[int]], depth: int, more: int
 ) -> None:
     known = requests(40)
     preempted, wasted = 0.0, 0.0
-    for schedule in range(SCHEDULES):
+    for schedule in range(SCHEDULES * more):
         rng = random.Random(schedule)
         rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
         chosen = [rng.randrange(len(known)) for _ in range(10)]
