@@ -20,7 +20,6 @@ class SlipstreamError(Exception):
     """Base of all errors; ``code`` is what travels in an ``error`` message."""
 
     code = "internal"
-    retryable = False
 
 
 class InvalidRequest(SlipstreamError):
@@ -33,7 +32,6 @@ class Overloaded(SlipstreamError):
     """The service has no room for the request now; try again after ``retry_after_s`` seconds."""
 
     code = "overloaded"
-    retryable = True
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -56,7 +54,6 @@ class ServiceUnavailable(SlipstreamError):
     """No service answers at the endpoint, or it is stopping."""
 
     code = "unavailable"
-    retryable = True
 
 
 class ProtocolError(SlipstreamError):

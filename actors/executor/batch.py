@@ -170,8 +170,9 @@ class RunningBatch:
 
     def stage(self, plan: Plan, staging: np.ndarray) -> StepShape:
         """Apply a plan and pack its step into ``staging``."""
-        self.decoding[np.frombuffer(plan.leaves, np.int32)] = False
-        for slot in np.frombuffer(plan.leaves, np.int32).tolist():
+        leaves = np.frombuffer(plan.leaves, np.int32)
+        self.decoding[leaves] = False
+        for slot in leaves.tolist():
             self.prompts.pop(slot, None)
         for join in plan.joins:
             self.join(join)

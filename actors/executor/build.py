@@ -27,7 +27,7 @@ def build_emulated(context: Any) -> Executor:
 
     options = context.options
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
-    blocks = options["num_blocks"] or 1 + slots * -(-length // size)
+    blocks = 1 + slots * -(-length // size)
     device = EmulatedDevice(options["emulated_step_ms"])
     program = EmulatedProgram(slots, length, options["vocab_size"])
     return assemble(
@@ -47,7 +47,7 @@ def build_model(context: Any) -> Executor:
     options = context.options
     device_name = choose_device(options["device"], torch)
     if device_name == "cpu":
-        torch.set_num_threads(options["cpu_threads"] or max(1, (os.cpu_count() or 2) - 1))
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
     context.phase("load weights")
     where = torch.device(device_name)
     backend = options["attention_backend"]
@@ -67,7 +67,7 @@ def build_model(context: Any) -> Executor:
     per_block = layout.bytes_per_block(size, model.dtype)
     most = 1 + slots * -(-length // size)
     memory = options["kv_cache_memory"] or free_memory(where, options["gpu_memory_utilization"], torch)
-    blocks = options["num_blocks"] or min(most, memory // per_block)
+    blocks = min(most, memory // per_block)
     if blocks < 2:
         raise no_room(memory, per_block)
     program = ModelProgram(model, slots, length, blocks, size)

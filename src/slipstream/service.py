@@ -182,8 +182,6 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "emulated_step_ms": EMULATED_STEP_MS
         if options.emulated_step_ms is None
         else options.emulated_step_ms,
-        "num_blocks": None,
-        "cpu_threads": None,
     }
     scheduler = shared | {"enable_prefix_caching": options.enable_prefix_caching}
     gateway = shared | {
