@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from slipstream import __version__, cli
+from slipstream.commands import common
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -86,7 +87,7 @@ def test_print_config(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "missing", lambda extra: ["torch"])
+    monkeypatch.setattr(common, "missing", lambda extra: ["torch"])
     code, _, err = run(capsys, "serve")
     assert code == 2
     assert "slipstream serve needs the extra \"engine\": pip install 'slipstream[engine]'" in err

@@ -242,6 +242,7 @@ def test_the_type_checkers_view_has_a_link_to_every_file_of_the_face_and_to_noth
     assert all(path.is_symlink() for path in view.iterdir())
     expected = {path.name: path for path in FOLDERS["face"].glob("*.py")}
     expected |= {name: FOLDERS[name] for name in ("protocol", "runtime", "actors")}
+    expected["commands"] = FOLDERS["face"] / "commands"
     assert links == expected
 
 

@@ -1,0 +1,59 @@
+"""``slipstream chat``: talk with a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .common import DONE, Run, add_service, reach, sampling
+
+if TYPE_CHECKING:
+    from ..protocol.client import Client
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    add_service(parser)
+
+    def run(found: argparse.Namespace) -> int:
+        import readline  # gives input() its history and its line editing
+
+        readline.set_auto_history(True)
+        params = sampling(found)
+        messages: list[dict[str, Any]] = []
+        with reach(found, "chat") as client:
+            print(f"{client.welcome.model}. Ctrl-C ends an answer, Ctrl-D ends the talk.", file=sys.stderr)
+            while True:
+                try:
+                    words = input("> ")
+                except EOFError:
+                    print()
+                    return DONE
+                except KeyboardInterrupt:
+                    print()
+                    continue
+                if words.strip():
+                    answer_turn(client, messages, words, params)
+
+    return run
+
+
+def answer_turn(client: Client, messages: list[dict[str, Any]], words: str, params: Any) -> None:
+    """One question and its answer, which Ctrl-C ends; both then belong to the conversation."""
+    from ..protocol.errors import SlipstreamError
+
+    messages.append({"role": "user", "content": words})
+    answer = ""
+    stream = client.stream_chat(messages, params)
+    try:
+        for delta in stream:
+            answer += delta.text
+            print(delta.text, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+    except SlipstreamError as error:
+        messages.pop()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return
+    print()
+    messages.append({"role": "assistant", "content": answer})

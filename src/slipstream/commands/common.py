@@ -1,0 +1,94 @@
+"""What the commands share: exit codes, how a command ends, extras, and reaching a service."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..protocol.client import Client
+
+DONE, USAGE, COULD_NOT_START, FAILED = 0, 2, 3, 4
+INTERRUPTED = 130
+
+EXTRAS = {
+    "engine": ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "uvloop"),
+}
+"""What each extra installs, by the names of the modules."""
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Stop(Exception):
+    """End the command with this exit code, after one sentence on stderr."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def missing(extra: str) -> list[str]:
+    """The modules of an extra that are not installed."""
+    from importlib.util import find_spec
+
+    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+
+
+def need(name: str, extra: str, otherwise: str = "") -> None:
+    """End the command if an extra is not installed."""
+    lacking = missing(extra)
+    if lacking:
+        hint = f", {otherwise}" if otherwise else ""
+        raise Stop(
+            USAGE,
+            f"slipstream {name} needs the extra \"{extra}\": pip install 'slipstream[{extra}]'{hint}"
+            f" (not there: {', '.join(lacking)})",
+        )
+
+
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """Where the answers come from, and how long and how daring they are."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--endpoint", metavar="E", help="of a running service; left out: a service just for this"
+    )
+    place.add_argument(
+        "--model", metavar="M", help="for a service just for this; left out: the bundled model"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0: always the most likely token (default 1)"
+    )
+
+
+def sampling(found: argparse.Namespace) -> Any:
+    from ..protocol.sampling import SamplingParams
+
+    temperature = 1.0 if found.temperature is None else found.temperature
+    return SamplingParams(max_tokens=found.max_tokens, temperature=temperature)
+
+
+@contextmanager
+def reach(found: argparse.Namespace, name: str) -> Iterator[Client]:
+    """A client of the service that was asked for, which is started if it is not there."""
+    from contextlib import ExitStack
+
+    from ..protocol.client import Client
+    from ..protocol.errors import InvalidRequest, SlipstreamError
+
+    with ExitStack() as stack:
+        try:
+            if found.endpoint is not None:
+                client = stack.enter_context(Client(found.endpoint))
+            else:
+                need(name, "engine", "or give --endpoint")
+                from ..sidecar import Sidecar
+
+                client = stack.enter_context(stack.enter_context(Sidecar(found.model)).client())
+        except InvalidRequest as error:
+            raise Stop(USAGE, str(error)) from None
+        except SlipstreamError as error:
+            raise Stop(COULD_NOT_START, str(error)) from None
+        yield client

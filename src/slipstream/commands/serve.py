@@ -1,0 +1,31 @@
+"""``slipstream serve``: start a service and run it until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import DONE, Run, need
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    from ..options import ServeOptions
+    from ..runtime.config import add_arguments, resolve, show
+
+    add_arguments(parser, ServeOptions)
+    parser.usage = "slipstream serve [MODEL] [options]"
+    parser.epilog = (
+        "Each option can also be given in the environment, --max-num-seqs as SLIPSTREAM_MAX_NUM_SEQS, or in"
+        " the file, as max-num-seqs. The command line wins over the environment, and that over the file."
+    )
+
+    def run(found: argparse.Namespace) -> int:
+        resolved = resolve(ServeOptions, arguments=vars(found))
+        if resolved.options.print_config:
+            print(show(resolved))
+            return DONE
+        need("serve", "engine")
+        from ..service import serve
+
+        return serve(resolved.options)
+
+    return run
