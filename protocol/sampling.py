@@ -12,7 +12,9 @@ from .errors import InvalidRequest, brief
 from .limits import Limits
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class SamplingParams(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """Sampling and stopping of one request; the names and meanings are vLLM's.
 
     ``check`` refuses what is out of range. ``temperature=0`` is greedy. ``seed`` makes the request
@@ -65,20 +67,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def check(self, bounds: Limits) -> None:
         """Refuse with ``InvalidRequest`` the first value that is out of range."""
-        within(self, "max_tokens", 1, bounds.max_model_len)
+        for name, (low, high, above) in RANGES.items():
+            within(self, name, low, getattr(bounds, high) if isinstance(high, str) else high, open_low=above)
         within(self, "min_tokens", 0, self.max_tokens or bounds.max_model_len)
-        within(self, "temperature", 0.0, 2.0)
-        within(self, "top_p", 0.0, 1.0, open_low=True)
-        within(self, "top_k", -1, bounds.vocab_size)
-        within(self, "min_p", 0.0, 1.0)
-        within(self, "seed", 0, limits.MAX_SEED)
-        within(self, "n", 1, limits.MAX_CHOICES)
         within(self, "logprobs", 0, min(limits.MAX_LOGPROBS, bounds.vocab_size))
-        within(self, "presence_penalty", -2.0, 2.0)
-        within(self, "frequency_penalty", -2.0, 2.0)
-        within(self, "repetition_penalty", 0.01, 10.0)
-        within(self, "priority", -1000, 1000)
-        within(self, "deadline_s", 0.0, limits.MAX_DEADLINE_S, open_low=True)
         strings = self.stop_strings
         counted("stop", len(strings), limits.MAX_STOP_STRINGS, "strings")
         for text in strings:
@@ -110,6 +102,24 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 )
 
 
+RANGES: dict[str, tuple[float, float | str, bool]] = {
+    "max_tokens": (1, "max_model_len", False),
+    "min_tokens": (0, "max_model_len", False),
+    "temperature": (0.0, 2.0, False),
+    "top_p": (0.0, 1.0, True),
+    "top_k": (-1, "vocab_size", False),
+    "min_p": (0.0, 1.0, False),
+    "seed": (0, limits.MAX_SEED, False),
+    "n": (1, limits.MAX_CHOICES, False),
+    "logprobs": (0, limits.MAX_LOGPROBS, False),
+    "presence_penalty": (-2.0, 2.0, False),
+    "frequency_penalty": (-2.0, 2.0, False),
+    "repetition_penalty": (0.01, 10.0, False),
+    "priority": (-1000, 1000, False),
+    "deadline_s": (0.0, limits.MAX_DEADLINE_S, True),
+}
+"""Lowest and highest value, and whether the lowest itself is out; a name is that of one of the ``Limits``."""
+
 UNSUPPORTED: dict[str, object] = {
     "json_schema": None,
     "priority": 0,
@@ -132,7 +142,9 @@ def within(params: SamplingParams, name: str, low: float, high: float, *, open_l
 def is_token_id(name: int | str, vocab_size: int) -> bool:
     """Whether ``name`` is a token id in decimal, written in the one way that has no other."""
     digits = str(name)
-    return len(digits) <= 10 and digits.isdecimal() and str(int(digits)) == digits and int(digits) < vocab_size
+    return (
+        len(digits) <= 10 and digits.isdecimal() and str(int(digits)) == digits and int(digits) < vocab_size
+    )
 
 
 def counted(name: str, count: int, limit: int, unit: str) -> None:
