@@ -22,6 +22,7 @@ from ..protocol.errors import InvalidRequest, brief
 from ..protocol.limits import PROTOCOL, Limits
 from ..protocol.messages import (
     Abort,
+    Actors,
     Cancel,
     ClientBlocked,
     ClientGone,
@@ -32,6 +33,7 @@ from ..protocol.messages import (
     DumpTrace,
     Error,
     Generate,
+    GetActors,
     GetStats,
     GetTrace,
     Hello,
@@ -170,6 +172,8 @@ class Gateway(Actor):
         self.draining = False
         self.deadlines: list[tuple[float, int]] = []
         self.peers: set[str] = set()
+        self.asking: list[bytes] = []
+        """Clients that want to know how the actors are."""
         self.tracing: tuple[list[bytes], float, set[str], dict[str, list[Any]]] | None = None
         self.counters: dict[str, float] = dict.fromkeys(
             (
@@ -191,6 +195,7 @@ class Gateway(Actor):
             Texts: self.on_texts,
             Spans: self.on_spans,
             Drain: self.on_drain,
+            Actors: self.on_actors,
         }
         self.public = {
             Generate: self.on_generate,
@@ -198,6 +203,7 @@ class Gateway(Actor):
             Ping: self.on_ping,
             GetStats: self.on_get_stats,
             GetTrace: self.on_get_trace,
+            GetActors: self.on_get_actors,
         }
 
     @property
@@ -660,6 +666,18 @@ class Gateway(Actor):
 
     def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
         self.tell(client, Stats(counters=self.scheduler_counters | self.counters))
+
+    def on_get_actors(self, client: Client, message: GetActors, now: float) -> None:
+        self.asking.append(client.address)
+        self.send("supervisor", message)
+
+    def on_actors(self, actors: Actors, now: float) -> None:
+        """What the supervisor tells: for everyone who has asked until now."""
+        asking, self.asking = self.asking, []
+        for address in asking:
+            client = self.clients.get(address)
+            if client is not None:
+                self.tell(client, actors)
 
     def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
         if self.tracing is not None:

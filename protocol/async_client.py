@@ -16,7 +16,7 @@ import zmq
 
 from .client import Line, Prompt
 from .endpoints import check_endpoint
-from .messages import Delta, Stats, Trace, Welcome
+from .messages import Actors, Delta, Stats, Trace, Welcome
 from .outputs import Collector, RequestOutput
 from .sampling import SamplingParams
 from .session import Message, Pending, Reply, Session, Stream
@@ -101,6 +101,10 @@ class AsyncClient:
     async def trace(self) -> dict[str, list[tuple[str, int, int, int]]]:
         """The newest spans of every actor: name, step, start and end in nanoseconds."""
         return (await self._inquire(Trace)).tracks
+
+    async def actors(self) -> Actors:
+        """How the service and each of its actors are."""
+        return await self._inquire(Actors)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import zmq
 from .endpoints import check_endpoint
 from .errors import InvalidRequest, Overloaded, SlipstreamError
 from .limits import MAX_FRAME_BYTES
-from .messages import Delta, Stats, Trace, Welcome
+from .messages import Actors, Delta, Stats, Trace, Welcome
 from .outputs import Collector, RequestOutput
 from .sampling import SamplingParams
 from .session import Message, Pending, Question, Reply, Session, Stream
@@ -125,6 +125,10 @@ class Client:
     def trace(self) -> dict[str, list[tuple[str, int, int, int]]]:
         """The newest spans of every actor: name, step, start and end in nanoseconds."""
         return self._inquire(Trace).tracks
+
+    def actors(self) -> Actors:
+        """How the service and each of its actors are."""
+        return self._inquire(Actors)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from .codec import encode, pack
 from .limits import MAX_ITEMS, Limits
 from .messages import (
     Abort,
+    Actors,
+    ActorState,
     AnyInternal,
     Cancel,
     Capacity,
@@ -31,6 +33,7 @@ from .messages import (
     Error,
     Finished,
     Generate,
+    GetActors,
     GetStats,
     GetTrace,
     Hello,
@@ -152,6 +155,7 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ("ping, nonce left out", Ping()),
     ("stats", GetStats()),
     ("trace", GetTrace()),
+    ("actors", GetActors()),
 ]
 
 TO_CLIENT: list[tuple[str, PublicOut]] = [
@@ -222,6 +226,28 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
     (
         "trace",
         Trace(tracks={"scheduler": [("Plan", 59, 3364778882284, 3364779140270)], "compute": []}),
+    ),
+    (
+        "actors, one of them restarted and another waiting for its restart",
+        Actors(
+            actors=[
+                ActorState(
+                    name="executor",
+                    state="ready",
+                    pid=1234,
+                    epoch=6,
+                    restarts=1,
+                    uptime_s=12.5,
+                    mailbox_depth=2,
+                    last_progress_s=0.25,
+                    working=True,
+                ),
+                ActorState(name="scheduler", state="dead", pid=1235, epoch=2),
+            ],
+            live=True,
+            ready=False,
+            draining=True,
+        ),
     ),
 ]
 

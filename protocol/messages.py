@@ -66,6 +66,10 @@ class GetTrace(FromClient, tag="trace"):
     """Answered by ``Trace``: the newest spans that every actor has in its ring."""
 
 
+class GetActors(FromClient, tag="actors"):
+    """Answered by ``Actors``: how the service and each of its actors are."""
+
+
 # --- public: gateway to client -------------------------------------------------------------------
 
 
@@ -139,8 +143,42 @@ class Trace(ToClient, tag="trace"):
     tracks: dict[str, list[tuple[str, int, int, int]]]
 
 
-PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace
-PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace
+class ActorState(msgspec.Struct, kw_only=True):
+    """One actor as the supervisor knows it."""
+
+    name: str
+    state: str
+    """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead``: it waits for
+    its restart."""
+    pid: int
+    epoch: int
+    """Number of its incarnation; a restarted actor has a higher one."""
+    restarts: int = 0
+    """Since the start of the service."""
+    uptime_s: float = 0.0
+    """Since this incarnation was started."""
+    mailbox_depth: int = 0
+    """Messages of other actors that it has not taken in yet."""
+    last_progress_s: float = 0.0
+    """How long ago it was last seen to have handled something."""
+    working: bool = False
+    """Something is under way that only this actor can bring forward."""
+
+
+class Actors(ToClient, tag="actors"):
+    """The actors in the order of their start, and what follows for the service as a whole."""
+
+    actors: list[ActorState]
+    live: bool
+    """No actor hangs. False for long: restart the service."""
+    ready: bool
+    """Every actor is ready and requests are taken."""
+    draining: bool = False
+    """The service is stopping: what is under way is finished, nothing new is taken."""
+
+
+PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors
+PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace | Actors
 
 # --- internal ------------------------------------------------------------------------------------
 

@@ -30,11 +30,13 @@ from .errors import InvalidRequest, ProtocolError, ServiceUnavailable, Slipstrea
 from .limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
 from .messages import (
     Abort,
+    Actors,
     Delta,
     Deltas,
     Error,
     FromClient,
     Generate,
+    GetActors,
     GetStats,
     GetTrace,
     Hello,
@@ -60,7 +62,7 @@ MAX_BARREN = 5
 Message = dict[str, Any]
 """One message of a conversation: ``{"role": "user", "content": "…"}``."""
 
-Reply = TypeVar("Reply", Welcome, Stats, Trace)
+Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
 
 
 class Pending:
@@ -167,9 +169,9 @@ class Session:
         return stream
 
     def inquire(self, now: float, expects: type[Reply]) -> Question:
-        """Ask for the gateway's ``Stats`` or ``Trace``, or for its ``Welcome``."""
+        """Ask for the gateway's ``Stats``, ``Trace``, ``Actors`` or ``Welcome``."""
         self.check_open()
-        messages: dict[type, FromClient] = {Stats: GetStats(), Trace: GetTrace()}
+        messages: dict[type, FromClient] = {Stats: GetStats(), Trace: GetTrace(), Actors: GetActors()}
         question = Question(expects, messages.get(expects))
         self.reach_out(now)
         if self.state == "ready" and expects is Welcome:
@@ -281,7 +283,7 @@ class Session:
         return [stream]
 
     def take_answer(self, kind: type, answer: Any) -> list[Pending]:
-        """Stats and Trace answer the oldest question of their kind, Welcome all of them, Pong none."""
+        """Welcome answers every question of its kind, Pong none, the others the oldest."""
         answered: list[Pending] = []
         for question in [q for q in self.questions if q.expects is kind]:
             question.answer = answer

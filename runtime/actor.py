@@ -32,6 +32,8 @@ class Actor:
     """Where the host opens a door to clients, for the actor that has one."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
+    progress: int = 0
+    """Grows whenever what makes the actor ``working`` has come forward."""
     ring: Ring | None = None
     """Spans that the actor's device reports."""
 
@@ -47,6 +49,11 @@ class Actor:
     def idle(self) -> bool:
         """Nothing is under way: a draining host may stop."""
         return True
+
+    @property
+    def working(self) -> bool:
+        """Something is under way that only this actor can bring forward: without ``progress`` it hangs."""
+        return False
 
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
         handler = self.handlers.get(type(message))

@@ -13,6 +13,7 @@ import msgpack
 import msgspec
 
 from ..protocol.codec import encode
+from ..protocol.messages import Actors
 
 MAX_PACKET = 128 * 1024
 
@@ -70,7 +71,40 @@ class Drained(Control):
     """host → supervisor: nothing is under way any more."""
 
 
-AnyControl = Begin | Peer | Stop | Ready | Failed | Drained
+class Awake(Control):
+    """host → supervisor: something has come after a pause; probe me until I am idle again."""
+
+
+class Probe(Control):
+    """supervisor → host: show that your loop turns; answered by ``Report``."""
+
+
+class Report(Control):
+    """host → supervisor: what the actor has done so far."""
+
+    turns: int
+    """Messages handled."""
+    progress: int
+    working: bool
+    """``progress`` and ``working`` of the actor."""
+    idle: bool
+    """Nothing has come since the last report: no further probes are needed until ``Awake``."""
+    sent: dict[str, tuple[int, int]]
+    received: dict[str, tuple[int, int]]
+    """By peer: its epoch, and the messages sent to it, or taken in from it."""
+
+
+class AskActors(Control):
+    """host → supervisor: a client wants to know how the actors are."""
+
+
+class TellActors(Control):
+    """supervisor → host: how the actors are."""
+
+    actors: Actors
+
+
+AnyControl = Begin | Peer | Stop | Ready | Failed | Drained | Awake | Probe | Report | AskActors | TellActors
 
 
 def send(channel: socket.socket, message: AnyControl) -> None:

@@ -8,6 +8,7 @@ looks again after each send, since ZeroMQ signals its file descriptor only on th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -45,6 +46,9 @@ CLIENT_MESSAGES = 64
 LAST_WORDS_MS = 500
 """How long the last messages to clients may take to leave when the host ends."""
 
+SUPERVISOR = "supervisor"
+"""Whom an actor asks how all actors are; reached over the control channel."""
+
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
 
@@ -68,6 +72,11 @@ class Host:
         """Messages to an actor that is not there; it will be told again when it is."""
         self.malformed = 0
         """Frames in the mailbox that are no message; only a stranger sends such."""
+        self.turns = 0
+        """Messages handled."""
+        self.reported_turns = 0
+        self.awake = True
+        """The supervisor probes this host, since it knows that there is something to do."""
         self.draining = False
         self.stopped = False
         self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
@@ -123,6 +132,8 @@ class Host:
 
     def tell(self, sender: str | bytes, message: Any) -> None:
         """Give one message to the actor, and send what it answers."""
+        self.rouse()
+        self.turns += 1
         if type(message) is DumpTrace:
             assert isinstance(sender, str)
             self.deliver([(sender, Spans(self.ring.dump()))])
@@ -131,6 +142,17 @@ class Host:
         sends = self.actor.receive(sender, message, begun * 1e-9)
         self.note(message, sends, begun)
         self.deliver(sends)
+
+    def rouse(self) -> None:
+        """Before anything is handled after a pause: should it never end, the supervisor notices."""
+        if not self.awake:
+            self.awake = True
+            self.inform(control.Awake())
+
+    def inform(self, message: control.AnyControl) -> None:
+        """Tell the supervisor; one that has stopped reading is not waited for."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            control.send(self.channel, message)
 
     def note(self, message: Any, sends: list[Send], begun: int) -> None:
         """A span named after what the turn made for a step, or else after what began it."""
@@ -155,6 +177,9 @@ class Host:
     def deliver_to_actor(self, to: str, message: Any) -> None:
         if to == self.links.name:
             self.tell(to, message)
+            return
+        if to == SUPERVISOR:
+            self.inform(control.AskActors())
             return
         epoch = self.links.peers.get(to, 0)
         if epoch > self.connected.get(to, 0):
@@ -215,6 +240,7 @@ class Host:
                 client, *frames = door.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return False
+            self.rouse()
             if frames and not frames[0]:
                 frames = frames[1:]  # a REQ socket sends an empty delimiter
             try:
@@ -235,12 +261,32 @@ class Host:
                 return
             if isinstance(message, control.Peer):
                 self.connect(message.name, message.epoch, message.mailbox)
+            elif isinstance(message, control.Probe):
+                self.report()
+            elif isinstance(message, control.TellActors):
+                self.tell(SUPERVISOR, message.actors)
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
                 self.tell(b"", Drain())
             elif message is None or isinstance(message, control.Stop):
                 self.stopped = True
         return
+
+    def report(self) -> None:
+        """Answer a probe."""
+        idle = self.turns == self.reported_turns and not self.actor.working
+        self.awake, self.reported_turns = not idle, self.turns
+        peers = self.links.peers
+        self.inform(
+            control.Report(
+                turns=self.turns,
+                progress=self.actor.progress,
+                working=self.actor.working,
+                idle=idle,
+                sent={name: (epoch, self.links.sent[name]) for name, epoch in peers.items()},
+                received={name: (epoch, self.links.received[name]) for name, epoch in peers.items()},
+            )
+        )
 
     def settle(self) -> float | None:
         """What is due by the clock; returns the seconds until the next wake, None if there is none."""
@@ -255,6 +301,7 @@ class Host:
 
     def wake(self, now: float) -> None:
         """Let the actor do what is due, and send it."""
+        self.rouse()
         begun = time.monotonic_ns()
         sends = self.actor.wake(now)
         if sends:

@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
 from ..protocol.codec import pack
 from ..protocol.errors import SlipstreamError
+from ..protocol.messages import Actors, ActorState
 from . import control
+from .liveness import Pulse
 
 STOP_TIMEOUT_S = 2.0
 """How long a child may take to end before it is killed."""
@@ -33,6 +36,13 @@ INTENSITY, PERIOD_S = 5, 60.0
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.05, 2.0
 """Wait before the second restart within the period; it doubles with each further one."""
+
+
+TELL_WITHIN_S = 0.25
+"""How long a question after the actors waits for what each of them says of itself."""
+
+AWAY_S = 1.0
+"""A supervisor that comes this much late out of a wait was itself stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class ChildSpec:
     options: dict[str, Any]
     waits: bool = False
     """Start only when every child before it in the list is ready."""
+    hang_timeout_s: float = 10.0
+    """Without progress for so long although it has something to do, it is ended and restarted."""
 
 
 @dataclass(slots=True)
@@ -57,9 +69,15 @@ class Child:
     process: subprocess.Popen[bytes]
     channel: socket.socket
     pidfd: int
+    since: float
+    """When it was started."""
     state: str = "starting"
+    pulse: Pulse | None = None
+    """From when it is ready."""
     facts: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
+    drained: bool = False
+    """It was told to drain, and nothing is under way any more."""
     report: control.Failed | None = None
     """What it said before it ended."""
 
@@ -108,6 +126,12 @@ class Supervisor:
         self.serving = False
         """All children have been ready: one that dies from now on is restarted."""
         self.deaths: dict[str, list[float]] = {spec.name: [] for spec in specs}
+        self.restarts = dict.fromkeys(self.deaths, 0)
+        """Since the start of the service."""
+        self.asking: list[str] = []
+        """Actors that want to know how all are."""
+        self.tell_at = 0.0
+        """When they are told at the latest."""
         self.due: list[tuple[float, ChildSpec]] = []
         """Restarts that wait for their back-off."""
         self.context = zmq.Context()
@@ -174,7 +198,8 @@ class Supervisor:
                 cwd="/",
                 process_group=0,  # a signal to our group is for us to handle
             )
-        child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid))
+        now = time.monotonic()
+        child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid), now)
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         peers = {other.spec.name: (other.epoch, other.mailbox) for other in others}
         control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, spec.options))
@@ -196,6 +221,7 @@ class Supervisor:
 
     def on_ready(self, child: Child, ready: control.Ready) -> None:
         child.state, child.facts, child.phases = "ready", ready.facts, ready.phases
+        child.pulse = Pulse(child.spec.hang_timeout_s, time.monotonic())
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
         news = control.Peer(child.spec.name, child.epoch, child.mailbox)
@@ -213,7 +239,7 @@ class Supervisor:
 
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
-        timeout_s = self.restart_due(timeout_s)
+        timeout_s = self.check_pulses(self.restart_due(timeout_s))
         poller = zmq.Poller()
         poller.register(self.desk, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
@@ -223,16 +249,19 @@ class Supervisor:
             if child.state != "dead":
                 poller.register(child.channel.fileno(), zmq.POLLIN)
                 poller.register(child.pidfd, zmq.POLLIN)
+        begun = time.monotonic()
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
+        if timeout_s is not None and time.monotonic() - begun > timeout_s + AWAY_S:
+            for pulse in self.pulses():
+                pulse.forgive(time.monotonic())
         if self.wake_reader in ready:
             os.read(self.wake_reader, 64)
         if self.parent_fd in ready:
             self.parent_gone = True
         if self.desk in ready:
             self.desk.recv()
-            self.desk.send(
-                pack({"actors": {name: self.describe(child) for name, child in self.children.items()}})
-            )
+            described = {name: self.describe(child) for name, child in self.children.items()}
+            self.desk.send(pack(msgspec.to_builtins({"actors": described})))
         for child in list(self.children.values()):
             if child.state == "dead":
                 continue
@@ -241,13 +270,93 @@ class Supervisor:
             if child.pidfd in ready:
                 self.on_death(child)
 
-    def describe(self, child: Child) -> dict[str, Any]:
-        return {
-            "pid": child.process.pid,
-            "state": child.state,
-            "epoch": child.epoch,
-            "restarts": len(self.deaths[child.spec.name]),
-        }
+    def pulses(self) -> list[Pulse]:
+        """Of all children that are there."""
+        return [c.pulse for c in self.children.values() if c.pulse is not None and c.state != "dead"]
+
+    def check_pulses(self, timeout_s: float | None) -> float | None:
+        """Probe whom it is time to probe and end whoever hangs; returns how long to wait at most."""
+        now = time.monotonic()
+        for child in self.children.values():
+            pulse = child.pulse
+            if pulse is None or child.state in ("dead", "hung"):
+                continue
+            if pulse.hung(now):
+                child.state = "hung"
+                self.log(
+                    f"{child.spec.name} (pid {child.process.pid}) made no progress for"
+                    f" {child.spec.hang_timeout_s:g} s although it has something to do: ending it"
+                )
+                child.process.kill()
+            elif pulse.probe_due(now):
+                pulse.ask(now)
+                tell(child, control.Probe())
+        self.tell_actors(now)
+        waits = [
+            child.pulse.due - now
+            for child in self.children.values()
+            if child.pulse is not None and child.pulse.due is not None and child.state not in ("dead", "hung")
+        ]
+        waits += [self.tell_at - now] if self.asking else []
+        waits += [] if timeout_s is None else [timeout_s]
+        return None if not waits else max(0.0, min(waits))
+
+    def on_ask_actors(self, child: Child) -> None:
+        """Whoever asks is answered when each actor has told how it is, or when that takes too long."""
+        now = time.monotonic()
+        if not self.asking:
+            self.tell_at = now + TELL_WITHIN_S
+            for other in self.children.values():
+                if other.pulse is not None and other.state == "ready" and not other.pulse.asked:
+                    other.pulse.ask(now)
+                    tell(other, control.Probe())
+        if child.spec.name not in self.asking:
+            self.asking.append(child.spec.name)
+
+    def tell_actors(self, now: float) -> None:
+        if self.asking and (now >= self.tell_at or not any(pulse.asked for pulse in self.pulses())):
+            for name in self.asking:
+                tell(self.children[name], control.TellActors(self.actors()))
+            self.asking = []
+
+    def actors(self) -> Actors:
+        """How each actor is, and what follows for the service."""
+        states = [self.describe(child) for child in self.children.values()]
+        draining = self.stopping
+        return Actors(
+            actors=states,
+            live=all(state.state != "hung" for state in states),
+            ready=self.serving and not draining and all(state.state == "ready" for state in states),
+            draining=draining,
+        )
+
+    def describe(self, child: Child) -> ActorState:
+        now = time.monotonic()
+        pulse = child.pulse
+        return ActorState(
+            name=child.spec.name,
+            state=child.state,
+            pid=child.process.pid,
+            epoch=child.epoch,
+            restarts=self.restarts[child.spec.name],
+            uptime_s=round(now - child.since, 3),
+            mailbox_depth=self.mailbox_depth(child),
+            last_progress_s=0.0 if pulse is None else round(now - pulse.turned_at, 3),
+            working=pulse is not None and pulse.working,
+        )
+
+    def mailbox_depth(self, child: Child) -> int:
+        """What the others have sent to it, less what it has taken in, as far as each has reported."""
+        depth = 0
+        taken = {} if child.pulse is None or child.pulse.report is None else child.pulse.report.received
+        for other in self.children.values():
+            if other.pulse is None or other.pulse.report is None:
+                continue
+            epoch, sent = other.pulse.report.sent.get(child.spec.name, (0, 0))
+            if epoch == child.epoch:
+                known, received = taken.get(other.spec.name, (0, 0))
+                depth += max(0, sent - (received if known == other.epoch else 0))
+        return depth
 
     def hear(self, child: Child) -> None:
         while True:
@@ -260,7 +369,13 @@ class Supervisor:
             elif isinstance(message, control.Failed):
                 child.report = message
             elif isinstance(message, control.Drained):
-                child.state = "drained"
+                child.drained = True
+            elif isinstance(message, control.Awake) and child.pulse is not None:
+                child.pulse.wake(time.monotonic())
+            elif isinstance(message, control.Report) and child.pulse is not None:
+                child.pulse.take(message, time.monotonic())
+            elif isinstance(message, control.AskActors):
+                self.on_ask_actors(child)
             elif message is None:
                 return
 
@@ -289,6 +404,7 @@ class Supervisor:
         now = time.monotonic()
         for when, spec in [due for due in self.due if due[0] <= now]:
             self.due.remove((when, spec))
+            self.restarts[spec.name] += 1
             self.spawn(spec)
         waits = [when - now for when, _ in self.due] + ([] if timeout_s is None else [timeout_s])
         return min(waits, default=None)
@@ -305,9 +421,10 @@ class Supervisor:
         asked = len(self.signals)
         told = 0
         deadline = time.monotonic() + timeout_s
-        while (child := self.children[name]).state != "drained":
+        while not (child := self.children[name]).drained:
             if child.state == "ready" and child.epoch != told:
                 told = child.epoch
+                child.state = "draining"
                 tell(child, control.Stop(drain=True))
             left = deadline - time.monotonic()
             if left <= 0 or len(self.signals) > asked or self.parent_gone:
@@ -337,7 +454,7 @@ def tell(child: Child, message: control.AnyControl) -> None:
     """Send a control message; a child that is gone by now is dealt with when its end is noticed."""
     if child.state == "dead":
         return
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         control.send(child.channel, message)
 
 

@@ -22,6 +22,7 @@ from slipstream.protocol.limits import (
 )
 from slipstream.protocol.messages import (
     Abort,
+    Actors,
     Cancel,
     ClientBlocked,
     ClientGone,
@@ -34,6 +35,7 @@ from slipstream.protocol.messages import (
     Error,
     Finished,
     Generate,
+    GetActors,
     GetStats,
     GetTrace,
     Hello,
@@ -858,3 +860,17 @@ def test_a_trace_does_not_wait_for_ever_for_an_actor_that_is_gone(desk: Desk) ->
     assert desk.one(ANN) == Trace(tracks={"gateway": [("Texts", 1, 2, 3)]})
     desk.give("scheduler", spans_of("scheduler"))  # too late, and no harm
     assert desk.said == {"gateway": [DumpTrace()], "scheduler": [DumpTrace()]}
+
+
+def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:
+    desk = Desk()
+    for client in (ANN, BEN):
+        desk.ask(client, Hello(protocol=[1, 0]))
+        desk.ask(client, GetActors())
+    desk.said.clear()
+    told = Actors(actors=[], live=True, ready=True)
+    desk.give("supervisor", told)
+    assert desk.one(ANN) == told
+    assert desk.one(BEN) == told
+    desk.give("supervisor", told)
+    assert not desk.take(ANN), "each question has one answer"

@@ -622,6 +622,29 @@ def test_in_a_crowd_of_short_requests_each_result_has_its_prompts_token_ids_and_
 ACTORS = ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"]
 
 
+def test_a_client_can_ask_how_each_actor_is(mortal: Sidecar) -> None:
+    with mortal.client() as client:
+        client.generate("Once upon a time", SamplingParams(max_tokens=5, ignore_eos=True))
+        told = client.actors()
+    assert told.live
+    assert told.ready
+    assert not told.draining
+    assert [state.name for state in told.actors] == [
+        "executor",
+        "scheduler",
+        "detokenizer",
+        "tokenizer",
+        "gateway",
+    ]
+    for state in told.actors:
+        assert state.state == "ready"
+        assert state.pid == mortal.pids[state.name]
+        assert state.restarts == 0
+        assert 0.0 < state.uptime_s < NEAR * 10
+        assert state.last_progress_s < NEAR
+        assert state.mailbox_depth < 10
+
+
 @pytest.mark.parametrize("actor", ACTORS)
 def test_an_actor_that_is_killed_comes_again_and_a_stream_goes_on_with_the_same_tokens(
     mortal: Sidecar, actor: str

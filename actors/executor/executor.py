@@ -31,6 +31,10 @@ class Executor(Actor):
         """A new scheduler waits until what the old one started is over."""
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
 
+    @property
+    def working(self) -> bool:
+        return bool(self.pipeline.under_way)
+
     def on_plan(self, plan: Plan, now: float) -> None:
         slot = self.pipeline.acquire()
         shape = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
@@ -38,6 +42,7 @@ class Executor(Actor):
 
     def on_completed(self, message: Completed, now: float) -> None:
         for step in self.pipeline.hand_over():
+            self.progress += 1
             for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
                 self.lanes.add(lane, "step", step.step, begun, ended)
             if not self.scheduler_is_new:
