@@ -269,6 +269,7 @@ JOIN = Join(
     seed=9223372036854775807,
     min_tokens=0,
     stop_tokens=int32(0, 4),
+    end=7,
     repetition_penalty=1.5,
     presence_penalty=0.5,
     frequency_penalty=-0.5,

@@ -266,6 +266,8 @@ class Join(Internal):
     min_tokens: int
     stop_tokens: bytes
     """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
+    end: int
+    """How many tokens, prompt and answer, the sequence has when it ends by length."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

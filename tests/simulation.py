@@ -73,7 +73,7 @@ class World(Simulator):
         def executor(world: Simulator) -> Executor:
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
             batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size))
-            program = EmulatedProgram(slots, MODEL_LEN, VOCAB)
+            program = EmulatedProgram(slots, MODEL_LEN, VOCAB, check_carry_over=True)
             pipeline = Pipeline(device, program, depth, batch.capacity, batch.output_capacity)
             return Executor(pipeline, batch, Capacity(blocks, block_size), {})
 

@@ -53,7 +53,7 @@ class Rig:
         self.device = CpuDevice()
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
         with torch.inference_mode():
-            program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK)
+            program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK, check_carry_over=True)
         pipeline = Pipeline(self.device, program, depth, batch.capacity, SLOTS + 1)
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))

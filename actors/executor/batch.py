@@ -15,14 +15,17 @@ import numpy as np
 from ...protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 from ...protocol.messages import Join, Plan
 
-JOIN_FIELDS = 13
-"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, and the penalties of
-repetition, presence and frequency. The stop tokens follow."""
+JOIN_FIELDS = 14
+"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, the penalties of
+repetition, presence and frequency, and end. The stop tokens follow."""
 
 JOIN_WIDTH = JOIN_FIELDS + MAX_STOP_TOKEN_IDS
 
 BIAS_WIDTH = 1 + 2 * MAX_LOGIT_BIAS
 """A joining sequence that has a logit bias: slot, token ids, and what is added to the logit of each."""
+
+UNWRITTEN = -1
+"""What a cell of the token table holds before a step writes it, where ``check_carry_over`` is on."""
 
 MIN_CANDIDATES = 64
 """Least of the powers of two that ``StepShape.candidates`` takes: not one shape for every top-k."""
@@ -289,6 +292,7 @@ class RunningBatch:
             floats[index, 8] = join.min_p
             rows[index, 9] = join.min_tokens
             floats[index, 10:13] = (join.repetition_penalty, join.presence_penalty, join.frequency_penalty)
+            rows[index, 13] = join.end
             rows[index, JOIN_FIELDS:] = -2
             rows[index, JOIN_FIELDS : JOIN_FIELDS + len(stop)] = stop
 

@@ -29,7 +29,9 @@ def build_emulated(context: Any) -> Executor:
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
     blocks = 1 + slots * -(-length // size)
     device = EmulatedDevice(options["emulated_step_ms"])
-    program = EmulatedProgram(slots, length, options["vocab_size"])
+    program = EmulatedProgram(
+        slots, length, options["vocab_size"], check_carry_over=options["check_carry_over"]
+    )
     return assemble(
         context, device, program, blocks, {"device": "emulated", "step_ms": options["emulated_step_ms"]}
     )
@@ -70,7 +72,7 @@ def build_model(context: Any) -> Executor:
     blocks = min(most, memory // per_block)
     if blocks < 2:
         raise no_room(memory, per_block)
-    program = ModelProgram(model, slots, length, blocks, size)
+    program = ModelProgram(model, slots, length, blocks, size, check_carry_over=options["check_carry_over"])
     facts = {
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .batch import JOIN_FIELDS, JOIN_WIDTH, StepShape
+from .batch import JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
 from .device import Buffer
 
 COPY_NS = 5_000
@@ -158,13 +158,18 @@ class EmulatedProgram:
     Of the sampling parameters only ``seed`` and ``min_tokens`` change its tokens.
     """
 
-    def __init__(self, slots: int, max_model_len: int, vocab_size: int) -> None:
+    def __init__(
+        self, slots: int, max_model_len: int, vocab_size: int, *, check_carry_over: bool = False
+    ) -> None:
+        """``check_carry_over`` raises when a step reads a token that no step has written."""
         self.vocab_size = vocab_size
+        self.check_carry_over = check_carry_over
         self.tokens = np.zeros((slots, max_model_len + 1), np.int64)
         self.position = np.zeros(slots, np.int64)
         self.finished = np.zeros(slots, np.bool_)
         self.seed = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
+        self.end = np.zeros(slots, np.int64)
         self.stop = np.zeros((slots, JOIN_WIDTH - JOIN_FIELDS), np.int64)
 
     def run(self, inputs: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
@@ -176,7 +181,10 @@ class EmulatedProgram:
             self.finished[slots] = False
             self.seed[slots] = np.ascontiguousarray(joins[:, 3:5]).view(np.int64)[:, 0]
             self.stops_from[slots] = joins[:, 2] + joins[:, 9]
+            self.end[slots] = joins[:, 13]
             self.stop[slots] = joins[:, JOIN_FIELDS:]
+            if self.check_carry_over:
+                self.tokens[slots] = UNWRITTEN
         first = shape.decodes
         if shape.chunks:
             slots = inputs[at["token_slots"]][first:]
@@ -187,7 +195,10 @@ class EmulatedProgram:
 
         slots = inputs[at["sample_slots"]]
         position, finished = self.position[slots], self.finished[slots]
-        token = next_token(self.tokens[slots, position - 1], position, self.seed[slots], self.vocab_size)
+        previous = self.tokens[slots, position - 1]
+        if self.check_carry_over and (previous == UNWRITTEN).any():
+            raise RuntimeError("a step reads a token that no step has written")
+        token = next_token(previous, position, self.seed[slots], self.vocab_size)
         stopping = (self.stop[slots] == token[:, None]).any(axis=1)
         early = stopping & (position < self.stops_from[slots])
         while early.any():  # no stop token before min_tokens: the next one that is none
@@ -200,4 +211,4 @@ class EmulatedProgram:
             ids, values = known_logprobs(token, shape.logprobs, self.vocab_size)
             outputs[shape.results["logprob_tokens"]] = ids.ravel()
             outputs[shape.results["logprobs"]] = values.view(np.int32).ravel()
-        self.finished[slots] = finished | stopping
+        self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])

@@ -36,9 +36,7 @@ class Captured:
 class GraphedProgram:
     """Replays what has been captured for a step's shape, captures what has not, runs the rest as it is."""
 
-    def __init__(
-        self, program: ModelProgram, stream: CudaStream, max_model_len: int, *, lazy: bool
-    ) -> None:
+    def __init__(self, program: ModelProgram, stream: CudaStream, max_model_len: int, *, lazy: bool) -> None:
         """``lazy``: capture a shape when it is first met, which holds up that step."""
         self.lazy = lazy
         self.program = program

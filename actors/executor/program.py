@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import BIAS_WIDTH, JOIN_FIELDS, JOIN_WIDTH, StepShape
+from .batch import BIAS_WIDTH, JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
 from .kv_cache import allocate
 from .model import PagedModel
 from .paged import PagedBatch
@@ -37,6 +37,8 @@ class SlotState:
         self.finished = zeros(dtype=torch.bool)
         self.finished[-1] = True
         self.prompt_len = zeros(dtype=torch.int64)
+        self.end = zeros(dtype=torch.int64)
+        """How many tokens the sequence has when it ends by length."""
         self.stop = zeros(JOIN_WIDTH - JOIN_FIELDS, dtype=torch.int32)
 
 
@@ -44,9 +46,18 @@ class ModelProgram:
     """A step of a transformers model over the paged cache."""
 
     def __init__(
-        self, model: PagedModel, slots: int, max_model_len: int, num_blocks: int, block_size: int
+        self,
+        model: PagedModel,
+        slots: int,
+        max_model_len: int,
+        num_blocks: int,
+        block_size: int,
+        *,
+        check_carry_over: bool = False,
     ) -> None:
+        """``check_carry_over`` asserts on the device that no step reads a token that no step has written."""
         self.model = model
+        self.check_carry_over = check_carry_over
         self.block_size = block_size
         self.cache = allocate(model.layout, num_blocks, block_size, model.device, model.dtype)
         max_blocks = -(-max_model_len // block_size)
@@ -79,6 +90,9 @@ class ModelProgram:
                 in_prompt = positions[first:] < state.prompt_len[slots[first:]]
                 sampler.count_known(slots[first:], known, in_prompt)
         input_ids = state.tokens[slots, positions].long()
+        if self.check_carry_over:
+            written = (input_ids != UNWRITTEN).all()
+            torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
         rows = inputs[at["row_slots"]].long()
         query_start = inputs[at["query_start"]]
         counts = query_start[1:] - query_start[:-1]
@@ -106,9 +120,9 @@ class ModelProgram:
         stop = state.stop[slots]
         tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, shape)
 
-        # scatter, and the stop test: a row that is finished brings no token, and will bring none
+        # scatter, and the stop tests: a row that is finished brings no token, and will bring none
         finished = state.finished[slots]
-        stopping = (stop == tokens[:, None]).any(dim=1)
+        stopping = (stop == tokens[:, None]).any(dim=1) | (position + 1 >= state.end[slots])
         # A finished row goes on writing the cache at the place of its last token: that has to stay what it is.
         state.tokens[slots, position] = torch.where(finished, state.tokens[slots, position], tokens)
         state.finished[slots] = finished | stopping
@@ -128,7 +142,10 @@ class ModelProgram:
         state.position[slots] = joins[:, 1].long()
         state.finished[slots] = False
         state.prompt_len[slots] = joins[:, 2].long()
+        state.end[slots] = joins[:, 13].long()
         state.stop[slots] = joins[:, JOIN_FIELDS:]
+        if self.check_carry_over:
+            state.tokens[slots] = UNWRITTEN
 
     def count_history(self, shape: StepShape) -> None:
         """Count the tokens of each joining sequence that are not in its chunks: they are in cached blocks."""

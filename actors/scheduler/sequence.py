@@ -85,6 +85,7 @@ class Sequence:
             min_p=params.min_p,
             seed=params.seed,
             min_tokens=params.min_tokens,
+            end=self.target,
             stop_tokens=self.stop_tokens.tobytes(),
             repetition_penalty=params.repetition_penalty,
             presence_penalty=params.presence_penalty,

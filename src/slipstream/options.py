@@ -121,6 +121,11 @@ class ServeOptions:
         group=BATCHING,
         choices=("start", "lazy", "off"),
     )
+    check_carry_over: bool = option(
+        False,
+        "for debugging: end the executor when a step reads a token that no step has written",
+        group=BATCHING,
+    )
     emulated_step_ms: float | None = option(
         None,
         "how long a step takes on --device emulated",

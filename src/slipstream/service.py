@@ -179,6 +179,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "load_format": options.load_format,
         "cuda_graphs": options.cuda_graphs,
+        "check_carry_over": options.check_carry_over,
         "emulated_step_ms": EMULATED_STEP_MS
         if options.emulated_step_ms is None
         else options.emulated_step_ms,
@@ -245,7 +246,9 @@ def max_model_len_of(config: dict[str, Any]) -> int | None:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type")) == "longrope":
         # Beyond the original length the frequencies change with the batch, so it is not served.
-        original = rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+        original = rope.get("original_max_position_embeddings") or text.get(
+            "original_max_position_embeddings"
+        )
         if isinstance(original, int):
             return original
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
