@@ -77,6 +77,11 @@ class AsyncClient:
         """The next message of a conversation as it comes."""
         return self._deltas(messages=messages, params=params, request_id=request_id)
 
+    def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        """``generate`` or ``chat`` (``prompt=`` or ``messages=``, ``params=``, …), each time with everything that
+        has arrived: a consumer that is behind catches up."""
+        return self._batches(**asked)
+
     async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
         """The finished answer."""
         stream = self._ask(prompt=prompt, params=params, return_prompt_ids=True)
@@ -115,6 +120,19 @@ class AsyncClient:
             while deltas or stream.unfinished:
                 if deltas:
                     yield deltas.popleft()
+                else:
+                    await self._news(stream)
+        finally:
+            self._leave(stream)
+
+    async def _batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        stream = self._ask(**asked)
+        try:
+            while stream.deltas or stream.unfinished:
+                if stream.deltas:
+                    batch = list(stream.deltas)
+                    stream.deltas.clear()
+                    yield batch
                 else:
                     await self._news(stream)
         finally:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from . import control
 from .actor import Actor
+from .face import Face, FaceHost
 from .host import Host
 
 NICENESS = 5
@@ -77,13 +78,16 @@ def main(factory: str, fd: int, parent: int) -> int:
     build = Build(begin.options, begin.epoch)
     try:
         module, _, function = factory.partition(":")
-        make: Callable[[StartContext], Actor] = getattr(importlib.import_module(module), function)
-        actor = make(build)
+        make: Callable[[StartContext], Actor | Face] = getattr(importlib.import_module(module), function)
+        made = make(build)
         build.phase("sockets")
-        host = Host(actor, begin, channel)
-        facts = dict(actor.facts)
-        if actor.endpoint is not None:
-            facts["endpoint"] = host.open_door(actor.endpoint)
+        facts = dict(made.facts)
+        if isinstance(made, Actor):
+            host = Host(made, begin, channel)
+            if made.endpoint is not None:
+                facts["endpoint"] = host.open_door(made.endpoint)
+        else:
+            host = FaceHost(made, channel)
         build.phase("ready")
         channel.setblocking(False)
         control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
@@ -94,7 +98,11 @@ def main(factory: str, fd: int, parent: int) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE)
     try:
-        if actor.blocking:
+        if isinstance(host, FaceHost):
+            os.nice(NICENESS)
+            host.run()
+            return 0
+        if host.actor.blocking:
             host.run_blocking()
         else:
             os.nice(NICENESS)

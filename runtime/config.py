@@ -58,6 +58,8 @@ class Option:
     positional: bool
     in_file: bool
     """May stand in a file; what concerns one process only may not."""
+    secret: bool
+    """Its value is not shown."""
 
     @property
     def key(self) -> str:
@@ -86,6 +88,7 @@ def option(
     verify: Callable[[Any], str | None] | None = None,
     positional: bool = False,
     in_file: bool = True,
+    secret: bool = False,
 ) -> Any:
     """A field of a table. ``low`` and ``high`` belong to the range, ``above`` does not."""
     told = dict(locals())
@@ -372,7 +375,9 @@ def show(resolved: Resolved[Any]) -> str:
     lines: list[tuple[str, str]] = []
     for option in table(type(resolved.options)).values():
         value = getattr(resolved.options, option.name)
-        if isinstance(value, str):
+        if option.secret and value is not None:
+            shown = '"(secret)"'
+        elif isinstance(value, str):
             shown = json.dumps(value, ensure_ascii=False)
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)

@@ -57,6 +57,8 @@ class ChildSpec:
     """Start only when every child before it in the list is ready."""
     hang_timeout_s: float = 10.0
     """Without progress for so long although it has something to do, it is ended and restarted."""
+    face_of: str | None = None
+    """Of a face: the actor whose door it knocks at, told as the option ``door``. It is no actor's peer."""
 
 
 @dataclass(slots=True)
@@ -201,8 +203,11 @@ class Supervisor:
         now = time.monotonic()
         child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid), now)
         others = [other for other in self.children.values() if other.spec.name != spec.name]
-        peers = {other.spec.name: (other.epoch, other.mailbox) for other in others}
-        control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, spec.options))
+        peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.face_of is None}
+        options = spec.options
+        if spec.face_of is not None:
+            peers, options = {}, options | {"door": self.children[spec.face_of].spec.options["endpoint"]}
+        control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, options))
         ours.setblocking(False)
         self.children[spec.name] = child
 
@@ -229,7 +234,7 @@ class Supervisor:
         # news, and by then all others have to have it in their channels.
         for spec in self.specs:
             other = self.children.get(spec.name)
-            if other is not None and other is not child:
+            if other is not None and other is not child and spec.face_of is child.spec.face_of is None:
                 tell(other, news)
         if self.serving:
             seconds = time.monotonic() - self.deaths[child.spec.name][-1]
@@ -416,16 +421,17 @@ class Supervisor:
 
     # --- stopping ---------------------------------------------------------------------------------
 
-    def drain(self, name: str, timeout_s: float) -> bool:
-        """Let the actor ``name`` finish what is under way and accept nothing new; True if it did in time."""
+    def drain(self, names: list[str], timeout_s: float) -> bool:
+        """Let these finish what is under way and accept nothing new; True if all did in time."""
         asked = len(self.signals)
-        told = 0
+        told: set[int] = set()
         deadline = time.monotonic() + timeout_s
-        while not (child := self.children[name]).drained:
-            if child.state == "ready" and child.epoch != told:
-                told = child.epoch
-                child.state = "draining"
-                tell(child, control.Stop(drain=True))
+        while busy := [child for name in names if not (child := self.children[name]).drained]:
+            for child in busy:
+                if child.state == "ready" and child.epoch not in told:
+                    told.add(child.epoch)
+                    child.state = "draining"
+                    tell(child, control.Stop(drain=True))
             left = deadline - time.monotonic()
             if left <= 0 or len(self.signals) > asked or self.parent_gone:
                 return False

@@ -126,7 +126,7 @@ def test_keywords() -> None:
             "max_num_batched_tokens=64 is less than max_num_seqs=65",
         ),
         ({"emulated_step_ms": 5}, "emulated_step_ms=5.0 has no effect with device=auto"),
-        ({"http": "127.0.0.1:80"}, "http=127.0.0.1:80: this version has no HTTP face yet"),
+        ({"http": "0.0.0.0:80"}, "http=0.0.0.0:80 can be reached from other machines"),
         ({"endpoint": "tcp://0.0.0.0:5555"}, "--insecure"),
         ({"endpoint": "ipc://" + "x" * 108}, "107"),
         ({"endpoint": 5}, "endpoint=5 is not a text"),

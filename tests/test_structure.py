@@ -75,6 +75,7 @@ ACTORS = {
     "scheduler": "actors/scheduler",
     "executor": "actors/executor",
     "detokenizer": "actors/detokenizer.py",
+    "http": "actors/http",
 }
 
 
@@ -150,6 +151,7 @@ LIGHT = {
     "tokenizer": "slipstream.actors.tokenizer",
     "detokenizer": "slipstream.actors.detokenizer",
     "scheduler": "slipstream.actors.scheduler.scheduler",
+    "http": "slipstream.actors.http.face",
     "host": "slipstream.runtime.child",
     "supervisor": "slipstream.service",
 }

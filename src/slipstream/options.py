@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .protocol.endpoints import check_endpoint
+from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
 from .protocol.limits import MAX_SEED
 from .runtime.config import option, size
@@ -21,6 +21,17 @@ def device_error(name: str) -> str | None:
     if re.fullmatch(r"auto|cpu|emulated|cuda(:\d+)?", name):
         return None
     return "is no device; give auto, cuda, cuda:N, cpu or emulated"
+
+
+def http_error(text: str) -> str | None:
+    port = text.rpartition(":")[2]
+    if host_of(text) and port.isdecimal() and int(port) <= 65535:
+        return None
+    return "is no HOST:PORT; give 127.0.0.1:8000, for example"
+
+
+def host_of(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,23 @@ class ServeOptions:
         group=EVERYDAY,
         metavar="URL",
     )
-    http: str | None = option(None, "where the OpenAI face listens", group=EVERYDAY, metavar="HOST:PORT")
+    http: str | None = option(
+        None,
+        "where the OpenAI face listens, port 0 for a free one",
+        group=EVERYDAY,
+        metavar="HOST:PORT",
+        verify=http_error,
+    )
+    api_key: str | None = option(
+        None,
+        "what HTTP clients must send as Authorization: Bearer KEY; better given in the environment",
+        group=EVERYDAY,
+        metavar="KEY",
+        secret=True,
+    )
+    served_model_name: str | None = option(
+        None, "the model's name towards clients (default: as it is given)", group=EVERYDAY, metavar="NAME"
+    )
     device: str = option(
         "auto",
         "auto, cuda, cuda:N, cpu or emulated",
@@ -153,7 +180,15 @@ class ServeOptions:
     )
     exit_with_parent: bool = option(False, "end when the parent process ends", group=LIFE, in_file=False)
     log_format: str = option("auto", "of the log on stderr", group=LIFE, choices=("auto", "text", "json"))
-    insecure: bool = option(False, "let a TCP endpoint be reached from other machines, by anyone", group=LIFE)
+    allowed_origins: str | None = option(
+        None,
+        "origins of web pages that may use the OpenAI face, with commas between them, * for any (default: none)",
+        group=LIFE,
+        metavar="URL,…",
+    )
+    insecure: bool = option(
+        False, "let a TCP or HTTP endpoint be reached from other machines, by anyone", group=LIFE
+    )
 
     @staticmethod
     def settle(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
@@ -176,9 +211,14 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
-        if self.http is not None:
+        for name in ("api_key", "allowed_origins"):
+            if self.http is None and getattr(self, name) is not None:
+                flag = name.replace("_", "-")
+                raise InvalidRequest(f"{flag} has no effect without the OpenAI face; add --http HOST:PORT")
+        if self.http is not None and not (self.api_key or self.insecure or is_loopback(host_of(self.http))):
             raise InvalidRequest(
-                f"{spell('http')}: this version has no HTTP face yet; connect over ZeroMQ, and leave it out"
+                f"{spell('http')} can be reached from other machines, and anyone there could use it:"
+                " listen on a loopback address such as 127.0.0.1:8000, or give --api-key, or add --insecure"
             )
         if self.endpoint is not None:
             check_endpoint(self.endpoint, insecure=self.insecure)

@@ -76,7 +76,8 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
             log.line(
                 f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
             )
-            if not supervisor.drain("gateway", options.shutdown_timeout):
+            doors = [name for name in ("http", "gateway") if name in supervisor.children]
+            if not supervisor.drain(doors, options.shutdown_timeout):
                 log.line("not everything was finished in time")
         return DRAINED
     except SlipstreamError as error:
@@ -113,10 +114,13 @@ def announce(
         f" {tokens / served['max_model_len']:.1f} requests of {served['max_model_len']} tokens"
     )
     log.line(f"  endpoint {gateway.facts['endpoint']}")
+    http = supervisor.children["http"].facts["url"] if "http" in supervisor.children else None
+    if http is not None:
+        log.line(f"  http {http}")
     log.line(f"ready in {seconds:.1f} s ({phases})")
     return {
         "endpoint": gateway.facts["endpoint"],
-        "http": None,
+        "http": http,
         "pid": os.getpid(),
         "protocol": list(PROTOCOL),
         "model": served["model_name"],
@@ -160,7 +164,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     check_endpoint(endpoint, insecure=options.insecure)
     shared: dict[str, Any] = {
         "model": str(folder),
-        "model_name": options.model or "slipstream-bundled",
+        "model_name": options.served_model_name or options.model or "slipstream-bundled",
         "max_model_len": length,
         "max_prompt_bytes": min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
         "vocab_size": text_config(config)["vocab_size"],
@@ -191,13 +195,22 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "server": f"slipstream {__version__}",
     }
     actors = f"{__package__}.actors"
-    return [
+    children = [
         ChildSpec("executor", f"{actors}.executor.build:build", executor),
         ChildSpec("scheduler", f"{actors}.scheduler.scheduler:build", scheduler),
         ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared),
         ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared),
         ChildSpec("gateway", f"{actors}.gateway:build", gateway, waits=True),
     ]
+    if options.http is not None:
+        http = shared | {
+            "endpoint": options.http,
+            "api_key": options.api_key,
+            "allowed_origins": [o.strip() for o in (options.allowed_origins or "").split(",") if o.strip()],
+            "version": __version__,
+        }
+        children.append(ChildSpec("http", f"{actors}.http.face:build", http, waits=True, face_of="gateway"))
+    return children
 
 
 def find_model(model: str | None) -> Path:

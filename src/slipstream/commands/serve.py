@@ -24,6 +24,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
             print(show(resolved))
             return DONE
         need("serve", "engine")
+        if resolved.options.http is not None:
+            need("serve --http", "http")
         from ..service import serve
 
         return serve(resolved.options)

@@ -1,0 +1,173 @@
+"""What may stand in the body of a request, as types: they check it, and describe it in ``/openapi.json``.
+
+A field that is accepted has an effect, or it is refused: an unknown one, and a known one with a value that
+cannot be honoured here. The exception are a caller's own labels (``Labels``), which promise nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+
+from ...protocol.codec import explain
+from ...protocol.limits import MAX_FRAME_BYTES
+from ...protocol.sampling import SamplingParams
+from .errors import Problem
+
+MAX_BODY_BYTES = MAX_FRAME_BYTES
+
+T = TypeVar("T")
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of all bodies."""
+
+
+class StreamOptions(Body, kw_only=True):
+    include_usage: bool = False
+    """One more event before the last, with no choices and the usage."""
+
+
+class Labels(Body, kw_only=True):
+    """What a caller says about itself; accepted, and kept nowhere."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+class Sampling(Labels, kw_only=True):
+    """What all answers have in common; OpenAI's names, then vLLM's."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    priority: int | None = None
+    deadline_s: float | None = None
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    """One message; what a model's template knows beyond these fields may stand in it too."""
+
+    role: Annotated[str, Meta(min_length=1)]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(Sampling, kw_only=True):
+    """``POST /v1/chat/completions``"""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+COMMON = (
+    "n",
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "priority",
+    "deadline_s",
+)
+"""Fields that have the same name in ``SamplingParams``."""
+
+
+def sampling_params(body: Sampling, **others: Any) -> SamplingParams:
+    """The parameters that a body asks for; a null is as good as a field left out."""
+    given = {name: value for name in COMMON if (value := getattr(body, name)) is not None}
+    params = SamplingParams(**given | {name: value for name, value in others.items() if value is not None})
+    if body.stream_options is not None and not body.stream:
+        raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")
+    return params
+
+
+def max_tokens(body: ChatBody) -> int | None:
+    """OpenAI has two names for it."""
+    if None not in (body.max_tokens, body.max_completion_tokens):
+        raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
+    return body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+
+
+async def read_body(request: Request, kind: type[T]) -> T:
+    """The body of a request as ``kind``."""
+    told = request.headers.get("content-type", "")
+    if told.partition(";")[0].strip().lower() != "application/json":
+        # Besides, a web page of another origin can send any other type without asking.
+        raise Problem(415, f"the content type is {told!r:.80}; send JSON as application/json")
+    return decode_body(await read_bytes(request), kind)
+
+
+async def read_bytes(request: Request) -> bytes:
+    told = request.headers.get("content-length", "0")
+    parts: list[bytes] = []
+    size = int(told) if told.isdecimal() else 0
+    if size <= MAX_BODY_BYTES:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                break
+            parts.append(part)
+    if size > MAX_BODY_BYTES:
+        message = f"the body has more than {MAX_BODY_BYTES} bytes, the limit; shorten it"
+        raise Problem(413, message, headers={"Connection": "close"})
+    return b"".join(parts)
+
+
+def decode_body(data: bytes, kind: type[T]) -> T:
+    """``data`` as ``kind``; a ``Problem`` names the field, the value and what was expected."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise Problem(400, complaint(error, data), param=field_of(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, f"the body is no JSON: {error}") from None
+
+
+def complaint(error: msgspec.ValidationError, data: bytes) -> str:
+    try:
+        return explain(error, msgspec.json.decode(data))
+    except (msgspec.DecodeError, RecursionError):
+        return str(error)
+
+
+def field_of(error: msgspec.ValidationError) -> str | None:
+    """``messages[0].role``, from msgspec's path or from the name that it complains of."""
+    text = str(error)
+    _, found, path = text.partition(" - at `$.")
+    if found:
+        return path.rstrip("`")
+    _, found, name = text.partition(" field `")
+    return name.partition("`")[0] if found else None

@@ -1,0 +1,97 @@
+"""Every error in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...protocol.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    ServiceUnavailable,
+    SlipstreamError,
+)
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+RETRY_S = 1.0
+"""What a client is told to wait where nothing better is known."""
+
+PARAM = re.compile(r"(?:the value of )?([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=| has | is )")
+"""How a complaint of ours begins that is about one field."""
+
+
+class Problem(Exception):
+    """A request ends with this error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.told = {"message": message, "type": type, "param": param, "code": code}
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode({"error": self.told})
+
+    def response(self) -> Response:
+        return Response(self.body, self.status, self.headers, media_type="application/json")
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a user is told of any error; of one of ours that is no user's to mend, only that it happened."""
+    message = str(error)
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, InvalidRequest):
+        found = PARAM.match(message)
+        return Problem(400, message, param=found[1] if found else None)
+    if isinstance(error, Overloaded):
+        return Problem(
+            429,
+            message,
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers=retry_after(error.retry_after_s),
+        )
+    if isinstance(error, DeadlineExceeded):
+        return Problem(504, message, type="timeout_error", code=error.code)
+    if isinstance(error, ServiceUnavailable):
+        return Problem(503, message, type=SERVER, code=error.code, headers=retry_after(RETRY_S))
+    if isinstance(error, SlipstreamError):
+        return Problem(500, message, type=SERVER, code=error.code)
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    return Problem(500, "an error of the service; its log tells more", type=SERVER, code="internal")
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Whole seconds, as HTTP has it."""
+    return {"Retry-After": str(max(1, int(seconds + 0.999)))}
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of every error."""
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return Problem(404, f"there is no {request.url.path} here; see /openapi.json").response()
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed: Any = (error.headers or {}).get("Allow", "")
+        message = f"{request.url.path} takes {allowed}, not {request.method}"
+        return Problem(405, message, headers=dict(error.headers or {})).response()
+    return problem_of(error).response()
