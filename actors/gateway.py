@@ -8,6 +8,7 @@ and what an earlier attempt still brings is dropped.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from array import array
 from collections import defaultdict
@@ -53,6 +54,7 @@ from ..protocol.messages import (
     first_number,
 )
 from ..protocol.sampling import SamplingParams
+from ..protocol.trace import Recorded
 from ..runtime.actor import Actor
 
 ENDS = ("stop", "length", "abort")
@@ -137,6 +139,20 @@ class Client:
     retry_at: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
+class Tracing:
+    """A trace that is being gathered from all actors."""
+
+    client: bytes
+    answers: int
+    """How many questions of the client it answers."""
+    since_ns: int
+    until_ns: int
+    deadline: float
+    missing: set[str]
+    actors: dict[str, Recorded] = field(default_factory=dict)
+
+
 class Gateway(Actor):
     """Front door and ledger."""
 
@@ -174,7 +190,9 @@ class Gateway(Actor):
         self.peers: set[str] = set()
         self.asking: list[bytes] = []
         """Clients that want to know how the actors are."""
-        self.tracing: tuple[list[bytes], float, set[str], dict[str, list[Any]]] | None = None
+        self.tracing: Tracing | None = None
+        self.trace_questions: dict[bytes, tuple[int, float]] = {}
+        """While a trace is gathered: who waits for the next, with how many questions, of how many seconds at most."""
         self.counters: dict[str, float] = dict.fromkeys(
             (
                 "requests_accepted",
@@ -359,6 +377,7 @@ class Gateway(Actor):
             )
             request.answers.append(answer)
             self.answers[answer.number] = answer
+            self.mark("arrived", answer.number)
             self.next_request += 1
         self.counters["requests_accepted"] += 1
         self.requests[request.number] = client.requests[message.id] = request
@@ -480,6 +499,7 @@ class Gateway(Actor):
         del self.requests[request.number]
         for answer in request.answers:
             del self.answers[answer.number]
+            self.mark("finished", answer.number)
         del request.client.requests[request.id]
         self.open_bytes -= request.size
 
@@ -567,6 +587,8 @@ class Gateway(Actor):
             delta = deltas.get(number)
             if delta is None:
                 delta = begin(answer, [token], text)
+                if len(answer.delivered) == 1:
+                    self.mark("first token", number)
             else:
                 delta.token_ids.append(token)
                 delta.text += text
@@ -634,8 +656,7 @@ class Gateway(Actor):
                 self.tell(client, Pong())
         if self.requests:
             self.wake_by(now + PROBE_S)
-        if self.tracing is not None:
-            self.finish_trace(now)
+        self.finish_trace(now)
 
     def send_held(self, client: Client, now: float) -> None:
         """Send what waits for a client; the host says if it does not read."""
@@ -680,34 +701,55 @@ class Gateway(Actor):
                 self.tell(client, actors)
 
     def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
-        if self.tracing is not None:
-            self.tracing[0].append(client.address)
+        seconds = math.inf if message.seconds is None else message.seconds
+        if not seconds > 0:
+            self.tell(client, Error(code="invalid_request", message=f"seconds={seconds}; give more than 0"))
             return
-        asked = self.peers | {self.name}
-        self.tracing = ([client.address], now + TRACE_TIMEOUT_S, set(asked), {})
-        self.wake_by(now + TRACE_TIMEOUT_S)
-        for peer in sorted(asked):
-            self.send(peer, DumpTrace())
+        questions, most = self.trace_questions.get(client.address, (0, 0.0))
+        self.trace_questions[client.address] = (questions + 1, max(seconds, most))
+        if self.tracing is None:
+            self.gather_trace(now)
+
+    def gather_trace(self, now: float) -> None:
+        """Ask all actors for what answers the questions of the client that has waited longest."""
+        address = next(iter(self.trace_questions))
+        questions, seconds = self.trace_questions.pop(address)
+        until_ns = round(now * 1e9)
+        since_ns = round(max(0.0, until_ns - seconds * 1e9))
+        deadline = now + TRACE_TIMEOUT_S
+        self.tracing = Tracing(address, questions, since_ns, until_ns, deadline, self.peers | {self.name})
+        self.wake_by(deadline)
+        for actor in sorted(self.tracing.missing):
+            self.send(actor, DumpTrace(since_ns))
 
     def on_spans(self, message: Spans, now: float) -> None:
-        if self.tracing is not None:
-            _, _, missing, tracks = self.tracing
-            tracks.update(message.tracks)
-            missing.difference_update(message.tracks)
+        tracing = self.tracing
+        if tracing is None or message.since_ns != tracing.since_ns or message.actor not in tracing.missing:
+            return  # it answers an earlier question, too late
+        if message.actor in tracing.actors:
+            tracing.actors[message.actor].add(message.part)
+        else:
+            tracing.actors[message.actor] = message.part
+        if message.last:
+            tracing.missing.discard(message.actor)
             self.finish_trace(now)
 
     def finish_trace(self, now: float) -> None:
-        """Answer once every actor has sent its spans, or with what there is when time is up."""
-        assert self.tracing is not None
-        asking, deadline, missing, tracks = self.tracing
-        if missing and now < deadline:
-            self.wake_by(deadline)
+        """Answer once every actor has sent its part, or with what there is when time is up."""
+        tracing = self.tracing
+        if tracing is None:
             return
+        if tracing.missing and now < tracing.deadline:
+            self.wake_by(tracing.deadline)
+            return
+        client = self.clients.get(tracing.client)
+        if client is not None:
+            trace = Trace(actors=tracing.actors, since_ns=tracing.since_ns, until_ns=tracing.until_ns)
+            for _ in range(tracing.answers):
+                self.tell(client, trace)
         self.tracing = None
-        for address in asking:
-            client = self.clients.get(address)
-            if client is not None:
-                self.tell(client, Trace(tracks=tracks))
+        if self.trace_questions:
+            self.gather_trace(now)
 
 
 def weight(name: str, value: Any, depth: int = 0) -> int:

@@ -73,6 +73,7 @@ class Tokenizer(Actor):
             self.refuse(submit.request, "internal", reason)
         else:
             ids = prompt.tobytes()
+            self.mark("tokenized", submit.request)
             self.send("gateway", Tokenized(submit.request, ids))
             self.send(
                 "scheduler",

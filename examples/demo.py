@@ -45,17 +45,17 @@ async def ask(endpoint: str) -> None:
             watch("C", "", client.chat(QUESTION, SamplingParams(temperature=0.0)), order),
         )
         seconds = time.perf_counter() - begun
-        tracks = await client.trace()
+        tracks = (await client.trace()).tracks
 
     for name, colour, (text, tokens) in zip("ABC", COLOURS, answers, strict=True):
         print(f"\n{colour}{name}  {text.strip()}{PLAIN}  [{tokens} tokens]")
     total = sum(tokens for _, tokens in answers)
     print(f"\nTheir pieces arrived in this order: {''.join(order[:60])}…")
     print(f"{total} tokens in {seconds:.2f} s: {total / seconds:,.0f} tokens/s from three requests at once")
-    steps = [span for span in tracks["compute"] if span[1] >= 0]
-    tracks["compute"] = steps[-100:-10]
-    print(f"device busy {utilization(tracks):.1%} of the time, over {len(tracks['compute'])} steps")
-    middle = tracks["compute"][len(tracks["compute"]) // 2][1]
+    steps = [span for span in tracks["compute"] if span.step >= 0]
+    tracks["compute"] = steps = steps[-100:-10]
+    print(f"device busy {utilization(steps):.1%} of the time, over {len(steps)} steps")
+    middle = steps[len(steps) // 2].step
     print("\nA few steps. The scheduler sends the plan of a step while the one before it computes:\n")
     print(as_text(tracks, middle, middle + 3))
 

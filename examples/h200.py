@@ -124,7 +124,7 @@ def run_rows(client: Client, rows: int, prompt: int, new: int) -> Row:
     begun = time.perf_counter()
     outputs = client.generate_many(prompts(rows, prompt), params)
     seconds = time.perf_counter() - begun
-    tracks = client.trace()
+    tracks = client.trace().tracks
     compute = [span for span in tracks["compute"] if span[1] >= before]
     tracks["compute"] = compute[8:-1] or compute
     durations = [(end - start) * 1e-6 for _, _, start, end in tracks["compute"]]
@@ -133,7 +133,7 @@ def run_rows(client: Client, rows: int, prompt: int, new: int) -> Row:
         "tokens_per_s": round(rows * new / seconds, 1),
         "step_ms": round(statistics.median(durations), 3),
         "last_step_ms": round(statistics.median(durations[-20:]), 3),
-        "device_utilization": round(utilization(tracks), 5),
+        "device_utilization": round(utilization(tracks["compute"]), 5),
         "tokens": [output.outputs[0].token_ids for output in outputs],
         "tracks": tracks,
     }

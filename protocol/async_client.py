@@ -20,6 +20,7 @@ from .messages import Actors, Delta, Stats, Trace, Welcome
 from .outputs import Collector, RequestOutput
 from .sampling import SamplingParams
 from .session import Message, Pending, Reply, Session, Stream
+from .timeline import Timeline
 
 TURN = 256
 """Most frames taken from the socket before other callbacks of the loop have their turn."""
@@ -103,9 +104,9 @@ class AsyncClient:
         """The service's counters."""
         return (await self._inquire(Stats)).counters
 
-    async def trace(self) -> dict[str, list[tuple[str, int, int, int]]]:
-        """The newest spans of every actor: name, step, start and end in nanoseconds."""
-        return (await self._inquire(Trace)).tracks
+    async def trace(self, seconds: float | None = None) -> Timeline:
+        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        return Timeline.of(await self._inquire(Trace, seconds), seconds)
 
     async def actors(self) -> Actors:
         """How the service and each of its actors are."""
@@ -149,9 +150,9 @@ class AsyncClient:
             self._leave(stream)
         return collector.output()
 
-    async def _inquire(self, expects: type[Reply]) -> Reply:
+    async def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
         loop = self._attach()
-        question = self._session.inquire(loop.time(), expects)
+        question = self._session.inquire(loop.time(), expects, seconds)
         self._send()
         while question.answer is None:
             await self._news(question)

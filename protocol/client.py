@@ -23,6 +23,7 @@ from .messages import Actors, Delta, Stats, Trace, Welcome
 from .outputs import Collector, RequestOutput
 from .sampling import SamplingParams
 from .session import Message, Pending, Question, Reply, Session, Stream
+from .timeline import Timeline
 
 Prompt = str | list[int]
 
@@ -122,9 +123,9 @@ class Client:
         """The service's counters."""
         return self._inquire(Stats).counters
 
-    def trace(self) -> dict[str, list[tuple[str, int, int, int]]]:
-        """The newest spans of every actor: name, step, start and end in nanoseconds."""
-        return self._inquire(Trace).tracks
+    def trace(self, seconds: float | None = None) -> Timeline:
+        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        return Timeline.of(self._inquire(Trace, seconds), seconds)
 
     def actors(self) -> Actors:
         """How the service and each of its actors are."""
@@ -204,8 +205,8 @@ class Client:
                 self._turn(wait=False)
         return [result for result in results if result is not None]
 
-    def _inquire(self, expects: type[Reply]) -> Reply:
-        question: Question = self._session.inquire(time.monotonic(), expects)
+    def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
+        question: Question = self._session.inquire(time.monotonic(), expects, seconds)
         while question.answer is None:
             if question.error is not None:
                 raise question.error

@@ -58,11 +58,13 @@ from .messages import (
     Welcome,
 )
 from .sampling import SamplingParams
+from .trace import MARK, SPAN, Recorded
 
 FOLDER = Path(__file__).parent / "vectors"
 
 PUBLIC_ABOUT = (
     "Each frame is one ZeroMQ frame of a DEALER socket: `message` as MessagePack, whose bytes `hex` shows."
+    ' In it {"hex": …} stands for binary.'
     " What a client sends may have its keys in another order, its integers in another width, and fields at"
     " their default value spelled out. What a client receives may have more fields in a later minor version."
 )
@@ -155,8 +157,16 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ("ping, nonce left out", Ping()),
     ("stats", GetStats()),
     ("trace", GetTrace()),
+    ("trace, the last seconds", GetTrace(seconds=2.5)),
     ("actors", GetActors()),
 ]
+
+RECORDED = Recorded(
+    pid=4711,
+    names=["Enqueue", "Plan", "planned"],
+    spans={"scheduler": SPAN.pack(3364779140270, 3364778882284, 59, 1)},
+    marks=MARK.pack(3364778882284, 5, 2),
+)
 
 TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("welcome", Welcome(protocol=[1, 0], server="slipstream 0.1.0", model="my-model", limits=LIMITS)),
@@ -225,7 +235,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("stats", Stats(counters={"steps": 60.0, "kv_cache_usage_perc": 0.25})),
     (
         "trace",
-        Trace(tracks={"scheduler": [("Plan", 59, 3364778882284, 3364779140270)], "compute": []}),
+        Trace(actors={"scheduler": RECORDED}, since_ns=3362278882284, until_ns=3364778882284),
     ),
     (
         "actors, one of them restarted and another waiting for its restart",
@@ -330,8 +340,8 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
         ),
     ),
     ("matched", Matched([8])),
-    ("dump trace", DumpTrace()),
-    ("spans", Spans({"gateway": [("Texts", 59, 3364791712722, 3364791756024)]})),
+    ("dump trace", DumpTrace(since_ns=3362278882284)),
+    ("spans", Spans("scheduler", RECORDED, since_ns=3362278882284, last=True)),
 ]
 
 # --- frames that are refused ----------------------------------------------------------------------

@@ -17,6 +17,7 @@ import msgspec
 
 from .limits import Limits
 from .sampling import SamplingParams
+from .trace import Recorded
 
 # --- public: client to gateway -------------------------------------------------------------------
 
@@ -63,7 +64,10 @@ class GetStats(FromClient, tag="stats"):
 
 
 class GetTrace(FromClient, tag="trace"):
-    """Answered by ``Trace``: the newest spans that every actor has in its ring."""
+    """Answered by ``Trace``: the newest spans and marks that every actor has in its rings."""
+
+    seconds: float | None = None
+    """Only what ended in the last so many; None: all that is there."""
 
 
 class GetActors(FromClient, tag="actors"):
@@ -138,9 +142,13 @@ class Stats(ToClient, tag="stats"):
 
 
 class Trace(ToClient, tag="trace"):
-    """Spans by track: ``(name, step, start_ns, end_ns)`` on the host's monotonic clock."""
+    """Spans and marks, as packed records (``trace.py``) since they can be many."""
 
-    tracks: dict[str, list[tuple[str, int, int, int]]]
+    actors: dict[str, Recorded]
+    since_ns: int
+    """Begin of the time that was asked for, on the monotonic clock of the service's machine."""
+    until_ns: int
+    """When the trace was asked for."""
 
 
 class ActorState(msgspec.Struct, kw_only=True):
@@ -376,13 +384,20 @@ class Matched(Internal):
 
 
 class DumpTrace(Internal):
-    """gateway → any actor: send your spans. Answered by the host, not by the actor."""
+    """gateway → any actor: send what ended at ``since_ns`` or later. Answered by the host, not by the actor."""
+
+    since_ns: int = 0
 
 
 class Spans(Internal):
-    """any actor's host → gateway: its spans by track."""
+    """any actor's host → gateway: a part of its spans and marks."""
 
-    tracks: dict[str, list[tuple[str, int, int, int]]]
+    actor: str
+    part: Recorded
+    since_ns: int
+    """As it was asked: what answers an earlier question is known by it."""
+    last: bool = False
+    """It was the last part."""
 
 
 AnyInternal = (

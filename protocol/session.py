@@ -168,10 +168,16 @@ class Session:
             self.outbox.append(frame)
         return stream
 
-    def inquire(self, now: float, expects: type[Reply]) -> Question:
-        """Ask for the gateway's ``Stats``, ``Trace``, ``Actors`` or ``Welcome``."""
+    def inquire(self, now: float, expects: type[Reply], seconds: float | None = None) -> Question:
+        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``."""
         self.check_open()
-        messages: dict[type, FromClient] = {Stats: GetStats(), Trace: GetTrace(), Actors: GetActors()}
+        if seconds is not None and not seconds > 0:
+            raise InvalidRequest(f"seconds={seconds}; give more than 0")
+        messages: dict[type, FromClient] = {
+            Stats: GetStats(),
+            Trace: GetTrace(seconds=seconds),
+            Actors: GetActors(),
+        }
         question = Question(expects, messages.get(expects))
         self.reach_out(now)
         if self.state == "ready" and expects is Welcome:

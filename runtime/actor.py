@@ -34,12 +34,14 @@ class Actor:
     """What the host watches for the actor's device, for the actor that has one."""
     progress: int = 0
     """Grows whenever what makes the actor ``working`` has come forward."""
-    ring: Ring | None = None
-    """Spans that the actor's device reports."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         """What the banner says of this actor."""
+        self.ring = Ring()
+        """What the actor did when: its host adds a span for each turn, the actor itself what it knows better."""
+        self.now = 0.0
+        """The host's clock at the begin of this turn."""
         self.outbox: list[Send] = []
         self.handlers: dict[type, Callable[[Any, float], None]] = {PeerUp: self.on_peer_up}
         self.unexpected = 0
@@ -56,6 +58,7 @@ class Actor:
         return False
 
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
+        self.now = now
         handler = self.handlers.get(type(message))
         if handler is None:
             self.unexpected += 1
@@ -65,6 +68,7 @@ class Actor:
 
     def wake(self, now: float) -> list[Send]:
         """Called at ``wake_at`` or a little later."""
+        self.now = now
         self.wake_at = None
         self.on_wake(now)
         return self.take_outbox()
@@ -78,6 +82,10 @@ class Actor:
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new incarnation of a peer is there and knows nothing: say again what it must know."""
+
+    def mark(self, name: str, request: int) -> None:
+        """This turn is a moment in the life of a request: its trace is to show it."""
+        self.ring.mark(name, request, self.now)
 
     def send(self, to: Address, message: Any) -> None:
         self.outbox.append((to, message))

@@ -14,6 +14,7 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import zmq
@@ -35,7 +36,6 @@ from ..protocol.messages import (
 from . import control
 from .actor import Actor, Send
 from .links import Links
-from .trace import Ring
 
 MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
@@ -60,7 +60,9 @@ class Host:
         self.actor = actor
         self.channel = channel
         self.links = Links(begin.name, begin.epoch)
-        self.ring = actor.ring or Ring()
+        self.ring = actor.ring
+        self.dumps: list[Iterator[tuple[str, Spans]]] = []
+        """What is left to send of each trace that was asked for."""
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
@@ -136,7 +138,7 @@ class Host:
         self.turns += 1
         if type(message) is DumpTrace:
             assert isinstance(sender, str)
-            self.deliver([(sender, Spans(self.ring.dump()))])
+            self.dumps.append(self.dump(sender, message.since_ns))
             return
         begun = time.monotonic_ns()
         sends = self.actor.receive(sender, message, begun * 1e-9)
@@ -163,6 +165,22 @@ class Host:
                 break
         step = getattr(message, "step", -1)
         self.ring.add(self.links.name, type(message).__name__, step, begun, time.monotonic_ns())
+
+    def dump(self, to: str, since_ns: int) -> Iterator[tuple[str, Spans]]:
+        """The trace, in parts: between two of them the actor goes on with its work."""
+        for part in self.ring.dump(since_ns):
+            yield to, Spans(self.links.name, part, since_ns)
+        yield to, Spans(self.links.name, self.ring.outline(), since_ns, last=True)
+
+    def dump_on(self) -> bool:
+        """Send the next part of a trace that was asked for; True if there is more."""
+        if self.dumps:
+            send = next(self.dumps[0], None)
+            if send is None:
+                del self.dumps[0]
+            else:
+                self.deliver_to_actor(*send)
+        return bool(self.dumps)
 
     def deliver(self, sends: list[Send]) -> None:
         blocked: set[bytes] = set()
@@ -320,7 +338,7 @@ class Host:
             poller.register(device, zmq.POLLIN)
         more = False
         while not self.stopped:
-            wait = 0.0 if more else self.settle()
+            wait = 0.0 if self.dump_on() or more else self.settle()
             ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
             if device is not None and device in ready:
                 os.eventfd_read(device)
@@ -344,7 +362,7 @@ class Host:
                 nonlocal timer
                 try:
                     self.drain_control()
-                    more = self.drain_mailbox() | self.drain_door()
+                    more = self.drain_mailbox() | self.drain_door() | self.dump_on()
                     wait = self.settle()
                 except Exception as error:
                     if not done.done():

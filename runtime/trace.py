@@ -1,26 +1,102 @@
-"""What an actor did when: a bounded ring of spans, always on."""
+"""What an actor did when: bounded rings of packed records, always on.
+
+To add a record is to write a few bytes into memory that is there already. To send what is there is to
+copy those bytes, a slice at a time, so that an actor that is asked for its trace goes on with its work in
+between: ``examples/trace_bench.py`` measures both.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import struct
+from collections.abc import Iterator
 
-Span = tuple[str, int, int, int]
-"""Name, step (-1: none), start and end in nanoseconds of the host's monotonic clock."""
+from ..protocol.trace import MARK, SPAN, Recorded
 
-RING = 8192
+RING = 16_384
+"""Records that a ring holds; then the oldest fall out."""
+
+SLICE = 4096
+"""Most records of one slice: about 110 kB."""
+
+
+class Records:
+    """A ring of packed records that begin with the time they are ordered by."""
+
+    def __init__(self, layout: struct.Struct) -> None:
+        self.layout = layout
+        self.size = layout.size
+        self.pack = layout.pack_into
+        self.memory = bytearray(RING * layout.size)
+        self.written = 0
+        """How many there have ever been; the newest is number ``written - 1``."""
+
+    def add(self, time: int, *rest: int) -> None:
+        self.pack(self.memory, self.written % RING * self.size, time, *rest)
+        self.written += 1
+
+    def first_since(self, time: int) -> int:
+        """The number of the oldest record at or after ``time``."""
+        low, high = max(0, self.written - RING), self.written
+        while low < high:
+            middle = (low + high) // 2
+            at = self.layout.unpack_from(self.memory, middle % RING * self.size)[0]
+            low, high = (middle + 1, high) if at < time else (low, middle)
+        return low
+
+    def slices(self, since: int) -> Iterator[bytes]:
+        """The records at or after ``since`` that are there now, oldest first.
+
+        What is overwritten while the slices are taken is left out.
+        """
+        size = self.size
+        at, end = self.first_since(since), self.written
+        while (at := max(at, self.written - RING)) < end:
+            place = at % RING
+            count = min(SLICE, end - at, RING - place)
+            yield bytes(memoryview(self.memory)[place * size : (place + count) * size])
+            at += count
 
 
 class Ring:
-    """The newest spans of each track of one process; the oldest fall out."""
+    """The newest spans of each track of one process, and the newest marks."""
 
     def __init__(self) -> None:
-        self.tracks: dict[str, deque[Span]] = {}
+        self.names: dict[str, int] = {}
+        self.tracks: dict[str, Records] = {}
+        self.marks: Records | None = None
 
     def add(self, track: str, name: str, step: int, start_ns: int, end_ns: int) -> None:
-        spans = self.tracks.get(track)
-        if spans is None:
-            spans = self.tracks[track] = deque(maxlen=RING)
-        spans.append((name, step, start_ns, end_ns))
+        """A span, when it has ended; ``step`` is -1 for one that is of no step."""
+        records = self.tracks.get(track)
+        if records is None:
+            records = self.tracks[track] = Records(SPAN)
+        records.add(end_ns, start_ns, step, self.number(name))
 
-    def dump(self) -> dict[str, list[Span]]:
-        return {track: list(spans) for track, spans in self.tracks.items()}
+    def mark(self, name: str, request: int, now: float) -> None:
+        """A moment in the life of a request, in seconds of the host's clock."""
+        if self.marks is None:
+            self.marks = Records(MARK)
+        self.marks.add(round(now * 1e9), request, self.number(name))
+
+    def number(self, name: str) -> int:
+        number = self.names.get(name)
+        if number is None:
+            number = self.names[name] = len(self.names)
+        return number
+
+    def dump(self, since_ns: int) -> Iterator[Recorded]:
+        """What there is since then, a slice at a time."""
+        for track, records in list(self.tracks.items()):
+            for part in records.slices(since_ns):
+                yield self.recorded({track: part})
+        if self.marks is not None:
+            for part in self.marks.slices(since_ns):
+                yield self.recorded(marks=part)
+
+    def outline(self) -> Recorded:
+        """Every track, without a span."""
+        return self.recorded(dict.fromkeys(self.tracks, b""))
+
+    def recorded(self, spans: dict[str, bytes] | None = None, marks: bytes = b"") -> Recorded:
+        return Recorded(pid=os.getpid(), names=list(self.names), spans=spans or {}, marks=marks)

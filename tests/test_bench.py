@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from slipstream.protocol.messages import Delta
+from slipstream.protocol.timeline import LANES, Tracks
+from slipstream.protocol.trace import Span
 
 from slipstream import SlipstreamError, cli
 from slipstream.bench import Arrivals, full_steps, percentile
-from slipstream.timeline import LANES, Panel, Span, Tracks, as_svg, as_text, gaps, host_ms, typical
+from slipstream.timeline import Panel, as_svg, as_text, gaps, host_ms, typical
 
 OVERLAP_KEYS = [
     *("depth", "rows", "step_ms", "steps", "wall_s", "device_busy_s"),
@@ -117,7 +119,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], 
 
 def steps_of(first: int, count: int, *, step: int = 2 * MS, idle: int = 0) -> list[Span]:
     """``count`` steps in a row, with a pause after each."""
-    return [("step", first + i, i * (step + idle), i * (step + idle) + step) for i in range(count)]
+    return [Span("step", first + i, i * (step + idle), i * (step + idle) + step) for i in range(count)]
 
 
 def test_the_timed_steps_are_those_of_all_rows() -> None:
@@ -157,7 +159,9 @@ def tracks_of(compute: list[Span]) -> Tracks:
     tracks: Tracks = {"compute": compute}
     for lane in LANES:
         if lane.track != "compute":
-            tracks[lane.track] = [(lane.shows[0], step, end, end + MS // 10) for _, step, _, end in compute]
+            tracks[lane.track] = [
+                Span(lane.shows[0], step, end, end + MS // 10) for _, step, _, end in compute
+            ]
     return tracks
 
 
@@ -186,7 +190,9 @@ def test_svg_has_every_lane_in_every_panel() -> None:
 
 
 def test_the_stretch_shown_is_typical() -> None:
-    late = [(name, step, start + 204 * MS, end + 204 * MS) for name, step, start, end in steps_of(100, 100)]
+    late = [
+        Span(name, step, start + 204 * MS, end + 204 * MS) for name, step, start, end in steps_of(100, 100)
+    ]
     compute = steps_of(0, 100) + late  # one pause of 4 ms in the middle
     begun = typical(compute, 8 * MS)
     assert begun > 0
@@ -202,7 +208,7 @@ def test_host_time_per_step() -> None:
     compute = steps_of(0, 5)
     tracks = tracks_of(compute)
     tracks["gateway"] = [
-        span for step in range(5) for span in (("Texts", step, 0, MS), ("Deltas", -1, MS, 3 * MS))
+        span for step in range(5) for span in (Span("Texts", step, 0, MS), Span("Deltas", -1, MS, 3 * MS))
     ]
     spent = host_ms(tracks, compute[1:])
     assert spent == pytest.approx({"scheduler": 0.1, "executor": 0.1, "detokenizer": 0.1, "gateway": 3.0})

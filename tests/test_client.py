@@ -32,6 +32,7 @@ from slipstream.protocol.messages import (
     Welcome,
 )
 from slipstream.protocol.session import LOST_AFTER_S, MAX_BARREN, PING_AFTER_S, RETRY_S, Session, Stream
+from slipstream.protocol.trace import SPAN, Recorded
 
 from slipstream import (
     AsyncClient,
@@ -129,7 +130,8 @@ def echo(gateway: FakeGateway, client: bytes, message: PublicIn) -> None:
     elif isinstance(message, GetStats):
         gateway.say(client, Stats(counters={"requests": 3.0}))
     elif isinstance(message, GetTrace):
-        gateway.say(client, Trace(tracks={"scheduler": [("Plan", 1, 10, 20)]}))
+        recorded = Recorded(pid=7, names=["Plan"], spans={"scheduler": SPAN.pack(20, 10, 1, 0)})
+        gateway.say(client, Trace(actors={"scheduler": recorded}, since_ns=0, until_ns=20))
 
 
 @pytest.fixture
@@ -193,7 +195,7 @@ def test_async_complete_chat_stats_and_trace(serve: Callable[..., FakeGateway], 
             assert "".join([delta.text async for delta in client.chat(messages)]) == "hi"
             assert gateway.saw(Generate, 3)[-1].messages == messages
             assert await client.stats() == {"requests": 3.0}
-            assert await client.trace() == {"scheduler": [("Plan", 1, 10, 20)]}
+            assert (await client.trace()).tracks == {"scheduler": [("Plan", 1, 10, 20)]}
 
     run(main())
 
@@ -335,7 +337,7 @@ def test_blocking_client(serve: Callable[..., FakeGateway], endpoint: str) -> No
         assert "".join(delta.text for delta in client.stream("stream")) == "stream"
         assert client.chat([{"role": "user", "content": "?"}]).outputs[0].text == "hi"
         assert client.stats() == {"requests": 3.0}
-        assert client.trace()["scheduler"] == [("Plan", 1, 10, 20)]
+        assert client.trace().tracks["scheduler"] == [("Plan", 1, 10, 20)]
         with pytest.raises(InvalidRequest, match="prompt is bad"):
             client.generate("bad")
         with pytest.raises(Overloaded):

@@ -54,6 +54,8 @@ from slipstream.protocol.messages import (
     Welcome,
 )
 from slipstream.protocol.sampling import UNSUPPORTED, SamplingParams
+from slipstream.protocol.timeline import Timeline
+from slipstream.protocol.trace import SPAN, Recorded
 
 LIMITS = Limits(max_model_len=100, vocab_size=256, max_prompt_bytes=1000, max_queued_requests=4)
 
@@ -833,32 +835,53 @@ def test_the_counters_tell_what_became_of_each_request(desk: Desk) -> None:
     )
 
 
-def spans_of(name: str) -> Spans:
-    return Spans({name: [("Texts", 1, 2, 3)]})
+def part_of(name: str, step: int) -> Recorded:
+    return Recorded(pid=7, names=["Texts"], spans={name: SPAN.pack(101 * 10**9, 10**9, step, 0)})
 
 
-def test_a_trace_has_the_spans_of_every_actor_and_all_who_ask_meanwhile_get_it(desk: Desk) -> None:
+def give_trace(desk: Desk, name: str, since_ns: int) -> None:
+    """The trace of one actor, in two parts."""
+    desk.give(name, Spans(name, part_of(name, 1), since_ns))
+    desk.give(name, Spans(name, part_of(name, 2), since_ns, last=True))
+
+
+def traced(message: Any) -> dict[str, list[int]]:
+    """The steps in a trace, by track."""
+    assert isinstance(message, Trace)
+    return {track: [span.step for span in spans] for track, spans in Timeline.of(message).tracks.items()}
+
+
+def test_a_trace_has_the_parts_of_every_actor_and_who_asks_meanwhile_gets_the_next(desk: Desk) -> None:
     for name in ("tokenizer", "scheduler"):
         desk.give("", PeerUp(name, 5))
-    desk.ask(ANN, GetTrace())
     asked = ["gateway", "scheduler", "tokenizer"]
+    desk.ask(ANN, GetTrace())
     assert [desk.one(name) for name in asked] == [DumpTrace()] * 3
-    desk.ask(BEN, GetTrace())
-    for name in asked:
-        assert desk.take(ANN) == []
-        desk.give(name, spans_of(name))
-    for client in (ANN, BEN):
-        assert desk.one(client) == Trace(tracks={name: [("Texts", 1, 2, 3)] for name in asked})
+    desk.ask(BEN, GetTrace(seconds=4.0))
+    desk.ask(BEN, GetTrace(seconds=8.0))
+    since_ns = 0
+    for client, answers in ((ANN, 1), (BEN, 2)):
+        for name in asked:
+            assert desk.take(client) == []
+            give_trace(desk, name, since_ns)
+        traces = desk.take(client)
+        assert [traced(trace) for trace in traces] == [{name: [1, 2] for name in asked}] * answers
+        if client == ANN:
+            question = desk.one("gateway")
+            assert isinstance(question, DumpTrace)
+            assert [desk.one(name) for name in asked[1:]] == [question] * 2
+            since_ns = question.since_ns
+    assert traces[0].until_ns - since_ns == pytest.approx(8e9)
     assert desk.said == {}
 
 
 def test_a_trace_does_not_wait_for_ever_for_an_actor_that_is_gone(desk: Desk) -> None:
     desk.give("", PeerUp("scheduler", 5))
     desk.ask(ANN, GetTrace())
-    desk.give("gateway", spans_of("gateway"))
+    give_trace(desk, "gateway", 0)
     desk.pass_time(TRACE_TIMEOUT_S + 0.1)
-    assert desk.one(ANN) == Trace(tracks={"gateway": [("Texts", 1, 2, 3)]})
-    desk.give("scheduler", spans_of("scheduler"))  # too late, and no harm
+    assert traced(desk.one(ANN)) == {"gateway": [1, 2]}
+    give_trace(desk, "scheduler", 0)  # too late, and no harm
     assert desk.said == {"gateway": [DumpTrace()], "scheduler": [DumpTrace()]}
 
 
@@ -874,3 +897,12 @@ def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:
     assert desk.one(BEN) == told
     desk.give("supervisor", told)
     assert not desk.take(ANN), "each question has one answer"
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_a_trace_of_no_time_at_all_is_refused(desk: Desk, seconds: float) -> None:
+    desk.ask(ANN, GetTrace(seconds=seconds))
+    refused = desk.one(ANN)
+    assert isinstance(refused, Error)
+    assert f"seconds={seconds}" in refused.message
+    assert desk.said == {}

@@ -226,7 +226,7 @@ def steady_steps(sidecar: Sidecar) -> tuple[dict[int, tuple[int, int]], dict[int
         quiet(client)
         first = int(client.stats().get("steps", 0.0))
         client.generate("Once upon a time", SamplingParams(max_tokens=120, ignore_eos=True))
-        tracks = client.trace()
+        tracks = client.trace().tracks
     wanted = range(first + 10, first + 110)
     plans = {step: (start, end) for name, step, start, end in tracks["scheduler"] if name == "Plan"}
     steps = {step: (start, end) for name, step, start, end in tracks["compute"] if name == "step"}
@@ -271,7 +271,7 @@ def test_the_device_computes_one_step_at_a_time_in_their_order(service: Sidecar)
 
 def test_a_timeline_has_a_track_of_every_actor_and_stream_and_comes_at_once(client: Client) -> None:
     begun = time.monotonic()
-    tracks = client.trace()
+    tracks = client.trace().tracks
     assert time.monotonic() - begun < 1.5  # not the two seconds of waiting for an actor that is gone
     assert set(tracks) == {
         "gateway",

@@ -6,7 +6,6 @@ from typing import Any
 
 from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
-from ...runtime.trace import Ring
 from .batch import RunningBatch
 from .pipeline import Pipeline
 
@@ -26,7 +25,6 @@ class Executor(Actor):
         self.capacity = capacity
         self.facts = facts
         self.completions_fd = pipeline.device.completions_fd
-        self.ring = self.lanes = Ring()
         self.scheduler_is_new = False
         """A new scheduler waits until what the old one started is over."""
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
@@ -44,7 +42,7 @@ class Executor(Actor):
         for step in self.pipeline.hand_over():
             self.progress += 1
             for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
-                self.lanes.add(lane, "step", step.step, begun, ended)
+                self.ring.add(lane, "step", step.step, begun, ended)
             if not self.scheduler_is_new:
                 self.send(
                     "scheduler",

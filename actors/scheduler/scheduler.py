@@ -391,6 +391,7 @@ class Scheduler(Actor):
         self.table.enter(sequence, start, len(sequence.blocks) * size)
         appended.extend((slot, block) for block in sequence.blocks)
         joins.append(sequence.join(start))
+        self.mark("planned", sequence.request)
         self.prefilling.append(sequence)
         self.counters["prefix_cache_queries"] += length
         self.counters["prefix_cache_hits"] += start

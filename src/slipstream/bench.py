@@ -50,7 +50,7 @@ class Overlap:
     The timed steps are those in which every row decodes: they begin after the step in which the last
     request joined and end with the last step of the first. ``device_busy_s`` and ``device_utilization``
     are of them; ``wall_s`` and ``output_throughput`` are the client's, from its first request to its last
-    token. A trace keeps 8192 steps; of a longer run the newest are timed.
+    token. A trace keeps 16,384 steps; of a longer run the newest are timed.
     """
 
     depth: int
@@ -112,7 +112,7 @@ def run_overlap(
 ) -> Measured:
     prompts = [[1 + (row + token) % 100 for token in range(PROMPT_TOKENS)] for row in range(rows)]
     client.generate_many(prompts, fixed_length(WARM_UP_STEPS))
-    last_before = client.trace()["compute"][-1][1]
+    last_before = client.trace().tracks["compute"][-1].step
     before = client.stats()
     pids = {name: pid for name, pid in sidecar.pids.items() if name != "tokenizer"} | {"client": os.getpid()}
     cpu_before = cpu_seconds(pids)
@@ -122,7 +122,7 @@ def run_overlap(
     wall_s = time.perf_counter() - begun
 
     cpu = cpu_seconds(pids)
-    after, tracks = client.stats(), client.trace()
+    after, tracks = client.stats(), client.trace().tracks
     timed = full_steps(tracks["compute"], last_before + 1, steps)
     wasted, scheduled = (after[name] - before[name] for name in ("wasted_rows", "scheduled_rows"))
     result = Overlap(
@@ -132,7 +132,7 @@ def run_overlap(
         steps=steps,
         wall_s=round(wall_s, 4),
         device_busy_s=round(sum(end - start for _, _, start, end in timed) * 1e-9, 6),
-        device_utilization=round(utilization({"compute": timed}), 6),
+        device_utilization=round(utilization(timed), 6),
         output_throughput=round(rows * steps / wall_s, 1),
         wasted_row_ratio=round(wasted / scheduled, 6),
     )
@@ -260,14 +260,14 @@ def throughput(
         show_progress("warming up")
         warm_up = random_prompts(min(num_prompts, sidecar.options.max_num_seqs))
         client.generate_many(warm_up, fixed_length(min(output_len, WARM_UP_STEPS)))
-        last_before = client.trace()["compute"][-1][1]
+        last_before = client.trace().tracks["compute"][-1].step
 
         show_progress(f"{num_prompts} prompts of {input_len} tokens, {output_len} new ones for each")
         prompts = random_prompts(num_prompts)
         arrivals = Arrivals(num_prompts)
         client.generate_many(prompts, fixed_length(output_len), on_delta=arrivals.add)
         seconds = time.perf_counter() - arrivals.begun
-        steps = [span for span in client.trace()["compute"] if span[1] > last_before]
+        steps = [span for span in client.trace().tracks["compute"] if span[1] > last_before]
     show_progress("")
     output_tokens = sum(arrivals.tokens)
     rates = {
@@ -280,7 +280,7 @@ def throughput(
         for name, latency in arrivals.latencies().items()
         for statistic, value in asdict(latency).items()
     }
-    busy = {"device_utilization": utilization({"compute": steps})}
+    busy = {"device_utilization": utilization(steps)}
     return {name: round(value, 6) for name, value in (rates | latencies | busy).items()}
 
 

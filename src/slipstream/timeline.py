@@ -6,55 +6,10 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-Span = tuple[str, int, int, int]
-"""Name, step, start and end in nanoseconds."""
-
-Tracks = dict[str, list[Span]]
-"""Spans by track."""
-
-
-STREAMS = ("h2d", "compute", "d2h")
-
-
-class Lane(NamedTuple):
-    """One line of the picture: the spans of a track that have one of these names."""
-
-    track: str
-    title: str
-    shows: tuple[str, ...]
-    does: str
-    """What the work is for, in a few words."""
-    label: str = ""
-    """What the text picture writes into a span before the step's number."""
-
-    @property
-    def named(self) -> bool:
-        """Its spans are far enough apart to carry the names of their steps."""
-        return self.track not in ("executor", *STREAMS)
-
-
-LANES = (
-    Lane("scheduler", "scheduler", ("Plan",), "update N−1, prepare N+1", "plan"),
-    Lane("executor", "executor", ("Plan", "Sampled"), "stage, launch, hand over"),
-    Lane("h2d", "H2D", ("step",), "inputs"),
-    Lane("compute", "compute", ("step",), "the step", "step"),
-    Lane("d2h", "D2H", ("step",), "tokens"),
-    Lane("detokenizer", "detokenizer", ("Texts",), "tokens to text", "text"),
-    Lane("gateway", "gateway", ("Texts", "Deltas"), "text to clients"),
-)
-"""From the plan of a step down to its text, as the work flows."""
-
-
-def utilization(tracks: Tracks) -> float:
-    """Share of the time, from the start of the first step to the end of the last, that the device computed."""
-    spans = tracks.get("compute", [])
-    if not spans:
-        return 0.0
-    busy = sum(end - start for _, _, start, end in spans)
-    return busy / (spans[-1][3] - spans[0][2])
+from .protocol.timeline import LANES, STREAMS, Tracks, in_lane, utilization
+from .protocol.trace import Span
 
 
 def host_ms(tracks: Tracks, steps: list[Span]) -> dict[str, float]:
@@ -69,21 +24,6 @@ def host_ms(tracks: Tracks, steps: list[Span]) -> dict[str, float]:
         if lane.track not in STREAMS:
             found[lane.track] = statistics.median(spent.values()) * 1e-6
     return found
-
-
-def in_lane(
-    tracks: Tracks, lane: Lane, begun: int = 0, ended: int = 1 << 63
-) -> Iterator[tuple[int, int, int]]:
-    """Step, start and end of what a lane shows of a stretch of time, cut at its edges.
-
-    What names no step belongs to the step before it in its track.
-    """
-    last = -1
-    for name, step, start, end in tracks.get(lane.track, []):
-        if name in lane.shows:
-            last = step if step >= 0 else last
-            if end > begun and start < ended:
-                yield last, max(start, begun), min(end, ended)
 
 
 # --- in text ------------------------------------------------------------------------------------
@@ -184,7 +124,7 @@ def panel_lines(panel: Panel, duration: int, top: int) -> Iterator[str]:
     ended = begun + duration
     scale = (RIGHT - LEFT) / duration
     first = next(step for _, step, start, _ in panel.steps if start >= begun)
-    busy = f"device busy {utilization({'compute': panel.steps}):.1%} of the time"
+    busy = f"device busy {utilization(panel.steps):.1%} of the time"
 
     def x(time: int) -> float:
         return LEFT + (time - begun) * scale
@@ -244,7 +184,7 @@ def period(steps: list[Span]) -> int:
 
 def typical(steps: list[Span], duration: int) -> int:
     """Where a stretch begins whose share of busy time is the closest to that of all of it."""
-    whole = utilization({"compute": steps})
+    whole = utilization(steps)
     lead = duration // 40
 
     def strangeness(begun: int) -> float:
