@@ -88,6 +88,8 @@ class Request:
     params: SamplingParams
     size: int
     return_prompt_ids: bool
+    template: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the messages."""
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     attempt: int = 0
@@ -370,6 +372,7 @@ class Gateway(Actor):
             params,
             size,
             message.return_prompt_ids,
+            template_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):
             answer = Answer(
@@ -401,6 +404,8 @@ class Gateway(Actor):
             raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection")
         if (message.prompt is None) == (message.messages is None):
             raise InvalidRequest("give either prompt or messages")
+        if message.messages is None and template_of(message):
+            raise InvalidRequest("tools and chat_template_kwargs go with messages; give messages, not prompt")
         message.params.check(self.bounds)
         prompt = message.prompt
         if message.params.n > self.bounds.max_queued_requests:
@@ -429,8 +434,9 @@ class Gateway(Actor):
         if not message.messages:
             raise InvalidRequest("messages is empty; give at least one")
         size, most = weight("messages", message.messages), self.bounds.max_prompt_bytes
+        size += weight("tools and chat_template_kwargs", template_of(message))
         if size > most:
-            raise InvalidRequest(f"messages has {size} bytes; the limit is {most}")
+            raise InvalidRequest(f"messages and tools have {size} bytes; the limit is {most}")
         return message.messages, size
 
     def check_tokens(self, name: str, tokens: list[int]) -> None:
@@ -464,6 +470,7 @@ class Gateway(Actor):
                 request.client.number,
                 request.attempt,
                 ids,
+                request.template,
             ),
         )
 
@@ -764,6 +771,12 @@ def weight(name: str, value: Any, depth: int = 0) -> int:
         )
     inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
     return 4 + sum(weight(name, item, depth + 1) for item in inner)
+
+
+def template_of(message: Generate) -> dict[str, Any]:
+    """What the chat template is given beside the messages."""
+    tools = {} if message.tools is None else {"tools": message.tools}
+    return message.chat_template_kwargs | tools
 
 
 def received_by_answer(message: Generate) -> list[list[int]]:

@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -120,6 +121,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+OURS = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
+"""What every template is given; a request cannot replace it."""
+
+
 class ChatTemplate:
     """A model's own template, in a sandbox, with the names and filters that transformers gives to it."""
 
@@ -134,12 +139,36 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda format: clock().strftime(format)
         self.template = environment.from_string(source)
         self.special_tokens = special_tokens
+        self.names = (
+            find_undeclared_variables(environment.parse(source)) - OURS - special_tokens.keys()
+        )
+        """What can be given to the template beside the messages; anything else would have no effect."""
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt for an answer to ``messages``; ``InvalidRequest`` if the template takes them not."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        given: dict[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt for an answer to ``messages``; ``InvalidRequest`` if the template takes them not.
+
+        ``given`` are ``tools`` and whatever else this template knows.
+        """
+        given = given or {}
+        if "tools" in given.keys() - self.names:
+            raise InvalidRequest("tools: the model's chat template takes none; leave tools out")
+        for name in given.keys() - self.names:
+            known = ", ".join(sorted(self.names)) or "none"
+            raise InvalidRequest(
+                f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
+                f" it knows {known}"
+            )
         try:
             return self.template.render(
-                self.special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=True
+                {"tools": None, "documents": None} | self.special_tokens | given,
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
             )
         except Refusal as error:
             raise InvalidRequest(f"the model's chat template refuses the messages: {error}") from None

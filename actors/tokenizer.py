@@ -6,25 +6,18 @@ It keeps nothing between two messages, so a restart loses nothing that the gatew
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tokenizers
 
-from ..protocol.errors import InvalidRequest, ModelNotSupported, SlipstreamError
+from ..protocol.errors import InvalidRequest, SlipstreamError
 from ..protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
 from ..runtime.actor import Actor
-from .text import ChatTemplate, find_folder, load_chat_template, load_tokenizer
+from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
+from .text import ChatTemplate, find_folder
 
 if TYPE_CHECKING:
     from ..runtime.child import StartContext
-
-MAX_PROMPT_BYTES = 4 * 1024 * 1024
-"""Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""
-
-ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
-
-MAX_DEPTH = 16
-"""Deepest nesting of lists and maps in a chat message."""
 
 MAX_MESSAGE_CHARS = 1000
 """Longest refusal: a template's complaint may quote the whole conversation."""
@@ -45,11 +38,9 @@ class Tokenizer(Actor):
     ) -> None:
         """``chat_template`` is the template, or the sentence that says why there is none."""
         super().__init__()
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
-        self.max_prompt_bytes = max_prompt_bytes
         self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel}
         self.refused = 0
         """Requests that can never succeed as they stand."""
@@ -93,26 +84,8 @@ class Tokenizer(Actor):
         if prompt is None:
             return array("i", submit.prompt_ids)
         if isinstance(prompt, str):
-            return self.encode("the prompt", prompt, add_special_tokens=True)
-        if isinstance(self.chat_template, str):
-            raise InvalidRequest(self.chat_template)
-        messages = plain_messages(prompt, self.max_prompt_bytes)
-        # The template writes the special tokens itself.
-        return self.encode("the conversation", self.chat_template.render(messages), add_special_tokens=False)
-
-    def encode(self, what: str, text: str, *, add_special_tokens: bool) -> array[int]:
-        if not text:
-            raise InvalidRequest(f"{what} is empty; give at least one character")
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"{what} has the lone surrogate {text[error.start]!r} at character {error.start},"
-                " which no UTF-8 can hold; send whole characters"
-            ) from None
-        if size > self.max_prompt_bytes:
-            raise InvalidRequest(f"{what} has {size} bytes; the limit is {self.max_prompt_bytes}: shorten it")
-        return array("i", self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self.prompts.of_text(prompt)
+        return self.prompts.of_conversation(prompt, submit.template)
 
     def check_ids(self, what: str, ids: array[int]) -> None:
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
@@ -134,71 +107,12 @@ class Tokenizer(Actor):
             )
 
 
-def plain_messages(messages: list[dict[str, Any]], max_bytes: int) -> list[dict[str, Any]]:
-    """The conversation as templates expect it: no empty fields, and text parts joined to one text."""
-    if not messages:
-        raise InvalidRequest("messages is empty; give at least one message")
-    room = max_bytes
-    plain: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise InvalidRequest(f"{where} is {message!r:.80}; expected a map with role and content")
-        room -= measure(where, message)
-        if room < 0:
-            raise InvalidRequest(f"messages has more than {max_bytes} characters up to {where}: shorten it")
-        message = {key: value for key, value in message.items() if value is not None}
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequest(f"{where}.role is {role!r:.80}; expected a text such as 'user'")
-        if "content" in message:
-            message["content"] = plain_content(f"{where}.content", message["content"])
-        elif "tool_calls" not in message:
-            raise InvalidRequest(f"{where}.content is missing; give a text")
-        plain.append(message)
-    return plain
-
-
-def plain_content(where: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest(f"{where} is {content!r:.80}; expected a text or a list of text parts")
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
-        if not isinstance(text, str):
-            raise InvalidRequest(f"{where}[{index}] is {part!r:.80}; expected a part of type 'text'")
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def measure(where: str, value: Any, depth: int = 0) -> int:
-    """Characters and items in a message; ``InvalidRequest`` where it is nested too deeply to be rendered."""
-    if depth > MAX_DEPTH:
-        raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(key) + measure(where, item, depth + 1) for key, item in value.items())
-    if isinstance(value, list):
-        return len(value) + sum(measure(where, item, depth + 1) for item in value)
-    return 1
-
-
 def build(context: StartContext) -> Actor:
     """The tokenizer of a service, from its options."""
     options = context.options
     context.phase("load tokenizer")
-    folder = find_folder(options["model"])
-    tokenizer = load_tokenizer(folder)
-    try:
-        chat_template = load_chat_template(folder) or f"the model in {folder} has no chat template; {ADVICE}"
-    except ModelNotSupported as error:  # a plain prompt needs none
-        chat_template = f"{error}; {ADVICE}"
     return Tokenizer(
-        tokenizer,
-        chat_template,
+        *load_texts(find_folder(options["model"])),
         options["max_model_len"],
         options.get("vocab_size"),
         options.get("max_prompt_bytes") or MAX_PROMPT_BYTES,

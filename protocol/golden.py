@@ -142,6 +142,15 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
         ),
     ),
     (
+        "generate from a conversation with tools",
+        Generate(
+            id="9",
+            messages=[{"role": "user", "content": "What time is it?"}],
+            tools=[{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}],
+            chat_template_kwargs={"enable_thinking": False},
+        ),
+    ),
+    (
         "generate, sent again after a lost connection",
         Generate(
             id="5",
@@ -290,7 +299,10 @@ JOIN = Join(
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
     ("submit a text", Submit(5, "Once", PARAMS, int32(16), client=2, attempt=1)),
-    ("submit a conversation", Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS)),
+    (
+        "submit a conversation",
+        Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS, template={"enable_thinking": False}),
+    ),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),
     ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),

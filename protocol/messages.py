@@ -45,6 +45,10 @@ class Generate(FromClient, tag="generate"):
     received_of_others: list[list[int]] = []
     """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
     return_prompt_ids: bool = False
+    tools: list[dict[str, Any]] | None = None
+    """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """With ``messages``: what else the model's own chat template knows, ``enable_thinking`` for example."""
 
 
 class Abort(FromClient, tag="abort"):
@@ -216,6 +220,8 @@ class Submit(Internal):
     """How often the request was sent again; what an earlier attempt still brings is dropped."""
     prompt_ids: bytes = b""
     """The prompt as token ids (int32)."""
+    template: dict[str, Any] = {}
+    """What the chat template is given beside the messages."""
 
 
 class Tokenized(Internal):

@@ -147,6 +147,8 @@ class Session:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         return_prompt_ids: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent."""
         self.check_open()
@@ -160,6 +162,8 @@ class Session:
             messages=messages,
             params=check_params(params),
             return_prompt_ids=return_prompt_ids,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs or {},
         )
         frame = encode_request(request)
         self.reach_out(now)

@@ -176,7 +176,7 @@ def actor(tmp_path: Path) -> Tokenizer:
 
 
 def test_a_prompt_reaches_gateway_and_scheduler_with_all_that_came_with_it(actor: Tokenizer) -> None:
-    ids = array("i", [0, *actor.tokenizer.encode("the fox", add_special_tokens=False).ids]).tobytes()
+    ids = array("i", [0, *actor.prompts.tokenizer.encode("the fox", add_special_tokens=False).ids]).tobytes()
     assert ask(actor, "the fox", delivered=[9, 8]) == [
         ("gateway", Tokenized(5, ids)),
         ("scheduler", Enqueue(5, ids, SamplingParams(seed=1), array("i", [9, 8]).tobytes(), 3, 2)),
@@ -244,11 +244,11 @@ def test_an_error_of_ours_fails_its_own_request_alone(actor: Tokenizer, error: B
         def encode(self, text: str, add_special_tokens: bool) -> None:
             raise error
 
-    whole, actor.tokenizer = actor.tokenizer, Broken()  # pyright: ignore[reportAttributeAccessIssue]
+    whole, actor.prompts.tokenizer = actor.prompts.tokenizer, Broken()  # pyright: ignore[reportAttributeAccessIssue]
     [(_, refused)] = ask(actor, "the")
     assert (refused.code, actor.failed) == ("internal", 1)
     assert f"{type(error).__name__}: {error}" in refused.message
-    actor.tokenizer = whole
+    actor.prompts.tokenizer = whole
     assert prompt_ids(actor, "the")
 
 
@@ -331,7 +331,7 @@ def test_what_the_template_refuses_is_told(tmp_path: Path) -> None:
 
 def test_a_request_is_data_for_the_template_and_never_a_template(actor: Tokenizer) -> None:
     ids = prompt_ids(actor, [{"role": "user", "content": "{{ 7 * 7 }}{% raw %}"}])
-    assert "{{ 7 * 7 }}{% raw %}" in actor.tokenizer.decode(ids)
+    assert "{{ 7 * 7 }}{% raw %}" in actor.prompts.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -402,3 +402,39 @@ print(heavy, int(peak[1]) // 1024)
     heavy, _, megabytes = done.stdout.strip().rpartition(" ")
     assert heavy == "[]"
     assert int(megabytes) < 90
+
+
+# --- what a template is given beside the messages -----------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+
+
+def submit_with(actor: Tokenizer, **template: object) -> object:
+    """What the tokenizer answers to a conversation."""
+    messages = [{"role": "user", "content": "hi"}]
+    submit = Submit(5, messages, SamplingParams(seed=1), template=template)
+    return actor.receive("gateway", submit, 0.0)[0][1]
+
+
+def test_a_template_that_knows_tools_is_given_them(tmp_path: Path) -> None:
+    with_tools = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}"
+    actor = start(write_model(tmp_path, template=with_tools))
+    told = submit_with(actor, tools=TOOLS)
+    assert isinstance(told, Tokenized)
+    ids = memoryview(told.prompt).cast("i").tolist()
+    assert actor.prompts.tokenizer.decode(ids).replace(" ", "") == "nowhi"
+
+
+def test_what_a_template_does_not_know_is_refused(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template="{{ messages[0].content }}{{ style }}{{ bos_token }}"))
+    assert isinstance(submit_with(actor, style="x"), Tokenized)
+    for given, named in (
+        ({"tools": TOOLS}, "takes none"),
+        ({"stile": 1}, "'stile', which the model's chat template does not know; it knows style"),
+        ({"messages": []}, "'messages'"),
+        ({"bos_token": "x"}, "'bos_token'"),
+    ):
+        told = submit_with(actor, **given)
+        assert isinstance(told, Refused)
+        assert told.code == "invalid_request"
+        assert named in told.message
