@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -58,3 +60,15 @@ def make_run_directory() -> Path:
     if len(os.fsencode(parent)) > 60:
         parent = "/tmp"
     return Path(tempfile.mkdtemp(prefix="slipstream-", dir=parent))
+
+
+def running_services() -> list[str]:
+    """Endpoints of this user's services on this machine that were given no ``--endpoint`` of their own."""
+    found: list[str] = []
+    for parent in sorted({os.environ.get("XDG_RUNTIME_DIR") or "/tmp", tempfile.gettempdir(), "/tmp"}):
+        for path in sorted(Path(parent).glob("slipstream-*/gateway")):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                if path.stat().st_uid == os.getuid():
+                    probe.connect(str(path))  # the socket of a dead service is there, but refuses
+                    found.append(f"ipc://{path}")
+    return found

@@ -175,6 +175,7 @@ RECORDED = Recorded(
     names=["Enqueue", "Plan", "planned"],
     spans={"scheduler": SPAN.pack(3364779140270, 3364778882284, 59, 1)},
     marks=MARK.pack(3364778882284, 5, 2),
+    reach={"scheduler": 3364779140270},
 )
 
 TO_CLIENT: list[tuple[str, PublicOut]] = [

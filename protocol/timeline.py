@@ -58,16 +58,19 @@ class Timeline:
     """The actor that each track is from."""
     pids: dict[str, int]
     """By actor."""
+    reach: dict[str, int]
+    """Of tracks that do not go back to ``since``: when the oldest span that they have ended."""
 
     @classmethod
     def of(cls, trace: Trace, seconds: float | None = None) -> Timeline:
         """The last ``seconds`` of a trace, or all of it."""
         until = trace.until_ns
         since = trace.since_ns if seconds is None else round(max(trace.since_ns, until - seconds * 1e9))
-        found = cls(since, until, {}, {}, {}, {})
+        found = cls(since, until, {}, {}, {}, {}, {})
         for actor, recorded in trace.actors.items():
             names = recorded.names
             found.pids[actor] = recorded.pid
+            found.reach |= {track: ended for track, ended in recorded.reach.items() if ended > since}
             found.marks[actor] = [
                 Mark(names[name], request, at)
                 for at, request, name in MARK.iter_unpack(recorded.marks)

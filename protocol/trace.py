@@ -48,6 +48,8 @@ class Recorded(msgspec.Struct, kw_only=True):
     """``SPAN`` records by track."""
     marks: bytes = b""
     """``MARK`` records."""
+    reach: dict[str, int] = {}
+    """Of tracks that do not go back as far as was asked for: when the oldest span that they have ended."""
 
     def add(self, more: Recorded) -> None:
         """Another part of the same; its ``names`` go on where these end."""
@@ -55,3 +57,4 @@ class Recorded(msgspec.Struct, kw_only=True):
         for track, records in more.spans.items():
             self.spans[track] = self.spans.get(track, b"") + records
         self.marks += more.marks
+        self.reach |= more.reach

@@ -170,7 +170,7 @@ class Host:
         """The trace, in parts: between two of them the actor goes on with its work."""
         for part in self.ring.dump(since_ns):
             yield to, Spans(self.links.name, part, since_ns)
-        yield to, Spans(self.links.name, self.ring.outline(), since_ns, last=True)
+        yield to, Spans(self.links.name, self.ring.outline(since_ns), since_ns, last=True)
 
     def dump_on(self) -> bool:
         """Send the next part of a trace that was asked for; True if there is more."""

@@ -40,9 +40,15 @@ class Records:
         low, high = max(0, self.written - RING), self.written
         while low < high:
             middle = (low + high) // 2
-            at = self.layout.unpack_from(self.memory, middle % RING * self.size)[0]
-            low, high = (middle + 1, high) if at < time else (low, middle)
+            low, high = (middle + 1, high) if self.time_of(middle) < time else (low, middle)
         return low
+
+    def time_of(self, number: int) -> int:
+        return self.layout.unpack_from(self.memory, number % RING * self.size)[0]
+
+    def oldest_if_full(self) -> int | None:
+        """The time of the oldest record, if some before it have fallen out."""
+        return self.time_of(self.written - RING) if self.written > RING else None
 
     def slices(self, since: int) -> Iterator[bytes]:
         """The records at or after ``since`` that are there now, oldest first.
@@ -94,9 +100,14 @@ class Ring:
             for part in self.marks.slices(since_ns):
                 yield self.recorded(marks=part)
 
-    def outline(self) -> Recorded:
-        """Every track, without a span."""
-        return self.recorded(dict.fromkeys(self.tracks, b""))
+    def outline(self, since_ns: int) -> Recorded:
+        """Every track, without a span, and which of them do not go back that far."""
+        outline = self.recorded(dict.fromkeys(self.tracks, b""))
+        for track, records in self.tracks.items():
+            oldest = records.oldest_if_full()
+            if oldest is not None and oldest > since_ns:
+                outline.reach[track] = oldest
+        return outline
 
     def recorded(self, spans: dict[str, bytes] | None = None, marks: bytes = b"") -> Recorded:
         return Recorded(pid=os.getpid(), names=list(self.names), spans=spans or {}, marks=marks)

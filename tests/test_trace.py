@@ -18,7 +18,7 @@ def filled(spans: int, first: int = 0) -> Ring:
 
 def read(ring: Ring, since_ns: int = 0) -> Timeline:
     """What comes out of a ring, over the same messages as in a service."""
-    whole = ring.outline()
+    whole = ring.outline(since_ns)
     for part in ring.dump(since_ns):
         whole.add(part)
     return Timeline.of(Trace(actors={"executor": whole}, since_ns=0, until_ns=0))
@@ -52,9 +52,16 @@ def test_only_what_ended_since_then_is_sent() -> None:
         assert read(ring, 1 << 60).tracks == {"executor": []}
 
 
+def test_a_ring_says_when_it_does_not_go_back_as_far_as_was_asked() -> None:
+    assert read(filled(RING)).reach == {}
+    ring = filled(RING + 1)
+    assert read(ring).reach == {"executor": 1500}
+    assert read(ring, 1501).reach == {}
+
+
 def test_a_trace_comes_in_slices_and_what_is_overwritten_meanwhile_is_left_out() -> None:
     ring = filled(RING + 10)
-    whole = ring.outline()
+    whole = ring.outline(0)
     for number, part in enumerate(ring.dump(0)):
         assert len(part.spans["executor"]) <= SLICE * 28
         whole.add(part)

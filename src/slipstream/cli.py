@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "answer prompts and print the answers as they come",
     "chat": "talk with a model",
     "bench": "measure how busy the device is kept, and how fast a service is",
+    "trace": "write what a service just did as one timeline for Perfetto",
     "env": "show versions, extras and devices; with --model, whether it is supported and why",
 }
 """Each command, the name of its module in ``commands``, and its line in the overview."""

@@ -71,6 +71,46 @@ def sampling(found: argparse.Namespace) -> Any:
     return SamplingParams(max_tokens=found.max_tokens, temperature=temperature)
 
 
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--endpoint",
+        metavar="E",
+        help="of the service; left out: SLIPSTREAM_ENDPOINT, or else the one service of yours that runs here",
+    )
+
+
+@contextmanager
+def reach_running(found: argparse.Namespace) -> Iterator[Client]:
+    """A client of a service that runs already."""
+    from ..protocol.client import Client
+    from ..protocol.errors import InvalidRequest, SlipstreamError
+
+    try:
+        client = Client(found.endpoint or the_running_service())
+    except InvalidRequest as error:
+        raise Stop(USAGE, str(error)) from None
+    except SlipstreamError as error:
+        raise Stop(COULD_NOT_START, str(error)) from None
+    with client:
+        yield client
+
+
+def the_running_service() -> str:
+    """The endpoint of the service that is meant where none is named."""
+    import os
+
+    from ..protocol.endpoints import running_services
+
+    named = os.environ.get("SLIPSTREAM_ENDPOINT")
+    if named:
+        return named
+    running = running_services()
+    if len(running) != 1:
+        which = f"which one? {', '.join(running)}" if running else "no service of yours is running here"
+        raise Stop(USAGE, f"give --endpoint: {which}")
+    return running[0]
+
+
 @contextmanager
 def reach(found: argparse.Namespace, name: str) -> Iterator[Client]:
     """A client of the service that was asked for, which is started if it is not there."""
