@@ -1,6 +1,7 @@
 """The client for asyncio: ``AsyncClient``.
 
-The socket is a plain one whose file descriptor the event loop watches. ZeroMQ signals that descriptor
+The socket is a plain one whose file descriptor the event loop watches, as it does that of the monitor that
+tells when the connection breaks. ZeroMQ signals that descriptor
 only on the edge, so each turn drains the socket and looks at it again after each send. One client
 belongs to one event loop; any number of its streams run at once in it.
 """
@@ -223,6 +224,12 @@ class AsyncClient:
                 self._send()
             if self._line.socket is not socket:
                 return
+        else:
+            loop.call_soon(self._drain)
+            return
+        if self._line.is_broken():
+            self._wake(session.interrupted(now))
+            self._send()
         self._look_again()
 
     def _set_timer(self) -> None:
@@ -255,10 +262,12 @@ class WatchedLine(Line):
     def dial(self) -> None:
         super().dial()
         drain = self.drain()
-        if self.loop is not None and self.socket is not None and drain is not None:
-            self.loop.add_reader(self.socket.fileno(), drain)
+        for watched in (self.socket, self.monitor):
+            if self.loop is not None and watched is not None and drain is not None:
+                self.loop.add_reader(watched.fileno(), drain)
 
     def hang_up(self) -> None:
-        if self.loop is not None and self.socket is not None and not self.loop.is_closed():
-            self.loop.remove_reader(self.socket.fileno())
+        for watched in (self.socket, self.monitor):
+            if self.loop is not None and watched is not None and not self.loop.is_closed():
+                self.loop.remove_reader(watched.fileno())
         super().hang_up()

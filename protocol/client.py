@@ -25,6 +25,9 @@ from .sampling import SamplingParams
 from .session import Message, Pending, Question, Reply, Session, Stream
 from .timeline import Timeline
 
+RECONNECT_MS = 10
+"""Between two tries to connect: a service that was restarted is found at once."""
+
 Prompt = str | list[int]
 
 OnDelta = Callable[[int, Delta], None]
@@ -225,13 +228,16 @@ class Client:
             if wait:
                 deadlines = [at for at in (self._session.deadline, until) if at is not None]
                 rest = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-                socket.poll(None if rest is None else int(rest * 1000) + 1)
+                self._line.poll(rest)
             while self._line.socket is socket:
                 try:
                     frame = socket.recv(zmq.DONTWAIT)
                 except zmq.Again:
                     break
                 self._wake(self._session.receive(frame, time.monotonic()))
+                self._line.carry(self._session)
+            if self._line.is_broken():
+                self._wake(self._session.interrupted(time.monotonic()))
                 self._line.carry(self._session)
             self._wake(self._session.tick(time.monotonic()))
             self._line.carry(self._session)
@@ -251,6 +257,9 @@ class Line:
         self.endpoint = endpoint
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        """Where ZeroMQ tells that the connection under the socket is gone."""
+        self.poller = zmq.Poller()
         self.connection = 0
 
     def carry(self, session: Session) -> None:
@@ -272,14 +281,35 @@ class Line:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
         socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.poller.register(socket, zmq.POLLIN)
+        self.poller.register(self.monitor, zmq.POLLIN)
         try:
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self.hang_up()
             raise InvalidRequest(f"cannot connect to {self.endpoint}: {error.strerror}") from None
 
+    def poll(self, seconds: float | None) -> None:
+        """Wait until something arrives, the connection breaks, or time is up."""
+        self.poller.poll(None if seconds is None else int(seconds * 1000) + 1)
+
+    def is_broken(self) -> bool:
+        """Whether the connection has ended since the last look. Take in everything that has arrived first."""
+        broken = False
+        while self.monitor is not None and self.monitor.poll(0):
+            self.monitor.recv_multipart(zmq.DONTWAIT)
+            broken = True
+        return broken
+
     def hang_up(self) -> None:
-        if self.socket is not None:
+        if self.socket is not None and self.monitor is not None:
+            self.poller.unregister(self.socket)
+            self.poller.unregister(self.monitor)
+            self.socket.disable_monitor()
+            self.monitor.close()
+            self.monitor = None
             self.socket.close()
             self.socket = None
 

@@ -10,6 +10,7 @@ which connection (``connection`` counts them) and when it wants to be told the t
     greeting  Error, or ``timeout_s``   → lost       every open request fails
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
     ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
+    ready     ``interrupted``           → greeting   the same, told at once; lost if nothing is open
     ready     a frame that is nothing   → lost       every open request fails: who knows what is missing
 
 A gateway forgets its connections when it restarts, but the session keeps each request with the token
@@ -53,6 +54,9 @@ PING_AFTER_S = 1.0
 LOST_AFTER_S = 5.0
 """Silence after a Ping, after which the connection counts as lost."""
 
+BROKEN_RETRY_S = 0.05
+"""Wait before a Hello is said again whose connection broke."""
+
 RETRY_S = 3.0
 """Silence after a Hello, after which it is said again on a new connection: the first may be lost."""
 
@@ -78,7 +82,7 @@ class Pending:
 class Stream(Pending):
     """An open request: what was asked, what has come, what the consumer has not taken yet."""
 
-    __slots__ = ("aborted", "deltas", "received", "request", "unfinished")
+    __slots__ = ("aborted", "deltas", "last", "received", "request", "unfinished")
 
     def __init__(self, request: Generate) -> None:
         super().__init__()
@@ -88,7 +92,15 @@ class Stream(Pending):
         """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
         self.unfinished = set(range(answer_count(request.params)))
         """Indices of the answers that have no ``finish_reason`` yet."""
+        self.last: Delta | None = None
+        """The end of the last answer, which waits for the usage of all of them."""
         self.aborted = False
+
+    def lacks_usage(self, delta: Delta) -> bool:
+        """The last end of all has no usage: an answer that had ended here is, sent again, not over there."""
+        if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
+            return False
+        return delta.finish_reason is not None and self.unfinished == {delta.index}
 
     def resumed(self) -> Generate:
         """The request with what has arrived, to go on from there."""
@@ -238,9 +250,19 @@ class Session:
         touched: list[Pending] = []
         for delta in deltas:
             stream = self.streams.get(delta.id)
-            if stream is None or delta.index not in stream.unfinished:
-                continue  # on its way while the consumer left; or sent again with the rest of the request
-            stream.received[delta.index] += delta.token_ids
+            if stream is None:
+                continue  # on its way while the consumer left
+            if stream.last is not None:
+                if delta.usage is None:
+                    continue
+                stream.last.usage, delta = delta.usage, stream.last
+            elif delta.index not in stream.unfinished:
+                continue  # sent again with the rest of the request
+            else:
+                stream.received[delta.index] += delta.token_ids
+                if stream.lacks_usage(delta):
+                    stream.last = delta
+                    continue
             stream.deltas.append(delta)
             if delta.finish_reason is not None:
                 stream.unfinished.remove(delta.index)
@@ -336,6 +358,16 @@ class Session:
             self.outbox.append(encode(Ping()))
             return []
         return self.lose(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
+
+    def interrupted(self, now: float) -> list[Pending]:
+        """The connection broke: do not wait for silence to tell. Take in everything that has arrived first."""
+        if self.state == "greeting":
+            self.retry_at = min(self.retry_at, now + BROKEN_RETRY_S)
+        elif self.state == "ready" and (self.streams or self.questions):
+            return self.lose(now, "the connection broke")
+        elif self.state == "ready":
+            self.state = "lost"
+        return []
 
     def reach_out(self, now: float) -> None:
         """Before a request: connect if there is no connection, and start to listen for silence."""

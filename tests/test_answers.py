@@ -327,8 +327,26 @@ def test_a_stream_is_over_when_every_answer_is() -> None:
     stream = session.ask(0.0, prompt="x", params=SamplingParams(n=2))
     give(session, Delta(id=stream.request.id, index=1, token_ids=[7], finish_reason="stop"))
     assert stream.unfinished == {0}
-    give(session, Delta(id=stream.request.id, token_ids=[8], finish_reason="length"))
+    usage = Usage(prompt_tokens=1, completion_tokens=2)
+    give(session, Delta(id=stream.request.id, token_ids=[8], finish_reason="length", usage=usage))
     assert not stream.unfinished
+    assert not session.streams
+
+
+def test_the_last_delta_has_the_usage_even_if_an_answer_that_had_ended_is_made_again_and_ends_last() -> None:
+    session = ready()
+    stream = session.ask(0.0, prompt="x", params=SamplingParams(n=2))
+    id = stream.request.id
+    give(session, Delta(id=id, token_ids=[7], finish_reason="stop"))
+    resent(session)
+    give(session, Delta(id=id, index=1, token_ids=[8], finish_reason="length"))
+    assert [delta.index for delta in stream.deltas] == [0]
+    resent(session)
+    give(session, Delta(id=id, index=1, finish_reason="length"))
+    give(session, Delta(id=id, finish_reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=2)))
+    last = stream.deltas[-1]
+    assert (last.index, last.token_ids, last.usage and last.usage.completion_tokens) == (1, [8], 2)
+    assert len(stream.deltas) == 2
     assert not session.streams
 
 

@@ -31,7 +31,15 @@ from slipstream.protocol.messages import (
     Usage,
     Welcome,
 )
-from slipstream.protocol.session import LOST_AFTER_S, MAX_BARREN, PING_AFTER_S, RETRY_S, Session, Stream
+from slipstream.protocol.session import (
+    BROKEN_RETRY_S,
+    LOST_AFTER_S,
+    MAX_BARREN,
+    PING_AFTER_S,
+    RETRY_S,
+    Session,
+    Stream,
+)
 from slipstream.protocol.trace import SPAN, Recorded
 
 from slipstream import (
@@ -524,7 +532,7 @@ def test_what_cannot_be_sent(serve: Callable[..., FakeGateway], endpoint: str) -
 
 def test_resend_after_the_gateway_was_replaced(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second gateway knows nobody; each open stream goes on behind what it has received."""
-    monkeypatch.setattr(session_module, "PING_AFTER_S", 0.1)
+    monkeypatch.setattr(session_module, "PING_AFTER_S", 60.0)  # silence is not what tells
     begun = threading.Semaphore(0)
 
     def first_half(gateway: FakeGateway, client: bytes, message: PublicIn) -> None:
@@ -556,7 +564,7 @@ def test_resend_after_the_gateway_was_replaced(endpoint: str, monkeypatch: pytes
 
 
 def test_blocking_resend(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "PING_AFTER_S", 0.1)
+    monkeypatch.setattr(session_module, "PING_AFTER_S", 60.0)  # silence is not what tells
     gateway = FakeGateway(endpoint, never_finish)
     with Client(endpoint) as client:
         stream = client.stream("ab")
@@ -644,6 +652,24 @@ def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
     (again,) = sent(session)
     assert isinstance(again, Generate)
     assert (again.id, again.received) == (stream.request.id, [5])
+
+
+def test_a_broken_connection_is_not_waited_for() -> None:
+    session = ready()
+    assert not session.interrupted(1.0)
+    assert session.state == "lost"  # nothing is open: the next request connects
+    session = ready()
+    stream = session.ask(1.0, prompt="x")
+    session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[7])])), 1.0)
+    session.outbox.clear()
+    assert not session.interrupted(1.5)
+    assert session.state == "greeting"
+    assert isinstance(sent(session)[0], Hello)
+    connection = session.connection
+    session.interrupted(1.6)  # before the Welcome: it is tried again, but not at once
+    assert session.deadline == 1.6 + BROKEN_RETRY_S
+    session.tick(1.6 + BROKEN_RETRY_S)
+    assert session.connection == connection + 1
 
 
 def test_a_gateway_that_forgets_us_at_once_is_given_up() -> None:
