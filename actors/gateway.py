@@ -93,8 +93,8 @@ class Request:
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     attempt: int = 0
-    all_submitted: bool = False
-    """The current attempt has started every answer, not just one of them."""
+    leader: Answer | None = None
+    """The answer that the current attempt has started alone; None once it has started all of them."""
     prompt_ids: bytes = b""
     tokenized: bool = False
     last: Delta | None = None
@@ -451,10 +451,10 @@ class Gateway(Actor):
         One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
         they find its blocks in the prefix cache.
         """
-        request.all_submitted = False
         for answer in request.answers:
             answer.opened = False
-        self.submit_answer((request.unfinished or request.answers)[0])
+        request.leader = (request.unfinished or request.answers)[0]
+        self.submit_answer(request.leader)
 
     def submit_answer(self, answer: Answer) -> None:
         request = answer.request
@@ -527,8 +527,8 @@ class Gateway(Actor):
             self.forget(request)
             self.send_deltas(request.client, [request.last], now)
             return
-        if not request.all_submitted:
-            request.all_submitted = True
+        if answer is request.leader:  # and not another, of an earlier attempt
+            request.leader = None
             others = [other for other in request.unfinished if other is not answer]
             if others:
                 request.prompt = message.prompt
