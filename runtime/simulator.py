@@ -1,27 +1,43 @@
 """The simulator: all actors in one thread, virtual time, one seed.
 
 It runs the production actors themselves. Messages take a random time, and stay in order between two
-actors; an actor can crash at any instant, which loses its state and whatever is on its way to or from
-it, and a new incarnation takes its place. A run is a function of its seed: a failure is one number.
+ends; an actor can crash at any instant, which loses its state and what it had not yet handed to the
+system; it can stand still for a while; a frame between two living actors can vanish, which its
+receiver notices; and a client's connection can break or not be read. A new incarnation takes the
+place of what crashed. A run is a function of its seed: a failure is one number.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.messages import ClientMessage, Completed, PeerUp
+from ..protocol.codec import decode_from_client, encode
+from ..protocol.messages import ClientBlocked, ClientGone, ClientMessage, Completed, PeerUp
 from .actor import Actor, Address, Send
-from .links import Links
+from .links import Links, LostMessage
 
 MAX_DELAY_S = 0.002
 """Longest time that a message is on its way."""
 
+RESTART_S = 0.005
+"""How long an actor is away that the simulator itself ends."""
+
+NO_PROGRESS_S = 0.2
+"""When a receiver is ended that lost a frame, and hears of no later one that would tell it so."""
+
+DOOR = "gateway"
+"""The actor that clients speak to."""
+
 
 class Simulator:
     """A world of actors; ``factories`` build the first and every later incarnation of each."""
+
+    client_messages = 64
+    """Most messages on their way to one client that does not read; then the door's actor is told."""
 
     def __init__(self, seed: int, factories: dict[str, Callable[[Simulator], Actor]]) -> None:
         self.rng = random.Random(seed)
@@ -36,14 +52,31 @@ class Simulator:
         self.epoch = 0
         self.arrival: dict[tuple[Address, Address], float] = {}
         """When the last message of each edge arrives: a later one does not overtake it."""
-        self.inbox: dict[bytes, list[Any]] = {}
-        """What each client has received."""
+        self.last_words: dict[int, float] = {}
+        """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
+        self.stands_still: dict[str, float] = {}
+        """Actors that do nothing, and until when."""
+        self.losing: set[tuple[str, str]] = set()
+        """Edges whose next frame vanishes."""
+        self.outside: list[tuple[bytes, bytes]] = []
+        """Frames of clients that wait for a door to come back."""
+        self.closed: set[bytes] = set()
+        """Connections that are no more."""
+        self.unread: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        """What has arrived at connections that are not read."""
+        self.under_way: defaultdict[bytes, int] = defaultdict(int)
+        """Messages sent to each connection and not yet taken by it."""
+        self.not_reading: set[bytes] = set()
+        self.inbox: dict[bytes, list[bytes]] = {}
+        """The frames that each connection has received."""
         self.news: dict[str, list[tuple[str, int]]] = {}
         """New incarnations that each actor has been told of and has not yet heard."""
-        self.on_client: Callable[[bytes, Any], None] = lambda client, message: None
+        self.on_client: Callable[[bytes, bytes], None] = lambda client, frame: None
         self.wakes: dict[str, float] = {}
         self.turns = 0
         """Messages that actors have handled."""
+        self.lost = 0
+        """Frames that vanished between two living actors."""
         for name in factories:
             self.start(name)
 
@@ -75,10 +108,14 @@ class Simulator:
                 self.introduce(links, other, self.links[other].epoch)
                 self.news[other].append((name, self.epoch))
                 self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
+        if name == DOOR:
+            waiting, self.outside = self.outside, []
+            for client, frame in waiting:
+                self.knock(client, frame)
 
     def take_in_news(self, name: str) -> None:
         """The actor takes in what it has been told of new incarnations."""
-        if name in self.actors:
+        if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
             heard, self.news[name] = self.news[name], []
             for other, epoch in heard:
                 self.introduce(self.links[name], other, epoch)
@@ -91,7 +128,26 @@ class Simulator:
         """The actor is gone, with its state; a new one comes."""
         if name in self.actors:
             del self.actors[name]
+            self.stands_still.pop(name, None)
+            self.last_words[self.links[name].epoch] = self.now + self.gossip.random() * MAX_DELAY_S
             self.after(restart_after_s, lambda: self.start(name))
+
+    def stand_still(self, name: str, seconds: float) -> None:
+        """The actor does nothing for a while, as if stopped; what comes for it waits."""
+        if name in self.actors:
+            self.stands_still[name] = max(self.now + seconds, self.stands_still.get(name, 0.0))
+
+    def later(self, name: str, event: Callable[[], None]) -> bool:
+        """True if the actor stands still; ``event`` then comes when it goes on."""
+        until = self.stands_still.get(name, 0.0)
+        if self.now >= until:
+            return False
+        self.at(until, event)
+        return True
+
+    def lose(self, sender: str, to: str) -> None:
+        """The next frame of the edge vanishes."""
+        self.losing.add((sender, to))
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -104,43 +160,117 @@ class Simulator:
 
     def deliver(self, name: str, sends: list[Send]) -> None:
         links = self.links[name]
+        blocked: set[bytes] = set()
         for to, message in sends:
             if isinstance(to, bytes):
-                self.travel(name, to, lambda to=to, message=message: self.reach_client(to, message))
+                if to in blocked:  # nothing overtakes what could not be sent
+                    self.turn(name, b"", ClientBlocked(to, message))
+                elif not self.deliver_to_client(name, to, message):
+                    blocked.add(to)
             elif to in self.actors and to in links.peers:
                 frame = links.seal(to, message)
                 epoch = links.peers[to]
+                if (name, to) in self.losing:
+                    self.losing.remove((name, to))
+                    self.lost += 1
+                    self.after(NO_PROGRESS_S, lambda to=to, epoch=epoch: self.end(to, epoch))
+                    continue
                 self.travel(
                     name, to, lambda to=to, frame=frame, epoch=epoch: self.reach_actor(to, epoch, frame)
                 )
+
+    def deliver_to_client(self, name: str, client: bytes, message: Any) -> bool:
+        """False if it does not read, which the actor is told."""
+        if client in self.closed:
+            self.turn(name, b"", ClientGone(client))
+            return True
+        if self.under_way[client] >= self.client_messages:
+            self.turn(name, b"", ClientBlocked(client, message))
+            return False
+        self.under_way[client] += 1
+        frame = encode(message)
+        self.travel(name, client, lambda: self.reach_client(client, frame))
+        return True
 
     def travel(self, sender: Address, to: Address, arrive: Callable[[], None]) -> None:
         edge = (sender, to)
         time = max(self.now + self.rng.random() * MAX_DELAY_S, self.arrival.get(edge, 0.0))
         self.arrival[edge] = time
-        self.at(time, arrive)
+        epoch = self.links[sender].epoch if isinstance(sender, str) else 0
+
+        def arrive_if_sent() -> None:
+            if self.now <= self.last_words.get(epoch, self.now):
+                arrive()
+
+        self.at(time, arrive_if_sent)
 
     def reach_actor(self, to: str, epoch: int, frame: bytes) -> None:
         """A mailbox belongs to one incarnation: what was meant for a dead one is lost."""
         links = self.links[to]
         if to not in self.actors or links.epoch != epoch:
             return
+        if self.later(to, lambda: self.reach_actor(to, epoch, frame)):
+            return
         self.take_in_news(to)
-        for sender, message in links.open(frame):
+        try:
+            opened = links.open(frame)
+        except LostMessage:
+            self.crash(to, RESTART_S)
+            return
+        for sender, message in opened:
             self.turn(to, sender, message)
 
-    def reach_client(self, client: bytes, message: Any) -> None:
-        self.inbox.setdefault(client, []).append(message)
-        self.on_client(client, message)
+    def end(self, name: str, epoch: int) -> None:
+        """The supervisor's answer to an incarnation that makes no progress."""
+        if name in self.actors and self.links[name].epoch == epoch:
+            self.crash(name, RESTART_S)
+
+    # --- clients ----------------------------------------------------------------------------------
 
     def say(self, client: bytes, message: Any) -> None:
-        """A client sends a public message to the gateway."""
+        """A client sends a public message, over its connection to the door."""
+        self.knock(client, encode(message))
 
-        def arrive() -> None:
-            if "gateway" in self.actors:
-                self.turn("gateway", client, ClientMessage(client, message))
+    def knock(self, client: bytes, frame: bytes) -> None:
+        """A frame of a client; it waits while there is no door, and is lost with one that it is on its way to."""
+        if DOOR not in self.actors:
+            self.outside.append((client, frame))
+            return
+        epoch = self.links[DOOR].epoch
+        self.travel(client, DOOR, lambda: self.reach_door(client, epoch, frame))
 
-        self.travel(client, "gateway", arrive)
+    def reach_door(self, client: bytes, epoch: int, frame: bytes) -> None:
+        if DOOR not in self.actors or self.links[DOOR].epoch != epoch or client in self.closed:
+            return
+        if not self.later(DOOR, lambda: self.reach_door(client, epoch, frame)):
+            self.take_in_news(DOOR)
+            self.turn(DOOR, client, ClientMessage(client, decode_from_client(frame)))
+
+    def reach_client(self, client: bytes, frame: bytes) -> None:
+        if client in self.closed:
+            return
+        if client in self.not_reading:
+            self.unread[client].append(frame)
+            return
+        self.under_way[client] -= 1
+        self.inbox.setdefault(client, []).append(frame)
+        self.on_client(client, frame)
+
+    def stop_reading(self, client: bytes, seconds: float) -> None:
+        """The client takes nothing from its connection for a while."""
+        self.not_reading.add(client)
+        self.after(seconds, lambda: self.read_again(client))
+
+    def read_again(self, client: bytes) -> None:
+        self.not_reading.discard(client)
+        for frame in self.unread.pop(client, ()):
+            self.reach_client(client, frame)
+
+    def close(self, client: bytes) -> None:
+        """The connection ends; what is on its way, either way, is lost."""
+        self.closed.add(client)
+        self.unread.pop(client, None)
+        self.outside = [(other, frame) for other, frame in self.outside if other != client]
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -155,7 +285,7 @@ class Simulator:
             self.at(time, lambda: self.wake(name, actor))
 
     def wake(self, name: str, actor: Actor) -> None:
-        if self.actors.get(name) is not actor:
+        if self.actors.get(name) is not actor or self.later(name, lambda: self.wake(name, actor)):
             return
         self.wakes.pop(name, None)
         completion = actor.next_completion()
@@ -165,13 +295,21 @@ class Simulator:
             self.deliver(name, actor.wake(self.now))
         self.schedule(name, actor)
 
-    def run(self, until: Callable[[], bool], most_turns: int = 10_000_000) -> None:
-        """Let time pass until ``until``; ``AssertionError`` if nothing happens any more before that."""
-        begun = self.turns
+    def run(
+        self, until: Callable[[], bool], most_turns: int = 10_000_000, most_s: float = float("inf")
+    ) -> None:
+        """Let time pass until ``until``; ``AssertionError`` if that does not come.
+
+        It does not if nothing happens any more, or after ``most_turns`` messages, or ``most_s`` seconds of
+        virtual time.
+        """
+        begun, deadline = self.turns, self.now + most_s
         while not until():
             if not self.events:
                 raise AssertionError(f"nothing happens any more at {self.now:.6f} s")
             if self.turns - begun > most_turns:
                 raise AssertionError(f"not over after {most_turns} messages")
+            if self.now > deadline:
+                raise AssertionError(f"not over after {most_s:g} s")
             self.now, _, event = heapq.heappop(self.events)
             event()

@@ -12,7 +12,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help=f"make the drills {SOAK} times longer")
 
 
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the drills take their long form."""
+    return bool(request.config.getoption("--soak"))
+
+
 @pytest.fixture
-def more(request: pytest.FixtureRequest) -> int:
+def more(soak: bool) -> int:
     """By how much a drill multiplies its number of schedules."""
-    return SOAK if request.config.getoption("--soak") else 1
+    return SOAK if soak else 1

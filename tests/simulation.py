@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import random
 
-import numpy as np
 from slipstream.actors.detokenizer import Detokenizer
 from slipstream.actors.executor.batch import RunningBatch
-from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram, next_token
+from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.gateway import Gateway
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.tokenizer import Tokenizer
+from slipstream.protocol.codec import decode_to_client
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Abort, Capacity, Deltas, Error, Generate, Hello
 from slipstream.protocol.sampling import SamplingParams
@@ -38,15 +38,23 @@ def byte_tokenizer() -> HFTokenizer:
 VOCAB = byte_tokenizer().get_vocab_size()
 
 
+def known_token(previous: int, position: int, seed: int, vocab_size: int) -> int:
+    """``emulated.next_token`` in plain integers; ``test_simulation.py`` holds the two together."""
+    mixed = previous * 0x9E3779B97F4A7C15 % 2**64
+    mixed ^= (position * 0xBF58476D1CE4E5B9 + seed) % 2**64
+    mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
+    mixed ^= mixed >> 29
+    return mixed % vocab_size
+
+
 def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
     """What the emulated model answers, computed alone: the oracle."""
     tokens = list(prompt)
     most = MODEL_LEN if params.max_tokens is None else min(MODEL_LEN, len(prompt) + params.max_tokens)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
+    assert params.seed is not None
     while len(tokens) < most:
-        token = int(
-            next_token(np.array([tokens[-1]]), np.array([len(tokens)]), np.array([params.seed]), VOCAB)[0]
-        )
+        token = known_token(tokens[-1], len(tokens), params.seed, VOCAB)
         if len(tokens) - len(prompt) < params.min_tokens:
             while token in stops:
                 token = (token + 1) % VOCAB
@@ -82,7 +90,8 @@ class World(Simulator):
 
         def gateway(world: Simulator) -> Gateway:
             bounds = Limits(max_model_len=MODEL_LEN, vocab_size=VOCAB, max_prompt_bytes=10_000)
-            return Gateway("", "emulated", bounds, server="simulated", rng=random.Random(seed))
+            rng = random.Random(seed)
+            return Gateway("", "emulated", bounds, server="simulated", rng=rng, epoch=world.epoch)
 
         self.requests: dict[tuple[bytes, str], tuple[list[int], SamplingParams]] = {}
         self.tokens: dict[tuple[bytes, str], list[int]] = {}
@@ -99,7 +108,7 @@ class World(Simulator):
                 "gateway": gateway,
             },
         )
-        self.on_client = self.receive
+        self.on_client = lambda client, frame: self.receive(client, decode_to_client(frame))
 
     def connect(self, client: bytes) -> None:
         self.say(client, Hello(protocol=[1, 0]))

@@ -207,9 +207,9 @@ class RecordedWorld(World):
         self.factories |= self.recorded
         super().start(name)
 
-    def run(self, until: Callable[[], bool], most_turns: int = 10_000) -> None:
+    def run(self, until: Callable[[], bool], most_turns: int = 10_000, most_s: float = 3.0) -> None:
         """No load here takes three seconds or a thousand turns; but a service with a fault may never end."""
-        super().run(lambda: self.now > 3.0 or until(), most_turns)
+        super().run(lambda: self.now > most_s or until(), most_turns)
 
     def races(self) -> Iterator[Race]:
         return itertools.chain.from_iterable(map(races, self.recordings))
