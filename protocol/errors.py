@@ -17,9 +17,10 @@ def brief(value: object) -> str:
 
 
 class SlipstreamError(Exception):
-    """Base of all errors; ``code`` is what travels in an ``error`` message."""
+    """Base of all errors; as it is, something in the service that is not the request's fault."""
 
     code = "internal"
+    """What travels in an ``error`` message."""
 
 
 class InvalidRequest(SlipstreamError):

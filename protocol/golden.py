@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgpack
 import msgspec
 
 from .codec import encode, pack
+from .errors import InvalidRequest
 from .limits import MAX_ITEMS, Limits
 from .messages import (
     Abort,
@@ -428,12 +430,19 @@ def files() -> dict[str, str]:
     }
 
 
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for name, content in files().items():
-        (FOLDER / name).write_text(content, encoding="utf-8")
-        print(FOLDER / name)
+def write(folder: str | Path, names: Iterable[str]) -> list[Path]:
+    """Write these of the files into a folder, which is made if it is not there."""
+    contents = files()
+    paths = [Path(folder, name) for name in names]
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.write_text(contents[path.name], encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"cannot write the vectors to {str(folder)!r}: {error.strerror}") from None
+    return paths
 
 
 if __name__ == "__main__":
-    main()
+    for path in write(FOLDER, files()):
+        print(path)

@@ -25,8 +25,14 @@ MAX_DEPTH = 32
 """Deepest nesting of arrays and maps in a value of any type."""
 
 MAX_REQUEST_ID_CHARS = 128
+"""Longest ``id`` of a request."""
+
 MAX_STOP_STRINGS = 16
+"""Most texts in ``stop``."""
+
 MAX_STOP_CHARS = 256
+"""Characters of the longest text in ``stop``."""
+
 MAX_STOP_TOKEN_IDS = 64
 """A sequence slot holds this many stop tokens on the device, the model's own among them."""
 
@@ -34,10 +40,19 @@ MAX_LOGIT_BIAS = 1024
 """Most tokens that one request has a bias for; a sequence slot holds this many on the device."""
 
 MAX_ABS_LOGIT_BIAS = 100.0
+"""Largest ``logit_bias`` of a token, up or down."""
+
 MAX_CHOICES = 64
+"""Largest ``n``."""
+
 MAX_LOGPROBS = 20
+"""Largest ``logprobs``."""
+
 MAX_SEED = 2**63 - 1
+"""Largest ``seed``."""
+
 MAX_DEADLINE_S = 86_400.0
+"""Longest ``deadline_s``: a day."""
 
 MAX_IPC_PATH_BYTES = 107
 """``sun_path`` of a Unix socket on Linux, less its final zero."""
@@ -49,10 +64,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Most tokens of prompt and answer together."""
     vocab_size: int
+    """How many token ids the model has; they count from 0."""
     max_prompt_bytes: int
     """Most bytes of UTF-8 in a text prompt or a conversation."""
     max_stop_token_ids: int = MAX_STOP_TOKEN_IDS
     """Most ``stop_token_ids`` of a request; the model's own take the rest of the places."""
     max_frame_bytes: int = MAX_FRAME_BYTES
+    """Most bytes of a frame."""
     max_queued_requests: int = 1024
     """Most requests that the service holds at once, running ones included."""

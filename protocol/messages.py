@@ -27,24 +27,31 @@ class FromClient(msgspec.Struct, tag_field="t", kw_only=True, forbid_unknown_fie
 
 
 class Hello(FromClient, tag="hello"):
-    """First message of a connection; answered by ``Welcome`` or ``Error``."""
+    """First message of a connection; answered by ``Welcome``, or by ``Error`` if the version is not spoken."""
 
     protocol: list[int]
+    """Major and minor version that the client speaks, ``[1, 0]``. The major one has to be the service's."""
     client: str = ""
+    """Name and version of the client, for people who look."""
 
 
 class Generate(FromClient, tag="generate"):
-    """Ask for an answer to ``prompt`` (text or token ids) or to ``messages`` (a conversation)."""
+    """Ask for an answer to ``prompt`` or to ``messages``, one of the two; answered by ``Deltas`` until one has a
+    ``finish_reason`` (with ``n`` answers, until each has had its own), or by one ``Error``."""
 
     id: str
+    """1 to 128 characters, the client's choice; of no other request that is open on this connection."""
     prompt: str | list[int] | None = None
+    """Text, or token ids of the model."""
     messages: list[dict[str, Any]] | None = None
+    """A conversation, ``[{"role": "user", "content": "…"}, …]``, which the model's chat template turns into text."""
     params: SamplingParams = SamplingParams()
     received: list[int] = []
     """Token ids of the answer that the client already has: sent again after a lost connection."""
     received_of_others: list[list[int]] = []
     """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
     return_prompt_ids: bool = False
+    """Tell the token ids of the prompt with the first delta."""
     tools: list[dict[str, Any]] | None = None
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -52,7 +59,7 @@ class Generate(FromClient, tag="generate"):
 
 
 class Abort(FromClient, tag="abort"):
-    """Stop a request. Idempotent; one that runs ends with ``finish_reason="abort"``."""
+    """Stop a request: its last delta has ``finish_reason="abort"``. For an id that is not open nothing happens."""
 
     id: str
 
@@ -61,6 +68,7 @@ class Ping(FromClient, tag="ping"):
     """Answered by ``Pong`` with the same ``nonce``."""
 
     nonce: int = 0
+    """Any whole number of up to 64 bits."""
 
 
 class GetStats(FromClient, tag="stats"):
@@ -86,16 +94,25 @@ class ToClient(msgspec.Struct, tag_field="t", kw_only=True, omit_defaults=True):
 
 
 class Welcome(ToClient, tag="welcome"):
+    """Answers ``Hello``: from now on this connection may ask."""
+
     protocol: list[int]
+    """Major and minor version that the service speaks."""
     server: str
+    """Name and version of the program."""
     model: str
+    """Name of the model, as it was given to the service."""
     limits: Limits
 
 
 class Usage(msgspec.Struct, kw_only=True, gc=False):
+    """What a request took."""
+
     prompt_tokens: int
     completion_tokens: int
+    """Of all ``n`` answers together."""
     cached_tokens: int = 0
+    """Of the prompt, those whose keys and values were in the prefix cache."""
 
 
 class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -105,7 +122,9 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """
 
     id: str
+    """Of the request."""
     text: str = ""
+    """May be empty beside ``token_ids``: half a character, or what may become a stop text, waits for more."""
     token_ids: list[int] = []
     index: int = 0
     """Which of the ``n`` answers."""
@@ -114,7 +133,9 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     stop_reason: str | int | None = None
     """The stop text or token id that ended the answer."""
     usage: Usage | None = None
+    """With the last delta of the request."""
     prompt_token_ids: list[int] | None = None
+    """With the first delta, if ``return_prompt_ids`` asks for it."""
     logprobs: list[dict[str, float]] = []
     """One map for each of ``token_ids``, if the request asks: token id to logprob, of the sampled token and
     of the ``logprobs`` most likely ones. Keys are strings because all maps have string keys here."""
@@ -130,19 +151,26 @@ class Error(ToClient, tag="error"):
     """The end of request ``id``; without an id, a complaint about the connection."""
 
     code: str
+    """For programs: see the table of errors."""
     message: str
+    """For people: the value, the limit and what to do."""
     id: str | None = None
     retry_after_s: float | None = None
+    """With ``overloaded``: when to try again."""
 
 
 class Pong(ToClient, tag="pong"):
+    """Answers ``Ping``. One with nonce 0 that nobody asked for comes when a request is open and nothing else was
+    sent for a second; it needs no answer."""
+
     nonce: int = 0
 
 
 class Stats(ToClient, tag="stats"):
-    """Counters since the start of the service."""
+    """Counters since the start of the service, and gauges as they are now."""
 
     counters: dict[str, float]
+    """By name. A later version may add names."""
 
 
 class Trace(ToClient, tag="trace"):

@@ -22,31 +22,40 @@ class SamplingParams(
     """
 
     max_tokens: int | None = None
-    """Most tokens to generate; None: as many as the model's length leaves room for."""
+    """Most tokens to generate; left out: as many as the model's length leaves room for."""
     min_tokens: int = 0
     """No stop token is sampled before this many tokens."""
     temperature: float = 1.0
+    """0: always the most likely token."""
     top_p: float = 1.0
+    """Sample among the fewest most likely tokens whose probabilities add up to this."""
     top_k: int = 0
     """Sample among this many most likely tokens; 0 or -1: all."""
     min_p: float = 0.0
+    """Sample among the tokens that are at least this likely, as a share of the most likely one."""
     seed: int | None = None
+    """Left out: the service draws one."""
     stop: str | list[str] = []
     """Texts that end the answer; they are not part of it."""
     stop_token_ids: list[int] = []
+    """Tokens that end the answer, beside the model's own; the one that did is among its ``token_ids``."""
     ignore_eos: bool = False
+    """Go on after the model's own end tokens."""
     n: int = 1
     """Answers to make. Answer 0 has ``seed``, the others have seeds that are made of it."""
     logprobs: int | None = None
-    """How many of the most likely tokens to tell the logprobs of, with the sampled token's; None: no logprobs.
+    """How many of the most likely tokens to tell the logprobs of, with the sampled token's; left out: none.
 
     They are those of the model's own distribution, before anything here changes it.
     """
     presence_penalty: float = 0.0
+    """Taken off the logit of each token that the answer has already."""
     frequency_penalty: float = 0.0
+    """The same, times how often the answer has it."""
     repetition_penalty: float = 1.0
+    """Above 1, tokens of prompt and answer become less likely: positive logits are divided by it, others multiplied."""
     logit_bias: dict[int | str, float] = {}
-    """Token id to what is added to its logit. Integers become strings, the keys of all maps on the wire."""
+    """Token id, written in decimal since all maps have string keys, to what is added to its logit."""
     json_schema: dict[str, Any] | str | None = None
     priority: int = 0
     deadline_s: float | None = None

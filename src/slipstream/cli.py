@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "bench": "measure how busy the device is kept, and how fast a service is",
     "trace": "write what a service just did as one timeline for Perfetto",
+    "protocol": "print what a client in another language needs: messages, JSON Schema, golden vectors",
     "env": "show versions, extras and devices; with --model, whether it is supported and why",
 }
 """Each command, the name of its module in ``commands``, and its line in the overview."""

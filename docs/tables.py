@@ -1,0 +1,94 @@
+"""Fills in the tables of these documents, from the code that they are about.
+
+``python docs/tables.py`` rewrites what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in each
+document; with ``--check`` it says which documents are out of date instead.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from slipstream.protocol import reference
+from slipstream.runtime.config import Option, table
+
+from slipstream.options import ServeOptions
+
+HERE = Path(__file__).parent
+
+PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
+
+
+def options_tables() -> str:
+    """Every option of ``slipstream serve``, by its group."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for option in table(ServeOptions).values():
+        groups.setdefault(option.group, []).append(
+            (flag(option), f"`{option.variable}`", values(option), default(option), meaning(option))
+        )
+    head = ("option", "in the environment", "value", "default", "meaning")
+    return "\n\n".join(
+        f"## {group.capitalize()}\n\n{reference.table(head, rows)}" for group, rows in groups.items()
+    )
+
+
+def flag(option: Option) -> str:
+    return f"`{'--no-' + option.key if option.default is True else option.flag}`"
+
+
+def values(option: Option) -> str:
+    """What may be given."""
+    if option.kind is bool:
+        return ""
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    name = option.metavar or {int: "N", float: "F"}.get(option.kind, "TEXT")
+    bounds = [(option.low, "at least"), (option.above, "above"), (option.high, "at most")]
+    limits = [f"{word} {bound:,}" for bound, word in bounds if bound is not None]
+    return ", ".join([name, *limits])
+
+
+def default(option: Option) -> str:
+    return "" if option.default in (None, True, False) else f"`{option.default}`"
+
+
+def meaning(option: Option) -> str:
+    only = "" if option.in_file else " Not in a file."
+    text = option.help[0].upper() + option.help[1:] + "."
+    return (text + only).replace("|", "\\|")
+
+
+def tables() -> Mapping[str, str]:
+    return {**reference.tables(), "options": options_tables()}
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """The document with its tables as they should be; an unknown name is a ``KeyError``."""
+    return PART.sub(lambda found: f"{found[1]}\n{parts[found['name']]}\n\n{found[3]}", text)
+
+
+def contents() -> dict[Path, str]:
+    """Each document that is made from the code, wholly or in part, as it should be."""
+    parts = tables()
+    found = {path: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+    made = {path: filled(text, parts) for path, text in found.items() if PART.search(text)}
+    return {**made, HERE / "protocol.schema.json": reference.schema_text()}
+
+
+def main(arguments: list[str]) -> int:
+    stale = [
+        (path, text)
+        for path, text in contents().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        print(path.relative_to(HERE.parent))
+        if arguments != ["--check"]:
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale and arguments == ["--check"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
