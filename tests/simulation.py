@@ -10,7 +10,7 @@ from slipstream.actors.executor.batch import RunningBatch
 from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.gateway import Gateway
+from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.tokenizer import Tokenizer
 from slipstream.protocol.codec import decode_to_client
@@ -162,8 +162,8 @@ class World(Simulator):
         gateway, scheduler = self.actors["gateway"], self.actors["scheduler"]
         assert isinstance(gateway, Gateway)
         assert isinstance(scheduler, Scheduler)
-        assert not gateway.requests
-        assert gateway.open_bytes == 0
+        assert not gateway.ledger.requests
+        assert gateway.ledger.open_bytes == 0
         assert not scheduler.sequences
         assert not scheduler.waiting
         assert scheduler.slots.available == scheduler.config.max_num_seqs
@@ -211,7 +211,7 @@ def idle(world: World) -> bool:
         return False  # one of them is down
     return (
         scheduler.blocks is not None
-        and not gateway.requests
+        and not gateway.ledger.requests
         and not scheduler.sequences
         and not scheduler.outstanding
     )

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from simulation import EOS, VOCAB, World, expected_tokens, idle, random_params, random_prompt
 from slipstream.actors.executor.emulated import known_logprobs
-from slipstream.actors.gateway import Gateway, answer_params
+from slipstream.actors.gateway.gateway import Gateway
+from slipstream.actors.gateway.ledger import answer_params
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_SEED, Limits
 from slipstream.protocol.messages import (
@@ -211,9 +212,9 @@ def test_an_answer_that_cannot_be_ends_the_whole_request() -> None:
     sends = made.receive("tokenizer", Refused(others[0].request, "invalid_request", "too long"), 0.0)
     assert [type(message) for _, message in sends] == [Cancel, Error]
     assert sends[0][1].requests == [first.request, others[1].request]
-    assert not made.requests
-    assert not made.answers
-    assert made.open_bytes == 0
+    assert not made.ledger.requests
+    assert not made.ledger.answers
+    assert made.ledger.open_bytes == 0
 
 
 def test_abort_ends_each_answer_and_says_the_usage_once() -> None:
@@ -224,7 +225,7 @@ def test_abort_ends_each_answer_and_says_the_usage_once() -> None:
     (deltas,) = [message for _, message in sends if isinstance(message, Deltas)]
     assert [(delta.index, delta.finish_reason) for delta in deltas.items] == [(0, "abort"), (1, "abort")]
     assert [delta.usage for delta in deltas.items] == [None, Usage(prompt_tokens=1, completion_tokens=0)]
-    assert not made.answers
+    assert not made.ledger.answers
 
 
 def test_answers_that_a_lost_connection_had_go_on_each_from_its_own() -> None:

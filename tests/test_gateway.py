@@ -9,8 +9,10 @@ from array import array
 from typing import Any
 
 import pytest
-from slipstream.actors import gateway as gateway_module
-from slipstream.actors.gateway import PROBE_S, RETRY_S, TRACE_TIMEOUT_S, Gateway
+from slipstream.actors.gateway import connections
+from slipstream.actors.gateway.connections import PROBE_S, RETRY_S
+from slipstream.actors.gateway.gateway import Gateway
+from slipstream.actors.gateway.timeline import TRACE_TIMEOUT_S
 from slipstream.protocol.codec import encode
 from slipstream.protocol.limits import (
     MAX_CHOICES,
@@ -147,7 +149,7 @@ class Desk:
 
     def nothing_left(self) -> bool:
         gateway = self.gateway
-        return not gateway.requests and gateway.open_bytes == 0 and gateway.idle
+        return not gateway.ledger.requests and gateway.ledger.open_bytes == 0 and gateway.idle
 
 
 @pytest.fixture
@@ -210,13 +212,13 @@ def test_saying_hello_again_forgets_no_request(desk: Desk) -> None:
 def test_a_flood_of_connections_never_pushes_out_one_that_has_a_request(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_module, "MAX_CLIENTS", 10)
+    monkeypatch.setattr(connections, "MAX_CLIENTS", 10)
     desk.submitted(ANN, "1")
     for number in range(100):
         desk.ask(b"%d" % number, Hello(protocol=[1, 0]))
-    assert len(desk.gateway.clients) <= 10
-    assert ANN in desk.gateway.clients
-    assert BEN not in desk.gateway.clients
+    assert len(desk.gateway.connections.clients) <= 10
+    assert ANN in desk.gateway.connections.clients
+    assert BEN not in desk.gateway.connections.clients
 
 
 def test_a_ping_is_answered_with_its_number(desk: Desk) -> None:
@@ -526,7 +528,7 @@ def test_abort_of_nothing_and_of_another_clients_request_does_nothing(desk: Desk
     desk.ask(ANN, Abort(id="2"))
     desk.ask(BEN, Abort(id="1"))
     assert desk.said == {}
-    assert len(desk.gateway.requests) == 1
+    assert len(desk.gateway.ledger.requests) == 1
 
 
 def test_the_requests_of_a_client_that_is_gone_are_cancelled_together(desk: Desk) -> None:
@@ -537,8 +539,8 @@ def test_the_requests_of_a_client_that_is_gone_are_cancelled_together(desk: Desk
     desk.texts([(request, 5, "x") for request in [*mine, other]])
     assert desk.take("tokenizer") == [Cancel(mine)]
     assert [delta.text for delta in desk.deltas(BEN)] == ["x"]
-    assert list(desk.gateway.requests) == [other]
-    assert desk.gateway.open_bytes == len("Once")
+    assert list(desk.gateway.ledger.requests) == [other]
+    assert desk.gateway.ledger.open_bytes == len("Once")
     desk.ask(BEN, Abort(id="1"))
     assert desk.nothing_left()
 
@@ -667,8 +669,8 @@ def test_an_id_is_in_use_until_its_client_was_told_of_the_end(desk: Desk) -> Non
 def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(gateway_module, "MAX_HELD_TOKENS", 50)
-    monkeypatch.setattr(gateway_module, "MAX_HELD_MESSAGES", 50)
+    monkeypatch.setattr(connections, "MAX_HELD_TOKENS", 50)
+    monkeypatch.setattr(connections, "MAX_HELD_MESSAGES", 50)
     mine = [desk.submitted(ANN, str(number)).request for number in range(2)]
     other = desk.submitted(BEN, "1").request
     desk.open(*mine, other)
@@ -679,7 +681,7 @@ def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
         else:
             desk.ask(ANN, Generate(id="0", prompt="x"))
     assert desk.take("tokenizer") == [Cancel(mine)]
-    assert list(desk.gateway.requests) == [other]
+    assert list(desk.gateway.ledger.requests) == [other]
     assert len(desk.deltas(BEN)) == (60 if what == "deltas" else 0)
     desk.blocked.clear()
     desk.pass_time(5.0)
@@ -690,7 +692,7 @@ def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
 def test_a_step_that_both_cuts_a_client_off_and_fails_its_request_is_survived(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_module, "MAX_HELD_TOKENS", 1)
+    monkeypatch.setattr(connections, "MAX_HELD_TOKENS", 1)
     first, second = desk.submitted(ANN, "1").request, desk.submitted(ANN, "2").request
     desk.open(first, second)
     desk.blocked.add(ANN)
@@ -722,7 +724,7 @@ def test_deadlines_of_requests_that_are_over_are_not_kept(desk: Desk) -> None:
         request = desk.submitted(ANN, str(number), params=SamplingParams(deadline_s=80_000.0)).request
         desk.texts([], opened=[Opened(request, b"", 0, [], 0, 1)], finished=[Finished(request, "length")])
         desk.take(ANN)
-    assert len(desk.gateway.deadlines) < 1100
+    assert len(desk.gateway.ledger.deadlines) < 1100
 
 
 # --- peers that restart -------------------------------------------------------------------------

@@ -25,7 +25,7 @@ SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*
 
 
 def module_of(path: Path) -> tuple[str, ...]:
-    """``("slipstream", "actors", "gateway")`` for ``actors/gateway.py``."""
+    """``("slipstream", "actors", "tokenizer")`` for ``actors/tokenizer.py``."""
     for name, folder in FOLDERS.items():
         if folder in path.parents:
             inside = path.relative_to(folder).with_suffix("").parts
@@ -56,7 +56,12 @@ def named(path: Path) -> str:
 
 def test_the_sources_are_found() -> None:
     names = {named(path) for path in SOURCES}
-    assert {"protocol/codec.py", "runtime/host.py", "actors/gateway.py", "src/slipstream/cli.py"} <= names
+    assert {
+        "protocol/codec.py",
+        "runtime/host.py",
+        "actors/gateway/gateway.py",
+        "src/slipstream/cli.py",
+    } <= names
     assert {"actors/executor/pipeline.py", "actors/scheduler/pool.py"} <= names
     assert ("slipstream", "protocol", "codec") in imports_of(ROOT / "runtime" / "links.py")
 
@@ -70,7 +75,7 @@ MAY_IMPORT = {
 }
 
 ACTORS = {
-    "gateway": "actors/gateway.py",
+    "gateway": "actors/gateway",
     "tokenizer": "actors/tokenizer.py",
     "scheduler": "actors/scheduler",
     "executor": "actors/executor",
@@ -147,7 +152,7 @@ def test_the_protocol_needs_nothing_but_its_three_dependencies() -> None:
 LIGHT = {
     "client": "slipstream.protocol.client",
     "async client": "slipstream.protocol.async_client",
-    "gateway": "slipstream.actors.gateway",
+    "gateway": "slipstream.actors.gateway.gateway",
     "tokenizer": "slipstream.actors.tokenizer",
     "detokenizer": "slipstream.actors.detokenizer",
     "scheduler": "slipstream.actors.scheduler.scheduler",

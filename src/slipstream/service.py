@@ -200,7 +200,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         ChildSpec("scheduler", f"{actors}.scheduler.scheduler:build", scheduler),
         ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared),
         ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared),
-        ChildSpec("gateway", f"{actors}.gateway:build", gateway, waits=True),
+        ChildSpec("gateway", f"{actors}.gateway.gateway:build", gateway, waits=True),
     ]
     if options.http is not None:
         http = shared | {

@@ -1,0 +1,1 @@
+"""The gateway: the front door, admission, and the ledger of requests."""

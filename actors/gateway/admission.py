@@ -1,0 +1,95 @@
+"""What a request must be to be taken in. Every refusal names the value and the limit."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from ...protocol import limits
+from ...protocol.errors import InvalidRequest, brief
+from ...protocol.limits import Limits
+from ...protocol.messages import Generate
+from .connections import Client
+
+Prompt = str | bytes | list[dict[str, Any]]
+"""A text, token ids (int32), or the messages of a conversation."""
+
+
+def check(message: Generate, client: Client, bounds: Limits) -> tuple[Prompt, int]:
+    """The prompt as the tokenizer takes it, and its size in bytes; ``InvalidRequest`` if anything is wrong."""
+    if not 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequest(f"id has {len(message.id)} characters; give 1 to {limits.MAX_REQUEST_ID_CHARS}")
+    if client.uses(message.id):
+        raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection")
+    if (message.prompt is None) == (message.messages is None):
+        raise InvalidRequest("give either prompt or messages")
+    if message.messages is None and template_of(message):
+        raise InvalidRequest("tools and chat_template_kwargs go with messages; give messages, not prompt")
+    message.params.check(bounds)
+    if message.params.n > bounds.max_queued_requests:
+        raise InvalidRequest(
+            f"n={message.params.n} answers; this service holds at most {bounds.max_queued_requests} at once"
+        )
+    check_received(message, bounds)
+    if message.messages is not None:
+        return check_conversation(message.messages, template_of(message), bounds)
+    prompt = message.prompt
+    if isinstance(prompt, list):
+        check_tokens("prompt", prompt, bounds)
+        return array("i", prompt).tobytes(), 4 * len(prompt)
+    assert prompt is not None
+    size = len(prompt.encode("utf-8", "surrogatepass"))
+    if size > bounds.max_prompt_bytes:
+        raise InvalidRequest(f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}")
+    return prompt, size
+
+
+def check_received(message: Generate, bounds: Limits) -> None:
+    """What the client has of an answer that it asked for before."""
+    if len(message.received_of_others) >= message.params.n:
+        raise InvalidRequest(
+            f"received_of_others has {len(message.received_of_others)} lists;"
+            f" there are {message.params.n - 1} answers after the first"
+        )
+    check_tokens("received", message.received, bounds)
+    for received in message.received_of_others:
+        check_tokens("received_of_others", received, bounds)
+
+
+def check_tokens(name: str, tokens: list[int], bounds: Limits) -> None:
+    highest = bounds.vocab_size - 1
+    for token in tokens:
+        if not 0 <= token <= highest:
+            raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}")
+
+
+def check_conversation(
+    messages: list[dict[str, Any]], template: dict[str, Any], bounds: Limits
+) -> tuple[Prompt, int]:
+    if not messages:
+        raise InvalidRequest("messages is empty; give at least one")
+    size, most = weight("messages", messages), bounds.max_prompt_bytes
+    size += weight("tools and chat_template_kwargs", template)
+    if size > most:
+        raise InvalidRequest(f"messages and tools have {size} bytes; the limit is {most}")
+    return messages, size
+
+
+def template_of(message: Generate) -> dict[str, Any]:
+    """What the chat template is given beside the messages."""
+    tools = {} if message.tools is None else {"tools": message.tools}
+    return message.chat_template_kwargs | tools
+
+
+def weight(name: str, value: Any, depth: int = 0) -> int:
+    """About how many bytes a value of any type takes; ``InvalidRequest`` if it is nested too deep."""
+    if isinstance(value, str | bytes):
+        return 4 + len(value)
+    if not isinstance(value, list | dict):
+        return 8
+    if depth >= limits.MAX_DEPTH:
+        raise InvalidRequest(
+            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}"
+        )
+    inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
+    return 4 + sum(weight(name, item, depth + 1) for item in inner)

@@ -1,0 +1,134 @@
+"""One step's texts: into the ledger, and out as deltas."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from ...protocol.messages import Delta, Finished, Opened, Texts
+from .connections import Client
+from .ledger import Answer, Ledger
+
+ENDS = ("stop", "length", "abort")
+"""Reasons for which an answer ends; any other is an error's code."""
+
+
+@dataclass(slots=True)
+class News:
+    """What one step brought."""
+
+    deltas: defaultdict[Client, list[Delta]] = field(default_factory=lambda: defaultdict(list))
+    """By client, all that is its own."""
+    strangers: set[int] = field(default_factory=set)
+    """Numbers of no open request: their Cancel was lost with the actor that carried it."""
+    failed: list[tuple[Answer, str, str]] = field(default_factory=list)
+    """Answers that end with an error: its code and message."""
+    finished: int = 0
+    """Requests that are over."""
+
+
+def take_in(ledger: Ledger, message: Texts) -> News:
+    """Note what is new, and say what each client is to be sent."""
+    news = News()
+    take_opened(ledger, message.opened)
+    deltas = take_tokens(ledger, message, news)
+    for finished, tail in zip(message.finished, message.tails, strict=True):
+        take_end(ledger, finished, tail, deltas, news)
+    return news
+
+
+def take_opened(ledger: Ledger, opened: list[Opened]) -> None:
+    for one in opened:
+        answer = ledger.answers.get(one.request)
+        if answer is None or one.attempt != answer.request.attempt:
+            continue
+        answer.opened = True
+        request = answer.request
+        if answer.index == 0:  # the others find what this one has computed
+            request.cached_tokens = one.cached_tokens
+        # ``Tokenized`` comes another way, and may be later.
+        request.prompt_tokens = one.prompt_tokens
+
+
+def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
+    """Returns the deltas by the number of their answer."""
+    answers, cancelled = ledger.answers, ledger.cancelled
+    deltas: dict[int, Delta] = {}
+    logprobs = LogprobRows(message)
+    for row, (number, token, text) in enumerate(
+        zip(array("q", message.requests), array("i", message.tokens), message.texts, strict=True)
+    ):
+        answer = answers.get(number)
+        if answer is None:
+            if number not in cancelled:
+                news.strangers.add(number)
+            continue
+        if not answer.opened or answer.finished:
+            continue
+        answer.delivered.append(token)
+        delta = deltas.get(number)
+        if delta is None:
+            delta = deltas[number] = begin(answer, [token], text, news)
+            if len(answer.delivered) == 1:
+                ledger.mark("first token", number)
+        else:
+            delta.token_ids.append(token)
+            delta.text += text
+        if logprobs.columns and answer.params.logprobs is not None:
+            delta.logprobs.append(logprobs.read(row, 1 + answer.params.logprobs))
+    return deltas
+
+
+def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, Delta], news: News) -> None:
+    answer = ledger.answers.get(finished.request)
+    if answer is None or answer.finished:
+        ledger.cancelled.discard(finished.request)
+        return
+    request = answer.request
+    if finished.reason not in ENDS:
+        news.failed.append((answer, finished.reason, finished.message))
+        return
+    if not answer.opened:
+        return
+    if len(request.answers) > 1:
+        deltas.pop(answer.number, None)  # its end comes after what the step brings to the others
+    delta = deltas.get(answer.number) or begin(answer, [], "", news)
+    delta.text += tail
+    delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
+    answer.finished = True
+    if request.unfinished:
+        return
+    delta.usage = request.usage
+    if request.return_prompt_ids and not request.tokenized:
+        news.deltas[request.client].remove(delta)
+        request.last = delta
+        return
+    news.finished += 1
+    ledger.forget(request)
+
+
+def begin(answer: Answer, token_ids: list[int], text: str, news: News) -> Delta:
+    request = answer.request
+    delta = Delta(id=request.id, text=text, token_ids=token_ids, index=answer.index)
+    news.deltas[request.client].append(delta)
+    if request.prompt_ids:
+        delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
+        request.prompt_ids = b""
+    return delta
+
+
+class LogprobRows:
+    """The logprobs of one step, row by row."""
+
+    def __init__(self, message: Texts) -> None:
+        self.tokens = array("i", message.logprob_tokens)
+        self.values = array("f", message.logprobs)
+        self.columns = len(self.tokens) // len(message.texts) if self.tokens else 0
+        """0: the step has none."""
+
+    def read(self, row: int, columns: int) -> dict[str, float]:
+        """Token id to logprob, from the first ``columns`` of a row."""
+        first = row * self.columns
+        tokens, values = self.tokens[first : first + columns], self.values[first : first + columns]
+        return dict(zip(map(str, tokens), values, strict=True))

@@ -1,0 +1,364 @@
+"""The gateway's actor: takes in requests, passes on what comes back, and answers for the service."""
+
+from __future__ import annotations
+
+import math
+import random
+from array import array
+from typing import Any
+
+import msgspec
+
+from ...protocol import limits
+from ...protocol.errors import InvalidRequest
+from ...protocol.limits import PROTOCOL, Limits
+from ...protocol.messages import (
+    Abort,
+    Actors,
+    Cancel,
+    ClientBlocked,
+    ClientGone,
+    ClientMessage,
+    Delta,
+    Drain,
+    Error,
+    Generate,
+    GetActors,
+    GetStats,
+    GetTrace,
+    Hello,
+    PeerUp,
+    Ping,
+    Pong,
+    Refused,
+    Spans,
+    Stats,
+    Texts,
+    ToClient,
+    Tokenized,
+    Welcome,
+)
+from ...runtime.actor import Actor
+from .admission import check
+from .connections import PROBE_S, Client, Connections
+from .delivery import take_in
+from .ledger import Ledger, Request
+from .timeline import Timelines
+
+
+class Gateway(Actor):
+    """Front door and ledger."""
+
+    name = "gateway"
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        bounds: Limits,
+        *,
+        server: str,
+        rng: random.Random,
+        epoch: int = 0,
+        max_open_bytes: int = 1 << 28,
+    ) -> None:
+        super().__init__()
+        self.endpoint = endpoint
+        self.model = model
+        self.bounds = bounds
+        self.server = server
+        self.rng = rng
+        self.max_open_bytes = max_open_bytes
+        self.connections = Connections(self.send, self.wake_by, self.on_client_lost)
+        self.ledger = Ledger(epoch, self.mark)
+        self.draining = False
+        self.timelines = Timelines(self.send, self.wake_by, self.tell_address)
+        self.timelines.peers.add(self.name)
+        self.asking: list[bytes] = []
+        """Clients that want to know how the actors are."""
+        self.counters: dict[str, float] = dict.fromkeys(
+            (
+                "requests_accepted",
+                "requests_refused",
+                "requests_finished",
+                "requests_failed",
+                "requests_aborted",
+            ),
+            0.0,
+        )
+        self.scheduler_counters: dict[str, float] = {}
+        self.handlers |= {
+            ClientMessage: self.on_client_message,
+            ClientGone: self.on_client_gone,
+            ClientBlocked: self.connections.on_blocked,
+            Tokenized: self.on_tokenized,
+            Refused: self.on_refused,
+            Texts: self.on_texts,
+            Spans: self.timelines.on_spans,
+            Drain: self.on_drain,
+            Actors: self.on_actors,
+        }
+        self.public = {
+            Generate: self.on_generate,
+            Abort: self.on_abort,
+            Ping: self.on_ping,
+            GetStats: self.on_get_stats,
+            GetTrace: self.on_get_trace,
+            GetActors: self.on_get_actors,
+        }
+
+    @property
+    def idle(self) -> bool:
+        return not self.ledger.requests and self.connections.idle
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def on_client_message(self, arrived: ClientMessage, now: float) -> None:
+        message = arrived.message
+        if isinstance(message, Hello):
+            self.on_hello(arrived.client, message, now)
+            return
+        client = self.connections.clients.get(arrived.client)
+        if client is None:
+            id = message.id if isinstance(message, (Generate, Abort)) else None
+            self.send(arrived.client, Error(code="protocol", message="say hello first", id=id))
+            return
+        self.public[type(message)](client, message, now)
+
+    def on_hello(self, address: bytes, hello: Hello, now: float) -> None:
+        if not hello.protocol or hello.protocol[0] != PROTOCOL[0]:
+            version = ".".join(map(str, hello.protocol)) or "none"
+            message = (
+                f"protocol {version} is not spoken here; this service speaks {PROTOCOL[0]}.{PROTOCOL[1]}"
+            )
+            self.send(address, Error(code="protocol", message=message))
+            return
+        welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
+        self.tell(self.connections.greet(address, now), welcome)
+
+    def on_client_gone(self, gone: ClientGone, now: float) -> None:
+        client = self.connections.clients.get(gone.client)
+        if client is not None:
+            self.connections.cut_off(client)
+
+    def on_client_lost(self, client: Client) -> None:
+        self.counters["requests_aborted"] += len(client.requests)
+        self.cancel(list(client.requests.values()))
+
+    def tell(self, client: Client, message: ToClient) -> None:
+        self.connections.tell(client, message)
+
+    def tell_address(self, address: bytes, message: ToClient) -> None:
+        """Tell a client that asked before, if it is still there."""
+        client = self.connections.clients.get(address)
+        if client is not None:
+            self.tell(client, message)
+
+    def on_ping(self, client: Client, ping: Ping, now: float) -> None:
+        self.tell(client, Pong(nonce=ping.nonce))
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def on_generate(self, client: Client, message: Generate, now: float) -> None:
+        try:
+            prompt, size = check(message, client, self.bounds)
+        except InvalidRequest as error:
+            # An error that carries an id ends that request: not the one that is open under it.
+            usable = 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in client.requests
+            id = message.id if usable else None
+            self.refuse(client, id, "invalid_request", str(error))
+            return
+        if self.draining:
+            self.refuse(client, message.id, "unavailable", "the service is stopping and accepts nothing new")
+            return
+        answers, open_bytes = len(self.ledger.answers), self.ledger.open_bytes
+        if (
+            answers + message.params.n > self.bounds.max_queued_requests
+            or open_bytes + size > self.max_open_bytes
+        ):
+            full = (
+                f"{answers} requests with {open_bytes} bytes are open; the limits are"
+                f" {self.bounds.max_queued_requests} requests and {self.max_open_bytes} bytes: try again later"
+            )
+            self.refuse(client, message.id, "overloaded", full, retry_after_s=1.0)
+            return
+        params = message.params
+        if params.seed is None:
+            params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
+        request = self.ledger.open(client, message, prompt, size, params)
+        self.counters["requests_accepted"] += 1
+        self.wake_by(now + PROBE_S)
+        if params.deadline_s is not None:
+            self.ledger.end_by(request, now + params.deadline_s)
+            self.wake_by(now + params.deadline_s)
+        self.submit(request)
+
+    def submit(self, request: Request) -> None:
+        """Start the request, or start it again from what was delivered.
+
+        One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
+        they find its blocks in the prefix cache.
+        """
+        for answer in request.answers:
+            answer.opened = False
+        request.leader = (request.unfinished or request.answers)[0]
+        self.send("tokenizer", request.leader.submission())
+
+    def refuse(
+        self, client: Client, id: str | None, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
+        self.counters["requests_refused"] += 1
+        self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s))
+
+    def on_abort(self, client: Client, abort: Abort, now: float) -> None:
+        request = client.requests.get(abort.id)
+        if request is not None:
+            self.counters["requests_aborted"] += 1
+            self.cancel([request])
+            items = [
+                Delta(id=request.id, index=answer.index, finish_reason="abort")
+                for answer in request.unfinished
+            ]
+            if request.last is not None:
+                items.append(request.last)
+            items[-1].usage = request.usage
+            self.connections.send_deltas(client, items, now)
+
+    def cancel(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.ledger.forget(request)
+        if requests:
+            numbers = [answer.number for request in requests for answer in request.unfinished]
+            self.send("tokenizer", Cancel(numbers))
+            self.ledger.cancelled.update(numbers)
+
+    # --- what comes back --------------------------------------------------------------------------
+
+    def on_tokenized(self, message: Tokenized, now: float) -> None:
+        answer = self.ledger.answers.get(message.request)
+        if answer is None:
+            return
+        request = answer.request
+        request.prompt_tokens = len(message.prompt) // 4
+        request.tokenized = True
+        if request.return_prompt_ids:
+            request.prompt_ids = message.prompt
+        if request.last is not None:
+            request.last.prompt_token_ids = array("i", message.prompt).tolist()
+            self.counters["requests_finished"] += 1
+            self.ledger.forget(request)
+            self.connections.send_deltas(request.client, [request.last], now)
+            return
+        if answer is request.leader:  # and not another, of an earlier attempt
+            request.leader = None
+            others = [other for other in request.unfinished if other is not answer]
+            if others:
+                request.prompt = message.prompt
+            for other in others:
+                self.send("tokenizer", other.submission())
+
+    def on_refused(self, message: Refused, now: float) -> None:
+        answer = self.ledger.answers.get(message.request)
+        if answer is not None:
+            answer.finished = True
+            self.fail(answer.request, message.code, message.message)
+
+    def fail(self, request: Request, code: str, message: str) -> None:
+        """The request ends with an error, and with it what answers are not finished."""
+        self.counters["requests_failed"] += 1
+        if request.unfinished:
+            self.cancel([request])
+        else:
+            self.ledger.forget(request)
+        self.tell(request.client, Error(code=code, message=message, id=request.id))
+
+    def on_texts(self, message: Texts, now: float) -> None:
+        """One step's texts: into the ledger, and to each client all that is its own in one message."""
+        if message.counters:
+            self.scheduler_counters = message.counters
+        news = take_in(self.ledger, message)
+        self.counters["requests_finished"] += news.finished
+        if news.strangers:
+            self.send("tokenizer", Cancel(sorted(news.strangers)))
+            self.ledger.cancelled |= news.strangers
+        for client, items in news.deltas.items():
+            self.connections.send_deltas(client, items, now)
+        for answer, code, text in news.failed:
+            if answer.number in self.ledger.answers:  # neither cut off nor failed just now
+                answer.finished = True
+                self.fail(answer.request, code, text)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def wake_by(self, when: float) -> None:
+        self.wake_at = when if self.wake_at is None else min(self.wake_at, when)
+
+    def on_wake(self, now: float) -> None:
+        for request in self.ledger.overdue(now):
+            late = f"not finished within deadline_s={request.params.deadline_s}"
+            self.fail(request, "deadline_exceeded", late)
+        if self.ledger.next_deadline is not None:
+            self.wake_by(self.ledger.next_deadline)
+        self.connections.on_wake(now)
+        if self.ledger.requests:
+            self.wake_by(now + PROBE_S)
+        self.timelines.finish(now)
+
+    def on_drain(self, drain: Drain, now: float) -> None:
+        self.draining = True
+
+    # --- peers ------------------------------------------------------------------------------------
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
+        self.timelines.peers.add(peer.name)
+        if peer.name == "executor":
+            return  # the scheduler holds what is needed
+        self.ledger.cancelled.clear()
+        for request in self.ledger.requests.values():
+            request.attempt += 1
+            self.submit(request)
+
+    # --- looking inside ---------------------------------------------------------------------------
+
+    def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
+        self.tell(client, Stats(counters=self.scheduler_counters | self.counters))
+
+    def on_get_actors(self, client: Client, message: GetActors, now: float) -> None:
+        self.asking.append(client.address)
+        self.send("supervisor", message)
+
+    def on_actors(self, actors: Actors, now: float) -> None:
+        """What the supervisor tells: for everyone who has asked until now."""
+        asking, self.asking = self.asking, []
+        for address in asking:
+            self.tell_address(address, actors)
+
+    def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
+        seconds = math.inf if message.seconds is None else message.seconds
+        if seconds > 0:
+            self.timelines.ask(client.address, seconds, now)
+        else:
+            self.tell(client, Error(code="invalid_request", message=f"seconds={seconds}; give more than 0"))
+
+
+def build(context: Any) -> Gateway:
+    """The gateway of a service, from its options."""
+    options = context.options
+    bounds = Limits(
+        max_model_len=options["max_model_len"],
+        vocab_size=options["vocab_size"],
+        max_prompt_bytes=options["max_prompt_bytes"],
+        max_stop_token_ids=limits.MAX_STOP_TOKEN_IDS - len(options["eos_token_ids"]),
+        max_queued_requests=options["max_queued_requests"],
+    )
+    seed = options["seed"]
+    rng = random.Random(seed) if seed is not None else random.SystemRandom()
+    return Gateway(
+        options["endpoint"],
+        options["model_name"],
+        bounds,
+        server=options["server"],
+        rng=rng,
+        epoch=context.epoch,
+    )

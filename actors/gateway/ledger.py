@@ -1,0 +1,179 @@
+"""The ledger: each open request, and what of its answer was delivered.
+
+It is what makes every other actor replaceable: when one of them is new, each open request is sent again
+with what its client already has, and what an earlier attempt still brings is dropped.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from ...protocol import limits
+from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
+from ...protocol.sampling import SamplingParams
+from .admission import Prompt, template_of
+from .connections import Client
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """An open request: everything that is needed to start it again from what was delivered."""
+
+    number: int
+    """That of its first answer."""
+    client: Client
+    id: str
+    prompt: Prompt
+    params: SamplingParams
+    size: int
+    return_prompt_ids: bool
+    template: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the messages."""
+    answers: list[Answer] = field(default_factory=list)
+    """``n`` of them, by index."""
+    attempt: int = 0
+    leader: Answer | None = None
+    """The answer that the current attempt has started alone; None once it has started all of them."""
+    prompt_ids: bytes = b""
+    tokenized: bool = False
+    last: Delta | None = None
+    """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def unfinished(self) -> list[Answer]:
+        return [answer for answer in self.answers if not answer.finished]
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=sum(len(answer.delivered) for answer in self.answers),
+            cached_tokens=self.cached_tokens,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """One of the ``n`` answers to a request. To all other actors it is a request of its own."""
+
+    number: int
+    """The ``request`` of the messages inside."""
+    request: Request
+    index: int
+    params: SamplingParams
+    """The request's, with the seed of this answer."""
+    delivered: array[int]
+    opened: bool = False
+    """The current attempt has reached the detokenizer; what comes now belongs to it."""
+    finished: bool = False
+
+    def submission(self) -> Submit:
+        """What starts it, or starts it again from what was delivered."""
+        request = self.request
+        ids = request.prompt if isinstance(request.prompt, bytes) else b""
+        text = None if isinstance(request.prompt, bytes) else request.prompt
+        return Submit(
+            self.number,
+            text,
+            self.params,
+            self.delivered.tobytes(),
+            request.client.number,
+            request.attempt,
+            ids,
+            request.template,
+        )
+
+
+class Ledger:
+    """All open requests of one incarnation of the gateway."""
+
+    def __init__(self, epoch: int, mark: Callable[[str, int], None]) -> None:
+        self.mark = mark
+        """Called with what has happened to which answer, for the timeline."""
+        self.requests: dict[int, Request] = {}
+        self.answers: dict[int, Answer] = {}
+        """The answers of all open requests, by number."""
+        self.open_bytes = 0
+        """Of all prompts."""
+        self.next_number = first_number(epoch)
+        self.cancelled: set[int] = set()
+        """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
+        self.deadlines: list[tuple[float, int]] = []
+        """A heap of when, and which request."""
+
+    def open(
+        self, client: Client, message: Generate, prompt: Prompt, size: int, params: SamplingParams
+    ) -> Request:
+        request = Request(
+            self.next_number,
+            client,
+            message.id,
+            prompt,
+            params,
+            size,
+            message.return_prompt_ids,
+            template_of(message),
+        )
+        for index, received in enumerate(received_by_answer(message)):
+            answer = Answer(
+                self.next_number, request, index, answer_params(params, index), array("i", received)
+            )
+            request.answers.append(answer)
+            self.answers[answer.number] = answer
+            self.mark("arrived", answer.number)
+            self.next_number += 1
+        self.requests[request.number] = client.requests[message.id] = request
+        self.open_bytes += size
+        return request
+
+    def forget(self, request: Request) -> None:
+        del self.requests[request.number]
+        for answer in request.answers:
+            del self.answers[answer.number]
+            self.mark("finished", answer.number)
+        del request.client.requests[request.id]
+        self.open_bytes -= request.size
+
+    # --- deadlines --------------------------------------------------------------------------------
+
+    def end_by(self, request: Request, due: float) -> None:
+        if len(self.deadlines) > 1000 + 2 * len(self.requests):
+            self.deadlines = [kept for kept in self.deadlines if kept[1] in self.requests]
+            heapq.heapify(self.deadlines)
+        heapq.heappush(self.deadlines, (due, request.number))
+
+    def overdue(self, now: float) -> list[Request]:
+        """Open requests whose deadline has passed."""
+        found: list[Request] = []
+        while self.deadlines and self.deadlines[0][0] <= now:
+            request = self.requests.get(heapq.heappop(self.deadlines)[1])
+            if request is not None:
+                found.append(request)
+        return found
+
+    @property
+    def next_deadline(self) -> float | None:
+        return self.deadlines[0][0] if self.deadlines else None
+
+
+def received_by_answer(message: Generate) -> list[list[int]]:
+    """What the client has of each of the ``n`` answers."""
+    received = [message.received, *message.received_of_others]
+    return received + [[]] * (message.params.n - len(received))
+
+
+def answer_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Those of answer ``index``: a seed of its own. The first has the request's, so it is the answer of ``n=1``."""
+    if index == 0:
+        return params
+    digest = blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
+    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little") & limits.MAX_SEED)
