@@ -1,0 +1,59 @@
+"""``slipstream drill``: kill actors of a service of your own while streams are open, and compare every token."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    from ..bench import add_json, count, write_json
+    from ..drill import ACTORS, FAULTS, LOADS
+
+    parser.add_argument("--kill", required=True, choices=(*ACTORS, "all"), metavar="ACTOR|all")
+    parser.add_argument(
+        "--rounds", type=count, default=5, metavar="N", help="kills of each actor (default 5)"
+    )
+    parser.add_argument(
+        "--streams", type=count, default=64, metavar="N", help="streams that are open (default 64)"
+    )
+    parser.add_argument("--device", choices=tuple(LOADS), default="emulated")
+    parser.add_argument(
+        "--fault",
+        choices=FAULTS,
+        default="kill",
+        help="kill; twice: another actor is killed during the recovery; stop: the actor stands still for 5 s",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the instants and the order")
+    add_json(parser)
+
+    def run(found: argparse.Namespace) -> int:
+        need("drill", "engine")
+        import asyncio
+        import sys
+
+        from ..drill import Drill, clean, summary
+        from ..protocol.errors import SlipstreamError
+
+        targets = ACTORS if found.kill == "all" else (found.kill,)
+        drill = Drill(
+            targets,
+            found.rounds,
+            found.streams,
+            found.device,
+            found.fault,
+            found.seed,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+        try:
+            result = asyncio.run(drill.run())
+        except SlipstreamError as error:
+            raise Stop(COULD_NOT_START if not drill.kills else FAILED, str(error)) from None
+        if found.json != "-":
+            print(summary(result))
+        if found.json is not None:
+            write_json(found.json, result)
+        return DONE if clean(result) else FAILED
+
+    return run

@@ -1,0 +1,357 @@
+"""``slipstream drill``: kill the actors of a service of your own, and compare every token with what it must be.
+
+Streams are kept open, each asking again and again for an answer that is known; actors are hit at random
+instants. **Recovery** is what a user sees of it: for every stream that was open, the longest time without a
+token, counted from the kill at the earliest, until the service is whole again and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any
+
+from .protocol.async_client import AsyncClient
+from .protocol.errors import ServiceUnavailable, SlipstreamError
+from .protocol.messages import Delta
+from .protocol.sampling import SamplingParams
+from .runtime.supervisor import INTENSITY
+from .sidecar import Sidecar
+
+ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
+
+FAULTS = ("kill", "twice", "stop")
+"""SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``."""
+
+STOPPED_S = 5.0
+
+MOST_PAUSE_S = 0.3
+"""Between a recovery and the next fault, at most; and between the two of ``twice``."""
+
+PATIENCE_S = 60.0
+"""A stream that brings nothing for so long counts as unfinished."""
+
+STREAMS_PER_CLIENT = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the streams ask for, by device."""
+
+    answer_tokens: int
+    options: dict[str, Any]
+    """Of ``Sidecar``."""
+
+
+LOADS = {
+    "emulated": Load(300, {"device": "emulated", "emulated_step_ms": 10.0}),
+    "cpu": Load(60, {"device": "cpu", "dtype": "float32"}),
+}
+
+
+@dataclass
+class Case:
+    """A request whose answer is known."""
+
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+
+
+def make_cases(count: int, device: str) -> list[Case]:
+    """All different; on the CPU every second one is greedy."""
+    rng = random.Random(0)
+    most = LOADS[device].answer_tokens
+    cases: list[Case] = []
+    for number in range(count):
+        prompt = [rng.randrange(1, 2000) for _ in range(rng.randrange(4, 40))]
+        temperature = 0.0 if device == "cpu" and number % 2 else 1.0
+        cases.append(
+            Case(
+                prompt,
+                SamplingParams(max_tokens=most, ignore_eos=True, seed=number, temperature=temperature),
+            )
+        )
+    return cases
+
+
+class Stream:
+    """One answer as it comes."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.tokens: list[int] = []
+        self.texts: list[str] = []
+        self.over = self.finished = False
+        self.heard_at = time.monotonic()
+        self.longest_s = 0.0
+        """Without a token, since the last fault."""
+
+    def take(self, delta: Delta) -> None:
+        now = time.monotonic()
+        self.tokens += delta.token_ids
+        self.texts.append(delta.text)
+        self.longest_s = max(self.longest_s, now - self.heard_at)
+        self.heard_at = now
+
+    def hit(self, now: float) -> None:
+        self.heard_at, self.longest_s = now, 0.0
+
+
+class Drill:
+    """One drill: its services, its streams and what it counts."""
+
+    def __init__(
+        self,
+        targets: tuple[str, ...],
+        rounds: int,
+        streams: int,
+        device: str = "emulated",
+        fault: str = "kill",
+        seed: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.targets = targets
+        self.rounds = rounds
+        self.device = device
+        self.fault = fault
+        self.rng = random.Random(seed)
+        self.say = say
+        self.cases = make_cases(streams, device)
+        self.open: dict[int, Stream] = {}
+        """By the number of the stream."""
+        self.stopping = False
+        self.services = 0
+        self.kills: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()
+        """Of each actor of the present service."""
+        self.recovery_s: defaultdict[str, list[float]] = defaultdict(list)
+        self.tokens = self.lost = self.duplicated = self.changed = self.unfinished = 0
+        self.errors: list[str] = []
+
+    async def run(self) -> dict[str, Any]:
+        plan = [
+            actor for _ in range(self.rounds) for actor in self.rng.sample(self.targets, len(self.targets))
+        ]
+        while plan:
+            plan = await self.run_service(plan)
+        return self.result()
+
+    async def run_service(self, plan: list[str]) -> list[str]:
+        """Carry out as much of the plan as one service may bear; returns the rest of it."""
+        self.services += 1
+        self.deaths.clear()
+        self.stopping = False
+        sidecar = await asyncio.to_thread(
+            lambda: Sidecar(max_num_seqs=len(self.cases), **LOADS[self.device].options)
+        )
+        clients = [
+            sidecar.async_client(timeout_s=PATIENCE_S)
+            for _ in range(-(-len(self.cases) // STREAMS_PER_CLIENT))
+        ]
+        try:
+            if self.services == 1:
+                await self.learn(clients)
+            streams = [
+                asyncio.create_task(self.keep_asking(number, clients[number % len(clients)]))
+                for number in range(len(self.cases))
+            ]
+            while plan and self.bears(plan[0]):
+                await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+                await self.strike(sidecar, plan[0])
+                plan = plan[1:]
+            self.stopping = True
+            await asyncio.gather(*streams)
+        finally:
+            for client in clients:
+                await client.close()
+            await asyncio.to_thread(sidecar.stop)
+        return plan
+
+    def bears(self, actor: str) -> bool:
+        """Whether the service still restarts the actor: it gives one up that dies again and again."""
+        most = {actor: 1} if self.fault != "twice" else dict.fromkeys(ACTORS, 1)
+        return all(self.deaths[name] + extra <= INTENSITY for name, extra in most.items())
+
+    # --- streams ------------------------------------------------------------------------------
+
+    async def learn(self, clients: list[AsyncClient]) -> None:
+        """Let each case be answered once while nothing fails; the emulated device's function is known besides."""
+
+        async def answer(case: Case, client: AsyncClient) -> None:
+            texts: list[str] = []
+            async for delta in client.generate(case.prompt, case.params):
+                case.tokens += delta.token_ids
+                texts.append(delta.text)
+            case.text = "".join(texts)
+
+        await asyncio.gather(
+            *(answer(case, clients[number % len(clients)]) for number, case in enumerate(self.cases))
+        )
+        if self.device == "emulated":
+            vocab_size = (await clients[0].connect()).limits.vocab_size
+            for case in self.cases:
+                if case.tokens != known_answer(case, vocab_size):
+                    raise SlipstreamError("the service answers wrongly even though nothing fails")
+
+    async def keep_asking(self, number: int, client: AsyncClient) -> None:
+        case = self.cases[number]
+        while not self.stopping:
+            stream = self.open[number] = Stream(case)
+            try:
+                await asyncio.wait_for(self.read(stream, client), PATIENCE_S)
+                stream.finished = True
+            except (SlipstreamError, TimeoutError) as error:
+                self.unfinished += 1
+                self.errors.append(f"{type(error).__name__}: {error}")
+            stream.over = True
+            self.judge(stream)
+
+    async def read(self, stream: Stream, client: AsyncClient) -> None:
+        async for delta in client.generate(stream.case.prompt, stream.case.params):
+            stream.take(delta)
+
+    def judge(self, stream: Stream) -> None:
+        """Compare what has come with what it must be; an unfinished answer as far as it goes."""
+        case, got = stream.case, stream.tokens
+        self.tokens += len(got)
+        expected = case.tokens if stream.finished else case.tokens[: len(got)]
+        for kind, i, j, k, m in SequenceMatcher(None, expected, got, autojunk=False).get_opcodes():
+            self.lost += j - i if kind == "delete" else 0
+            self.duplicated += m - k if kind == "insert" else 0
+            self.changed += max(j - i, m - k) if kind == "replace" else 0
+        text = "".join(stream.texts)
+        if got == expected and (text != case.text if stream.finished else not case.text.startswith(text)):
+            self.changed += 1
+
+    # --- faults -------------------------------------------------------------------------------
+
+    async def strike(self, sidecar: Sidecar, actor: str) -> None:
+        """One fault, and the wait until every stream that was open goes on or is over."""
+        pids = await asyncio.to_thread(lambda: sidecar.pids)
+        hit = {name: pids[name] for name in (actor,)}
+        struck = [stream for stream in self.open.values() if not stream.over]
+        begun = time.monotonic()
+        for stream in struck:
+            stream.hit(begun)
+        self.kills[actor] += 1
+        if self.fault == "stop":
+            os.kill(pids[actor], signal.SIGSTOP)
+            await asyncio.sleep(STOPPED_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[actor], signal.SIGCONT)
+        else:
+            os.kill(pids[actor], signal.SIGKILL)
+            self.deaths[actor] += 1
+        if self.fault == "twice":
+            await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+            second = self.rng.choice(ACTORS)
+            pid = (await asyncio.to_thread(lambda: sidecar.pids))[second]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.kills[second] += 1
+                self.deaths[second] += 1
+                hit[second] = pid
+        whole_at = await self.whole(sidecar, {} if self.fault == "stop" else hit)
+        while any(not stream.over and stream.heard_at < whole_at for stream in struck):
+            if time.monotonic() > whole_at + PATIENCE_S:
+                break
+            await asyncio.sleep(0.005)
+        self.recovery_s[actor] += [stream.longest_s for stream in struck]
+        worst = max((stream.longest_s for stream in struck), default=0.0)
+        self.say(f"{actor} {self.fault}: {len(struck)} streams open, the slowest went on after {worst:.3f} s")
+        if actor == "executor" or "executor" in hit:
+            await self.let_go_of(struck)
+
+    async def whole(self, sidecar: Sidecar, hit: dict[str, int]) -> float:
+        """Wait until every actor is ready, and those that were hit are others than before; when that was."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ServiceUnavailable):
+                actors = await asyncio.to_thread(lambda: sidecar.actors)
+                if all(actors[name]["state"] == "ready" for name in ACTORS) and all(
+                    actors[name]["pid"] != pid for name, pid in hit.items()
+                ):
+                    return time.monotonic()
+            await asyncio.sleep(0.01)
+        raise SlipstreamError(f"the service is not whole again after {PATIENCE_S:g} s\n{sidecar.log}")
+
+    async def let_go_of(self, struck: list[Stream]) -> None:
+        """A request that has seen two executors die is suspected of killing them: let these end first."""
+        while not all(stream.over for stream in struck):
+            await asyncio.sleep(0.01)
+
+    # --- the result ---------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        everything = [seconds for samples in self.recovery_s.values() for seconds in samples]
+        return {
+            "kills": sum(self.kills.values()),
+            "streams": len(self.cases),
+            "tokens": self.tokens,
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "changed": self.changed,
+            "unfinished": self.unfinished,
+            "recovery_ms": spread(everything),
+            "by_actor": {
+                actor: {"kills": self.kills[actor], "recovery_ms": spread(self.recovery_s[actor])}
+                for actor in ACTORS
+                if self.kills[actor]
+            },
+            "fault": self.fault,
+            "device": self.device,
+            "services": self.services,
+            "errors": self.errors,
+        }
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds) or [0.0]
+    p50, p99 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99))
+    return {"p50": round(p50 * 1e3, 1), "p99": round(p99 * 1e3, 1), "max": round(ordered[-1] * 1e3, 1)}
+
+
+def known_answer(case: Case, vocab_size: int) -> list[int]:
+    """What the emulated device answers."""
+    import numpy as np
+
+    from .actors.executor.emulated import next_token
+
+    assert case.params.max_tokens is not None
+    tokens = list(case.prompt)
+    for _ in range(case.params.max_tokens):
+        row = (np.array([value]) for value in (tokens[-1], len(tokens), case.params.seed))
+        tokens.append(int(next_token(*row, vocab_size)[0]))
+    return tokens[len(case.prompt) :]
+
+
+def clean(result: dict[str, Any]) -> bool:
+    """Nothing was lost, repeated, changed or left."""
+    return not any(result[name] for name in ("lost", "duplicated", "changed", "unfinished"))
+
+
+def summary(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['kills']} faults ({result['fault']}), {result['streams']} streams on the {result['device']} device,"
+        f" {result['tokens']} tokens compared",
+        f"  lost {result['lost']}, duplicated {result['duplicated']}, changed {result['changed']},"
+        f" unfinished {result['unfinished']}",
+        "  milliseconds without a token     p50     p99     max",
+    ]
+    for actor, found in [*result["by_actor"].items(), ("all", result)]:
+        ms = found["recovery_ms"]
+        lines.append(
+            f"  {actor:<12} {found['kills']:>5} faults   {ms['p50']:>8.0f}{ms['p99']:>8.0f}{ms['max']:>8.0f}"
+        )
+    lines += [f"  {text}" for text in dict.fromkeys(result["errors"])]
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""Actors of real services die, stand still and die again while streams are open: ``slipstream drill`` as tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+from slipstream.protocol.messages import Delta
+
+from slipstream.drill import ACTORS, STOPPED_S, Drill, Stream, clean, make_cases
+
+BUSY = 10
+"""By how much recovery may be slower in the short form, which other work shares the machine with."""
+
+
+def drill(**options: Any) -> dict[str, Any]:
+    result = asyncio.run(Drill(**options, say=print).run())
+    print(json.dumps(result))
+    assert clean(result), result
+    return result
+
+
+def test_kill_9_of_each_actor_at_random_instants_loses_repeats_and_changes_no_token_of_64_streams(
+    soak: bool,
+) -> None:
+    result = drill(targets=ACTORS, rounds=100 if soak else 5, streams=64)
+    assert result["kills"] == (500 if soak else 25)
+    assert result["tokens"] > 64 * 300
+    for actor, found in result["by_actor"].items():
+        limit = 1000.0 if actor == "executor" else 500.0
+        assert found["recovery_ms"]["p99"] < limit * (1 if soak else BUSY), actor
+
+
+def test_the_same_on_the_cpu_device_with_the_bundled_model_greedy_and_sampled(soak: bool) -> None:
+    assert {case.params.temperature for case in make_cases(64, "cpu")} == {0.0, 1.0}
+    result = drill(targets=ACTORS, rounds=20 if soak else 1, streams=64 if soak else 24, device="cpu")
+    assert result["kills"] == (100 if soak else 5)
+
+
+def test_a_second_kill_during_the_recovery_changes_nothing(soak: bool) -> None:
+    result = drill(targets=ACTORS, rounds=20 if soak else 1, streams=32, fault="twice")
+    assert result["kills"] > (100 if soak else 5)
+
+
+def test_an_actor_that_stands_still_for_five_seconds_goes_on_as_if_nothing_had_been(soak: bool) -> None:
+    """Less than the service's patience: it is not ended."""
+    targets = ACTORS if soak else ("scheduler",)
+    result = drill(targets=targets, rounds=20 if soak else 1, streams=32, fault="stop")
+    assert result["recovery_ms"]["max"] > STOPPED_S * 900 or "tokenizer" in result["by_actor"]
+
+
+# --- the judge ----------------------------------------------------------------------------------------
+
+
+def judged(got: list[int], text: str = "", *, finished: bool = True) -> tuple[int, int, int]:
+    """What a drill says of an answer that must be 1 2 3 4 5 with the text "abc"."""
+    judge = Drill(("gateway",), 1, 1)
+    case = judge.cases[0]
+    case.tokens, case.text = [1, 2, 3, 4, 5], "abc"
+    stream = Stream(case)
+    stream.take(Delta(id="1", token_ids=got, text=text or "abc"))
+    stream.finished = finished
+    judge.judge(stream)
+    return judge.lost, judge.duplicated, judge.changed
+
+
+def test_a_drill_counts_what_is_lost_repeated_and_changed() -> None:
+    assert judged([1, 2, 3, 4, 5]) == (0, 0, 0)
+    assert judged([1, 2, 4, 5]) == (1, 0, 0)
+    assert judged([1, 2, 3]) == (2, 0, 0)
+    assert judged([1, 2, 2, 3, 4, 5]) == (0, 1, 0)
+    assert judged([1, 2, 9, 4, 5]) == (0, 0, 1)
+    assert judged([1, 2, 3, 4, 5], "abcc") == (0, 0, 1)
+    assert judged([1, 2], "ab", finished=False) == (0, 0, 0)
+    assert judged([1, 9], "ab", finished=False) == (0, 0, 1)
+
+
+def test_the_command_prints_the_result_as_json_and_says_by_its_exit_code_whether_it_is_clean() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slipstream",
+            "drill",
+            "--kill=tokenizer",
+            "--rounds=1",
+            "--streams=2",
+            "--json=-",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    keys = (
+        "kills",
+        "streams",
+        "tokens",
+        "lost",
+        "duplicated",
+        "changed",
+        "unfinished",
+        "recovery_ms",
+        "by_actor",
+    )
+    assert set(keys) <= result.keys()
+    assert (result["kills"], result["streams"]) == (1, 2)
+    assert set(result["recovery_ms"]) == {"p50", "p99", "max"}
+    assert set(result["by_actor"]) == {"tokenizer"}
