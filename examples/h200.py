@@ -113,13 +113,17 @@ class Lab:
 
 
 def prompts(rows: int, tokens: int, vocab: int = 2000) -> list[list[int]]:
-    return [[5 + (row * 7919 + place * 104729) % (vocab - 5) for place in range(tokens)] for row in range(rows)]
+    return [
+        [5 + (row * 7919 + place * 104729) % (vocab - 5) for place in range(tokens)] for row in range(rows)
+    ]
 
 
 def run_rows(client: Client, rows: int, prompt: int, new: int) -> Row:
     """All rows at once, greedy, to the last token; the device's own records of the steps in between."""
     params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
-    client.generate_many(prompts(rows, prompt), SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+    client.generate_many(
+        prompts(rows, prompt), SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    )
     before = client.stats()["steps"]
     begun = time.perf_counter()
     outputs = client.generate_many(prompts(rows, prompt), params)
@@ -163,6 +167,7 @@ def correct(lab: Lab) -> list[Row]:
     if not lab.tiny:
         modes = [mode | {"cuda_graphs": graphs} for mode in modes for graphs in ("start", "off")]
         modes.append({"pipeline_depth": 2, "attention_backend": "torch", "cuda_graphs": "off"})
+        modes.append({"pipeline_depth": 2, "compile": True})
     for mode in modes:
         with lab.service(None, 16, 512, 2, dtype="float32", **mode) as sidecar, sidecar.client() as client:
             greedy = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
@@ -170,7 +175,10 @@ def correct(lab: Lab) -> list[Row]:
             warm = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=64, seed=5)
             sampled.append([output.outputs[0].token_ids for output in client.generate_many(asked, warm)])
             same = sum(a == b for a, b in zip(got, expected, strict=True))
-            equal = {"equal_to_generate": f"{same}/{len(asked)}", "sampled_as_first": sampled[-1] == sampled[0]}
+            equal = {
+                "equal_to_generate": f"{same}/{len(asked)}",
+                "sampled_as_first": sampled[-1] == sampled[0],
+            }
             rows.append(mode | equal)
             print(rows[-1], flush=True)
             if len(rows) == len(modes):
@@ -208,14 +216,22 @@ def published(lab: Lab) -> list[Row]:
     folder = lab.folder("8b", LLAMA_8B)
     bandwidth = None if lab.tiny else measured_bandwidth()
     rows: list[Row] = [{"what": "device copy bandwidth, TB/s", "value": bandwidth}]
-    for name, depth, new in (("slipstream, depth 2", 2, long), ("slipstream, depth 1", 1, short)):
+    ours = (
+        ("slipstream, depth 2", 2, long, True),
+        ("slipstream, depth 1", 1, short, True),
+        ("slipstream, depth 2, not compiled", 2, short // 2, False),
+    )
+    for name, depth, new, compiled in ours:
         try:
-            with lab.service(folder, rows_, length, depth) as sidecar, sidecar.client() as client:
+            with (
+                lab.service(folder, rows_, length, depth, compile=compiled) as sidecar,
+                sidecar.client() as client,
+            ):
                 print(sidecar.log, flush=True)
                 measured = run_rows(client, rows_, prompt, new)
             tracks = measured.pop("tracks")
             measured.pop("tokens")
-            if depth == 2:
+            if new == long:
                 save_timeline(lab, tracks)
             limit = traffic_ms(bandwidth, rows_, prompt + new / 2) if bandwidth else None
             mean_step = 1000 * measured["seconds"] / new
@@ -291,7 +307,10 @@ def peer(folder: str, rows: int, prompt: int, new: int, asynchronous: bool, devi
         ).eval()
     pages = rows * -(-(prompt + new + 256) // 256) + 8
     batching = ContinuousBatchingConfig(
-        num_blocks=pages, max_batch_tokens=4096, use_async_batching=asynchronous and on_gpu, use_cuda_graph=on_gpu
+        num_blocks=pages,
+        max_batch_tokens=4096,
+        use_async_batching=asynchronous and on_gpu,
+        use_cuda_graph=on_gpu,
     )
     generation = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     times = []
@@ -346,7 +365,8 @@ def small(lab: Lab) -> list[Row]:
 def save_timeline(lab: Lab, tracks: Any) -> None:
     middle = tracks["compute"][len(tracks["compute"]) // 2][1]
     around = {
-        track: [span for span in spans if middle - 6 <= span[1] <= middle + 6] for track, spans in tracks.items()
+        track: [span for span in spans if middle - 6 <= span[1] <= middle + 6]
+        for track, spans in tracks.items()
     }
     (lab.out / "timeline.json").write_text(json.dumps(around))
     text = as_text(tracks, middle, middle + 3)
@@ -362,7 +382,9 @@ def main() -> None:
         folder, rows, prompt, new, asynchronous, device = sys.argv[2:]
         peer(folder, int(rows), int(prompt), int(new), asynchronous == "1", device)
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", default="correct,published,small")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seconds", type=float, default=540.0, help="begin nothing new after this")

@@ -15,6 +15,8 @@ from tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, WINDOW, make_checkpo
 from transformers import AutoModelForCausalLM
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BLOCK_SIZE = 4
 NEW_TOKENS = 10
 PROMPT_LENGTHS = (3, 2 * WINDOW + 1, 9, 26, 9, 1)
@@ -38,8 +40,9 @@ class Driver:
         width = -(-(max(self.prompt_lengths) + NEW_TOKENS) // BLOCK_SIZE) + 1
         blocks = list(range(1, 1 + width * len(prompts)))
         random.Random(3).shuffle(blocks)
-        self.table = torch.tensor(blocks, dtype=torch.int32).view(len(prompts), width)
-        self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, CPU, model.dtype)
+        where = model.device
+        self.table = torch.tensor(blocks, dtype=torch.int32, device=where).view(len(prompts), width)
+        self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
 
     def finished(self, row: int) -> bool:
         return len(self.texts[row]) == self.prompt_lengths[row] + NEW_TOKENS
@@ -49,21 +52,24 @@ class Driver:
 
     def step(self, counts: dict[int, int]) -> None:
         """Feed ``counts[row]`` tokens of each row; a row whose tokens are all fed gets its next one."""
+        where = self.model.device
         rows = sorted(counts, key=lambda row: (not self.decodes(row), row))
         num_decode = sum(self.decodes(row) for row in rows)
         spans = [(row, self.fed[row], self.fed[row] + counts[row]) for row in rows]
-        of_row = torch.tensor([row for row, start, end in spans for _ in range(start, end)])
-        positions = torch.tensor([at for _, start, end in spans for at in range(start, end)])
-        ids = torch.tensor([token for row, start, end in spans for token in self.texts[row][start:end]])
+        of_row = torch.tensor([row for row, start, end in spans for _ in range(start, end)], device=where)
+        positions = torch.tensor([at for _, start, end in spans for at in range(start, end)], device=where)
+        ids = torch.tensor(
+            [token for row, start, end in spans for token in self.texts[row][start:end]], device=where
+        )
         starts = [0]
         for _, start, end in spans:
             starts.append(starts[-1] + end - start)
         kv_lens = [end for _, _, end in spans]
         batch = PagedBatch(
             cache=self.cache,
-            rows=torch.tensor(rows),
-            kv_lens=torch.tensor(kv_lens, dtype=torch.int32),
-            query_start=torch.tensor(starts, dtype=torch.int32),
+            rows=torch.tensor(rows, device=where),
+            kv_lens=torch.tensor(kv_lens, dtype=torch.int32, device=where),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=where),
             write_index=self.table[of_row, positions // BLOCK_SIZE].long() * BLOCK_SIZE
             + positions % BLOCK_SIZE,
             block_table=self.table,
@@ -74,7 +80,7 @@ class Driver:
             # A bound, not the maximum.
             max_decode_kv_len=max(kv_lens[:num_decode], default=-1) + 1,
         )
-        last = torch.tensor(starts[1:]) - 1
+        last = torch.tensor(starts[1:], device=where) - 1
         logits = self.model.forward(ids, positions, batch, last)
         assert logits.shape == (len(rows), self.model.vocab_size)
         for i, row in enumerate(rows):
@@ -118,13 +124,14 @@ def mixed(model: PagedModel) -> list[list[int]]:
     return completions(driver)
 
 
-def generated(folder: Path) -> list[list[int]]:
+def generated(folder: Path, where: torch.device) -> list[list[int]]:
     """What transformers makes of each prompt."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.to(where)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = EOS_TOKEN_ID
     return [
-        model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)[
+        model.generate(torch.tensor([prompt], device=where), max_new_tokens=NEW_TOKENS, do_sample=False)[
             0, len(prompt) :
         ].tolist()
         for prompt in prompts()
@@ -132,10 +139,20 @@ def generated(folder: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family_generates_what_transformers_does(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("where", "backend"),
+    [
+        pytest.param(CPU, "torch", id="cpu"),
+        pytest.param(CUDA, "torch", id="cuda-torch", marks=NO_GPU),
+        pytest.param(CUDA, "triton", id="cuda-triton", marks=NO_GPU),
+    ],
+)
+def test_family_generates_what_transformers_does(
+    family: str, where: torch.device, backend: str, tmp_path: Path
+) -> None:
     folder = make_checkpoint(family, tmp_path)
-    model = load_model(str(folder), device=CPU, dtype="float32", attention_backend="torch")
-    expected = generated(folder)
+    model = load_model(str(folder), device=where, dtype="float32", attention_backend=backend)
+    expected = generated(folder, where)
     assert len({tuple(tokens) for tokens in expected}) == len(expected), "the prompts must matter"
     assert alone(model) == expected
     assert mixed(model) == expected

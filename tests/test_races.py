@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import simulation
+import torch
 from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, Code, Fault, edited, plant
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
 from simulation import EOS, MODEL_LEN, VOCAB, World
@@ -37,6 +38,7 @@ from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, T
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Actor
 from slipstream.runtime.simulator import Simulator
+from tiny_models import make_config
 
 BLOCK_SIZE, BUDGET = 8, 12
 PROGRAMS = 100_000
@@ -293,10 +295,37 @@ class SlowProgram:
         self.program.run(inputs.numpy(), outputs.numpy(), shape)
 
 
+def on_threads() -> tuple[Device, Program]:
+    return CpuDevice(), SlowProgram(4)
+
+
+def on_cuda() -> tuple[Device, Program]:
+    """The real program. Its attention is made of torch's operations, so that PyTorch's own stream sanitizer
+    (``TORCH_CUDA_SANITIZER=1`` in the environment) sees all that it reads and writes."""
+    from slipstream.actors.executor.cuda import CudaDevice
+    from slipstream.actors.executor.model import from_config
+    from slipstream.actors.executor.program import ModelProgram
+
+    config = make_config("llama", vocab_size=VOCAB, eos_token_id=EOS, max_position_embeddings=MODEL_LEN)
+    where = torch.device("cuda", 0)
+    model = from_config(config, where, torch.float32, attention_backend="torch")
+    device = CudaDevice()
+    with torch.inference_mode():
+        program = ModelProgram(model, 4, MODEL_LEN, 18, BLOCK_SIZE, check_carry_over=True)
+    torch.cuda.synchronize()
+    return device, program
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_the_pipeline_has_no_race_on_threads(depth: int) -> None:
-    device = CpuDevice()
-    executor, recording = recorded(device, SlowProgram(4), depth, 4, 18, REAL, graphed=False)
+@pytest.mark.parametrize("start", [on_threads, pytest.param(on_cuda, marks=NO_GPU)])
+def test_the_pipeline_has_no_race_on_real_streams(
+    start: Callable[[], tuple[Device, Program]], depth: int
+) -> None:
+    device, program = start()
+    executor, recording = recorded(device, program, depth, 4, 18, REAL, graphed=False)
     scheduler = Scheduler(SchedulerConfig(4, BUDGET, MODEL_LEN, depth, (EOS,)))
     actors: dict[object, Actor] = {"executor": executor, "scheduler": scheduler}
     ended: set[int] = set()

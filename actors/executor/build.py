@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
@@ -63,6 +64,9 @@ def build_model(context: Any) -> Executor:
             f"max_model_len={options['max_model_len']} is over the {model.max_model_len} tokens that this model"
             " can be served with; lower --max-model-len"
         )
+    if options["compile"]:
+        context.phase("compile")
+        model.compile()
     context.phase("allocate cache")
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
     layout: KVLayout = model.layout
@@ -77,6 +81,7 @@ def build_model(context: Any) -> Executor:
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": backend,
+        "compiled": options["compile"],
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * per_block,
     }
@@ -94,15 +99,23 @@ def build_model(context: Any) -> Executor:
     if mode == "off" or not model.capturable:
         return assemble(context, device, program, blocks, facts | {"graphs": "off"})
     sizes = graph_sizes(slots)
-    graphed = GraphedProgram(program, device.compute, length, lazy=mode == "lazy")
+    graphed = GraphedProgram(program, device.compute, length, sizes)
+    facts["graphs"] = mode
     if mode == "start":
         context.phase("capture graphs")
-        facts["graph_bytes"] = graphed.capture_all(sizes)
-    return assemble(context, device, graphed, blocks, facts | {"graphs": mode}, sizes)
+        graphed.capture_all()
+        facts["graphs"] = f"{len(graphed.captured)}, {graphed.bytes / 2**20:.0f} MiB"
+    return assemble(context, device, graphed, blocks, facts, sizes, graphed.capture_next)
 
 
 def assemble(
-    context: Any, device: Any, program: Any, blocks: int, facts: dict[str, Any], sizes: tuple[int, ...] = ()
+    context: Any,
+    device: Any,
+    program: Any,
+    blocks: int,
+    facts: dict[str, Any],
+    sizes: tuple[int, ...] = (),
+    idle_work: Callable[[], bool] | None = None,
 ) -> Executor:
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
@@ -110,7 +123,7 @@ def assemble(
     batch = RunningBatch(slots, options["max_num_batched_tokens"], max_blocks, sizes)
     pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, batch.output_capacity)
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
-    return Executor(pipeline, batch, Capacity(blocks, size), facts)
+    return Executor(pipeline, batch, Capacity(blocks, size), facts, idle_work)
 
 
 def choose_device(name: str, torch: Any) -> str:

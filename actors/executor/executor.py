@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
 from .batch import RunningBatch
 from .pipeline import Pipeline
+
+IDLE_S = 0.1
+"""Pause after which the executor counts as idle."""
 
 
 class Executor(Actor):
@@ -17,9 +21,18 @@ class Executor(Actor):
     blocking = True
 
     def __init__(
-        self, pipeline: Pipeline, batch: RunningBatch, capacity: Capacity, facts: dict[str, Any]
+        self,
+        pipeline: Pipeline,
+        batch: RunningBatch,
+        capacity: Capacity,
+        facts: dict[str, Any],
+        idle_work: Callable[[], bool] | None = None,
     ) -> None:
+        """``idle_work`` does a piece of what can be done while there is nothing to run; False: nothing was left."""
         super().__init__()
+        self.idle_work = idle_work
+        if idle_work is not None:
+            self.wake_at = 0.0
         self.pipeline = pipeline
         self.batch = batch
         self.capacity = capacity
@@ -55,6 +68,13 @@ class Executor(Actor):
                     ),
                 )
         self.welcome_scheduler()
+        if self.idle_work is not None and not self.pipeline.under_way:
+            self.wake_at = now + IDLE_S
+
+    def on_wake(self, now: float) -> None:
+        """Nothing has come for a while: do a piece of what can wait, then look again."""
+        if self.idle_work is not None and not self.pipeline.under_way and self.idle_work():
+            self.wake_at = now
 
     def next_completion(self) -> float | None:
         under_way = self.pipeline.under_way

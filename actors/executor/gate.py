@@ -116,20 +116,40 @@ def probe(model: PagedModel) -> None:
         raise _refusal(
             model.config, f"its weights are {model.dtype}; load them with --dtype float32 or bfloat16"
         )
-    tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
-    tokens = tokens.view(2, PROBE_TOKENS)
+    tokens = _probe_tokens(model)
     with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
         expected = _plain_logits(model.transformer, tokens)
         measured = _paged_logits(model, tokens)
     if not bool(expected.isfinite().all()):
         raise _refusal(model.config, f"its logits are not finite in {model.dtype}: try another --dtype")
+    _compare(model, expected, measured, "over the paged cache", "plain attention")
+
+
+@contextmanager
+def same_logits(model: PagedModel) -> Iterator[None]:
+    """What is done to the model inside leaves its logits as they were, or it is refused."""
+    tokens = _probe_tokens(model)
+    with torch.inference_mode():
+        expected = _paged_logits(model, tokens)
+    yield
+    with torch.inference_mode():
+        measured = _paged_logits(model, tokens)
+    _compare(model, expected, measured, "as compiled", "those of the model as it is")
+
+
+def _probe_tokens(model: PagedModel) -> Tensor:
+    tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
+    return tokens.view(2, PROBE_TOKENS)
+
+
+def _compare(model: PagedModel, expected: Tensor, measured: Tensor, what: str, other: str) -> None:
     quantile, limit = PROBE_TOLERANCE[model.dtype]
     size = expected.norm(dim=-1)
     error = float((measured - expected).norm(dim=-1).quantile(quantile) / size.mean())
     if not error <= limit:
         raise _refusal(
             model.config,
-            f"its logits over the paged cache differ from plain attention by {error:.2g} of their size, and "
+            f"its logits {what} differ from {other} by {error:.2g} of their size, and "
             f"{limit:g} is the limit in {model.dtype}: it would produce wrong text",
         )
 

@@ -33,17 +33,46 @@ class Captured:
     outputs: Tensor
 
 
-class GraphedProgram:
-    """Replays what has been captured for a step's shape, captures what has not, runs the rest as it is."""
+MOST_GRAPHS = 1024
+"""Shapes beyond so many are run as they are: logprobs, penalties and truncation make many kinds of each size."""
 
-    def __init__(self, program: ModelProgram, stream: CudaStream, max_model_len: int, *, lazy: bool) -> None:
-        """``lazy``: capture a shape when it is first met, which holds up that step."""
-        self.lazy = lazy
+
+class GraphedProgram:
+    """Replays what has been captured for a step's shape and runs the rest as it is.
+
+    Shapes are captured at the start (``capture_all``) or one by one while there is nothing to run
+    (``capture_next``); a shape that is met and has no graph is the next of those.
+    """
+
+    def __init__(
+        self, program: ModelProgram, stream: CudaStream, max_model_len: int, sizes: tuple[int, ...]
+    ) -> None:
+        """``sizes``, rising: the batch sizes that are captured in any case, greedy and plainly sampled."""
         self.program = program
         self.stream = stream
         self.max_model_len = max_model_len
         self.captured: dict[StepShape, Captured] = {}
+        self.missing = [
+            self.plain_shape(size, greedy) for size, greedy in product(reversed(sizes), (True, False))
+        ]
+        """Shapes to capture, the first first."""
+        self.bytes = 0
+        """Device memory that the graphs take."""
         self.pool = torch.cuda.graph_pool_handle()
+
+    def plain_shape(self, size: int, greedy: bool) -> StepShape:
+        return StepShape(
+            decodes=size,
+            chunks=(),
+            samples=size,
+            padding=0,
+            joins=0,
+            blocks=size,
+            max_decode_kv_len=self.max_model_len,
+            greedy=greedy,
+            truncated=False,
+            min_tokens=False,
+        )
 
     def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
         if shape.chunks or shape.joins or not shape.decodes:
@@ -52,14 +81,36 @@ class GraphedProgram:
         # The real length is read from the device; the graph's is the bound for all of its replays.
         key = replace(shape, padding=0, max_decode_kv_len=self.max_model_len)
         captured = self.captured.get(key)
-        if captured is None and not self.lazy:
+        if captured is None:
+            self.want(key)
             self.program.run(inputs, outputs, shape)
             return
-        if captured is None:
-            captured = self.captured[key] = self.capture(key)
         captured.inputs.copy_(inputs[: shape.size])
         captured.graph.replay()
         outputs[: shape.output_size].copy_(captured.outputs)
+
+    def want(self, shape: StepShape) -> None:
+        """The shape is met without a graph: it comes first of those that are captured in idle time."""
+        if shape in self.missing:
+            self.missing.remove(shape)
+        elif len(self.captured) + len(self.missing) >= MOST_GRAPHS:
+            return
+        self.missing.insert(0, shape)
+
+    def capture_all(self) -> None:
+        while self.capture_next():
+            pass
+
+    def capture_next(self) -> bool:
+        """Capture one missing shape; False if none was missing."""
+        if not self.missing:
+            return False
+        shape = self.missing.pop(0)
+        before = torch.cuda.memory_reserved()
+        with torch.cuda.stream(self.stream.stream), torch.inference_mode():
+            self.captured[shape] = self.capture(shape)
+        self.bytes += torch.cuda.memory_reserved() - before
+        return True
 
     def capture(self, shape: StepShape) -> Captured:
         """Capture the step of ``shape``. It first runs once on null rows, which compiles what needs it."""
@@ -76,26 +127,6 @@ class GraphedProgram:
         ):
             self.program.run(inputs, outputs, shape)
         return Captured(graph, inputs, outputs)
-
-    def capture_all(self, sizes: tuple[int, ...]) -> int:
-        """Capture every size, greedy and plainly sampled, largest first; returns the bytes that it takes."""
-        before = torch.cuda.memory_reserved()
-        with torch.cuda.stream(self.stream.stream), torch.inference_mode():
-            for size, greedy in product(reversed(sizes), (True, False)):
-                shape = StepShape(
-                    decodes=size,
-                    chunks=(),
-                    samples=size,
-                    padding=0,
-                    joins=0,
-                    blocks=size,
-                    max_decode_kv_len=self.max_model_len,
-                    greedy=greedy,
-                    truncated=False,
-                    min_tokens=False,
-                )
-                self.captured[shape] = self.capture(shape)
-        return torch.cuda.memory_reserved() - before
 
 
 def null_step(inputs: Tensor, shape: StepShape, null_slot: int) -> None:

@@ -6,7 +6,7 @@ import re
 import socket
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -105,6 +105,14 @@ def from_config(
     return PagedModel(transformer, attention.create(attention_backend))
 
 
+class Forward(Protocol):
+    """A forward pass, as ``PagedModel.forward``."""
+
+    def __call__(
+        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor
+    ) -> Tensor: ...
+
+
 class PagedModel:
     """A model whose every forward pass reads and writes the paged cache.
 
@@ -125,6 +133,7 @@ class PagedModel:
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.layout = gate.check_attention(transformer)
+        self.compiled: Forward | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -140,6 +149,24 @@ class PagedModel:
         experts = any(parameter.dim() == 3 for parameter in self.transformer.parameters())
         return self.device.type == "cuda" and (not experts or self.dtype == torch.bfloat16)
 
+    def compile(self, compiler: Any = None) -> None:
+        """Compile the forward pass, and make sure that its logits are those from before.
+
+        ``compiler`` is a backend of ``torch.compile``; None: inductor. ModelNotSupported when it cannot be compiled.
+        """
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        from .compiled import CompiledForward  # brings in the compiler
+
+        with gate.same_logits(self):
+            try:
+                self.compiled = CompiledForward(self.transformer, self.backend, compiler)
+            except (TorchDynamoException, InductorError) as error:
+                raise ModelNotSupported(
+                    f"model type {self.config.model_type!r} cannot be compiled; leave out --compile: {error}"
+                ) from error
+
     @torch.inference_mode()
     def forward(
         self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor
@@ -148,6 +175,8 @@ class PagedModel:
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
+        if self.compiled is not None:
+            return self.compiled(input_ids, positions, batch, logits_index)
         output = self.transformer(
             input_ids=input_ids[None],
             position_ids=positions[None],

@@ -144,9 +144,14 @@ class ServeOptions:
     )
     cuda_graphs: str = option(
         "start",
-        "when decode steps are captured",
+        "when decode steps are captured: all at the start, one by one while there is nothing to run, or never",
         group=BATCHING,
         choices=("start", "lazy", "off"),
+    )
+    compile: bool = option(
+        False,
+        "compile the forward pass by torch.compile: faster steps, a start that is longer by a minute or more",
+        group=BATCHING,
     )
     check_carry_over: bool = option(
         False,

@@ -107,7 +107,7 @@ def announce(
     log.line(f"slipstream {__version__} serves {served['model_name']}")
     log.line(
         f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
-        f" pipeline depth {facts['depth']}"
+        f" pipeline depth {facts['depth']}, CUDA graphs {facts.get('graphs', '-')}"
     )
     log.line(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
@@ -183,6 +183,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "load_format": options.load_format,
         "cuda_graphs": options.cuda_graphs,
+        "compile": options.compile,
         "check_carry_over": options.check_carry_over,
         "emulated_step_ms": EMULATED_STEP_MS
         if options.emulated_step_ms is None

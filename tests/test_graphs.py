@@ -1,0 +1,105 @@
+"""When decode steps are captured into CUDA graphs. Capturing itself needs a GPU and is measured there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from slipstream.actors.executor import graphs
+from slipstream.actors.executor.batch import RunningBatch, StepShape
+from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.executor import IDLE_S, Executor
+from slipstream.actors.executor.graphs import GraphedProgram
+from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.protocol.messages import Capacity, Completed, Plan
+
+
+class Graphs(GraphedProgram):
+    """Notes what is captured and what runs as it is."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.order: list[StepShape] = []
+        self.ran: list[StepShape] = []
+        program: Any = SimpleNamespace(run=lambda inputs, outputs, shape: self.ran.append(shape))
+        stream: Any = SimpleNamespace(stream=None)
+        super().__init__(program, stream, 64, sizes)
+
+    def capture(self, shape: StepShape) -> Any:
+        self.order.append(shape)
+        graph = SimpleNamespace(replay=lambda: None)
+        inputs, outputs = torch.zeros(shape.size), torch.zeros(shape.output_size)
+        return SimpleNamespace(graph=graph, inputs=inputs, outputs=outputs)
+
+    @torch.inference_mode()
+    def step(self, shape: StepShape) -> None:
+        self.run(torch.zeros(shape.size), torch.zeros(shape.output_size), shape)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    return Graphs((1, 2, 4))
+
+
+def test_the_largest_is_captured_first(made: Graphs) -> None:
+    made.capture_all()
+    assert [(shape.decodes, shape.greedy) for shape in made.order] == [
+        (size, greedy) for size in (4, 2, 1) for greedy in (True, False)
+    ]
+    assert not made.capture_next()
+
+
+def test_a_shape_that_is_met_runs_as_it_is_and_is_captured_next(made: Graphs) -> None:
+    met = made.plain_shape(2, False)
+    made.step(met)
+    assert made.ran == [met]
+    assert made.capture_next()
+    assert made.order == [met]
+    made.step(met)
+    assert made.ran == [met], "now it is replayed"
+    made.capture_all()
+    assert len(made.order) == len(set(made.order)) == 6
+
+
+def test_the_number_of_graphs_is_bounded(made: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 7)
+    made.capture_all()
+    for columns in range(1, 5):
+        shape = made.plain_shape(2, True)
+        made.step(replace(shape, logprobs=columns))
+    made.capture_all()
+    assert len(made.captured) == 7
+
+
+def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
+    pieces = [3]
+
+    def idle_work() -> bool:
+        pieces[0] -= 1
+        return pieces[0] >= 0
+
+    clock = [0]
+    device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    program = EmulatedProgram(2, 16, 50)
+    pipeline = Pipeline(device, program, 2, batch.capacity, batch.output_capacity)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, idle_work)
+    assert executor.wake_at == 0.0
+    executor.wake(0.0)
+    assert pieces == [2]
+    assert executor.wake_at == 0.0
+
+    executor.receive("scheduler", Plan(0), 0.0)
+    executor.wake(0.0)
+    assert pieces == [2], "a step is under way"
+    assert executor.wake_at is None
+    clock[0] = 10_000_000
+    executor.receive("device", Completed(), 0.01)
+    assert executor.wake_at == 0.01 + IDLE_S
+    for _ in range(3):
+        executor.wake(1.0)
+    assert executor.wake_at is None, "nothing is left, and an idle service uses no CPU"
