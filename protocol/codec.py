@@ -94,9 +94,7 @@ def refuse_extension(code: int, data: bytes) -> None:
 
 
 def decode_envelope(frame: bytes) -> Envelope:
-    return decode(
-        frame, Envelope, max_bytes=MAX_INTERNAL_FRAME_BYTES, max_containers=MAX_INTERNAL_CONTAINERS
-    )
+    return decode(frame, Envelope, max_bytes=MAX_INTERNAL_FRAME_BYTES, max_containers=MAX_INTERNAL_CONTAINERS)
 
 
 def decode_from_client(frame: bytes) -> PublicIn:

@@ -123,6 +123,7 @@ MORE_PARAMS = SamplingParams(
     logit_bias={"5": -100.0},
     json_schema={"type": "object"},
     priority=1,
+    cache_salt="of this user",
 )
 
 LIMITS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536)
@@ -315,7 +316,14 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("plan of a steady step", Plan(59)),
     (
         "plan with joins",
-        Plan(60, leaves=int32(1, 2), joins=[JOIN], blocks=int32(3, 17), chunks=int32(3, 4)),
+        Plan(
+            60,
+            leaves=int32(1, 2),
+            joins=[JOIN],
+            blocks=int32(3, 17),
+            copies=int32(9, 17),
+            chunks=int32(3, 4),
+        ),
     ),
     ("sampled", Sampled(59, int32(392, -1), 3364778464333, 3364784588230)),
     (

@@ -45,6 +45,9 @@ MAX_ABS_LOGIT_BIAS = 100.0
 MAX_CHOICES = 64
 """Largest ``n``."""
 
+MAX_CACHE_SALT_CHARS = 256
+"""Longest ``cache_salt``."""
+
 MAX_LOGPROBS = 20
 """Largest ``logprobs``."""
 

@@ -324,8 +324,8 @@ class Join(Internal):
 class Plan(Internal):
     """scheduler → executor: step ``step``, as the difference from the step before.
 
-    In order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables; then
-    every chunk of ``chunks`` and one token of every sequence that has no prompt left run. Rows that
+    In order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables, ``copies``
+    copy blocks; then every chunk of ``chunks`` and one token of every sequence that has no prompt left run. Rows that
     sample, in the order of their slots, are the rows of ``Sampled``.
     """
 
@@ -335,6 +335,8 @@ class Plan(Internal):
     joins: list[Join] = []
     blocks: bytes = b""
     """Pairs (slot, block) of int32; each block is appended to the slot's block table."""
+    copies: bytes = b""
+    """Pairs (source, target) of blocks (int32): what an earlier step wrote, for a sequence that will write on."""
     chunks: bytes = b""
     """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
 

@@ -58,6 +58,9 @@ class SamplingParams(
     """Token id, written in decimal since all maps have string keys, to what is added to its logit."""
     json_schema: dict[str, Any] | str | None = None
     priority: int = 0
+    """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
+    cache_salt: str = ""
+    """Only requests of the same salt find each other's beginnings in the prefix cache."""
     deadline_s: float | None = None
     """Seconds from acceptance within which the request must be finished."""
 
@@ -103,6 +106,7 @@ class SamplingParams(
                     f"logit_bias has {bias} for token {token};"
                     f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}"
                 )
+        counted("cache_salt", len(self.cache_salt), limits.MAX_CACHE_SALT_CHARS, "characters")
         for name, default in UNSUPPORTED.items():
             value = getattr(self, name)
             if value != default:
@@ -131,7 +135,6 @@ RANGES: dict[str, tuple[float, float | str, bool]] = {
 
 UNSUPPORTED: dict[str, object] = {
     "json_schema": None,
-    "priority": 0,
 }
 """Parameters that are part of the contract but have no effect yet, with the only value that is accepted."""
 

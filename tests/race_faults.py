@@ -19,6 +19,7 @@ from slipstream.actors.scheduler.scheduler import Scheduler
 PIPELINE = "slipstream.actors.executor.pipeline"
 EXECUTOR = "slipstream.actors.executor.executor"
 POOL = "slipstream.actors.scheduler.pool"
+PLANNER = "slipstream.actors.scheduler.planner"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
 SLOT, BLOCK = "sequence slot", "KV block"
 
@@ -60,8 +61,11 @@ def plant(fault: Fault) -> Code:
     if fault.module == EXECUTOR:
         return Code(executor=module.Executor)
     if fault.module == POOL:
-        pool, module = module, edited(SCHEDULER, ())
+        pool, module = module, edited(PLANNER, ())
         vars(module).update(Pool=pool.Pool, BlockPool=pool.BlockPool)
+    if fault.module in (POOL, PLANNER):
+        planner, module = module, edited(SCHEDULER, ())
+        vars(module).update(Planner=planner.Planner)
     return Code(scheduler=module.Scheduler)
 
 
@@ -294,14 +298,14 @@ FAULTS = (
         SLOT,
         (("self.slots.complete(step)", "self.slots.complete(step + 1)"),),
         (2, 3),
-        SCHEDULER,
+        PLANNER,
     ),
     Fault(
         "slots-retired-at-once",
         SLOT,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),
         MANY,
-        SCHEDULER,
+        PLANNER,
     ),
     Fault("retired-at-once", SLOT, (("if last_step <= self.completed", "if True"),), MANY, POOL),
     Fault(
@@ -338,7 +342,7 @@ FAULTS = (
     Fault(
         "blocks-released-by-the-first-holder",
         BLOCK,
-        (("if self.references[block] == 0:", "if block not in self.retiring:"),),
+        (("if not self.references[block]:", "if block not in self.retiring:"),),
         ALL,
         POOL,
     ),
@@ -348,7 +352,7 @@ FAULTS = (
         (
             (
                 "if last_step <= self.completed",
-                "if last_step <= self.completed or number in getattr(self, 'hash_of', ())",
+                "if last_step <= self.completed or number in getattr(self, 'hashes_of', ())",
             ),
         ),
         MANY,
@@ -361,36 +365,38 @@ FAULTS = (
         BLOCK,
         (
             (
-                "self.blocks.release(sequence.blocks, sequence.last_step)",
-                "self.blocks.release(sequence.blocks, -1)",
+                "self.blocks.release(sequence.held, sequence.last_step)",
+                "self.blocks.release(sequence.held, -1)",
             ),
         ),
         MANY,
-        SCHEDULER,
+        PLANNER,
+    ),
+    Fault(
+        "source-of-a-copy-given-back-at-once",
+        BLOCK,
+        (("blocks.release(copied, self.step)", "blocks.release(copied, -1)"),),
+        (3, 4),
+        PLANNER,
     ),
     Fault(
         "last-step-of-a-decode-a-step-early",
         BLOCK,
         (("sequence.last_step = self.step - 1 ", "sequence.last_step = self.step - 2 "),),
         MANY,
-        SCHEDULER,
+        PLANNER,
     ),
     Fault(
         "last-step-of-a-prefill-forgotten",
         BLOCK,
-        (("sequence.last_step = step", "pass"),),
+        (("sequence.last_step = self.step\n", "pass\n"),),
         MANY,
-        SCHEDULER,
+        PLANNER,
     ),
     Fault(
         "blocks-completed-with-every-launch",
         BLOCK,
-        (
-            (
-                "self.outstanding.append((step, rows))",
-                "self.outstanding.append((step, rows)); blocks.complete(step)",
-            ),
-        ),
+        (('self.send("executor", plan)', 'self.send("executor", plan); planner.blocks.complete(plan.step)'),),
         MANY,
         SCHEDULER,
     ),

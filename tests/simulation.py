@@ -165,11 +165,13 @@ class World(Simulator):
         assert not gateway.ledger.requests
         assert gateway.ledger.open_bytes == 0
         assert not scheduler.sequences
-        assert not scheduler.waiting
-        assert scheduler.slots.available == scheduler.config.max_num_seqs
-        assert scheduler.blocks is not None
-        assert scheduler.blocks.available == len(scheduler.blocks.references) - 1
-        assert not any(scheduler.blocks.references)
+        planner = scheduler.planner
+        assert not planner.waiting
+        assert not planner.waiting.clients
+        assert planner.slots.available == scheduler.config.max_num_seqs
+        assert planner.blocks is not None
+        assert planner.blocks.available == planner.blocks.count
+        assert not any(planner.blocks.references)
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -210,7 +212,7 @@ def idle(world: World) -> bool:
     if not isinstance(gateway, Gateway) or not isinstance(scheduler, Scheduler):
         return False  # one of them is down
     return (
-        scheduler.blocks is not None
+        scheduler.planner.blocks is not None
         and not gateway.ledger.requests
         and not scheduler.sequences
         and not scheduler.outstanding

@@ -141,7 +141,7 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
                 aborted.add(victim)
                 rig.carry(rig.scheduler.receive("tokenizer", Cancel([victim]), 0.0))
         rig.finish()
-        preempted += rig.scheduler.counters["preemptions"]
+        preempted += rig.scheduler.counters["num_preemptions"]
         wasted += rig.scheduler.counters["wasted_rows"]
         for request, which in enumerate(chosen):
             got, expected = rig.tokens[request], alone[which]

@@ -8,7 +8,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -221,12 +221,17 @@ def random_load(world: World, requests: int) -> None:
     simulation.random_load(world, requests, aborts=0.3)
 
 
-def crowded_load(world: World, requests: int) -> None:
+def repeated_load(world: World, requests: int) -> None:
+    """The same few prompts again and again, so that the ends of prompts are copied."""
+    crowded_load(world, 2 * requests, lengths=(13, 22, 60))
+
+
+def crowded_load(world: World, requests: int, lengths: Sequence[int] = range(1, 100)) -> None:
     """Too little room, many common beginnings, and clients that give up early: blocks change hands all the time."""
     rng = world.rng
     world.connect(b"ann")
     for number in range(requests):
-        prompt = list(range(rng.randrange(1, 100)))
+        prompt = list(range(rng.choice(lengths)))
         if rng.random() < 0.3:
             prompt = [rng.randrange(VOCAB) for _ in prompt]
         params = SamplingParams(max_tokens=rng.randrange(1, 30), seed=rng.getrandbits(60))
@@ -241,7 +246,7 @@ def drill(fault: Fault, depth: int, seeds: int) -> Iterator[Race]:
     """What is found in random schedules with the fault. It may break the service; the recording remains."""
     code = plant(fault)
     for seed in range(seeds):
-        for load, slots in ((crowded_load, 4), (random_load, 2)):
+        for load, slots in ((crowded_load, 4), (random_load, 2), (repeated_load, 3)):
             world = RecordedWorld(seed, depth, code, slots=slots, graphed=fault.graphed)
             with contextlib.suppress(Exception):
                 load(world, 10)
@@ -271,8 +276,8 @@ def test_a_change_that_keeps_the_order_is_not_reported(fault: Fault) -> None:
 def test_the_pipeline_has_no_race_in_any_schedule(depth: int) -> None:
     reused: set[str] = set()
     for seed in range(100):
-        load = crowded_load if seed % 2 else random_load
-        world = RecordedWorld(seed, depth, slots=2 + seed % 4, graphed=seed % 3 == 0)
+        load = (random_load, crowded_load, repeated_load)[seed % 3]
+        world = RecordedWorld(seed, depth, slots=2 + seed % 4, graphed=seed % 4 == 0)
         if seed % 5 == 0:
             name, instant = world.rng.choice(["scheduler", "executor"]), 0.01 + world.rng.random() * 0.05
             world.at(instant, lambda w=world, n=name: w.crash(n, 0.001))

@@ -636,7 +636,7 @@ def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
         rig.finish()
         for request, which in enumerate(order):
             check(rig.answers[request], known[which][2])
-        preempted += rig.scheduler.counters["preemptions"]
+        preempted += rig.scheduler.counters["num_preemptions"]
         hits += rig.scheduler.counters["prefix_cache_hits"]
     assert preempted > 0
     assert hits > 0
@@ -676,7 +676,7 @@ def test_a_penalty_counts_what_the_prefix_cache_and_a_recomputed_answer_bring(
     rig.ask(1, prompt, loud)
     for _ in range(12):
         rig.wait()
-    rig.scheduler.preempt(rig.scheduler.sequences[1])
+    rig.scheduler.planner.preempt(rig.scheduler.sequences[1])
     rig.finish()
     expected = plain_answer(plain, prompt, loud)
     assert rig.scheduler.counters["prefix_cache_hits"] > 40

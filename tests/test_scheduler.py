@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from slipstream.actors.scheduler.pool import BlockPool
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.codec import encode
 from slipstream.protocol.messages import (
@@ -160,6 +156,9 @@ class Bench:
         for slot, block in pairs(plan.blocks):
             assert block != 0, "block 0 belongs to nobody"
             self.rows[slot].blocks.append(block)
+        for source, target in pairs(plan.copies):
+            for place in range(self.size):
+                self.cache[target, place] = self.cache.get((source, place), 0)
         chunks = pairs(plan.chunks)
         assert len(decoding) + sum(count for _, count in chunks) <= self.budget
         for slot in decoding:
@@ -191,13 +190,14 @@ class Bench:
         return token
 
     def nothing_left(self) -> None:
-        scheduler = self.scheduler
-        blocks = scheduler.blocks
+        scheduler, planner = self.scheduler, self.scheduler.planner
+        blocks = planner.blocks
         assert blocks is not None
         assert not scheduler.sequences
-        assert not scheduler.waiting
-        assert scheduler.slots.available == scheduler.config.max_num_seqs
-        assert blocks.available == len(blocks.references) - 1
+        assert not planner.waiting
+        assert not planner.waiting.clients
+        assert planner.slots.available == scheduler.config.max_num_seqs
+        assert blocks.available == blocks.count
         assert not any(blocks.references)
 
 
@@ -386,7 +386,7 @@ def test_when_the_cache_is_full_the_newest_gives_way_and_every_token_is_as_it_wo
     for request in range(4):
         bench.ask(request, prompt(request, 10), max_tokens=40, **FREE)
     bench.finish_all()
-    assert bench.scheduler.counters["preemptions"] > 0
+    assert bench.scheduler.counters["num_preemptions"] > 0
     for request in range(4):
         assert bench.tokens[request] == alone(prompt(request, 10), request, 40, set(), VOCAB)
     assert list(bench.ends) == [0, 1, 2, 3]
@@ -486,7 +486,7 @@ def test_an_equal_prompt_still_computes_its_last_token() -> None:
     bench.finish_all()
     bench.ask(2, prompt(1, 64), max_tokens=3, seed=1, **FREE)
     bench.finish_all()
-    assert [opened.cached_tokens for opened in bench.opened] == [0, 48]
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 63]
     assert bench.tokens[2] == bench.tokens[1]
 
 
@@ -506,7 +506,7 @@ def test_a_request_that_found_its_beginning_but_no_room_frees_nothing_that_a_ste
     bench.ask(1, beginning, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
     bench.ask(2, [*beginning[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
     assert len(bench.outstanding) == 1
-    blocks = bench.scheduler.blocks
+    blocks = bench.scheduler.planner.blocks
     assert blocks is not None
     assert blocks.available == 1
     bench.give(Cancel([2]))
@@ -548,169 +548,9 @@ def test_in_random_crowds_every_row_attends_to_its_own_past_and_to_nothing_else(
         assert len(bench.ends) == 25
         bench.nothing_left()
         counters = bench.scheduler.counters
-        preempted += counters["preemptions"]
+        preempted += counters["num_preemptions"]
         hits += counters["prefix_cache_hits"]
         wasted += counters["wasted_rows"]
     assert preempted > 0
     assert hits > 0
     assert wasted > 0
-
-
-# --- the pool -----------------------------------------------------------------------------------
-
-BLOCKS = 9
-
-
-class PoolMachine(RuleBasedStateMachine):
-    """Sequences come, run in steps, share, publish and leave, in any order; steps finish in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = BlockPool(BLOCKS, 4, caching=True)
-        self.owners: dict[int, list[int]] = {}
-        self.last_step: dict[int, int] = {}
-        self.touched: dict[int, int] = {}
-        """The last step that uses each block."""
-        self.launched = -1
-        self.numbers = 0
-
-    @initialize(caching=st.booleans())
-    def choose(self, caching: bool) -> None:
-        self.pool = BlockPool(BLOCKS, 4, caching=caching)
-
-    def held(self) -> set[int]:
-        return {block for blocks in self.owners.values() for block in blocks}
-
-    def one_of(self, data: st.DataObject) -> int:
-        return data.draw(st.sampled_from(sorted(self.owners)))
-
-    @rule(data=st.data(), content=st.integers(0, 3))
-    def admit(self, data: st.DataObject, content: int) -> None:
-        """A sequence takes what the cache has of its beginning, and new blocks for the rest."""
-        pool = self.pool
-        hashes = [bytes([content, index]) for index in range(data.draw(st.integers(0, 3)))]
-        found = pool.find(hashes)
-        pool.hold(found)
-        wanted = data.draw(st.integers(0, 3))
-        if pool.available < wanted:
-            pool.release(found, self.launched)
-            return
-        self.owners[self.numbers] = found + [self.take() for _ in range(wanted)]
-        self.last_step[self.numbers] = -1
-        self.numbers += 1
-
-    def take(self) -> int:
-        before, held = list(self.pool.generation), self.held()
-        block = self.pool.take()
-        assert block != 0
-        assert block not in held, "a block with two owners"
-        assert self.touched.get(block, -1) <= self.pool.completed, "reused while a step touches it"
-        assert self.pool.generation[block] == before[block] + 1
-        assert self.pool.references[block] == 1
-        return block
-
-    @precondition(lambda self: self.owners and self.pool.available)
-    @rule(data=st.data())
-    def grow(self, data: st.DataObject) -> None:
-        self.owners[self.one_of(data)].append(self.take())
-
-    @precondition(lambda self: self.owners)
-    @rule(data=st.data(), content=st.integers(0, 3))
-    def publish(self, data: st.DataObject, content: int) -> None:
-        for index, block in enumerate(self.owners[self.one_of(data)][:3]):
-            self.pool.publish(block, bytes([content, index]))
-
-    @precondition(lambda self: self.owners)
-    @rule(data=st.data())
-    def launch(self, data: st.DataObject) -> None:
-        """A step in which some of the sequences run."""
-        self.launched += 1
-        for owner in data.draw(st.sets(st.sampled_from(sorted(self.owners)))):
-            self.last_step[owner] = self.launched
-            for block in self.owners[owner]:
-                self.touched[block] = self.launched
-
-    @precondition(lambda self: self.pool.completed < self.launched)
-    @rule()
-    def complete(self) -> None:
-        self.pool.complete(self.pool.completed + 1)
-
-    @precondition(lambda self: self.owners)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        owner = self.one_of(data)
-        self.pool.release(self.owners.pop(owner), self.last_step.pop(owner))
-
-    @invariant()
-    def every_block_is_in_exactly_one_place(self) -> None:
-        pool = self.pool
-        places = [*pool.free, *pool.unused, *pool.retiring, *self.held()]
-        assert sorted(places) == list(range(1, BLOCKS))
-
-    @invariant()
-    def every_holder_is_counted(self) -> None:
-        counts = [0] * BLOCKS
-        for blocks in self.owners.values():
-            for block in blocks:
-                counts[block] += 1
-        assert self.pool.references == counts
-
-    @invariant()
-    def what_waits_for_a_step_waits_for_one_that_is_not_over(self) -> None:
-        assert all(self.pool.completed < step <= self.launched for step in self.pool.retiring.values())
-
-    @invariant()
-    def the_index_of_contents_is_the_same_both_ways(self) -> None:
-        assert {block: digest for digest, block in self.pool.block_of.items()} == self.pool.hash_of
-        assert set(self.pool.unused) <= set(self.pool.hash_of)
-
-    @rule()
-    def all_leave_and_all_steps_finish(self) -> None:
-        for owner, blocks in self.owners.items():
-            self.pool.release(blocks, self.last_step[owner])
-        self.owners.clear()
-        while self.pool.completed < self.launched:
-            self.pool.complete(self.pool.completed + 1)
-        assert self.pool.available == BLOCKS - 1
-
-
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestBlockPool = PoolMachine.TestCase
-
-
-def test_the_block_that_was_used_least_recently_gives_way_first() -> None:
-    pool = BlockPool(5, 4, caching=True)
-    blocks = [pool.take() for _ in range(4)]
-    for block in blocks:
-        pool.publish(block, bytes([block]))
-    for block in (blocks[2], blocks[0], blocks[3], blocks[1]):
-        pool.release([block], -1)
-    pool.hold([blocks[2]])
-    pool.release([blocks[2]], -1)
-    assert [pool.take() for _ in range(4)] == [blocks[0], blocks[3], blocks[1], blocks[2]]
-    assert pool.find([bytes([block]) for block in blocks]) == []
-
-
-def test_equal_blocks_behind_different_beginnings_have_different_hashes() -> None:
-    pool = BlockPool(5, 4, caching=True)
-
-    def hashes(tokens: list[int]) -> list[bytes]:
-        known: list[bytes] = []
-        pool.hashes(np.array(tokens, np.int32).data, known)
-        return known
-
-    first, second = hashes([1, 2, 3, 4, 9, 9, 9, 9]), hashes([5, 6, 7, 8, 9, 9, 9, 9])
-    assert first[1] != second[1]
-    assert hashes([1, 2, 3, 4, 9, 9, 9, 9, 7]) == first
-
-
-def test_a_shared_block_waits_for_the_last_step_of_all_that_held_it_whoever_leaves_last() -> None:
-    pool = BlockPool(3, 4, caching=True)
-    shared = pool.take()
-    pool.hold([shared])
-    pool.release([shared], 5)  # ran in step 5
-    pool.complete(4)
-    pool.release([shared], 4)  # had no budget since step 4
-    assert pool.available == 1
-    pool.complete(5)
-    assert pool.available == 2

@@ -25,7 +25,7 @@ def test_a_cache_of_a_fifth_finishes_everything_with_the_same_tokens(more: int) 
         random_load(world, 20, aborts=0.0)
         world.check()
         world.check_nothing_left()
-        preempted += world.actors["scheduler"].counters["preemptions"]  # type: ignore[attr-defined]
+        preempted += world.actors["scheduler"].counters["num_preemptions"]  # type: ignore[attr-defined]
     assert preempted > 0
 
 

@@ -64,6 +64,8 @@ class StepShape:
     """Joining sequences that have a logit bias."""
     biased: bool = False
     """Some sampling row has a logit bias."""
+    copies: int = 0
+    """Blocks that are copied."""
     logprobs: int = 0
     """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
 
@@ -88,6 +90,7 @@ class StepShape:
             logits_index=self.samples,
             joins=self.joins * JOIN_WIDTH,
             biases=self.biases * BIAS_WIDTH,
+            copies=self.copies * 2,
             blocks=self.blocks * 3,
         )
 
@@ -141,7 +144,7 @@ class RunningBatch:
         """Batch sizes, rising, for which a step that only decodes is captured; it is padded to one of them."""
         slots += 1
         self.capacity = (
-            5 * slots
+            7 * slots
             + 1
             + 3 * max_batched_tokens
             + slots * (JOIN_WIDTH + BIAS_WIDTH)
@@ -224,6 +227,7 @@ class RunningBatch:
             ),
             biases=sum(1 for join in plan.joins if join.bias_tokens),
             biased=bool(self.biased[samples].any()),
+            copies=len(plan.copies) // 8,
             logprobs=int(self.logprobs[samples].max(initial=0)),
         )
         at = shape.sections
@@ -248,6 +252,8 @@ class RunningBatch:
             self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
         if shape.biases:
             self.pack_biases(plan.joins, staging[at["biases"]].reshape(-1, BIAS_WIDTH))
+        if plan.copies:
+            staging[at["copies"]] = np.frombuffer(plan.copies, np.int32)
         if shape.blocks:
             self.pack_blocks(blocks, staging[at["blocks"]].reshape(-1, 3))
 

@@ -78,37 +78,40 @@ class ModelProgram:
         if shape.blocks:
             slot, index, block = inputs[at["blocks"]].view(-1, 3).long().unbind(1)
             state.block_table[slot, index] = block.int()
+        if shape.copies:
+            self.copy_blocks(*inputs[at["copies"]].view(-1, 2).long().unbind(1))
 
         # gather
         slots = inputs[at["token_slots"]].long()
         positions = state.position[slots] + inputs[at["token_offsets"]]
+        block = state.block_table[slots, positions // self.block_size]
+        write_index = block.long() * self.block_size + positions % self.block_size
+        first, known = shape.decodes, inputs[at["chunk_tokens"]]
         if shape.chunks:
-            first, known = shape.decodes, inputs[at["chunk_tokens"]]
             state.tokens[slots[first:], positions[first:]] = known
-            if shape.penalties:
-                self.count_history(shape)
-                in_prompt = positions[first:] < state.prompt_len[slots[first:]]
-                sampler.count_known(slots[first:], known, in_prompt)
         input_ids = state.tokens[slots, positions].long()
         if self.check_carry_over:
             written = (input_ids != UNWRITTEN).all()
             torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
+        self.block_tokens[write_index] = input_ids.int()
+        if shape.chunks and shape.penalties:
+            self.count_history(shape)  # what other rows write in this step is among it
+            in_prompt = positions[first:] < state.prompt_len[slots[first:]]
+            sampler.count_known(slots[first:], known, in_prompt)
         rows = inputs[at["row_slots"]].long()
         query_start = inputs[at["query_start"]]
         counts = query_start[1:] - query_start[:-1]
-        block = state.block_table[slots, positions // self.block_size]
         batch = PagedBatch(
             cache=self.cache,
             rows=rows,
             kv_lens=(state.position[rows] + counts).int(),
             query_start=query_start,
-            write_index=block.long() * self.block_size + positions % self.block_size,
+            write_index=write_index,
             block_table=state.block_table,
             num_decode=shape.decodes,
             chunks=list(shape.chunks),
             max_decode_kv_len=shape.max_decode_kv_len,
         )
-        self.block_tokens[batch.write_index] = input_ids.int()
 
         # forward
         logits = self.model.forward(input_ids, positions, batch, inputs[at["logits_index"]].long()).float()
@@ -146,6 +149,11 @@ class ModelProgram:
         state.stop[slots] = joins[:, JOIN_FIELDS:]
         if self.check_carry_over:
             state.tokens[slots] = UNWRITTEN
+
+    def copy_blocks(self, source: Tensor, target: Tensor) -> None:
+        """Keys, values and tokens of whole blocks."""
+        for pool in (*self.cache.keys, *self.cache.values, self.block_tokens.view(-1, self.block_size)):
+            pool[target] = pool[source]
 
     def count_history(self, shape: StepShape) -> None:
         """Count the tokens of each joining sequence that are not in its chunks: they are in cached blocks."""

@@ -340,6 +340,9 @@ class RecordedBatch(RunningBatch):
             table = self.block_tables[slot][: -(-end // size)]
             reads += table
             writes += [self.holders[slot], *table[(end - count) // size :]]
+        for source, target in np.frombuffer(plan.copies, np.int32).reshape(-1, 2).tolist():
+            reads.append(recording.current(KV_BLOCK, source))
+            writes.append(recording.current(KV_BLOCK, target))
         self.uses[id(shape)] = shape, reads, writes
         return shape
 

@@ -2,13 +2,13 @@
 
 One rule holds for both, and it alone keeps a step that is still on the device safe from reuse: *a
 number retired after step s is handed out again only when step s is completed.* Each hand-out gives
-the number a new generation, so that a late user of an old one can be told from the new owner.
+the number a new generation, by which a late user of an old one is told from the new owner: a result
+is taken only by the holder that its step ran for, and a block is given back only by who was given it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from hashlib import blake2b
 
 
@@ -42,20 +42,36 @@ class Pool:
             self.retiring[number] = last_step
             self.by_step.setdefault(last_step, []).append(number)
 
-    def complete(self, step: int) -> None:
-        """Step ``step`` is finished on the device."""
+    def complete(self, step: int) -> list[int]:
+        """Step ``step`` is finished on the device; the numbers that waited for it."""
         self.completed = step
+        over = []
         for number in self.by_step.pop(step, ()):
             if self.retiring.get(number) == step:
                 del self.retiring[number]
                 self.reuse(number)
+                over.append(number)
+        return over
 
     def reuse(self, number: int) -> None:
         self.free.append(number)
 
 
+class Held:
+    """The blocks of one sequence, each in the generation in which it was given to the sequence."""
+
+    __slots__ = ("blocks", "generations")
+
+    def __init__(self) -> None:
+        self.blocks: list[int] = []
+        self.generations: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+
 class BlockPool(Pool):
-    """Cache blocks, shared by reference counts; full ones are found again by the hash of their prefix.
+    """Cache blocks, shared by reference counts; what they hold is found again by the hash of its whole prefix.
 
     A block that nobody holds but whose content is known stays findable until its number is needed,
     least recently used first. Finding a block of a step still under way is safe: all steps run in
@@ -64,72 +80,107 @@ class BlockPool(Pool):
 
     def __init__(self, count: int, block_size: int, *, caching: bool) -> None:
         super().__init__(count - 1, first=1)  # block 0 is the null block of padding rows
+        self.count = count - 1
         self.block_size = block_size
         self.caching = caching
         self.references = [0] * count
         self.last_use = [-1] * count
         """The last step of any holder that has released the block."""
-        self.hash_of: dict[int, bytes] = {}
+        self.hashes_of: dict[int, list[bytes]] = {}
+        """One for the end of a prompt in the block, and one for the block once it is full."""
         self.block_of: dict[bytes, int] = {}
+        self.written = [-1] * count
+        """The step that wrote the newest content that the block is found by."""
         self.unused: OrderedDict[int, None] = OrderedDict()
         """Blocks with known content and no holder, oldest first."""
+        self.evictions = 0
+        """Blocks with known content that gave way to new content."""
 
     @property
     def available(self) -> int:
         return len(self.free) + len(self.unused)
 
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that somebody holds or that a step under way may touch."""
+        return 1.0 - self.available / self.count
+
     def take(self) -> int:
         if not self.free:
             block, _ = self.unused.popitem(last=False)
-            del self.block_of[self.hash_of.pop(block)]
+            for digest in self.hashes_of.pop(block):
+                del self.block_of[digest]
+            self.evictions += 1
             self.free.append(block)
         block = super().take()
         self.references[block] = 1
         return block
 
-    def release(self, blocks: Iterable[int], last_step: int) -> None:
+    def grow(self, held: Held) -> int:
+        """A new block for the holder."""
+        block = self.take()
+        held.blocks.append(block)
+        held.generations.append(self.generation[block])
+        return block
+
+    def share(self, held: Held, blocks: list[int]) -> None:
+        """One holder more for each of these blocks, found by their content."""
+        for block in blocks:
+            self.references[block] += 1
+            self.unused.pop(block, None)
+            self.retiring.pop(block, None)
+            held.blocks.append(block)
+            held.generations.append(self.generation[block])
+
+    def release(self, held: Held, last_step: int) -> None:
         """One holder less for each block, last first so that a prefix outlives what continues it."""
-        for block in reversed(list(blocks)):
-            self.last_use[block] = max(self.last_use[block], last_step)
+        for block, generation in zip(reversed(held.blocks), reversed(held.generations), strict=True):
+            if self.generation[block] != generation or not self.references[block]:
+                raise RuntimeError(f"block {block} is given back by who does not hold it")
+            if last_step > self.last_use[block]:
+                self.last_use[block] = last_step
             self.references[block] -= 1
-            if self.references[block] == 0:
+            if not self.references[block]:
                 self.retire(block, self.last_use[block])
+        held.blocks, held.generations = [], []
 
     def reuse(self, number: int) -> None:
-        if number in self.hash_of:
+        if number in self.hashes_of:
             self.unused[number] = None
         else:
             self.free.append(number)
 
     # --- the prefix cache -------------------------------------------------------------------------
 
-    def hashes(self, tokens: memoryview, known: list[bytes]) -> None:
-        """Extend ``known``, the hashes of the full blocks of ``tokens`` (int32) over their whole prefix."""
+    def hashes(self, tokens: memoryview, known: list[bytes], salt: bytes) -> None:
+        """Extend ``known``, the hashes of the full blocks of ``tokens`` (int32) over their whole prefix.
+
+        Requests of different salts have no hash in common.
+        """
         size = self.block_size
+        parent = known[-1] if known else salt
         for index in range(len(known), len(tokens) // size):
-            parent = known[-1] if known else b""
-            block = tokens[index * size : (index + 1) * size]
-            known.append(blake2b(block, key=parent, digest_size=16).digest())
+            parent = digest(tokens[index * size : (index + 1) * size], parent)
+            known.append(parent)
 
     def find(self, hashes: list[bytes]) -> list[int]:
         """The blocks that hold the longest cached beginning."""
         found: list[int] = []
-        for digest in hashes:
-            block = self.block_of.get(digest)
+        for hash in hashes:
+            block = self.block_of.get(hash)
             if block is None:
                 break
             found.append(block)
         return found
 
-    def hold(self, blocks: list[int]) -> None:
-        """One holder more for each block."""
-        for block in blocks:
-            self.references[block] += 1
-            self.unused.pop(block, None)
-            self.retiring.pop(block, None)
+    def publish(self, block: int, hash: bytes, step: int) -> None:
+        """Let a block be found by its content, which step ``step`` completes; the first with a content keeps it."""
+        if self.caching and hash not in self.block_of:
+            self.block_of[hash] = block
+            self.hashes_of.setdefault(block, []).append(hash)
+            self.written[block] = step
 
-    def publish(self, block: int, digest: bytes) -> None:
-        """Let the full block be found by its hash; the first block with a content keeps it."""
-        if self.caching and digest not in self.block_of and block not in self.hash_of:
-            self.block_of[digest] = block
-            self.hash_of[block] = digest
+
+def digest(tokens: memoryview, parent: bytes) -> bytes:
+    """The hash of some tokens behind the prefix that ``parent`` is the hash of."""
+    return blake2b(tokens, key=parent, digest_size=16).digest()

@@ -3,12 +3,15 @@
 It may have ``depth`` plans outstanding. A plan is made from *positions*: where the next token of
 each sequence will be, never which it is. So plan N+1 is sent while step N computes, and the results
 of step N only append to the ledger, end sequences and free what no outstanding step uses.
+
+This file is the actor: the ledger of sequences, and what is said of them. What the plans say is decided
+in ``planner.py``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,41 +21,43 @@ from ...protocol.messages import (
     Capacity,
     Enqueue,
     Finished,
-    Join,
     Matched,
     Opened,
     PeerUp,
-    Plan,
     Sampled,
     Tokens,
     first_number,
 )
 from ...runtime.actor import Actor
-from .pool import BlockPool, Pool
-from .sequence import Logprobs, Sequence, SlotTable
+from .planner import Planner, SchedulerConfig
+from .sequence import Logprobs, Sequence
+from .waiting import rank
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that the detokenizer gets to continue the text of."""
 
-MAX_JOINED_TOKENS = 1 << 20
-"""A plan takes in no further sequence once those that join have so many tokens: it has to fit into a frame,
-and those that find their beginning in the prefix cache cost no budget."""
-
 COUNTERS_EVERY_S = 0.2
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    depth: int
-    eos_token_ids: tuple[int, ...]
-    prefix_caching: bool = True
+COUNTERS = (
+    "steps",
+    "device_busy_s",
+    "scheduled_rows",
+    "wasted_rows",
+    "prompt_tokens",
+    "generation_tokens",
+    "num_preemptions",
+    "num_preemptions_for_fairness",
+    "num_requests_refused",
+    "num_block_copies",
+    "prefill_tokens",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "prefix_cache_evictions",
+)
 
 
 class Scheduler(Actor):
-    """Policy, KV blocks and the ledger of tokens."""
+    """The ledger of tokens, and what executor and detokenizer are told."""
 
     name = "scheduler"
     blocking = True
@@ -70,43 +75,13 @@ class Scheduler(Actor):
         }
         self.sequences: dict[int, Sequence] = {}
         """Every request that has not ended, by number."""
-        self.waiting: deque[Sequence] = deque()
-        self.counters: dict[str, float] = dict.fromkeys(
-            (
-                "steps",
-                "device_busy_s",
-                "scheduled_rows",
-                "wasted_rows",
-                "prompt_tokens",
-                "generation_tokens",
-                "preemptions",
-                "prefix_cache_queries",
-                "prefix_cache_hits",
-            ),
-            0.0,
-        )
+        self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self.counters_due = 0.0
-        self.step = 0
-        """Number of the next step."""
-        self.blocks: BlockPool | None = None
-        """None until an executor has told its capacity."""
+        self.planner = Planner(config, self.counters)
+        self.outstanding: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
+        """Step, sampling slots and their generations of each plan whose result has not come, oldest first."""
         self.opened: list[Opened] = []
         self.finished: list[Finished] = []
-        self.reset_slots()
-
-    def reset_slots(self) -> None:
-        """Nothing is on the device."""
-        config = self.config
-        self.table = SlotTable(config.max_num_seqs, config.max_model_len)
-        self.slots = Pool(config.max_num_seqs)
-        self.slots.completed = self.step - 1
-        self.holders: list[Sequence | None] = [None] * config.max_num_seqs
-        self.prefilling: list[Sequence] = []
-        """Hold a slot and have prompt left, in the order of admission."""
-        self.leaves: list[int] = []
-        """Slots that the next plan frees."""
-        self.outstanding: deque[tuple[int, np.ndarray]] = deque()
-        """Step and sampling rows of each plan whose result has not come, oldest first."""
 
     # --- requests come and go ---------------------------------------------------------------------
 
@@ -115,13 +90,13 @@ class Scheduler(Actor):
         if known is not None:
             self.again(known, message)
             return
-        sequence = self.sequence_of(message)
-        limit = self.longest()
+        sequence = self.sequence_of(message, now)
+        limit = self.planner.longest
         if limit is not None and sequence.target > limit:
             self.refuse(sequence, limit)
             return
         self.sequences[message.request] = sequence
-        self.waiting.append(sequence)
+        self.planner.wait(sequence)
         if sequence.delivered and self.is_over(sequence):
             self.flush(-1)
         self.plan_ahead(now)
@@ -138,7 +113,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "length")
         return sequence.finished
 
-    def sequence_of(self, message: Enqueue) -> Sequence:
+    def sequence_of(self, message: Enqueue, now: float) -> Sequence:
         prompt = np.frombuffer(message.prompt, np.int32)
         delivered = np.frombuffer(message.delivered, np.int32)
         params = message.params
@@ -155,13 +130,11 @@ class Scheduler(Actor):
             stop_tokens=stop,
             eos=eos,
             client=message.client,
+            rank=rank(now, params.priority),
+            salt=blake2b(params.cache_salt.encode(), digest_size=16).digest() if params.cache_salt else b"",
             attempt=message.attempt,
             delivered=len(delivered),
         )
-
-    def longest(self) -> int | None:
-        """Most tokens that one sequence can have in the cache; None while no executor has told."""
-        return None if self.blocks is None else (len(self.blocks.references) - 1) * self.blocks.block_size
 
     def refuse(self, sequence: Sequence, limit: int) -> None:
         message = (
@@ -169,6 +142,7 @@ class Scheduler(Actor):
             f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
             " shorten the prompt or lower max_tokens"
         )
+        self.counters["num_requests_refused"] += 1
         self.finished.append(Finished(sequence.request, "invalid_request", None, message))
         self.flush(-1)
 
@@ -182,12 +156,9 @@ class Scheduler(Actor):
             return
         self.open(sequence, 0)
         first = sequence.prompt_len + sequence.delivered
-        missing = self.known_tokens(sequence)[first:]
+        missing = self.planner.known(sequence)[first:]
         requests = np.full(len(missing), sequence.request, np.int64)
         self.flush(-1, requests, missing, logprobs=sequence.last_logprobs(len(missing)))
-
-    def known_tokens(self, sequence: Sequence) -> np.ndarray:
-        return self.table.known(sequence.slot) if sequence.slot >= 0 else sequence.tokens
 
     def on_cancel(self, message: Cancel, now: float) -> None:
         for request in message.requests:
@@ -214,191 +185,7 @@ class Scheduler(Actor):
             return
         sequence.finished = True
         del self.sequences[sequence.request]
-        if sequence.slot < 0:
-            self.waiting.remove(sequence)
-            return
-        self.table.accepting[sequence.slot] = False
-        if not sequence.left:
-            self.leave(sequence)
-
-    def leave(self, sequence: Sequence) -> None:
-        """The next plan frees the slot; slot and blocks are reused when the last step is over."""
-        assert self.blocks is not None
-        slot = sequence.slot
-        if self.table.decoding[slot]:
-            self.table.decoding[slot] = False
-            sequence.last_step = self.step - 1  # a decoding sequence runs in every step
-        else:
-            self.prefilling.remove(sequence)
-        sequence.left = True
-        self.leaves.append(slot)
-        self.publish(sequence)
-        self.blocks.release(sequence.blocks, sequence.last_step)
-        sequence.blocks = []
-        self.slots.retire(slot, sequence.last_step)
-        if sequence.last_step <= self.slots.completed:
-            self.vacate(slot)
-
-    def vacate(self, slot: int) -> None:
-        """No step uses the slot any more; a preempted sequence waits again, before all that came later."""
-        sequence = self.holders[slot]
-        assert sequence is not None
-        self.holders[slot] = None
-        if not sequence.preempted or sequence.finished:
-            return
-        sequence.tokens = self.table.known(slot).copy()
-        sequence.slot, sequence.left, sequence.preempted = -1, False, False
-        place = sum(1 for other in self.waiting if other.request < sequence.request)
-        self.waiting.insert(place, sequence)
-
-    def publish(self, sequence: Sequence) -> None:
-        """Let the full blocks of the sequence be found by others."""
-        blocks = self.blocks
-        assert blocks is not None
-        if not blocks.caching:
-            return
-        computed = min(int(self.table.computed[sequence.slot]), int(self.table.length[sequence.slot]))
-        full = computed // blocks.block_size
-        if full <= sequence.published:
-            return
-        blocks.hashes(self.table.known(sequence.slot)[: full * blocks.block_size].data, sequence.hashes)
-        for index in range(sequence.published, full):
-            blocks.publish(sequence.blocks[index], sequence.hashes[index])
-        sequence.published = full
-
-    # --- plans ------------------------------------------------------------------------------------
-
-    def plan_ahead(self, now: float) -> None:
-        """Send plans until ``depth`` are outstanding or there is nothing to run."""
-        while self.blocks is not None and len(self.outstanding) < self.config.depth:
-            plan = self.next_plan(self.blocks)
-            if plan is None:
-                return
-            self.send("executor", plan)
-
-    def next_plan(self, blocks: BlockPool) -> Plan | None:
-        """One step: every decoding sequence, then prompts in chunks while the budget lasts."""
-        table, step = self.table, self.step
-        appended: list[tuple[int, int]] = []
-        if not self.make_room(blocks, appended):
-            return None
-        rows = np.flatnonzero(table.decoding)
-        budget = self.config.max_num_batched_tokens - len(rows)
-        chunks: list[tuple[int, int]] = []
-        for sequence in self.prefilling:
-            budget -= self.chunk(sequence, budget, chunks)
-        joins: list[Join] = []
-        joined = 0
-        while self.waiting and budget > 0 and self.slots.available and joined < MAX_JOINED_TOKENS:
-            sequence = self.waiting[0]
-            if not self.admit(sequence, blocks, appended, joins):
-                break
-            joined += len(sequence.tokens)
-            budget -= self.chunk(sequence, budget, chunks)
-        if not len(rows) and not chunks:
-            return None
-
-        table.computed[rows] += 1
-        table.planned[rows] += 1
-        for slot, tokens in chunks:
-            table.computed[slot] += tokens
-            sequence = self.holders[slot]
-            assert sequence is not None
-            sequence.last_step = step
-            if table.computed[slot] == table.length[slot]:
-                self.prefilling.remove(sequence)
-                table.planned[slot] += 1
-                table.decoding[slot] = True
-                rows = np.append(rows, slot)
-            self.publish(sequence)
-        rows.sort()
-        plan = Plan(
-            step,
-            leaves=np.array(self.leaves, np.int32).tobytes(),
-            joins=joins,
-            blocks=np.array(appended, np.int32).tobytes(),
-            chunks=np.array(chunks, np.int32).tobytes(),
-        )
-        self.leaves = []
-        self.outstanding.append((step, rows))
-        self.step = step + 1
-        # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
-        for slot in rows[table.planned[rows] >= table.target[rows]]:
-            sequence = self.holders[slot]
-            assert sequence is not None
-            self.leave(sequence)
-        return plan
-
-    def make_room(self, blocks: BlockPool, appended: list[tuple[int, int]]) -> bool:
-        """A block for every decoding sequence whose next position needs one; the newest give way.
-
-        False: what they gave is still in use by an outstanding step, so this plan has to wait for it.
-        """
-        table = self.table
-        while True:
-            short = np.flatnonzero(table.decoding & (table.computed >= table.room))
-            if len(short) <= blocks.available + len(blocks.retiring):
-                break
-            self.preempt(self.newest())
-        if len(short) > blocks.available:
-            return False
-        for slot in short.tolist():
-            sequence = self.holders[slot]
-            assert sequence is not None
-            block = blocks.take()
-            sequence.blocks.append(block)
-            appended.append((slot, block))
-            table.room[slot] += blocks.block_size
-        return True
-
-    def newest(self) -> Sequence:
-        """The running sequence that came last: it has the least to lose, and the oldest always proceeds."""
-        return max((s for s in self.holders if s is not None and not s.left), key=lambda s: s.request)
-
-    def preempt(self, sequence: Sequence) -> None:
-        """Give up slot and blocks; prompt and tokens are computed again later."""
-        self.counters["preemptions"] += 1
-        sequence.preempted = True
-        self.leave(sequence)
-
-    def chunk(self, sequence: Sequence, budget: int, chunks: list[tuple[int, int]]) -> int:
-        slot = sequence.slot
-        tokens = min(budget, int(self.table.length[slot] - self.table.computed[slot]))
-        if tokens > 0:
-            chunks.append((slot, tokens))
-        return max(tokens, 0)
-
-    def admit(
-        self, sequence: Sequence, blocks: BlockPool, appended: list[tuple[int, int]], joins: list[Join]
-    ) -> bool:
-        """Give the first waiting sequence a slot and blocks for all its known tokens, or leave it waiting."""
-        size, length = blocks.block_size, len(sequence.tokens)
-        cached: list[int] = []
-        if blocks.caching:
-            blocks.hashes(sequence.tokens.data, sequence.hashes)
-            cached = blocks.find(sequence.hashes[: (length - 1) // size])
-        blocks.hold(cached)
-        needed = -(-length // size) - len(cached)
-        if blocks.available < needed:
-            blocks.release(cached, blocks.completed)
-            return False
-        self.waiting.popleft()
-        sequence.slot = slot = self.slots.take()
-        self.holders[slot] = sequence
-        sequence.blocks = cached + [blocks.take() for _ in range(needed)]
-        sequence.published = len(cached)
-        start = len(cached) * size
-        self.table.enter(sequence, start, len(sequence.blocks) * size)
-        appended.extend((slot, block) for block in sequence.blocks)
-        joins.append(sequence.join(start))
-        self.mark("planned", sequence.request)
-        self.prefilling.append(sequence)
-        self.counters["prefix_cache_queries"] += length
-        self.counters["prefix_cache_hits"] += start
-        if not sequence.opened:
-            self.counters["prompt_tokens"] += sequence.prompt_len
-            self.open(sequence, start)
-        return True
+        self.planner.drop(sequence)
 
     def open(self, sequence: Sequence, cached: int) -> None:
         """Tell the detokenizer of the sequence, with the last tokens that its text continues."""
@@ -408,7 +195,7 @@ class Scheduler(Actor):
         self.opened.append(
             Opened(
                 sequence.request,
-                self.known_tokens(sequence)[first:known].tobytes(),
+                self.planner.known(sequence)[first:known].tobytes(),
                 sequence.delivered,
                 sequence.params.stop_strings,
                 cached,
@@ -417,14 +204,36 @@ class Scheduler(Actor):
             )
         )
 
-    # --- results ----------------------------------------------------------------------------------
+    # --- plans and results ------------------------------------------------------------------------
+
+    def plan_ahead(self, now: float) -> None:
+        """Send plans until ``depth`` are outstanding or there is nothing to run."""
+        planner = self.planner
+        while planner.blocks is not None and len(self.outstanding) < self.config.depth:
+            planned = planner.plan()
+            for sequence, cached in planner.take_admitted():
+                self.mark("planned", sequence.request)
+                if not sequence.opened:
+                    self.counters["prompt_tokens"] += sequence.prompt_len
+                    self.open(sequence, cached)
+            if planned is None:
+                return
+            plan, rows = planned
+            self.outstanding.append((plan.step, rows, planner.table.generation[rows]))
+            self.send("executor", plan)
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows = self.outstanding.popleft()
+        step, rows, generations = self.outstanding.popleft()
         if step != message.step:
-            raise RuntimeError(f"the executor answered step {message.step}; step {step} is the oldest outstanding")
-        table = self.table
+            raise RuntimeError(
+                f"the executor answered step {message.step}; step {step} is the oldest outstanding"
+            )
+        planner, table = self.planner, self.planner.table
+        if (table.generation[rows] != generations).any():
+            raise RuntimeError(
+                f"a sequence slot has a new holder before step {step}, which runs the old, is over"
+            )
         tokens = np.frombuffer(message.tokens, np.int32)
         alive = table.accepting[rows]
         logprobs = None
@@ -447,34 +256,23 @@ class Scheduler(Actor):
         stopped = (table.stop[rows] == tokens[:, None]).any(axis=1)
         requests = table.request[rows]
         for row in np.flatnonzero(stopped | (table.length[rows] >= table.target[rows])):
-            sequence = self.holders[rows[row]]
-            assert sequence is not None
+            sequence = planner.holder(rows[row])
             if stopped[row]:
                 token = int(tokens[row])
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
             else:
                 self.finish(sequence, "length")
-        self.complete(step)
+        planner.complete(step)
         self.plan_ahead(now)
         self.flush(step, requests, tokens, now, logprobs)
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
-        wanting = np.flatnonzero(self.table.logprobs[rows] >= 0)
+        wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0)
         for row in wanting.tolist():
-            sequence = self.holders[rows[row]]
-            assert sequence is not None
+            sequence = self.planner.holder(rows[row])
             sequence.keep_logprobs(logprobs.take(np.array([row])))
         return logprobs if len(wanting) else None
-
-    def complete(self, step: int) -> None:
-        """Nothing on the device uses what was last used in this step."""
-        over = [slot for slot, last in self.slots.retiring.items() if last == step]
-        assert self.blocks is not None
-        self.slots.complete(step)
-        self.blocks.complete(step)
-        for slot in over:
-            self.vacate(slot)
 
     def flush(
         self,
@@ -488,13 +286,11 @@ class Scheduler(Actor):
         counters: dict[str, float] = {}
         if (now >= self.counters_due and now) or not self.outstanding:
             self.counters_due = now + COUNTERS_EVERY_S
-            counters = self.gauges() | self.counters
+            counters = self.counters | self.gauges()
         if requests is None or tokens is None:
             requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
         if len(requests) or self.opened or self.finished or counters:
-            message = Tokens(
-                step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters
-            )
+            message = Tokens(step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters)
             if logprobs is not None:
                 message.logprob_tokens = logprobs.tokens.tobytes()
                 message.logprobs = logprobs.values.tobytes()
@@ -502,12 +298,15 @@ class Scheduler(Actor):
             self.opened, self.finished = [], []
 
     def gauges(self) -> dict[str, float]:
-        blocks = self.blocks
-        usage = 0.0 if blocks is None else 1.0 - blocks.available / (len(blocks.references) - 1)
+        planner, blocks = self.planner, self.planner.blocks
         return {
-            "num_requests_running": float(sum(1 for s in self.holders if s is not None and not s.finished)),
-            "num_requests_waiting": float(len(self.waiting)),
-            "kv_cache_usage_perc": usage,
+            "num_requests_running": float(
+                sum(1 for s in planner.holders if s is not None and not s.finished)
+            ),
+            "num_requests_waiting": float(len(planner.waiting)),
+            "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
+            "prefix_cache_evictions": self.counters["prefix_cache_evictions"]
+            + (0.0 if blocks is None else blocks.evictions),
         }
 
     # --- peers ------------------------------------------------------------------------------------
@@ -515,30 +314,20 @@ class Scheduler(Actor):
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new executor holds nothing; a new gateway names requests anew, so the old ones end."""
         if peer.name == "executor":
-            self.void_device()
+            self.outstanding.clear()
+            self.planner.void()
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
                     self.end(sequence)
 
-    def void_device(self) -> None:
-        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens."""
-        self.blocks = None
-        running = [s for s in self.holders if s is not None and not s.finished]
-        for sequence in running:
-            sequence.tokens = self.table.known(sequence.slot).copy()
-            sequence.slot, sequence.blocks, sequence.published = -1, [], 0
-            sequence.left, sequence.preempted = False, False
-        self.waiting = deque(sorted([*self.waiting, *running], key=lambda s: s.request))
-        self.reset_slots()
-
     def on_capacity(self, message: Capacity, now: float) -> None:
         """The executor is loaded, and this is its cache."""
-        self.blocks = BlockPool(message.num_blocks, message.block_size, caching=self.config.prefix_caching)
-        self.blocks.completed = self.step - 1
-        limit = self.longest()
+        planner = self.planner
+        planner.begin(message.num_blocks, message.block_size)
+        limit = planner.longest
         assert limit is not None
-        for sequence in [s for s in self.waiting if s.target > limit]:
+        for sequence in [s for s in self.sequences.values() if s.target > limit]:
             self.end(sequence)
             self.refuse(sequence, limit)
         self.plan_ahead(now)

@@ -10,6 +10,7 @@ import numpy as np
 from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from ...protocol.messages import Join
 from ...protocol.sampling import SamplingParams
+from .pool import Held
 
 NO_TOKEN = -2
 """Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
@@ -50,13 +51,19 @@ class Sequence:
     """int32: token ids that end the sequence."""
     eos: frozenset[int]
     client: int = 0
+    rank: float = 0.0
+    """Place among the requests of its client, lowest first: see ``waiting.rank``."""
+    salt: bytes = b""
+    """What the hashes of its prefix begin with."""
     attempt: int = 0
     delivered: int = 0
     """Generated tokens that the gateway had when it last sent the request."""
     logprobs: list[Logprobs] = field(default_factory=list)
     """One row for each token generated here, if the request asks for logprobs: part of the ledger."""
     slot: int = -1
-    blocks: list[int] = field(default_factory=list)
+    waits_since: int = 0
+    """The step that was next when it came into the queue."""
+    held: Held = field(default_factory=Held)
     hashes: list[bytes] = field(default_factory=list)
     published: int = 0
     """Full blocks that the prefix cache knows."""
@@ -68,6 +75,10 @@ class Sequence:
     """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
     preempted: bool = False
     """Left for want of blocks, and returns to the queue once ``last_step`` is completed."""
+
+    def order(self) -> tuple[float, int]:
+        """Rank, and among equals who came first."""
+        return self.rank, self.request
 
     def join(self, start: int) -> Join:
         params = self.params
@@ -132,7 +143,11 @@ class SlotTable:
         self.target = np.zeros(slots, np.int32)
         self.room = np.zeros(slots, np.int32)
         """Positions for which the sequence has blocks."""
+        self.charged = np.zeros(slots, np.int32)
+        """Of the tokens known, those that are in the account of the sequence's client."""
         self.request = np.zeros(slots, np.int64)
+        self.generation = np.zeros(slots, np.int64)
+        """Of the slot, as handed to its holder."""
         self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
         self.logprobs = np.full(slots, -1, np.int32)
         """``Sequence.wanted_logprobs``."""
@@ -141,10 +156,11 @@ class SlotTable:
         self.accepting = np.zeros(slots, np.bool_)
         """Its sampled tokens count; false once it has ended."""
 
-    def enter(self, sequence: Sequence, start: int, room: int) -> None:
+    def enter(self, sequence: Sequence, generation: int, start: int, room: int) -> None:
         slot, tokens = sequence.slot, sequence.tokens
+        self.generation[slot] = generation
         self.tokens[slot, : len(tokens)] = tokens
-        self.length[slot] = self.planned[slot] = len(tokens)
+        self.length[slot] = self.planned[slot] = self.charged[slot] = len(tokens)
         self.computed[slot] = start
         self.target[slot] = sequence.target
         self.room[slot] = room

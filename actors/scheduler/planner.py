@@ -1,0 +1,391 @@
+"""The planner: which sequence runs how many tokens in the next step, and which blocks hold its cache.
+
+A step runs every decoding sequence, then prompts in chunks: of those that hold a slot in the order of
+their admission, then of those that wait, while slots, blocks and the budget of tokens last.
+
+Two things make room. When the cache is full, the last in rank of those that run gives way, so that the
+first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
+an end: after some steps the client that holds most slots gives one up for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...protocol.messages import Join, Plan
+from .pool import BlockPool, Held, Pool, digest
+from .sequence import Sequence, SlotTable
+from .waiting import WaitingQueue
+
+MAX_JOINED_TOKENS = 1 << 20
+"""A plan takes in no further sequence once those that join have so many tokens: it has to fit into a frame,
+and those that find their beginning in the prefix cache cost no budget."""
+
+PATIENCE_STEPS = 8
+"""So long a client that has nothing running waits for an end before another gives way."""
+
+CHARGE_STEPS = 16
+"""How often the tokens that running sequences had are charged to their clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    depth: int
+    eos_token_ids: tuple[int, ...]
+    prefix_caching: bool = True
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    budget: int
+    """Tokens that the step can still take."""
+    joins: list[Join] = field(default_factory=list)
+    blocks: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Planner:
+    """Slots, blocks, and the queue of those that wait for them."""
+
+    def __init__(self, config: SchedulerConfig, counters: dict[str, float]) -> None:
+        self.config = config
+        self.counters = counters
+        self.step = 0
+        """Number of the next step."""
+        self.waiting = WaitingQueue()
+        self.blocks: BlockPool | None = None
+        """None until an executor has told its capacity."""
+        self.admitted: list[tuple[Sequence, int]] = []
+        """Sequences that were given a slot since someone looked, and their cached tokens."""
+        self.reset_slots()
+
+    def reset_slots(self) -> None:
+        """Nothing is on the device."""
+        config = self.config
+        self.table = SlotTable(config.max_num_seqs, config.max_model_len)
+        self.slots = Pool(config.max_num_seqs)
+        self.slots.completed = self.step - 1
+        self.holders: list[Sequence | None] = [None] * config.max_num_seqs
+        self.prefilling: list[Sequence] = []
+        """Hold a slot and have prompt left, in the order of admission."""
+        self.leaves: list[int] = []
+        """Slots that the next plan frees."""
+
+    def begin(self, num_blocks: int, block_size: int) -> None:
+        """An executor is there, and this is its cache."""
+        self.blocks = BlockPool(num_blocks, block_size, caching=self.config.prefix_caching)
+        self.blocks.completed = self.step - 1
+
+    def take_admitted(self) -> list[tuple[Sequence, int]]:
+        admitted, self.admitted = self.admitted, []
+        return admitted
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that one sequence can have in the cache; None while no executor has told."""
+        return None if self.blocks is None else self.blocks.count * self.blocks.block_size
+
+    def known(self, sequence: Sequence) -> np.ndarray:
+        """The tokens of a sequence as they are known now."""
+        return self.table.known(sequence.slot) if sequence.slot >= 0 else sequence.tokens
+
+    def holder(self, slot: int) -> Sequence:
+        sequence = self.holders[slot]
+        assert sequence is not None
+        return sequence
+
+    # --- the next plan ----------------------------------------------------------------------------
+
+    def plan(self) -> tuple[Plan, np.ndarray] | None:
+        """The next step and the slots that sample in it, rising; None if there is nothing to run."""
+        table, step = self.table, self.step
+        assert self.blocks is not None
+        draft = Draft(self.config.max_num_batched_tokens)
+        if not self.make_room(self.blocks, draft):
+            return None
+        rows = np.flatnonzero(table.decoding)
+        draft.budget -= len(rows)
+        table.computed[rows] += 1
+        table.planned[rows] += 1
+        for sequence in self.prefilling:
+            self.chunk(sequence, draft)
+        blocked = self.admit_waiting(self.blocks, draft) if self.waiting else None
+        if not len(rows) and not draft.chunks:
+            return None
+        if draft.chunks:
+            rows = self.start_decoding(rows)
+        plan = Plan(
+            step,
+            leaves=int32(self.leaves),
+            joins=draft.joins,
+            blocks=int32(draft.blocks),
+            copies=int32(draft.copies),
+            chunks=int32(draft.chunks),
+        )
+        self.leaves = []
+        self.step = step + 1
+        # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
+        for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
+            self.leave(self.holder(slot))
+        if blocked is not None:
+            self.make_way(blocked, self.blocks)
+        return plan, rows
+
+    def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
+        """A block for every decoding sequence whose next position needs one; the last in rank give way.
+
+        False: what they gave is still in use by an outstanding step, so this plan has to wait for it.
+        """
+        table = self.table
+        while True:
+            short = np.flatnonzero(table.decoding & (table.computed >= table.room))
+            if len(short) <= blocks.available + len(blocks.retiring):
+                break
+            self.preempt(self.last_in_rank())
+        if len(short) > blocks.available:
+            return False
+        for slot in short.tolist():
+            draft.blocks.append((slot, blocks.grow(self.holder(slot).held)))
+        table.room[short] += blocks.block_size
+        return True
+
+    def chunk(self, sequence: Sequence, draft: Draft) -> None:
+        """As much of the sequence's prompt as the budget takes."""
+        slot, table = sequence.slot, self.table
+        tokens = min(draft.budget, int(table.length[slot] - table.computed[slot]))
+        if tokens > 0:
+            draft.budget -= tokens
+            draft.chunks.append((slot, tokens))
+            self.counters["prefill_tokens"] += tokens
+            table.computed[slot] += tokens
+            sequence.last_step = self.step
+            self.publish(sequence)
+
+    def start_decoding(self, rows: np.ndarray) -> np.ndarray:
+        """Those whose prompt ends with this step sample in it, and decode from the next; all rows that sample."""
+        table = self.table
+        ended = [s for s in self.prefilling if table.computed[s.slot] == table.length[s.slot]]
+        if not ended:
+            return rows
+        self.prefilling = [s for s in self.prefilling if table.computed[s.slot] < table.length[s.slot]]
+        slots = [sequence.slot for sequence in ended]
+        table.planned[slots] += 1
+        table.decoding[slots] = True
+        return np.sort(np.append(rows, slots))
+
+    # --- admission --------------------------------------------------------------------------------
+
+    def admit_waiting(self, blocks: BlockPool, draft: Draft) -> Sequence | None:
+        """Slots and blocks for those that are next, as far as they go; the one that they did not suffice for."""
+        if self.step % CHARGE_STEPS == 0:
+            self.charge_all()
+        joined = 0
+        while draft.budget > 0 and joined < MAX_JOINED_TOKENS:
+            sequence = self.waiting.first()
+            if sequence is None:
+                return None
+            if not self.slots.available or not self.admit(sequence, blocks, draft):
+                return sequence
+            joined += len(sequence.tokens)
+        return None
+
+    def admit(self, sequence: Sequence, blocks: BlockPool, draft: Draft) -> bool:
+        """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
+        size, length = blocks.block_size, len(sequence.tokens)
+        held, copied = Held(), Held()
+        if blocks.caching:
+            self.share_beginning(sequence, blocks, held, copied)
+        shared = len(held)
+        needed = -(-length // size) - shared
+        if blocks.available < needed:
+            blocks.release(copied, blocks.completed)
+        if blocks.available < needed:
+            blocks.release(held, blocks.completed)
+            return False
+        self.waiting.pop()
+        sequence.slot = slot = self.slots.take()
+        self.holders[slot] = sequence
+        sequence.held, sequence.published = held, shared
+        for _ in range(needed):
+            blocks.grow(held)
+        start = shared * size
+        if copied:
+            start = length - 1
+            draft.copies.append((copied.blocks[0], held.blocks[shared]))
+            blocks.release(copied, self.step)
+            self.counters["num_block_copies"] += 1
+        self.table.enter(sequence, self.slots.generation[slot], start, len(held) * size)
+        draft.blocks.extend((slot, block) for block in held.blocks)
+        draft.joins.append(sequence.join(start))
+        self.prefilling.append(sequence)
+        self.waiting.charge(sequence, length - start)
+        self.chunk(sequence, draft)
+        self.counters["prefix_cache_queries"] += length
+        self.counters["prefix_cache_hits"] += start
+        self.admitted.append((sequence, start))
+        return True
+
+    def share_beginning(self, sequence: Sequence, blocks: BlockPool, held: Held, copied: Held) -> None:
+        """Hold what is cached of the tokens before the last one, which has to be computed.
+
+        Full blocks are shared. If all of the rest is cached too, in a block that an earlier step has written,
+        that block is copied, so that the last token can be written behind it.
+        """
+        size, length = blocks.block_size, len(sequence.tokens)
+        full = (length - 1) // size
+        blocks.hashes(sequence.tokens.data, sequence.hashes, sequence.salt)
+        found = blocks.find(sequence.hashes[:full])
+        blocks.share(held, found)
+        if len(found) == full and length > full * size + 1:
+            block = blocks.block_of.get(self.hash_of_end(sequence, sequence.tokens))
+            if block is not None and blocks.written[block] < self.step:
+                blocks.share(copied, [block])
+
+    def hash_of_end(self, sequence: Sequence, tokens: np.ndarray) -> bytes:
+        """The hash of the last block of ``tokens``, full or not; those of the full ones are known."""
+        assert self.blocks is not None
+        size, hashes = self.blocks.block_size, sequence.hashes
+        full = len(tokens) // size
+        if len(tokens) == full * size:
+            return hashes[full - 1]
+        return digest(tokens[full * size :].data, hashes[full - 1] if full else sequence.salt)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let what is computed of the sequence be found by others: full blocks, and the end of its prompt."""
+        blocks, table, slot = self.blocks, self.table, sequence.slot
+        assert blocks is not None
+        if not blocks.caching:
+            return
+        length = int(table.length[slot])
+        computed = min(int(table.computed[slot]), length)
+        full = computed // blocks.block_size
+        known = table.known(slot)
+        if full > sequence.published:
+            blocks.hashes(known[: full * blocks.block_size].data, sequence.hashes, sequence.salt)
+            for index in range(sequence.published, full):
+                blocks.publish(sequence.held.blocks[index], sequence.hashes[index], self.step)
+            sequence.published = full
+        if computed == length == len(sequence.tokens) and computed % blocks.block_size > 1:
+            blocks.publish(sequence.held.blocks[full], self.hash_of_end(sequence, known), self.step)
+
+    # --- making room ------------------------------------------------------------------------------
+
+    def make_way(self, sequence: Sequence, blocks: BlockPool) -> None:
+        """If its client has nothing running, the client that holds most slots gives up one for it."""
+        waited = self.step - sequence.waits_since
+        if not waited or waited % PATIENCE_STEPS or self.waiting.client_of(sequence).running:
+            return
+        if self.slots.retiring or blocks.retiring:
+            return  # something ends by itself
+        running = [
+            s for s in self.holders if s and not s.left and s.params.priority <= sequence.params.priority
+        ]
+        client, most = max(
+            Counter(s.client for s in running).items(), key=lambda item: item[1], default=(0, 0)
+        )
+        if most > 1:
+            self.counters["num_preemptions_for_fairness"] += 1
+            self.preempt(max((s for s in running if s.client == client), key=Sequence.order))
+
+    def last_in_rank(self) -> Sequence:
+        """The newest running sequence of the lowest priority: it has the least to lose."""
+        return max((s for s in self.holders if s is not None and not s.left), key=Sequence.order)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Give up slot and blocks; prompt and tokens are computed again later."""
+        self.counters["num_preemptions"] += 1
+        sequence.preempted = True
+        self.leave(sequence)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def drop(self, sequence: Sequence) -> None:
+        """The sequence has ended, wherever it stands."""
+        if sequence.slot < 0:
+            self.waiting.remove(sequence)
+            return
+        self.table.accepting[sequence.slot] = False
+        if not sequence.left:
+            self.leave(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """The next plan frees the slot; slot and blocks are reused when the last step is over."""
+        assert self.blocks is not None
+        slot = sequence.slot
+        if self.table.decoding[slot]:
+            self.table.decoding[slot] = False
+            sequence.last_step = self.step - 1  # a decoding sequence runs in every step
+        else:
+            self.prefilling.remove(sequence)
+        sequence.left = True
+        self.leaves.append(slot)
+        self.publish(sequence)
+        self.blocks.release(sequence.held, sequence.last_step)
+        self.slots.retire(slot, sequence.last_step)
+        if sequence.last_step <= self.slots.completed:
+            self.vacate(slot)
+
+    def complete(self, step: int) -> None:
+        """Nothing on the device uses what was last used in this step."""
+        assert self.blocks is not None
+        self.blocks.complete(step)
+        for slot in self.slots.complete(step):
+            self.vacate(slot)
+
+    def vacate(self, slot: int) -> None:
+        """No step uses the slot any more; a preempted sequence waits again, in its old place."""
+        sequence = self.holder(slot)
+        self.holders[slot] = None
+        self.charge(sequence)
+        if sequence.preempted and not sequence.finished:
+            self.wait_again(sequence)
+        self.waiting.left(sequence)
+
+    def wait_again(self, sequence: Sequence) -> None:
+        sequence.tokens = self.table.known(sequence.slot).copy()
+        sequence.held, sequence.slot, sequence.published = Held(), -1, 0
+        sequence.left, sequence.preempted = False, False
+        self.wait(sequence)
+
+    def wait(self, sequence: Sequence) -> None:
+        """Into the queue."""
+        sequence.waits_since = self.step
+        self.waiting.push(sequence)
+
+    def void(self) -> None:
+        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens."""
+        if self.blocks is not None:
+            self.counters["prefix_cache_evictions"] += self.blocks.evictions
+        self.blocks = None
+        for sequence in self.holders:
+            if sequence is not None:
+                if not sequence.finished:
+                    self.wait_again(sequence)
+                self.waiting.left(sequence)
+        self.reset_slots()
+
+    # --- accounts ---------------------------------------------------------------------------------
+
+    def charge(self, sequence: Sequence) -> None:
+        """Charge what the sequence has generated to its client."""
+        slot, table = sequence.slot, self.table
+        self.waiting.charge(sequence, int(table.length[slot] - table.charged[slot]))
+        table.charged[slot] = table.length[slot]
+
+    def charge_all(self) -> None:
+        for sequence in self.holders:
+            if sequence is not None:
+                self.charge(sequence)
+
+
+def int32(numbers: list[int] | list[tuple[int, int]]) -> bytes:
+    return np.array(numbers, np.int32).tobytes() if numbers else b""

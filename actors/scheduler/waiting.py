@@ -1,0 +1,138 @@
+"""Who is next: the requests that wait, by client and priority.
+
+*Between clients* it is fair: each has an account of the tokens that were computed for it, and the one
+that has had least is next (virtual token counter; Sheng et al., OSDI 2024). A client that comes anew
+begins where the others are, so that it has neither a debt nor a credit of the time when it asked for
+nothing. *Within a client* it is first come, first served. A priority is a head start in both: a level is
+worth some tokens against other clients and some seconds against the client's own requests. Both are
+finite, so whoever waits is next in the end, whatever the others' priorities are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+from .sequence import Sequence
+
+PRIORITY_TOKENS = 4096
+"""Tokens of service that one level of priority is worth between clients."""
+
+PRIORITY_S = 5.0
+"""Seconds of waiting that one level of priority is worth among the requests of a client."""
+
+
+def rank(arrived: float, priority: int) -> float:
+    """The place of a request among those of its client: lowest first."""
+    return arrived - priority * PRIORITY_S
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A client that has requests here."""
+
+    served: float
+    """Tokens computed for it."""
+    heap: list[tuple[float, int, Sequence]] = field(default_factory=list)
+    """By rank; those that ended while they waited are still in it."""
+    waiting: int = 0
+    running: int = 0
+    """Sequences that hold a slot."""
+    score: float = math.inf
+    """Under which it stands in the queue."""
+
+    def first(self) -> Sequence | None:
+        while self.heap and self.heap[0][2].finished:
+            heapq.heappop(self.heap)
+        return self.heap[0][2] if self.heap else None
+
+    def score_of(self, sequence: Sequence) -> float:
+        return self.served - sequence.params.priority * PRIORITY_TOKENS
+
+
+class WaitingQueue:
+    """All that wait. Every operation takes logarithmic time, or less."""
+
+    def __init__(self) -> None:
+        self.clients: dict[int, Client] = {}
+        self.order: list[tuple[float, int, Client]] = []
+        """Clients by score; a score that is not the client's any more stands for nothing."""
+        self.clock = 0.0
+        """Where a new client's account begins: that of the client that was next last."""
+        self.waiting = 0
+        self.entries = 0
+
+    def __len__(self) -> int:
+        return self.waiting
+
+    def client_of(self, sequence: Sequence) -> Client:
+        return self.clients[sequence.client]
+
+    def push(self, sequence: Sequence) -> None:
+        client = self.clients.get(sequence.client)
+        if client is None:
+            client = self.clients[sequence.client] = Client(self.clock)
+        heapq.heappush(client.heap, (sequence.rank, sequence.request, sequence))
+        client.waiting += 1
+        self.waiting += 1
+        first = client.first()
+        assert first is not None
+        if client.score_of(first) < client.score:
+            self.place(client, client.score_of(first))
+
+    def place(self, client: Client, score: float) -> None:
+        client.score = score
+        self.entries += 1
+        heapq.heappush(self.order, (score, self.entries, client))
+
+    def first(self) -> Sequence | None:
+        """Who is next."""
+        while self.order:
+            score, _, client = self.order[0]
+            first = client.first() if score == client.score else None
+            if first is not None and client.score_of(first) <= score:
+                return first
+            heapq.heappop(self.order)
+            if score == client.score:  # what it has had since, or the end of its first, sets it back
+                client.score = math.inf
+                if first is not None:
+                    self.place(client, client.score_of(first))
+        return None
+
+    def pop(self) -> Sequence:
+        """Take the one that is next; it gets a slot."""
+        sequence = self.first()
+        assert sequence is not None
+        client = self.client_of(sequence)
+        heapq.heappop(client.heap)
+        client.waiting -= 1
+        client.running += 1
+        self.waiting -= 1
+        self.clock = max(self.clock, client.served)
+        return sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """The sequence has ended while it waited."""
+        client = self.client_of(sequence)
+        client.waiting -= 1
+        self.waiting -= 1
+        if len(client.heap) > 2 * client.waiting + 16:
+            client.heap = [entry for entry in client.heap if not entry[2].finished]
+            heapq.heapify(client.heap)
+        self.forget(sequence.client)
+
+    def charge(self, sequence: Sequence, tokens: int) -> None:
+        """So many tokens were computed for a sequence that runs."""
+        self.client_of(sequence).served += tokens
+
+    def left(self, sequence: Sequence) -> None:
+        """A sequence has given up its slot."""
+        self.client_of(sequence).running -= 1
+        self.forget(sequence.client)
+
+    def forget(self, number: int) -> None:
+        client = self.clients[number]
+        if not client.waiting and not client.running:
+            client.score = math.inf
+            del self.clients[number]
