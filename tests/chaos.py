@@ -242,12 +242,12 @@ class Chaos(World):
     def check_blocks(self) -> None:
         """Each block is in one place, and has as many references as it has holders."""
         scheduler = self.actors.get("scheduler")
-        if not isinstance(scheduler, Scheduler) or scheduler.blocks is None:
+        if not isinstance(scheduler, Scheduler) or scheduler.planner.blocks is None:
             return
-        blocks = scheduler.blocks
+        blocks = scheduler.planner.blocks
         held = [0] * len(blocks.references)
-        for sequence in scheduler.holders:
-            for block in sequence.blocks if sequence is not None else ():
+        for sequence in scheduler.planner.holders:
+            for block in sequence.held.blocks if sequence is not None else ():
                 held[block] += 1
         assert held == blocks.references, "references are holders"
         places = [*blocks.free, *blocks.unused, *blocks.retiring]
