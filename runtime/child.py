@@ -103,6 +103,7 @@ def main(factory: str, fd: int, parent: int) -> int:
             host.run()
             return 0
         if host.actor.blocking:
+            gc.disable()  # it makes no cycles, and with a long queue one look for them takes many steps
             host.run_blocking()
         else:
             os.nice(NICENESS)

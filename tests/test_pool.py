@@ -53,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def grow_one(self, held: Held) -> None:
         before, owned = list(self.pool.generation), self.held()
-        block = self.pool.grow(held)
+        (block,) = self.pool.grow(held, 1)
         assert block != 0
         assert block not in owned, "a block with two owners"
         assert self.touched.get(block, -1) <= self.pool.completed, "reused while a step touches it"
@@ -150,8 +150,7 @@ TestBlockPool = PoolMachine.TestCase
 
 def taken(pool: BlockPool, count: int) -> Held:
     held = Held()
-    for _ in range(count):
-        pool.grow(held)
+    pool.grow(held, count)
     return held
 
 

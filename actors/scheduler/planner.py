@@ -10,6 +10,7 @@ an end: after some steps the client that holds most slots gives one up for it.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -48,9 +49,10 @@ class Draft:
     budget: int
     """Tokens that the step can still take."""
     joins: list[Join] = field(default_factory=list)
-    blocks: list[tuple[int, int]] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    chunks: list[tuple[int, int]] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    """Pairs, one after another, as in the two that follow."""
+    copies: list[int] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
 
 
 class Planner:
@@ -154,7 +156,7 @@ class Planner:
         if len(short) > blocks.available:
             return False
         for slot in short.tolist():
-            draft.blocks.append((slot, blocks.grow(self.holder(slot).held)))
+            draft.blocks += (slot, *blocks.grow(self.holder(slot).held, 1))
         table.room[short] += blocks.block_size
         return True
 
@@ -164,7 +166,7 @@ class Planner:
         tokens = min(draft.budget, int(table.length[slot] - table.computed[slot]))
         if tokens > 0:
             draft.budget -= tokens
-            draft.chunks.append((slot, tokens))
+            draft.chunks += (slot, tokens)
             self.counters["prefill_tokens"] += tokens
             table.computed[slot] += tokens
             sequence.last_step = self.step
@@ -215,16 +217,16 @@ class Planner:
         sequence.slot = slot = self.slots.take()
         self.holders[slot] = sequence
         sequence.held, sequence.published = held, shared
-        for _ in range(needed):
-            blocks.grow(held)
+        blocks.grow(held, needed)
         start = shared * size
         if copied:
             start = length - 1
-            draft.copies.append((copied.blocks[0], held.blocks[shared]))
+            draft.copies += (copied.blocks[0], held.blocks[shared])
             blocks.release(copied, self.step)
             self.counters["num_block_copies"] += 1
         self.table.enter(sequence, self.slots.generation[slot], start, len(held) * size)
-        draft.blocks.extend((slot, block) for block in held.blocks)
+        for block in held.blocks:
+            draft.blocks += (slot, block)
         draft.joins.append(sequence.join(start))
         self.prefilling.append(sequence)
         self.waiting.charge(sequence, length - start)
@@ -387,5 +389,5 @@ class Planner:
                 self.charge(sequence)
 
 
-def int32(numbers: list[int] | list[tuple[int, int]]) -> bytes:
-    return np.array(numbers, np.int32).tobytes() if numbers else b""
+def int32(numbers: list[int]) -> bytes:
+    return array("i", numbers).tobytes()

@@ -86,7 +86,7 @@ class BlockPool(Pool):
         self.references = [0] * count
         self.last_use = [-1] * count
         """The last step of any holder that has released the block."""
-        self.hashes_of: dict[int, list[bytes]] = {}
+        self.hashes_of: dict[int, tuple[bytes, ...]] = {}
         """One for the end of a prompt in the block, and one for the block once it is full."""
         self.block_of: dict[bytes, int] = {}
         self.written = [-1] * count
@@ -106,42 +106,47 @@ class BlockPool(Pool):
         return 1.0 - self.available / self.count
 
     def take(self) -> int:
-        if not self.free:
+        if self.free:
+            block = self.free.popleft()
+        else:
             block, _ = self.unused.popitem(last=False)
-            for digest in self.hashes_of.pop(block):
-                del self.block_of[digest]
+            for hash in self.hashes_of.pop(block):
+                del self.block_of[hash]
             self.evictions += 1
-            self.free.append(block)
-        block = super().take()
+        self.generation[block] += 1
         self.references[block] = 1
         return block
 
-    def grow(self, held: Held) -> int:
-        """A new block for the holder."""
-        block = self.take()
-        held.blocks.append(block)
-        held.generations.append(self.generation[block])
-        return block
+    def grow(self, held: Held, count: int) -> list[int]:
+        """New blocks for the holder, behind those that it has."""
+        blocks = [self.take() for _ in range(count)]
+        generation = self.generation
+        held.blocks += blocks
+        held.generations += [generation[block] for block in blocks]
+        return blocks
 
     def share(self, held: Held, blocks: list[int]) -> None:
         """One holder more for each of these blocks, found by their content."""
+        generation = self.generation
         for block in blocks:
+            if not self.references[block]:
+                self.unused.pop(block, None)
+                self.retiring.pop(block, None)
             self.references[block] += 1
-            self.unused.pop(block, None)
-            self.retiring.pop(block, None)
-            held.blocks.append(block)
-            held.generations.append(self.generation[block])
+        held.blocks += blocks
+        held.generations += [generation[block] for block in blocks]
 
     def release(self, held: Held, last_step: int) -> None:
         """One holder less for each block, last first so that a prefix outlives what continues it."""
+        current, references, last_use = self.generation, self.references, self.last_use
         for block, generation in zip(reversed(held.blocks), reversed(held.generations), strict=True):
-            if self.generation[block] != generation or not self.references[block]:
+            if current[block] != generation or not references[block]:
                 raise RuntimeError(f"block {block} is given back by who does not hold it")
-            if last_step > self.last_use[block]:
-                self.last_use[block] = last_step
-            self.references[block] -= 1
-            if not self.references[block]:
-                self.retire(block, self.last_use[block])
+            if last_step > last_use[block]:
+                last_use[block] = last_step
+            references[block] -= 1
+            if not references[block]:
+                self.retire(block, last_use[block])
         held.blocks, held.generations = [], []
 
     def reuse(self, number: int) -> None:
@@ -177,7 +182,7 @@ class BlockPool(Pool):
         """Let a block be found by its content, which step ``step`` completes; the first with a content keeps it."""
         if self.caching and hash not in self.block_of:
             self.block_of[hash] = block
-            self.hashes_of.setdefault(block, []).append(hash)
+            self.hashes_of[block] = (*self.hashes_of.get(block, ()), hash)
             self.written[block] = step
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -83,8 +84,8 @@ class Sequence:
     def join(self, start: int) -> Join:
         params = self.params
         assert params.seed is not None
-        bias_tokens = np.array([int(token) for token in params.logit_bias], np.int32)
-        biases = np.array(list(params.logit_bias.values()), np.float32)
+        bias_tokens = array("i", map(int, params.logit_bias))
+        biases = array("f", params.logit_bias.values())
         return Join(
             slot=self.slot,
             tokens=self.tokens.tobytes(),
