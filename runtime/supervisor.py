@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from ..protocol.errors import SlipstreamError
 from ..protocol.messages import Actors, ActorState
 from . import control
 from .liveness import Pulse
+from .log import Log, Output
+from .notify import Notify
 
 STOP_TIMEOUT_S = 2.0
 """How long a child may take to end before it is killed."""
@@ -82,6 +83,8 @@ class Child:
     """It was told to drain, and nothing is under way any more."""
     report: control.Failed | None = None
     """What it said before it ended."""
+    output: Output | None = None
+    """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
 
 
 class ChildFailed(SlipstreamError):
@@ -116,12 +119,15 @@ class Supervisor:
         self,
         specs: list[ChildSpec],
         directory: Path,
-        log: Callable[[str], None],
+        log: Log,
+        notify: Notify,
         start_timeout_s: float = 600.0,
     ) -> None:
         self.specs = specs
         self.directory = directory
-        self.log = log
+        self.logger = log
+        self.log = log.line
+        self.notify = notify
         self.start_timeout_s = start_timeout_s
         self.children: dict[str, Child] = {}
         self.epoch = 0
@@ -184,6 +190,8 @@ class Supervisor:
         mailbox = f"ipc://{self.directory}/{spec.name}.{self.epoch}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.set_inheritable(False)
+        output = Output(self.logger, spec.name) if self.logger.json else None
+        stderr = sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL
         with theirs:
             process = subprocess.Popen(
                 [
@@ -196,12 +204,16 @@ class Supervisor:
                 ],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL,
+                stdout=stderr if output is None else output.writer,
+                stderr=None if output is None else output.writer,
                 cwd="/",
                 process_group=0,  # a signal to our group is for us to handle
             )
+        if output is not None:
+            os.close(output.writer)
         now = time.monotonic()
         child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid), now)
+        child.output = output
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.face_of is None}
         options = spec.options
@@ -244,7 +256,7 @@ class Supervisor:
 
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
-        timeout_s = self.check_pulses(self.restart_due(timeout_s))
+        timeout_s = self.feed_watchdog(self.check_pulses(self.restart_due(timeout_s)))
         poller = zmq.Poller()
         poller.register(self.desk, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
@@ -254,6 +266,8 @@ class Supervisor:
             if child.state != "dead":
                 poller.register(child.channel.fileno(), zmq.POLLIN)
                 poller.register(child.pidfd, zmq.POLLIN)
+            if child.output is not None and child.output.open:
+                poller.register(child.output.reader, zmq.POLLIN)
         begun = time.monotonic()
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
         if timeout_s is not None and time.monotonic() - begun > timeout_s + AWAY_S:
@@ -270,10 +284,23 @@ class Supervisor:
         for child in list(self.children.values()):
             if child.state == "dead":
                 continue
+            if child.output is not None and child.output.reader in ready:
+                child.output.read()
             if child.channel.fileno() in ready:
                 self.hear(child)
             if child.pidfd in ready:
                 self.on_death(child)
+
+    def feed_watchdog(self, timeout_s: float | None) -> float | None:
+        """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
+        if not self.serving:
+            return timeout_s  # until it is ready, systemd counts by TimeoutStartSec
+        try:
+            due = self.notify.beat(time.monotonic(), all(c.state != "hung" for c in self.children.values()))
+        except SlipstreamError as error:
+            self.log(str(error), level="warning")
+            due = self.notify.every_s
+        return min((wait for wait in (due, timeout_s) if wait is not None), default=None)
 
     def pulses(self) -> list[Pulse]:
         """Of all children that are there."""
@@ -388,9 +415,7 @@ class Supervisor:
         """Restart it, with a back-off; ``ChildFailed`` if it never was ready or dies too often."""
         self.hear(child)  # its last words, if any
         failed = ChildFailed(child, child.process.wait())
-        child.state = "dead"
-        child.channel.close()
-        os.close(child.pidfd)
+        bury(child)
         now = time.monotonic()
         deaths = self.deaths[child.spec.name]
         deaths.append(now)
@@ -449,11 +474,19 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
-            child.state = "dead"
-            child.channel.close()
-            os.close(child.pidfd)
+            bury(child)
         self.children.clear()
         self.context.destroy(linger=0)
+
+
+def bury(child: Child) -> None:
+    """Close what was open to a process that is gone."""
+    child.state = "dead"
+    child.channel.close()
+    os.close(child.pidfd)
+    if child.output is not None:
+        child.output.close()
+        child.output = None
 
 
 def tell(child: Child, message: control.AnyControl) -> None:

@@ -184,7 +184,12 @@ class ServeOptions:
         in_file=False,
     )
     exit_with_parent: bool = option(False, "end when the parent process ends", group=LIFE, in_file=False)
-    log_format: str = option("auto", "of the log on stderr", group=LIFE, choices=("auto", "text", "json"))
+    log_format: str = option(
+        "auto",
+        "of the log on stderr; auto: text, and in Kubernetes json",
+        group=LIFE,
+        choices=("auto", "text", "json"),
+    )
     allowed_origins: str | None = option(
         None,
         "origins of web pages that may use the OpenAI face, with commas between them, * for any (default: none)",

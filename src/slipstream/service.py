@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from .options import ServeOptions
 from .protocol.endpoints import check_endpoint, make_run_directory
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
+from .runtime.log import Log
+from .runtime.notify import Notify
 from .runtime.supervisor import ChildFailed, ChildSpec, Supervisor
 
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
@@ -49,7 +50,8 @@ def serve(options: ServeOptions) -> int:
 
 
 def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log, parent: int) -> int:
-    supervisor = Supervisor(specs, directory, log.line)
+    notify = Notify(os.environ)
+    supervisor = Supervisor(specs, directory, log, notify)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.on_signal)
     if options.exit_with_parent:
@@ -62,6 +64,7 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         ready = announce(supervisor, specs, options, log, time.monotonic() - begun)
         if options.ready_fd is not None:
             tell_ready(options.ready_fd, ready)
+        notify.tell("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
     except (SlipstreamError, OSError) as error:
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
         log.block("slipstream could not start", block)
@@ -72,6 +75,8 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         return COULD_NOT_START
     try:
         supervisor.run()
+        with contextlib.suppress(SlipstreamError):  # a drain does not depend on who is told of it
+            notify.tell("STOPPING=1")
         if not supervisor.parent_gone:
             log.line(
                 f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
@@ -92,7 +97,7 @@ def trace(error: Exception, log: Log) -> None:
     """The child's stack, for an error that is ours and not the user's."""
     report = getattr(error, "report", None)
     if report is not None and report.kind not in KINDS:
-        log.line(report.trace)
+        log.line(report.trace, level="error")
 
 
 def announce(
@@ -281,35 +286,3 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
         ids = source.get("eos_token_id")
         found.update([ids] if isinstance(ids, int) else ids or ())
     return sorted(found)
-
-
-class Log:
-    """Lines to standard error: for people on a terminal, JSON otherwise if asked."""
-
-    def __init__(self, kind: str) -> None:
-        self.json = kind == "json"
-
-    def line(self, text: str) -> None:
-        if self.json:
-            record = {
-                "ts": round(time.time(), 3),
-                "level": "info",
-                "actor": "supervisor",
-                "event": text.strip(),
-            }
-            text = json.dumps(record)
-        print(text, file=sys.stderr, flush=True)
-
-    def block(self, title: str, body: str) -> None:
-        """One block with the cause of a failure."""
-        if self.json:
-            record = {
-                "ts": round(time.time(), 3),
-                "level": "error",
-                "actor": "supervisor",
-                "event": title,
-                "cause": body,
-            }
-            print(json.dumps(record), file=sys.stderr, flush=True)
-        else:
-            print(f"{title}\n{body}", file=sys.stderr, flush=True)

@@ -37,6 +37,9 @@ CONTROL_TIMEOUT_S = 5.0
 OTHERS = {f"{PREFIX}{name}" for name in ("ENDPOINT", "HTTP", "API_KEY", "ALLOWED_ORIGINS", "READY_FD", "PRINT_CONFIG")}
 """Variables that speak of another service of this environment: two cannot have the same endpoint."""
 
+SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+"""Variables that are for your program, if systemd started it, and not for its service."""
+
 STOP_MARGIN_S = 5.0
 """Beyond ``shutdown_timeout``: for the actors to end after the last request has."""
 
@@ -54,10 +57,12 @@ class Sidecar:
     ) -> None:
         if model is not None:
             options["model"] = model
-        environment = {name: value for name, value in os.environ.items() if name not in OTHERS}
+        environment = {name: value for name, value in os.environ.items() if name not in OTHERS | SYSTEMD}
         self.options = resolve(ServeOptions, keywords=options, environ=environment).options
         """What the service was told, the environment and a configuration file included."""
         options.pop("ready_fd", None)
+        if self.options.log_format == "auto":
+            options["log_format"] = "text"  # it is read by people: in ``log``, and in errors
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
