@@ -345,13 +345,7 @@ class Gateway(Actor):
 def build(context: Any) -> Gateway:
     """The gateway of a service, from its options."""
     options = context.options
-    bounds = Limits(
-        max_model_len=options["max_model_len"],
-        vocab_size=options["vocab_size"],
-        max_prompt_bytes=options["max_prompt_bytes"],
-        max_stop_token_ids=limits.MAX_STOP_TOKEN_IDS - len(options["eos_token_ids"]),
-        max_queued_requests=options["max_queued_requests"],
-    )
+    bounds = Limits.of(options)
     seed = options["seed"]
     rng = random.Random(seed) if seed is not None else random.SystemRandom()
     return Gateway(

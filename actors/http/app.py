@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -19,105 +17,56 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...protocol.async_client import AsyncClient
-from ...protocol.errors import ServiceUnavailable, SlipstreamError
-from ...protocol.outputs import Collector
-from .bodies import ChatBody, Sampling, read_body
-from .chat import ChatEvents, chat_completion, chat_params
-from .errors import Problem, answer_error, retry_after
-from .events import Batches, ClientLeft, Nothing, open_stream, unless_left
+from ...protocol.errors import SlipstreamError
+from . import about, answers, chat, completions, texts
+from .bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from .errors import Problem, answer_error
+from .events import ClientLeft
+from .openapi import Described, document
+from .service import Service
 
-OPEN = frozenset({"/health", "/ready", "/version", "/metrics"})
+OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
 """Paths that need no key: probes and scrapers have none."""
 
 MAX_REQUEST_ID_CHARS = 128
 
 
-class OpenAI:
-    """The endpoints; every answer comes from ``client``."""
+class Endpoint(NamedTuple):
+    """One row of the table of all endpoints."""
 
-    def __init__(self, client: AsyncClient, options: dict[str, Any]) -> None:
-        self.client = client
-        self.model: str = options["model_name"]
-        self.max_model_len: int = options["max_model_len"]
-        self.version: str = options["version"]
-        self.started = int(time.time())
-        self.draining = False
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/version", self.tell_version),
-            Route("/health", self.health),
-        ]
-
-    # --- answers ----------------------------------------------------------------------------------
-
-    async def chat(self, request: Request) -> Response:
-        body = await read_body(request, ChatBody)
-        self.check(body)
-        params = chat_params(body)
-        id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        batches = self.ask(messages=body.messages, params=params, request_id=id)
-        if body.stream:
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return await open_stream(request, batches, ChatEvents(id, created, self.model, include_usage))
-        collector = Collector(id)
-        await unless_left(request.receive, collect(batches, collector))
-        return answer(chat_completion(id, created, self.model, collector.output()))
-
-    async def ask(self, **asked: Any) -> Batches:
-        async for deltas in self.client.batches(**asked):
-            yield 0, deltas
-
-    def check(self, body: Sampling) -> None:
-        if self.draining:
-            raise ServiceUnavailable("the service is stopping and accepts nothing new")
-        if body.model is not None and body.model != self.model:
-            raise Problem(
-                404,
-                f"the model {body.model!r:.200} is not served here; this is {self.model!r}",
-                param="model",
-                code="model_not_found",
-            )
-
-    # --- about the service ------------------------------------------------------------------------
-
-    async def models(self, request: Request) -> Response:
-        model = {
-            "id": self.model,
-            "object": "model",
-            "created": self.started,
-            "owned_by": "slipstream",
-            "root": self.model,
-            "parent": None,
-            "max_model_len": self.max_model_len,
-        }
-        return answer({"object": "list", "data": [model]})
-
-    async def tell_version(self, request: Request) -> Response:
-        return answer({"version": self.version})
-
-    async def health(self, request: Request) -> Response:
-        """Whether the gateway answers."""
-        try:
-            await self.client.stats()
-        except SlipstreamError as error:
-            raise Problem(
-                503, str(error), type="server_error", code="unavailable", headers=retry_after(1.0)
-            ) from None
-        return answer({"status": "ok"})
+    method: str
+    path: str
+    respond: Callable[[Service, Request], Awaitable[Response]]
+    summary: str
+    body: type | None = None
+    answer: type | None = None
 
 
-async def collect(batches: Batches, collector: Collector) -> None:
-    async for _, deltas in batches:
-        for delta in deltas:
-            collector.add(delta)
-
-
-def answer(body: Any) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        chat.create,
+        "The next message of a conversation",
+        ChatBody,
+        answers.ChatCompletion,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        completions.create,
+        "What follows a text",
+        CompletionBody,
+        answers.Completion,
+    ),
+    Endpoint("GET", "/v1/models", about.models, "The model", answer=answers.ModelList),
+    Endpoint("GET", "/v1/models/{model:path}", about.model, "The model", answer=answers.ModelCard),
+    Endpoint("POST", "/tokenize", texts.tokenize, "Tokens of a text", TokenizeBody, answers.Tokenized),
+    Endpoint("POST", "/detokenize", texts.detokenize, "Text of tokens", DetokenizeBody, answers.Detokenized),
+    Endpoint("GET", "/health", about.health, "Whether no actor hangs", answer=answers.Condition),
+    Endpoint("GET", "/ready", about.ready, "Whether requests are taken", answer=answers.Condition),
+    Endpoint("GET", "/version", about.version, "The version", answer=answers.Version),
+]
 
 
 class Entrance:
@@ -156,7 +105,7 @@ class Entrance:
                 )
                 await refused.response()(scope, receive, send_with_id)
         except ClientLeft:
-            await Nothing()(scope, receive, send)
+            pass  # nobody is left to be answered
         finally:
             self.under_way -= 1
             self.changed.set()
@@ -169,11 +118,27 @@ class Entrance:
         return hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
 
 
-def make_app(openai: OpenAI, allowed_origins: list[str]) -> ASGIApp:
+def make_app(service: Service, allowed_origins: list[str]) -> ASGIApp:
+    def route(endpoint: Endpoint) -> Route:
+        async def answer(request: Request) -> Response:
+            return await endpoint.respond(service, request)
+
+        return Route(endpoint.path, answer, methods=[endpoint.method])
+
     handlers: dict[Any, Any] = dict.fromkeys(
         (Problem, SlipstreamError, HTTPException, Exception), answer_error
     )
-    app: ASGIApp = Starlette(routes=openai.routes(), exception_handlers=handlers)
+    described = [
+        Described(e.method, e.path, e.summary, e.body, e.answer, e.path not in OPEN) for e in ENDPOINTS
+    ]
+    bounds = {"max_model_len": service.bounds.max_model_len, "vocab_size": service.bounds.vocab_size}
+    told = document(described, service.version, bounds)
+
+    async def openapi(request: Request) -> Response:
+        return service.answer(told)
+
+    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi)]
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if allowed_origins:
         app = CORSMiddleware(
             app,

@@ -13,11 +13,16 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from ...protocol.codec import explain
-from ...protocol.limits import MAX_FRAME_BYTES
+from ...protocol.limits import MAX_FRAME_BYTES, Limits
 from ...protocol.sampling import SamplingParams
 from .errors import Problem
+from .tools import Tool, ToolChoice
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES
+MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading hostile bytes raises, beyond that they are JSON of another type."""
 
 T = TypeVar("T")
 
@@ -66,21 +71,81 @@ class Sampling(Labels, kw_only=True):
     deadline_s: float | None = None
 
 
-class ChatMessage(msgspec.Struct, kw_only=True):
-    """One message; what a model's template knows beyond these fields may stand in it too."""
+Message = Annotated[
+    dict[str, Any],
+    Meta(
+        extra_json_schema={
+            "required": ["role"],
+            "properties": {
+                "role": {"type": "string", "minLength": 1},
+                "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
+            },
+        }
+    ),
+]
+"""One message; whatever a model's template knows beyond role and content may stand in it too."""
 
-    role: Annotated[str, Meta(min_length=1)]
-    content: str | list[dict[str, Any]] | None = None
+
+class JsonSchema(Body, kw_only=True):
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body, kw_only=True):
+    """That the answer is any text, any JSON object, or JSON that matches a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class ChatBody(Sampling, kw_only=True):
     """``POST /v1/chat/completions``"""
 
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(Sampling, kw_only=True):
+    """``POST /v1/completions``"""
+
+    prompt: str | list[str | int | list[int]]
+    """A text, token ids, or a list of either."""
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    echo: bool | None = None
+    response_format: ResponseFormat | None = None
+
+
+class TokenizeBody(Body, kw_only=True):
+    """``POST /tokenize``: a ``prompt``, or ``messages`` by way of the chat template"""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    """Of a prompt; by default true. The chat template writes its own."""
+    add_generation_prompt: bool | None = None
+    """Of messages; by default true."""
+    tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body, kw_only=True):
+    """``POST /detokenize``"""
+
+    model: str | None = None
+    tokens: list[int]
 
 
 COMMON = (
@@ -104,20 +169,28 @@ COMMON = (
 """Fields that have the same name in ``SamplingParams``."""
 
 
-def sampling_params(body: Sampling, **others: Any) -> SamplingParams:
-    """The parameters that a body asks for; a null is as good as a field left out."""
+def sampling_params(body: Sampling, bounds: Limits, **others: Any) -> SamplingParams:
+    """The parameters that a body asks for, within what the service accepts; a null is as good as a field left
+    out."""
     given = {name: value for name in COMMON if (value := getattr(body, name)) is not None}
     params = SamplingParams(**given | {name: value for name, value in others.items() if value is not None})
     if body.stream_options is not None and not body.stream:
         raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")
+    params.check(bounds)
     return params
 
 
-def max_tokens(body: ChatBody) -> int | None:
-    """OpenAI has two names for it."""
-    if None not in (body.max_tokens, body.max_completion_tokens):
-        raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
-    return body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+def schema_of(format: ResponseFormat | None) -> dict[str, Any] | None:
+    """What the answer must match; None: anything."""
+    if format is None or format.type == "text":
+        return None
+    if format.type == "json_object":
+        return {"type": "object"}
+    if format.json_schema is None:
+        raise Problem(
+            400, "response_format of type json_schema needs json_schema", param="response_format.json_schema"
+        )
+    return format.json_schema.schema
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
@@ -130,19 +203,20 @@ async def read_body(request: Request, kind: type[T]) -> T:
 
 
 async def read_bytes(request: Request) -> bytes:
+    """The body. Of one that is too long the rest is read away: its sender may not listen before it has sent it."""
     told = request.headers.get("content-length", "0")
     parts: list[bytes] = []
-    size = int(told) if told.isdecimal() else 0
-    if size <= MAX_BODY_BYTES:
+    size = int(told[:20]) if told.isdecimal() else 0
+    if size <= MAX_READ_AWAY_BYTES:
         size = 0
         async for part in request.stream():
             size += len(part)
-            if size > MAX_BODY_BYTES:
+            if size <= MAX_BODY_BYTES:
+                parts.append(part)
+            elif size > MAX_READ_AWAY_BYTES:
                 break
-            parts.append(part)
     if size > MAX_BODY_BYTES:
-        message = f"the body has more than {MAX_BODY_BYTES} bytes, the limit; shorten it"
-        raise Problem(413, message, headers={"Connection": "close"})
+        raise Problem(413, f"the body has more than {MAX_BODY_BYTES} bytes, the limit; shorten it")
     return b"".join(parts)
 
 
@@ -152,14 +226,14 @@ def decode_body(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise Problem(400, complaint(error, data), param=field_of(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise Problem(400, f"the body is no JSON: {error}") from None
 
 
 def complaint(error: msgspec.ValidationError, data: bytes) -> str:
     try:
         return explain(error, msgspec.json.decode(data))
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return str(error)
 
 

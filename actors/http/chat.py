@@ -2,96 +2,232 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from typing import Any
 
-import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 
-from ...protocol.errors import ServiceUnavailable
-from ...protocol.messages import Delta, Usage
-from ...protocol.outputs import RequestOutput
-from .bodies import ChatBody, max_tokens, sampling_params
+from ...protocol.limits import Limits
+from ...protocol.messages import Delta
+from ...protocol.sampling import SamplingParams
+from .bodies import ChatBody, read_body, sampling_params, schema_of
 from .errors import Problem
+from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
+from .service import Service
+from .tokens import Tokens
+from .tools import Call, CallReader, Offer, offer
 
-encode = msgspec.json.encode
+
+async def create(service: Service, request: Request) -> Response:
+    body = await read_body(request, ChatBody)
+    service.check(body.model)
+    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
+    about = service.about("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+    asked = service.client.batches(
+        messages=[plain_message(number, message) for number, message in enumerate(body.messages)],
+        params=params_of(body, offered, service.bounds),
+        tools=offered.tools,
+        chat_template_kwargs=body.chat_template_kwargs,
+        request_id=about["id"],
+    )
+    answers = Answers(offered, service.tokens if body.logprobs else None, body.top_logprobs or 0)
+    batches = together([asked])
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return await open_stream(request, batches, ChatEvents(about, include_usage, answers))
+    whole = WholeChat(about, answers)
+    await unless_left(request.receive, whole.take(batches))
+    return service.answer(whole.told())
 
 
-def chat_params(body: ChatBody) -> Any:
+def params_of(body: ChatBody, offered: Offer, bounds: Limits) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise Problem(400, "top_logprobs is of no use without logprobs=true", param="top_logprobs")
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return sampling_params(body, max_tokens=max_tokens(body), logprobs=logprobs)
+    if None not in (body.max_tokens, body.max_completion_tokens):
+        raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
+    schema = schema_of(body.response_format)
+    if None not in (schema, offered.schema):
+        message = "response_format cannot be kept where tool_choice makes the answer a call; leave one out"
+        raise Problem(400, message, param="response_format")
+    return sampling_params(
+        body,
+        bounds,
+        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        json_schema=offered.schema if schema is None else schema,
+    )
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+def plain_message(number: int, message: dict[str, Any]) -> dict[str, Any]:
+    """A message as chat templates know it: ``developer`` is ``system``, and arguments are no text but a map."""
+    if message.get("role") == "developer":
+        message = message | {"role": "system"}
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    where = f"messages[{number}].tool_calls"
+    return message | {"tool_calls": [plain_call(f"{where}[{i}]", call) for i, call in enumerate(calls)]}
 
 
-def finish_reason_of(reason: str | None) -> str | None:
-    if reason == "abort":
-        raise ServiceUnavailable("the service ended the request before its answer was complete")
-    return reason
+def plain_call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Problem(400, f"{where} is no call of a function: {call!r:.80}", param=where)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        message = f"{where}.function.arguments is no JSON object: {function.get('arguments')!r:.80}"
+        raise Problem(400, message, param=f"{where}.function.arguments")
+    return call | {"function": function | {"arguments": arguments}}
 
 
-class ChatEvents:
-    """The events of one stream: one ``id`` and ``created``, the role first, then text, then the reason."""
+class Answers:
+    """What is told of each delta, the same for a whole answer and for events."""
 
-    def __init__(self, id: str, created: int, model: str, include_usage: bool) -> None:
-        about = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self.head = b"data: %b" % encode(about)[:-1]
-        self.tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        self.include_usage = include_usage
-        self.begun: set[int] = set()
-        self.usage: Usage | None = None
+    def __init__(self, offered: Offer, tokens: Tokens | None, top_logprobs: int) -> None:
+        self.tokens = tokens
+        self.top_logprobs = top_logprobs
+        self.forced = offered.forced
+        reads = bool(offered.names) and offered.forced is None
+        self.readers: dict[int, CallReader] | None = (
+            defaultdict(lambda: CallReader(offered.names)) if reads else None
+        )
+        self.plain = self.tokens is None and self.readers is None and self.forced is None
+        """An answer is its text, and nothing more is told of it."""
 
-    def add(self, prompt: int, deltas: list[Delta]) -> bytes:
-        parts: list[bytes] = []
-        for delta in deltas:
-            index = delta.index
-            if index not in self.begun:
-                self.begun.add(index)
-                parts.append(self.choice(index, {"role": "assistant", "content": ""}))
+    def parts(self, delta: Delta) -> tuple[str, list[Call]]:
+        """The text and the calls that a delta brings, where the model chooses whether to call."""
+        if self.readers is None:
+            return delta.text, []
+        reader = self.readers[delta.index]
+        text, calls = reader.feed(delta.text)
+        if delta.finish_reason is not None:
+            rest, last = reader.end()
+            text, calls = text + rest, calls + last
+        return text, calls
+
+    def called(self, index: int) -> int:
+        """How many calls there were in an answer so far."""
+        return 0 if self.readers is None else self.readers[index].calls
+
+    def logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if self.tokens is None:
+            return None
+        return {"content": self.tokens.for_chat(delta, self.top_logprobs), "refusal": None}
+
+    def finish_reason(self, delta: Delta) -> str | None:
+        reason = finish_reason_of(delta.finish_reason)
+        return "tool_calls" if reason == "stop" and self.called(delta.index) else reason
+
+
+class ChatEvents(Events):
+    """The role first, then text and calls as they come, then the reason of the end."""
+
+    def __init__(self, about: dict[str, Any], include_usage: bool, answers: Answers) -> None:
+        super().__init__(about, include_usage)
+        self.answers = answers
+        self.begun: dict[int, Call | None] = {}
+        """By answer: the call that it is, where one is forced."""
+
+    def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+        index, answers = delta.index, self.answers
+        if index not in self.begun:
+            self.begin(index, chunks)
+        if answers.plain:  # the hot path: once for each token of the service
             if delta.text:
-                parts.append(
-                    b'%b,"choices":[{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b'
-                    % (self.head, index, encode(delta.text), self.tail)
-                )
-            if delta.finish_reason is not None:
-                parts.append(self.choice(index, {}, finish_reason_of(delta.finish_reason)))
-            if delta.usage is not None:
-                self.usage = delta.usage
-        return b"".join(parts)
+                choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
+                chunks.append(self.chunk(choice % (index, encode(delta.text))))
+        else:
+            self.tell_parts(delta, chunks)
+        if delta.finish_reason is not None:
+            self.tell_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
 
-    def choice(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return b'%b,"choices":[%b]%b' % (self.head, encode(choice), self.tail)
+    def begin(self, index: int, chunks: list[bytes]) -> None:
+        call = None if self.answers.forced is None else Call(name=self.answers.forced, arguments="")
+        self.begun[index] = call
+        self.tell_choice(chunks, index, {"role": "assistant", "content": "" if call is None else None})
+        if call is not None:
+            self.tell_choice(chunks, index, {"tool_calls": [{"index": 0} | call.told()]})
 
-    def end(self) -> bytes:
-        if not self.include_usage or self.usage is None:
-            return b""
-        return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(usage_of(self.usage)))
+    def tell_parts(self, delta: Delta, chunks: list[bytes]) -> None:
+        index, answers = delta.index, self.answers
+        before = answers.called(index)
+        text, calls = answers.parts(delta)
+        logprobs = answers.logprobs(delta)
+        if answers.forced is not None:
+            told: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+        else:
+            told = {"content": text}
+        if text or (logprobs and logprobs["content"]):
+            self.tell_choice(chunks, index, told, logprobs)
+        for number, call in enumerate(calls, before):
+            self.tell_choice(chunks, index, {"tool_calls": [{"index": number} | call.told()]})
+
+    def tell_choice(
+        self,
+        chunks: list[bytes],
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> None:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        chunks.append(self.chunk(encode(choice)))
 
 
-def chat_completion(id: str, created: int, model: str, output: RequestOutput) -> dict[str, Any]:
-    """The whole answer."""
-    assert output.usage is not None
-    return {
-        "id": id,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": answer.index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish_reason_of(answer.finish_reason),
-            }
-            for answer in output.outputs
-        ],
-        "usage": usage_of(output.usage),
-    }
+class WholeChat:
+    """Folds the deltas of one request into one answer."""
+
+    def __init__(self, about: dict[str, Any], answers: Answers) -> None:
+        self.about = about
+        self.answers = answers
+        self.texts: defaultdict[int, list[str]] = defaultdict(list)
+        self.calls: defaultdict[int, list[Call]] = defaultdict(list)
+        self.logprobs: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        self.reasons: dict[int, str | None] = {}
+        self.usage: dict[str, Any] = {}
+
+    async def take(self, batches: Any) -> None:
+        async for _, deltas in batches:
+            for delta in deltas:
+                self.add(delta)
+
+    def add(self, delta: Delta) -> None:
+        index, answers = delta.index, self.answers
+        text, calls = answers.parts(delta)
+        self.texts[index].append(text)
+        self.calls[index] += calls
+        logprobs = answers.logprobs(delta)
+        if logprobs is not None:
+            self.logprobs[index] += logprobs["content"]
+        if delta.finish_reason is not None:
+            self.reasons[index] = answers.finish_reason(delta)
+        if delta.usage is not None:
+            self.usage = total_usage([delta.usage])
+
+    def told(self) -> dict[str, Any]:
+        choices = [self.choice(index) for index in sorted(self.reasons)]
+        return self.about | {"choices": choices, "usage": self.usage}
+
+    def choice(self, index: int) -> dict[str, Any]:
+        text: str | None = "".join(self.texts[index])
+        calls = self.calls[index]
+        if self.answers.forced is not None:
+            text, calls = None, [Call(name=self.answers.forced, arguments=text)]
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [call.told() for call in calls]}
+        told = self.answers.tokens is not None
+        logprobs = {"content": self.logprobs[index], "refusal": None} if told else None
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": self.reasons[index],
+        }

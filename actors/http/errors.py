@@ -24,7 +24,7 @@ SERVER = "server_error"
 RETRY_S = 1.0
 """What a client is told to wait where nothing better is known."""
 
-PARAM = re.compile(r"(?:the value of )?([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=| has | is )")
+PARAM = re.compile(r"(?:the value of )?([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=|: | has | is )")
 """How a complaint of ours begins that is about one field."""
 
 
@@ -71,7 +71,7 @@ def problem_of(error: Exception) -> Problem:
             headers=retry_after(error.retry_after_s),
         )
     if isinstance(error, DeadlineExceeded):
-        return Problem(504, message, type="timeout_error", code=error.code)
+        return Problem(408, message, type="timeout_error", code=error.code)
     if isinstance(error, ServiceUnavailable):
         return Problem(503, message, type=SERVER, code=error.code, headers=retry_after(RETRY_S))
     if isinstance(error, SlipstreamError):

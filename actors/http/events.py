@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...protocol.messages import Delta
+from ...protocol.errors import ServiceUnavailable
+from ...protocol.messages import Delta, Usage
 from .errors import problem_of
 
 T = TypeVar("T")
@@ -25,24 +27,121 @@ HEADERS = {
 }
 """The last tells nginx to pass events on as they come."""
 
-Batches = AsyncGenerator[tuple[int, list[Delta]], None]
+Batch = tuple[int, list[Delta]]
 """What has arrived, with the number of the prompt that it answers."""
+
+Batches = AsyncGenerator[Batch, None]
+
+encode = msgspec.json.encode
 
 
 class ClientLeft(Exception):
     """The client has closed its connection: nobody is left to be answered."""
 
 
-class Events(Protocol):
-    """Makes the events of a stream from its deltas."""
+class Events:
+    """Makes the events of a stream of its deltas: all have the same ``id``, ``created`` and ``model``."""
+
+    def __init__(self, about: dict[str, Any], include_usage: bool) -> None:
+        self.head = b"data: " + encode(about)[:-1]
+        self.tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self.include_usage = include_usage
+        self.usages: list[Usage] = []
+        """One for each prompt that is answered."""
 
     def add(self, prompt: int, deltas: list[Delta]) -> bytes:
         """The events of what has arrived for one prompt; empty if there is nothing to tell yet."""
-        ...
+        chunks: list[bytes] = []
+        for delta in merged(deltas):
+            self.tell(prompt, delta, chunks)
+            if delta.usage is not None:
+                self.usages.append(delta.usage)
+        return b"".join(chunks)
+
+    def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+        """Append the events of one delta."""
+        raise NotImplementedError
+
+    def chunk(self, choice: bytes) -> bytes:
+        """An event with one choice."""
+        return b'%b,"choices":[%b]%b' % (self.head, choice, self.tail)
 
     def end(self) -> bytes:
         """The events after the last delta, without ``[DONE]``."""
-        ...
+        if not self.include_usage:
+            return b""
+        return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(total_usage(self.usages)))
+
+
+def merged(deltas: list[Delta]) -> list[Delta]:
+    """One delta per answer and batch: a stream that is behind tells less often."""
+    if len(deltas) == 1:
+        return deltas
+    found: dict[int, Delta] = {}
+    for delta in deltas:
+        first = found.setdefault(delta.index, delta)
+        if first is not delta:
+            first.text += delta.text
+            first.token_ids += delta.token_ids
+            first.logprobs += delta.logprobs
+            first.finish_reason, first.stop_reason = delta.finish_reason, delta.stop_reason
+            first.usage = delta.usage
+    return list(found.values())
+
+
+def total_usage(usages: list[Usage]) -> dict[str, Any]:
+    prompt, completion, cached = (
+        sum(getattr(usage, name) for usage in usages)
+        for name in ("prompt_tokens", "completion_tokens", "cached_tokens")
+    )
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def finish_reason_of(reason: str | None) -> str | None:
+    if reason == "abort":
+        raise ServiceUnavailable("the service ended the request before its answer was complete")
+    return reason
+
+
+async def together(streams: list[AsyncGenerator[list[Delta], None]]) -> Batches:
+    """Several streams as one. The first that fails ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for deltas in only:
+                yield 0, deltas
+        return
+    news: asyncio.Queue[Batch | BaseException | None] = asyncio.Queue()
+
+    async def pump(number: int, stream: AsyncGenerator[list[Delta], None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for deltas in stream:
+                    news.put_nowait((number, deltas))
+        except BaseException as error:
+            news.put_nowait(error)
+            raise
+        news.put_nowait(None)
+
+    pumps = [asyncio.ensure_future(pump(number, stream)) for number, stream in enumerate(streams)]
+    left = len(pumps)
+    try:
+        while left:
+            found = await news.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                left -= 1
+            else:
+                yield found
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 def event(data: bytes) -> bytes:
@@ -69,17 +168,10 @@ async def unless_left(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-class Nothing(Response):
-    """The answer to a client that has left."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-
 class EventStream(Response):
     """A stream that begins with its first delta, so that a request refused at once has its proper status."""
 
-    def __init__(self, first: tuple[int, list[Delta]], rest: Batches, events: Events) -> None:
+    def __init__(self, first: Batch, rest: Batches, events: Events) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.first = first

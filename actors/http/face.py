@@ -9,15 +9,22 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ...protocol.async_client import AsyncClient
 from ...protocol.errors import SlipstreamError
-from .app import Entrance, OpenAI, make_app
+from ...protocol.limits import Limits
+from .app import Entrance, make_app
+from .errors import Problem
+from .service import Service
 
 if TYPE_CHECKING:
     from ...runtime.child import StartContext
 
 BACKLOG = 1024
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Of the path and all headers of a request."""
 
 LAST_WORDS_S = 1
 """How long the last bytes to clients may take to leave when the face ends."""
@@ -42,18 +49,54 @@ class Server(uvicorn.Server):
         yield
 
 
+class HttpProtocol(HttpToolsProtocol):
+    """Answers what is no HTTP in the form of every other error, and bounds the headers."""
+
+    header_bytes = 0
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.header_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self.count_header(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.count_header(len(name) + len(value))
+        super().on_header(name, value)
+
+    def count_header(self, size: int) -> None:
+        self.header_bytes += size
+        if self.header_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"more than {MAX_HEADER_BYTES} bytes of headers")
+
+    def send_400_response(self, msg: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self.header_bytes > MAX_HEADER_BYTES:
+            status, msg = 431, f"path and headers have more than {MAX_HEADER_BYTES} bytes, the limit"
+        else:
+            status, msg = 400, "this is no HTTP request"
+        body = Problem(status, msg).body
+        head = "content-type: application/json\r\nconnection: close\r\ncontent-length"
+        self.transport.write(b"%b%b: %d\r\n\r\n%b" % (STATUS_LINE[status], head.encode(), len(body), body))
+        self.transport.close()
+
+
 class HttpFace:
     """What ``FaceHost`` runs."""
 
-    def __init__(self, listener: socket.socket, options: dict[str, Any]) -> None:
-        self.listener = listener
-        host, port = listener.getsockname()[:2]
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.client = AsyncClient(options["door"])
+        self.service = Service(
+            self.client, options["model"], options["model_name"], options["version"], Limits.of(options)
+        )
+        self.listener = listen(options["endpoint"])
+        host, port = self.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         self.facts: dict[str, Any] = {"endpoint": f"{shown}:{port}", "url": f"http://{shown}:{port}"}
-        self.options = options
-        self.client = AsyncClient(options["door"])
-        self.openai = OpenAI(self.client, options)
-        self.entrance = Entrance(make_app(self.openai, options["allowed_origins"]), options["api_key"])
+        self.entrance = Entrance(make_app(self.service, options["allowed_origins"]), options["api_key"])
         self.server: Server | None = None
 
     @property
@@ -71,7 +114,7 @@ class HttpFace:
     async def serve(self) -> None:
         config = uvicorn.Config(
             self.entrance,
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -91,7 +134,7 @@ class HttpFace:
             await self.client.close()
 
     async def drain(self) -> None:
-        self.openai.draining = True
+        self.service.draining = True
         while self.entrance.under_way:
             self.entrance.changed.clear()
             await self.entrance.changed.wait()
@@ -122,4 +165,5 @@ def listen(endpoint: str) -> socket.socket:
 
 def build(context: StartContext) -> HttpFace:
     """The HTTP face of a service, from its options."""
-    return HttpFace(listen(context.options["endpoint"]), context.options)
+    context.phase("load tokenizer")
+    return HttpFace(context.options)

@@ -211,6 +211,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     if options.http is not None:
         http = shared | {
             "endpoint": options.http,
+            "max_queued_requests": options.max_queued_requests,
             "api_key": options.api_key,
             "allowed_origins": [o.strip() for o in (options.allowed_origins or "").split(",") if o.strip()],
             "version": __version__,

@@ -1,0 +1,75 @@
+"""What the service says of itself: its model, its version, and whether it is well."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...protocol.errors import ServiceUnavailable
+from ...protocol.messages import Actors
+from .errors import RETRY_S, retry_after
+from .service import Service
+
+ANSWER_S = 2.0
+"""How long the gateway may take to say how the actors are, before the service counts as ill."""
+
+
+async def models(service: Service, request: Request) -> Response:
+    return service.answer({"object": "list", "data": [model_card(service)]})
+
+
+async def model(service: Service, request: Request) -> Response:
+    service.check(request.path_params["model"])
+    return service.answer(model_card(service))
+
+
+def model_card(service: Service) -> dict[str, object]:
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "slipstream",
+        "root": service.model,
+        "parent": None,
+        "max_model_len": service.bounds.max_model_len,
+    }
+
+
+async def version(service: Service, request: Request) -> Response:
+    return service.answer({"version": service.version})
+
+
+async def health(service: Service, request: Request) -> Response:
+    """Live: the service answers and no actor hangs. If not for long, restart it."""
+    actors = await actors_of(service)
+    return tell(service, actors, actors is not None and actors.live)
+
+
+async def ready(service: Service, request: Request) -> Response:
+    """Ready: every actor is, and requests are taken."""
+    actors = await actors_of(service)
+    return tell(service, actors, actors is not None and actors.ready and not service.draining)
+
+
+async def actors_of(service: Service) -> Actors | None:
+    """How the actors are; None if nobody says in time."""
+    try:
+        return await asyncio.wait_for(service.client.actors(), ANSWER_S)
+    except (TimeoutError, ServiceUnavailable):
+        return None
+
+
+def tell(service: Service, actors: Actors | None, well: bool) -> Response:
+    body = {
+        "status": "ok" if well else "unavailable",
+        "draining": service.draining or (actors is not None and actors.draining),
+        "actors": [] if actors is None else msgspec.to_builtins(actors.actors),
+    }
+    answer = service.answer(body)
+    if not well:
+        answer.status_code = 503
+        answer.headers.update(retry_after(RETRY_S))
+    return answer

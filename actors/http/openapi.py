@@ -1,0 +1,102 @@
+"""``/openapi.json``: the table of endpoints as a document, from the same types that check the bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ...protocol.sampling import RANGES
+from .answers import ErrorAnswer
+
+REF = "#/components/schemas/{name}"
+
+
+class Described(NamedTuple):
+    """What the document says of one endpoint."""
+
+    method: str
+    path: str
+    summary: str
+    body: type | None
+    answer: type | None
+    """None: text that is no JSON."""
+    key: bool
+    """It needs the API key, where there is one."""
+
+
+ERRORS = {
+    "400": "the request can never succeed as it stands",
+    "401": "the API key is missing or wrong",
+    "404": "no such model",
+    "413": "the body is too long",
+    "415": "the body is not sent as application/json",
+    "429": "no room now; try again after Retry-After seconds",
+    "500": "an error of the service",
+    "503": "the service is stopping, or restarting a part of itself; try again after Retry-After seconds",
+    "408": "not finished within its own deadline_s",
+}
+WITHOUT_BODY = ("401", "500")
+
+
+def document(endpoints: Sequence[Described], version: str, bounds: dict[str, int]) -> dict[str, Any]:
+    """The OpenAPI document; ``bounds`` has the limits that depend on the model."""
+    types: list[Any] = [ErrorAnswer]
+    for endpoint in endpoints:
+        types += [kind for kind in (endpoint.body, endpoint.answer) if kind is not None]
+    schemas, components = msgspec.json.schema_components(types, ref_template=REF)
+    schema_of = dict(zip(types, schemas, strict=True))
+    for component in components.values():
+        state_ranges(component.get("properties", {}), bounds)
+    paths: dict[str, Any] = {}
+    for endpoint in endpoints:
+        path = endpoint.path.replace(":path}", "}")
+        paths.setdefault(path, {})[endpoint.method.lower()] = operation(endpoint, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Slipstream", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    codes = ERRORS if endpoint.body is not None else dict.fromkeys(WITHOUT_BODY, "")
+    if "{" in endpoint.path:
+        codes = codes | {"404": ""}
+    error = {"application/json": {"schema": schema_of[ErrorAnswer]}}
+    answers = {code: {"description": ERRORS[code], "content": error} for code in codes}
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if endpoint.answer is not None:
+        content = {"application/json": {"schema": schema_of[endpoint.answer]}}
+        if endpoint.path in ("/health", "/ready"):
+            answers["503"] = {"description": "not so", "content": dict(content)}
+    properties = getattr(endpoint.body, "__struct_fields__", ())
+    if "stream" in properties:
+        content["text/event-stream"] = {}
+    told: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "responses": {"200": {"description": "the answer", "content": content}} | answers,
+        "security": [{"key": []}, {}] if endpoint.key else [],
+    }
+    if endpoint.body is not None:
+        content = {"application/json": {"schema": schema_of[endpoint.body]}}
+        told["requestBody"] = {"required": True, "content": content}
+    if "{model" in endpoint.path:
+        told["parameters"] = [
+            {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        ]
+    return told
+
+
+def state_ranges(properties: dict[str, Any], bounds: dict[str, int]) -> None:
+    """Write the range of each sampling parameter into its schema."""
+    for name, (low, high, above) in RANGES.items():
+        for option in properties.get(name, {}).get("anyOf", ()):
+            if option.get("type") in ("integer", "number"):
+                option["exclusiveMinimum" if above else "minimum"] = low
+                option["maximum"] = bounds[high] if isinstance(high, str) else high

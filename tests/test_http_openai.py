@@ -1,0 +1,344 @@
+"""The OpenAI face as the official client sees it; what a model says is real, or scripted where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from slipstream.actors.http.app import Entrance, make_app
+from slipstream.actors.http.service import Service
+from slipstream.protocol.limits import Limits
+from slipstream.protocol.messages import Delta, Usage
+
+from slipstream import Client, SamplingParams, Sidecar
+from slipstream.service import BUNDLED_MODEL
+
+NEAR = 60.0
+
+MODEL = "slipstream-bundled"
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Sidecar]:
+    options: dict[str, Any] = {"max_num_seqs": 8, "max_queued_requests": 32, "emulated_step_ms": 1}
+    with Sidecar(device="emulated", http="127.0.0.1:0", api_key="sesame", **options) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture(scope="module")
+def api(service: Sidecar) -> Iterator[OpenAI]:
+    url = f"{service.ready['http']}/v1"
+    with OpenAI(base_url=url, api_key="sesame", max_retries=0, timeout=NEAR) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def direct(service: Sidecar) -> Iterator[Client]:
+    with service.client() as client:
+        yield client
+
+
+# --- the same answers as over ZeroMQ ------------------------------------------------------------
+
+
+def test_chat_gives_what_the_protocol_gives(api: OpenAI, direct: Client) -> None:
+    params = SamplingParams(max_tokens=20, seed=4, temperature=0.8, top_p=0.9, presence_penalty=0.5)
+    expected = direct.chat(HELLO, params)
+    told = api.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=20, seed=4, temperature=0.8, top_p=0.9, presence_penalty=0.5
+    )
+    assert told.choices[0].message.content == expected.outputs[0].text
+    assert told.choices[0].finish_reason == "length"
+    assert told.usage is not None
+    assert expected.usage is not None
+    assert told.usage.prompt_tokens == expected.usage.prompt_tokens
+    assert told.usage.completion_tokens == 20
+
+
+def test_a_stream_and_a_whole_answer_are_the_same(api: OpenAI) -> None:
+    fields: Any = {"model": MODEL, "messages": HELLO, "max_completion_tokens": 30, "seed": 9, "n": 3}
+    whole = api.chat.completions.create(**fields)
+    texts = {0: "", 1: "", 2: ""}
+    reasons: dict[int, str] = {}
+    usage = None
+    for chunk in api.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                assert choice.index not in reasons
+                reasons[choice.index] = choice.finish_reason
+        usage = chunk.usage or usage
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
+    assert reasons == dict.fromkeys(range(3), "length")
+    assert len(set(texts.values())) == 3
+    assert usage == whole.usage
+
+
+def test_completions_take_a_text_token_ids_and_lists_of_either(api: OpenAI, direct: Client) -> None:
+    texts = ["Once upon", "One day a dog"]
+    outputs = direct.generate_many(texts, SamplingParams(max_tokens=16, seed=2))
+    expected = [output.outputs[0].text for output in outputs]
+    ids = [output.prompt_token_ids for output in outputs]
+    prompts: list[tuple[Any, list[str]]] = [
+        (texts[0], expected[:1]),
+        (ids[0], expected[:1]),
+        (texts, expected),
+        (ids, expected),
+    ]
+    for prompt, answers in prompts:
+        told = api.completions.create(model=MODEL, prompt=prompt, seed=2)  # OpenAI's default: 16 tokens
+        assert [choice.text for choice in told.choices] == answers
+        assert [choice.index for choice in told.choices] == list(range(len(answers)))
+        assert told.usage is not None
+        assert told.usage.completion_tokens == 16 * len(answers)
+        streamed = [""] * len(answers)
+        for chunk in api.completions.create(model=MODEL, prompt=prompt, seed=2, stream=True):
+            assert chunk.object == "text_completion"
+            streamed[chunk.choices[0].index] += chunk.choices[0].text
+        assert streamed == answers
+
+
+def test_echo_puts_the_prompt_before_the_answer(api: OpenAI) -> None:
+    fields: Any = {"model": MODEL, "prompt": ["Once upon", "One day"], "seed": 1, "n": 2}
+    plain = api.completions.create(**fields)
+    echoed = api.completions.create(**fields, echo=True)
+    expected = [("Once upon", "Once upon", "One day", "One day")[c.index] + c.text for c in plain.choices]
+    assert [choice.text for choice in echoed.choices] == expected
+    assert [choice.index for choice in echoed.choices] == [0, 1, 2, 3]
+
+
+def test_logprobs_of_chat_name_each_token_and_the_most_likely_ones(api: OpenAI) -> None:
+    fields: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 6, "seed": 1}
+    told = api.chat.completions.create(**fields, logprobs=True, top_logprobs=3)
+    logprobs = told.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 6
+    for entry in logprobs.content:
+        assert entry.bytes is not None
+        assert len(entry.top_logprobs) == 3
+        ordered = [likely.logprob for likely in entry.top_logprobs]
+        assert ordered == sorted(ordered, reverse=True)
+        assert math.isfinite(entry.logprob)
+    data = b"".join(bytes(entry.bytes or ()) for entry in logprobs.content)
+    text = told.choices[0].message.content
+    assert text is not None
+    assert data.decode(errors="replace").lstrip() == text.lstrip()
+    streamed = []
+    for chunk in api.chat.completions.create(**fields, logprobs=True, top_logprobs=3, stream=True):
+        streamed += (chunk.choices[0].logprobs and chunk.choices[0].logprobs.content) or []
+    assert streamed == logprobs.content
+
+
+def test_logprobs_of_completions_are_lists_with_an_entry_per_token(api: OpenAI) -> None:
+    told = api.completions.create(model=MODEL, prompt="Once", max_tokens=5, seed=1, logprobs=2)
+    logprobs = told.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs or ()) == len(logprobs.text_offset) == 5
+    assert all(len(each) <= 2 for each in logprobs.top_logprobs or ())
+    assert logprobs.text_offset == [len("".join(logprobs.tokens[:n])) for n in range(5)]
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_in_it(api: OpenAI) -> None:
+    fields: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 40, "seed": 3}
+    text = api.chat.completions.create(**fields).choices[0].message.content
+    assert text is not None
+    stop = text[20:24]
+    told = api.chat.completions.create(**fields, stop=[stop]).choices[0]
+    assert told.message.content == text.partition(stop)[0]
+    assert told.finish_reason == "stop"
+
+
+def test_fields_that_only_others_have_go_through_extra_body(api: OpenAI, direct: Client) -> None:
+    params = SamplingParams(max_tokens=10, seed=5, top_k=5, min_p=0.01, repetition_penalty=1.2)
+    extra = {"top_k": 5, "min_p": 0.01, "repetition_penalty": 1.2}
+    told = api.completions.create(model=MODEL, prompt="Once", max_tokens=10, seed=5, extra_body=extra)
+    assert told.choices[0].text == direct.generate("Once", params).outputs[0].text
+
+
+def test_the_model_is_listed_and_found(api: OpenAI) -> None:
+    (model,) = api.models.list().data
+    assert model.id == MODEL
+    assert api.models.retrieve(MODEL) == model
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_each_refusal_is_the_error_that_the_client_knows(api: OpenAI, service: Sidecar) -> None:
+    def ask(**fields: Any) -> Any:
+        return api.chat.completions.create(**{"model": MODEL, "messages": HELLO, "max_tokens": 4} | fields)
+
+    with pytest.raises(openai.NotFoundError) as found:
+        ask(model="gpt-5")
+    assert found.value.code == "model_not_found"
+    assert found.value.param == "model"
+    for fields, param in (
+        ({"temperature": 3}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 100_000}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
+        ({"extra_body": {"max_completion_tokens": 3}}, "max_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "now"}}]}, "tools"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ):
+        for stream in (False, True) if "stream_options" not in fields else (False,):
+            with pytest.raises(openai.BadRequestError) as refused:
+                ask(stream=stream, **fields)
+            assert refused.value.param == param, fields
+            assert refused.value.type == "invalid_request_error"
+    with pytest.raises(openai.AuthenticationError) as denied:
+        api.with_options(api_key="wrong").models.list()
+    assert denied.value.code == "invalid_api_key"
+
+
+def test_a_full_service_says_when_to_come_again_and_goes_on(api: OpenAI) -> None:
+    fields: Any = {"model": MODEL, "prompt": "x", "stream": True, "max_tokens": 900}
+    with api.completions.create(**fields, n=32, extra_body={"ignore_eos": True}) as stream:
+        next(iter(stream))  # 32 are the most that this service holds
+        with pytest.raises(openai.RateLimitError) as full:
+            api.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+        assert int(full.value.response.headers["retry-after"]) >= 1
+        assert full.value.code == "rate_limit_exceeded"
+        assert next(iter(stream)).choices
+    retrying = api.with_options(max_retries=5)  # the stream was left: there is room again
+    assert retrying.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).choices
+
+
+# --- scripted answers ---------------------------------------------------------------------------
+
+
+class Script:
+    """Stands for the client of the gateway: every request is answered with the same parts of a text."""
+
+    def __init__(self, *parts: str, finish: str | Exception = "stop") -> None:
+        self.parts = parts
+        self.finish = finish
+        self.asked: dict[str, Any] = {}
+
+    async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        self.asked = asked
+        id = asked["request_id"]
+        for number, part in enumerate(self.parts):
+            yield [Delta(id=id, text=part, token_ids=[number])]
+            await asyncio.sleep(0)
+        if isinstance(self.finish, Exception):
+            raise self.finish
+        usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
+        yield [Delta(id=id, finish_reason=self.finish, usage=usage)]
+
+
+def scripted(script: Script) -> AsyncOpenAI:
+    bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
+    service = Service(script, str(BUNDLED_MODEL), MODEL, "0", bounds)  # type: ignore[arg-type]
+    app = Entrance(make_app(service, []), None)
+    transport = httpx2.ASGITransport(app)
+    return AsyncOpenAI(
+        base_url="http://here/v1",
+        api_key="x",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=transport, base_url="http://here"),
+    )
+
+
+def ask(script: Script, **fields: Any) -> tuple[Any, list[Any]]:
+    """The whole answer, and the chunks of the same as a stream."""
+
+    async def both() -> tuple[Any, list[Any]]:
+        async with scripted(script) as api:
+            create: Any = api.chat.completions.create
+            whole = await create(model=MODEL, messages=HELLO, **fields)
+            return whole, [
+                chunk async for chunk in await create(model=MODEL, messages=HELLO, stream=True, **fields)
+            ]
+
+    return asyncio.run(both())
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+
+
+def test_a_call_is_told_whole_and_as_a_stream() -> None:
+    script = Script(
+        "I look. <tool", '_call>{"name": "weather", "arg', 'uments": {"city": "Rome"}}</tool_call>'
+    )
+    whole, chunks = ask(script, tools=TOOLS)
+    assert script.asked["tools"] == TOOLS
+    choice = whole.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "I look. "
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"city": "Rome"}
+    assert call.id.startswith("call_")
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "I look. "
+    (streamed,) = [made for delta in deltas for made in delta.tool_calls or ()]
+    assert (streamed.index, streamed.type) == (0, "function")
+    assert (streamed.function.name, streamed.function.arguments) == ("weather", call.function.arguments)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_a_conversation_with_calls_reaches_the_template_as_maps() -> None:
+    script = Script("It is sunny.")
+
+    async def go() -> None:
+        async with scripted(script) as api:
+            function = {"name": "weather", "arguments": '{"city": "Rome"}'}
+            messages: Any = [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+                {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+            ]
+            await api.chat.completions.create(model=MODEL, messages=messages)
+
+    asyncio.run(go())
+    system, assistant, tool = script.asked["messages"]
+    assert system["role"] == "system"
+    assert assistant["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+    assert tool["content"] == "sunny"
+
+
+def test_an_error_in_the_middle_of_a_stream_is_raised_by_the_client() -> None:
+    from slipstream import DeadlineExceeded
+
+    with pytest.raises(openai.APIStatusError) as whole:
+        ask(Script("a", "b", finish=DeadlineExceeded("not finished within deadline_s=1")))
+    assert whole.value.status_code == 408
+
+    async def stream() -> list[str]:
+        seen: list[str] = []
+        async with scripted(Script("a", "b", finish=DeadlineExceeded("too late"))) as api:
+            create: Any = api.chat.completions.create
+            try:
+                async for chunk in await create(model=MODEL, messages=HELLO, stream=True):
+                    seen.append(chunk.choices[0].delta.content)
+            except openai.APIError as error:
+                seen.append(error.message)
+        return seen
+
+    assert asyncio.run(stream()) == ["", "a", "b", "too late"]
