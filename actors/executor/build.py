@@ -91,6 +91,7 @@ def build_model(context: Any) -> Executor:
 
         return assemble(context, CpuDevice(), program, blocks, facts)
 
+    torch.cuda.synchronize(where)  # weights and cache were made on the default stream
     from .cuda import CudaDevice
     from .graphs import GraphedProgram, graph_sizes
 

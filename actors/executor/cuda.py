@@ -89,7 +89,9 @@ class CudaDevice:
         return torch.zeros(count, dtype=torch.int32, pin_memory=True)
 
     def buffer(self, count: int) -> torch.Tensor:
-        return torch.zeros(count, dtype=torch.int32, device=self.device)
+        buffer = torch.zeros(count, dtype=torch.int32, device=self.device)
+        torch.cuda.synchronize(self.device)  # the zeros come on the default stream, which nothing orders with ours
+        return buffer
 
     def array(self, staging: Buffer) -> np.ndarray:
         return staging.numpy()
