@@ -324,12 +324,13 @@ def size(text: str) -> int:
 # --- faces --------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: ArgumentParser, cls: type) -> None:
+def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None = None) -> None:
     """Give ``parser`` the options of a table, in its groups. Values stay texts: ``resolve`` reads them."""
     import argparse
 
     groups: dict[str, Any] = {}
-    for option in table(cls).values():
+    options = table(cls)
+    for option in options.values() if only is None else [options[name] for name in only]:
         group = groups.get(option.group)
         if group is None:
             group = groups[option.group] = parser.add_argument_group(option.group)

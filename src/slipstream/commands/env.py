@@ -1,54 +1,82 @@
-"""``slipstream env``: show versions, extras and devices; with --model, whether it is supported and why."""
+"""``slipstream env``: versions, extras and devices; with --model, whether it is supported and what it needs."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from .common import DONE, EXTRAS, FAILED, USAGE, Run, Stop, missing, need
 
+if TYPE_CHECKING:
+    from ..actors.executor.estimate import Estimate
+    from ..options import ServeOptions
+
+PACKAGES = (
+    "pyzmq",
+    "msgpack",
+    "msgspec",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "uvloop",
+    "starlette",
+)
+
+SIZING = ("dtype", "max_model_len", "max_num_seqs", "block_size")
+"""Options of ``serve`` on which the memory depends."""
+
 
 def declare(parser: argparse.ArgumentParser) -> Run:
+    from ..options import ServeOptions
+    from ..runtime.config import add_arguments, resolve
+
     parser.add_argument(
-        "--model", metavar="M", help="a local folder or a hub name; only its configuration is read"
+        "--model",
+        metavar="M",
+        help="a local folder or a hub name; only its configuration is read, and its weights are not fetched."
+        " The exit code is 0 if it is supported, 4 if it is not",
     )
+    add_arguments(parser, ServeOptions, only=SIZING)
 
     def run(found: argparse.Namespace) -> int:
-        import platform
-        from importlib.metadata import PackageNotFoundError, version
-
-        import zmq
-
-        print(f"slipstream   {__version__}")
-        print(f"python       {platform.python_version()} on {platform.platform()}")
-        for package in (
-            "pyzmq",
-            "msgpack",
-            "msgspec",
-            "torch",
-            "transformers",
-            "tokenizers",
-            "numpy",
-            "uvloop",
-        ):
-            try:
-                print(f"{package:<12} {version(package)}")
-            except PackageNotFoundError:
-                print(f"{package:<12} -")
-        print(f"libzmq       {zmq.zmq_version()}")
-        for extra in EXTRAS:
-            lacking = missing(extra)
-            print(f"extra {extra:<6} {'installed' if not lacking else 'lacks ' + ', '.join(lacking)}")
-        for line in devices():
-            print(f"device       {line}")
+        given = {name: value for name in SIZING if (value := getattr(found, name)) is not None}
+        if found.model is None and given:
+            raise Stop(USAGE, f"--{next(iter(given)).replace('_', '-')} has no effect without --model M")
+        show_place()
         if found.model is None:
             return DONE
         need("env --model", "engine")
-        supported, why = judge(found.model)
-        print(f"model        {found.model}: {why}")
-        return DONE if supported else FAILED
+        return judge(found.model, resolve(ServeOptions, arguments=given).options)
 
     return run
+
+
+def show_place() -> None:
+    """What is here."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import zmq
+
+    show("slipstream", __version__)
+    show("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            show(package, version(package))
+        except PackageNotFoundError:
+            show(package, "-")
+    show("libzmq", zmq.zmq_version())
+    for extra in EXTRAS:
+        lacking = missing(extra)
+        show(f"extra {extra}", f"lacks {', '.join(lacking)}" if lacking else "installed")
+    for line in devices():
+        show("device", line)
+
+
+def show(name: str, told: str) -> None:
+    print(f"{name:<12} {told}")
 
 
 def devices() -> list[str]:
@@ -59,26 +87,54 @@ def devices() -> list[str]:
     found = [f"cpu, {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
-        found.append(f"cuda:{number}, {about.name}, {about.total_memory / 2**30:.0f} GiB")
+        found.append(f"cuda:{number}, {about.name}, {in_bytes(about.total_memory)}")
     return found
 
 
-def judge(model: str) -> tuple[bool, str]:
-    """Whether a model is supported as far as its configuration tells, and why not."""
-    from transformers import AutoConfig
-
-    from ..actors.executor.gate import check_config
-    from ..protocol.errors import ModelNotSupported
+def judge(model: str, options: ServeOptions) -> int:
+    """Whether a model is supported as far as its configuration tells, why not, and what memory it takes."""
+    from ..actors.executor.estimate import estimate
+    from ..protocol.errors import InvalidRequest, ModelNotSupported
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Stop(USAGE, f"the configuration of {model!r} cannot be read: {error}") from None
-    try:
-        check_config(config)
+        found = estimate(model, options.dtype)
     except ModelNotSupported as refused:
-        return False, str(refused)
-    return (
-        True,
-        f"supported by its configuration, type {config.model_type!r}; the weights are checked at load",
+        show("model", f"{model}: not supported: {refused}")
+        return FAILED
+    length = options.max_model_len or found.max_model_len
+    if length > found.max_model_len:
+        raise InvalidRequest(
+            f"max_model_len={length} is over the model's own limit of {found.max_model_len} tokens"
+        )
+    show(
+        "model",
+        f"{model}: supported by its configuration, type {found.model_type!r}; the weights are checked at load",
     )
+    show_memory(found, options, length)
+    return DONE
+
+
+def show_memory(found: Estimate, options: ServeOptions, length: int) -> None:
+    """The memory of weights and cache; activations and CUDA graphs come on top."""
+    request = found.cache_bytes(length, options.block_size)
+    cache = request * options.max_num_seqs
+    show("weights", f"{in_bytes(found.weight_bytes)}: {found.parameters:,} parameters in {found.dtype}")
+    show(
+        "cache",
+        f"{in_bytes(found.kv_bytes_per_token)} for each token, {in_bytes(request)} for a request of {length:,}",
+    )
+    show(
+        "together",
+        f"{in_bytes(found.weight_bytes + cache)} for {options.max_num_seqs} requests of {length:,} tokens at once",
+    )
+    show("", f"{in_bytes(found.weight_bytes + request)} at the least, for one of them at a time")
+
+
+def in_bytes(count: int) -> str:
+    """``14.96 GiB``."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"
