@@ -174,7 +174,7 @@ class Stats(ToClient, tag="stats"):
 
 
 class Trace(ToClient, tag="trace"):
-    """Spans and marks, as packed records (``trace.py``) since they can be many."""
+    """Spans and marks, as packed little-endian records since they can be many: oldest first, times in ns."""
 
     actors: dict[str, Recorded]
     since_ns: int

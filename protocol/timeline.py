@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from struct import Struct
 from typing import NamedTuple
 
 from .messages import Trace
-from .trace import MARK, SPAN, Mark, Span
+from .trace import MARK, SPAN, Mark, Recorded, Span
 
 STREAMS = ("h2d", "compute", "d2h")
 """The device's tracks."""
@@ -45,45 +47,75 @@ LANES = (
 """From the plan of a step down to its text, as the work flows."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Timeline:
-    """What every actor and the device did in a stretch of time; all times in ns of one monotonic clock."""
+    """What every actor and the device did in a stretch of time; all times in ns of one monotonic clock.
+
+    The records are unpacked when they are asked for: a ring holds many, and a view shows few.
+    """
 
     since: int
     until: int
-    tracks: Tracks
-    marks: dict[str, list[Mark]]
-    """By the actor that made them, in the order of time."""
-    owners: dict[str, str]
-    """The actor that each track is from."""
-    pids: dict[str, int]
-    """By actor."""
-    reach: dict[str, int]
-    """Of tracks that do not go back to ``since``: when the oldest span that they have ended."""
+    actors: dict[str, Recorded]
 
     @classmethod
     def of(cls, trace: Trace, seconds: float | None = None) -> Timeline:
         """The last ``seconds`` of a trace, or all of it."""
-        until = trace.until_ns
-        since = trace.since_ns if seconds is None else round(max(trace.since_ns, until - seconds * 1e9))
-        found = cls(since, until, {}, {}, {}, {}, {})
-        for actor, recorded in trace.actors.items():
-            names = recorded.names
-            found.pids[actor] = recorded.pid
-            found.reach |= {track: ended for track, ended in recorded.reach.items() if ended > since}
-            found.marks[actor] = [
-                Mark(names[name], request, at)
-                for at, request, name in MARK.iter_unpack(recorded.marks)
-                if at >= since
-            ]
-            for track, records in recorded.spans.items():
-                found.owners[track] = actor
-                found.tracks[track] = [
+        whole = cls(trace.since_ns, trace.until_ns, trace.actors)
+        return whole if seconds is None else whole.last(seconds)
+
+    def last(self, seconds: float) -> Timeline:
+        return self.after(round(max(0.0, self.until - seconds * 1e9)))
+
+    def after(self, time: int) -> Timeline:
+        """What ended at ``time`` or later."""
+        return replace(self, since=max(self.since, time))
+
+    @property
+    def tracks(self) -> Tracks:
+        return {track: self.spans(track) for track in self.owners}
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """The actor that each track is from."""
+        return {track: actor for actor, recorded in self.actors.items() for track in recorded.spans}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """By actor."""
+        return {actor: recorded.pid for actor, recorded in self.actors.items()}
+
+    @property
+    def reach(self) -> dict[str, int]:
+        """Of tracks that do not go back to ``since``: when the oldest span that they have ended."""
+        reached = [item for recorded in self.actors.values() for item in recorded.reach.items()]
+        return {track: ended for track, ended in reached if ended > self.since}
+
+    def spans(self, track: str) -> list[Span]:
+        """The spans of a track, in the order of their ends; none of a track that is not there."""
+        for recorded in self.actors.values():
+            if track in recorded.spans:
+                names, records = recorded.names, newest(SPAN, recorded.spans[track], self.since)
+                return [
                     Span(names[name], step, start, end)
                     for end, start, step, name in SPAN.iter_unpack(records)
-                    if end >= since
                 ]
-        return found
+        return []
+
+    def marks(self, actor: str) -> list[Mark]:
+        """The marks that an actor made, in the order of time."""
+        recorded = self.actors.get(actor)
+        if recorded is None:
+            return []
+        records = newest(MARK, recorded.marks, self.since)
+        return [Mark(recorded.names[name], request, at) for at, request, name in MARK.iter_unpack(records)]
+
+
+def newest(layout: Struct, records: bytes, since: int) -> memoryview:
+    """The records that begin with ``since`` or a later time, of such as are in the order of their times."""
+    places = range(len(records) // layout.size)
+    first = bisect_left(places, since, key=lambda place: layout.unpack_from(records, place * layout.size)[0])
+    return memoryview(records)[first * layout.size :]
 
 
 def utilization(steps: list[Span]) -> float:

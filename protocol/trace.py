@@ -45,9 +45,10 @@ class Recorded(msgspec.Struct, kw_only=True):
     pid: int
     names: list[str]
     spans: dict[str, bytes] = {}
-    """``SPAN`` records by track."""
+    """By track: records of 28 bytes, ``end_ns``, ``start_ns`` and ``step`` (-1: none) as int64, and as int32 the
+    place of the name in ``names``."""
     marks: bytes = b""
-    """``MARK`` records."""
+    """Records of 20 bytes: ``at_ns`` and ``request`` as int64, and as int32 the place of the name."""
     reach: dict[str, int] = {}
     """Of tracks that do not go back as far as was asked for: when the oldest span that they have ended."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from slipstream.protocol.timeline import Timeline
 from slipstream.protocol.trace import Mark, Span
+from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
 from slipstream.perfetto import write
@@ -195,10 +196,11 @@ def test_what_cannot_be_done_is_said(
 MS = 1_000_000
 
 
-def timeline(**tracks: list[Span]) -> Timeline:
-    actors = ("gateway", "scheduler", "executor")
-    owners = {track: track if track in actors else "executor" for track in tracks}
-    return Timeline(10 * MS, 100 * MS, tracks, {}, owners, dict(zip(actors, (5, 6, 7), strict=True)), {})
+PIDS = {"gateway": 5, "scheduler": 6, "executor": 7}
+
+
+def timeline(*marks: Mark, **tracks: list[Span]) -> Timeline:
+    return made_up(10 * MS, 100 * MS, tracks, marks=list(marks), pids=PIDS)
 
 
 def written(timeline: Timeline) -> File:
@@ -218,14 +220,12 @@ def test_a_turn_that_plans_two_steps_is_where_both_arrows_begin() -> None:
 
 
 def test_what_has_one_end_in_the_file_has_no_arrow() -> None:
-    made = timeline(gateway=[Span("Texts", 1, 20 * MS, 21 * MS)], compute=[Span("step", 9, 30 * MS, 40 * MS)])
-    made.marks = {"gateway": [Mark("finished", 3, 20 * MS)]}
-    assert written(made).flows == {}
+    tracks = {"gateway": [Span("Texts", 1, 20 * MS, 21 * MS)], "compute": [Span("step", 9, 30 * MS, 40 * MS)]}
+    assert written(timeline(Mark("finished", 3, 20 * MS), **tracks)).flows == {}
 
 
 def test_a_request_that_is_still_open_ends_with_the_file() -> None:
-    made = timeline(gateway=[Span("Submit", -1, 20 * MS, 21 * MS)])
-    made.marks = {"gateway": [Mark("arrived", 3, 20 * MS)]}
+    made = timeline(Mark("arrived", 3, 20 * MS), gateway=[Span("Submit", -1, 20 * MS, 21 * MS)])
     phases = [(e["ph"], e["name"], e["ts"]) for e in written(made).events if e["ph"] in "be"]
     assert phases == [
         ("b", "request 3", 10_000.0),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from .clock import DeviceClock
 from .device import Buffer
 
 
@@ -28,7 +29,7 @@ class CudaEvent:
         self.event.synchronize()
 
     def time_ns(self) -> int:
-        return self.device.origin_ns + int(self.device.origin.elapsed_time(self.event) * 1e6)
+        return self.device.clock.time_ns(self.event)
 
 
 class CudaStream:
@@ -61,14 +62,21 @@ class CudaDevice:
         torch.cuda.set_device(self.device)
         streams = distinct_streams(self.device)
         self.h2d, self.compute, self.d2h = streams
-        self.origin = torch.cuda.Event(enable_timing=True)
-        self.origin.record(self.compute.stream)
-        self.origin.synchronize()
-        self.origin_ns = time.monotonic_ns()
+        self.idle_stream = torch.cuda.Stream(self.device)
+        origin, _, now_ns = self.read_clock()
+        self.clock = DeviceClock(origin, now_ns)
         self.completions_fd: int | None = os.eventfd(0, os.EFD_NONBLOCK)
         self.failure: RuntimeError | None = None
         self.watched: queue.SimpleQueue[CudaEvent | None] = queue.SimpleQueue()
         threading.Thread(target=self.watch, name="completions", daemon=True).start()
+
+    def read_clock(self) -> tuple[torch.cuda.Event, int, int]:
+        """An event that the device passes at once, and the host's time before and after."""
+        event = torch.cuda.Event(enable_timing=True)
+        before_ns = time.monotonic_ns()
+        event.record(self.idle_stream)
+        event.synchronize()
+        return event, before_ns, time.monotonic_ns()
 
     def watch(self) -> None:
         """Sleep until each watched event has passed, so that the host can wait for plans and results at once."""
@@ -77,6 +85,8 @@ class CudaDevice:
         try:
             while (event := self.watched.get()) is not None:
                 event.wait()
+                if self.clock.is_due(time.monotonic_ns()):
+                    self.clock.move(*self.read_clock())
                 os.eventfd_write(self.completions_fd, 1)
         except RuntimeError as error:  # what CUDA reports late, it reports to whoever waits
             self.failure = error

@@ -20,13 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...protocol.errors import SlipstreamError
 from . import about, answers, chat, completions, texts
 from .bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from .dashboard import PAGES, Dashboard
 from .errors import Problem, answer_error
 from .events import ClientLeft
 from .openapi import Described, document
 from .service import Service
 
-OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
-"""Paths that need no key: probes and scrapers have none."""
+OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
+"""Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""
 
 MAX_REQUEST_ID_CHARS = 128
 
@@ -137,7 +138,8 @@ def make_app(service: Service, allowed_origins: list[str]) -> ASGIApp:
     async def openapi(request: Request) -> Response:
         return service.answer(told)
 
-    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi)]
+    dashboard = Dashboard(service.client, service.model)
+    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi), *dashboard.routes()]
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if allowed_origins:
         app = CORSMiddleware(

@@ -144,8 +144,8 @@ class Drawing:
     def requests(self) -> dict[int, dict[str, tuple[str, int]]]:
         """By request and mark: the first actor and time of it."""
         found: dict[int, dict[str, tuple[str, int]]] = {}
-        for actor, marks in self.timeline.marks.items():
-            for mark in marks:
+        for actor in self.timeline.actors:
+            for mark in self.timeline.marks(actor):
                 found.setdefault(mark.request, {}).setdefault(mark.name, (actor, mark.at))
         return found
 

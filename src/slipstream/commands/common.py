@@ -15,6 +15,7 @@ INTERRUPTED = 130
 
 EXTRAS = {
     "engine": ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "uvloop"),
+    "top": ("rich",),
     "http": ("starlette", "uvicorn", "httptools", "prometheus_client"),
 }
 """What each extra installs, by the names of the modules."""
