@@ -185,6 +185,7 @@ def test_top_draws_on_a_terminal_until_ctrl_c_and_leaves_it_as_it_was(sidecar: S
         stderr=theirs,
         env=os.environ | {"TERM": "xterm-256color"},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     os.close(theirs)
     text, asked = "", False

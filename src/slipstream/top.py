@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import groupby
+from operator import itemgetter
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -142,7 +144,8 @@ def draw(lane: Lane, begun: float, span: float, width: int) -> Text:
         else:
             continue
         cells[start : start + len(label)] = [(char, style) for char in label]
-    return Text.assemble(*cells)
+    runs = groupby(cells, key=itemgetter(1))
+    return Text.assemble(*(("".join(char for char, _ in run), style) for style, run in runs))
 
 
 def told(pulse: Pulse) -> RenderableType:
