@@ -162,6 +162,7 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
             received=[16, 392, 70000],
             received_of_others=[[16]],
             return_prompt_ids=True,
+            age_s=1.5,
         ),
     ),
     ("abort", Abort(id="3")),
@@ -312,7 +313,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),
     ("enqueue", Enqueue(5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1)),
     ("cancel", Cancel([5, 6])),
-    ("capacity", Capacity(num_blocks=16385, block_size=16)),
+    ("capacity", Capacity(num_blocks=16385, block_size=16, crashed=True)),
     ("plan of a steady step", Plan(59)),
     (
         "plan with joins",

@@ -52,6 +52,8 @@ class Generate(FromClient, tag="generate"):
     """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
     return_prompt_ids: bool = False
     """Tell the token ids of the prompt with the first delta."""
+    age_s: float = 0.0
+    """How long ago it was first asked: sent again, it does not get a new deadline."""
     tools: list[dict[str, Any]] | None = None
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -289,6 +291,8 @@ class Capacity(Internal):
 
     num_blocks: int
     block_size: int
+    crashed: bool = False
+    """The executor before this one ended by its own fault: what it was computing may have caused it."""
 
 
 class Join(Internal):
@@ -491,3 +495,15 @@ class Completed(msgspec.Struct, frozen=True):
 
 class Drain(msgspec.Struct, frozen=True):
     """Accept nothing new."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """The host ends now: answer whatever is still open."""
+
+    reason: str
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What the hosts of all actors have counted since the start of the service."""
+
+    counters: dict[str, float]

@@ -28,7 +28,7 @@ import msgspec
 
 from .codec import decode_to_client, encode
 from .errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
-from .limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
+from .limits import MAX_CHOICES, MAX_DEADLINE_S, MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
 from .messages import (
     Abort,
     Actors,
@@ -82,11 +82,14 @@ class Pending:
 class Stream(Pending):
     """An open request: what was asked, what has come, what the consumer has not taken yet."""
 
-    __slots__ = ("aborted", "deltas", "last", "received", "request", "unfinished")
+    __slots__ = ("aborted", "asked_at", "deltas", "last", "prompt_ids", "received", "request", "unfinished")
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: Generate, asked_at: float) -> None:
         super().__init__()
         self.request = request
+        self.asked_at = asked_at
+        self.prompt_ids: list[int] | None = None
+        """Of a conversation: what the service made of it. Its template may print the date, and another one later."""
         self.deltas: deque[Delta] = deque()
         self.received: defaultdict[int, list[int]] = defaultdict(list)
         """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
@@ -102,14 +105,18 @@ class Stream(Pending):
             return False
         return delta.finish_reason is not None and self.unfinished == {delta.index}
 
-    def resumed(self) -> Generate:
-        """The request with what has arrived, to go on from there."""
-        if not self.received:
-            return self.request
-        others = [self.received.get(index, []) for index in range(1, max(self.received) + 1)]
-        return msgspec.structs.replace(
-            self.request, received=self.received.get(0, []), received_of_others=others
+    def resumed(self, now: float) -> Generate:
+        """The request with what has arrived, to go on from there and by the same deadline."""
+        request = msgspec.structs.replace(
+            self.request, age_s=min(round(now - self.asked_at, 3), MAX_DEADLINE_S)
         )
+        if self.prompt_ids is not None:
+            request.prompt, request.messages = self.prompt_ids, None
+            request.tools, request.chat_template_kwargs = None, {}
+        if self.received:
+            request.received = self.received.get(0, [])
+            request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]
+        return request
 
 
 class Question(Pending):
@@ -173,13 +180,13 @@ class Session:
             prompt=prompt,
             messages=messages,
             params=check_params(params),
-            return_prompt_ids=return_prompt_ids,
+            return_prompt_ids=return_prompt_ids or messages is not None,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs or {},
         )
         frame = encode_request(request)
         self.reach_out(now)
-        stream = self.streams[request.id] = Stream(request)
+        stream = self.streams[request.id] = Stream(request, now)
         if self.state == "ready":
             self.outbox.append(frame)
         return stream
@@ -238,7 +245,7 @@ class Session:
             text = f"the service at {self.endpoint} sent something that is no message: {error}"
             return self.fail(lambda: ProtocolError(text))
         if isinstance(message, Welcome):
-            return self.take_welcome(message)
+            return self.take_welcome(message, now)
         if isinstance(message, Error):
             return self.take_error(message, now)
         self.barren = 0
@@ -263,6 +270,8 @@ class Session:
                 if stream.lacks_usage(delta):
                     stream.last = delta
                     continue
+            if delta.prompt_token_ids is not None and stream.request.messages is not None:
+                stream.prompt_ids = delta.prompt_token_ids
             stream.deltas.append(delta)
             if delta.finish_reason is not None:
                 stream.unfinished.remove(delta.index)
@@ -271,7 +280,7 @@ class Session:
             touched.append(stream)
         return touched
 
-    def take_welcome(self, welcome: Welcome) -> list[Pending]:
+    def take_welcome(self, welcome: Welcome, now: float) -> list[Pending]:
         if self.state != "greeting":
             return []
         if welcome.protocol[:1] != [PROTOCOL[0]]:
@@ -282,9 +291,9 @@ class Session:
             return self.fail(lambda: ProtocolError(text))
         self.state = "ready"
         self.welcome = welcome
-        return self.take_answer(Welcome, welcome) + self.resend()
+        return self.take_answer(Welcome, welcome) + self.resend(now)
 
-    def resend(self) -> list[Pending]:
+    def resend(self, now: float) -> list[Pending]:
         """Send every open request and question on a new connection, with what was received before."""
         ended: list[Pending] = []
         for stream in list(self.streams.values()):
@@ -296,7 +305,7 @@ class Session:
                     ]
                 )
                 continue
-            self.outbox.append(encode(stream.resumed()))
+            self.outbox.append(encode(stream.resumed(now)))
         for question in self.questions:
             if question.message is not None:
                 self.outbox.append(encode(question.message))

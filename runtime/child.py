@@ -36,6 +36,8 @@ class StartContext(Protocol):
     options: dict[str, Any]
     epoch: int
     """The incarnation that is being built."""
+    crashed: bool
+    """The one before it ended by its own fault."""
 
     def phase(self, name: str) -> None:
         """The phase that begins now; a failure names it, and the banner times it."""
@@ -45,9 +47,10 @@ class StartContext(Protocol):
 class Build:
     """Times the phases of a start."""
 
-    def __init__(self, options: dict[str, Any], epoch: int = 1) -> None:
+    def __init__(self, options: dict[str, Any], epoch: int = 1, crashed: bool = False) -> None:
         self.options = options
         self.epoch = epoch
+        self.crashed = crashed
         self.current = "import"
         self.since = time.monotonic()
         self.phases: dict[str, float] = {}
@@ -75,7 +78,7 @@ def main(factory: str, fd: int, parent: int) -> int:
     begin = control.receive(channel)
     if not isinstance(begin, control.Begin):
         return 1
-    build = Build(begin.options, begin.epoch)
+    build = Build(begin.options, begin.epoch, begin.crashed)
     try:
         module, _, function = factory.partition(":")
         make: Callable[[StartContext], Actor | Face] = getattr(importlib.import_module(module), function)

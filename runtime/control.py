@@ -32,6 +32,8 @@ class Begin(Control):
     peers: dict[str, tuple[int, str]]
     """Epoch and mailbox of every peer that is there already."""
     options: dict[str, Any]
+    crashed: bool = False
+    """The incarnation before this one ended by its own fault."""
 
 
 class Peer(Control):
@@ -46,6 +48,8 @@ class Stop(Control):
     """supervisor → host: end; with ``drain``, first finish what is under way and say ``Drained``."""
 
     drain: bool = False
+    reason: str = ""
+    """Without ``drain``: what answers whatever is still open."""
 
 
 class Ready(Control):
@@ -92,6 +96,14 @@ class Report(Control):
     sent: dict[str, tuple[int, int]]
     received: dict[str, tuple[int, int]]
     """By peer: its epoch, and the messages sent to it, or taken in from it."""
+    counters: dict[str, int] = {}
+    """What this incarnation has counted."""
+
+
+class TellCounters(Control):
+    """supervisor → a host with a door: what all actors have counted, those that are gone included."""
+
+    counters: dict[str, float]
 
 
 class AskActors(Control):
@@ -104,7 +116,10 @@ class TellActors(Control):
     actors: Actors
 
 
-AnyControl = Begin | Peer | Stop | Ready | Failed | Drained | Awake | Probe | Report | AskActors | TellActors
+AnyControl = (
+    Begin | Peer | Stop | Ready | Failed | Drained
+    | Awake | Probe | Report | TellCounters | AskActors | TellActors
+)  # fmt: skip
 
 
 def send(channel: socket.socket, message: AnyControl) -> None:

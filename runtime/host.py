@@ -27,8 +27,10 @@ from ..protocol.messages import (
     ClientGone,
     ClientMessage,
     Completed,
+    Counted,
     Drain,
     DumpTrace,
+    Ending,
     Error,
     PeerUp,
     Spans,
@@ -286,7 +288,12 @@ class Host:
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
                 self.tell(b"", Drain())
-            elif message is None or isinstance(message, control.Stop):
+            elif isinstance(message, control.TellCounters):
+                self.tell(SUPERVISOR, Counted(message.counters))
+            elif message is None:
+                self.stopped = True
+            elif isinstance(message, control.Stop):
+                self.tell(SUPERVISOR, Ending(message.reason))
                 self.stopped = True
         return
 
@@ -303,6 +310,12 @@ class Host:
                 idle=idle,
                 sent={name: (epoch, self.links.sent[name]) for name, epoch in peers.items()},
                 received={name: (epoch, self.links.received[name]) for name, epoch in peers.items()},
+                counters={
+                    "dead_letters": self.dead_letters,
+                    "stale": self.links.stale,
+                    "malformed": self.malformed,
+                    "unexpected": self.actor.unexpected,
+                },
             )
         )
 

@@ -1,22 +1,18 @@
 """The supervisor: starts the actors in order, watches them, restarts them, stops them in reverse order.
 
 It handles no bytes of a user. What it knows of a child is a process file descriptor, which tells of
-its death within a millisecond, and a control channel. A child that cannot start says why over that
-channel, so that the user reads one block with the cause instead of a trace in another process's log.
+its death within a millisecond, and a control channel, over which the child shows that it lives
+(``liveness``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
+when that does not help the service ends, after every open request was answered.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import zmq
@@ -25,91 +21,20 @@ from ..protocol.codec import pack
 from ..protocol.errors import SlipstreamError
 from ..protocol.messages import Actors, ActorState
 from . import control
+from .children import Child, ChildFailed, ChildSpec
 from .liveness import Pulse
-from .log import Log, Output
+from .log import Log
 from .notify import Notify
+from .restarts import INTENSITY, Restarts
 
-STOP_TIMEOUT_S = 2.0
-"""How long a child may take to end before it is killed."""
-
-INTENSITY, PERIOD_S = 5, 60.0
-"""A child that dies more often than this within the period ends the service: it will not heal."""
-
-BACK_OFF_S, MOST_BACK_OFF_S = 0.05, 2.0
-"""Wait before the second restart within the period; it doubles with each further one."""
-
+START_MARGIN_S, START_FACTOR = 30.0, 3.0
+"""A restarted child has this long to be ready, or so many times what it took at first, whichever is more."""
 
 TELL_WITHIN_S = 0.25
 """How long a question after the actors waits for what each of them says of itself."""
 
 AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
-    """How to start one actor."""
-
-    name: str
-    factory: str
-    """``module:function`` that builds the actor."""
-    options: dict[str, Any]
-    waits: bool = False
-    """Start only when every child before it in the list is ready."""
-    hang_timeout_s: float = 10.0
-    """Without progress for so long although it has something to do, it is ended and restarted."""
-    face_of: str | None = None
-    """Of a face: the actor whose door it knocks at, told as the option ``door``. It is no actor's peer."""
-
-
-@dataclass(slots=True)
-class Child:
-    """One incarnation of an actor."""
-
-    spec: ChildSpec
-    epoch: int
-    mailbox: str
-    process: subprocess.Popen[bytes]
-    channel: socket.socket
-    pidfd: int
-    since: float
-    """When it was started."""
-    state: str = "starting"
-    pulse: Pulse | None = None
-    """From when it is ready."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    phases: dict[str, float] = field(default_factory=dict)
-    drained: bool = False
-    """It was told to drain, and nothing is under way any more."""
-    report: control.Failed | None = None
-    """What it said before it ended."""
-    output: Output | None = None
-    """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
-
-
-class ChildFailed(SlipstreamError):
-    """A child could not start, or ended while it was needed. ``str`` is the block to print."""
-
-    def __init__(self, child: Child, status: int) -> None:
-        self.child = child
-        self.report = report = child.report
-        self.kind = "" if report is None else report.kind
-        lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
-        if report is not None:
-            lines.append(f"  phase   {report.phase}")
-            first, *rest = report.message.splitlines() or [""]
-            lines.append(f"  cause   {report.kind}: {first}")
-            lines += [f"          {line}" for line in rest]
-            if report.hint:
-                lines.append(f"  try     {report.hint}")
-        elif status < 0:
-            lines.append(f"  cause   killed by {signal.Signals(-status).name}")
-        else:
-            lines.append(f"  cause   ended with exit code {status} without a word; see its output above")
-        self.cause = (
-            next(line for line in lines if line.startswith("  cause")).removeprefix("  cause").strip()
-        )
-        super().__init__("\n".join(lines))
 
 
 class Supervisor:
@@ -133,15 +58,26 @@ class Supervisor:
         self.epoch = 0
         self.serving = False
         """All children have been ready: one that dies from now on is restarted."""
-        self.deaths: dict[str, list[float]] = {spec.name: [] for spec in specs}
-        self.restarts = dict.fromkeys(self.deaths, 0)
-        """Since the start of the service."""
+        self.restarts = Restarts()
+        self.restarted: Counter[str] = Counter()
+        """How often each was started again since the start of the service."""
+        self.crashed: dict[str, bool] = {}
+        """Whether the last incarnation of each ended by its own fault."""
+        self.died_at: dict[str, float] = {}
+        self.first_start_s: dict[str, float] = {}
+        """What the first start of each took."""
+        self.due: list[tuple[float, ChildSpec]] = []
+        """Restarts that wait for their back-off."""
+        self.all_due: ChildFailed | None = None
+        """All have to start again, because of this."""
+        self.counted: Counter[str] = Counter()
+        """Counters of all incarnations that are gone."""
+        self.told: Counter[str] = Counter()
+        """Counters as those who answer for the service were last told."""
         self.asking: list[str] = []
         """Actors that want to know how all are."""
         self.tell_at = 0.0
         """When they are told at the latest."""
-        self.due: list[tuple[float, ChildSpec]] = []
-        """Restarts that wait for their back-off."""
         self.context = zmq.Context()
         self.desk = self.context.socket(zmq.REP)
         self.desk.set(zmq.LINGER, 0)
@@ -156,9 +92,16 @@ class Supervisor:
     # --- from outside -----------------------------------------------------------------------------
 
     def on_signal(self, number: int, frame: object) -> None:
-        """A signal handler for SIGTERM and SIGINT: the first drains, the second ends at once."""
-        self.signals.append(number)
-        os.write(self.wake_writer, b"!")
+        """A signal handler for SIGTERM and SIGINT: the first drains, the second ends at once.
+
+        SIGCHLD only wakes: it tells of a child that was stopped, which its process file descriptor does not.
+        """
+        if number != signal.SIGCHLD:
+            self.signals.append(number)
+        try:
+            os.write(self.wake_writer, b"!")
+        except BlockingIOError:
+            return  # the pipe is full of wake-ups that nobody has read yet
 
     def end_with(self, parent: int) -> None:
         """Stop, without a drain, as soon as process ``parent`` is gone."""
@@ -187,41 +130,15 @@ class Supervisor:
 
     def spawn(self, spec: ChildSpec) -> None:
         self.epoch += 1
-        mailbox = f"ipc://{self.directory}/{spec.name}.{self.epoch}"
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.set_inheritable(False)
-        output = Output(self.logger, spec.name) if self.logger.json else None
-        stderr = sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    f"{__package__}.child",
-                    spec.factory,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr if output is None else output.writer,
-                stderr=None if output is None else output.writer,
-                cwd="/",
-                process_group=0,  # a signal to our group is for us to handle
-            )
-        if output is not None:
-            os.close(output.writer)
-        now = time.monotonic()
-        child = Child(spec, self.epoch, mailbox, process, ours, os.pidfd_open(process.pid), now)
-        child.output = output
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.face_of is None}
         options = spec.options
         if spec.face_of is not None:
             peers, options = {}, options | {"door": self.children[spec.face_of].spec.options["endpoint"]}
-        control.send(ours, control.Begin(spec.name, self.epoch, mailbox, peers, options))
-        ours.setblocking(False)
-        self.children[spec.name] = child
+        crashed = self.crashed.get(spec.name, False)
+        self.children[spec.name] = Child.spawn(
+            spec, self.epoch, self.directory, peers, options, self.logger, crashed=crashed
+        )
 
     def wait_ready(self, deadline: float) -> bool:
         while any(child.state == "starting" for child in self.children.values()):
@@ -237,44 +154,59 @@ class Supervisor:
         return True
 
     def on_ready(self, child: Child, ready: control.Ready) -> None:
-        child.state, child.facts, child.phases = "ready", ready.facts, ready.phases
-        child.pulse = Pulse(child.spec.hang_timeout_s, time.monotonic())
+        name, now = child.spec.name, time.monotonic()
+        child.state, child.facts, child.phases, child.ready_at = "ready", ready.facts, ready.phases, now
+        child.pulse = Pulse(child.hang_timeout_s, now)
+        self.first_start_s.setdefault(name, now - child.since)
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
-        news = control.Peer(child.spec.name, child.epoch, child.mailbox)
+        news = control.Peer(name, child.epoch, child.mailbox)
         # In the order of the list: the gateway, which comes last, sends requests again when it hears the
         # news, and by then all others have to have it in their channels.
         for spec in self.specs:
             other = self.children.get(spec.name)
             if other is not None and other is not child and spec.face_of is child.spec.face_of is None:
-                tell(other, news)
-        if self.serving:
-            seconds = time.monotonic() - self.deaths[child.spec.name][-1]
-            self.log(f"{child.spec.name} (pid {child.process.pid}) is back after {seconds:.2f} s")
+                other.tell(news)
+        self.told.clear()  # a new one who answers for the service knows no counters
+        if name in self.died_at:
+            self.log(f"{name} (pid {child.process.pid}) is back after {now - self.died_at.pop(name):.2f} s")
 
     # --- watching ---------------------------------------------------------------------------------
 
+    def run(self) -> None:
+        """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
+        while not self.stopping:
+            self.turn(None)
+            if self.all_due is not None:
+                self.start_all_again()
+
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
-        timeout_s = self.feed_watchdog(self.check_pulses(self.restart_due(timeout_s)))
+        waits = [
+            *(self.restart_due(), self.check_pulses(), self.tell_actors(), self.feed_watchdog()),
+            timeout_s,
+        ]
+        timeout_s = min((wait for wait in waits if wait is not None), default=None)
         poller = zmq.Poller()
         poller.register(self.desk, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
         if self.parent_fd is not None:
             poller.register(self.parent_fd, zmq.POLLIN)
         for child in self.children.values():
-            if child.state != "dead":
+            if child.there:
                 poller.register(child.channel.fileno(), zmq.POLLIN)
                 poller.register(child.pidfd, zmq.POLLIN)
             if child.output is not None and child.output.open:
                 poller.register(child.output.reader, zmq.POLLIN)
         begun = time.monotonic()
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
-        if timeout_s is not None and time.monotonic() - begun > timeout_s + AWAY_S:
+        now = time.monotonic()
+        if timeout_s is not None and now - begun > timeout_s + AWAY_S:
             for pulse in self.pulses():
-                pulse.forgive(time.monotonic())
+                pulse.forgive(now)
         if self.wake_reader in ready:
-            os.read(self.wake_reader, 64)
+            os.read(self.wake_reader, 4096)
+            self.look_for_stopped(now)
         if self.parent_fd in ready:
             self.parent_gone = True
         if self.desk in ready:
@@ -282,56 +214,150 @@ class Supervisor:
             described = {name: self.describe(child) for name, child in self.children.items()}
             self.desk.send(pack(msgspec.to_builtins({"actors": described})))
         for child in list(self.children.values()):
-            if child.state == "dead":
-                continue
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
-            if child.channel.fileno() in ready:
+            if child.there and child.channel.fileno() in ready:
                 self.hear(child)
-            if child.pidfd in ready:
+            if child.there and child.pidfd in ready:
                 self.on_death(child)
 
-    def feed_watchdog(self, timeout_s: float | None) -> float | None:
-        """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
+    def hear(self, child: Child) -> None:
+        """Take in everything that a child says."""
+        while True:
+            try:
+                message = control.receive(child.channel)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            now = time.monotonic()
+            if isinstance(message, control.Ready):
+                self.on_ready(child, message)
+            elif isinstance(message, control.Failed):
+                child.report = message
+            elif isinstance(message, control.Drained):
+                child.drained = True
+            elif isinstance(message, control.Awake) and child.pulse is not None:
+                child.pulse.wake(now)
+            elif isinstance(message, control.Report) and child.pulse is not None:
+                child.pulse.take(message, now)
+                self.tell_counters()
+            elif isinstance(message, control.AskActors):
+                self.on_ask_actors(child)
+            elif message is None:
+                return
+
+    # --- death ------------------------------------------------------------------------------------
+
+    def on_death(self, child: Child) -> None:
+        """Start it again, or all; ``ChildFailed`` if it never was ready or nothing helps."""
+        self.hear(child)  # its last words, if any
+        now, name, pid = time.monotonic(), child.spec.name, child.process.pid
+        state = child.state
+        status = child.bury()
+        child.state = state
+        failed = ChildFailed(child, status)
+        child.state = "dead"
         if not self.serving:
-            return timeout_s  # until it is ready, systemd counts by TimeoutStartSec
-        try:
-            due = self.notify.beat(time.monotonic(), all(c.state != "hung" for c in self.children.values()))
-        except SlipstreamError as error:
-            self.log(str(error), level="warning")
-            due = self.notify.every_s
-        return min((wait for wait in (due, timeout_s) if wait is not None), default=None)
+            raise failed
+        self.died_at[name] = now
+        self.crashed[name] = child.crashed(status)
+        self.counted.update(counters_of(child))
+        verdict = self.restarts.on_death(name, child.lived_s(now))
+        if verdict.restart == "none":
+            raise failed
+        told = f"{name} (pid {pid}) ended: {failed.cause}; restarting "
+        if verdict.restart == "all":
+            self.all_due = failed
+            self.log(f"{told}all, since it did not heal alone")
+            return
+        self.due.append((now + verdict.pause_s, child.spec))
+        self.log(f"{told}it ({verdict.in_a_row} of {INTENSITY} in a row)")
+
+    def restart_due(self) -> float | None:
+        """Start what has waited long enough; returns how long to wait for the next."""
+        now = time.monotonic()
+        for when, spec in [due for due in self.due if due[0] <= now]:
+            self.due.remove((when, spec))
+            self.restarted[spec.name] += 1
+            self.spawn(spec)
+        return min((when - now for when, _ in self.due), default=None)
+
+    def start_all_again(self) -> None:
+        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start."""
+        self.all_due, self.serving = None, False
+        self.due.clear()
+        for child in reversed(self.children.values()):
+            if child.there:
+                self.counted.update(counters_of(child))
+                child.process.kill()
+                child.bury()
+        self.restarted.update(spec.name for spec in self.specs)
+        self.children.clear()
+        self.asking.clear()
+        self.start()
+
+    # --- liveness ---------------------------------------------------------------------------------
 
     def pulses(self) -> list[Pulse]:
         """Of all children that are there."""
-        return [c.pulse for c in self.children.values() if c.pulse is not None and c.state != "dead"]
+        return [child.pulse for child in self.children.values() if child.pulse is not None and child.there]
 
-    def check_pulses(self, timeout_s: float | None) -> float | None:
-        """Probe whom it is time to probe and end whoever hangs; returns how long to wait at most."""
-        now = time.monotonic()
+    def look_for_stopped(self, now: float) -> None:
+        """One that was stopped while it had nothing to do would say nothing of what comes."""
         for child in self.children.values():
+            if child.pulse is not None and child.stopped():
+                child.pulse.wake(now)
+
+    def check_pulses(self) -> float | None:
+        """Probe whom it is time to probe and end whoever hangs; returns how long until the next look."""
+        now = time.monotonic()
+        dues: list[float] = []
+        for child in self.children.values():
+            if not child.there or child.hung:
+                continue
             pulse = child.pulse
-            if pulse is None or child.state in ("dead", "hung"):
+            if pulse is None:
+                dues += self.check_start(child, now)
                 continue
             if pulse.hung(now):
-                child.state = "hung"
-                self.log(
-                    f"{child.spec.name} (pid {child.process.pid}) made no progress for"
-                    f" {child.spec.hang_timeout_s:g} s although it has something to do: ending it"
+                self.end_hung(
+                    child, f"made no progress for {pulse.limit_s:g} s although it has something to do"
                 )
-                child.process.kill()
-            elif pulse.probe_due(now):
+                continue
+            if pulse.probe_due(now):
                 pulse.ask(now)
-                tell(child, control.Probe())
-        self.tell_actors(now)
-        waits = [
-            child.pulse.due - now
-            for child in self.children.values()
-            if child.pulse is not None and child.pulse.due is not None and child.state not in ("dead", "hung")
-        ]
-        waits += [self.tell_at - now] if self.asking else []
-        waits += [] if timeout_s is None else [timeout_s]
-        return None if not waits else max(0.0, min(waits))
+                child.tell(control.Probe())
+            if pulse.due is not None:
+                dues.append(pulse.due)
+        return min((max(0.0, due - now) for due in dues), default=None)
+
+    def check_start(self, child: Child, now: float) -> list[float]:
+        """When a restarted child has to be ready; it is ended if it is not."""
+        first = self.first_start_s.get(child.spec.name)
+        if first is None or not self.serving:
+            return []  # the first start has a limit of its own
+        limit = max(START_MARGIN_S, START_FACTOR * first)
+        if now - child.since >= limit:
+            self.end_hung(child, f"was not ready within {limit:.0f} s")
+            return []
+        return [child.since + limit]
+
+    def end_hung(self, child: Child, why: str) -> None:
+        child.hung, child.state = True, "hung"
+        self.counted["actor_hangs"] += 1
+        self.log(f"{child.spec.name} (pid {child.process.pid}) {why}: ending it")
+        child.process.kill()
+
+    def feed_watchdog(self) -> float | None:
+        """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
+        if not self.serving:
+            return None  # until it is ready, systemd counts by TimeoutStartSec
+        try:
+            return self.notify.beat(time.monotonic(), not any(c.hung for c in self.children.values()))
+        except SlipstreamError as error:
+            self.log(str(error), level="warning")
+            return self.notify.every_s
+
+    # --- what others may know ---------------------------------------------------------------------
 
     def on_ask_actors(self, child: Child) -> None:
         """Whoever asks is answered when each actor has told how it is, or when that takes too long."""
@@ -339,17 +365,37 @@ class Supervisor:
         if not self.asking:
             self.tell_at = now + TELL_WITHIN_S
             for other in self.children.values():
-                if other.pulse is not None and other.state == "ready" and not other.pulse.asked:
+                if other.pulse is not None and other.there and not other.pulse.asked:
                     other.pulse.ask(now)
-                    tell(other, control.Probe())
+                    other.tell(control.Probe())
         if child.spec.name not in self.asking:
             self.asking.append(child.spec.name)
 
-    def tell_actors(self, now: float) -> None:
-        if self.asking and (now >= self.tell_at or not any(pulse.asked for pulse in self.pulses())):
-            for name in self.asking:
-                tell(self.children[name], control.TellActors(self.actors()))
-            self.asking = []
+    def tell_actors(self) -> float | None:
+        """Answer who asked, if it is time; returns how long until then."""
+        if not self.asking:
+            return None
+        left = self.tell_at - time.monotonic()
+        if left > 0 and any(pulse.asked for pulse in self.pulses()):
+            return left
+        for name in self.asking:
+            self.children[name].tell(control.TellActors(self.actors()))
+        self.asking = []
+        return None
+
+    def tell_counters(self) -> None:
+        """Tell those who answer for the service when a counter of any actor has grown."""
+        totals = self.counted.copy()
+        totals["actor_restarts"] = self.restarted.total()
+        for child in self.children.values():
+            if child.there:
+                totals.update(counters_of(child))
+        if totals == self.told:
+            return
+        self.told = totals
+        for child in self.children.values():
+            if child.there and child.spec.face_of is None and "endpoint" in child.facts:
+                child.tell(control.TellCounters({name: float(count) for name, count in totals.items()}))
 
     def actors(self) -> Actors:
         """How each actor is, and what follows for the service."""
@@ -370,7 +416,7 @@ class Supervisor:
             state=child.state,
             pid=child.process.pid,
             epoch=child.epoch,
-            restarts=self.restarts[child.spec.name],
+            restarts=self.restarted[child.spec.name],
             uptime_s=round(now - child.since, 3),
             mailbox_depth=self.mailbox_depth(child),
             last_progress_s=0.0 if pulse is None else round(now - pulse.turned_at, 3),
@@ -390,60 +436,6 @@ class Supervisor:
                 depth += max(0, sent - (received if known == other.epoch else 0))
         return depth
 
-    def hear(self, child: Child) -> None:
-        while True:
-            try:
-                message = control.receive(child.channel)
-            except (BlockingIOError, ConnectionResetError):
-                return
-            if isinstance(message, control.Ready):
-                self.on_ready(child, message)
-            elif isinstance(message, control.Failed):
-                child.report = message
-            elif isinstance(message, control.Drained):
-                child.drained = True
-            elif isinstance(message, control.Awake) and child.pulse is not None:
-                child.pulse.wake(time.monotonic())
-            elif isinstance(message, control.Report) and child.pulse is not None:
-                child.pulse.take(message, time.monotonic())
-            elif isinstance(message, control.AskActors):
-                self.on_ask_actors(child)
-            elif message is None:
-                return
-
-    def on_death(self, child: Child) -> None:
-        """Restart it, with a back-off; ``ChildFailed`` if it never was ready or dies too often."""
-        self.hear(child)  # its last words, if any
-        failed = ChildFailed(child, child.process.wait())
-        bury(child)
-        now = time.monotonic()
-        deaths = self.deaths[child.spec.name]
-        deaths.append(now)
-        recent = sum(1 for death in deaths if now - death < PERIOD_S)
-        if not self.serving or recent > INTENSITY:
-            raise failed
-        wait = 0.0 if recent == 1 else min(MOST_BACK_OFF_S, BACK_OFF_S * 2 ** (recent - 2))
-        self.due.append((now + wait, child.spec))
-        self.log(
-            f"{child.spec.name} (pid {child.process.pid}) ended: {failed.cause};"
-            f" restarting it ({recent} of {INTENSITY} in {PERIOD_S:g} s)"
-        )
-
-    def restart_due(self, timeout_s: float | None) -> float | None:
-        """Start what has waited long enough; returns how long to wait at most."""
-        now = time.monotonic()
-        for when, spec in [due for due in self.due if due[0] <= now]:
-            self.due.remove((when, spec))
-            self.restarts[spec.name] += 1
-            self.spawn(spec)
-        waits = [when - now for when, _ in self.due] + ([] if timeout_s is None else [timeout_s])
-        return min(waits, default=None)
-
-    def run(self) -> None:
-        """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
-        while not self.stopping:
-            self.turn(None)
-
     # --- stopping ---------------------------------------------------------------------------------
 
     def drain(self, names: list[str], timeout_s: float) -> bool:
@@ -456,51 +448,25 @@ class Supervisor:
                 if child.state == "ready" and child.epoch not in told:
                     told.add(child.epoch)
                     child.state = "draining"
-                    tell(child, control.Stop(drain=True))
+                    child.tell(control.Stop(drain=True))
             left = deadline - time.monotonic()
             if left <= 0 or len(self.signals) > asked or self.parent_gone:
                 return False
             self.turn(left)
+            if self.all_due is not None:
+                raise self.all_due
         return True
 
-    def stop(self) -> None:
-        """End every child, in the reverse order of their start; one that does not end is killed."""
+    def stop(self, reason: str = "the service has stopped") -> None:
+        """End every child, in the reverse order of their start; ``reason`` answers what is still open."""
         for child in reversed(self.children.values()):
-            if child.state == "dead":
-                continue
-            tell(child, control.Stop())
-            try:
-                child.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
-            bury(child)
+            if child.there:
+                child.end(reason)
         self.children.clear()
         self.context.destroy(linger=0)
 
 
-def bury(child: Child) -> None:
-    """Close what was open to a process that is gone."""
-    child.state = "dead"
-    child.channel.close()
-    os.close(child.pidfd)
-    if child.output is not None:
-        child.output.close()
-        child.output = None
-
-
-def tell(child: Child, message: control.AnyControl) -> None:
-    """Send a control message; a child that is gone by now is dealt with when its end is noticed."""
-    if child.state == "dead":
-        return
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
-        control.send(child.channel, message)
-
-
-def has_fileno(stream: Any) -> bool:
-    """Whether the stream is a real file: in a notebook it is not."""
-    try:
-        stream.fileno()
-    except (OSError, AttributeError, ValueError):
-        return False
-    return True
+def counters_of(child: Child) -> dict[str, int]:
+    """What a child has counted, as far as it has reported."""
+    report = None if child.pulse is None else child.pulse.report
+    return {} if report is None else report.counters

@@ -7,6 +7,7 @@ import random
 from array import array
 from collections import defaultdict
 
+import msgspec
 import numpy as np
 import pytest
 from simulation import EOS, VOCAB, World, expected_tokens, idle, random_params, random_prompt
@@ -355,13 +356,23 @@ def test_a_stream_is_sent_again_with_what_each_answer_has() -> None:
     session = ready()
     stream = session.ask(0.0, prompt="x", params=SamplingParams(n=3))
     id = stream.request.id
-    assert resent(session)[0] == stream.request
+    assert resent(session)[0] == msgspec.structs.replace(stream.request, age_s=1.0)
     give(session, Delta(id=id, index=2, token_ids=[7, 8], finish_reason="stop"))
     (again,) = resent(session)
     assert (again.received, again.received_of_others) == ([], [[], [7, 8]])
     give(session, Delta(id=id, index=2, finish_reason="stop"), Delta(id=id, index=0, token_ids=[9]))
     assert stream.unfinished == {0, 1}
     assert [delta.index for delta in stream.deltas] == [2, 0], "the end of an answer is told once"
+
+
+def test_a_conversation_is_sent_again_as_the_token_ids_that_it_was_rendered_to() -> None:
+    """Its template may print the date, which is another one after midnight."""
+    session = ready()
+    stream = session.ask(0.0, messages=[{"role": "user", "content": "x"}], chat_template_kwargs={"a": 1})
+    give(session, Delta(id=stream.request.id, token_ids=[7], prompt_token_ids=[1, 2, 3]))
+    (again,) = resent(session)
+    assert (again.prompt, again.messages, again.received) == ([1, 2, 3], None, [7])
+    assert (again.tools, again.chat_template_kwargs) == (None, {})
 
 
 def test_an_aborted_stream_ends_each_open_answer_when_the_gateway_is_new() -> None:

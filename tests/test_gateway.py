@@ -33,6 +33,7 @@ from slipstream.protocol.messages import (
     Deltas,
     Drain,
     DumpTrace,
+    Ending,
     Envelope,
     Error,
     Finished,
@@ -727,6 +728,42 @@ def test_deadlines_of_requests_that_are_over_are_not_kept(desk: Desk) -> None:
     assert len(desk.gateway.ledger.deadlines) < 1100
 
 
+def test_a_request_that_is_sent_again_keeps_its_deadline(desk: Desk) -> None:
+    desk.submitted(ANN, "1", params=SamplingParams(deadline_s=50.0), age_s=40.0)
+    desk.submitted(ANN, "2", params=SamplingParams(deadline_s=50.0))
+    desk.ask(ANN, Generate(id="3", prompt="Once", params=SamplingParams(deadline_s=5.0), age_s=40.0))
+    desk.pass_time(10.5)
+    ended = {message.id: message.code for message in desk.take(ANN) if isinstance(message, Error)}
+    assert ended == {"1": "deadline_exceeded", "3": "deadline_exceeded"}
+
+
+@pytest.mark.parametrize("age", [-1.0, math.nan, math.inf])
+def test_an_age_that_is_none_is_refused(desk: Desk, age: float) -> None:
+    desk.ask(ANN, Generate(id="1", prompt="Once", age_s=age))
+    assert "age_s" in desk.one(ANN).message
+
+
+def test_a_request_without_a_deadline_has_that_of_the_service() -> None:
+    desk = Desk(default_deadline_s=20.0)
+    desk.ask(ANN, Hello(protocol=[1, 0]))
+    desk.submitted(ANN, "1")
+    desk.pass_time(19.0)
+    assert not any(isinstance(message, Error) for message in desk.take(ANN))
+    desk.pass_time(2.0)
+    (error,) = [message for message in desk.take(ANN) if isinstance(message, Error)]
+    assert (error.code, error.id) == ("deadline_exceeded", "1")
+    assert "20 s" in error.message
+
+
+def test_last_words_answer_every_open_request(desk: Desk) -> None:
+    first, second = desk.submitted(ANN, "1").request, desk.submitted(BEN, "2").request
+    desk.open(first, second)
+    desk.give("supervisor", Ending("the service failed: x"))
+    for client, id in ((ANN, "1"), (BEN, "2")):
+        assert desk.one(client) == Error(code="unavailable", message="the service failed: x", id=id)
+    assert desk.nothing_left()
+
+
 # --- peers that restart -------------------------------------------------------------------------
 
 
@@ -744,6 +781,19 @@ def test_every_open_request_is_sent_again_to_a_new_peer_with_what_was_delivered(
     assert [array("i", submit.delivered).tolist() for submit in again] == [[5, 7], [6]]
     assert [submit.prompt for submit in again] == ["Once", None]
     assert array("i", again[1].prompt_ids).tolist() == [1, 2, 3]
+
+
+def test_a_conversation_is_rendered_but_once(desk: Desk) -> None:
+    """Its template may print the date, which is another one after midnight."""
+    conversation = [{"role": "user", "content": "x"}]
+    submit = desk.submitted(ANN, "1", prompt=None, messages=conversation)
+    desk.give("", PeerUp("tokenizer", 8))
+    assert desk.one("tokenizer").prompt == conversation, "nobody has said yet what it was rendered to"
+    desk.give("tokenizer", Tokenized(submit.request, array("i", [4, 5, 6]).tobytes()))
+    desk.give("", PeerUp("tokenizer", 9))
+    again = desk.one("tokenizer")
+    assert again.prompt is None
+    assert array("i", again.prompt_ids).tolist() == [4, 5, 6]
 
 
 def test_nothing_is_sent_again_for_a_new_executor(desk: Desk) -> None:
@@ -828,6 +878,9 @@ def test_the_counters_tell_what_became_of_each_request(desk: Desk) -> None:
     assert desk.one(ANN) == Stats(
         counters={
             "steps": 60.0,
+            "dead_letters": 0.0,
+            "stale": 0.0,
+            "malformed": 0.0,
             "requests_accepted": 3.0,
             "requests_refused": 1.0,
             "requests_finished": 1.0,

@@ -12,6 +12,9 @@ from .batch import RunningBatch
 from .executor import Executor
 from .pipeline import Pipeline
 
+STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
+"""A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
+
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
 
@@ -123,8 +126,9 @@ def assemble(
     max_blocks = -(-options["max_model_len"] // size)
     batch = RunningBatch(slots, options["max_num_batched_tokens"], max_blocks, sizes)
     pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, batch.output_capacity)
+    facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
-    return Executor(pipeline, batch, Capacity(blocks, size), facts, idle_work)
+    return Executor(pipeline, batch, Capacity(blocks, size, context.crashed), facts, idle_work)
 
 
 def choose_device(name: str, torch: Any) -> str:

@@ -26,6 +26,10 @@ def check(message: Generate, client: Client, bounds: Limits) -> tuple[Prompt, in
     if message.messages is None and template_of(message):
         raise InvalidRequest("tools and chat_template_kwargs go with messages; give messages, not prompt")
     message.params.check(bounds)
+    if not 0.0 <= message.age_s <= limits.MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"age_s={message.age_s} is out of range; it must be 0 to {limits.MAX_DEADLINE_S:g}"
+        )
     if message.params.n > bounds.max_queued_requests:
         raise InvalidRequest(
             f"n={message.params.n} answers; this service holds at most {bounds.max_queued_requests} at once"

@@ -19,8 +19,10 @@ from ...protocol.messages import (
     ClientBlocked,
     ClientGone,
     ClientMessage,
+    Counted,
     Delta,
     Drain,
+    Ending,
     Error,
     Generate,
     GetActors,
@@ -61,6 +63,7 @@ class Gateway(Actor):
         rng: random.Random,
         epoch: int = 0,
         max_open_bytes: int = 1 << 28,
+        default_deadline_s: float = 3600.0,
     ) -> None:
         super().__init__()
         self.endpoint = endpoint
@@ -69,6 +72,7 @@ class Gateway(Actor):
         self.server = server
         self.rng = rng
         self.max_open_bytes = max_open_bytes
+        self.default_deadline_s = default_deadline_s
         self.connections = Connections(self.send, self.wake_by, self.on_client_lost)
         self.ledger = Ledger(epoch, self.mark)
         self.draining = False
@@ -87,6 +91,7 @@ class Gateway(Actor):
             0.0,
         )
         self.scheduler_counters: dict[str, float] = {}
+        self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
             ClientMessage: self.on_client_message,
             ClientGone: self.on_client_gone,
@@ -96,6 +101,8 @@ class Gateway(Actor):
             Texts: self.on_texts,
             Spans: self.timelines.on_spans,
             Drain: self.on_drain,
+            Ending: self.on_ending,
+            Counted: self.on_counted,
             Actors: self.on_actors,
         }
         self.public = {
@@ -187,10 +194,10 @@ class Gateway(Actor):
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
         request = self.ledger.open(client, message, prompt, size, params)
         self.counters["requests_accepted"] += 1
-        self.wake_by(now + PROBE_S)
-        if params.deadline_s is not None:
-            self.ledger.end_by(request, now + params.deadline_s)
-            self.wake_by(now + params.deadline_s)
+        allowed = self.default_deadline_s if params.deadline_s is None else params.deadline_s
+        due = now + allowed - message.age_s
+        self.ledger.end_by(request, due)
+        self.wake_by(min(due, now + PROBE_S))
         self.submit(request)
 
     def submit(self, request: Request) -> None:
@@ -251,9 +258,8 @@ class Gateway(Actor):
             return
         if answer is request.leader:  # and not another, of an earlier attempt
             request.leader = None
+            request.prompt = message.prompt  # a template may print the date: it is rendered but once
             others = [other for other in request.unfinished if other is not answer]
-            if others:
-                request.prompt = message.prompt
             for other in others:
                 self.send("tokenizer", other.submission())
 
@@ -295,8 +301,11 @@ class Gateway(Actor):
 
     def on_wake(self, now: float) -> None:
         for request in self.ledger.overdue(now):
-            late = f"not finished within deadline_s={request.params.deadline_s}"
-            self.fail(request, "deadline_exceeded", late)
+            stated = request.params.deadline_s
+            late = f"deadline_s={stated}"
+            if stated is None:
+                late = f"{self.default_deadline_s:g} s, this service's deadline for requests that state no deadline_s"
+            self.fail(request, "deadline_exceeded", f"not finished within {late}")
         if self.ledger.next_deadline is not None:
             self.wake_by(self.ledger.next_deadline)
         self.connections.on_wake(now)
@@ -306,6 +315,12 @@ class Gateway(Actor):
 
     def on_drain(self, drain: Drain, now: float) -> None:
         self.draining = True
+
+    def on_ending(self, ending: Ending, now: float) -> None:
+        """Last words: whatever is open ends with an error."""
+        for request in list(self.ledger.requests.values()):
+            self.fail(request, "unavailable", ending.reason)
+        self.connections.on_wake(now)
 
     # --- peers ------------------------------------------------------------------------------------
 
@@ -322,7 +337,10 @@ class Gateway(Actor):
     # --- looking inside ---------------------------------------------------------------------------
 
     def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
-        self.tell(client, Stats(counters=self.scheduler_counters | self.counters))
+        self.tell(client, Stats(counters=self.scheduler_counters | self.host_counters | self.counters))
+
+    def on_counted(self, counted: Counted, now: float) -> None:
+        self.host_counters |= counted.counters
 
     def on_get_actors(self, client: Client, message: GetActors, now: float) -> None:
         self.asking.append(client.address)
@@ -355,4 +373,5 @@ def build(context: Any) -> Gateway:
         server=options["server"],
         rng=rng,
         epoch=context.epoch,
+        default_deadline_s=options["default_deadline"],
     )

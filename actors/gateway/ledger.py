@@ -162,6 +162,9 @@ class Ledger:
 
     @property
     def next_deadline(self) -> float | None:
+        """Of an open request."""
+        while self.deadlines and self.deadlines[0][1] not in self.requests:
+            heapq.heappop(self.deadlines)
         return self.deadlines[0][0] if self.deadlines else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
-from .protocol.limits import MAX_SEED
+from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
 from .runtime.config import option, size
 
 EVERYDAY = "everyday"
@@ -173,6 +173,23 @@ class ServeOptions:
         group=LIFE,
         metavar="S",
         low=0.0,
+        high=86_400.0,
+    )
+    default_deadline: float = option(
+        3600.0,
+        "seconds that a request may take which states no deadline_s",
+        group=LIFE,
+        metavar="S",
+        above=0.0,
+        high=MAX_DEADLINE_S,
+    )
+    hang_timeout: float | None = option(
+        None,
+        "seconds without progress after which an actor that has something to do is ended and started again"
+        " (default: 10, and for a step of the executor 60, on the CPU 600)",
+        group=LIFE,
+        metavar="S",
+        low=0.2,
         high=86_400.0,
     )
     ready_fd: int | None = option(

@@ -16,15 +16,19 @@ from .options import ServeOptions
 from .protocol.endpoints import check_endpoint, make_run_directory
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
+from .runtime.children import ChildFailed, ChildSpec
 from .runtime.log import Log
 from .runtime.notify import Notify
-from .runtime.supervisor import ChildFailed, ChildSpec, Supervisor
+from .runtime.supervisor import Supervisor
 
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
 """Exit codes; a usage error is 2."""
 
 KINDS = {kind.__name__: kind for kind in BY_CODE.values()}
 """The errors that are the user's to mend, by name."""
+
+ACTOR_HANGS_S = 10.0
+"""Without progress for so long an actor hangs, where nothing is said."""
 
 EMULATED_STEP_MS = 5.0
 """How long an emulated step takes where nothing is said."""
@@ -52,7 +56,7 @@ def serve(options: ServeOptions) -> int:
 def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log, parent: int) -> int:
     notify = Notify(os.environ)
     supervisor = Supervisor(specs, directory, log, notify)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, supervisor.on_signal)
     if options.exit_with_parent:
         supervisor.end_with(parent)
@@ -73,6 +77,7 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
         tell_failed(options.ready_fd, kind.code, block)
         return COULD_NOT_START
+    last_words = "the service has stopped"
     try:
         supervisor.run()
         with contextlib.suppress(SlipstreamError):  # a drain does not depend on who is told of it
@@ -83,14 +88,21 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
             )
             doors = [name for name in ("http", "gateway") if name in supervisor.children]
             if not supervisor.drain(doors, options.shutdown_timeout):
-                log.line("not everything was finished in time")
+                last_words = "the service was stopped before this request was finished"
+                log.block(
+                    "slipstream stopped before everything was finished",
+                    f"  cause   {'told twice to stop' if len(supervisor.signals) > 1 else 'the drain took too long'}"
+                    "; what was left is answered with an error",
+                )
+                return FAILED
         return DRAINED
     except SlipstreamError as error:
+        last_words = f"the service failed: {getattr(error, 'cause', error)}"
         log.block("slipstream failed", str(error))
         trace(error, log)
         return FAILED
     finally:
-        supervisor.stop()
+        supervisor.stop(last_words)
 
 
 def trace(error: Exception, log: Log) -> None:
@@ -189,24 +201,31 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "load_format": options.load_format,
         "cuda_graphs": options.cuda_graphs,
         "compile": options.compile,
+        "hang_timeout": options.hang_timeout,
         "check_carry_over": options.check_carry_over,
         "emulated_step_ms": EMULATED_STEP_MS
         if options.emulated_step_ms is None
         else options.emulated_step_ms,
     }
+    hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
     scheduler = shared | {"enable_prefix_caching": options.enable_prefix_caching}
     gateway = shared | {
         "endpoint": endpoint,
         "max_queued_requests": options.max_queued_requests,
+        "default_deadline": options.default_deadline,
         "server": f"slipstream {__version__}",
     }
     actors = f"{__package__}.actors"
     children = [
         ChildSpec("executor", f"{actors}.executor.build:build", executor),
-        ChildSpec("scheduler", f"{actors}.scheduler.scheduler:build", scheduler),
-        ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared),
-        ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared),
-        ChildSpec("gateway", f"{actors}.gateway.gateway:build", gateway, waits=True),
+        ChildSpec(
+            "scheduler", f"{actors}.scheduler.scheduler:build", scheduler, hang_timeout_s=hang_timeout_s
+        ),
+        ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared, hang_timeout_s=hang_timeout_s),
+        ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared, hang_timeout_s=hang_timeout_s),
+        ChildSpec(
+            "gateway", f"{actors}.gateway.gateway:build", gateway, waits=True, hang_timeout_s=hang_timeout_s
+        ),
     ]
     if options.http is not None:
         http = shared | {

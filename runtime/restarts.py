@@ -1,0 +1,51 @@
+"""When a child that died starts again: alone, with all others, or not at all. No I/O and no clock.
+
+A death soon after the child was ready, or before, is one of a row; a child that has lived for ``PERIOD_S``
+begins a new row. Up to ``INTENSITY`` in a row it is started again alone, each time after a longer pause.
+Beyond that the fault may lie in what the others hold, so all are started again, once. If that does not heal
+it either, nothing here will, and the service ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+INTENSITY, PERIOD_S = 5, 60.0
+
+BACK_OFF_S, MOST_BACK_OFF_S = 0.05, 2.0
+"""Pause before the second restart in a row; it doubles with each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be done about a death."""
+
+    restart: Literal["one", "all", "none"]
+    in_a_row: int
+    pause_s: float = 0.0
+
+
+class Restarts:
+    """The deaths of all children of one supervisor."""
+
+    def __init__(self) -> None:
+        self.in_a_row: defaultdict[str, int] = defaultdict(int)
+        self.all_restarted = False
+        """And no child has lived for long since."""
+
+    def on_death(self, name: str, lived_s: float) -> Verdict:
+        """``lived_s`` is how long it had been ready; 0 if it never was."""
+        if lived_s >= PERIOD_S:
+            self.in_a_row[name] = 0
+            self.all_restarted = False
+        self.in_a_row[name] = count = self.in_a_row[name] + 1
+        if count <= INTENSITY:
+            pause = 0.0 if count == 1 else min(MOST_BACK_OFF_S, BACK_OFF_S * 2 ** (count - 2))
+            return Verdict("one", count, pause)
+        if self.all_restarted:
+            return Verdict("none", count)
+        self.all_restarted = True
+        self.in_a_row.clear()
+        return Verdict("all", count)

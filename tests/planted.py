@@ -1,0 +1,87 @@
+"""Actors with a planted fault, and a service that has them. ``planted.py FACTORIES ARGUMENT...`` is
+``slipstream serve ARGUMENT...`` with the factories of some actors replaced: test code, which no option reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def fault_is_due() -> bool:
+    """Whether the test asked for the fault; it happens once for each time that it asks."""
+    try:
+        os.unlink(os.environ["PLANTED_MARKER"])
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def spinning_detokenizer(context: Any) -> Any:
+    """Spins for ever in the middle of a message."""
+    from slipstream.actors.detokenizer import build
+    from slipstream.protocol.messages import Tokens
+
+    actor = build(context)
+    handle = actor.handlers[Tokens]
+
+    def spin(message: Any, now: float) -> None:
+        while fault_is_due():
+            while True:
+                pass
+        handle(message, now)
+
+    actor.handlers[Tokens] = spin
+    return actor
+
+
+def stalling_executor(context: Any) -> Any:
+    """Its device finishes no step any more, while its loop goes on."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Completed
+
+    actor = build(context)
+    handle = actor.handlers[Completed]
+    stalled = False
+
+    def stall(message: Any, now: float) -> None:
+        nonlocal stalled
+        stalled = stalled or fault_is_due()
+        if not stalled:
+            handle(message, now)
+
+    actor.handlers[Completed] = stall
+    return actor
+
+
+def main(factories: dict[str, str], arguments: list[str]) -> int:
+    import argparse
+
+    from slipstream.protocol.endpoints import make_run_directory
+    from slipstream.runtime.config import add_arguments, resolve
+    from slipstream.runtime.log import Log
+
+    from slipstream.options import ServeOptions
+    from slipstream.service import plan_service, run
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ServeOptions)
+    options = resolve(ServeOptions, arguments=vars(parser.parse_args(arguments))).options
+    directory: Path = make_run_directory()
+    try:
+        specs = [
+            dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
+            for spec in plan_service(options, directory)
+        ]
+        return run(specs, options, directory, Log("text"), os.getppid())
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1]), sys.argv[2:]))
