@@ -70,6 +70,8 @@ def build_model(context: Any) -> Executor:
     if options["compile"]:
         context.phase("compile")
         model.compile()
+        if where.type == "cuda":
+            torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
     context.phase("allocate cache")
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
     layout: KVLayout = model.layout

@@ -106,6 +106,7 @@ class GraphedProgram:
         if not self.missing:
             return False
         shape = self.missing.pop(0)
+        torch.cuda.empty_cache()  # as capturing does first: what it frees is not the graph's
         before = torch.cuda.memory_reserved()
         with torch.cuda.stream(self.stream.stream), torch.inference_mode():
             self.captured[shape] = self.capture(shape)
