@@ -1,25 +1,36 @@
-"""What the timeline costs: to add a span, and to be asked for all of them.
+"""What the timeline costs: to add a span, to be asked for all of them, and what a running service feels of it.
 
     python examples/trace_bench.py [--step-ms 1]
 
 An executor adds five spans in a step, more than any other actor: two turns and three streams. Asked for its
 trace, it sends one slice between two turns; how long it takes to cut, to pack and to hand to the socket is the
-longest that a step can be held up.
+longest that a step can be held up. At last a service on an emulated device runs while nobody asks and
+while its whole trace is asked for five times a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import pairwise
 
 import zmq
 from slipstream.protocol.messages import Spans
+from slipstream.protocol.timeline import utilization
 from slipstream.runtime.links import Links
 from slipstream.runtime.trace import RING, Ring
 
+from slipstream import SamplingParams, Sidecar
+from slipstream.bench import long_model
+
 SPANS_PER_STEP = 5
+
+ROWS, STEPS = 8, 4000
+EVERY_S = 0.2
 
 
 def best_ns(work: Callable[[int], None], count: int = 20_000, rounds: int = 20) -> float:
@@ -51,12 +62,7 @@ def slices_us(ring: Ring) -> list[float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--step-ms", type=float, default=1.0, metavar="T", help="time of a step (default 1)")
-    step_ms = parser.parse_args().step_ms
+def micro(step_ms: float) -> None:
     ring = Ring()
 
     def spans(count: int) -> None:
@@ -80,6 +86,50 @@ def main() -> None:
         f"send all        {sum(found) * 1e-3:8.2f} ms;  in {len(found)} slices of {statistics.median(found):.0f} µs,"
         f" the longest {max(found):.0f} µs"
     )
+
+
+def service(step_ms: float) -> None:
+    params = SamplingParams(max_tokens=STEPS, ignore_eos=True, temperature=0.0)
+    asked, ended = [0], threading.Event()
+
+    def ask() -> None:
+        with sidecar.client() as client:
+            while not ended.wait(EVERY_S):
+                client.trace()
+                asked[0] += 1
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(long_model(4 + STEPS))
+        options = {"device": "emulated", "emulated_step_ms": step_ms, "max_num_seqs": ROWS}
+        sidecar = stack.enter_context(Sidecar(folder, **options))
+        with sidecar.client() as client:
+            for title, others in (("nobody asks", []), ("asked", [threading.Thread(target=ask)])):
+                first = client.stats().get("steps", 0.0)
+                ended.clear()
+                for thread in others:
+                    thread.start()
+                client.generate_many([[5, 6, 7, 8]] * ROWS, params)
+                ended.set()
+                for thread in others:
+                    thread.join()
+                steps = [span for span in client.trace().spans("compute") if span.step >= first][20:-20]
+                gaps = sorted(later.start - span.end for span, later in pairwise(steps))
+                told = f" {asked[0]} times" if others else ""
+                median, p99 = (gaps[len(gaps) * share // 100] * 1e-3 for share in (50, 99))
+                print(
+                    f"{title + told:<16}{utilization(steps):8.2%} of the time the device is busy, over {len(steps)}"
+                    f" steps; between two it waits {median:.0f} µs, at p99 {p99:.0f} µs"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--step-ms", type=float, default=1.0, metavar="T", help="time of a step (default 1)")
+    step_ms = parser.parse_args().step_ms
+    micro(step_ms)
+    service(step_ms)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import socket
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from slipstream.protocol import endpoints
+from slipstream.protocol.endpoints import running_services
 from slipstream.protocol.timeline import Timeline
 from slipstream.protocol.trace import Mark, Span
 from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
+from slipstream.commands.common import Stop, the_running_service
 from slipstream.perfetto import write
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
@@ -189,6 +194,49 @@ def test_what_cannot_be_done_is_said(
     assert "seconds=-1.0" in fails("-1", tmp_path / "t")
     assert "seconds=nan" in fails("nan", tmp_path / "t")
     assert f"cannot write {tmp_path}/no/t" in fails("1", tmp_path / "no" / "t")
+
+
+# --- which service ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where services put their sockets, for this test alone; a dead service has left one behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("SLIPSTREAM_ENDPOINT", raising=False)
+    (tmp_path / "slipstream-dead").mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "slipstream-dead" / "gateway"))
+    return tmp_path
+
+
+def listening(folder: Path) -> socket.socket:
+    folder.mkdir()
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(folder / "gateway"))
+    made.listen()
+    return made
+
+
+def test_without_an_endpoint_the_one_service_that_runs_is_meant(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine() -> list[str]:
+        return [endpoint for endpoint in running_services() if str(run_directory) in endpoint]
+
+    assert mine() == []
+    first = f"ipc://{run_directory}/slipstream-a/gateway"
+    with listening(run_directory / "slipstream-a"):
+        assert mine() == [first]
+        monkeypatch.setattr(endpoints, "running_services", mine)
+        assert the_running_service() == first
+        with listening(run_directory / "slipstream-b"), pytest.raises(Stop, match="which one"):
+            the_running_service()
+    with pytest.raises(Stop, match="no service of yours is running"):
+        the_running_service()
+    monkeypatch.setenv("SLIPSTREAM_ENDPOINT", "ipc:///tmp/named")
+    assert the_running_service() == "ipc:///tmp/named"
 
 
 # --- what a service does not do on demand -------------------------------------------------------

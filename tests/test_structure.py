@@ -311,7 +311,9 @@ def test_a_wheel_installs_the_one_package_with_all_its_parts(wheel: Path) -> Non
     }
     assert "slipstream/model/model.safetensors" in model
     assert len(vectors) >= 3
-    assert model | vectors | {"slipstream/py.typed"} <= names
+    page = {f"slipstream/actors/http/page/{path.name}" for path in (ROOT / "actors/http/page").iterdir()}
+    assert "slipstream/actors/http/page/index.html" in page
+    assert model | vectors | page | {"slipstream/py.typed"} <= names
 
 
 def test_a_wheel_built_from_the_sdist_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ class Pipeline:
         ]
         self.free = deque(self.ring)
         self.under_way: deque[Slot] = deque()
+        self.copied_ns = 0
+        """When the results of the last step that was handed over had been copied."""
 
     def acquire(self) -> Slot:
         """The slot of the next step: its last step has been handed over, so no stream touches it."""
@@ -129,13 +131,15 @@ class Pipeline:
             assert slot.shape is not None
             outputs = self.device.array(slot.results)[: slot.shape.output_size].copy()
             done = slot.compute_done.time_ns()
+            copying = max(done, self.copied_ns)  # the stream copies one after the other
+            self.copied_ns = slot.d2h_done.time_ns()
             handed.append(
                 Handed(
                     slot.step,
                     *slot.shape.unpack(outputs),
                     h2d=(slot.h2d_started.time_ns(), slot.h2d_done.time_ns()),
                     compute=(slot.compute_started.time_ns(), done),
-                    d2h=(done, slot.d2h_done.time_ns()),
+                    d2h=(copying, self.copied_ns),
                 )
             )
             self.free.append(slot)

@@ -103,7 +103,8 @@ class Drawing:
         known = [actor for actor in ACTORS if actor in self.timeline.pids]
         known += sorted(self.timeline.pids.keys() - set(ACTORS))
         for order, actor in enumerate(known):
-            place = {"ph": "M", "pid": self.timeline.pids[actor], "tid": 0}
+            pid = self.timeline.pids[actor]
+            place = {"ph": "M", "pid": pid, "tid": pid}
             yield place | {"name": "process_name", "args": {"name": f"slipstream {actor}"}}
             yield place | {"name": "process_sort_index", "args": {"sort_index": order}}
         for track in self.spans:
