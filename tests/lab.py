@@ -283,7 +283,7 @@ class Lab:
         self.completed, tokens = self.outstanding.popleft()
         self.steps += 1
         begun = self.completed * 10**6
-        self.give(Sampled(self.completed, tokens, begun, begun + 10**6))
+        self.give(Sampled(self.completed, tokens, begun, begun + self.rng.randrange(1, 10**6)))
 
     # --- invariants ---------------------------------------------------------------------------------
 

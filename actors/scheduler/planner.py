@@ -1,7 +1,8 @@
 """The planner: which sequence runs how many tokens in the next step, and which blocks hold its cache.
 
 A step runs every decoding sequence, then prompts in chunks: of those that hold a slot in the order of
-their admission, then of those that wait, while slots, blocks and the budget of tokens last.
+their admission, then of those that wait, while slots, blocks and the budget of tokens last. Beside
+sequences that decode, the pace keeps the budget so small that they do not stall.
 
 Two things make room. When the cache is full, the last in rank of those that run gives way, so that the
 first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
@@ -13,10 +14,12 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from ...protocol.messages import Join, Plan
+from .pace import Pace
 from .pool import BlockPool, Held, Pool, digest
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
@@ -55,6 +58,18 @@ class Draft:
     chunks: list[int] = field(default_factory=list)
 
 
+class Launched(NamedTuple):
+    """A step whose result has not come."""
+
+    step: int
+    rows: np.ndarray
+    """The slots that sample in it, rising."""
+    generations: np.ndarray
+    """Those of the slots, when the plan was made."""
+    prefill: int
+    """Tokens of prompts that run in it."""
+
+
 class Planner:
     """Slots, blocks, and the queue of those that wait for them."""
 
@@ -64,6 +79,7 @@ class Planner:
         self.step = 0
         """Number of the next step."""
         self.waiting = WaitingQueue()
+        self.pace = Pace()
         self.blocks: BlockPool | None = None
         """None until an executor has told its capacity."""
         self.admitted: list[tuple[Sequence, int]] = []
@@ -107,8 +123,8 @@ class Planner:
 
     # --- the next plan ----------------------------------------------------------------------------
 
-    def plan(self) -> tuple[Plan, np.ndarray] | None:
-        """The next step and the slots that sample in it, rising; None if there is nothing to run."""
+    def plan(self) -> tuple[Plan, Launched] | None:
+        """The next step; None if there is nothing to run."""
         table, step = self.table, self.step
         assert self.blocks is not None
         draft = Draft(self.config.max_num_batched_tokens)
@@ -116,6 +132,9 @@ class Planner:
             return None
         rows = np.flatnonzero(table.decoding)
         draft.budget -= len(rows)
+        if len(rows) and (self.prefilling or self.waiting):
+            draft.budget = self.pace.limit(draft.budget, len(self.prefilling) + len(self.waiting))
+        budget = draft.budget
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:
@@ -140,7 +159,8 @@ class Planner:
             self.leave(self.holder(slot))
         if blocked is not None:
             self.make_way(blocked, self.blocks)
-        return plan, rows
+        self.counters["prefill_tokens"] += budget - draft.budget
+        return plan, Launched(step, rows, table.generation[rows], budget - draft.budget)
 
     def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in rank give way.
@@ -167,7 +187,6 @@ class Planner:
         if tokens > 0:
             draft.budget -= tokens
             draft.chunks += (slot, tokens)
-            self.counters["prefill_tokens"] += tokens
             table.computed[slot] += tokens
             sequence.last_step = self.step
             self.publish(sequence)

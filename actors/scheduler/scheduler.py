@@ -29,7 +29,7 @@ from ...protocol.messages import (
     first_number,
 )
 from ...runtime.actor import Actor
-from .planner import Planner, SchedulerConfig
+from .planner import Launched, Planner, SchedulerConfig
 from .sequence import Logprobs, Sequence
 from .waiting import rank
 
@@ -78,8 +78,8 @@ class Scheduler(Actor):
         self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self.counters_due = 0.0
         self.planner = Planner(config, self.counters)
-        self.outstanding: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
-        """Step, sampling slots and their generations of each plan whose result has not come, oldest first."""
+        self.outstanding: deque[Launched] = deque()
+        """Oldest first."""
         self.opened: list[Opened] = []
         self.finished: list[Finished] = []
 
@@ -218,13 +218,13 @@ class Scheduler(Actor):
                     self.open(sequence, cached)
             if planned is None:
                 return
-            plan, rows = planned
-            self.outstanding.append((plan.step, rows, planner.table.generation[rows]))
+            plan, launched = planned
+            self.outstanding.append(launched)
             self.send("executor", plan)
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations = self.outstanding.popleft()
+        step, rows, generations, prefill = self.outstanding.popleft()
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -240,6 +240,7 @@ class Scheduler(Actor):
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         counters = self.counters
+        planner.pace.learn(prefill, message.ended_ns - message.started_ns)
         counters["steps"] += 1
         counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
         counters["scheduled_rows"] += len(rows)

@@ -76,9 +76,12 @@ class WaitingQueue:
         heapq.heappush(client.heap, (sequence.rank, sequence.request, sequence))
         client.waiting += 1
         self.waiting += 1
+        self.advance(client)
+
+    def advance(self, client: Client) -> None:
+        """If its first has changed and gives the client a better place, it takes it; a worse one it gets in time."""
         first = client.first()
-        assert first is not None
-        if client.score_of(first) < client.score:
+        if first is not None and client.score_of(first) < client.score:
             self.place(client, client.score_of(first))
 
     def place(self, client: Client, score: float) -> None:
@@ -110,6 +113,7 @@ class WaitingQueue:
         client.running += 1
         self.waiting -= 1
         self.clock = max(self.clock, client.served)
+        self.advance(client)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
@@ -120,6 +124,7 @@ class WaitingQueue:
         if len(client.heap) > 2 * client.waiting + 16:
             client.heap = [entry for entry in client.heap if not entry[2].finished]
             heapq.heapify(client.heap)
+        self.advance(client)
         self.forget(sequence.client)
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
