@@ -229,9 +229,8 @@ def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_
         had = [len(bench.tokens[request]) for request in range(1, 5)]
         bench.finish_step()
         assert [len(bench.tokens[request]) for request in range(1, 5)] == [count + 1 for count in had]
-    assert max(bench.times[before:]) <= 2.05 * quiet
-    assert np.percentile(bench.times[before:], 99) <= 2.01 * quiet
-    assert len(bench.times) - before < 25  # nor does the prompt wait longer than that costs
+    assert max(bench.times[before:]) <= 2 * quiet
+    assert len(bench.times) - before < 30  # nor does the prompt wait longer than that costs
 
 
 def test_a_client_with_one_slot_takes_none_from_another_with_one() -> None:
