@@ -64,8 +64,8 @@ class Launched(NamedTuple):
     step: int
     rows: np.ndarray
     """The slots that sample in it, rising."""
-    generations: np.ndarray
-    """Those of the slots, when the plan was made."""
+    generations: bytes
+    """Those of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
 
@@ -130,7 +130,7 @@ class Planner:
         draft = Draft(self.config.max_num_batched_tokens)
         if not self.make_room(self.blocks, draft):
             return None
-        rows = np.flatnonzero(table.decoding)
+        rows = table.decoding.nonzero()[0]
         draft.budget -= len(rows)
         if len(rows) and (self.prefilling or self.waiting):
             draft.budget = self.pace.limit(draft.budget, len(self.prefilling) + len(self.waiting))
@@ -160,7 +160,7 @@ class Planner:
         if blocked is not None:
             self.make_way(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
-        return plan, Launched(step, rows, table.generation[rows], budget - draft.budget)
+        return plan, Launched(step, rows, table.generation[rows].tobytes(), budget - draft.budget)
 
     def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in rank give way.
@@ -169,15 +169,18 @@ class Planner:
         """
         table = self.table
         while True:
-            short = np.flatnonzero(table.decoding & (table.computed >= table.room))
+            short = (table.decoding & (table.computed >= table.room)).nonzero()[0]
             if len(short) <= blocks.available + len(blocks.retiring):
                 break
-            self.preempt(self.last_in_rank())
+            last = self.last_in_rank()
+            last.resumes = True
+            self.preempt(last)
         if len(short) > blocks.available:
             return False
-        for slot in short.tolist():
-            draft.blocks += (slot, *blocks.grow(self.holder(slot).held, 1))
-        table.room[short] += blocks.block_size
+        if len(short):
+            for slot in short.tolist():
+                draft.blocks += (slot, *blocks.grow(self.holder(slot).held, 1))
+            table.room[short] += blocks.block_size
         return True
 
     def chunk(self, sequence: Sequence, draft: Draft) -> None:
@@ -235,7 +238,7 @@ class Planner:
         self.waiting.pop()
         sequence.slot = slot = self.slots.take()
         self.holders[slot] = sequence
-        sequence.held, sequence.published = held, shared
+        sequence.held, sequence.published, sequence.resumes = held, shared, False
         blocks.grow(held, needed)
         start = shared * size
         if copied:
@@ -403,9 +406,11 @@ class Planner:
         table.charged[slot] = table.length[slot]
 
     def charge_all(self) -> None:
-        for sequence in self.holders:
-            if sequence is not None:
-                self.charge(sequence)
+        table = self.table
+        tokens = table.length - table.charged
+        table.charged[:] = table.length
+        for slot in tokens.nonzero()[0].tolist():
+            self.waiting.charge(self.holder(slot), int(tokens[slot]))
 
 
 def int32(numbers: list[int]) -> bytes:

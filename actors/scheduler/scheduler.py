@@ -230,7 +230,7 @@ class Scheduler(Actor):
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
             )
         planner, table = self.planner, self.planner.table
-        if (table.generation[rows] != generations).any():
+        if table.generation[rows].tobytes() != generations:
             raise RuntimeError(
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
             )
@@ -244,19 +244,21 @@ class Scheduler(Actor):
         counters["steps"] += 1
         counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
         counters["scheduled_rows"] += len(rows)
-        if (tokens[alive] < 0).any():
-            raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
         if not alive.all():
             counters["wasted_rows"] += len(rows) - int(alive.sum())
             rows, tokens = rows[alive], tokens[alive]
+        if tokens.min(initial=0) < 0:
+            raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
         counters["generation_tokens"] += len(rows)
-        table.tokens[rows, table.length[rows]] = tokens
-        table.length[rows] += 1
+        length = table.length[rows]
+        table.tokens[rows, length] = tokens
+        table.length[rows] = length + 1
         if logprobs is not None:
             logprobs = self.keep_logprobs(rows, logprobs)
         stopped = (table.stop[rows] == tokens[:, None]).any(axis=1)
         requests = table.request[rows]
-        for row in np.flatnonzero(stopped | (table.length[rows] >= table.target[rows])):
+        over = stopped | (length + 1 >= table.target[rows])
+        for row in over.nonzero()[0].tolist():
             sequence = planner.holder(rows[row])
             if stopped[row]:
                 token = int(tokens[row])

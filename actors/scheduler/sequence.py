@@ -75,7 +75,9 @@ class Sequence:
     left: bool = False
     """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
     preempted: bool = False
-    """Left for want of blocks, and returns to the queue once ``last_step`` is completed."""
+    """Left for others, and returns to the queue once ``last_step`` is completed."""
+    resumes: bool = False
+    """Waits after it left for want of blocks."""
 
     def order(self) -> tuple[float, int]:
         """Rank, and among equals who came first."""

@@ -2,8 +2,9 @@
 
 *Between clients* it is fair: each has an account of the tokens that were computed for it, and the one
 that has had least is next (virtual token counter; Sheng et al., OSDI 2024). A client that comes anew
-begins where the others are, so that it has neither a debt nor a credit of the time when it asked for
-nothing. *Within a client* it is first come, first served. A priority is a head start in both: a level is
+begins with what every client would have had until now if all shares had been equal, so that it has neither
+a debt nor a credit of the time when it asked for nothing, and who waits is not overtaken for ever by those
+that come. *Within a client* it is first come, first served. A priority is a head start in both: a level is
 worth some tokens against other clients and some seconds against the client's own requests. Both are
 finite, so whoever waits is next in the end, whatever the others' priorities are.
 """
@@ -18,6 +19,9 @@ from .sequence import Sequence
 
 PRIORITY_TOKENS = 4096
 """Tokens of service that one level of priority is worth between clients."""
+
+RESUMED_LEVELS = 4
+"""So many levels more has a sequence that has lost its blocks to others: a stream is waiting for it."""
 
 PRIORITY_S = 5.0
 """Seconds of waiting that one level of priority is worth among the requests of a client."""
@@ -48,7 +52,8 @@ class Client:
         return self.heap[0][2] if self.heap else None
 
     def score_of(self, sequence: Sequence) -> float:
-        return self.served - sequence.params.priority * PRIORITY_TOKENS
+        levels = sequence.params.priority + (RESUMED_LEVELS if sequence.resumes else 0)
+        return self.served - levels * PRIORITY_TOKENS
 
 
 class WaitingQueue:
@@ -56,10 +61,11 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self.clients: dict[int, Client] = {}
-        self.order: list[tuple[float, int, Client]] = []
-        """Clients by score; a score that is not the client's any more stands for nothing."""
+        self.order: list[tuple[float, int, int, Client]] = []
+        """Clients by score, of equals the one with less running; a score that is not the client's any more
+        stands for nothing."""
         self.clock = 0.0
-        """Where a new client's account begins: that of the client that was next last."""
+        """Where a new client's account begins: the tokens of each client if all shares had been equal."""
         self.waiting = 0
         self.entries = 0
 
@@ -87,12 +93,12 @@ class WaitingQueue:
     def place(self, client: Client, score: float) -> None:
         client.score = score
         self.entries += 1
-        heapq.heappush(self.order, (score, self.entries, client))
+        heapq.heappush(self.order, (score, client.running, self.entries, client))
 
     def first(self) -> Sequence | None:
         """Who is next."""
         while self.order:
-            score, _, client = self.order[0]
+            score, _, _, client = self.order[0]
             first = client.first() if score == client.score else None
             if first is not None and client.score_of(first) <= score:
                 return first
@@ -112,7 +118,6 @@ class WaitingQueue:
         client.waiting -= 1
         client.running += 1
         self.waiting -= 1
-        self.clock = max(self.clock, client.served)
         self.advance(client)
         return sequence
 
@@ -130,6 +135,7 @@ class WaitingQueue:
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """So many tokens were computed for a sequence that runs."""
         self.client_of(sequence).served += tokens
+        self.clock += tokens / len(self.clients)
 
     def left(self, sequence: Sequence) -> None:
         """A sequence has given up its slot."""
