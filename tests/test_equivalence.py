@@ -125,7 +125,7 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
     model: PagedModel, alone: list[list[int]], depth: int, more: int
 ) -> None:
     known = requests(40)
-    preempted, wasted = 0.0, 0.0
+    preempted, wasted, copied = 0.0, 0.0, 0.0
     for schedule in range(SCHEDULES * more):
         rng = random.Random(schedule)
         rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
@@ -143,11 +143,13 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
         rig.finish()
         preempted += rig.scheduler.counters["num_preemptions"]
         wasted += rig.scheduler.counters["wasted_rows"]
+        copied += rig.scheduler.counters["num_block_copies"]
         for request, which in enumerate(chosen):
             got, expected = rig.tokens[request], alone[which]
             assert got == (expected[: len(got)] if request in aborted else expected), (schedule, request)
     assert preempted > 0
     assert wasted > 0, "no row was under way for a request that had ended"
+    assert copied > 0, "no request began with a copy of another's last block"
 
 
 def test_the_schedules_have_real_ends_by_stop_token(alone: list[list[int]]) -> None:

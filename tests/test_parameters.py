@@ -103,7 +103,9 @@ def test_logprobs(client: Client, plain: list[int]) -> None:
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=str)
-def test_a_cut_that_leaves_one_token_is_greedy(client: Client, plain: list[int], cut: dict[str, float]) -> None:
+def test_a_cut_that_leaves_one_token_is_greedy(
+    client: Client, plain: list[int], cut: dict[str, float]
+) -> None:
     assert answer(client, temperature=1.5, seed=3, **cut).token_ids == plain
     assert answer(client, temperature=1.5, seed=3).token_ids != plain
 
@@ -150,12 +152,12 @@ def test_cache_salt(client: Client) -> None:
 
 
 def test_deadline_of_a_request_that_runs_and_of_one_that_waits(sidecar: Sidecar) -> None:
-    async def late() -> list[BaseException | None]:
+    async def late() -> list[object]:
         async with AsyncClient(sidecar.endpoint) as client:
             long = SamplingParams(max_tokens=900, ignore_eos=True, deadline_s=0.5)
             # four of them run, and the others wait for a slot
             asked = [client.complete(PROMPT, long) for _ in range(8)]
-            return await asyncio.gather(*asked, return_exceptions=True)
+            return list(await asyncio.gather(*asked, return_exceptions=True))
 
     results = asyncio.run(late())
     assert all(isinstance(result, DeadlineExceeded) for result in results), results

@@ -259,7 +259,7 @@ class Scheduler(Actor):
         requests = table.request[rows]
         over = stopped | (length + 1 >= table.target[rows])
         for row in over.nonzero()[0].tolist():
-            sequence = planner.holder(rows[row])
+            sequence = planner.holder(int(rows[row]))
             if stopped[row]:
                 token = int(tokens[row])
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
@@ -273,7 +273,7 @@ class Scheduler(Actor):
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
         wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0)
         for row in wanting.tolist():
-            sequence = self.planner.holder(rows[row])
+            sequence = self.planner.holder(int(rows[row]))
             sequence.keep_logprobs(logprobs.take(np.array([row])))
         return logprobs if len(wanting) else None
 
