@@ -265,6 +265,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
                     mailbox_depth=2,
                     last_progress_s=0.25,
                     working=True,
+                    busy_s=3.5,
                 ),
                 ActorState(name="scheduler", state="dead", pid=1235, epoch=2),
             ],

@@ -205,6 +205,8 @@ class ActorState(msgspec.Struct, kw_only=True):
     """How long ago it was last seen to have handled something."""
     working: bool = False
     """Something is under way that only this actor can bring forward."""
+    busy_s: float = 0.0
+    """Spent in handling messages, by this incarnation."""
 
 
 class Actors(ToClient, tag="actors"):

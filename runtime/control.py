@@ -96,6 +96,8 @@ class Report(Control):
     sent: dict[str, tuple[int, int]]
     received: dict[str, tuple[int, int]]
     """By peer: its epoch, and the messages sent to it, or taken in from it."""
+    busy_s: float = 0.0
+    """Spent in handling messages."""
     counters: dict[str, int] = {}
     """What this incarnation has counted."""
 

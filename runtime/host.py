@@ -77,6 +77,8 @@ class Host:
         self.malformed = 0
         """Frames in the mailbox that are no message; only a stranger sends such."""
         self.turns = 0
+        self.busy_ns = 0
+        """Spent in the actor's turns."""
         """Messages handled."""
         self.reported_turns = 0
         self.awake = True
@@ -166,7 +168,9 @@ class Host:
                 message = made
                 break
         step = getattr(message, "step", -1)
-        self.ring.add(self.links.name, type(message).__name__, step, begun, time.monotonic_ns())
+        ended = time.monotonic_ns()
+        self.busy_ns += ended - begun
+        self.ring.add(self.links.name, type(message).__name__, step, begun, ended)
 
     def dump(self, to: str, since_ns: int) -> Iterator[tuple[str, Spans]]:
         """The trace, in parts: between two of them the actor goes on with its work."""
@@ -305,6 +309,7 @@ class Host:
         self.inform(
             control.Report(
                 turns=self.turns,
+                busy_s=self.busy_ns * 1e-9,
                 progress=self.actor.progress,
                 working=self.actor.working,
                 idle=idle,

@@ -421,6 +421,7 @@ class Supervisor:
             mailbox_depth=self.mailbox_depth(child),
             last_progress_s=0.0 if pulse is None else round(now - pulse.turned_at, 3),
             working=pulse is not None and pulse.working,
+            busy_s=0.0 if pulse is None or pulse.report is None else round(pulse.report.busy_s, 6),
         )
 
     def mailbox_depth(self, child: Child) -> int:

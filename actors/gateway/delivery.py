@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from ...protocol.messages import Delta, Finished, Opened, Texts
 from .connections import Client
-from .ledger import Answer, Ledger
+from .ledger import Answer, Ledger, Request
 
 ENDS = ("stop", "length", "abort")
 """Reasons for which an answer ends; any other is an error's code."""
@@ -24,8 +24,12 @@ class News:
     """Numbers of no open request: their Cancel was lost with the actor that carried it."""
     failed: list[tuple[Answer, str, str]] = field(default_factory=list)
     """Answers that end with an error: its code and message."""
-    finished: int = 0
+    begun: list[Answer] = field(default_factory=list)
+    """Answers that got their first token."""
+    finished: list[Request] = field(default_factory=list)
     """Requests that are over."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How many answers ended for which reason."""
 
 
 def take_in(ledger: Ledger, message: Texts) -> News:
@@ -72,6 +76,7 @@ def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
             delta = deltas[number] = begin(answer, [token], text, news)
             if len(answer.delivered) == 1:
                 ledger.mark("first token", number)
+                news.begun.append(answer)
         else:
             delta.token_ids.append(token)
             delta.text += text
@@ -97,6 +102,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
     delta.text += tail
     delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
     answer.finished = True
+    news.reasons[finished.reason] += 1
     if request.unfinished:
         return
     delta.usage = request.usage
@@ -104,7 +110,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
         news.deltas[request.client].remove(delta)
         request.last = delta
         return
-    news.finished += 1
+    news.finished.append(request)
     ledger.forget(request)
 
 

@@ -45,6 +45,7 @@ from .admission import check
 from .connections import PROBE_S, Client, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
+from .measures import Measures
 from .timeline import Timelines
 
 
@@ -80,16 +81,7 @@ class Gateway(Actor):
         self.timelines.peers.add(self.name)
         self.asking: list[bytes] = []
         """Clients that want to know how the actors are."""
-        self.counters: dict[str, float] = dict.fromkeys(
-            (
-                "requests_accepted",
-                "requests_refused",
-                "requests_finished",
-                "requests_failed",
-                "requests_aborted",
-            ),
-            0.0,
-        )
+        self.measures = Measures()
         self.scheduler_counters: dict[str, float] = {}
         self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
@@ -149,7 +141,7 @@ class Gateway(Actor):
             self.connections.cut_off(client)
 
     def on_client_lost(self, client: Client) -> None:
-        self.counters["requests_aborted"] += len(client.requests)
+        self.measures.count("aborted", len(client.requests))
         self.cancel(list(client.requests.values()))
 
     def tell(self, client: Client, message: ToClient) -> None:
@@ -193,7 +185,7 @@ class Gateway(Actor):
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
         request = self.ledger.open(client, message, prompt, size, params)
-        self.counters["requests_accepted"] += 1
+        self.measures.on_accepted(request, now)
         allowed = self.default_deadline_s if params.deadline_s is None else params.deadline_s
         due = now + allowed - message.age_s
         self.ledger.end_by(request, due)
@@ -214,13 +206,13 @@ class Gateway(Actor):
     def refuse(
         self, client: Client, id: str | None, code: str, message: str, retry_after_s: float | None = None
     ) -> None:
-        self.counters["requests_refused"] += 1
+        self.measures.count("refused")
         self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s))
 
     def on_abort(self, client: Client, abort: Abort, now: float) -> None:
         request = client.requests.get(abort.id)
         if request is not None:
-            self.counters["requests_aborted"] += 1
+            self.measures.count("aborted")
             self.cancel([request])
             items = [
                 Delta(id=request.id, index=answer.index, finish_reason="abort")
@@ -252,7 +244,7 @@ class Gateway(Actor):
             request.prompt_ids = message.prompt
         if request.last is not None:
             request.last.prompt_token_ids = array("i", message.prompt).tolist()
-            self.counters["requests_finished"] += 1
+            self.measures.on_finished(request, now)
             self.ledger.forget(request)
             self.connections.send_deltas(request.client, [request.last], now)
             return
@@ -271,7 +263,7 @@ class Gateway(Actor):
 
     def fail(self, request: Request, code: str, message: str) -> None:
         """The request ends with an error, and with it what answers are not finished."""
-        self.counters["requests_failed"] += 1
+        self.measures.count("failed")
         if request.unfinished:
             self.cancel([request])
         else:
@@ -283,7 +275,7 @@ class Gateway(Actor):
         if message.counters:
             self.scheduler_counters = message.counters
         news = take_in(self.ledger, message)
-        self.counters["requests_finished"] += news.finished
+        self.measures.on_news(news, len(message.texts), bool(self.ledger.answers), now)
         if news.strangers:
             self.send("tokenizer", Cancel(sorted(news.strangers)))
             self.ledger.cancelled |= news.strangers
@@ -337,7 +329,8 @@ class Gateway(Actor):
     # --- looking inside ---------------------------------------------------------------------------
 
     def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
-        self.tell(client, Stats(counters=self.scheduler_counters | self.host_counters | self.counters))
+        ours = self.measures.told(len(self.ledger.requests))
+        self.tell(client, Stats(counters=self.scheduler_counters | self.host_counters | ours))
 
     def on_counted(self, counted: Counted, now: float) -> None:
         self.host_counters |= counted.counters

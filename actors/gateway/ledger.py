@@ -47,6 +47,9 @@ class Request:
     """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    accepted_at: float = 0.0
+    first_at: float | None = None
+    """When its first token came."""
 
     @property
     def unfinished(self) -> list[Answer]:

@@ -23,6 +23,7 @@ from .bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .dashboard import PAGES, Dashboard
 from .errors import Problem, answer_error
 from .events import ClientLeft
+from .metrics import metrics
 from .openapi import Described, document
 from .service import Service
 
@@ -66,6 +67,7 @@ ENDPOINTS = [
     Endpoint("POST", "/detokenize", texts.detokenize, "Text of tokens", DetokenizeBody, answers.Detokenized),
     Endpoint("GET", "/health", about.health, "Whether no actor hangs", answer=answers.Condition),
     Endpoint("GET", "/ready", about.ready, "Whether requests are taken", answer=answers.Condition),
+    Endpoint("GET", "/metrics", metrics, "Counters and latencies for Prometheus"),
     Endpoint("GET", "/version", about.version, "The version", answer=answers.Version),
 ]
 

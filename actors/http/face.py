@@ -90,7 +90,12 @@ class HttpFace:
     def __init__(self, options: dict[str, Any]) -> None:
         self.client = AsyncClient(options["door"])
         self.service = Service(
-            self.client, options["model"], options["model_name"], options["version"], Limits.of(options)
+            self.client,
+            options["model"],
+            options["model_name"],
+            options["version"],
+            Limits.of(options),
+            options["metrics_prefix"],
         )
         self.listener = listen(options["endpoint"])
         host, port = self.listener.getsockname()[:2]

@@ -21,11 +21,20 @@ from .tokens import Tokens
 class Service:
     """The service that this face is of."""
 
-    def __init__(self, client: AsyncClient, folder: str, model: str, version: str, bounds: Limits) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        folder: str,
+        model: str,
+        version: str,
+        bounds: Limits,
+        metrics_prefix: str = "slipstream_",
+    ) -> None:
         self.client = client
         self.model = model
         self.version = version
         self.bounds = bounds
+        self.metrics_prefix = metrics_prefix
         tokenizer, chat_template = load_texts(find_folder(folder))
         self.prompts = Prompts(tokenizer, chat_template, self.bounds.max_prompt_bytes)
         self.tokens = Tokens(tokenizer)

@@ -41,6 +41,7 @@ COUNTERS_EVERY_S = 0.2
 COUNTERS = (
     "steps",
     "device_busy_s",
+    "device_idle_s",
     "scheduled_rows",
     "wasted_rows",
     "prompt_tokens",
@@ -77,6 +78,8 @@ class Scheduler(Actor):
         """Every request that has not ended, by number."""
         self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self.counters_due = 0.0
+        self.free_since_ns: int | None = None
+        """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
         self.outstanding: deque[Launched] = deque()
         """Oldest first."""
@@ -243,6 +246,8 @@ class Scheduler(Actor):
         planner.pace.learn(prefill, message.ended_ns - message.started_ns)
         counters["steps"] += 1
         counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
+        if self.free_since_ns is not None:
+            counters["device_idle_s"] += max(0, message.started_ns - self.free_since_ns) * 1e-9
         counters["scheduled_rows"] += len(rows)
         if not alive.all():
             counters["wasted_rows"] += len(rows) - int(alive.sum())
@@ -267,6 +272,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "length")
         planner.complete(step)
         self.plan_ahead(now)
+        self.free_since_ns = message.ended_ns if self.outstanding else None
         self.flush(step, requests, tokens, now, logprobs)
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:

@@ -30,6 +30,12 @@ def http_error(text: str) -> str | None:
     return "is no HOST:PORT; give 127.0.0.1:8000, for example"
 
 
+def prefix_error(text: str) -> str | None:
+    if re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
+        return None
+    return "is no beginning of a metric's name; give letters, digits, _ and : and no digit first"
+
+
 def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
@@ -212,6 +218,13 @@ class ServeOptions:
         "origins of web pages that may use the OpenAI face, with commas between them, * for any (default: none)",
         group=LIFE,
         metavar="URL,…",
+    )
+    metrics_prefix: str = option(
+        "slipstream_",
+        "what the names under /metrics begin with; vllm: for dashboards that are made for vLLM",
+        group=LIFE,
+        metavar="TEXT",
+        verify=prefix_error,
     )
     insecure: bool = option(
         False, "let a TCP or HTTP endpoint be reached from other machines, by anyone", group=LIFE

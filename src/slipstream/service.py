@@ -232,6 +232,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
             "endpoint": options.http,
             "max_queued_requests": options.max_queued_requests,
             "api_key": options.api_key,
+            "metrics_prefix": options.metrics_prefix,
             "allowed_origins": [o.strip() for o in (options.allowed_origins or "").split(",") if o.strip()],
             "version": __version__,
         }

@@ -1,0 +1,106 @@
+"""What the gateway counts and times of requests, for ``Stats``.
+
+Requests balance at any time: ``requests_accepted = requests_finished + requests_failed + requests_aborted +
+requests_open``; those that were refused at the door were never accepted. Times are from one clock, that of
+the gateway's host: from a request's arrival to what leaves for its client.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from .delivery import News
+from .ledger import Request
+
+SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 25.0, 50.0, 100.0),
+)
+TOKENS = tuple(float(10**power * step) for power in range(6) for step in (1, 2, 5))
+
+
+class Histogram:
+    """Values counted by the smallest bound that they do not exceed."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def counters(self, name: str) -> dict[str, float]:
+        """``NAME_bucket_BOUND``: how many were at most as large; ``NAME_sum``, ``NAME_count``."""
+        found: dict[str, float] = {}
+        total = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            total += count
+            found[f"{name}_bucket_{bound:g}"] = float(total)
+        return found | {f"{name}_sum": self.sum, f"{name}_count": float(total)}
+
+
+class Measures:
+    """The gateway's counters and histograms."""
+
+    def __init__(self) -> None:
+        names = ("accepted", "refused", "finished", "failed", "aborted")
+        self.counters: dict[str, float] = {f"requests_{name}": 0.0 for name in names}
+        self.counters |= {f"request_success_{reason}": 0.0 for reason in ("stop", "length")}
+        self.histograms = {
+            "time_to_first_token_seconds": Histogram(SECONDS),
+            "inter_token_latency_seconds": Histogram(SECONDS),
+            "request_time_per_output_token_seconds": Histogram(SECONDS),
+            "e2e_request_latency_seconds": Histogram(SECONDS),
+            "request_prompt_tokens": Histogram(TOKENS),
+            "request_generation_tokens": Histogram(TOKENS),
+        }
+        self.stepped_at: float | None = None
+        """When the last step's tokens came; None if nothing was under way after it."""
+
+    def count(self, what: str, requests: int = 1) -> None:
+        self.counters[f"requests_{what}"] += requests
+
+    def on_accepted(self, request: Request, now: float) -> None:
+        self.count("accepted")
+        request.accepted_at = now
+
+    def on_news(self, news: News, tokens: int, busy: bool, now: float) -> None:
+        """One step's. The time since the step before is the latency of each token that was not a first one."""
+        ttft, itl = (
+            self.histograms["time_to_first_token_seconds"],
+            self.histograms["inter_token_latency_seconds"],
+        )
+        for answer in news.begun:
+            if answer.request.first_at is None:
+                answer.request.first_at = now
+                ttft.add(now - answer.request.accepted_at)
+        later = tokens - len(news.begun)
+        if later > 0 and self.stepped_at is not None:
+            itl.add(now - self.stepped_at, later)
+        if tokens:
+            self.stepped_at = now
+        if not busy:
+            self.stepped_at = None
+        for reason, answers in news.reasons.items():
+            if reason != "abort":
+                self.counters[f"request_success_{reason}"] += answers
+        for request in news.finished:
+            self.on_finished(request, now)
+
+    def on_finished(self, request: Request, now: float) -> None:
+        self.count("finished")
+        tokens = sum(len(answer.delivered) for answer in request.answers)
+        self.histograms["e2e_request_latency_seconds"].add(now - request.accepted_at)
+        self.histograms["request_prompt_tokens"].add(request.prompt_tokens)
+        self.histograms["request_generation_tokens"].add(tokens)
+        if request.first_at is not None and tokens > len(request.answers):
+            per_token = (now - request.first_at) * len(request.answers) / (tokens - len(request.answers))
+            self.histograms["request_time_per_output_token_seconds"].add(per_token)
+
+    def told(self, open_requests: int) -> dict[str, float]:
+        found = self.counters | {"requests_open": float(open_requests)}
+        for name, histogram in self.histograms.items():
+            found |= histogram.counters(name)
+        return found

@@ -1,0 +1,145 @@
+"""``/metrics``: the service's counters for Prometheus, with the names that vLLM's dashboards know.
+
+The gateway counts and times, the scheduler counts steps, the supervisor knows the actors; here they only get
+their names. What is not in the tables below is told too, as it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...protocol.messages import Actors
+from .service import Service
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+GAUGES = {
+    "num_requests_running": "Requests that hold a sequence slot",
+    "num_requests_waiting": "Requests that wait for one",
+    "kv_cache_usage_perc": "Share of the KV cache in use, 0 to 1",
+    "requests_open": "Requests that were accepted and have not ended",
+}
+COUNTERS = {
+    "prompt_tokens": ("prompt_tokens", "Prompt tokens processed"),
+    "generation_tokens": ("generation_tokens", "Tokens generated"),
+    "num_preemptions": ("num_preemptions", "Times that a sequence had to make room"),
+    "num_preemptions_for_fairness": ("num_preemptions_for_fairness", "Of these, for another client's turn"),
+    "num_block_copies": ("num_block_copies", "Cache blocks copied because their sequences parted"),
+    "prefill_tokens": ("prefill_tokens", "Prompt tokens computed, those of repeated prefills included"),
+    "prefix_cache_evictions": ("prefix_cache_evictions", "Cached blocks given up for others"),
+    "num_requests_refused": ("scheduler_requests_refused", "Requests that the scheduler could never run"),
+    "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
+    "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache"),
+    "requests_accepted": ("requests_accepted", "Requests taken: finished + failed + aborted + open"),
+    "requests_refused": ("requests_refused", "Requests refused at the door"),
+    "requests_finished": ("requests_finished", "Requests with complete answers"),
+    "requests_failed": ("requests_failed", "Requests that ended with an error"),
+    "requests_aborted": ("requests_aborted", "Requests ended by their clients"),
+    "steps": ("steps", "Steps of the device"),
+    "scheduled_rows": ("scheduled_rows", "Rows of those steps that were to give a token"),
+    "wasted_rows": ("wasted_rows", "Rows whose sequence had already ended"),
+    "dead_letters": ("dead_letters", "Messages to an actor that was not there"),
+    "stale": ("stale_messages", "Messages of an actor's earlier life, dropped"),
+    "malformed": ("malformed_frames", "Frames that were no message"),
+    "device_busy_s": ("device_busy_seconds", "Time in which the device computed"),
+    "device_idle_s": ("device_idle_seconds", "Gaps between two steps in which there was work for the device"),
+}
+"""By what the service calls it: its name here, less ``_total``, and what it is."""
+
+HISTOGRAMS = {
+    "time_to_first_token_seconds": "From a request's arrival to its first token",
+    "inter_token_latency_seconds": "Between two steps that brought tokens, once for each token",
+    "request_time_per_output_token_seconds": "Of a request, from its first token to its end, per token",
+    "e2e_request_latency_seconds": "From a request's arrival to the end of its answer",
+    "request_prompt_tokens": "Prompt tokens of a request",
+    "request_generation_tokens": "Tokens generated for a request",
+}
+
+REASONS = "request_success_"
+
+
+class Families(Collector):
+    """The metrics of one moment."""
+
+    def __init__(self, prefix: str, model: str, counters: dict[str, float], actors: Actors) -> None:
+        self.prefix = prefix
+        self.model = model
+        self.counters = counters
+        self.actors = actors
+
+    def collect(self) -> Iterator[Metric]:
+        left = dict(self.counters)
+        for name, about in GAUGES.items():
+            yield self.family(GaugeMetricFamily, name, about, {(): left.pop(name, 0.0)})
+        for key, (name, about) in COUNTERS.items():
+            yield self.family(CounterMetricFamily, name, about, {(): left.pop(key, 0.0)})
+        reasons = {
+            (key.removeprefix(REASONS),): left.pop(key) for key in list(left) if key.startswith(REASONS)
+        }
+        about = "Answers that are complete, by the reason of their end"
+        yield self.family(CounterMetricFamily, "request_success", about, reasons, ("finished_reason",))
+        for name, about in HISTOGRAMS.items():
+            yield self.histogram(name, about, left)
+        yield from self.of_actors()
+        for name, value in sorted(left.items()):
+            yield self.family(UnknownMetricFamily, name, "As the service counts it", {(): value})
+
+    def family(
+        self,
+        kind: Any,
+        name: str,
+        about: str,
+        values: dict[tuple[str, ...], float],
+        labels: Iterable[str] = (),
+    ) -> Metric:
+        made = kind(self.prefix + name, about, labels=["model_name", *labels])
+        for told, value in values.items():
+            made.add_metric([self.model, *told], value)
+        return made
+
+    def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
+        mark = f"{name}_bucket_"
+        buckets = [(key.removeprefix(mark), left.pop(key)) for key in list(left) if key.startswith(mark)]
+        made = HistogramMetricFamily(self.prefix + name, about, labels=["model_name"])
+        told = [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets]
+        left.pop(f"{name}_count", None)
+        made.add_metric([self.model], told or [("+Inf", 0.0)], left.pop(f"{name}_sum", 0.0))
+        return made
+
+    def of_actors(self) -> Iterator[Metric]:
+        by = {(actor.name,): actor for actor in self.actors.actors}
+        labels = ("actor",)
+        up = {key: float(actor.state == "ready") for key, actor in by.items()}
+        yield self.family(GaugeMetricFamily, "actor_up", "Whether the actor is ready", up, labels)
+        restarts = {key: float(actor.restarts) for key, actor in by.items()}
+        about = "Restarts since the start of the service"
+        yield self.family(CounterMetricFamily, "actor_restarts", about, restarts, labels)
+        depth = {key: float(actor.mailbox_depth) for key, actor in by.items()}
+        about = "Messages that it has not taken in yet"
+        yield self.family(GaugeMetricFamily, "actor_mailbox_depth", about, depth, labels)
+        busy = {key: actor.busy_s for key, actor in by.items()}
+        about = "Time spent in handling messages, since its last restart"
+        yield self.family(CounterMetricFamily, "actor_busy_seconds", about, busy, labels)
+        hidden = max(0.0, sum(busy.values()) - self.counters.get("device_idle_s", 0.0))
+        about = "Host time behind which the device did not wait: actor_busy_seconds less device_idle_seconds"
+        yield self.family(GaugeMetricFamily, "host_hidden_seconds", about, {(): hidden})
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    counters, actors = await service.client.stats(), await service.client.actors()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Families(service.metrics_prefix, service.model, counters, actors))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE)
