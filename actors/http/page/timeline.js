@@ -1,6 +1,6 @@
 // The last steps in slow motion: what each actor and each stream did, one colour per step.
 const LANE = 32, BAR = 17, AXIS = 28, LEFT = 112, EDGE = 10;
-const STEPS_IN_VIEW = 5.2, SECONDS_PER_STEP = 0.9, FADE_MS = 300, IDLE_S = 2;
+const STEP_WIDTH = 200, SECONDS_PER_STEP = 0.9, FADE_MS = 300, IDLE_S = 2;
 const WORDS = { scheduler: "plan", compute: "step", detokenizer: "text", gateway: "sent" };
 const STREAMS = ["h2d", "compute", "d2h"];
 
@@ -28,6 +28,12 @@ export class Timeline {
     if (pulse.last_step < 0) return;
     const known = this.next ?? this.shown;
     if (!known || pulse.last_step !== known.last_step || pulse.lanes_begin !== known.lanes_begin) this.next = pulse;
+    if (!this.shown || pulse.lanes_age_s > IDLE_S) this.say(pulse);
+    this.ask();
+  }
+
+  // What the lanes show, in words.
+  say(pulse) {
     const { ahead, gap_us: gap, lanes_age_s: age } = pulse;
     const planned = ahead === null ? "" :
       `${(100 * ahead).toFixed(0)} % of these steps were planned before the step before them had ended. `;
@@ -36,7 +42,6 @@ export class Timeline {
     const idle = age > IDLE_S ? `Nothing to do; the last step ended ${age.toFixed(0)} s ago. ` : "";
     this.caption.textContent = `${idle}${planned}${idle ? "" : waited}One colour is one step.`;
     this.canvas.setAttribute("aria-label", `Timeline of steps ${pulse.first_step} to ${pulse.last_step}. ${this.caption.textContent}`);
-    this.ask();
   }
 
   resize() {
@@ -78,8 +83,9 @@ export class Timeline {
     if (!atEnd && !goesOn) return;
     this.shown = next;
     this.next = null;
+    this.say(next);
     const period = next.lanes_span / (next.last_step - next.first_step + 1);
-    this.view = Math.min(next.lanes_span * 1.04, STEPS_IN_VIEW * period);
+    this.view = Math.min(next.lanes_span * 1.04, ((this.width - LEFT) / STEP_WIDTH) * period);
     this.speed = Math.min(1e6, period / SECONDS_PER_STEP);
     this.motion.textContent = this.speed < 1e6 ? `in slow motion, 1 : ${Math.round(1e6 / this.speed).toLocaleString("en")}` : "";
     if (!goesOn) {
