@@ -162,7 +162,7 @@ class Watch:
             refused=count("requests_refused"),
             failed=count("requests_failed"),
             aborted=count("requests_aborted"),
-            preemptions=count("preemptions"),
+            preemptions=count("num_preemptions"),
             tokens_per_s=generated,
             prompt_tokens_per_s=prompts,
             device_busy=busy(recent, timeline.until),

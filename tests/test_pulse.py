@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -173,6 +174,26 @@ def sidecar() -> Iterator[Sidecar]:
         with started.client() as client:
             client.generate("Once", SamplingParams(max_tokens=40, ignore_eos=True))
         yield started
+
+
+class Read(dict[str, float]):
+    """Counters that note which of them are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def test_every_counter_that_the_views_read_is_one_that_a_service_tells(sidecar: Sidecar) -> None:
+    counters = Read()
+    Watch("m").pulse(ACTORS, counters, reading([], S))
+    with sidecar.client() as client:
+        assert len(counters.names) > 8
+        assert counters.names <= client.stats().keys()
 
 
 def test_top_draws_on_a_terminal_until_ctrl_c_and_leaves_it_as_it_was(sidecar: Sidecar) -> None:
