@@ -6,18 +6,24 @@ It keeps nothing between two messages, so a restart loses nothing that the gatew
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import tokenizers
 
 from ..protocol.errors import InvalidRequest, SlipstreamError
 from ..protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
+from ..protocol.sampling import Grammar, SamplingParams
 from ..runtime.actor import Actor
+from .grammar import GrammarCompiler, load_compiler
 from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
 from .text import ChatTemplate, find_folder
 
 if TYPE_CHECKING:
     from ..runtime.child import StartContext
+
+CHECKED_GRAMMARS = 256
+"""How many grammars the tokenizer remembers, of at most 32 KiB each."""
 
 MAX_MESSAGE_CHARS = 1000
 """Longest refusal: a template's complaint may quote the whole conversation."""
@@ -35,12 +41,16 @@ class Tokenizer(Actor):
         max_model_len: int,
         vocab_size: int | None = None,
         max_prompt_bytes: int = MAX_PROMPT_BYTES,
+        compiler: GrammarCompiler | str = "this service has no grammars",
     ) -> None:
-        """``chat_template`` is the template, or the sentence that says why there is none."""
+        """``chat_template`` and ``compiler`` are what they are, or the sentence that says why there is none."""
         super().__init__()
         self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
+        self.compiler = compiler
+        self.checked: OrderedDict[Grammar, str] = OrderedDict()
+        """Grammars that were compiled of late, and why they were refused; empty: they were not."""
         self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel}
         self.refused = 0
         """Requests that can never succeed as they stand."""
@@ -54,6 +64,7 @@ class Tokenizer(Actor):
             delivered = array("i", submit.delivered)
             self.check_ids("received", delivered)
             self.check_length(len(prompt), len(delivered))
+            self.check_grammar(submit.params)
         except SlipstreamError as error:
             self.refuse(submit.request, error.code, str(error))
         except (KeyboardInterrupt, SystemExit):
@@ -106,6 +117,24 @@ class Tokenizer(Actor):
                 f" {self.max_model_len} tokens (max_model_len), one of them new: shorten the prompt"
             )
 
+    def check_grammar(self, params: SamplingParams) -> None:
+        """Compile the grammar, within limits, to see that it can be followed."""
+        grammar = params.grammar
+        if grammar is None:
+            return
+        if isinstance(self.compiler, str):
+            raise InvalidRequest(f"{grammar.kind} is given, but {self.compiler}; leave it out")
+        if grammar not in self.checked:
+            self.checked[grammar] = ""
+            try:
+                self.compiler.check(grammar)
+            except InvalidRequest as error:
+                self.checked[grammar] = str(error)
+            if len(self.checked) > CHECKED_GRAMMARS:
+                self.checked.popitem(last=False)
+        if self.checked[grammar]:
+            raise InvalidRequest(self.checked[grammar])
+
 
 def build(context: StartContext) -> Actor:
     """The tokenizer of a service, from its options."""
@@ -116,4 +145,5 @@ def build(context: StartContext) -> Actor:
         options["max_model_len"],
         options.get("vocab_size"),
         options.get("max_prompt_bytes") or MAX_PROMPT_BYTES,
+        load_compiler(options),
     )

@@ -38,6 +38,7 @@ from .messages import (
     GetActors,
     GetStats,
     GetTrace,
+    GrammarEnd,
     Hello,
     Join,
     Matched,
@@ -59,7 +60,7 @@ from .messages import (
     Usage,
     Welcome,
 )
-from .sampling import SamplingParams
+from .sampling import Grammar, SamplingParams
 from .trace import MARK, SPAN, Recorded
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -165,6 +166,8 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
             age_s=1.5,
         ),
     ),
+    ("generate what matches", Generate(id="6", prompt="1 + 1 =", params=SamplingParams(regex="[0-9]+"))),
+    ("generate a choice", Generate(id="7", prompt="Yes?", params=SamplingParams(choice=["yes", "no"]))),
     ("abort", Abort(id="3")),
     ("ping", Ping(nonce=18446744073709551615)),
     ("ping, nonce left out", Ping()),
@@ -301,6 +304,7 @@ JOIN = Join(
     bias_tokens=int32(5),
     biases=float32(-100.0),
     logprobs=1,
+    grammar=Grammar("regex", "[0-9]+"),
 )
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
@@ -309,6 +313,8 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
         "submit a conversation",
         Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS, template={"enable_thinking": False}),
     ),
+    ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
+    ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),
     ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),
@@ -331,6 +337,16 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     (
         "sampled with logprobs",
         Sampled(59, int32(392), 3364778464333, 3364784588230, int32(392, 7), float32(-0.25, -1.5)),
+    ),
+    (
+        "sampled with ends by grammar",
+        Sampled(
+            60,
+            int32(-1, -1),
+            3364784588230,
+            3364790712127,
+            ends=[GrammarEnd(3), GrammarEnd(5, "the regex took too long")],
+        ),
     ),
     (
         "tokens",

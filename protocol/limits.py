@@ -53,6 +53,12 @@ MAX_CACHE_SALT_CHARS = 256
 MAX_LOGPROBS = 20
 """Largest ``logprobs``."""
 
+MAX_GRAMMAR_BYTES = 32_768
+"""Most bytes of UTF-8 in a ``json_schema`` as JSON text, a ``regex``, or all strings of a ``choice``."""
+
+MAX_CHOICE_STRINGS = 1000
+"""Most strings of a ``choice``."""
+
 MAX_SEED = 2**63 - 1
 """Largest ``seed``."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from .limits import Limits
-from .sampling import SamplingParams
+from .sampling import Grammar, SamplingParams
 from .trace import Recorded
 
 # --- public: client to gateway -------------------------------------------------------------------
@@ -325,6 +325,8 @@ class Join(Internal):
     """float32, one for each of them."""
     logprobs: int = -1
     """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
+    grammar: Grammar | None = None
+    """What the generated tokens, those among ``tokens`` included, have to match."""
 
 
 class Plan(Internal):
@@ -347,6 +349,14 @@ class Plan(Internal):
     """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
 
 
+class GrammarEnd(msgspec.Struct, array_like=True, frozen=True):
+    """Part of ``Sampled``: the sequence in a sequence slot got no token, and can get none."""
+
+    slot: int
+    error: str = ""
+    """Why its grammar cannot go on; empty: nothing can follow what it has, so it is complete."""
+
+
 class Sampled(Internal):
     """executor → scheduler: the tokens of step ``step``."""
 
@@ -360,6 +370,8 @@ class Sampled(Internal):
     """int32 [rows, columns] if some row wants logprobs: the sampled token, then the most likely ones."""
     logprobs: bytes = b""
     """float32 [rows, columns]: logarithms of the probabilities that the model gave to those tokens."""
+    ends: list[GrammarEnd] = []
+    """Sequences that end with this step by their grammars; their tokens here are -1."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):

@@ -22,7 +22,7 @@ import msgspec
 from . import errors, limits
 from .limits import PROTOCOL
 from .messages import PublicIn, PublicOut
-from .sampling import RANGES, UNSUPPORTED, SamplingParams
+from .sampling import RANGES, SamplingParams
 
 FROM_CLIENT: tuple[type[msgspec.Struct], ...] = typing.get_args(PublicIn)
 TO_CLIENT: tuple[type[msgspec.Struct], ...] = typing.get_args(PublicOut)
@@ -137,8 +137,6 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
 
 
 def range_of(name: str) -> str:
-    if name in UNSUPPORTED:
-        return "refused: not supported by this version"
     if name not in RANGES:
         return ""
     low, high, above = RANGES[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,6 +11,15 @@ import msgspec
 from . import limits
 from .errors import InvalidRequest, brief
 from .limits import Limits
+
+
+class Grammar(msgspec.Struct, array_like=True, frozen=True):
+    """What an answer has to match."""
+
+    kind: str
+    """``json_schema``, ``regex`` or ``choice``: the parameter that it was given as."""
+    source: str
+    """The schema or the list of strings as JSON text, or the regular expression."""
 
 
 class SamplingParams(
@@ -57,6 +67,11 @@ class SamplingParams(
     logit_bias: dict[int | str, float] = {}
     """Token id, written in decimal since all maps have string keys, to what is added to its logit."""
     json_schema: dict[str, Any] | str | None = None
+    """A JSON Schema, as an object or as JSON text: the answer is one JSON value that is valid under it."""
+    regex: str | None = None
+    """A regular expression (syntax of Rust's ``regex``) that the whole answer matches."""
+    choice: list[str] | None = None
+    """The answer is one of these texts."""
     priority: int = 0
     """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
     cache_salt: str = ""
@@ -76,6 +91,18 @@ class SamplingParams(
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer has to match; None: anything."""
+        if self.json_schema is not None:
+            schema = self.json_schema
+            return Grammar("json_schema", schema if isinstance(schema, str) else as_json(schema))
+        if self.regex is not None:
+            return Grammar("regex", self.regex)
+        if self.choice is not None:
+            return Grammar("choice", json.dumps(self.choice))
+        return None
 
     def check(self, bounds: Limits) -> None:
         """Refuse with ``InvalidRequest`` the first value that is out of range."""
@@ -107,12 +134,51 @@ class SamplingParams(
                     f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}"
                 )
         counted("cache_salt", len(self.cache_salt), limits.MAX_CACHE_SALT_CHARS, "characters")
-        for name, default in UNSUPPORTED.items():
-            value = getattr(self, name)
-            if value != default:
+        self.check_grammar()
+
+    def check_grammar(self) -> None:
+        """Sizes alone; whether a grammar makes sense is seen where it is compiled."""
+        given = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"{' and '.join(given)} are given; an answer matches one of them: leave one")
+        if self.choice is not None:
+            counted("choice", len(self.choice), limits.MAX_CHOICE_STRINGS, "strings")
+            if not self.choice or not all(self.choice):
                 raise InvalidRequest(
-                    f"{name}={brief(value)} is not supported by this version; leave it out (default {default!r})"
+                    f"choice={brief(self.choice)} has no text to choose; give texts of at least one character"
                 )
+        grammar = self.grammar
+        if grammar is None:
+            return
+        texts = self.choice if self.choice is not None else [grammar.source]
+        try:
+            size = sum(len(text.encode()) for text in texts)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"{grammar.kind} has the lone surrogate {error.object[error.start]!r}, which no UTF-8 can hold;"
+                " use whole characters"
+            ) from None
+        counted(grammar.kind, size, limits.MAX_GRAMMAR_BYTES, "bytes")
+
+
+def as_json(schema: dict[str, Any]) -> str:
+    layer: list[Any] = [schema]
+    for _ in range(limits.MAX_DEPTH):
+        layer = [item for value in layer for item in inside(value)]
+    if layer:
+        raise InvalidRequest(
+            f"json_schema is nested deeper than {limits.MAX_DEPTH} lists and maps; give it as JSON text"
+        )
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"json_schema cannot be written as JSON ({error}); give a plain object"
+        ) from None
+
+
+def inside(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
 
 
 RANGES: dict[str, tuple[float, float | str, bool]] = {
@@ -132,11 +198,6 @@ RANGES: dict[str, tuple[float, float | str, bool]] = {
     "deadline_s": (0.0, limits.MAX_DEADLINE_S, True),
 }
 """Lowest and highest value, and whether the lowest itself is out; a name is that of one of the ``Limits``."""
-
-UNSUPPORTED: dict[str, object] = {
-    "json_schema": None,
-}
-"""Parameters that are part of the contract but have no effect yet, with the only value that is accepted."""
 
 
 def within(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:

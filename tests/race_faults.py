@@ -91,16 +91,21 @@ def swap(text: str, other: str) -> Edits:
     return ((text, "pass"), (other, f"{other}\n        {text}"))
 
 
-H2D_COPY = "h2d.copy(slot.inputs, slot.staging, shape.size)"
-H2D_DONE = "h2d.record(slot.h2d_done)"
-COMPUTE_WAITS = "compute.wait(slot.h2d_done)"
-COMPUTE_STARTED = "compute.record(slot.compute_started)"
+H2D_COPY = "self.h2d.copy(slot.inputs, slot.staging, shape.size)"
+H2D_DONE = "self.h2d.record(slot.h2d_done)"
+COMPUTE_WAITS = "self.compute.wait(slot.h2d_done)"
+COMPUTE_STARTED = "self.compute.record(slot.compute_started)"
 RUN = "lambda: self.program.run(slot.inputs, slot.outputs, shape)"
-LAUNCH = "compute.launch("
-COMPUTE_DONE = "compute.record(slot.compute_done)"
-D2H_WAITS = "d2h.wait(slot.compute_done)"
-D2H_COPY = "d2h.copy(slot.results, slot.outputs, shape.output_size)"
-D2H_DONE = "d2h.record(slot.d2h_done)"
+LAUNCH = f"self.compute.launch(\n            {RUN}"
+MASKS_COPY = "self.h2d.copy(self.masks, self.mask_staging, shape.mask_size)"
+MASKS_DONE = "self.h2d.record(self.masks_done)"
+MASKS_WAIT = "self.compute.wait(self.masks_done)"
+MASKS_DUE = "if self.unmasked is not None and not self.under_way else None"
+SAMPLE = "lambda: self.program.sample(slot.inputs, self.masks, slot.outputs, shape)"
+COMPUTE_DONE = "self.compute.record(slot.compute_done)"
+D2H_WAITS = "self.d2h.wait(slot.compute_done)"
+D2H_COPY = "self.d2h.copy(slot.results, slot.outputs, shape.output_size)"
+D2H_DONE = "self.d2h.record(slot.d2h_done)"
 LAUNCHED = "self.under_way.append(slot)"
 OVER = "self.under_way[0].d2h_done.query()"
 TOKENS = "self.device.array(slot.results)[: slot.shape.output_size].copy()"
@@ -128,21 +133,30 @@ FAULTS = (
     # inputs: staging → H2D → compute
     Fault("h2d-done-not-recorded", "inputs", drop(H2D_DONE)),
     Fault("h2d-done-recorded-before-the-copy", "inputs", swap(H2D_COPY, H2D_DONE)),
-    Fault("h2d-done-recorded-on-compute", "inputs", ((H2D_DONE, "compute.record(slot.h2d_done)"),)),
-    Fault("h2d-done-recorded-on-d2h", "inputs", ((H2D_DONE, "d2h.record(slot.h2d_done)"),)),
-    Fault("h2d-done-recorded-into-h2d-started", "inputs", ((H2D_DONE, "h2d.record(slot.h2d_started)"),)),
+    Fault("h2d-done-recorded-on-compute", "inputs", ((H2D_DONE, "self.compute.record(slot.h2d_done)"),)),
+    Fault("h2d-done-recorded-on-d2h", "inputs", ((H2D_DONE, "self.d2h.record(slot.h2d_done)"),)),
+    Fault("h2d-done-recorded-into-h2d-started", "inputs", ((H2D_DONE, "self.h2d.record(slot.h2d_started)"),)),
     Fault("compute-does-not-wait", "inputs", drop(COMPUTE_WAITS)),
-    Fault("compute-waits-for-h2d-started", "inputs", ((COMPUTE_WAITS, "compute.wait(slot.h2d_started)"),)),
-    Fault("compute-waits-for-its-own-event", "inputs", ((COMPUTE_WAITS, "compute.wait(slot.compute_done)"),)),
-    Fault("compute-waits-for-d2h-done", "inputs", ((COMPUTE_WAITS, "compute.wait(slot.d2h_done)"),)),
+    Fault(
+        "compute-waits-for-h2d-started", "inputs", ((COMPUTE_WAITS, "self.compute.wait(slot.h2d_started)"),)
+    ),
+    Fault(
+        "compute-waits-for-its-own-event",
+        "inputs",
+        ((COMPUTE_WAITS, "self.compute.wait(slot.compute_done)"),),
+    ),
+    Fault("compute-waits-for-d2h-done", "inputs", ((COMPUTE_WAITS, "self.compute.wait(slot.d2h_done)"),)),
     Fault(
         "compute-waits-for-the-slot-before",
         "inputs",
-        ((COMPUTE_WAITS, f"compute.wait({BEFORE}.h2d_done)"),),
+        ((COMPUTE_WAITS, f"self.compute.wait({BEFORE}.h2d_done)"),),
         MANY,
     ),
     Fault(
-        "compute-waits-for-slot-a", "inputs", ((COMPUTE_WAITS, "compute.wait(self.ring[0].h2d_done)"),), MANY
+        "compute-waits-for-slot-a",
+        "inputs",
+        ((COMPUTE_WAITS, "self.compute.wait(self.ring[0].h2d_done)"),),
+        MANY,
     ),
     Fault(
         "compute-waits-before-the-record",
@@ -150,8 +164,8 @@ FAULTS = (
         ((COMPUTE_WAITS, "pass"), (H2D_COPY, f"{COMPUTE_WAITS}; {H2D_COPY}")),
     ),
     Fault("compute-waits-after-the-launch", "inputs", swap(COMPUTE_WAITS, COMPUTE_DONE)),
-    Fault("h2d-waits-in-place-of-compute", "inputs", ((COMPUTE_WAITS, "h2d.wait(slot.h2d_done)"),)),
-    Fault("d2h-waits-in-place-of-compute", "inputs", ((COMPUTE_WAITS, "d2h.wait(slot.h2d_done)"),)),
+    Fault("h2d-waits-in-place-of-compute", "inputs", ((COMPUTE_WAITS, "self.h2d.wait(slot.h2d_done)"),)),
+    Fault("d2h-waits-in-place-of-compute", "inputs", ((COMPUTE_WAITS, "self.d2h.wait(slot.h2d_done)"),)),
     Fault("host-asks-in-place-of-waiting", "inputs", ((COMPUTE_WAITS, "slot.h2d_done.query()"),)),
     Fault("inputs-copied-on-d2h", "inputs", ((H2D_COPY, H2D_COPY.replace("h2d", "d2h")),)),
     Fault("inputs-copied-a-second-time-after-the-record", "inputs", ((H2D_DONE, f"{H2D_DONE}; {H2D_COPY}"),)),
@@ -171,8 +185,10 @@ FAULTS = (
         "launch-runs-on-the-inputs-before",
         "inputs",
         (
-            ("        compute.launch(", f"        before = {BEFORE}\n        compute.launch("),
-            (RUN, RUN.replace("slot.inputs", "before.inputs")),
+            (
+                f"        {LAUNCH}",
+                f"        before = {BEFORE}\n        {LAUNCH.replace('slot.inputs', 'before.inputs')}",
+            ),
         ),
         MANY,
     ),
@@ -191,31 +207,36 @@ FAULTS = (
     Fault("staging-replaced-in-flight", "staging", replaced("staging")),
     Fault("inputs-replaced-in-flight", "inputs", replaced("inputs")),
     # outputs: compute → D2H → host
-    Fault("launch-on-h2d", "outputs", ((LAUNCH, "h2d.launch("),)),
-    Fault("launch-on-d2h", "inputs", ((LAUNCH, "d2h.launch("),)),
+    Fault("launch-on-h2d", "outputs", ((LAUNCH, LAUNCH.replace("compute", "h2d")),)),
+    Fault("launch-on-d2h", "inputs", ((LAUNCH, LAUNCH.replace("compute", "d2h")),)),
     Fault("compute-done-not-recorded", "outputs", drop(COMPUTE_DONE)),
     Fault(
         "compute-done-recorded-before-the-launch",
         "outputs",
         ((COMPUTE_DONE, "pass"), (COMPUTE_STARTED, f"{COMPUTE_STARTED}; {COMPUTE_DONE}")),
     ),
-    Fault("compute-done-recorded-on-h2d", "outputs", ((COMPUTE_DONE, "h2d.record(slot.compute_done)"),)),
-    Fault("compute-done-recorded-on-d2h", "outputs", ((COMPUTE_DONE, "d2h.record(slot.compute_done)"),)),
+    Fault("compute-done-recorded-on-h2d", "outputs", ((COMPUTE_DONE, "self.h2d.record(slot.compute_done)"),)),
+    Fault("compute-done-recorded-on-d2h", "outputs", ((COMPUTE_DONE, "self.d2h.record(slot.compute_done)"),)),
     Fault("d2h-does-not-wait", "outputs", drop(D2H_WAITS)),
-    Fault("d2h-waits-for-compute-started", "outputs", ((D2H_WAITS, "d2h.wait(slot.compute_started)"),)),
-    Fault("d2h-waits-for-h2d-done", "outputs", ((D2H_WAITS, "d2h.wait(slot.h2d_done)"),)),
-    Fault("d2h-waits-for-its-own-event", "outputs", ((D2H_WAITS, "d2h.wait(slot.d2h_done)"),)),
+    Fault("d2h-waits-for-compute-started", "outputs", ((D2H_WAITS, "self.d2h.wait(slot.compute_started)"),)),
+    Fault("d2h-waits-for-h2d-done", "outputs", ((D2H_WAITS, "self.d2h.wait(slot.h2d_done)"),)),
+    Fault("d2h-waits-for-its-own-event", "outputs", ((D2H_WAITS, "self.d2h.wait(slot.d2h_done)"),)),
     Fault(
-        "d2h-waits-for-the-slot-before", "outputs", ((D2H_WAITS, f"d2h.wait({BEFORE}.compute_done)"),), MANY
+        "d2h-waits-for-the-slot-before",
+        "outputs",
+        ((D2H_WAITS, f"self.d2h.wait({BEFORE}.compute_done)"),),
+        MANY,
     ),
-    Fault("d2h-waits-for-slot-a", "outputs", ((D2H_WAITS, "d2h.wait(self.ring[0].compute_done)"),), MANY),
+    Fault(
+        "d2h-waits-for-slot-a", "outputs", ((D2H_WAITS, "self.d2h.wait(self.ring[0].compute_done)"),), MANY
+    ),
     Fault(
         "d2h-waits-before-the-record",
         "outputs",
         ((D2H_WAITS, "pass"), (COMPUTE_STARTED, f"{COMPUTE_STARTED}; {D2H_WAITS}")),
     ),
     Fault("d2h-waits-after-the-copy", "outputs", swap(D2H_WAITS, D2H_COPY)),
-    Fault("compute-waits-in-place-of-d2h", "outputs", ((D2H_WAITS, "compute.wait(slot.compute_done)"),)),
+    Fault("compute-waits-in-place-of-d2h", "outputs", ((D2H_WAITS, "self.compute.wait(slot.compute_done)"),)),
     Fault("outputs-copied-on-h2d", "outputs", ((D2H_COPY, D2H_COPY.replace("d2h", "h2d")),)),
     Fault("one-outputs-for-all-slots", "outputs", shared("outputs", "device.buffer(output_size)"), MANY),
     Fault("one-results-for-all-slots", "results", shared("results", "device.staging(output_size)"), MANY),
@@ -223,8 +244,8 @@ FAULTS = (
     Fault("results-replaced-in-flight", "results", replaced("results")),
     Fault("d2h-done-not-recorded", "results", drop(D2H_DONE)),
     Fault("d2h-done-recorded-before-the-copy", "results", swap(D2H_COPY, D2H_DONE)),
-    Fault("d2h-done-recorded-on-compute", "results", ((D2H_DONE, "compute.record(slot.d2h_done)"),)),
-    Fault("d2h-done-recorded-on-h2d", "results", ((D2H_DONE, "h2d.record(slot.d2h_done)"),)),
+    Fault("d2h-done-recorded-on-compute", "results", ((D2H_DONE, "self.compute.record(slot.d2h_done)"),)),
+    Fault("d2h-done-recorded-on-h2d", "results", ((D2H_DONE, "self.h2d.record(slot.d2h_done)"),)),
     # the host
     Fault(
         "results-read-at-launch",
@@ -277,6 +298,38 @@ FAULTS = (
         (("array(slot.staging)", "array((*self.pipeline.under_way, slot)[0].staging)"),),
         MANY,
         EXECUTOR,
+    ),
+    # masks: staging → H2D → the second part of a step
+    Fault("masks-done-not-recorded", "masks", drop(MASKS_DONE)),
+    Fault("masks-done-recorded-before-the-copy", "masks", swap(MASKS_COPY, MASKS_DONE)),
+    Fault("masks-done-recorded-on-compute", "masks", ((MASKS_DONE, "self.compute.record(self.masks_done)"),)),
+    Fault("sampling-does-not-wait-for-the-masks", "masks", drop(MASKS_WAIT)),
+    Fault("sampling-waits-for-the-inputs", "masks", ((MASKS_WAIT, "self.compute.wait(slot.h2d_done)"),)),
+    Fault(
+        "sampling-waits-before-the-record",
+        "masks",
+        ((MASKS_WAIT, "pass"), (MASKS_COPY, f"{MASKS_WAIT}; {MASKS_COPY}")),
+    ),
+    Fault("h2d-waits-in-place-of-sampling", "masks", ((MASKS_WAIT, "self.h2d.wait(self.masks_done)"),)),
+    Fault("masks-copied-on-d2h", "masks", ((MASKS_COPY, MASKS_COPY.replace("h2d", "d2h")),)),
+    Fault(
+        "masks-copied-a-second-time-after-the-record", "masks", ((MASKS_DONE, f"{MASKS_DONE}; {MASKS_COPY}"),)
+    ),
+    Fault(
+        "masks-written-while-the-step-before-is-under-way",
+        "mask staging",
+        ((MASKS_DUE, "if self.unmasked is not None else None"),),
+        MANY,
+    ),
+    Fault(
+        "mask-staging-cleared-after-the-launch",
+        "mask staging",
+        ((MASKS_DONE, f"{MASKS_DONE}; self.device.array(self.mask_staging)[:] = 0"),),
+    ),
+    Fault(
+        "sampling-on-d2h",
+        "logits",
+        ((f"self.compute.launch(\n            {SAMPLE}", f"self.d2h.launch(\n            {SAMPLE}"),),
     ),
     # reuse of sequence slots and KV blocks
     Fault(
@@ -414,7 +467,7 @@ FAULTS = (
         (
             (
                 COMPUTE_WAITS,
-                f"h2d.copy(self.program.inputs, slot.inputs, shape.size); {H2D_DONE}; {COMPUTE_WAITS}",
+                f"self.h2d.copy(self.program.inputs, slot.inputs, shape.size); {H2D_DONE}; {COMPUTE_WAITS}",
             ),
         ),
         MANY,
@@ -437,7 +490,7 @@ FAULTS = (
     Fault(
         "replays-on-two-streams",
         "graph inputs",
-        ((LAUNCH, "(d2h if step % 2 else compute).launch("),),
+        ((LAUNCH, LAUNCH.replace("self.compute", "(self.d2h if slot.step % 2 else self.compute)")),),
         MANY,
         graphed=True,
     ),
@@ -471,13 +524,13 @@ HARMLESS = (
         "",
         (
             (
-                "h2d, compute, d2h = self.device.h2d, self.device.compute, self.device.d2h",
-                "h2d = compute = d2h = self.device.compute",
+                "self.h2d, self.compute, self.d2h = device.h2d, device.compute, device.d2h",
+                "self.h2d = self.compute = self.d2h = device.compute",
             ),
         ),
     ),
     Fault("inputs-copied-on-compute", "", ((H2D_COPY, H2D_COPY.replace("h2d.copy", "compute.copy")),)),
-    Fault("h2d-does-not-time-its-start", "", drop("h2d.record(slot.h2d_started)")),
+    Fault("h2d-does-not-time-its-start", "", drop("self.h2d.record(slot.h2d_started)")),
     Fault("one-h2d-done-for-all-slots", "", shared("h2d_done", "device.event()")),
     Fault(
         "slot-freed-before-its-results-are-read",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import random
 
+import msgspec
 from slipstream.actors.detokenizer import Detokenizer
 from slipstream.actors.executor.batch import RunningBatch
 from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.masks import Masks
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.gateway.gateway import Gateway
+from slipstream.actors.grammar import GrammarCompiler
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.tokenizer import Tokenizer
 from slipstream.protocol.codec import decode_to_client
@@ -47,17 +50,47 @@ def known_token(previous: int, position: int, seed: int, vocab_size: int) -> int
     return mixed % vocab_size
 
 
+@functools.cache
+def grammar_compiler() -> GrammarCompiler:
+    return GrammarCompiler(byte_tokenizer(), VOCAB, [EOS])
+
+
+GRAMMARS = (
+    SamplingParams(regex="[a-f]{2,9}(-[0-9]+){1,3}"),
+    SamplingParams(regex="(ab|ba)*c"),
+    SamplingParams(choice=["yes", "no", "yes, but", "maybe"]),
+    SamplingParams(json_schema={"type": "array", "items": {"enum": ["x", 1, None]}, "maxItems": 5}),
+    SamplingParams(
+        json_schema={
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    ),
+)
+"""What random requests are asked to match; each can end soon and late."""
+
+
 def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
     """What the emulated model answers, computed alone: the oracle."""
     tokens = list(prompt)
     most = MODEL_LEN if params.max_tokens is None else min(MODEL_LEN, len(prompt) + params.max_tokens)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     assert params.seed is not None
+    matcher = grammar_compiler().compile(params.grammar) if params.grammar else None
     while len(tokens) < most:
         token = known_token(tokens[-1], len(tokens), params.seed, VOCAB)
         if len(tokens) - len(prompt) < params.min_tokens:
             while token in stops:
                 token = (token + 1) % VOCAB
+        if matcher is not None:
+            bits = int.from_bytes(matcher.compute_bitmask(), "little")
+            allowed = [t for t in range(VOCAB) if bits >> t & 1 and (t != EOS or EOS in stops)]
+            if not allowed:
+                break
+            token = min(allowed, key=lambda t: (t - token) % VOCAB)
+            assert matcher.consume_token(token)
         tokens.append(token)
         if token in stops:
             break
@@ -80,10 +113,13 @@ class World(Simulator):
     ) -> None:
         def executor(world: Simulator) -> Executor:
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
-            batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size))
+            compiler = grammar_compiler()
+            batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
             program = EmulatedProgram(slots, MODEL_LEN, VOCAB, check_carry_over=True)
-            pipeline = Pipeline(device, program, depth, batch.capacity, batch.output_capacity)
-            return Executor(pipeline, batch, Capacity(blocks, block_size), {})
+            pipeline = Pipeline(
+                device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+            )
+            return Executor(pipeline, batch, Capacity(blocks, block_size), {}, masks=Masks(compiler, slots))
 
         def scheduler(world: Simulator) -> Scheduler:
             return Scheduler(SchedulerConfig(slots, budget, MODEL_LEN, depth, (EOS,), caching))
@@ -104,7 +140,9 @@ class World(Simulator):
                 "executor": executor,
                 "scheduler": scheduler,
                 "detokenizer": lambda world: Detokenizer(byte_tokenizer()),
-                "tokenizer": lambda world: Tokenizer(byte_tokenizer(), "no template", MODEL_LEN, VOCAB),
+                "tokenizer": lambda world: Tokenizer(
+                    byte_tokenizer(), "no template", MODEL_LEN, VOCAB, compiler=grammar_compiler()
+                ),
                 "gateway": gateway,
             },
         )
@@ -175,13 +213,19 @@ class World(Simulator):
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    return SamplingParams(
+    params = SamplingParams(
         max_tokens=rng.randrange(1, 60),
         min_tokens=0,
         ignore_eos=rng.random() < 0.3,
         seed=rng.getrandbits(60),
         stop_token_ids=[rng.randrange(VOCAB) for _ in range(rng.randrange(3))],
     )
+    if rng.random() < 0.3:
+        grammar = rng.choice(GRAMMARS)
+        params = msgspec.structs.replace(
+            params, json_schema=grammar.json_schema, regex=grammar.regex, choice=grammar.choice
+        )
+    return params
 
 
 def random_prompt(rng: random.Random) -> list[int]:

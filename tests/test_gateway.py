@@ -56,7 +56,7 @@ from slipstream.protocol.messages import (
     Usage,
     Welcome,
 )
-from slipstream.protocol.sampling import UNSUPPORTED, SamplingParams
+from slipstream.protocol.sampling import SamplingParams
 from slipstream.protocol.timeline import Timeline
 from slipstream.protocol.trace import SPAN, Recorded
 
@@ -311,15 +311,6 @@ def test_bad_input_is_refused_at_once_with_the_value_and_the_limit(
     assert len(error.message) < 300
     assert desk.said == {}
     assert desk.nothing_left()
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_a_parameter_that_would_have_no_effect_is_refused_by_name(desk: Desk, name: str) -> None:
-    value: Any = {"priority": 1}.get(name, {"type": "object"})
-    desk.ask(ANN, asking({"params": SamplingParams(**{name: value})}))
-    error = desk.one(ANN)
-    assert error.code == "invalid_request"
-    assert f"{name}={value!r} is not supported" in error.message
 
 
 @pytest.mark.parametrize("field", ["messages", "json_schema"])

@@ -16,12 +16,13 @@ import simulation
 import torch
 from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, Code, Fault, edited, plant
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
-from simulation import EOS, MODEL_LEN, VOCAB, World
+from simulation import EOS, MODEL_LEN, VOCAB, World, grammar_compiler
 from slipstream.actors.executor.batch import StepShape
 from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.device import Buffer, Device
 from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.masks import Masks
 from slipstream.actors.executor.pipeline import Program
 from slipstream.actors.executor.races import Race, races
 from slipstream.actors.executor.recording import (
@@ -157,6 +158,15 @@ class GraphedProgram:
         self.program.run(self.inputs, self.outputs, shape)
         outputs[: shape.output_size] = self.outputs[: shape.output_size]
 
+    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+        at = self.recording.location
+        self.recording.touch([at(inputs)], [at(self.inputs)])
+        self.inputs[: shape.size] = inputs[: shape.size]
+        self.program.forward(self.inputs, shape)
+
+    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
+        self.program.sample(inputs, masks, outputs, shape)
+
 
 def recorded(
     inner: Device, model: Program, depth: int, slots: int, blocks: int, code: Code, graphed: bool
@@ -165,13 +175,20 @@ def recorded(
     recording = Recording()
     device = RecordingDevice(inner, recording)
     max_blocks = -(-MODEL_LEN // BLOCK_SIZE)
-    batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, (1, 2, 4) if graphed else ())
+    sizes = (1, 2, 4) if graphed else ()
+    compiler = grammar_compiler()
+    batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, sizes, compiler.words)
     program: Program = RecordedProgram(model, recording, batch)
     if graphed:
         program = GraphedProgram(program, device, batch)
-    pipeline = code.pipeline(device, program, depth, batch.capacity, batch.output_capacity)
+    pipeline = code.pipeline(
+        device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+    )
     recording.name_slots(pipeline.ring)
-    return code.executor(pipeline, batch, Capacity(blocks, BLOCK_SIZE), {}), recording
+    for name, buffer in (("mask staging", pipeline.mask_staging), ("masks", pipeline.masks)):
+        recording.names[recording.location(buffer).place] = name
+    masks = Masks(compiler, slots)
+    return code.executor(pipeline, batch, Capacity(blocks, BLOCK_SIZE), {}, masks=masks), recording
 
 
 class RecordedWorld(World):
@@ -298,6 +315,13 @@ class SlowProgram:
     def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
         time.sleep(0.001)
         self.program.run(inputs.numpy(), outputs.numpy(), shape)
+
+    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+        time.sleep(0.001)
+        self.program.forward(inputs.numpy(), shape)
+
+    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
+        self.program.sample(inputs.numpy(), masks.numpy(), outputs.numpy(), shape)
 
 
 def on_threads() -> tuple[Device, Program]:

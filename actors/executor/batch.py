@@ -68,6 +68,12 @@ class StepShape:
     """Blocks that are copied."""
     logprobs: int = 0
     """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
+    masked: tuple[tuple[int, int], ...] = ()
+    """(sampling row, slot) of each row that has a mask."""
+    mask_words: int = 0
+    """int32 of one mask, a bit for each token of the vocabulary."""
+    forward_only: bool = False
+    """No step, but the forward pass of one with masks: the name of its CUDA graph."""
 
     @cached_property
     def rows(self) -> int:
@@ -92,11 +98,16 @@ class StepShape:
             biases=self.biases * BIAS_WIDTH,
             copies=self.copies * 2,
             blocks=self.blocks * 3,
+            masked_rows=len(self.masked),  # last: a graph of the forward pass alone goes without
         )
 
     @cached_property
     def size(self) -> int:
-        return self.sections["blocks"].stop
+        return self.sections["masked_rows"].stop
+
+    @cached_property
+    def mask_size(self) -> int:
+        return len(self.masked) * self.mask_words
 
     @cached_property
     def results(self) -> dict[str, slice]:
@@ -136,15 +147,23 @@ class RunningBatch:
     """Who holds which sequence slot, and how far each is."""
 
     def __init__(
-        self, slots: int, max_batched_tokens: int, max_blocks: int, graph_sizes: tuple[int, ...] = ()
+        self,
+        slots: int,
+        max_batched_tokens: int,
+        max_blocks: int,
+        graph_sizes: tuple[int, ...] = (),
+        mask_words: int = 0,
     ) -> None:
         self.null_slot = slots
         """Nobody's slot, one past the last: padding rows run in it."""
         self.graph_sizes = graph_sizes
         """Batch sizes, rising, for which a step that only decodes is captured; it is padded to one of them."""
+        self.mask_words = mask_words
+        self.mask_capacity = slots * mask_words
+        """Elements of the masks of the largest step."""
         slots += 1
         self.capacity = (
-            7 * slots
+            8 * slots
             + 1
             + 3 * max_batched_tokens
             + slots * (JOIN_WIDTH + BIAS_WIDTH)
@@ -166,6 +185,7 @@ class RunningBatch:
         self.biased = np.zeros(slots, np.bool_)
         self.logprobs = np.zeros(slots, np.int32)
         """As ``StepShape.logprobs``."""
+        self.constrained = np.zeros(slots, np.bool_)
         self.stops_from = np.zeros(slots, np.int64)
         """Position from which the slot may stop."""
 
@@ -206,6 +226,7 @@ class RunningBatch:
             samples, logits_index = samples[order], logits_index[order]
 
         padding = decodes - len(real_rows)
+        masked = np.flatnonzero(self.constrained[samples])
         chunk_slots = [slot for slot, _ in chunk_list]
         blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
         shape = StepShape(
@@ -229,6 +250,8 @@ class RunningBatch:
             biased=bool(self.biased[samples].any()),
             copies=len(plan.copies) // 8,
             logprobs=int(self.logprobs[samples].max(initial=0)),
+            masked=tuple(zip(masked.tolist(), samples[masked].tolist(), strict=True)),
+            mask_words=self.mask_words if len(masked) else 0,
         )
         at = shape.sections
         row_slots = staging[at["row_slots"]]
@@ -248,6 +271,7 @@ class RunningBatch:
             chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
         staging[at["sample_slots"]] = samples
         staging[at["logits_index"]] = logits_index
+        staging[at["masked_rows"]] = masked
         if plan.joins:
             self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
         if shape.biases:
@@ -286,6 +310,7 @@ class RunningBatch:
             join.repetition_penalty != 1.0 or join.presence_penalty != 0.0 or join.frequency_penalty != 0.0
         )
         self.biased[slot] = bool(join.bias_tokens)
+        self.constrained[slot] = join.grammar is not None
         self.logprobs[slot] = 0 if join.logprobs < 0 else 1 if join.logprobs == 0 else 1 + MAX_LOGPROBS
 
     def pack_joins(self, joins: list[Join], rows: np.ndarray) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
+from ..grammar import load_compiler
 from .batch import RunningBatch
 from .executor import Executor
+from .masks import Masks
 from .pipeline import Pipeline
 
 STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
@@ -126,11 +128,27 @@ def assemble(
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
     max_blocks = -(-options["max_model_len"] // size)
-    batch = RunningBatch(slots, options["max_num_batched_tokens"], max_blocks, sizes)
-    pipeline = Pipeline(device, program, options["pipeline_depth"], batch.capacity, batch.output_capacity)
+    context.phase("load grammar vocabulary")
+    compiler = load_compiler(options)
+    batch = RunningBatch(
+        slots,
+        options["max_num_batched_tokens"],
+        max_blocks,
+        sizes,
+        mask_words=0 if isinstance(compiler, str) else compiler.words,
+    )
+    pipeline = Pipeline(
+        device,
+        program,
+        options["pipeline_depth"],
+        batch.capacity,
+        batch.output_capacity,
+        batch.mask_capacity,
+    )
     facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
-    return Executor(pipeline, batch, Capacity(blocks, size, context.crashed), facts, idle_work)
+    masks = Masks(None if isinstance(compiler, str) else compiler, slots)
+    return Executor(pipeline, batch, Capacity(blocks, size, context.crashed), facts, idle_work, masks)
 
 
 def choose_device(name: str, torch: Any) -> str:

@@ -45,20 +45,23 @@ class EmulatedStream:
         self.name = name
         self.duration_ns = duration_ns
         self.busy_until_ns = 0
+        self.unfinished = False
+        """The last launch had no output: it was the first part of a step, which has taken the step's time."""
 
-    def run(self, work: Callable[[], None]) -> None:
+    def run(self, work: Callable[[], None], duration_ns: int) -> None:
         """Do the work now; on the timeline it starts when the stream is free, and takes its duration."""
-        self.busy_until_ns = max(self.busy_until_ns, self.device.clock_ns()) + self.duration_ns
+        self.busy_until_ns = max(self.busy_until_ns, self.device.clock_ns()) + duration_ns
         work()
 
     def copy(self, target: Buffer, source: Buffer, count: int) -> None:
         def work() -> None:
             target[:count] = source[:count]
 
-        self.run(work)
+        self.run(work, self.duration_ns)
 
     def launch(self, work: Callable[[], None], reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        self.run(work)
+        self.run(work, 0 if self.unfinished else self.duration_ns)
+        self.unfinished = not writes
 
     def record(self, event: EmulatedEvent) -> None:
         event.passed_ns = max(self.busy_until_ns, self.device.clock_ns())
@@ -152,10 +155,17 @@ def known_logprobs(token: np.ndarray, columns: int, vocab_size: int) -> tuple[np
     return ids.astype(np.int32), values.astype(np.float32)
 
 
+def next_allowed(token: np.ndarray, masks: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The first token from ``token`` (int64 [rows]) on, in a circle, whose bit is set in ``masks`` [rows, words]."""
+    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
+    around = (token[:, None] + np.arange(vocab_size)) % vocab_size
+    return (token + np.take_along_axis(bits, around, axis=1).argmax(axis=1)) % vocab_size
+
+
 class EmulatedProgram:
     """The token table, carry-over and stop test of the real program, around ``next_token``.
 
-    Of the sampling parameters only ``seed`` and ``min_tokens`` change its tokens.
+    Of the sampling parameters only ``seed``, ``min_tokens`` and a grammar change its tokens.
     """
 
     def __init__(
@@ -173,6 +183,10 @@ class EmulatedProgram:
         self.stop = np.zeros((slots, JOIN_WIDTH - JOIN_FIELDS), np.int64)
 
     def run(self, inputs: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
+        self.forward(inputs, shape)
+        self.choose(inputs, None, outputs, shape)
+
+    def forward(self, inputs: np.ndarray, shape: StepShape) -> None:
         at = shape.sections
         if shape.joins:
             joins = inputs[at["joins"]].reshape(-1, JOIN_WIDTH)
@@ -193,6 +207,13 @@ class EmulatedProgram:
         rows = inputs[at["row_slots"]]
         self.position[rows] += np.diff(inputs[at["query_start"]]) * ~self.finished[rows]
 
+    def sample(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
+        self.choose(inputs, masks[: shape.mask_size].reshape(-1, shape.mask_words), outputs, shape)
+
+    def choose(
+        self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, shape: StepShape
+    ) -> None:
+        at = shape.sections
         slots = inputs[at["sample_slots"]]
         position, finished = self.position[slots], self.finished[slots]
         previous = self.tokens[slots, position - 1]
@@ -205,6 +226,10 @@ class EmulatedProgram:
             token[early] = (token[early] + 1) % self.vocab_size
             stopping = (self.stop[slots] == token[:, None]).any(axis=1)
             early &= stopping
+        if masks is not None:
+            rows = inputs[at["masked_rows"]]
+            token[rows] = next_allowed(token[rows], masks, self.vocab_size)
+            stopping = (self.stop[slots] == token[:, None]).any(axis=1)
         self.tokens[slots, position] = token
         outputs[shape.results["tokens"]] = np.where(finished, -1, token)
         if shape.logprobs:

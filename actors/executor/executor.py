@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
 from .batch import RunningBatch
+from .masks import Masks
 from .pipeline import Pipeline
 
 IDLE_S = 0.1
@@ -27,14 +30,19 @@ class Executor(Actor):
         capacity: Capacity,
         facts: dict[str, Any],
         idle_work: Callable[[], bool] | None = None,
+        masks: Masks | None = None,
     ) -> None:
-        """``idle_work`` does a piece of what can be done while there is nothing to run; False: nothing was left."""
+        """``idle_work`` does a piece of what can be done while there is nothing to run; False: nothing was left.
+
+        ``masks`` are left out where no sequence has a grammar.
+        """
         super().__init__()
         self.idle_work = idle_work
         if idle_work is not None:
             self.wake_at = 0.0
         self.pipeline = pipeline
         self.batch = batch
+        self.masks = masks or Masks(None, 0)
         self.capacity = capacity
         self.facts = facts
         self.completions_fd = pipeline.device.completions_fd
@@ -44,18 +52,28 @@ class Executor(Actor):
 
     @property
     def working(self) -> bool:
-        return bool(self.pipeline.under_way)
+        return not self.pipeline.idle
 
     def on_plan(self, plan: Plan, now: float) -> None:
         slot = self.pipeline.acquire()
         shape = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
         self.pipeline.launch(slot, plan.step, shape)
+        self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, shape.masked)
+        self.fill_masks()
+
+    def fill_masks(self) -> None:
+        """Compute the masks that are due, while the device runs the forward pass of their step."""
+        shape = self.pipeline.masks_due
+        if shape is not None:
+            self.masks.fill(self.pipeline.device.array(self.pipeline.mask_staging)[: shape.mask_size])
+            self.pipeline.sample()
 
     def on_completed(self, message: Completed, now: float) -> None:
         for step in self.pipeline.hand_over():
             self.progress += 1
             for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
                 self.ring.add(lane, "step", step.step, begun, ended)
+            ends = self.masks.sampled(step.tokens)
             if not self.scheduler_is_new:
                 self.send(
                     "scheduler",
@@ -65,15 +83,19 @@ class Executor(Actor):
                         *step.compute,
                         step.logprob_tokens.tobytes(),
                         step.logprobs.tobytes(),
+                        ends,
                     ),
                 )
+        if self.pipeline.masks_due is not None:
+            self.wake_at = now  # first let the tokens go
         self.welcome_scheduler()
-        if self.idle_work is not None and not self.pipeline.under_way:
+        if self.idle_work is not None and self.pipeline.idle:
             self.wake_at = now + IDLE_S
 
     def on_wake(self, now: float) -> None:
-        """Nothing has come for a while: do a piece of what can wait, then look again."""
-        if self.idle_work is not None and not self.pipeline.under_way and self.idle_work():
+        """Compute masks; or, when nothing has come for a while, do a piece of what can wait, then look again."""
+        self.fill_masks()
+        if self.idle_work is not None and self.pipeline.idle and self.idle_work():
             self.wake_at = now
 
     def next_completion(self) -> float | None:
@@ -87,7 +109,8 @@ class Executor(Actor):
 
     def welcome_scheduler(self) -> None:
         """Tell a new scheduler the capacity, once nothing of an old one is under way."""
-        if self.scheduler_is_new and not self.pipeline.under_way:
+        if self.scheduler_is_new and self.pipeline.idle:
             self.scheduler_is_new = False
             self.batch.clear()
+            self.masks.clear()
             self.send("scheduler", self.capacity)

@@ -56,6 +56,8 @@ class GraphedProgram:
             self.plain_shape(size, greedy) for size, greedy in product(reversed(sizes), (True, False))
         ]
         """Shapes to capture, the first first."""
+        self.logits: Tensor | None = None
+        """float32 [rows, vocab] of a forward pass alone, one for all graphs: its sampling comes before the next."""
         self.bytes = 0
         """Device memory that the graphs take."""
         self.pool = torch.cuda.graph_pool_handle()
@@ -75,19 +77,37 @@ class GraphedProgram:
         )
 
     def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
-        if shape.chunks or shape.joins or not shape.decodes:
-            self.program.run(inputs, outputs, shape)
-            return
-        # The real length is read from the device; the graph's is the bound for all of its replays.
-        key = replace(shape, padding=0, max_decode_kv_len=self.max_model_len)
-        captured = self.captured.get(key)
+        captured = self.find(shape)
         if captured is None:
-            self.want(key)
             self.program.run(inputs, outputs, shape)
             return
         captured.inputs.copy_(inputs[: shape.size])
         captured.graph.replay()
         outputs[: shape.output_size].copy_(captured.outputs)
+
+    def forward(self, inputs: Tensor, shape: StepShape) -> None:
+        captured = self.find(forward_of(shape))
+        if captured is None:
+            self.program.forward(inputs, shape)
+            return
+        captured.inputs.copy_(inputs[: len(captured.inputs)])
+        captured.graph.replay()
+        self.program.logits = captured.outputs
+
+    def sample(self, inputs: Tensor, masks: Tensor, outputs: Tensor, shape: StepShape) -> None:
+        """Never a graph: which rows have a mask changes from step to step."""
+        self.program.sample(inputs, masks, outputs, shape)
+
+    def find(self, shape: StepShape) -> Captured | None:
+        """The graph to replay; None: the step runs as it is."""
+        if shape.chunks or shape.joins or not shape.decodes:
+            return None
+        # The real length is read from the device; the graph's is the bound for all of its replays.
+        key = replace(shape, padding=0, max_decode_kv_len=self.max_model_len)
+        captured = self.captured.get(key)
+        if captured is None:
+            self.want(key)
+        return captured
 
     def want(self, shape: StepShape) -> None:
         """The shape is met without a graph: it comes first of those that are captured in idle time."""
@@ -117,17 +137,51 @@ class GraphedProgram:
         """Capture the step of ``shape``. It first runs once on null rows, which compiles what needs it."""
         device = self.program.model.device
         inputs = torch.zeros(shape.size, dtype=torch.int32, device=device)
-        outputs = torch.zeros(shape.output_size, dtype=torch.int32, device=device)
         null_step(inputs, shape, self.program.state.finished.shape[0] - 1)
-        self.program.run(inputs, outputs, shape)
+        if shape.forward_only:
+            outputs = self.logits_of(shape.samples)
+        else:
+            outputs = torch.zeros(shape.output_size, dtype=torch.int32, device=device)
+
+        def work() -> None:
+            if shape.forward_only:
+                outputs.copy_(self.program.compute(inputs, shape))
+            else:
+                self.program.run(inputs, outputs, shape)
+
+        work()
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that waits for completions may go on waiting meanwhile
         with torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream.stream, capture_error_mode="thread_local"
         ):
-            self.program.run(inputs, outputs, shape)
+            work()
         return Captured(graph, inputs, outputs)
+
+    def logits_of(self, rows: int) -> Tensor:
+        if self.logits is None:
+            model, slots = self.program.model, self.program.state.finished.shape[0] - 1
+            self.logits = torch.zeros(slots, model.vocab_size, device=model.device)
+        return self.logits[:rows]
+
+
+def forward_of(shape: StepShape) -> StepShape:
+    """The forward pass alone, of a step with masks: whatever is asked of its sampling."""
+    return replace(
+        shape,
+        greedy=True,
+        truncated=False,
+        min_tokens=False,
+        candidates=0,
+        nucleus=False,
+        penalties=False,
+        biased=False,
+        logprobs=0,
+        masked=(),
+        mask_words=0,
+        forward_only=True,
+    )
 
 
 def null_step(inputs: Tensor, shape: StepShape, null_slot: int) -> None:

@@ -9,6 +9,10 @@ The host gets control back after ``launch`` because everything in it only queues
 its data ready because an event orders it after the operation that made them. And step N+1 can be
 staged before the tokens of step N are known because a step gathers its inputs from the token table on
 the device, where the step before put them.
+
+A step with rows that a grammar constrains is launched in two parts: its forward pass at once, its
+sampling (``sample``) when the host has the masks, for which it needs the tokens of the step before.
+Steps that come meanwhile are staged and wait, since the compute stream runs in order.
 """
 
 from __future__ import annotations
@@ -28,6 +32,14 @@ class Program(Protocol):
 
     def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
         """Read the packed step in ``inputs``; write its results to ``outputs``, as ``shape.results`` says."""
+        ...
+
+    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+        """The first part of ``run``, of a step with masks; its logits stay with the program."""
+        ...
+
+    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
+        """The rest of ``run``, for the step of the ``forward`` before; ``masks`` are as ``Masks.fill`` writes them."""
         ...
 
 
@@ -68,9 +80,16 @@ class Pipeline:
     """Runs steps on a device, up to ``depth`` at a time."""
 
     def __init__(
-        self, device: Device, program: Program, depth: int, input_size: int, output_size: int
+        self,
+        device: Device,
+        program: Program,
+        depth: int,
+        input_size: int,
+        output_size: int,
+        mask_size: int = 0,
     ) -> None:
         self.device = device
+        self.h2d, self.compute, self.d2h = device.h2d, device.compute, device.d2h
         self.program = program
         self.ring = [
             Slot(
@@ -86,8 +105,17 @@ class Pipeline:
             )
             for _ in range(depth)
         ]
+        self.masks = device.buffer(mask_size)
+        self.mask_staging = device.staging(mask_size)
+        """One for all slots: masks are written when every step before theirs has been handed over."""
+        self.masks_done = device.event()
         self.free = deque(self.ring)
+        self.staged: deque[Slot] = deque()
+        """Wait behind the step that waits for its masks."""
+        self.unmasked: Slot | None = None
+        """Its forward pass is queued, its sampling is not."""
         self.under_way: deque[Slot] = deque()
+        """Queued to the end."""
         self.copied_ns = 0
         """When the results of the last step that was handed over had been copied."""
 
@@ -98,29 +126,76 @@ class Pipeline:
         return self.free.popleft()
 
     def launch(self, slot: Slot, step: int, shape: StepShape) -> None:
-        """Queue one staged step. Nothing here waits on the host."""
-        h2d, compute, d2h = self.device.h2d, self.device.compute, self.device.d2h
+        """Queue one staged step, as far as it can be. Nothing here waits on the host."""
         slot.step, slot.shape = step, shape
+        self.staged.append(slot)
+        self.go_on()
 
-        h2d.record(slot.h2d_started)
-        h2d.copy(slot.inputs, slot.staging, shape.size)
-        h2d.record(slot.h2d_done)
+    def go_on(self) -> None:
+        """Queue what is staged, up to a step that has to wait for its masks."""
+        while self.staged and self.unmasked is None:
+            slot = self.staged.popleft()
+            assert slot.shape is not None
+            self.begin(slot, slot.shape)
 
-        compute.wait(slot.h2d_done)
-        compute.record(slot.compute_started)
-        compute.launch(
+    def begin(self, slot: Slot, shape: StepShape) -> None:
+        self.h2d.record(slot.h2d_started)
+        self.h2d.copy(slot.inputs, slot.staging, shape.size)
+        self.h2d.record(slot.h2d_done)
+
+        self.compute.wait(slot.h2d_done)
+        self.compute.record(slot.compute_started)
+        if shape.masked:
+            self.unmasked = slot
+            self.compute.launch(
+                lambda: self.program.forward(slot.inputs, shape), reads=(slot.inputs,), writes=()
+            )
+            return
+        self.compute.launch(
             lambda: self.program.run(slot.inputs, slot.outputs, shape),
             reads=(slot.inputs,),
             writes=(slot.outputs,),
         )
-        compute.record(slot.compute_done)
+        self.end(slot, shape)
 
-        d2h.wait(slot.compute_done)
-        d2h.copy(slot.results, slot.outputs, shape.output_size)
-        d2h.record(slot.d2h_done)
+    def sample(self) -> None:
+        """Queue the rest of the step that waited: its masks are in ``mask_staging``."""
+        slot, self.unmasked = self.unmasked, None
+        assert slot is not None
+        shape = slot.shape
+        assert shape is not None
+
+        self.h2d.copy(self.masks, self.mask_staging, shape.mask_size)
+        self.h2d.record(self.masks_done)
+
+        self.compute.wait(self.masks_done)
+        self.compute.launch(
+            lambda: self.program.sample(slot.inputs, self.masks, slot.outputs, shape),
+            reads=(slot.inputs, self.masks),
+            writes=(slot.outputs,),
+        )
+        self.end(slot, shape)
+        self.go_on()
+
+    def end(self, slot: Slot, shape: StepShape) -> None:
+        self.compute.record(slot.compute_done)
+
+        self.d2h.wait(slot.compute_done)
+        self.d2h.copy(slot.results, slot.outputs, shape.output_size)
+        self.d2h.record(slot.d2h_done)
 
         self.device.notify(slot.d2h_done)
         self.under_way.append(slot)
+
+    @property
+    def masks_due(self) -> StepShape | None:
+        """The step that waits for nothing but its masks: those before it have been handed over."""
+        return self.unmasked.shape if self.unmasked is not None and not self.under_way else None
+
+    @property
+    def idle(self) -> bool:
+        """No step is under way in any way."""
+        return len(self.free) == len(self.ring)
 
     def hand_over(self) -> list[Handed]:
         """The steps that are done, oldest first; never blocks, so the next launch is never held up."""

@@ -65,9 +65,26 @@ class ModelProgram:
         self.sampler = Sampler(slots + 1, model.vocab_size, model.device)
         self.block_tokens = torch.zeros(num_blocks * block_size, dtype=torch.int32, device=model.device)
         """The token at each place of the cache: what a prefix that was found there says."""
+        self.logits: Tensor | None = None
+        """Of a ``forward`` whose ``sample`` has not come."""
 
     def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
         """One step; ``inputs`` and ``outputs`` int32 as ``StepShape.sections`` and ``results`` say."""
+        self.choose(self.compute(inputs, shape), inputs, None, outputs, shape)
+
+    def forward(self, inputs: Tensor, shape: StepShape) -> None:
+        """The first part of a step with masks."""
+        self.logits = self.compute(inputs, shape)
+
+    def sample(self, inputs: Tensor, masks: Tensor, outputs: Tensor, shape: StepShape) -> None:
+        """The second part; ``masks`` int32 [``shape.masked``, ``shape.mask_words``], flat."""
+        assert self.logits is not None
+        masks = masks[: shape.mask_size].view(-1, shape.mask_words)
+        self.choose(self.logits, inputs, masks, outputs, shape)
+        self.logits = None
+
+    def compute(self, inputs: Tensor, shape: StepShape) -> Tensor:
+        """Gather and forward: the logits float32 [samples, vocab] of the rows that sample."""
         state, sampler, at = self.state, self.sampler, shape.sections
         if shape.joins:
             joins = inputs[at["joins"]].view(-1, JOIN_WIDTH)
@@ -116,12 +133,18 @@ class ModelProgram:
         # forward
         logits = self.model.forward(input_ids, positions, batch, inputs[at["logits_index"]].long()).float()
         state.position[rows] += torch.where(state.finished[rows], 0, counts)
+        return logits
 
-        # sample
+    def choose(
+        self, logits: Tensor, inputs: Tensor, masks: Tensor | None, outputs: Tensor, shape: StepShape
+    ) -> None:
+        """Sample and scatter."""
+        state, sampler, at = self.state, self.sampler, shape.sections
         slots = inputs[at["sample_slots"]].long()
         position = state.position[slots]
         stop = state.stop[slots]
-        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, shape)
+        allowed = None if masks is None else (inputs[at["masked_rows"]].long(), masks)
+        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, shape, allowed)
 
         # scatter, and the stop tests: a row that is finished brings no token, and will bring none
         finished = state.finished[slots]

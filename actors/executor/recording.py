@@ -300,6 +300,10 @@ class RecordingDevice:
         self.device.close()
 
 
+Uses = tuple[StepShape, list[Location], list[Location]]
+"""A staged step, and what of sequence slots and KV blocks it reads and writes."""
+
+
 class RecordedBatch(RunningBatch):
     """Notes to whom each plan hands sequence slots and KV blocks, and what of them its step uses."""
 
@@ -310,7 +314,7 @@ class RecordedBatch(RunningBatch):
         self.holders: dict[int, Location] = {}
         """The sequence slot of each row, in the life that the row's sequence was given."""
         self.block_tables: dict[int, list[Location]] = {}
-        self.uses: dict[int, tuple[StepShape, list[Location], list[Location]]] = {}
+        self.uses: dict[int, Uses] = {}
         """Reads and writes of each staged step, by the ``id`` of its shape, until a launch runs it."""
 
     def stage(self, plan: Plan, staging: np.ndarray) -> StepShape:
@@ -347,6 +351,10 @@ class RecordedBatch(RunningBatch):
         return shape
 
 
+LOGITS = Location("logits of a forward pass", 0)
+"""They stay with the program until the step's sampling."""
+
+
 class RecordedProgram:
     """Notes, in the launch that runs it, what the program is given and what the staged step uses."""
 
@@ -356,7 +364,21 @@ class RecordedProgram:
         self.batch = batch
 
     def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        at = self.recording.location
-        _, reads, writes = self.batch.uses.pop(id(shape), (shape, [], []))
-        self.recording.touch([at(inputs), *reads], [at(outputs), *writes])
+        self.touch(self.batch.uses.pop(id(shape), None), [inputs], [outputs])
         self.program.run(inputs, outputs, shape)
+
+    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+        self.touch(self.batch.uses.get(id(shape)), [inputs], [])
+        self.recording.touch([], [LOGITS])
+        self.program.forward(inputs, shape)
+
+    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
+        self.touch(self.batch.uses.pop(id(shape), None), [inputs, masks], [outputs])
+        self.recording.touch([LOGITS], [])
+        self.program.sample(inputs, masks, outputs, shape)
+
+    def touch(self, uses: Uses | None, reads: list[Buffer], writes: list[Buffer]) -> None:
+        """Buffers, and what the staged step uses; a graph is captured from a step that nobody staged."""
+        _, used, changed = uses or (None, [], [])
+        at = self.recording.location
+        self.recording.touch([*map(at, reads), *used], [*map(at, writes), *changed])

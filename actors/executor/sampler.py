@@ -6,7 +6,7 @@ the pipeline, and again after a restart. What a row does not ask for leaves its 
 for bit, so that a neighbour that asks for it changes nothing either.
 
 A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency
-and presence, temperature, top-k, top-p, min-p, the draw. The order is that of transformers' logits
+and presence, the grammar's mask, temperature, top-k, top-p, min-p, the draw. The order is that of transformers' logits
 processors; vLLM applies min-p before top-k and top-p.
 """
 
@@ -104,11 +104,20 @@ class Sampler:
 
     # --- the choice -------------------------------------------------------------------------------
 
-    def choose(self, logits: Tensor, slots: Tensor, index: Tensor, stop: Tensor, shape: StepShape) -> Tensor:
+    def choose(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        index: Tensor,
+        stop: Tensor,
+        shape: StepShape,
+        allowed: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """The next tokens int32 [S], the ``index``-th (int64 [S]) of each answer.
 
         ``logits`` float32 [S, V] stay as they are; ``stop`` int32 [S, stops] are the rows' stop tokens, and
-        negative where there are fewer. ``shape`` says what some row of the step asks for.
+        negative where there are fewer. ``shape`` says what some row of the step asks for. ``allowed`` are rows
+        int64 [M] and their masks int32 [M, words].
         """
         if shape.biased:
             logits = logits.scatter_add(1, self.bias_tokens[slots], self.bias[slots])
@@ -125,6 +134,9 @@ class Sampler:
                 self.presence_penalty[slots],
                 self.frequency_penalty[slots],
             )
+        if allowed is not None:
+            rows, masks = allowed
+            logits = logits.index_copy(0, rows, masked(logits[rows], masks))
         if shape.greedy:
             return logits.argmax(dim=-1).int()
         return sample(
@@ -155,6 +167,18 @@ def penalise(
     penalised -= frequency[:, None] * said
     penalised -= presence[:, None] * (said > 0)
     return penalised
+
+
+def masked(logits: Tensor, masks: Tensor) -> Tensor:
+    """``logits`` [M, V] where the bit of the token is set in ``masks`` int32 [M, words], otherwise -inf.
+
+    A token that is allowed but barred by min-tokens is the last to be taken, not an impossible one: there
+    may be no other.
+    """
+    bit = torch.arange(32, dtype=torch.int32, device=masks.device)
+    allowed = ((masks[:, :, None] >> bit) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    lowest = torch.finfo(logits.dtype).min
+    return torch.where(allowed, logits.clamp(min=lowest), float("-inf"))
 
 
 def sample(

@@ -21,6 +21,7 @@ from ...protocol.messages import (
     Capacity,
     Enqueue,
     Finished,
+    GrammarEnd,
     Matched,
     Opened,
     PeerUp,
@@ -238,6 +239,8 @@ class Scheduler(Actor):
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
             )
         tokens = np.frombuffer(message.tokens, np.int32)
+        for end in message.ends:
+            self.end_by_grammar(end)
         alive = table.accepting[rows]
         logprobs = None
         if message.logprobs:
@@ -274,6 +277,17 @@ class Scheduler(Actor):
         self.plan_ahead(now)
         self.free_since_ns = message.ended_ns if self.outstanding else None
         self.flush(step, requests, tokens, now, logprobs)
+
+    def end_by_grammar(self, end: GrammarEnd) -> None:
+        """The sequence got no token, since its grammar allows none."""
+        if not self.planner.table.accepting[end.slot]:
+            return
+        sequence = self.planner.holder(end.slot)
+        if end.error:
+            self.finished.append(Finished(sequence.request, "invalid_request", None, end.error))
+            self.end(sequence)
+        else:
+            self.finish(sequence, "stop")
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""

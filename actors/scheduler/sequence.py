@@ -107,6 +107,7 @@ class Sequence:
             bias_tokens=bias_tokens.tobytes(),
             biases=biases.tobytes(),
             logprobs=self.wanted_logprobs,
+            grammar=params.grammar,
         )
 
     @property
