@@ -188,9 +188,9 @@ class Detokenizer(Actor):
                 without(texts, dropped),
             )
             logprobs = tuple(without_rows(data, len(tokens), dropped) for data in logprobs)
-        self.send(
-            "gateway", Texts(message.step, message.opened, *rows, finished, tails, message.counters, *logprobs)
-        )
+        news = Texts(message.step, message.opened, *rows, finished, tails, message.counters, *logprobs)
+        news.prompts = message.prompts
+        self.send("gateway", news)
         if matched:
             self.send("scheduler", Matched(list(matched)))
 

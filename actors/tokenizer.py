@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import tokenizers
 
 from ..protocol.errors import InvalidRequest, SlipstreamError
+from ..protocol.limits import MAX_PROMPT_LOGPROBS
 from ..protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
 from ..protocol.sampling import Grammar, SamplingParams
 from ..runtime.actor import Actor
@@ -65,6 +66,7 @@ class Tokenizer(Actor):
             self.check_ids("received", delivered)
             self.check_length(len(prompt), len(delivered))
             self.check_grammar(submit.params)
+            self.check_scores(submit.params, len(prompt))
         except SlipstreamError as error:
             self.refuse(submit.request, error.code, str(error))
         except (KeyboardInterrupt, SystemExit):
@@ -115,6 +117,16 @@ class Tokenizer(Actor):
             raise InvalidRequest(
                 f"the prompt has {prompt} tokens{resumed}; prompt and answer together have at most"
                 f" {self.max_model_len} tokens (max_model_len), one of them new: shorten the prompt"
+            )
+
+    def check_scores(self, params: SamplingParams, prompt: int) -> None:
+        if params.prompt_logprobs is None:
+            return
+        logprobs = prompt * (1 + params.prompt_logprobs)
+        if logprobs > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                f"prompt_logprobs={params.prompt_logprobs} of a prompt of {prompt} tokens are {logprobs} logprobs;"
+                f" the limit is {MAX_PROMPT_LOGPROBS}: ask for fewer, or shorten the prompt"
             )
 
     def check_grammar(self, params: SamplingParams) -> None:

@@ -46,6 +46,7 @@ from .messages import (
     Ping,
     Plan,
     Pong,
+    PromptLogprobs,
     PublicIn,
     PublicOut,
     Refused,
@@ -118,6 +119,7 @@ PARAMS = SamplingParams(
 MORE_PARAMS = SamplingParams(
     n=2,
     logprobs=1,
+    prompt_logprobs=1,
     presence_penalty=0.5,
     frequency_penalty=-0.5,
     repetition_penalty=1.1,
@@ -192,7 +194,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
         Deltas(
             items=[
                 Delta(id="1", text=", there", token_ids=[16, 392], prompt_token_ids=[759, 799, 263, 514]),
-                Delta(id="2", token_ids=[240]),
+                Delta(id="2", token_ids=[240], prompt_logprobs=[None, {"799": -0.25, "7": -1.5}]),
                 Delta(id="3", index=1, text=" a", token_ids=[5], logprobs=[{"5": -0.25, "7": -1.5}]),
             ]
         ),
@@ -304,6 +306,7 @@ JOIN = Join(
     bias_tokens=int32(5),
     biases=float32(-100.0),
     logprobs=1,
+    prompt_logprobs=1,
     grammar=Grammar("regex", "[0-9]+"),
 )
 
@@ -346,6 +349,8 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             3364784588230,
             3364790712127,
             ends=[GrammarEnd(3), GrammarEnd(5, "the regex took too long")],
+            prompt_logprob_tokens=int32(799, 7),
+            prompt_logprobs=float32(-0.25, -1.5),
         ),
     ),
     (
@@ -363,6 +368,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             {"steps": 60.0},
             int32(392, 7, 2, 0),
             float32(-0.25, -1.5, -0.5, -2.0),
+            [PromptLogprobs(5, int32(799, 7), float32(-0.25, -1.5))],
         ),
     ),
     (
@@ -378,6 +384,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             {"steps": 60.0},
             int32(392, 7, 2, 0),
             float32(-0.25, -1.5, -0.5, -2.0),
+            [PromptLogprobs(5, int32(799, 7), float32(-0.25, -1.5))],
         ),
     ),
     ("matched", Matched([8])),

@@ -51,7 +51,13 @@ MAX_CACHE_SALT_CHARS = 256
 """Longest ``cache_salt``."""
 
 MAX_LOGPROBS = 20
-"""Largest ``logprobs``."""
+"""Largest ``logprobs`` and ``prompt_logprobs``."""
+
+MAX_PROMPT_LOGPROBS = 100_000
+"""Most logprobs of one prompt: its tokens times ``1 + prompt_logprobs``."""
+
+SCORED_TOKENS = 256
+"""Most tokens of prompts that one step tells the logprobs of: their logits take as much memory as 256 rows."""
 
 MAX_GRAMMAR_BYTES = 32_768
 """Most bytes of UTF-8 in a ``json_schema`` as JSON text, a ``regex``, or all strings of a ``choice``."""

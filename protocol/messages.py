@@ -141,6 +141,9 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     logprobs: list[dict[str, float]] = []
     """One map for each of ``token_ids``, if the request asks: token id to logprob, of the sampled token and
     of the ``logprobs`` most likely ones. Keys are strings because all maps have string keys here."""
+    prompt_logprobs: list[dict[str, float] | None] | None = None
+    """With the first delta of answer 0, if the request asks: the same for each token of the prompt; nil for the first,
+    which nothing comes before."""
 
 
 class Deltas(ToClient, tag="deltas"):
@@ -325,6 +328,8 @@ class Join(Internal):
     """float32, one for each of them."""
     logprobs: int = -1
     """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
+    prompt_logprobs: int = -1
+    """The same for the tokens of the prompt after the first."""
     grammar: Grammar | None = None
     """What the generated tokens, those among ``tokens`` included, have to match."""
 
@@ -372,6 +377,11 @@ class Sampled(Internal):
     """float32 [rows, columns]: logarithms of the probabilities that the model gave to those tokens."""
     ends: list[GrammarEnd] = []
     """Sequences that end with this step by their grammars; their tokens here are -1."""
+    prompt_logprob_tokens: bytes = b""
+    """int32 [positions, columns] of the prompts that ask, in the order of ``Plan.chunks``: the prompt's next token,
+    then the most likely ones."""
+    prompt_logprobs: bytes = b""
+    """float32 [positions, columns]."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):
@@ -397,6 +407,16 @@ class Finished(msgspec.Struct, array_like=True, frozen=True):
     message: str = ""
 
 
+class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Part of ``Tokens`` and ``Texts``: the logprobs of a whole prompt."""
+
+    request: int
+    tokens: bytes
+    """int32 [prompt tokens - 1, columns]: the prompt's own token, then the most likely ones."""
+    values: bytes
+    """float32, the same."""
+
+
 class Tokens(Internal):
     """scheduler → detokenizer: what one step brought, for all sequences."""
 
@@ -412,6 +432,7 @@ class Tokens(Internal):
     logprob_tokens: bytes = b""
     """As in ``Sampled``, one row per token, or empty. A request reads as many columns as it asks for."""
     logprobs: bytes = b""
+    prompts: list[PromptLogprobs] = []
 
 
 class Texts(Internal):
@@ -429,6 +450,7 @@ class Texts(Internal):
     counters: dict[str, float] = {}
     logprob_tokens: bytes = b""
     logprobs: bytes = b""
+    prompts: list[PromptLogprobs] = []
 
 
 class Matched(Internal):

@@ -32,6 +32,9 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     prompt: str | None = None
     """The prompt as it was given, if that was a text."""
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+    """For each token of the prompt, if it was asked for: token id to logprob, of the prompt's token and of the most
+    likely ones; None for the first."""
     outputs: list[CompletionOutput] = []
     usage: Usage | None = None
     finished: bool = False
@@ -65,6 +68,11 @@ class Collector:
             )
         if delta.prompt_token_ids is not None:
             self.result.prompt_token_ids = delta.prompt_token_ids
+        if delta.prompt_logprobs is not None:
+            self.result.prompt_logprobs = [
+                None if row is None else {int(token): value for token, value in row.items()}
+                for row in delta.prompt_logprobs
+            ]
         if delta.usage is not None:
             self.result.usage = delta.usage
         if delta.finish_reason is not None:

@@ -58,6 +58,8 @@ class SamplingParams(
 
     They are those of the model's own distribution, before anything here changes it.
     """
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first, with answer 0. The prompt is computed anew for it."""
     presence_penalty: float = 0.0
     """Taken off the logit of each token that the answer has already."""
     frequency_penalty: float = 0.0
@@ -110,6 +112,7 @@ class SamplingParams(
             within(self, name, low, getattr(bounds, high) if isinstance(high, str) else high, open_low=above)
         within(self, "min_tokens", 0, self.max_tokens or bounds.max_model_len)
         within(self, "logprobs", 0, min(limits.MAX_LOGPROBS, bounds.vocab_size))
+        within(self, "prompt_logprobs", 0, min(limits.MAX_LOGPROBS, bounds.vocab_size))
         strings = self.stop_strings
         counted("stop", len(strings), limits.MAX_STOP_STRINGS, "strings")
         for text in strings:
@@ -191,6 +194,7 @@ RANGES: dict[str, tuple[float, float | str, bool]] = {
     "seed": (0, limits.MAX_SEED, False),
     "n": (1, limits.MAX_CHOICES, False),
     "logprobs": (0, limits.MAX_LOGPROBS, False),
+    "prompt_logprobs": (0, limits.MAX_LOGPROBS, False),
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
     "repetition_penalty": (0.01, 10.0, False),

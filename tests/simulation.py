@@ -6,9 +6,10 @@ import functools
 import random
 
 import msgspec
+import numpy as np
 from slipstream.actors.detokenizer import Detokenizer
 from slipstream.actors.executor.batch import RunningBatch
-from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.masks import Masks
 from slipstream.actors.executor.pipeline import Pipeline
@@ -97,6 +98,17 @@ def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
     return tokens[len(prompt) :]
 
 
+def expected_prompt_logprobs(
+    prompt: list[int], params: SamplingParams
+) -> list[dict[str, float] | None] | None:
+    """What the emulated model says of a prompt."""
+    if params.prompt_logprobs is None:
+        return None
+    ids, values = known_logprobs(np.array(prompt[1:], np.int64), 1 + params.prompt_logprobs, VOCAB)
+    rows = zip(ids.tolist(), values.tolist(), strict=True)
+    return [None, *(dict(zip(map(str, tokens), told, strict=True)) for tokens, told in rows)]
+
+
 class World(Simulator):
     """Five actors around an emulated device, and clients that check what they get."""
 
@@ -134,6 +146,7 @@ class World(Simulator):
         self.texts: dict[tuple[bytes, str], str] = {}
         self.ends: dict[tuple[bytes, str], str] = {}
         self.aborted: set[tuple[bytes, str]] = set()
+        self.prompt_logprobs: dict[tuple[bytes, str], list[dict[str, float] | None]] = {}
         super().__init__(
             seed,
             {
@@ -174,6 +187,9 @@ class World(Simulator):
                 assert key not in self.ends, f"{key} got a delta after its end"
                 self.tokens[key] += delta.token_ids
                 self.texts[key] += delta.text
+                if delta.prompt_logprobs is not None:
+                    assert key not in self.prompt_logprobs, f"{key} was told the logprobs of its prompt twice"
+                    self.prompt_logprobs[key] = delta.prompt_logprobs
                 if delta.finish_reason is not None:
                     self.ends[key] = delta.finish_reason
                     assert delta.usage is not None
@@ -191,6 +207,7 @@ class World(Simulator):
                 assert got == expected[: len(got)], key
                 continue
             assert got == expected, f"{key}: {got} is not {expected}"
+            assert self.prompt_logprobs.get(key) == expected_prompt_logprobs(prompt, params), key
             reason = "stop" if expected and expected[-1] in {EOS, *params.stop_token_ids} else "length"
             if not params.ignore_eos:
                 assert self.ends[key] == reason, key
@@ -220,6 +237,8 @@ def random_params(rng: random.Random) -> SamplingParams:
         seed=rng.getrandbits(60),
         stop_token_ids=[rng.randrange(VOCAB) for _ in range(rng.randrange(3))],
     )
+    if rng.random() < 0.15:
+        params = msgspec.structs.replace(params, prompt_logprobs=rng.choice([0, 2, 20]))
     if rng.random() < 0.3:
         grammar = rng.choice(GRAMMARS)
         params = msgspec.structs.replace(

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
+from ...protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SCORED_TOKENS
 from ...protocol.messages import Join, Plan
 
 JOIN_FIELDS = 14
@@ -72,6 +72,10 @@ class StepShape:
     """(sampling row, slot) of each row that has a mask."""
     mask_words: int = 0
     """int32 of one mask, a bit for each token of the vocabulary."""
+    scored: int = 0
+    """Tokens of prompts whose logprobs are told; their logits come after those of the rows that sample."""
+    scored_columns: int = 0
+    """As ``logprobs``, of each of them."""
     forward_only: bool = False
     """No step, but the forward pass of one with masks: the name of its CUDA graph."""
 
@@ -93,7 +97,8 @@ class StepShape:
             token_offsets=self.tokens,
             chunk_tokens=self.tokens - self.decodes,
             sample_slots=self.samples,
-            logits_index=self.samples,
+            logits_index=self.samples + self.scored,
+            scored_tokens=self.scored,
             joins=self.joins * JOIN_WIDTH,
             biases=self.biases * BIAS_WIDTH,
             copies=self.copies * 2,
@@ -113,16 +118,23 @@ class StepShape:
     def results(self) -> dict[str, slice]:
         """Where each section of the outputs lies: tokens [S], then [S, logprobs] of int32 and of float32.
 
-        The first column of the last two is the sampled token, the others are the most likely ones.
+        The first column of the last two is the sampled token, the others are the most likely ones. The same
+        follows for the prompts: [scored, scored_columns].
         """
-        count = self.samples * self.logprobs
-        return consecutive(tokens=self.samples, logprob_tokens=count, logprobs=count)
+        count, scored = self.samples * self.logprobs, self.scored * self.scored_columns
+        return consecutive(
+            tokens=self.samples,
+            logprob_tokens=count,
+            logprobs=count,
+            prompt_logprob_tokens=scored,
+            prompt_logprobs=scored,
+        )
 
     @cached_property
     def output_size(self) -> int:
-        return self.results["logprobs"].stop
+        return self.results["prompt_logprobs"].stop
 
-    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The sections of ``results``, flat and without the padding rows."""
         rows = self.samples - self.padding
         at, count = self.results, rows * self.logprobs
@@ -130,6 +142,8 @@ class StepShape:
             outputs[:rows],
             outputs[at["logprob_tokens"]][:count],
             outputs[at["logprobs"]][:count],
+            outputs[at["prompt_logprob_tokens"]],
+            outputs[at["prompt_logprobs"]],
         )
 
 
@@ -165,12 +179,13 @@ class RunningBatch:
         self.capacity = (
             8 * slots
             + 1
+            + 2 * SCORED_TOKENS
             + 3 * max_batched_tokens
             + slots * (JOIN_WIDTH + BIAS_WIDTH)
             + 3 * slots * max_blocks
         )
         """Elements that the inputs of the largest step can need."""
-        self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS))
+        self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS)) + 2 * SCORED_TOKENS * (1 + MAX_LOGPROBS)
         """The same for its outputs."""
         self.prompts: dict[int, np.ndarray] = {}
         """Known tokens of each slot that still prefills."""
@@ -186,6 +201,9 @@ class RunningBatch:
         self.logprobs = np.zeros(slots, np.int32)
         """As ``StepShape.logprobs``."""
         self.constrained = np.zeros(slots, np.bool_)
+        self.scored_columns = np.zeros(slots, np.int32)
+        """As ``StepShape.scored_columns``."""
+        self.prompt_len = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
         """Position from which the slot may stop."""
 
@@ -209,10 +227,18 @@ class RunningBatch:
         chunk_list = np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist()
         chunks: list[tuple[int, int, int]] = []
         ended: list[tuple[int, int]] = []
+        scored: list[np.ndarray] = []
+        scored_tokens: list[np.ndarray] = []
+        scored_columns = 0
         first = decodes
         for slot, count in chunk_list:
             end = int(self.position[slot]) + count
             chunks.append((first, count, end))
+            told = min(end, int(self.prompt_len[slot]) - 1) - (end - count)
+            if self.scored_columns[slot] and told > 0:
+                scored.append(np.arange(first, first + told))
+                scored_tokens.append(self.prompts[slot][end - count + 1 :][:told])
+                scored_columns = max(scored_columns, int(self.scored_columns[slot]))
             first += count
             if end == len(self.prompts[slot]):
                 ended.append((slot, first - 1))
@@ -252,6 +278,8 @@ class RunningBatch:
             logprobs=int(self.logprobs[samples].max(initial=0)),
             masked=tuple(zip(masked.tolist(), samples[masked].tolist(), strict=True)),
             mask_words=self.mask_words if len(masked) else 0,
+            scored=sum(map(len, scored)),
+            scored_columns=scored_columns,
         )
         at = shape.sections
         row_slots = staging[at["row_slots"]]
@@ -270,7 +298,9 @@ class RunningBatch:
             offsets[start : start + count] = np.arange(count)
             chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
         staging[at["sample_slots"]] = samples
-        staging[at["logits_index"]] = logits_index
+        staging[at["logits_index"]] = np.concatenate([logits_index, *scored])
+        if scored:
+            staging[at["scored_tokens"]] = np.concatenate(scored_tokens)
         staging[at["masked_rows"]] = masked
         if plan.joins:
             self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
@@ -311,7 +341,9 @@ class RunningBatch:
         )
         self.biased[slot] = bool(join.bias_tokens)
         self.constrained[slot] = join.grammar is not None
-        self.logprobs[slot] = 0 if join.logprobs < 0 else 1 if join.logprobs == 0 else 1 + MAX_LOGPROBS
+        self.scored_columns[slot] = columns(join.prompt_logprobs)
+        self.prompt_len[slot] = join.prompt_len
+        self.logprobs[slot] = columns(join.logprobs)
 
     def pack_joins(self, joins: list[Join], rows: np.ndarray) -> None:
         floats = rows.view(np.float32)
@@ -350,6 +382,11 @@ class RunningBatch:
         for row, slot in enumerate(blocks[:, 0].tolist()):
             rows[row, 1] = self.num_blocks[slot]
             self.num_blocks[slot] += 1
+
+
+def columns(logprobs: int) -> int:
+    """Logprobs of a token, of which the request reads those that it asks for: three numbers, not one for each."""
+    return 0 if logprobs < 0 else 1 if logprobs == 0 else 1 + MAX_LOGPROBS
 
 
 def power_of_two(number: int, least: int) -> int:

@@ -236,4 +236,10 @@ class EmulatedProgram:
             ids, values = known_logprobs(token, shape.logprobs, self.vocab_size)
             outputs[shape.results["logprob_tokens"]] = ids.ravel()
             outputs[shape.results["logprobs"]] = values.view(np.int32).ravel()
+        if shape.scored:
+            ids, values = known_logprobs(
+                inputs[at["scored_tokens"]].astype(np.int64), shape.scored_columns, self.vocab_size
+            )
+            outputs[shape.results["prompt_logprob_tokens"]] = ids.ravel()
+            outputs[shape.results["prompt_logprobs"]] = values.view(np.int32).ravel()
         self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])

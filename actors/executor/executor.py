@@ -84,6 +84,8 @@ class Executor(Actor):
                         step.logprob_tokens.tobytes(),
                         step.logprobs.tobytes(),
                         ends,
+                        step.prompt_logprob_tokens.tobytes(),
+                        step.prompt_logprobs.tobytes(),
                     ),
                 )
         if self.pipeline.masks_due is not None:

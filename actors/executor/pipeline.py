@@ -71,6 +71,10 @@ class Handed:
     """int32 [rows * logprobs]."""
     logprobs: np.ndarray
     """float32 [rows * logprobs], as int32."""
+    prompt_logprob_tokens: np.ndarray
+    """int32 [scored * scored_columns]."""
+    prompt_logprobs: np.ndarray
+    """float32 [scored * scored_columns], as int32."""
     h2d: tuple[int, int]
     compute: tuple[int, int]
     d2h: tuple[int, int]

@@ -84,7 +84,7 @@ class ModelProgram:
         self.logits = None
 
     def compute(self, inputs: Tensor, shape: StepShape) -> Tensor:
-        """Gather and forward: the logits float32 [samples, vocab] of the rows that sample."""
+        """Gather and forward: the logits float32 [samples + scored, vocab]."""
         state, sampler, at = self.state, self.sampler, shape.sections
         if shape.joins:
             joins = inputs[at["joins"]].view(-1, JOIN_WIDTH)
@@ -140,6 +140,13 @@ class ModelProgram:
     ) -> None:
         """Sample and scatter."""
         state, sampler, at = self.state, self.sampler, shape.sections
+        results = shape.results
+        if shape.scored:
+            prompt = logits[shape.samples :]
+            ids, values = logprobs(prompt, inputs[at["scored_tokens"]], shape.scored_columns)
+            outputs[results["prompt_logprob_tokens"]] = ids.flatten()
+            outputs[results["prompt_logprobs"]] = values.view(torch.int32).flatten()
+            logits = logits[: shape.samples]
         slots = inputs[at["sample_slots"]].long()
         position = state.position[slots]
         stop = state.stop[slots]
@@ -154,7 +161,6 @@ class ModelProgram:
         state.finished[slots] = finished | stopping
         if shape.penalties:
             sampler.count_sampled(slots, tokens)
-        results = shape.results
         outputs[results["tokens"]] = torch.where(finished, -1, tokens)
         if shape.logprobs:
             ids, values = logprobs(logits, tokens, shape.logprobs)

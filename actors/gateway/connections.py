@@ -7,7 +7,7 @@ cut off. It never holds up anyone else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -112,9 +112,7 @@ class Connections:
 
     def hold(self, client: Client, items: list[Delta]) -> None:
         for item in items:
-            client.held_tokens += len(item.token_ids)
-            if item.logprobs:
-                client.held_tokens += sum(map(len, item.logprobs))
+            client.held_tokens += weight_of(item)
             held = client.held.setdefault((item.id, item.index), item)
             if held is not item:
                 merge(held, item)
@@ -160,9 +158,35 @@ class Connections:
         client.held, client.held_tokens, client.held_messages, client.blocked = {}, 0, [], False
         if items:
             client.sent_at = now
-            self.send(client.address, Deltas(items=items))
+        for part in by_weight(items):
+            self.send(client.address, Deltas(items=part))
         for message in messages:
             self.send(client.address, message)
+
+
+def weight_of(delta: Delta) -> int:
+    """Tokens and logprobs, which is what makes a delta large."""
+    weight = len(delta.token_ids)
+    if delta.logprobs:
+        weight += sum(map(len, delta.logprobs))
+    if delta.prompt_logprobs:
+        weight += sum(map(len, filter(None, delta.prompt_logprobs)))
+    return weight
+
+
+def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
+    """In messages that a client can take: it reads no frame of any size."""
+    part: list[Delta] = []
+    weight = 0
+    for item in items:
+        heavy = weight_of(item)
+        if part and weight + heavy > MAX_HELD_TOKENS:
+            yield part
+            part, weight = [], 0
+        part.append(item)
+        weight += heavy
+    if part:
+        yield part
 
 
 def merge(held: Delta, item: Delta) -> None:
@@ -173,3 +197,5 @@ def merge(held: Delta, item: Delta) -> None:
     held.finish_reason, held.stop_reason, held.usage = item.finish_reason, item.stop_reason, item.usage
     if item.prompt_token_ids is not None:
         held.prompt_token_ids = item.prompt_token_ids
+    if item.prompt_logprobs is not None:
+        held.prompt_logprobs = item.prompt_logprobs

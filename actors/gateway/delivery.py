@@ -6,7 +6,7 @@ from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from ...protocol.messages import Delta, Finished, Opened, Texts
+from ...protocol.messages import Delta, Finished, Opened, PromptLogprobs, Texts
 from .connections import Client
 from .ledger import Answer, Ledger, Request
 
@@ -36,6 +36,8 @@ def take_in(ledger: Ledger, message: Texts) -> News:
     """Note what is new, and say what each client is to be sent."""
     news = News()
     take_opened(ledger, message.opened)
+    for prompt in message.prompts:
+        take_prompt(ledger, prompt)
     deltas = take_tokens(ledger, message, news)
     for finished, tail in zip(message.finished, message.tails, strict=True):
         take_end(ledger, finished, tail, deltas, news)
@@ -55,11 +57,24 @@ def take_opened(ledger: Ledger, opened: list[Opened]) -> None:
         request.prompt_tokens = one.prompt_tokens
 
 
+def take_prompt(ledger: Ledger, prompt: PromptLogprobs) -> None:
+    """The logprobs of a prompt; a new scheduler computes and tells them again."""
+    answer = ledger.answers.get(prompt.request)
+    if answer is None or not answer.opened or answer.params.prompt_logprobs is None:
+        return
+    request = answer.request
+    if not request.prompt_logprobs_told:
+        columns = 1 + answer.params.prompt_logprobs
+        count = len(prompt.tokens) // 4 // columns
+        rows = LogprobRows(prompt.tokens, prompt.values, count)
+        request.prompt_logprobs = [None, *(rows.read(row, columns) for row in range(count))]
+
+
 def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
     """Returns the deltas by the number of their answer."""
     answers, cancelled = ledger.answers, ledger.cancelled
     deltas: dict[int, Delta] = {}
-    logprobs = LogprobRows(message)
+    logprobs = LogprobRows(message.logprob_tokens, message.logprobs, len(message.texts))
     for row, (number, token, text) in enumerate(
         zip(array("q", message.requests), array("i", message.tokens), message.texts, strict=True)
     ):
@@ -121,17 +136,20 @@ def begin(answer: Answer, token_ids: list[int], text: str, news: News) -> Delta:
     if request.prompt_ids:
         delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
         request.prompt_ids = b""
+    if answer.index == 0 and request.prompt_logprobs is not None:
+        delta.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+        request.prompt_logprobs_told = True
     return delta
 
 
 class LogprobRows:
-    """The logprobs of one step, row by row."""
+    """Logprobs, row by row."""
 
-    def __init__(self, message: Texts) -> None:
-        self.tokens = array("i", message.logprob_tokens)
-        self.values = array("f", message.logprobs)
-        self.columns = len(self.tokens) // len(message.texts) if self.tokens else 0
-        """0: the step has none."""
+    def __init__(self, tokens: bytes, values: bytes, rows: int) -> None:
+        self.tokens = array("i", tokens)
+        self.values = array("f", values)
+        self.columns = len(self.tokens) // rows if self.tokens else 0
+        """0: there are none."""
 
     def read(self, row: int, columns: int) -> dict[str, float]:
         """Token id to logprob, from the first ``columns`` of a row."""

@@ -45,6 +45,9 @@ class Request:
     tokenized: bool = False
     last: Delta | None = None
     """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
+    prompt_logprobs: list[dict[str, float] | None] | None = None
+    """They go out with the next delta of answer 0."""
+    prompt_logprobs_told: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     accepted_at: float = 0.0
@@ -178,8 +181,12 @@ def received_by_answer(message: Generate) -> list[list[int]]:
 
 
 def answer_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Those of answer ``index``: a seed of its own. The first has the request's, so it is the answer of ``n=1``."""
+    """Those of answer ``index``: a seed of its own, and no logprobs of the prompt.
+
+    The first has the request's, so it is the answer of ``n=1``.
+    """
     if index == 0:
         return params
     digest = blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
-    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little") & limits.MAX_SEED)
+    seed = int.from_bytes(digest, "little") & limits.MAX_SEED
+    return msgspec.structs.replace(params, seed=seed, prompt_logprobs=None)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...protocol.limits import SCORED_TOKENS
 from ...protocol.messages import Join, Plan
 from .pace import Pace
 from .pool import BlockPool, Held, Pool, digest
@@ -56,6 +57,18 @@ class Draft:
     """Pairs, one after another, as in the two that follow."""
     copies: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
+    scored: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Of how many tokens of which prompts the logprobs come, in the order of ``chunks``."""
+
+    def most(self, sequence: Sequence, start: int, tokens: int) -> int:
+        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step may take."""
+        tokens = min(tokens, self.budget)
+        if sequence.needs_scores:
+            left = SCORED_TOKENS - sum(scored for _, scored in self.scored)
+            scored = max(0, min(start + tokens, sequence.prompt_len - 1) - start)
+            if scored > left:
+                return left
+        return tokens
 
 
 class Launched(NamedTuple):
@@ -68,6 +81,8 @@ class Launched(NamedTuple):
     """Those of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
+    scored: list[tuple[Sequence, int]]
+    """``Draft.scored``."""
 
 
 class Planner:
@@ -160,7 +175,8 @@ class Planner:
         if blocked is not None:
             self.make_way(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
-        return plan, Launched(step, rows, table.generation[rows].tobytes(), budget - draft.budget)
+        prefill = budget - draft.budget
+        return plan, Launched(step, rows, table.generation[rows].tobytes(), prefill, draft.scored)
 
     def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in rank give way.
@@ -186,8 +202,12 @@ class Planner:
     def chunk(self, sequence: Sequence, draft: Draft) -> None:
         """As much of the sequence's prompt as the budget takes."""
         slot, table = sequence.slot, self.table
-        tokens = min(draft.budget, int(table.length[slot] - table.computed[slot]))
+        start = int(table.computed[slot])
+        tokens = draft.most(sequence, start, int(table.length[slot]) - start)
         if tokens > 0:
+            scored = min(start + tokens, sequence.prompt_len - 1) - start
+            if sequence.needs_scores and scored > 0:
+                draft.scored.append((sequence, scored))
             draft.budget -= tokens
             draft.chunks += (slot, tokens)
             table.computed[slot] += tokens
@@ -226,7 +246,9 @@ class Planner:
         """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
         size, length = blocks.block_size, len(sequence.tokens)
         held, copied = Held(), Held()
-        if blocks.caching:
+        if sequence.needs_scores:
+            sequence.prompt_scores = []  # what is cached has no logits: all is computed, perhaps once more
+        elif blocks.caching:
             self.share_beginning(sequence, blocks, held, copied)
         shared = len(held)
         needed = -(-length // size) - shared

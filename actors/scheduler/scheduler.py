@@ -25,6 +25,7 @@ from ...protocol.messages import (
     Matched,
     Opened,
     PeerUp,
+    PromptLogprobs,
     Sampled,
     Tokens,
     first_number,
@@ -84,6 +85,7 @@ class Scheduler(Actor):
         self.planner = Planner(config, self.counters)
         self.outstanding: deque[Launched] = deque()
         """Oldest first."""
+        self.prompts: list[PromptLogprobs] = []
         self.opened: list[Opened] = []
         self.finished: list[Finished] = []
 
@@ -207,6 +209,7 @@ class Scheduler(Actor):
                 sequence.attempt,
             )
         )
+        self.tell_scores(sequence)
 
     # --- plans and results ------------------------------------------------------------------------
 
@@ -228,7 +231,7 @@ class Scheduler(Actor):
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations, prefill = self.outstanding.popleft()
+        step, rows, generations, prefill, scored = self.outstanding.popleft()
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -239,6 +242,8 @@ class Scheduler(Actor):
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
             )
         tokens = np.frombuffer(message.tokens, np.int32)
+        if scored:
+            self.keep_scores(message, scored)
         for end in message.ends:
             self.end_by_grammar(end)
         alive = table.accepting[rows]
@@ -289,6 +294,23 @@ class Scheduler(Actor):
         else:
             self.finish(sequence, "stop")
 
+    def keep_scores(self, message: Sampled, scored: list[tuple[Sequence, int]]) -> None:
+        """The logprobs of prompts, row by row in the order of the plan's chunks; told when a prompt has all."""
+        count = sum(rows for _, rows in scored)
+        parts = Logprobs.read(message.prompt_logprob_tokens, message.prompt_logprobs, count)
+        first = 0
+        for sequence, rows in scored:
+            sequence.keep_scores(parts.take(np.arange(first, first + rows)))
+            first += rows
+            self.tell_scores(sequence)
+
+    def tell_scores(self, sequence: Sequence) -> None:
+        if sequence.params.prompt_logprobs is None or sequence.needs_scores or sequence.finished:
+            return
+        tokens = b"".join(part.tokens.tobytes() for part in sequence.prompt_scores)
+        values = b"".join(part.values.tobytes() for part in sequence.prompt_scores)
+        self.prompts.append(PromptLogprobs(sequence.request, tokens, values))
+
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
         wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0)
@@ -312,13 +334,14 @@ class Scheduler(Actor):
             counters = self.counters | self.gauges()
         if requests is None or tokens is None:
             requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
-        if len(requests) or self.opened or self.finished or counters:
+        if len(requests) or self.opened or self.finished or self.prompts or counters:
             message = Tokens(step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters)
             if logprobs is not None:
                 message.logprob_tokens = logprobs.tokens.tobytes()
                 message.logprobs = logprobs.values.tobytes()
+            message.prompts = self.prompts
             self.send("detokenizer", message)
-            self.opened, self.finished = [], []
+            self.opened, self.finished, self.prompts = [], [], []
 
     def gauges(self) -> dict[str, float]:
         planner, blocks = self.planner, self.planner.blocks

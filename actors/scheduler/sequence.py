@@ -61,6 +61,8 @@ class Sequence:
     """Generated tokens that the gateway had when it last sent the request."""
     logprobs: list[Logprobs] = field(default_factory=list)
     """One row for each token generated here, if the request asks for logprobs: part of the ledger."""
+    prompt_scores: list[Logprobs] = field(default_factory=list)
+    """Those of the prompt, part by part, if the request asks for them."""
     slot: int = -1
     waits_since: int = 0
     """The step that was next when it came into the queue."""
@@ -107,6 +109,9 @@ class Sequence:
             bias_tokens=bias_tokens.tobytes(),
             biases=biases.tobytes(),
             logprobs=self.wanted_logprobs,
+            prompt_logprobs=-1
+            if params.prompt_logprobs is None or not self.needs_scores
+            else params.prompt_logprobs,
             grammar=params.grammar,
         )
 
@@ -114,6 +119,21 @@ class Sequence:
     def wanted_logprobs(self) -> int:
         """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
         return -1 if self.params.logprobs is None else self.params.logprobs
+
+    @property
+    def scored(self) -> int:
+        """Tokens of the prompt whose logprobs are there; the first token has none."""
+        return sum(len(part.tokens) for part in self.prompt_scores)
+
+    @property
+    def needs_scores(self) -> bool:
+        """The request asks for the logprobs of its prompt, and not all are there."""
+        return self.params.prompt_logprobs is not None and self.scored < self.prompt_len - 1
+
+    def keep_scores(self, part: Logprobs) -> None:
+        """Put the next part of the prompt's logprobs into the ledger, as many columns as the request asks for."""
+        columns = 1 + (self.params.prompt_logprobs or 0)
+        self.prompt_scores.append(Logprobs(part.tokens[:, :columns].copy(), part.values[:, :columns].copy()))
 
     def keep_logprobs(self, row: Logprobs) -> None:
         """Put the one row of a new token into the ledger, as many columns as the request asks for."""
