@@ -188,9 +188,8 @@ class Detokenizer(Actor):
                 without(texts, dropped),
             )
             logprobs = tuple(without_rows(data, len(tokens), dropped) for data in logprobs)
-        news = Texts(message.step, message.opened, *rows, finished, tails, message.counters, *logprobs)
-        news.prompts = message.prompts
-        self.send("gateway", news)
+        news = message.step, message.opened, *rows, finished, tails, message.counters
+        self.send("gateway", Texts(*news, logprobs[0], logprobs[1], message.prompts))
         if matched:
             self.send("scheduler", Matched(list(matched)))
 

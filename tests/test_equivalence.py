@@ -5,8 +5,10 @@ The emulated device shows it over thousands of schedules (``test_simulation.py``
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import re
 import select
 
 import numpy as np
@@ -15,12 +17,15 @@ import torch
 from slipstream.actors.executor.batch import RunningBatch
 from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.masks import Masks
 from slipstream.actors.executor.model import PagedModel, from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.program import ModelProgram
+from slipstream.actors.grammar import GrammarCompiler
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
+from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
 
 VOCAB, LENGTH, SLOTS, BLOCK, BUDGET = 23, 64, 5, 4, 12
@@ -46,16 +51,28 @@ def model() -> PagedModel:
     return from_config(config, torch.device("cpu"), torch.float32)
 
 
+@functools.cache
+def compiler() -> GrammarCompiler:
+    """Of a vocabulary of single letters."""
+    letters = {letter: token for token, letter in enumerate("abcdefghijklmnopqrstuvw")}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return GrammarCompiler(tokenizer, VOCAB, [EOS])
+
+
 class Rig:
     """Scheduler and executor around one CPU device; the device's threads give the timing."""
 
     def __init__(self, model: PagedModel, depth: int, blocks: int) -> None:
         self.device = CpuDevice()
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, mask_words=compiler().words)
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK, check_carry_over=True)
-        pipeline = Pipeline(self.device, program, depth, batch.capacity, SLOTS + 1)
-        self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
+        pipeline = Pipeline(
+            self.device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+        )
+        masks = Masks(compiler(), SLOTS)
+        self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}
         self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
@@ -85,9 +102,11 @@ class Rig:
         assert select.select([fd], [], [], 30.0)[0], "the device is silent"
         os.eventfd_read(fd)
         self.carry(self.executor.receive("device", Completed(), 0.0))
+        if self.executor.wake_at is not None:
+            self.carry(self.executor.wake(0.0))
 
     def finish(self) -> None:
-        while self.scheduler.sequences or self.executor.pipeline.under_way:
+        while self.scheduler.sequences or not self.executor.pipeline.idle:
             self.wait()
         self.device.close()
 
@@ -103,6 +122,7 @@ def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
             top_p=rng.choice([1.0, 0.9]),
             seed=seed,
             ignore_eos=rng.random() < 0.2,
+            regex=rng.choice([None, None, None, "([a-f]g?)+", "(abc|cba)*h", "[a-u]{5}"]),
         )
         made.append((prompt, params))
     return made
@@ -150,6 +170,17 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
     assert preempted > 0
     assert wasted > 0, "no row was under way for a request that had ended"
     assert copied > 0, "no request began with a copy of another's last block"
+
+
+def test_answers_with_a_grammar_match_it(alone: list[list[int]]) -> None:
+    whole = 0
+    for answer, (_, params) in zip(alone, requests(40), strict=True):
+        if params.regex is not None:
+            text = "".join("abcdefghijklmnopqrstuvw"[token] for token in answer).removesuffix("v")
+            ended = len(answer) < (params.max_tokens or 0)
+            whole += ended
+            assert re.fullmatch(params.regex, text) or not ended, (params.regex, text)
+    assert whole > 3
 
 
 def test_the_schedules_have_real_ends_by_stop_token(alone: list[list[int]]) -> None:

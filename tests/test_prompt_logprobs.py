@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from simulation import World, byte_tokenizer
-from slipstream import LLM, SamplingParams
 from slipstream.actors.gateway.connections import MAX_HELD_TOKENS, by_weight, weight_of
 from slipstream.actors.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, SCORED_TOKENS, Limits
 from slipstream.protocol.messages import Delta, Plan, Refused, Submit
-from slipstream.service import BUNDLED_MODEL
 from transformers import AutoModelForCausalLM
+
+from slipstream import LLM, SamplingParams
+from slipstream.service import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="module")

@@ -306,6 +306,34 @@ def test_the_pipeline_has_no_race_in_any_schedule(depth: int) -> None:
     assert reused == {SEQUENCE_SLOT, KV_BLOCK}
 
 
+def launches_and_mask_copies(load: Callable[[World], None]) -> tuple[int, int, int]:
+    """Of a run: its steps, the launches that they took, and how often masks were copied."""
+    world = RecordedWorld(1, 2)
+    load(world)
+    world.check()
+    operations = world.recordings[0].operations
+    masks = world.recordings[0].location(world.executors[0].pipeline.masks)
+    steps = len({operation.step for operation in operations if operation.step >= 0})
+    launches = sum(operation.kind == "launch" for operation in operations)
+    return steps, launches, sum(o.kind == "copy" and masks in o.writes for o in operations)
+
+
+def test_only_a_step_with_a_grammar_is_launched_in_two_parts() -> None:
+    def ask(world: World, *asked: SamplingParams) -> None:
+        world.connect(b"ann")
+        for number, params in enumerate(asked):
+            world.ask(b"ann", str(number), [1 + number, 2, 3], params)
+        world.run(world.over)
+
+    plain = SamplingParams(max_tokens=30, seed=1, ignore_eos=True)
+    short = SamplingParams(max_tokens=30, seed=1, regex="[a-z]{4}")
+    steps, launches, copies = launches_and_mask_copies(lambda world: ask(world, plain, plain))
+    assert (launches, copies) == (steps, 0)
+    steps, launches, copies = launches_and_mask_copies(lambda world: ask(world, plain, short))
+    assert 5 <= copies <= 7  # four letters, the end, and what was under way by then
+    assert launches == steps + copies
+
+
 class SlowProgram:
     """The emulated model on the CPU device, slow enough that the host is ahead of it."""
 

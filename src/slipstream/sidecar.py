@@ -34,7 +34,10 @@ LOG_LINES = 400
 
 CONTROL_TIMEOUT_S = 5.0
 
-OTHERS = {f"{PREFIX}{name}" for name in ("ENDPOINT", "HTTP", "API_KEY", "ALLOWED_ORIGINS", "READY_FD", "PRINT_CONFIG")}
+OTHERS = {
+    f"{PREFIX}{name}"
+    for name in ("ENDPOINT", "HTTP", "API_KEY", "ALLOWED_ORIGINS", "READY_FD", "PRINT_CONFIG")
+}
 """Variables that speak of another service of this environment: two cannot have the same endpoint."""
 
 SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}

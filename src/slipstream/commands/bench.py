@@ -8,8 +8,10 @@ from .common import DONE, Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench import COMMANDS as benches
+    from .. import bench_grammar
+    from ..bench import COMMANDS
 
+    benches = COMMANDS | {"grammar": (bench_grammar.declare, bench_grammar.measure)}
     kinds = parser.add_subparsers(metavar="|".join(benches), required=True)
     for name, (declare, measure) in benches.items():
         kind = kinds.add_parser(name, allow_abbrev=False)
