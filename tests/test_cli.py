@@ -34,6 +34,13 @@ def test_help_of_each_command(capsys: pytest.CaptureFixture[str], name: str) -> 
     assert capsys.readouterr().out.startswith(f"usage: slipstream {name}")
 
 
+def test_help_names_a_command_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "serve"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: slipstream serve")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version")[:2] == (0, f"slipstream {__version__}\n")
 
@@ -43,6 +50,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["serv"], "unknown command 'serv'; did you mean 'serve'?"),
         (["serve", "--max-num-seq", "3"], "unknown argument --max-num-seq; did you mean '--max-num-seqs'?"),
+        (["serve", "--model", "x"], "--model is given by its place alone: slipstream serve MODEL"),
         (["serve", "--max-num-seqs=0"], "--max-num-seqs 0 is out of range; it must be at least 1"),
         (["serve", "--max-num-seqs"], "expected one argument"),
         (["serve", "--dtype=float31"], "did you mean 'float32'?"),

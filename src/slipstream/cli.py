@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
             from .runtime.config import did_you_mean
 
             word = unknown[0].partition("=")[0]
+            for action in self._actions:
+                if not action.option_strings and word == f"--{action.dest}":
+                    self.error(f"{word} is given by its place alone: {self.prog} {action.metavar}")
             self.error(f"unknown argument {word}{did_you_mean(word, self._option_string_actions)}")
         return found
 
@@ -46,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a usage error, 3 if it could not start, 4 if it
     failed while running."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
     prog = f"slipstream {name}" if name in COMMANDS else "slipstream"
     try:
         if name in COMMANDS:
@@ -72,8 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         if not isinstance(error, SlipstreamError):
             raise
-        print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, InvalidRequest) else FAILED
+        wrong = isinstance(error, InvalidRequest)
+        print(f"{prog}: {error}" if wrong else f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        return USAGE if wrong else FAILED
 
 
 def overview(name: str) -> int:
