@@ -23,6 +23,9 @@ FIRST_LOOK_S = 60.0
 RECENT_S = 2.0
 """The stretch of time that rates and shares are of."""
 
+LOAD_S = 0.5
+"""The stretch of time that the loads of actors are of: short, since an actor may take thousands of turns a second."""
+
 KEPT_REQUESTS = 1000
 """How many finished requests the latencies are of, at most."""
 
@@ -62,6 +65,8 @@ class Pulse(msgspec.Struct, kw_only=True):
     ready: bool
     draining: bool
     actors: list[ActorState]
+    loads: dict[str, float]
+    """By actor: share of the last half second that it spent in its turns."""
     running: int
     waiting: int
     kv_usage: float
@@ -153,6 +158,7 @@ class Watch:
             ready=actors.ready,
             draining=actors.draining,
             actors=actors.actors,
+            loads=loads(timeline),
             running=count("num_requests_running"),
             waiting=count("num_requests_waiting"),
             kv_usage=counters.get("kv_cache_usage_perc", 0.0),
@@ -210,6 +216,15 @@ class Watch:
         if seconds <= 0:
             return 0.0, 0.0
         return (generated - generated_then) / seconds, (prompts - prompts_then) / seconds
+
+
+def loads(timeline: Timeline) -> dict[str, float]:
+    latest = timeline.last(LOAD_S)
+    begun = timeline.until - round(LOAD_S * 1e9)
+    return {
+        actor: sum(span.end - max(span.start, begun) for span in latest.spans(actor)) / (LOAD_S * 1e9)
+        for actor in timeline.actors
+    }
 
 
 def next_to(span: Span, later: Span) -> bool:

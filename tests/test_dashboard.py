@@ -95,7 +95,7 @@ def test_the_page_shows_numbers_actors_and_the_last_steps_and_complains_of_nothi
         page.until("document.querySelector('#ttft td').textContent !== '–'")
         rows = page.value(
             "Object.fromEntries([...document.querySelectorAll('#actors tbody tr')].map((row) =>"
-            " [row.cells[0].textContent, row.cells[5].textContent]))"
+            " [row.cells[0].textContent, row.cells[6].textContent]))"
         )
         assert rows == {name: str(pid) for name, pid in service.pids.items()}
         assert page.text("#model") == "slipstream-bundled"
@@ -117,7 +117,7 @@ def test_the_page_shows_numbers_actors_and_the_last_steps_and_complains_of_nothi
 def test_a_restarted_actor_is_seen(service: Sidecar) -> None:
     restarts = (
         "+[...document.querySelectorAll('#actors tr')].find((row) => row.cells[0].textContent === 'detokenizer')"
-        "?.cells[3].textContent"
+        "?.cells[4].textContent"
     )
     with Page(f"{service.ready['http']}/dashboard") as page:
         page.until("document.querySelectorAll('#actors tbody tr').length === 6")

@@ -138,6 +138,12 @@ def test_rates_of_counters_survive_a_new_scheduler_that_counts_from_zero() -> No
     assert rates == pytest.approx([0.0, 500.0, 500.0, 0.0, 300.0])
 
 
+def test_the_load_of_an_actor_is_the_share_of_the_last_half_second_that_its_turns_took() -> None:
+    turns = [Span("Texts", -1, begun, begun + 100 * MS) for begun in (S, S + 450 * MS, S + 800 * MS)]
+    timeline = made_up(0, 2 * S, {"gateway": turns, "tokenizer": []})
+    assert pulse_of(timeline).loads == pytest.approx({"gateway": 0.3, "tokenizer": 0.0})
+
+
 # --- on a terminal ------------------------------------------------------------------------------
 
 
@@ -147,7 +153,7 @@ def shown(pulse: Pulse, width: int) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("width", [80, 100, 124, 200])
+@pytest.mark.parametrize("width", [80, 106, 128, 200])
 def test_top_fits_the_width_and_shows_actors_lanes_and_numbers(width: int) -> None:
     compute = steps(100, 30, S)
     text = shown(pulse_of(reading(compute, compute[-1].end), num_requests_running=7.0), width)
@@ -158,7 +164,7 @@ def test_top_fits_the_width_and_shows_actors_lanes_and_numbers(width: int) -> No
     assert re.search(r"█ step 12\d █", text)
     assert re.search(r"plan 12\d", text)
     assert "7       █" in text
-    assert re.search(r"scheduler +● dead +41 +3", text)
+    assert re.search(r"scheduler +● dead +(?:\d+% +)?41 +3", text)
     assert "100% of these steps were planned before the step before them had ended" in re.sub(
         r"\s+", " ", text
     )
@@ -206,7 +212,9 @@ def test_top_draws_on_a_terminal_until_ctrl_c_and_leaves_it_as_it_was(sidecar: S
         stderr=theirs,
         env=os.environ | {"TERM": "xterm-256color"},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
     )
     os.close(theirs)
     text, asked = "", False

@@ -12,7 +12,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .protocol.messages import ActorState
 from .protocol.pulse import Lane, Latency, Pulse
 from .protocol.timeline import STREAMS
 
@@ -177,9 +176,9 @@ class Tables:
         self.pulse = pulse
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        whole = options.max_width >= 100
-        parts = [actors(self.pulse.actors, whole), latencies(self.pulse)]
-        if options.max_width >= 120:
+        whole = options.max_width >= 106
+        parts = [actors(self.pulse, whole), latencies(self.pulse)]
+        if options.max_width >= 128:
             parts.append(requests(self.pulse))
         row = Table.grid(padding=(0, 4 if whole else 2))
         for _ in parts:
@@ -188,16 +187,18 @@ class Tables:
         yield row
 
 
-def actors(states: list[ActorState], whole: bool) -> RenderableType:
+def actors(pulse: Pulse, whole: bool) -> RenderableType:
     table = plain_table()
     table.add_column("actor")
     table.add_column("state")
-    for name in ("queue", "restarts", "up", "pid") if whole else ("queue", "restarts"):
+    for name in ("load", "queue", "restarts", "up", "pid") if whole else ("queue", "restarts"):
         table.add_column(name, justify="right")
-    for actor in states:
+    for actor in pulse.actors:
         state = Text.assemble(("● ", STATE_COLOURS.get(actor.state, "yellow")), actor.state)
         row = [str(actor.mailbox_depth), str(actor.restarts)]
         if whole:
+            load = pulse.loads.get(actor.name)
+            row.insert(0, "–" if load is None else f"{load:.0%}")
             row += ["–" if actor.state == "dead" else duration(actor.uptime_s), str(actor.pid)]
         table.add_row(actor.name, state, *row)
     return table

@@ -36,7 +36,7 @@ function show(pulse) {
     const cells = byId(kind).querySelectorAll("td");
     ["p50", "p90", "p99"].forEach((name, i) => { cells[i].textContent = pulse[kind] ? ms(pulse[kind][name]) : "–"; });
   }
-  byId("actors").tBodies[0].replaceChildren(...pulse.actors.map(row));
+  byId("actors").tBodies[0].replaceChildren(...pulse.actors.map((actor) => row(actor, pulse.loads[actor.name])));
   byId("requests").textContent =
     `${whole(pulse.accepted)} requests: ${whole(pulse.finished)} finished, ${whole(pulse.aborted)} aborted, ` +
     `${whole(pulse.failed)} failed; ${whole(pulse.refused)} more refused, ${whole(pulse.preemptions)} preemptions`;
@@ -48,7 +48,7 @@ function status(text, kind) {
   byId("status").className = `pill ${kind}`;
 }
 
-function row(actor) {
+function row(actor, load) {
   const made = document.createElement("tr");
   const cell = (text, kind = "number") => {
     const td = made.insertCell();
@@ -58,6 +58,7 @@ function row(actor) {
   cell(actor.name, "");
   const kind = actor.state === "ready" ? "good" : ["dead", "hung"].includes(actor.state) ? "bad" : "";
   cell(actor.state, `state ${kind}`);
+  cell(load === undefined ? "–" : `${(100 * load).toFixed(0)} %`);
   cell(actor.mailbox_depth);
   cell(actor.restarts);
   cell(actor.state === "dead" ? "–" : duration(actor.uptime_s));
