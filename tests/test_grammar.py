@@ -11,12 +11,12 @@ import jsonschema
 import msgspec
 import pytest
 from grammar_schemas import schemas
-from simulation import byte_tokenizer, grammar_compiler
+from simulation import World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
 from slipstream.actors.grammar import GrammarCompiler
 from slipstream.actors.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
-from slipstream.protocol.messages import Enqueue, Refused, Submit
+from slipstream.protocol.messages import Enqueue, Generate, Refused, Submit
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from slipstream.runtime.actor import Send
 
@@ -245,6 +245,57 @@ def test_a_stop_text_and_a_length_still_end_an_answer(llm: LLM) -> None:
     assert (by_text.text, by_text.finish_reason) == ("a", "stop")
     assert by_length.finish_reason == "length"
     assert set(by_length.text) == {"a"}
+
+
+# --- who fails, fails alone ---------------------------------------------------------------------------
+
+EXPLODES = "z{3}a{3}" + "(a|aa|aaa)*(b|bb)*" * 120 + "9"
+"""Compiles, has its first masks, and then more states than the limits allow."""
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_grammar_that_explodes_while_it_is_followed_fails_its_own_request_alone(depth: int) -> None:
+    grammar_compiler().check(Grammar("regex", EXPLODES))
+    world = World(depth, depth=depth)
+    world.connect(b"ann")
+    for number in range(5):
+        params = random_params(random.Random(number))
+        world.ask(b"ann", str(number), [number, 7], params)
+    with_fault = SamplingParams(max_tokens=50, seed=1, regex=EXPLODES)
+    world.ask(b"ann", "explodes", [5, 6], with_fault)
+    world.run(world.over)
+    assert world.ends.pop((b"ann", "explodes")) == "invalid_request"
+    del world.requests[b"ann", "explodes"]
+    world.check()
+    world.check_nothing_left()
+
+
+def test_received_tokens_that_are_not_of_the_grammar_fail_their_own_request_alone() -> None:
+    world = World(1)
+    world.connect(b"ann")
+    good = SamplingParams(max_tokens=20, seed=2, regex="[a-f]{9}")
+    world.ask(b"ann", "good", [9], good)
+    world.requests[b"ann", "bad"] = [9], good
+    world.say(b"ann", Generate(id="bad", prompt=[9], params=good, received=[200, 201]))
+    world.run(world.over)
+    assert world.ends.pop((b"ann", "bad")) == "invalid_request"
+    del world.requests[b"ann", "bad"]
+    world.check()
+
+
+def test_a_finished_answer_that_is_sent_again_ends_without_another_token() -> None:
+    """The client has all of the answer, and with ``ignore_eos`` no token says that it is the end."""
+    world = World(1)
+    params = SamplingParams(max_tokens=20, seed=2, regex="[a-f]{9}", ignore_eos=True)
+    answer = expected_tokens([9], params)
+    assert len(answer) == 9
+    world.connect(b"ann")
+    key = b"ann", "again"
+    world.requests[key], world.tokens[key], world.texts[key] = ([9], params), list(answer), ""
+    world.say(b"ann", Generate(id="again", prompt=[9], params=params, received=answer))
+    world.run(world.over)
+    assert world.ends[key] == "stop"
+    assert world.tokens[key] == answer
 
 
 # --- nobody else notices --------------------------------------------------------------------------------

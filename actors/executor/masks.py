@@ -45,7 +45,9 @@ class Follower:
             self.fail(self.matcher.get_error())
 
     def fail(self, error: str) -> None:
-        self.matcher, self.error = None, " ".join(error.replace("<non-verbose/>", "").split())
+        self.matcher = None
+        said = " ".join(error.replace("<non-verbose/>", "").split())
+        self.error = f"the answer cannot go on by its grammar: {said}"
 
 
 @dataclass(slots=True)
