@@ -21,6 +21,7 @@ from slipstream.protocol.sampling import Grammar, SamplingParams
 from slipstream.runtime.actor import Send
 
 from slipstream import LLM
+from slipstream.bench_grammar import grammar_cost
 
 BOUNDS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=1000)
 
@@ -313,3 +314,11 @@ def test_answers_are_those_of_each_request_alone_in_any_mixture(llm: LLM) -> Non
     together = llm.generate([prompts[i] for i in order], [asked[i] for i in order])
     for i, output in zip(order, together, strict=True):
         assert output.outputs[0].token_ids == alone[i], asked[i]
+
+
+def test_the_benchmark_tells_the_pace_of_the_rows_without_a_grammar() -> None:
+    cost = grammar_cost(rows=4, step_ms=2.0, steps=30, rounds=1)
+    for paces in (cost.without, cost.beside):
+        assert paces.mean_itl_ms > 1.9
+        assert paces.p50_itl_ms <= paces.p99_itl_ms
+    assert cost.slowed == pytest.approx(cost.beside.mean_itl_ms / cost.without.mean_itl_ms - 1, abs=1e-3)

@@ -66,6 +66,29 @@ def test_a_shape_that_is_met_runs_as_it_is_and_is_captured_next(made: Graphs) ->
     assert len(made.order) == len(set(made.order)) == 6
 
 
+def test_the_forward_pass_of_a_step_with_masks_is_a_graph_of_its_own_whatever_its_sampling(
+    made: Graphs,
+) -> None:
+    passed: list[StepShape] = []
+    made.program.forward = lambda inputs, shape: passed.append(shape)  # type: ignore[method-assign]
+    plain = made.plain_shape(2, False)
+    one = replace(plain, masked=((0, 3),), mask_words=8, logprobs=1)
+    other = replace(plain, masked=((0, 3), (1, 4)), mask_words=8, greedy=True, truncated=True)
+
+    def forward(shape: StepShape) -> None:
+        with torch.inference_mode():
+            made.forward(torch.zeros(shape.size), shape)
+
+    forward(one)
+    assert passed == [one], "there is no graph yet"
+    made.capture_next()
+    assert [(shape.forward_only, shape.masked) for shape in made.order] == [(True, ())]
+    forward(one)
+    forward(other)
+    assert passed == [one], "one graph is replayed for both"
+    assert made.program.logits is made.captured[made.order[0]].outputs
+
+
 def test_the_number_of_graphs_is_bounded(made: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 7)
     made.capture_all()
