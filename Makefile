@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest --soak tests/test_simulation.py tests/test_equivalence.py
+	$(BIN)/python -m pytest --soak tests/test_simulation.py tests/test_equivalence.py tests/test_scheduler_simulation.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

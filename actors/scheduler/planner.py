@@ -81,6 +81,8 @@ class Launched(NamedTuple):
     """Those of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
+    streams: bool
+    """Sequences decode in it."""
     scored: list[tuple[Sequence, int]]
     """``Draft.scored``."""
 
@@ -149,7 +151,7 @@ class Planner:
         draft.budget -= len(rows)
         if len(rows) and (self.prefilling or self.waiting):
             draft.budget = self.pace.limit(draft.budget, len(self.prefilling) + len(self.waiting))
-        budget = draft.budget
+        budget, streams = draft.budget, len(rows) > 0
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:
@@ -175,8 +177,8 @@ class Planner:
         if blocked is not None:
             self.make_way(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
-        prefill = budget - draft.budget
-        return plan, Launched(step, rows, table.generation[rows].tobytes(), prefill, draft.scored)
+        prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
+        return plan, Launched(step, rows, generations, prefill, streams, draft.scored)
 
     def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in rank give way.

@@ -231,7 +231,7 @@ class Scheduler(Actor):
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations, prefill, scored = self.outstanding.popleft()
+        step, rows, generations, prefill, streams, scored = self.outstanding.popleft()
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -251,7 +251,7 @@ class Scheduler(Actor):
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         counters = self.counters
-        planner.pace.learn(prefill, message.ended_ns - message.started_ns)
+        planner.pace.learn(prefill, message.ended_ns - message.started_ns, streams=streams)
         counters["steps"] += 1
         counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
         if self.free_since_ns is not None:
