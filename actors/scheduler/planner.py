@@ -235,9 +235,9 @@ class Planner:
         if self.step % CHARGE_STEPS == 0:
             self.charge_all()
         joined = 0
-        while draft.budget > 0 and joined < MAX_JOINED_TOKENS:
+        while joined < MAX_JOINED_TOKENS:
             sequence = self.waiting.first()
-            if sequence is None:
+            if sequence is None or (self.slots.available and draft.budget <= 0):
                 return None
             if not self.slots.available or not self.admit(sequence, blocks, draft):
                 return sequence
