@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[str, Edits]] = {
         PLANNER,
         (("computed = min(int(table.computed[slot]), length)", "computed = length"),),
     ),
-    "no-budget": (PLANNER, (("min(draft.budget, int(", "min(10**6, int("),)),
+    "no-budget": (PLANNER, (("tokens = min(tokens, self.budget)", "pass"),)),
     "slot-reused-at-once": (
         PLANNER,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),
