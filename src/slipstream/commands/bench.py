@@ -10,16 +10,23 @@ from .common import DONE, Run, need
 def declare(parser: argparse.ArgumentParser) -> Run:
     from .. import bench_grammar
     from ..bench import COMMANDS
+    from ..bench_serve import add_serve, run_serve_command
 
-    benches = COMMANDS | {"grammar": (bench_grammar.declare, bench_grammar.measure)}
+    benches = COMMANDS | {
+        "serve": (add_serve, run_serve_command),
+        "grammar": (bench_grammar.declare, bench_grammar.measure),
+    }
     kinds = parser.add_subparsers(metavar="|".join(benches), required=True)
     for name, (declare, measure) in benches.items():
         kind = kinds.add_parser(name, allow_abbrev=False)
         declare(kind)
-        kind.set_defaults(measure=measure)
+        kind.set_defaults(measure=measure, name=name)
 
     def run(found: argparse.Namespace) -> int:
-        need("bench", "engine")
+        if found.name != "serve":
+            need("bench", "engine")
+        elif found.base_url is not None:
+            need("bench serve --base-url", "http")
         found.measure(found)
         return DONE
 

@@ -1,0 +1,1 @@
+../../src/slipstream/bench_serve.py
