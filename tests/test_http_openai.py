@@ -173,6 +173,30 @@ def test_the_model_is_listed_and_found(api: OpenAI) -> None:
     assert api.models.retrieve(MODEL) == model
 
 
+def test_an_answer_matches_the_schema_that_was_asked_for(api: OpenAI) -> None:
+    properties: Any = {"ok": {"type": "boolean"}, "word": {"type": "string", "maxLength": 8}}
+    schema: Any = {
+        "type": "object",
+        "properties": properties,
+        "required": ["ok", "word"],
+        "additionalProperties": False,
+    }
+    told = api.chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        max_tokens=400,
+        seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+    )
+    answer = json.loads(told.choices[0].message.content or "")
+    assert isinstance(answer["ok"], bool)
+    assert isinstance(answer["word"], str)
+    assert told.choices[0].finish_reason == "stop"
+    extra = {"structured_outputs": {"choice": ["yes", "no"]}}
+    chosen = api.completions.create(model=MODEL, prompt="Is it?", max_tokens=8, extra_body=extra)
+    assert chosen.choices[0].text in ("yes", "no")
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -321,6 +345,52 @@ def test_a_conversation_with_calls_reaches_the_template_as_maps() -> None:
     assert system["role"] == "system"
     assert assistant["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
     assert tool["content"] == "sunny"
+
+
+def test_a_forced_call_streams_its_arguments_as_they_come() -> None:
+    script = Script('{"city"', ': "Rome"}')
+    whole, chunks = ask(
+        script, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}}
+    )
+    assert script.asked["params"].json_schema == TOOLS[0]["function"]["parameters"]
+    (call,) = whole.choices[0].message.tool_calls
+    assert whole.choices[0].message.content is None
+    assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Rome"}')
+    made = [made for chunk in chunks for made in chunk.choices[0].delta.tool_calls or ()]
+    assert made[0].function.name == "weather"
+    assert [one.function.arguments for one in made] == ["", '{"city"', ': "Rome"}']
+    assert len({one.index for one in made}) == 1
+    assert {one.id for one in made[1:]} == {None}
+
+
+def test_a_required_call_is_one_of_the_list_that_the_schema_asks_for() -> None:
+    script = Script('[{"name": "weather", "arguments": {"city": "Rome"}}]')
+    whole, _ = ask(script, tools=TOOLS, tool_choice="required")
+    assert script.asked["params"].json_schema["items"]["anyOf"][0]["properties"]["name"] == {
+        "const": "weather"
+    }
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert whole.choices[0].message.tool_calls[0].function.name == "weather"
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_response_format_becomes_a_schema(kind: str) -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}}
+    script = Script("{}")
+    format: dict[str, Any] = {"type": kind}
+    if kind == "json_schema":
+        format["json_schema"] = {"name": "answer", "schema": schema, "strict": True}
+    ask(script, response_format=format)
+    assert script.asked["params"].json_schema == (schema if kind == "json_schema" else {"type": "object"})
+
+
+@pytest.mark.parametrize(
+    ("match", "name"), [({"regex": "a+"}, "regex"), ({"choice": ["yes", "no"]}, "choice")]
+)
+def test_what_an_answer_must_match_reaches_the_parameters(match: dict[str, Any], name: str) -> None:
+    script = Script("a")
+    ask(script, extra_body={"structured_outputs": match})
+    assert getattr(script.asked["params"], name) == match[name]
 
 
 def test_an_error_in_the_middle_of_a_stream_is_raised_by_the_client() -> None:

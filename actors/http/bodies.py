@@ -36,6 +36,15 @@ class StreamOptions(Body, kw_only=True):
     """One more event before the last, with no choices and the usage."""
 
 
+class StructuredOutputs(Body, kw_only=True):
+    """vLLM's way to say what the whole answer must match: one of these."""
+
+    json: dict[str, Any] | str | None = None
+    """A JSON Schema."""
+    regex: str | None = None
+    choice: list[str] | None = None
+
+
 class Labels(Body, kw_only=True):
     """What a caller says about itself; accepted, and kept nowhere."""
 
@@ -69,6 +78,7 @@ class Sampling(Labels, kw_only=True):
     stop_token_ids: list[int] | None = None
     priority: int | None = None
     deadline_s: float | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 Message = Annotated[
@@ -173,6 +183,12 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Any) -> SamplingPa
     """The parameters that a body asks for, within what the service accepts; a null is as good as a field left
     out."""
     given = {name: value for name in COMMON if (value := getattr(body, name)) is not None}
+    match = body.structured_outputs
+    if match is not None:
+        if match.json is not None and others.get("json_schema") is not None:
+            message = "structured_outputs.json and response_format or tool_choice both ask for JSON; give one"
+            raise Problem(400, message, param="structured_outputs")
+        given |= {"json_schema": match.json, "regex": match.regex, "choice": match.choice}
     params = SamplingParams(**given | {name: value for name, value in others.items() if value is not None})
     if body.stream_options is not None and not body.stream:
         raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")
