@@ -45,6 +45,12 @@ class DeadlineExceeded(SlipstreamError):
     code = "deadline_exceeded"
 
 
+class Quarantined(SlipstreamError):
+    """The request was being computed when the executor died, twice: it is not tried a third time."""
+
+    code = "quarantined"
+
+
 class ModelNotSupported(SlipstreamError):
     """The model cannot be served correctly; the message says which property of it is the reason."""
 
@@ -70,6 +76,7 @@ BY_CODE: dict[str, type[SlipstreamError]] = {
         InvalidRequest,
         Overloaded,
         DeadlineExceeded,
+        Quarantined,
         ModelNotSupported,
         ServiceUnavailable,
         ProtocolError,

@@ -8,7 +8,9 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,23 @@ def stalling_executor(context: Any) -> Any:
             handle(message, now)
 
     actor.handlers[Completed] = stall
+    return actor
+
+
+def poisoned_executor(context: Any) -> Any:
+    """Dies by a signal of its own when a prompt has the token 666."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor = build(context)
+    handle = actor.handlers[Plan]
+
+    def die(plan: Any, now: float) -> None:
+        handle(plan, now)
+        if any(666 in array("i", join.tokens) for join in plan.joins):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    actor.handlers[Plan] = die
     return actor
 
 

@@ -22,6 +22,7 @@ from ...protocol.limits import SCORED_TOKENS
 from ...protocol.messages import Join, Plan
 from .pace import Pace
 from .pool import BlockPool, Held, Pool, digest
+from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
 
@@ -97,6 +98,7 @@ class Planner:
         """Number of the next step."""
         self.waiting = WaitingQueue()
         self.pace = Pace()
+        self.quarantine = Quarantine()
         self.blocks: BlockPool | None = None
         """None until an executor has told its capacity."""
         self.admitted: list[tuple[Sequence, int]] = []
@@ -156,7 +158,7 @@ class Planner:
         table.planned[rows] += 1
         for sequence in self.prefilling:
             self.chunk(sequence, draft)
-        blocked = self.admit_waiting(self.blocks, draft) if self.waiting else None
+        blocked = self.admit_waiting(self.blocks, draft) if self.waiting or self.quarantine.active else None
         if not len(rows) and not draft.chunks:
             return None
         if draft.chunks:
@@ -236,13 +238,18 @@ class Planner:
             self.charge_all()
         joined = 0
         while joined < MAX_JOINED_TOKENS:
-            sequence = self.waiting.first()
+            sequence = self.next_in_line()
             if sequence is None or (self.slots.available and draft.budget <= 0):
                 return None
             if not self.slots.available or not self.admit(sequence, blocks, draft):
-                return sequence
+                return None if self.quarantine.active else sequence
             joined += len(sequence.tokens)
         return None
+
+    def next_in_line(self) -> Sequence | None:
+        if self.quarantine.active:
+            return self.quarantine.next(device_is_empty=not any(self.holders))
+        return self.waiting.first()
 
     def admit(self, sequence: Sequence, blocks: BlockPool, draft: Draft) -> bool:
         """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
@@ -259,7 +266,10 @@ class Planner:
         if blocks.available < needed:
             blocks.release(held, blocks.completed)
             return False
-        self.waiting.pop()
+        if self.quarantine.take(sequence):
+            self.waiting.enter(sequence)
+        else:
+            self.waiting.pop()
         sequence.slot = slot = self.slots.take()
         self.holders[slot] = sequence
         sequence.held, sequence.published, sequence.resumes = held, shared, False
@@ -359,7 +369,8 @@ class Planner:
     def drop(self, sequence: Sequence) -> None:
         """The sequence has ended, wherever it stands."""
         if sequence.slot < 0:
-            self.waiting.remove(sequence)
+            if not self.quarantine.drop(sequence):
+                self.waiting.remove(sequence)
             return
         self.table.accepting[sequence.slot] = False
         if not sequence.left:
@@ -399,27 +410,61 @@ class Planner:
         self.waiting.left(sequence)
 
     def wait_again(self, sequence: Sequence) -> None:
+        self.forget_device(sequence)
+        self.wait(sequence)
+
+    def forget_device(self, sequence: Sequence) -> None:
+        """It holds nothing there any more but its tokens, which are kept."""
         sequence.tokens = self.table.known(sequence.slot).copy()
         sequence.held, sequence.slot, sequence.published = Held(), -1, 0
         sequence.left, sequence.preempted = False, False
-        self.wait(sequence)
 
     def wait(self, sequence: Sequence) -> None:
         """Into the queue."""
         sequence.waits_since = self.step
         self.waiting.push(sequence)
 
-    def void(self) -> None:
-        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens."""
+    def void(self, computing: bool) -> None:
+        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens.
+
+        ``computing``: a step was under way, and what it computed may be why the device is gone.
+        """
         if self.blocks is not None:
             self.counters["prefix_cache_evictions"] += self.blocks.evictions
         self.blocks = None
         for sequence in self.holders:
             if sequence is not None:
-                if not sequence.finished:
-                    self.wait_again(sequence)
+                self.void_sequence(sequence, computing)
                 self.waiting.left(sequence)
         self.reset_slots()
+
+    def void_sequence(self, sequence: Sequence, computing: bool) -> None:
+        if sequence.finished:
+            return
+        slot, table = sequence.slot, self.table
+        if computing or sequence is self.quarantine.trial:
+            self.quarantine.hold(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
+            self.forget_device(sequence)
+        else:
+            self.wait_again(sequence)
+
+    def judge(self, crashed: bool) -> list[Sequence]:
+        """How the last executor ended is known: whoever it held waits again, or is returned as given up."""
+        innocent, condemned = self.quarantine.judge(crashed)
+        for sequence in innocent:
+            self.wait(sequence)
+        return condemned
+
+    def end_trial(self) -> None:
+        """Whoever is past the point where the executor died makes way for the next suspect, or goes on."""
+        trial = self.quarantine.trial
+        if trial is None:
+            return
+        length = int(self.table.length[trial.slot]) if trial.slot >= 0 else 0
+        passed = self.quarantine.passed(length)
+        if passed is not None and self.quarantine.active and not passed.left:
+            passed.preempted = True
+            self.leave(passed)
 
     # --- accounts ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor
 from .planner import Launched, Planner, SchedulerConfig
+from .quarantine import MESSAGE
 from .sequence import Logprobs, Sequence
 from .waiting import rank
 
@@ -51,6 +52,7 @@ COUNTERS = (
     "num_preemptions",
     "num_preemptions_for_fairness",
     "num_requests_refused",
+    "num_requests_quarantined",
     "num_block_copies",
     "prefill_tokens",
     "prefix_cache_queries",
@@ -150,6 +152,13 @@ class Scheduler(Actor):
         )
         self.counters["num_requests_refused"] += 1
         self.finished.append(Finished(sequence.request, "invalid_request", None, message))
+        self.flush(-1)
+
+    def give_up(self, sequence: Sequence) -> None:
+        self.counters["num_requests_quarantined"] += 1
+        sequence.finished = True
+        del self.sequences[sequence.request]
+        self.finished.append(Finished(sequence.request, "quarantined", None, MESSAGE))
         self.flush(-1)
 
     def again(self, sequence: Sequence, message: Enqueue) -> None:
@@ -278,6 +287,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
             else:
                 self.finish(sequence, "length")
+        planner.end_trial()
         planner.complete(step)
         self.plan_ahead(now)
         self.free_since_ns = message.ended_ns if self.outstanding else None
@@ -349,7 +359,7 @@ class Scheduler(Actor):
             "num_requests_running": float(
                 sum(1 for s in planner.holders if s is not None and not s.finished)
             ),
-            "num_requests_waiting": float(len(planner.waiting)),
+            "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine.suspects)),
             "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
             "prefix_cache_evictions": self.counters["prefix_cache_evictions"]
             + (0.0 if blocks is None else blocks.evictions),
@@ -360,8 +370,9 @@ class Scheduler(Actor):
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new executor holds nothing; a new gateway names requests anew, so the old ones end."""
         if peer.name == "executor":
+            computing = bool(self.outstanding)
             self.outstanding.clear()
-            self.planner.void()
+            self.planner.void(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
@@ -371,6 +382,8 @@ class Scheduler(Actor):
         """The executor is loaded, and this is its cache."""
         planner = self.planner
         planner.begin(message.num_blocks, message.block_size)
+        for sequence in planner.judge(message.crashed):
+            self.give_up(sequence)
         limit = planner.longest
         assert limit is not None
         for sequence in [s for s in self.sequences.values() if s.target > limit]:

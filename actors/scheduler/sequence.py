@@ -76,6 +76,10 @@ class Sequence:
     finished: bool = False
     left: bool = False
     """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
+    deaths: int = 0
+    """Of the executor, by its own fault, while it computed this sequence."""
+    clear_at: int = 0
+    """With so many tokens it is past the point of the last of them."""
     preempted: bool = False
     """Left for others, and returns to the queue once ``last_step`` is completed."""
     resumes: bool = False

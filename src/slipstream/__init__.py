@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelNotSupported,
         Overloaded,
         ProtocolError,
+        Quarantined,
         ServiceUnavailable,
         SlipstreamError,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "ModelNotSupported",
     "Overloaded",
     "ProtocolError",
+    "Quarantined",
     "RequestOutput",
     "SamplingParams",
     "ServiceUnavailable",

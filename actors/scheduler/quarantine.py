@@ -1,0 +1,84 @@
+"""Requests that may have killed the executor are tried alone, and one that kills it again is given up.
+
+When an executor ends by its own fault, whatever it was computing is suspect: one of these requests may be
+the cause, and would be it again. So the suspects run one at a time, each until it is past the point where the
+executor died, and then the innocent go on with all others. One that was in the batch at two deaths was alone
+at the second: it is answered with an error instead of being tried a third time. A death from outside, such as
+a SIGKILL, makes nobody suspect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .sequence import Sequence
+
+MESSAGE = (
+    "the executor died while it computed this request among others, and again while it computed it alone:"
+    " it is not tried again"
+)
+
+
+class Quarantine:
+    """The suspects, and the one that is tried."""
+
+    def __init__(self) -> None:
+        self.held: list[Sequence] = []
+        """Was on the device when the executor died; whose fault it was is not known yet."""
+        self.suspects: deque[Sequence] = deque()
+        """To be tried, one after the other."""
+        self.trial: Sequence | None = None
+        """Runs, alone."""
+
+    @property
+    def active(self) -> bool:
+        """Nobody may join the device but who is tried."""
+        return bool(self.suspects) or self.trial is not None
+
+    def hold(self, sequence: Sequence, planned: int) -> None:
+        """A sequence that was computed at a death, ``planned`` tokens of it."""
+        sequence.clear_at = planned
+        self.held.append(sequence)
+
+    def judge(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
+        """It is known whether the executor ended by its own fault: who may go on, and who is given up."""
+        held, self.held, self.trial = self.held, [], None
+        innocent: list[Sequence] = []
+        condemned: list[Sequence] = []
+        for sequence in sorted(held, key=lambda s: s.request, reverse=True):
+            sequence.deaths += crashed
+            if sequence.deaths > 1:
+                condemned.append(sequence)
+            elif sequence.deaths:
+                self.suspects.appendleft(sequence)
+            else:
+                innocent.append(sequence)
+        return innocent, condemned
+
+    def next(self, device_is_empty: bool) -> Sequence | None:
+        """Who is to be tried; None while the device computes anything else."""
+        return self.suspects[0] if self.suspects and self.trial is None and device_is_empty else None
+
+    def take(self, sequence: Sequence) -> bool:
+        """The trial of a suspect begins; False if it is none."""
+        if not self.suspects or self.suspects[0] is not sequence:
+            return False
+        self.trial = self.suspects.popleft()
+        return True
+
+    def passed(self, length: int) -> Sequence | None:
+        """The one that is tried, once it has ended or has ``length`` tokens and so is past the point of the death."""
+        trial = self.trial
+        if trial is None or not (trial.finished or length >= trial.clear_at):
+            return None
+        self.trial = None
+        trial.deaths = 0
+        return trial
+
+    def drop(self, sequence: Sequence) -> bool:
+        """A sequence without a slot has ended; False if it is not here."""
+        for place in (self.held, self.suspects):
+            if sequence in place:
+                place.remove(sequence)
+                return True
+        return False
