@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from .client import Line, Prompt
+from .curve import ClientKey, Curve, client_key
 from .endpoints import check_endpoint
 from .messages import Actors, Delta, Stats, Trace, Welcome
 from .outputs import Collector, RequestOutput
@@ -31,13 +32,15 @@ class AsyncClient:
     """A connection to a service.
 
     ``timeout_s`` is how long the service may stay away, at first and after a lost connection, before
-    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``.
+    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``. ``curve`` is the key
+    file of this client, where the service asks for one; left out, for a ``tcp://`` endpoint, the one that
+    ``SLIPSTREAM_CLIENT_KEY`` names.
     """
 
-    def __init__(self, endpoint: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
-        self._line = WatchedLine(self.endpoint, self._drain)
+        self._line = WatchedLine(self.endpoint, client_key(curve, self.endpoint), self._drain)
         self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
         self._timer: asyncio.TimerHandle | None = None
 
@@ -254,8 +257,8 @@ class AsyncClient:
 class WatchedLine(Line):
     """A line whose socket the client's event loop watches."""
 
-    def __init__(self, endpoint: str, drain: Callable[[], None]) -> None:
-        super().__init__(endpoint)
+    def __init__(self, endpoint: str, key: ClientKey | None, drain: Callable[[], None]) -> None:
+        super().__init__(endpoint, key)
         self.drain = weakref.WeakMethod(drain)
         self.loop: asyncio.AbstractEventLoop | None = None
 

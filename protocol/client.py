@@ -16,6 +16,7 @@ from typing import Any
 
 import zmq
 
+from .curve import ClientKey, Curve, client_key
 from .endpoints import check_endpoint
 from .errors import InvalidRequest, Overloaded, SlipstreamError
 from .limits import MAX_FRAME_BYTES
@@ -38,13 +39,15 @@ class Client:
     """A connection to a service, for programs without an event loop.
 
     ``timeout_s`` is how long the service may stay away, at first and after a lost connection, before
-    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``.
+    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``. ``curve`` is the key
+    file of this client, where the service asks for one; left out, for a ``tcp://`` endpoint, the one that
+    ``SLIPSTREAM_CLIENT_KEY`` names.
     """
 
-    def __init__(self, endpoint: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
-        self._line = Line(self.endpoint)
+        self._line = Line(self.endpoint, client_key(curve, self.endpoint))
         self._busy = threading.Lock()
         self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
         try:
@@ -253,8 +256,9 @@ class Client:
 class Line:
     """The socket under a session: always for the connection that the session speaks of."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
         self.endpoint = endpoint
+        self.key = key
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
@@ -281,6 +285,8 @@ class Line:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
         socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        if self.key is not None:
+            self.key.apply(socket)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.poller.register(socket, zmq.POLLIN)

@@ -26,6 +26,12 @@ from .messages import Envelope, PublicIn, PublicOut
 T = TypeVar("T")
 
 
+def prepare(*kinds: Any) -> None:
+    """Have msgspec read the annotations of messages, which it evaluates, now and not with the first message."""
+    for kind in (PublicIn, PublicOut, Envelope, *kinds):
+        msgspec.msgpack.Decoder(kind)
+
+
 def encode(message: msgspec.Struct) -> bytes:
     """A message as MessagePack. A lone surrogate in a text becomes ``?``; bytes stay binary."""
     return pack(msgspec.to_builtins(message, builtin_types=(bytes,)))

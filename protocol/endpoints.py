@@ -16,7 +16,8 @@ from .limits import MAX_IPC_PATH_BYTES
 def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
     """Return ``endpoint`` if it can be bound: ``ipc://PATH`` or ``tcp://HOST:PORT`` on a loopback address.
 
-    ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``.
+    ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``, which
+    stands for keys as well.
     """
     scheme, separator, address = endpoint.partition("://")
     if not separator or scheme not in ("ipc", "tcp"):
@@ -39,7 +40,8 @@ def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
     if not insecure and not is_loopback(host):
         raise InvalidRequest(
             f"endpoint {endpoint!r} can be reached from other machines, and anyone there could use it:"
-            " bind a loopback address such as tcp://127.0.0.1:5555, or add --insecure"
+            " bind a loopback address such as tcp://127.0.0.1:5555, or add --curve-keys FOLDER (see slipstream"
+            " keys) so that only clients with a key can, or --insecure"
         )
     return endpoint
 
@@ -51,15 +53,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def make_run_directory() -> Path:
-    """A new private directory (0700, unpredictable name) for the sockets of one service."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    parent = base if base and os.access(base, os.W_OK) else tempfile.gettempdir()
-    if len(os.fsencode(parent)) > 60:
-        parent = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="slipstream-", dir=parent))
 
 
 def running_services() -> list[str]:

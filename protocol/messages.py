@@ -171,6 +171,10 @@ class Pong(ToClient, tag="pong"):
     nonce: int = 0
 
 
+GAUGES = frozenset(("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
+"""Names in ``Stats`` that say how something is now; all others only grow."""
+
+
 class Stats(ToClient, tag="stats"):
     """Counters since the start of the service, and gauges as they are now."""
 

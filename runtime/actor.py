@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..protocol.messages import PeerUp
+from .guard import DoorKeys
 from .trace import Ring
 
 Address = str | bytes
@@ -30,6 +31,8 @@ class Actor:
     """The host waits in a poller (a step more or less matters), not in an event loop."""
     endpoint: str | None = None
     """Where the host opens a door to clients, for the actor that has one."""
+    door_keys: DoorKeys | None = None
+    """Who may come in by the door; None: whoever reaches it."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
     progress: int = 0

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..protocol.codec import prepare
 from . import control
 from .actor import Actor
 from .face import Face, FaceHost
@@ -70,10 +72,18 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def raise_file_limit() -> None:
+    """ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main(factory: str, fd: int, parent: int) -> int:
     """Build the actor that ``factory`` names and run it until the supervisor ends it."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    raise_file_limit()
     channel = socket.socket(fileno=fd)
     begin = control.receive(channel)
     if not isinstance(begin, control.Begin):
@@ -84,6 +94,7 @@ def main(factory: str, fd: int, parent: int) -> int:
         make: Callable[[StartContext], Actor | Face] = getattr(importlib.import_module(module), function)
         made = make(build)
         build.phase("sockets")
+        prepare(control.AnyControl)
         facts = dict(made.facts)
         if isinstance(made, Actor):
             host = Host(made, begin, channel)

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 PREFIX = "SLIPSTREAM_"
 
-NOT_OURS = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
-"""What Kubernetes puts into the environment for a service that is named like us."""
+NOT_OURS = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)|CLIENT_KEY")
+"""What Kubernetes puts into the environment for a service that is named like us, and what concerns clients."""
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

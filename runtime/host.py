@@ -37,6 +37,7 @@ from ..protocol.messages import (
 )
 from . import control
 from .actor import Actor, Send
+from .guard import guard
 from .links import Links
 
 MAILBOX_MESSAGES = 20_000
@@ -112,6 +113,8 @@ class Host:
             HEARTBEAT_IVL=2000,
             HEARTBEAT_TIMEOUT=8000,
         )
+        if self.actor.door_keys is not None:
+            guard(self.context, self.door, self.actor.door_keys)
         try:
             self.door.bind(endpoint)
         except zmq.ZMQError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import sys
 from array import array
@@ -78,12 +77,31 @@ def poisoned_executor(context: Any) -> Any:
     return actor
 
 
+def evaluating_tokenizer(context: Any) -> Any:
+    """Evaluates and unpickles for each request, as no actor may."""
+    import pickle
+
+    from slipstream.actors.tokenizer import build
+    from slipstream.protocol.messages import Submit
+
+    actor = build(context)
+    handle = actor.handlers[Submit]
+
+    def evaluate(message: Any, now: float) -> None:
+        eval("1 + 1")
+        pickle.loads(pickle.dumps(Path("/")))
+        handle(message, now)
+
+    actor.handlers[Submit] = evaluate
+    return actor
+
+
 def main(factories: dict[str, str], arguments: list[str]) -> int:
     import argparse
 
-    from slipstream.protocol.endpoints import make_run_directory
     from slipstream.runtime.config import add_arguments, resolve
     from slipstream.runtime.log import Log
+    from slipstream.runtime.run_directory import run_directory
 
     from slipstream.options import ServeOptions
     from slipstream.service import plan_service, run
@@ -91,15 +109,12 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser, ServeOptions)
     options = resolve(ServeOptions, arguments=vars(parser.parse_args(arguments))).options
-    directory: Path = make_run_directory()
-    try:
+    with run_directory() as directory:
         specs = [
             dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
             for spec in plan_service(options, directory)
         ]
         return run(specs, options, directory, Log("text"), os.getppid())
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

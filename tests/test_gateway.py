@@ -955,3 +955,19 @@ def test_a_trace_of_no_time_at_all_is_refused(desk: Desk, seconds: float) -> Non
     assert isinstance(refused, Error)
     assert f"seconds={seconds}" in refused.message
     assert desk.said == {}
+
+
+def test_counters_do_not_go_back_when_the_scheduler_is_new_and_gauges_do(desk: Desk) -> None:
+    def told() -> dict[str, float]:
+        desk.ask(ANN, GetStats())
+        counters = desk.one(ANN).counters
+        return {name: counters[name] for name in ("steps", "num_requests_running")}
+
+    desk.texts([], counters={"steps": 60.0, "num_requests_running": 3.0})
+    for epoch in (8, 9):
+        desk.give("", PeerUp("scheduler", epoch))
+        assert told() == {"steps": 60.0 if epoch == 8 else 65.0, "num_requests_running": 0.0}
+        desk.texts([], counters={"steps": 5.0, "num_requests_running": 1.0})
+    assert told() == {"steps": 70.0, "num_requests_running": 1.0}
+    desk.give("", PeerUp("tokenizer", 10))
+    assert told() == {"steps": 70.0, "num_requests_running": 1.0}

@@ -198,7 +198,8 @@ def dangers(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             found += [node.module] if node.module and node.module.split(".")[0] in FORBIDDEN_MODULES else []
         elif isinstance(node, ast.Name):
-            found += [node.id] if node.id in FORBIDDEN_CALLS | FORBIDDEN_MODULES else []
+            used = isinstance(node.ctx, ast.Load)  # an option of that name is none of them
+            found += [node.id] if used and node.id in FORBIDDEN_CALLS | FORBIDDEN_MODULES else []
         elif isinstance(node, ast.Attribute):
             dotted = ast.unparse(node)
             found += [dotted] if dotted in FORBIDDEN_METHODS or node.attr in FORBIDDEN_METHODS else []

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +119,17 @@ def test_deaths_of_one_do_not_count_for_another() -> None:
 class Planted:
     """A service in which factories of this folder take the place of some actors'."""
 
-    def __init__(self, factories: dict[str, str], *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, factories: dict[str, str], *arguments: str, path: Sequence[Path] = (), **environment: str
+    ) -> None:
+        places = [*map(str, path), str(HERE), os.environ.get("PYTHONPATH", "")]
         read_end, write_end = os.pipe()
         self.process = subprocess.Popen(
             [
                 *(sys.executable, str(HERE / "planted.py"), json.dumps(factories)),
-                *("--device=emulated", f"--ready-fd={write_end}", *arguments),
+                *("--device=emulated", *arguments, f"--ready-fd={write_end}"),
             ],
-            env=os.environ | environment | {"PYTHONPATH": str(HERE)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))} | environment,
             pass_fds=(write_end,),
             stderr=subprocess.PIPE,
             text=True,

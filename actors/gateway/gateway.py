@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from array import array
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ...protocol import limits
+from ...protocol.curve import KeyFolder
 from ...protocol.errors import InvalidRequest
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
@@ -41,11 +43,12 @@ from ...protocol.messages import (
     Welcome,
 )
 from ...runtime.actor import Actor
+from ...runtime.guard import DoorKeys
 from .admission import check
 from .connections import PROBE_S, Client, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
-from .measures import Measures
+from .measures import Carried, Measures
 from .timeline import Timelines
 
 
@@ -82,7 +85,7 @@ class Gateway(Actor):
         self.asking: list[bytes] = []
         """Clients that want to know how the actors are."""
         self.measures = Measures()
-        self.scheduler_counters: dict[str, float] = {}
+        self.scheduler_counters = Carried()
         self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
             ClientMessage: self.on_client_message,
@@ -273,7 +276,7 @@ class Gateway(Actor):
     def on_texts(self, message: Texts, now: float) -> None:
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
         if message.counters:
-            self.scheduler_counters = message.counters
+            self.scheduler_counters.take(message.counters)
         news = take_in(self.ledger, message)
         self.measures.on_news(news, len(message.texts), bool(self.ledger.answers), now)
         if news.strangers:
@@ -321,6 +324,8 @@ class Gateway(Actor):
         self.timelines.peers.add(peer.name)
         if peer.name == "executor":
             return  # the scheduler holds what is needed
+        if peer.name == "scheduler":
+            self.scheduler_counters.begin_again()
         self.ledger.cancelled.clear()
         for request in self.ledger.requests.values():
             request.attempt += 1
@@ -330,7 +335,7 @@ class Gateway(Actor):
 
     def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
         ours = self.measures.told(len(self.ledger.requests))
-        self.tell(client, Stats(counters=self.scheduler_counters | self.host_counters | ours))
+        self.tell(client, Stats(counters=self.scheduler_counters.totals() | self.host_counters | ours))
 
     def on_counted(self, counted: Counted, now: float) -> None:
         self.host_counters |= counted.counters
@@ -353,13 +358,21 @@ class Gateway(Actor):
             self.tell(client, Error(code="invalid_request", message=f"seconds={seconds}; give more than 0"))
 
 
+def door_keys(options: dict[str, Any]) -> DoorKeys | None:
+    if options["curve_keys"] is None:
+        return None
+    keys = DoorKeys(KeyFolder(Path(options["curve_keys"])), frozenset(options["curve_also"]))
+    keys.check()  # a start that cannot work fails here, and says why
+    return keys
+
+
 def build(context: Any) -> Gateway:
     """The gateway of a service, from its options."""
     options = context.options
     bounds = Limits.of(options)
     seed = options["seed"]
     rng = random.Random(seed) if seed is not None else random.SystemRandom()
-    return Gateway(
+    gateway = Gateway(
         options["endpoint"],
         options["model_name"],
         bounds,
@@ -368,3 +381,5 @@ def build(context: Any) -> Gateway:
         epoch=context.epoch,
         default_deadline_s=options["default_deadline"],
     )
+    gateway.door_keys = door_keys(options)
+    return gateway

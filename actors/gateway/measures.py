@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from ...protocol.messages import GAUGES
 from .delivery import News
 from .ledger import Request
 
@@ -104,3 +105,24 @@ class Measures:
         for name, histogram in self.histograms.items():
             found |= histogram.counters(name)
         return found
+
+
+class Carried:
+    """Another actor's counters over all its incarnations: a new one begins at 0, and counters never fall."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        """Of all incarnations that are gone."""
+        self.newest: dict[str, float] = {}
+
+    def take(self, counters: dict[str, float]) -> None:
+        self.newest = counters
+
+    def begin_again(self) -> None:
+        """A new incarnation: what was counted is kept, and what was only so at the time is so no more."""
+        totals = self.totals()
+        self.before = {name: value for name, value in totals.items() if name not in GAUGES}
+        self.newest = {name: 0.0 for name in totals if name in GAUGES}
+
+    def totals(self) -> dict[str, float]:
+        return self.before | {name: value + self.before.get(name, 0.0) for name, value in self.newest.items()}

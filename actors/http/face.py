@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ...protocol.async_client import AsyncClient
+from ...protocol.curve import ClientKey
 from ...protocol.errors import SlipstreamError
 from ...protocol.limits import Limits
 from .app import Entrance, make_app
@@ -88,7 +89,9 @@ class HttpFace:
     """What ``FaceHost`` runs."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.client = AsyncClient(options["door"])
+        self.client = AsyncClient(
+            options["door"], curve=ClientKey(**options["curve"]) if options.get("curve") else None
+        )
         self.service = Service(
             self.client,
             options["model"],

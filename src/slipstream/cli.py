@@ -21,6 +21,7 @@ COMMANDS = {
     "top": "watch actors, queues and utilisation live",
     "trace": "write what a service just did as one timeline for Perfetto",
     "protocol": "print what a client in another language needs: messages, JSON Schema, golden vectors",
+    "keys": "make the keys with which clients on other machines reach a service",
     "env": "show versions, extras and devices; with --model, whether it is supported and why",
 }
 """Each command, the name of its module in ``commands``, and its line in the overview."""

@@ -226,6 +226,12 @@ class ServeOptions:
         metavar="TEXT",
         verify=prefix_error,
     )
+    curve_keys: str | None = option(
+        None,
+        "a folder made by slipstream keys: clients need a key that it lists, and what they say is encrypted",
+        group=LIFE,
+        metavar="FOLDER",
+    )
     insecure: bool = option(
         False, "let a TCP or HTTP endpoint be reached from other machines, by anyone", group=LIFE
     )
@@ -261,4 +267,4 @@ class ServeOptions:
                 " listen on a loopback address such as 127.0.0.1:8000, or give --api-key, or add --insecure"
             )
         if self.endpoint is not None:
-            check_endpoint(self.endpoint, insecure=self.insecure)
+            check_endpoint(self.endpoint, insecure=self.insecure or self.curve_keys is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 
 from . import __version__
 from .options import ServeOptions
-from .protocol.endpoints import check_endpoint, make_run_directory
+from .protocol.curve import KeyFolder, new_pair
+from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
 from .runtime.children import ChildFailed, ChildSpec
 from .runtime.log import Log
 from .runtime.notify import Notify
+from .runtime.run_directory import run_directory
 from .runtime.supervisor import Supervisor
 
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
@@ -40,8 +41,7 @@ def serve(options: ServeOptions) -> int:
     """Run a service until SIGTERM or SIGINT; returns the exit code."""
     log = Log(options.log_format)
     parent = os.getppid()
-    directory = make_run_directory()
-    try:
+    with run_directory() as directory:
         try:
             specs = plan_service(options, directory)
         except SlipstreamError as error:
@@ -49,8 +49,6 @@ def serve(options: ServeOptions) -> int:
             tell_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
         return run(specs, options, directory, log, parent)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log, parent: int) -> int:
@@ -178,7 +176,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     if limit is not None and length > limit:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
-    check_endpoint(endpoint, insecure=options.insecure)
+    check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
     shared: dict[str, Any] = {
         "model": str(folder),
         "model_name": options.served_model_name or options.model or "slipstream-bundled",
@@ -213,6 +211,8 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         "endpoint": endpoint,
         "max_queued_requests": options.max_queued_requests,
         "default_deadline": options.default_deadline,
+        "curve_keys": None if options.curve_keys is None else os.path.abspath(options.curve_keys),
+        "curve_also": [],
         "server": f"slipstream {__version__}",
     }
     actors = f"{__package__}.actors"
@@ -228,7 +228,14 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         ),
     ]
     if options.http is not None:
+        key = None
+        if options.curve_keys is not None:  # the face is a client too, with a key that is made for this one
+            public, secret = new_pair()
+            server, _ = KeyFolder(Path(options.curve_keys)).server()
+            key = {"server": server, "public": public, "secret": secret}
+            gateway["curve_also"] = [public]
         http = shared | {
+            "curve": key,
             "endpoint": options.http,
             "max_queued_requests": options.max_queued_requests,
             "api_key": options.api_key,

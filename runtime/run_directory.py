@@ -1,0 +1,74 @@
+"""The private folder in which the sockets of one service lie.
+
+It has an unpredictable name and is closed to others (0700). Whoever owns it holds a lock on it for life, and
+so a folder without a lock is one that a killed service left behind: the next one clears it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "slipstream-"
+
+LONGEST_PARENT = 60
+"""Bytes: a socket's path has at most 107."""
+
+
+@contextlib.contextmanager
+def run_directory() -> Iterator[Path]:
+    """A new folder, which is removed at the end."""
+    parent = run_parent()
+    clear_stale(parent)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = try_lock(path)
+        if lock is not None:
+            break  # another service may have taken it for a stale one between the two lines; then again
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def run_parent() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    parent = base if base and os.access(base, os.W_OK) else tempfile.gettempdir()
+    return Path(parent if len(os.fsencode(parent)) <= LONGEST_PARENT else "/tmp")
+
+
+def try_lock(path: Path) -> int | None:
+    """The lock on a folder of ours; None if someone holds it, or it is none, or is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):  # it is in use, or was removed meanwhile
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held, named = os.fstat(descriptor), os.lstat(path)
+        if held.st_uid == os.geteuid() and (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def clear_stale(parent: Path) -> None:
+    """Remove what killed services of this user left behind. What is in use, or is not ours, stays."""
+    for path in parent.glob(f"{PREFIX}*"):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            continue
+        lock = try_lock(path)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
