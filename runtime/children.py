@@ -79,6 +79,7 @@ class Child:
         peers: dict[str, tuple[int, str]],
         options: dict[str, Any],
         log: Log,
+        key: bytes,
         *,
         crashed: bool,
     ) -> Child:
@@ -104,7 +105,7 @@ class Child:
         pidfd = os.pidfd_open(process.pid)
         child = Child(spec, epoch, mailbox, process, ours, pidfd, time.monotonic(), kills_for_memory())
         child.output = output
-        control.send(ours, control.Begin(spec.name, epoch, mailbox, peers, options, crashed))
+        control.send(ours, control.Begin(spec.name, epoch, mailbox, peers, options, crashed, key))
         ours.setblocking(False)
         return child
 

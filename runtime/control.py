@@ -34,6 +34,8 @@ class Begin(Control):
     options: dict[str, Any]
     crashed: bool = False
     """The incarnation before this one ended by its own fault."""
+    key: bytes = b""
+    """What frames between the actors of this service begin with."""
 
 
 class Peer(Control):

@@ -44,7 +44,10 @@ MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
 
 CLIENT_MESSAGES = 64
-"""Most messages waiting in the socket for one client; then its deltas wait, merged, in the gateway."""
+"""Most messages waiting in the socket for one client, and most that wait from it.
+
+Beyond the first its deltas wait, merged, in the gateway; beyond the second its requests wait in its own socket.
+"""
 
 LAST_WORDS_MS = 500
 """How long the last messages to clients may take to leave when the host ends."""
@@ -62,7 +65,7 @@ class Host:
     def __init__(self, actor: Actor, begin: control.Begin, channel: socket.socket) -> None:
         self.actor = actor
         self.channel = channel
-        self.links = Links(begin.name, begin.epoch)
+        self.links = Links(begin.name, begin.epoch, begin.key)
         self.ring = actor.ring
         self.dumps: list[Iterator[tuple[str, Spans]]] = []
         """What is left to send of each trace that was asked for."""
@@ -108,7 +111,7 @@ class Host:
             MAXMSGSIZE=limits.MAX_FRAME_BYTES,
             ROUTER_MANDATORY=1,
             SNDHWM=CLIENT_MESSAGES,
-            RCVHWM=1024,
+            RCVHWM=CLIENT_MESSAGES,
             HANDSHAKE_IVL=2000,
             HEARTBEAT_IVL=2000,
             HEARTBEAT_TIMEOUT=8000,
@@ -248,7 +251,11 @@ class Host:
                 opened = self.links.open(frame)
             except ProtocolError as error:
                 self.malformed += 1
-                print(f"{self.links.name} dropped a frame from a stranger: {error}", file=sys.stderr)
+                if self.malformed.bit_count() == 1:  # 1, 2, 4, 8, …: a stranger cannot fill the log
+                    print(
+                        f"{self.links.name} dropped a frame from a stranger, {self.malformed} until now: {error}",
+                        file=sys.stderr,
+                    )
                 continue
             # What the supervisor told before this was sent is known before it is handled: a request that is
             # sent again because of a new peer must not meet an actor that still speaks to the old one.

@@ -1,5 +1,7 @@
 """Epochs and sequence numbers: which frames count.
 
+A frame begins with the key of the service, which only its actors know: a stranger's is refused unread.
+
 Every incarnation of an actor has an epoch, given by the supervisor and higher than any before. A
 frame from an older epoch, or meant for one, is counted and dropped. Between two incarnations the
 frames are numbered; a gap means that something was lost between two living processes, which must
@@ -11,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..protocol.codec import decode_envelope, encode
+from ..protocol.errors import ProtocolError
 from ..protocol.messages import Envelope, PeerUp
 
 
@@ -21,9 +24,10 @@ class LostMessage(Exception):
 class Links:
     """The state of one actor's links to all its peers. No I/O."""
 
-    def __init__(self, name: str, epoch: int) -> None:
+    def __init__(self, name: str, epoch: int, key: bytes = b"") -> None:
         self.name = name
         self.epoch = epoch
+        self.key = key
         self.peers: dict[str, int] = {}
         self.sent: dict[str, int] = {}
         self.received: dict[str, int] = {}
@@ -43,11 +47,16 @@ class Links:
         """The frame that carries ``message`` to the known incarnation of ``to``."""
         sequence = self.sent[to]
         self.sent[to] = sequence + 1
-        return encode(Envelope(self.name, self.epoch, self.peers[to], sequence, message))
+        return self.key + encode(Envelope(self.name, self.epoch, self.peers[to], sequence, message))
 
     def open(self, frame: bytes) -> list[tuple[str, Any]]:
-        """What the frame says, as (sender, message); a first word of a new incarnation comes as ``PeerUp``."""
-        envelope = decode_envelope(frame)
+        """What the frame says, as (sender, message); a first word of a new incarnation comes as ``PeerUp``.
+
+        ``ProtocolError`` if it is of a stranger.
+        """
+        if not frame.startswith(self.key):
+            raise ProtocolError(f"a frame of {len(frame)} bytes is not of this service")
+        envelope = decode_envelope(frame[len(self.key) :])
         sender = envelope.sender
         if envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0):
             self.stale += 1

@@ -78,8 +78,10 @@ class Supervisor:
         """Actors that want to know how all are."""
         self.tell_at = 0.0
         """When they are told at the latest."""
+        self.key = os.urandom(16)
+        """What frames between the actors begin with, so that nobody else's are taken for theirs."""
         self.context = zmq.Context()
-        self.desk = self.context.socket(zmq.REP)
+        self.desk = self.context.socket(zmq.ROUTER)
         self.desk.set(zmq.LINGER, 0)
         self.desk.set(zmq.MAXMSGSIZE, 1024)
         self.control_endpoint = f"ipc://{directory}/control"
@@ -135,9 +137,10 @@ class Supervisor:
         options = spec.options
         if spec.face_of is not None:
             peers, options = {}, options | {"door": self.children[spec.face_of].spec.options["endpoint"]}
+        key = self.key if spec.face_of is None else b""
         crashed = self.crashed.get(spec.name, False)
         self.children[spec.name] = Child.spawn(
-            spec, self.epoch, self.directory, peers, options, self.logger, crashed=crashed
+            spec, self.epoch, self.directory, peers, options, self.logger, key, crashed=crashed
         )
 
     def wait_ready(self, deadline: float) -> bool:
@@ -210,9 +213,7 @@ class Supervisor:
         if self.parent_fd in ready:
             self.parent_gone = True
         if self.desk in ready:
-            self.desk.recv()
-            described = {name: self.describe(child) for name, child in self.children.items()}
-            self.desk.send(pack(msgspec.to_builtins({"actors": described})))
+            self.answer_at_desk()
         for child in list(self.children.values()):
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
@@ -296,6 +297,17 @@ class Supervisor:
         self.start()
 
     # --- liveness ---------------------------------------------------------------------------------
+
+    def answer_at_desk(self) -> None:
+        """Tell how the actors are, whatever the question.
+
+        No REP socket: a question that is none can leave that one waiting for ever.
+        """
+        with contextlib.suppress(zmq.Again):
+            asking, *_ = self.desk.recv_multipart(zmq.DONTWAIT)
+            described = {name: self.describe(child) for name, child in self.children.items()}
+            answer = pack(msgspec.to_builtins({"actors": described}))
+            self.desk.send_multipart((asking, b"", answer), zmq.DONTWAIT)
 
     def pulses(self) -> list[Pulse]:
         """Of all children that are there."""
