@@ -32,16 +32,21 @@ def prepare(*kinds: Any) -> None:
         msgspec.msgpack.Decoder(kind)
 
 
-def encode(message: msgspec.Struct) -> bytes:
-    """A message as MessagePack. A lone surrogate in a text becomes ``?``; bytes stay binary."""
-    return pack(msgspec.to_builtins(message, builtin_types=(bytes,)))
+def encode(message: msgspec.Struct, *, strict: bool = False) -> bytes:
+    """A message as MessagePack; bytes stay binary.
+
+    A lone surrogate in a text becomes ``?``; with ``strict`` it is a ``UnicodeEncodeError``.
+    """
+    return pack(msgspec.to_builtins(message, builtin_types=(bytes,)), strict=strict)
 
 
-def pack(plain: Any) -> bytes:
+def pack(plain: Any, *, strict: bool = False) -> bytes:
     """Plain values as MessagePack."""
     try:
         packed = msgpack.packb(plain)  # by far the faster way for texts
     except UnicodeEncodeError:
+        if strict:
+            raise
         packed = msgpack.packb(plain, unicode_errors="replace")
     assert packed is not None
     return packed

@@ -455,7 +455,12 @@ def check_params(params: SamplingParams | None) -> SamplingParams:
 def encode_request(request: Generate) -> bytes:
     """The frame of a request. What is inside is the gateway's to judge, as long as it can be sent."""
     try:
-        frame = encode(request)
+        frame = encode(request, strict=True)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
+            f" {error.start}, which no UTF-8 can hold; send whole characters"
+        ) from None
     except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
         raise InvalidRequest(
             f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
