@@ -681,6 +681,19 @@ def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
     assert desk.take(ANN)[-1].message == "say hello first"
 
 
+def test_a_client_that_asks_for_trace_after_trace_and_never_reads_one_is_cut_off(desk: Desk) -> None:
+    desk.submitted(ANN, "1")
+    connections_ = desk.gateway.connections
+    client = connections_.clients[ANN]
+    client.blocked = True
+    for _ in range(connections.MAX_HELD_TRACES):
+        connections_.tell(client, Trace(actors={}, since_ns=0, until_ns=0))
+    assert ANN in connections_.clients
+    connections_.tell(client, Trace(actors={}, since_ns=0, until_ns=0))
+    assert ANN not in connections_.clients
+    assert not desk.gateway.ledger.requests
+
+
 def test_a_step_that_both_cuts_a_client_off_and_fails_its_request_is_survived(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...protocol.messages import ClientBlocked, Delta, Deltas, Pong, ToClient
+from ...protocol.messages import ClientBlocked, Delta, Deltas, Pong, ToClient, Trace
 
 if TYPE_CHECKING:
     from .ledger import Request
@@ -27,6 +27,9 @@ MAX_HELD_TOKENS = 100_000
 
 MAX_HELD_MESSAGES = 1024
 """The same for messages that do not merge, such as errors and statistics."""
+
+MAX_HELD_TRACES = 2
+"""Of those messages, the ones that may be large."""
 
 MAX_CLIENTS = 4096
 
@@ -123,7 +126,9 @@ class Connections:
 
     def hold_message(self, client: Client, message: ToClient) -> None:
         client.held_messages.append(message)
-        if len(client.held_messages) > MAX_HELD_MESSAGES:
+        held = client.held_messages
+        traces = isinstance(message, Trace) and sum(isinstance(other, Trace) for other in held)
+        if len(held) > MAX_HELD_MESSAGES or traces > MAX_HELD_TRACES:
             self.cut_off(client)
 
     def on_blocked(self, blocked: ClientBlocked, now: float) -> None:
