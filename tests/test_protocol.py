@@ -13,7 +13,9 @@ from typing import Any
 
 import msgpack
 import msgspec
+import psutil
 import pytest
+from hostile import mutated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slipstream.protocol import golden
@@ -350,33 +352,7 @@ def test_the_id_of_a_refused_frame_is_found_where_there_is_one_of_a_length_that_
 # --- anything at all ----------------------------------------------------------------------------
 
 
-def mutated(rng: random.Random, frame: bytes) -> bytes:
-    """A frame with a few bytes changed, lost, doubled or moved."""
-    data = bytearray(frame)
-    for _ in range(rng.randrange(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        end = min(len(data), at + rng.randrange(6))
-        kind = rng.randrange(6)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1 and at < len(data):
-            data[at] = rng.choice(LEADS)
-        elif kind == 2:
-            del data[at:end]
-        elif kind == 3:
-            data[at:at] = data[at:end] * rng.randrange(1, 4)
-        elif kind == 4:
-            data[at:at] = rng.randbytes(rng.randrange(1, 6))
-        else:
-            del data[at:]
-    return bytes(data)
-
-
-LEADS = bytes([*range(0xC0, 0xE0), 0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xE0, 0xFF])
-"""The first bytes of MessagePack's types."""
-
-
-def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_error() -> None:
+def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_error(soak: bool) -> None:
     rng = random.Random(20_240_229)
     refused = {"client": 0, "service": 0, "actor": 0}
     lots: list[tuple[str, list[bytes], Any]] = [
@@ -384,7 +360,8 @@ def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_
         ("service", PUBLIC_FRAMES, decode_to_client),
         ("actor", INTERNAL_FRAMES, decode_envelope),
     ]
-    shares = [100_000, 30_000, 70_000]
+    shares = [share * (50 if soak else 1) for share in (100_000, 30_000, 70_000)]
+    before = psutil.Process().memory_info().rss
     for (name, frames, read), share in zip(lots, shares, strict=True):
         for _ in range(share):
             frame = mutated(rng, rng.choice(frames))
@@ -394,6 +371,7 @@ def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_
                 refused[name] += bool(str(error))
             request_id(frame)
     assert all(10_000 < count < share for count, share in zip(refused.values(), shares, strict=True)), refused
+    assert psutil.Process().memory_info().rss - before < 16e6
 
 
 def is_read_or_refused(frame: bytes, kind: Any) -> bool:
