@@ -75,8 +75,8 @@ class Simulator:
         self.wakes: dict[str, float] = {}
         self.turns = 0
         """Messages that actors have handled."""
-        self.lost = 0
-        """Frames that vanished between two living actors."""
+        self.bereft: set[int] = set()
+        """Incarnations that a frame was lost on the way to: no other may find a gap."""
         for name in factories:
             self.start(name)
 
@@ -95,23 +95,29 @@ class Simulator:
     def start(self, name: str) -> None:
         """A new incarnation, and the news of it to all others.
 
-        As with a real host, it may take them a while to hear it, but they hear it before they handle
-        anything else.
+        As with a real host, it knows all others at once, and may speak to them before they are told of it;
+        once told, it may take them a while to hear it, but they hear it before they handle anything else.
         """
         self.epoch += 1
         self.actors[name] = self.factories[name](self)
         self.links[name] = links = Links(name, self.epoch)
         self.wakes.pop(name, None)
         self.news[name] = []
-        for other in self.factories:  # in the order of the list: the gateway hears last
+        for other in self.factories:
             if other != name and other in self.actors:
                 self.introduce(links, other, self.links[other].epoch)
-                self.news[other].append((name, self.epoch))
-                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
+        self.after(self.gossip.random() * MAX_DELAY_S, lambda epoch=self.epoch: self.tell_news(name, epoch))
         if name == DOOR:
             waiting, self.outside = self.outside, []
             for client, frame in waiting:
                 self.knock(client, frame)
+
+    def tell_news(self, name: str, epoch: int) -> None:
+        """The supervisor tells all others, and the gateway, which the list has last, when all have it."""
+        for other in self.factories:
+            if other != name and other in self.actors:
+                self.news[other].append((name, epoch))
+                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
 
     def take_in_news(self, name: str) -> None:
         """The actor takes in what it has been told of new incarnations."""
@@ -172,7 +178,7 @@ class Simulator:
                 epoch = links.peers[to]
                 if (name, to) in self.losing:
                     self.losing.remove((name, to))
-                    self.lost += 1
+                    self.bereft.add(epoch)
                     self.after(NO_PROGRESS_S, lambda to=to, epoch=epoch: self.end(to, epoch))
                     continue
                 self.travel(
@@ -215,6 +221,8 @@ class Simulator:
         try:
             opened = links.open(frame)
         except LostMessage:
+            if epoch not in self.bereft:
+                raise
             self.crash(to, RESTART_S)
             return
         for sender, message in opened:

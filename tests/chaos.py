@@ -40,8 +40,8 @@ EDGES = [
 CONTEXT_TOKENS = 8
 """Of the prompt, this many tokens can leave the beginning of a character to the answer."""
 
-LONGEST_S = 40.0
-"""Virtual seconds within which any load here ends, whatever fails."""
+LONGEST_S, MOST_TURNS = 40.0, 20_000
+"""Virtual seconds and messages within which any load here ends, whatever fails."""
 
 
 @dataclass
@@ -285,8 +285,8 @@ def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None]) -> 
             change = world.abort if leaves < 0.1 else world.leave
             world.at(start + rng.random() * 0.1, lambda c=client, i=id, change=change: change(c, i))
     faults(world)
-    world.run(lambda: len(world.requests) == requests and world.over(), most_s=LONGEST_S)
-    world.run(lambda: idle(world), most_s=LONGEST_S)
+    world.run(lambda: len(world.requests) == requests and world.over(), MOST_TURNS, LONGEST_S)
+    world.run(lambda: idle(world), MOST_TURNS, LONGEST_S)
     world.check()
     world.check_nothing_left()
     world.check_blocks()
@@ -301,13 +301,19 @@ def everything_fails(world: Chaos) -> None:
         world.at(0.005 + rng.random() * 0.3, lambda kind=kind: kind(world))
 
 
-def crash(world: Chaos) -> None:
-    name = world.rng.choice(ACTORS)
+def gateway_fails(world: Chaos) -> None:
+    """The gateway alone, again and again: what clients and it hand to each other."""
+    for _ in range(4):
+        world.at(0.01 + world.rng.random() * 0.2, lambda: crash(world, "gateway"))
+
+
+def crash(world: Chaos, name: str | None = None) -> None:
+    name = name or world.rng.choice(ACTORS)
     if name == "gateway":
         for client in world.clients.values():
             if world.rng.random() < 0.8:  # most connections tell of it, some are found out by silence
                 world.after(world.rng.random() * 0.002, lambda client=client: client.cut(True))
-    world.crash(name, world.rng.random() * 0.02)
+    world.crash(name, world.rng.choice([0.0, 0.02]) * world.rng.random())
 
 
 def crash_twice(world: Chaos) -> None:

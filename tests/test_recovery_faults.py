@@ -1,0 +1,34 @@
+"""The simulation proves itself: every fault planted in ledger, epochs and recovery is caught by some seed."""
+
+from __future__ import annotations
+
+import pytest
+from chaos import Chaos, chaos_load, everything_fails, gateway_fails
+from recovery_faults import FAULTS, Fault, planted
+
+SEEDS = 60
+"""Within how many worlds each fault must show."""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.id for fault in FAULTS])
+def test_a_planted_fault_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*planted(fault))
+    for seed in range(SEEDS):
+        world = Chaos(seed, depth=1 + seed % 3, blocks=40 if seed % 4 else 22)
+        try:
+            chaos_load(world, 16, gateway_fails if fault.gateway else everything_fails)
+        except Exception as error:
+            print(f"caught in the world with seed {seed}: {type(error).__name__}: {error}"[:300])
+            return
+    pytest.fail(f"{fault.id} went unnoticed in {SEEDS} worlds")
+
+
+def test_there_are_at_least_forty_faults_and_each_is_another() -> None:
+    assert len({(fault.where, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS) >= 40
+    assert len({fault.id for fault in FAULTS}) == len(FAULTS)
+
+
+def test_without_a_fault_the_same_worlds_are_clean() -> None:
+    for seed in range(16):
+        world = Chaos(seed, depth=1 + seed % 3, blocks=40 if seed % 4 else 22)
+        chaos_load(world, 16, gateway_fails if seed % 2 else everything_fails)
