@@ -8,6 +8,7 @@ when that does not help the service ends, after every open request was answered.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time

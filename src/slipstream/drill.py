@@ -23,7 +23,7 @@ from .protocol.async_client import AsyncClient
 from .protocol.errors import ServiceUnavailable, SlipstreamError
 from .protocol.messages import Delta
 from .protocol.sampling import SamplingParams
-from .runtime.supervisor import INTENSITY
+from .runtime.restarts import INTENSITY
 from .sidecar import Sidecar
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
