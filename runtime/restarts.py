@@ -14,7 +14,7 @@ from typing import Literal
 
 INTENSITY, PERIOD_S = 5, 60.0
 
-BACK_OFF_S, MOST_BACK_OFF_S = 0.05, 2.0
+BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
 
 
