@@ -56,7 +56,8 @@ def out_of_range(rng: Rng) -> Request:
 
 def huge_number(rng: Rng) -> Request:
     name = rng.choice(["max_tokens", "top_k", "n", "logprobs", "priority", "min_tokens"])
-    return params(**{name: rng.choice([value for value in HUGE_NUMBERS if value != -1 or name != "top_k"])})
+    allowed = -1 if name in ("top_k", "priority") else None
+    return params(**{name: rng.choice([value for value in HUGE_NUMBERS if value != allowed])})
 
 
 def bad_seed(rng: Rng) -> Request:
