@@ -192,12 +192,13 @@ FAULTS = [
         "self.hold(client, blocked.message.items)",
     ),
     # --- the client's side ------------------------------------------------------------------------------
-    Fault("the-client-asks-anew", f"{SESSION}.resend", "encode(stream.resumed())", "encode(stream.request)"),
+    Fault(
+        "the-client-asks-anew", f"{SESSION}.resend", "encode(stream.resumed(now))", "encode(stream.request)"
+    ),
     Fault(
         "the-client-tells-nothing-of-the-first-answer",
         f"{STREAM}.resumed",
-        "received=self.received.get(0, [])",
-        "received=[]",
+        "request.received = self.received.get(0, [])",
     ),
     Fault(
         "the-client-does-not-note-what-it-has",

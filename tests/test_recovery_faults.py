@@ -6,7 +6,7 @@ import pytest
 from chaos import Chaos, chaos_load, everything_fails, gateway_fails
 from recovery_faults import FAULTS, Fault, planted
 
-SEEDS = 60
+SEEDS = 200
 """Within how many worlds each fault must show."""
 
 
