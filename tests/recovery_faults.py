@@ -299,7 +299,7 @@ FAULTS = [
         "known = sequence.prompt_len",
     ),
     Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
-    Fault("a-dead-executors-cache-counts", f"{SCHEDULER}.on_peer_up", "self.planner.void()"),
+    Fault("a-dead-executors-cache-counts", f"{SCHEDULER}.on_peer_up", "self.planner.void(computing)"),
     Fault(
         "ghost-tokens-go-on",
         f"{SCHEDULER}.on_sampled",
@@ -308,10 +308,10 @@ FAULTS = [
     ),
     Fault(
         "tokens-since-the-last-prefill-are-forgotten",
-        f"{PLANNER}.wait_again",
+        f"{PLANNER}.forget_device",
         "sequence.tokens = self.table.known(sequence.slot).copy()",
     ),
-    Fault("ended-sequences-run-again", f"{PLANNER}.void", "if not sequence.finished:", "if True:"),
+    Fault("ended-sequences-run-again", f"{PLANNER}.void_sequence", "if sequence.finished:", "if False:"),
     Fault("the-batch-of-a-dead-scheduler-stays", f"{EXECUTOR}.welcome_scheduler", "self.batch.clear()"),
     Fault(
         "results-for-a-dead-scheduler-reach-the-new",
