@@ -140,4 +140,7 @@ def failure(phase: str, error: Exception) -> control.Failed:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    code = main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)  # large libraries take their time to clear up what goes with the process, and complain into the log

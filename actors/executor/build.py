@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,10 @@ def build_model(context: Any) -> Executor:
     import torch
 
     context.phase("import transformers")
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()  # it would be garbage in a log
     from .kv_cache import KVLayout
     from .model import load_model, make_model
     from .program import ModelProgram
