@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -179,12 +180,25 @@ def correct(lab: Lab) -> list[Row]:
                 "equal_to_generate": f"{same}/{len(asked)}",
                 "sampled_as_first": sampled[-1] == sampled[0],
             }
-            rows.append(mode | equal)
+            rows.append(mode | equal | beside_grammars(client, asked, expected))
             print(rows[-1], flush=True)
             if len(rows) == len(modes):
                 rows.append({"memory_freed_after_kill_s": kill_frees(sidecar)})
                 print(rows[-1], flush=True)
     return rows
+
+
+def beside_grammars(client: Client, asked: list[list[int]], expected: list[list[int]]) -> Row:
+    """Every other prompt follows a regular expression: it does, and its neighbours' tokens are as they were."""
+    plain = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+    pattern = r"[0-9]{3}-[a-z]{4}( (yes|no)){3}"
+    bound = SamplingParams(temperature=1.0, max_tokens=64, regex=pattern, seed=3)
+    outputs = client.generate_many(asked, [bound, plain] * (len(asked) // 2))
+    followed = sum(re.fullmatch(pattern, output.outputs[0].text) is not None for output in outputs[::2])
+    pairs = zip(outputs[1::2], expected[1::2], strict=True)
+    same = sum(output.outputs[0].token_ids == tokens for output, tokens in pairs)
+    half = len(asked) // 2
+    return {"followed_regex": f"{followed}/{half}", "equal_beside_it": f"{same}/{half}"}
 
 
 def kill_frees(sidecar: Sidecar) -> float:
@@ -359,11 +373,11 @@ def peer(folder: str, rows: int, prompt: int, new: int, asynchronous: bool, devi
 def small(lab: Lab) -> list[Row]:
     """Where the host is the bottleneck: utilisation and tokens per second at depth 1, 2 and 3."""
     rows: list[Row] = []
-    for name, config in (("0.5B", QWEN_05B), ("1.5B", QWEN_15B)):
+    for name, config in (("1.5B", QWEN_15B), ("0.5B", QWEN_05B)):
         folder = lab.folder(name, config)
-        for batch in (256, 32, 1):
+        for batch in (1, 32, 256):
             for depth in (2, 1, 3):
-                if lab.left() < 45:
+                if lab.left() < 20:
                     rows.append({"model": name, "rows": batch, "depth": depth, "error": "no time left"})
                     continue
                 new = 32 if lab.tiny else 400
