@@ -52,7 +52,7 @@ class Actor:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way: a draining host may stop."""
+        """Nothing is under way: a draining host may stop, and there is time to look for cycles."""
         return True
 
     @property

@@ -117,7 +117,7 @@ def main(factory: str, fd: int, parent: int) -> int:
             host.run()
             return 0
         if host.actor.blocking:
-            gc.disable()  # it makes no cycles, and with a long queue one look for them takes many steps
+            gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
             host.run_blocking()
         else:
             os.nice(NICENESS)

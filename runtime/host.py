@@ -9,6 +9,7 @@ looks again after each send, since ZeroMQ signals its file descriptor only on th
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import stat
@@ -54,6 +55,9 @@ LAST_WORDS_MS = 500
 
 SUPERVISOR = "supervisor"
 """Whom an actor asks how all actors are; reached over the control channel."""
+
+TURNS_PER_COLLECTION = 10_000
+"""Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
 
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
@@ -365,8 +369,13 @@ class Host:
         if device is not None:
             poller.register(device, zmq.POLLIN)
         more = False
+        turns = 0
         while not self.stopped:
             wait = 0.0 if self.dump_on() or more else self.settle()
+            turns += 1
+            if wait is None and turns > TURNS_PER_COLLECTION and self.actor.idle:
+                gc.collect()
+                turns = 0
             ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
             if device is not None and device in ready:
                 os.eventfd_read(device)

@@ -126,6 +126,8 @@ def test_keywords() -> None:
             "max_num_batched_tokens=64 is less than max_num_seqs=65",
         ),
         ({"emulated_step_ms": 5}, "emulated_step_ms=5.0 has no effect with device=auto"),
+        ({"device": "emulated", "compile": True}, "compile=True has no effect with device=emulated"),
+        ({"device": "cpu", "cuda_graphs": "off"}, "cuda_graphs=off has no effect with device=cpu"),
         ({"http": "0.0.0.0:80"}, "http=0.0.0.0:80 can be reached from other machines"),
         ({"endpoint": "tcp://0.0.0.0:5555"}, "--insecure"),
         ({"endpoint": "ipc://" + "x" * 108}, "107"),

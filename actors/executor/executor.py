@@ -51,8 +51,12 @@ class Executor(Actor):
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
 
     @property
+    def idle(self) -> bool:
+        return self.pipeline.idle
+
+    @property
     def working(self) -> bool:
-        return not self.pipeline.idle
+        return not self.idle
 
     def on_plan(self, plan: Plan, now: float) -> None:
         slot = self.pipeline.acquire()

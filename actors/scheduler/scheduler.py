@@ -91,6 +91,10 @@ class Scheduler(Actor):
         self.opened: list[Opened] = []
         self.finished: list[Finished] = []
 
+    @property
+    def idle(self) -> bool:
+        return not self.sequences
+
     # --- requests come and go ---------------------------------------------------------------------
 
     def on_enqueue(self, message: Enqueue, now: float) -> None:

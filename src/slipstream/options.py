@@ -40,6 +40,21 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
+WITHOUT_EFFECT = {
+    "emulated": (
+        "dtype",
+        "gpu_memory_utilization",
+        "kv_cache_memory",
+        "attention_backend",
+        "load_format",
+        "compile",
+        "cuda_graphs",
+    ),
+    "cpu": ("gpu_memory_utilization", "cuda_graphs"),
+}
+"""Options that a device does nothing with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """Everything that a service can be told."""
@@ -257,6 +272,9 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
+        for name in WITHOUT_EFFECT.get(self.device, ()):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise InvalidRequest(f"{spell(name)} has no effect with {spell('device')}; leave it out")
         for name in ("api_key", "allowed_origins"):
             if self.http is None and getattr(self, name) is not None:
                 flag = name.replace("_", "-")
