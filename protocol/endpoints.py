@@ -12,6 +12,9 @@ from pathlib import Path
 from .errors import InvalidRequest
 from .limits import MAX_IPC_PATH_BYTES
 
+RUN_PREFIX = "slipstream-run-"
+"""How the name of a service's private folder begins."""
+
 
 def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
     """Return ``endpoint`` if it can be bound: ``ipc://PATH`` or ``tcp://HOST:PORT`` on a loopback address.
@@ -59,7 +62,7 @@ def running_services() -> list[str]:
     """Endpoints of this user's services on this machine that were given no ``--endpoint`` of their own."""
     found: list[str] = []
     for parent in sorted({os.environ.get("XDG_RUNTIME_DIR") or "/tmp", tempfile.gettempdir(), "/tmp"}):
-        for path in sorted(Path(parent).glob("slipstream-*/gateway")):
+        for path in sorted(Path(parent).glob(f"{RUN_PREFIX}*/gateway")):
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 if path.stat().st_uid == os.getuid():
                     probe.connect(str(path))  # the socket of a dead service is there, but refuses

@@ -143,4 +143,6 @@ if __name__ == "__main__":
     code = main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(code)  # large libraries take their time to clear up what goes with the process, and complain into the log
+    os._exit(
+        code
+    )  # large libraries take their time to clear up what goes with the process, and complain into the log

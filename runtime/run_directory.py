@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "slipstream-"
+from ..protocol.endpoints import RUN_PREFIX
 
 LONGEST_PARENT = 60
 """Bytes: a socket's path has at most 107."""
@@ -27,7 +27,7 @@ def run_directory() -> Iterator[Path]:
     parent = run_parent()
     clear_stale(parent)
     while True:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        path = Path(tempfile.mkdtemp(prefix=RUN_PREFIX, dir=parent))
         lock = try_lock(path)
         if lock is not None:
             break  # another service may have taken it for a stale one between the two lines; then again
@@ -60,8 +60,8 @@ def try_lock(path: Path) -> int | None:
 
 
 def clear_stale(parent: Path) -> None:
-    """Remove what killed services of this user left behind. What is in use, or is not ours, stays."""
-    for path in parent.glob(f"{PREFIX}*"):
+    """Remove what killed services of this user left behind: nothing but sockets. Whatever else is there stays."""
+    for path in parent.glob(f"{RUN_PREFIX}*"):
         try:
             found = path.lstat()
         except OSError:
@@ -69,6 +69,8 @@ def clear_stale(parent: Path) -> None:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             continue
         lock = try_lock(path)
-        if lock is not None:
+        if lock is None:
+            continue
+        if all(entry.is_socket() for entry in path.iterdir()):
             shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+        os.close(lock)

@@ -38,6 +38,10 @@ AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
 
 
+SAYING_SO_S = 0.1
+"""How long after a second signal it may still turn out that nothing was left to finish."""
+
+
 class Supervisor:
     """Owns the child processes of one service."""
 
@@ -463,8 +467,11 @@ class Supervisor:
                     told.add(child.epoch)
                     child.state = "draining"
                     child.tell(control.Stop(drain=True))
+            if len(self.signals) > asked:  # at once, but for who has finished and is just saying so
+                deadline = min(deadline, time.monotonic() + SAYING_SO_S)
+                asked = len(self.signals)
             left = deadline - time.monotonic()
-            if left <= 0 or len(self.signals) > asked or self.parent_gone:
+            if left <= 0 or self.parent_gone:
                 return False
             self.turn(left)
             if self.all_due is not None:

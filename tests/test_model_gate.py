@@ -43,7 +43,6 @@ REFUSED = {
     "falcon_h1": "recurrent state",
     "bloom": "computes attention by itself",
     "mpt": "computes attention by itself",
-    "gptj": "computes attention by itself",
     "t5": "encoder-decoder",
     "gemma3": "parts beside its language model",
     "qwen2_vl": "no causal language model",

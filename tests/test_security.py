@@ -199,19 +199,22 @@ def test_nothing_that_is_not_a_stale_directory_of_ours_is_cleared(parent: Path) 
     elsewhere = parent / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     (elsewhere / "precious").touch()
-    (parent / "slipstream-link").symlink_to(elsewhere)
-    (parent / "slipstream-file").touch()
-    shared = parent / "slipstream-shared"
+    (parent / "slipstream-run-link").symlink_to(elsewhere)
+    (parent / "slipstream-run-file").touch()
+    shared = parent / "slipstream-run-shared"
     shared.mkdir()
     shared.chmod(0o755)
-    in_use = parent / "slipstream-inuse"
+    in_use = parent / "slipstream-run-inuse"
     in_use.mkdir(mode=0o700)
+    theirs = parent / "slipstream-run-theirs"  # somebody else's idea of a name
+    theirs.mkdir(mode=0o700)
+    (theirs / "precious").touch()
     lock = try_lock(in_use)
     assert lock is not None
+    before = set(parent.iterdir())
     clear_stale(parent)
-    assert {path.name for path in parent.iterdir()} == {
-        *("elsewhere", "slipstream-link", "slipstream-file", "slipstream-shared", "slipstream-inuse")
-    }
+    assert set(parent.iterdir()) == before
+    assert (theirs / "precious").exists()
     assert (elsewhere / "precious").exists()
     os.close(lock)
     clear_stale(parent)
