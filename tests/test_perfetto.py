@@ -205,9 +205,9 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("SLIPSTREAM_ENDPOINT", raising=False)
-    (tmp_path / "slipstream-dead").mkdir()
+    (tmp_path / "slipstream-run-dead").mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "slipstream-dead" / "gateway"))
+        dead.bind(str(tmp_path / "slipstream-run-dead" / "gateway"))
     return tmp_path
 
 
@@ -226,12 +226,12 @@ def test_without_an_endpoint_the_one_service_that_runs_is_meant(
         return [endpoint for endpoint in running_services() if str(run_directory) in endpoint]
 
     assert mine() == []
-    first = f"ipc://{run_directory}/slipstream-a/gateway"
-    with listening(run_directory / "slipstream-a"):
+    first = f"ipc://{run_directory}/slipstream-run-a/gateway"
+    with listening(run_directory / "slipstream-run-a"):
         assert mine() == [first]
         monkeypatch.setattr(endpoints, "running_services", mine)
         assert the_running_service() == first
-        with listening(run_directory / "slipstream-b"), pytest.raises(Stop, match="which one"):
+        with listening(run_directory / "slipstream-run-b"), pytest.raises(Stop, match="which one"):
             the_running_service()
     with pytest.raises(Stop, match="no service of yours is running"):
         the_running_service()
