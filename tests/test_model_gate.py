@@ -57,6 +57,16 @@ def test_families_that_would_be_silently_wrong(family: str) -> None:
     assert repr(family) in str(refusal.value)
 
 
+def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_it_does_not() -> None:
+    """transformers 5.24 lets other attention in; releases before it do not."""
+    config = CONFIG_MAPPING["gptj"](vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
+    if gate.causal_lm_class(config)._supports_attention_backend:
+        gate.probe(from_config(config, CPU, torch.float32))
+    else:
+        with pytest.raises(ModelNotSupported, match="computes attention by itself"):
+            gate.check_config(config)
+
+
 def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
     make_config("minimax").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not read")

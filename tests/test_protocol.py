@@ -276,11 +276,11 @@ def test_a_frame_of_nothing_but_containers_is_refused_before_it_fills_the_memory
     """16 MB of them would be over a gigabyte of objects, and seconds in which nobody else is answered."""
     million = b"\xdd" + struct.pack(">I", MAX_ITEMS) + item * MAX_ITEMS
     frame = generate_with(b"\xdd" + struct.pack(">I", 3) + million * 3)
-    begun = time.process_time()
+    begun = time.perf_counter()
     with pytest.raises(ProtocolError, match=f"more than {MAX_CONTAINERS} arrays and maps"):
         decode_from_client(frame)
     assert request_id(frame) is None
-    assert time.process_time() - begun < 2.0
+    assert time.perf_counter() - begun < 2.0
 
 
 @pytest.mark.parametrize(
