@@ -18,7 +18,7 @@ from slipstream.actors.executor.paged import PagedBatch
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import make_checkpoint, make_config
 from torch import Tensor
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, GPTJConfig
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_families_that_would_be_silently_wrong(family: str) -> None:
 
 def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_it_does_not() -> None:
     """transformers 5.24 lets other attention in; releases before it do not."""
-    config = CONFIG_MAPPING["gptj"](vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
+    config = GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
     if gate.causal_lm_class(config)._supports_attention_backend:
         gate.probe(from_config(config, CPU, torch.float32))
     else:
