@@ -386,6 +386,8 @@ class Sampled(Internal):
     then the most likely ones."""
     prompt_logprobs: bytes = b""
     """float32 [positions, columns]."""
+    stalled_ns: int = 0
+    """How long of its time the step only waited for the masks of its grammars."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):

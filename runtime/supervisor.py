@@ -63,6 +63,8 @@ class Supervisor:
         self.epoch = 0
         self.serving = False
         """All children have been ready: one that dies from now on is restarted."""
+        self.has_served = False
+        """That was so before, though all may be starting again now."""
         self.restarts = Restarts()
         self.restarted: Counter[str] = Counter()
         """How often each was started again since the start of the service."""
@@ -133,6 +135,7 @@ class Supervisor:
                 return False
             self.spawn(spec)
         self.serving = self.wait_ready(deadline)
+        self.has_served |= self.serving
         return self.serving
 
     def spawn(self, spec: ChildSpec) -> None:
@@ -265,7 +268,8 @@ class Supervisor:
         if not self.serving:
             raise failed
         self.died_at[name] = now
-        self.crashed[name] = child.crashed(status)
+        if child.pulse is not None:  # one that was never ready has computed nothing
+            self.crashed[name] = child.crashed(status)
         self.counted.update(counters_of(child))
         verdict = self.restarts.on_death(name, child.lived_s(now))
         if verdict.restart == "none":
@@ -288,7 +292,10 @@ class Supervisor:
         return min((when - now for when, _ in self.due), default=None)
 
     def start_all_again(self) -> None:
-        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start."""
+        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start.
+
+        Told to stop meanwhile: ``SlipstreamError``, as nobody is there who could finish what is under way.
+        """
         self.all_due, self.serving = None, False
         self.due.clear()
         for child in reversed(self.children.values()):
@@ -299,7 +306,10 @@ class Supervisor:
         self.restarted.update(spec.name for spec in self.specs)
         self.children.clear()
         self.asking.clear()
-        self.start()
+        if not self.start() and not self.parent_gone:
+            raise SlipstreamError(
+                "told to stop while all actors were starting again: what was under way could not be finished"
+            )
 
     # --- liveness ---------------------------------------------------------------------------------
 
@@ -366,7 +376,7 @@ class Supervisor:
 
     def feed_watchdog(self) -> float | None:
         """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
-        if not self.serving:
+        if not self.has_served:
             return None  # until it is ready, systemd counts by TimeoutStartSec
         try:
             return self.notify.beat(time.monotonic(), not any(c.hung for c in self.children.values()))

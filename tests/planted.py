@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,25 @@ def poisoned_executor(context: Any) -> Any:
 
     actor.handlers[Plan] = die
     return actor
+
+
+def unready_executor(context: Any) -> Any:
+    """Dies by a signal of its own while it starts, when the test asks for it; else writes what it is told."""
+    from slipstream.actors.executor.build import build
+
+    while fault_is_due():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    Path(os.environ["PLANTED_MARKER"]).with_name("crashed").write_text(str(context.crashed))
+    return build(context)
+
+
+def waiting_tokenizer(context: Any) -> Any:
+    """Is not ready as long as the test's marker is there."""
+    from slipstream.actors.tokenizer import build
+
+    while os.path.exists(os.environ["PLANTED_MARKER"]):
+        time.sleep(0.01)
+    return build(context)
 
 
 def evaluating_tokenizer(context: Any) -> Any:

@@ -128,6 +128,11 @@ def test_keywords() -> None:
         ({"emulated_step_ms": 5}, "emulated_step_ms=5.0 has no effect with device=auto"),
         ({"device": "emulated", "compile": True}, "compile=True has no effect with device=emulated"),
         ({"device": "cpu", "cuda_graphs": "off"}, "cuda_graphs=off has no effect with device=cpu"),
+        (
+            {"kv_cache_memory": "1GiB", "gpu_memory_utilization": 0.5},
+            "gpu_memory_utilization=0.5 has no effect with kv_cache_memory=",
+        ),
+        ({"metrics_prefix": "vllm:"}, "metrics-prefix has no effect without the OpenAI face"),
         ({"http": "0.0.0.0:80"}, "http=0.0.0.0:80 can be reached from other machines"),
         ({"endpoint": "tcp://0.0.0.0:5555"}, "--insecure"),
         ({"endpoint": "ipc://" + "x" * 108}, "107"),

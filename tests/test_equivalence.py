@@ -14,6 +14,7 @@ import select
 import numpy as np
 import pytest
 import torch
+from llguidance import LLExecutor
 from slipstream.actors.executor.batch import RunningBatch
 from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
@@ -71,7 +72,7 @@ class Rig:
         pipeline = Pipeline(
             self.device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
         )
-        masks = Masks(compiler(), SLOTS)
+        masks = Masks(compiler(), SLOTS, LLExecutor())
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}

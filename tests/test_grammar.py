@@ -9,16 +9,32 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 from grammar_schemas import schemas
-from simulation import World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
+from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
+from slipstream.actors.executor.batch import RunningBatch
+from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.masks import Masks
+from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.grammar import GrammarCompiler
+from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
-from slipstream.protocol.messages import Enqueue, Generate, Refused, Submit
+from slipstream.protocol.messages import (
+    Capacity,
+    Completed,
+    Enqueue,
+    Generate,
+    Refused,
+    Sampled,
+    Submit,
+)
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from slipstream.runtime.actor import Send
+from test_trace import read
 
 from slipstream import LLM
 from slipstream.bench_grammar import grammar_cost
@@ -314,6 +330,40 @@ def test_answers_are_those_of_each_request_alone_in_any_mixture(llm: LLM) -> Non
     together = llm.generate([prompts[i] for i in order], [asked[i] for i in order])
     for i, output in zip(order, together, strict=True):
         assert output.outputs[0].token_ids == alone[i], asked[i]
+
+
+def test_the_time_in_which_the_device_waits_for_masks_does_not_count_as_computing() -> None:
+    clock = [0]
+    device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
+    batch = RunningBatch(1, 16, 4, mask_words=grammar_compiler().words)
+    pipeline = Pipeline(
+        device, EmulatedProgram(1, 32, VOCAB), 2, batch.capacity, batch.output_capacity, batch.mask_capacity
+    )
+    executor = Executor(pipeline, batch, Capacity(9, 8), {}, masks=Masks(grammar_compiler(), 1))
+    scheduler = Scheduler(SchedulerConfig(1, 16, 32, 2, (EOS,)))
+    scheduler.receive("executor", Capacity(9, 8), 0.0)
+    prompt = np.array([5, 6], np.int32).tobytes()
+    params = SamplingParams(max_tokens=9, regex="[a-f]{9}", seed=1)
+    for _, plan in scheduler.receive("tokenizer", Enqueue(1, prompt, params, b""), 0.0):
+        executor.receive("scheduler", plan, 0.0)
+
+    def turn(now_ns: int) -> Sampled:
+        """The tokens of a step come, and then the masks of the next are computed."""
+        clock[0] = now_ns
+        [(_, sampled)] = executor.receive("device", Completed(), now_ns * 1e-9)
+        executor.wake(now_ns * 1e-9)
+        assert isinstance(sampled, Sampled)
+        scheduler.receive("executor", sampled, now_ns * 1e-9)
+        return sampled
+
+    first, second = turn(5_000_000), turn(9_000_000)
+    assert first.stalled_ns == 0
+    assert second.ended_ns == 5_005_000, "it ended when its masks had been copied"
+    assert second.ended_ns - second.started_ns - second.stalled_ns == 1_000_000
+    assert scheduler.counters["device_busy_s"] == pytest.approx(0.002)
+    assert scheduler.counters["device_idle_s"] == pytest.approx(second.stalled_ns * 1e-9)
+    steps = read(executor.ring).spans("compute")
+    assert [(span.step, span.end - span.start) for span in steps] == [(0, 1_000_000), (1, 1_000_000)]
 
 
 def test_the_benchmark_tells_the_pace_of_the_rows_without_a_grammar() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,3 +285,20 @@ def test_a_service_names_the_request_that_kills_its_executor_and_goes_on_with_th
         code, log = service.stop()
     assert code == 0
     assert log.count("SIGSEGV") == 2
+
+
+def test_the_fault_of_an_executor_that_never_was_ready_is_no_requests(tmp_path: Path) -> None:
+    marker = tmp_path / "die"
+    with (
+        Planted({"executor": "planted:unready_executor"}, PLANTED_MARKER=str(marker)) as service,
+        service.client() as client,
+    ):
+        stream = client.stream("Once upon a time", SamplingParams(max_tokens=200, ignore_eos=True, seed=3))
+        next(stream)
+        executor = next(state for state in client.actors().actors if state.name == "executor")
+        marker.touch()
+        os.kill(executor.pid, signal.SIGKILL)
+        assert [delta.finish_reason for delta in stream][-1] == "length"
+        executor = next(state for state in client.actors().actors if state.name == "executor")
+        assert executor.restarts == 2
+    assert marker.with_name("crashed").read_text() == "False"

@@ -240,7 +240,13 @@ def test_a_new_executor_is_given_everything_again_and_no_token_changes() -> None
     bench.cache.clear()
     bench.give(PeerUp("executor", 9))
     assert not bench.outstanding
+    gauges = bench.scheduler.gauges()
+    assert (gauges["num_requests_running"], gauges["num_requests_waiting"]) == (0, 3)
     bench.give(Capacity(65, 16))
+    idle = bench.scheduler.counters["device_idle_s"]
+    plan, long_after = bench.outstanding[0], 10**12
+    bench.give(Sampled(plan.step, int32(bench.compute(bench.outstanding.popleft())), long_after, long_after + 1))
+    assert bench.scheduler.counters["device_idle_s"] == idle, "without an executor no device waits"
     bench.finish_all()
     for request in range(3):
         assert bench.tokens[request] == alone(prompt(request, 30), request, 20, set(), VOCAB)

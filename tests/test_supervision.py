@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -316,3 +318,42 @@ def test_an_actor_that_dies_again_and_again_takes_all_with_it_once_and_then_ends
     with pytest.raises(ServiceUnavailable, match="the service failed: killed by SIGKILL"):
         stream.end()
     assert stream.deltas, "it had begun, and was answered"
+
+
+def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(tmp_path: Path) -> None:
+    marker, told = tmp_path / "wait", tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(told))
+        listener.settimeout(NEAR)
+        with (
+            Planted(
+                {"tokenizer": "planted:waiting_tokenizer"},
+                PLANTED_MARKER=str(marker),
+                NOTIFY_SOCKET=str(told),
+                WATCHDOG_USEC="200000",
+            ) as service,
+            service.client() as client,
+        ):
+
+            def pid() -> int | None:
+                state = next(state for state in client.actors().actors if state.name == "tokenizer")
+                return state.pid if state.state == "ready" else None
+
+            killed: list[int] = []
+            gateway = next(state.pid for state in client.actors().actors if state.name == "gateway")
+            for _ in range(INTENSITY + 1):
+                until(lambda: pid() not in (None, *killed), "the tokenizer is ready")
+                killed.append(pid() or 0)
+                if len(killed) > INTENSITY:
+                    marker.touch()
+                os.kill(killed[-1], signal.SIGKILL)
+            until(lambda: not alive([gateway]), "all are started again")
+            listener.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while listener.recv(4096):
+                    pass
+            listener.settimeout(NEAR)
+            assert [listener.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            code, log = service.stop()
+    assert code == 4
+    assert "told to stop while all actors were starting again" in log

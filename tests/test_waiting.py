@@ -50,6 +50,23 @@ def test_the_requests_of_one_client_begin_in_the_order_in_which_they_came() -> N
     assert queue.first() is None
 
 
+def test_a_queue_whose_first_has_to_wait_does_not_grow_with_those_that_come_and_go() -> None:
+    queue = WaitingQueue()
+    first = sequence(0, client=1, priority=1)
+    queue.push(first)
+    longest = 0
+    for client in range(2, 10_000):
+        passing = sequence(client, client=client)
+        queue.push(passing)
+        assert queue.first() is first
+        passing.finished = True
+        queue.remove(passing)
+        longest = max(longest, len(queue.order))
+    assert longest < 32
+    assert queue.pop() is first
+    assert queue.first() is None
+
+
 def test_clients_take_turns_however_many_requests_one_of_them_has() -> None:
     queue = WaitingQueue()
     for request in range(100):

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from llguidance import LLExecutor
+
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
 from ..grammar import load_compiler
@@ -60,6 +62,11 @@ def build_model(context: Any) -> Executor:
     options = context.options
     device_name = choose_device(options["device"], torch)
     if device_name == "cpu":
+        for name in options["for_cuda_only"]:
+            raise InvalidRequest(
+                f"{name}={options[name]} has no effect on the CPU, and torch {torch.__version__} sees no CUDA device;"
+                f" leave out --{name.replace('_', '-')}"
+            )
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
     context.phase("load weights")
     where = torch.device(device_name)
@@ -152,7 +159,7 @@ def assemble(
     )
     facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
-    masks = Masks(None if isinstance(compiler, str) else compiler, slots)
+    masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     return Executor(pipeline, batch, Capacity(blocks, size, context.crashed), facts, idle_work, masks)
 
 

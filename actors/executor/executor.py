@@ -75,8 +75,12 @@ class Executor(Actor):
     def on_completed(self, message: Completed, now: float) -> None:
         for step in self.pipeline.hand_over():
             self.progress += 1
-            for lane, (begun, ended) in (("h2d", step.h2d), ("compute", step.compute), ("d2h", step.d2h)):
-                self.ring.add(lane, "step", step.step, begun, ended)
+            (begun, ended), (forward_done, sampling_started) = step.compute, step.stalled
+            self.ring.add("h2d", "step", step.step, *step.h2d)
+            self.ring.add("compute", "step", step.step, begun, forward_done)
+            if sampling_started < ended:
+                self.ring.add("compute", "step", step.step, sampling_started, ended)
+            self.ring.add("d2h", "step", step.step, *step.d2h)
             ends = self.masks.sampled(step.tokens)
             if not self.scheduler_is_new:
                 self.send(
@@ -84,12 +88,14 @@ class Executor(Actor):
                     Sampled(
                         step.step,
                         step.tokens.tobytes(),
-                        *step.compute,
+                        begun,
+                        ended,
                         step.logprob_tokens.tobytes(),
                         step.logprobs.tobytes(),
                         ends,
                         step.prompt_logprob_tokens.tobytes(),
                         step.prompt_logprobs.tobytes(),
+                        sampling_started - forward_done,
                     ),
                 )
         if self.pipeline.masks_due is not None:

@@ -24,7 +24,7 @@ COMPILED_GRAMMARS = 32
 """How many grammars are kept compiled, for requests that ask for one of them again."""
 
 PARALLEL_ROWS = 8
-"""From so many rows on, threads of the library share the work; for fewer it is not worth the waking."""
+"""From so many rows on, the library's threads share the work; for fewer it is not worth the waking."""
 
 
 class Follower:
@@ -63,8 +63,10 @@ class Step:
 class Masks:
     """The grammars of the sequences on the device, and the masks of the step that waits for them."""
 
-    def __init__(self, compiler: GrammarCompiler | None, slots: int) -> None:
-        """``compiler`` is None where no sequence has a grammar."""
+    def __init__(
+        self, compiler: GrammarCompiler | None, slots: int, threads: LLExecutor | None = None
+    ) -> None:
+        """``compiler`` is None where no sequence has a grammar; ``threads`` are left out to compute row by row."""
         self.compiler = compiler
         self.followers: dict[int, Follower] = {}
         """By sequence slot."""
@@ -74,7 +76,7 @@ class Masks:
         """Tokens that have come and were not followed yet."""
         self.compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self.filled = np.zeros((slots, compiler.library_words if compiler else 0), np.uint32)
-        self.threads: LLExecutor | None = None
+        self.threads = threads
 
     def clear(self) -> None:
         """Forget every sequence; no step is under way."""
@@ -148,10 +150,8 @@ class Masks:
     def compute(self, matchers: list[tuple[LLMatcher, int]], filled: np.ndarray) -> None:
         """The mask of each matcher into its row of ``filled``."""
         row_bytes = filled.shape[1] * filled.itemsize
-        if len(matchers) < PARALLEL_ROWS:
+        if self.threads is None or len(matchers) < PARALLEL_ROWS:
             for matcher, row in matchers:
                 matcher.unsafe_compute_mask_ptr(filled[row].ctypes.data, row_bytes)
             return
-        if self.threads is None:
-            self.threads = LLExecutor()
         self.threads.unsafe_compute_mask_ptr(matchers, filled.ctypes.data, row_bytes, len(filled))

@@ -54,6 +54,9 @@ class Slot:
     h2d_started: Event
     h2d_done: Event
     compute_started: Event
+    forward_done: Event
+    """With ``sampling_started``: what a step with masks waits in between."""
+    sampling_started: Event
     compute_done: Event
     d2h_done: Event
     step: int = -1
@@ -77,6 +80,8 @@ class Handed:
     """float32 [scored * scored_columns], as int32."""
     h2d: tuple[int, int]
     compute: tuple[int, int]
+    stalled: tuple[int, int]
+    """The part of ``compute`` in which the device waited for masks; nothing of it for a step without."""
     d2h: tuple[int, int]
 
 
@@ -104,6 +109,8 @@ class Pipeline:
                 h2d_started=device.event(),
                 h2d_done=device.event(),
                 compute_started=device.event(),
+                forward_done=device.event(),
+                sampling_started=device.event(),
                 compute_done=device.event(),
                 d2h_done=device.event(),
             )
@@ -154,6 +161,7 @@ class Pipeline:
             self.compute.launch(
                 lambda: self.program.forward(slot.inputs, shape), reads=(slot.inputs,), writes=()
             )
+            self.compute.record(slot.forward_done)
             return
         self.compute.launch(
             lambda: self.program.run(slot.inputs, slot.outputs, shape),
@@ -173,6 +181,7 @@ class Pipeline:
         self.h2d.record(self.masks_done)
 
         self.compute.wait(self.masks_done)
+        self.compute.record(slot.sampling_started)
         self.compute.launch(
             lambda: self.program.sample(slot.inputs, self.masks, slot.outputs, shape),
             reads=(slot.inputs, self.masks),
@@ -212,12 +221,16 @@ class Pipeline:
             done = slot.compute_done.time_ns()
             copying = max(done, self.copied_ns)  # the stream copies one after the other
             self.copied_ns = slot.d2h_done.time_ns()
+            stalled = (done, done)
+            if slot.shape.masked:
+                stalled = (slot.forward_done.time_ns(), slot.sampling_started.time_ns())
             handed.append(
                 Handed(
                     slot.step,
                     *slot.shape.unpack(outputs),
                     h2d=(slot.h2d_started.time_ns(), slot.h2d_done.time_ns()),
                     compute=(slot.compute_started.time_ns(), done),
+                    stalled=stalled,
                     d2h=(copying, self.copied_ns),
                 )
             )

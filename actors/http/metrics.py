@@ -55,7 +55,7 @@ COUNTERS = {
     "stale": ("stale_messages", "Messages of an actor's earlier life, dropped"),
     "malformed": ("malformed_frames", "Frames that were no message"),
     "device_busy_s": ("device_busy_seconds", "Time in which the device computed"),
-    "device_idle_s": ("device_idle_seconds", "Gaps between two steps in which there was work for the device"),
+    "device_idle_s": ("device_idle_seconds", "Time in which it waited, for a step or masks, with work there"),
 }
 """By what the service calls it: its name here, less ``_total``, and what it is."""
 

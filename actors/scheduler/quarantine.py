@@ -30,6 +30,10 @@ class Quarantine:
         self.trial: Sequence | None = None
         """Runs, alone."""
 
+    def __len__(self) -> int:
+        """Sequences that wait here."""
+        return len(self.held) + len(self.suspects)
+
     @property
     def active(self) -> bool:
         """Nobody may join the device but who is tried."""

@@ -264,9 +264,11 @@ class Scheduler(Actor):
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         counters = self.counters
-        planner.pace.learn(prefill, message.ended_ns - message.started_ns, streams=streams)
+        busy_ns = message.ended_ns - message.started_ns - message.stalled_ns
+        planner.pace.learn(prefill, busy_ns, streams=streams)
         counters["steps"] += 1
-        counters["device_busy_s"] += (message.ended_ns - message.started_ns) * 1e-9
+        counters["device_busy_s"] += busy_ns * 1e-9
+        counters["device_idle_s"] += message.stalled_ns * 1e-9
         if self.free_since_ns is not None:
             counters["device_idle_s"] += max(0, message.started_ns - self.free_since_ns) * 1e-9
         counters["scheduled_rows"] += len(rows)
@@ -363,7 +365,7 @@ class Scheduler(Actor):
             "num_requests_running": float(
                 sum(1 for s in planner.holders if s is not None and not s.finished)
             ),
-            "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine.suspects)),
+            "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine)),
             "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
             "prefix_cache_evictions": self.counters["prefix_cache_evictions"]
             + (0.0 if blocks is None else blocks.evictions),
@@ -376,6 +378,7 @@ class Scheduler(Actor):
         if peer.name == "executor":
             computing = bool(self.outstanding)
             self.outstanding.clear()
+            self.free_since_ns = None
             self.planner.void(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):

@@ -94,6 +94,9 @@ class WaitingQueue:
         client.score = score
         self.entries += 1
         heapq.heappush(self.order, (score, client.running, self.entries, client))
+        if len(self.order) > 2 * len(self.clients) + 16:  # most stand for nothing; the first has to wait
+            self.order = [place for place in self.order if place[0] == place[3].score]
+            heapq.heapify(self.order)
 
     def first(self) -> Sequence | None:
         """Who is next."""

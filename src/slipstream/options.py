@@ -261,6 +261,14 @@ class ServeOptions:
             return {"max_num_batched_tokens": (seqs, "raised to max-num-seqs")}
         return {}
 
+    def changed(self, name: str) -> bool:
+        """Whether an option is other than where nothing is said."""
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+    def without_effect(self, device: str) -> list[str]:
+        """Options that were changed, and that ``device`` does nothing with."""
+        return [name for name in WITHOUT_EFFECT.get(device, ()) if self.changed(name)]
+
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together; ``spell`` shows an option as the user gave it."""
         if self.max_num_seqs > self.max_num_batched_tokens:
@@ -272,11 +280,14 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
-        for name in WITHOUT_EFFECT.get(self.device, ()):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise InvalidRequest(f"{spell(name)} has no effect with {spell('device')}; leave it out")
-        for name in ("api_key", "allowed_origins"):
-            if self.http is None and getattr(self, name) is not None:
+        for name in self.without_effect(self.device):
+            raise InvalidRequest(f"{spell(name)} has no effect with {spell('device')}; leave it out")
+        if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):
+            raise InvalidRequest(
+                f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
+            )
+        for name in ("api_key", "allowed_origins", "metrics_prefix"):
+            if self.http is None and self.changed(name):
                 flag = name.replace("_", "-")
                 raise InvalidRequest(f"{flag} has no effect without the OpenAI face; add --http HOST:PORT")
         if self.http is not None and not (self.api_key or self.insecure or is_loopback(host_of(self.http))):

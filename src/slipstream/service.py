@@ -1,4 +1,4 @@
-"""One service: the five actors with their options, under a supervisor, from start to stop."""
+"""One service: the five actors, and the OpenAI face if asked for, under a supervisor, from start to stop."""
 
 from __future__ import annotations
 
@@ -191,6 +191,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     }
     executor = shared | {
         "device": options.device,
+        "for_cuda_only": options.without_effect("cpu"),
         "dtype": options.dtype,
         "block_size": options.block_size,
         "attention_backend": options.attention_backend,
