@@ -24,9 +24,7 @@ from . import control
 from .actor import Actor
 from .face import Face, FaceHost
 from .host import Host
-
-NICENESS = 5
-"""Of the actors for whom the device does not wait: where cores are few, scheduler and executor come first."""
+from .priority import come_first, stand_back
 
 GARBAGE = 10_000
 """New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
@@ -97,6 +95,8 @@ def main(factory: str, fd: int, parent: int) -> int:
         prepare(control.AnyControl)
         facts = dict(made.facts)
         if isinstance(made, Actor):
+            if made.blocking:
+                come_first()  # before the sockets start threads
             host = Host(made, begin, channel)
             if made.endpoint is not None:
                 facts["endpoint"] = host.open_door(made.endpoint)
@@ -113,14 +113,14 @@ def main(factory: str, fd: int, parent: int) -> int:
     gc.set_threshold(GARBAGE)
     try:
         if isinstance(host, FaceHost):
-            os.nice(NICENESS)
+            stand_back()
             host.run()
             return 0
         if host.actor.blocking:
             gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
             host.run_blocking()
         else:
-            os.nice(NICENESS)
+            stand_back()
             host.run_uvloop()
     except Exception as error:
         control.send(channel, failure("serving", error))

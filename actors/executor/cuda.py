@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ...runtime.priority import come_first
 from .clock import DeviceClock
 from .device import Buffer
 
@@ -81,6 +82,7 @@ class CudaDevice:
     def watch(self) -> None:
         """Sleep until each watched event has passed, so that the host can wait for plans and results at once."""
         torch.cuda.set_device(self.device)
+        come_first()
         assert self.completions_fd is not None
         try:
             while (event := self.watched.get()) is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...runtime.priority import come_first
 from .batch import JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
 from .device import Buffer
 
@@ -97,6 +98,7 @@ class EmulatedDevice:
             threading.Thread(target=self.watch, name="completions", daemon=True).start()
 
     def watch(self) -> None:
+        come_first()
         assert self.completions_fd is not None
         while (passed_ns := self.watched.get()) is not None:
             sleep_until(passed_ns)
