@@ -116,6 +116,47 @@ def test_echo_puts_the_prompt_before_the_answer(api: OpenAI) -> None:
     assert [choice.index for choice in echoed.choices] == [0, 1, 2, 3]
 
 
+def test_echo_with_logprobs_tells_those_of_the_prompt_and_may_tell_nothing_else(
+    api: OpenAI, direct: Client
+) -> None:
+    """What an evaluation harness asks for: how likely a given text is."""
+    text = "Once upon a time there was"
+    output = direct.generate(text, SamplingParams(max_tokens=4, seed=1, prompt_logprobs=2, logprobs=2))
+    ids, scores = output.prompt_token_ids, output.prompt_logprobs
+    assert ids is not None
+    assert scores is not None
+    expected = [None] + [row[token] for token, row in zip(ids, scores, strict=True) if row]
+    fields: Any = {"model": MODEL, "prompt": text, "seed": 1, "logprobs": 2, "echo": True}
+
+    only = api.completions.create(**fields, max_tokens=0)
+    [choice] = only.choices
+    assert (choice.text, choice.finish_reason) == (text, "length")
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == pytest.approx(expected, abs=1e-4)
+    assert "".join(choice.logprobs.tokens or ()) == text
+    assert only.usage is not None
+    assert (only.usage.prompt_tokens, only.usage.completion_tokens) == (len(ids), 0)
+
+    for more in api.completions.create(**fields, max_tokens=4, n=2).choices:
+        assert more.logprobs is not None
+        lists = more.logprobs.tokens, more.logprobs.token_logprobs, more.logprobs.top_logprobs
+        assert [len(each or ()) for each in lists] == [len(ids) + 4] * 3
+        assert (more.logprobs.token_logprobs or [])[: len(ids)] == choice.logprobs.token_logprobs
+        offsets = more.logprobs.text_offset or []
+        assert more.text[offsets[len(ids)] :] == "".join((more.logprobs.tokens or [])[len(ids) :])
+
+    whole = api.completions.create(**fields, max_tokens=4).choices[0]
+    text_of, tokens = "", []
+    for chunk in api.completions.create(**fields, max_tokens=4, stream=True):
+        [part] = chunk.choices
+        text_of += part.text
+        tokens += (part.logprobs and part.logprobs.tokens) or []
+    assert whole.logprobs is not None
+    assert (text_of, tokens) == (whole.text, whole.logprobs.tokens)
+    with pytest.raises(openai.BadRequestError, match="cannot be streamed"):
+        api.completions.create(**fields, n=2, stream=True)
+
+
 def test_logprobs_of_chat_name_each_token_and_the_most_likely_ones(api: OpenAI) -> None:
     fields: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 6, "seed": 1}
     told = api.chat.completions.create(**fields, logprobs=True, top_logprobs=3)

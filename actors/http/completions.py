@@ -13,7 +13,7 @@ from .bodies import CompletionBody, read_body, sampling_params, schema_of
 from .errors import Problem
 from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
-from .tokens import TokenTable
+from .tokens import Columns, TokenTable
 
 MAX_TOKENS = 16
 """OpenAI's length of an answer where none is asked for."""
@@ -24,17 +24,22 @@ Prompt = str | list[int]
 async def create(service: Service, request: Request) -> Response:
     body = await read_body(request, CompletionBody)
     service.check(body.model)
-    if body.echo and body.logprobs is not None:
-        raise Problem(400, "echo with logprobs is not supported: leave one out", param="echo")
+    n = body.n or 1
+    scored = bool(body.echo) and body.logprobs is not None
+    if scored and body.stream and n > 1:
+        raise Problem(
+            400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
+        )
+    only_prompt = bool(body.echo) and body.max_tokens == 0
     params = sampling_params(
         body,
         service.bounds,
-        max_tokens=MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=1 if only_prompt else MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if scored else None,
         json_schema=schema_of(body.response_format),
     )
     prompts = prompts_of(body.prompt)
-    n = body.n or 1
     if len(prompts) * n > service.bounds.max_queued_requests:
         raise Problem(
             400,
@@ -44,9 +49,11 @@ async def create(service: Service, request: Request) -> Response:
         )
     about = service.about("cmpl", "text_completion")
     echoes = [service.echo(prompt) for prompt in prompts] if body.echo else []
-    answers = Answers(service, n, echoes, body.logprobs)
+    answers = Answers(service, n, echoes, body.logprobs, only_prompt=only_prompt)
     streams = [
-        service.client.batches(prompt=prompt, params=params, request_id=f"{about['id']}-{number}")
+        service.client.batches(
+            prompt=prompt, params=params, request_id=f"{about['id']}-{number}", return_prompt_ids=scored
+        )
         for number, prompt in enumerate(prompts)
     ]
     batches = together(streams)
@@ -76,25 +83,59 @@ def prompts_of(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     return [*several]
 
 
+def joined(first: Columns | None, then: Columns | None) -> Columns | None:
+    if first is None or then is None:
+        return first or then
+    return {name: first[name] + then[name] for name in first}
+
+
 class Answers:
     """What is told of each delta, the same for a whole answer and for events."""
 
-    def __init__(self, service: Service, n: int, echoes: list[str], logprobs: int | None) -> None:
+    def __init__(
+        self, service: Service, n: int, echoes: list[str], logprobs: int | None, *, only_prompt: bool
+    ) -> None:
         self.n = n
         self.echoes = echoes
         """The text of each prompt, where answers begin with it."""
-        self.tables: dict[int, TokenTable] | None = None
-        if logprobs is not None:
-            self.tables = defaultdict(lambda: TokenTable(service.tokens, logprobs))
+        self.only_prompt = only_prompt
+        """Nothing but the prompt is asked for; the one token that is computed behind it is not told."""
+        self.tokens = service.tokens
+        self.columns = logprobs
+        self.tables: dict[int, TokenTable] = {}
+        self.prompt_ids: dict[int, list[int]] = {}
+        self.prompt_scores: dict[int, list[dict[str, float] | None]] = {}
 
-    def index(self, prompt: int, delta: Delta) -> int:
+    def take(self, prompt: int, delta: Delta) -> int:
+        """Keep what is told of a prompt; returns the number of the answer."""
+        if delta.prompt_token_ids is not None:
+            self.prompt_ids[prompt] = delta.prompt_token_ids
+        if delta.prompt_logprobs is not None:
+            self.prompt_scores[prompt] = delta.prompt_logprobs
+        if self.only_prompt:
+            delta.text, delta.token_ids, delta.logprobs = "", [], []
+            delta.finish_reason = delta.finish_reason and "length"
+            if delta.usage is not None:
+                delta.usage.completion_tokens = 0
         return prompt * self.n + delta.index
 
     def echo(self, index: int) -> str:
         return self.echoes[index // self.n] if self.echoes else ""
 
-    def logprobs(self, index: int, delta: Delta) -> dict[str, list[Any]] | None:
-        return None if self.tables is None else self.tables[index].take(delta)
+    def logprobs(self, index: int, delta: Delta) -> Columns | None:
+        if self.columns is None:
+            return None
+        table = self.tables.get(index)
+        if table is None:
+            table = self.tables[index] = TokenTable(self.tokens, self.columns, len(self.echo(index)))
+        return table.take(delta.token_ids, delta.logprobs)
+
+    def echoed_logprobs(self, index: int) -> Columns | None:
+        """Of the prompt, where an answer begins with it; its scores have come with its first answer."""
+        prompt = index // self.n
+        if self.columns is None or not self.echoes:
+            return None
+        return TokenTable(self.tokens, self.columns).take(self.prompt_ids[prompt], self.prompt_scores[prompt])
 
 
 class CompletionEvents(Events):
@@ -107,12 +148,13 @@ class CompletionEvents(Events):
 
     def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         answers = self.answers
-        index = answers.index(prompt, delta)
-        text = delta.text
+        index = answers.take(prompt, delta)
+        text, logprobs = delta.text, answers.logprobs(index, delta)
         if index not in self.begun:
             self.begun.add(index)
             text = answers.echo(index) + text
-        if answers.tables is None and delta.finish_reason is None:  # the hot path: for each token
+            logprobs = joined(answers.echoed_logprobs(index), logprobs)
+        if logprobs is None and delta.finish_reason is None:  # the hot path: for each token
             if text:
                 choice = b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}'
                 chunks.append(self.chunk(choice % (index, encode(text))))
@@ -120,7 +162,7 @@ class CompletionEvents(Events):
         choice = {
             "index": index,
             "text": text,
-            "logprobs": answers.logprobs(index, delta),
+            "logprobs": logprobs,
             "finish_reason": finish_reason_of(delta.finish_reason),
         }
         chunks.append(self.chunk(encode(choice)))
@@ -133,7 +175,7 @@ class WholeCompletion:
         self.about = about
         self.answers = answers
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
-        self.logprobs: dict[int, dict[str, list[Any]]] = {}
+        self.logprobs: dict[int, Columns | None] = {}
         self.reasons: dict[int, str | None] = {}
         self.usages: list[Usage] = []
 
@@ -143,13 +185,9 @@ class WholeCompletion:
                 self.add(prompt, delta)
 
     def add(self, prompt: int, delta: Delta) -> None:
-        index = self.answers.index(prompt, delta)
+        index = self.answers.take(prompt, delta)
         self.texts[index].append(delta.text)
-        table = self.answers.logprobs(index, delta)
-        if table is not None:
-            known = self.logprobs.setdefault(index, {name: [] for name in table})
-            for name, values in table.items():
-                known[name] += values
+        self.logprobs[index] = joined(self.logprobs.get(index), self.answers.logprobs(index, delta))
         if delta.finish_reason is not None:
             self.reasons[index] = finish_reason_of(delta.finish_reason)
         if delta.usage is not None:
@@ -160,7 +198,7 @@ class WholeCompletion:
             {
                 "index": index,
                 "text": self.answers.echo(index) + "".join(self.texts[index]),
-                "logprobs": self.logprobs.get(index),
+                "logprobs": joined(self.answers.echoed_logprobs(index), self.logprobs[index]),
                 "finish_reason": self.reasons[index],
             }
             for index in sorted(self.reasons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -52,8 +53,12 @@ class Tokens:
         ]
 
 
+Columns = dict[str, list[Any]]
+"""The logprobs of a completion: four lists with an entry for each token."""
+
+
 class TokenTable:
-    """The logprobs of a completion: four lists with an entry for each token."""
+    """Makes the columns of what follows on each other in one text."""
 
     def __init__(self, tokens: Tokens, count: int, offset: int = 0) -> None:
         self.tokens = tokens
@@ -61,19 +66,19 @@ class TokenTable:
         self.offset = offset
         """Where in the text the next token begins."""
 
-    def take(self, delta: Delta) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {
-            "text_offset": [],
-            "token_logprobs": [],
-            "tokens": [],
-            "top_logprobs": [],
-        }
-        for token, row in zip(delta.token_ids, delta.logprobs, strict=True):
+    def take(self, ids: Sequence[int], rows: Sequence[dict[str, float] | None]) -> Columns:
+        """A row is None for a token that nothing comes before."""
+        found: Columns = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+        for token, row in zip(ids, rows, strict=True):
             text, _ = self.tokens[token]
             found["text_offset"].append(self.offset)
-            found["token_logprobs"].append(max(row[str(token)], NONE))
             found["tokens"].append(text)
+            self.offset += len(text)
+            if row is None:
+                found["token_logprobs"].append(None)
+                found["top_logprobs"].append(None)
+                continue
+            found["token_logprobs"].append(max(row[str(token)], NONE))
             likely = self.tokens.most_likely(row, self.count)
             found["top_logprobs"].append({self.tokens[each][0]: logprob for each, logprob in likely})
-            self.offset += len(text)
         return found
