@@ -68,10 +68,11 @@ def fallback(text: str) -> tuple[int, ...]:
 class Stream:
     """The text of one request so far: what of it waits, and for what."""
 
-    __slots__ = ("begun", "first_characters", "held", "matched", "pending", "pieces", "plain", "stops")
+    __slots__ = ("attempt", "begun", "first_characters", "held", "matched", "pending", "pieces", "plain", "stops")
 
-    def __init__(self, pieces: Pieces, begun: bool, stops: list[str]) -> None:
+    def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
         self.pieces = pieces
+        self.attempt = attempt
         self.begun = begun
         """Some token has had text: the next is not the first."""
         self.pending = b""
@@ -140,11 +141,11 @@ class Detokenizer(Actor):
     def on_tokens(self, message: Tokens, now: float) -> None:
         """One ``Texts`` for every ``Tokens``."""
         streams, pieces = self.streams, self.pieces
-        matched: dict[int, str] = {}
+        matched: dict[int, Stream] = {}
         for opened in message.opened:
             stream = streams[opened.request] = self.open(opened)
             if stream.matched is not None:
-                matched[opened.request] = stream.matched
+                matched[opened.request] = stream
                 del streams[opened.request]
 
         requests = memoryview(message.requests).cast("q").tolist()
@@ -168,10 +169,10 @@ class Detokenizer(Actor):
                 continue
             texts.append(stream.text(token))
             if stream.matched is not None:
-                matched[request] = stream.matched
+                matched[request] = stream
                 del streams[request]
 
-        finished = [Finished(request, "stop", text) for request, text in matched.items()]
+        finished = [Finished(request, "stop", stream.matched) for request, stream in matched.items()]
         tails = [""] * len(finished)
         for end in message.finished:
             if end.request not in matched:
@@ -191,13 +192,13 @@ class Detokenizer(Actor):
         news = message.step, message.opened, *rows, finished, tails, message.counters
         self.send("gateway", Texts(*news, logprobs[0], logprobs[1], message.prompts))
         if matched:
-            self.send("scheduler", Matched(list(matched)))
+            self.send("scheduler", Matched(list(matched), [stream.attempt for stream in matched.values()]))
 
     def open(self, opened: Opened) -> Stream:
         """A stream in the state that the context leaves it in; the context's own text does not come again."""
         context = memoryview(opened.context).cast("i").tolist()
         prompt = len(context) - opened.delivered
-        stream = Stream(self.pieces, begun=prompt < opened.prompt_tokens, stops=opened.stop)
+        stream = Stream(self.pieces, prompt < opened.prompt_tokens, opened.stop, opened.attempt)
         for token in context[:prompt]:
             stream.characters(token)
         for token in context[prompt:]:

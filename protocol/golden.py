@@ -351,6 +351,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             ends=[GrammarEnd(3), GrammarEnd(5, "the regex took too long")],
             prompt_logprob_tokens=int32(799, 7),
             prompt_logprobs=float32(-0.25, -1.5),
+            stalled_ns=1200000,
         ),
     ),
     (
@@ -387,7 +388,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             [PromptLogprobs(5, int32(799, 7), float32(-0.25, -1.5))],
         ),
     ),
-    ("matched", Matched([8])),
+    ("matched", Matched([8], [1])),
     ("dump trace", DumpTrace(since_ns=3362278882284)),
     ("spans", Spans("scheduler", RECORDED, since_ns=3362278882284, last=True)),
 ]

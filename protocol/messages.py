@@ -463,6 +463,8 @@ class Matched(Internal):
     """detokenizer → scheduler: these sequences met a stop text and need no more tokens."""
 
     requests: list[int]
+    attempts: list[int]
+    """Which attempt of each: one that was sent again meanwhile has still to say what it knows."""
 
 
 class DumpTrace(Internal):

@@ -56,6 +56,8 @@ class Simulator:
         """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
         self.stands_still: dict[str, float] = {}
         """Actors that do nothing, and until when."""
+        self.held: dict[str, list[Callable[[], None]]] = {}
+        """What has come for them meanwhile, in its order."""
         self.losing: set[tuple[str, str]] = set()
         """Edges whose next frame vanishes."""
         self.outside: list[tuple[bytes, bytes]] = []
@@ -75,6 +77,8 @@ class Simulator:
         self.wakes: dict[str, float] = {}
         self.turns = 0
         """Messages that actors have handled."""
+        self.crashed: dict[str, bool] = {}
+        """Whether the last incarnation of each ended by its own fault, which the next one is told."""
         self.bereft: set[int] = set()
         """Incarnations that a frame was lost on the way to: no other may find a gap."""
         for name in factories:
@@ -130,25 +134,35 @@ class Simulator:
         if links.peer_up(name, epoch):
             self.turn(links.name, name, PeerUp(name, epoch))
 
-    def crash(self, name: str, restart_after_s: float) -> None:
+    def crash(self, name: str, restart_after_s: float, *, own_fault: bool = False) -> None:
         """The actor is gone, with its state; a new one comes."""
         if name in self.actors:
+            self.crashed[name] = own_fault
             del self.actors[name]
             self.stands_still.pop(name, None)
+            self.held.pop(name, None)
             self.last_words[self.links[name].epoch] = self.now + self.gossip.random() * MAX_DELAY_S
             self.after(restart_after_s, lambda: self.start(name))
 
     def stand_still(self, name: str, seconds: float) -> None:
         """The actor does nothing for a while, as if stopped; what comes for it waits."""
         if name in self.actors:
-            self.stands_still[name] = max(self.now + seconds, self.stands_still.get(name, 0.0))
+            self.stands_still[name] = until = max(self.now + seconds, self.stands_still.get(name, 0.0))
+            self.held.setdefault(name, [])
+            self.at(until, lambda: self.go_on(name))
+
+    def go_on(self, name: str) -> None:
+        """An actor that stood still handles what has come meanwhile, unless it has to stand still for longer."""
+        if self.stands_still.get(name, float("inf")) <= self.now:
+            del self.stands_still[name]
+            for event in self.held.pop(name):
+                event()
 
     def later(self, name: str, event: Callable[[], None]) -> bool:
         """True if the actor stands still; ``event`` then comes when it goes on."""
-        until = self.stands_still.get(name, 0.0)
-        if self.now >= until:
+        if name not in self.stands_still:
             return False
-        self.at(until, event)
+        self.held[name].append(event)
         return True
 
     def lose(self, sender: str, to: str) -> None:

@@ -367,8 +367,8 @@ class Lab:
             self.give(Cancel([request]))
         elif kind < 0.95:
             del self.open[request]
-            self.give(Matched([request]))
-            self.give(Matched([request]))
+            self.give(Matched([request], [0]))
+            self.give(Matched([request], [0]))
             self.ended["matched"] += 1
         else:
             self.restart()

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from chaos import Chaos, detokenizer_is_late, everything_fails, gateway_fails
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -23,8 +25,8 @@ class Fault:
     where: str
     old: str
     new: str = "pass"
-    gateway: bool = False
-    """Shows best where the gateway alone fails."""
+    fails: Callable[[Chaos], None] = everything_fails
+    """In which worlds it shows best."""
 
 
 def planted(fault: Fault) -> tuple[Any, str, Callable[..., Any]]:
@@ -57,6 +59,7 @@ STREAM = "protocol.session:Stream"
 TOKENIZER = "actors.tokenizer:Tokenizer"
 SCHEDULER = "actors.scheduler.scheduler:Scheduler"
 PLANNER = "actors.scheduler.planner:Planner"
+QUARANTINE = "actors.scheduler.quarantine:Quarantine"
 SEQUENCE = "actors.scheduler.sequence:Sequence"
 EXECUTOR = "actors.executor.executor:Executor"
 DETOKENIZER = "actors.detokenizer:Detokenizer"
@@ -146,6 +149,7 @@ FAULTS = [
         f"{DELIVERY}:take_opened",
         "answer is None or one.attempt != answer.request.attempt",
         "answer is None",
+        fails=detokenizer_is_late,
     ),
     Fault("no-answer-is-opened", f"{DELIVERY}:take_opened", "answer.opened = True"),
     Fault(
@@ -216,7 +220,7 @@ FAULTS = [
         f"{STREAM}.lacks_usage",
         "return delta.finish_reason is not None and self.unfinished == {delta.index}",
         "return False",
-        gateway=True,
+        fails=gateway_fails,
     ),
     Fault(
         "a-gateway-that-forgot-us-fails-the-requests",
@@ -273,12 +277,14 @@ FAULTS = [
         f"{SCHEDULER}.is_over",
         "stopped or len(sequence.tokens) >= sequence.target",
         "stopped",
+        fails=gateway_fails,
     ),
     Fault(
         "a-stop-that-was-delivered-is-forgotten",
         f"{SCHEDULER}.is_over",
         "last in sequence.stop_tokens",
         "False",
+        fails=gateway_fails,
     ),
     Fault(
         "the-scheduler-begins-anew",
@@ -298,6 +304,15 @@ FAULTS = [
         "known = sequence.prompt_len + sequence.delivered",
         "known = sequence.prompt_len",
     ),
+    Fault(
+        "a-stop-text-of-an-earlier-attempt-ends-a-later-one",
+        f"{SCHEDULER}.on_matched",
+        "sequence.attempt == attempt",
+        "True",
+        fails=detokenizer_is_late,
+    ),
+    Fault("suspects-are-never-tried", f"{QUARANTINE}.judge", "self.suspects.appendleft(sequence)"),
+    Fault("a-trial-does-not-end", f"{QUARANTINE}.passed", "self.trial = None"),
     Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
     Fault("a-dead-executors-cache-counts", f"{SCHEDULER}.on_peer_up", "self.planner.void(computing)"),
     Fault(

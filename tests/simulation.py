@@ -131,7 +131,8 @@ class World(Simulator):
             pipeline = Pipeline(
                 device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
             )
-            return Executor(pipeline, batch, Capacity(blocks, block_size), {}, masks=Masks(compiler, slots))
+            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
+            return Executor(pipeline, batch, capacity, {}, masks=Masks(compiler, slots))
 
         def scheduler(world: Simulator) -> Scheduler:
             return Scheduler(SchedulerConfig(slots, budget, MODEL_LEN, depth, (EOS,), caching))

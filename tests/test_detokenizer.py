@@ -386,7 +386,7 @@ def test_tokens_after_a_stop_text_are_dropped_and_the_other_requests_go_on() -> 
     end = Finished(1, "stop", "bc")
     assert sends == [
         ("gateway", texts_message(5, kept, ["a", "a", "", "", "b"], [end], [""], both)),
-        ("scheduler", Matched([1])),
+        ("scheduler", Matched([1], [0])),
     ]
     sends = detokenizer.receive("", message([(1, c), (2, c), (9, c)], step=6), 0.0)
     assert sends == [("gateway", texts_message(6, [(2, c)], ["c"]))]
@@ -455,7 +455,7 @@ def test_a_stop_text_within_the_delivered_tokens_ends_the_request_at_once() -> N
     sends = Detokenizer(letters()).receive("", message([(1, a)], opened=start), 0.0)
     assert sends == [
         ("gateway", texts_message(1, [], [], [Finished(1, "stop", "bc")], [""], start)),
-        ("scheduler", Matched([1])),
+        ("scheduler", Matched([1], [0])),
     ]
 
 

@@ -16,7 +16,7 @@ def test_a_planted_fault_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch
     for seed in range(SEEDS):
         world = Chaos(seed, depth=1 + seed % 3, blocks=40 if seed % 4 else 22)
         try:
-            chaos_load(world, 16, gateway_fails if fault.gateway else everything_fails)
+            chaos_load(world, 16, fault.fails)
         except Exception as error:
             print(f"caught in the world with seed {seed}: {type(error).__name__}: {error}"[:300])
             return

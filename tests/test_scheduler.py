@@ -211,10 +211,29 @@ def test_a_request_that_met_a_stop_text_ends_without_another_word_of_it() -> Non
     bench = Bench()
     bench.ask(1, prompt(1, 5), max_tokens=100, **FREE)
     bench.finish_step()
-    bench.give(Matched([1]))
+    bench.give(Matched([1], [0]))
     bench.finish_all()
     assert bench.ends == {}
     bench.nothing_left()
+
+
+def test_a_stop_text_that_an_earlier_attempt_met_ends_no_later_one() -> None:
+    """It is late news: what the later attempt has met will be told again, once all of it is."""
+    bench = Bench()
+    params = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
+    bench.ask(1, prompt(1, 5), max_tokens=20, **FREE)
+    bench.finish_step()
+    bench.give(Enqueue(1, int32(prompt(1, 5)), params, b"", 0, attempt=2))
+    bench.give(Matched([1], [1]))
+    bench.finish_step()
+    bench.give(Matched([1], [2]))
+    bench.finish_all()
+    assert bench.ends == {}
+    bench.nothing_left()
+    bench.give(Enqueue(1, int32(prompt(1, 5)), params, b"", 0, attempt=4))
+    bench.give(Matched([1], [3]))
+    bench.finish_all()
+    assert bench.ends[1].reason == "length"
 
 
 def test_a_request_sent_again_continues_behind_what_was_delivered() -> None:

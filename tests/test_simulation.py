@@ -85,6 +85,16 @@ def test_whatever_crashes_stalls_or_is_lost_every_request_has_one_end_and_every_
     print(f"{seed} worlds, {steps} steps")
 
 
+def test_what_comes_for_an_actor_whose_pause_is_prolonged_keeps_its_order() -> None:
+    for seed in range(20):
+        world = World(seed)
+        for start, pause in ((0.02, 0.02), (0.03, 0.05), (0.06, 0.06)):
+            world.at(start, lambda world=world, pause=pause: world.stand_still("detokenizer", pause))
+        random_load(world, 20, aborts=0.1)
+        world.check()
+        world.check_nothing_left()
+
+
 def test_chaos_is_a_function_of_its_seed_too() -> None:
     def history(seed: int) -> list[object]:
         world = chaos_world(seed)

@@ -188,9 +188,9 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
     def on_matched(self, message: Matched, now: float) -> None:
-        for request in message.requests:
+        for request, attempt in zip(message.requests, message.attempts, strict=True):
             sequence = self.sequences.get(request)
-            if sequence is not None:
+            if sequence is not None and sequence.attempt == attempt:
                 self.end(sequence)
         self.plan_ahead(now)
 
