@@ -67,7 +67,8 @@ class Asked:
     beginning: int
     """The number of all tokens so far."""
     count: int = 0
-    last: int = -1
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and answer: what the next question of a conversation begins with."""
     aborted: bool = False
 
 
@@ -153,7 +154,7 @@ class Lab:
                 cache_salt="salt" if salt else "",
             )
             stops = stop if ignore_eos else stop | {EOS}
-            self.open[request] = Asked(request, stops, most, salt, beginning)
+            self.open[request] = Asked(request, stops, most, salt, beginning, tokens=prompt[:])
             self.give(Enqueue(request, ids, params, b"", rng.randrange(3)))
 
     def hear(self, message: Tokens) -> None:
@@ -167,15 +168,18 @@ class Lab:
             )
             asked.beginning = following(asked.beginning, token)
             asked.count += 1
-            asked.last = token
+            asked.tokens.append(token)
         for finished in message.finished:
             asked = self.open.pop(finished.request)
-            stopped = asked.last in asked.stop
+            stopped = asked.count > 0 and asked.tokens[-1] in asked.stop
             assert finished.reason == ("abort" if asked.aborted else "stop" if stopped else "length"), (
                 f"request {finished.request} ended by {finished.reason}"
             )
             assert asked.aborted or stopped or asked.count == asked.most
             self.ended[finished.reason] += 1
+            if self.rng.random() < 0.3:
+                base = self.rng.choice(self.bases)
+                base[:] = (asked.tokens + base)[:LENGTH]
 
     # --- the device ---------------------------------------------------------------------------------
 

@@ -318,13 +318,16 @@ class Planner:
         return digest(tokens[full * size :].data, hashes[full - 1] if full else sequence.salt)
 
     def publish(self, sequence: Sequence) -> None:
-        """Let what is computed of the sequence be found by others: full blocks, and the end of its prompt."""
+        """Let what is computed of the sequence be found by others: full blocks, and the end of its prompt.
+
+        The token that ended a sequence is not computed: the device runs no more of a sequence that has stopped.
+        """
         blocks, table, slot = self.blocks, self.table, sequence.slot
         assert blocks is not None
         if not blocks.caching:
             return
         length = int(table.length[slot])
-        computed = min(int(table.computed[slot]), length)
+        computed = min(int(table.computed[slot]), length - sequence.finished)
         full = computed // blocks.block_size
         known = table.known(slot)
         if full > sequence.published:
