@@ -28,7 +28,7 @@ test: lint
 
 # One long form alone: make soak DRILLS=tests/test_overload.py
 DRILLS := tests/test_simulation.py tests/test_scheduler_simulation.py tests/test_equivalence.py \
-	tests/test_drill.py tests/test_disk_full.py tests/test_drain.py tests/test_overload.py \
+	tests/test_drill.py tests/test_supervision.py tests/test_disk_full.py tests/test_drain.py tests/test_overload.py \
 	tests/test_protocol.py tests/test_hostile_frames.py tests/test_hostile_requests.py
 
 soak: $(STAMP)

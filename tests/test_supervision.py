@@ -213,36 +213,40 @@ def test_an_actor_that_is_stopped_only_for_a_moment_is_left_alone(patient: Sidec
     assert state_of(patient, "scheduler")["pid"] == before["pid"]
 
 
-def test_an_actor_that_spins_is_ended_and_no_token_is_lost(tmp_path: Path) -> None:
+def test_an_actor_that_spins_is_ended_and_no_token_is_lost(tmp_path: Path, soak: bool) -> None:
     marker = tmp_path / "spin"
     factories = {"detokenizer": "planted:spinning_detokenizer"}
-    with (
-        Planted(factories, "--hang-timeout=1.5", PLANTED_MARKER=str(marker)) as service,
-        service.client() as client,
-    ):
-        params = SamplingParams(max_tokens=100, ignore_eos=True, seed=5)
-        expected = client.generate("Once upon a time", params).outputs[0].token_ids
-        marker.touch()
-        assert client.generate("Once upon a time", params).outputs[0].token_ids == expected
-        assert not marker.exists()
-        detokenizer = next(state for state in client.actors().actors if state.name == "detokenizer")
-        assert detokenizer.restarts == 1
-        until(lambda: client.stats().get("actor_hangs") == 1.0, "the hang is counted")
+    for _ in range(20 if soak else 1):
+        with (
+            Planted(factories, "--hang-timeout=1.5", PLANTED_MARKER=str(marker)) as service,
+            service.client() as client,
+        ):
+            params = SamplingParams(max_tokens=100, ignore_eos=True, seed=5)
+            expected = client.generate("Once upon a time", params).outputs[0].token_ids
+            marker.touch()
+            assert client.generate("Once upon a time", params).outputs[0].token_ids == expected
+            assert not marker.exists()
+            detokenizer = next(state for state in client.actors().actors if state.name == "detokenizer")
+            assert detokenizer.restarts == 1
+            until(lambda: client.stats().get("actor_hangs") == 1.0, "the hang is counted")
 
 
-def test_a_device_that_stands_still_is_found_though_the_executors_loop_answers(tmp_path: Path) -> None:
+def test_a_device_that_stands_still_is_found_though_the_executors_loop_answers(
+    tmp_path: Path, soak: bool
+) -> None:
     marker = tmp_path / "stand still"
     factories = {"executor": "planted:stalling_executor"}
-    with (
-        Planted(factories, "--hang-timeout=1.5", PLANTED_MARKER=str(marker)) as service,
-        service.client() as client,
-    ):
-        params = SamplingParams(max_tokens=100, ignore_eos=True, seed=5)
-        expected = client.generate("Once upon a time", params).outputs[0].token_ids
-        marker.touch()
-        assert client.generate("Once upon a time", params).outputs[0].token_ids == expected
-        executor = next(state for state in client.actors().actors if state.name == "executor")
-        assert executor.restarts == 1
+    for _ in range(20 if soak else 1):
+        with (
+            Planted(factories, "--hang-timeout=1.5", PLANTED_MARKER=str(marker)) as service,
+            service.client() as client,
+        ):
+            params = SamplingParams(max_tokens=100, ignore_eos=True, seed=5)
+            expected = client.generate("Once upon a time", params).outputs[0].token_ids
+            marker.touch()
+            assert client.generate("Once upon a time", params).outputs[0].token_ids == expected
+            executor = next(state for state in client.actors().actors if state.name == "executor")
+            assert executor.restarts == 1
 
 
 def test_how_the_actors_are_is_told_while_one_of_them_hangs(patient: Sidecar) -> None:
@@ -320,7 +324,9 @@ def test_an_actor_that_dies_again_and_again_takes_all_with_it_once_and_then_ends
     assert stream.deltas, "it had begun, and was answered"
 
 
-def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(tmp_path: Path) -> None:
+def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(
+    tmp_path: Path,
+) -> None:
     marker, told = tmp_path / "wait", tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(told))
