@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slipstream.protocol.curve import CLIENT_KEY_VARIABLE, ClientKey, KeyFolder, client_key
 from slipstream.protocol.endpoints import check_endpoint
 from slipstream.runtime.config import resolve
 from slipstream.runtime.run_directory import clear_stale, run_directory, try_lock
+from test_http import Web
 from test_service import alive, serve, until
 from test_supervision import Planted
 
@@ -111,7 +113,10 @@ def test_a_service_with_keys_answers_whom_it_allows_and_nobody_else(folder: Path
     KeyFolder(tmp_path).make_server()
     stranger = ClientKey.read(KeyFolder(tmp_path).make_client("stranger"))
     server, _ = KeyFolder(folder).server()
-    with Sidecar(device="emulated", endpoint="tcp://127.0.0.1:0", curve_keys=str(folder)) as sidecar:
+    options: dict[str, Any] = {"curve_keys": str(folder), "http": "127.0.0.1:0"}
+    with Sidecar(device="emulated", endpoint="tcp://127.0.0.1:0", **options) as sidecar:
+        web = Web(sidecar.ready["http"])
+        assert web.chat(max_tokens=2).status == 200, "the OpenAI face has a key of its own"
         endpoint = sidecar.endpoint
 
         def answered(curve: ClientKey | Path | None) -> bool:
@@ -145,6 +150,7 @@ def test_a_service_with_keys_answers_whom_it_allows_and_nobody_else(folder: Path
             allowed.write_text(kept)
         os.kill(sidecar.pids["gateway"], signal.SIGKILL)
         until(lambda: answered(folder / "ann.key"), "a new gateway has the same keys")
+        until(lambda: web.chat(max_tokens=2).status == 200, "the OpenAI face is let in again")
 
 
 def ann_pair(folder: Path) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
+import platform
 import queue
 import shutil
 import signal
@@ -24,6 +26,7 @@ import psutil
 import pytest
 import zmq
 from slipstream.protocol.limits import PROTOCOL
+from slipstream.runtime.priority import NICENESS, SLICE_NS
 
 from slipstream import Client, Delta, SamplingParams, Sidecar
 from slipstream.service import BUNDLED_MODEL
@@ -661,6 +664,26 @@ def test_an_actor_that_is_killed_comes_again_and_a_stream_goes_on_with_the_same_
     until(lambda: mortal.actors[actor]["state"] == "ready", f"the {actor} is ready again")
     after = mortal.pids
     assert {name for name in ACTORS if before[name] != after[name]} == {actor}
+
+
+def test_where_cores_are_few_the_actors_that_the_device_waits_for_come_first(mortal: Sidecar) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = {name: os.getpriority(os.PRIO_PROCESS, pid) - own for name, pid in mortal.pids.items()}
+    assert {name for name, more in nice.items() if more == 0} == {"scheduler", "executor"}
+    assert {more for more in nice.values() if more} == {NICENESS}
+
+    def slice_ns(pid: int | str) -> int | None:
+        with contextlib.suppress(FileNotFoundError):  # a kernel without this view
+            for line in Path(f"/proc/{pid}/sched").read_text().splitlines():
+                if line.startswith("se.slice"):
+                    return int(line.rpartition(":")[2])
+        return None
+
+    usual = slice_ns("self")
+    if usual is None or tuple(map(int, platform.release().split(".")[:2])) < (6, 12):
+        pytest.skip("this kernel has no slices that a thread may choose, or does not show them")
+    slices = {name: slice_ns(pid) for name, pid in mortal.pids.items()}
+    assert {name for name, found in slices.items() if found == SLICE_NS} == {"scheduler", "executor"}
 
 
 def test_the_ready_line_says_where_the_service_is_and_stop_leaves_no_file_behind() -> None:

@@ -12,13 +12,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.control import Report
 from slipstream.runtime.liveness import Pulse
+from slipstream.runtime.log import Log
+from slipstream.runtime.notify import Notify
 from slipstream.runtime.restarts import BACK_OFF_S, INTENSITY, PERIOD_S, Restarts
+from slipstream.runtime.supervisor import START_FACTOR, Supervisor
 from test_service import NEAR, Background, Raw, alive, until
 
 from slipstream import Client, SamplingParams, ServiceUnavailable, Sidecar
@@ -113,6 +117,27 @@ def test_deaths_of_one_do_not_count_for_another() -> None:
     for _ in range(INTENSITY):
         restarts.on_death("executor", 0.0)
     assert restarts.on_death("scheduler", 0.0).in_a_row == 1
+
+
+# --- starts -------------------------------------------------------------------------------------
+
+
+def test_a_restarted_child_has_its_time_to_be_ready_and_is_ended_then(tmp_path: Path) -> None:
+    ended: list[int] = []
+    process = SimpleNamespace(pid=4711, kill=lambda: ended.append(4711))
+    child: Any = SimpleNamespace(
+        spec=SimpleNamespace(name="executor"), since=100.0, hung=False, state="starting", process=process
+    )
+    supervisor = Supervisor([], tmp_path, Log("text"), Notify({}))
+    assert supervisor.check_start(child, 1e6) == [], "the first start has a limit of its own"
+    supervisor.serving = True
+    supervisor.first_start_s["executor"] = 20.0
+    due = 100.0 + START_FACTOR * 20.0
+    assert supervisor.check_start(child, due - 0.1) == [due]
+    assert not ended
+    assert supervisor.check_start(child, due) == []
+    assert (ended, child.hung, child.state) == ([4711], True, "hung")
+    supervisor.stop()
 
 
 # --- real processes -----------------------------------------------------------------------------
