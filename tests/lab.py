@@ -262,8 +262,8 @@ class Lab:
 
     def run(self, row: Row, count: int, step: int) -> None:
         row.last_step = step
-        if row.finished:
-            return
+        if row.finished and row.position == len(row.tokens):
+            return  # behind the token that ended it, which a step already launched computes
         size, cells, blocks = self.size, self.cells, row.blocks
         position = row.position
         before = cells[blocks[(position - 1) // size]][(position - 1) % size] if position else row.salt

@@ -30,9 +30,9 @@ print(json.dumps([spent * 1000, sorted(sys.modules)]))
 
 @pytest.mark.parametrize("name", ["AsyncClient", "Client"])
 def test_client_import_is_light_and_quick(name: str) -> None:
-    """The best of several runs: the machine may be busy with other things."""
+    """The best of many runs: the machine may be busy with other things, such as the other half of these tests."""
     best = float("inf")
-    for _ in range(8):
+    for _ in range(60):
         spent, modules = imported(f"from slipstream import {name}, SamplingParams")
         assert modules.isdisjoint(HEAVY)
         best = min(best, spent)

@@ -281,20 +281,6 @@ def test_a_result_of_another_step_than_the_oldest_is_a_fault_that_names_both() -
 # --- the prefix cache ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_block_that_ends_with_a_stop_token_is_not_found_since_the_device_never_wrote_its_end(depth: int) -> None:
-    begun = prompt(1, 31)
-    [stop] = alone(begun, 1, 1, set(), VOCAB)
-    bench = Bench(size=16, depth=depth)
-    bench.ask(1, begun, max_tokens=20, stop_token_ids=[stop], **FREE)
-    bench.finish_all()
-    assert bench.ends[1].reason == "stop"
-    bench.ask(2, [*begun, stop, 7, 8, 9], max_tokens=5, **FREE)
-    bench.finish_all()
-    assert bench.opened[-1].cached_tokens == 16
-    assert bench.tokens[2] == alone([*begun, stop, 7, 8, 9], 2, 5, set(), VOCAB)
-
-
 def test_a_prompt_that_begins_like_a_running_one_shares_its_blocks() -> None:
     bench = Bench(size=16)
     shared = prompt(1, 64)

@@ -72,9 +72,8 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     "blocks-lost": (PLANNER, (("        self.blocks.release(sequence.held, sequence.last_step)\n", ""),)),
     "published-before-it-is-computed": (
         PLANNER,
-        (("computed = min(int(table.computed[slot]), length - sequence.finished)", "computed = length"),),
+        (("computed = min(int(table.computed[slot]), length)", "computed = length"),),
     ),
-    "a-stop-token-counts-as-computed": (PLANNER, (("length - sequence.finished)", "length)"),)),
     "no-budget": (PLANNER, (("tokens = min(tokens, self.budget)", "pass"),)),
     "slot-reused-at-once": (
         PLANNER,

@@ -209,7 +209,7 @@ def test_every_option_can_be_given_in_the_environment(name: str) -> None:
         text = next(choice for choice in option.choices if choice != option.default)
     else:
         text = {int: "3", float: "0.5"}.get(option.kind, "something")
-    needs = {"api_key": {"http": "127.0.0.1:0"}, "allowed_origins": {"http": "127.0.0.1:0"}}
+    needs = {key: {"http": "127.0.0.1:0"} for key in ("api_key", "allowed_origins", "metrics_prefix")}
     others = {
         "emulated_step_ms": {"device": "emulated"},
         "max_num_batched_tokens": {"max_num_seqs": "1"},

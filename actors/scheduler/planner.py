@@ -320,14 +320,15 @@ class Planner:
     def publish(self, sequence: Sequence) -> None:
         """Let what is computed of the sequence be found by others: full blocks, and the end of its prompt.
 
-        The token that ended a sequence is not computed: the device runs no more of a sequence that has stopped.
+        The token that ended a sequence is among it if a step after it was launched: a row that has finished still
+        computes, only its result is dropped.
         """
         blocks, table, slot = self.blocks, self.table, sequence.slot
         assert blocks is not None
         if not blocks.caching:
             return
         length = int(table.length[slot])
-        computed = min(int(table.computed[slot]), length - sequence.finished)
+        computed = min(int(table.computed[slot]), length)
         full = computed // blocks.block_size
         known = table.known(slot)
         if full > sequence.published:
