@@ -208,8 +208,8 @@ def test_malformed_frames_at_the_door_are_answered_and_hurt_nobody(
             attack.send(encode(Hello(protocol=list(PROTOCOL))))
             for number in range(count):
                 frame = rng.choice(PUBLIC)
-                for kind in (b"generate", b"trace"):  # good ones are answered at length, traces with megabytes
-                    frame = frame.replace(kind, kind[:-2] + b"\xc1e")
+                if b"generate" in frame:
+                    frame = frame.replace(b"generate", b"genera\xc1e")  # good ones are answered at length
                 frame = mutated(rng, frame)
                 if number % 100 == 0:
                     attack.send(*[frame] * rng.randrange(2, 20))

@@ -175,7 +175,7 @@ class WholeCompletion:
         self.about = about
         self.answers = answers
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
-        self.logprobs: dict[int, Columns | None] = {}
+        self.logprobs: dict[int, Columns] = {}
         self.reasons: dict[int, str | None] = {}
         self.usages: list[Usage] = []
 
@@ -187,7 +187,11 @@ class WholeCompletion:
     def add(self, prompt: int, delta: Delta) -> None:
         index = self.answers.take(prompt, delta)
         self.texts[index].append(delta.text)
-        self.logprobs[index] = joined(self.logprobs.get(index), self.answers.logprobs(index, delta))
+        columns = self.answers.logprobs(index, delta)
+        if columns is not None:
+            known = self.logprobs.setdefault(index, {name: [] for name in columns})
+            for name, values in columns.items():
+                known[name] += values
         if delta.finish_reason is not None:
             self.reasons[index] = finish_reason_of(delta.finish_reason)
         if delta.usage is not None:
@@ -198,7 +202,7 @@ class WholeCompletion:
             {
                 "index": index,
                 "text": self.answers.echo(index) + "".join(self.texts[index]),
-                "logprobs": joined(self.answers.echoed_logprobs(index), self.logprobs[index]),
+                "logprobs": joined(self.answers.echoed_logprobs(index), self.logprobs.get(index)),
                 "finish_reason": self.reasons[index],
             }
             for index in sorted(self.reasons)
