@@ -24,6 +24,7 @@ from typing import Any
 import msgpack
 import psutil
 import pytest
+import torch
 import zmq
 from slipstream.protocol.limits import PROTOCOL
 from slipstream.runtime.priority import NICENESS, SLICE_NS
@@ -664,6 +665,13 @@ def test_an_actor_that_is_killed_comes_again_and_a_stream_goes_on_with_the_same_
     until(lambda: mortal.actors[actor]["state"] == "ready", f"the {actor} is ready again")
     after = mortal.pids
     assert {name for name in ACTORS if before[name] != after[name]} == {actor}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the option has an effect")
+def test_an_option_of_a_gpu_is_refused_where_the_device_turns_out_to_be_the_cpu() -> None:
+    code, lines, _ = serve("--cuda-graphs=lazy")
+    assert code == 3
+    assert "cuda_graphs=lazy has no effect on the CPU" in "\n".join(lines)
 
 
 def test_where_cores_are_few_the_actors_that_the_device_waits_for_come_first(mortal: Sidecar) -> None:
