@@ -206,10 +206,17 @@ class Session:
         if self.state == "ready" and expects is Welcome:
             question.answer = self.welcome
             return question
+        first = all(other.expects is not expects for other in self.questions)
         self.questions.append(question)
-        if self.state == "ready" and question.message is not None:
-            self.outbox.append(encode(question.message))
+        if first:
+            self.put_next(expects)
         return question
+
+    def put_next(self, kind: type) -> None:
+        """Put the oldest open question of a kind; the others wait until it is answered."""
+        question = next((question for question in self.questions if question.expects is kind), None)
+        if self.state == "ready" and question is not None and question.message is not None:
+            self.outbox.append(encode(question.message))
 
     def abort(self, request_id: str) -> None:
         """Ask the gateway to end a request; its last delta then has ``finish_reason="abort"``."""
@@ -306,9 +313,8 @@ class Session:
                 )
                 continue
             self.outbox.append(encode(stream.resumed(now)))
-        for question in self.questions:
-            if question.message is not None:
-                self.outbox.append(encode(question.message))
+        for kind in dict.fromkeys(question.expects for question in self.questions):
+            self.put_next(kind)
         return ended
 
     def take_error(self, error: Error, now: float) -> list[Pending]:
@@ -332,6 +338,8 @@ class Session:
             answered.append(question)
             if kind is not Welcome:
                 break
+        if answered:
+            self.put_next(kind)
         return answered
 
     # --- the connection -----------------------------------------------------------------------

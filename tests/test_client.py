@@ -626,6 +626,26 @@ def test_hello_comes_first_and_requests_wait_for_welcome() -> None:
     assert [getattr(message, "id", None) for message in sent(session)] == ["a"]
 
 
+def test_questions_of_one_kind_are_put_one_after_the_other() -> None:
+    session = ready()
+    one, two, three = (session.inquire(0.0, Trace, seconds=float(number)) for number in (1, 2, 3))
+    other = session.inquire(0.0, Stats)
+    assert sent(session) == [GetTrace(seconds=1.0), GetStats()]
+    trace = encode(Trace(actors={}, since_ns=0, until_ns=0))
+    assert session.receive(trace, 0.1) == [one]
+    assert sent(session) == [GetTrace(seconds=2.0)]
+    session.receive(encode(Error(code="protocol", message="say hello first")), 0.2)
+    sent(session)
+    session.receive(encode(WELCOME), 0.3)
+    assert sent(session) == [GetTrace(seconds=2.0), GetStats()]
+    assert session.receive(encode(Stats(counters={})), 0.4) == [other]
+    assert sent(session) == []
+    assert session.receive(trace, 0.5) == [two]
+    assert sent(session) == [GetTrace(seconds=3.0)]
+    assert session.receive(trace, 0.6) == [three]
+    assert sent(session) == []
+
+
 def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
     session = ready(0.0)
     assert session.deadline is None

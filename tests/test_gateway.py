@@ -12,7 +12,7 @@ import pytest
 from slipstream.actors.gateway import connections
 from slipstream.actors.gateway.connections import PROBE_S, RETRY_S
 from slipstream.actors.gateway.gateway import Gateway
-from slipstream.actors.gateway.timeline import TRACE_TIMEOUT_S
+from slipstream.actors.gateway.timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
 from slipstream.protocol.codec import encode
 from slipstream.protocol.limits import (
     MAX_CHOICES,
@@ -945,6 +945,22 @@ def test_a_trace_does_not_wait_for_ever_for_an_actor_that_is_gone(desk: Desk) ->
     assert traced(desk.one(ANN)) == {"gateway": [1, 2]}
     give_trace(desk, "scheduler", 0)  # too late, and no harm
     assert desk.said == {"gateway": [DumpTrace()], "scheduler": [DumpTrace()]}
+
+
+def test_a_client_that_asks_for_traces_without_reading_them_is_refused_the_next(desk: Desk) -> None:
+    desk.ask(ANN, GetTrace())  # is gathered at once
+    desk.one("gateway")
+    for _ in range(MAX_WAITING_TRACES):
+        desk.ask(ANN, GetTrace())
+        assert desk.take(ANN) == []
+    desk.ask(ANN, GetTrace())
+    refused = desk.one(ANN)
+    assert isinstance(refused, Error)
+    assert (refused.code, refused.id, refused.retry_after_s) == ("overloaded", None, TRACE_TIMEOUT_S)
+    desk.ask(BEN, GetTrace())
+    assert desk.take(BEN) == []
+    give_trace(desk, "gateway", 0)
+    assert [traced(trace) for trace in desk.take(ANN)] == [{"gateway": [1, 2]}]
 
 
 def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:

@@ -49,7 +49,7 @@ from .connections import PROBE_S, Client, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
-from .timeline import Timelines
+from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 
 class Gateway(Actor):
@@ -352,10 +352,11 @@ class Gateway(Actor):
 
     def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
         seconds = math.inf if message.seconds is None else message.seconds
-        if seconds > 0:
-            self.timelines.ask(client.address, seconds, now)
-        else:
+        if not seconds > 0:
             self.tell(client, Error(code="invalid_request", message=f"seconds={seconds}; give more than 0"))
+        elif not self.timelines.ask(client.address, seconds, now):
+            text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
+            self.tell(client, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
 
 
 def door_keys(options: dict[str, Any]) -> DoorKeys | None:

@@ -12,6 +12,9 @@ from ...protocol.trace import Recorded
 TRACE_TIMEOUT_S = 2.0
 """How long an actor may take to send its spans; then the others' are all there is."""
 
+MAX_WAITING_TRACES = 2
+"""Questions of one client that may wait at once: each is answered with megabytes."""
+
 
 @dataclass(slots=True, eq=False)
 class Gathering:
@@ -45,11 +48,15 @@ class Timelines:
         self.questions: dict[bytes, tuple[int, float]] = {}
         """Meanwhile: who waits for the next, with how many questions, of how many seconds at most."""
 
-    def ask(self, address: bytes, seconds: float, now: float) -> None:
+    def ask(self, address: bytes, seconds: float, now: float) -> bool:
+        """False: too many questions of this client wait already."""
         questions, most = self.questions.get(address, (0, 0.0))
+        if questions == MAX_WAITING_TRACES:
+            return False
         self.questions[address] = (questions + 1, max(seconds, most))
         if self.gathering is None:
             self.gather(now)
+        return True
 
     def gather(self, now: float) -> None:
         """Ask all actors for what answers the questions of the client that has waited longest."""
