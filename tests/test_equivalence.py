@@ -16,7 +16,6 @@ import pytest
 import torch
 from llguidance import LLExecutor
 from slipstream.actors.executor.batch import RunningBatch
-from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.masks import Masks
 from slipstream.actors.executor.model import PagedModel, from_config
@@ -28,6 +27,7 @@ from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, T
 from slipstream.protocol.sampling import SamplingParams
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
+from workers import ThreeWorkers
 
 VOCAB, LENGTH, SLOTS, BLOCK, BUDGET = 23, 64, 5, 4, 12
 EOS = 21
@@ -62,10 +62,10 @@ def compiler() -> GrammarCompiler:
 
 
 class Rig:
-    """Scheduler and executor around one CPU device; the device's threads give the timing."""
+    """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
 
     def __init__(self, model: PagedModel, depth: int, blocks: int) -> None:
-        self.device = CpuDevice()
+        self.device = ThreeWorkers()
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, mask_words=compiler().words)
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK, check_carry_over=True)

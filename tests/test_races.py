@@ -18,7 +18,6 @@ from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, Code, F
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
 from simulation import EOS, MODEL_LEN, VOCAB, World, grammar_compiler
 from slipstream.actors.executor.batch import StepShape
-from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.device import Buffer, Device
 from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import Executor
@@ -40,6 +39,7 @@ from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Actor
 from slipstream.runtime.simulator import Simulator
 from tiny_models import make_config
+from workers import ThreeWorkers
 
 BLOCK_SIZE, BUDGET = 8, 12
 PROGRAMS = 100_000
@@ -353,7 +353,7 @@ class SlowProgram:
 
 
 def on_threads() -> tuple[Device, Program]:
-    return CpuDevice(), SlowProgram(4)
+    return ThreeWorkers(), SlowProgram(4)
 
 
 def on_cuda() -> tuple[Device, Program]:

@@ -1,7 +1,9 @@
-"""The CPU device: every stream is a worker thread, so overlap is real here too.
+"""The CPU device: a stream is a worker thread, so the overlap of host and device is real here too.
 
 Torch releases the interpreter lock inside its operations, and that is where the host prepares the
-next step.
+next step. A CPU has no engines that copy while it computes, so one worker is all three streams: with a
+thread for each, a step is handed from thread to thread, each time by way of the interpreter lock, and
+decoding in small steps was 6 to 30 % slower.
 """
 
 from __future__ import annotations
@@ -80,16 +82,14 @@ class CpuStream:
 
 
 class CpuDevice:
-    """Three threads and plain memory."""
+    """One worker and plain memory."""
 
     name = "cpu"
 
     def __init__(self) -> None:
         fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.completions_fd: int | None = fd
-        self.h2d = CpuStream("h2d", fd)
-        self.compute = CpuStream("compute", fd)
-        self.d2h = CpuStream("d2h", fd)
+        self.h2d = self.compute = self.d2h = CpuStream("cpu", fd)
 
     def event(self) -> CpuEvent:
         return CpuEvent()
@@ -114,10 +114,8 @@ class CpuDevice:
         self.d2h.queue.put(tell)
 
     def check(self) -> None:
-        for stream in (self.h2d, self.compute, self.d2h):
-            if stream.failure is not None:
-                raise stream.failure
+        if self.compute.failure is not None:
+            raise self.compute.failure
 
     def close(self) -> None:
-        for stream in (self.h2d, self.compute, self.d2h):
-            stream.queue.put(None)
+        self.compute.queue.put(None)
