@@ -80,6 +80,18 @@ def test_where_any_prompt_makes_a_step_long_it_is_not_cut_into_crumbs() -> None:
     assert len(device.prompt(4000)) < 50
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_nor_are_the_prompts_that_follow_it(noise: float) -> None:
+    """As on a GPU that replays a graph to decode and launches a mixed step kernel by kernel."""
+    device = Device(4000, 10, more=25_000, noise=noise)
+    device.run(2048, streams=False)
+    for _ in range(50):
+        device.stream()
+        times = device.prompt(7000)
+        assert max(times) < 1.5 * (4000 + 25_000) * (1 + noise)
+        assert sum(times) < 0.6e6 * (1 + noise)
+
+
 def test_the_more_prompts_wait_the_more_of_a_step_is_theirs() -> None:
     device = Device(8000, 30)
     device.run(2000, streams=False)
