@@ -113,8 +113,13 @@ def build_model(context: Any) -> Executor:
     torch.cuda.synchronize(where)  # weights and cache were made on the default stream
     from .cuda import CudaDevice
     from .graphs import GraphedProgram, graph_sizes
+    from .warm_up import warm_up
 
     device = CudaDevice(where.index or 0)
+    context.phase("warm up")
+    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
+        warm_up(program, options["max_num_batched_tokens"], length)
+    torch.cuda.synchronize(where)
     mode = options["cuda_graphs"]
     if mode == "off" or not model.capturable:
         return assemble(context, device, program, blocks, facts | {"graphs": "off"})

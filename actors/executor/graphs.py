@@ -18,6 +18,7 @@ from torch import Tensor
 from .batch import StepShape
 from .cuda import CudaStream
 from .program import ModelProgram
+from .warm_up import null_step
 
 
 def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -182,14 +183,3 @@ def forward_of(shape: StepShape) -> StepShape:
         mask_words=0,
         forward_only=True,
     )
-
-
-def null_step(inputs: Tensor, shape: StepShape, null_slot: int) -> None:
-    """Packed inputs of a step in which every row is padding."""
-    at = shape.sections
-    count = torch.arange(shape.decodes + 1, dtype=torch.int32, device=inputs.device)
-    for name in ("row_slots", "token_slots", "sample_slots"):
-        inputs[at[name]] = null_slot
-    inputs[at["query_start"]] = count
-    inputs[at["logits_index"]] = count[:-1]
-    inputs[at["blocks"]].view(-1, 3)[:, 0] = null_slot
