@@ -71,19 +71,10 @@ def decode(
 
 def unpack(frame: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     """The plain values in a frame, within the bounds of ``limits``."""
-    options: dict[str, Any] = {}
+    options = BOUNDS
     if len(frame) > max_containers:  # no smaller frame can hold too many
-        options = dict.fromkeys(("list_hook", "object_hook"), Containers(max_containers).count)
-    return msgpack.unpackb(
-        frame,
-        max_str_len=MAX_INTERNAL_FRAME_BYTES,
-        max_bin_len=MAX_INTERNAL_FRAME_BYTES,
-        max_array_len=MAX_ITEMS,
-        max_map_len=MAX_ITEMS,
-        max_ext_len=0,
-        ext_hook=refuse_extension,
-        **options,
-    )
+        options = BOUNDS | dict.fromkeys(("list_hook", "object_hook"), Containers(max_containers).count)
+    return msgpack.unpackb(frame, **options)
 
 
 class Containers:
@@ -104,6 +95,20 @@ def refuse_extension(code: int, data: bytes) -> None:
     raise ValueError(f"extension type {code} is not used here")
 
 
+BOUNDS: dict[str, Any] = {
+    "max_str_len": MAX_INTERNAL_FRAME_BYTES,
+    "max_bin_len": MAX_INTERNAL_FRAME_BYTES,
+    "max_array_len": MAX_ITEMS,
+    "max_map_len": MAX_ITEMS,
+    "max_ext_len": 0,
+    "ext_hook": refuse_extension,
+}
+"""What msgpack accepts."""
+
+MOST_FIELDS = 64
+"""Fields of a message among which an id is looked for."""
+
+
 def decode_envelope(frame: bytes) -> Envelope:
     return decode(frame, Envelope, max_bytes=MAX_INTERNAL_FRAME_BYTES, max_containers=MAX_INTERNAL_CONTAINERS)
 
@@ -117,12 +122,21 @@ def decode_to_client(frame: bytes) -> PublicOut:
 
 
 def request_id(frame: bytes) -> str | None:
-    """The ``id`` in a frame that is no valid message, so that its sender learns which request failed."""
+    """The ``id`` in a frame that is no valid message, so that its sender learns which request failed.
+
+    Field by field, since what is wrong may be in a later one.
+    """
     try:
-        found = unpack(frame)["id"]
+        fields = msgpack.Unpacker(None, max_buffer_size=MAX_FRAME_BYTES, **BOUNDS)
+        fields.feed(frame)
+        for _ in range(min(fields.read_map_header(), MOST_FIELDS)):
+            if fields.unpack() == "id":
+                found = fields.unpack()
+                return found if isinstance(found, str) and len(found) <= MAX_REQUEST_ID_CHARS else None
+            fields.skip()
     except Exception:  # the boundary again: there is no id to be had
         return None
-    return found if isinstance(found, str) and len(found) <= MAX_REQUEST_ID_CHARS else None
+    return None
 
 
 def explain(error: Exception, plain: object) -> str:

@@ -26,9 +26,17 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from .codec import decode_to_client, encode
+from .codec import decode_to_client, encode, unpack
 from .errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
-from .limits import MAX_CHOICES, MAX_DEADLINE_S, MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
+from .limits import (
+    MAX_CHOICES,
+    MAX_CONTAINERS,
+    MAX_DEADLINE_S,
+    MAX_FRAME_BYTES,
+    MAX_ITEMS,
+    MAX_REQUEST_ID_CHARS,
+    PROTOCOL,
+)
 from .messages import (
     Abort,
     Actors,
@@ -476,4 +484,12 @@ def encode_request(request: Generate) -> bytes:
         ) from None
     if len(frame) > MAX_FRAME_BYTES:
         raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
+    try:
+        unpack(frame)
+    except Exception as error:  # what the service cannot even read, it may not tell as this request's error
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest(
+            f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
+            f" {MAX_CONTAINERS} arrays and maps with {MAX_ITEMS} items each"
+        ) from None
     return frame

@@ -522,6 +522,11 @@ def test_what_cannot_be_sent(serve: Callable[..., FakeGateway], endpoint: str) -
             client.chat(hostile)
         with pytest.raises(InvalidRequest, match="a message has at most"):
             client.generate("x" * (17 * 1024 * 1024))
+        stream = client.stream("on")
+        for hostile in ([{5: "x"}], [{"role": "user", "content": [[]] * 200_001}]):
+            with pytest.raises(InvalidRequest, match="cannot be sent"):
+                client.chat(hostile)
+        assert "".join(delta.text for delta in stream) == "on", "each fails alone"
         hostile = {"max_tokens": 3}
         with pytest.raises(InvalidRequest, match="params is of type dict"):
             client.generate("x", hostile)

@@ -1,4 +1,4 @@
-"""Hostile requests through the client: each is answered with a short error, and no actor notices."""
+"""Hostile requests through the client: each is answered with a short error, alone, and no actor notices."""
 
 from __future__ import annotations
 
@@ -214,17 +214,20 @@ def test_each_hostile_request_is_answered_with_a_short_error_and_no_actor_restar
             codes[error.code] += 1
 
     async def main(sidecar: Sidecar) -> None:
-        async with sidecar.async_client() as client, sidecar.async_client() as good:
+        async with sidecar.async_client() as client, sidecar.async_client() as other:
             attacks = asyncio.gather(*(attack(client) for _ in range(AT_ONCE)))
             answers = 0
             while not attacks.done():
-                output = await good.complete(
-                    "Once upon a time", SamplingParams(max_tokens=20, ignore_eos=True)
-                )
-                assert len(output.outputs[0].token_ids) == 20
-                answers += 1
+                for good in (client, other):
+                    output = await good.complete(
+                        "Once upon a time", SamplingParams(max_tokens=20, ignore_eos=True)
+                    )
+                    assert len(output.outputs[0].token_ids) == 20
+                    answers += 1
             await attacks
+            counters = await other.stats()
             print(f"{sum(codes.values())} hostile requests: {dict(codes)}; {answers} good ones meanwhile")
+            assert counters["requests_aborted"] == 0, "each fails alone"
 
     with Sidecar(device="emulated", emulated_step_ms=2.0) as sidecar:
         asyncio.run(main(sidecar))

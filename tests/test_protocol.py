@@ -279,7 +279,7 @@ def test_a_frame_of_nothing_but_containers_is_refused_before_it_fills_the_memory
     begun = time.perf_counter()
     with pytest.raises(ProtocolError, match=f"more than {MAX_CONTAINERS} arrays and maps"):
         decode_from_client(frame)
-    assert request_id(frame) is None
+    assert request_id(frame) == "r"
     assert time.perf_counter() - begun < 2.0
 
 
@@ -346,7 +346,20 @@ def test_the_id_of_a_refused_frame_is_found_where_there_is_one_of_a_length_that_
     assert request_id(pack({"t": "generate", "id": 7})) is None
     assert request_id(pack({"t": "generate", "id": "7" * (MAX_REQUEST_ID_CHARS + 1)})) is None
     assert request_id(b"\xc1") is None
+    assert request_id(pack(dict.fromkeys(map(str, range(1000))) | {"id": "7"})) is None
     assert request_id(b"\x91" * 5000) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"\x81\x05\xa1x", b"\x91" * 5000, b"\xd4\x07\x00", b"\xdd\x00\x04\x00\x00" + b"\x90" * 2**18, b"\xc1"],
+    ids=["a key that is no text", "too deep", "an extension", "too many arrays", "no MessagePack"],
+)
+def test_the_id_is_found_though_what_follows_cannot_be_read(value: bytes) -> None:
+    frame = b"\x83\xa1t\xa8generate\xa2id\xa17\xa6prompt" + value
+    with pytest.raises(ProtocolError):
+        decode_from_client(frame)
+    assert request_id(frame) == "7"
 
 
 # --- anything at all ----------------------------------------------------------------------------
