@@ -198,24 +198,25 @@ def state_of(sidecar: Sidecar, actor: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("actor", ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"])
 def test_an_actor_that_is_stopped_is_found_within_a_second_of_the_limit_and_no_token_is_lost(
-    patient: Sidecar, actor: str
+    patient: Sidecar, actor: str, soak: bool
 ) -> None:
     params = SamplingParams(max_tokens=200, ignore_eos=True, seed=5)
     expected = Background(patient, "Once upon a time", params)
     assert expected.end() == "length"
-    before = state_of(patient, actor)
-    stream = Background(patient, "Once upon a time", params).begun()
-    begun = time.monotonic()
-    os.kill(before["pid"], signal.SIGSTOP)
-    until(lambda: not alive([before["pid"]]), f"the {actor} was ended")
-    seconds = time.monotonic() - begun
-    print(f"{actor}: found after {seconds:.2f} s")
-    assert seconds > 1.0
-    assert seconds < 2.0 + 1.0 + 2.0  # the last: a busy machine
-    assert stream.end() == "length"
-    assert stream.tokens == expected.tokens
-    until(lambda: state_of(patient, actor)["state"] == "ready", f"the {actor} is ready again")
-    assert state_of(patient, actor)["restarts"] == before["restarts"] + 1
+    for _ in range(4 if soak else 1):
+        before = state_of(patient, actor)
+        stream = Background(patient, "Once upon a time", params).begun()
+        begun = time.monotonic()
+        os.kill(before["pid"], signal.SIGSTOP)
+        until(lambda pid=before["pid"]: not alive([pid]), f"the {actor} was ended")
+        seconds = time.monotonic() - begun
+        print(f"{actor}: found after {seconds:.2f} s")
+        assert seconds > 1.0
+        assert seconds < 2.0 + 1.0 + (0.0 if soak else 2.0)  # the last: a busy machine
+        assert stream.end() == "length"
+        assert stream.tokens == expected.tokens
+        until(lambda: state_of(patient, actor)["state"] == "ready", f"the {actor} is ready again")
+        assert state_of(patient, actor)["restarts"] == before["restarts"] + 1
 
 
 def test_an_actor_that_was_stopped_while_the_service_was_idle_is_found_too(patient: Sidecar) -> None:
