@@ -77,6 +77,17 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def give_memory_back() -> None:
+    """Map what takes over 128 KB, a long prompt or a trace, so that it goes back to the system when it is freed.
+
+    That is the C library's rule too, until the first such piece is freed: then it keeps them, and they fall apart.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    m_mmap_threshold = -3
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, 128 * 1024)
+
+
 def main(factory: str, fd: int, parent: int) -> int:
     """Build the actor that ``factory`` names and run it until the supervisor ends it."""
     die_with_parent(parent)
@@ -114,6 +125,7 @@ def main(factory: str, fd: int, parent: int) -> int:
     try:
         if isinstance(host, FaceHost):
             stand_back()
+            give_memory_back()
             host.run()
             return 0
         if host.actor.blocking:
@@ -121,6 +133,7 @@ def main(factory: str, fd: int, parent: int) -> int:
             host.run_blocking()
         else:
             stand_back()
+            give_memory_back()
             host.run_uvloop()
     except Exception as error:
         control.send(channel, failure("serving", error))

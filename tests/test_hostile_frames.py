@@ -24,6 +24,7 @@ from slipstream.protocol import golden
 from slipstream.protocol.codec import decode_to_client, encode
 from slipstream.protocol.limits import MAX_FRAME_BYTES, PROTOCOL
 from slipstream.protocol.messages import Envelope, Error, Hello, PublicOut
+from slipstream.runtime.host import MAILBOX_MESSAGES
 
 from slipstream import Sidecar
 from slipstream.drill import known_answer, make_cases
@@ -32,6 +33,9 @@ FRAMES, ALL_FRAMES = 200_000, 10_000_000
 
 GROWTH = 16e6
 """Bytes by which no process may have grown."""
+
+SENT_AHEAD = 200
+"""Frames that wait at an attacker's side."""
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -170,7 +174,7 @@ class Attack:
     def __init__(self, kind: int, path: str) -> None:
         self.socket = zmq.Context.instance().socket(kind)
         self.socket.set(zmq.LINGER, 0)
-        self.socket.set(zmq.SNDHWM, 200)
+        self.socket.set(zmq.SNDHWM, SENT_AHEAD)
         self.socket.connect(f"ipc://{path}")
         self.heard: list[bytes] = []
 
@@ -264,8 +268,8 @@ def test_malformed_frames_and_forged_lives_in_a_mailbox_are_dropped(
 
 
 def until_taken(attack: Attack) -> None:
-    """Wait until the receiver has taken so much that a whole buffer's worth can be sent at once."""
-    for _ in range(200):
+    """Wait until the receiver has taken what was sent: so many more have room only when it has."""
+    for _ in range(MAILBOX_MESSAGES + SENT_AHEAD):
         attack.send(b"")
 
 
