@@ -323,7 +323,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),
     ("enqueue", Enqueue(5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1)),
     ("cancel", Cancel([5, 6])),
-    ("capacity", Capacity(num_blocks=16385, block_size=16, crashed=True)),
+    ("capacity", Capacity(num_blocks=16385, block_size=16, crashed=True, steps=[(16, 28_500_000), (2047, 32_300_000)])),
     ("plan of a steady step", Plan(59)),
     (
         "plan with joins",

@@ -303,6 +303,8 @@ class Capacity(Internal):
     block_size: int
     crashed: bool = False
     """The executor before this one ended by its own fault: what it was computing may have caused it."""
+    steps: list[tuple[int, int]] = []
+    """What it tried before: tokens of prompts in a step, and the ns that the step took."""
 
 
 class Join(Internal):

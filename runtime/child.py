@@ -113,15 +113,15 @@ def main(factory: str, fd: int, parent: int) -> int:
                 facts["endpoint"] = host.open_door(made.endpoint)
         else:
             host = FaceHost(made, channel)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
         build.phase("ready")
         channel.setblocking(False)
         control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
     except Exception as error:
         control.send(channel, failure(build.current, error))
         return 1
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
     try:
         if isinstance(host, FaceHost):
             stand_back()

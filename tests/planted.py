@@ -61,6 +61,22 @@ def stalling_executor(context: Any) -> Any:
     return actor
 
 
+def launching_executor(context: Any) -> Any:
+    """Launching a step takes as long as the step, as on a GPU without a graph."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor = build(context)
+    handle = actor.handlers[Plan]
+
+    def launch(plan: Any, now: float) -> None:
+        handle(plan, now)
+        time.sleep(context.options["emulated_step_ms"] * 1e-3)
+
+    actor.handlers[Plan] = launch
+    return actor
+
+
 def poisoned_executor(context: Any) -> Any:
     """Dies by a signal of its own when a prompt has the token 666."""
     from slipstream.actors.executor.build import build

@@ -12,7 +12,7 @@ from slipstream.actors.executor import graphs
 from slipstream.actors.executor.batch import RunningBatch, StepShape
 from slipstream.actors.executor.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import IDLE_S, Executor
-from slipstream.actors.executor.graphs import GraphedProgram
+from slipstream.actors.executor.graphs import GraphedProgram, forward_of
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.protocol.messages import Capacity, Completed, Plan
 
@@ -23,7 +23,11 @@ class Graphs(GraphedProgram):
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.order: list[StepShape] = []
         self.ran: list[StepShape] = []
-        program: Any = SimpleNamespace(run=lambda inputs, outputs, shape: self.ran.append(shape))
+        self.chosen: list[tuple[torch.Tensor, StepShape]] = []
+        program: Any = SimpleNamespace(
+            run=lambda inputs, outputs, shape: self.ran.append(shape),
+            choose=lambda logits, inputs, masks, outputs, shape: self.chosen.append((logits, shape)),
+        )
         stream: Any = SimpleNamespace(stream=None)
         super().__init__(program, stream, 64, sizes)
 
@@ -48,8 +52,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 
 def test_the_largest_is_captured_first(made: Graphs) -> None:
     made.capture_all()
-    assert [(shape.decodes, shape.greedy) for shape in made.order] == [
-        (size, greedy) for size in (4, 2, 1) for greedy in (True, False)
+    assert [(shape.decodes, shape.greedy, shape.forward_only) for shape in made.order] == [
+        (size, *kind) for size in (4, 2, 1) for kind in ((True, False), (False, False), (True, True))
     ]
     assert not made.capture_next()
 
@@ -58,12 +62,34 @@ def test_a_shape_that_is_met_runs_as_it_is_and_is_captured_next(made: Graphs) ->
     met = made.plain_shape(2, False)
     made.step(met)
     assert made.ran == [met]
-    assert made.capture_next()
-    assert made.order == [met]
+    assert [made.capture_next(), made.capture_next()] == [True, True]
+    assert made.order == [forward_of(met), met]
     made.step(met)
     assert made.ran == [met], "now it is replayed"
+    assert made.chosen == []
     made.capture_all()
-    assert len(made.order) == len(set(made.order)) == 6
+    assert len(made.order) == len(set(made.order)) == 9
+
+
+def test_whatever_is_asked_of_its_sampling_a_step_replays_the_forward_pass(made: Graphs) -> None:
+    made.capture_all()
+    for wanted in (
+        {"logprobs": 3},
+        {"truncated": True, "nucleus": True, "greedy": False},
+        {"truncated": True, "candidates": 64, "greedy": False},
+        {"penalties": True},
+        {"biased": True},
+        {"min_tokens": True},
+    ):
+        met = replace(made.plain_shape(2, True), padding=1, max_decode_kv_len=9, **wanted)
+        made.step(met)
+        logits, shape = made.chosen.pop()
+        assert logits is made.captured[forward_of(made.plain_shape(2, True))].outputs
+        assert shape == met
+        assert made.capture_next(), "it is captured as a whole when there is time"
+        made.step(met)
+        assert made.chosen == []
+    assert made.ran == []
 
 
 def test_the_forward_pass_of_a_step_with_masks_is_a_graph_of_its_own_whatever_its_sampling(
@@ -90,13 +116,13 @@ def test_the_forward_pass_of_a_step_with_masks_is_a_graph_of_its_own_whatever_it
 
 
 def test_the_number_of_graphs_is_bounded(made: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 7)
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 10)
     made.capture_all()
     for columns in range(1, 5):
         shape = made.plain_shape(2, True)
         made.step(replace(shape, logprobs=columns))
     made.capture_all()
-    assert len(made.captured) == 7
+    assert len(made.captured) == 10
 
 
 def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:

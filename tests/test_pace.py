@@ -92,6 +92,19 @@ def test_nor_are_the_prompts_that_follow_it(noise: float) -> None:
         assert sum(times) < 0.6e6 * (1 + noise)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_what_the_executor_tried_before_tells_the_first_prompt_too(noise: float) -> None:
+    """Streams begin with short prompts, of one size: from these alone all of the time would be their tokens'."""
+    device = Device(4000, 3, more=30_000, noise=noise)
+    for tokens in (16, BUDGET):
+        device.run(tokens, streams=False)
+    for _ in range(8):
+        device.run(32)
+    device.stream()
+    for _ in range(10):
+        assert sum(device.prompt(7000)) < 0.5e6 * (1 + noise)
+
+
 def test_the_more_prompts_wait_the_more_of_a_step_is_theirs() -> None:
     device = Device(8000, 30)
     device.run(2000, streams=False)

@@ -11,7 +11,7 @@ import torch
 from slipstream.actors.executor.batch import StepShape
 from slipstream.actors.executor.model import from_config
 from slipstream.actors.executor.program import ModelProgram
-from slipstream.actors.executor.warm_up import null_step, warm_up
+from slipstream.actors.executor.warm_up import FEW, null_step, warm_up
 from tiny_models import make_config
 
 SLOTS, BLOCK, BUDGET = 48, 16, 96
@@ -36,7 +36,9 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     held = tensors(program.state) | tensors(program.sampler)
     before = {name: tensor.clone() for name, tensor in held.items()}
     cache = [layer.clone() for layer in (*program.cache.keys, *program.cache.values)]
-    warm_up(program, BUDGET, 256)
+    timed = warm_up(program, BUDGET, 256, lambda: None)
+    assert [tokens for tokens, _ in timed] == [FEW, BUDGET - 1]
+    assert all(ns > 0 for _, ns in timed)
     for name, tensor in held.items():
         assert torch.equal(tensor[:SLOTS], before[name][:SLOTS]), name
     assert (program.state.finished[-1], program.state.position[-1]) == (True, 0)
@@ -79,7 +81,7 @@ def test_serving_meets_no_kernel_that_it_has_not_compiled(monkeypatch: pytest.Mo
     monkeypatch.setattr(triton_attention, "interpreted", lambda: True)  # for the check that there is a GPU
 
     program = make_program(length, "triton", torch.float16)
-    warm_up(program, BUDGET, length)
+    warm_up(program, BUDGET, length, lambda: None)
     warm = set(variants)
     assert len(warm) > 8, "one split, and every power of two of more"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llguidance import LLExecutor
@@ -116,21 +116,20 @@ def build_model(context: Any) -> Executor:
     from .warm_up import warm_up
 
     device = CudaDevice(where.index or 0)
-    context.phase("warm up")
-    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
-        warm_up(program, options["max_num_batched_tokens"], length)
-    torch.cuda.synchronize(where)
-    mode = options["cuda_graphs"]
-    if mode == "off" or not model.capturable:
-        return assemble(context, device, program, blocks, facts | {"graphs": "off"})
+    mode = options["cuda_graphs"] if model.capturable else "off"
     sizes = graph_sizes(slots)
-    graphed = GraphedProgram(program, device.compute, length, sizes)
+    graphed = None if mode == "off" else GraphedProgram(program, device.compute, length, sizes)
     facts["graphs"] = mode
-    if mode == "start":
+    if graphed is not None and mode == "start":
         context.phase("capture graphs")
         graphed.capture_all()
         facts["graphs"] = f"{len(graphed.captured)}, {graphed.bytes / 2**20:.0f} MiB"
-    return assemble(context, device, graphed, blocks, facts, sizes, graphed.capture_next)
+    context.phase("warm up")
+    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
+        steps = warm_up(program, options["max_num_batched_tokens"], length, torch.cuda.synchronize)
+    if graphed is None:
+        return assemble(context, device, program, blocks, facts, steps)
+    return assemble(context, device, graphed, blocks, facts, steps, sizes, graphed.capture_next)
 
 
 def assemble(
@@ -139,9 +138,11 @@ def assemble(
     program: Any,
     blocks: int,
     facts: dict[str, Any],
+    steps: Sequence[tuple[int, int]] = (),
     sizes: tuple[int, ...] = (),
     idle_work: Callable[[], bool] | None = None,
 ) -> Executor:
+    """``steps`` as ``Capacity.steps``, ``sizes`` and ``idle_work`` of a program with graphs."""
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
     max_blocks = -(-options["max_model_len"] // size)
@@ -165,7 +166,8 @@ def assemble(
     facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
-    return Executor(pipeline, batch, Capacity(blocks, size, context.crashed), facts, idle_work, masks)
+    capacity = Capacity(blocks, size, context.crashed, list(steps))
+    return Executor(pipeline, batch, capacity, facts, idle_work, masks)
 
 
 def choose_device(name: str, torch: Any) -> str:

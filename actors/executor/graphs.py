@@ -10,7 +10,6 @@ of memory, captured largest first so that the smaller ones fit into what the lar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -48,15 +47,17 @@ class GraphedProgram:
     def __init__(
         self, program: ModelProgram, stream: CudaStream, max_model_len: int, sizes: tuple[int, ...]
     ) -> None:
-        """``sizes``, rising: the batch sizes that are captured in any case, greedy and plainly sampled."""
+        """``sizes``, rising: the batch sizes that are captured in any case, greedy, plainly sampled, and the forward
+        pass alone, which serves whatever else is asked of the sampling."""
         self.program = program
         self.stream = stream
         self.max_model_len = max_model_len
         self.captured: dict[StepShape, Captured] = {}
-        self.missing = [
-            self.plain_shape(size, greedy) for size, greedy in product(reversed(sizes), (True, False))
-        ]
+        self.missing: list[StepShape] = []
         """Shapes to capture, the first first."""
+        for size in reversed(sizes):
+            greedy = self.plain_shape(size, True)
+            self.missing += [greedy, self.plain_shape(size, False), forward_of(greedy)]
         self.logits: Tensor | None = None
         """float32 [rows, vocab] of a forward pass alone, one for all graphs: its sampling comes before the next."""
         self.bytes = 0
@@ -79,21 +80,32 @@ class GraphedProgram:
 
     def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
         captured = self.find(shape)
-        if captured is None:
-            self.program.run(inputs, outputs, shape)
+        if captured is not None:
+            captured.inputs.copy_(inputs[: shape.size])
+            captured.graph.replay()
+            outputs[: shape.output_size].copy_(captured.outputs)
             return
-        captured.inputs.copy_(inputs[: shape.size])
-        captured.graph.replay()
-        outputs[: shape.output_size].copy_(captured.outputs)
+        logits = self.replay_forward(inputs, shape)
+        if logits is None:
+            self.program.run(inputs, outputs, shape)
+        else:
+            self.program.choose(logits, inputs, None, outputs, shape)
 
     def forward(self, inputs: Tensor, shape: StepShape) -> None:
+        logits = self.replay_forward(inputs, shape)
+        if logits is None:
+            self.program.forward(inputs, shape)
+        else:
+            self.program.logits = logits
+
+    def replay_forward(self, inputs: Tensor, shape: StepShape) -> Tensor | None:
+        """The logits of the step's forward pass by its graph; None where there is none."""
         captured = self.find(forward_of(shape))
         if captured is None:
-            self.program.forward(inputs, shape)
-            return
+            return None
         captured.inputs.copy_(inputs[: len(captured.inputs)])
         captured.graph.replay()
-        self.program.logits = captured.outputs
+        return captured.outputs
 
     def sample(self, inputs: Tensor, masks: Tensor, outputs: Tensor, shape: StepShape) -> None:
         """Never a graph: which rows have a mask changes from step to step."""

@@ -70,7 +70,7 @@ class Pace:
         """The line through the steps so far, if their sizes differ enough to have one."""
         mean, mean_ns = self.tokens / self.weight, self.beyond_ns / self.weight
         variance = self.tokens_squared / self.weight - mean * mean
-        if self.token_ns == 0.0:
+        if self.weight == 1.0:
             self.token_ns = mean_ns / mean
         if variance > (SPREAD * mean) ** 2:
             self.token_ns = (self.product / self.weight - mean * mean_ns) / variance

@@ -389,6 +389,8 @@ class Scheduler(Actor):
         """The executor is loaded, and this is its cache."""
         planner = self.planner
         planner.begin(message.num_blocks, message.block_size)
+        for tokens, ns in message.steps:
+            planner.pace.learn(tokens, ns, streams=False)
         for sequence in planner.judge(message.crashed):
             self.give_up(sequence)
         limit = planner.longest
