@@ -124,10 +124,11 @@ def decode_to_client(frame: bytes) -> PublicOut:
 def request_id(frame: bytes) -> str | None:
     """The ``id`` in a frame that is no valid message, so that its sender learns which request failed.
 
-    Field by field, since what is wrong may be in a later one.
+    Field by field, since what is wrong may be in a later one. Neither a name nor an id is an array or a map.
     """
     try:
-        fields = msgpack.Unpacker(None, max_buffer_size=MAX_FRAME_BYTES, **BOUNDS)
+        none = dict.fromkeys(("list_hook", "object_hook"), Containers(0).count)
+        fields = msgpack.Unpacker(None, max_buffer_size=MAX_FRAME_BYTES, **BOUNDS, **none)
         fields.feed(frame)
         for _ in range(min(fields.read_map_header(), MOST_FIELDS)):
             if fields.unpack() == "id":

@@ -79,7 +79,8 @@ class GetStats(FromClient, tag="stats"):
 
 class GetTrace(FromClient, tag="trace"):
     """Answered by ``Trace``: the newest spans and marks that every actor has in its rings. Read one before asking for
-    the next: with two that wait already, a third is answered by ``Error`` "overloaded"."""
+    the next: beside one that is being gathered two may wait, and another question is answered by ``Error``
+    "overloaded"."""
 
     seconds: float | None = None
     """Only what ended in the last so many; None: all that is there."""

@@ -221,7 +221,10 @@ class Session:
         return question
 
     def put_next(self, kind: type) -> None:
-        """Put the oldest open question of a kind; the others wait until it is answered."""
+        """Put the oldest open question of a kind; the others wait until it is answered.
+
+        A service that is asked too much at once refuses without saying what, which would end all that is open.
+        """
         question = next((question for question in self.questions if question.expects is kind), None)
         if self.state == "ready" and question is not None and question.message is not None:
             self.outbox.append(encode(question.message))

@@ -61,7 +61,7 @@ TURNS_PER_COLLECTION = 10_000
 """Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
 
 LONG_TURN_NS = 5_000_000
-"""A turn of so long was a launch that took as long as its step, which ends about now."""
+"""A turn of so long may have been a launch that took as long as its step, which then ends about now."""
 
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
@@ -283,8 +283,10 @@ class Host:
         device = self.actor.completions_fd
         if device is None or turn_ns < LONG_TURN_NS:
             return
-        ready, _, _ = select.select([device], [], [], turn_ns * 1e-10)
-        if ready:
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        until_ns = time.monotonic_ns() + turn_ns // 10
+        while self.actor.working and poll.poll(max(0, until_ns - time.monotonic_ns()) * 1e-6):
             self.completed(device)
 
     def completed(self, device: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -11,20 +12,25 @@ BUDGET = 2048
 
 
 class Device:
-    """Takes so many microseconds for a step that decodes, so many more if it runs prompts too, and for a token."""
+    """Takes so many microseconds for a step that decodes, so many more if it runs prompts too, and for a token.
 
-    def __init__(self, decode: float, token: float, more: float = 0.0, noise: float = 0.0) -> None:
-        self.decode, self.token, self.more, self.noise = decode, token, more, noise
+    At position ``doubles`` of its prompt a token takes twice as long as the first.
+    """
+
+    def __init__(
+        self, decode: float, token: float, more: float = 0.0, noise: float = 0.0, doubles: float = math.inf
+    ) -> None:
+        self.decode, self.token, self.more, self.noise, self.doubles = decode, token, more, noise, doubles
         self.rng, self.pace = random.Random(0), Pace()
 
-    def time(self, tokens: int, *, streams: bool = True) -> float:
-        time = (
-            (self.decode if streams or not tokens else 0) + (self.more if tokens else 0) + self.token * tokens
-        )
+    def time(self, tokens: int, start: int, *, streams: bool = True) -> float:
+        time = self.decode if streams or not tokens else 0.0
+        if tokens:
+            time += self.more + self.token * tokens * (1 + (start + tokens / 2) / self.doubles)
         return time * (1 + self.noise * self.rng.random())
 
-    def run(self, tokens: int, *, streams: bool = True) -> float:
-        time = self.time(tokens, streams=streams)
+    def run(self, tokens: int, start: int = 0, *, streams: bool = True) -> float:
+        time = self.time(tokens, start, streams=streams)
         self.pace.learn(tokens, int(time * 1000), streams=streams)
         return time
 
@@ -35,10 +41,11 @@ class Device:
     def prompt(self, length: int) -> list[float]:
         """The times of the steps that run one prompt beside streams."""
         times = []
-        while length > 0:
-            tokens = min(length, self.pace.limit(BUDGET, 1))
-            times.append(self.run(tokens))
-            length -= tokens
+        start = 0
+        while start < length:
+            tokens = min(length - start, self.pace.limit(BUDGET, 1))
+            times.append(self.run(tokens, start))
+            start += tokens
         return times
 
 
@@ -60,6 +67,19 @@ def test_beside_streams_a_step_takes_at_most_twice_as_long_whatever_size_is_know
     times = device.prompt(4000)
     assert max(times) <= 2 * 8000
     assert len(times) <= 4000 * token / (SHARE * 8000) + 12  # nor is it slower than that takes
+
+
+@pytest.mark.parametrize("doubles", [4000, 8000])
+@pytest.mark.parametrize("length", [7000, 32_000])
+def test_it_holds_too_where_tokens_take_longer_the_further_back_they_are(length: int, doubles: int) -> None:
+    """Steps of fewer tokens take as long then, which is no fixed cost."""
+    device = Device(8000, 30, doubles=doubles)
+    device.run(2000, streams=False)
+    for _ in range(5):
+        device.stream()
+        times = sorted(device.prompt(length))
+        assert times[len(times) * 99 // 100] <= 2 * 8000
+        assert sum(times) / len(times) > 1.4 * 8000
 
 
 def test_it_holds_too_where_times_vary() -> None:

@@ -280,6 +280,8 @@ def test_a_frame_of_nothing_but_containers_is_refused_before_it_fills_the_memory
     with pytest.raises(ProtocolError, match=f"more than {MAX_CONTAINERS} arrays and maps"):
         decode_from_client(frame)
     assert request_id(frame) == "r"
+    for hidden in (b"\x81" + million + b"\x01", b"\x81\xa2id" + million):
+        assert request_id(hidden) is None
     assert time.perf_counter() - begun < 2.0
 
 

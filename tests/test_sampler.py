@@ -10,6 +10,7 @@ import random
 import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from slipstream.actors.executor.batch import MIN_CANDIDATES, RunningBatch, StepShape, power_of_two
 from slipstream.actors.executor.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.graphs import Captured, GraphedProgram
 from slipstream.actors.executor.model import PagedModel, from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.program import ModelProgram
@@ -461,6 +463,7 @@ def test_logprobs_are_those_of_the_log_softmax(vocab: int) -> None:
 # --- through scheduler, pipeline and program, against a plain loop ------------------------------------
 
 LENGTH, SLOTS, BLOCK, BUDGET = 96, 5, 4, 16
+GRAPH_SIZES = (2, SLOTS)
 EOS = 269
 
 
@@ -484,14 +487,35 @@ class Answer:
     logprobs: list[dict[int, float]] = field(default_factory=list)
 
 
+class Replayed(GraphedProgram):
+    """Graphs without a GPU: a replay computes what was captured, which is the forward pass of steps alone."""
+
+    def __init__(self, program: ModelProgram) -> None:
+        stream: Any = None
+        super().__init__(program, stream, LENGTH, GRAPH_SIZES)
+        self.captured = {shape: self.capture(shape) for shape in self.missing if shape.forward_only}
+        self.replays = 0
+
+    def capture(self, shape: StepShape) -> Captured:
+        inputs, outputs = torch.zeros(shape.size, dtype=torch.int32), self.logits_of(shape.samples)
+
+        def replay() -> None:
+            self.replays += 1
+            outputs.copy_(self.program.compute(inputs, shape))
+
+        graph: Any = SimpleNamespace(replay=replay)
+        return Captured(graph, inputs, outputs)
+
+
 class Rig:
     """Scheduler and executor around one CPU device."""
 
-    def __init__(self, model: PagedModel, depth: int, blocks: int = 200) -> None:
+    def __init__(self, model: PagedModel, depth: int, blocks: int = 200, *, graphs: bool = False) -> None:
         self.device = CpuDevice()
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, GRAPH_SIZES if graphs else ())
         with torch.inference_mode():
-            self.program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK)
+            self.plain = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK)
+            self.program = Replayed(self.plain) if graphs else self.plain
         pipeline = Pipeline(self.device, self.program, depth, batch.capacity, batch.output_capacity)
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
@@ -617,15 +641,21 @@ def check(got: Answer, expected: Answer) -> None:
         assert ours == pytest.approx(theirs, abs=2e-4)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("depth", "graphs"), [(1, False), (2, False), (3, False), (2, True)])
 def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
-    model: PagedModel, known: list[tuple[list[int], SamplingParams, Answer]], depth: int
+    model: PagedModel,
+    known: list[tuple[list[int], SamplingParams, Answer]],
+    depth: int,
+    graphs: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With chunked prompts, preemption, prefix-cache hits and slots that are taken again."""
+    """With chunked prompts, preemption, prefix-cache hits and slots that are taken again; and with a graph of the
+    forward pass, whatever is asked of the sampling."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     preempted = hits = 0.0
     for schedule, blocks in enumerate([200, 34]):
         rng = random.Random(schedule)
-        rig = Rig(model, depth, blocks)
+        rig = Rig(model, depth, blocks, graphs=graphs)
         order = [rng.randrange(len(known)) for _ in range(18)] + list(range(len(known)))
         for request, which in enumerate(order):
             prompt, params, _ = known[which]
@@ -638,6 +668,7 @@ def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
             check(rig.answers[request], known[which][2])
         preempted += rig.scheduler.counters["num_preemptions"]
         hits += rig.scheduler.counters["prefix_cache_hits"]
+        assert not isinstance(rig.program, Replayed) or rig.program.replays > 50
     assert preempted > 0
     assert hits > 0
 
@@ -672,7 +703,7 @@ def test_a_penalty_counts_what_the_prefix_cache_and_a_recomputed_answer_bring(
     rig.ask(0, prompt, quiet)
     while rig.scheduler.sequences:
         rig.wait()
-    assert rig.program.sampler.counts is None, "nobody has asked for a penalty yet"
+    assert rig.plain.sampler.counts is None, "nobody has asked for a penalty yet"
     rig.ask(1, prompt, loud)
     for _ in range(12):
         rig.wait()

@@ -35,6 +35,14 @@ def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(de
     assert bench.ends[1].reason == "length"
 
 
+def test_what_the_executor_tried_tells_the_pace_of_the_first_prompts() -> None:
+    bench = Bench()
+    bench.give(Capacity(65, 16, steps=[(16, 28_500_000), (2047, 32_300_000)]))
+    pace = bench.scheduler.planner.pace
+    assert pace.largest == 2047
+    assert pace.token_ns == pytest.approx(3_800_000 / 2031)
+
+
 def test_steps_are_numbered_without_gaps() -> None:
     bench = Bench(depth=3)
     for request in range(10):

@@ -77,7 +77,7 @@ class StepShape:
     scored_columns: int = 0
     """As ``logprobs``, of each of them."""
     forward_only: bool = False
-    """No step, but the forward pass of one with masks: the name of its CUDA graph."""
+    """No step, but the forward pass of one: the name of its CUDA graph."""
 
     @cached_property
     def rows(self) -> int:

@@ -1,9 +1,9 @@
-"""The CPU device: a stream is a worker thread, so the overlap of host and device is real here too.
+"""The CPU device: its streams are a worker thread, so the overlap of host and device is real here too.
 
 Torch releases the interpreter lock inside its operations, and that is where the host prepares the
 next step. A CPU has no engines that copy while it computes, so one worker is all three streams: with a
 thread for each, a step is handed from thread to thread, each time by way of the interpreter lock, and
-decoding in small steps was 6 to 30 % slower.
+decoding in small steps was 3 to 30 % slower.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """CUDA graphs: a step that only decodes is captured once per padded batch size, and replayed.
 
 The whole step is inside: the block table's update, carry-over, forward pass, sampling and the stop
-test. A graph reads one static copy of a step's packed inputs, which the inputs of the pipeline's slot
-are copied into before the replay; the copy, the replay and the copy of the tokens follow each other
-on the compute stream, so no replay ever sees inputs that are not its own. All graphs share one pool
-of memory, captured largest first so that the smaller ones fit into what the largest took.
+test; or, of another graph, all that comes before the sampling, for steps that ask of it what is not
+captured or cannot be, as masks. A graph reads one static copy of a step's packed inputs, which the
+inputs of the pipeline's slot are copied into before the replay; the copy, the replay and the copy of
+the tokens follow each other on the compute stream, so no replay ever sees inputs that are not its
+own. All graphs share one pool of memory, captured largest first so that the smaller ones fit into
+what the largest took.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ class Captured:
 
 
 MOST_GRAPHS = 1024
-"""Shapes beyond so many are run as they are: logprobs, penalties and truncation make many kinds of each size."""
+"""Of shapes beyond so many the forward pass alone is replayed: logprobs, penalties and truncation make many kinds of
+each size."""
 
 
 class GraphedProgram:
-    """Replays what has been captured for a step's shape and runs the rest as it is.
+    """Replays what has been captured of a step, all of it or its forward pass, and runs the rest as it is.
 
     Shapes are captured at the start (``capture_all``) or one by one while there is nothing to run
     (``capture_next``); a shape that is met and has no graph is the next of those.
@@ -112,7 +115,7 @@ class GraphedProgram:
         self.program.sample(inputs, masks, outputs, shape)
 
     def find(self, shape: StepShape) -> Captured | None:
-        """The graph to replay; None: the step runs as it is."""
+        """The graph to replay; None: there is none, and it is wanted."""
         if shape.chunks or shape.joins or not shape.decodes:
             return None
         # The real length is read from the device; the graph's is the bound for all of its replays.
@@ -180,7 +183,7 @@ class GraphedProgram:
 
 
 def forward_of(shape: StepShape) -> StepShape:
-    """The forward pass alone, of a step with masks: whatever is asked of its sampling."""
+    """The forward pass alone: the same whatever is asked of the sampling."""
     return replace(
         shape,
         greedy=True,

@@ -2,11 +2,13 @@
 
 Streams that run feel a long step as a gap between two tokens. So beside them a step takes only as much of the
 prompts as keeps the device busy for nearly as long again as it is without them: the gap does not more than
-double. The times are the device's own, of the steps so far.
+double. The times are the device's own, of the steps so far, and of what the executor tried before them.
 
-What a step with prompts takes beyond one without is a fixed part and a part for each token, told apart by
-linear regression over the last steps: where the device runs such steps another way (without a CUDA graph,
-say), any prompt makes a step long, and cutting it small would only make more of them.
+Where the device runs steps with prompts another way (without a CUDA graph, say), any prompt may make a step too
+long, and cutting it small would only make more of them. So the line through sizes and times of the last steps
+(linear regression) tells what a step takes whatever its size. It is believed only when that more than doubles
+the step by itself: a smaller fixed part can be an illusion, since tokens far behind in a prompt take longer than
+its first.
 
 The more requests wait for their first token, the more of each step is theirs, up to the whole budget: then
 their number is what keeps everyone waiting, and longer steps end it sooner.
@@ -18,7 +20,7 @@ SHARE = 0.75
 """Time for prompts beside streams, as a part of what the step takes without them: below 1, as times vary."""
 
 SURPLUS = 0.25
-"""The least of it, as a part of what a step takes with any prompt at all: where that alone is too long."""
+"""The same, as a part of what a step takes with any prompt at all, where that alone is more than twice as long."""
 
 CROWD = 4
 """Beyond so many prompts, they get a larger part of each step."""
@@ -83,7 +85,9 @@ class Pace:
             return budget
         crowd = max(1.0, prompts / CROWD)
         most = min(float(budget), GROWTH * self.largest * crowd)
-        room_ns = max(SHARE * self.decode_ns - self.fixed_ns, SURPLUS * (self.decode_ns + self.fixed_ns))
-        if self.token_ns > 0:
-            most = min(most, room_ns * crowd / self.token_ns)
+        room_ns, token_ns = SHARE * self.decode_ns, self.beyond_ns / self.tokens
+        if self.fixed_ns > self.decode_ns:
+            room_ns, token_ns = SURPLUS * (self.decode_ns + self.fixed_ns), self.token_ns
+        if token_ns > 0:
+            most = min(most, room_ns * crowd / token_ns)
         return min(budget, max(LEAST, int(most)))
