@@ -89,9 +89,9 @@ class Host:
         self.malformed = 0
         """Frames in the mailbox that are no message; only a stranger sends such."""
         self.turns = 0
+        """Messages handled."""
         self.busy_ns = 0
         """Spent in the actor's turns."""
-        """Messages handled."""
         self.reported_turns = 0
         self.awake = True
         """The supervisor probes this host, since it knows that there is something to do."""
@@ -269,9 +269,9 @@ class Host:
             # sent again because of a new peer must not meet an actor that still speaks to the old one.
             self.drain_control()
             for sender, message in opened:
-                begun = time.monotonic_ns()
+                before_ns = self.busy_ns
                 self.tell(sender, message)
-                self.hand_over_first(time.monotonic_ns() - begun)
+                self.hand_over_first(self.busy_ns - before_ns)
         return True
 
     def hand_over_first(self, turn_ns: int) -> None:

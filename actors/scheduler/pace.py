@@ -16,6 +16,8 @@ their number is what keeps everyone waiting, and longer steps end it sooner.
 
 from __future__ import annotations
 
+import math
+
 SHARE = 0.75
 """Time for prompts beside streams, as a part of what the step takes without them: below 1, as times vary."""
 
@@ -47,8 +49,8 @@ class Pace:
         self.weight = self.tokens = self.beyond_ns = self.tokens_squared = self.product = 0.0
         """Steps with prompts, their tokens, their time beyond that of a step without, and the squares and
         products that a regression of the time on the tokens needs: sums, the old fading."""
-        self.token_ns = 0.0
-        """What one token of a prompt takes."""
+        self.token_ns = math.inf
+        """What one token of a prompt takes: its share of all, until sizes that differ say less."""
         self.fixed_ns = 0.0
         """What any prompt adds to a step, whatever its size."""
         self.largest = 0.0
@@ -72,8 +74,6 @@ class Pace:
         """The line through the steps so far, if their sizes differ enough to have one."""
         mean, mean_ns = self.tokens / self.weight, self.beyond_ns / self.weight
         variance = self.tokens_squared / self.weight - mean * mean
-        if self.weight == 1.0:
-            self.token_ns = mean_ns / mean
         if variance > (SPREAD * mean) ** 2:
             self.token_ns = (self.product / self.weight - mean * mean_ns) / variance
         self.token_ns = max(0.0, min(self.token_ns, mean_ns / mean))
