@@ -26,10 +26,10 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# One long form alone: make soak DRILLS=tests/test_overload.py
-DRILLS := tests/test_simulation.py tests/test_scheduler_simulation.py tests/test_equivalence.py \
-	tests/test_drill.py tests/test_supervision.py tests/test_disk_full.py tests/test_drain.py tests/test_overload.py \
-	tests/test_protocol.py tests/test_hostile_frames.py tests/test_hostile_requests.py
+# One long form alone: make soak DRILLS=tests/drills/test_overload.py
+DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulation.py tests/executor/step/test_equivalence.py \
+	tests/drills/test_drill.py tests/processes/test_supervision.py tests/drills/test_disk_full.py tests/drills/test_drain.py tests/drills/test_overload.py \
+	tests/protocol/test_protocol.py tests/drills/test_hostile_frames.py tests/drills/test_hostile_requests.py
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest --soak -s $(DRILLS)

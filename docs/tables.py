@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from slipstream.protocol import reference
 from slipstream.runtime.config import Option, table
 
 from slipstream.options import ServeOptions
+from slipstream.reference import schema as reference
 
 HERE = Path(__file__).parent
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from slipstream.actors.executor import attention
-from slipstream.actors.executor.paged import KVCache, PagedBatch
+from slipstream.actors.executor.attention import backend as attention
+from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.protocol.errors import SlipstreamError
 from torch import Tensor
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from slipstream.actors.executor.batch import RunningBatch
-from slipstream.actors.executor.model import make_model
-from slipstream.actors.executor.program import ModelProgram
+from slipstream.actors.executor.model.load import make_model
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.protocol.client.timeline import utilization
 from slipstream.protocol.messages import Join, Plan
-from slipstream.protocol.timeline import utilization
 
 import slipstream
 from slipstream import Client, SamplingParams, Sidecar

@@ -26,7 +26,7 @@ from typing import Any
 
 import slipstream
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.timeline import as_text, utilization
+from slipstream.observe.timeline import as_text, utilization
 
 Row = dict[str, Any]
 

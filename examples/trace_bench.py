@@ -19,13 +19,13 @@ from contextlib import ExitStack
 from itertools import pairwise
 
 import zmq
+from slipstream.protocol.client.timeline import utilization
 from slipstream.protocol.messages import Spans
-from slipstream.protocol.timeline import utilization
 from slipstream.runtime.links import Links
 from slipstream.runtime.trace import RING, Ring
 
 from slipstream import SamplingParams, Sidecar
-from slipstream.bench import long_model
+from slipstream.bench.offline import long_model
 
 SPANS_PER_STEP = 5
 

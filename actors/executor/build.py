@@ -11,11 +11,11 @@ from llguidance import LLExecutor
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
-from ..grammar import load_compiler
-from .batch import RunningBatch
+from ..text.grammar import load_compiler
 from .executor import Executor
-from .masks import Masks
 from .pipeline import Pipeline
+from .sampling.masks import Masks
+from .step.batch import RunningBatch
 
 STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
 """A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
@@ -32,7 +32,7 @@ def build(context: Any) -> Executor:
 
 
 def build_emulated(context: Any) -> Executor:
-    from .emulated import EmulatedDevice, EmulatedProgram
+    from .devices.emulated import EmulatedDevice, EmulatedProgram
 
     options = context.options
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
@@ -55,9 +55,9 @@ def build_model(context: Any) -> Executor:
 
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log
-    from .kv_cache import KVLayout
-    from .model import load_model, make_model
-    from .program import ModelProgram
+    from .cache.layout import KVLayout
+    from .model.load import load_model, make_model
+    from .step.program import ModelProgram
 
     options = context.options
     device_name = choose_device(options["device"], torch)
@@ -106,14 +106,14 @@ def build_model(context: Any) -> Executor:
     }
     context.phase("start streams")
     if where.type == "cpu":
-        from .cpu import CpuDevice
+        from .devices.cpu import CpuDevice
 
         return assemble(context, CpuDevice(), program, blocks, facts)
 
     torch.cuda.synchronize(where)  # weights and cache were made on the default stream
-    from .cuda import CudaDevice
-    from .graphs import GraphedProgram, graph_sizes
-    from .warm_up import warm_up
+    from .devices.cuda import CudaDevice
+    from .step.graphs import GraphedProgram, graph_sizes
+    from .step.warm_up import warm_up
 
     device = CudaDevice(where.index or 0)
     mode = options["cuda_graphs"] if model.capturable else "off"

@@ -9,9 +9,9 @@ import numpy as np
 
 from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
-from .batch import RunningBatch
-from .masks import Masks
 from .pipeline import Pipeline
+from .sampling.masks import Masks
+from .step.batch import RunningBatch
 
 IDLE_S = 0.1
 """Pause after which the executor counts as idle."""

@@ -23,8 +23,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .batch import StepShape
-from .device import Buffer, Device, Event
+from .devices.device import Buffer, Device, Event
+from .step.batch import StepShape
 
 
 class Program(Protocol):

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...protocol.async_client import AsyncClient
-from ...protocol.pulse import Watch
+from ...protocol.client.asynchronous import AsyncClient
+from ...protocol.client.pulse import Watch
 
 FOLDER = Path(__file__).parent / "page"
 

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from ...protocol.async_client import AsyncClient
+from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
-from ..prompts import Prompts, load_texts
-from ..text import find_folder
+from ..text.prompts import Prompts, load_texts
+from ..text.tokenizer_files import find_folder
 from .errors import Problem
 from .tokens import Tokens
 

@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from ...protocol.messages import Delta
-from ..pieces import Pieces
+from ..text.pieces import Pieces
 
 NONE = -9999.0
 """OpenAI's number for a token that cannot be: minus infinity is no JSON."""

@@ -20,8 +20,8 @@ import numpy as np
 
 from ...protocol.limits import SCORED_TOKENS
 from ...protocol.messages import Join, Plan
-from .pace import Pace
 from .pool import BlockPool, Held, Pool, digest
+from .prefill_budget import Pace
 from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue

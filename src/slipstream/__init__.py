@@ -12,8 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .llm import LLM
-    from .protocol.async_client import AsyncClient
-    from .protocol.client import Client
+    from .protocol.client.asynchronous import AsyncClient
+    from .protocol.client.blocking import Client
+    from .protocol.client.outputs import CompletionOutput, RequestOutput
     from .protocol.errors import (
         DeadlineExceeded,
         InvalidRequest,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         SlipstreamError,
     )
     from .protocol.messages import Delta
-    from .protocol.outputs import CompletionOutput, RequestOutput
     from .protocol.sampling import SamplingParams
     from .sidecar import Sidecar
 
@@ -51,11 +51,11 @@ __all__ = [
 
 HOME = {
     "LLM": ".llm",
-    "AsyncClient": ".protocol.async_client",
-    "Client": ".protocol.client",
-    "CompletionOutput": ".protocol.outputs",
+    "AsyncClient": ".protocol.client.asynchronous",
+    "Client": ".protocol.client.blocking",
+    "CompletionOutput": ".protocol.client.outputs",
     "Delta": ".protocol.messages",
-    "RequestOutput": ".protocol.outputs",
+    "RequestOutput": ".protocol.client.outputs",
     "SamplingParams": ".protocol.sampling",
     "Sidecar": ".sidecar",
 }

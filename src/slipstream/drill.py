@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
-from .protocol.async_client import AsyncClient
+from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable, SlipstreamError
 from .protocol.messages import Delta
 from .protocol.sampling import SamplingParams
-from .runtime.restarts import INTENSITY
+from .runtime.supervision.restarts import INTENSITY
 from .sidecar import Sidecar
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
@@ -325,7 +325,7 @@ def known_answer(case: Case, vocab_size: int) -> list[int]:
     """What the emulated device answers."""
     import numpy as np
 
-    from .actors.executor.emulated import next_token
+    from .actors.executor.devices.emulated import next_token
 
     assert case.params.max_tokens is not None
     tokens = list(case.prompt)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from .protocol.client import Client, OnDelta, Prompt
+from .protocol.client.blocking import Client, OnDelta, Prompt
+from .protocol.client.outputs import RequestOutput
+from .protocol.client.session import Message
 from .protocol.errors import ServiceUnavailable
 from .protocol.messages import Delta
-from .protocol.outputs import RequestOutput
 from .protocol.sampling import SamplingParams
-from .protocol.session import Message
 from .sidecar import Sidecar
 
 Params = SamplingParams | Sequence[SamplingParams] | None

@@ -16,11 +16,11 @@ from .protocol.curve import KeyFolder, new_pair
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
-from .runtime.children import ChildFailed, ChildSpec
 from .runtime.log import Log
-from .runtime.notify import Notify
 from .runtime.run_directory import run_directory
-from .runtime.supervisor import Supervisor
+from .runtime.supervision.children import ChildFailed, ChildSpec
+from .runtime.supervision.notify import Notify
+from .runtime.supervision.supervisor import Supervisor
 
 DRAINED, COULD_NOT_START, FAILED = 0, 3, 4
 """Exit codes; a usage error is 2."""
@@ -222,8 +222,8 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         ChildSpec(
             "scheduler", f"{actors}.scheduler.scheduler:build", scheduler, hang_timeout_s=hang_timeout_s
         ),
-        ChildSpec("detokenizer", f"{actors}.detokenizer:build", shared, hang_timeout_s=hang_timeout_s),
-        ChildSpec("tokenizer", f"{actors}.tokenizer:build", shared, hang_timeout_s=hang_timeout_s),
+        ChildSpec("detokenizer", f"{actors}.text.detokenizer:build", shared, hang_timeout_s=hang_timeout_s),
+        ChildSpec("tokenizer", f"{actors}.text.tokenizer:build", shared, hang_timeout_s=hang_timeout_s),
         ChildSpec(
             "gateway", f"{actors}.gateway.gateway:build", gateway, waits=True, hang_timeout_s=hang_timeout_s
         ),
@@ -244,7 +244,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
             "allowed_origins": [o.strip() for o in (options.allowed_origins or "").split(",") if o.strip()],
             "version": __version__,
         }
-        children.append(ChildSpec("http", f"{actors}.http.face:build", http, waits=True, face_of="gateway"))
+        children.append(ChildSpec("http", f"{actors}.http.server:build", http, waits=True, face_of="gateway"))
     return children
 
 

@@ -22,12 +22,12 @@ import msgpack
 import zmq
 
 from .options import ServeOptions
-from .protocol.client import Client
+from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .runtime.config import PREFIX, resolve, to_arguments
 
 if TYPE_CHECKING:
-    from .protocol.async_client import AsyncClient
+    from .protocol.client.asynchronous import AsyncClient
 
 LOG_LINES = 400
 """Newest lines of the service's log that are kept, to tell why it ended."""
@@ -112,7 +112,7 @@ class Sidecar:
 
     def async_client(self, **options: Any) -> AsyncClient:
         """A new client of this service for asyncio."""
-        from .protocol.async_client import AsyncClient
+        from .protocol.client.asynchronous import AsyncClient
 
         return AsyncClient(self.endpoint, **options)
 

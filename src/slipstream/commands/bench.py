@@ -8,9 +8,9 @@ from .common import DONE, Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from .. import bench_grammar
-    from ..bench import COMMANDS
-    from ..bench_serve import add_serve, run_serve_command
+    from ..bench import grammar as bench_grammar
+    from ..bench.offline import COMMANDS
+    from ..bench.serve import add_serve, run_serve_command
 
     benches = COMMANDS | {
         "serve": (add_serve, run_serve_command),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .common import DONE, Run, add_service, reach, sampling
 
 if TYPE_CHECKING:
-    from ..protocol.client import Client
+    from ..protocol.client.blocking import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..protocol.client import Client
+    from ..protocol.client.blocking import Client
 
 DONE, USAGE, COULD_NOT_START, FAILED = 0, 2, 3, 4
 INTERRUPTED = 130
@@ -83,7 +83,7 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def reach_running(found: argparse.Namespace) -> Iterator[Client]:
     """A client of a service that runs already."""
-    from ..protocol.client import Client
+    from ..protocol.client.blocking import Client
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
     try:
@@ -117,7 +117,7 @@ def reach(found: argparse.Namespace, name: str) -> Iterator[Client]:
     """A client of the service that was asked for, which is started if it is not there."""
     from contextlib import ExitStack
 
-    from ..protocol.client import Client
+    from ..protocol.client.blocking import Client
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench import add_json, count, write_json
+    from ..bench.offline import add_json, count, write_json
     from ..drill import ACTORS, FAULTS, LOADS
 
     parser.add_argument("--kill", required=True, choices=(*ACTORS, "all"), metavar="ACTOR|all")

@@ -9,7 +9,7 @@ from .. import __version__
 from .common import DONE, EXTRAS, FAILED, USAGE, Run, Stop, missing, need
 
 if TYPE_CHECKING:
-    from ..actors.executor.estimate import Estimate
+    from ..actors.executor.model.estimate import Estimate
     from ..options import ServeOptions
 
 PACKAGES = (
@@ -93,7 +93,7 @@ def devices() -> list[str]:
 
 def judge(model: str, options: ServeOptions) -> int:
     """Whether a model is supported as far as its configuration tells, why not, and what memory it takes."""
-    from ..actors.executor.estimate import estimate
+    from ..actors.executor.model.estimate import estimate
     from ..protocol.errors import InvalidRequest, ModelNotSupported
 
     try:

@@ -23,7 +23,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     )
 
     def run(found: argparse.Namespace) -> int:
-        from ..protocol import golden, reference
+        from ..reference import golden
+        from ..reference import schema as reference
 
         if found.vectors is not None:
             for path in golden.write(found.vectors, ("public.json", "refused.json")):

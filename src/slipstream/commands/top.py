@@ -19,8 +19,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         from rich.console import Console
         from rich.live import Live
 
-        from ..protocol.pulse import Watch
-        from ..top import View
+        from ..observe.top import View
+        from ..protocol.client.pulse import Watch
 
         console = Console()
         with reach_running(found) as client:

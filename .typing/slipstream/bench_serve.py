@@ -1,1 +1,0 @@
-../../src/slipstream/bench_serve.py

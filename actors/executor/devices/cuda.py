@@ -1,0 +1,133 @@
+"""The CUDA device: three non-default streams, events that take the time, pinned staging memory."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ....runtime.process.priority import come_first
+from .clock import DeviceClock
+from .device import Buffer
+
+
+class CudaEvent:
+    """A CUDA event that the host waits for asleep, not spinning."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self.event = torch.cuda.Event(enable_timing=True, blocking=True)
+
+    def query(self) -> bool:
+        return self.event.query()
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def time_ns(self) -> int:
+        return self.device.clock.time_ns(self.event)
+
+
+class CudaStream:
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.stream = torch.cuda.Stream(device)
+
+    def copy(self, target: Buffer, source: Buffer, count: int) -> None:
+        with torch.cuda.stream(self.stream):
+            target[:count].copy_(source[:count], non_blocking=True)
+
+    def launch(self, work: Callable[[], None], reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        with torch.cuda.stream(self.stream), torch.inference_mode():
+            work()
+
+    def record(self, event: CudaEvent) -> None:
+        event.event.record(self.stream)
+
+    def wait(self, event: CudaEvent) -> None:
+        self.stream.wait_event(event.event)
+
+
+class CudaDevice:
+    """One GPU."""
+
+    name = "cuda"
+
+    def __init__(self, index: int = 0) -> None:
+        self.device = torch.device("cuda", index)
+        torch.cuda.set_device(self.device)
+        streams = distinct_streams(self.device)
+        self.h2d, self.compute, self.d2h = streams
+        self.idle_stream = torch.cuda.Stream(self.device)
+        origin, _, now_ns = self.read_clock()
+        self.clock = DeviceClock(origin, now_ns)
+        self.completions_fd: int | None = os.eventfd(0, os.EFD_NONBLOCK)
+        self.failure: RuntimeError | None = None
+        self.watched: queue.SimpleQueue[CudaEvent | None] = queue.SimpleQueue()
+        threading.Thread(target=self.watch, name="completions", daemon=True).start()
+
+    def read_clock(self) -> tuple[torch.cuda.Event, int, int]:
+        """An event that the device passes at once, and the host's time before and after."""
+        event = torch.cuda.Event(enable_timing=True)
+        before_ns = time.monotonic_ns()
+        event.record(self.idle_stream)
+        event.synchronize()
+        return event, before_ns, time.monotonic_ns()
+
+    def watch(self) -> None:
+        """Sleep until each watched event has passed, so that the host can wait for plans and results at once."""
+        torch.cuda.set_device(self.device)
+        come_first()
+        assert self.completions_fd is not None
+        try:
+            while (event := self.watched.get()) is not None:
+                event.wait()
+                if self.clock.is_due(time.monotonic_ns()):
+                    self.clock.move(*self.read_clock())
+                os.eventfd_write(self.completions_fd, 1)
+        except RuntimeError as error:  # what CUDA reports late, it reports to whoever waits
+            self.failure = error
+            os.eventfd_write(self.completions_fd, 1)
+
+    def event(self) -> CudaEvent:
+        return CudaEvent(self)
+
+    def staging(self, count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.int32, pin_memory=True)
+
+    def buffer(self, count: int) -> torch.Tensor:
+        buffer = torch.zeros(count, dtype=torch.int32, device=self.device)
+        torch.cuda.synchronize(
+            self.device
+        )  # the zeros come on the default stream, which nothing orders with ours
+        return buffer
+
+    def array(self, staging: Buffer) -> np.ndarray:
+        return staging.numpy()
+
+    def notify(self, event: CudaEvent) -> None:
+        self.watched.put(event)
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        self.watched.put(None)
+        torch.cuda.synchronize(self.device)
+
+
+def distinct_streams(device: torch.device) -> tuple[CudaStream, CudaStream, CudaStream]:
+    """Torch hands streams out of a pool, round robin; two of ours on one handle would not overlap."""
+    made: list[CudaStream] = []
+    names = ("h2d", "compute", "d2h")
+    while len(made) < 3:
+        stream = CudaStream(names[len(made)], device)
+        if all(stream.stream.cuda_stream != other.stream.cuda_stream for other in made):
+            made.append(stream)
+    return made[0], made[1], made[2]

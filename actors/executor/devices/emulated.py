@@ -1,0 +1,247 @@
+"""The emulated device: takes a stated time per step and makes tokens by a known function.
+
+It lets the whole service run at the speed of a GPU on a machine without one. Work is done at once,
+when it is queued; *when it would be done* is kept as a time per stream, which is exact however late
+the host wakes up. Only the host's wait for a result follows the clock.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ....runtime.process.priority import come_first
+from ..step.batch import JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
+from .device import Buffer
+
+COPY_NS = 5_000
+"""Time of a transfer of a few kilobytes over PCIe."""
+
+
+class EmulatedEvent:
+    def __init__(self, device: EmulatedDevice) -> None:
+        self.device = device
+        self.passed_ns = 0
+
+    def query(self) -> bool:
+        return self.device.clock_ns() >= self.passed_ns
+
+    def wait(self) -> None:
+        sleep_until(self.passed_ns)
+
+    def time_ns(self) -> int:
+        return self.passed_ns
+
+
+class EmulatedStream:
+    """A stream whose work takes ``duration_ns`` per operation."""
+
+    def __init__(self, device: EmulatedDevice, name: str, duration_ns: int) -> None:
+        self.device = device
+        self.name = name
+        self.duration_ns = duration_ns
+        self.busy_until_ns = 0
+        self.unfinished = False
+        """The last launch had no output: it was the first part of a step, which has taken the step's time."""
+
+    def run(self, work: Callable[[], None], duration_ns: int) -> None:
+        """Do the work now; on the timeline it starts when the stream is free, and takes its duration."""
+        self.busy_until_ns = max(self.busy_until_ns, self.device.clock_ns()) + duration_ns
+        work()
+
+    def copy(self, target: Buffer, source: Buffer, count: int) -> None:
+        def work() -> None:
+            target[:count] = source[:count]
+
+        self.run(work, self.duration_ns)
+
+    def launch(self, work: Callable[[], None], reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        self.run(work, 0 if self.unfinished else self.duration_ns)
+        self.unfinished = not writes
+
+    def record(self, event: EmulatedEvent) -> None:
+        event.passed_ns = max(self.busy_until_ns, self.device.clock_ns())
+
+    def wait(self, event: EmulatedEvent) -> None:
+        self.busy_until_ns = max(self.busy_until_ns, event.passed_ns)
+
+
+class EmulatedDevice:
+    """Three streams on a virtual timeline.
+
+    ``clock_ns`` is the host's monotonic clock, or a simulator's. With ``realtime`` a thread tells the
+    host when an event has passed; without, a simulator reads from the events when they pass.
+    """
+
+    name = "emulated"
+
+    def __init__(
+        self,
+        step_ms: float,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        realtime: bool = True,
+    ) -> None:
+        self.clock_ns = clock_ns
+        self.h2d = EmulatedStream(self, "h2d", COPY_NS)
+        self.compute = EmulatedStream(self, "compute", int(step_ms * 1e6))
+        self.d2h = EmulatedStream(self, "d2h", COPY_NS)
+        self.completions_fd: int | None = None
+        if realtime:
+            self.completions_fd = os.eventfd(0, os.EFD_NONBLOCK)
+            self.watched: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+            threading.Thread(target=self.watch, name="completions", daemon=True).start()
+
+    def watch(self) -> None:
+        come_first()
+        assert self.completions_fd is not None
+        while (passed_ns := self.watched.get()) is not None:
+            sleep_until(passed_ns)
+            os.eventfd_write(self.completions_fd, 1)
+
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent(self)
+
+    def staging(self, count: int) -> np.ndarray:
+        return np.zeros(count, np.int32)
+
+    def buffer(self, count: int) -> np.ndarray:
+        return np.zeros(count, np.int32)
+
+    def array(self, staging: Buffer) -> np.ndarray:
+        return staging
+
+    def notify(self, event: EmulatedEvent) -> None:
+        if self.completions_fd is not None:
+            self.watched.put(event.passed_ns)
+
+    def check(self) -> None:
+        """Work runs when it is queued, and raises there."""
+
+    def close(self) -> None:
+        if self.completions_fd is not None:
+            self.watched.put(None)
+
+
+def sleep_until(time_ns: int) -> None:
+    while (left := time_ns - time.monotonic_ns()) > 0:
+        time.sleep(left * 1e-9)
+
+
+def next_token(previous: np.ndarray, position: np.ndarray, seed: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The known function: the token at ``position`` after ``previous``, all int64 [rows].
+
+    It depends on the token before it, so one wrong carry-over changes every token that follows.
+    """
+    with np.errstate(over="ignore"):
+        mixed = previous.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= position.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + seed.astype(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(29)
+    return (mixed % np.uint64(vocab_size)).astype(np.int64)
+
+
+def known_logprobs(token: np.ndarray, columns: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids int32 and logprobs float32 [rows, columns] of int64 tokens [rows]: each is the most likely.
+
+    The sampled token's comes first, then those of the most likely tokens, each half as likely as the last.
+    """
+    rank = np.maximum(np.arange(columns) - 1, 0)
+    ids = (token[:, None] + rank) % vocab_size
+    values = -np.log(2.0) * (1 + token[:, None] % 5 + rank)
+    return ids.astype(np.int32), values.astype(np.float32)
+
+
+def next_allowed(token: np.ndarray, masks: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The first token from ``token`` (int64 [rows]) on, in a circle, whose bit is set in ``masks`` [rows, words]."""
+    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
+    around = (token[:, None] + np.arange(vocab_size)) % vocab_size
+    return (token + np.take_along_axis(bits, around, axis=1).argmax(axis=1)) % vocab_size
+
+
+class EmulatedProgram:
+    """The token table, carry-over and stop test of the real program, around ``next_token``.
+
+    Of the sampling parameters only ``seed``, ``min_tokens`` and a grammar change its tokens.
+    """
+
+    def __init__(
+        self, slots: int, max_model_len: int, vocab_size: int, *, check_carry_over: bool = False
+    ) -> None:
+        """``check_carry_over`` raises when a step reads a token that no step has written."""
+        self.vocab_size = vocab_size
+        self.check_carry_over = check_carry_over
+        self.tokens = np.zeros((slots, max_model_len + 1), np.int64)
+        self.position = np.zeros(slots, np.int64)
+        self.finished = np.zeros(slots, np.bool_)
+        self.seed = np.zeros(slots, np.int64)
+        self.stops_from = np.zeros(slots, np.int64)
+        self.end = np.zeros(slots, np.int64)
+        self.stop = np.zeros((slots, JOIN_WIDTH - JOIN_FIELDS), np.int64)
+
+    def run(self, inputs: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
+        self.forward(inputs, shape)
+        self.choose(inputs, None, outputs, shape)
+
+    def forward(self, inputs: np.ndarray, shape: StepShape) -> None:
+        at = shape.sections
+        if shape.joins:
+            joins = inputs[at["joins"]].reshape(-1, JOIN_WIDTH)
+            slots = joins[:, 0]
+            self.position[slots] = joins[:, 1]
+            self.finished[slots] = False
+            self.seed[slots] = np.ascontiguousarray(joins[:, 3:5]).view(np.int64)[:, 0]
+            self.stops_from[slots] = joins[:, 2] + joins[:, 9]
+            self.end[slots] = joins[:, 13]
+            self.stop[slots] = joins[:, JOIN_FIELDS:]
+            if self.check_carry_over:
+                self.tokens[slots] = UNWRITTEN
+        first = shape.decodes
+        if shape.chunks:
+            slots = inputs[at["token_slots"]][first:]
+            positions = self.position[slots] + inputs[at["token_offsets"]][first:]
+            self.tokens[slots, positions] = inputs[at["chunk_tokens"]]
+        rows = inputs[at["row_slots"]]
+        self.position[rows] += np.diff(inputs[at["query_start"]]) * ~self.finished[rows]
+
+    def sample(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
+        self.choose(inputs, masks[: shape.mask_size].reshape(-1, shape.mask_words), outputs, shape)
+
+    def choose(
+        self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, shape: StepShape
+    ) -> None:
+        at = shape.sections
+        slots = inputs[at["sample_slots"]]
+        position, finished = self.position[slots], self.finished[slots]
+        previous = self.tokens[slots, position - 1]
+        if self.check_carry_over and (previous == UNWRITTEN).any():
+            raise RuntimeError("a step reads a token that no step has written")
+        token = next_token(previous, position, self.seed[slots], self.vocab_size)
+        stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+        early = stopping & (position < self.stops_from[slots])
+        while early.any():  # no stop token before min_tokens: the next one that is none
+            token[early] = (token[early] + 1) % self.vocab_size
+            stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+            early &= stopping
+        if masks is not None:
+            rows = inputs[at["masked_rows"]]
+            token[rows] = next_allowed(token[rows], masks, self.vocab_size)
+            stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+        self.tokens[slots, position] = token
+        outputs[shape.results["tokens"]] = np.where(finished, -1, token)
+        if shape.logprobs:
+            ids, values = known_logprobs(token, shape.logprobs, self.vocab_size)
+            outputs[shape.results["logprob_tokens"]] = ids.ravel()
+            outputs[shape.results["logprobs"]] = values.view(np.int32).ravel()
+        if shape.scored:
+            ids, values = known_logprobs(
+                inputs[at["scored_tokens"]].astype(np.int64), shape.scored_columns, self.vocab_size
+            )
+            outputs[shape.results["prompt_logprob_tokens"]] = ids.ravel()
+            outputs[shape.results["prompt_logprobs"]] = values.view(np.int32).ravel()
+        self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])

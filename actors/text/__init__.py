@@ -1,0 +1,1 @@
+"""Between text and tokens: the tokenizer, the detokenizer, and what they share."""

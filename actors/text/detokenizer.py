@@ -1,0 +1,256 @@
+"""The detokenizer: token ids of a step go in, the text that each of them adds comes out.
+
+The text of a stream is a function of its token ids alone, however they were grouped into steps. So a
+stream that was lost with its process is rebuilt by sending the same ids through a new one.
+
+A token stands for the same bytes wherever it stands (the first of a text may lose its leading space).
+They are asked of the tokenizer once per token id. The rest is UTF-8: a character of which only some
+bytes have come, at most three, waits for the others.
+"""
+
+from __future__ import annotations
+
+from array import array
+from codecs import utf_8_decode
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import tokenizers
+
+from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
+from ...runtime.actor import Actor
+from .pieces import Pieces
+from .tokenizer_files import find_folder, load_tokenizer
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
+
+T = TypeVar("T")
+
+
+class StopText:
+    """Looks for one stop text in a text that comes in parts (Knuth, Morris and Pratt)."""
+
+    __slots__ = ("fallback", "length", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.fallback = fallback(text)
+        self.length = 0
+        """How much of the stop text the end of what has come could be the beginning of."""
+
+    def find_end(self, part: str) -> int:
+        """Where in ``part`` the stop text ends first; -1 if it does not."""
+        text, fallback, length = self.text, self.fallback, self.length
+        for index, char in enumerate(part, 1):
+            while length and text[length] != char:
+                length = fallback[length]
+            if text[length] == char:
+                length += 1
+                if length == len(text):
+                    return index
+        self.length = length
+        return -1
+
+
+@lru_cache(maxsize=1024)
+def fallback(text: str) -> tuple[int, ...]:
+    """For each length of a beginning of ``text``: its longest proper end that is a beginning too."""
+    table = [0, 0]
+    for index in range(1, len(text)):
+        length = table[index]
+        while length and text[length] != text[index]:
+            length = table[length]
+        table.append(length + (text[length] == text[index]))
+    return tuple(table)
+
+
+class Stream:
+    """The text of one request so far: what of it waits, and for what."""
+
+    __slots__ = (
+        "attempt",
+        "begun",
+        "first_characters",
+        "held",
+        "matched",
+        "pending",
+        "pieces",
+        "plain",
+        "stops",
+    )
+
+    def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
+        self.pieces = pieces
+        self.attempt = attempt
+        self.begun = begun
+        """Some token has had text: the next is not the first."""
+        self.pending = b""
+        """The bytes of an unfinished character."""
+        self.stops = [StopText(text) for text in stops if text]
+        self.first_characters = frozenset(stop.text[0] for stop in self.stops)
+        self.held = ""
+        """Text that could be the beginning of a stop text."""
+        self.matched: str | None = None
+        """The stop text that ended the stream."""
+        self.plain = False
+        """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
+
+    def characters(self, token: int) -> str:
+        """The whole characters that ``token`` completes."""
+        piece = self.pieces[token]
+        if piece and not self.begun:
+            self.begun = True
+            piece = self.pieces.at_start(token)
+        if self.pending or isinstance(piece, bytes):
+            data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
+            piece, used = utf_8_decode(data, "replace", False)
+            self.pending = data[used:]
+        self.plain = self.begun and not self.pending and not self.stops
+        return piece
+
+    def text(self, token: int) -> str:
+        """The text that can go out after ``token``. The stop text that is complete first ends the stream.
+
+        Of two that become complete with the same character, the longer one does.
+        """
+        text = self.characters(token)
+        if not self.held and self.first_characters.isdisjoint(text):
+            return text
+        ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]
+        window = self.held + text
+        if ends:
+            end, minus_length, self.matched = min(ends)
+            self.held, self.pending = "", b""
+            return window[: len(window) - len(text) + end + minus_length]
+        cut = len(window) - max(stop.length for stop in self.stops)
+        self.held = window[cut:]
+        return window[:cut]
+
+    def tail(self) -> str:
+        """What still waits, at an end that is no stop text."""
+        return self.held + self.pending.decode(errors="replace")
+
+
+class Detokenizer(Actor):
+    """Makes text of the tokens of each step, and ends the requests that meet a stop text."""
+
+    name = "detokenizer"
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self.pieces = Pieces(tokenizer)
+        self.pieces.check()
+        self.streams: dict[int, Stream] = {}
+        self.handlers |= {Tokens: self.on_tokens}
+        self.dropped_tokens = 0
+        """Tokens of requests that are not open, most of them on their way when a stop text was met."""
+        self.resets = 0
+        """Streams that a new scheduler or gateway made void."""
+
+    def on_tokens(self, message: Tokens, now: float) -> None:
+        """One ``Texts`` for every ``Tokens``."""
+        streams, pieces = self.streams, self.pieces
+        matched: dict[int, Stream] = {}
+        for opened in message.opened:
+            stream = streams[opened.request] = self.open(opened)
+            if stream.matched is not None:
+                matched[opened.request] = stream
+                del streams[opened.request]
+
+        requests = memoryview(message.requests).cast("q").tolist()
+        tokens = memoryview(message.tokens).cast("i").tolist()
+        withheld = self.stop_token_rows(message.finished, requests)
+        texts: list[str] = []
+        dropped: list[int] = []
+        for request, token in zip(requests, tokens, strict=True):  # the hot path: all tokens of the service
+            stream = streams.get(request)
+            if stream is None:
+                dropped.append(len(texts))
+                texts.append("")
+                continue
+            if stream.plain:
+                piece = pieces[token]
+                if type(piece) is str:
+                    texts.append(piece)
+                    continue
+            if len(texts) in withheld:
+                texts.append("")
+                continue
+            texts.append(stream.text(token))
+            if stream.matched is not None:
+                matched[request] = stream
+                del streams[request]
+
+        finished = [Finished(request, "stop", stream.matched) for request, stream in matched.items()]
+        tails = [""] * len(finished)
+        for end in message.finished:
+            if end.request not in matched:
+                stream = streams.pop(end.request, None)  # none: it ended before it was opened
+                finished.append(end)
+                tails.append(stream.tail() if stream else "")
+        rows = message.requests, message.tokens, texts
+        logprobs = message.logprob_tokens, message.logprobs
+        if dropped:
+            self.dropped_tokens += len(dropped)
+            rows = (
+                array("q", without(requests, dropped)).tobytes(),
+                array("i", without(tokens, dropped)).tobytes(),
+                without(texts, dropped),
+            )
+            logprobs = tuple(without_rows(data, len(tokens), dropped) for data in logprobs)
+        news = message.step, message.opened, *rows, finished, tails, message.counters
+        self.send("gateway", Texts(*news, logprobs[0], logprobs[1], message.prompts))
+        if matched:
+            self.send("scheduler", Matched(list(matched), [stream.attempt for stream in matched.values()]))
+
+    def open(self, opened: Opened) -> Stream:
+        """A stream in the state that the context leaves it in; the context's own text does not come again."""
+        context = memoryview(opened.context).cast("i").tolist()
+        prompt = len(context) - opened.delivered
+        stream = Stream(self.pieces, prompt < opened.prompt_tokens, opened.stop, opened.attempt)
+        for token in context[:prompt]:
+            stream.characters(token)
+        for token in context[prompt:]:
+            stream.text(token)
+            if stream.matched is not None:
+                break
+        return stream
+
+    def stop_token_rows(self, finished: list[Finished], requests: list[int]) -> set[int]:
+        """The rows of the tokens that ended their sequences: a stop token counts, but has no text."""
+        stopped = [end.request for end in finished if end.reason == "stop" and end.request in self.streams]
+        if not stopped:
+            return set()
+        last_row = {request: row for row, request in enumerate(requests)}
+        for request in stopped:
+            self.streams[request].plain = False  # off the short way, which looks up no row
+        return {last_row[request] for request in stopped if request in last_row}
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        """A new scheduler opens all streams again, and for a new gateway they are all sent again."""
+        if peer.name == "scheduler":
+            self.resets += len(self.streams)
+            self.streams.clear()
+        if peer.name == "gateway":
+            for request in [number for number in self.streams if number < first_number(peer.epoch)]:
+                self.resets += 1
+                del self.streams[request]
+
+
+def without(row_values: list[T], dropped: list[int]) -> list[T]:
+    """The values of all rows but the dropped ones."""
+    gone = set(dropped)
+    return [value for row, value in enumerate(row_values) if row not in gone]
+
+
+def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
+    """``data`` holds ``rows`` rows of one size: all of them but the dropped ones."""
+    size = len(data) // rows
+    return b"".join(without([data[row * size : (row + 1) * size] for row in range(rows)], dropped))
+
+
+def build(context: StartContext) -> Actor:
+    """The detokenizer of a service, from its options."""
+    context.phase("load tokenizer")
+    return Detokenizer(load_tokenizer(find_folder(context.options["model"])))

@@ -1,0 +1,133 @@
+"""Grammars: from what a request asks its answer to match, to which tokens may come next.
+
+``llguidance`` does the work. The tokenizer compiles each grammar once, to refuse a bad one at the door;
+the executor compiles it again and follows the answer. Both do it within the same limits, so that what
+was accepted compiles, and no grammar holds up the others for long or takes much memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import tokenizers
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+
+from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ...protocol.sampling import Grammar
+from .tokenizer_files import find_folder, load_tokenizer
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,  # to compile: about 10 ms
+    max_grammar_size=100_000,
+    step_lexer_fuel=20_000,  # one mask: about 2 ms of lexing,
+    step_max_items=20_000,  # and 1 ms of parsing
+    max_lexer_states=10_000,  # up to 2 kB each
+    verbose_errors=False,
+)
+"""What one grammar may take. Fuel is counted, not timed: the same on every machine."""
+
+JSON_STYLE = {
+    "whitespace_pattern": "[ ]?",  # a weak model would go on with spaces for ever
+    "lenient": False,  # a keyword without effect is refused
+    "coerce_one_of": False,
+}
+
+NO_FORCING = '%llguidance {"no_forcing": true}'
+"""The model chooses among all the ways to write the one text that can follow. To force one of them, the
+library would look ahead without a limit: 0.4 s for ``(a{1000}){1000}``."""
+
+MAX_REASON_CHARS = 300
+
+NO_END = "<|no end|>"
+"""A token that stands for the end in the vocabulary of a model that has none; no mask of ours allows it."""
+
+
+class GrammarCompiler:
+    """Makes matchers for one model's vocabulary."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, vocab_size: int, eos: Collection[int]) -> None:
+        """``vocab_size`` is the model's, ``eos`` are the tokens that end an answer, if it has such."""
+        self.words = -(-vocab_size // 32)
+        """int32 of one mask: bit ``token % 32`` of word ``token // 32`` says whether ``token`` may come."""
+        ends = sorted(eos)
+        if not ends:  # the library needs one, to say with it that an answer may end
+            tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+            ends = [tokenizer.get_vocab_size()]
+            tokenizer.add_special_tokens([NO_END])
+        known = max(vocab_size, tokenizer.get_vocab_size())
+        try:
+            self.vocabulary = LLTokenizer(tokenizer.to_str(), n_vocab=known, eos_token=ends)
+        except Exception as error:  # the library raises what its parts raise
+            raise ModelNotSupported(
+                f"this tokenizer gives no bytes to its tokens that a grammar could be applied to ({error})"
+            ) from None
+        self.library_words = -(-known // 32)
+        """uint32 of one mask of the library's; ours has the first ``words`` of them."""
+        self.ends = frozenset(ends)
+        """What the library allows where an answer may end."""
+        self.vocab_size = vocab_size
+
+    def barred(self, stop_tokens: Collection[int]) -> int:
+        """Tokens that are allowed by the library and by nobody else: bit ``token`` is set for each.
+
+        They end no answer that has these ``stop_tokens``, or the model has no logits for them.
+        """
+        beyond = (1 << 32 * self.library_words) - (1 << self.vocab_size)
+        return beyond | sum(1 << token for token in self.ends.difference(stop_tokens))
+
+    def compile(self, grammar: Grammar) -> LLMatcher:
+        """A matcher at the beginning of an answer; ``InvalidRequest`` says what is wrong with the grammar."""
+        try:
+            matcher = LLMatcher(self.vocabulary, as_llguidance(grammar), log_level=0, limits=LIMITS)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise refusal(grammar, str(error)) from None
+        if matcher.is_error():
+            raise refusal(grammar, matcher.get_error())
+        return matcher
+
+    def check(self, grammar: Grammar) -> None:
+        """``InvalidRequest`` unless the grammar compiles and an answer can begin."""
+        matcher = self.compile(grammar)
+        allowed = int.from_bytes(matcher.compute_bitmask(), "little")
+        if matcher.is_error():
+            raise refusal(grammar, matcher.get_error())
+        if not allowed & ~self.barred(()):
+            raise refusal(grammar, "no text matches but the empty one")
+
+
+def as_llguidance(grammar: Grammar) -> str:
+    """The grammar in the library's own notation; most of its errors show when it is compiled."""
+    if grammar.kind == "json_schema":
+        schema = json.loads(grammar.source)
+        if not isinstance(schema, dict):
+            raise ValueError(f"expected an object, got {grammar.source:.80}")
+        return f"{NO_FORCING}\nstart: %json {json.dumps(schema | {'x-guidance': JSON_STYLE})}"
+    regex = grammar.source
+    if grammar.kind == "choice":
+        regex = "|".join(map(literal, json.loads(grammar.source)))
+    return f"{NO_FORCING}\nstart: /{regex_to_lark(regex, use_ascii='')}/"
+
+
+def literal(text: str) -> str:
+    """A regular expression for this text alone."""
+    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
+    """What the library says, less where in its own notation of the grammar it says so."""
+    said = " ".join(reason.replace("<non-verbose/>", "").split()).partition(" 1 | %llguidance")[0]
+    said = re.sub(r"^at \d+\(\d+\): ", "", said)
+    return InvalidRequest(f"{grammar.kind} cannot be followed: {said[:MAX_REASON_CHARS]}")
+
+
+def load_compiler(options: Mapping[str, Any]) -> GrammarCompiler | str:
+    """The compiler of a service, from its options; or the sentence that says why there is none."""
+    tokenizer = load_tokenizer(find_folder(options["model"]))
+    try:
+        vocab_size = options.get("vocab_size") or tokenizer.get_vocab_size()
+        return GrammarCompiler(tokenizer, vocab_size, options.get("eos_token_ids") or ())
+    except ModelNotSupported as error:
+        return f"the model cannot follow a grammar: {error}"

@@ -1,0 +1,79 @@
+"""What each token of a vocabulary adds to a text: characters, or bytes where they are not whole ones."""
+
+from __future__ import annotations
+
+import re
+
+import tokenizers
+
+from ...protocol.errors import ModelNotSupported
+
+UNREADABLE = "\ufffd"
+"""What stands for bytes that are no UTF-8."""
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""A token for one byte, in vocabularies that fall back to bytes."""
+
+SHOWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in SHOWN}
+BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(0x100)) - set(SHOWN)))}
+"""The characters that byte-level vocabularies write for bytes: the visible ones for themselves."""
+
+
+class Pieces(dict[int, str | bytes]):
+    """What each token adds to a text: a ``str``, or ``bytes`` where they are not whole characters.
+
+    Filled as token ids are met. Special tokens add nothing.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.size = tokenizer.get_vocab_size()
+        self.before = self.find_before()
+        """A token in front, since many tokenizers drop the leading space of the first."""
+        self.skip = len(tokenizer.decode(self.before))
+
+    def find_before(self) -> list[int]:
+        for token in range(self.size):
+            text = self.tokenizer.decode([token])
+            if text.isascii() and text.isalnum() and self.tokenizer.id_to_token(token) == text:
+                return [token]
+        return []
+
+    def __missing__(self, token: int) -> str | bytes:
+        name = self.tokenizer.id_to_token(token) if token >= 0 else None
+        if name is None:
+            return ""  # the model's vocabulary is often padded beyond the tokenizer's
+        text = self.tokenizer.decode([*self.before, token])[self.skip :]
+        self[token] = piece = raw_bytes(name, text) if UNREADABLE in text else text
+        return piece
+
+    def at_start(self, token: int) -> str | bytes:
+        """What the first token of a text adds."""
+        piece = self[token]
+        return self.tokenizer.decode([token]) if isinstance(piece, str) else piece
+
+    def check(self) -> None:
+        """Compare a sample of the vocabulary, token by token, with the tokenizer's own decoding."""
+        sample = range(0, self.size, max(1, self.size // 512))
+        tokens = [token for token in sample if isinstance(self[token], str)]
+        whole = self.tokenizer.decode([*self.before, *tokens])[self.skip :]
+        if whole != "".join(str(self[token]) for token in tokens):
+            raise ModelNotSupported(
+                f"the decoder of this tokenizer ({type(self.tokenizer.decoder).__name__}) gives a token"
+                " other text in other company, so its text cannot be streamed; use a model with a byte-level"
+                " or a SentencePiece-like tokenizer"
+            )
+
+
+def raw_bytes(name: str, text: str) -> str | bytes:
+    """The bytes of a token that are no whole characters; ``text`` itself if it is what the token says."""
+    found = BYTE_TOKEN.fullmatch(name)
+    if found:
+        raw = bytes.fromhex(found[1])
+    elif all(char in BYTE_OF for char in name):
+        raw = bytes(BYTE_OF[char] for char in name)
+    else:
+        return text
+    return raw if raw.decode(errors="replace") == text else text

@@ -1,0 +1,161 @@
+"""The tokenizer: text, token ids or a conversation go in; a checked prompt of token ids comes out.
+
+It keeps nothing between two messages, so a restart loses nothing that the gateway cannot send again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import tokenizers
+
+from ...protocol.errors import InvalidRequest, SlipstreamError
+from ...protocol.limits import MAX_PROMPT_LOGPROBS
+from ...protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
+from ...protocol.sampling import Grammar, SamplingParams
+from ...runtime.actor import Actor
+from .grammar import GrammarCompiler, load_compiler
+from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
+from .tokenizer_files import ChatTemplate, find_folder
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
+
+CHECKED_GRAMMARS = 256
+"""How many grammars the tokenizer remembers, of at most 32 KiB each."""
+
+MAX_MESSAGE_CHARS = 1000
+"""Longest refusal: a template's complaint may quote the whole conversation."""
+
+
+class Tokenizer(Actor):
+    """Makes token ids of prompts, and refuses those that the model cannot take."""
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        chat_template: ChatTemplate | str,
+        max_model_len: int,
+        vocab_size: int | None = None,
+        max_prompt_bytes: int = MAX_PROMPT_BYTES,
+        compiler: GrammarCompiler | str = "this service has no grammars",
+    ) -> None:
+        """``chat_template`` and ``compiler`` are what they are, or the sentence that says why there is none."""
+        super().__init__()
+        self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes)
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size or tokenizer.get_vocab_size()
+        self.compiler = compiler
+        self.checked: OrderedDict[Grammar, str] = OrderedDict()
+        """Grammars that were compiled of late, and why they were refused; empty: they were not."""
+        self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel}
+        self.refused = 0
+        """Requests that can never succeed as they stand."""
+        self.failed = 0
+        """Requests that met an error of ours; among ``refused`` too."""
+
+    def on_submit(self, submit: Submit, now: float) -> None:
+        try:
+            prompt = self.token_ids(submit)
+            self.check_ids("the prompt", prompt)
+            delivered = array("i", submit.delivered)
+            self.check_ids("received", delivered)
+            self.check_length(len(prompt), len(delivered))
+            self.check_grammar(submit.params)
+            self.check_scores(submit.params, len(prompt))
+        except SlipstreamError as error:
+            self.refuse(submit.request, error.code, str(error))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # one request fails only itself; a panic in Rust is no Exception
+            self.failed += 1
+            reason = f"the prompt cannot be encoded ({type(error).__name__}: {error})"
+            self.refuse(submit.request, "internal", reason)
+        else:
+            ids = prompt.tobytes()
+            self.mark("tokenized", submit.request)
+            self.send("gateway", Tokenized(submit.request, ids))
+            self.send(
+                "scheduler",
+                Enqueue(submit.request, ids, submit.params, submit.delivered, submit.client, submit.attempt),
+            )
+
+    def on_cancel(self, cancel: Cancel, now: float) -> None:
+        """Passed on behind the request that it ends: messages to the scheduler stay in order."""
+        self.send("scheduler", cancel)
+
+    def refuse(self, request: int, code: str, message: str) -> None:
+        self.refused += 1
+        self.send("gateway", Refused(request, code, message[:MAX_MESSAGE_CHARS]))
+
+    def token_ids(self, submit: Submit) -> array[int]:
+        prompt = submit.prompt
+        if prompt is None:
+            return array("i", submit.prompt_ids)
+        if isinstance(prompt, str):
+            return self.prompts.of_text(prompt)
+        return self.prompts.of_conversation(prompt, submit.template)
+
+    def check_ids(self, what: str, ids: array[int]) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
+            place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < self.vocab_size)
+            raise InvalidRequest(
+                f"{what} has token id {wrong} at position {place};"
+                f" a token id of this model is 0 to {self.vocab_size - 1}"
+            )
+
+    def check_length(self, prompt: int, delivered: int) -> None:
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens; give at least one")
+        room_for_new = 0 if delivered else 1  # an answer sent again may lack only the news of its end
+        if prompt + delivered + room_for_new > self.max_model_len:
+            resumed = f" and {delivered} tokens of the answer were received" if delivered else ""
+            raise InvalidRequest(
+                f"the prompt has {prompt} tokens{resumed}; prompt and answer together have at most"
+                f" {self.max_model_len} tokens (max_model_len), one of them new: shorten the prompt"
+            )
+
+    def check_scores(self, params: SamplingParams, prompt: int) -> None:
+        if params.prompt_logprobs is None:
+            return
+        logprobs = prompt * (1 + params.prompt_logprobs)
+        if logprobs > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                f"prompt_logprobs={params.prompt_logprobs} of a prompt of {prompt} tokens are {logprobs} logprobs;"
+                f" the limit is {MAX_PROMPT_LOGPROBS}: ask for fewer, or shorten the prompt"
+            )
+
+    def check_grammar(self, params: SamplingParams) -> None:
+        """Compile the grammar, within limits, to see that it can be followed."""
+        grammar = params.grammar
+        if grammar is None:
+            return
+        if isinstance(self.compiler, str):
+            raise InvalidRequest(f"{grammar.kind} is given, but {self.compiler}; leave it out")
+        if grammar not in self.checked:
+            self.checked[grammar] = ""
+            try:
+                self.compiler.check(grammar)
+            except InvalidRequest as error:
+                self.checked[grammar] = str(error)
+            if len(self.checked) > CHECKED_GRAMMARS:
+                self.checked.popitem(last=False)
+        if self.checked[grammar]:
+            raise InvalidRequest(self.checked[grammar])
+
+
+def build(context: StartContext) -> Actor:
+    """The tokenizer of a service, from its options."""
+    options = context.options
+    context.phase("load tokenizer")
+    return Tokenizer(
+        *load_texts(find_folder(options["model"])),
+        options["max_model_len"],
+        options.get("vocab_size"),
+        options.get("max_prompt_bytes") or MAX_PROMPT_BYTES,
+        load_compiler(options),
+    )

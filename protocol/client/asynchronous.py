@@ -1,0 +1,276 @@
+"""The client for asyncio: ``AsyncClient``.
+
+The socket is a plain one whose file descriptor the event loop watches, as it does that of the monitor that
+tells when the connection breaks. ZeroMQ signals that descriptor
+only on the edge, so each turn drains the socket and looks at it again after each send. One client
+belongs to one event loop; any number of its streams run at once in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import zmq
+
+from ..curve import ClientKey, Curve, client_key
+from ..endpoints import check_endpoint
+from ..messages import Actors, Delta, Stats, Trace, Welcome
+from ..sampling import SamplingParams
+from .blocking import Line, Prompt
+from .outputs import Collector, RequestOutput
+from .session import Message, Pending, Reply, Session, Stream
+from .timeline import Timeline
+
+TURN = 256
+"""Most frames taken from the socket before other callbacks of the loop have their turn."""
+
+
+class AsyncClient:
+    """A connection to a service.
+
+    ``timeout_s`` is how long the service may stay away, at first and after a lost connection, before
+    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``. ``curve`` is the key
+    file of this client, where the service asks for one; left out, for a ``tcp://`` endpoint, the one that
+    ``SLIPSTREAM_CLIENT_KEY`` names.
+    """
+
+    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
+        self.endpoint = check_endpoint(endpoint, insecure=True)
+        self._session = Session(self.endpoint, timeout_s=timeout_s)
+        self._line = WatchedLine(self.endpoint, client_key(curve, self.endpoint), self._drain)
+        self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def connect(self) -> Welcome:
+        """What the service says of itself: its model and its limits. Requests connect by themselves."""
+        return await self._inquire(Welcome)
+
+    async def close(self) -> None:
+        """Close the connection; the service ends what was open. Closing twice is harmless."""
+        if self._session.state != "closed":
+            self._wake(self._session.close())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._release()
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer as it comes. Leaving the iterator early ends the request."""
+        return self._deltas(prompt=prompt, params=params, request_id=request_id)
+
+    def chat(
+        self, messages: list[Message], params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The next message of a conversation as it comes."""
+        return self._deltas(messages=messages, params=params, request_id=request_id)
+
+    def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        """``generate`` or ``chat`` (``prompt=`` or ``messages=``, ``params=``, …), each time with everything that
+        has arrived: a consumer that is behind catches up."""
+        return self._batches(**asked)
+
+    async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """The finished answer."""
+        stream = self._ask(prompt=prompt, params=params, return_prompt_ids=True)
+        return await self._finish(stream, Collector(stream.request.id, prompt))
+
+    async def complete_chat(
+        self, messages: list[Message], params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """The finished next message of a conversation."""
+        stream = self._ask(messages=messages, params=params, return_prompt_ids=True)
+        return await self._finish(stream, Collector(stream.request.id))
+
+    def abort(self, request_id: str) -> None:
+        """End a request by the id that ``generate`` was given; its last delta says ``abort``."""
+        self._session.abort(request_id)
+        self._send()
+
+    async def stats(self) -> dict[str, float]:
+        """The service's counters."""
+        return (await self._inquire(Stats)).counters
+
+    async def trace(self, seconds: float | None = None) -> Timeline:
+        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        return Timeline.of(await self._inquire(Trace, seconds), seconds)
+
+    async def actors(self) -> Actors:
+        """How the service and each of its actors are."""
+        return await self._inquire(Actors)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    async def _deltas(self, **asked: Any) -> AsyncGenerator[Delta, None]:
+        stream = self._ask(**asked)
+        deltas = stream.deltas
+        try:
+            while deltas or stream.unfinished:
+                if deltas:
+                    yield deltas.popleft()
+                else:
+                    await self._news(stream)
+        finally:
+            self._leave(stream)
+
+    async def _batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        stream = self._ask(**asked)
+        try:
+            while stream.deltas or stream.unfinished:
+                if stream.deltas:
+                    batch = list(stream.deltas)
+                    stream.deltas.clear()
+                    yield batch
+                else:
+                    await self._news(stream)
+        finally:
+            self._leave(stream)
+
+    async def _finish(self, stream: Stream, collector: Collector) -> RequestOutput:
+        try:
+            while stream.deltas or stream.unfinished:
+                while stream.deltas:
+                    collector.add(stream.deltas.popleft())
+                if stream.unfinished:
+                    await self._news(stream)
+        finally:
+            self._leave(stream)
+        return collector.output()
+
+    async def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
+        loop = self._attach()
+        question = self._session.inquire(loop.time(), expects, seconds)
+        self._send()
+        while question.answer is None:
+            await self._news(question)
+        return question.answer
+
+    async def _news(self, pending: Pending) -> None:
+        """Wait until something has come for ``pending``, or raise its error."""
+        if pending.error is not None:
+            raise pending.error
+        pending.waiter = asyncio.get_running_loop().create_future()
+        await pending.waiter
+
+    def _wake(self, touched: list[Pending]) -> None:
+        for pending in touched:
+            waiter = pending.waiter
+            if waiter is not None:
+                pending.waiter = None
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    # --- the line -----------------------------------------------------------------------------
+
+    def _attach(self) -> asyncio.AbstractEventLoop:
+        """The running loop, which from now on is this client's."""
+        loop = asyncio.get_running_loop()
+        if self._line.loop is None:
+            self._line.loop = loop
+        elif self._line.loop is not loop:
+            raise RuntimeError("an AsyncClient belongs to the event loop that first used it; make a new one")
+        return loop
+
+    def _ask(self, **asked: Any) -> Stream:
+        stream = self._session.ask(self._attach().time(), **asked)
+        self._send()
+        return stream
+
+    def _leave(self, stream: Stream) -> None:
+        self._session.leave(stream)
+        self._send()
+
+    def _send(self) -> None:
+        """Send what is due, and see to the clock."""
+        sends = bool(self._session.outbox)
+        self._line.carry(self._session)
+        if sends:
+            self._look_again()
+        self._set_timer()
+
+    def _look_again(self) -> None:
+        """A send may have used up the edge that told of a frame."""
+        loop, socket = self._line.loop, self._line.socket
+        if loop is not None and socket is not None and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Take in what has arrived, and wake those who wait for it."""
+        loop, socket, session = self._line.loop, self._line.socket, self._session
+        if loop is None or socket is None:
+            return  # closed between the signal and this call
+        now = loop.time()
+        for _ in range(TURN):
+            try:
+                frame = socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            self._wake(session.receive(frame, now))
+            if session.outbox or session.state != "ready":
+                self._send()
+            if self._line.socket is not socket:
+                return
+        else:
+            loop.call_soon(self._drain)
+            return
+        if self._line.is_broken():
+            self._wake(session.interrupted(now))
+            self._send()
+        self._look_again()
+
+    def _set_timer(self) -> None:
+        """Have the session told the time when it wants to know."""
+        due = self._session.deadline
+        if due is None or self._line.loop is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return  # one that rings too early only looks at the clock
+            self._timer.cancel()
+        self._timer = self._line.loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._drain()  # what has arrived meanwhile counts as heard
+        if self._line.loop is not None:
+            self._wake(self._session.tick(self._line.loop.time()))
+        self._send()
+
+
+class WatchedLine(Line):
+    """A line whose socket the client's event loop watches."""
+
+    def __init__(self, endpoint: str, key: ClientKey | None, drain: Callable[[], None]) -> None:
+        super().__init__(endpoint, key)
+        self.drain = weakref.WeakMethod(drain)
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def dial(self) -> None:
+        super().dial()
+        drain = self.drain()
+        for watched in (self.socket, self.monitor):
+            if self.loop is not None and watched is not None and drain is not None:
+                self.loop.add_reader(watched.fileno(), drain)
+
+    def hang_up(self) -> None:
+        for watched in (self.socket, self.monitor):
+            if self.loop is not None and watched is not None and not self.loop.is_closed():
+                self.loop.remove_reader(watched.fileno())
+        super().hang_up()

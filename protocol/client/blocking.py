@@ -1,0 +1,335 @@
+"""The blocking client: ``Client``.
+
+It turns its socket only while one of its methods, or one of its streams, waits; between two calls
+nothing runs. A ``Client`` may be handed from thread to thread but is used by one at a time; a second
+thread that comes in while the first waits gets a ``RuntimeError``. Give each thread a client of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import zmq
+
+from ..curve import ClientKey, Curve, client_key
+from ..endpoints import check_endpoint
+from ..errors import InvalidRequest, Overloaded, SlipstreamError
+from ..limits import MAX_FRAME_BYTES
+from ..messages import Actors, Delta, Stats, Trace, Welcome
+from ..sampling import SamplingParams
+from .outputs import Collector, RequestOutput
+from .session import Message, Pending, Question, Reply, Session, Stream
+from .timeline import Timeline
+
+RECONNECT_MS = 10
+"""Between two tries to connect: a service that was restarted is found at once."""
+
+Prompt = str | list[int]
+
+OnDelta = Callable[[int, Delta], None]
+"""Called with the number of the prompt and what has come for it."""
+
+
+class Client:
+    """A connection to a service, for programs without an event loop.
+
+    ``timeout_s`` is how long the service may stay away, at first and after a lost connection, before
+    ``ServiceUnavailable``; how long a request may take is ``SamplingParams.deadline_s``. ``curve`` is the key
+    file of this client, where the service asks for one; left out, for a ``tcp://`` endpoint, the one that
+    ``SLIPSTREAM_CLIENT_KEY`` names.
+    """
+
+    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
+        self.endpoint = check_endpoint(endpoint, insecure=True)
+        self._session = Session(self.endpoint, timeout_s=timeout_s)
+        self._line = Line(self.endpoint, client_key(curve, self.endpoint))
+        self._busy = threading.Lock()
+        self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
+        try:
+            self._inquire(Welcome)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the service ends what was open. Closing twice is harmless."""
+        self._session.close()
+        self._release()
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the service says of itself: its model and its limits."""
+        return self._inquire(Welcome)
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """Ask for one answer and wait until it is finished."""
+        return self._finish([{"prompt": prompt}], [params], None)[0]
+
+    def chat(self, messages: list[Message], params: SamplingParams | None = None) -> RequestOutput:
+        """Ask for the next message of a conversation and wait until it is finished."""
+        return self._finish([{"messages": messages}], [params], None)[0]
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> Generator[Delta, None, None]:
+        """The answer as it comes. Leaving the iterator early ends the request."""
+        return self._deltas(prompt=prompt, params=params, request_id=request_id)
+
+    def stream_chat(
+        self, messages: list[Message], params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> Generator[Delta, None, None]:
+        """The next message of a conversation as it comes."""
+        return self._deltas(messages=messages, params=params, request_id=request_id)
+
+    def generate_many(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_delta: OnDelta | None = None,
+    ) -> list[RequestOutput]:
+        """Ask everything at once over this one connection; the results are in the order of ``prompts``.
+
+        As many requests are open at a time as the service holds. The first one that fails ends the
+        others and is raised, with a note that says which prompt it was.
+        """
+        asked = [{"prompt": prompt} for prompt in prompts]
+        return self._finish(asked, spread(params, len(prompts)), on_delta)
+
+    def chat_many(
+        self,
+        conversations: Sequence[list[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_delta: OnDelta | None = None,
+    ) -> list[RequestOutput]:
+        """``generate_many`` for conversations."""
+        asked = [{"messages": messages} for messages in conversations]
+        return self._finish(asked, spread(params, len(conversations)), on_delta)
+
+    def abort(self, request_id: str) -> None:
+        """End the request of a ``stream``; its last delta has ``finish_reason="abort"``."""
+        self._session.abort(request_id)
+        self._turn(wait=False)
+
+    def stats(self) -> dict[str, float]:
+        """The service's counters."""
+        return self._inquire(Stats).counters
+
+    def trace(self, seconds: float | None = None) -> Timeline:
+        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        return Timeline.of(self._inquire(Trace, seconds), seconds)
+
+    def actors(self) -> Actors:
+        """How the service and each of its actors are."""
+        return self._inquire(Actors)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def _deltas(self, **asked: Any) -> Generator[Delta, None, None]:
+        stream = self._session.ask(time.monotonic(), **asked)
+        try:
+            self._turn(wait=False)
+            while stream.deltas or stream.unfinished:
+                if stream.deltas:
+                    yield stream.deltas.popleft()
+                elif stream.error is not None:
+                    raise stream.error
+                else:
+                    self._turn()
+        finally:
+            self._session.leave(stream)
+            if self._session.outbox:
+                self._turn(wait=False)
+
+    def _finish(
+        self,
+        asked: Sequence[dict[str, Any]],
+        params: Sequence[SamplingParams | None],
+        on_delta: OnDelta | None,
+    ) -> list[RequestOutput]:
+        """Keep as many requests open as the service holds until each of ``asked`` is finished."""
+        results: list[RequestOutput | None] = [None] * len(asked)
+        waiting = deque(range(len(asked)))
+        running: dict[Stream, tuple[int, Collector]] = {}
+        news: deque[Stream] = deque()
+        room = self.welcome.limits.max_queued_requests
+        not_before = 0.0
+        number = 0
+        try:
+            while waiting or running:
+                now = time.monotonic()
+                while waiting and len(running) < room and now >= not_before:
+                    number = waiting.popleft()
+                    request = {**asked[number], "params": params[number], "return_prompt_ids": True}
+                    stream = self._session.ask(now, **request)
+                    stream.waiter = news
+                    running[stream] = (number, Collector(stream.request.id, request.get("prompt")))
+                self._turn(until=not_before if waiting and now < not_before else None)
+                while news:
+                    stream = news.popleft()
+                    if stream not in running:
+                        continue  # two deltas of one message: the first look took both
+                    number, collector = running[stream]
+                    while stream.deltas:
+                        delta = stream.deltas.popleft()
+                        collector.add(delta)
+                        if on_delta is not None:
+                            on_delta(number, delta)
+                    if isinstance(stream.error, Overloaded) and len(asked) > 1:
+                        # Others use the service too. Nothing of this request has begun: it waits.
+                        waiting.append(number)
+                        not_before = time.monotonic() + stream.error.retry_after_s
+                    elif stream.error is not None:
+                        raise stream.error
+                    elif stream.unfinished:
+                        continue
+                    else:
+                        results[number] = collector.output()
+                    del running[stream]
+        except SlipstreamError as error:
+            if len(asked) > 1:
+                error.add_note(f"this was prompt {number} of {len(asked)}, counted from 0")
+            raise
+        finally:
+            for stream in running:
+                self._session.leave(stream)
+            if self._session.outbox:
+                self._turn(wait=False)
+        return [result for result in results if result is not None]
+
+    def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
+        question: Question = self._session.inquire(time.monotonic(), expects, seconds)
+        while question.answer is None:
+            if question.error is not None:
+                raise question.error
+            self._turn()
+        return question.answer
+
+    def _turn(self, *, wait: bool = True, until: float | None = None) -> None:
+        """Send what is due, wait until something arrives or is due, and take it in."""
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("a Client is used by one thread at a time; give each thread its own")
+        try:
+            self._line.carry(self._session)
+            socket = self._line.socket
+            if socket is None:
+                return
+            if wait:
+                deadlines = [at for at in (self._session.deadline, until) if at is not None]
+                rest = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+                self._line.poll(rest)
+            while self._line.socket is socket:
+                try:
+                    frame = socket.recv(zmq.DONTWAIT)
+                except zmq.Again:
+                    break
+                self._wake(self._session.receive(frame, time.monotonic()))
+                self._line.carry(self._session)
+            if self._line.is_broken():
+                self._wake(self._session.interrupted(time.monotonic()))
+                self._line.carry(self._session)
+            self._wake(self._session.tick(time.monotonic()))
+            self._line.carry(self._session)
+        finally:
+            self._busy.release()
+
+    def _wake(self, touched: list[Pending]) -> None:
+        for pending in touched:
+            if pending.waiter is not None:
+                pending.waiter.append(pending)
+
+
+class Line:
+    """The socket under a session: always for the connection that the session speaks of."""
+
+    def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
+        self.endpoint = endpoint
+        self.key = key
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        """Where ZeroMQ tells that the connection under the socket is gone."""
+        self.poller = zmq.Poller()
+        self.connection = 0
+
+    def carry(self, session: Session) -> None:
+        """Send what is in the outbox, on a new socket if the session has begun another connection.
+
+        A new socket, because what still waits in the old one would reach the gateway before the hello.
+        """
+        if self.connection != session.connection or session.state == "lost":
+            self.hang_up()
+            self.connection = session.connection
+            if session.state != "lost":
+                self.dial()
+        if self.socket is not None:
+            while session.outbox:
+                self.socket.send(session.outbox.popleft())
+
+    def dial(self) -> None:
+        socket = self.socket = self.context.socket(zmq.DEALER)
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
+        socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        if self.key is not None:
+            self.key.apply(socket)
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.poller.register(socket, zmq.POLLIN)
+        self.poller.register(self.monitor, zmq.POLLIN)
+        try:
+            socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self.hang_up()
+            raise InvalidRequest(f"cannot connect to {self.endpoint}: {error.strerror}") from None
+
+    def poll(self, seconds: float | None) -> None:
+        """Wait until something arrives, the connection breaks, or time is up."""
+        self.poller.poll(None if seconds is None else int(seconds * 1000) + 1)
+
+    def is_broken(self) -> bool:
+        """Whether the connection has ended since the last look. Take in everything that has arrived first."""
+        broken = False
+        while self.monitor is not None and self.monitor.poll(0):
+            self.monitor.recv_multipart(zmq.DONTWAIT)
+            broken = True
+        return broken
+
+    def hang_up(self) -> None:
+        if self.socket is not None and self.monitor is not None:
+            self.poller.unregister(self.socket)
+            self.poller.unregister(self.monitor)
+            self.socket.disable_monitor()
+            self.monitor.close()
+            self.monitor = None
+            self.socket.close()
+            self.socket = None
+
+    def close(self) -> None:
+        self.hang_up()
+        self.context.term()
+
+
+def spread(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams | None]:
+    """One ``SamplingParams`` per prompt, from one for all or a list of as many."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequest(f"{len(params)} SamplingParams for {count} prompts; give one, or one for each")
+    return params

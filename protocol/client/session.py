@@ -1,0 +1,498 @@
+"""One client's side of the conversation with a gateway, without a socket or a clock.
+
+A ``Session`` is told what arrives and what time it is; it says which frames to send (``outbox``), on
+which connection (``connection`` counts them) and when it wants to be told the time again
+(``deadline``). ``Client`` and ``AsyncClient`` are thin faces around it. Its states:
+
+    lost      connect, or a request     → greeting   a new connection, Hello is sent
+    greeting  Welcome                   → ready      every open request is sent, or sent again
+    greeting  no answer for RETRY_S     → greeting   on another new connection
+    greeting  Error, or ``timeout_s``   → lost       every open request fails
+    ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
+    ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
+    ready     ``interrupted``           → greeting   the same, told at once; lost if nothing is open
+    ready     a frame that is nothing   → lost       every open request fails: who knows what is missing
+
+A gateway forgets its connections when it restarts, but the session keeps each request with the token
+ids that have arrived, so that the stream goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from ..codec import decode_to_client, encode, unpack
+from ..errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
+from ..limits import (
+    MAX_CHOICES,
+    MAX_CONTAINERS,
+    MAX_DEADLINE_S,
+    MAX_FRAME_BYTES,
+    MAX_ITEMS,
+    MAX_REQUEST_ID_CHARS,
+    PROTOCOL,
+)
+from ..messages import (
+    Abort,
+    Actors,
+    Delta,
+    Deltas,
+    Error,
+    FromClient,
+    Generate,
+    GetActors,
+    GetStats,
+    GetTrace,
+    Hello,
+    Ping,
+    Stats,
+    Trace,
+    Welcome,
+)
+from ..sampling import SamplingParams
+
+PING_AFTER_S = 1.0
+"""Silence while a request is open, after which the session asks whether the gateway is there."""
+
+LOST_AFTER_S = 5.0
+"""Silence after a Ping, after which the connection counts as lost."""
+
+BROKEN_RETRY_S = 0.05
+"""Wait before a Hello is said again whose connection broke."""
+
+RETRY_S = 3.0
+"""Silence after a Hello, after which it is said again on a new connection: the first may be lost."""
+
+MAX_BARREN = 5
+"""Connections in a row that may end with nothing but a Welcome on them, before the session gives up."""
+
+Message = dict[str, Any]
+"""One message of a conversation: ``{"role": "user", "content": "…"}``."""
+
+Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
+
+
+class Pending:
+    """Something that the client waits for. ``waiter`` belongs to the face."""
+
+    __slots__ = ("error", "waiter")
+
+    def __init__(self) -> None:
+        self.error: SlipstreamError | None = None
+        self.waiter: Any = None
+
+
+class Stream(Pending):
+    """An open request: what was asked, what has come, what the consumer has not taken yet."""
+
+    __slots__ = ("aborted", "asked_at", "deltas", "last", "prompt_ids", "received", "request", "unfinished")
+
+    def __init__(self, request: Generate, asked_at: float) -> None:
+        super().__init__()
+        self.request = request
+        self.asked_at = asked_at
+        self.prompt_ids: list[int] | None = None
+        """Of a conversation: what the service made of it. Its template may print the date, and another one later."""
+        self.deltas: deque[Delta] = deque()
+        self.received: defaultdict[int, list[int]] = defaultdict(list)
+        """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
+        self.unfinished = set(range(answer_count(request.params)))
+        """Indices of the answers that have no ``finish_reason`` yet."""
+        self.last: Delta | None = None
+        """The end of the last answer, which waits for the usage of all of them."""
+        self.aborted = False
+
+    def lacks_usage(self, delta: Delta) -> bool:
+        """The last end of all has no usage: an answer that had ended here is, sent again, not over there."""
+        if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
+            return False
+        return delta.finish_reason is not None and self.unfinished == {delta.index}
+
+    def resumed(self, now: float) -> Generate:
+        """The request with what has arrived, to go on from there and by the same deadline."""
+        request = msgspec.structs.replace(
+            self.request, age_s=min(round(now - self.asked_at, 3), MAX_DEADLINE_S)
+        )
+        if self.prompt_ids is not None:
+            request.prompt, request.messages = self.prompt_ids, None
+            request.tools, request.chat_template_kwargs = None, {}
+        if self.received:
+            request.received = self.received.get(0, [])
+            request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]
+        return request
+
+
+class Question(Pending):
+    """Something that has one answer, of type ``expects``."""
+
+    __slots__ = ("answer", "expects", "message")
+
+    def __init__(self, expects: type, message: FromClient | None) -> None:
+        super().__init__()
+        self.expects = expects
+        self.message = message
+        self.answer: Any = None
+
+
+class Session:
+    """The requests that one client has open, and the state of its connection."""
+
+    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, client: str = "slipstream-python") -> None:
+        self.endpoint = endpoint
+        self.timeout_s = timeout_s
+        """How long the service may stay away, at first and after a lost connection."""
+        self.client = client
+        self.state: Literal["lost", "greeting", "ready", "closed"] = "lost"
+        self.welcome: Welcome | None = None
+        self.connection = 0
+        """Which connection ``outbox`` is for; when it grows, the face closes the old and opens a new."""
+        self.outbox: deque[bytes] = deque()
+        self.streams: dict[str, Stream] = {}
+        self.questions: list[Question] = []
+        self.barren = 0
+        """Connections, this one included, that have brought nothing but a Welcome."""
+        self.heard_at = 0.0
+        self.pinged_at: float | None = None
+        self.retry_at = 0.0
+        self.give_up_at = 0.0
+        self.prefix = os.urandom(4).hex()
+        self.opened = 0
+
+    # --- what the client wants ----------------------------------------------------------------
+
+    def ask(
+        self,
+        now: float,
+        *,
+        prompt: str | list[int] | None = None,
+        messages: list[Message] | None = None,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        return_prompt_ids: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> Stream:
+        """Open a request; ``InvalidRequest`` if it cannot even be sent."""
+        self.check_open()
+        if messages is not None and not isinstance(messages, list):
+            raise InvalidRequest(f"messages is of type {type(messages).__name__}; give a list of dict")
+        if messages is None and not isinstance(prompt, str | list):
+            raise InvalidRequest(f"prompt is of type {type(prompt).__name__}; give a str or a list of int")
+        request = Generate(
+            id=self.new_id() if request_id is None else self.check_id(request_id),
+            prompt=prompt,
+            messages=messages,
+            params=check_params(params),
+            return_prompt_ids=return_prompt_ids or messages is not None,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs or {},
+        )
+        frame = encode_request(request)
+        self.reach_out(now)
+        stream = self.streams[request.id] = Stream(request, now)
+        if self.state == "ready":
+            self.outbox.append(frame)
+        return stream
+
+    def inquire(self, now: float, expects: type[Reply], seconds: float | None = None) -> Question:
+        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``."""
+        self.check_open()
+        if seconds is not None and not seconds > 0:
+            raise InvalidRequest(f"seconds={seconds}; give more than 0")
+        messages: dict[type, FromClient] = {
+            Stats: GetStats(),
+            Trace: GetTrace(seconds=seconds),
+            Actors: GetActors(),
+        }
+        question = Question(expects, messages.get(expects))
+        self.reach_out(now)
+        if self.state == "ready" and expects is Welcome:
+            question.answer = self.welcome
+            return question
+        first = all(other.expects is not expects for other in self.questions)
+        self.questions.append(question)
+        if first:
+            self.put_next(expects)
+        return question
+
+    def put_next(self, kind: type) -> None:
+        """Put the oldest open question of a kind; the others wait until it is answered.
+
+        A service that is asked too much at once refuses without saying what, which would end all that is open.
+        """
+        question = next((question for question in self.questions if question.expects is kind), None)
+        if self.state == "ready" and question is not None and question.message is not None:
+            self.outbox.append(encode(question.message))
+
+    def abort(self, request_id: str) -> None:
+        """Ask the gateway to end a request; its last delta then has ``finish_reason="abort"``."""
+        stream = self.streams.get(request_id)
+        if stream is None or stream.aborted:
+            return
+        stream.aborted = True
+        if self.state == "ready":
+            self.outbox.append(encode(Abort(id=request_id)))
+
+    def leave(self, stream: Stream) -> None:
+        """The consumer wants no more of this stream: end the request and forget it."""
+        if self.streams.get(stream.request.id) is stream:
+            self.abort(stream.request.id)
+            del self.streams[stream.request.id]
+
+    def close(self) -> list[Pending]:
+        """Wait for nothing any more; returns what was open, each with its error."""
+        self.outbox.clear()
+        failed = self.fail(lambda: ServiceUnavailable(f"the client of {self.endpoint} was closed"))
+        self.state = "closed"
+        return failed
+
+    # --- what happens -------------------------------------------------------------------------
+
+    def receive(self, frame: bytes, now: float) -> list[Pending]:
+        """Take in one frame; returns whatever has something new."""
+        self.heard_at = now
+        self.pinged_at = None
+        try:
+            message = decode_to_client(frame)
+        except ProtocolError as error:
+            text = f"the service at {self.endpoint} sent something that is no message: {error}"
+            return self.fail(lambda: ProtocolError(text))
+        if isinstance(message, Welcome):
+            return self.take_welcome(message, now)
+        if isinstance(message, Error):
+            return self.take_error(message, now)
+        self.barren = 0
+        if isinstance(message, Deltas):
+            return self.take_deltas(message.items)
+        return self.take_answer(type(message), message)
+
+    def take_deltas(self, deltas: list[Delta]) -> list[Pending]:
+        touched: list[Pending] = []
+        for delta in deltas:
+            stream = self.streams.get(delta.id)
+            if stream is None:
+                continue  # on its way while the consumer left
+            if stream.last is not None:
+                if delta.usage is None:
+                    continue
+                stream.last.usage, delta = delta.usage, stream.last
+            elif delta.index not in stream.unfinished:
+                continue  # sent again with the rest of the request
+            else:
+                stream.received[delta.index] += delta.token_ids
+                if stream.lacks_usage(delta):
+                    stream.last = delta
+                    continue
+            if delta.prompt_token_ids is not None and stream.request.messages is not None:
+                stream.prompt_ids = delta.prompt_token_ids
+            stream.deltas.append(delta)
+            if delta.finish_reason is not None:
+                stream.unfinished.remove(delta.index)
+                if not stream.unfinished:
+                    del self.streams[delta.id]
+            touched.append(stream)
+        return touched
+
+    def take_welcome(self, welcome: Welcome, now: float) -> list[Pending]:
+        if self.state != "greeting":
+            return []
+        if welcome.protocol[:1] != [PROTOCOL[0]]:
+            text = (
+                f"the service at {self.endpoint} speaks protocol {welcome.protocol} and this client"
+                f" {list(PROTOCOL)}: install a slipstream of the same major protocol version"
+            )
+            return self.fail(lambda: ProtocolError(text))
+        self.state = "ready"
+        self.welcome = welcome
+        return self.take_answer(Welcome, welcome) + self.resend(now)
+
+    def resend(self, now: float) -> list[Pending]:
+        """Send every open request and question on a new connection, with what was received before."""
+        ended: list[Pending] = []
+        for stream in list(self.streams.values()):
+            if stream.aborted:
+                ended += self.take_deltas(
+                    [
+                        Delta(id=stream.request.id, index=index, finish_reason="abort")
+                        for index in sorted(stream.unfinished)
+                    ]
+                )
+                continue
+            self.outbox.append(encode(stream.resumed(now)))
+        for kind in dict.fromkeys(question.expects for question in self.questions):
+            self.put_next(kind)
+        return ended
+
+    def take_error(self, error: Error, now: float) -> list[Pending]:
+        if self.state == "ready" and error.code == ProtocolError.code:
+            return self.lose(now, error.message)
+        if error.id is None:
+            return self.fail(lambda: from_wire(error.code, error.message, error.retry_after_s))
+        self.barren = 0
+        stream = self.streams.pop(error.id, None)
+        if stream is None:
+            return []
+        stream.error = from_wire(error.code, error.message, error.retry_after_s)
+        return [stream]
+
+    def take_answer(self, kind: type, answer: Any) -> list[Pending]:
+        """Welcome answers every question of its kind, Pong none, the others the oldest."""
+        answered: list[Pending] = []
+        for question in [q for q in self.questions if q.expects is kind]:
+            question.answer = answer
+            self.questions.remove(question)
+            answered.append(question)
+            if kind is not Welcome:
+                break
+        if answered:
+            self.put_next(kind)
+        return answered
+
+    # --- the connection -----------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is wanted; None: never."""
+        if self.state == "greeting":
+            return min(self.retry_at, self.give_up_at)
+        if self.state == "ready" and (self.streams or self.questions):
+            if self.pinged_at is None:
+                return self.heard_at + PING_AFTER_S
+            return self.pinged_at + LOST_AFTER_S
+        return None
+
+    def tick(self, now: float) -> list[Pending]:
+        """Do what is due. Take in everything that has arrived first."""
+        due = self.deadline
+        if due is None or now < due:
+            return []
+        if self.state == "greeting":
+            if now < self.give_up_at:
+                self.greet(now)
+                return []
+            return self.fail(
+                lambda: ServiceUnavailable(
+                    f"no service answered at {self.endpoint} within {self.timeout_s:g} s:"
+                    " is it running, and is this the endpoint that it printed?"
+                )
+            )
+        if self.pinged_at is None:
+            self.pinged_at = now
+            self.outbox.append(encode(Ping()))
+            return []
+        return self.lose(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
+
+    def interrupted(self, now: float) -> list[Pending]:
+        """The connection broke: do not wait for silence to tell. Take in everything that has arrived first."""
+        if self.state == "greeting":
+            self.retry_at = min(self.retry_at, now + BROKEN_RETRY_S)
+        elif self.state == "ready" and (self.streams or self.questions):
+            return self.lose(now, "the connection broke")
+        elif self.state == "ready":
+            self.state = "lost"
+        return []
+
+    def reach_out(self, now: float) -> None:
+        """Before a request: connect if there is no connection, and start to listen for silence."""
+        if self.state == "lost":
+            self.give_up_at = now + self.timeout_s
+            self.greet(now)
+        elif not self.streams and not self.questions:
+            self.heard_at = max(self.heard_at, now)
+
+    def greet(self, now: float) -> None:
+        self.state = "greeting"
+        self.connection += 1
+        self.retry_at = now + RETRY_S
+        self.pinged_at = None
+        self.outbox.clear()
+        self.outbox.append(encode(Hello(protocol=list(PROTOCOL), client=self.client)))
+
+    def lose(self, now: float, reason: str) -> list[Pending]:
+        """The gateway does not know this connection any more: begin again, unless that never helps."""
+        self.barren += 1
+        if self.barren > MAX_BARREN:
+            return self.fail(
+                lambda: ServiceUnavailable(
+                    f"the service at {self.endpoint} answers a hello and then no request,"
+                    f" {MAX_BARREN} times in a row: {reason}"
+                )
+            )
+        self.give_up_at = now + self.timeout_s
+        self.greet(now)
+        return []
+
+    def fail(self, make: Callable[[], SlipstreamError]) -> list[Pending]:
+        """Everything open ends with an error, one of its own each; the next request connects anew."""
+        failed: list[Pending] = [*self.streams.values(), *self.questions]
+        for pending in failed:
+            pending.error = make()
+        self.streams.clear()
+        self.questions.clear()
+        self.barren = 0
+        self.state = "lost"
+        return failed
+
+    # --- names --------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        if self.state == "closed":
+            raise ServiceUnavailable(f"the client of {self.endpoint} was closed; make a new one")
+
+    def new_id(self) -> str:
+        self.opened += 1
+        return f"{self.prefix}-{self.opened}"
+
+    def check_id(self, request_id: str) -> str:
+        if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_REQUEST_ID_CHARS:
+            raise InvalidRequest(
+                f"request_id={request_id!r:.80} must be a text of 1 to {MAX_REQUEST_ID_CHARS} characters"
+            )
+        if request_id in self.streams:
+            raise InvalidRequest(f"request_id={request_id!r} is in use by an open request of this client")
+        return request_id
+
+
+def answer_count(params: SamplingParams) -> int:
+    """``n``, or some number where it is none that the gateway accepts: it will answer with an error."""
+    return params.n if isinstance(params.n, int) and 1 <= params.n <= MAX_CHOICES else 1
+
+
+def check_params(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params is of type {type(params).__name__}; give a SamplingParams(...) or None")
+    return params
+
+
+def encode_request(request: Generate) -> bytes:
+    """The frame of a request. What is inside is the gateway's to judge, as long as it can be sent."""
+    try:
+        frame = encode(request, strict=True)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
+            f" {error.start}, which no UTF-8 can hold; send whole characters"
+        ) from None
+    except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
+        raise InvalidRequest(
+            f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
+            " of int, or for chat a list of messages of plain values"
+        ) from None
+    if len(frame) > MAX_FRAME_BYTES:
+        raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
+    try:
+        unpack(frame)
+    except Exception as error:  # what the service cannot even read, it may not tell as this request's error
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest(
+            f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
+            f" {MAX_CONTAINERS} arrays and maps with {MAX_ITEMS} items each"
+        ) from None
+    return frame

@@ -1,0 +1,161 @@
+"""How the process of an actor starts and ends.
+
+``python -m slipstream.runtime.process.child MODULE:FACTORY FD PARENT`` is what the supervisor runs: ``FACTORY``
+builds the actor, ``FD`` is the control channel, and ``PARENT`` the process with which this one ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ...protocol.codec import prepare
+from ..actor import Actor
+from ..supervision import control
+from .frontend import Face, FaceHost
+from .host import Host
+from .priority import come_first, stand_back
+
+GARBAGE = 10_000
+"""New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
+
+
+class StartContext(Protocol):
+    """What a factory can use while it builds its actor."""
+
+    options: dict[str, Any]
+    epoch: int
+    """The incarnation that is being built."""
+    crashed: bool
+    """The one before it ended by its own fault."""
+
+    def phase(self, name: str) -> None:
+        """The phase that begins now; a failure names it, and the banner times it."""
+        ...
+
+
+class Build:
+    """Times the phases of a start."""
+
+    def __init__(self, options: dict[str, Any], epoch: int = 1, crashed: bool = False) -> None:
+        self.options = options
+        self.epoch = epoch
+        self.crashed = crashed
+        self.current = "import"
+        self.since = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    def phase(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[self.current] = self.phases.get(self.current, 0.0) + now - self.since
+        self.current, self.since = name, now
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, and make sure that it has not yet."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_pdeathsig = 1
+    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def raise_file_limit() -> None:
+    """ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def give_memory_back() -> None:
+    """Map what takes over 128 KB, a long prompt or a trace, so that it goes back to the system when it is freed.
+
+    That is the C library's rule too, until the first such piece is freed: then it keeps them, and they fall apart.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    m_mmap_threshold = -3
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, 128 * 1024)
+
+
+def main(factory: str, fd: int, parent: int) -> int:
+    """Build the actor that ``factory`` names and run it until the supervisor ends it."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    raise_file_limit()
+    channel = socket.socket(fileno=fd)
+    begin = control.receive(channel)
+    if not isinstance(begin, control.Begin):
+        return 1
+    build = Build(begin.options, begin.epoch, begin.crashed)
+    try:
+        module, _, function = factory.partition(":")
+        make: Callable[[StartContext], Actor | Face] = getattr(importlib.import_module(module), function)
+        made = make(build)
+        build.phase("sockets")
+        prepare(control.AnyControl)
+        facts = dict(made.facts)
+        if isinstance(made, Actor):
+            if made.blocking:
+                come_first()  # before the sockets start threads
+            host = Host(made, begin, channel)
+            if made.endpoint is not None:
+                facts["endpoint"] = host.open_door(made.endpoint)
+        else:
+            host = FaceHost(made, channel)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
+        build.phase("ready")
+        channel.setblocking(False)
+        control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
+    except Exception as error:
+        control.send(channel, failure(build.current, error))
+        return 1
+    try:
+        if isinstance(host, FaceHost):
+            stand_back()
+            give_memory_back()
+            host.run()
+            return 0
+        if host.actor.blocking:
+            gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
+            host.run_blocking()
+        else:
+            stand_back()
+            give_memory_back()
+            host.run_uvloop()
+    except Exception as error:
+        control.send(channel, failure("serving", error))
+        return 1
+    host.close()
+    return 0
+
+
+def failure(phase: str, error: Exception) -> control.Failed:
+    return control.Failed(
+        phase=phase,
+        kind=type(error).__name__,
+        message=str(error)[:8000],
+        hint=getattr(error, "hint", ""),
+        trace="".join(traceback.format_exception(error))[-16000:],
+    )
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(
+        code
+    )  # large libraries take their time to clear up what goes with the process, and complain into the log

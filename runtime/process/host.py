@@ -1,0 +1,479 @@
+"""The process host: ZeroMQ sockets and an event loop around one actor.
+
+The host binds the actor's mailbox and then turns: everything that has arrived goes to the actor,
+everything that the actor returns goes out. Two loops do the waiting: a blocking poller
+(scheduler, executor), and uvloop (the rest), which drains the raw sockets until they are empty and
+looks again after each send, since ZeroMQ signals its file descriptor only on the edge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import zmq
+
+from ...protocol import limits
+from ...protocol.codec import decode_from_client, encode, request_id
+from ...protocol.errors import ProtocolError, SlipstreamError
+from ...protocol.messages import (
+    ClientBlocked,
+    ClientGone,
+    ClientMessage,
+    Completed,
+    Counted,
+    Drain,
+    DumpTrace,
+    Ending,
+    Error,
+    PeerUp,
+    Spans,
+)
+from ..actor import Actor, Send
+from ..guard import guard
+from ..links import Links
+from ..supervision import control
+
+MAILBOX_MESSAGES = 20_000
+"""Most messages on their way between two actors; admission keeps the number far below."""
+
+CLIENT_MESSAGES = 64
+"""Most messages waiting in the socket for one client, and most that wait from it.
+
+Beyond the first its deltas wait, merged, in the gateway; beyond the second its requests wait in its own socket.
+"""
+
+LAST_WORDS_MS = 500
+"""How long the last messages to clients may take to leave when the host ends."""
+
+SUPERVISOR = "supervisor"
+"""Whom an actor asks how all actors are; reached over the control channel."""
+
+TURNS_PER_COLLECTION = 10_000
+"""Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
+
+LONG_TURN_NS = 5_000_000
+"""A turn of so long may have been a launch that took as long as its step, which then ends about now."""
+
+TURN = 32
+"""Most messages taken from one socket before the others have their turn, and what is due is done."""
+
+
+class Host:
+    """Sockets, epochs and tracing around one actor."""
+
+    def __init__(self, actor: Actor, begin: control.Begin, channel: socket.socket) -> None:
+        self.actor = actor
+        self.channel = channel
+        self.links = Links(begin.name, begin.epoch, begin.key)
+        self.ring = actor.ring
+        self.dumps: list[Iterator[tuple[str, Spans]]] = []
+        """What is left to send of each trace that was asked for."""
+        self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 4096)
+        self.outgoing: dict[str, zmq.Socket[bytes]] = {}
+        self.early: dict[str, list[tuple[int, Any]]] = {}
+        """Answers to a new incarnation (its epoch) that spoke before the supervisor told of its mailbox."""
+        self.connected: dict[str, int] = {}
+        """The epoch of each peer that ``outgoing`` leads to."""
+        self.dead_letters = 0
+        """Messages to an actor that is not there; it will be told again when it is."""
+        self.malformed = 0
+        """Frames in the mailbox that are no message; only a stranger sends such."""
+        self.turns = 0
+        """Messages handled."""
+        self.busy_ns = 0
+        """Spent in the actor's turns."""
+        self.reported_turns = 0
+        self.awake = True
+        """The supervisor probes this host, since it knows that there is something to do."""
+        self.draining = False
+        self.stopped = False
+        self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
+        self.mailbox.bind(begin.mailbox)
+        self.door: zmq.Socket[bytes] | None = None
+        for name, (epoch, mailbox) in begin.peers.items():
+            self.connect(name, epoch, mailbox)
+
+    def socket(self, kind: int, **options: int) -> zmq.Socket[bytes]:
+        made = self.context.socket(kind)
+        made.set(zmq.LINGER, 0)
+        made.set(zmq.MAXMSGSIZE, limits.MAX_INTERNAL_FRAME_BYTES)
+        for name, value in options.items():
+            made.set(getattr(zmq, name), value)
+        return made
+
+    def open_door(self, endpoint: str) -> str:
+        """Bind the public socket; returns where it really is (port 0 takes a free one)."""
+        refuse_endpoint_in_use(endpoint)
+        self.door = self.socket(
+            zmq.ROUTER,
+            MAXMSGSIZE=limits.MAX_FRAME_BYTES,
+            ROUTER_MANDATORY=1,
+            SNDHWM=CLIENT_MESSAGES,
+            RCVHWM=CLIENT_MESSAGES,
+            HANDSHAKE_IVL=2000,
+            HEARTBEAT_IVL=2000,
+            HEARTBEAT_TIMEOUT=8000,
+        )
+        if self.actor.door_keys is not None:
+            guard(self.context, self.door, self.actor.door_keys)
+        try:
+            self.door.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise SlipstreamError(
+                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
+            ) from None
+        return self.door.get_string(zmq.LAST_ENDPOINT)
+
+    def connect(self, name: str, epoch: int, mailbox: str) -> None:
+        """A new incarnation of a peer: a new socket to its new mailbox."""
+        if epoch < self.links.peers.get(name, 0) or epoch == self.connected.get(name):
+            return
+        old = self.outgoing.pop(name, None)
+        if old is not None:
+            old.close()
+        self.outgoing[name] = self.socket(zmq.PUSH, SNDHWM=MAILBOX_MESSAGES)
+        self.outgoing[name].connect(mailbox)
+        self.connected[name] = epoch
+        if self.links.peer_up(name, epoch):
+            self.tell(name, PeerUp(name, epoch))
+        self.deliver([(name, message) for meant, message in self.early.pop(name, ()) if meant == epoch])
+
+    # --- one turn ---------------------------------------------------------------------------------
+
+    def tell(self, sender: str | bytes, message: Any) -> None:
+        """Give one message to the actor, and send what it answers."""
+        self.rouse()
+        self.turns += 1
+        if type(message) is DumpTrace:
+            assert isinstance(sender, str)
+            self.dumps.append(self.dump(sender, message.since_ns))
+            return
+        begun = time.monotonic_ns()
+        sends = self.actor.receive(sender, message, begun * 1e-9)
+        self.note(message, sends, begun)
+        self.deliver(sends)
+
+    def rouse(self) -> None:
+        """Before anything is handled after a pause: should it never end, the supervisor notices."""
+        if not self.awake:
+            self.awake = True
+            self.inform(control.Awake())
+
+    def inform(self, message: control.AnyControl) -> None:
+        """Tell the supervisor; one that has stopped reading is not waited for."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            control.send(self.channel, message)
+
+    def note(self, message: Any, sends: list[Send], begun: int) -> None:
+        """A span named after what the turn made for a step, or else after what began it."""
+        for _, made in sends:
+            step = getattr(made, "step", None)
+            if step is not None:
+                message = made
+                break
+        step = getattr(message, "step", -1)
+        ended = time.monotonic_ns()
+        self.busy_ns += ended - begun
+        self.ring.add(self.links.name, type(message).__name__, step, begun, ended)
+
+    def dump(self, to: str, since_ns: int) -> Iterator[tuple[str, Spans]]:
+        """The trace, in parts: between two of them the actor goes on with its work."""
+        for part in self.ring.dump(since_ns):
+            yield to, Spans(self.links.name, part, since_ns)
+        yield to, Spans(self.links.name, self.ring.outline(since_ns), since_ns, last=True)
+
+    def dump_on(self) -> bool:
+        """Send the next part of a trace that was asked for; True if there is more."""
+        if self.dumps:
+            send = next(self.dumps[0], None)
+            if send is None:
+                del self.dumps[0]
+            else:
+                self.deliver_to_actor(*send)
+        return bool(self.dumps)
+
+    def deliver(self, sends: list[Send]) -> None:
+        blocked: set[bytes] = set()
+        for to, message in sends:
+            if isinstance(to, str):
+                self.deliver_to_actor(to, message)
+            elif to in blocked:  # nothing overtakes what could not be sent
+                self.tell(b"", ClientBlocked(to, message))
+            elif not self.deliver_to_client(to, message):
+                blocked.add(to)
+
+    def deliver_to_actor(self, to: str, message: Any) -> None:
+        if to == self.links.name:
+            self.tell(to, message)
+            return
+        if to == SUPERVISOR:
+            self.inform(control.AskActors())
+            return
+        epoch = self.links.peers.get(to, 0)
+        if epoch > self.connected.get(to, 0):
+            self.early.setdefault(to, []).append((epoch, message))
+            return
+        out = self.outgoing.get(to)
+        if out is None:
+            self.dead_letters += 1
+            return
+        try:
+            out.send(self.links.seal(to, message), zmq.DONTWAIT)
+        except zmq.Again:
+            raise SlipstreamError(
+                f"the mailbox of {to} is full ({MAILBOX_MESSAGES} messages): it does not read any more"
+            ) from None
+
+    def deliver_to_client(self, client: bytes, message: Any) -> bool:
+        """False if the client does not read, which the actor is told."""
+        assert self.door is not None
+        try:
+            self.door.send_multipart((client, encode(message)), zmq.DONTWAIT)
+        except zmq.Again:
+            self.tell(b"", ClientBlocked(client, message))
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.tell(b"", ClientGone(client))
+        return True
+
+    def drain_mailbox(self) -> bool:
+        """Hand over what has arrived from other actors; True if there may be more."""
+        for _ in range(TURN):
+            try:
+                frame = self.mailbox.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return False
+            try:
+                opened = self.links.open(frame)
+            except ProtocolError as error:
+                self.malformed += 1
+                if self.malformed.bit_count() == 1:  # 1, 2, 4, 8, …: a stranger cannot fill the log
+                    print(
+                        f"{self.links.name} dropped a frame from a stranger, {self.malformed} until now: {error}",
+                        file=sys.stderr,
+                    )
+                continue
+            # What the supervisor told before this was sent is known before it is handled: a request that is
+            # sent again because of a new peer must not meet an actor that still speaks to the old one.
+            self.drain_control()
+            for sender, message in opened:
+                before_ns = self.busy_ns
+                self.tell(sender, message)
+                self.hand_over_first(self.busy_ns - before_ns)
+        return True
+
+    def hand_over_first(self, turn_ns: int) -> None:
+        """After a long launch: the tokens of its step go before the next launch, or they would wait for its end.
+
+        Then two steps would be handed over at once, and planned at once, for ever in pairs. A tenth of what the
+        launch took is enough to wait.
+        """
+        device = self.actor.completions_fd
+        if device is None or turn_ns < LONG_TURN_NS:
+            return
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        until_ns = time.monotonic_ns() + turn_ns // 10
+        while self.actor.working and poll.poll(max(0, until_ns - time.monotonic_ns()) * 1e-6):
+            self.completed(device)
+
+    def completed(self, device: int) -> None:
+        os.eventfd_read(device)
+        self.tell("device", Completed())
+
+    def drain_door(self) -> bool:
+        """Hand over what has arrived from clients; True if there may be more."""
+        door = self.door
+        if door is None:
+            return False
+        for _ in range(TURN):
+            try:
+                client, *frames = door.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return False
+            self.rouse()
+            if frames and not frames[0]:
+                frames = frames[1:]  # a REQ socket sends an empty delimiter
+            try:
+                if len(frames) != 1:
+                    raise ProtocolError(f"a message has one frame; this one has {len(frames)}")
+                self.tell(client, ClientMessage(client, decode_from_client(frames[0])))
+            except ProtocolError as error:
+                found = request_id(frames[0]) if len(frames) == 1 else None
+                self.deliver_to_client(client, Error(code="invalid_request", message=str(error), id=found))
+        return True
+
+    def drain_control(self) -> None:
+        """Hand over what the supervisor says; its death ends the process."""
+        while not self.stopped:
+            try:
+                message = control.receive(self.channel)
+            except BlockingIOError:
+                return
+            if isinstance(message, control.Peer):
+                self.connect(message.name, message.epoch, message.mailbox)
+            elif isinstance(message, control.Probe):
+                self.report()
+            elif isinstance(message, control.TellActors):
+                self.tell(SUPERVISOR, message.actors)
+            elif isinstance(message, control.Stop) and message.drain:
+                self.draining = True
+                self.tell(b"", Drain())
+            elif isinstance(message, control.TellCounters):
+                self.tell(SUPERVISOR, Counted(message.counters))
+            elif message is None:
+                self.stopped = True
+            elif isinstance(message, control.Stop):
+                self.tell(SUPERVISOR, Ending(message.reason))
+                self.stopped = True
+        return
+
+    def report(self) -> None:
+        """Answer a probe."""
+        idle = self.turns == self.reported_turns and not self.actor.working
+        self.awake, self.reported_turns = not idle, self.turns
+        peers = self.links.peers
+        self.inform(
+            control.Report(
+                turns=self.turns,
+                busy_s=self.busy_ns * 1e-9,
+                progress=self.actor.progress,
+                working=self.actor.working,
+                idle=idle,
+                sent={name: (epoch, self.links.sent[name]) for name, epoch in peers.items()},
+                received={name: (epoch, self.links.received[name]) for name, epoch in peers.items()},
+                counters={
+                    "dead_letters": self.dead_letters,
+                    "stale": self.links.stale,
+                    "malformed": self.malformed,
+                    "unexpected": self.actor.unexpected,
+                },
+            )
+        )
+
+    def settle(self) -> float | None:
+        """What is due by the clock; returns the seconds until the next wake, None if there is none."""
+        now = time.monotonic()
+        if self.actor.wake_at is not None and self.actor.wake_at <= now:
+            self.wake(now)
+        if self.draining and self.actor.idle:
+            self.draining = False
+            control.send(self.channel, control.Drained())
+        wake_at = self.actor.wake_at
+        return None if wake_at is None else max(0.0, wake_at - now)
+
+    def wake(self, now: float) -> None:
+        """Let the actor do what is due, and send it."""
+        self.rouse()
+        begun = time.monotonic_ns()
+        sends = self.actor.wake(now)
+        if sends:
+            self.note(sends[0][1], sends, begun)
+        self.deliver(sends)
+
+    # --- two ways to wait -------------------------------------------------------------------------
+
+    def run_blocking(self) -> None:
+        """Wait in a poller; nothing runs while nothing happens."""
+        poller = zmq.Poller()
+        poller.register(self.mailbox, zmq.POLLIN)
+        poller.register(self.channel.fileno(), zmq.POLLIN)
+        device = self.actor.completions_fd
+        if device is not None:
+            poller.register(device, zmq.POLLIN)
+        more = False
+        turns = 0
+        while not self.stopped:
+            wait = 0.0 if self.dump_on() or more else self.settle()
+            turns += 1
+            if wait is None and turns > TURNS_PER_COLLECTION and self.actor.idle:
+                gc.collect()
+                turns = 0
+            ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
+            if device is not None and device in ready:
+                self.completed(device)
+            more = self.drain_mailbox() if self.mailbox in ready else False
+            if self.channel.fileno() in ready:
+                self.drain_control()
+
+    def run_uvloop(self) -> None:
+        """Wait in uvloop for the sockets' file descriptors."""
+        import asyncio
+
+        import uvloop
+
+        async def serve() -> None:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            timer: asyncio.TimerHandle | None = None
+
+            def turn() -> None:
+                nonlocal timer
+                try:
+                    self.drain_control()
+                    more = self.drain_mailbox() | self.drain_door() | self.dump_on()
+                    wait = self.settle()
+                except Exception as error:
+                    if not done.done():
+                        done.set_exception(error)
+                    return
+                if self.stopped:
+                    if not done.done():
+                        done.set_result(None)
+                    return
+                # Sending may have used up the edge that told of a message: look again.
+                if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
+                    loop.call_soon(turn)
+                elif wait is not None:
+                    if timer is not None:
+                        timer.cancel()
+                    timer = loop.call_later(wait, turn)
+
+            sockets = [s for s in (self.mailbox, self.door) if s is not None]
+            for s in sockets:
+                loop.add_reader(s.fileno(), turn)
+            loop.add_reader(self.channel.fileno(), turn)
+            loop.call_soon(turn)
+            await done
+
+        uvloop.run(serve())
+
+    def close(self) -> None:
+        if self.door is not None:
+            self.door.close(linger=LAST_WORDS_MS)
+        self.context.destroy(linger=0)
+
+
+def refuse_endpoint_in_use(endpoint: str) -> None:
+    """ZeroMQ takes an ipc path away from whoever is bound to it, without a word: look first."""
+    scheme, _, path = endpoint.partition("://")
+    if scheme != "ipc" or not os.path.exists(path):
+        return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise SlipstreamError(
+            f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return  # left behind by a process that is gone; binding replaces it
+        except OSError as error:
+            raise SlipstreamError(
+                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
+            ) from None
+    raise SlipstreamError(
+        f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
+    )

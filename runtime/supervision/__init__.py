@@ -1,0 +1,1 @@
+"""The supervisor: starts the children, watches them, restarts them and stops them."""

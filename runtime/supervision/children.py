@@ -1,0 +1,221 @@
+"""A child of the supervisor: how it is specified, started, spoken to, and why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...protocol.errors import SlipstreamError
+from ..log import Log, Output
+from . import control
+from .liveness import Pulse
+
+CHILD = f"{__name__.split('.supervision')[0]}.process.child"
+"""The module that a child process runs."""
+
+STOP_TIMEOUT_S = 2.0
+"""How long a child may take to end before it is killed."""
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process does not die of by its own fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """How to start one actor, and what to expect of it."""
+
+    name: str
+    factory: str
+    """``module:function`` that builds the actor."""
+    options: dict[str, Any]
+    waits: bool = False
+    """Start only when every child before it in the list is ready."""
+    hang_timeout_s: float = 10.0
+    """Without progress for so long although it has something to do, it is ended and restarted. An actor can
+    tell another limit as the fact of this name."""
+    face_of: str | None = None
+    """Of a face: the actor whose door it knocks at, told as the option ``door``. It is no actor's peer."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One incarnation of an actor."""
+
+    spec: ChildSpec
+    epoch: int
+    mailbox: str
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    pidfd: int
+    since: float
+    """When it was started."""
+    kills_for_memory: int
+    """By the kernel, on the whole machine, when it was started."""
+    state: str = "starting"
+    """``ActorState.state``."""
+    ready_at: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    pulse: Pulse | None = None
+    """From when it is ready."""
+    hung: bool = False
+    drained: bool = False
+    """It was told to drain, and nothing is under way any more."""
+    report: control.Failed | None = None
+    """What it said before it ended."""
+    output: Output | None = None
+    """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
+
+    @staticmethod
+    def spawn(
+        spec: ChildSpec,
+        epoch: int,
+        directory: Path,
+        peers: dict[str, tuple[int, str]],
+        options: dict[str, Any],
+        log: Log,
+        key: bytes,
+        *,
+        crashed: bool,
+    ) -> Child:
+        """Start a process. ``crashed``: the incarnation before this one ended by its own fault."""
+        mailbox = f"ipc://{directory}/{spec.name}.{epoch}"
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.set_inheritable(False)
+        output = Output(log, spec.name) if log.json else None
+        stderr = sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL
+        command = [sys.executable, "-m", CHILD, spec.factory]
+        with theirs:
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr if output is None else output.writer,
+                stderr=None if output is None else output.writer,
+                cwd="/",
+                process_group=0,  # a signal to our group is for us to handle
+            )
+        if output is not None:
+            os.close(output.writer)
+        pidfd = os.pidfd_open(process.pid)
+        child = Child(spec, epoch, mailbox, process, ours, pidfd, time.monotonic(), kills_for_memory())
+        child.output = output
+        control.send(ours, control.Begin(spec.name, epoch, mailbox, peers, options, crashed, key))
+        ours.setblocking(False)
+        return child
+
+    @property
+    def hang_timeout_s(self) -> float:
+        """The actor knows best how long its work may take; else as specified."""
+        return self.facts.get("hang_timeout_s", self.spec.hang_timeout_s)
+
+    @property
+    def there(self) -> bool:
+        return self.state != "dead"
+
+    def tell(self, message: control.AnyControl) -> None:
+        """Send a control message; a child that is gone or hangs is dealt with when that is noticed."""
+        if self.there:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+                control.send(self.channel, message)
+
+    def stopped(self) -> bool:
+        """Whether the process was stopped (SIGSTOP) since this was last asked."""
+        flags = os.WSTOPPED | os.WNOHANG
+        try:
+            return self.there and os.waitid(os.P_PIDFD, self.pidfd, flags) is not None
+        except ChildProcessError:
+            return False
+
+    def bury(self) -> int:
+        """The process has ended: free what is held for it; returns its status as ``subprocess`` gives it."""
+        status = self.process.wait()
+        self.state = "dead"
+        self.channel.close()
+        os.close(self.pidfd)
+        if self.output is not None:
+            self.output.close()
+            self.output = None
+        return status
+
+    def end(self, reason: str = "") -> None:
+        """Stop it, with last words to whoever waits for it; kill it if it does not end."""
+        self.tell(control.Stop(reason=reason))
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.bury()
+
+    def lived_s(self, now: float) -> float:
+        """How long it has been ready."""
+        return 0.0 if self.ready_at is None else now - self.ready_at
+
+    def out_of_memory(self, status: int) -> bool:
+        """Whether the kernel may have killed it to get its memory."""
+        return status == -signal.SIGKILL and not self.hung and kills_for_memory() > self.kills_for_memory
+
+    def crashed(self, status: int) -> bool:
+        """Whether it ended by its own fault, which what it was working at may have caused."""
+        return (
+            self.hung
+            or self.report is not None
+            or self.out_of_memory(status)
+            or status >= 0
+            or -status not in FROM_OUTSIDE
+        )
+
+
+class ChildFailed(SlipstreamError):
+    """A child could not start, or ended while it was needed. ``str`` is the block to print."""
+
+    def __init__(self, child: Child, status: int) -> None:
+        self.child = child
+        self.report = report = child.report
+        self.kind = "" if report is None else report.kind
+        lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
+        if report is not None:
+            lines.append(f"  phase   {report.phase}")
+            first, *rest = report.message.splitlines() or [""]
+            lines.append(f"  cause   {report.kind}: {first}")
+            lines += [f"          {line}" for line in rest]
+            if report.hint:
+                lines.append(f"  try     {report.hint}")
+        elif child.hung:
+            lines.append(f"  cause   no progress for {child.hang_timeout_s:g} s")
+        elif child.out_of_memory(status):
+            lines.append("  cause   killed by SIGKILL while the machine ran out of memory")
+        elif status < 0:
+            lines.append(f"  cause   killed by {signal.Signals(-status).name}")
+        else:
+            lines.append(f"  cause   ended with exit code {status} without a word; see its output above")
+        self.cause = (
+            next(line for line in lines if line.startswith("  cause")).removeprefix("  cause").strip()
+        )
+        super().__init__("\n".join(lines))
+
+
+def kills_for_memory() -> int:
+    """How many processes the kernel has killed for their memory since the machine started; 0 if it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def has_fileno(stream: Any) -> bool:
+    """Whether the stream is a real file: in a notebook it is not."""
+    try:
+        stream.fileno()
+    except (OSError, AttributeError, ValueError):
+        return False
+    return True

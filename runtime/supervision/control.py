@@ -1,0 +1,141 @@
+"""What the supervisor and a host say to each other, over a socket pair that the child inherits.
+
+The pair is a ``SOCK_SEQPACKET``: one message, one packet. Its end-of-file is also how each side
+learns of the other's death.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import msgpack
+import msgspec
+
+from ...protocol.codec import encode
+from ...protocol.messages import Actors
+
+MAX_PACKET = 128 * 1024
+
+
+class Control(msgspec.Struct, tag=True):
+    """Base of the control messages."""
+
+
+class Begin(Control):
+    """supervisor → host: who you are. The first message."""
+
+    name: str
+    epoch: int
+    mailbox: str
+    """The ipc endpoint to bind; the name is new for each incarnation."""
+    peers: dict[str, tuple[int, str]]
+    """Epoch and mailbox of every peer that is there already."""
+    options: dict[str, Any]
+    crashed: bool = False
+    """The incarnation before this one ended by its own fault."""
+    key: bytes = b""
+    """What frames between the actors of this service begin with."""
+
+
+class Peer(Control):
+    """supervisor → host: a new incarnation of a peer."""
+
+    name: str
+    epoch: int
+    mailbox: str
+
+
+class Stop(Control):
+    """supervisor → host: end; with ``drain``, first finish what is under way and say ``Drained``."""
+
+    drain: bool = False
+    reason: str = ""
+    """Without ``drain``: what answers whatever is still open."""
+
+
+class Ready(Control):
+    """host → supervisor: the actor is built and its mailbox is bound."""
+
+    facts: dict[str, Any] = {}
+    """What the actor tells about itself, for the banner."""
+    phases: dict[str, float] = {}
+    """Seconds of each phase of the start."""
+
+
+class Failed(Control):
+    """host → supervisor: the actor could not start or had to stop."""
+
+    phase: str
+    kind: str
+    message: str
+    hint: str = ""
+    trace: str = ""
+
+
+class Drained(Control):
+    """host → supervisor: nothing is under way any more."""
+
+
+class Awake(Control):
+    """host → supervisor: something has come after a pause; probe me until I am idle again."""
+
+
+class Probe(Control):
+    """supervisor → host: show that your loop turns; answered by ``Report``."""
+
+
+class Report(Control):
+    """host → supervisor: what the actor has done so far."""
+
+    turns: int
+    """Messages handled."""
+    progress: int
+    working: bool
+    """``progress`` and ``working`` of the actor."""
+    idle: bool
+    """Nothing has come since the last report: no further probes are needed until ``Awake``."""
+    sent: dict[str, tuple[int, int]]
+    received: dict[str, tuple[int, int]]
+    """By peer: its epoch, and the messages sent to it, or taken in from it."""
+    busy_s: float = 0.0
+    """Spent in handling messages."""
+    counters: dict[str, int] = {}
+    """What this incarnation has counted."""
+
+
+class TellCounters(Control):
+    """supervisor → a host with a door: what all actors have counted, those that are gone included."""
+
+    counters: dict[str, float]
+
+
+class AskActors(Control):
+    """host → supervisor: a client wants to know how the actors are."""
+
+
+class TellActors(Control):
+    """supervisor → host: how the actors are."""
+
+    actors: Actors
+
+
+AnyControl = (
+    Begin | Peer | Stop | Ready | Failed | Drained
+    | Awake | Probe | Report | TellCounters | AskActors | TellActors
+)  # fmt: skip
+
+
+def send(channel: socket.socket, message: AnyControl) -> None:
+    packet = encode(message)
+    if len(packet) > MAX_PACKET:
+        raise ValueError(f"a control message of {len(packet)} bytes is over the limit of {MAX_PACKET}")
+    channel.send(packet)
+
+
+def receive(channel: socket.socket) -> AnyControl | None:
+    """The next message; None when the other side is gone. ``BlockingIOError`` if there is none yet."""
+    packet = channel.recv(MAX_PACKET)
+    if not packet:
+        return None
+    return msgspec.convert(msgpack.unpackb(packet, strict_map_key=False), AnyControl)

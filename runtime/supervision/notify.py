@@ -1,0 +1,51 @@
+"""What systemd is told of a service with ``Type=notify``: ready, alive, stopping. Elsewhere nothing is sent.
+
+It is one datagram for each news, to the socket that the environment names. See sd_notify(3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+from ...protocol.errors import SlipstreamError
+
+PATIENCE_S = 0.1
+"""How long news may wait for a reader that is behind: the supervisor has other things to do."""
+
+
+class Notify:
+    """The way to whoever started the service."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.address = environ.get("NOTIFY_SOCKET")
+        watched = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        period = environ.get("WATCHDOG_USEC", "0") if self.address and watched else "0"
+        self.every_s: float | None = int(period) * 1e-6 / 2 if period.isdigit() and int(period) else None
+        """How often to say that the service is alive: twice as often as is asked for. None: never."""
+        self.due = 0.0
+
+    def tell(self, *news: str) -> None:
+        """Send news such as ``READY=1``; ``SlipstreamError`` if nobody takes it."""
+        if self.address is None:
+            return
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(PATIENCE_S)
+            try:
+                sender.sendto("\n".join(news).encode(), address)
+            except OSError as error:
+                raise SlipstreamError(
+                    f"NOTIFY_SOCKET={self.address} does not take {news[0]}: {error}"
+                ) from None
+
+    def beat(self, now: float, alive: bool) -> float | None:
+        """Feed the watchdog if it is time to and the service is alive; returns the seconds until the next time."""
+        if self.every_s is None:
+            return None
+        if now >= self.due:
+            self.due = now + self.every_s
+            if alive:
+                self.tell("WATCHDOG=1")
+        return self.due - now

@@ -1,0 +1,503 @@
+"""The supervisor: starts the actors in order, watches them, restarts them, stops them in reverse order.
+
+It handles no bytes of a user. What it knows of a child is a process file descriptor, which tells of
+its death within a millisecond, and a control channel, over which the child shows that it lives
+(``liveness``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
+when that does not help the service ends, after every open request was answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from ...protocol.codec import pack
+from ...protocol.errors import SlipstreamError
+from ...protocol.messages import Actors, ActorState
+from ..log import Log
+from . import control
+from .children import Child, ChildFailed, ChildSpec
+from .liveness import Pulse
+from .notify import Notify
+from .restarts import INTENSITY, Restarts
+
+START_MARGIN_S, START_FACTOR = 30.0, 3.0
+"""A restarted child has this long to be ready, or so many times what it took at first, whichever is more."""
+
+TELL_WITHIN_S = 0.25
+"""How long a question after the actors waits for what each of them says of itself."""
+
+AWAY_S = 1.0
+"""A supervisor that comes this much late out of a wait was itself stopped."""
+
+
+SAYING_SO_S = 0.1
+"""How long after a second signal it may still turn out that nothing was left to finish."""
+
+
+class Supervisor:
+    """Owns the child processes of one service."""
+
+    def __init__(
+        self,
+        specs: list[ChildSpec],
+        directory: Path,
+        log: Log,
+        notify: Notify,
+        start_timeout_s: float = 600.0,
+    ) -> None:
+        self.specs = specs
+        self.directory = directory
+        self.logger = log
+        self.log = log.line
+        self.notify = notify
+        self.start_timeout_s = start_timeout_s
+        self.children: dict[str, Child] = {}
+        self.epoch = 0
+        self.serving = False
+        """All children have been ready: one that dies from now on is restarted."""
+        self.has_served = False
+        """That was so before, though all may be starting again now."""
+        self.restarts = Restarts()
+        self.restarted: Counter[str] = Counter()
+        """How often each was started again since the start of the service."""
+        self.crashed: dict[str, bool] = {}
+        """Whether the last incarnation of each ended by its own fault."""
+        self.died_at: dict[str, float] = {}
+        self.first_start_s: dict[str, float] = {}
+        """What the first start of each took."""
+        self.due: list[tuple[float, ChildSpec]] = []
+        """Restarts that wait for their back-off."""
+        self.all_due: ChildFailed | None = None
+        """All have to start again, because of this."""
+        self.counted: Counter[str] = Counter()
+        """Counters of all incarnations that are gone."""
+        self.told: Counter[str] = Counter()
+        """Counters as those who answer for the service were last told."""
+        self.asking: list[str] = []
+        """Actors that want to know how all are."""
+        self.tell_at = 0.0
+        """When they are told at the latest."""
+        self.key = os.urandom(16)
+        """What frames between the actors begin with, so that nobody else's are taken for theirs."""
+        self.context = zmq.Context()
+        self.desk = self.context.socket(zmq.ROUTER)
+        self.desk.set(zmq.LINGER, 0)
+        self.desk.set(zmq.MAXMSGSIZE, 1024)
+        self.control_endpoint = f"ipc://{directory}/control"
+        self.desk.bind(self.control_endpoint)
+        self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.signals: list[int] = []
+        self.parent_fd: int | None = None
+        self.parent_gone = False
+
+    # --- from outside -----------------------------------------------------------------------------
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """A signal handler for SIGTERM and SIGINT: the first drains, the second ends at once.
+
+        SIGCHLD only wakes: it tells of a child that was stopped, which its process file descriptor does not.
+        """
+        if number != signal.SIGCHLD:
+            self.signals.append(number)
+        try:
+            os.write(self.wake_writer, b"!")
+        except BlockingIOError:
+            return  # the pipe is full of wake-ups that nobody has read yet
+
+    def end_with(self, parent: int) -> None:
+        """Stop, without a drain, as soon as process ``parent`` is gone."""
+        try:
+            self.parent_fd = os.pidfd_open(parent)
+        except ProcessLookupError:
+            self.parent_gone = True
+        if os.getppid() != parent:
+            self.parent_gone = True
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.signals) or self.parent_gone
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
+        deadline = time.monotonic() + self.start_timeout_s
+        for spec in self.specs:
+            if spec.waits and not self.wait_ready(deadline):
+                return False
+            self.spawn(spec)
+        self.serving = self.wait_ready(deadline)
+        self.has_served |= self.serving
+        return self.serving
+
+    def spawn(self, spec: ChildSpec) -> None:
+        self.epoch += 1
+        others = [other for other in self.children.values() if other.spec.name != spec.name]
+        peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.face_of is None}
+        options = spec.options
+        if spec.face_of is not None:
+            peers, options = {}, options | {"door": self.children[spec.face_of].spec.options["endpoint"]}
+        key = self.key if spec.face_of is None else b""
+        crashed = self.crashed.get(spec.name, False)
+        self.children[spec.name] = Child.spawn(
+            spec, self.epoch, self.directory, peers, options, self.logger, key, crashed=crashed
+        )
+
+    def wait_ready(self, deadline: float) -> bool:
+        while any(child.state == "starting" for child in self.children.values()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                slow = [c.spec.name for c in self.children.values() if c.state == "starting"]
+                raise SlipstreamError(
+                    f"not ready within {self.start_timeout_s:g} s: {', '.join(slow)}; a large model may need longer"
+                )
+            self.turn(left)
+            if self.stopping:
+                return False
+        return True
+
+    def on_ready(self, child: Child, ready: control.Ready) -> None:
+        name, now = child.spec.name, time.monotonic()
+        child.state, child.facts, child.phases, child.ready_at = "ready", ready.facts, ready.phases, now
+        child.pulse = Pulse(child.hang_timeout_s, now)
+        self.first_start_s.setdefault(name, now - child.since)
+        if "endpoint" in ready.facts:
+            child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
+        news = control.Peer(name, child.epoch, child.mailbox)
+        # In the order of the list: the gateway, which comes last, sends requests again when it hears the
+        # news, and by then all others have to have it in their channels.
+        for spec in self.specs:
+            other = self.children.get(spec.name)
+            if other is not None and other is not child and spec.face_of is child.spec.face_of is None:
+                other.tell(news)
+        self.told.clear()  # a new one who answers for the service knows no counters
+        if name in self.died_at:
+            self.log(f"{name} (pid {child.process.pid}) is back after {now - self.died_at.pop(name):.2f} s")
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
+        while not self.stopping:
+            self.turn(None)
+            if self.all_due is not None:
+                self.start_all_again()
+
+    def turn(self, timeout_s: float | None) -> None:
+        """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
+        waits = [
+            *(self.restart_due(), self.check_pulses(), self.tell_actors(), self.feed_watchdog()),
+            timeout_s,
+        ]
+        timeout_s = min((wait for wait in waits if wait is not None), default=None)
+        poller = zmq.Poller()
+        poller.register(self.desk, zmq.POLLIN)
+        poller.register(self.wake_reader, zmq.POLLIN)
+        if self.parent_fd is not None:
+            poller.register(self.parent_fd, zmq.POLLIN)
+        for child in self.children.values():
+            if child.there:
+                poller.register(child.channel.fileno(), zmq.POLLIN)
+                poller.register(child.pidfd, zmq.POLLIN)
+            if child.output is not None and child.output.open:
+                poller.register(child.output.reader, zmq.POLLIN)
+        begun = time.monotonic()
+        ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
+        now = time.monotonic()
+        if timeout_s is not None and now - begun > timeout_s + AWAY_S:
+            for pulse in self.pulses():
+                pulse.forgive(now)
+        if self.wake_reader in ready:
+            os.read(self.wake_reader, 4096)
+            self.look_for_stopped(now)
+        if self.parent_fd in ready:
+            self.parent_gone = True
+        if self.desk in ready:
+            self.answer_at_desk()
+        for child in list(self.children.values()):
+            if child.output is not None and child.output.reader in ready:
+                child.output.read()
+            if child.there and child.channel.fileno() in ready:
+                self.hear(child)
+            if child.there and child.pidfd in ready:
+                self.on_death(child)
+
+    def hear(self, child: Child) -> None:
+        """Take in everything that a child says."""
+        while True:
+            try:
+                message = control.receive(child.channel)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            now = time.monotonic()
+            if isinstance(message, control.Ready):
+                self.on_ready(child, message)
+            elif isinstance(message, control.Failed):
+                child.report = message
+            elif isinstance(message, control.Drained):
+                child.drained = True
+            elif isinstance(message, control.Awake) and child.pulse is not None:
+                child.pulse.wake(now)
+            elif isinstance(message, control.Report) and child.pulse is not None:
+                child.pulse.take(message, now)
+                self.tell_counters()
+            elif isinstance(message, control.AskActors):
+                self.on_ask_actors(child)
+            elif message is None:
+                return
+
+    # --- death ------------------------------------------------------------------------------------
+
+    def on_death(self, child: Child) -> None:
+        """Start it again, or all; ``ChildFailed`` if it never was ready or nothing helps."""
+        self.hear(child)  # its last words, if any
+        now, name, pid = time.monotonic(), child.spec.name, child.process.pid
+        state = child.state
+        status = child.bury()
+        child.state = state
+        failed = ChildFailed(child, status)
+        child.state = "dead"
+        if not self.serving:
+            raise failed
+        self.died_at[name] = now
+        if child.pulse is not None:  # one that was never ready has computed nothing
+            self.crashed[name] = child.crashed(status)
+        self.counted.update(counters_of(child))
+        verdict = self.restarts.on_death(name, child.lived_s(now))
+        if verdict.restart == "none":
+            raise failed
+        told = f"{name} (pid {pid}) ended: {failed.cause}; restarting "
+        if verdict.restart == "all":
+            self.all_due = failed
+            self.log(f"{told}all, since it did not heal alone")
+            return
+        self.due.append((now + verdict.pause_s, child.spec))
+        self.log(f"{told}it ({verdict.in_a_row} of {INTENSITY} in a row)")
+
+    def restart_due(self) -> float | None:
+        """Start what has waited long enough; returns how long to wait for the next."""
+        now = time.monotonic()
+        for when, spec in [due for due in self.due if due[0] <= now]:
+            self.due.remove((when, spec))
+            self.restarted[spec.name] += 1
+            self.spawn(spec)
+        return min((when - now for when, _ in self.due), default=None)
+
+    def start_all_again(self) -> None:
+        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start.
+
+        Told to stop meanwhile: ``SlipstreamError``, as nobody is there who could finish what is under way.
+        """
+        self.all_due, self.serving = None, False
+        self.due.clear()
+        for child in reversed(self.children.values()):
+            if child.there:
+                self.counted.update(counters_of(child))
+                child.process.kill()
+                child.bury()
+        self.restarted.update(spec.name for spec in self.specs)
+        self.children.clear()
+        self.asking.clear()
+        if not self.start() and not self.parent_gone:
+            raise SlipstreamError(
+                "told to stop while all actors were starting again: what was under way could not be finished"
+            )
+
+    # --- liveness ---------------------------------------------------------------------------------
+
+    def answer_at_desk(self) -> None:
+        """Tell how the actors are, whatever the question.
+
+        No REP socket: a question that is none can leave that one waiting for ever.
+        """
+        with contextlib.suppress(zmq.Again):
+            asking, *_ = self.desk.recv_multipart(zmq.DONTWAIT)
+            described = {name: self.describe(child) for name, child in self.children.items()}
+            answer = pack(msgspec.to_builtins({"actors": described}))
+            self.desk.send_multipart((asking, b"", answer), zmq.DONTWAIT)
+
+    def pulses(self) -> list[Pulse]:
+        """Of all children that are there."""
+        return [child.pulse for child in self.children.values() if child.pulse is not None and child.there]
+
+    def look_for_stopped(self, now: float) -> None:
+        """One that was stopped while it had nothing to do would say nothing of what comes."""
+        for child in self.children.values():
+            if child.pulse is not None and child.stopped():
+                child.pulse.wake(now)
+
+    def check_pulses(self) -> float | None:
+        """Probe whom it is time to probe and end whoever hangs; returns how long until the next look."""
+        now = time.monotonic()
+        dues: list[float] = []
+        for child in self.children.values():
+            if not child.there or child.hung:
+                continue
+            pulse = child.pulse
+            if pulse is None:
+                dues += self.check_start(child, now)
+                continue
+            if pulse.hung(now):
+                self.end_hung(
+                    child, f"made no progress for {pulse.limit_s:g} s although it has something to do"
+                )
+                continue
+            if pulse.probe_due(now):
+                pulse.ask(now)
+                child.tell(control.Probe())
+            if pulse.due is not None:
+                dues.append(pulse.due)
+        return min((max(0.0, due - now) for due in dues), default=None)
+
+    def check_start(self, child: Child, now: float) -> list[float]:
+        """When a restarted child has to be ready; it is ended if it is not."""
+        first = self.first_start_s.get(child.spec.name)
+        if first is None or not self.serving:
+            return []  # the first start has a limit of its own
+        limit = max(START_MARGIN_S, START_FACTOR * first)
+        if now - child.since >= limit:
+            self.end_hung(child, f"was not ready within {limit:.0f} s")
+            return []
+        return [child.since + limit]
+
+    def end_hung(self, child: Child, why: str) -> None:
+        child.hung, child.state = True, "hung"
+        self.counted["actor_hangs"] += 1
+        self.log(f"{child.spec.name} (pid {child.process.pid}) {why}: ending it")
+        child.process.kill()
+
+    def feed_watchdog(self) -> float | None:
+        """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
+        if not self.has_served:
+            return None  # until it is ready, systemd counts by TimeoutStartSec
+        try:
+            return self.notify.beat(time.monotonic(), not any(c.hung for c in self.children.values()))
+        except SlipstreamError as error:
+            self.log(str(error), level="warning")
+            return self.notify.every_s
+
+    # --- what others may know ---------------------------------------------------------------------
+
+    def on_ask_actors(self, child: Child) -> None:
+        """Whoever asks is answered when each actor has told how it is, or when that takes too long."""
+        now = time.monotonic()
+        if not self.asking:
+            self.tell_at = now + TELL_WITHIN_S
+            for other in self.children.values():
+                if other.pulse is not None and other.there and not other.pulse.asked:
+                    other.pulse.ask(now)
+                    other.tell(control.Probe())
+        if child.spec.name not in self.asking:
+            self.asking.append(child.spec.name)
+
+    def tell_actors(self) -> float | None:
+        """Answer who asked, if it is time; returns how long until then."""
+        if not self.asking:
+            return None
+        left = self.tell_at - time.monotonic()
+        if left > 0 and any(pulse.asked for pulse in self.pulses()):
+            return left
+        for name in self.asking:
+            self.children[name].tell(control.TellActors(self.actors()))
+        self.asking = []
+        return None
+
+    def tell_counters(self) -> None:
+        """Tell those who answer for the service when a counter of any actor has grown."""
+        totals = self.counted.copy()
+        totals["actor_restarts"] = self.restarted.total()
+        for child in self.children.values():
+            if child.there:
+                totals.update(counters_of(child))
+        if totals == self.told:
+            return
+        self.told = totals
+        for child in self.children.values():
+            if child.there and child.spec.face_of is None and "endpoint" in child.facts:
+                child.tell(control.TellCounters({name: float(count) for name, count in totals.items()}))
+
+    def actors(self) -> Actors:
+        """How each actor is, and what follows for the service."""
+        states = [self.describe(child) for child in self.children.values()]
+        draining = self.stopping
+        return Actors(
+            actors=states,
+            live=all(state.state != "hung" for state in states),
+            ready=self.serving and not draining and all(state.state == "ready" for state in states),
+            draining=draining,
+        )
+
+    def describe(self, child: Child) -> ActorState:
+        now = time.monotonic()
+        pulse = child.pulse
+        return ActorState(
+            name=child.spec.name,
+            state=child.state,
+            pid=child.process.pid,
+            epoch=child.epoch,
+            restarts=self.restarted[child.spec.name],
+            uptime_s=round(now - child.since, 3),
+            mailbox_depth=self.mailbox_depth(child),
+            last_progress_s=0.0 if pulse is None else round(now - pulse.turned_at, 3),
+            working=pulse is not None and pulse.working,
+            busy_s=0.0 if pulse is None or pulse.report is None else round(pulse.report.busy_s, 6),
+        )
+
+    def mailbox_depth(self, child: Child) -> int:
+        """What the others have sent to it, less what it has taken in, as far as each has reported."""
+        depth = 0
+        taken = {} if child.pulse is None or child.pulse.report is None else child.pulse.report.received
+        for other in self.children.values():
+            if other.pulse is None or other.pulse.report is None:
+                continue
+            epoch, sent = other.pulse.report.sent.get(child.spec.name, (0, 0))
+            if epoch == child.epoch:
+                known, received = taken.get(other.spec.name, (0, 0))
+                depth += max(0, sent - (received if known == other.epoch else 0))
+        return depth
+
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def drain(self, names: list[str], timeout_s: float) -> bool:
+        """Let these finish what is under way and accept nothing new; True if all did in time."""
+        asked = len(self.signals)
+        told: set[int] = set()
+        deadline = time.monotonic() + timeout_s
+        while busy := [child for name in names if not (child := self.children[name]).drained]:
+            for child in busy:
+                if child.state == "ready" and child.epoch not in told:
+                    told.add(child.epoch)
+                    child.state = "draining"
+                    child.tell(control.Stop(drain=True))
+            if len(self.signals) > asked:  # at once, but for who has finished and is just saying so
+                deadline = min(deadline, time.monotonic() + SAYING_SO_S)
+                asked = len(self.signals)
+            left = deadline - time.monotonic()
+            if left <= 0 or self.parent_gone:
+                return False
+            self.turn(left)
+            if self.all_due is not None:
+                raise self.all_due
+        return True
+
+    def stop(self, reason: str = "the service has stopped") -> None:
+        """End every child, in the reverse order of their start; ``reason`` answers what is still open."""
+        for child in reversed(self.children.values()):
+            if child.there:
+                child.end(reason)
+        self.children.clear()
+        self.context.destroy(linger=0)
+
+
+def counters_of(child: Child) -> dict[str, int]:
+    """What a child has counted, as far as it has reported."""
+    report = None if child.pulse is None else child.pulse.report
+    return {} if report is None else report.counters

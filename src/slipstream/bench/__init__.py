@@ -1,0 +1,1 @@
+"""``slipstream bench``: what a service reaches, measured from outside."""

@@ -1,0 +1,1 @@
+"""What ``slipstream top`` and ``slipstream trace`` show."""

@@ -1,0 +1,210 @@
+"""A timeline as a file for https://ui.perfetto.dev, in Chrome's trace format.
+
+A process for each actor, with its real pid; the streams of the device are tracks of the executor. Two kinds
+of arrows: ``step`` leads from the plan of a step over its launch, its copies and its computation to its
+tokens and their text; ``request`` leads from the arrival of a request through the actors to its first token
+and its end. What a request waited for stands in a track of its own below the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+from ..protocol.client.timeline import STREAMS, Timeline
+from ..protocol.trace import Span
+
+ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
+"""In the order in which a request meets them."""
+
+TITLES = {"h2d": "H2D stream", "compute": "compute stream", "d2h": "D2H stream"}
+
+STEP_PATH = (
+    ("scheduler", "Plan"),
+    ("executor", "Plan"),
+    ("h2d", "step"),
+    ("compute", "step"),
+    ("d2h", "step"),
+    ("executor", "Sampled"),
+    ("detokenizer", "Texts"),
+    ("gateway", "Texts"),
+)
+"""Where a step is, one after the other: track and name of the span."""
+
+SHARED = {("scheduler", "Plan"), ("executor", "Sampled")}
+"""Turns that may do this for several steps at once; they bear the number of the first."""
+
+PHASES = (("arrived", "tokenize"), ("tokenized", "wait"), ("planned", "prefill"), ("first token", "decode"))
+"""What follows on each mark of a request."""
+
+PASSED = {"planned": (("executor", "Plan"), ("compute", "step")), "first token": (("detokenizer", "Texts"),)}
+"""What a request passes in the step of a mark, besides the turn in which the mark was made."""
+
+CLOCK_SLACK_NS = 1000
+"""A mark's time has passed through a float of seconds."""
+
+
+class Place(NamedTuple):
+    """A span and its track."""
+
+    track: str
+    span: Span
+
+
+Event = dict[str, Any]
+
+
+class Drawing:
+    """The events of one file."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.spans = {
+            track: [clipped for span in spans if (clipped := self.clip(span))]
+            for track, spans in timeline.tracks.items()
+        }
+        self.starts = {track: [span.start for span in spans] for track, spans in self.spans.items()}
+        self.steps: dict[tuple[str, str], list[Span]] = {}
+        """Spans of a step, by track and name, in the order of steps."""
+        for track, spans in self.spans.items():
+            for span in spans:
+                if span.step >= 0:
+                    self.steps.setdefault((track, span.name), []).append(span)
+
+    def clip(self, span: Span) -> Span | None:
+        """What of a span lies within the time that was asked for."""
+        start, end = max(span.start, self.timeline.since), min(span.end, self.timeline.until)
+        return Span(span.name, span.step, start, end) if start < end else None
+
+    def us(self, ns: int) -> float:
+        """Microseconds since the begin of the file."""
+        return (ns - self.timeline.since) / 1000
+
+    def events(self) -> Iterator[Event]:
+        yield from self.names()
+        for track in self.spans:
+            yield from self.track(track)
+        for step in sorted({span.step for spans in self.steps.values() for span in spans}):
+            yield from self.arrows("step", step, self.path_of_step(step))
+        for request, marks in self.requests().items():
+            yield from self.arrows("request", request, self.path_of_request(marks))
+            yield from self.phases(request, marks)
+
+    # --- tracks -----------------------------------------------------------------------------------
+
+    def place(self, track: str) -> Event:
+        """Process and thread of a track. The streams have numbers that no process has."""
+        pid = self.timeline.pids[self.timeline.owners[track]]
+        return {"pid": pid, "tid": STREAMS.index(track) + 1 if track in STREAMS else pid}
+
+    def names(self) -> Iterator[Event]:
+        known = [actor for actor in ACTORS if actor in self.timeline.pids]
+        known += sorted(self.timeline.pids.keys() - set(ACTORS))
+        for order, actor in enumerate(known):
+            pid = self.timeline.pids[actor]
+            place = {"ph": "M", "pid": pid, "tid": pid}
+            yield place | {"name": "process_name", "args": {"name": f"slipstream {actor}"}}
+            yield place | {"name": "process_sort_index", "args": {"sort_index": order}}
+        for track in self.spans:
+            title = TITLES.get(track, "turns")
+            place = {"ph": "M"} | self.place(track)
+            yield place | {"name": "thread_name", "args": {"name": title}}
+            order = STREAMS.index(track) + 1 if track in STREAMS else 0
+            yield place | {"name": "thread_sort_index", "args": {"sort_index": order}}
+
+    def track(self, track: str) -> Iterator[Event]:
+        place = {"ph": "X", "cat": "stream" if track in STREAMS else "turn"} | self.place(track)
+        for span in self.spans[track]:
+            of_step = span.step >= 0
+            event = place | {
+                "name": f"{span.name} {span.step}" if of_step else span.name,
+                "ts": self.us(span.start),
+                "dur": (span.end - span.start) / 1000,
+            }
+            yield event | {"args": {"step": span.step}} if of_step else event
+
+    # --- arrows -----------------------------------------------------------------------------------
+
+    def path_of_step(self, step: int) -> list[Place]:
+        found = [
+            Place(track, span)
+            for track, name in STEP_PATH
+            if (span := self.span_of_step(track, name, step)) is not None
+        ]
+        return found if any(place.track == "compute" for place in found) else []
+
+    def span_of_step(self, track: str, name: str, step: int) -> Span | None:
+        spans = self.steps.get((track, name), [])
+        at = bisect_right(spans, step, key=lambda span: span.step) - 1
+        if at < 0 or not (spans[at].step == step or (track, name) in SHARED):
+            return None
+        return spans[at]
+
+    def requests(self) -> dict[int, dict[str, tuple[str, int]]]:
+        """By request and mark: the first actor and time of it."""
+        found: dict[int, dict[str, tuple[str, int]]] = {}
+        for actor in self.timeline.actors:
+            for mark in self.timeline.marks(actor):
+                found.setdefault(mark.request, {}).setdefault(mark.name, (actor, mark.at))
+        return found
+
+    def path_of_request(self, marks: dict[str, tuple[str, int]]) -> list[Place]:
+        """The turns in which its marks were made, and between them what its first step and token passed."""
+        found: list[Place] = []
+        for name, (actor, at) in marks.items():
+            span = self.span_at(actor, at)
+            if span is None:
+                continue
+            found.append(Place(actor, span))
+            for track, work in PASSED.get(name, ()):
+                passed = self.span_of_step(track, work, span.step)
+                if passed is not None:
+                    found.append(Place(track, passed))
+        return found
+
+    def span_at(self, track: str, time: int) -> Span | None:
+        at = bisect_right(self.starts.get(track, []), time + CLOCK_SLACK_NS) - 1
+        if at < 0:
+            return None
+        span = self.spans[track][at]
+        return span if span.end >= time else None
+
+    def arrows(self, kind: str, number: int, path: list[Place]) -> Iterator[Event]:
+        """One flow through the beginnings of these spans; none if it has but one end in the file."""
+        path = sorted(path, key=lambda place: place.span.start)
+        for index, (track, span) in enumerate(path if len(path) > 1 else ()):
+            phase = "s" if index == 0 else "f" if index == len(path) - 1 else "t"
+            event = {"ph": phase, "cat": kind, "name": kind, "id": number, "ts": self.us(span.start)}
+            yield event | self.place(track) | ({} if phase == "s" else {"bp": "e"})
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def phases(self, request: int, marks: dict[str, tuple[str, int]]) -> Iterator[Event]:
+        """What a request waited for, as far as the file goes."""
+        pid = self.timeline.pids["gateway"]
+        place = {"cat": "request", "id": request, "pid": pid, "tid": pid}
+        since, until = self.timeline.since, self.timeline.until
+        times = {name: at for name, (_, at) in marks.items()}
+        end = times.get("finished", until)
+        begin = times.get("arrived", since)
+        yield place | {"ph": "b", "name": f"request {request}", "ts": self.us(begin)}
+        known = [(name, phase) for name, phase in PHASES if name in times]
+        for index, (name, phase) in enumerate(known):
+            later = [times[other] for other, _ in known[index + 1 :]]
+            yield place | {"ph": "b", "name": phase, "ts": self.us(times[name])}
+            yield place | {"ph": "e", "name": phase, "ts": self.us(min([*later, end]))}
+        yield place | {"ph": "e", "name": f"request {request}", "ts": self.us(end)}
+
+
+def write(timeline: Timeline, file: IO[str]) -> int:
+    """Write the file, one event a line; returns the number of events."""
+    count = 0
+    file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+    for event in Drawing(timeline).events():
+        file.write((",\n" if count else "") + json.dumps(event, separators=(",", ":")))
+        count += 1
+    about = {"since_ns": timeline.since, "until_ns": timeline.until, "clock": "CLOCK_MONOTONIC"}
+    file.write('\n], "otherData": ' + json.dumps(about) + "}\n")
+    return count

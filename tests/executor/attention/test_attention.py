@@ -1,0 +1,194 @@
+"""The torch attention backend against attention written out in float64, one query at a time."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from slipstream.actors.executor.attention import backend as attention
+from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
+from slipstream.protocol.errors import InvalidRequest
+from torch import Tensor
+
+torch.set_num_threads(1)
+
+
+@dataclass
+class Case:
+    """A random step: some rows decode, then some prefill, over a cache of random earlier tokens."""
+
+    batch: PagedBatch
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    spans: list[tuple[int, int]]
+    """(positions before this step, tokens of this step) of each row."""
+    histories: list[tuple[Tensor, Tensor]]
+    """All keys [kv_len, Hkv, D] and values of each row, this step's included."""
+
+
+def make_case(draw: random.Random, dtype: torch.dtype = torch.float32) -> Case:
+    torch.manual_seed(draw.randrange(1 << 30))
+    block_size = draw.choice([1, 4, 16])
+    kv_heads, group = draw.choice([1, 2, 3]), draw.choice([1, 2, 4])
+    key_dim, value_dim = draw.choice([(8, 8), (12, 6), (16, 16)])
+    spans = [(draw.randint(0, 40), 1) for _ in range(draw.randint(0, 5))]
+    num_decode = len(spans)
+    spans += [
+        (draw.choice([0, 0, draw.randint(1, 40)]), draw.randint(1, 20)) for _ in range(draw.randint(0, 3))
+    ]
+    if draw.random() < 0.5:
+        spans += spans[num_decode:][-1:] * 2  # neighbours of one shape
+    if not spans:
+        spans, num_decode = [(5, 1)], 1
+
+    slots = draw.sample(range(len(spans) + 3), len(spans))
+    width = -(-max(before + tokens for before, tokens in spans) // block_size) + draw.randint(0, 2)
+    num_blocks = 1 + (len(spans) + 3) * width
+    free = list(range(1, num_blocks))
+    draw.shuffle(free)
+    table = torch.full((len(spans) + 3, width), NULL_BLOCK, dtype=torch.int32)
+    cache = KVCache(
+        block_size,
+        [torch.randn(num_blocks, block_size, kv_heads, key_dim, dtype=dtype) for _ in range(2)],
+        [torch.randn(num_blocks, block_size, kv_heads, value_dim, dtype=dtype) for _ in range(2)],
+    )
+    total = sum(tokens for _, tokens in spans)
+    query = torch.randn(total, kv_heads * group, key_dim, dtype=dtype)
+    key = torch.randn(total, kv_heads, key_dim, dtype=dtype)
+    value = torch.randn(total, kv_heads, value_dim, dtype=dtype)
+
+    write_index, starts, histories = [], [0], []
+    for slot, (before, tokens) in zip(slots, spans, strict=True):
+        used = -(-(before + tokens) // block_size)
+        table[slot, :used] = torch.tensor([free.pop() for _ in range(used)])
+        where = [
+            int(table[slot, at // block_size]) * block_size + at % block_size for at in range(before + tokens)
+        ]
+        write_index += where[before:]
+        fresh = slice(starts[-1], starts[-1] + tokens)
+        starts.append(fresh.stop)
+        past = [pool[1].flatten(0, 1)[where[:before]] for pool in (cache.keys, cache.values)]
+        histories.append((torch.cat((past[0], key[fresh])), torch.cat((past[1], value[fresh]))))
+    batch = PagedBatch(
+        cache=cache,
+        rows=torch.tensor(slots),
+        kv_lens=torch.tensor([before + tokens for before, tokens in spans], dtype=torch.int32),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        write_index=torch.tensor(write_index),
+        block_table=table,
+        num_decode=num_decode,
+        chunks=[
+            (starts[row], tokens, before + tokens)
+            for row, (before, tokens) in enumerate(spans)
+            if row >= num_decode
+        ],
+        max_decode_kv_len=min(
+            max((before + 1 for before, _ in spans[:num_decode]), default=0) + draw.randint(0, 9),
+            width * block_size,
+        ),
+    )
+    return Case(batch, query, key, value, spans, histories)
+
+
+def reference(
+    case: Case, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    heads, kv_heads = case.query.shape[1], case.key.shape[1]
+    output, token = [], 0
+    for (before, tokens), (keys, values) in zip(case.spans, case.histories, strict=True):
+        for at in range(before, before + tokens):
+            oldest = 0 if window is None else max(0, at - window + 1)
+            for head in range(heads):
+                of = head * kv_heads // heads
+                scores = keys[oldest : at + 1, of].double() @ case.query[token, head].double() * scale
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                if sinks is not None:
+                    scores = torch.cat((scores, sinks[head].double()[None]))
+                weights = scores.softmax(0)[: at + 1 - oldest]
+                output.append(weights @ values[oldest : at + 1, of].double())
+            token += 1
+    return torch.stack(output).view(token, heads, -1)
+
+
+def attend(case: Case, **options: object) -> Tensor:
+    given = dict(scale=0.3, sliding_window=None, softcap=None, sinks=None) | options
+    return attention.create("torch")(case.query, case.key, case.value, 1, case.batch, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_equals_attention_in_float64(seed: int) -> None:
+    draw = random.Random(seed)
+    case = make_case(draw)
+    window = draw.choice([None, None, 1, 2, 5, 16, 100])
+    softcap = draw.choice([None, None, 1.5])
+    sinks = draw.choice([None, None, torch.randn(case.query.shape[1])])
+    found = attend(case, sliding_window=window, softcap=softcap, sinks=sinks)
+    expected = reference(case, 0.3, window, softcap, sinks)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_limits_split_the_work_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(20):
+        case = make_case(random.Random(seed))
+        options = dict(sliding_window=None, softcap=1.5 if seed % 2 else None)
+        whole = attend(case, **options)
+        with monkeypatch.context() as small:
+            small.setitem(attention.GATHER_BYTES, "cpu", 1)
+            small.setattr(attention, "SCORE_BYTES", 1)
+            torch.testing.assert_close(attend(case, **options), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16() -> None:
+    case = make_case(random.Random(4), torch.bfloat16)
+    torch.testing.assert_close(
+        attend(case).double(), reference(case, 0.3, None, None, None), rtol=3e-2, atol=3e-2
+    )
+
+
+def test_a_second_step_with_the_same_tensors_sees_their_new_contents() -> None:
+    backend = attention.create("torch")
+    draw = random.Random(1)
+    case = next(
+        case for case in iter(lambda: make_case(draw), None) if case.batch.num_decode and case.spans[0][0]
+    )
+    options = dict(scale=0.3, sliding_window=None, softcap=None, sinks=None)
+    inputs = (case.query, case.key, case.value)
+    for layer in (0, 1):
+        before = backend(*inputs, layer, case.batch, **options)  # type: ignore[arg-type]
+    case.batch.kv_lens[0] -= 1
+    for layer in (0, 1):
+        after = backend(*inputs, layer, case.batch, **options)  # type: ignore[arg-type]
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(before[1:], after[1:])
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}])
+def test_what_is_not_finite_stays_in_its_own_row(options: dict[str, float]) -> None:
+    """A sick row leaves nothing in its blocks that a later row, reading past its end, would suffer from."""
+    case = make_case(random.Random(2))
+    healthy = attend(case, **options)
+    well = case.key.clone(), case.value.clone()
+    for states in (case.key, case.value):
+        states[:] = float("nan")
+    attend(case, **options)
+    case.key, case.value = well
+    assert all(pool.isfinite().all() for pool in (*case.batch.cache.keys, *case.batch.cache.values))
+    torch.testing.assert_close(attend(case, **options), healthy)
+
+
+def test_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match=r"'warp'.*torch"):
+        attention.create("warp")
+
+
+def test_registered_backend_is_found() -> None:
+    attention.register("mine", attention.TorchAttention)
+    try:
+        assert "mine" in attention.names()
+        assert attention.create("mine").name == "torch"
+    finally:
+        del attention._factories["mine"]

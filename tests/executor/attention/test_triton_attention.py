@@ -1,0 +1,339 @@
+"""The Triton kernels against plain attention in float64.
+
+On a CUDA device the tests run as they are. Without one they run in Triton's interpreter, in a process of
+their own: its switch must be set before ``triton`` is first imported and holds for the whole process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
+DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+def test_under_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step: the shapes of the model and what each row does in it."""
+
+    decode: tuple[int, ...] = ()
+    """Context of each row that decodes, its new token included; 0: a padding row."""
+    prefill: tuple[tuple[int, int], ...] = ()
+    """(tokens, context) of each row that prefills a chunk."""
+    query_heads: int = 4
+    kv_heads: int = 2
+    key_dim: int = 32
+    value_dim: int = 32
+    block_size: int = 16
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    dtype: torch.dtype = torch.float32
+    splits: int | None = None
+    tile: int | None = 16
+    """Keys per step of the kernels; small, so that short contexts take many steps. None: production's."""
+    seed: int = 0
+
+
+def check(case: Case) -> None:
+    """Run ``case`` on a cache with blocks in random order, and compare every row with plain attention."""
+    from slipstream.actors.executor.attention import triton_kernels as triton_attention
+
+    rng = random.Random(case.seed)
+    torch.manual_seed(case.seed)
+    work = [(1, max(kv_len, 1)) for kv_len in case.decode] + list(case.prefill)
+    tokens = sum(count for count, _ in work)
+    # What a row must not read is NaN: blocks of nobody, and the rest of its own last block.
+    size = case.block_size
+    needed = [-(-kv_len // size) for _, kv_len in work]
+    blocks = list(range(1, 1 + sum(needed) + 3))
+    rng.shuffle(blocks)
+    slots = rng.sample(range(len(work) + 2), len(work))
+    table = torch.full((len(work) + 2, max(needed) + 2), 10**6, dtype=torch.int32)
+    keys = torch.full((len(blocks) + 1, size, case.kv_heads, case.key_dim), float("nan"), dtype=case.dtype)
+    values = torch.full(
+        (len(blocks) + 1, size, case.kv_heads, case.value_dim), float("nan"), dtype=case.dtype
+    )
+    # Views of one packed projection, as a model with fused weights hands them over.
+    head_dim = case.query_heads * case.key_dim
+    packed = torch.randn(tokens, head_dim + case.kv_heads * (case.key_dim + case.value_dim)).to(case.dtype)
+    query, key, value = packed.to(DEVICE).split(
+        [head_dim, case.kv_heads * case.key_dim, case.kv_heads * case.value_dim], dim=1
+    )
+    query, key, value = (
+        query.unflatten(1, (case.query_heads, -1)),
+        key.unflatten(1, (case.kv_heads, -1)),
+        value.unflatten(1, (case.kv_heads, -1)),
+    )
+    sinks = torch.randn(case.query_heads) * 2 if case.sinks else None
+
+    context: list[tuple[Tensor, Tensor]] = []
+    write_index: list[int] = []
+    start = 0
+    for row, (count, kv_len) in enumerate(work):
+        padding = row < len(case.decode) and case.decode[row] == 0
+        mine = [NULL_BLOCK] if padding else [blocks.pop() for _ in range(needed[row])]
+        table[slots[row], : len(mine)] = torch.tensor(mine)
+        place = [mine[pos // size] * size + pos % size for pos in range(kv_len)]
+        k = torch.randn(kv_len, case.kv_heads, case.key_dim).to(case.dtype)
+        v = torch.randn(kv_len, case.kv_heads, case.value_dim).to(case.dtype)
+        k[kv_len - count :] = key[start : start + count].cpu()
+        v[kv_len - count :] = value[start : start + count].cpu()
+        old = place[: kv_len - count]
+        keys.flatten(0, 1)[old] = k[: kv_len - count]
+        values.flatten(0, 1)[old] = v[: kv_len - count]
+        write_index += place[kv_len - count :]
+        context.append((k, v))
+        start += count
+
+    first = len(case.decode)
+    starts = [sum(count for count, _ in work[:row]) for row in range(len(work) + 1)]
+    batch = PagedBatch(
+        cache=KVCache(size, [keys.to(DEVICE)], [values.to(DEVICE)]),
+        rows=torch.tensor(slots, device=DEVICE),
+        kv_lens=torch.tensor([*case.decode, *(kv for _, kv in case.prefill)], dtype=torch.int32).to(DEVICE),
+        query_start=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
+        write_index=torch.tensor(write_index, device=DEVICE),
+        block_table=table.to(DEVICE),
+        num_decode=first,
+        chunks=[(starts[row], *work[row]) for row in range(first, len(work))],
+        max_decode_kv_len=max(case.decode, default=0),
+    )
+    scale = case.key_dim**-0.5
+    with pytest.MonkeyPatch.context() as patch:
+        if case.tile is not None:
+            tile = triton_attention.Tile(keys=case.tile, warps=4, stages=2)
+            patch.setattr(triton_attention, "decode_tile", lambda *_: tile)
+            patch.setattr(triton_attention, "prefill_tile", lambda *_: tile)
+        out = triton_attention.TritonAttention(splits=case.splits)(
+            query,
+            key,
+            value,
+            0,
+            batch,
+            scale=scale,
+            sliding_window=case.window,
+            softcap=case.softcap,
+            sinks=sinks.to(DEVICE) if sinks is not None else None,
+        )
+
+    assert out.shape == (tokens, case.query_heads, case.value_dim)
+    assert out.dtype == case.dtype
+    for cached, new in ((batch.cache.keys[0], key), (batch.cache.values[0], value)):
+        live = [at for at in range(tokens) if write_index[at] >= size]  # padding rows overwrite each other
+        assert torch.equal(cached.flatten(0, 1)[batch.write_index[live]], new[live])
+    for row, (k, v) in enumerate(context):
+        got = out[starts[row] : starts[row + 1]].double().cpu()
+        if row < first and case.decode[row] == 0:
+            assert torch.equal(got, torch.zeros_like(got))
+            continue
+        q = query[starts[row] : starts[row + 1]].cpu()
+        expected = plain_attention(q, k, v, scale, case.window, case.softcap, sinks)
+        error = (got - expected).abs().max() / expected.abs().max()
+        assert error < TOLERANCE[case.dtype], f"row {row} of {case}: error {error:.2e}"
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """``[count, Hq, DV]`` in float64, for the last ``count`` positions of one sequence."""
+    count, kv_len = len(query), len(key)
+    group = query.shape[1] // key.shape[1]
+    key, value = (t.double().repeat_interleave(group, dim=1) for t in (key, value))
+    score = torch.einsum("qhd,khd->hqk", query.double(), key) * scale
+    if softcap is not None:
+        score = softcap * torch.tanh(score / softcap)
+    at, to = torch.arange(kv_len - count, kv_len)[:, None], torch.arange(kv_len)[None, :]
+    hidden = to > at
+    if window is not None:
+        hidden |= to <= at - window
+    score = score.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        score = torch.cat([score, sinks.double()[:, None, None].expand(-1, count, 1)], dim=2)
+    return torch.einsum("hqk,khd->qhd", score.softmax(dim=2)[:, :, :kv_len], value)
+
+
+class TestKernels:
+    __test__ = KERNELS_RUN
+
+    @pytest.mark.parametrize("splits", [None, 1, 2, 5, 20])
+    def test_decode_at_the_borders_of_blocks(self, splits: int | None) -> None:
+        check(Case(decode=(1, 15, 16, 17, 31, 33, 64, 129), splits=splits))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_tiles_of_production(self, dtype: torch.dtype) -> None:
+        check(
+            Case(
+                decode=(1, 128, 129, 400),
+                prefill=((150, 300),),
+                key_dim=128,
+                value_dim=128,
+                dtype=dtype,
+                tile=None,
+            )
+        )
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_prefill_whole_and_in_chunks(self, dtype: torch.dtype) -> None:
+        check(Case(prefill=((1, 1), (17, 17), (5, 40), (64, 64), (1, 33)), dtype=dtype))
+
+    @pytest.mark.parametrize("block_size", [1, 8, 16, 24, 32, 64, 128])
+    def test_block_sizes(self, block_size: int) -> None:
+        check(Case(decode=(1, 70, 128), prefill=((20, 100),), block_size=block_size, splits=2))
+
+    @pytest.mark.parametrize(("query_heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (7, 1), (20, 1), (10, 2)])
+    def test_groups_of_query_heads(self, query_heads: int, kv_heads: int) -> None:
+        check(Case(decode=(9, 50), prefill=((30, 41),), query_heads=query_heads, kv_heads=kv_heads, splits=2))
+
+    @pytest.mark.parametrize(
+        ("key_dim", "value_dim"), [(16, 16), (8, 8), (80, 80), (96, 96), (192, 128), (24, 40), (256, 256)]
+    )
+    def test_head_sizes(self, key_dim: int, value_dim: int) -> None:
+        check(Case(decode=(9, 50), prefill=((20, 41),), key_dim=key_dim, value_dim=value_dim, splits=2))
+
+    @pytest.mark.parametrize("window", [1, 7, 16, 100, 1000])
+    @pytest.mark.parametrize("sinks", [False, True])
+    def test_sliding_window(self, window: int, sinks: bool) -> None:
+        check(
+            Case(
+                decode=(1, 17, 90, 130),
+                prefill=((40, 40), (30, 95)),
+                window=window,
+                sinks=sinks,
+                splits=3,
+            )
+        )
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_softcap_and_sinks(self, dtype: torch.dtype) -> None:
+        case = Case(decode=(1, 40, 90), prefill=((30, 70),), splits=3, dtype=dtype)
+        check(replace(case, softcap=2.0))
+        check(replace(case, sinks=True))
+        check(replace(case, softcap=30.0, sinks=True, window=20))
+
+    def test_padding_rows_give_zeros_and_disturb_nobody(self) -> None:
+        for splits in (1, 3):
+            check(Case(decode=(40, 0, 90, 0, 0), prefill=((20, 30),), splits=splits))
+
+    @pytest.mark.parametrize("seed", range(24))
+    def test_random_steps(self, seed: int) -> None:
+        rng = random.Random(seed)
+        group, kv_heads = rng.choice([1, 2, 3, 4, 8]), rng.choice([1, 2, 3])
+        key_dim = rng.choice([16, 32, 48, 64, 80, 128])
+        prefill = []
+        for _ in range(rng.randrange(3)):
+            kv_len = rng.randint(1, 120)
+            prefill.append((rng.randint(1, kv_len), kv_len))
+        decode = [
+            rng.choice([0, 1, rng.randint(2, 150)]) for _ in range(rng.randrange(0 if prefill else 1, 4))
+        ]
+        check(
+            Case(
+                decode=tuple(decode),
+                prefill=tuple(prefill),
+                query_heads=group * kv_heads,
+                kv_heads=kv_heads,
+                key_dim=key_dim,
+                value_dim=rng.choice([key_dim, key_dim, 32]),
+                block_size=rng.choice([16, 32, 64, 256]),
+                window=rng.choice([None, None, rng.randint(1, 80)]),
+                softcap=rng.choice([None, None, 5.0]),
+                sinks=rng.random() < 0.3,
+                dtype=rng.choice(DTYPES),
+                splits=rng.choice([None, 1, 2, 3, 7]),
+                tile=rng.choice([None, 16, 32]),
+                seed=seed,
+            )
+        )
+
+    def test_wrong_shapes_are_refused(self) -> None:
+        from slipstream.actors.executor.attention.triton_kernels import TritonAttention
+
+        cache = KVCache(16, [torch.zeros(2, 16, 2, 32)], [torch.zeros(2, 16, 2, 32)])
+        none = torch.zeros(0, dtype=torch.int64)
+        batch = PagedBatch(cache, none, none, none, none, none, 0, [], 0)
+        attend = TritonAttention()
+        kv = torch.zeros(1, 2, 32)
+        with pytest.raises(ValueError, match="do not match"):
+            attend(torch.zeros(1, 3, 32), kv, kv, 0, batch, scale=1.0)
+        with pytest.raises(ValueError, match="do not match"):
+            attend(torch.zeros(1, 4, 48), kv, kv, 0, batch, scale=1.0)
+
+
+@pytest.mark.skipif(not KERNELS_RUN or DEVICE.type != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("splits", [None, 1])
+def test_a_captured_graph_follows_the_lengths(splits: int | None) -> None:
+    """One capture at a bound of 512 tokens, replayed at other lengths: each replay equals a plain call."""
+    from slipstream.actors.executor.attention.triton_kernels import TritonAttention
+
+    rows, bound, size = 4, 512, 16
+    dtype = torch.bfloat16
+    shape = (1 + rows * bound // size, size, 2, 64)
+    cache = KVCache(
+        size, [torch.randn(shape, device="cuda").to(dtype)], [torch.randn(shape, device="cuda").to(dtype)]
+    )
+    table = torch.randperm(rows * bound // size, device="cuda").add(1).view(rows, -1).int()
+    batch = PagedBatch(
+        cache=cache,
+        rows=torch.arange(rows, device="cuda"),
+        kv_lens=torch.full((rows,), bound, dtype=torch.int32, device="cuda"),
+        query_start=torch.arange(rows + 1, dtype=torch.int32, device="cuda"),
+        write_index=torch.zeros(rows, dtype=torch.int64, device="cuda"),
+        block_table=table,
+        num_decode=rows,
+        chunks=[],
+        max_decode_kv_len=bound,
+    )
+    query, key, value = (torch.randn(rows, heads, 64, device="cuda").to(dtype) for heads in (8, 2, 2))
+    attend = TritonAttention(splits=splits)
+
+    def step() -> Tensor:
+        return attend(query, key, value, 0, batch, scale=0.125)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    for lengths in ([1, 2, 3, 4], [512, 16, 17, 300], [100, 0, 511, 33]):
+        batch.kv_lens.copy_(torch.tensor(lengths))
+        last = (batch.kv_lens.long() - 1).clamp(min=0)
+        block = table.gather(1, (last // size)[:, None])[:, 0].long()
+        batch.write_index.copy_(block * size + last % size)
+        query.normal_()
+        graph.replay()
+        assert torch.equal(replayed, step())

@@ -1,0 +1,106 @@
+"""``slipstream env --model``: supported or not, why, and how much memory, from a configuration alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from slipstream.actors.executor.model.estimate import estimate
+from slipstream.actors.executor.model.load import load_model
+
+from slipstream import cli
+from slipstream.service import BUNDLED_MODEL
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "dtype": "bfloat16",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+
+
+def folder_with(folder: Path, config: dict[str, object]) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(["env", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_the_estimate_is_what_the_loaded_model_takes(dtype: str) -> None:
+    loaded = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"), dtype=dtype)
+    found = estimate(str(BUNDLED_MODEL), dtype)
+    assert found.weight_bytes == loaded.weight_bytes
+    assert found.kv_bytes_per_token == loaded.layout.bytes_per_block(1, loaded.dtype)
+    assert (found.dtype, found.max_model_len) == (str(loaded.dtype)[6:], loaded.max_model_len)
+
+
+def test_the_memory_of_a_model_whose_weights_are_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = folder_with(tmp_path, LLAMA_8B)
+    code, out, _ = run(capsys, "--model", model, "--max-num-seqs=32", "--max-model-len=4096")
+    assert code == 0
+    assert "supported by its configuration, type 'llama'; the weights are checked at load" in out
+    assert "weights      14.96 GiB: 8,030,261,248 parameters in bfloat16\n" in out
+    # 32 layers of 8 heads, keys and values of 128 numbers of 2 bytes: 128 KiB.
+    assert "cache        128 KiB for each token, 512 MiB for a request of 4,096\n" in out
+    assert "together     30.96 GiB for 32 requests of 4,096 tokens at once\n" in out
+    code, out, _ = run(capsys, "--model", model, "--dtype=float32")
+    assert "weights      29.92 GiB: 8,030,261,248 parameters in float32\n" in out
+    assert "cache        256 KiB for each token, 2 GiB for a request of 8,192\n" in out
+
+
+def test_a_request_takes_whole_blocks() -> None:
+    found = estimate(str(BUNDLED_MODEL))
+    assert found.cache_bytes(17, 16) == found.cache_bytes(32, 16) == 32 * found.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "mamba", "num_hidden_layers": 1}, "recurrent state"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "of nobody"}, "cannot read its configuration"),
+        ({"model_type": "bloom"}, "not supported"),
+    ],
+)
+def test_a_model_that_is_not_supported_is_told_with_the_reason_and_exit_code_4(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: dict[str, object], why: str
+) -> None:
+    code, out, err = run(capsys, "--model", folder_with(tmp_path, config))
+    assert code == 4
+    assert "not supported: " in out
+    assert why in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/nowhere/at/all"], "model '/nowhere/at/all': there is no such folder"),
+        (
+            ["--model", str(BUNDLED_MODEL), "--max-model-len=4096"],
+            "max_model_len=4096 is over the model's own limit",
+        ),
+        (["--model", str(BUNDLED_MODEL), "--max-num-seqs=0"], "--max-num-seqs 0 is out of range"),
+        (["--max-num-seqs=3"], "--max-num-seqs has no effect without --model M"),
+    ],
+)
+def test_what_is_wrong_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err

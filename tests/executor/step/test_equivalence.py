@@ -1,0 +1,193 @@
+"""Overlap on and off gives the same tokens: the real scheduler, pipeline and program on the CPU device.
+
+The emulated device shows it over thousands of schedules (``test_simulation.py``); here torch computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import select
+
+import numpy as np
+import pytest
+import torch
+from llguidance import LLExecutor
+from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.model.load import PagedModel, from_config
+from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.sampling.masks import Masks
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
+from slipstream.protocol.sampling import SamplingParams
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig
+from workers import ThreeWorkers
+
+VOCAB, LENGTH, SLOTS, BLOCK, BUDGET = 23, 64, 5, 4, 12
+EOS = 21
+SCHEDULES = 75
+"""Random schedules per depth."""
+
+
+@pytest.fixture(scope="module")
+def model() -> PagedModel:
+    torch.set_num_threads(1)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=LENGTH,
+        initializer_range=1.0,  # decided logits, so that no tie hangs on the last bit
+        eos_token_id=EOS,
+    )
+    return from_config(config, torch.device("cpu"), torch.float32)
+
+
+@functools.cache
+def compiler() -> GrammarCompiler:
+    """Of a vocabulary of single letters."""
+    letters = {letter: token for token, letter in enumerate("abcdefghijklmnopqrstuvw")}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return GrammarCompiler(tokenizer, VOCAB, [EOS])
+
+
+class Rig:
+    """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
+
+    def __init__(self, model: PagedModel, depth: int, blocks: int) -> None:
+        self.device = ThreeWorkers()
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, mask_words=compiler().words)
+        with torch.inference_mode():
+            program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK, check_carry_over=True)
+        pipeline = Pipeline(
+            self.device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+        )
+        masks = Masks(compiler(), SLOTS, LLExecutor())
+        self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
+        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
+        self.tokens: dict[int, list[int]] = {}
+        self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
+
+    def carry(self, sends: list[tuple[str | bytes, object]]) -> None:
+        for to, message in sends:
+            if to == "executor":
+                self.carry(self.executor.receive("scheduler", message, 0.0))
+            elif to == "scheduler":
+                self.carry(self.scheduler.receive("executor", message, 0.0))
+            elif isinstance(message, Tokens):
+                requests = np.frombuffer(message.requests, np.int64).tolist()
+                for request, token in zip(
+                    requests, np.frombuffer(message.tokens, np.int32).tolist(), strict=True
+                ):
+                    self.tokens.setdefault(request, []).append(token)
+
+    def ask(self, request: int, prompt: list[int], params: SamplingParams) -> None:
+        self.tokens.setdefault(request, [])
+        ids = np.array(prompt, np.int32).tobytes()
+        self.carry(self.scheduler.receive("tokenizer", Enqueue(request, ids, params, b""), 0.0))
+
+    def wait(self) -> None:
+        """Until the device has finished a step."""
+        fd = self.device.completions_fd
+        assert fd is not None
+        assert select.select([fd], [], [], 30.0)[0], "the device is silent"
+        os.eventfd_read(fd)
+        self.carry(self.executor.receive("device", Completed(), 0.0))
+        if self.executor.wake_at is not None:
+            self.carry(self.executor.wake(0.0))
+
+    def finish(self) -> None:
+        while self.scheduler.sequences or not self.executor.pipeline.idle:
+            self.wait()
+        self.device.close()
+
+
+def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
+    rng = random.Random(5)
+    made = []
+    for seed in range(count):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 30))]
+        params = SamplingParams(
+            max_tokens=rng.randrange(1, 25),
+            temperature=rng.choice([0.0, 0.0, 0.7, 1.2]),
+            top_p=rng.choice([1.0, 0.9]),
+            seed=seed,
+            ignore_eos=rng.random() < 0.2,
+            regex=rng.choice([None, None, None, "([a-f]g?)+", "(abc|cba)*h", "[a-u]{5}"]),
+        )
+        made.append((prompt, params))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(model: PagedModel) -> list[list[int]]:
+    """Each request by itself, synchronously."""
+    answers = []
+    for prompt, params in requests(40):
+        rig = Rig(model, depth=1, blocks=40)
+        rig.ask(0, prompt, params)
+        rig.finish()
+        answers.append(rig.tokens[0])
+    return answers
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
+    model: PagedModel, alone: list[list[int]], depth: int, more: int
+) -> None:
+    known = requests(40)
+    preempted, wasted, copied = 0.0, 0.0, 0.0
+    for schedule in range(SCHEDULES * more):
+        rng = random.Random(schedule)
+        rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
+        chosen = [rng.randrange(len(known)) for _ in range(10)]
+        aborted = set()
+        for request, which in enumerate(chosen):
+            rig.ask(request, *known[which])
+            for _ in range(rng.randrange(3)):
+                if rig.executor.pipeline.under_way:
+                    rig.wait()
+            if rng.random() < 0.1:
+                victim = rng.randrange(request + 1)
+                aborted.add(victim)
+                rig.carry(rig.scheduler.receive("tokenizer", Cancel([victim]), 0.0))
+        rig.finish()
+        preempted += rig.scheduler.counters["num_preemptions"]
+        wasted += rig.scheduler.counters["wasted_rows"]
+        copied += rig.scheduler.counters["num_block_copies"]
+        for request, which in enumerate(chosen):
+            got, expected = rig.tokens[request], alone[which]
+            assert got == (expected[: len(got)] if request in aborted else expected), (schedule, request)
+    assert preempted > 0
+    assert wasted > 0, "no row was under way for a request that had ended"
+    assert copied > 0, "no request began with a copy of another's last block"
+
+
+def test_answers_with_a_grammar_match_it(alone: list[list[int]]) -> None:
+    whole = 0
+    for answer, (_, params) in zip(alone, requests(40), strict=True):
+        if params.regex is not None:
+            text = "".join("abcdefghijklmnopqrstuvw"[token] for token in answer).removesuffix("v")
+            ended = len(answer) < (params.max_tokens or 0)
+            whole += ended
+            assert re.fullmatch(params.regex, text) or not ended, (params.regex, text)
+    assert whole > 3
+
+
+def test_the_schedules_have_real_ends_by_stop_token(alone: list[list[int]]) -> None:
+    ended = [
+        answer[-1] == EOS
+        for answer, (_, params) in zip(alone, requests(40), strict=True)
+        if not params.ignore_eos
+    ]
+    assert 5 < sum(ended) < len(ended)

@@ -1,0 +1,170 @@
+"""Every supported family gives, over the paged cache, the tokens that transformers' own generate gives."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slipstream.actors.executor.cache.layout import allocate
+from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.model.load import PagedModel, load_model
+from tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, WINDOW, make_checkpoint
+from transformers import AutoModelForCausalLM
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BLOCK_SIZE = 4
+NEW_TOKENS = 10
+PROMPT_LENGTHS = (3, 2 * WINDOW + 1, 9, 26, 9, 1)
+
+torch.set_num_threads(1)
+
+
+def prompts() -> list[list[int]]:
+    draw = random.Random(5)
+    return [[draw.randrange(VOCAB_SIZE - 2) for _ in range(length)] for length in PROMPT_LENGTHS]
+
+
+class Driver:
+    """Decodes greedily with no scheduler: `step` says how many tokens of which sequences to feed."""
+
+    def __init__(self, model: PagedModel, prompts: list[list[int]]) -> None:
+        self.model = model
+        self.texts = [list(prompt) for prompt in prompts]
+        self.prompt_lengths = [len(prompt) for prompt in prompts]
+        self.fed = [0] * len(prompts)
+        width = -(-(max(self.prompt_lengths) + NEW_TOKENS) // BLOCK_SIZE) + 1
+        blocks = list(range(1, 1 + width * len(prompts)))
+        random.Random(3).shuffle(blocks)
+        where = model.device
+        self.table = torch.tensor(blocks, dtype=torch.int32, device=where).view(len(prompts), width)
+        self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
+
+    def finished(self, row: int) -> bool:
+        return len(self.texts[row]) == self.prompt_lengths[row] + NEW_TOKENS
+
+    def decodes(self, row: int) -> bool:
+        return self.fed[row] >= self.prompt_lengths[row]
+
+    def step(self, counts: dict[int, int]) -> None:
+        """Feed ``counts[row]`` tokens of each row; a row whose tokens are all fed gets its next one."""
+        where = self.model.device
+        rows = sorted(counts, key=lambda row: (not self.decodes(row), row))
+        num_decode = sum(self.decodes(row) for row in rows)
+        spans = [(row, self.fed[row], self.fed[row] + counts[row]) for row in rows]
+        of_row = torch.tensor([row for row, start, end in spans for _ in range(start, end)], device=where)
+        positions = torch.tensor([at for _, start, end in spans for at in range(start, end)], device=where)
+        ids = torch.tensor(
+            [token for row, start, end in spans for token in self.texts[row][start:end]], device=where
+        )
+        starts = [0]
+        for _, start, end in spans:
+            starts.append(starts[-1] + end - start)
+        kv_lens = [end for _, _, end in spans]
+        batch = PagedBatch(
+            cache=self.cache,
+            rows=torch.tensor(rows, device=where),
+            kv_lens=torch.tensor(kv_lens, dtype=torch.int32, device=where),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=where),
+            write_index=self.table[of_row, positions // BLOCK_SIZE].long() * BLOCK_SIZE
+            + positions % BLOCK_SIZE,
+            block_table=self.table,
+            num_decode=num_decode,
+            chunks=[
+                (starts[i], counts[row], kv_lens[i]) for i, row in enumerate(rows) if not self.decodes(row)
+            ],
+            # A bound, not the maximum.
+            max_decode_kv_len=max(kv_lens[:num_decode], default=-1) + 1,
+        )
+        last = torch.tensor(starts[1:], device=where) - 1
+        logits = self.model.forward(ids, positions, batch, last)
+        assert logits.shape == (len(rows), self.model.vocab_size)
+        for i, row in enumerate(rows):
+            self.fed[row] += counts[row]
+            if self.fed[row] == len(self.texts[row]):
+                self.texts[row].append(int(logits[i].argmax()))
+
+
+def completions(driver: Driver) -> list[list[int]]:
+    return [text[length:] for text, length in zip(driver.texts, driver.prompt_lengths, strict=True)]
+
+
+def alone(model: PagedModel) -> list[list[int]]:
+    """Each prompt by itself, in one piece."""
+    found = []
+    for prompt in prompts():
+        driver = Driver(model, [prompt])
+        driver.step({0: len(prompt)})
+        while not driver.finished(0):
+            driver.step({0: 1})
+        found += completions(driver)
+    return found
+
+
+def mixed(model: PagedModel) -> list[list[int]]:
+    """All prompts together: they join one after another, in chunks, while others decode."""
+    driver = Driver(model, prompts())
+    draw = random.Random(9)
+    rows = range(len(PROMPT_LENGTHS))
+    for step in range(1000):
+        waiting = [row for row in rows if row <= step and not driver.finished(row)]
+        if step >= len(rows) and not waiting:
+            break
+        counts = {
+            row: 1
+            if driver.decodes(row)
+            else min(draw.randint(1, 7), driver.prompt_lengths[row] - driver.fed[row])
+            for row in waiting
+        }
+        driver.step(counts)
+    return completions(driver)
+
+
+def generated(folder: Path, where: torch.device) -> list[list[int]]:
+    """What transformers makes of each prompt."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.to(where)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = EOS_TOKEN_ID
+    return [
+        model.generate(torch.tensor([prompt], device=where), max_new_tokens=NEW_TOKENS, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
+        for prompt in prompts()
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("where", "backend"),
+    [
+        pytest.param(CPU, "torch", id="cpu"),
+        pytest.param(CUDA, "torch", id="cuda-torch", marks=NO_GPU),
+        pytest.param(CUDA, "triton", id="cuda-triton", marks=NO_GPU),
+    ],
+)
+def test_family_generates_what_transformers_does(
+    family: str, where: torch.device, backend: str, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(family, tmp_path)
+    model = load_model(str(folder), device=where, dtype="float32", attention_backend=backend)
+    expected = generated(folder, where)
+    assert len({tuple(tokens) for tokens in expected}) == len(expected), "the prompts must matter"
+    assert alone(model) == expected
+    assert mixed(model) == expected
+
+
+def test_properties_of_a_loaded_model(tmp_path: Path) -> None:
+    model = load_model(
+        str(make_checkpoint("llama", tmp_path)), device=CPU, dtype="auto", attention_backend="torch"
+    )
+    assert model.vocab_size == VOCAB_SIZE
+    assert model.max_model_len == 256
+    assert model.eos_token_ids == {EOS_TOKEN_ID}
+    assert model.dtype == torch.float32
+    assert model.weight_bytes == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.1)
+    assert model.layout.bytes_per_block(BLOCK_SIZE, model.dtype) == 2 * 2 * 2 * 8 * BLOCK_SIZE * 4

@@ -1,0 +1,137 @@
+"""The command line as far as it needs no service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from slipstream import __version__, cli
+from slipstream.commands import common
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_overview(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    for name in ("serve", "generate", "chat", "env"):
+        assert f"  {name} " in out
+
+
+@pytest.mark.parametrize("name", ["serve", "generate", "chat", "env"])
+def test_help_of_each_command(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: slipstream {name}")
+
+
+def test_help_names_a_command_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "serve"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: slipstream serve")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[:2] == (0, f"slipstream {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serv"], "unknown command 'serv'; did you mean 'serve'?"),
+        (["serve", "--max-num-seq", "3"], "unknown argument --max-num-seq; did you mean '--max-num-seqs'?"),
+        (["serve", "--model", "x"], "--model is given by its place alone: slipstream serve MODEL"),
+        (["serve", "--max-num-seqs=0"], "--max-num-seqs 0 is out of range; it must be at least 1"),
+        (["serve", "--max-num-seqs"], "expected one argument"),
+        (["serve", "--dtype=float31"], "did you mean 'float32'?"),
+        (["serve", "--http=8000"], "--http 8000 is no HOST:PORT; give 127.0.0.1:8000, for example"),
+        (["serve", "--http=0.0.0.0:8000"], "can be reached from other machines"),
+        (["serve", "--api-key=x"], "has no effect without the OpenAI face; add --http HOST:PORT"),
+        (["serve", "--endpoint=tcp://0.0.0.0:1"], "can be reached from other machines"),
+        (["serve", "--device=emulated", "a", "b"], "unknown argument b"),
+        (["generate"], "PROMPT"),
+        (["generate", "x", "--endpoint=ipc:///a", "--model=b"], "not allowed with"),
+        (["generate", "x", "--max-tokens=many"], "invalid int value: 'many'"),
+        (
+            ["generate", "x", "--endpoint=nonsense"],
+            "endpoint 'nonsense' is neither ipc://PATH nor tcp://HOST:PORT",
+        ),
+        (["env", "--model=/nowhere/at/all"], "'/nowhere/at/all'"),
+    ],
+)
+def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("slipstream")
+
+
+def test_nobody_at_the_endpoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.protocol.client import blocking as client
+
+    reached = client.Client
+    monkeypatch.setattr(client, "Client", lambda endpoint: reached(endpoint, timeout_s=0.2))
+    code, _, err = run(capsys, "generate", "x", "--endpoint=ipc:///tmp/slipstream-nobody-is-here")
+    assert code == 3
+    assert "no service answered at ipc:///tmp/slipstream-nobody-is-here" in err
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPSTREAM_SEED", "7")
+    code, out, _ = run(capsys, "serve", "--print-config", "--block-size=32", "some-model")
+    assert code == 0
+    config = tomllib.loads(out)
+    assert (config["block-size"], config["seed"], config["model"]) == (32, 7, "some-model")
+    lines = {line.split(" = ")[0]: line.split("  # ")[-1] for line in out.splitlines()}
+    assert (lines["block-size"], lines["seed"], lines["device"]) == ("command line", "environment", "default")
+
+
+def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "missing", lambda extra: ["torch"])
+    code, _, err = run(capsys, "serve")
+    assert code == 2
+    assert "slipstream serve needs the extra \"engine\": pip install 'slipstream[engine]'" in err
+    code, _, err = run(capsys, "generate", "x")
+    assert code == 2
+    assert "or give --endpoint" in err
+
+
+def test_env_says_why_a_model_is_not_supported(
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("mamba")
+    (folder / "config.json").write_text('{"model_type": "mamba", "num_hidden_layers": 1}')
+    code, out, _ = run(capsys, "env", f"--model={folder}")
+    assert code == 4
+    assert "'mamba' is not supported: " in out
+    code, out, _ = run(capsys, "env")
+    assert code == 0
+    assert f"slipstream   {__version__}" in out
+
+
+def test_help_is_quick_to_load() -> None:
+    program = "import sys; from slipstream.cli import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for module in ("zmq", "msgspec", "torch", "asyncio"):
+        assert f"'{module}'" not in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    program = "import sys; from slipstream.cli import main; sys.exit(main(['serve', '--help']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()

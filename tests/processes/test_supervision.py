@@ -1,0 +1,333 @@
+"""How actors are kept alive: decisions as they are, and the whole service with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from processes import NEAR, Background, Planted, Raw, alive, until
+from slipstream.protocol.messages import ActorState
+from slipstream.runtime.log import Log
+from slipstream.runtime.supervision.control import Report
+from slipstream.runtime.supervision.liveness import Pulse
+from slipstream.runtime.supervision.notify import Notify
+from slipstream.runtime.supervision.restarts import BACK_OFF_S, INTENSITY, PERIOD_S, Restarts
+from slipstream.runtime.supervision.supervisor import START_FACTOR, Supervisor
+
+from slipstream import SamplingParams, ServiceUnavailable, Sidecar
+
+# --- liveness -----------------------------------------------------------------------------------
+
+
+def report(turns: int, *, progress: int = 0, working: bool = False, idle: bool = False) -> Report:
+    return Report(turns, progress, working, idle, {}, {})
+
+
+def test_a_pulse_is_probed_while_there_is_something_to_do_and_hangs_without_an_answer() -> None:
+    pulse = Pulse(2.0, now=10.0)
+    assert not pulse.probe_due(10.0)
+    assert pulse.due is not None
+    assert pulse.probe_due(pulse.due)
+    pulse.ask(pulse.due)
+    assert not pulse.probe_due(11.9)
+    assert not pulse.hung(11.9)
+    assert pulse.hung(12.0)
+    pulse.take(report(5), 11.0)
+    assert not pulse.hung(12.9)
+    assert pulse.hung(13.0)
+
+
+def test_who_has_nothing_to_do_is_left_alone_until_something_comes() -> None:
+    pulse = Pulse(2.0, now=10.0)
+    pulse.ask(10.5)
+    pulse.take(report(5, idle=True), 10.5)
+    assert pulse.due is None
+    assert not pulse.hung(1e9)
+    pulse.wake(50.0)
+    assert not pulse.hung(51.9)
+    assert pulse.hung(52.0)
+
+
+def test_an_answering_loop_whose_work_stands_still_hangs_but_slow_progress_does_not() -> None:
+    stuck, slow = Pulse(2.0, now=0.0), Pulse(2.0, now=0.0)
+    for tenth in range(1, 19):
+        now = tenth / 10
+        stuck.take(report(tenth, progress=3, working=True), now)
+        assert not stuck.hung(now)
+    stuck.take(report(99, progress=3, working=True), 2.1)
+    assert stuck.hung(2.1)
+    for number in range(10):
+        slow.take(report(1, progress=number, working=True), number * 1.9)
+        assert not slow.hung(number * 1.9 + 0.05)
+
+
+def test_work_that_ends_and_begins_anew_is_not_one_long_hang() -> None:
+    pulse = Pulse(2.0, now=0.0)
+    for number in range(10):
+        pulse.take(report(number, progress=1, working=number % 2 == 0), number * 1.5)
+        assert not pulse.hung(number * 1.5 + 0.1)
+
+
+def test_a_supervisor_that_was_away_itself_takes_nobody_to_be_hung() -> None:
+    pulse = Pulse(2.0, now=0.0)
+    pulse.ask(0.5)
+    pulse.forgive(100.0)
+    assert not pulse.hung(101.9)
+    assert pulse.hung(102.0)
+
+
+# --- restarts -----------------------------------------------------------------------------------
+
+
+def test_a_child_is_restarted_alone_then_with_all_and_then_not_at_all() -> None:
+    restarts = Restarts()
+    for _ in range(2):
+        verdicts = [restarts.on_death("tokenizer", 0.1) for _ in range(INTENSITY)]
+        assert [verdict.restart for verdict in verdicts] == ["one"] * INTENSITY
+        pauses = [verdict.pause_s for verdict in verdicts]
+        assert pauses[:3] == [0.0, BACK_OFF_S, 2 * BACK_OFF_S]
+        assert pauses == sorted(pauses)
+        last = restarts.on_death("tokenizer", 0.1).restart
+        if last == "all":
+            continue
+        assert last == "none"
+
+
+def test_a_child_that_has_lived_for_long_begins_a_new_row() -> None:
+    restarts = Restarts()
+    for _ in range(100):
+        assert restarts.on_death("executor", PERIOD_S).restart == "one"
+
+
+def test_deaths_of_one_do_not_count_for_another() -> None:
+    restarts = Restarts()
+    for _ in range(INTENSITY):
+        restarts.on_death("executor", 0.0)
+    assert restarts.on_death("scheduler", 0.0).in_a_row == 1
+
+
+# --- starts -------------------------------------------------------------------------------------
+
+
+def test_a_restarted_child_has_its_time_to_be_ready_and_is_ended_then(tmp_path: Path) -> None:
+    ended: list[int] = []
+    process = SimpleNamespace(pid=4711, kill=lambda: ended.append(4711))
+    child: Any = SimpleNamespace(
+        spec=SimpleNamespace(name="executor"), since=100.0, hung=False, state="starting", process=process
+    )
+    supervisor = Supervisor([], tmp_path, Log("text"), Notify({}))
+    assert supervisor.check_start(child, 1e6) == [], "the first start has a limit of its own"
+    supervisor.serving = True
+    supervisor.first_start_s["executor"] = 20.0
+    due = 100.0 + START_FACTOR * 20.0
+    assert supervisor.check_start(child, due - 0.1) == [due]
+    assert not ended
+    assert supervisor.check_start(child, due) == []
+    assert (ended, child.hung, child.state) == ([4711], True, "hung")
+    supervisor.stop()
+
+
+# --- real processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Sidecar]:
+    """A service that takes an actor to hang after two seconds."""
+    with Sidecar(device="emulated", emulated_step_ms=5.0, hang_timeout=2.0) as sidecar:
+        yield sidecar
+
+
+def state_of(sidecar: Sidecar, actor: str) -> dict[str, Any]:
+    return sidecar.actors[actor]
+
+
+@pytest.mark.parametrize("actor", ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"])
+def test_an_actor_that_is_stopped_is_found_within_a_second_of_the_limit_and_no_token_is_lost(
+    patient: Sidecar, actor: str, soak: bool
+) -> None:
+    params = SamplingParams(max_tokens=200, ignore_eos=True, seed=5)
+    expected = Background(patient, "Once upon a time", params)
+    assert expected.end() == "length"
+    for _ in range(4 if soak else 1):
+        before = state_of(patient, actor)
+        stream = Background(patient, "Once upon a time", params).begun()
+        begun = time.monotonic()
+        os.kill(before["pid"], signal.SIGSTOP)
+        until(lambda pid=before["pid"]: not alive([pid]), f"the {actor} was ended")
+        seconds = time.monotonic() - begun
+        print(f"{actor}: found after {seconds:.2f} s")
+        assert seconds > 1.0
+        assert seconds < 2.0 + 1.0 + (0.0 if soak else 2.0)  # the last: a busy machine
+        assert stream.end() == "length"
+        assert stream.tokens == expected.tokens
+        until(lambda: state_of(patient, actor)["state"] == "ready", f"the {actor} is ready again")
+        assert state_of(patient, actor)["restarts"] == before["restarts"] + 1
+
+
+def test_an_actor_that_was_stopped_while_the_service_was_idle_is_found_too(patient: Sidecar) -> None:
+    before = state_of(patient, "gateway")
+    time.sleep(1.5)  # until nobody is probed any more
+    os.kill(before["pid"], signal.SIGSTOP)
+    until(lambda: not alive([before["pid"]]), "the gateway was ended")
+    with patient.client() as client:
+        assert client.generate("Once", SamplingParams(max_tokens=2)).finished
+
+
+def test_an_actor_that_is_stopped_only_for_a_moment_is_left_alone(patient: Sidecar) -> None:
+    before = state_of(patient, "scheduler")
+    stream = Background(patient, "Once", SamplingParams(max_tokens=300, ignore_eos=True)).begun()
+    os.kill(before["pid"], signal.SIGSTOP)
+    time.sleep(0.5)  # well below the limit
+    os.kill(before["pid"], signal.SIGCONT)
+    assert stream.end() == "length"
+    assert len(stream.tokens) == 300
+    assert state_of(patient, "scheduler")["pid"] == before["pid"]
+
+
+@pytest.mark.parametrize(
+    ("actor", "planted"), [("detokenizer", "spinning_detokenizer"), ("executor", "stalling_executor")]
+)
+def test_an_actor_that_spins_or_whose_device_stands_still_is_ended_and_no_token_is_lost(
+    actor: str, planted: str, tmp_path: Path, soak: bool
+) -> None:
+    """The executor's loop answers all the while: it is found since its work does not come forward."""
+    marker = tmp_path / "now"
+    for _ in range(20 if soak else 1):
+        with (
+            Planted(
+                {actor: f"planted:{planted}"}, "--hang-timeout=1.5", PLANTED_MARKER=str(marker)
+            ) as service,
+            service.client() as client,
+        ):
+            params = SamplingParams(max_tokens=100, ignore_eos=True, seed=5)
+            expected = client.generate("Once upon a time", params).outputs[0].token_ids
+            marker.touch()
+            assert client.generate("Once upon a time", params).outputs[0].token_ids == expected
+            assert not marker.exists()
+            restarts = {state.name: state.restarts for state in client.actors().actors}
+            assert restarts[actor] == 1
+            until(lambda: client.stats().get("actor_hangs") == 1.0, "the hang is counted")
+
+
+def test_how_the_actors_are_is_told_while_one_of_them_hangs(patient: Sidecar) -> None:
+    with patient.client() as client:
+        pid = state_of(patient, "detokenizer")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        told = client.actors()
+        assert {state.name for state in told.actors if state.pid == pid} == {"detokenizer"}
+
+        def healed() -> bool:
+            found: list[ActorState] = client.actors().actors
+            return all(s.state == "ready" and s.pid != pid for s in found if s.name == "detokenizer")
+
+        until(healed, "the detokenizer is ready again")
+
+
+def test_what_is_still_open_when_the_drain_takes_too_long_is_answered_and_the_exit_code_says_so() -> None:
+    sidecar = Sidecar(device="emulated", emulated_step_ms=50.0, shutdown_timeout=0.5)
+    pids = [sidecar.pid, *sidecar.pids.values()]
+    with Raw(sidecar.endpoint) as raw:
+        raw.generate("1", max_tokens=900, ignore_eos=True)
+        raw.hear()
+        os.kill(sidecar.pid, signal.SIGTERM)
+        error = raw.error_of("1")
+    assert error["code"] == "unavailable"
+    assert "before this request was finished" in error["message"]
+    assert sidecar.stop() == 4
+    assert "slipstream stopped before everything was finished" in sidecar.log
+    assert alive(pids) == []
+
+
+def test_no_process_outlives_a_killed_supervisor_though_one_of_them_is_stopped() -> None:
+    sidecar = Sidecar(device="emulated")
+    pids = [sidecar.pid, *sidecar.pids.values()]
+    os.kill(sidecar.pids["scheduler"], signal.SIGSTOP)
+    os.kill(sidecar.pid, signal.SIGKILL)
+    until(lambda: alive(pids) == [], "all have ended", 1.0)
+    sidecar.stop()
+
+
+def ready_pid(sidecar: Sidecar, actor: str) -> int | None:
+    """The process of an actor when all are ready; None if one is not."""
+    try:
+        found = sidecar.actors
+    except ServiceUnavailable:
+        return None
+    ready = len(found) == 5 and all(state["state"] == "ready" for state in found.values())
+    return found[actor]["pid"] if ready else None
+
+
+def test_an_actor_that_dies_again_and_again_takes_all_with_it_once_and_then_ends_the_service() -> None:
+    sidecar = Sidecar(device="emulated", emulated_step_ms=20.0)
+    pids = sidecar.pids
+    killed = [pids.pop("tokenizer")]
+    stream = Background(sidecar, "Once upon a time", SamplingParams(max_tokens=1000, ignore_eos=True)).begun()
+    while alive([sidecar.pid]):
+        os.kill(killed[-1], signal.SIGKILL)
+        until(
+            lambda: not alive([sidecar.pid]) or ready_pid(sidecar, "tokenizer") not in (None, killed[-1]),
+            "the tokenizer is ready again, or the service gave up",
+            2 * NEAR,
+        )
+        if alive([sidecar.pid]):
+            killed.append(ready_pid(sidecar, "tokenizer") or killed[-1])
+    assert sidecar.stop() == 4
+    assert alive([*pids.values(), *killed]) == []
+    assert len(killed) == 12
+    assert sidecar.log.count("restarting it") == 10
+    assert sidecar.log.count("restarting all") == 1
+    block = sidecar.log[sidecar.log.index("slipstream failed") :].splitlines()
+    assert block[1].startswith(f"  actor   tokenizer (pid {killed[-1]})")
+    assert block[2] == "  cause   killed by SIGKILL"
+    with pytest.raises(ServiceUnavailable, match="the service failed: killed by SIGKILL"):
+        stream.end()
+    assert stream.deltas, "it had begun, and was answered"
+
+
+def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(
+    tmp_path: Path,
+) -> None:
+    marker, told = tmp_path / "wait", tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(told))
+        listener.settimeout(NEAR)
+        with (
+            Planted(
+                {"tokenizer": "planted:waiting_tokenizer"},
+                PLANTED_MARKER=str(marker),
+                NOTIFY_SOCKET=str(told),
+                WATCHDOG_USEC="200000",
+            ) as service,
+            service.client() as client,
+        ):
+
+            def pid() -> int | None:
+                state = next(state for state in client.actors().actors if state.name == "tokenizer")
+                return state.pid if state.state == "ready" else None
+
+            killed: list[int] = []
+            gateway = next(state.pid for state in client.actors().actors if state.name == "gateway")
+            for _ in range(INTENSITY + 1):
+                until(lambda: pid() not in (None, *killed), "the tokenizer is ready")
+                killed.append(pid() or 0)
+                if len(killed) > INTENSITY:
+                    marker.touch()
+                os.kill(killed[-1], signal.SIGKILL)
+            until(lambda: not alive([gateway]), "all are started again")
+            listener.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while listener.recv(4096):
+                    pass
+            listener.settimeout(NEAR)
+            assert [listener.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            code, log = service.stop()
+    assert code == 4
+    assert "told to stop while all actors were starting again" in log

@@ -1,0 +1,216 @@
+"""The documents for users: every command and every Python block in them is run, and every link leads somewhere.
+
+A ``bash`` or ``python`` block has to succeed; one that ends with ``slipstream serve`` is run until the service is
+ready, then told to stop. A ``console`` block has to print what it shows, ``…`` standing for anything. A block that
+cannot be run here has the reason in a comment before it: ``<!-- not run: … -->``. All ask one service, on an
+emulated device.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from slipstream import Sidecar
+from slipstream.service import BUNDLED_MODEL
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in (
+            "quickstart",
+            "embedding",
+            "operating",
+            "tuning",
+            "troubleshooting",
+            "options",
+            "protocol",
+        )
+    ),
+]
+NEAR = 120.0
+"""Seconds within which any of them ends on a busy machine."""
+
+BIN = Path(sys.executable).parent
+ENDPOINT = re.compile(r"ipc:///tmp/slipstream(?![\w-])")
+"""How the documents name the endpoint of the service."""
+
+FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    place: str
+    language: str
+    text: str
+    reason: str | None
+    """Why it is not run."""
+
+    @property
+    def serves(self) -> bool:
+        last = self.text.rstrip().splitlines()[-1]
+        return "slipstream serve" in last and "--print-config" not in last
+
+
+def blocks_of(text: str, name: str) -> list[Block]:
+    return [
+        Block(
+            f"{name}:{text.count(chr(10), 0, found.start()) + 1}",
+            found["language"],
+            found["text"],
+            found["reason"],
+        )
+        for found in FENCE.finditer(text)
+    ]
+
+
+BLOCKS = [block for path in DOCUMENTS for block in blocks_of(path.read_text(encoding="utf-8"), path.name)]
+
+
+def of(*languages: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language in languages and block.reason is None]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of one whose program is installed, with a service at the documents' endpoint."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLIPSTREAM_")}
+    place = f"ipc://{tmp_path_factory.mktemp('docs')}/s"
+    with Sidecar(device="emulated", emulated_step_ms=1, max_num_seqs=16, endpoint=place):
+        yield own | {
+            "PATH": f"{BIN}:{own['PATH']}",
+            "SLIPSTREAM_DEVICE": "emulated",
+            "MODEL": str(BUNDLED_MODEL),
+            "HF_HUB_OFFLINE": "1",
+            "SERVICE": place,
+        }
+
+
+def here(text: str, environment: dict[str, str]) -> str:
+    return ENDPOINT.sub(environment["SERVICE"], text)
+
+
+@pytest.mark.parametrize("block", of("bash", "python"), ids=lambda block: block.place)
+def test_what_a_document_says_to_run_succeeds(
+    block: Block, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    if block.serves:
+        text = ENDPOINT.sub(f"ipc://{tmp_path}/s", block.text)
+        serve_until_ready([*command, text.rstrip()], environment, tmp_path)
+        return
+    done = subprocess.run(
+        [*command, here(block.text, environment)],
+        capture_output=True,
+        text=True,
+        timeout=NEAR,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+
+
+def serve_until_ready(command: list[str], environment: dict[str, str], folder: Path) -> None:
+    """Run a command that does not end by itself; SIGTERM has to end it with code 0."""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=folder, env=environment
+    ) as process:
+        assert process.stderr is not None
+        seen: list[str] = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("ready in "):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(NEAR) == 0, "".join(seen)
+        assert any(line.startswith("ready in ") for line in seen)
+
+
+@pytest.mark.parametrize("block", of("console"), ids=lambda block: block.place)
+def test_what_a_document_shows_is_what_is_printed(
+    block: Block, environment: dict[str, str], tmp_path: Path
+) -> None:
+    for command, expected in sessions(block.text):
+        done = subprocess.run(
+            ["bash", "-c", here(command, environment)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=NEAR,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert matches(expected, done.stdout), f"$ {command}\n{done.stdout}\nis not\n{expected}"
+
+
+def sessions(text: str) -> list[tuple[str, str]]:
+    """Each command of a console block with what it shows."""
+    parts = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
+    return [(part.partition("\n")[0], part.partition("\n")[2].strip()) for part in parts]
+
+
+def matches(expected: str, printed: str) -> bool:
+    pattern = ".*".join(re.escape(part) for part in expected.split("…"))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+# --- that these tests can fail --------------------------------------------------------------------
+
+
+def test_blocks_are_found_with_their_place_and_reason() -> None:
+    text = "# T\n\n```bash\ntrue\n```\n\n<!-- not run: needs a GPU -->\n```python\nx\n```\n"
+    first, second = blocks_of(text, "t.md")
+    assert (first.place, first.language, first.text, first.reason) == ("t.md:3", "bash", "true\n", None)
+    assert (second.language, second.reason) == ("python", "needs a GPU")
+    assert len(of("bash")) >= 8
+    assert len(of("python")) >= 8
+    assert len(of("console")) >= 6
+
+
+def test_what_is_printed_has_to_match_as_a_whole() -> None:
+    assert matches("a … c", "a b\nb c\n")
+    assert not matches("a … c", "a b\nb c d\n")
+    assert not matches("a.c", "abc")
+    assert sessions("$ one\nsays\n\n$ two\n") == [("one", "says"), ("two", "")]
+
+
+def test_only_these_languages_are_used_and_what_is_not_run_has_a_reason() -> None:
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "console", "json"}
+    for block in BLOCKS:
+        assert block.reason is None or len(block.reason) > 5, block.place
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link can point at in a document: its headings, as they are written in links."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name
+)
+def test_every_link_in_a_document_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{path.name} links to {target}"

@@ -1,0 +1,429 @@
+"""The messages and their one codec: golden bytes, round trips, and what hostile bytes can do."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import struct
+import time
+import types
+import typing
+from typing import Any
+
+import msgpack
+import msgspec
+import psutil
+import pytest
+from hostile import mutated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slipstream.protocol.codec import (
+    decode,
+    decode_envelope,
+    decode_from_client,
+    decode_to_client,
+    encode,
+    pack,
+    request_id,
+)
+from slipstream.protocol.errors import BY_CODE, Overloaded, ProtocolError, SlipstreamError, from_wire
+from slipstream.protocol.limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_REQUEST_ID_CHARS
+from slipstream.protocol.messages import (
+    AnyInternal,
+    Delta,
+    Deltas,
+    Envelope,
+    Generate,
+    Pong,
+    PublicIn,
+    PublicOut,
+    Submit,
+)
+from slipstream.protocol.sampling import SamplingParams
+
+from slipstream.reference import golden
+
+PUBLIC_FRAMES = [encode(message) for _, message in [*golden.FROM_CLIENT, *golden.TO_CLIENT]]
+INTERNAL_FRAMES = [
+    encode(Envelope("scheduler", 3, 2, number, message))
+    for number, (_, message) in enumerate(golden.INTERNAL)
+]
+
+
+# --- golden vectors -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["public.json", "refused.json", "internal.json"])
+def test_writing_the_golden_vectors_again_changes_nothing(name: str) -> None:
+    assert (golden.FOLDER / name).read_text(encoding="utf-8") == golden.files()[name]
+
+
+def test_no_other_file_lies_among_the_vectors() -> None:
+    assert {path.name for path in golden.FOLDER.iterdir()} == set(golden.files())
+
+
+@pytest.mark.parametrize(
+    ("vectors", "kinds"),
+    [
+        (golden.FROM_CLIENT, PublicIn),
+        (golden.TO_CLIENT, PublicOut),
+        (golden.INTERNAL, AnyInternal),
+    ],
+    ids=["from a client", "to a client", "internal"],
+)
+def test_every_message_has_a_vector(vectors: list[tuple[str, Any]], kinds: Any) -> None:
+    assert {type(message) for _, message in vectors} == set(typing.get_args(kinds))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "kinds"),
+    [(golden.FROM_CLIENT, PublicIn), (golden.TO_CLIENT, PublicOut), (golden.INTERNAL, AnyInternal)],
+    ids=["from a client", "to a client", "internal"],
+)
+def test_the_vectors_of_a_message_together_give_each_of_its_fields_a_value(
+    vectors: list[tuple[str, Any]], kinds: Any
+) -> None:
+    """A field that no vector shows could change its name or its place unseen."""
+    shown: set[tuple[type, str]] = set()
+    kinds_shown: set[type] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, msgspec.Struct):
+            kinds_shown.add(type(value))
+            always = not (value.__struct_config__.omit_defaults or value.__struct_config__.array_like)
+            for field in msgspec.structs.fields(value):
+                told = getattr(value, field.name)
+                look(told)
+                if always or field.required or told not in ([], {}, b"", field.default):
+                    shown.add((type(value), field.name))
+        elif isinstance(value, list):
+            for item in value:
+                look(item)
+
+    look([message for _, message in vectors])
+    expected = {(kind, field) for kind in kinds_shown for field in kind.__struct_fields__}
+    assert {f"{kind.__name__}.{field}" for kind, field in expected - shown} == set()
+
+
+def vectors_in(name: str) -> list[dict[str, Any]]:
+    return json.loads((golden.FOLDER / name).read_text(encoding="utf-8"))["vectors"]
+
+
+@pytest.mark.parametrize("vector", vectors_in("public.json"), ids=lambda v: f"{v['sender']}: {v['name']}")
+def test_a_client_that_knows_only_messagepack_can_use_the_public_vectors(vector: dict[str, Any]) -> None:
+    """The JSON is the MessagePack; and any order of keys means the same."""
+    frame = bytes.fromhex(vector["hex"])
+    assert golden.shown(msgpack.unpackb(frame)) == vector["message"]
+    read = decode_from_client if vector["sender"] == "client" else decode_to_client
+    turned = msgpack.packb(dict(reversed(msgpack.unpackb(frame).items())))
+    assert turned is not None
+    assert read(turned) == read(frame)
+    assert encode(read(frame)) == frame
+
+
+@pytest.mark.parametrize("vector", vectors_in("internal.json"), ids=lambda v: v["name"])
+def test_internal_vectors_decode_to_what_they_were_made_of(vector: dict[str, Any]) -> None:
+    envelope = decode_envelope(bytes.fromhex(vector["hex"]))
+    assert (envelope.sender, envelope.epoch, envelope.receiver_epoch) == ("scheduler", 3, 2)
+    assert envelope.body == golden.INTERNAL[envelope.sequence][1]
+    assert golden.shown(msgpack.unpackb(bytes.fromhex(vector["hex"]))) == vector["message"]
+
+
+@pytest.mark.parametrize("vector", vectors_in("refused.json"), ids=lambda v: v["name"])
+def test_a_frame_that_is_no_message_is_refused_with_the_reason(vector: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        decode_from_client(bytes.fromhex(vector["hex"]))
+    assert vector["says"] in str(refused.value)
+
+
+def test_a_client_ignores_fields_of_a_later_minor_version_and_a_service_refuses_them() -> None:
+    assert decode_to_client(pack({"t": "pong", "nonce": 3, "mood": "good"})) == Pong(nonce=3)
+    with pytest.raises(ProtocolError, match="unknown field `mood`"):
+        decode_from_client(pack({"t": "ping", "nonce": 3, "mood": "good"}))
+
+
+# --- round trips --------------------------------------------------------------------------------
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of a type as the messages use types."""
+    simple: dict[Any, st.SearchStrategy[Any]] = {
+        int: st.integers(-(2**63), 2**64 - 1),
+        float: st.floats(allow_nan=False),
+        str: st.text(max_size=20),
+        bytes: st.binary(max_size=20),
+        bool: st.booleans(),
+        type(None): st.none(),
+        Any: PLAIN,
+    }
+    if hint in simple:
+        return simple[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return st.one_of([values(argument) for argument in arguments])
+    if origin is list:
+        return st.lists(values(arguments[0]), max_size=4)
+    if origin is tuple:
+        return st.tuples(*[values(argument) for argument in arguments])
+    if origin is dict:
+        return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=3)
+    assert issubclass(hint, msgspec.Struct), hint
+    hints = typing.get_type_hints(hint)
+    return st.builds(hint, **{name: values(hints[name]) for name in hint.__struct_fields__})
+
+
+@pytest.mark.parametrize("kind", typing.get_args(PublicIn | PublicOut), ids=lambda kind: kind.__name__)
+def test_a_public_message_arrives_as_it_was_sent(kind: type) -> None:
+    read = decode_from_client if kind in typing.get_args(PublicIn) else decode_to_client
+
+    @settings(max_examples=60, deadline=None)
+    @given(values(kind))
+    def check(message: Any) -> None:
+        assert read(encode(message)) == message
+
+    check()
+
+
+@pytest.mark.parametrize("kind", typing.get_args(AnyInternal), ids=lambda kind: kind.__name__)
+def test_an_internal_message_arrives_as_it_was_sent(kind: type) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(values(kind), st.integers(0, 2**63), st.integers(0, 2**63))
+    def check(message: Any, epoch: int, sequence: int) -> None:
+        envelope = Envelope("gateway", epoch, epoch + 1, sequence, message)
+        assert decode_envelope(encode(envelope)) == envelope
+
+    check()
+
+
+def test_a_lone_surrogate_is_sent_as_a_question_mark_and_never_as_broken_utf_8() -> None:
+    frame = encode(Deltas(items=[Delta(id="1", text="a\ud800b")]))
+    assert b"a?b" in frame
+    assert decode_to_client(frame) == Deltas(items=[Delta(id="1", text="a?b")])
+    assert decode_from_client(encode(Generate(id="\udfff", prompt="x"))) == Generate(id="?", prompt="x")
+    submit = Submit(1, "\ud83d", SamplingParams())
+    arrived = decode_envelope(encode(Envelope("gateway", 1, 1, 0, submit))).body
+    assert arrived == Submit(1, "?", SamplingParams())
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+def generate_with(raw: bytes) -> bytes:
+    """A generate message whose ``messages`` is ``raw``."""
+    return b"\x83\xa1t\xa8generate\xa2id\xa1r\xa8messages" + raw
+
+
+def test_a_frame_over_the_limit_is_refused_by_its_size_before_it_is_read() -> None:
+    size = MAX_FRAME_BYTES + 1
+    with pytest.raises(
+        ProtocolError, match=f"^a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}$"
+    ):
+        decode_from_client(bytes(size))
+
+
+@pytest.mark.parametrize("lead", [b"\xdd", b"\xdf"], ids=["array", "map"])
+def test_an_array_or_map_of_too_many_items_is_refused_by_the_number_that_it_claims(lead: bytes) -> None:
+    frame = generate_with(lead + struct.pack(">I", MAX_ITEMS + 1))
+    with pytest.raises(ProtocolError, match=f"{MAX_ITEMS + 1} exceeds max_(array|map)_len\\({MAX_ITEMS}\\)"):
+        decode_from_client(frame)
+
+
+def test_an_array_of_exactly_as_many_items_as_allowed_is_read() -> None:
+    frame = pack({"t": "generate", "id": "1", "prompt": [0] * MAX_ITEMS})
+    message = decode_from_client(frame)
+    assert isinstance(message, Generate)
+    assert message.prompt == [0] * MAX_ITEMS
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [b"\xc6", b"\xdb", b"\xc9", b"\xdd", b"\xdf"],
+    ids=["binary", "text", "extension", "array", "map"],
+)
+def test_a_huge_claimed_length_costs_neither_time_nor_memory(claim: bytes) -> None:
+    begun = time.perf_counter()
+    with pytest.raises(ProtocolError, match="not MessagePack"):
+        decode_from_client(generate_with(claim + b"\xff\xff\xff\xff"))
+    assert time.perf_counter() - begun < 0.1
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa0"], ids=["arrays", "maps"])
+@pytest.mark.parametrize("depth", [5_000, 1_000_000])
+def test_any_depth_of_nesting_is_refused_with_a_reason(opening: bytes, depth: int) -> None:
+    with pytest.raises(ProtocolError, match="not MessagePack: StackError"):
+        decode_from_client(generate_with(opening * depth + b"\xc0"))
+
+
+@pytest.mark.parametrize("depth", [10, 500, 900])
+def test_a_deep_value_in_the_wrong_place_is_named_in_short(depth: int) -> None:
+    frame = b"\x82\xa1t\xa5abort\xa2id" + b"\x91" * depth + b"\xc0"
+    with pytest.raises(ProtocolError, match=r"Expected `str`, got `array` - at `\$.id`: the value is \[\["):
+        decode_from_client(frame)
+
+
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\x81\xa0\x90"], ids=["arrays", "maps", "both"])
+def test_a_frame_of_nothing_but_containers_is_refused_before_it_fills_the_memory(item: bytes) -> None:
+    """16 MB of them would be over a gigabyte of objects, and seconds in which nobody else is answered."""
+    million = b"\xdd" + struct.pack(">I", MAX_ITEMS) + item * MAX_ITEMS
+    frame = generate_with(b"\xdd" + struct.pack(">I", 3) + million * 3)
+    begun = time.perf_counter()
+    with pytest.raises(ProtocolError, match=f"more than {MAX_CONTAINERS} arrays and maps"):
+        decode_from_client(frame)
+    assert request_id(frame) == "r"
+    for hidden in (b"\x81" + million + b"\x01", b"\x81\xa2id" + million):
+        assert request_id(hidden) is None
+    assert time.perf_counter() - begun < 2.0
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xc7\x00\x05", b"\xd4\x05x", b"\xc7\x04\x05abcd", b"\xd6\xff\x00\x00\x00\x00"]
+)
+@pytest.mark.parametrize("place", ["nonce", "inside a field of any type"])
+def test_no_extension_type_is_let_in_not_even_an_empty_one(data: bytes, place: str) -> None:
+    frame = b"\x82\xa1t\xa4ping\xa5nonce" + data
+    if place != "nonce":
+        frame = generate_with(b"\x91\x81\xa1x" + data)
+    with pytest.raises(ProtocolError, match="ext"):
+        decode_from_client(frame)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"])
+@pytest.mark.parametrize("place", ["value", "key"])
+def test_a_text_that_is_no_utf_8_is_refused(text: bytes, place: str) -> None:
+    packed = bytes([0xA0 | len(text)]) + text
+    frame = b"\x82\xa1t\xa5abort\xa2id" + packed if place == "value" else b"\x81" + packed + b"\xc0"
+    with pytest.raises(ProtocolError, match="utf-8"):
+        decode_from_client(frame)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_reaches_the_check_of_the_parameters_and_no_whole_number(number: float) -> None:
+    message = decode_from_client(pack({"t": "generate", "id": "1", "params": {"temperature": number}}))
+    assert isinstance(message, Generate)
+    assert not math.isfinite(message.params.temperature)
+    for field in ("max_tokens", "seed", "top_k"):
+        with pytest.raises(ProtocolError, match=f"params.{field}`: the value is {number!r}"):
+            decode_from_client(pack({"t": "generate", "id": "1", "params": {field: number}}))
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"t": "generate", "id": "1", "params": {"max_tokens": "many"}}, "'many'"),
+        ({"t": "generate", "id": "1", "params": {"top_p": [0.5]}}, "[0.5]"),
+        ({"t": "generate", "id": "1", "params": {"ignore_eos": 1}}, "the value is 1"),
+        ({"t": "generate", "id": "1", "params": {"temperature": True}}, "True"),
+        ({"t": "generate", "id": "1", "prompt": [1, "two"]}, "'two'"),
+        ({"t": "generate", "id": "1", "prompt": {"text": "x"}}, "{'text': 'x'}"),
+        ({"t": "generate", "id": "1", "messages": ["hello"]}, "'hello'"),
+        ({"t": "hello", "protocol": "1.0"}, "'1.0'"),
+        ({"t": 5}, "5"),
+        ({"t": "generate", "id": "x" * 9, "params": {"tempreature": 1}}, "`tempreature`"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(message: dict[str, Any], named: str) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        decode_from_client(pack(message))
+    assert named in str(refused.value)
+
+
+def test_a_huge_wrong_value_is_named_in_few_words() -> None:
+    with pytest.raises(ProtocolError) as refused:
+        decode_from_client(pack({"t": "abort", "id": [list(range(1000))] * 500}))
+    assert len(str(refused.value)) < 300
+
+
+def test_the_id_of_a_refused_frame_is_found_where_there_is_one_of_a_length_that_is_allowed() -> None:
+    assert request_id(pack({"t": "generate", "id": "7", "prompt": 5})) == "7"
+    assert request_id(pack({"t": "generate", "id": 7})) is None
+    assert request_id(pack({"t": "generate", "id": "7" * (MAX_REQUEST_ID_CHARS + 1)})) is None
+    assert request_id(b"\xc1") is None
+    assert request_id(pack(dict.fromkeys(map(str, range(1000))) | {"id": "7"})) is None
+    assert request_id(b"\x91" * 5000) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"\x81\x05\xa1x", b"\x91" * 5000, b"\xd4\x07\x00", b"\xdd\x00\x04\x00\x00" + b"\x90" * 2**18, b"\xc1"],
+    ids=["a key that is no text", "too deep", "an extension", "too many arrays", "no MessagePack"],
+)
+def test_the_id_is_found_though_what_follows_cannot_be_read(value: bytes) -> None:
+    frame = b"\x83\xa1t\xa8generate\xa2id\xa17\xa6prompt" + value
+    with pytest.raises(ProtocolError):
+        decode_from_client(frame)
+    assert request_id(frame) == "7"
+
+
+# --- anything at all ----------------------------------------------------------------------------
+
+
+def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_error(soak: bool) -> None:
+    rng = random.Random(20_240_229)
+    refused = {"client": 0, "service": 0, "actor": 0}
+    lots: list[tuple[str, list[bytes], Any]] = [
+        ("client", PUBLIC_FRAMES, decode_from_client),
+        ("service", PUBLIC_FRAMES, decode_to_client),
+        ("actor", INTERNAL_FRAMES, decode_envelope),
+    ]
+    shares = [share * (50 if soak else 1) for share in (100_000, 30_000, 70_000)]
+    before = psutil.Process().memory_info().rss
+    for (name, frames, read), share in zip(lots, shares, strict=True):
+        for _ in range(share):
+            frame = mutated(rng, rng.choice(frames))
+            try:
+                read(frame)
+            except ProtocolError as error:
+                refused[name] += bool(str(error))
+            request_id(frame)
+    assert all(10_000 < count < share for count, share in zip(refused.values(), shares, strict=True)), refused
+    assert psutil.Process().memory_info().rss - before < 16e6
+
+
+def is_read_or_refused(frame: bytes, kind: Any) -> bool:
+    """Any other exception fails the test."""
+    try:
+        decode(frame, kind)
+    except ProtocolError as error:
+        return str(error) != ""
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_protocol_error(frame: bytes) -> None:
+    for kind in (PublicIn, PublicOut, Envelope):
+        assert is_read_or_refused(frame, kind)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN, st.sampled_from(["hello", "generate", "abort", "ping", "stats", "trace", ""]))
+def test_any_plain_values_are_a_message_or_a_protocol_error(plain: Any, tag: str) -> None:
+    for value in (plain, {"t": tag, "id": plain, "params": plain}, {"t": tag, "protocol": plain}):
+        assert is_read_or_refused(pack(value), PublicIn)
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BY_CODE.values(), ids=lambda kind: kind.code)
+def test_an_error_comes_out_of_the_wire_as_the_kind_that_went_in(kind: type[SlipstreamError]) -> None:
+    again = from_wire(kind.code, "because", 2.5)
+    assert type(again) is kind
+    assert str(again) == "because"
+    if isinstance(again, Overloaded):
+        assert again.retry_after_s == 2.5
+
+
+def test_an_error_of_a_later_version_comes_out_as_the_base_class() -> None:
+    assert type(from_wire("out_of_coffee", "because")) is SlipstreamError

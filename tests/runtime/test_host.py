@@ -1,0 +1,49 @@
+"""What the process around an actor promises, with real processes."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+from processes import Planted
+
+from slipstream import SamplingParams
+
+
+def test_steps_whose_launch_takes_as_long_as_they_are_handed_over_one_by_one() -> None:
+    """Not in pairs, of which one token has waited for the launch of the next step."""
+    with (
+        Planted({"executor": "planted:launching_executor"}, "--emulated-step-ms=30") as service,
+        service.client() as client,
+    ):
+        client.generate([5, 6, 7], SamplingParams(max_tokens=60, ignore_eos=True))
+        told = [span for span in client.trace().spans("executor") if span.name == "Sampled"]
+        steps = client.stats()["steps"]
+        print(f"{steps:g} steps were handed over in {len(told)} turns")
+        assert steps >= 60
+        assert len(told) > 0.8 * steps
+
+
+PIECES = """
+import psutil
+from slipstream.runtime.process.child import give_memory_back
+
+give_memory_back()
+before = psutil.Process().memory_info().rss
+kept = []
+for _ in range(2):  # the C library changes its ways when the first large piece is freed
+    large = []
+    for _ in range(32):
+        large.append(b"x" * (1 << 20))
+        kept.append(bytes(20_000))
+    del large
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no such choice")
+def test_what_large_pieces_took_goes_back_to_the_system_whatever_small_ones_lie_between() -> None:
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4e6

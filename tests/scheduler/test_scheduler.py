@@ -1,0 +1,389 @@
+"""The scheduler as it is: a pure actor, in front of a device that checks what it is asked to do."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from bench import EOS, FREE, VOCAB, Bench, alone, int32, pairs, prompt
+from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
+from slipstream.protocol.codec import encode
+from slipstream.protocol.messages import (
+    Cancel,
+    Capacity,
+    Enqueue,
+    Finished,
+    Matched,
+    PeerUp,
+    Sampled,
+)
+from slipstream.protocol.sampling import SamplingParams
+
+# --- the step protocol --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(depth: int) -> None:
+    bench = Bench(depth=depth)
+    bench.ask(1, prompt(1, 10), max_tokens=50, **FREE)
+    assert len(bench.outstanding) == depth  # no result has come, and more is planned than one step
+    for _ in range(20):
+        bench.finish_step()
+        assert len(bench.outstanding) == depth
+    bench.finish_all()
+    assert bench.ends[1].reason == "length"
+
+
+def test_what_the_executor_tried_tells_the_pace_of_the_first_prompts() -> None:
+    bench = Bench()
+    bench.give(Capacity(65, 16, steps=[(16, 28_500_000), (2047, 32_300_000)]))
+    pace = bench.scheduler.planner.pace
+    assert pace.largest == 2047
+    assert pace.token_ns == pytest.approx(3_800_000 / 2031)
+
+
+def test_steps_are_numbered_without_gaps() -> None:
+    bench = Bench(depth=3)
+    for request in range(10):
+        bench.ask(request, prompt(request, 20), max_tokens=1 + request, **FREE)
+    bench.finish_all()
+    assert [plan.step for plan in bench.plans] == list(range(len(bench.plans)))
+
+
+def test_a_plan_is_the_same_whatever_tokens_the_device_samples() -> None:
+    """So it cannot hold the value of a token that has not been sampled yet."""
+
+    def plans(vocab: int) -> list[bytes]:
+        bench = Bench(depth=3, slots=3, vocab=vocab, caching=False)
+        for request in range(6):
+            bench.ask(request, prompt(request, 5 + 30 * request), max_tokens=20 + request, **FREE)
+        bench.finish_all()
+        assert len(bench.ends) == 6
+        return [encode(plan) for plan in bench.plans]
+
+    assert plans(VOCAB) == plans(vocab=777)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_an_end_by_length_wastes_no_row_and_no_step(depth: int) -> None:
+    bench = Bench(depth=depth)
+    for request, most in enumerate([1, 2, 7, 30]):
+        bench.ask(request, prompt(request, 10), max_tokens=most, **FREE)
+    bench.finish_all()
+    assert [len(bench.tokens[request]) for request in range(4)] == [1, 2, 7, 30]
+    assert bench.scheduler.counters["wasted_rows"] == 0
+    assert bench.scheduler.counters["scheduled_rows"] == 1 + 2 + 7 + 30
+    assert len(bench.plans) == 30 + depth  # so many were made before the last request came
+    bench.nothing_left()
+
+
+def stop_after(prompt: list[int], seed: int, count: int) -> int:
+    """The token that a request is answered as its ``count``-th, and not before."""
+    answer = alone(prompt, seed, count, set(), VOCAB)
+    assert answer.index(answer[-1]) == count - 1
+    return answer[-1]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_ghost_token_after_a_stop_goes_no_further_and_is_counted(depth: int) -> None:
+    """The steps that were launched before the stop token was known have a row of it: depth - 1 of them."""
+    bench = Bench(depth=depth)
+    stop = stop_after(prompt(1, 10), 1, 5)
+    bench.ask(1, prompt(1, 10), max_tokens=50, stop_token_ids=[stop], **FREE)
+    bench.ask(2, prompt(2, 10), max_tokens=50, **FREE)
+    bench.finish_all()
+    assert bench.tokens[1] == alone(prompt(1, 10), 1, 5, {stop}, VOCAB)
+    assert bench.ends[1] == Finished(1, "stop", stop)
+    assert len(bench.tokens[2]) == 50
+    assert bench.scheduler.counters["wasted_rows"] == depth - 1
+    assert bench.scheduler.counters["generation_tokens"] == 55
+    bench.nothing_left()
+
+
+def test_the_models_own_end_token_ends_an_answer_without_being_named() -> None:
+    bench = Bench(vocab=7)
+    bench.ask(1, prompt(1, 10), max_tokens=200)
+    bench.finish_all()
+    assert bench.tokens[1] == alone(prompt(1, 10), 1, 200, {EOS}, 7)
+    assert bench.ends[1] == Finished(1, "stop", None)
+
+
+def test_a_long_prompt_runs_in_chunks_beside_the_others_decoding_within_one_budget() -> None:
+    bench = Bench(budget=16, length=512)
+    for request in (1, 2):
+        bench.ask(request, prompt(request, 5), max_tokens=100, **FREE)
+    bench.finish_step()
+    bench.finish_step()
+    bench.ask(3, prompt(3, 200), max_tokens=5, **FREE)
+    before = len(bench.plans)
+    while not bench.tokens.get(3):
+        had = [len(bench.tokens[request]) for request in (1, 2)]
+        bench.finish_step()
+        assert [len(bench.tokens[request]) for request in (1, 2)] == [count + 1 for count in had]
+    chunks = [[count for _, count in pairs(plan.chunks)] for plan in bench.plans[before:]]
+    sizes = [count for of_plan in chunks for count in of_plan]
+    assert sum(sizes) == 200
+    assert sizes[:-1] == [16 - 2] * (len(sizes) - 1)
+    bench.finish_all()
+    assert bench.tokens[3] == alone(prompt(3, 200), 3, 5, set(), VOCAB)
+
+
+def test_several_prompts_share_a_step_as_far_as_the_budget_goes() -> None:
+    bench = Bench(budget=50, depth=1, slots=8)
+    bench.ask(0, prompt(0, 4), max_tokens=20, **FREE)
+    for request in range(1, 5):
+        bench.ask(request, prompt(request, 20), max_tokens=3, **FREE)
+    bench.finish_step()
+    counts = [count for _, count in pairs(bench.plans[-1].chunks)]
+    assert counts == [20, 20, 9]  # and one for the request that decodes
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_steady_decode_plan_is_as_small_for_256_rows_as_for_2(depth: int) -> None:
+    def sizes(rows: int) -> list[int]:
+        bench = Bench(slots=256, budget=4096, length=512, size=256, blocks=1000, depth=depth)
+        for request in range(rows):
+            bench.ask(request, prompt(request, 4), max_tokens=40, **FREE)
+        bench.finish_all()
+        assert len(bench.ends) == rows
+        return [len(encode(plan)) for plan in bench.plans[10:36]]
+
+    few, many = sizes(2), sizes(256)
+    assert few == many
+    assert max(many) < 20
+
+
+# --- who runs, and who waits --------------------------------------------------------------------
+
+
+def test_requests_begin_in_the_order_in_which_they_came() -> None:
+    bench = Bench(slots=2)
+    for request in range(8):
+        bench.ask(request, prompt(request, 10), max_tokens=3, **FREE)
+    bench.finish_all()
+    assert [opened.request for opened in bench.opened] == list(range(8))
+
+
+def test_a_request_that_can_never_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+    bench = Bench(blocks=5, size=16)
+    bench.ask(1, prompt(1, 60), max_tokens=5)
+    end = bench.ends[1]
+    assert end.reason == "invalid_request"
+    for part in ("60 tokens", "max_tokens up to 5", "room for 65 tokens", "holds 64"):
+        assert part in end.message
+    bench.ask(2, prompt(2, 59), max_tokens=5, **FREE)
+    bench.finish_all()
+    assert len(bench.tokens[2]) == 5
+    bench.nothing_left()
+
+
+def test_requests_that_came_before_the_executor_are_refused_too_if_they_cannot_fit() -> None:
+    scheduler = Scheduler(SchedulerConfig(4, 64, 256, 2, (EOS,)))
+    scheduler.receive("tokenizer", Enqueue(1, int32(prompt(1, 100)), SamplingParams(seed=1), b""), 1.0)
+    sent = scheduler.receive("executor", Capacity(3, 16), 2.0)
+    (finished,) = [end for to, message in sent if to == "detokenizer" for end in message.finished]
+    assert finished.reason == "invalid_request"
+    assert "holds 32" in finished.message
+
+
+def test_when_the_cache_is_full_the_newest_gives_way_and_every_token_is_as_it_would_have_been() -> None:
+    bench = Bench(blocks=9, size=8, slots=4, length=64)
+    for request in range(4):
+        bench.ask(request, prompt(request, 10), max_tokens=40, **FREE)
+    bench.finish_all()
+    assert bench.scheduler.counters["num_preemptions"] > 0
+    for request in range(4):
+        assert bench.tokens[request] == alone(prompt(request, 10), request, 40, set(), VOCAB)
+    assert list(bench.ends) == [0, 1, 2, 3]
+    bench.nothing_left()
+
+
+def test_cancelling_ends_a_request_wherever_it_stands_and_frees_what_it_held() -> None:
+    bench = Bench(slots=2, budget=16)
+    bench.ask(1, prompt(1, 5), max_tokens=100, **FREE)  # decodes
+    bench.ask(2, prompt(2, 100), max_tokens=100, **FREE)  # prefills
+    bench.ask(3, prompt(3, 5), max_tokens=100, **FREE)  # waits
+    bench.finish_step()
+    bench.finish_step()
+    bench.give(Cancel([1, 2, 3, 77]))
+    assert {request: end.reason for request, end in bench.ends.items()} == dict.fromkeys((1, 2, 3), "abort")
+    bench.finish_all()
+    bench.nothing_left()
+    assert bench.scheduler.gauges()["kv_cache_usage_perc"] == 0.0
+    assert bench.news[-1].counters["num_requests_running"] == 0.0
+
+
+def test_a_request_that_met_a_stop_text_ends_without_another_word_of_it() -> None:
+    """The detokenizer, which found the text, has told the gateway."""
+    bench = Bench()
+    bench.ask(1, prompt(1, 5), max_tokens=100, **FREE)
+    bench.finish_step()
+    bench.give(Matched([1], [0]))
+    bench.finish_all()
+    assert bench.ends == {}
+    bench.nothing_left()
+
+
+def test_a_stop_text_that_an_earlier_attempt_met_ends_no_later_one() -> None:
+    """It is late news: what the later attempt has met will be told again, once all of it is."""
+    bench = Bench()
+    params = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
+    bench.ask(1, prompt(1, 5), max_tokens=20, **FREE)
+    bench.finish_step()
+    bench.give(Enqueue(1, int32(prompt(1, 5)), params, b"", 0, attempt=2))
+    bench.give(Matched([1], [1]))
+    bench.finish_step()
+    bench.give(Matched([1], [2]))
+    bench.finish_all()
+    assert bench.ends == {}
+    bench.nothing_left()
+    bench.give(Enqueue(1, int32(prompt(1, 5)), params, b"", 0, attempt=4))
+    bench.give(Matched([1], [3]))
+    bench.finish_all()
+    assert bench.ends[1].reason == "length"
+
+
+def test_a_request_sent_again_continues_behind_what_was_delivered() -> None:
+    answer = alone(prompt(1, 10), 1, 20, set(), VOCAB)
+    bench = Bench()
+    params = SamplingParams(seed=1, max_tokens=20, ignore_eos=True)
+    bench.give(Enqueue(1, int32(prompt(1, 10)), params, int32(answer[:12]), 0, 1))
+    bench.finish_all()
+    assert bench.tokens[1] == answer[12:]
+    assert [(opened.delivered, opened.prompt_tokens, opened.attempt) for opened in bench.opened] == [
+        (12, 10, 1)
+    ]
+
+
+def test_a_new_executor_is_given_everything_again_and_no_token_changes() -> None:
+    bench = Bench()
+    for request in range(3):
+        bench.ask(request, prompt(request, 30), max_tokens=20, **FREE)
+    for _ in range(6):
+        bench.finish_step()
+    bench.outstanding.clear()
+    bench.rows.clear()
+    bench.cache.clear()
+    bench.give(PeerUp("executor", 9))
+    assert not bench.outstanding
+    gauges = bench.scheduler.gauges()
+    assert (gauges["num_requests_running"], gauges["num_requests_waiting"]) == (0, 3)
+    bench.give(Capacity(65, 16))
+    idle = bench.scheduler.counters["device_idle_s"]
+    plan, long_after = bench.outstanding[0], 10**12
+    bench.give(
+        Sampled(plan.step, int32(bench.compute(bench.outstanding.popleft())), long_after, long_after + 1)
+    )
+    assert bench.scheduler.counters["device_idle_s"] == idle, "without an executor no device waits"
+    bench.finish_all()
+    for request in range(3):
+        assert bench.tokens[request] == alone(prompt(request, 30), request, 20, set(), VOCAB)
+
+
+def test_a_result_of_another_step_than_the_oldest_is_a_fault_that_names_both() -> None:
+    bench = Bench()
+    bench.ask(1, prompt(1, 5), max_tokens=9, **FREE)
+    with pytest.raises(RuntimeError, match="answered step 1; step 0 is the oldest"):
+        bench.give(Sampled(1, int32([5]), 0, 1))
+
+
+# --- the prefix cache ---------------------------------------------------------------------------
+
+
+def test_a_prompt_that_begins_like_a_running_one_shares_its_blocks() -> None:
+    bench = Bench(size=16)
+    shared = prompt(1, 64)
+    bench.ask(1, shared + [5] * 6, max_tokens=30, **FREE)
+    bench.finish_step()
+    bench.ask(2, shared + [6] * 6, max_tokens=30, **FREE)
+    bench.finish_step()
+    first, second = (join for plan in bench.plans for join in plan.joins)
+    assert (first.start, second.start) == (0, 64)
+    mine: dict[int, list[int]] = {}
+    for plan in bench.plans:
+        for slot, block in pairs(plan.blocks):
+            mine.setdefault(slot, []).append(block)
+    assert mine[first.slot][:4] == mine[second.slot][:4]
+    assert set(mine[first.slot][4:]).isdisjoint(mine[second.slot][4:])
+    bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 64]
+    assert bench.tokens[2] == alone(shared + [6] * 6, 2, 30, set(), VOCAB)
+    assert bench.scheduler.counters["prefix_cache_hits"] == 64
+    bench.nothing_left()
+
+
+def test_an_equal_prompt_still_computes_its_last_token() -> None:
+    bench = Bench(size=16)
+    bench.ask(1, prompt(1, 64), max_tokens=3, **FREE)
+    bench.finish_all()
+    bench.ask(2, prompt(1, 64), max_tokens=3, seed=1, **FREE)
+    bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 63]
+    assert bench.tokens[2] == bench.tokens[1]
+
+
+def test_without_prefix_caching_nothing_is_shared() -> None:
+    bench = Bench(caching=False)
+    for request in (1, 2):
+        bench.ask(request, prompt(1, 64), max_tokens=3, **FREE)
+        bench.finish_all()
+    assert [opened.cached_tokens for opened in bench.opened] == [0, 0]
+    assert bench.scheduler.counters["prefix_cache_hits"] == 0
+
+
+def test_a_request_that_found_its_beginning_but_no_room_frees_nothing_that_a_step_still_uses() -> None:
+    """Block reuse has one rule: not before the last step that touched the block is over."""
+    bench = Bench(blocks=5, size=16)
+    beginning = prompt(1, 40)
+    bench.ask(1, beginning, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
+    bench.ask(2, [*beginning[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
+    assert len(bench.outstanding) == 1
+    blocks = bench.scheduler.planner.blocks
+    assert blocks is not None
+    assert blocks.available == 1
+    bench.give(Cancel([2]))
+    bench.ask(3, prompt(3, 40), max_tokens=1, **FREE)
+    assert len(bench.outstanding) == 1
+    bench.finish_all()
+    assert bench.tokens[3] == alone(prompt(3, 40), 3, 1, set(), VOCAB)
+    bench.nothing_left()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_in_random_crowds_every_row_attends_to_its_own_past_and_to_nothing_else(depth: int) -> None:
+    preempted = hits = wasted = 0.0
+    for seed in range(25):
+        rng = random.Random(seed)
+        bench = Bench(slots=5, budget=24, length=120, depth=depth, blocks=26, size=8, vocab=40)
+        most: dict[int, int] = {}
+        cancelled: set[int] = set()
+        while len(most) < 25 or bench.outstanding:
+            if len(most) < 25 and rng.random() < 0.5:
+                request = len(most)
+                asked = prompt(rng.randrange(3), rng.randrange(1, 70))
+                most[request] = rng.randrange(1, 50)
+                bench.ask(request, asked, max_tokens=most[request])
+            elif most and rng.random() < 0.05:
+                request = rng.choice(list(most))
+                if request not in bench.ends:
+                    cancelled.add(request)
+                bench.give(Cancel([request]))
+            elif bench.outstanding:
+                bench.finish_step()
+        for request, count in most.items():
+            expected = alone(bench.prompts[request], request, count, {EOS}, 40)
+            got = bench.tokens.get(request, [])
+            if request in cancelled:
+                assert got == expected[: len(got)]
+            else:
+                assert got == expected
+        assert len(bench.ends) == 25
+        bench.nothing_left()
+        counters = bench.scheduler.counters
+        preempted += counters["num_preemptions"]
+        hits += counters["prefix_cache_hits"]
+        wasted += counters["wasted_rows"]
+    assert preempted > 0
+    assert hits > 0
+    assert wasted > 0

@@ -1,0 +1,111 @@
+"""A million steps of the real scheduler under random load, each checked: see ``lab.py``."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from lab import Lab
+from race_faults import PLANNER, POOL, Edits, Fault, plant
+from slipstream.actors.scheduler.scheduler import Scheduler
+
+PARTS, STEPS = 10, 100_000
+"""Together a million steps; with ``--soak`` more."""
+
+RUN = 1000
+"""Steps of a run, before what is still open is finished."""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_alone(
+    part: int, more: int
+) -> None:
+    """A failure names its seed: ``python tests/support/lab.py SEED STEPS`` replays it."""
+    decided = Counter[str]()
+    ended = Counter[str]()
+    steps, seed = 0, part * STEPS * more
+    while steps < STEPS * more:
+        lab = Lab(seed)
+        try:
+            lab.run_steps(RUN)
+        except Exception as error:
+            error.add_note(f"replay: python tests/support/lab.py {seed} {RUN}")
+            raise
+        decided.update({name: int(value) for name, value in lab.scheduler.counters.items()})
+        ended.update(lab.ended)
+        steps += lab.steps
+        seed += 1
+    for name in (
+        "num_preemptions",
+        "num_preemptions_for_fairness",
+        "num_block_copies",
+        "prefix_cache_hits",
+        "wasted_rows",
+    ):
+        assert decided[name], f"{name} never happened"
+    assert set(ended) == {"stop", "length", "abort", "matched"}
+
+
+def test_a_run_is_a_function_of_its_seed() -> None:
+    def history(seed: int) -> object:
+        lab = Lab(seed)
+        lab.run_steps(300)
+        return lab.scheduler.counters, lab.ended, lab.asked
+
+    assert history(3) == history(3)
+    assert history(3) != history(4)
+
+
+FAULTS: dict[str, tuple[str, Edits]] = {
+    "reused-at-once": (POOL, (("if last_step <= self.completed", "if True"),)),
+    "completed-a-step-early": (POOL, (("self.completed = step", "self.completed = step + 1"),)),
+    "evicted-while-held": (POOL, (("self.unused.pop(block, None)", "pass"),)),
+    "first-holder-gives-back-for-all": (POOL, (("if not references[block]:", "if True:"),)),
+    "a-stale-hash-finds-a-block": (POOL, (("del self.block_of[hash]", "pass"),)),
+    "hash-without-the-prefix": (POOL, (("key=parent, digest_size", "digest_size"),)),
+    "salts-ignored": (
+        PLANNER,
+        (("sequence.hashes, sequence.salt)\n        found", 'sequence.hashes, b"")\n        found'),),
+    ),
+    "copied-before-it-is-written": (PLANNER, (("blocks.written[block] < self.step", "True"),)),
+    "one-block-too-few": (PLANNER, (("-(-length // size) - shared", "length // size - shared"),)),
+    "blocks-lost": (PLANNER, (("        self.blocks.release(sequence.held, sequence.last_step)\n", ""),)),
+    "published-before-it-is-computed": (
+        PLANNER,
+        (("computed = min(int(table.computed[slot]), length)", "computed = length"),),
+    ),
+    "no-budget": (PLANNER, (("tokens = min(tokens, self.budget)", "pass"),)),
+    "slot-reused-at-once": (
+        PLANNER,
+        (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),
+    ),
+    "preempted-and-forgotten": (
+        PLANNER,
+        (
+            (
+                "            self.wait_again(sequence)\n        self.waiting",
+                "            pass\n        self.waiting",
+            ),
+        ),
+    ),
+    "a-length-end-too-late": (
+        PLANNER,
+        (("table.planned[rows] >= table.target[rows]", "table.planned[rows] > table.target[rows]"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    module, edits = FAULTS[fault]
+    error = first_error(plant(Fault(fault, "", edits, module=module)).scheduler)
+    assert isinstance(error, AssertionError | IndexError), error
+
+
+def first_error(faulty: type[Scheduler]) -> Exception | None:
+    for seed in range(60):
+        try:
+            Lab(seed, faulty).run_steps(300)
+        except Exception as error:
+            return error
+    return None

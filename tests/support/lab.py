@@ -1,0 +1,401 @@
+"""The real scheduler under random load, in front of a light device that checks every step of every plan.
+
+``python tests/support/lab.py SEED [STEPS]`` replays one run and prints what it was.
+
+The device keeps of each place in the cache one number, made of the number of the place before it and of the
+token, so that a number stands for a whole beginning; the next token is a function of the last of them. So a
+block with the wrong content, a wrong carry-over, or a beginning found across salts changes the tokens, and the
+tokens of every request are compared with those that it has alone. What would change no token is checked as it
+happens: who owns a block, who may write to it, and that nothing is handed out which an outstanding step uses.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from array import array
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
+from slipstream.protocol.codec import decode_envelope, encode
+from slipstream.protocol.messages import (
+    Cancel,
+    Capacity,
+    Enqueue,
+    Envelope,
+    Matched,
+    PeerUp,
+    Plan,
+    Sampled,
+    Tokens,
+)
+from slipstream.protocol.sampling import SamplingParams
+
+EOS, VOCAB, LENGTH = 1, 40, 64
+EVERYTHING_EVERY = 32
+"""Steps between two checks of everything; what is checked in each step leaves them nothing to find."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """What the device knows of a sequence slot."""
+
+    tokens: list[int]
+    position: int
+    seed: int
+    stop: frozenset[int]
+    end: int
+    salt: int
+    blocks: list[int] = field(default_factory=list)
+    shared: int = 0
+    decoding: bool = False
+    finished: bool = False
+    last_step: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request, and what it is answered alone as far as it was answered."""
+
+    seed: int
+    stop: frozenset[int]
+    most: int
+    salt: int
+    beginning: int
+    """The number of all tokens so far."""
+    count: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and answer: what the next question of a conversation begins with."""
+    aborted: bool = False
+
+
+def following(beginning: int, token: int) -> int:
+    return hash((beginning, token))
+
+
+def next_token(beginning: int, seed: int) -> int:
+    return hash((beginning, seed)) % VOCAB
+
+
+class Lab:
+    """One run: everything about it, and all that happens in it, is a function of the seed."""
+
+    def __init__(self, seed: int, scheduler: type[Scheduler] = Scheduler) -> None:
+        self.rng = rng = random.Random(seed)
+        self.depth = rng.choice((1, 2, 2, 3, 4))
+        self.slots = rng.randrange(2, 8)
+        self.size = rng.choice((2, 4, 8))
+        self.budget = rng.randrange(self.slots, 40)
+        whole = -(-LENGTH // self.size)
+        self.blocks = 1 + round(whole * rng.choice((1.0, 1.3, 2.0, self.slots)))
+        caching = rng.random() < 0.85
+        self.scheduler = scheduler(
+            SchedulerConfig(self.slots, self.budget, LENGTH, self.depth, (EOS,), caching)
+        )
+        self.arrivals, self.changes = rng.choice((0.05, 0.2, 0.5)), rng.choice((0.0, 0.02, 0.1))
+        self.now = 1.0
+        self.open: dict[int, Asked] = {}
+        self.asked = 0
+        self.bases = [[rng.randrange(2, VOCAB) for _ in range(LENGTH)] for _ in range(3)]
+        self.ended = Counter[str]()
+        self.steps = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """A new executor, which holds nothing."""
+        self.outstanding: deque[tuple[int, bytes]] = deque()
+        self.rows: list[Row | None] = [None] * self.slots
+        self.cells = [[0] * self.size for _ in range(self.blocks)]
+        self.owners = [0] * self.blocks
+        self.writer: list[Row | None] = [None] * self.blocks
+        self.touched = [-1] * self.blocks
+        """The last step that may read or write each block that has no owner."""
+        self.slot_touched = [-1] * self.slots
+        self.completed = self.scheduler.planner.step - 1
+        self.give(PeerUp("executor", 1))
+        self.give(Capacity(self.blocks, self.size))
+
+    # --- messages -----------------------------------------------------------------------------------
+
+    def give(self, message: Any) -> None:
+        self.now += 0.001
+        for to, sent in self.scheduler.receive("anyone", message, self.now):
+            if to == "executor":
+                self.launch(sent)
+            else:
+                self.hear(sent)
+
+    def ask(self, answers: int) -> None:
+        """One request, or several that share a prompt, as ``n`` answers do."""
+        rng = self.rng
+        base = rng.choice(self.bases)
+        prompt = base[: rng.randrange(1, LENGTH - 2)]
+        if rng.random() < 0.5:
+            prompt = [*prompt[: rng.randrange(len(prompt))], rng.randrange(2, VOCAB)]
+        most, salt = min(rng.randrange(1, 40), LENGTH - len(prompt)), rng.choice((0, 0, 0, 1))
+        stop = frozenset(rng.choice(((), (), (5,))))
+        ignore_eos, priority = rng.random() < 0.5, rng.choice((0, 0, 0, 1, -3, 1000))
+        beginning = salt
+        for token in prompt:
+            beginning = following(beginning, token)
+        ids = array("i", prompt).tobytes()
+        for _ in range(answers):
+            request = self.asked
+            self.asked += 1
+            params = SamplingParams(
+                max_tokens=most,
+                seed=request,
+                stop_token_ids=list(stop),
+                ignore_eos=ignore_eos,
+                priority=priority,
+                cache_salt="salt" if salt else "",
+            )
+            stops = stop if ignore_eos else stop | {EOS}
+            self.open[request] = Asked(request, stops, most, salt, beginning, tokens=prompt[:])
+            self.give(Enqueue(request, ids, params, b"", rng.randrange(3)))
+
+    def hear(self, message: Tokens) -> None:
+        tokens = array("i", message.tokens)
+        for index, request in enumerate(array("q", message.requests)):
+            asked = self.open.get(request)
+            assert asked is not None, f"a token of request {request}, which has ended"
+            token = tokens[index]
+            assert token == next_token(asked.beginning, asked.seed), (
+                f"request {request} is not as it is alone"
+            )
+            asked.beginning = following(asked.beginning, token)
+            asked.count += 1
+            asked.tokens.append(token)
+        for finished in message.finished:
+            asked = self.open.pop(finished.request)
+            stopped = asked.count > 0 and asked.tokens[-1] in asked.stop
+            assert finished.reason == ("abort" if asked.aborted else "stop" if stopped else "length"), (
+                f"request {finished.request} ended by {finished.reason}"
+            )
+            assert asked.aborted or stopped or asked.count == asked.most
+            self.ended[finished.reason] += 1
+            if self.rng.random() < 0.3:
+                base = self.rng.choice(self.bases)
+                base[:] = (asked.tokens + base)[:LENGTH]
+
+    # --- the device ---------------------------------------------------------------------------------
+
+    def launch(self, plan: Plan) -> None:
+        """Apply a plan and compute its step; its result waits until the step is finished."""
+        step, rows, size = plan.step, self.rows, self.size
+        if step % EVERYTHING_EVERY == 0:
+            plan = over_a_socket(plan)
+        assert len(self.outstanding) < self.depth
+        for slot in array("i", plan.leaves):
+            self.leave(slot)
+        starts: dict[int, int] = {}
+        for join in plan.joins:
+            slot = join.slot
+            assert rows[slot] is None, f"slot {slot} has two holders"
+            assert self.slot_touched[slot] <= self.completed, f"slot {slot} is reused while a step runs in it"
+            sequence = self.scheduler.planner.holder(slot)
+            row = rows[slot] = Row(
+                array("i", join.tokens).tolist(),
+                join.start,
+                join.seed,
+                frozenset(array("i", join.stop_tokens)),
+                join.end,
+                1 if sequence.salt else 0,
+            )
+            starts[slot] = row.shared = join.start // size
+        pairs = array("i", plan.blocks)
+        for slot, block in zip(pairs[::2], pairs[1::2], strict=True):
+            row = rows[slot]
+            assert row is not None
+            assert block, "block 0 belongs to nobody"
+            if len(row.blocks) >= row.shared:  # a new one: the cache gives the beginning
+                assert not self.owners[block], f"block {block} is handed out and has an owner"
+                assert self.touched[block] <= self.completed, f"block {block} is reused while a step uses it"
+                self.writer[block] = row
+            self.owners[block] += 1
+            row.blocks.append(block)
+        pairs = array("i", plan.copies)
+        for source, target in zip(pairs[::2], pairs[1::2], strict=True):
+            assert self.owners[target] == 1
+            self.cells[target] = self.cells[source][:]
+            self.touched[source] = step
+        sampling: list[Row] = []
+        order: list[int] = []
+        tokens_run = 0
+        for slot, row in enumerate(rows):
+            if row is not None and row.decoding:
+                tokens_run += 1
+                self.run(row, 1, step)
+                sampling.append(row)
+                order.append(slot)
+        pairs = array("i", plan.chunks)
+        for slot, count in zip(pairs[::2], pairs[1::2], strict=True):
+            row = rows[slot]
+            assert row is not None
+            assert not row.decoding
+            tokens_run += count
+            self.run(row, count, step)
+            if row.position == len(row.tokens):
+                row.decoding = True
+                sampling.append(row)
+                order.append(slot)
+        assert 0 < tokens_run <= self.budget
+        assert plan.chunks or order == sorted(order)
+        if plan.chunks:
+            sampling = [row for _, row in sorted(zip(order, sampling, strict=True), key=lambda item: item[0])]
+        self.outstanding.append((step, array("i", [self.sample(row) for row in sampling]).tobytes()))
+
+    def leave(self, slot: int) -> None:
+        row = self.rows[slot]
+        assert row is not None
+        self.rows[slot] = None
+        self.slot_touched[slot] = row.last_step
+        for block in row.blocks:
+            self.owners[block] -= 1
+            if row.last_step > self.touched[block]:
+                self.touched[block] = row.last_step
+            if self.writer[block] is row:
+                self.writer[block] = None
+
+    def run(self, row: Row, count: int, step: int) -> None:
+        row.last_step = step
+        if row.finished and row.position == len(row.tokens):
+            return  # behind the token that ended it, which a step already launched computes
+        size, cells, blocks = self.size, self.cells, row.blocks
+        position = row.position
+        before = cells[blocks[(position - 1) // size]][(position - 1) % size] if position else row.salt
+        for position in range(row.position, row.position + count):
+            block = blocks[position // size]
+            assert self.writer[block] is row, f"block {block} is written by who may only read it"
+            before = cells[block][position % size] = following(before, row.tokens[position])
+        row.position += count
+
+    def sample(self, row: Row) -> int:
+        if row.finished:
+            return -1
+        last = row.position - 1
+        token = next_token(self.cells[row.blocks[last // self.size]][last % self.size], row.seed)
+        assert len(row.tokens) < row.end, "a step is wasted on an end by length"
+        row.tokens.append(token)
+        row.finished = token in row.stop
+        return token
+
+    def finish_step(self) -> None:
+        self.completed, tokens = self.outstanding.popleft()
+        self.steps += 1
+        begun = self.completed * 10**6
+        self.give(Sampled(self.completed, tokens, begun, begun + self.rng.randrange(1, 10**6)))
+
+    # --- invariants ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Blocks are conserved, and every owner is counted."""
+        planner = self.scheduler.planner
+        blocks = planner.blocks
+        assert blocks is not None
+        references = blocks.references
+        held = len(references) - references.count(0)
+        assert len(blocks.free) + len(blocks.unused) + len(blocks.retiring) + held == blocks.count
+        owned = 0
+        for sequence in planner.holders:
+            if sequence is not None:
+                owned += len(sequence.held.blocks)
+        assert sum(references) == owned
+
+    def check_everything(self) -> None:
+        """The same from the ground up: who holds what, in which generation; what is found; who waits."""
+        planner = self.scheduler.planner
+        blocks, waiting = planner.blocks, planner.waiting
+        assert blocks is not None
+        held = Counter[int]()
+        for sequence in planner.holders:
+            if sequence is not None:
+                held.update(sequence.held.blocks)
+                assert sequence.held.generations == [blocks.generation[b] for b in sequence.held.blocks]
+        places = [*blocks.free, *blocks.unused, *blocks.retiring, *held]
+        assert sorted(places) == list(range(1, self.blocks)), "each block is in one place"
+        assert blocks.references == [held[block] for block in range(self.blocks)]
+        assert {h: b for b, hashes in blocks.hashes_of.items() for h in hashes} == blocks.block_of
+        assert all(block in blocks.hashes_of for block in blocks.unused)
+        assert all(step > blocks.completed for step in blocks.retiring.values())
+        holding = [s for s in planner.holders if s is not None]
+        assert planner.slots.available + len(holding) == self.slots
+        alive = [s for s in self.scheduler.sequences.values() if s.slot < 0]
+        assert len(waiting) == len(alive)
+        assert sum(client.waiting for client in waiting.clients.values()) == len(alive)
+        assert sum(client.running for client in waiting.clients.values()) == len(holding)
+        assert (waiting.first() is None) == (not alive)
+
+    def nothing_left(self) -> None:
+        planner = self.scheduler.planner
+        assert not self.open
+        assert not self.scheduler.sequences
+        assert not planner.waiting.clients
+        assert planner.blocks is not None
+        assert planner.blocks.available == planner.blocks.count
+        assert planner.slots.available == self.slots
+
+    # --- a run --------------------------------------------------------------------------------------
+
+    def run_steps(self, steps: int) -> None:
+        rng = self.rng
+        while self.steps < steps:
+            if len(self.open) < 40 and rng.random() < self.arrivals:
+                self.ask(rng.choice((1, 1, 1, 4)))
+            if self.open and rng.random() < self.changes:
+                self.change_mind()
+            if self.outstanding:
+                self.finish_step()
+                self.check()
+                if self.steps % EVERYTHING_EVERY == 0:
+                    self.check_everything()
+            else:
+                assert not self.open, "requests wait, and nothing runs"
+        while self.open or self.outstanding:
+            assert self.outstanding, "requests wait, and nothing runs"
+            self.finish_step()
+            self.check()
+        self.nothing_left()
+
+    def change_mind(self) -> None:
+        """An abort, said twice and of something unknown too; a stop text; now and then a new executor."""
+        rng = self.rng
+        kind = rng.random()
+        request = rng.choice(list(self.open))
+        if kind < 0.7:
+            self.open[request].aborted = True
+            self.give(Cancel([request, 10**9]))
+            self.give(Cancel([request]))
+        elif kind < 0.95:
+            del self.open[request]
+            self.give(Matched([request], [0]))
+            self.give(Matched([request], [0]))
+            self.ended["matched"] += 1
+        else:
+            self.restart()
+
+
+def over_a_socket(plan: Plan) -> Plan:
+    """The plan as it comes out of its frame."""
+    body = decode_envelope(encode(Envelope("scheduler", 1, 1, 0, plan))).body
+    assert isinstance(body, Plan)
+    return body
+
+
+def main() -> None:
+    seed, steps = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2000
+    lab = Lab(seed)
+    print(
+        f"seed {seed}: depth {lab.depth}, {lab.slots} slots, {lab.blocks - 1} blocks of {lab.size} tokens,"
+        f" {lab.budget} tokens in a step"
+    )
+    lab.run_steps(steps)
+    print(f"{lab.steps} steps, {lab.asked} requests, ended: {dict(lab.ended)}")
+    print({name: int(value) for name, value in lab.scheduler.counters.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Actors with a planted fault, and a service that has them. ``planted.py FACTORIES ARGUMENT...`` is
+``slipstream serve ARGUMENT...`` with the factories of some actors replaced: test code, which no option reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from array import array
+from pathlib import Path
+from typing import Any
+
+
+def fault_is_due() -> bool:
+    """Whether the test asked for the fault; it happens once for each time that it asks."""
+    try:
+        os.unlink(os.environ["PLANTED_MARKER"])
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def spinning_detokenizer(context: Any) -> Any:
+    """Spins for ever in the middle of a message."""
+    from slipstream.actors.text.detokenizer import build
+    from slipstream.protocol.messages import Tokens
+
+    actor = build(context)
+    handle = actor.handlers[Tokens]
+
+    def spin(message: Any, now: float) -> None:
+        while fault_is_due():
+            while True:
+                pass
+        handle(message, now)
+
+    actor.handlers[Tokens] = spin
+    return actor
+
+
+def stalling_executor(context: Any) -> Any:
+    """Its device finishes no step any more, while its loop goes on."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Completed
+
+    actor = build(context)
+    handle = actor.handlers[Completed]
+    stalled = False
+
+    def stall(message: Any, now: float) -> None:
+        nonlocal stalled
+        stalled = stalled or fault_is_due()
+        if not stalled:
+            handle(message, now)
+
+    actor.handlers[Completed] = stall
+    return actor
+
+
+def launching_executor(context: Any) -> Any:
+    """Launching a step takes as long as the step, as on a GPU without a graph."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor = build(context)
+    handle = actor.handlers[Plan]
+
+    def launch(plan: Any, now: float) -> None:
+        handle(plan, now)
+        time.sleep(context.options["emulated_step_ms"] * 1e-3)
+
+    actor.handlers[Plan] = launch
+    return actor
+
+
+def poisoned_executor(context: Any) -> Any:
+    """Dies by a signal of its own when a prompt has the token 666."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor = build(context)
+    handle = actor.handlers[Plan]
+
+    def die(plan: Any, now: float) -> None:
+        handle(plan, now)
+        if any(666 in array("i", join.tokens) for join in plan.joins):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    actor.handlers[Plan] = die
+    return actor
+
+
+def unready_executor(context: Any) -> Any:
+    """Dies by a signal of its own while it starts, when the test asks for it; else writes what it is told."""
+    from slipstream.actors.executor.build import build
+
+    while fault_is_due():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    Path(os.environ["PLANTED_MARKER"]).with_name("crashed").write_text(str(context.crashed))
+    return build(context)
+
+
+def waiting_tokenizer(context: Any) -> Any:
+    """Is not ready as long as the test's marker is there."""
+    from slipstream.actors.text.tokenizer import build
+
+    while os.path.exists(os.environ["PLANTED_MARKER"]):
+        time.sleep(0.01)
+    return build(context)
+
+
+def evaluating_tokenizer(context: Any) -> Any:
+    """Evaluates and unpickles for each request, as no actor may."""
+    import pickle
+
+    from slipstream.actors.text.tokenizer import build
+    from slipstream.protocol.messages import Submit
+
+    actor = build(context)
+    handle = actor.handlers[Submit]
+
+    def evaluate(message: Any, now: float) -> None:
+        eval("1 + 1")
+        pickle.loads(pickle.dumps(Path("/")))
+        handle(message, now)
+
+    actor.handlers[Submit] = evaluate
+    return actor
+
+
+def main(factories: dict[str, str], arguments: list[str]) -> int:
+    import argparse
+
+    from slipstream.runtime.config import add_arguments, resolve
+    from slipstream.runtime.log import Log
+    from slipstream.runtime.run_directory import run_directory
+
+    from slipstream.options import ServeOptions
+    from slipstream.service import plan_service, run
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ServeOptions)
+    options = resolve(ServeOptions, arguments=vars(parser.parse_args(arguments))).options
+    with run_directory() as directory:
+        specs = [
+            dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
+            for spec in plan_service(options, directory)
+        ]
+        return run(specs, options, directory, Log("text"), os.getppid())
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,340 @@
+"""Faults to plant in ledger, epochs and recovery: each an edit of one line of a production method.
+
+An edit whose text is no longer in the source fails loudly: the fault has to be written anew. Two were not
+invented: ``the-start-of-another-answer-counts-as-the-start-of-all`` and ``usage-of-a-finished-answer-is-dropped``
+are how the simulation found the gateway and the session.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from chaos import Chaos, detokenizer_is_late, everything_fails, gateway_fails
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In the function ``where`` (``module:Class.method`` within the package), ``old`` becomes ``new``."""
+
+    id: str
+    where: str
+    old: str
+    new: str = "pass"
+    fails: Callable[[Chaos], None] = everything_fails
+    """In which worlds it shows best."""
+
+
+def planted(fault: Fault) -> tuple[Any, str, Callable[..., Any]]:
+    """The class or module, the name in it, and the function with the fault."""
+    module, _, path = fault.where.partition(":")
+    owner: Any = importlib.import_module(f"slipstream.{module}")
+    *classes, name = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    function = inspect.unwrap(getattr(owner, name))
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(fault.old) == 1, f"{source.count(fault.old)} times in {fault.where}: {fault.old!r}"
+    source = source.replace(fault.old, fault.new)
+    made: dict[str, Any] = {}
+    exec(
+        compile(f"from __future__ import annotations\n{source}", f"<{fault.id}>", "exec"),
+        function.__globals__,
+        made,
+    )
+    return owner, name, made[name]
+
+
+LINKS = "runtime.links:Links"
+GATEWAY = "actors.gateway.gateway:Gateway"
+DELIVERY = "actors.gateway.delivery"
+LEDGER = "actors.gateway.ledger"
+CONNECTIONS = "actors.gateway.connections"
+SESSION = "protocol.client.session:Session"
+STREAM = "protocol.client.session:Stream"
+TOKENIZER = "actors.text.tokenizer:Tokenizer"
+SCHEDULER = "actors.scheduler.scheduler:Scheduler"
+PLANNER = "actors.scheduler.planner:Planner"
+QUARANTINE = "actors.scheduler.quarantine:Quarantine"
+SEQUENCE = "actors.scheduler.sequence:Sequence"
+EXECUTOR = "actors.executor.executor:Executor"
+DETOKENIZER = "actors.text.detokenizer:Detokenizer"
+
+RESENT = 'if peer.name == "executor":'
+
+FAULTS = [
+    # --- epochs and numbers ---------------------------------------------------------------------------
+    Fault(
+        "frames-of-the-dead-are-taken-in",
+        f"{LINKS}.open",
+        "envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0)",
+        "envelope.receiver_epoch != self.epoch",
+    ),
+    Fault(
+        "a-gap-is-not-noticed",
+        f"{LINKS}.open",
+        "envelope.sequence != expected",
+        "envelope.sequence < expected",
+    ),
+    Fault("received-frames-are-not-counted", f"{LINKS}.open", "self.received[sender] = expected + 1"),
+    Fault(
+        "the-first-word-of-a-new-life-is-no-news",
+        f"{LINKS}.open",
+        "opened.append((sender, PeerUp(sender, envelope.epoch)))",
+    ),
+    Fault(
+        "a-new-peer-is-sent-old-numbers",
+        f"{LINKS}.peer_up",
+        "self.sent[name] = 0",
+        "self.sent.setdefault(name, 0)",
+    ),
+    Fault(
+        "old-numbers-are-expected-of-a-new-peer",
+        f"{LINKS}.peer_up",
+        "self.received[name] = 0",
+        "self.received.setdefault(name, 0)",
+    ),
+    Fault(
+        "every-frame-is-news",
+        f"{LINKS}.peer_up",
+        "epoch <= self.peers.get(name, 0)",
+        "epoch < self.peers.get(name, 0)",
+    ),
+    Fault("frames-are-not-numbered", f"{LINKS}.seal", "self.sent[to] = sequence + 1"),
+    # --- the gateway's ledger ---------------------------------------------------------------------------
+    Fault("an-attempt-is-not-counted", f"{GATEWAY}.on_peer_up", "request.attempt += 1"),
+    Fault("open-requests-are-not-sent-again", f"{GATEWAY}.on_peer_up", "self.submit(request)"),
+    Fault(
+        "a-new-tokenizer-gets-nothing",
+        f"{GATEWAY}.on_peer_up",
+        RESENT,
+        'if peer.name in ("executor", "tokenizer"):',
+    ),
+    Fault(
+        "a-new-scheduler-gets-nothing",
+        f"{GATEWAY}.on_peer_up",
+        RESENT,
+        'if peer.name in ("executor", "scheduler"):',
+    ),
+    Fault(
+        "a-new-detokenizer-gets-nothing",
+        f"{GATEWAY}.on_peer_up",
+        RESENT,
+        'if peer.name in ("executor", "detokenizer"):',
+    ),
+    Fault("an-answer-stays-open-when-it-is-sent-again", f"{GATEWAY}.submit", "answer.opened = False"),
+    Fault(
+        "the-start-of-another-answer-counts-as-the-start-of-all",
+        f"{GATEWAY}.on_tokenized",
+        "if answer is request.leader:",
+        "if request.leader is not None:",
+    ),
+    Fault(
+        "the-other-answers-are-not-started",
+        f"{GATEWAY}.on_tokenized",
+        'self.send("tokenizer", other.submission())',
+    ),
+    Fault("a-cancelled-request-stays", f"{GATEWAY}.cancel", "self.ledger.forget(request)"),
+    Fault(
+        "a-failure-is-not-told",
+        f"{GATEWAY}.fail",
+        "self.tell(request.client, Error(code=code, message=message, id=request.id))",
+    ),
+    Fault(
+        "an-older-attempt-opens-an-answer",
+        f"{DELIVERY}:take_opened",
+        "answer is None or one.attempt != answer.request.attempt",
+        "answer is None",
+        fails=detokenizer_is_late,
+    ),
+    Fault("no-answer-is-opened", f"{DELIVERY}:take_opened", "answer.opened = True"),
+    Fault(
+        "tokens-of-an-older-attempt-are-delivered",
+        f"{DELIVERY}:take_tokens",
+        "if not answer.opened or answer.finished:",
+        "if answer.finished:",
+    ),
+    Fault("delivered-tokens-are-not-noted", f"{DELIVERY}:take_tokens", "answer.delivered.append(token)"),
+    Fault("an-end-of-an-older-attempt-counts", f"{DELIVERY}:take_end", "if not answer.opened:", "if False:"),
+    Fault("an-end-is-not-noted", f"{DELIVERY}:take_end", "answer.finished = True"),
+    Fault("a-tail-is-dropped", f"{DELIVERY}:take_end", "delta.text += tail"),
+    Fault("a-finished-request-stays", f"{DELIVERY}:take_end", "ledger.forget(request)"),
+    Fault("usage-is-not-told", f"{DELIVERY}:take_end", "delta.usage = request.usage"),
+    Fault(
+        "an-answer-is-sent-again-from-its-start",
+        f"{LEDGER}:Answer.submission",
+        "self.delivered.tobytes()",
+        'b""',
+    ),
+    Fault(
+        "an-answer-is-sent-again-with-another-seed",
+        f"{LEDGER}:Answer.submission",
+        "self.params,",
+        "request.params,",
+    ),
+    Fault("an-attempt-is-not-told", f"{LEDGER}:Answer.submission", "request.attempt,", "0,"),
+    Fault("what-the-client-has-is-ignored", f"{LEDGER}:Ledger.open", 'array("i", received)', 'array("i")'),
+    Fault(
+        "bytes-of-ended-requests-stay-counted", f"{LEDGER}:Ledger.forget", "self.open_bytes -= request.size"
+    ),
+    Fault(
+        "what-the-client-has-of-other-answers-is-ignored",
+        f"{LEDGER}:received_by_answer",
+        "[message.received, *message.received_of_others]",
+        "[message.received]",
+    ),
+    Fault("merging-drops-tokens", f"{CONNECTIONS}:merge", "held.token_ids += item.token_ids"),
+    Fault("merging-drops-text", f"{CONNECTIONS}:merge", "held.text += item.text"),
+    Fault("merging-drops-logprobs", f"{CONNECTIONS}:merge", "held.logprobs += item.logprobs"),
+    Fault(
+        "deltas-that-were-not-taken-are-dropped",
+        f"{CONNECTIONS}:Connections.on_blocked",
+        "self.hold(client, blocked.message.items)",
+    ),
+    # --- the client's side ------------------------------------------------------------------------------
+    Fault(
+        "the-client-asks-anew", f"{SESSION}.resend", "encode(stream.resumed(now))", "encode(stream.request)"
+    ),
+    Fault(
+        "the-client-tells-nothing-of-the-first-answer",
+        f"{STREAM}.resumed",
+        "request.received = self.received.get(0, [])",
+    ),
+    Fault(
+        "the-client-does-not-note-what-it-has",
+        f"{SESSION}.take_deltas",
+        "stream.received[delta.index] += delta.token_ids",
+    ),
+    Fault(
+        "an-answer-made-again-is-told-twice",
+        f"{SESSION}.take_deltas",
+        "elif delta.index not in stream.unfinished:",
+        "elif False:",
+    ),
+    Fault(
+        "usage-of-a-finished-answer-is-dropped",
+        f"{STREAM}.lacks_usage",
+        "return delta.finish_reason is not None and self.unfinished == {delta.index}",
+        "return False",
+        fails=gateway_fails,
+    ),
+    Fault(
+        "a-gateway-that-forgot-us-fails-the-requests",
+        f"{SESSION}.take_error",
+        'self.state == "ready" and error.code == ProtocolError.code',
+        "False",
+    ),
+    # --- tokenizer, scheduler, executor, detokenizer -----------------------------------------------------
+    Fault(
+        "the-tokenizer-drops-what-was-delivered",
+        f"{TOKENIZER}.on_submit",
+        "submit.delivered, submit.client",
+        'b"", submit.client',
+    ),
+    Fault(
+        "the-tokenizer-drops-the-attempt",
+        f"{TOKENIZER}.on_submit",
+        "submit.client, submit.attempt",
+        "submit.client, 0",
+    ),
+    Fault(
+        "the-gateway-is-not-told-of-the-prompt",
+        f"{TOKENIZER}.on_submit",
+        'self.send("gateway", Tokenized(submit.request, ids))',
+    ),
+    Fault("a-request-sent-again-is-not-said-again", f"{SCHEDULER}.on_enqueue", "self.again(known, message)"),
+    Fault("the-scheduler-keeps-the-old-attempt", f"{SCHEDULER}.again", "sequence.attempt = message.attempt"),
+    Fault(
+        "delivered-tokens-are-said-again",
+        f"{SCHEDULER}.again",
+        "first = sequence.prompt_len + sequence.delivered",
+        "first = sequence.prompt_len",
+    ),
+    Fault(
+        "the-scheduler-keeps-the-old-count-of-delivered-tokens",
+        f"{SCHEDULER}.again",
+        "sequence.delivered = len(message.delivered) // 4",
+    ),
+    Fault("a-stream-is-not-opened-again", f"{SCHEDULER}.again", "self.open(sequence, 0)"),
+    Fault(
+        "logprobs-are-not-said-again",
+        f"{SCHEDULER}.again",
+        "logprobs=sequence.last_logprobs(len(missing))",
+        "logprobs=None",
+    ),
+    Fault(
+        "the-wrong-logprobs-are-said-again",
+        f"{SEQUENCE}.last_logprobs",
+        "self.logprobs[-count:]",
+        "self.logprobs[:count]",
+    ),
+    Fault(
+        "an-answer-that-was-complete-goes-on",
+        f"{SCHEDULER}.is_over",
+        "stopped or len(sequence.tokens) >= sequence.target",
+        "stopped",
+        fails=gateway_fails,
+    ),
+    Fault(
+        "a-stop-that-was-delivered-is-forgotten",
+        f"{SCHEDULER}.is_over",
+        "last in sequence.stop_tokens",
+        "False",
+        fails=gateway_fails,
+    ),
+    Fault(
+        "the-scheduler-begins-anew",
+        f"{SCHEDULER}.sequence_of",
+        "np.concatenate([prompt, delivered])",
+        "prompt",
+    ),
+    Fault(
+        "delivered-tokens-count-as-prompt",
+        f"{SCHEDULER}.sequence_of",
+        "prompt_len=len(prompt)",
+        "prompt_len=len(prompt) + len(delivered)",
+    ),
+    Fault(
+        "the-text-goes-on-behind-the-prompt",
+        f"{SCHEDULER}.open",
+        "known = sequence.prompt_len + sequence.delivered",
+        "known = sequence.prompt_len",
+    ),
+    Fault(
+        "a-stop-text-of-an-earlier-attempt-ends-a-later-one",
+        f"{SCHEDULER}.on_matched",
+        "sequence.attempt == attempt",
+        "True",
+        fails=detokenizer_is_late,
+    ),
+    Fault("suspects-are-never-tried", f"{QUARANTINE}.judge", "self.suspects.appendleft(sequence)"),
+    Fault("a-trial-does-not-end", f"{QUARANTINE}.passed", "self.trial = None"),
+    Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
+    Fault("a-dead-executors-cache-counts", f"{SCHEDULER}.on_peer_up", "self.planner.void(computing)"),
+    Fault(
+        "ghost-tokens-go-on",
+        f"{SCHEDULER}.on_sampled",
+        "alive = table.accepting[rows]",
+        "alive = table.accepting[rows] | True",
+    ),
+    Fault(
+        "tokens-since-the-last-prefill-are-forgotten",
+        f"{PLANNER}.forget_device",
+        "sequence.tokens = self.table.known(sequence.slot).copy()",
+    ),
+    Fault("ended-sequences-run-again", f"{PLANNER}.void_sequence", "if sequence.finished:", "if False:"),
+    Fault("the-batch-of-a-dead-scheduler-stays", f"{EXECUTOR}.welcome_scheduler", "self.batch.clear()"),
+    Fault(
+        "results-for-a-dead-scheduler-reach-the-new",
+        f"{EXECUTOR}.on_completed",
+        "if not self.scheduler_is_new:",
+        "if True:",
+    ),
+    Fault("a-new-scheduler-is-not-welcomed", f"{EXECUTOR}.on_peer_up", "self.scheduler_is_new = True"),
+    Fault("the-prompts-last-character-is-forgotten", f"{DETOKENIZER}.open", "stream.characters(token)"),
+    Fault("delivered-text-is-not-gone-through-again", f"{DETOKENIZER}.open", "stream.text(token)"),
+]

@@ -1,0 +1,445 @@
+"""Promises of the tokenizer: the ids that transformers would give, and a clear refusal of everything else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from array import array
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from slipstream.actors.text.tokenizer import Tokenizer, build
+from slipstream.actors.text.tokenizer_files import (
+    ChatTemplate,
+    find_folder,
+    load_chat_template,
+    load_tokenizer,
+)
+from slipstream.protocol.errors import ModelNotSupported
+from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized
+from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.process.child import Build
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
+SPECIAL += ["<start_of_turn>", "<end_of_turn>"]
+
+CHATML = """
+{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if loop.index0 > 40 %}{% break %}{% endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}
+    {%- else %}
+        {{- message.content + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+    {%- if message.tool_calls %}
+        {%- for call in message.tool_calls %}
+            {{- call | tojson }}{{ call.function | tojson(indent=2) }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+LLAMA_3 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+{%- set ns = namespace(system='') %}
+{%- if messages[0].role == 'system' %}
+    {%- set ns.system = messages[0].content | trim %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday: ' + date_string + '\\n' + ns.system + eot_token }}
+{%- for message in messages %}
+    {%- if tools is not none %}{{- raise_exception('no tools here') }}{% endif %}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' }}
+    {{- message.content | trim + eot_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {{ raise_exception('System role not supported') }}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '
+' + message['content'] | trim + '<end_of_turn>
+' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model
+' }}{%- endif -%}
+"""
+
+LOOSE = """
+{% for message in messages %}
+    {% if message.role != 'nobody' %}
+{{ message.role }}: {{ message.content }}
+    {% endif %}
+{% endfor %}
+Answer:
+"""
+"""Without dashes: what the sandbox trims around blocks shows."""
+
+TEMPLATES = {"chatml": CHATML, "llama-3": LLAMA_3, "gemma": GEMMA, "loose": LOOSE}
+
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "user", "content": "Größe of a 🦊?  <|im_end|> "},
+    {"role": "assistant", "content": "Small & <b>quick</b>"},
+    {"role": "user", "content": "日本語\n\nplease", "name": None},
+]
+
+
+def write_model(folder: Path, config: dict[str, Any] | None = None, template: str | None = None) -> Path:
+    """A folder with a byte-level tokenizer that puts ``<s>`` before a prompt."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=SPECIAL,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick fox sat by the fire and told a story"] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.enable_truncation(8)  # of its training: not for serving
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = config if config is not None else {"chat_template": template} if template else {}
+    config = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}} | config
+    config["extra_special_tokens"] = {"eot_token": "<|eot_id|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def start(folder: Path, **options: Any) -> Tokenizer:
+    actor = build(Build({"model": str(folder), "max_model_len": 100, **options}))
+    assert isinstance(actor, Tokenizer)
+    return actor
+
+
+def ask(actor: Tokenizer, prompt: Any, delivered: list[int] | None = None) -> list[Any]:
+    """What the tokenizer answers to one request, by its receivers."""
+    known = prompt if isinstance(prompt, bytes) else b""
+    submit = Submit(
+        5,
+        None if isinstance(prompt, bytes) else prompt,
+        SamplingParams(seed=1),
+        array("i", delivered or []).tobytes(),
+        client=3,
+        attempt=2,
+        prompt_ids=known,
+    )
+    return actor.receive("gateway", submit, 0.0)
+
+
+def prompt_ids(actor: Tokenizer, prompt: Any) -> list[int]:
+    sends = ask(actor, prompt)
+    assert [to for to, _ in sends] == ["gateway", "scheduler"], sends
+    return array("i", sends[0][1].prompt).tolist()
+
+
+def refusal(actor: Tokenizer, prompt: Any, delivered: list[int] | None = None) -> str:
+    [(to, refused)] = ask(actor, prompt, delivered)
+    assert to == "gateway"
+    assert isinstance(refused, Refused)
+    assert (refused.request, refused.code) == (5, "invalid_request")
+    return refused.message
+
+
+@pytest.fixture
+def actor(tmp_path: Path) -> Tokenizer:
+    return start(write_model(tmp_path, template=CHATML))
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def test_a_prompt_reaches_gateway_and_scheduler_with_all_that_came_with_it(actor: Tokenizer) -> None:
+    ids = array("i", [0, *actor.prompts.tokenizer.encode("the fox", add_special_tokens=False).ids]).tobytes()
+    assert ask(actor, "the fox", delivered=[9, 8]) == [
+        ("gateway", Tokenized(5, ids)),
+        ("scheduler", Enqueue(5, ids, SamplingParams(seed=1), array("i", [9, 8]).tobytes(), 3, 2)),
+    ]
+    assert (actor.refused, actor.failed) == (0, 0)
+
+
+def test_text_is_encoded_as_transformers_does(actor: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in ("the quick fox", "Größe 🦊 日本語 e\u0301", " </s> two  spaces\n", "a" * 90, "<|eot_id|>x"):
+        assert prompt_ids(actor, text) == theirs(text)["input_ids"]
+
+
+def test_token_ids_are_taken_as_they_are(actor: Tokenizer) -> None:
+    assert prompt_ids(actor, array("i", [7, 0, 289]).tobytes()) == [7, 0, 289]
+
+
+@pytest.mark.parametrize("prompt", ["", b""])
+def test_an_empty_prompt_is_refused(actor: Tokenizer, prompt: str | bytes) -> None:
+    assert "at least one" in refusal(actor, prompt)
+
+
+def test_a_prompt_leaves_room_for_one_token(actor: Tokenizer) -> None:
+    fits, over = array("i", [7] * 99).tobytes(), array("i", [7] * 100).tobytes()
+    assert len(prompt_ids(actor, fits)) == 99
+    said = refusal(actor, over)
+    assert "100 tokens" in said
+    assert "max_model_len" in said
+    said = refusal(actor, array("i", [7] * 97).tobytes(), delivered=[1, 2, 3, 4])
+    assert "97 tokens" in said
+    assert "4 tokens" in said
+    assert "100 tokens" in said
+
+
+@pytest.mark.parametrize("wrong", [-1, 290, 2**31 - 1])
+def test_an_id_outside_the_vocabulary_is_refused(actor: Tokenizer, wrong: int) -> None:
+    said = refusal(actor, array("i", [7, wrong, -5]).tobytes())
+    assert f"token id {wrong} at position 1" in said
+    assert "0 to 289" in said
+    assert "received has token id" in refusal(actor, "the", delivered=[wrong])
+
+
+def test_the_models_vocabulary_counts_where_it_is_larger(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path), vocab_size=512)
+    assert prompt_ids(actor, array("i", [511]).tobytes()) == [511]
+    assert "0 to 511" in refusal(actor, array("i", [512]).tobytes())
+
+
+def test_a_lone_surrogate_is_refused(actor: Tokenizer) -> None:
+    for prompt in ("ab\ud800", [{"role": "user", "content": "\udfff"}]):
+        assert "lone surrogate" in refusal(actor, prompt)
+
+
+def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template=CHATML), max_prompt_bytes=50)
+    assert "52 bytes; the limit is 50" in refusal(actor, "é" * 26)
+    assert "50 characters" in refusal(actor, [{"role": "user", "content": "x" * 51}])
+    assert "50" in refusal(actor, [{"role": "user", "content": "x" * 20}])  # the rendered conversation
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), RecursionError("deep"), BaseException("a panic")])
+def test_an_error_of_ours_fails_its_own_request_alone(actor: Tokenizer, error: BaseException) -> None:
+    class Broken:
+        def encode(self, text: str, add_special_tokens: bool) -> None:
+            raise error
+
+    whole, actor.prompts.tokenizer = actor.prompts.tokenizer, Broken()  # pyright: ignore[reportAttributeAccessIssue]
+    [(_, refused)] = ask(actor, "the")
+    assert (refused.code, actor.failed) == ("internal", 1)
+    assert f"{type(error).__name__}: {error}" in refused.message
+    actor.prompts.tokenizer = whole
+    assert prompt_ids(actor, "the")
+
+
+def test_a_cancel_follows_the_request_that_it_ends(actor: Tokenizer) -> None:
+    ask(actor, "the")
+    assert actor.receive("gateway", Cancel([5]), 0.0) == [("scheduler", Cancel([5]))]
+    assert actor.receive(b"", PeerUp("scheduler", 2), 0.0) == []
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["config", "list", "file"])
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_conversations_become_the_ids_that_transformers_gives(tmp_path: Path, name: str, place: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    template: Any = TEMPLATES[name]
+    if place == "list":
+        other = {"name": "tool_use", "template": "not this one"}
+        template = [other, {"name": "default", "template": template}]
+    write_model(
+        tmp_path, {"chat_template": "not this one"} if place == "file" else {"chat_template": template}
+    )
+    if place == "file":
+        (tmp_path / "chat_template.jinja").write_text(template)
+    actor = start(tmp_path, max_model_len=2000)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    system = [] if name == "gemma" else [{"role": "system", "content": " Be kind. "}]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "ß<", "n": [1, None]}}]}
+    for messages in (CONVERSATION, CONVERSATION[:1], system + CONVERSATION, [*CONVERSATION, call]):
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt_ids(actor, messages) == expected
+
+
+def test_text_parts_are_joined(actor: Tokenizer) -> None:
+    parts = [{"type": "text", "text": "the"}, {"type": "text", "text": "fox"}]
+    joined = prompt_ids(actor, [{"role": "user", "content": "the\nfox"}])
+    assert prompt_ids(actor, [{"role": "user", "content": parts}]) == joined
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "messages is empty"),
+        (["hello"], "messages[0] is 'hello'"),
+        ([{"content": "hello"}], "messages[0].role is None"),
+        ([{"role": 3, "content": "hello"}], "messages[0].role is 3"),
+        ([CONVERSATION[0], {"role": "user"}], "messages[1].content is missing"),
+        ([{"role": "user", "content": None}], "messages[0].content is missing"),
+        ([{"role": "user", "content": 7}], "messages[0].content is 7"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "messages[0].content[0] is {'type': 'image_url'}",
+        ),
+        ([{"role": "user", "content": "", "x": b"raw"}], None),
+        ([{"role": "assistant", "tool_calls": b"raw"}], "cannot render the messages"),
+    ],
+)
+def test_messages_of_a_wrong_shape_are_refused(
+    actor: Tokenizer, messages: list[Any], said: str | None
+) -> None:
+    if said is None:
+        assert prompt_ids(actor, messages)
+    else:
+        assert said in refusal(actor, messages)
+
+
+def test_messages_that_are_nested_too_deeply_are_refused(actor: Tokenizer) -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    assert "nested deeper than 16" in refusal(actor, [{"role": "user", "content": "a", "tool_calls": deep}])
+
+
+def test_what_the_template_refuses_is_told(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template=GEMMA))
+    said = refusal(actor, [{"role": "system", "content": "be kind"}])
+    assert said == "the model's chat template refuses the messages: System role not supported"
+
+
+def test_a_request_is_data_for_the_template_and_never_a_template(actor: Tokenizer) -> None:
+    ids = prompt_ids(actor, [{"role": "user", "content": "{{ 7 * 7 }}{% raw %}"}])
+    assert "{{ 7 * 7 }}{% raw %}" in actor.prompts.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for i in range(10**9) %}{% endfor %}"],
+)
+def test_the_template_runs_in_a_sandbox(tmp_path: Path, source: str) -> None:
+    assert "Error" in refusal(start(write_model(tmp_path, template=source)), CONVERSATION)
+
+
+def test_a_template_can_ask_for_the_date() -> None:
+    template = ChatTemplate("{{ strftime_now('%Y-%m') }}", {}, clock=lambda: datetime(2001, 2, 3))
+    assert template.render(CONVERSATION) == "2001-02"
+
+
+@pytest.mark.parametrize("template", [None, "{% broken"])
+def test_a_model_without_a_template_still_takes_prompts(tmp_path: Path, template: str | None) -> None:
+    actor = start(write_model(tmp_path, template=template))
+    assert "send a prompt instead" in refusal(actor, CONVERSATION)
+    assert prompt_ids(actor, "the fox")
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupported, match="no tokenizer at all"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ModelNotSupported, match=r"only tokenizer\.model\); make one .*save_pretrained"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelNotSupported, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupported, match="not a folder"):
+        find_folder(str(tmp_path / "missing"))
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(ModelNotSupported, match="is a file"):
+        find_folder(str(tmp_path / "model.gguf"))
+
+
+def test_a_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ModelNotSupported, match=r"tokenizer_config\.json holds a list"):
+        load_chat_template(tmp_path)
+
+
+def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_path: Path) -> None:
+    write_model(tmp_path, template=CHATML)
+    program = f"""
+import re, sys
+from pathlib import Path
+from slipstream.actors.text.tokenizer_files import tokenizer
+from slipstream.protocol.messages import Submit
+from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.process.child import Build
+actor = tokenizer.build(Build({{"model": {str(tmp_path)!r}, "max_model_len": 2000}}))
+actor.receive("", Submit(1, [{{"role": "user", "content": "hi " * 500}}], SamplingParams()), 0.0)
+heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(heavy, int(peak[1]) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy, _, megabytes = done.stdout.strip().rpartition(" ")
+    assert heavy == "[]"
+    assert int(megabytes) < 90
+
+
+# --- what a template is given beside the messages -----------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+
+
+def submit_with(actor: Tokenizer, **template: object) -> object:
+    """What the tokenizer answers to a conversation."""
+    messages = [{"role": "user", "content": "hi"}]
+    submit = Submit(5, messages, SamplingParams(seed=1), template=template)
+    return actor.receive("gateway", submit, 0.0)[0][1]
+
+
+def test_a_template_that_knows_tools_is_given_them(tmp_path: Path) -> None:
+    with_tools = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}"
+    actor = start(write_model(tmp_path, template=with_tools))
+    told = submit_with(actor, tools=TOOLS)
+    assert isinstance(told, Tokenized)
+    ids = memoryview(told.prompt).cast("i").tolist()
+    assert actor.prompts.tokenizer.decode(ids).replace(" ", "") == "nowhi"
+
+
+def test_what_a_template_does_not_know_is_refused(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template="{{ messages[0].content }}{{ style }}{{ bos_token }}"))
+    assert isinstance(submit_with(actor, style="x"), Tokenized)
+    for given, named in (
+        ({"tools": TOOLS}, "takes none"),
+        ({"stile": 1}, "'stile', which the model's chat template does not know; it knows style"),
+        ({"messages": []}, "'messages'"),
+        ({"bos_token": "x"}, "'bos_token'"),
+    ):
+        told = submit_with(actor, **given)
+        assert isinstance(told, Refused)
+        assert told.code == "invalid_request"
+        assert named in told.message
