@@ -475,7 +475,7 @@ def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_p
     program = f"""
 import re, sys
 from pathlib import Path
-from slipstream.actors.text.tokenizer_files import detokenizer
+from slipstream.actors.text import detokenizer
 from slipstream.runtime.process.child import Build
 detokenizer.build(Build({{"model": {str(tmp_path)!r}}}))
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]

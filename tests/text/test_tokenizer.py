@@ -393,7 +393,7 @@ def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_p
     program = f"""
 import re, sys
 from pathlib import Path
-from slipstream.actors.text.tokenizer_files import tokenizer
+from slipstream.actors.text import tokenizer
 from slipstream.protocol.messages import Submit
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.process.child import Build
