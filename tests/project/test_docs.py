@@ -23,6 +23,7 @@ from slipstream import Sidecar
 from slipstream.service import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
+FACE = ROOT / "src" / "slipstream"
 DOCUMENTS = [
     ROOT / "README.md",
     *(
@@ -202,9 +203,17 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(
-    "path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        FACE / "model" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
 )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_in_a_document_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if target.startswith(("http://", "https://")):
@@ -214,3 +223,36 @@ def test_every_link_in_a_document_leads_somewhere(path: Path) -> None:
         assert found.exists(), f"{path.name} links to {target}"
         if anchor:
             assert anchor in anchors(found), f"{path.name} links to {target}"
+
+
+OWN_PATH = re.compile(
+    r"(?<![\w./-])(?:(?:actors|runtime|protocol|tests|examples|training|docs|src/slipstream)/[\w./-]*\w)"
+)
+"""A path in this repository, as texts name it: in backquotes, in a command, in a link."""
+
+
+def dead_paths(text: str) -> list[str]:
+    return [found for found in OWN_PATH.findall(text) if not (ROOT / found).exists()]
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "Makefile", ROOT / ".ci" / "run"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_file_that_is_named_is_there(path: Path) -> None:
+    assert dead_paths(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_path_that_is_gone_is_found() -> None:
+    text = (
+        "see `actors/executor/pipeline.py` and run `pytest tests/test_gone.py -k x` with ipc:///tmp/tests/x"
+    )
+    assert dead_paths(text) == ["tests/test_gone.py"]
+
+
+def test_every_module_is_named_by_its_file_name_in_the_documents() -> None:
+    """A link's text that is a file name is the name of the file that it leads to."""
+    for path in PAGES:
+        for shown, target in re.findall(
+            r"\[`?([\w/]+\.py)`?\]\(([^)\s#]+)\)", path.read_text(encoding="utf-8")
+        ):
+            assert target.endswith(shown.rpartition("/")[2]), f"{path.name}: {shown} leads to {target}"
