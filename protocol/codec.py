@@ -66,7 +66,8 @@ def decode(
     try:
         return msgspec.convert(plain, kind)
     except Exception as error:
-        raise ProtocolError(explain(error, plain)) from None
+        field = field_of(error)
+        raise ProtocolError(explain(error, plain), param=field and field.removeprefix("params.")) from None
 
 
 def unpack(frame: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
@@ -143,7 +144,7 @@ def request_id(frame: bytes) -> str | None:
 def explain(error: Exception, plain: object) -> str:
     """msgspec's message, with the value that it complains about."""
     text = str(error) or type(error).__name__
-    _, found, path = text.partition(" - at `$")
+    _, found, path = text.rpartition(" - at `$")
     if not found:
         return text
     value: Any = plain
@@ -153,3 +154,12 @@ def explain(error: Exception, plain: object) -> str:
         except (KeyError, IndexError, TypeError, ValueError):
             return text
     return f"{text}: the value is {brief(value)}"
+
+
+def field_of(error: Exception) -> str | None:
+    """Path of the field that msgspec complains about, such as ``messages[0].role``; only its text tells."""
+    complaint, _, place = str(error).rpartition(" - at ")
+    path = place.rpartition("`$")[2] if complaint else ""
+    complaint = complaint or place
+    name = complaint.partition(" field `")[2] if complaint.startswith("Object ") else ""
+    return f"{path}.{name}".replace("`", "").strip(".") or None

@@ -23,27 +23,32 @@ def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
     """
     scheme, separator, address = endpoint.partition("://")
     if not separator or scheme not in ("ipc", "tcp"):
-        raise InvalidRequest(f"endpoint {endpoint!r} is neither ipc://PATH nor tcp://HOST:PORT")
+        raise InvalidRequest(
+            f"endpoint {endpoint!r} is neither ipc://PATH nor tcp://HOST:PORT", param="endpoint"
+        )
     if scheme == "ipc":
         size = len(os.fsencode(address))
         if not address or address.startswith("@"):
-            raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH")
+            raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH", param="endpoint")
         if size > MAX_IPC_PATH_BYTES:
             raise InvalidRequest(
                 f"the path of {endpoint!r} has {size} bytes; a Unix socket takes at most {MAX_IPC_PATH_BYTES}:"
-                " choose a shorter one, under /tmp for example"
+                " choose a shorter one, under /tmp for example",
+                param="endpoint",
             )
         return endpoint
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise InvalidRequest(
-            f"endpoint {endpoint!r} needs a host and a port of 0 to 65535: tcp://127.0.0.1:5555"
+            f"endpoint {endpoint!r} needs a host and a port of 0 to 65535: tcp://127.0.0.1:5555",
+            param="endpoint",
         )
     if not insecure and not is_loopback(host):
         raise InvalidRequest(
             f"endpoint {endpoint!r} can be reached from other machines, and anyone there could use it:"
             " bind a loopback address such as tcp://127.0.0.1:5555, or add --curve-keys FOLDER (see slipstream"
-            " keys) so that only clients with a key can, or --insecure"
+            " keys) so that only clients with a key can, or --insecure",
+            param="endpoint",
         )
     return endpoint
 

@@ -16,11 +16,24 @@ def brief(value: object) -> str:
     return BRIEF.repr(value)[:80]
 
 
+DEFAULT_RETRY_AFTER_S = 1.0
+"""What a client is told to wait when nothing better is known: long enough to take load off the service."""
+
+
 class SlipstreamError(Exception):
-    """Base of all errors; as it is, something in the service that is not the request's fault."""
+    """Base of all errors. An error of exactly this class is a fault of the service, not of the request."""
 
     code = "internal"
-    """What travels in an ``error`` message."""
+    """For programs: one of the codes of ``BY_CODE``, as it travels in an ``error`` message."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        """``param`` is the field that is wrong, ``code`` a more exact code than that of the class."""
+        super().__init__(message)
+        self.param = param
+        """Path of the wrong field, such as ``prompt`` or ``messages[0].content``; sampling parameters by their bare
+        name, such as ``top_p``. None if no single field is wrong."""
+        if code is not None:
+            self.code = code
 
 
 class InvalidRequest(SlipstreamError):
@@ -34,7 +47,7 @@ class Overloaded(SlipstreamError):
 
     code = "overloaded"
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -69,6 +82,15 @@ class ProtocolError(SlipstreamError):
     code = "protocol"
 
 
+EXACT_CODES: dict[str, tuple[type[SlipstreamError], str]] = {
+    "context_length_exceeded": (
+        InvalidRequest,
+        "The prompt, with what is still to be generated, is longer than the model or its cache allows.",
+    ),
+    "model_not_found": (InvalidRequest, "The service has no model of this name."),
+}
+"""Codes that programs act on and that need no class of their own: the class each belongs to, and its meaning."""
+
 BY_CODE: dict[str, type[SlipstreamError]] = {
     kind.code: kind
     for kind in (
@@ -81,12 +103,14 @@ BY_CODE: dict[str, type[SlipstreamError]] = {
         ServiceUnavailable,
         ProtocolError,
     )
-}
+} | {code: kind for code, (kind, _) in EXACT_CODES.items()}
 
 
-def from_wire(code: str, message: str, retry_after_s: float | None = None) -> SlipstreamError:
-    """The exception that an ``error`` message stands for; an unknown code gives the base class."""
+def from_wire(
+    code: str, message: str, retry_after_s: float | None = None, param: str | None = None
+) -> SlipstreamError:
+    """The exception that an ``error`` message stands for; an unknown code gives the base class with that code."""
     kind = BY_CODE.get(code, SlipstreamError)
     if kind is Overloaded:
-        return Overloaded(message, 1.0 if retry_after_s is None else retry_after_s)
-    return kind(message)
+        return Overloaded(message, DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s)
+    return kind(message, param=param, code=code)

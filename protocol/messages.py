@@ -163,7 +163,9 @@ class Error(ToClient, tag="error"):
     """For people: the value, the limit and what to do."""
     id: str | None = None
     retry_after_s: float | None = None
-    """With ``overloaded``: when to try again."""
+    """With ``overloaded``: how many seconds to wait before the request is sent again."""
+    param: str | None = None
+    """The field that is wrong: its path, such as ``messages[0].content``, or the bare name of a sampling parameter."""
 
 
 class Pong(ToClient, tag="pong"):
@@ -278,6 +280,8 @@ class Refused(Internal):
     request: int
     code: str
     message: str
+    param: str | None = None
+    """As in ``Error``."""
 
 
 class Enqueue(Internal):

@@ -117,24 +117,27 @@ class SamplingParams(
         counted("stop", len(strings), limits.MAX_STOP_STRINGS, "strings")
         for text in strings:
             if not text:
-                raise InvalidRequest('stop="" is empty; give a text of at least one character')
+                raise InvalidRequest('stop="" is empty; give a text of at least one character', param="stop")
             counted("stop", len(text), limits.MAX_STOP_CHARS, "characters in one string")
         counted("stop_token_ids", len(self.stop_token_ids), bounds.max_stop_token_ids, "ids")
         for token in self.stop_token_ids:
             if not 0 <= token < bounds.vocab_size:
                 raise InvalidRequest(
-                    f"stop_token_ids has {token}; a token id of this model is 0 to {bounds.vocab_size - 1}"
+                    f"stop_token_ids has {token}; a token id of this model is 0 to {bounds.vocab_size - 1}",
+                    param="stop_token_ids",
                 )
         counted("logit_bias", len(self.logit_bias), limits.MAX_LOGIT_BIAS, "entries")
         for token, bias in self.logit_bias.items():
             if not is_token_id(token, bounds.vocab_size):
                 raise InvalidRequest(
-                    f"logit_bias has {brief(token)}; a token id of this model is 0 to {bounds.vocab_size - 1}"
+                    f"logit_bias has {brief(token)}; a token id of this model is 0 to {bounds.vocab_size - 1}",
+                    param="logit_bias",
                 )
             if not -limits.MAX_ABS_LOGIT_BIAS <= bias <= limits.MAX_ABS_LOGIT_BIAS:
                 raise InvalidRequest(
                     f"logit_bias has {bias} for token {token};"
-                    f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}"
+                    f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}",
+                    param="logit_bias",
                 )
         counted("cache_salt", len(self.cache_salt), limits.MAX_CACHE_SALT_CHARS, "characters")
         self.check_grammar()
@@ -143,12 +146,15 @@ class SamplingParams(
         """Sizes alone; whether a grammar makes sense is seen where it is compiled."""
         given = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise InvalidRequest(f"{' and '.join(given)} are given; an answer matches one of them: leave one")
+            raise InvalidRequest(
+                f"{' and '.join(given)} are given; an answer matches one of them: leave one", param=given[1]
+            )
         if self.choice is not None:
             counted("choice", len(self.choice), limits.MAX_CHOICE_STRINGS, "strings")
             if not self.choice or not all(self.choice):
                 raise InvalidRequest(
-                    f"choice={brief(self.choice)} has no text to choose; give texts of at least one character"
+                    f"choice={brief(self.choice)} has no text to choose; give texts of at least one character",
+                    param="choice",
                 )
         grammar = self.grammar
         if grammar is None:
@@ -159,7 +165,8 @@ class SamplingParams(
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"{grammar.kind} has the lone surrogate {error.object[error.start]!r}, which no UTF-8 can hold;"
-                " use whole characters"
+                " use whole characters",
+                param=grammar.kind,
             ) from None
         counted(grammar.kind, size, limits.MAX_GRAMMAR_BYTES, "bytes")
 
@@ -170,13 +177,14 @@ def as_json(schema: dict[str, Any]) -> str:
         layer = [item for value in layer for item in inside(value)]
     if layer:
         raise InvalidRequest(
-            f"json_schema is nested deeper than {limits.MAX_DEPTH} lists and maps; give it as JSON text"
+            f"json_schema is nested deeper than {limits.MAX_DEPTH} lists and maps; give it as JSON text",
+            param="json_schema",
         )
     try:
         return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
-            f"json_schema cannot be written as JSON ({error}); give a plain object"
+            f"json_schema cannot be written as JSON ({error}); give a plain object", param="json_schema"
         ) from None
 
 
@@ -212,7 +220,8 @@ def within(params: SamplingParams, name: str, low: float, high: float, *, open_l
     if not inside:
         raise InvalidRequest(
             f"{name}={value} is out of range; it must be {'above' if open_low else 'at least'} {low}"
-            f" and at most {high}"
+            f" and at most {high}",
+            param=name,
         )
 
 
@@ -226,4 +235,4 @@ def is_token_id(name: int | str, vocab_size: int) -> bool:
 
 def counted(name: str, count: int, limit: int, unit: str) -> None:
     if count > limit:
-        raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}")
+        raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}", param=name)

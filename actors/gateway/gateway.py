@@ -12,7 +12,7 @@ import msgspec
 
 from ...protocol import limits
 from ...protocol.curve import KeyFolder
-from ...protocol.errors import InvalidRequest
+from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
     Abort,
@@ -168,7 +168,7 @@ class Gateway(Actor):
             # An error that carries an id ends that request: not the one that is open under it.
             usable = 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in client.requests
             id = message.id if usable else None
-            self.refuse(client, id, "invalid_request", str(error))
+            self.refuse(client, id, error.code, str(error), param=error.param)
             return
         if self.draining:
             self.refuse(client, message.id, "unavailable", "the service is stopping and accepts nothing new")
@@ -182,7 +182,7 @@ class Gateway(Actor):
                 f"{answers} requests with {open_bytes} bytes are open; the limits are"
                 f" {self.bounds.max_queued_requests} requests and {self.max_open_bytes} bytes: try again later"
             )
-            self.refuse(client, message.id, "overloaded", full, retry_after_s=1.0)
+            self.refuse(client, message.id, "overloaded", full, retry_after_s=DEFAULT_RETRY_AFTER_S)
             return
         params = message.params
         if params.seed is None:
@@ -207,10 +207,17 @@ class Gateway(Actor):
         self.send("tokenizer", request.leader.submission())
 
     def refuse(
-        self, client: Client, id: str | None, code: str, message: str, retry_after_s: float | None = None
+        self,
+        client: Client,
+        id: str | None,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        param: str | None = None,
     ) -> None:
         self.measures.count("refused")
-        self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s))
+        self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s, param=param))
 
     def on_abort(self, client: Client, abort: Abort, now: float) -> None:
         request = client.requests.get(abort.id)
@@ -262,16 +269,16 @@ class Gateway(Actor):
         answer = self.ledger.answers.get(message.request)
         if answer is not None:
             answer.finished = True
-            self.fail(answer.request, message.code, message.message)
+            self.fail(answer.request, message.code, message.message, message.param)
 
-    def fail(self, request: Request, code: str, message: str) -> None:
+    def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """The request ends with an error, and with it what answers are not finished."""
         self.measures.count("failed")
         if request.unfinished:
             self.cancel([request])
         else:
             self.ledger.forget(request)
-        self.tell(request.client, Error(code=code, message=message, id=request.id))
+        self.tell(request.client, Error(code=code, message=message, id=request.id, param=param))
 
     def on_texts(self, message: Texts, now: float) -> None:
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
@@ -353,7 +360,8 @@ class Gateway(Actor):
     def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
         seconds = math.inf if message.seconds is None else message.seconds
         if not seconds > 0:
-            self.tell(client, Error(code="invalid_request", message=f"seconds={seconds}; give more than 0"))
+            text = f"seconds={seconds}; give more than 0"
+            self.tell(client, Error(code="invalid_request", message=text, param="seconds"))
         elif not self.timelines.ask(client.address, seconds, now):
             text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
             self.tell(client, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))

@@ -8,9 +8,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.errors import ServiceUnavailable
+from ...protocol.errors import DEFAULT_RETRY_AFTER_S, ServiceUnavailable
 from ...protocol.messages import Actors
-from .errors import RETRY_S, retry_after
+from .errors import retry_after
 from .service import Service
 
 ANSWER_S = 2.0
@@ -71,5 +71,5 @@ def tell(service: Service, actors: Actors | None, well: bool) -> Response:
     answer = service.answer(body)
     if not well:
         answer.status_code = 503
-        answer.headers.update(retry_after(RETRY_S))
+        answer.headers.update(retry_after(DEFAULT_RETRY_AFTER_S))
     return answer

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from ...protocol.codec import explain
+from ...protocol.codec import explain, field_of
 from ...protocol.limits import MAX_FRAME_BYTES, Limits
 from ...protocol.sampling import SamplingParams
 from .errors import Problem
@@ -251,13 +251,3 @@ def complaint(error: msgspec.ValidationError, data: bytes) -> str:
         return explain(error, msgspec.json.decode(data))
     except NOT_JSON:
         return str(error)
-
-
-def field_of(error: msgspec.ValidationError) -> str | None:
-    """``messages[0].role``, from msgspec's path or from the name that it complains of."""
-    text = str(error)
-    _, found, path = text.partition(" - at `$.")
-    if found:
-        return path.rstrip("`")
-    _, found, name = text.partition(" field `")
-    return name.partition("`")[0] if found else None

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...protocol.errors import (
+    DEFAULT_RETRY_AFTER_S,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -20,9 +21,6 @@ from ...protocol.errors import (
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
-
-RETRY_S = 1.0
-"""What a client is told to wait where nothing better is known."""
 
 PARAM = re.compile(r"(?:the value of )?([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=|: | has | is )")
 """How a complaint of ours begins that is about one field."""
@@ -73,7 +71,7 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, DeadlineExceeded):
         return Problem(408, message, type="timeout_error", code=error.code)
     if isinstance(error, ServiceUnavailable):
-        return Problem(503, message, type=SERVER, code=error.code, headers=retry_after(RETRY_S))
+        return Problem(503, message, type=SERVER, code=error.code, headers=retry_after(DEFAULT_RETRY_AFTER_S))
     if isinstance(error, SlipstreamError):
         return Problem(500, message, type=SERVER, code=error.code)
     if isinstance(error, HTTPException):

@@ -12,13 +12,11 @@ from typing import Any
 import tokenizers
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ...protocol.limits import MAX_DEPTH
 from .tokenizer_files import ChatTemplate, load_chat_template, load_tokenizer
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""
-
-MAX_DEPTH = 16
-"""Deepest nesting of lists and maps in a chat message."""
 
 ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
 

@@ -68,7 +68,7 @@ class Tokenizer(Actor):
             self.check_grammar(submit.params)
             self.check_scores(submit.params, len(prompt))
         except SlipstreamError as error:
-            self.refuse(submit.request, error.code, str(error))
+            self.refuse(submit.request, error.code, str(error), error.param)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # one request fails only itself; a panic in Rust is no Exception
@@ -88,9 +88,9 @@ class Tokenizer(Actor):
         """Passed on behind the request that it ends: messages to the scheduler stay in order."""
         self.send("scheduler", cancel)
 
-    def refuse(self, request: int, code: str, message: str) -> None:
+    def refuse(self, request: int, code: str, message: str, param: str | None = None) -> None:
         self.refused += 1
-        self.send("gateway", Refused(request, code, message[:MAX_MESSAGE_CHARS]))
+        self.send("gateway", Refused(request, code, message[:MAX_MESSAGE_CHARS], param))
 
     def token_ids(self, submit: Submit) -> array[int]:
         prompt = submit.prompt

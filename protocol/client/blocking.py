@@ -295,7 +295,9 @@ class Line:
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self.hang_up()
-            raise InvalidRequest(f"cannot connect to {self.endpoint}: {error.strerror}") from None
+            raise InvalidRequest(
+                f"cannot connect to {self.endpoint}: {error.strerror}", param="endpoint"
+            ) from None
 
     def poll(self, seconds: float | None) -> None:
         """Wait until something arrives, the connection breaks, or time is up."""
@@ -331,5 +333,7 @@ def spread(
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
     if len(params) != count:
-        raise InvalidRequest(f"{len(params)} SamplingParams for {count} prompts; give one, or one for each")
+        raise InvalidRequest(
+            f"{len(params)} SamplingParams for {count} prompts; give one, or one for each", param="params"
+        )
     return params

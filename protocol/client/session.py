@@ -6,7 +6,7 @@ which connection (``connection`` counts them) and when it wants to be told the t
 
     lost      connect, or a request     → greeting   a new connection, Hello is sent
     greeting  Welcome                   → ready      every open request is sent, or sent again
-    greeting  no answer for RETRY_S     → greeting   on another new connection
+    greeting  no answer for HELLO_TIMEOUT_S → greeting   on another new connection
     greeting  Error, or ``timeout_s``   → lost       every open request fails
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
     ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
@@ -62,11 +62,11 @@ PING_AFTER_S = 1.0
 LOST_AFTER_S = 5.0
 """Silence after a Ping, after which the connection counts as lost."""
 
-BROKEN_RETRY_S = 0.05
-"""Wait before a Hello is said again whose connection broke."""
+RECONNECT_DELAY_S = 0.05
+"""Wait after a connection broke before the next Hello: short beside the start of a gateway, and no busy loop."""
 
-RETRY_S = 3.0
-"""Silence after a Hello, after which it is said again on a new connection: the first may be lost."""
+HELLO_TIMEOUT_S = 3.0
+"""Silence after a Hello, after which it is sent again on a new connection: the first may be lost."""
 
 MAX_BARREN = 5
 """Connections in a row that may end with nothing but a Welcome on them, before the session gives up."""
@@ -180,9 +180,13 @@ class Session:
         """Open a request; ``InvalidRequest`` if it cannot even be sent."""
         self.check_open()
         if messages is not None and not isinstance(messages, list):
-            raise InvalidRequest(f"messages is of type {type(messages).__name__}; give a list of dict")
+            raise InvalidRequest(
+                f"messages is of type {type(messages).__name__}; give a list of dict", param="messages"
+            )
         if messages is None and not isinstance(prompt, str | list):
-            raise InvalidRequest(f"prompt is of type {type(prompt).__name__}; give a str or a list of int")
+            raise InvalidRequest(
+                f"prompt is of type {type(prompt).__name__}; give a str or a list of int", param="prompt"
+            )
         request = Generate(
             id=self.new_id() if request_id is None else self.check_id(request_id),
             prompt=prompt,
@@ -203,7 +207,7 @@ class Session:
         """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``."""
         self.check_open()
         if seconds is not None and not seconds > 0:
-            raise InvalidRequest(f"seconds={seconds}; give more than 0")
+            raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
         messages: dict[type, FromClient] = {
             Stats: GetStats(),
             Trace: GetTrace(seconds=seconds),
@@ -332,12 +336,12 @@ class Session:
         if self.state == "ready" and error.code == ProtocolError.code:
             return self.lose(now, error.message)
         if error.id is None:
-            return self.fail(lambda: from_wire(error.code, error.message, error.retry_after_s))
+            return self.fail(lambda: from_wire(error.code, error.message, error.retry_after_s, error.param))
         self.barren = 0
         stream = self.streams.pop(error.id, None)
         if stream is None:
             return []
-        stream.error = from_wire(error.code, error.message, error.retry_after_s)
+        stream.error = from_wire(error.code, error.message, error.retry_after_s, error.param)
         return [stream]
 
     def take_answer(self, kind: type, answer: Any) -> list[Pending]:
@@ -390,7 +394,7 @@ class Session:
     def interrupted(self, now: float) -> list[Pending]:
         """The connection broke: do not wait for silence to tell. Take in everything that has arrived first."""
         if self.state == "greeting":
-            self.retry_at = min(self.retry_at, now + BROKEN_RETRY_S)
+            self.retry_at = min(self.retry_at, now + RECONNECT_DELAY_S)
         elif self.state == "ready" and (self.streams or self.questions):
             return self.lose(now, "the connection broke")
         elif self.state == "ready":
@@ -408,7 +412,7 @@ class Session:
     def greet(self, now: float) -> None:
         self.state = "greeting"
         self.connection += 1
-        self.retry_at = now + RETRY_S
+        self.retry_at = now + HELLO_TIMEOUT_S
         self.pinged_at = None
         self.outbox.clear()
         self.outbox.append(encode(Hello(protocol=list(PROTOCOL), client=self.client)))
@@ -451,10 +455,13 @@ class Session:
     def check_id(self, request_id: str) -> str:
         if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_REQUEST_ID_CHARS:
             raise InvalidRequest(
-                f"request_id={request_id!r:.80} must be a text of 1 to {MAX_REQUEST_ID_CHARS} characters"
+                f"request_id={request_id!r:.80} must be a text of 1 to {MAX_REQUEST_ID_CHARS} characters",
+                param="request_id",
             )
         if request_id in self.streams:
-            raise InvalidRequest(f"request_id={request_id!r} is in use by an open request of this client")
+            raise InvalidRequest(
+                f"request_id={request_id!r} is in use by an open request of this client", param="request_id"
+            )
         return request_id
 
 
@@ -467,7 +474,9 @@ def check_params(params: SamplingParams | None) -> SamplingParams:
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params is of type {type(params).__name__}; give a SamplingParams(...) or None")
+        raise InvalidRequest(
+            f"params is of type {type(params).__name__}; give a SamplingParams(...) or None", param="params"
+        )
     return params
 
 

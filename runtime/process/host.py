@@ -312,7 +312,8 @@ class Host:
                 self.tell(client, ClientMessage(client, decode_from_client(frames[0])))
             except ProtocolError as error:
                 found = request_id(frames[0]) if len(frames) == 1 else None
-                self.deliver_to_client(client, Error(code="invalid_request", message=str(error), id=found))
+                refusal = Error(code="invalid_request", message=str(error), id=found, param=error.param)
+                self.deliver_to_client(client, refusal)
         return True
 
     def drain_control(self) -> None:

@@ -14,11 +14,11 @@ import pytest
 import zmq
 from slipstream.protocol.client import session as session_module
 from slipstream.protocol.client.session import (
-    BROKEN_RETRY_S,
+    HELLO_TIMEOUT_S,
     LOST_AFTER_S,
     MAX_BARREN,
     PING_AFTER_S,
-    RETRY_S,
+    RECONNECT_DELAY_S,
     Session,
     Stream,
 )
@@ -670,7 +670,7 @@ def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
     session.tick(103.6 + LOST_AFTER_S)
     assert session.connection == before + 1
     assert [type(message) for message in sent(session)] == [Hello]
-    session.tick(103.6 + LOST_AFTER_S + RETRY_S)
+    session.tick(103.6 + LOST_AFTER_S + HELLO_TIMEOUT_S)
     assert session.connection == before + 2
     assert [type(message) for message in sent(session)] == [Hello]
     session.receive(encode(WELCOME), 113.0)
@@ -692,8 +692,8 @@ def test_a_broken_connection_is_not_waited_for() -> None:
     assert isinstance(sent(session)[0], Hello)
     connection = session.connection
     session.interrupted(1.6)  # before the Welcome: it is tried again, but not at once
-    assert session.deadline == 1.6 + BROKEN_RETRY_S
-    session.tick(1.6 + BROKEN_RETRY_S)
+    assert session.deadline == 1.6 + RECONNECT_DELAY_S
+    session.tick(1.6 + RECONNECT_DELAY_S)
     assert session.connection == connection + 1
 
 

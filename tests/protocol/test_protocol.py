@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import random
 import struct
 import time
@@ -27,8 +28,21 @@ from slipstream.protocol.codec import (
     pack,
     request_id,
 )
-from slipstream.protocol.errors import BY_CODE, Overloaded, ProtocolError, SlipstreamError, from_wire
-from slipstream.protocol.limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_REQUEST_ID_CHARS
+from slipstream.protocol.errors import (
+    BY_CODE,
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    SlipstreamError,
+    from_wire,
+)
+from slipstream.protocol.limits import (
+    MAX_CONTAINERS,
+    MAX_FRAME_BYTES,
+    MAX_ITEMS,
+    MAX_REQUEST_ID_CHARS,
+    Limits,
+)
 from slipstream.protocol.messages import (
     AnyInternal,
     Delta,
@@ -40,7 +54,7 @@ from slipstream.protocol.messages import (
     PublicOut,
     Submit,
 )
-from slipstream.protocol.sampling import SamplingParams
+from slipstream.protocol.sampling import RANGES, SamplingParams
 
 from slipstream.reference import golden
 
@@ -416,14 +430,70 @@ def test_any_plain_values_are_a_message_or_a_protocol_error(plain: Any, tag: str
 # --- errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", BY_CODE.values(), ids=lambda kind: kind.code)
-def test_an_error_comes_out_of_the_wire_as_the_kind_that_went_in(kind: type[SlipstreamError]) -> None:
-    again = from_wire(kind.code, "because", 2.5)
-    assert type(again) is kind
-    assert str(again) == "because"
+@pytest.mark.parametrize("code", BY_CODE)
+def test_an_error_comes_out_of_the_wire_as_the_kind_that_went_in(code: str) -> None:
+    again = from_wire(code, "because", 2.5, "top_p")
+    assert type(again) is BY_CODE[code]
+    assert (str(again), again.code) == ("because", code)
     if isinstance(again, Overloaded):
         assert again.retry_after_s == 2.5
+    else:
+        assert again.param == "top_p"
 
 
-def test_an_error_of_a_later_version_comes_out_as_the_base_class() -> None:
-    assert type(from_wire("out_of_coffee", "because")) is SlipstreamError
+def test_an_error_of_a_later_version_comes_out_as_the_base_class_with_its_code() -> None:
+    error = from_wire("out_of_coffee", "because")
+    assert type(error) is SlipstreamError
+    assert error.code == "out_of_coffee"
+
+
+def test_an_error_survives_its_way_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(InvalidRequest("no", param="prompt", code="context_length_exceeded")))
+    assert (str(error), error.param, error.code) == ("no", "prompt", "context_length_exceeded")
+    assert pickle.loads(pickle.dumps(Overloaded("full", 2.5))).retry_after_s == 2.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [1, "two"]}, "prompt[1]"),
+        ({"params": {"top_p": "most"}}, "top_p"),
+        ({"params": {"tempreature": 1}}, "tempreature"),
+        ({"params": {"logit_bias": {"5": "x"}}}, "logit_bias[...]"),
+        ({"mood": "good"}, "mood"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"id": None}, "id"),
+        ({"t": "a field `x` - at `$.y`"}, "t"),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_field_that_has_it(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        decode_from_client(pack({"t": "generate", "id": "1"} | fields))
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        *(({name: high + 1}, name) for name, (_, high, _) in RANGES.items() if not isinstance(high, str)),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_k": 1000}, "top_k"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop_token_ids": [100]}, "stop_token_ids"),
+        ({"logit_bias": {"-1": 1.0}}, "logit_bias"),
+        ({"logit_bias": {"1": 101.0}}, "logit_bias"),
+        ({"cache_salt": "x" * 257}, "cache_salt"),
+        ({"regex": "a", "choice": ["a"]}, "choice"),
+        ({"choice": []}, "choice"),
+        ({"regex": "\ud800"}, "regex"),
+        ({"regex": "a" * 40_000}, "regex"),
+        ({"json_schema": {"a": math.nan}}, "json_schema"),
+    ],
+)
+def test_a_sampling_parameter_out_of_range_is_named_by_a_field_of_the_error(
+    params: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        SamplingParams(**params).check(Limits(max_model_len=100, vocab_size=100, max_prompt_bytes=1000))
+    assert refused.value.param == param

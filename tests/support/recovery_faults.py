@@ -142,7 +142,7 @@ FAULTS = [
     Fault(
         "a-failure-is-not-told",
         f"{GATEWAY}.fail",
-        "self.tell(request.client, Error(code=code, message=message, id=request.id))",
+        "self.tell(request.client, Error(code=code, message=message, id=request.id, param=param))",
     ),
     Fault(
         "an-older-attempt-opens-an-answer",

@@ -325,7 +325,7 @@ def test_messages_that_are_nested_too_deeply_are_refused(actor: Tokenizer) -> No
     deep: Any = "x"
     for _ in range(900):
         deep = [deep]
-    assert "nested deeper than 16" in refusal(actor, [{"role": "user", "content": "a", "tool_calls": deep}])
+    assert "nested deeper than 32" in refusal(actor, [{"role": "user", "content": "a", "tool_calls": deep}])
 
 
 def test_what_the_template_refuses_is_told(tmp_path: Path) -> None:

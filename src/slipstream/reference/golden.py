@@ -243,6 +243,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
             code="invalid_request",
             message="temperature=3.0 is out of range; it must be at least 0.0 and at most 2.0",
             id="6",
+            param="temperature",
         ),
     ),
     (
@@ -321,7 +322,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),
-    ("refused", Refused(5, "invalid_request", "the prompt has 2000 tokens")),
+    ("refused", Refused(5, "context_length_exceeded", "the prompt has 2000 tokens", "prompt")),
     ("enqueue", Enqueue(5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1)),
     ("cancel", Cancel([5, 6])),
     (

@@ -176,8 +176,10 @@ def chapters(kinds: Iterable[type[msgspec.Struct]]) -> str:
 
 
 def errors_table() -> str:
+    told = {code: meaning for code, (_, meaning) in errors.EXACT_CODES.items()}
     rows = [
-        (f"`{code}`", f"`{kind.__name__}`", markdown(about(kind))) for code, kind in errors.BY_CODE.items()
+        (f"`{code}`", f"`{kind.__name__}`", markdown(told.get(code) or about(kind)))
+        for code, kind in errors.BY_CODE.items()
     ]
     return table(("code", "in Python", "meaning"), rows)
 
