@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from slipstream.actors.executor.model.compiled import compile_model
 from slipstream.actors.executor.model.load import make_model
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
@@ -60,7 +61,7 @@ class BareLoop:
         self.blocks = -(-self.length // BLOCK)
         model = make_model(str(folder), device=torch.device("cpu"), attention_backend="torch")
         if compiled:
-            model.compile()
+            compile_model(model)
         with torch.inference_mode():
             self.program = ModelProgram(model, rows, self.length, 1 + rows * self.blocks, BLOCK)
         self.batch = RunningBatch(rows, max(2048, rows), self.blocks)

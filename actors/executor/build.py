@@ -82,8 +82,10 @@ def build_model(context: Any) -> Executor:
             " can be served with; lower --max-model-len"
         )
     if options["compile"]:
+        from .model.compiled import compile_model  # brings in the compiler
+
         context.phase("compile")
-        model.compile()
+        compile_model(model)
         if where.type == "cuda":
             torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
     context.phase("allocate cache")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.model.load import PagedModel, load_model
+from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.paged_model import PagedModel
 from tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, WINDOW, make_checkpoint
 from transformers import AutoModelForCausalLM
 

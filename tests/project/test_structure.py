@@ -207,7 +207,6 @@ def circles() -> list[list[Path]]:
 
 
 BEING_MENDED = [
-    {"actors/executor/model/gate.py", "actors/executor/model/load.py"},
     {"actors/gateway/admission.py", "actors/gateway/connections.py", "actors/gateway/ledger.py"},
     {"actors/gateway/connections.py", "actors/gateway/ledger.py"},
 ]

@@ -18,12 +18,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.compile_fx import compile_fx
+from torch._inductor.exc import InductorError
 from transformers import PreTrainedModel
 
+from ....protocol.errors import ModelNotSupported
 from ..attention.backend import AttentionBackend
 from ..cache.layout import CallRecorder
 from ..cache.paged import PagedBatch
+from .paged_model import PagedModel
+from .probe import same_logits
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names that transformers gives to linear layers of one module that are applied to the same input."""
@@ -97,6 +102,20 @@ class OpaqueAttention:
         sinks: Tensor | None,
     ) -> Tensor:
         return paged_attention(query, key, value, layer, scale, sliding_window, softcap, sinks)
+
+
+def compile_model(model: PagedModel, compiler: Any = None) -> None:
+    """Compile the forward pass of ``model``, and make sure that its logits are those from before.
+
+    ``compiler`` is a backend of ``torch.compile``; None: inductor. ModelNotSupported when it cannot be compiled.
+    """
+    with same_logits(model):
+        try:
+            model.compiled = CompiledForward(model.transformer, model.backend, compiler)
+        except (TorchDynamoException, InductorError) as error:
+            raise ModelNotSupported(
+                f"model type {model.config.model_type!r} cannot be compiled; leave out --compile: {error}"
+            ) from error
 
 
 class CompiledForward:

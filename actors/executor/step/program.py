@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
-from ..model.load import PagedModel
+from ..model.paged_model import PagedModel
 from ..sampling.sampler import Sampler, logprobs
 from .batch import BIAS_WIDTH, JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from slipstream.actors.executor.model.compiled import Part, join_projections, share_products
-from slipstream.actors.executor.model.load import PagedModel, from_config
+from slipstream.actors.executor.model.compiled import Part, compile_model, join_projections, share_products
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import make_config
 
@@ -43,14 +44,16 @@ class Eager:
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"], ids=["plain", "experts, sinks and a window"])
 def test_the_forward_pass_is_one_graph_with_the_same_logits(family: str) -> None:
     compiler = Eager()
-    tiny(family).compile(compiler)  # refuses other logits, and a forward pass that takes several graphs
+    compile_model(
+        tiny(family), compiler
+    )  # refuses other logits, and a forward pass that takes several graphs
     assert len(compiler.graphs) == 2, "one for several tokens and one for a single token"
 
 
 def test_a_product_that_several_layers_share_is_computed_once() -> None:
     compiler = Eager()
     model = tiny("llama")
-    model.compile(compiler)
+    compile_model(model, compiler)
     layers = model.config.num_hidden_layers
     products = [node for node in compiler.graphs[0].graph.nodes if node.target is F.linear]
     assert len(products) == layers * 4 + 1, (
@@ -73,8 +76,8 @@ def test_joined_layers_give_what_they_gave_and_take_no_more_memory() -> None:
 
 def test_a_compiler_that_changes_the_logits_is_refused() -> None:
     with pytest.raises(ModelNotSupported, match="its logits as compiled differ"):
-        tiny("llama").compile(Eager(spoil=1.01))
+        compile_model(tiny("llama"), Eager(spoil=1.01))
 
 
 def test_inductor_gives_the_same_logits() -> None:
-    tiny("llama").compile()
+    compile_model(tiny("llama"))

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention.backend import TorchAttention
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.model.load import from_config, gate, load_model
+from slipstream.actors.executor.model import gate
+from slipstream.actors.executor.model.load import from_config, load_model
+from slipstream.actors.executor.model.probe import probed
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import make_checkpoint, make_config
 from torch import Tensor
@@ -61,7 +63,8 @@ def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_i
     """transformers 5.24 lets other attention in; releases before it do not."""
     config = GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
     if gate.causal_lm_class(config)._supports_attention_backend:
-        gate.probe(from_config(config, CPU, torch.float32))
+        with probed(from_config(config, CPU, torch.float32)):
+            pass
     else:
         with pytest.raises(ModelNotSupported, match="computes attention by itself"):
             gate.check_config(config)
@@ -258,7 +261,8 @@ def test_rotary_frequencies_do_not_depend_on_the_batch(kind: str) -> None:
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     model = from_config(make_config("llama", rope_parameters=rope, head_dim=8), CPU, torch.float32)
-    gate.probe(model)
+    with probed(model):
+        pass
     rotary: Any = model.transformer.get_submodule("model.rotary_emb")
     states = torch.zeros(1, 2, 8)
     near, _ = rotary(states, torch.tensor([[3, 4]]))

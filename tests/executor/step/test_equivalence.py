@@ -16,7 +16,8 @@ import pytest
 import torch
 from llguidance import LLExecutor
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.model.load import PagedModel, from_config
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch

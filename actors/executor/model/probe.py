@@ -1,0 +1,144 @@
+"""The logits of a model as it is served, compared with those that transformers computes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..attention.backend import IMPLEMENTATION
+from ..cache.layout import allocate
+from ..cache.paged import PagedBatch
+from .gate import refusal
+from .paged_model import PagedModel
+
+PROBE_TOKENS = 20
+PROBE_BLOCK_SIZE = 4
+PROBE_WINDOW = 6
+"""Sliding windows are narrowed to this during the probe, so that its few tokens reach past them."""
+
+PROBE_TOLERANCE = {torch.float32: (1.0, 1e-4), torch.float16: (0.5, 2e-2), torch.bfloat16: (0.5, 8e-2)}
+"""Quantile over the tokens, and limit, of the difference relative to the size of the logits. Float32
+differs by 1e-6, so that the worst token counts. In half precision rounding adds up over the layers and may
+send a token to other experts altogether, so that the median token does."""
+
+
+@contextmanager
+def probed(model: PagedModel) -> Iterator[None]:
+    """The logits over the paged cache, after what is done to the model inside, equal those before of plain attention.
+
+    Two sequences are fed in chunks, then token by token, in the same steps, through blocks that lie out of
+    order, on the loaded weights. ModelNotSupported states the measured difference.
+    """
+    if model.dtype not in PROBE_TOLERANCE:
+        raise refusal(
+            model.config, f"its weights are {model.dtype}; load them with --dtype float32 or bfloat16"
+        )
+    tokens = _probe_tokens(model)
+    with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
+        expected = _plain_logits(model.transformer, tokens)
+    if not bool(expected.isfinite().all()):
+        raise refusal(model.config, f"its logits are not finite in {model.dtype}: try another --dtype")
+    yield
+    with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
+        measured = _paged_logits(model, tokens)
+    _compare(model, expected, measured, "over the paged cache", "plain attention")
+
+
+@contextmanager
+def same_logits(model: PagedModel) -> Iterator[None]:
+    """What is done to the model inside leaves its logits as they were, or it is refused."""
+    tokens = _probe_tokens(model)
+    with torch.inference_mode():
+        expected = _paged_logits(model, tokens)
+    yield
+    with torch.inference_mode():
+        measured = _paged_logits(model, tokens)
+    _compare(model, expected, measured, "as compiled", "those of the model as it is")
+
+
+def _probe_tokens(model: PagedModel) -> Tensor:
+    tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
+    return tokens.view(2, PROBE_TOKENS)
+
+
+def _compare(model: PagedModel, expected: Tensor, measured: Tensor, what: str, other: str) -> None:
+    quantile, limit = PROBE_TOLERANCE[model.dtype]
+    size = expected.norm(dim=-1)
+    error = float((measured - expected).norm(dim=-1).quantile(quantile) / size.mean())
+    if not error <= limit:
+        raise refusal(
+            model.config,
+            f"its logits {what} differ from {other} by {error:.2g} of their size, and "
+            f"{limit:g} is the limit in {model.dtype}: it would produce wrong text",
+        )
+
+
+def _plain_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Float32 logits [2, PROBE_TOKENS, vocab] by the attention that the model's authors wrote."""
+    transformer.set_attn_implementation("eager")
+    try:
+        return transformer(input_ids=tokens, use_cache=False).logits.float()
+    finally:
+        transformer.set_attn_implementation(IMPLEMENTATION)
+
+
+def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
+    """The same logits step by step. A step is the tokens it feeds to each of the two sequences."""
+    blocks = -(-PROBE_TOKENS // PROBE_BLOCK_SIZE)
+    device = tokens.device
+    cache = allocate(model.layout, 2 * blocks + 1, PROBE_BLOCK_SIZE, device, model.dtype)
+    # 10 blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
+    table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
+    logits = torch.empty(2, PROBE_TOKENS, model.vocab_size, device=device)
+    done = [0, 0]
+    steps = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
+    for step in steps:
+        # Rows that decode come first; one that feeds a single token decodes.
+        rows = sorted((row for row in (0, 1) if step[row]), key=lambda row: step[row])
+        spans = [(row, done[row], done[row] + step[row]) for row in rows]
+        positions = torch.cat([torch.arange(start, end, device=device) for _, start, end in spans])
+        of_row = torch.cat([torch.full((end - start,), row, device=device) for row, start, end in spans])
+        starts = [sum(e - s for _, s, e in spans[:i]) for i in range(len(spans) + 1)]
+        decoding = [end for row, _, end in spans if step[row] == 1]
+        batch = PagedBatch(
+            cache=cache,
+            rows=torch.tensor(rows, dtype=torch.int64, device=device),
+            kv_lens=torch.tensor([end for _, _, end in spans], dtype=torch.int32, device=device),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=device),
+            write_index=table[of_row, positions // PROBE_BLOCK_SIZE].long() * PROBE_BLOCK_SIZE
+            + positions % PROBE_BLOCK_SIZE,
+            block_table=table,
+            num_decode=len(decoding),
+            chunks=[(starts[i], e - s, e) for i, (_, s, e) in enumerate(spans) if e - s > 1],
+            max_decode_kv_len=max(decoding, default=0),
+        )
+        everywhere = torch.arange(len(positions), device=device)
+        step_logits = model.forward(tokens[of_row, positions], positions, batch, everywhere)
+        logits[of_row, positions] = step_logits.float()
+        done = [done[0] + step[0], done[1] + step[1]]
+    return logits
+
+
+@contextmanager
+def _narrowed_windows(transformer: PreTrainedModel, window: int) -> Iterator[None]:
+    """Set every sliding window in the configuration and the layers to ``window`` tokens for a while."""
+    holders: list[Any] = [transformer.config, *transformer.modules()]
+    holders += [module.config for module in transformer.modules() if hasattr(module, "config")]
+    # Keyed by identity: modules share their configuration.
+    windows = {
+        id(holder): (holder, width)
+        for holder in holders
+        if type(width := getattr(holder, "sliding_window", None)) is int
+    }
+    try:
+        for holder, _ in windows.values():
+            holder.sliding_window = window
+        yield
+    finally:
+        for holder, width in windows.values():
+            holder.sliding_window = width
