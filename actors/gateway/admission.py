@@ -9,17 +9,17 @@ from ...protocol import limits
 from ...protocol.errors import InvalidRequest, brief
 from ...protocol.limits import Limits
 from ...protocol.messages import Generate
-from .connections import Client
+from .connections import Connection
 
 Prompt = str | bytes | list[dict[str, Any]]
 """A text, token ids (int32), or the messages of a conversation."""
 
 
-def check(message: Generate, client: Client, bounds: Limits) -> tuple[Prompt, int]:
+def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Prompt, int]:
     """The prompt as the tokenizer takes it, and its size in bytes; ``InvalidRequest`` if anything is wrong."""
     if not 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS:
         raise InvalidRequest(f"id has {len(message.id)} characters; give 1 to {limits.MAX_REQUEST_ID_CHARS}")
-    if client.uses(message.id):
+    if connection.uses(message.id):
         raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection")
     if (message.prompt is None) == (message.messages is None):
         raise InvalidRequest("give either prompt or messages")

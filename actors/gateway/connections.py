@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ...protocol.messages import ClientBlocked, Delta, Deltas, Pong, ToClient, Trace
-
-if TYPE_CHECKING:
-    from .ledger import Request
 
 PROBE_S = 1.0
 """A client that has requests and was sent nothing for this long is probed, to learn whether it is there."""
@@ -31,16 +27,18 @@ MAX_HELD_MESSAGES = 1024
 MAX_HELD_TRACES = 2
 """Of those messages, the ones that may be large."""
 
-MAX_CLIENTS = 4096
+MAX_CONNECTIONS = 4096
+"""How many are remembered. One that is forgotten only has to say hello again."""
 
 
 @dataclass(slots=True, eq=False)
-class Client:
-    """One connection."""
+class Connection:
+    """One client that has said hello."""
 
     address: bytes
     number: int
-    requests: dict[str, Request] = field(default_factory=dict)
+    open_ids: set[str] = field(default_factory=set)
+    """Ids of its open requests; the ledger, which has the requests, keeps them."""
     sent_at: float = 0.0
     held: dict[tuple[str, int], Delta] = field(default_factory=dict)
     """Merged deltas, by request and answer, that wait: for the end of the turn, or for the client to read."""
@@ -52,121 +50,154 @@ class Client:
     retry_at: float = 0.0
 
     def uses(self, id: str) -> bool:
-        """Whether a request has this id whose end the client has not been told."""
-        return id in self.requests or any(held == id for held, _ in self.held)
+        """Whether a request has this id whose end the client has not been sent."""
+        return id in self.open_ids or any(held == id for held, _ in self.held)
 
 
 class Connections:
-    """All clients that have said hello."""
+    """All connections whose client has said hello."""
 
     def __init__(
         self,
         send: Callable[[bytes, ToClient], None],
         wake_by: Callable[[float], None],
-        lost: Callable[[Client], None],
+        lost: Callable[[Connection], None],
     ) -> None:
         self.send = send
         self.wake_by = wake_by
         self.lost = lost
-        """Called with a client that is gone or cut off, so that its requests end."""
-        self.clients: dict[bytes, Client] = {}
+        """Called with a connection that is gone or cut off, so that its requests end."""
+        self.known: dict[bytes, Connection] = {}
+        self.waiting: dict[Connection, None] = {}
+        """Those that have something to send, in the order in which it came: a turn looks at no others."""
+        self.probe_at = float("inf")
+        """When the first connection with a request has been silent for ``PROBE_S``, at the earliest."""
         self.next_number = 0
 
     @property
     def idle(self) -> bool:
         """Everything has been sent."""
-        return not any(client.blocked or client.held for client in self.clients.values())
+        return not self.waiting
 
-    def greet(self, address: bytes, now: float) -> Client:
-        """The client of a connection, a new one if it had said no hello yet."""
-        client = self.clients.get(address)
-        if client is None:
-            self.make_place()
-            client = self.clients[address] = Client(address, self.next_number, sent_at=now)
+    def greet(self, address: bytes, now: float) -> Connection:
+        """The connection of an address, a new one if its client had said no hello yet."""
+        connection = self.known.get(address)
+        if connection is None:
+            self.forget_oldest_idle()
+            connection = self.known[address] = Connection(address, self.next_number, sent_at=now)
             self.next_number += 1
-        return client
+        return connection
 
-    def make_place(self) -> None:
-        """Forget the oldest connection without a request; should it speak again, it says hello again."""
-        if len(self.clients) >= MAX_CLIENTS:
-            idle = next((a for a, c in self.clients.items() if not c.requests), None)
+    def forget_oldest_idle(self) -> None:
+        """Make place for a new connection; one without a request only has to say hello again."""
+        if len(self.known) >= MAX_CONNECTIONS:
+            idle = next((c for c in self.known.values() if not c.open_ids), None)
             if idle is not None:
-                del self.clients[idle]
+                self.forget(idle)
 
-    def cut_off(self, client: Client) -> None:
-        """Forget a connection and end its requests; should it speak again, it says hello again."""
-        if self.clients.pop(client.address, None) is not None:
-            self.lost(client)
+    def forget(self, connection: Connection) -> None:
+        del self.known[connection.address]
+        self.waiting.pop(connection, None)
+
+    def cut_off(self, connection: Connection) -> None:
+        """Forget a connection and end its requests; should its client speak again, it says hello again."""
+        if self.known.get(connection.address) is connection:
+            self.forget(connection)
+            self.lost(connection)
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def tell(self, client: Client, message: ToClient) -> None:
+    def send_to(self, connection: Connection, message: ToClient) -> None:
         """Send something other than deltas."""
-        if client.blocked or client.held:
-            self.hold_message(client, message)
+        if connection.blocked or connection.held:
+            self.hold_message(connection, message)
         else:
-            self.send(client.address, message)
+            self.send(connection.address, message)
 
-    def send_deltas(self, client: Client, items: list[Delta], now: float) -> None:
+    def send_deltas(self, connection: Connection, items: list[Delta], now: float) -> None:
         """Send when all that has arrived is taken in."""
-        self.hold(client, items)
-        if not client.blocked:
+        self.hold(connection, items)
+        if not connection.blocked:
             self.wake_by(now)
 
-    def hold(self, client: Client, items: list[Delta]) -> None:
+    def hold(self, connection: Connection, items: list[Delta]) -> None:
+        self.waiting[connection] = None
         for item in items:
-            client.held_tokens += weight_of(item)
-            held = client.held.setdefault((item.id, item.index), item)
+            connection.held_tokens += weight_of(item)
+            held = connection.held.setdefault((item.id, item.index), item)
             if held is not item:
                 merge(held, item)
                 if item.usage is not None:  # the last delta of a request: behind those of its other answers
-                    client.held[item.id, item.index] = client.held.pop((item.id, item.index))
-        if client.blocked and client.held_tokens > MAX_HELD_TOKENS:
-            self.cut_off(client)
+                    connection.held[item.id, item.index] = connection.held.pop((item.id, item.index))
+        if connection.blocked and connection.held_tokens > MAX_HELD_TOKENS:
+            self.cut_off(connection)
 
-    def hold_message(self, client: Client, message: ToClient) -> None:
-        client.held_messages.append(message)
-        held = client.held_messages
+    def hold_message(self, connection: Connection, message: ToClient) -> None:
+        self.waiting[connection] = None
+        connection.held_messages.append(message)
+        held = connection.held_messages
         traces = isinstance(message, Trace) and sum(isinstance(other, Trace) for other in held)
         if len(held) > MAX_HELD_MESSAGES or traces > MAX_HELD_TRACES:
-            self.cut_off(client)
+            self.cut_off(connection)
 
     def on_blocked(self, blocked: ClientBlocked, now: float) -> None:
         """Hold what the client did not take; its deltas merge until it reads again."""
-        client = self.clients.get(blocked.client)
-        if client is None:
+        connection = self.known.get(blocked.client)
+        if connection is None:
             return
-        client.blocked = True
-        client.retry_at = now + RETRY_S
-        self.wake_by(client.retry_at)
+        connection.blocked = True
+        connection.retry_at = now + RETRY_S
+        self.wake_by(connection.retry_at)
         if isinstance(blocked.message, Deltas):
-            self.hold(client, blocked.message.items)
+            self.hold(connection, blocked.message.items)
         else:
-            self.hold_message(client, blocked.message)
+            self.hold_message(connection, blocked.message)
 
     # --- time -------------------------------------------------------------------------------------
 
-    def on_wake(self, now: float) -> None:
-        """Send what waits, try again whoever did not read, and probe who was sent nothing for long."""
-        for client in list(self.clients.values()):
-            if client.blocked and now < client.retry_at:
-                self.wake_by(client.retry_at)
-            elif client.blocked or client.held:
-                self.send_held(client, now)
-            elif client.requests and now - client.sent_at >= PROBE_S:
-                client.sent_at = now
-                self.tell(client, Pong())
+    def probe_by(self, when: float) -> None:
+        """A request is open from now on, whose client has to be there still at ``when``."""
+        self.probe_at = min(self.probe_at, when)
+        self.wake_by(self.probe_at)
 
-    def send_held(self, client: Client, now: float) -> None:
+    def on_wake(self, now: float) -> None:
+        """Send what waits, try clients again that did not read, and probe those that were sent nothing for long."""
+        for connection in list(self.waiting):
+            if connection.blocked and now < connection.retry_at:
+                self.wake_by(connection.retry_at)
+            else:
+                self.send_held(connection, now)
+        if now >= self.probe_at:
+            self.probe(now)
+        if self.probe_at < float("inf"):
+            self.wake_by(self.probe_at)
+
+    def probe(self, now: float) -> None:
+        """Once in ``PROBE_S`` all connections are looked at."""
+        self.probe_at = float("inf")
+        for connection in list(self.known.values()):
+            if not connection.open_ids:
+                continue
+            due = connection.sent_at + PROBE_S
+            if now >= due:
+                due = now + PROBE_S
+                if connection not in self.waiting:
+                    connection.sent_at = now
+                    self.send_to(connection, Pong())
+            self.probe_at = min(self.probe_at, due)
+
+    def send_held(self, connection: Connection, now: float) -> None:
         """Send what waits for a client; the host says if it does not read."""
-        items, messages = list(client.held.values()), client.held_messages
-        client.held, client.held_tokens, client.held_messages, client.blocked = {}, 0, [], False
+        items, messages = list(connection.held.values()), connection.held_messages
+        connection.held, connection.held_tokens, connection.held_messages = {}, 0, []
+        connection.blocked = False
+        self.waiting.pop(connection, None)
         if items:
-            client.sent_at = now
+            connection.sent_at = now
         for part in by_weight(items):
-            self.send(client.address, Deltas(items=part))
+            self.send(connection.address, Deltas(items=part))
         for message in messages:
-            self.send(client.address, message)
+            self.send(connection.address, message)
 
 
 def weight_of(delta: Delta) -> int:

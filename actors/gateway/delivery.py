@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from ...protocol.messages import Delta, Finished, Opened, PromptLogprobs, Texts
-from .connections import Client
+from .connections import Connection
 from .ledger import Answer, Ledger, Request
 
 ENDS = ("stop", "length", "abort")
@@ -18,8 +18,8 @@ ENDS = ("stop", "length", "abort")
 class News:
     """What one step brought."""
 
-    deltas: defaultdict[Client, list[Delta]] = field(default_factory=lambda: defaultdict(list))
-    """By client, all that is its own."""
+    deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
+    """By connection, all that is its own."""
     strangers: set[int] = field(default_factory=set)
     """Numbers of no open request: their Cancel was lost with the actor that carried it."""
     failed: list[tuple[Answer, str, str]] = field(default_factory=list)
@@ -122,7 +122,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
         return
     delta.usage = request.usage
     if request.return_prompt_ids and not request.tokenized:
-        news.deltas[request.client].remove(delta)
+        news.deltas[request.connection].remove(delta)
         request.last = delta
         return
     news.finished.append(request)
@@ -132,7 +132,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
 def begin(answer: Answer, token_ids: list[int], text: str, news: News) -> Delta:
     request = answer.request
     delta = Delta(id=request.id, text=text, token_ids=token_ids, index=answer.index)
-    news.deltas[request.client].append(delta)
+    news.deltas[request.connection].append(delta)
     if request.prompt_ids:
         delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
         request.prompt_ids = b""

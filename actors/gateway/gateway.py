@@ -45,7 +45,7 @@ from ...protocol.messages import (
 from ...runtime.actor import Actor
 from ...runtime.guard import DoorKeys
 from .admission import check
-from .connections import PROBE_S, Client, Connections
+from .connections import PROBE_S, Connection, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
@@ -77,10 +77,10 @@ class Gateway(Actor):
         self.rng = rng
         self.max_open_bytes = max_open_bytes
         self.default_deadline_s = default_deadline_s
-        self.connections = Connections(self.send, self.wake_by, self.on_client_lost)
+        self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.ledger = Ledger(epoch, self.mark)
         self.draining = False
-        self.timelines = Timelines(self.send, self.wake_by, self.tell_address)
+        self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
         self.timelines.peers.add(self.name)
         self.asking: list[bytes] = []
         """Clients that want to know how the actors are."""
@@ -120,12 +120,12 @@ class Gateway(Actor):
         if isinstance(message, Hello):
             self.on_hello(arrived.client, message, now)
             return
-        client = self.connections.clients.get(arrived.client)
-        if client is None:
+        connection = self.connections.known.get(arrived.client)
+        if connection is None:
             id = message.id if isinstance(message, (Generate, Abort)) else None
             self.send(arrived.client, Error(code="protocol", message="say hello first", id=id))
             return
-        self.public[type(message)](client, message, now)
+        self.public[type(message)](connection, message, now)
 
     def on_hello(self, address: bytes, hello: Hello, now: float) -> None:
         if not hello.protocol or hello.protocol[0] != PROTOCOL[0]:
@@ -136,42 +136,47 @@ class Gateway(Actor):
             self.send(address, Error(code="protocol", message=message))
             return
         welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
-        self.tell(self.connections.greet(address, now), welcome)
+        self.send_to(self.connections.greet(address, now), welcome)
 
     def on_client_gone(self, gone: ClientGone, now: float) -> None:
-        client = self.connections.clients.get(gone.client)
-        if client is not None:
-            self.connections.cut_off(client)
+        connection = self.connections.known.get(gone.client)
+        if connection is not None:
+            self.connections.cut_off(connection)
 
-    def on_client_lost(self, client: Client) -> None:
-        self.measures.count("aborted", len(client.requests))
-        self.cancel(list(client.requests.values()))
+    def on_connection_lost(self, connection: Connection) -> None:
+        requests = self.ledger.of(connection)
+        self.measures.count("aborted", len(requests))
+        self.cancel(requests)
 
-    def tell(self, client: Client, message: ToClient) -> None:
-        self.connections.tell(client, message)
+    def send_to(self, connection: Connection, message: ToClient) -> None:
+        self.connections.send_to(connection, message)
 
-    def tell_address(self, address: bytes, message: ToClient) -> None:
-        """Tell a client that asked before, if it is still there."""
-        client = self.connections.clients.get(address)
-        if client is not None:
-            self.tell(client, message)
+    def send_if_there(self, address: bytes, message: ToClient) -> None:
+        """Send to a client that asked before, if it is still there."""
+        connection = self.connections.known.get(address)
+        if connection is not None:
+            self.send_to(connection, message)
 
-    def on_ping(self, client: Client, ping: Ping, now: float) -> None:
-        self.tell(client, Pong(nonce=ping.nonce))
+    def on_ping(self, connection: Connection, ping: Ping, now: float) -> None:
+        self.send_to(connection, Pong(nonce=ping.nonce))
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def on_generate(self, client: Client, message: Generate, now: float) -> None:
+    def on_generate(self, connection: Connection, message: Generate, now: float) -> None:
         try:
-            prompt, size = check(message, client, self.bounds)
+            prompt, size = check(message, connection, self.bounds)
         except InvalidRequest as error:
             # An error that carries an id ends that request: not the one that is open under it.
-            usable = 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in client.requests
+            usable = (
+                1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in connection.open_ids
+            )
             id = message.id if usable else None
-            self.refuse(client, id, error.code, str(error), param=error.param)
+            self.refuse(connection, id, error.code, str(error), param=error.param)
             return
         if self.draining:
-            self.refuse(client, message.id, "unavailable", "the service is stopping and accepts nothing new")
+            self.refuse(
+                connection, message.id, "unavailable", "the service is stopping and accepts nothing new"
+            )
             return
         answers, open_bytes = len(self.ledger.answers), self.ledger.open_bytes
         if (
@@ -182,17 +187,18 @@ class Gateway(Actor):
                 f"{answers} requests with {open_bytes} bytes are open; the limits are"
                 f" {self.bounds.max_queued_requests} requests and {self.max_open_bytes} bytes: try again later"
             )
-            self.refuse(client, message.id, "overloaded", full, retry_after_s=DEFAULT_RETRY_AFTER_S)
+            self.refuse(connection, message.id, "overloaded", full, retry_after_s=DEFAULT_RETRY_AFTER_S)
             return
         params = message.params
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
-        request = self.ledger.open(client, message, prompt, size, params)
+        request = self.ledger.open(connection, message, prompt, size, params)
         self.measures.on_accepted(request, now)
         allowed = self.default_deadline_s if params.deadline_s is None else params.deadline_s
         due = now + allowed - message.age_s
         self.ledger.end_by(request, due)
-        self.wake_by(min(due, now + PROBE_S))
+        self.wake_by(due)
+        self.connections.probe_by(now + PROBE_S)
         self.submit(request)
 
     def submit(self, request: Request) -> None:
@@ -208,7 +214,7 @@ class Gateway(Actor):
 
     def refuse(
         self,
-        client: Client,
+        connection: Connection,
         id: str | None,
         code: str,
         message: str,
@@ -217,10 +223,12 @@ class Gateway(Actor):
         param: str | None = None,
     ) -> None:
         self.measures.count("refused")
-        self.tell(client, Error(code=code, message=message, id=id, retry_after_s=retry_after_s, param=param))
+        self.send_to(
+            connection, Error(code=code, message=message, id=id, retry_after_s=retry_after_s, param=param)
+        )
 
-    def on_abort(self, client: Client, abort: Abort, now: float) -> None:
-        request = client.requests.get(abort.id)
+    def on_abort(self, connection: Connection, abort: Abort, now: float) -> None:
+        request = self.ledger.find(connection, abort.id)
         if request is not None:
             self.measures.count("aborted")
             self.cancel([request])
@@ -231,7 +239,7 @@ class Gateway(Actor):
             if request.last is not None:
                 items.append(request.last)
             items[-1].usage = request.usage
-            self.connections.send_deltas(client, items, now)
+            self.connections.send_deltas(connection, items, now)
 
     def cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -256,7 +264,7 @@ class Gateway(Actor):
             request.last.prompt_token_ids = array("i", message.prompt).tolist()
             self.measures.on_finished(request, now)
             self.ledger.forget(request)
-            self.connections.send_deltas(request.client, [request.last], now)
+            self.connections.send_deltas(request.connection, [request.last], now)
             return
         if answer is request.leader:  # and not another, of an earlier attempt
             request.leader = None
@@ -278,7 +286,7 @@ class Gateway(Actor):
             self.cancel([request])
         else:
             self.ledger.forget(request)
-        self.tell(request.client, Error(code=code, message=message, id=request.id, param=param))
+        self.send_to(request.connection, Error(code=code, message=message, id=request.id, param=param))
 
     def on_texts(self, message: Texts, now: float) -> None:
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
@@ -289,8 +297,8 @@ class Gateway(Actor):
         if news.strangers:
             self.send("tokenizer", Cancel(sorted(news.strangers)))
             self.ledger.cancelled |= news.strangers
-        for client, items in news.deltas.items():
-            self.connections.send_deltas(client, items, now)
+        for connection, items in news.deltas.items():
+            self.connections.send_deltas(connection, items, now)
         for answer, code, text in news.failed:
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
@@ -311,8 +319,6 @@ class Gateway(Actor):
         if self.ledger.next_deadline is not None:
             self.wake_by(self.ledger.next_deadline)
         self.connections.on_wake(now)
-        if self.ledger.requests:
-            self.wake_by(now + PROBE_S)
         self.timelines.finish(now)
 
     def on_drain(self, drain: Drain, now: float) -> None:
@@ -340,31 +346,31 @@ class Gateway(Actor):
 
     # --- looking inside ---------------------------------------------------------------------------
 
-    def on_get_stats(self, client: Client, message: GetStats, now: float) -> None:
+    def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         ours = self.measures.told(len(self.ledger.requests))
-        self.tell(client, Stats(counters=self.scheduler_counters.totals() | self.host_counters | ours))
+        self.send_to(connection, Stats(counters=self.scheduler_counters.totals() | self.host_counters | ours))
 
     def on_counted(self, counted: Counted, now: float) -> None:
         self.host_counters |= counted.counters
 
-    def on_get_actors(self, client: Client, message: GetActors, now: float) -> None:
-        self.asking.append(client.address)
+    def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
+        self.asking.append(connection.address)
         self.send("supervisor", message)
 
     def on_actors(self, actors: Actors, now: float) -> None:
         """What the supervisor tells: for everyone who has asked until now."""
         asking, self.asking = self.asking, []
         for address in asking:
-            self.tell_address(address, actors)
+            self.send_if_there(address, actors)
 
-    def on_get_trace(self, client: Client, message: GetTrace, now: float) -> None:
+    def on_get_trace(self, connection: Connection, message: GetTrace, now: float) -> None:
         seconds = math.inf if message.seconds is None else message.seconds
         if not seconds > 0:
             text = f"seconds={seconds}; give more than 0"
-            self.tell(client, Error(code="invalid_request", message=text, param="seconds"))
-        elif not self.timelines.ask(client.address, seconds, now):
+            self.send_to(connection, Error(code="invalid_request", message=text, param="seconds"))
+        elif not self.timelines.ask(connection.address, seconds, now):
             text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
-            self.tell(client, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
+            self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
 
 
 def door_keys(options: dict[str, Any]) -> DoorKeys | None:

@@ -19,7 +19,7 @@ from ...protocol import limits
 from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
 from ...protocol.sampling import SamplingParams
 from .admission import Prompt, template_of
-from .connections import Client
+from .connections import Connection
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +28,7 @@ class Request:
 
     number: int
     """That of its first answer."""
-    client: Client
+    connection: Connection
     id: str
     prompt: Prompt
     params: SamplingParams
@@ -92,7 +92,7 @@ class Answer:
             text,
             self.params,
             self.delivered.tobytes(),
-            request.client.number,
+            request.connection.number,
             request.attempt,
             ids,
             request.template,
@@ -106,6 +106,8 @@ class Ledger:
         self.mark = mark
         """Called with what has happened to which answer, for the timeline."""
         self.requests: dict[int, Request] = {}
+        self.by_id: dict[tuple[int, str], Request] = {}
+        """The same requests by the number of their connection and the id that its client gave."""
         self.answers: dict[int, Answer] = {}
         """The answers of all open requests, by number."""
         self.open_bytes = 0
@@ -117,11 +119,11 @@ class Ledger:
         """A heap of when, and which request."""
 
     def open(
-        self, client: Client, message: Generate, prompt: Prompt, size: int, params: SamplingParams
+        self, connection: Connection, message: Generate, prompt: Prompt, size: int, params: SamplingParams
     ) -> Request:
         request = Request(
             self.next_number,
-            client,
+            connection,
             message.id,
             prompt,
             params,
@@ -137,16 +139,28 @@ class Ledger:
             self.answers[answer.number] = answer
             self.mark("arrived", answer.number)
             self.next_number += 1
-        self.requests[request.number] = client.requests[message.id] = request
+        self.requests[request.number] = self.by_id[connection.number, message.id] = request
+        connection.open_ids.add(message.id)
         self.open_bytes += size
         return request
+
+    def find(self, connection: Connection, id: str) -> Request | None:
+        """The open request of a connection that has this id."""
+        return self.by_id.get((connection.number, id))
+
+    def of(self, connection: Connection) -> list[Request]:
+        """All open requests of a connection, in the order in which they came."""
+        return sorted(
+            (self.by_id[connection.number, id] for id in connection.open_ids), key=lambda r: r.number
+        )
 
     def forget(self, request: Request) -> None:
         del self.requests[request.number]
         for answer in request.answers:
             del self.answers[answer.number]
             self.mark("finished", answer.number)
-        del request.client.requests[request.id]
+        del self.by_id[request.connection.number, request.id]
+        request.connection.open_ids.discard(request.id)
         self.open_bytes -= request.size
 
     # --- deadlines --------------------------------------------------------------------------------

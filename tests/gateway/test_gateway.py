@@ -213,13 +213,13 @@ def test_saying_hello_again_forgets_no_request(desk: Desk) -> None:
 def test_a_flood_of_connections_never_pushes_out_one_that_has_a_request(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CLIENTS", 10)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 10)
     desk.submitted(ANN, "1")
     for number in range(100):
         desk.ask(b"%d" % number, Hello(protocol=[1, 0]))
-    assert len(desk.gateway.connections.clients) <= 10
-    assert ANN in desk.gateway.connections.clients
-    assert BEN not in desk.gateway.connections.clients
+    assert len(desk.gateway.connections.known) <= 10
+    assert ANN in desk.gateway.connections.known
+    assert BEN not in desk.gateway.connections.known
 
 
 def test_a_ping_is_answered_with_its_number(desk: Desk) -> None:
@@ -684,13 +684,13 @@ def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
 def test_a_client_that_asks_for_trace_after_trace_and_never_reads_one_is_cut_off(desk: Desk) -> None:
     desk.submitted(ANN, "1")
     connections_ = desk.gateway.connections
-    client = connections_.clients[ANN]
+    client = connections_.known[ANN]
     client.blocked = True
     for _ in range(connections.MAX_HELD_TRACES):
-        connections_.tell(client, Trace(actors={}, since_ns=0, until_ns=0))
-    assert ANN in connections_.clients
-    connections_.tell(client, Trace(actors={}, since_ns=0, until_ns=0))
-    assert ANN not in connections_.clients
+        connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
+    assert ANN in connections_.known
+    connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
+    assert ANN not in connections_.known
     assert not desk.gateway.ledger.requests
 
 

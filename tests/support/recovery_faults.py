@@ -142,7 +142,7 @@ FAULTS = [
     Fault(
         "a-failure-is-not-told",
         f"{GATEWAY}.fail",
-        "self.tell(request.client, Error(code=code, message=message, id=request.id, param=param))",
+        "self.send_to(request.connection, Error(code=code, message=message, id=request.id, param=param))",
     ),
     Fault(
         "an-older-attempt-opens-an-answer",
@@ -193,7 +193,7 @@ FAULTS = [
     Fault(
         "deltas-that-were-not-taken-are-dropped",
         f"{CONNECTIONS}:Connections.on_blocked",
-        "self.hold(client, blocked.message.items)",
+        "self.hold(connection, blocked.message.items)",
     ),
     # --- the client's side ------------------------------------------------------------------------------
     Fault(
