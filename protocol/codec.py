@@ -1,12 +1,15 @@
 """The one place where bytes become messages and messages bytes.
 
-The wire is MessagePack by the ``msgpack`` package; ``msgspec`` gives the types. Whatever goes wrong
-while reading a frame, and hostile bytes raise more than the documented exceptions, comes out as a
-``ProtocolError`` that names the place, the value and what was expected.
+The wire is MessagePack. What the service itself wrote, between its actors and towards clients, ``msgspec`` reads and
+writes straight into the types of ``messages``. What a client sends comes from strangers: it goes through the
+``msgpack`` package, which bounds lengths, depth and the number of containers before a message is made of it.
+Whatever goes wrong while reading a frame, and hostile bytes raise more than the documented exceptions, comes out as
+a ``ProtocolError`` that names the place, the value and what was expected.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -16,65 +19,115 @@ from .errors import ProtocolError, brief
 from .limits import (
     MAX_CONTAINERS,
     MAX_FRAME_BYTES,
-    MAX_INTERNAL_CONTAINERS,
     MAX_INTERNAL_FRAME_BYTES,
     MAX_ITEMS,
     MAX_REQUEST_ID_CHARS,
 )
-from .messages import Envelope, PublicIn, PublicOut
+from .messages import Envelope, FromClient, PublicIn, PublicOut
 
 T = TypeVar("T")
+
+ENCODER = msgspec.msgpack.Encoder()
+
+
+@cache
+def to_client() -> msgspec.msgpack.Decoder[PublicOut]:
+    """Made when it is first needed: a program that only imports the client need not wait for it."""
+    return msgspec.msgpack.Decoder(PublicOut)
+
+
+@cache
+def between_actors() -> msgspec.msgpack.Decoder[Envelope]:
+    return msgspec.msgpack.Decoder(Envelope)
 
 
 def prepare(*kinds: Any) -> None:
     """Have msgspec read the annotations of messages, which it evaluates, now and not with the first message."""
-    for kind in (PublicIn, PublicOut, Envelope, *kinds):
+    to_client()
+    between_actors()
+    for kind in (PublicIn, *kinds):
         msgspec.msgpack.Decoder(kind)
 
 
-def encode(message: msgspec.Struct, *, strict: bool = False) -> bytes:
-    """A message as MessagePack; bytes stay binary.
-
-    A lone surrogate in a text becomes ``?``; with ``strict`` it is a ``UnicodeEncodeError``.
-    """
-    return pack(msgspec.to_builtins(message, builtin_types=(bytes,)), strict=strict)
-
-
-def pack(plain: Any, *, strict: bool = False) -> bytes:
-    """Plain values as MessagePack."""
+def encode(message: msgspec.Struct) -> bytes:
+    """What the service says; bytes stay binary, and a lone surrogate in a text becomes ``?``."""
     try:
-        packed = msgpack.packb(plain)  # by far the faster way for texts
+        return ENCODER.encode(message)
     except UnicodeEncodeError:
-        if strict:
-            raise
-        packed = msgpack.packb(plain, unicode_errors="replace")
+        return pack(plain(message))
+
+
+def encode_from_client(message: FromClient) -> bytes:
+    """What a client says, in the shortest form of MessagePack.
+
+    A text with a lone surrogate is a ``UnicodeEncodeError``, and values that no message can hold raise other errors.
+    """
+    packed = msgpack.packb(plain(message))
     assert packed is not None
     return packed
 
 
-def decode(
-    frame: bytes, kind: Any, *, max_bytes: int = MAX_FRAME_BYTES, max_containers: int = MAX_CONTAINERS
-) -> Any:
-    """The message of type ``kind`` in ``frame``; ``ProtocolError`` if it is none."""
-    if len(frame) > max_bytes:
-        raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {max_bytes}")
+def plain(message: msgspec.Struct) -> Any:
+    """A message as maps, lists and the other values of MessagePack."""
+    return msgspec.to_builtins(message, builtin_types=(bytes,))
+
+
+def pack(values: Any) -> bytes:
+    """Plain values as MessagePack; a lone surrogate in a text becomes ``?``."""
+    packed = msgpack.packb(values, unicode_errors="replace")
+    assert packed is not None
+    return packed
+
+
+def decode_from_client(frame: bytes) -> PublicIn:
+    """What a client says; ``ProtocolError`` if it is no message within the bounds."""
+    return decode(frame, PublicIn)
+
+
+def decode_to_client(frame: bytes) -> PublicOut:
+    """What the service says to a client."""
+    return decode_trusted(frame, to_client(), MAX_FRAME_BYTES)
+
+
+def decode_envelope(frame: bytes) -> Envelope:
+    """What an actor says to another."""
+    return decode_trusted(frame, between_actors(), MAX_INTERNAL_FRAME_BYTES)
+
+
+def decode_trusted(frame: bytes, decoder: msgspec.msgpack.Decoder[T], max_bytes: int) -> T:
+    """The message in a frame that the service itself wrote; ``ProtocolError`` if it is none."""
+    check_size(frame, max_bytes)
     try:
-        plain = unpack(frame, max_containers)
+        return decoder.decode(frame)
+    except Exception:  # read once more the long way, which names the value that is wrong
+        return decode(frame, decoder.type, max_bytes=max_bytes)
+
+
+def decode(frame: bytes, kind: Any, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
+    """The message of type ``kind`` in a frame of anybody; ``ProtocolError`` if it is none within the bounds."""
+    check_size(frame, max_bytes)
+    try:
+        values = unpack(frame)
     except Exception as error:  # the boundary: hostile bytes raise far more than msgpack documents
         reason = str(error) or type(error).__name__
         raise ProtocolError(f"a frame of {len(frame)} bytes is not MessagePack: {reason}") from None
     try:
-        return msgspec.convert(plain, kind)
+        return msgspec.convert(values, kind)
     except Exception as error:
         field = field_of(error)
-        raise ProtocolError(explain(error, plain), param=field and field.removeprefix("params.")) from None
+        raise ProtocolError(explain(error, values), param=field and field.removeprefix("params.")) from None
 
 
-def unpack(frame: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
+def check_size(frame: bytes, max_bytes: int) -> None:
+    if len(frame) > max_bytes:
+        raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {max_bytes}")
+
+
+def unpack(frame: bytes) -> Any:
     """The plain values in a frame, within the bounds of ``limits``."""
     options = BOUNDS
-    if len(frame) > max_containers:  # no smaller frame can hold too many
-        options = BOUNDS | dict.fromkeys(("list_hook", "object_hook"), Containers(max_containers).count)
+    if len(frame) > MAX_CONTAINERS:  # no smaller frame can hold too many
+        options = BOUNDS | dict.fromkeys(("list_hook", "object_hook"), Containers(MAX_CONTAINERS).count)
     return msgpack.unpackb(frame, **options)
 
 
@@ -108,18 +161,6 @@ BOUNDS: dict[str, Any] = {
 
 MOST_FIELDS = 64
 """Fields of a message among which an id is looked for."""
-
-
-def decode_envelope(frame: bytes) -> Envelope:
-    return decode(frame, Envelope, max_bytes=MAX_INTERNAL_FRAME_BYTES, max_containers=MAX_INTERNAL_CONTAINERS)
-
-
-def decode_from_client(frame: bytes) -> PublicIn:
-    return decode(frame, PublicIn)
-
-
-def decode_to_client(frame: bytes) -> PublicOut:
-    return decode(frame, PublicOut)
 
 
 def request_id(frame: bytes) -> str | None:

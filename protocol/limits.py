@@ -16,12 +16,10 @@ MAX_INTERNAL_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 """The same between actors: what a client may just send has to fit, with what is added on the way."""
 
 MAX_ITEMS = 1_000_000
-"""Longest array or map inside a frame."""
+"""Longest array or map inside a frame of a client."""
 
 MAX_CONTAINERS = 200_000
-"""Most arrays and maps inside a frame."""
-
-MAX_INTERNAL_CONTAINERS = 2 * MAX_CONTAINERS
+"""Most arrays and maps inside a frame of a client."""
 
 MAX_DEPTH = 32
 """Deepest nesting of arrays and maps in a value of any type."""

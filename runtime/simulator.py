@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.codec import decode_from_client, encode
+from ..protocol.codec import decode_from_client, encode, encode_from_client
 from ..protocol.messages import ClientBlocked, ClientGone, ClientMessage, Completed, PeerUp
 from .actor import Actor, Address, Send
 from .links import Links, LostMessage
@@ -251,7 +251,7 @@ class Simulator:
 
     def say(self, client: bytes, message: Any) -> None:
         """A client sends a public message, over its connection to the door."""
-        self.knock(client, encode(message))
+        self.knock(client, encode_from_client(message))
 
     def knock(self, client: bytes, frame: bytes) -> None:
         """A frame of a client; it waits while there is no door, and is lost with one that it is on its way to."""

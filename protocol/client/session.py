@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from ..codec import decode_to_client, encode, unpack
+from ..codec import decode_to_client, encode_from_client, unpack
 from ..errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..limits import (
     MAX_CHOICES,
@@ -231,7 +231,7 @@ class Session:
         """
         question = next((question for question in self.questions if question.expects is kind), None)
         if self.state == "ready" and question is not None and question.message is not None:
-            self.outbox.append(encode(question.message))
+            self.outbox.append(encode_from_client(question.message))
 
     def abort(self, request_id: str) -> None:
         """Ask the gateway to end a request; its last delta then has ``finish_reason="abort"``."""
@@ -240,7 +240,7 @@ class Session:
             return
         stream.aborted = True
         if self.state == "ready":
-            self.outbox.append(encode(Abort(id=request_id)))
+            self.outbox.append(encode_from_client(Abort(id=request_id)))
 
     def leave(self, stream: Stream) -> None:
         """The consumer wants no more of this stream: end the request and forget it."""
@@ -327,7 +327,7 @@ class Session:
                     ]
                 )
                 continue
-            self.outbox.append(encode(stream.resumed(now)))
+            self.outbox.append(encode_from_client(stream.resumed(now)))
         for kind in dict.fromkeys(question.expects for question in self.questions):
             self.put_next(kind)
         return ended
@@ -387,7 +387,7 @@ class Session:
             )
         if self.pinged_at is None:
             self.pinged_at = now
-            self.outbox.append(encode(Ping()))
+            self.outbox.append(encode_from_client(Ping()))
             return []
         return self.lose(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
 
@@ -415,7 +415,7 @@ class Session:
         self.retry_at = now + HELLO_TIMEOUT_S
         self.pinged_at = None
         self.outbox.clear()
-        self.outbox.append(encode(Hello(protocol=list(PROTOCOL), client=self.client)))
+        self.outbox.append(encode_from_client(Hello(protocol=list(PROTOCOL), client=self.client)))
 
     def lose(self, now: float, reason: str) -> list[Pending]:
         """The gateway does not know this connection any more: begin again, unless that never helps."""
@@ -483,7 +483,7 @@ def check_params(params: SamplingParams | None) -> SamplingParams:
 def encode_request(request: Generate) -> bytes:
     """The frame of a request. What is inside is the gateway's to judge, as long as it can be sent."""
     try:
-        frame = encode(request, strict=True)
+        frame = encode_from_client(request)
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import zmq
 from hostile import mutated
-from slipstream.protocol.codec import decode_to_client, encode
+from slipstream.protocol.codec import decode_to_client, encode, encode_from_client
 from slipstream.protocol.limits import MAX_FRAME_BYTES, PROTOCOL
 from slipstream.protocol.messages import Envelope, Error, Hello, PublicOut
 from slipstream.runtime.process.host import MAILBOX_MESSAGES
@@ -39,7 +39,7 @@ SENT_AHEAD = 200
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
-PUBLIC = [encode(message) for _, message in golden.FROM_CLIENT]
+PUBLIC = [encode_from_client(message) for _, message in golden.FROM_CLIENT]
 INTERNAL = [message for _, message in golden.INTERNAL]
 ACTORS = ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"]
 

@@ -10,6 +10,7 @@ import struct
 import time
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -25,7 +26,9 @@ from slipstream.protocol.codec import (
     decode_from_client,
     decode_to_client,
     encode,
+    encode_from_client,
     pack,
+    plain,
     request_id,
 )
 from slipstream.protocol.errors import (
@@ -48,6 +51,7 @@ from slipstream.protocol.messages import (
     Delta,
     Deltas,
     Envelope,
+    FromClient,
     Generate,
     Pong,
     PublicIn,
@@ -58,7 +62,10 @@ from slipstream.protocol.sampling import RANGES, SamplingParams
 
 from slipstream.reference import golden
 
-PUBLIC_FRAMES = [encode(message) for _, message in [*golden.FROM_CLIENT, *golden.TO_CLIENT]]
+PUBLIC_FRAMES = [
+    *(encode_from_client(message) for _, message in golden.FROM_CLIENT),
+    *(encode(message) for _, message in golden.TO_CLIENT),
+]
 INTERNAL_FRAMES = [
     encode(Envelope("scheduler", 3, 2, number, message))
     for number, (_, message) in enumerate(golden.INTERNAL)
@@ -133,7 +140,19 @@ def test_a_client_that_knows_only_messagepack_can_use_the_public_vectors(vector:
     turned = msgpack.packb(dict(reversed(msgpack.unpackb(frame).items())))
     assert turned is not None
     assert read(turned) == read(frame)
-    assert encode(read(frame)) == frame
+    message = read(frame)
+    assert (encode_from_client(message) if isinstance(message, FromClient) else encode(message)) == frame
+    assert read(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [message for _, message in [*golden.TO_CLIENT, *golden.INTERNAL] if not hasattr(message, "params")],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_the_service_writes_is_in_the_shortest_form_but_for_sampling_parameters(message: Any) -> None:
+    """A map of so many fields that it may not be a small one gets its long header before its fields are counted."""
+    assert encode(message) == pack(plain(message))
 
 
 @pytest.mark.parametrize("vector", vectors_in("internal.json"), ids=lambda v: v["name"])
@@ -199,12 +218,14 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", typing.get_args(PublicIn | PublicOut), ids=lambda kind: kind.__name__)
 def test_a_public_message_arrives_as_it_was_sent(kind: type) -> None:
-    read = decode_from_client if kind in typing.get_args(PublicIn) else decode_to_client
+    from_client = kind in typing.get_args(PublicIn)
+    read = decode_from_client if from_client else decode_to_client
+    write = encode_from_client if from_client else encode
 
     @settings(max_examples=60, deadline=None)
     @given(values(kind))
     def check(message: Any) -> None:
-        assert read(encode(message)) == message
+        assert read(write(message)) == message
 
     check()
 
@@ -269,6 +290,14 @@ def test_a_huge_claimed_length_costs_neither_time_nor_memory(claim: bytes) -> No
     begun = time.perf_counter()
     with pytest.raises(ProtocolError, match="not MessagePack"):
         decode_from_client(generate_with(claim + b"\xff\xff\xff\xff"))
+    for start, read in (
+        (b"\x82\xa1t\xa6deltas\xa5items", decode_to_client),
+        (b"\x82\xa1t\xa5stats\xa8counters", decode_to_client),
+        (b"\x95\xa9scheduler\x03\x02\x00\x92\xa6Cancel", decode_envelope),
+        (b"\x95\xa9scheduler\x03\x02\x00\x93\xa6Submit\x05", decode_envelope),
+    ):
+        with pytest.raises(ProtocolError):
+            read(start + claim + b"\xff\xff\xff\xff")
     assert time.perf_counter() - begun < 0.1
 
 
@@ -404,10 +433,10 @@ def test_of_two_hundred_thousand_mutated_frames_each_is_a_message_or_a_protocol_
     assert psutil.Process().memory_info().rss - before < 16e6
 
 
-def is_read_or_refused(frame: bytes, kind: Any) -> bool:
+def is_read_or_refused(frame: bytes, read: Callable[[bytes], Any]) -> bool:
     """Any other exception fails the test."""
     try:
-        decode(frame, kind)
+        read(frame)
     except ProtocolError as error:
         return str(error) != ""
     return True
@@ -416,15 +445,34 @@ def is_read_or_refused(frame: bytes, kind: Any) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_protocol_error(frame: bytes) -> None:
-    for kind in (PublicIn, PublicOut, Envelope):
-        assert is_read_or_refused(frame, kind)
+    for read in (decode_from_client, decode_to_client, decode_envelope):
+        assert is_read_or_refused(frame, read)
 
 
 @settings(max_examples=300, deadline=None)
 @given(PLAIN, st.sampled_from(["hello", "generate", "abort", "ping", "stats", "trace", ""]))
 def test_any_plain_values_are_a_message_or_a_protocol_error(plain: Any, tag: str) -> None:
     for value in (plain, {"t": tag, "id": plain, "params": plain}, {"t": tag, "protocol": plain}):
-        assert is_read_or_refused(pack(value), PublicIn)
+        assert is_read_or_refused(pack(value), decode_from_client)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN, st.sampled_from([message for _, message in golden.TO_CLIENT]), st.data())
+def test_a_frame_of_the_service_with_a_wrong_value_is_refused_in_the_same_words_as_one_of_a_client(
+    wrong: Any, message: Any, data: st.DataObject
+) -> None:
+    """What reads fast says no more than that something is wrong; what reads with care says what."""
+    values = plain(message)
+    values[data.draw(st.sampled_from(sorted(values)))] = wrong
+    frame = pack(values)
+
+    def read(by: Callable[[bytes], Any]) -> Any:
+        try:
+            return by(frame)
+        except ProtocolError as error:
+            return str(error), error.param
+
+    assert read(decode_to_client) == read(lambda frame: decode(frame, PublicOut))
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -197,7 +197,10 @@ FAULTS = [
     ),
     # --- the client's side ------------------------------------------------------------------------------
     Fault(
-        "the-client-asks-anew", f"{SESSION}.resend", "encode(stream.resumed(now))", "encode(stream.request)"
+        "the-client-asks-anew",
+        f"{SESSION}.resend",
+        "encode_from_client(stream.resumed(now))",
+        "encode_from_client(stream.request)",
     ),
     Fault(
         "the-client-tells-nothing-of-the-first-answer",

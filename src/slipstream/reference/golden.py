@@ -18,7 +18,7 @@ import msgpack
 import msgspec
 
 from .. import protocol
-from ..protocol.codec import encode, pack
+from ..protocol.codec import encode, encode_from_client, pack, plain
 from ..protocol.errors import InvalidRequest
 from ..protocol.limits import MAX_ITEMS, Limits
 from ..protocol.messages import (
@@ -35,6 +35,7 @@ from ..protocol.messages import (
     Envelope,
     Error,
     Finished,
+    FromClient,
     Generate,
     GetActors,
     GetStats,
@@ -446,8 +447,8 @@ def shown(plain: Any) -> Any:
 
 
 def vector(name: str, message: msgspec.Struct, **more: str) -> dict[str, Any]:
-    plain = msgspec.to_builtins(message, builtin_types=(bytes,))
-    return {"name": name, **more, "message": shown(plain), "hex": encode(message).hex()}
+    frame = encode_from_client(message) if isinstance(message, FromClient) else encode(message)
+    return {"name": name, **more, "message": shown(plain(message)), "hex": frame.hex()}
 
 
 def files() -> dict[str, str]:

@@ -39,7 +39,7 @@ SCALARS: dict[Any, str] = {
 }
 """MessagePack's words."""
 
-INSIDE = ("MAX_INTERNAL_FRAME_BYTES", "MAX_INTERNAL_CONTAINERS", "MAX_IPC_PATH_BYTES")
+INSIDE = ("MAX_INTERNAL_FRAME_BYTES", "MAX_IPC_PATH_BYTES")
 """Limits that no message of a client can meet."""
 
 
