@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,6 @@ from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ..text.prompts import Prompts, load_texts
-from ..text.tokenizer_files import find_folder
 from .errors import Problem
 from .tokens import Tokens
 
@@ -35,7 +35,7 @@ class Service:
         self.version = version
         self.bounds = bounds
         self.metrics_prefix = metrics_prefix
-        tokenizer, chat_template = load_texts(find_folder(folder))
+        tokenizer, chat_template = load_texts(Path(folder))
         self.prompts = Prompts(tokenizer, chat_template, self.bounds.max_prompt_bytes)
         self.tokens = Tokens(tokenizer)
         self.started = int(time.time())

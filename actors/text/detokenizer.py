@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from codecs import utf_8_decode
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import tokenizers
@@ -20,7 +21,7 @@ import tokenizers
 from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
 from ...runtime.actor import Actor
 from .pieces import Pieces
-from .tokenizer_files import find_folder, load_tokenizer
+from .tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -253,4 +254,4 @@ def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
 def build(context: StartContext) -> Actor:
     """The detokenizer of a service, from its options."""
     context.phase("load tokenizer")
-    return Detokenizer(load_tokenizer(find_folder(context.options["model"])))
+    return Detokenizer(load_tokenizer(Path(context.options["model"])))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -17,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.sampling import Grammar
-from .tokenizer_files import find_folder, load_tokenizer
+from .tokenizer_files import load_tokenizer
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,  # to compile: about 10 ms
@@ -125,7 +126,7 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
 
 def load_compiler(options: Mapping[str, Any]) -> GrammarCompiler | str:
     """The compiler of a service, from its options; or the sentence that says why there is none."""
-    tokenizer = load_tokenizer(find_folder(options["model"]))
+    tokenizer = load_tokenizer(Path(options["model"]))
     try:
         vocab_size = options.get("vocab_size") or tokenizer.get_vocab_size()
         return GrammarCompiler(tokenizer, vocab_size, options.get("eos_token_ids") or ())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
@@ -18,7 +19,7 @@ from ...protocol.sampling import Grammar, SamplingParams
 from ...runtime.actor import Actor
 from .grammar import GrammarCompiler, load_compiler
 from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
-from .tokenizer_files import ChatTemplate, find_folder
+from .tokenizer_files import ChatTemplate
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -153,7 +154,7 @@ def build(context: StartContext) -> Actor:
     options = context.options
     context.phase("load tokenizer")
     return Tokenizer(
-        *load_texts(find_folder(options["model"])),
+        *load_texts(Path(options["model"])),
         options["max_model_len"],
         options.get("vocab_size"),
         options.get("max_prompt_bytes") or MAX_PROMPT_BYTES,

@@ -20,32 +20,10 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
-
-TEXT_FILES = ["tokenizer*.json", "special_tokens_map.json", "chat_template.json", "*.jinja"]
-"""What is read of a model's folder here, and fetched where the model is a name on the hub."""
+from ..checkpoint import read_json
 
 SLOW_FILES = ["tokenizer.model", "spiece.model", "vocab.json"]
 """What a model has that only tokenizers written in Python can read."""
-
-
-def find_folder(model: str) -> Path:
-    """The local folder of a model that is given as a folder or as a hub name."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelNotSupported(f"model {model!r} is a file; give the folder that it lies in")
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelNotSupported(f"model {model!r} is not a folder; check the path")
-    from huggingface_hub import snapshot_download  # not for local folders: it costs memory and time
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=TEXT_FILES))
-    except Exception as error:  # the hub client raises many kinds; each says what went wrong
-        raise ModelNotSupported(
-            f"model {model!r} is no local folder, and the hub does not give it"
-            f" ({type(error).__name__}: {error}); check the name and the network, or give a local folder"
-        ) from None
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -106,19 +84,6 @@ def find_chat_template(folder: Path) -> str | None:
         if isinstance(found, str):
             return found
     return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelNotSupported(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelNotSupported(f"{path} holds a {type(found).__name__}; expected an object")
-    return found
 
 
 OURS = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .actors.checkpoint import open_checkpoint
 from .options import ServeOptions
 from .protocol.curve import KeyFolder, new_pair
 from .protocol.endpoints import check_endpoint
@@ -163,13 +164,11 @@ def tell_ready(fd: int, ready: dict[str, Any]) -> None:
 
 def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     """The children in the order of their start, each with all that it needs to know."""
-    folder = find_model(options.model)
+    checkpoint = open_checkpoint(options.model or str(BUNDLED_MODEL))
     needs_weights = options.device != "emulated" and options.load_format != "dummy"
-    if needs_weights and not any(folder.glob("*.safetensors")):
-        # The executor would say so too, seconds later.
-        raise InvalidRequest(f"model {str(folder)!r}: the folder has no weights; looked for *.safetensors")
-    config = read_json(folder / "config.json")
-    limit = max_model_len_of(config)
+    if needs_weights:
+        checkpoint.check_weights()  # the executor would do it too, seconds later
+    limit = checkpoint.max_model_len
     if limit is None and options.max_model_len is None:
         raise InvalidRequest("the model's config.json states no length; give --max-model-len")
     length = options.max_model_len or limit or 0
@@ -178,12 +177,12 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
     check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
     shared: dict[str, Any] = {
-        "model": str(folder),
+        "model": str(checkpoint.folder),
         "model_name": options.served_model_name or options.model or "slipstream-bundled",
         "max_model_len": length,
         "max_prompt_bytes": min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
-        "vocab_size": text_config(config)["vocab_size"],
-        "eos_token_ids": eos_token_ids(folder, config),
+        "vocab_size": checkpoint.vocab_size,
+        "eos_token_ids": checkpoint.eos_token_ids(),
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "pipeline_depth": options.pipeline_depth,
@@ -246,72 +245,3 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         }
         children.append(ChildSpec("http", f"{actors}.http.server:build", http, waits=True, face_of="gateway"))
     return children
-
-
-def find_model(model: str | None) -> Path:
-    """The folder of the model: a folder as it is, a hub name from the cache or the hub."""
-    if model is None:
-        return BUNDLED_MODEL
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InvalidRequest(f"model {model!r}: the folder has no config.json")
-        return folder.resolve()
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise InvalidRequest(f"model {model!r}: there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:  # the hub client raises its own and its transport's kinds
-        raise InvalidRequest(
-            f"model {model!r}: no such folder, and it could not be fetched as a hub name: {first_line(error)}"
-        ) from None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{path}: {first_line(error)}") from None
-
-
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a model's configuration that describes its decoder."""
-    found = config.get("text_config", config)
-    if "vocab_size" not in found:
-        raise InvalidRequest("the model's config.json has no vocab_size; is it a causal language model?")
-    return found
-
-
-def max_model_len_of(config: dict[str, Any]) -> int | None:
-    """Most tokens that the model is made for; None if it does not say."""
-    text = text_config(config)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type")) == "longrope":
-        # Beyond the original length the frequencies change with the batch, so it is not served.
-        original = rope.get("original_max_position_embeddings") or text.get(
-            "original_max_position_embeddings"
-        )
-        if isinstance(original, int):
-            return original
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
-        if isinstance(text.get(name), int):
-            return text[name]
-    return None
-
-
-def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
-    """Every token that ends an answer, from both files that may name one or several."""
-    sources = [config, config.get("text_config", {})]
-    if (folder / "generation_config.json").is_file():
-        sources.append(read_json(folder / "generation_config.json"))
-    found: set[int] = set()
-    for source in sources:
-        ids = source.get("eos_token_id")
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return sorted(found)

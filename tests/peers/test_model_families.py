@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.load import load_model
@@ -165,7 +166,7 @@ def test_properties_of_a_loaded_model(tmp_path: Path) -> None:
     )
     assert model.vocab_size == VOCAB_SIZE
     assert model.max_model_len == 256
-    assert model.eos_token_ids == {EOS_TOKEN_ID}
+    assert open_checkpoint(str(tmp_path)).eos_token_ids() == [EOS_TOKEN_ID]
     assert model.dtype == torch.float32
     assert model.weight_bytes == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.1)
     assert model.layout.bytes_per_block(BLOCK_SIZE, model.dtype) == 2 * 2 * 2 * 8 * BLOCK_SIZE * 4

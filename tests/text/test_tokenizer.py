@@ -15,7 +15,6 @@ import tokenizers
 from slipstream.actors.text.tokenizer import Tokenizer, build
 from slipstream.actors.text.tokenizer_files import (
     ChatTemplate,
-    find_folder,
     load_chat_template,
     load_tokenizer,
 )
@@ -371,14 +370,6 @@ def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Pa
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelNotSupported, match="cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)
-
-
-def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotSupported, match="not a folder"):
-        find_folder(str(tmp_path / "missing"))
-    (tmp_path / "model.gguf").write_bytes(b"")
-    with pytest.raises(ModelNotSupported, match="is a file"):
-        find_folder(str(tmp_path / "model.gguf"))
 
 
 def test_a_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:

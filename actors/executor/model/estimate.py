@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .load import DTYPES, _hub_answers, _is_folder, _load_config, from_config
+from ...checkpoint import open_checkpoint
+from .load import DTYPES, from_config, load_config
 
 META = torch.device("meta")
 """Where tensors have a shape and no memory."""
@@ -37,9 +38,7 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
     ``ModelNotSupported`` has the reason if it is not served; ``InvalidRequest`` if there is no such model.
     """
     assert dtype in DTYPES
-    local = _is_folder(path_or_name)
-    where = {"local_files_only": local or not _hub_answers(), "trust_remote_code": False}
-    config = _load_config(path_or_name, where)
+    config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
     own = getattr(config, "dtype", None) or torch.float32
     model = from_config(config, META, own if dtype == "auto" else getattr(torch, dtype))
     return Estimate(

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import socket
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
+from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from . import gate
 from .paged_model import PagedModel
 from .probe import probed
 
-HUB_TIMEOUT_S = 3.0
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FROM_FOLDER: Any = {"local_files_only": True, "trust_remote_code": False}
+"""How transformers reads a folder: nothing is fetched, and no code in it runs."""
 
 
 def load_model(
@@ -35,28 +32,25 @@ def load_model(
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
-    Weights come from safetensors files alone, and no code of the model's folder runs. With a folder nothing
-    is fetched from a network. InvalidRequest when there is no such model, ModelNotSupported when there is
-    one that cannot be served.
+    Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
+    is no such model, ModelNotSupported when there is one that cannot be served.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    if local := _is_folder(path_or_name):
-        path_or_name = str(Path(path_or_name).expanduser())
-        _check_folder(Path(path_or_name))
-    where = {"local_files_only": local or not _hub_answers(), "trust_remote_code": False}
-    config = _load_config(path_or_name, where)
+    checkpoint = open_checkpoint(path_or_name)
+    checkpoint.check_weights()
+    config = load_config(checkpoint.folder)
     gate.check_config(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path_or_name,
+            checkpoint.folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation=attention.IMPLEMENTATION,
             output_loading_info=True,
-            **where,
+            **FROM_FOLDER,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelNotSupported(f"the weights of {path_or_name!r} cannot be loaded: {error}") from error
@@ -82,7 +76,7 @@ def make_model(
     attention_backend: str = "torch",
 ) -> PagedModel:
     """The model of a folder's configuration with random weights; the folder needs none."""
-    config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
+    config = load_config(open_checkpoint(path_or_name).folder)
     chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     return from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
 
@@ -104,54 +98,12 @@ def from_config(
     return PagedModel(transformer, attention.create(attention_backend))
 
 
-def _is_folder(path_or_name: str) -> bool:
-    """Tell a folder from a name on the Hub; InvalidRequest when it can be neither."""
-    if Path(path_or_name).expanduser().is_dir():
-        return True
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path_or_name):
-        return False
-    raise InvalidRequest(f"model {path_or_name!r}: there is no such folder")
-
-
-def _hub_answers() -> bool:
-    """Without a network the Hub's library tries again for half a minute, even for what is in its cache."""
-    if getproxies():
-        return True
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The configuration as transformers reads it, which knows the defaults; ModelNotSupported when it cannot."""
     try:
-        address = urlsplit(constants.ENDPOINT)
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise InvalidRequest(f"model {str(folder)!r}: the folder has no config.json")
-    if any(folder.glob("*.safetensors")):
-        return
-    looked_for = "model.safetensors or model.safetensors.index.json"
-    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")):
-        raise InvalidRequest(
-            f"model {str(folder)!r}: the folder has no {looked_for}, and {pickles[0]} is not read, since a "
-            "pickle can run any code; load it where you trust it and save it with save_pretrained"
-        )
-    raise InvalidRequest(f"model {str(folder)!r}: the folder has no weights; looked for {looked_for}")
-
-
-def _load_config(path_or_name: str, where: dict[str, Any]) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(path_or_name, **where)
-    except OSError as error:
-        # A name on the Hub ends here: no such model, no access, no network.
-        folder = Path(path_or_name).is_dir()
-        reason = (
-            "cannot be read" if folder else f"neither a folder nor a model that {constants.ENDPOINT} gives"
-        )
-        raise InvalidRequest(f"model {path_or_name!r}: {reason}: {error}") from error
-    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        return AutoConfig.from_pretrained(folder, **FROM_FOLDER)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelNotSupported(
-            f"model {path_or_name!r}: transformers {version('transformers')} cannot read its configuration, "
+            f"model {str(folder)!r}: transformers {version('transformers')} cannot read its configuration, "
             f"and code from a model's folder is never run: {error}"
         ) from error

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
 from ..cache.paged import PagedBatch
 from . import gate
@@ -37,8 +38,7 @@ class PagedModel:
         self.config: PreTrainedConfig = transformer.config
         self.device: torch.device = transformer.device
         self.dtype: torch.dtype = transformer.dtype
-        self.max_model_len = _max_model_len(self.config)
-        self.eos_token_ids = _eos_token_ids(self.config, transformer.generation_config)
+        self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
         tensors = (*transformer.parameters(), *transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         _freeze_rope(transformer)
@@ -82,28 +82,11 @@ class PagedModel:
         return output.logits[0]
 
 
-def _max_model_len(config: PreTrainedConfig) -> int:
-    """Positions that the model was made for, prompt and completion together."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    longest = next((limit for name in names if (limit := getattr(config, name, None))), UNBOUNDED_LENGTH)
-    for rope in _rope_parameters(config):
-        if rope.get("rope_type") == "longrope":
-            longest = min(longest, rope.get("original_max_position_embeddings") or longest)
-    return longest
-
-
-def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """The rotary parameters: one set, or one for each layer type."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return nested or [parameters]
-
-
 def _freeze_rope(transformer: PreTrainedModel) -> None:
     """Keep the rotary frequencies that the model starts with.
 
     Some types choose them anew in each forward pass, by the greatest position in it: one long request would
-    change the text of all others in its step. `_max_model_len` ends where the choice would change.
+    change the text of all others in its step. `max_model_len` ends where the choice would change.
     """
 
     def frozen(rope_type: str) -> str:
@@ -115,12 +98,3 @@ def _freeze_rope(transformer: PreTrainedModel) -> None:
             module.rope_type = frozen(kind)  # type: ignore[assignment]
         elif isinstance(kind, dict):
             module.rope_type = {layer_type: frozen(own) for layer_type, own in kind.items()}  # type: ignore[assignment]
-
-
-def _eos_token_ids(config: PreTrainedConfig, generation: GenerationConfig | None) -> frozenset[int]:
-    """All the tokens that end a text, from both places that may name one or several."""
-    found: set[int] = set()
-    for source in (config, generation):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return frozenset(found)

@@ -1,0 +1,137 @@
+"""What is known of a model before anything is loaded: where it lies, how long its texts may be, and what ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from slipstream.actors.checkpoint import Checkpoint, max_model_len, open_checkpoint
+from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
+from transformers import CONFIG_MAPPING
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+
+
+def write(folder: Path, **files: dict[str, Any]) -> Checkpoint:
+    """A folder whose JSON files are these, by their names without the suffix."""
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return open_checkpoint(str(folder))
+
+
+def test_a_folder_may_be_named_from_here_or_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    write(tmp_path / "models", config={"vocab_size": 7})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("models", "./models", "~/models", f"{tmp_path}/models/"):
+        found = open_checkpoint(name)
+        assert (found.folder, found.vocab_size) == (tmp_path / "models", 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/no/such/folder", "there is no such folder"),
+        ("./neither", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+        ("model.gguf", "is a file; give the folder"),
+        ("nobody/no-such-model", "there is no such folder, and the hub does not give it"),
+        ("empty", r"the folder has no config\.json"),
+    ],
+)
+def test_what_is_no_model_is_refused_by_its_name(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidRequest, match=f"'{name}'.*{reason}"):
+        open_checkpoint(name)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "is not JSON"), ("[1]", "holds a list")])
+def test_a_broken_configuration_is_refused_by_its_path(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelNotSupported, match=rf"{tmp_path}{os.sep}config\.json {reason}"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"config\.json has no vocab_size"):
+        _ = write(tmp_path, config={"model_type": "resnet"}).vocab_size
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 8192, "n_ctx": 5}, 8192),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 77}, "max_position_embeddings": 5}, 77),
+        ({"max_position_embeddings": 131072, "rope_parameters": LONGROPE}, 4096),
+        ({"max_position_embeddings": 131072, "rope_scaling": LONGROPE | {"type": "longrope"}}, 4096),
+        # As Phi-3 has it: the original length stands beside the parameters.
+        (
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0]},
+            },
+            4096,
+        ),
+        # A set of parameters for each layer type.
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "full_attention": LONGROPE,
+                    "sliding_attention": {"rope_type": "default"},
+                },
+            },
+            4096,
+        ),
+        ({"max_position_embeddings": 131072, "rope_parameters": LONGROPE | {"rope_type": "yarn"}}, 131072),
+    ],
+)
+def test_the_longest_text_is_what_the_model_was_made_for(config: dict[str, Any], length: int | None) -> None:
+    assert max_model_len(config) == length
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "phi3", "opt"])
+def test_the_length_is_the_same_from_the_file_and_from_transformers(family: str, tmp_path: Path) -> None:
+    family_config: Any = CONFIG_MAPPING[family]
+    config = family_config(vocab_size=300)
+    config.save_pretrained(tmp_path)
+    found = open_checkpoint(str(tmp_path))
+    assert found.max_model_len == max_model_len(config.to_dict()) is not None
+
+
+def test_every_file_may_name_tokens_that_end_an_answer(tmp_path: Path) -> None:
+    found = write(
+        tmp_path,
+        config={"eos_token_id": 5},
+        generation_config={"eos_token_id": [9, 5]},
+        tokenizer_config={
+            "eos_token": {"content": "<end>"},
+            "added_tokens_decoder": {"3": {"content": "<end>"}, "4": {"content": "<other>"}},
+        },
+    )
+    assert found.eos_token_ids() == [3, 5, 9]
+
+
+def test_the_end_that_the_tokenizer_names_is_found_in_its_own_file(tmp_path: Path) -> None:
+    found = write(
+        tmp_path,
+        config={"text_config": {"eos_token_id": [1]}, "eos_token_id": None},
+        tokenizer_config={"eos_token": "<end>"},
+        tokenizer={"added_tokens": [{"id": 6, "content": "<end>"}, {"id": 7, "content": "<pad>"}]},
+    )
+    assert found.eos_token_ids() == [1, 6]
