@@ -1,11 +1,14 @@
-"""Everything that needs a GPU, in one script: correctness, the published workload, small models, a timeline.
+"""Everything that needs a GPU, in one script: correctness, the published workload, small models, servers under load.
 
     python examples/h200.py --parts correct,published,peers,small --out results
+    python examples/h200.py --parts serving --models 8b,1.5b,0.5b
+    python examples/h200.py --parts vllm --models 8b --loads b1,rate10,rate25,burst
 
 The models have random weights, made on the device (``load_format="dummy"``), so nothing is downloaded:
 the 8B one has the shape of Llama-3.1-8B, the others those of Qwen2.5-0.5B and 1.5B. Each part prints
-its rows as it goes and a table last, and writes ``results/<part>.json``. ``--tiny`` is the same on
-a CPU with toy models, to see that the script works.
+its rows as it goes and a table last, and writes ``results/<part>.json``. ``--smoke`` is the same on
+a CPU with toy models, to see that the script works. ``serving`` puts the loads of ``serving.py`` on our server,
+``vllm`` on vLLM's and then ours; ``VLLM_PATH`` names folders to find vLLM in that are not on the path.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +27,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import serving as loads
 
 import slipstream
 from slipstream import Client, SamplingParams, Sidecar
@@ -82,15 +88,19 @@ TOY = LLAMA_8B | {
 }
 
 
+MODELS = {"8b": LLAMA_8B, "1.5b": QWEN_15B, "0.5b": QWEN_05B}
+
+
 class Lab:
     """Where and how things are measured."""
 
-    def __init__(self, out: Path, tiny: bool, deadline_s: float) -> None:
-        self.out = out
-        self.tiny = tiny
-        self.device = "cpu" if tiny else "cuda"
-        self.end = time.monotonic() + deadline_s
-        out.mkdir(parents=True, exist_ok=True)
+    def __init__(self, found: argparse.Namespace) -> None:
+        self.found = found
+        self.out: Path = found.out
+        self.smoke: bool = found.smoke
+        self.device = "cpu" if self.smoke else "cuda"
+        self.end = time.monotonic() + found.seconds
+        self.out.mkdir(parents=True, exist_ok=True)
 
     def left(self) -> float:
         return self.end - time.monotonic()
@@ -102,7 +112,13 @@ class Lab:
         bundled = Path(slipstream.__file__).resolve().parent / "model"
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(bundled / file, folder)
-        (folder / "config.json").write_text(json.dumps(TOY if self.tiny else config))
+        (folder / "config.json").write_text(json.dumps(TOY if self.smoke else config))
+        return folder
+
+    def folder_to_serve(self, name: str) -> Path:
+        """The same with a tokenizer as large as the vocabulary, for servers that show every token."""
+        folder = self.folder(name, MODELS[name])
+        loads.write_tokenizer(folder, (TOY if self.smoke else MODELS[name])["vocab_size"])
         return folder
 
     def service(self, folder: Path | None, rows: int, length: int, depth: int, **options: Any) -> Sidecar:
@@ -165,7 +181,7 @@ def correct(lab: Lab) -> list[Row]:
     rows: list[Row] = []
     sampled: list[Any] = []
     modes: list[Row] = [{"pipeline_depth": 2}, {"pipeline_depth": 1}]
-    if not lab.tiny:
+    if not lab.smoke:
         modes = [mode | {"cuda_graphs": graphs} for mode in modes for graphs in ("start", "off")]
         modes.append({"pipeline_depth": 2, "attention_backend": "torch", "cuda_graphs": "off"})
         modes += [{"pipeline_depth": 2, "cuda_graphs": "lazy"}, {"pipeline_depth": 2, "compile": True}]
@@ -223,12 +239,12 @@ def alive(pid: int) -> bool:
 
 def published(lab: Lab) -> list[Row]:
     """8B, 32 rows, at depth 2 and 1, and the limit by memory traffic."""
-    rows_, prompt = (8, 16) if lab.tiny else (32, 128)
-    long = 64 if lab.tiny else 8192
-    short = 64 if lab.tiny else 1024
+    rows_, prompt = (8, 16) if lab.smoke else (32, 128)
+    long = 64 if lab.smoke else 8192
+    short = 64 if lab.smoke else 1024
     length = prompt + long + 8
     folder = lab.folder("8b", LLAMA_8B)
-    bandwidth = None if lab.tiny else measured_bandwidth()
+    bandwidth = None if lab.smoke else measured_bandwidth()
     rows: list[Row] = [{"what": "device copy bandwidth, TB/s", "value": bandwidth}]
     ours = (
         ("slipstream, depth 2", 2, long, True),
@@ -259,7 +275,7 @@ def published(lab: Lab) -> list[Row]:
 
 def peers(lab: Lab) -> list[Row]:
     """The same workload, shorter, by transformers' continuous batching and by ours, at the same context."""
-    batch, prompt, new = (8, 16, 32) if lab.tiny else (32, 128, 512)
+    batch, prompt, new = (8, 16, 32) if lab.smoke else (32, 128, 512)
     folder = lab.folder("8b", LLAMA_8B)
     rows: list[Row] = []
     with lab.service(folder, batch, prompt + new + 8, 2) as sidecar, sidecar.client() as client:
@@ -373,14 +389,14 @@ def peer(folder: str, rows: int, prompt: int, new: int, asynchronous: bool, devi
 def small(lab: Lab) -> list[Row]:
     """Where the host is the bottleneck: utilisation and tokens per second at depth 1, 2 and 3."""
     rows: list[Row] = []
-    for name, config in (("1.5B", QWEN_15B), ("0.5B", QWEN_05B)):
-        folder = lab.folder(name, config)
+    for name in ("1.5b", "0.5b"):
+        folder = lab.folder(name, MODELS[name])
         for batch in (1, 32, 256):
             for depth in (2, 1, 3):
                 if lab.left() < 20:
                     rows.append({"model": name, "rows": batch, "depth": depth, "error": "no time left"})
                     continue
-                new = 32 if lab.tiny else 400
+                new = 32 if lab.smoke else 400
                 with lab.service(folder, batch, 1024, depth) as sidecar, sidecar.client() as client:
                     measured = run_rows(client, batch, 32, new)
                 del measured["tokens"], measured["tracks"]
@@ -401,11 +417,43 @@ def save_timeline(lab: Lab, tracks: Any) -> None:
     print(text, flush=True)
 
 
+# --- servers under load -------------------------------------------------------------------------------
+
+
+def serving(lab: Lab) -> list[Row]:
+    """Our server under the loads of users."""
+    return loads.serving(plan_of(lab, "serving"), ["slipstream"])
+
+
+def vllm(lab: Lab) -> list[Row]:
+    """vLLM and ours under the same loads, one after the other."""
+    if not loads.vllm_found():
+        return [{"error": "vLLM is not on the path; VLLM_PATH may name the folders that it needs"}]
+    return loads.serving(plan_of(lab, "vllm"), lab.found.server.split(","))
+
+
+def plan_of(lab: Lab, part: str) -> loads.Plan:
+    out = lab.out / part
+    out.mkdir(exist_ok=True)
+    chosen = lab.found.loads.split(",") if lab.found.loads else None
+    return loads.Plan(
+        out=out,
+        folder=lab.folder_to_serve,
+        models=lab.found.models.split(","),
+        loads=chosen,
+        options=lab.found.options,
+        smoke=lab.smoke,
+        left=lab.left,
+    )
+
+
 PARTS: dict[str, Callable[[Lab], list[Row]]] = {
     "correct": correct,
     "published": published,
     "peers": peers,
     "small": small,
+    "serving": serving,
+    "vllm": vllm,
 }
 
 
@@ -420,9 +468,23 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seconds", type=float, default=540.0, help="begin nothing new after this")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="on a CPU with toy models")
+    parser.add_argument("--models", default="8b", help=f"to serve, of {','.join(MODELS)} (default 8b)")
+    parser.add_argument("--loads", default="", help="to serve, as b1,rate10,burst (default: all of a model)")
+    parser.add_argument("--server", default="vllm,slipstream", help="of the part vllm, in this order")
+    parser.add_argument("--options", default="", help="more options for our server, in one text")
     found = parser.parse_args()
-    lab = Lab(found.out, found.tiny, found.seconds)
+    for name, given, known in (
+        ("--parts", found.parts, set(PARTS)),
+        ("--models", found.models, set(MODELS)),
+        ("--loads", found.loads, {*loads.SMOKE, *(name for model in loads.LOADS.values() for name in model)}),
+        ("--server", found.server, {"vllm", "slipstream"}),
+    ):
+        if unknown := [one for one in given.split(",") if given and one not in known]:
+            parser.error(f"{name} {','.join(unknown)}: none of {', '.join(sorted(known))}")
+    # What started a server ends it, also when this program is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    lab = Lab(found)
     print(json.dumps(installed()), flush=True)
     for part in found.parts.split(","):
         try:

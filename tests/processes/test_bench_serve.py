@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from slipstream import Sidecar, cli
-from slipstream.bench.serve import Load, arrivals, figures
+from slipstream.bench.serve import Load, arrivals, figures, lengths
 from slipstream.bench.targets import Record
 
 SMALL = ["--num-prompts", "12", "--input-len", "6", "--output-len", "20"]
@@ -90,6 +91,7 @@ def test_requests_that_fail_are_counted_and_named(
         (["--base-url", "ftp://a"], "is no http://HOST:PORT"),
         (["--endpoint", "ipc:///a", "--api-key", "k"], "go with --base-url"),
         (["--endpoint", "ipc:///a", "--request-rate", "0"], "not a number above 0"),
+        (["--endpoint", "ipc:///a", "--random-range-ratio", "1"], "not a number from 0 to below 1"),
         (["--endpoint", "ipc:///a", "--goodput", "tftt:5"], "'tftt' is none of ttft, tpot, e2el"),
         (["--endpoint", "ipc:///a", "--metric-percentiles", "101"], "above 100"),
     ],
@@ -118,10 +120,38 @@ def test_arrivals_keep_the_rate_and_their_burstiness() -> None:
     assert arrivals(Load(num_prompts=3, input_len=1, output_len=1)) == [0.0] * 3
 
 
+def test_lengths_spread_evenly_as_far_as_the_ratio_says() -> None:
+    def drawn(mean: int, range_ratio: float) -> list[int]:
+        load = Load(num_prompts=4001, input_len=mean, output_len=1, range_ratio=range_ratio)
+        return lengths(mean, load, random.Random(1))
+
+    found = drawn(100, 0.5)
+    assert (min(found), max(found)) == (50, 150)
+    assert statistics.fmean(found) == pytest.approx(100, rel=0.02)
+    assert set(drawn(100, 0.0)) == {100}
+    assert set(drawn(1, 0.9)) == {1, 2}
+
+
+def test_the_tokens_counted_are_those_of_the_lengths_drawn(
+    service: Sidecar, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread = [*SMALL, "--random-range-ratio", "0.5", "--json", "-"]
+    for over in ("ZeroMQ", "HTTP"):
+        with service.client() as client:
+            before = client.stats()["prompt_tokens"], client.stats()["generation_tokens"]
+            code, out, _ = bench(capsys, *place(service, over), *spread)
+            after = client.stats()["prompt_tokens"], client.stats()["generation_tokens"]
+        told = json.loads(out)
+        assert code == 0
+        sums = told["total_input_tokens"], told["total_output_tokens"]
+        assert sums != (72, 240)
+        assert sums == (after[0] - before[0] - 6, after[1] - before[1] - 20)  # without the warm-up
+
+
 def test_figures_of_known_records() -> None:
     records = [
-        Record(sent_at=0.0, arrivals=[0.1, 0.2, 0.3], tokens=3),
-        Record(sent_at=1.0, arrivals=[1.3, 1.5], tokens=3),
+        Record(sent_at=0.0, prompt_tokens=10, arrivals=[0.1, 0.2, 0.3], tokens=3),
+        Record(sent_at=1.0, prompt_tokens=10, arrivals=[1.3, 1.5], tokens=3),
         Record(sent_at=1.0, error="Overloaded: full"),
     ]
     load = Load(num_prompts=3, input_len=10, output_len=3, percentiles=(50.0, 90.0), goodput={"ttft": 200.0})

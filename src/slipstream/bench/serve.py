@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,6 +37,8 @@ class Load:
     num_prompts: int
     input_len: int
     output_len: int
+    range_ratio: float = 0.0
+    """By how much the lengths spread: at 0.5 they are even between half and one and a half times the given ones."""
     request_rate: float = math.inf
     """Requests per second on average; infinite: all at once."""
     burstiness: float = 1.0
@@ -58,20 +61,26 @@ def arrivals(load: Load) -> list[float]:
     return times
 
 
+def lengths(mean: int, load: Load, rng: random.Random) -> list[int]:
+    """How many tokens each request has, drawn evenly from the range around ``mean``, and at least one."""
+    low, high = math.floor(mean * (1 - load.range_ratio)), math.ceil(mean * (1 + load.range_ratio))
+    return [max(1, rng.randint(low, high)) for _ in range(load.num_prompts)]
+
+
 async def run_load(target: Target, load: Load) -> dict[str, Any]:
     """Warm up with one request, send the load, and return the figures."""
     await target.open()
     try:
         rng = random.Random(load.seed)
-        prompts = [
-            [rng.randint(*TOKEN_IDS) for _ in range(load.input_len)] for _ in range(load.num_prompts + 1)
-        ]
+        ids = range(TOKEN_IDS[0], TOKEN_IDS[1] + 1)
+        prompts = [rng.choices(ids, k=length) for length in lengths(load.input_len, load, rng)]
+        outputs = lengths(load.output_len, load, rng)
         warm_up = Record(sent_at=0.0)
-        await target.ask(prompts.pop(), load.output_len, warm_up)
+        await target.ask(rng.choices(ids, k=load.input_len), load.output_len, warm_up)
         if warm_up.error is not None:
             raise SlipstreamError(f"the first request, to warm up, failed: {warm_up.error}")
         busy_before = await target.busy_s()
-        records, seconds = await send(target, load, prompts)
+        records, seconds = await send(target, load, prompts, outputs)
         busy = await target.busy_s()
     finally:
         await target.close()
@@ -82,23 +91,25 @@ async def run_load(target: Target, load: Load) -> dict[str, Any]:
     }
 
 
-async def send(target: Target, load: Load, prompts: list[list[int]]) -> tuple[list[Record], float]:
+async def send(
+    target: Target, load: Load, prompts: list[list[int]], outputs: list[int]
+) -> tuple[list[Record], float]:
     """Every request at its time, or as soon after it as ``max_concurrency`` allows."""
     slots = asyncio.Semaphore(load.max_concurrency or load.num_prompts)
     records: list[Record] = []
     begun = time.perf_counter()
 
-    async def one(prompt: list[int], at: float) -> None:
+    async def one(prompt: list[int], tokens: int, at: float) -> None:
         await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
         async with slots:
-            record = Record(sent_at=time.perf_counter())
-            await target.ask(prompt, load.output_len, record)
+            record = Record(sent_at=time.perf_counter(), prompt_tokens=len(prompt))
+            await target.ask(prompt, tokens, record)
         records.append(record)
         done = len(records)
         full = BAR * done // load.num_prompts
         show_progress(f"{'█' * full}{'·' * (BAR - full)} {done} of {load.num_prompts}")
 
-    await asyncio.gather(*map(one, prompts, arrivals(load)))
+    await asyncio.gather(*map(one, prompts, outputs, arrivals(load)))
     show_progress("")
     return records, time.perf_counter() - begun
 
@@ -116,7 +127,7 @@ def figures(load: Load, records: list[Record], seconds: float) -> dict[str, Any]
     answered = [record for record in records if record.error is None and record.arrivals]
     errors = sorted({record.error or "no answer" for record in records if record not in answered})
     tokens = sum(record.tokens for record in answered)
-    prompt_tokens = load.input_len * len(answered)
+    prompt_tokens = sum(record.prompt_tokens for record in answered)
     each = [latencies_of(record) for record in answered]
     found: dict[str, Any] = {
         "num_prompts": load.num_prompts,
@@ -166,6 +177,13 @@ def add_serve(parser: ArgumentParser) -> None:
         "--output-len", type=count, default=128, metavar="N", help="tokens of each answer (128)"
     )
     parser.add_argument(
+        "--random-range-ratio",
+        type=ratio,
+        default=0.0,
+        metavar="R",
+        help="spread of both lengths: at 0.5 from half to one and a half times (default 0: all the same)",
+    )
+    parser.add_argument(
         "--request-rate",
         type=above_0,
         default=math.inf,
@@ -196,6 +214,7 @@ def run_serve_command(found: Namespace) -> None:
         num_prompts=found.num_prompts,
         input_len=found.input_len,
         output_len=found.output_len,
+        range_ratio=found.random_range_ratio,
         request_rate=found.request_rate,
         burstiness=found.burstiness,
         max_concurrency=found.max_concurrency,
@@ -210,13 +229,22 @@ def run_serve_command(found: Namespace) -> None:
         target = ZmqTarget(found.endpoint)
     else:
         target = HttpTarget(found.base_url, found.model, found.api_key)
-    result = asyncio.run(run_load(target, load))
+    result = run(run_load(target, load))
     if found.json is not None:
         write_json(found.json, result)
     else:
         print_result(load, result)
     if result["failed"]:
         print(f"{result['failed']} requests failed: {'; '.join(result['errors'])}", file=sys.stderr)
+
+
+def run(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Run it in uvloop where that is installed: the client should cost little beside the server."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
 def print_result(load: Load, result: dict[str, Any]) -> None:
@@ -242,6 +270,16 @@ def above_0(text: str) -> float:
         value = 0.0
     if not value > 0:
         raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return value
 
 

@@ -25,6 +25,7 @@ class Record:
     """One request: when it was sent and what came when, in seconds of one clock."""
 
     sent_at: float
+    prompt_tokens: int = 0
     arrivals: list[float] = field(default_factory=list)
     """When something of the answer came."""
     tokens: int = 0
