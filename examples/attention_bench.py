@@ -128,7 +128,6 @@ def make_step(case: Case) -> tuple[Tensor, Tensor, Tensor, PagedBatch]:
     ]
     position = (contexts[:, None] - case.tokens + torch.arange(case.tokens)).to(device)
     write_index = (table.gather(1, position // size) * size + position % size).flatten()
-    prefill = case.tokens > 1
     batch = PagedBatch(
         cache=KVCache(size, pools[:1], pools[1:]),
         rows=torch.arange(case.rows, device=device),
@@ -136,11 +135,8 @@ def make_step(case: Case) -> tuple[Tensor, Tensor, Tensor, PagedBatch]:
         query_start=torch.arange(case.rows + 1, device=device, dtype=torch.int32) * case.tokens,
         write_index=write_index,
         block_table=table.to(torch.int32),
-        num_decode=0 if prefill else case.rows,
-        chunks=[(row * case.tokens, case.tokens, case.context) for row in range(case.rows)]
-        if prefill
-        else [],
-        max_decode_kv_len=0 if prefill else bound,
+        decode_only=case.tokens == 1,
+        max_kv_len=bound,
     )
     query, key, value = (
         torch.randn(case.rows * case.tokens, heads, case.head_dim, device=device, dtype=case.dtype)

@@ -55,8 +55,7 @@ class Driver:
     def step(self, counts: dict[int, int]) -> None:
         """Feed ``counts[row]`` tokens of each row; a row whose tokens are all fed gets its next one."""
         where = self.model.device
-        rows = sorted(counts, key=lambda row: (not self.decodes(row), row))
-        num_decode = sum(self.decodes(row) for row in rows)
+        rows = sorted(counts)
         spans = [(row, self.fed[row], self.fed[row] + counts[row]) for row in rows]
         of_row = torch.tensor([row for row, start, end in spans for _ in range(start, end)], device=where)
         positions = torch.tensor([at for _, start, end in spans for at in range(start, end)], device=where)
@@ -75,12 +74,9 @@ class Driver:
             write_index=self.table[of_row, positions // BLOCK_SIZE].long() * BLOCK_SIZE
             + positions % BLOCK_SIZE,
             block_table=self.table,
-            num_decode=num_decode,
-            chunks=[
-                (starts[i], counts[row], kv_lens[i]) for i, row in enumerate(rows) if not self.decodes(row)
-            ],
+            decode_only=all(counts[row] == 1 for row in rows),
             # A bound, not the maximum.
-            max_decode_kv_len=max(kv_lens[:num_decode], default=-1) + 1,
+            max_kv_len=max((kv_lens[i] for i, row in enumerate(rows) if counts[row] == 1), default=-1) + 1,
         )
         last = torch.tensor(starts[1:], device=where) - 1
         logits = self.model.forward(ids, positions, batch, last)

@@ -3,14 +3,14 @@
 A **backend** stores one layer's new keys and values in the cache and attends. Backends are registered by
 name; ``torch``, at the end of this file, is made of plain tensor operations and runs on any device.
 
-Nothing here waits for the device. A step whose rows all decode can be captured into a CUDA graph: the host
-knows its shapes, everything else is read from the tensors of the `PagedBatch`.
+A step whose rows have one token each can be captured into a CUDA graph with any backend, and any step with one
+that is ``capturable``: what differs between replays is read from the tensors of the `PagedBatch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,9 @@ class AttentionBackend(Protocol):
     """Stores the new keys and values of one layer, then attends over all that the cache holds."""
 
     name: str
+    capturable: bool
+    """Whether any step can be captured in a CUDA graph; otherwise only those that are ``decode_only``, because
+    the backend reads the lengths of the others on the host, and waits for the device to do so."""
 
     def __call__(
         self,
@@ -128,16 +131,15 @@ SCORE_BYTES = 64 << 20
 class TorchAttention:
     """Attention in plain tensor operations: gather whole blocks by the block table, then attend.
 
-    The rows that decode are one batched computation over ``max_decode_kv_len`` positions, or over the
-    blocks that a sliding window touches. Rows that prefill are computed one by one, neighbours of the same
-    shape together.
+    The rows that have one token are one batched computation. Rows with more are computed one by one,
+    neighbours of the same shape together.
     """
 
     name = "torch"
+    capturable = False
 
     def __init__(self) -> None:
-        self._contexts: dict[int | None, tuple[Tensor, Tensor]] = {}
-        """What the rows that decode see in this step, by sliding window."""
+        self._step: _Step | None = None
 
     def __call__(
         self,
@@ -155,45 +157,111 @@ class TorchAttention:
         keys, values = batch.cache.keys[layer], batch.cache.values[layer]
         _write(keys, batch.write_index, key)
         _write(values, batch.write_index, value)
-        if layer == 0:
-            # A new step. Its tensors may be those of the step before, with other contents.
-            self._contexts.clear()
+        if layer == 0 or self._step is None:
+            # The tensors of a new step may be those of the step before, with other contents.
+            self._step = _Step(batch)
+        step = self._step
 
         attend = _Attend(scale, softcap, sinks)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        output[step.tokens :] = 0
 
-        if n := batch.num_decode:
-            if sliding_window not in self._contexts:
-                self._contexts[sliding_window] = _decode_context(batch, sliding_window, query.dtype)
-            table, bias = self._contexts[sliding_window]
-            _attend_gathered(attend, query[:n, None], keys, values, table, bias, output[:n, None])
+        if step.single_tokens is not None:
+            table, bias = step.single_context(batch, sliding_window, query.dtype)
+            tokens = step.single_tokens
+            if isinstance(tokens, slice):
+                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
+            else:
+                found = torch.empty_like(output[tokens])
+                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, found[:, None])
+                output[tokens] = found
 
-        row = n
-        for (tokens, kv_len), run in groupby(batch.chunks, key=lambda chunk: chunk[1:]):
-            chunks = list(run)
-            first, shape = chunks[0][0], (len(chunks), tokens)
-            fresh = slice(first, first + len(chunks) * tokens)
+        for row, first, alike, tokens, kv_len in step.chunks:
+            shape = (alike, tokens)
+            fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
             if tokens == kv_len and (sliding_window is None or tokens <= sliding_window):
                 # Nothing of these rows was in the cache before: attend to what is at hand.
                 now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
                 into[:] = attend.causal(*now)
             else:
-                slots = batch.rows[row : row + len(chunks)]
+                slots = batch.rows[row : row + alike]
                 table, bias = _chunk_context(batch, slots, tokens, kv_len, sliding_window, query.dtype)
                 _attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
-            row += len(chunks)
         return output
 
 
-def _decode_context(batch: PagedBatch, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The blocks [n, blocks] that the n rows that decode attend to, and what is added to the scores of their
-    positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
+class _Step:
+    """How the rows of one step are computed, the same in all layers.
+
+    A step that is ``decode_only`` is not looked at: its bound is known to the host, so that it can be captured.
     """
-    size, device = batch.cache.block_size, batch.rows.device
-    table = batch.block_table.index_select(0, batch.rows[: batch.num_decode])
-    kv_len = batch.kv_lens[: batch.num_decode, None]
-    blocks = min(_ceil_div(batch.max_decode_kv_len, size), table.shape[1])
+
+    __slots__ = ("chunks", "contexts", "max_kv_len", "single", "single_tokens", "tokens")
+
+    def __init__(self, batch: PagedBatch) -> None:
+        self.contexts: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """What the rows that have one token see, by sliding window."""
+        self.single: slice | Tensor | None
+        """Those rows; None if there are none."""
+        self.single_tokens: slice | Tensor | None
+        """Their tokens."""
+        self.chunks: list[tuple[int, int, int, int, int]] = []
+        """(first row, first token, number of rows, tokens of each, kv_len of each) of neighbours alike with more."""
+        self.tokens = len(batch.write_index)
+        """Tokens that belong to a row; the others come after them."""
+        self.max_kv_len = batch.max_kv_len
+        if batch.decode_only:
+            self.single = self.single_tokens = slice(0, self.tokens)
+            return
+
+        starts, kv_lens = batch.query_start.tolist(), batch.kv_lens.tolist()
+        self.tokens = starts[-1]
+        counts = [end - first for first, end in pairwise(starts)]
+        rows = [row for row, count in enumerate(counts) if count == 1]
+        self.single = _index(rows, batch.rows.device)
+        self.single_tokens = _index([starts[row] for row in rows], batch.rows.device)
+        self.max_kv_len = max((kv_lens[row] for row in rows), default=0)
+
+        longer = enumerate(row for row, count in enumerate(counts) if count > 1)
+        # The difference of a row and its ordinal is the same for neighbours.
+        for (tokens, kv_len, _), run in groupby(
+            longer, lambda at: (counts[at[1]], kv_lens[at[1]], at[1] - at[0])
+        ):
+            alike = [row for _, row in run]
+            self.chunks.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
+
+    def single_context(
+        self, batch: PagedBatch, window: int | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks [n, blocks] that the n rows with one token attend to, and what is added to the scores of
+        their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
+        """
+        if window not in self.contexts:
+            assert self.single is not None
+            slots, kv_len = batch.rows[self.single], batch.kv_lens[self.single, None]
+            table = batch.block_table.index_select(0, slots)
+            self.contexts[window] = _single_context(
+                table, kv_len, self.max_kv_len, batch.cache.block_size, window, dtype
+            )
+        return self.contexts[window]
+
+
+def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
+    """Index of ``ordinals``, which rise: without a copy if they follow each other; None if there are none."""
+    if not ordinals:
+        return None
+    if ordinals[-1] - ordinals[0] == len(ordinals) - 1:
+        return slice(ordinals[0], ordinals[-1] + 1)
+    return torch.tensor(ordinals, device=device)
+
+
+def _single_context(
+    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, window: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `_Step.single_context`, from ``table`` [n, max_blocks] and ``kv_len`` [n, 1] of these rows."""
+    device = table.device
+    blocks = min(_ceil_div(max_kv_len, size), table.shape[1])
     if window is not None and (in_window := _ceil_div(window - 1, size) + 1) < blocks:
         oldest = torch.div((kv_len - window).clamp_(min=0), size, rounding_mode="floor")
         # A short row's window may reach past its table; those positions are masked.
@@ -329,12 +397,5 @@ def _triton() -> AttentionBackend:
     return TritonAttention()
 
 
-def _varlen() -> AttentionBackend:
-    from .varlen import VarlenAttention
-
-    return VarlenAttention()
-
-
 register(TorchAttention.name, TorchAttention)
 register("triton", _triton)
-register("varlen", _varlen)

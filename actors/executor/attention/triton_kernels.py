@@ -37,6 +37,8 @@ PROGRAMS_PER_MULTIPROCESSOR = 12
 12 and 16 within 3 % of the best on one H200, from 8 rows to 256, of equal and of spread lengths."""
 MAX_SPLITS = 32
 """Bounds the scratch memory, and the tile of the kernel that combines the splits."""
+ROWS_AT_ONCE = tl.constexpr(256)
+"""Rows that a program looks at together to find its own."""
 WRITE_TILE = 2048
 """Elements that one program copies into the cache."""
 
@@ -169,14 +171,15 @@ def _attend(
 
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def _decode_kernel(
-    partial,  # [num_decode, query_heads, splits, DV]: the output itself when there is one split
-    lse,  # float32 [num_decode, query_heads, splits]: log2 of the sum of exponentials, -inf if empty
+    partial,  # [R, query_heads, splits, DV]; the output [T, query_heads, 1, DV] itself when there is one split
+    lse,  # float32 [R, query_heads, splits]: log2 of the sum of exponentials, -inf if empty
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
     sinks,  # [query_heads] or None
     rows,  # int64 [R]
     kv_lens,  # int32 [R]
+    query_start,  # int32 [R + 1]
     block_table,  # int32 [slots, max_blocks]
     scale,
     partial_row_stride,
@@ -193,6 +196,7 @@ def _decode_kernel(
     table_stride,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
+    SPLIT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -209,6 +213,9 @@ def _decode_kernel(
     row = tl.program_id(2)
     kv_heads = tl.num_programs(0)
     splits = tl.num_programs(1)
+    token = tl.load(query_start + row)
+    if tl.load(query_start + row + 1) - token != 1:
+        return
 
     kv_len = tl.load(kv_lens + row)
     first = 0
@@ -227,7 +234,9 @@ def _decode_kernel(
         return
 
     k_dim = tl.arange(0, DK_PAD)
-    q_ptr = query + row.to(tl.int64) * query_token_stride + head[:, None] * query_head_stride + k_dim[None, :]
+    q_ptr = (
+        query + token.to(tl.int64) * query_token_stride + head[:, None] * query_head_stride + k_dim[None, :]
+    )
     q = tl.load(q_ptr, mask=in_group[:, None] & (k_dim < DK)[None, :], other=0.0).to(keys.dtype.element_ty)
     q_pos = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
 
@@ -269,23 +278,30 @@ def _decode_kernel(
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(lse, m + tl.log2(total), mask=in_group)
     v_dim = tl.arange(0, DV_PAD)
-    partial += row.to(tl.int64) * partial_row_stride + split * partial_split_stride
+    place = row if SPLIT else token
+    partial += place.to(tl.int64) * partial_row_stride + split * partial_split_stride
     partial_ptr = partial + head[:, None] * partial_head_stride + v_dim[None, :]
     tl.store(partial_ptr, acc, mask=in_group[:, None] & (v_dim < DV)[None, :])
 
 
-@jit(do_not_specialize=["splits"])
+@jit(do_not_specialize=["splits", "query_heads"], do_not_specialize_on_alignment=STEP_INPUTS)
 def _combine_kernel(
     out,  # [T, query_heads, DV]
-    partial,  # float32 [num_decode, query_heads, splits, DV]
-    lse,  # float32 [num_decode, query_heads, splits]
+    partial,  # float32 [R, query_heads, splits, DV]
+    lse,  # float32 [R, query_heads, splits]
+    query_start,  # int32 [R + 1]
     splits,
+    query_heads,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
     SPLITS_PAD: tl.constexpr,
 ):
     """Mean of one row's and head's splits, weighted by their sums of exponentials."""
     index = tl.program_id(0).to(tl.int64)  # row * query_heads + head
+    row = index // query_heads
+    token = tl.load(query_start + row)
+    if tl.load(query_start + row + 1) - token != 1:
+        return
     split = tl.arange(0, SPLITS_PAD)
     dim = tl.arange(0, DV_PAD)
     lse_of = tl.load(lse + index * splits + split, mask=split < splits, other=float("-inf"))
@@ -296,10 +312,11 @@ def _combine_kernel(
     part = tl.load(part_ptr, mask=used[:, None] & (dim < DV)[None, :], other=0.0)
     # The greatest weight is 1, so the sum is at least that; for a padding row of length 0 it is 0.
     mean = tl.sum(part * weight[:, None], 0) / tl.maximum(tl.sum(weight, 0), 1.0)
-    tl.store(out + index * DV + dim, mean, mask=dim < DV)
+    out += (token.to(tl.int64) * query_heads + index % query_heads) * DV
+    tl.store(out + dim, mean, mask=dim < DV)
 
 
-@jit(do_not_specialize=["first_row"], do_not_specialize_on_alignment=STEP_INPUTS)
+@jit(do_not_specialize=["num_rows", "num_tokens"], do_not_specialize_on_alignment=STEP_INPUTS)
 def _prefill_kernel(
     out,  # [T, query_heads, DV]
     query,  # [T, query_heads, DK]
@@ -311,7 +328,8 @@ def _prefill_kernel(
     query_start,  # int32 [R + 1]
     block_table,  # int32 [slots, max_blocks]
     scale,
-    first_row,
+    num_rows,  # R
+    num_tokens,  # T
     out_token_stride,
     out_head_stride,
     query_token_stride,
@@ -334,15 +352,34 @@ def _prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``BLOCK_M // GROUP`` tokens of one chunk, with all query heads of one key/value head."""
+    """``BLOCK_M // GROUP`` tokens of one row that has several, with all query heads of one key/value head.
+
+    Every row gets one tile more than its tokens fill, so that the row of a tile follows from where the rows
+    start. The tokens that belong to no row are the tiles of one more row; they become zeros.
+    """
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     # The last tokens see the most keys: they start first, so that no long program runs alone at the end.
-    first_token = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    row = first_row + tl.program_id(2)
+    row = -1
+    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+        candidate = start + tl.arange(0, ROWS_AT_ONCE)
+        there = candidate <= num_rows
+        first_tile = tl.load(query_start + candidate, mask=there, other=0) // TOKENS + candidate
+        row += tl.sum((there & (first_tile <= tile)).to(tl.int32), 0)  # type: ignore[operator]
     begin = tl.load(query_start + row)
+    first_token = (tile - begin // TOKENS - row) * TOKENS
+    if row == num_rows:
+        index = first_token + tl.arange(0, BLOCK_M)[:, None] // GROUP
+        dim = tl.arange(0, DV_PAD)[None, :]
+        place = (begin + index).to(tl.int64)
+        head = kv_head * GROUP + tl.arange(0, BLOCK_M)[:, None] % GROUP
+        inside = (tl.arange(0, BLOCK_M)[:, None] < TOKENS * GROUP) & (place < num_tokens) & (dim < DV)
+        zero = tl.zeros([BLOCK_M, DV_PAD], out.dtype.element_ty)
+        tl.store(out + place * out_token_stride + head * out_head_stride + dim, zero, mask=inside)
+        return
     count = tl.load(query_start + row + 1) - begin
-    if first_token >= count:
+    if (count < 2) | (first_token >= count):
         return
 
     kv_len = tl.load(kv_lens + row)
@@ -453,6 +490,7 @@ class TritonAttention:
     """
 
     name = "triton"
+    capturable = True
 
     def __init__(self, splits: int | None = None) -> None:
         """``splits`` fixes the number of parts that a decoding row's context is cut into (default: chosen
@@ -519,9 +557,9 @@ class TritonAttention:
             "DK_PAD": _pad(key_dim),
             "DV_PAD": _pad(value_dim),
         }
-        if batch.num_decode:
+        if len(batch.rows):
             self._decode(out, query, keys, values, sinks, batch, scale, shape)
-        if batch.chunks:
+        if not batch.decode_only:
             self._prefill(out, query, keys, values, sinks, batch, scale, shape)
         return out
 
@@ -559,16 +597,16 @@ class TritonAttention:
         scale: float,
         shape: dict[str, int | float],
     ) -> None:
-        rows, query_heads, kv_heads = batch.num_decode, query.shape[1], keys.shape[2]
+        rows, query_heads, kv_heads = len(batch.rows), query.shape[1], keys.shape[2]
         value_dim = values.shape[3]
         tile = decode_tile(_dims(shape), keys.dtype)
-        reach = min(batch.max_decode_kv_len, int(shape["WINDOW"]) or batch.max_decode_kv_len)
+        reach = max(1, min(batch.max_kv_len, int(shape["WINDOW"]) or batch.max_kv_len))
         splits = self._splits or choose_splits(
             rows * kv_heads, triton.cdiv(reach, tile.keys), _processor(query.device).multiprocessors
         )
         lse = query.new_empty((rows, query_heads, splits), dtype=torch.float32)
         if splits == 1:
-            partial = out[:rows].unsqueeze(2)
+            partial = out.unsqueeze(2)
         else:
             partial = query.new_empty((rows, query_heads, splits, value_dim), dtype=torch.float32)
         _decode_kernel[(kv_heads, splits, rows)](
@@ -580,6 +618,7 @@ class TritonAttention:
             sinks,
             batch.rows,
             batch.kv_lens,
+            batch.query_start,
             batch.block_table,
             scale,
             *partial.stride()[:3],
@@ -589,6 +628,7 @@ class TritonAttention:
             batch.block_table.stride(0),
             **shape,
             GROUP_PAD=_pad(int(shape["GROUP"])),
+            SPLIT=splits > 1,
             BLOCK_N=tile.keys,
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -598,7 +638,9 @@ class TritonAttention:
                 out,
                 partial,
                 lse,
+                batch.query_start,
                 splits,
+                query_heads,
                 DV=value_dim,
                 DV_PAD=shape["DV_PAD"],
                 SPLITS_PAD=triton.next_power_of_2(splits),
@@ -618,8 +660,8 @@ class TritonAttention:
         tile = prefill_tile(_dims(shape), keys.dtype, _processor(query.device).shared_memory)
         group = int(shape["GROUP"])
         queries = max(PREFILL_QUERIES, triton.next_power_of_2(group))
-        longest = max(count for _, count, _ in batch.chunks)
-        _prefill_kernel[(triton.cdiv(longest, queries // group), keys.shape[2], len(batch.chunks))](
+        tiles = query.shape[0] // (queries // group) + len(batch.rows) + 1
+        _prefill_kernel[(tiles, keys.shape[2])](
             out,
             query,
             keys,
@@ -630,7 +672,8 @@ class TritonAttention:
             batch.query_start,
             batch.block_table,
             scale,
-            batch.num_decode,
+            len(batch.rows),
+            query.shape[0],
             *out.stride()[:2],
             *query.stride()[:2],
             *keys.stride()[:3],

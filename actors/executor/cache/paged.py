@@ -25,10 +25,13 @@ class KVCache:
 
 @dataclass(slots=True)
 class PagedBatch:
-    """One step's tokens: rows that decode one token each come first, then rows that prefill a chunk.
+    """One step's tokens, row by row: ``R`` rows, ``T`` tokens, each row with none, one or many of them.
 
-    ``R`` rows, ``T`` tokens. Everything that a captured graph must read anew is a tensor on the device;
-    the plain ints are upper bounds and shapes that the host knows.
+    What differs from step to step is in tensors on the device, so that a captured graph reads it anew. The plain
+    values, with R and T, are what the host knows: bounds, the same for all steps that replay one graph.
+
+    R and T may be larger than the step. The rows at the end then have no tokens and the null slot, and the
+    tokens from ``query_start[R]`` on belong to no row: attention gives zeros for them.
     """
 
     cache: KVCache
@@ -37,14 +40,12 @@ class PagedBatch:
     kv_lens: Tensor
     """int32 [R]: tokens of the row that are in the cache after this step."""
     query_start: Tensor
-    """int32 [R + 1]: first token of each row, then T."""
+    """int32 [R + 1]: first token of each row, rising; then the end of the last row's tokens, at most T."""
     write_index: Tensor
     """int64 [T]: where each token's key and value go: ``block * block_size + offset``."""
     block_table: Tensor
     """int32 [slots, max_blocks]: block of each ``block_size`` positions of each sequence slot."""
-    num_decode: int
-    """The first ``num_decode`` rows have one token each, which are also the first ``num_decode`` tokens."""
-    chunks: list[tuple[int, int, int]]
-    """(first token, tokens, kv_len) of each row after those."""
-    max_decode_kv_len: int
-    """Upper bound of ``kv_lens`` over the rows that decode."""
+    decode_only: bool
+    """Every row has exactly one token, so that R = T."""
+    max_kv_len: int
+    """Upper bound of ``kv_lens`` over the rows that have one token."""

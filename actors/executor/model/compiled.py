@@ -87,6 +87,7 @@ class OpaqueAttention:
     """The attention backend that the compiler is shown."""
 
     name = "opaque"
+    capturable = True
 
     def __call__(
         self,

@@ -98,13 +98,12 @@ def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
     done = [0, 0]
     steps = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
     for step in steps:
-        # Rows that decode come first; one that feeds a single token decodes.
-        rows = sorted((row for row in (0, 1) if step[row]), key=lambda row: step[row])
+        rows = [row for row in (0, 1) if step[row]]
         spans = [(row, done[row], done[row] + step[row]) for row in rows]
         positions = torch.cat([torch.arange(start, end, device=device) for _, start, end in spans])
         of_row = torch.cat([torch.full((end - start,), row, device=device) for row, start, end in spans])
         starts = [sum(e - s for _, s, e in spans[:i]) for i in range(len(spans) + 1)]
-        decoding = [end for row, _, end in spans if step[row] == 1]
+        single = [end for row, _, end in spans if step[row] == 1]
         batch = PagedBatch(
             cache=cache,
             rows=torch.tensor(rows, dtype=torch.int64, device=device),
@@ -113,9 +112,8 @@ def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
             write_index=table[of_row, positions // PROBE_BLOCK_SIZE].long() * PROBE_BLOCK_SIZE
             + positions % PROBE_BLOCK_SIZE,
             block_table=table,
-            num_decode=len(decoding),
-            chunks=[(starts[i], e - s, e) for i, (_, s, e) in enumerate(spans) if e - s > 1],
-            max_decode_kv_len=max(decoding, default=0),
+            decode_only=len(single) == len(rows),
+            max_kv_len=max(single, default=0),
         )
         everywhere = torch.arange(len(positions), device=device)
         step_logits = model.forward(tokens[of_row, positions], positions, batch, everywhere)

@@ -125,9 +125,10 @@ class ModelProgram:
             query_start=query_start,
             write_index=write_index,
             block_table=state.block_table,
-            num_decode=shape.decodes,
-            chunks=list(shape.chunks),
-            max_decode_kv_len=shape.max_decode_kv_len,
+            decode_only=not shape.chunks,
+            max_kv_len=max(
+                [shape.max_decode_kv_len, *(kv_len for _, count, kv_len in shape.chunks if count == 1)]
+            ),
         )
 
         # forward

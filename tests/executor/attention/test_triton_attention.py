@@ -48,6 +48,12 @@ class Case:
     """Context of each row that decodes, its new token included; 0: a padding row."""
     prefill: tuple[tuple[int, int], ...] = ()
     """(tokens, context) of each row that prefills a chunk."""
+    empty_rows: int = 0
+    """Rows without tokens, in the null slot; a mixed step has them at its end, and some between the others."""
+    spare_tokens: int = 0
+    """Tokens at the end that belong to no row."""
+    shuffled: bool = False
+    """The rows come in any order, as a mixed step has them."""
     query_heads: int = 4
     kv_heads: int = 2
     key_dim: int = 32
@@ -70,7 +76,15 @@ def check(case: Case) -> None:
     rng = random.Random(case.seed)
     torch.manual_seed(case.seed)
     work = [(1, max(kv_len, 1)) for kv_len in case.decode] + list(case.prefill)
-    tokens = sum(count for count, _ in work)
+    padding_rows = {row for row, kv_len in enumerate(case.decode) if kv_len == 0}
+    if case.shuffled:
+        assert not padding_rows
+        work += [(0, rng.randint(1, 50)) for _ in range(case.empty_rows)]
+        rng.shuffle(work)
+    else:
+        work += [(0, 1)] * case.empty_rows
+    used = sum(count for count, _ in work)
+    tokens = used + case.spare_tokens
     # What a row must not read is NaN: blocks of nobody, and the rest of its own last block.
     size = case.block_size
     needed = [-(-kv_len // size) for _, kv_len in work]
@@ -99,8 +113,11 @@ def check(case: Case) -> None:
     write_index: list[int] = []
     start = 0
     for row, (count, kv_len) in enumerate(work):
-        padding = row < len(case.decode) and case.decode[row] == 0
+        padding = row in padding_rows or count == 0
         mine = [NULL_BLOCK] if padding else [blocks.pop() for _ in range(needed[row])]
+        if count == 0:
+            context.append((key[:0].cpu(), value[:0].cpu()))
+            continue
         table[slots[row], : len(mine)] = torch.tensor(mine)
         place = [mine[pos // size] * size + pos % size for pos in range(kv_len)]
         k = torch.randn(kv_len, case.kv_heads, case.key_dim).to(case.dtype)
@@ -114,18 +131,21 @@ def check(case: Case) -> None:
         context.append((k, v))
         start += count
 
-    first = len(case.decode)
+    write_index += [0] * case.spare_tokens
     starts = [sum(count for count, _ in work[:row]) for row in range(len(work) + 1)]
     batch = PagedBatch(
         cache=KVCache(size, [keys.to(DEVICE)], [values.to(DEVICE)]),
         rows=torch.tensor(slots, device=DEVICE),
-        kv_lens=torch.tensor([*case.decode, *(kv for _, kv in case.prefill)], dtype=torch.int32).to(DEVICE),
+        kv_lens=torch.tensor(
+            [0 if row in padding_rows else kv_len for row, (_, kv_len) in enumerate(work)],
+            dtype=torch.int32,
+            device=DEVICE,
+        ),
         query_start=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
         write_index=torch.tensor(write_index, device=DEVICE),
         block_table=table.to(DEVICE),
-        num_decode=first,
-        chunks=[(starts[row], *work[row]) for row in range(first, len(work))],
-        max_decode_kv_len=max(case.decode, default=0),
+        decode_only=tokens == len(work) and all(count == 1 for count, _ in work),
+        max_kv_len=max((kv_len for count, kv_len in work if count == 1), default=0),
     )
     scale = case.key_dim**-0.5
     with pytest.MonkeyPatch.context() as patch:
@@ -148,17 +168,20 @@ def check(case: Case) -> None:
     assert out.shape == (tokens, case.query_heads, case.value_dim)
     assert out.dtype == case.dtype
     for cached, new in ((batch.cache.keys[0], key), (batch.cache.values[0], value)):
-        live = [at for at in range(tokens) if write_index[at] >= size]  # padding rows overwrite each other
+        live = [at for at in range(used) if write_index[at] >= size]  # padding rows overwrite each other
         assert torch.equal(cached.flatten(0, 1)[batch.write_index[live]], new[live])
     for row, (k, v) in enumerate(context):
         got = out[starts[row] : starts[row + 1]].double().cpu()
-        if row < first and case.decode[row] == 0:
+        if row in padding_rows:
             assert torch.equal(got, torch.zeros_like(got))
+            continue
+        if not len(got):
             continue
         q = query[starts[row] : starts[row + 1]].cpu()
         expected = plain_attention(q, k, v, scale, case.window, case.softcap, sinks)
         error = (got - expected).abs().max() / expected.abs().max()
         assert error < TOLERANCE[case.dtype], f"row {row} of {case}: error {error:.2e}"
+    assert torch.equal(out[used:], torch.zeros_like(out[used:]))
 
 
 def plain_attention(
@@ -249,6 +272,15 @@ class TestKernels:
         for splits in (1, 3):
             check(Case(decode=(40, 0, 90, 0, 0), prefill=((20, 30),), splits=splits))
 
+    @pytest.mark.parametrize("empty_rows", [0, 3, 300])
+    @pytest.mark.parametrize("spare_tokens", [0, 1, 70])
+    def test_rows_without_tokens_and_tokens_without_a_row(self, empty_rows: int, spare_tokens: int) -> None:
+        case = Case(decode=(40, 1, 90), prefill=((20, 30), (2, 2), (70, 70)), splits=2, shuffled=True)
+        check(replace(case, empty_rows=empty_rows, spare_tokens=spare_tokens))
+
+    def test_a_step_of_nothing_but_padding(self) -> None:
+        check(Case(empty_rows=2, spare_tokens=5))
+
     @pytest.mark.parametrize("seed", range(24))
     def test_random_steps(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -276,6 +308,9 @@ class TestKernels:
                 dtype=rng.choice(DTYPES),
                 splits=rng.choice([None, 1, 2, 3, 7]),
                 tile=rng.choice([None, 16, 32]),
+                empty_rows=rng.choice([0, 0, 5]),
+                spare_tokens=rng.choice([0, 0, 9]),
+                shuffled=0 not in decode,
                 seed=seed,
             )
         )
@@ -285,7 +320,7 @@ class TestKernels:
 
         cache = KVCache(16, [torch.zeros(2, 16, 2, 32)], [torch.zeros(2, 16, 2, 32)])
         none = torch.zeros(0, dtype=torch.int64)
-        batch = PagedBatch(cache, none, none, none, none, none, 0, [], 0)
+        batch = PagedBatch(cache, none, none, none, none, none, True, 0)
         attend = TritonAttention()
         kv = torch.zeros(1, 2, 32)
         with pytest.raises(ValueError, match="do not match"):
@@ -314,9 +349,8 @@ def test_a_captured_graph_follows_the_lengths(splits: int | None) -> None:
         query_start=torch.arange(rows + 1, dtype=torch.int32, device="cuda"),
         write_index=torch.zeros(rows, dtype=torch.int64, device="cuda"),
         block_table=table,
-        num_decode=rows,
-        chunks=[],
-        max_decode_kv_len=bound,
+        decode_only=True,
+        max_kv_len=bound,
     )
     query, key, value = (torch.randn(rows, heads, 64, device="cuda").to(dtype) for heads in (8, 2, 2))
     attend = TritonAttention(splits=splits)
