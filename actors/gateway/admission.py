@@ -18,21 +18,27 @@ Prompt = str | bytes | list[dict[str, Any]]
 def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Prompt, int]:
     """The prompt as the tokenizer takes it, and its size in bytes; ``InvalidRequest`` if anything is wrong."""
     if not 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS:
-        raise InvalidRequest(f"id has {len(message.id)} characters; give 1 to {limits.MAX_REQUEST_ID_CHARS}")
+        raise InvalidRequest(
+            f"id has {len(message.id)} characters; give 1 to {limits.MAX_REQUEST_ID_CHARS}", param="id"
+        )
     if connection.uses(message.id):
-        raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection")
+        raise InvalidRequest(f"id {message.id!r} is in use by an open request of this connection", param="id")
     if (message.prompt is None) == (message.messages is None):
-        raise InvalidRequest("give either prompt or messages")
+        raise InvalidRequest("give either prompt or messages", param="prompt")
     if message.messages is None and template_of(message):
-        raise InvalidRequest("tools and chat_template_kwargs go with messages; give messages, not prompt")
+        raise InvalidRequest(
+            "tools and chat_template_kwargs go with messages; give messages, not prompt", param="prompt"
+        )
     message.params.check(bounds)
     if not 0.0 <= message.age_s <= limits.MAX_DEADLINE_S:
         raise InvalidRequest(
-            f"age_s={message.age_s} is out of range; it must be 0 to {limits.MAX_DEADLINE_S:g}"
+            f"age_s={message.age_s} is out of range; it must be 0 to {limits.MAX_DEADLINE_S:g}",
+            param="age_s",
         )
     if message.params.n > bounds.max_queued_requests:
         raise InvalidRequest(
-            f"n={message.params.n} answers; this service holds at most {bounds.max_queued_requests} at once"
+            f"n={message.params.n} answers; this service holds at most {bounds.max_queued_requests} at once",
+            param="n",
         )
     check_received(message, bounds)
     if message.messages is not None:
@@ -44,7 +50,9 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
     assert prompt is not None
     size = len(prompt.encode("utf-8", "surrogatepass"))
     if size > bounds.max_prompt_bytes:
-        raise InvalidRequest(f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}")
+        raise InvalidRequest(
+            f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}", param="prompt"
+        )
     return prompt, size
 
 
@@ -53,7 +61,8 @@ def check_received(message: Generate, bounds: Limits) -> None:
     if len(message.received_of_others) >= message.params.n:
         raise InvalidRequest(
             f"received_of_others has {len(message.received_of_others)} lists;"
-            f" there are {message.params.n - 1} answers after the first"
+            f" there are {message.params.n - 1} answers after the first",
+            param="received_of_others",
         )
     check_tokens("received", message.received, bounds)
     for received in message.received_of_others:
@@ -64,18 +73,19 @@ def check_tokens(name: str, tokens: list[int], bounds: Limits) -> None:
     highest = bounds.vocab_size - 1
     for token in tokens:
         if not 0 <= token <= highest:
-            raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}")
+            raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}", param=name)
 
 
 def check_conversation(
     messages: list[dict[str, Any]], template: dict[str, Any], bounds: Limits
 ) -> tuple[Prompt, int]:
     if not messages:
-        raise InvalidRequest("messages is empty; give at least one")
+        raise InvalidRequest("messages is empty; give at least one", param="messages")
     size, most = weight("messages", messages), bounds.max_prompt_bytes
-    size += weight("tools and chat_template_kwargs", template)
+    for name, value in template.items():
+        size += weight("tools" if name == "tools" else "chat_template_kwargs", value)
     if size > most:
-        raise InvalidRequest(f"messages and tools have {size} bytes; the limit is {most}")
+        raise InvalidRequest(f"messages and tools have {size} bytes; the limit is {most}", param="messages")
     return messages, size
 
 
@@ -93,7 +103,7 @@ def weight(name: str, value: Any, depth: int = 0) -> int:
         return 8
     if depth >= limits.MAX_DEPTH:
         raise InvalidRequest(
-            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}"
+            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}", param=name
         )
     inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
     return 4 + sum(weight(name, item, depth + 1) for item in inner)

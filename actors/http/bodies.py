@@ -6,16 +6,17 @@ cannot be honoured here. The exception are a caller's own labels (``Labels``), w
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
 from ...protocol.codec import explain, field_of
+from ...protocol.errors import InvalidRequest
 from ...protocol.limits import MAX_FRAME_BYTES, Limits
 from ...protocol.sampling import SamplingParams
-from .errors import Problem
+from .errors import Names, Problem, as_written
 from .tools import Tool, ToolChoice
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES
@@ -23,6 +24,9 @@ MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
 
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading hostile bytes raises, beyond that they are JSON of another type."""
+
+UNKNOWN = "Object contains unknown field"
+"""How msgspec says so; its errors have no fields."""
 
 T = TypeVar("T")
 
@@ -179,34 +183,75 @@ COMMON = (
 """Fields that have the same name in ``SamplingParams``."""
 
 
-def sampling_params(body: Sampling, bounds: Limits, **others: Any) -> SamplingParams:
+class Given(NamedTuple):
+    """A parameter as the body has it: under another name, or made of something else."""
+
+    value: Any
+    name: str
+    """Path of the field in the body."""
+
+
+class Asked(NamedTuple):
+    """What a body asks of the sampler."""
+
+    params: SamplingParams
+    names: Names
+
+
+def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     """The parameters that a body asks for, within what the service accepts; a null is as good as a field left
     out."""
     given = {name: value for name in COMMON if (value := getattr(body, name)) is not None}
-    match = body.structured_outputs
-    if match is not None:
-        if match.json is not None and others.get("json_schema") is not None:
-            message = "structured_outputs.json and response_format or tool_choice both ask for JSON; give one"
-            raise Problem(400, message, param="structured_outputs")
-        given |= {"json_schema": match.json, "regex": match.regex, "choice": match.choice}
-    params = SamplingParams(**given | {name: value for name, value in others.items() if value is not None})
+    wanted = [(name, other) for name, other in others.items() if other.value is not None]
+    wanted += matches(body.structured_outputs)
+    ruling = [other.name for name, other in wanted if name in MATCHES]
+    if len(ruling) > 1:
+        message = f"{ruling[0]} and {ruling[1]} are given; an answer matches one of them: leave one"
+        raise Problem(400, message, param=ruling[1])
     if body.stream_options is not None and not body.stream:
         raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")
-    params.check(bounds)
-    return params
+    params = SamplingParams(**given | {name: other.value for name, other in wanted})
+    names = {name: other.name for name, other in wanted}
+    try:
+        params.check(bounds)
+    except InvalidRequest as error:
+        raise as_written(error, names) from None
+    return Asked(params, names)
 
 
-def schema_of(format: ResponseFormat | None) -> dict[str, Any] | None:
-    """What the answer must match; None: anything."""
-    if format is None or format.type == "text":
-        return None
-    if format.type == "json_object":
-        return {"type": "object"}
-    if format.json_schema is None:
-        raise Problem(
-            400, "response_format of type json_schema needs json_schema", param="response_format.json_schema"
-        )
-    return format.json_schema.schema
+MATCHES = {"json_schema": "json", "regex": "regex", "choice": "choice"}
+"""Parameters that say what an answer must match, of which it can have one, to their names in
+``structured_outputs``."""
+
+
+def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
+    """What ``structured_outputs`` says that the answer must match."""
+    if outputs is None:
+        return []
+    given = [
+        (name, Given(value, f"structured_outputs.{field}"))
+        for name, field in MATCHES.items()
+        if (value := getattr(outputs, field)) is not None
+    ]
+    if not given:
+        message = "structured_outputs is empty; give json, regex or choice, or leave it out"
+        raise Problem(400, message, param="structured_outputs")
+    return given
+
+
+def schema_of(format: ResponseFormat | None) -> Given:
+    """What the answer must match; without a value: anything."""
+    kind = None if format is None else format.type
+    written = None if format is None else format.json_schema
+    if kind != "json_schema" and written is not None:
+        message = f"response_format.json_schema goes with type json_schema, not {kind}; leave one out"
+        raise Problem(400, message, param="response_format.json_schema")
+    if kind == "json_schema" and written is None:
+        message = "response_format of type json_schema needs json_schema"
+        raise Problem(400, message, param="response_format.json_schema")
+    if written is not None:
+        return Given(written.schema, "response_format.json_schema.schema")
+    return Given({"type": "object"} if kind == "json_object" else None, "response_format")
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
@@ -241,7 +286,12 @@ def decode_body(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(400, complaint(error, data), param=field_of(error)) from None
+        field = field_of(error)
+        if str(error).startswith(UNKNOWN):
+            message = f"{field} is no field of this request; /openapi.json has those that are: leave it out"
+        else:
+            message = complaint(error, data)
+        raise Problem(400, message, param=field) from None
     except NOT_JSON as error:
         raise Problem(400, f"the body is no JSON: {error}") from None
 

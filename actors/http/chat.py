@@ -12,9 +12,9 @@ from starlette.responses import Response
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
-from .bodies import ChatBody, read_body, sampling_params, schema_of
-from .errors import Problem
-from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
+from .bodies import ChatBody, Given, read_body, sampling_params, schema_of
+from .errors import Names, Problem
+from .events import Asked, Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
 from .tokens import Tokens
 from .tools import Call, CallReader, Offer, offer
@@ -25,15 +25,16 @@ async def create(service: Service, request: Request) -> Response:
     service.check(body.model)
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
     about = service.about("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-    asked = service.client.batches(
+    params, names = params_of(body, offered, service.bounds)
+    stream = service.client.batches(
         messages=[plain_message(number, message) for number, message in enumerate(body.messages)],
-        params=params_of(body, offered, service.bounds),
+        params=params,
         tools=offered.tools,
         chat_template_kwargs=body.chat_template_kwargs,
         request_id=about["id"],
     )
     answers = Answers(offered, service.tokens if body.logprobs else None, body.top_logprobs or 0)
-    batches = together([asked])
+    batches = together([Asked(stream, names)])
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await open_stream(request, batches, ChatEvents(about, include_usage, answers))
@@ -42,22 +43,24 @@ async def create(service: Service, request: Request) -> Response:
     return service.answer(whole.told())
 
 
-def params_of(body: ChatBody, offered: Offer, bounds: Limits) -> SamplingParams:
+def params_of(body: ChatBody, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:
     if body.top_logprobs is not None and not body.logprobs:
         raise Problem(400, "top_logprobs is of no use without logprobs=true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens):
         raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
     schema = schema_of(body.response_format)
-    if None not in (schema, offered.schema):
-        message = "response_format cannot be kept where tool_choice makes the answer a call; leave one out"
-        raise Problem(400, message, param="response_format")
-    return sampling_params(
-        body,
-        bounds,
-        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        json_schema=offered.schema if schema is None else schema,
-    )
+    if offered.schema is not None:
+        if schema.value is not None:
+            message = (
+                "response_format cannot be kept where tool_choice makes the answer a call; leave one out"
+            )
+            raise Problem(400, message, param="response_format")
+        schema = Given(offered.schema, offered.where)
+    most = Given(body.max_tokens, "max_tokens")
+    if body.max_completion_tokens is not None:
+        most = Given(body.max_completion_tokens, "max_completion_tokens")
+    logprobs = Given((body.top_logprobs or 0) if body.logprobs else None, "top_logprobs")
+    return sampling_params(body, bounds, max_tokens=most, logprobs=logprobs, json_schema=schema)
 
 
 def plain_message(number: int, message: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...protocol.messages import Delta, Usage
-from .bodies import CompletionBody, read_body, sampling_params, schema_of
+from .bodies import CompletionBody, Given, read_body, sampling_params, schema_of
 from .errors import Problem
-from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
+from .events import Asked, Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
 from .tokens import Columns, TokenTable
 
@@ -31,12 +31,13 @@ async def create(service: Service, request: Request) -> Response:
             400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
         )
     only_prompt = bool(body.echo) and body.max_tokens == 0
-    params = sampling_params(
+    most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params, names = sampling_params(
         body,
         service.bounds,
-        max_tokens=1 if only_prompt else MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if scored else None,
+        max_tokens=Given(1 if only_prompt else most, "max_tokens"),
+        logprobs=Given(body.logprobs, "logprobs"),
+        prompt_logprobs=Given(body.logprobs if scored else None, "logprobs"),
         json_schema=schema_of(body.response_format),
     )
     prompts = prompts_of(body.prompt)
@@ -48,15 +49,21 @@ async def create(service: Service, request: Request) -> Response:
             param="prompt",
         )
     about = service.about("cmpl", "text_completion")
-    echoes = [service.echo(prompt) for prompt in prompts] if body.echo else []
+    echoes = [service.echo(*prompt) for prompt in prompts] if body.echo else []
     answers = Answers(service, n, echoes, body.logprobs, only_prompt=only_prompt)
-    streams = [
-        service.client.batches(
-            prompt=prompt, params=params, request_id=f"{about['id']}-{number}", return_prompt_ids=scored
+    asked = [
+        Asked(
+            service.client.batches(
+                prompt=prompt,
+                params=params,
+                request_id=f"{about['id']}-{number}",
+                return_prompt_ids=scored,
+            ),
+            names | {"prompt": where},
         )
-        for number, prompt in enumerate(prompts)
+        for number, (prompt, where) in enumerate(prompts)
     ]
-    batches = together(streams)
+    batches = together(asked)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await open_stream(request, batches, CompletionEvents(about, include_usage, answers))
@@ -65,22 +72,23 @@ async def create(service: Service, request: Request) -> Response:
     return service.answer(whole.told())
 
 
-def prompts_of(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
-    """The four shapes that OpenAI has: a text, token ids, or a list of either."""
+def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, str]]:
+    """Each prompt, with where it stands in the body; OpenAI has four shapes: a text, token ids, or a list of
+    either."""
     if isinstance(prompt, str):
-        return [prompt]
+        return [(prompt, "prompt")]
     if not prompt:
         raise Problem(400, "prompt is empty; give a text, token ids, or a list of either", param="prompt")
     ids = [part for part in prompt if isinstance(part, int)]
     if len(ids) == len(prompt):
-        return [ids]
+        return [(ids, "prompt")]
     several = [part for part in prompt if not isinstance(part, int)]
     if ids or len({type(part) for part in several}) > 1:
         message = (
             "prompt mixes texts, token ids and lists; give one text, one list of ids, or a list of either"
         )
         raise Problem(400, message, param="prompt")
-    return [*several]
+    return [(part, f"prompt[{number}]") for number, part in enumerate(several)]
 
 
 def joined(first: Columns | None, then: Columns | None) -> Columns | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -22,8 +21,8 @@ from ...protocol.errors import (
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
-PARAM = re.compile(r"(?:the value of )?([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=|: | has | is )")
-"""How a complaint of ours begins that is about one field."""
+Names = dict[str, str]
+"""From a parameter of the protocol to the field of the body that it was made of, where the two differ."""
 
 
 class Problem(Exception):
@@ -42,11 +41,11 @@ class Problem(Exception):
         super().__init__(message)
         self.status = status
         self.headers = headers or {}
-        self.told = {"message": message, "type": type, "param": param, "code": code}
+        self.error = {"message": message, "type": type, "param": param, "code": code}
 
     @property
     def body(self) -> bytes:
-        return msgspec.json.encode({"error": self.told})
+        return msgspec.json.encode({"error": self.error})
 
     def response(self) -> Response:
         return Response(self.body, self.status, self.headers, media_type="application/json")
@@ -58,8 +57,8 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, InvalidRequest):
-        found = PARAM.match(message)
-        return Problem(400, message, param=found[1] if found else None)
+        code = None if error.code == InvalidRequest.code else error.code
+        return Problem(400, message, param=error.param, code=code)
     if isinstance(error, Overloaded):
         return Problem(
             429,
@@ -77,6 +76,18 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     return Problem(500, "an error of the service; its log tells more", type=SERVER, code="internal")
+
+
+def as_written(error: InvalidRequest, names: Names) -> InvalidRequest:
+    """The same error, about the field that the caller wrote."""
+    message, param = str(error), error.param
+    for name, written in names.items():
+        rest = None if param is None else param.removeprefix(name)
+        if rest is not None and rest != param and rest[:1] in ("", ".", "["):
+            if message.startswith(name):
+                message = written + message.removeprefix(name)
+            return InvalidRequest(message, param=written + rest, code=error.code)
+    return error
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -57,13 +57,17 @@ class Service:
     def answer(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")
 
-    def text_of(self, tokens: list[int]) -> str:
+    def text_of(self, tokens: list[int], where: str) -> str:
+        """The text of token ids that stand in the field ``where`` of a body."""
+        most, last = self.bounds.max_model_len, self.bounds.vocab_size - 1
+        if len(tokens) > most:
+            raise InvalidRequest(f"{where} has {len(tokens)} tokens; the limit is {most}", param=where)
         for token in tokens:
-            if not 0 <= token < self.bounds.vocab_size:
+            if not 0 <= token <= last:
                 raise InvalidRequest(
-                    f"tokens has {token}; a token id of this model is 0 to {self.bounds.vocab_size - 1}"
+                    f"{where} has {token}; a token id of this model is 0 to {last}", param=where
                 )
         return self.prompts.tokenizer.decode(tokens, skip_special_tokens=False)
 
-    def echo(self, prompt: str | list[int]) -> str:
-        return prompt if isinstance(prompt, str) else self.text_of(prompt)
+    def echo(self, prompt: str | list[int], where: str) -> str:
+        return prompt if isinstance(prompt, str) else self.text_of(prompt, where)

@@ -55,4 +55,4 @@ def tokens_of(service: Service, body: TokenizeBody) -> list[int]:
 async def detokenize(service: Service, request: Request) -> Response:
     body = await read_body(request, DetokenizeBody)
     service.check(body.model)
-    return service.answer({"prompt": await asyncio.to_thread(service.text_of, body.tokens)})
+    return service.answer({"prompt": await asyncio.to_thread(service.text_of, body.tokens, "tokens")})

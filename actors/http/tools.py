@@ -70,6 +70,8 @@ class Offer(msgspec.Struct, kw_only=True):
     """The one function whose arguments are the answer."""
     schema: dict[str, Any] | None = None
     """What the answer must match where a call is forced."""
+    where: str = "tools"
+    """Path of the field that the schema is made of."""
 
 
 def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None) -> Offer:
@@ -87,6 +89,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
         if name not in functions:
             raise Problem(400, f"tool_choice names {name!r:.80}, which is not in tools", param="tool_choice")
         told.schema = arguments_of(functions[name])
+        told.where = f"tools[{list(functions).index(name)}].function.parameters"
     elif choice == "required":
         calls = [
             {

@@ -62,10 +62,11 @@ class Tokenizer(Actor):
     def on_submit(self, submit: Submit, now: float) -> None:
         try:
             prompt = self.token_ids(submit)
-            self.check_ids("the prompt", prompt)
+            self.check_ids("prompt", prompt)
             delivered = array("i", submit.delivered)
             self.check_ids("received", delivered)
-            self.check_length(len(prompt), len(delivered))
+            where = "messages" if isinstance(submit.prompt, list) else "prompt"
+            self.check_length(where, len(prompt), len(delivered))
             self.check_grammar(submit.params)
             self.check_scores(submit.params, len(prompt))
         except SlipstreamError as error:
@@ -106,18 +107,21 @@ class Tokenizer(Actor):
             place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < self.vocab_size)
             raise InvalidRequest(
                 f"{what} has token id {wrong} at position {place};"
-                f" a token id of this model is 0 to {self.vocab_size - 1}"
+                f" a token id of this model is 0 to {self.vocab_size - 1}",
+                param=what,
             )
 
-    def check_length(self, prompt: int, delivered: int) -> None:
+    def check_length(self, where: str, prompt: int, delivered: int) -> None:
         if not prompt:
-            raise InvalidRequest("the prompt has no tokens; give at least one")
+            raise InvalidRequest("the prompt has no tokens; give at least one", param="prompt")
         room_for_new = 0 if delivered else 1  # an answer sent again may lack only the news of its end
         if prompt + delivered + room_for_new > self.max_model_len:
             resumed = f" and {delivered} tokens of the answer were received" if delivered else ""
             raise InvalidRequest(
-                f"the prompt has {prompt} tokens{resumed}; prompt and answer together have at most"
-                f" {self.max_model_len} tokens (max_model_len), one of them new: shorten the prompt"
+                f"the prompt has {prompt} tokens{resumed}; this model's maximum context length is"
+                f" {self.max_model_len} tokens (max_model_len), answer included, one of them new: shorten the prompt",
+                param=where,
+                code="context_length_exceeded",
             )
 
     def check_scores(self, params: SamplingParams, prompt: int) -> None:
@@ -127,7 +131,8 @@ class Tokenizer(Actor):
         if logprobs > MAX_PROMPT_LOGPROBS:
             raise InvalidRequest(
                 f"prompt_logprobs={params.prompt_logprobs} of a prompt of {prompt} tokens are {logprobs} logprobs;"
-                f" the limit is {MAX_PROMPT_LOGPROBS}: ask for fewer, or shorten the prompt"
+                f" the limit is {MAX_PROMPT_LOGPROBS}: ask for fewer, or shorten the prompt",
+                param="prompt_logprobs",
             )
 
     def check_grammar(self, params: SamplingParams) -> None:
@@ -136,7 +141,9 @@ class Tokenizer(Actor):
         if grammar is None:
             return
         if isinstance(self.compiler, str):
-            raise InvalidRequest(f"{grammar.kind} is given, but {self.compiler}; leave it out")
+            raise InvalidRequest(
+                f"{grammar.kind} is given, but {self.compiler}; leave it out", param=grammar.kind
+            )
         if grammar not in self.checked:
             self.checked[grammar] = ""
             try:
@@ -146,7 +153,7 @@ class Tokenizer(Actor):
             if len(self.checked) > CHECKED_GRAMMARS:
                 self.checked.popitem(last=False)
         if self.checked[grammar]:
-            raise InvalidRequest(self.checked[grammar])
+            raise InvalidRequest(self.checked[grammar], param=grammar.kind)
 
 
 def build(context: StartContext) -> Actor:

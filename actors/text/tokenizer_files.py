@@ -120,12 +120,15 @@ class ChatTemplate:
         """
         given = given or {}
         if "tools" in given.keys() - self.names:
-            raise InvalidRequest("tools: the model's chat template takes none; leave tools out")
+            raise InvalidRequest(
+                "tools are given, but the model's chat template takes none; leave tools out", param="tools"
+            )
         for name in given.keys() - self.names:
             known = ", ".join(sorted(self.names)) or "none"
             raise InvalidRequest(
                 f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
-                f" it knows {known}"
+                f" it knows {known}",
+                param="chat_template_kwargs",
             )
         try:
             return self.template.render(
@@ -134,11 +137,14 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
             )
         except Refusal as error:
-            raise InvalidRequest(f"the model's chat template refuses the messages: {error}") from None
+            raise InvalidRequest(
+                f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from None
         except Exception as error:  # a template is a program: it can raise anything
             raise InvalidRequest(
                 f"the model's chat template cannot render the messages ({type(error).__name__}: {error});"
-                " check their roles and fields"
+                " check their roles and fields",
+                param="messages",
             ) from None
 
 

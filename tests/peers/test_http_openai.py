@@ -5,24 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from slipstream.actors.http.app import Entrance, make_app
-from slipstream.actors.http.service import Service
-from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import Delta, Usage
+from scripted import MODEL, Script, Scripted
 
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
 
 NEAR = 60.0
-
-MODEL = "slipstream-bundled"
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -288,30 +282,8 @@ def test_a_full_service_says_when_to_come_again_and_goes_on(api: OpenAI) -> None
 # --- scripted answers ---------------------------------------------------------------------------
 
 
-class Script:
-    """Stands for the client of the gateway: every request is answered with the same parts of a text."""
-
-    def __init__(self, *parts: str, finish: str | Exception = "stop") -> None:
-        self.parts = parts
-        self.finish = finish
-        self.asked: dict[str, Any] = {}
-
-    async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
-        self.asked = asked
-        id = asked["request_id"]
-        for number, part in enumerate(self.parts):
-            yield [Delta(id=id, text=part, token_ids=[number])]
-            await asyncio.sleep(0)
-        if isinstance(self.finish, Exception):
-            raise self.finish
-        usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
-        yield [Delta(id=id, finish_reason=self.finish, usage=usage)]
-
-
 def scripted(script: Script) -> AsyncOpenAI:
-    bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
-    service = Service(script, str(BUNDLED_MODEL), MODEL, "0", bounds)  # type: ignore[arg-type]
-    app = Entrance(make_app(service, []), None)
+    app = Scripted(script).app
     transport = httpx2.ASGITransport(app)
     return AsyncOpenAI(
         base_url="http://here/v1",

@@ -163,11 +163,13 @@ def prompt_ids(actor: Tokenizer, prompt: Any) -> list[int]:
     return array("i", sends[0][1].prompt).tolist()
 
 
-def refusal(actor: Tokenizer, prompt: Any, delivered: list[int] | None = None) -> str:
+def refusal(
+    actor: Tokenizer, prompt: Any, delivered: list[int] | None = None, code: str = "invalid_request"
+) -> str:
     [(to, refused)] = ask(actor, prompt, delivered)
     assert to == "gateway"
     assert isinstance(refused, Refused)
-    assert (refused.request, refused.code) == (5, "invalid_request")
+    assert (refused.request, refused.code) == (5, code)
     return refused.message
 
 
@@ -207,10 +209,12 @@ def test_an_empty_prompt_is_refused(actor: Tokenizer, prompt: str | bytes) -> No
 def test_a_prompt_leaves_room_for_one_token(actor: Tokenizer) -> None:
     fits, over = array("i", [7] * 99).tobytes(), array("i", [7] * 100).tobytes()
     assert len(prompt_ids(actor, fits)) == 99
-    said = refusal(actor, over)
+    said = refusal(actor, over, code="context_length_exceeded")
     assert "100 tokens" in said
     assert "max_model_len" in said
-    said = refusal(actor, array("i", [7] * 97).tobytes(), delivered=[1, 2, 3, 4])
+    said = refusal(
+        actor, array("i", [7] * 97).tobytes(), delivered=[1, 2, 3, 4], code="context_length_exceeded"
+    )
     assert "97 tokens" in said
     assert "4 tokens" in said
     assert "100 tokens" in said
