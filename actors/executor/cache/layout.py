@@ -80,7 +80,7 @@ class CallRecorder:
 def record_attention(model: PreTrainedModel) -> list[tuple[int, LayerLayout]]:
     """The attention calls of one forward pass over one token, as (layer index, layout).
 
-    The model's attention implementation is `attention.IMPLEMENTATION`.
+    The model's attention implementation is `transformers_hook.IMPLEMENTATION`.
     """
     recorder = CallRecorder()
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)

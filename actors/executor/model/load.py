@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
+from ..attention.transformers_hook import IMPLEMENTATION
 from . import gate
 from .paged_model import PagedModel
 from .probe import probed
@@ -48,7 +49,7 @@ def load_model(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=attention.IMPLEMENTATION,
+            attn_implementation=IMPLEMENTATION,
             output_loading_info=True,
             **FROM_FOLDER,
         )
@@ -93,7 +94,7 @@ def from_config(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         transformer = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention.IMPLEMENTATION
+            config, dtype=dtype, attn_implementation=IMPLEMENTATION
         )
     return PagedModel(transformer, attention.create(attention_backend))
 

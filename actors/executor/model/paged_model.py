@@ -29,7 +29,7 @@ class Forward(Protocol):
 class PagedModel:
     """A model whose every forward pass reads and writes the paged cache.
 
-    ``transformer`` is the model of transformers, whose attention is `attention.transformers_attention`.
+    ``transformer`` is the model of transformers, whose attention is `transformers_hook.transformers_attention`.
     """
 
     def __init__(self, transformer: PreTrainedModel, backend: AttentionBackend) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..attention.backend import IMPLEMENTATION
+from ..attention.transformers_hook import IMPLEMENTATION
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from .gate import refusal

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from slipstream.actors.executor.attention import backend as attention
+from slipstream.actors.executor.attention import torch_backend
 from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
 from slipstream.protocol.errors import InvalidRequest
 from torch import Tensor
@@ -137,8 +138,8 @@ def test_memory_limits_split_the_work_and_change_nothing(monkeypatch: pytest.Mon
         options = dict(sliding_window=None, softcap=1.5 if seed % 2 else None)
         whole = attend(case, **options)
         with monkeypatch.context() as small:
-            small.setitem(attention.GATHER_BYTES, "cpu", 1)
-            small.setattr(attention, "SCORE_BYTES", 1)
+            small.setitem(torch_backend.GATHER_BYTES, "cpu", 1)
+            small.setattr(torch_backend, "SCORE_BYTES", 1)
             torch.testing.assert_close(attend(case, **options), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -186,7 +187,7 @@ def test_unknown_backend_is_refused_with_the_known_ones() -> None:
 
 
 def test_registered_backend_is_found() -> None:
-    attention.register("mine", attention.TorchAttention)
+    attention.register("mine", torch_backend.TorchAttention)
     try:
         assert "mine" in attention.names()
         assert attention.create("mine").name == "torch"

@@ -11,7 +11,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -63,15 +65,18 @@ class Case:
     softcap: float | None = None
     sinks: bool = False
     dtype: torch.dtype = torch.float32
-    splits: int | None = None
+    target: int | None = None
+    """Items per head that a step is divided into, so that keys come in parts. None: as many as the device wants."""
     tile: int | None = 16
     """Keys per step of the kernels; small, so that short contexts take many steps. None: production's."""
+    queries: int = 16
+    """Of a tile of the rows with several tokens, where ``tile`` is given."""
     seed: int = 0
 
 
 def check(case: Case) -> None:
     """Run ``case`` on a cache with blocks in random order, and compare every row with plain attention."""
-    from slipstream.actors.executor.attention import triton_kernels as triton_attention
+    from slipstream.actors.executor.attention import triton_backend
 
     rng = random.Random(case.seed)
     torch.manual_seed(case.seed)
@@ -150,10 +155,17 @@ def check(case: Case) -> None:
     scale = case.key_dim**-0.5
     with pytest.MonkeyPatch.context() as patch:
         if case.tile is not None:
-            tile = triton_attention.Tile(keys=case.tile, warps=4, stages=2)
-            patch.setattr(triton_attention, "decode_tile", lambda *_: tile)
-            patch.setattr(triton_attention, "prefill_tile", lambda *_: tile)
-        out = triton_attention.TritonAttention(splits=case.splits)(
+            programs = 12 if case.target is None else case.target * case.kv_heads
+            tile = triton_backend.Tile(
+                max(case.queries, triton_backend.pad(case.query_heads // case.kv_heads)),
+                case.tile,
+                warps=4,
+                stages=2,
+                programs=programs,
+                least=case.tile,
+            )
+            patch.setattr(triton_backend, "choose_tile", lambda *_: tile)
+        out = triton_backend.TritonAttention()(
             query,
             key,
             value,
@@ -213,9 +225,9 @@ def plain_attention(
 class TestKernels:
     __test__ = KERNELS_RUN
 
-    @pytest.mark.parametrize("splits", [None, 1, 2, 5, 20])
-    def test_decode_at_the_borders_of_blocks(self, splits: int | None) -> None:
-        check(Case(decode=(1, 15, 16, 17, 31, 33, 64, 129), splits=splits))
+    @pytest.mark.parametrize("target", [None, 1, 2, 9, 40])
+    def test_decode_at_the_borders_of_blocks(self, target: int | None) -> None:
+        check(Case(decode=(1, 15, 16, 17, 31, 33, 64, 129), target=target))
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_tiles_of_production(self, dtype: torch.dtype) -> None:
@@ -236,17 +248,17 @@ class TestKernels:
 
     @pytest.mark.parametrize("block_size", [1, 8, 16, 24, 32, 64, 128])
     def test_block_sizes(self, block_size: int) -> None:
-        check(Case(decode=(1, 70, 128), prefill=((20, 100),), block_size=block_size, splits=2))
+        check(Case(decode=(1, 70, 128), prefill=((20, 100),), block_size=block_size, target=2))
 
     @pytest.mark.parametrize(("query_heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (7, 1), (20, 1), (10, 2)])
     def test_groups_of_query_heads(self, query_heads: int, kv_heads: int) -> None:
-        check(Case(decode=(9, 50), prefill=((30, 41),), query_heads=query_heads, kv_heads=kv_heads, splits=2))
+        check(Case(decode=(9, 50), prefill=((30, 41),), query_heads=query_heads, kv_heads=kv_heads, target=2))
 
     @pytest.mark.parametrize(
         ("key_dim", "value_dim"), [(16, 16), (8, 8), (80, 80), (96, 96), (192, 128), (24, 40), (256, 256)]
     )
     def test_head_sizes(self, key_dim: int, value_dim: int) -> None:
-        check(Case(decode=(9, 50), prefill=((20, 41),), key_dim=key_dim, value_dim=value_dim, splits=2))
+        check(Case(decode=(9, 50), prefill=((20, 41),), key_dim=key_dim, value_dim=value_dim, target=2))
 
     @pytest.mark.parametrize("window", [1, 7, 16, 100, 1000])
     @pytest.mark.parametrize("sinks", [False, True])
@@ -257,25 +269,25 @@ class TestKernels:
                 prefill=((40, 40), (30, 95)),
                 window=window,
                 sinks=sinks,
-                splits=3,
+                target=3,
             )
         )
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_softcap_and_sinks(self, dtype: torch.dtype) -> None:
-        case = Case(decode=(1, 40, 90), prefill=((30, 70),), splits=3, dtype=dtype)
+        case = Case(decode=(1, 40, 90), prefill=((30, 70),), target=3, dtype=dtype)
         check(replace(case, softcap=2.0))
         check(replace(case, sinks=True))
         check(replace(case, softcap=30.0, sinks=True, window=20))
 
     def test_padding_rows_give_zeros_and_disturb_nobody(self) -> None:
-        for splits in (1, 3):
-            check(Case(decode=(40, 0, 90, 0, 0), prefill=((20, 30),), splits=splits))
+        for target in (1, 3):
+            check(Case(decode=(40, 0, 90, 0, 0), prefill=((20, 30),), target=target))
 
     @pytest.mark.parametrize("empty_rows", [0, 3, 300])
     @pytest.mark.parametrize("spare_tokens", [0, 1, 70])
     def test_rows_without_tokens_and_tokens_without_a_row(self, empty_rows: int, spare_tokens: int) -> None:
-        case = Case(decode=(40, 1, 90), prefill=((20, 30), (2, 2), (70, 70)), splits=2, shuffled=True)
+        case = Case(decode=(40, 1, 90), prefill=((20, 30), (2, 2), (70, 70)), target=2, shuffled=True)
         check(replace(case, empty_rows=empty_rows, spare_tokens=spare_tokens))
 
     def test_a_step_of_nothing_but_padding(self) -> None:
@@ -306,7 +318,7 @@ class TestKernels:
                 softcap=rng.choice([None, None, 5.0]),
                 sinks=rng.random() < 0.3,
                 dtype=rng.choice(DTYPES),
-                splits=rng.choice([None, 1, 2, 3, 7]),
+                target=rng.choice([None, 1, 2, 3, 7]),
                 tile=rng.choice([None, 16, 32]),
                 empty_rows=rng.choice([0, 0, 5]),
                 spare_tokens=rng.choice([0, 0, 9]),
@@ -316,7 +328,7 @@ class TestKernels:
         )
 
     def test_wrong_shapes_are_refused(self) -> None:
-        from slipstream.actors.executor.attention.triton_kernels import TritonAttention
+        from slipstream.actors.executor.attention.triton_backend import TritonAttention
 
         cache = KVCache(16, [torch.zeros(2, 16, 2, 32)], [torch.zeros(2, 16, 2, 32)])
         none = torch.zeros(0, dtype=torch.int64)
@@ -329,45 +341,186 @@ class TestKernels:
             attend(torch.zeros(1, 4, 48), kv, kv, 0, batch, scale=1.0)
 
 
-@pytest.mark.skipif(not KERNELS_RUN or DEVICE.type != "cuda", reason="needs a CUDA device")
-@pytest.mark.parametrize("splits", [None, 1])
-def test_a_captured_graph_follows_the_lengths(splits: int | None) -> None:
-    """One capture at a bound of 512 tokens, replayed at other lengths: each replay equals a plain call."""
-    from slipstream.actors.executor.attention.triton_kernels import TritonAttention
+@pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
+@pytest.mark.parametrize("decode_only", [True, False])
+def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured once with the tensors and bounds of a bucket, and replayed over other rows, lengths and tokens.
 
-    rows, bound, size = 4, 512, 16
-    dtype = torch.bfloat16
-    shape = (1 + rows * bound // size, size, 2, 64)
-    cache = KVCache(
-        size, [torch.randn(shape, device="cuda").to(dtype)], [torch.randn(shape, device="cuda").to(dtype)]
-    )
-    table = torch.randperm(rows * bound // size, device="cuda").add(1).view(rows, -1).int()
+    On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments.
+    """
+    from slipstream.actors.executor.attention import triton_backend
+
+    tile = triton_backend.Tile(16, 16, warps=4, stages=2, programs=40, least=16)
+    monkeypatch.setattr(triton_backend, "choose_tile", lambda *_: tile)
+    draw = random.Random(0)
+    slots, bound, size, heads, dim = 6, 192, 16, 2, 32
+    rows, tokens = (slots, slots) if decode_only else (slots + 2, 70)
+    dtype = torch.float32
+    table = torch.randperm(slots * bound // size).add(1).view(slots, -1)
+    table = torch.cat([table, torch.zeros_like(table[:1])]).int()  # the null slot
+    pools = [torch.randn(slots * bound // size + 1, size, heads, dim, dtype=dtype) for _ in range(2)]
     batch = PagedBatch(
-        cache=cache,
-        rows=torch.arange(rows, device="cuda"),
-        kv_lens=torch.full((rows,), bound, dtype=torch.int32, device="cuda"),
-        query_start=torch.arange(rows + 1, dtype=torch.int32, device="cuda"),
-        write_index=torch.zeros(rows, dtype=torch.int64, device="cuda"),
-        block_table=table,
-        decode_only=True,
+        cache=KVCache(size, [pools[0].to(DEVICE)], [pools[1].to(DEVICE)]),
+        rows=torch.full((rows,), slots, device=DEVICE),
+        kv_lens=torch.ones(rows, dtype=torch.int32, device=DEVICE),
+        query_start=torch.zeros(rows + 1, dtype=torch.int32, device=DEVICE),
+        write_index=torch.zeros(tokens, dtype=torch.int64, device=DEVICE),
+        block_table=table.to(DEVICE),
+        decode_only=decode_only,
         max_kv_len=bound,
     )
-    query, key, value = (torch.randn(rows, heads, 64, device="cuda").to(dtype) for heads in (8, 2, 2))
-    attend = TritonAttention(splits=splits)
+    query, key, value = (torch.randn(tokens, n * heads, dim, dtype=dtype).to(DEVICE) for n in (2, 1, 1))
+    attend = triton_backend.TritonAttention()
+    if decode_only:
+        batch.query_start.copy_(torch.arange(rows + 1))
 
     def step() -> Tensor:
-        return attend(query, key, value, 0, batch, scale=0.125)
+        return attend(query, key, value, 0, batch, scale=dim**-0.5)
 
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = step()
-    for lengths in ([1, 2, 3, 4], [512, 16, 17, 300], [100, 0, 511, 33]):
-        batch.kv_lens.copy_(torch.tensor(lengths))
-        last = (batch.kv_lens.long() - 1).clamp(min=0)
-        block = table.gather(1, (last // size)[:, None])[:, 0].long()
-        batch.write_index.copy_(block * size + last % size)
-        query.normal_()
-        graph.replay()
-        assert torch.equal(replayed, step())
+    replay = capture(step, monkeypatch)
+    for _ in range(6):
+        spans = [(draw.randrange(slots), 1) for _ in range(draw.randint(1, rows))]
+        if not decode_only:
+            spans = [(slot, draw.choice([0, 1, 1, 9, 30])) for slot in draw.sample(range(slots), slots)]
+            while sum(count for _, count in spans) > tokens:
+                spans.pop()
+        else:
+            spans = [(slot, 1) for slot in draw.sample(range(slots), len(spans))]
+        lengths = [draw.randint(max(count, 1), bound) for _, count in spans]
+        padding = rows - len(spans)
+        counts = [count for _, count in spans] + [int(decode_only)] * padding
+        batch.rows.copy_(torch.tensor([slot for slot, _ in spans] + [slots] * padding))
+        batch.kv_lens.copy_(torch.tensor(lengths + [1] * padding))
+        batch.query_start[1:] = torch.tensor(counts).cumsum(0).int().to(DEVICE)
+        places = [
+            int(table[slot, at // size]) * size + at % size
+            for (slot, count), kv_len in zip(spans, lengths, strict=True)
+            for at in range(kv_len - count, kv_len)
+        ]
+        batch.write_index.copy_(torch.tensor(places + [0] * (tokens - len(places))))
+        for states in (query, key, value):
+            states.normal_()
+        replayed = replay().double().cpu()
+        for row, ((slot, count), kv_len) in enumerate(zip(spans, lengths, strict=True)):
+            start = int(batch.query_start[row])
+            k, v = (
+                pool[0][batch.block_table[slot].long()].flatten(0, 1)[:kv_len].cpu()
+                for pool in (batch.cache.keys, batch.cache.values)
+            )
+            q = query[start : start + count].cpu()
+            expected = plain_attention(q, k, v, dim**-0.5, None, None, None)
+            torch.testing.assert_close(replayed[start : start + count], expected, rtol=1e-5, atol=1e-5)
+        assert replayed.isfinite().all()
+        if not decode_only:
+            assert not replayed[len(places) :].any()
+
+
+def capture(step: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Tensor]:
+    """Something that does anew what ``step`` launched, and returns the tensor that ``step`` returned."""
+    if DEVICE.type == "cuda":
+        step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = step()
+        return lambda: (graph.replay(), out)[1]
+
+    from slipstream.actors.executor.attention import triton_backend, triton_plan, triton_write
+
+    launches: list[Callable[[], object]] = []
+    kernels = [
+        (triton_plan, "plan_kernel"),
+        (triton_write, "write_kernel"),
+        (triton_backend, "attend_kernel"),
+        (triton_backend, "combine_kernel"),
+    ]
+    with monkeypatch.context() as patch:
+        for module, name in kernels:
+            patch.setattr(module, name, Recorded(getattr(module, name), launches))
+        out = step()
+    assert len(launches) >= 4
+    return lambda: ([launch() for launch in launches], out)[1]
+
+
+class Recorded:
+    """A kernel whose launches are noted, with the tensors that they were given."""
+
+    def __init__(self, kernel: Any, launches: list[Callable[[], object]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: object, **constants: object) -> None:
+            self.launches.append(lambda: self.kernel[grid](*arguments, **constants))
+            self.launches[-1]()
+
+        return launch
+
+
+@pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
+@pytest.mark.parametrize("seed", range(30))
+def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
+    from slipstream.actors.executor.attention.triton_plan import make_plan
+
+    draw = random.Random(seed)
+    rows, spare, single = draw.choice([1, 5, 300, 600]), draw.choice([0, 40]), draw.random() < 0.5
+    counts = [draw.choice([0, 1, 1, draw.randint(2, 90)]) for _ in range(rows)]
+    kv_lens = [count + draw.choice([0, 0, draw.randint(1, 5000)]) for count in counts]
+    starts = [sum(counts[:row]) for row in range(rows + 1)]
+    num_tokens = starts[-1] + spare
+    window = draw.choice([0, 0, 7, 600])
+    tokens, target = 1 if single else draw.choice([3, 16]), draw.choice([1, 8, 200])
+    keys, least = 16, draw.choice([16, 64])
+    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    batch = PagedBatch(
+        cache=KVCache(16, [], []),
+        rows=torch.arange(rows, device=DEVICE) + 7,
+        kv_lens=torch.tensor(kv_lens, dtype=torch.int32, device=DEVICE),
+        query_start=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
+        write_index=torch.zeros(num_tokens, dtype=torch.int64, device=DEVICE),
+        block_table=none,
+        decode_only=False,
+        max_kv_len=max(kv_lens),
+    )
+    plan = make_plan(
+        batch, single=single, tokens=tokens, window=window, keys=keys, least=least, target=target
+    )
+
+    expected: dict[tuple[int, int], list[int]] = {}
+    """Slot, tokens, position, first key and last key + 1 of each tile, by its first token."""
+    for row, (count, kv_len) in enumerate(zip(counts, kv_lens, strict=True)):
+        for first in range(0, count, tokens) if (count == 1) == single else ():
+            many = min(tokens, count - first)
+            position = kv_len - count + first
+            low = max(0, position - window + 1) if window else 0
+            expected[starts[row] + first, many] = [row + 7, position, low, position + many]
+    if not single:
+        for first in range(starts[-1], num_tokens, tokens):
+            expected[first, min(tokens, num_tokens - first)] = [0, 0, 0, 0]
+
+    found: dict[tuple[int, int], list[int]] = {}
+    results: dict[tuple[int, int], list[int]] = {}
+    ended = False
+    for slot, first, many, position, low, high, result, is_first in plan.items.tolist():
+        if many == 0:
+            ended = True
+            continue
+        assert not ended, "an item that is needed after one that is not"
+        if is_first:
+            found[first, many] = [slot, position, low, high]
+        elif low < high:
+            tile = found[first, many]
+            assert tile[3] == low, "a part begins where the one before it ends"
+            tile[3] = high
+        results.setdefault((first, many), []).append(result)
+    assert found == expected
+
+    split = [record for record in (plan.splits.tolist() if plan.splits is not None else []) if record[3]]
+    assert [(first, many) for first, many, _, _ in split] == [
+        tile for tile, indices in results.items() if indices != [-1]
+    ]
+    indices = [index for tile in results.values() for index in tile if index >= 0]
+    assert indices == list(range(len(indices)))
+    assert len(indices) <= 2 * target
+    for first, many, begin, parts in split:
+        assert results[first, many] == list(range(begin, begin + parts))
+        assert 1 < parts <= 32

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
-from slipstream.actors.executor.attention.backend import TorchAttention
+from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.load import from_config, load_model

@@ -1,0 +1,282 @@
+"""Attention backend ``torch``: plain tensor operations, on any device."""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cache.paged import PagedBatch
+
+GATHER_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+"""Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.
+The memory that this takes must not grow with batch times context, and on a CPU the copies should still lie
+in its cache when they are attended to."""
+
+SCORE_BYTES = 64 << 20
+"""The same for attention scores, where they are held as a whole."""
+
+
+class TorchAttention:
+    """Attention in plain tensor operations: gather whole blocks by the block table, then attend.
+
+    The rows that have one token are one batched computation. Rows with more are computed one by one,
+    neighbours of the same shape together.
+    """
+
+    name = "torch"
+    capturable = False
+
+    def __init__(self) -> None:
+        self._step: _Step | None = None
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+        _write(keys, batch.write_index, key)
+        _write(values, batch.write_index, value)
+        if layer == 0 or self._step is None:
+            # The tensors of a new step may be those of the step before, with other contents.
+            self._step = _Step(batch)
+        step = self._step
+
+        attend = _Attend(scale, softcap, sinks)
+        output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        output[step.tokens :] = 0
+
+        if step.single_tokens is not None:
+            table, bias = step.single_context(batch, sliding_window, query.dtype)
+            tokens = step.single_tokens
+            if isinstance(tokens, slice):
+                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
+            else:
+                found = torch.empty_like(output[tokens])
+                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, found[:, None])
+                output[tokens] = found
+
+        for row, first, alike, tokens, kv_len in step.chunks:
+            shape = (alike, tokens)
+            fresh = slice(first, first + alike * tokens)
+            into = output[fresh].unflatten(0, shape)
+            if tokens == kv_len and (sliding_window is None or tokens <= sliding_window):
+                # Nothing of these rows was in the cache before: attend to what is at hand.
+                now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
+                into[:] = attend.causal(*now)
+            else:
+                slots = batch.rows[row : row + alike]
+                table, bias = _chunk_context(batch, slots, tokens, kv_len, sliding_window, query.dtype)
+                _attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
+        return output
+
+
+class _Step:
+    """How the rows of one step are computed, the same in all layers.
+
+    A step that is ``decode_only`` is not looked at: its bound is known to the host, so that it can be captured.
+    """
+
+    __slots__ = ("chunks", "contexts", "max_kv_len", "single", "single_tokens", "tokens")
+
+    def __init__(self, batch: PagedBatch) -> None:
+        self.contexts: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """What the rows that have one token see, by sliding window."""
+        self.single: slice | Tensor | None
+        """Those rows; None if there are none."""
+        self.single_tokens: slice | Tensor | None
+        """Their tokens."""
+        self.chunks: list[tuple[int, int, int, int, int]] = []
+        """(first row, first token, number of rows, tokens of each, kv_len of each) of neighbours alike with more."""
+        self.tokens = len(batch.write_index)
+        """Tokens that belong to a row; the others come after them."""
+        self.max_kv_len = batch.max_kv_len
+        if batch.decode_only:
+            self.single = self.single_tokens = slice(0, self.tokens)
+            return
+
+        starts, kv_lens = batch.query_start.tolist(), batch.kv_lens.tolist()
+        self.tokens = starts[-1]
+        counts = [end - first for first, end in pairwise(starts)]
+        rows = [row for row, count in enumerate(counts) if count == 1]
+        self.single = _index(rows, batch.rows.device)
+        self.single_tokens = _index([starts[row] for row in rows], batch.rows.device)
+        self.max_kv_len = max((kv_lens[row] for row in rows), default=0)
+
+        longer = enumerate(row for row, count in enumerate(counts) if count > 1)
+        # The difference of a row and its ordinal is the same for neighbours.
+        for (tokens, kv_len, _), run in groupby(
+            longer, lambda at: (counts[at[1]], kv_lens[at[1]], at[1] - at[0])
+        ):
+            alike = [row for _, row in run]
+            self.chunks.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
+
+    def single_context(
+        self, batch: PagedBatch, window: int | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks [n, blocks] that the n rows with one token attend to, and what is added to the scores of
+        their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
+        """
+        if window not in self.contexts:
+            assert self.single is not None
+            slots, kv_len = batch.rows[self.single], batch.kv_lens[self.single, None]
+            table = batch.block_table.index_select(0, slots)
+            self.contexts[window] = _single_context(
+                table, kv_len, self.max_kv_len, batch.cache.block_size, window, dtype
+            )
+        return self.contexts[window]
+
+
+def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
+    """Index of ``ordinals``, which rise: without a copy if they follow each other; None if there are none."""
+    if not ordinals:
+        return None
+    if ordinals[-1] - ordinals[0] == len(ordinals) - 1:
+        return slice(ordinals[0], ordinals[-1] + 1)
+    return torch.tensor(ordinals, device=device)
+
+
+def _single_context(
+    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, window: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `_Step.single_context`, from ``table`` [n, max_blocks] and ``kv_len`` [n, 1] of these rows."""
+    device = table.device
+    blocks = min(_ceil_div(max_kv_len, size), table.shape[1])
+    if window is not None and (in_window := _ceil_div(window - 1, size) + 1) < blocks:
+        oldest = torch.div((kv_len - window).clamp_(min=0), size, rounding_mode="floor")
+        # A short row's window may reach past its table; those positions are masked.
+        ordinal = (oldest + torch.arange(in_window, device=device)).clamp_(max=table.shape[1] - 1)
+        table = table.gather(1, ordinal)
+        position = oldest * size + torch.arange(in_window * size, device=device)
+    else:
+        table = table[:, :blocks]
+        position = torch.arange(blocks * size, device=device)
+    visible = position < kv_len
+    if window is not None:
+        visible &= position >= kv_len - window
+    return table, _bias(visible, dtype)[:, None, None]
+
+
+def _chunk_context(
+    batch: PagedBatch, slots: Tensor, tokens: int, kv_len: int, window: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same for the last ``tokens`` of ``kv_len`` positions of the sequences in ``slots`` [n]: the blocks
+    [n, blocks], and the bias [1, 1, tokens, positions] of all of them.
+    """
+    size, device = batch.cache.block_size, slots.device
+    start = kv_len - tokens
+    oldest = 0 if window is None else max(0, start - window + 1) // size
+    table = batch.block_table.index_select(0, slots)[:, oldest : _ceil_div(kv_len, size)]
+    position = torch.arange(oldest * size, kv_len, device=device)
+    own = torch.arange(start, kv_len, device=device)[:, None]
+    visible = position <= own
+    if window is not None:
+        visible &= position > own - window
+    return table, _bias(visible, dtype)[None, None]
+
+
+def _attend_gathered(
+    attend: _Attend, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: Tensor, output: Tensor
+) -> None:
+    """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
+    row_bytes = table.shape[1] * (keys[0].nbytes + values[0].nbytes)
+    turn = max(1, GATHER_BYTES[keys.device.type] // row_bytes)
+    for start in range(0, len(table), turn):
+        rows = slice(start, start + turn)
+        key, value = (_gather(pool, table[rows])[:, : bias.shape[3]] for pool in (keys, values))
+        output[rows] = attend.biased(query[rows], key, value, bias[rows] if len(bias) > 1 else bias)
+
+
+class _Attend:
+    """The arithmetic of attention, without a cache: n rows of Q queries each over L keys and values.
+
+    ``query`` [n, Q, Hq, D], ``key`` [n, L, Hkv, D], ``value`` [n, L, Hkv, Dv] give [n, Q, Hq, Dv]. ``bias``
+    [n or 1, 1, Q, L] is added to the scores.
+    """
+
+    __slots__ = ("scale", "sinks", "softcap")
+
+    def __init__(self, scale: float, softcap: float | None, sinks: Tensor | None) -> None:
+        self.scale, self.softcap, self.sinks = scale, softcap, sinks
+
+    def biased(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        if self.softcap is not None or self.sinks is not None:
+            return self._in_full(query, key, value, bias)
+        if query.shape[1] > 1:
+            return F.scaled_dot_product_attention(
+                query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+                attn_mask=bias, scale=self.scale, enable_gqa=True,
+            ).transpose(1, 2)  # fmt: skip
+        # The query heads that share a key head become its queries: keys and values are read once, and
+        # nothing is repeated. On a CPU this is faster than products of matrices, in any layout.
+        grouped = query.view(query.shape[0], key.shape[2], -1, query.shape[3])
+        output = F.scaled_dot_product_attention(
+            grouped, key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=self.scale
+        )
+        return output.reshape(query.shape[0], 1, query.shape[2], value.shape[3])
+
+    def causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Rows from their first position on: Q = L, and every query sees up to its own position."""
+        if self.softcap is not None or self.sinks is not None:
+            position = torch.arange(query.shape[1], device=query.device)
+            bias = _bias(position <= position[:, None], query.dtype)
+            return self._in_full(query, key, value, bias[None, None])
+        return F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+            is_causal=True, scale=self.scale, enable_gqa=True,
+        ).transpose(1, 2)  # fmt: skip
+
+    def _in_full(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """With the scores held in float32, a few queries at a time if there are many."""
+        n, queries, heads, _ = query.shape
+        if queries > (turn := max(1, SCORE_BYTES // (4 * n * heads * key.shape[1]))):
+            parts = zip(query.split(turn, 1), bias.split(turn, 2), strict=True)
+            return torch.cat([self._in_full(some, key, value, theirs) for some, theirs in parts], 1)
+
+        grouped = query.unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4)
+        shape = grouped.shape[:4]  # n, Hkv, G, Q
+        scores = (grouped.flatten(2, 3) @ key.permute(0, 2, 3, 1)).unflatten(2, shape[2:])
+        scores = scores.float() * self.scale
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores + bias[:, None]
+        if self.sinks is not None:
+            sinks = self.sinks.float().view(1, shape[1], shape[2], 1, 1).expand(*shape, 1)
+            scores = torch.cat((scores, sinks), -1)
+        weights = scores.softmax(-1)[..., : key.shape[1]].to(value.dtype)
+        output = weights.flatten(2, 3) @ value.transpose(1, 2)
+        return output.unflatten(2, shape[2:]).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill_(~visible, float("-inf"))
+
+
+def _write(pool: Tensor, index: Tensor, states: Tensor) -> None:
+    """Store ``states`` [T, H, D] at ``index`` [T] of a layer's keys or values.
+
+    The cache holds finite numbers only. A masked position still enters the sums with weight zero, and zero
+    times infinity is not a number: what one sick request left in a block would reach the next one's text.
+    """
+    pool.flatten(0, 1).index_copy_(0, index, states.nan_to_num(0.0, 0.0, 0.0))
+
+
+def _gather(pool: Tensor, table: Tensor) -> Tensor:
+    """Blocks of n rows by ``table`` [n, blocks], one after another: [n, blocks * block_size, H, D]."""
+    return pool.index_select(0, table.flatten()).view(table.shape[0], -1, *pool.shape[2:])
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

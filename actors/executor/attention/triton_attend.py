@@ -1,0 +1,265 @@
+"""The Triton kernels that attend: one item of a plan each, and the combination of tiles that are in parts.
+
+The inner loop is the *online softmax* of FlashAttention (Dao et al. 2022, 2023). It walks over the keys in tiles and
+keeps three numbers per query: the greatest score so far ``m``, the sum of ``2^(score - m)``, and the values summed
+with these weights. When a tile brings a greater score, the two sums are rescaled, so the scores themselves never
+leave the chip. Scores are in units of log 2, because the hardware has ``2^x``.
+
+The query heads that share a key/value head ("group") are rows of one tile: keys and values are read once.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .triton_common import STEP_INPUTS, jit
+from .triton_plan import ITEM_FIELDS, SPLIT_FIELDS
+
+LOG2E = tl.constexpr(1.4426950408889634)
+MASKED = tl.constexpr(-1.0e30)
+"""Score of a key that a query must not see. Finite: a tile may hide all its keys from a query, and then
+the difference of two infinities would be NaN; the next visible key rescales what was summed to zero."""
+
+
+@jit
+def _attend(
+    q,  # [M, DK_PAD]
+    q_pos,  # [M]: position of each query in its sequence
+    state,  # (acc [M, DV_PAD], m [M], total [M]), float32: what earlier keys gave
+    context,  # the sequence's blocks; its head's keys: pointer, block stride, token stride; its head's values
+    scale,
+    lo,
+    hi,
+    MASK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Online softmax of ``q`` over the keys at positions ``lo .. hi`` of one sequence and head.
+
+    Without ``MASK`` every query sees them all, and they fill whole tiles. Returns the new state, of which
+    ``acc / total`` is the output.
+    """
+    acc, m, total = state
+    blocks, keys, keys_block_stride, keys_token_stride, values, values_block_stride, values_token_stride = (
+        context
+    )
+    DK_PAD: tl.constexpr = q.shape[1]
+    DV_PAD: tl.constexpr = acc.shape[1]
+    offset = tl.arange(0, BLOCK_N)
+    k_dim = tl.arange(0, DK_PAD)
+    v_dim = tl.arange(0, DV_PAD)
+
+    # The blocks of the next tile are looked up one step ahead: a load whose address is itself still being
+    # loaded would halve the depth of Triton's software pipeline.
+    next_block = tl.load(blocks + (lo + offset) // BLOCK_SIZE, mask=lo + offset < hi, other=0)
+    for start in range(lo, hi, BLOCK_N):
+        pos = start + offset
+        block = next_block.to(tl.int64)
+        next_pos = pos + BLOCK_N
+        next_block = tl.load(blocks + next_pos // BLOCK_SIZE, mask=next_pos < hi, other=0)
+
+        token = pos % BLOCK_SIZE
+        k_ptr = keys + (block * keys_block_stride + token * keys_token_stride)[:, None] + k_dim[None, :]
+        v_ptr = values + (block * values_block_stride + token * values_token_stride)[:, None] + v_dim[None, :]
+        if MASK:
+            # Past the end the block table and the cache hold anything, NaN too: read zeros instead.
+            inside = (pos < hi)[:, None]
+            k = tl.load(k_ptr, mask=inside & (k_dim < DK)[None, :], other=0.0)
+            v = tl.load(v_ptr, mask=inside & (v_dim < DV)[None, :], other=0.0)
+        else:
+            k = tl.load(k_ptr, mask=(k_dim < DK)[None, :], other=0.0) if DK < DK_PAD else tl.load(k_ptr)
+            v = tl.load(v_ptr, mask=(v_dim < DV)[None, :], other=0.0) if DV < DV_PAD else tl.load(v_ptr)
+
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if SOFTCAP > 0:
+            # SOFTCAP * tanh(score / SOFTCAP), by way of the exponential.
+            score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
+            unit = LOG2E
+        else:
+            unit = scale * LOG2E
+        if MASK:
+            visible = pos[None, :] <= q_pos[:, None]
+            if WINDOW > 0:
+                visible = visible & (pos[None, :] > q_pos[:, None] - WINDOW)
+            # Scaled before it is masked: the fused product and difference of an equal pair is not exactly zero.
+            score = tl.where(visible, score * unit, MASKED)
+            m_new = tl.maximum(m, tl.max(score, 1))
+            weight = tl.exp2(score - m_new[:, None])
+        else:
+            m_new = tl.maximum(m, tl.max(score, 1) * unit)
+            weight = tl.exp2(score * unit - m_new[:, None])
+        rescale = tl.exp2(m - m_new)
+        total = total * rescale + tl.sum(weight, 1)
+        acc = acc * rescale[:, None]
+        acc = tl.dot(weight.to(v.dtype), v, acc, input_precision="ieee")
+        m = m_new
+    return acc, m, total
+
+
+@jit(do_not_specialize_on_alignment=STEP_INPUTS)
+def attend_kernel(
+    out,  # [T, query_heads, DV]
+    results,  # float32 [2 * target, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
+    result_sums,  # float32 [2 * target, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
+    query,  # [T, query_heads, DK]
+    keys,  # [num_blocks, block_size, kv_heads, DK]
+    values,  # [num_blocks, block_size, kv_heads, DV]
+    sinks,  # [query_heads] or None
+    items,  # int32 [items, ITEM_FIELDS]
+    block_table,  # int32 [slots, max_blocks]
+    scale,
+    query_token_stride,
+    query_head_stride,
+    keys_block_stride,
+    keys_token_stride,
+    keys_head_stride,
+    values_block_stride,
+    values_token_stride,
+    values_head_stride,
+    table_stride,
+    GROUP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    DK_PAD: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
+    # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
+    # the most keys: they start first, so that no long program runs alone at the end.
+    kv_head = tl.program_id(0)
+    kv_heads = tl.num_programs(0)
+    items += (tl.num_programs(1) - 1 - tl.program_id(1)) * ITEM_FIELDS
+    tokens = tl.load(items + 2)
+    if tokens == 0:
+        return
+    slot = tl.load(items).to(tl.int64)
+    first = tl.load(items + 1)
+    position = tl.load(items + 3)
+    lo = tl.load(items + 4)
+    hi = tl.load(items + 5)
+
+    index = tl.arange(0, BLOCK_M)
+    token = index // GROUP
+    head = kv_head * GROUP + index % GROUP
+    valid = (index < TOKENS * GROUP) & (token < tokens)
+    q_pos = position + token
+    k_dim = tl.arange(0, DK_PAD)
+    place = (first + token).to(tl.int64)
+    q_ptr = query + (place * query_token_stride + head * query_head_stride)[:, None] + k_dim[None, :]
+    q = tl.load(q_ptr, mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0).to(keys.dtype.element_ty)
+
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    if sinks is not None:
+        # A sink is a key that every query sees and whose value is zero. It must count once: in the first part.
+        sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        is_first = tl.load(items + 7)
+        m = tl.where(is_first != 0, sink, m)
+        total = tl.where(is_first != 0, 1.0, total)
+
+    acc = tl.zeros([BLOCK_M, DV_PAD], tl.float32)
+    context = (
+        block_table + slot * table_stride,
+        keys + kv_head * keys_head_stride,
+        keys_block_stride,
+        keys_token_stride,
+        values + kv_head * values_head_stride,
+        values_block_stride,
+        values_token_stride,
+    )
+    if TOKENS > 1:
+        # Most keys lie before the first query and inside the window of the last: nothing of them need be masked.
+        if WINDOW > 0:
+            hidden = tl.minimum(tl.maximum(position + tokens - WINDOW - lo, 0), tl.maximum(hi - lo, 0))
+            edge = lo + tl.cdiv(hidden, BLOCK_N) * BLOCK_N
+            acc, m, total = _attend(
+                q, q_pos, (acc, m, total), context, scale, lo, tl.minimum(edge, hi),
+                True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+            )  # fmt: skip
+            lo = edge
+        whole = tl.maximum(tl.minimum(position + 1, hi) - lo, 0) // BLOCK_N * BLOCK_N
+        acc, m, total = _attend(
+            q, q_pos, (acc, m, total), context, scale, lo, lo + whole,
+            False, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+        )  # fmt: skip
+        lo += whole
+    acc, m, total = _attend(
+        q, q_pos, (acc, m, total), context, scale, lo, hi,
+        True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+    )  # fmt: skip
+
+    # Where there was no key, as for a token that belongs to no row, the output is zero.
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    v_dim = tl.arange(0, DV_PAD)
+    mask = valid[:, None] & (v_dim < DV)[None, :]
+    out_ptr = out + ((place * kv_heads * GROUP + head) * DV)[:, None] + v_dim[None, :]
+    if results is not None:
+        result = tl.load(items + 6) + tl.zeros([BLOCK_M], tl.int32)
+        queries = (result.to(tl.int64) * kv_heads + kv_head) * (TOKENS * GROUP) + index
+        tl.store(result_sums + queries, m + tl.log2(total), mask=valid & (result >= 0))
+        tl.store(results + (queries * DV)[:, None] + v_dim[None, :], acc, mask=mask & (result >= 0)[:, None])
+        mask = mask & (result < 0)[:, None]
+    tl.store(out_ptr, acc, mask=mask)
+
+
+@jit
+def combine_kernel(
+    out,  # [T, query_heads, DV]
+    results,  # float32 [2 * target, kv_heads, TOKENS * GROUP, DV]
+    result_sums,  # float32 [2 * target, kv_heads, TOKENS * GROUP]
+    splits,  # int32 [target, SPLIT_FIELDS]
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Mean of the parts of ``QUERIES`` queries, weighted by their sums of exponentials; ``PARTS`` at a time.
+
+    Grid: (TOKENS * GROUP / QUERIES, kv_heads, target).
+    """
+    splits += tl.program_id(2) * SPLIT_FIELDS
+    parts = tl.load(splits + 3)
+    tokens = tl.load(splits + 1)
+    index = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    if (parts == 0) | (tl.program_id(0) * QUERIES >= tokens * GROUP):
+        return
+    first = tl.load(splits)
+    result = tl.load(splits + 2).to(tl.int64)
+    kv_head = tl.program_id(1)
+    kv_heads = tl.num_programs(1)
+    valid = index < tokens * GROUP
+    dim = tl.arange(0, DV_PAD)
+
+    m = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, DV_PAD], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        queries = ((result + part) * kv_heads + kv_head)[:, None] * (TOKENS * GROUP) + index[None, :]
+        mask = (part < parts)[:, None] & valid[None, :]
+        sums = tl.load(result_sums + queries, mask=mask, other=float("-inf"))
+        # A part without a key that the query sees has a sum of no weight, or none; the other's is finite.
+        used = sums != float("-inf")
+        mean_ptr = results + (queries * DV)[:, :, None] + dim[None, None, :]
+        mean = tl.load(mean_ptr, mask=used[:, :, None] & (dim < DV)[None, None, :], other=0.0)
+        m_new = tl.maximum(m, tl.max(sums, 0))
+        weight = tl.where(used, tl.exp2(sums - m_new[None, :]), 0.0)
+        rescale = tl.where(m == float("-inf"), 0.0, tl.exp2(m - m_new))
+        total = total * rescale + tl.sum(weight, 0)
+        acc = acc * rescale[:, None] + tl.sum(mean * weight[:, :, None], 0)
+        m = m_new
+    place = (first + index // GROUP).to(tl.int64) * kv_heads * GROUP + kv_head * GROUP + index % GROUP
+    mean = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(out + (place * DV)[:, None] + dim[None, :], mean, mask=valid[:, None] & (dim < DV)[None, :])

@@ -1,0 +1,251 @@
+"""Attention backend ``triton``: what it launches, and how large the tiles of its kernels are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ....protocol.errors import InvalidRequest, ModelNotSupported
+from ..cache.paged import PagedBatch
+from .triton_attend import attend_kernel, combine_kernel
+from .triton_common import pad
+from .triton_plan import MAX_PARTS, Plan, make_plan
+from .triton_write import write
+
+MAX_HEAD_SIZE = 256
+
+
+class Tile(NamedTuple):
+    """How the attention kernel is run."""
+
+    queries: int
+    """Tokens times the query heads that share a key/value head; a row with one token takes as few as there are."""
+    keys: int
+    """Keys of one step of the inner loop."""
+    warps: int
+    stages: int
+    """Loads under way in Triton's software pipeline; fewer where they do not fit into shared memory."""
+    programs: int
+    """Per multiprocessor, to aim at when keys are divided into parts: several waves, so that rows of unequal
+    length still end together."""
+    least: int
+    """Keys of a part, at least. Shorter parts cost more to combine than they save."""
+
+
+class Tiles(NamedTuple):
+    """The tiles for rows with one token, and for all others."""
+
+    single: Tile
+    several: Tile
+
+
+# By the bytes of a number and the widest padded sizes of a key and a value together; the first that is not smaller.
+# The best of a sweep on one H200 (`examples/attention_bench.py --tune`). Memory is the limit of rows with one token:
+# about 32 KiB under way per stage. Float32 needs more registers, so more warps.
+TILES: dict[tuple[int, int], Tiles] = {
+    (2, 128): Tiles(Tile(16, 128, 4, 3, 12, 128), Tile(64, 64, 4, 3, 2, 512)),
+    (2, 256): Tiles(Tile(16, 64, 4, 3, 12, 64), Tile(64, 64, 4, 3, 2, 512)),
+    (2, 512): Tiles(Tile(16, 32, 4, 3, 12, 64), Tile(64, 32, 4, 3, 2, 512)),
+    (4, 128): Tiles(Tile(16, 64, 8, 3, 12, 64), Tile(64, 64, 8, 3, 2, 512)),
+    (4, 256): Tiles(Tile(16, 32, 8, 3, 12, 64), Tile(64, 32, 8, 3, 2, 512)),
+    (4, 512): Tiles(Tile(16, 16, 8, 3, 12, 64), Tile(64, 16, 8, 3, 2, 512)),
+}
+
+
+class TritonAttention:
+    """Our kernels, on any GPU that Triton compiles for.
+
+    Float32, bfloat16 and float16 caches, sums in float32; head sizes 1 to 256, different ones for keys and
+    values; any block size; grouped query heads, sliding window, softcap and sinks. Nothing is read on the host, so
+    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache; for the rows with
+    one token, and if there are others for those, the kernel that attends, and one that combines where the keys of a
+    tile may be in parts; in layer 0 also the plans of both. Kernels that the host's bounds rule out are left out.
+    """
+
+    name = "triton"
+    capturable = True
+
+    def __init__(self) -> None:
+        """Raises InvalidRequest where the kernels cannot run."""
+        if not torch.cuda.is_available() and not interpreted():
+            raise InvalidRequest(
+                "attention backend 'triton' needs a GPU, and torch sees none: choose another backend, or set "
+                "TRITON_INTERPRET=1 before the start to run the kernels on the CPU, slowly, for a test"
+            )
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        """Of the step under way: layers differ in windows and heads."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Write ``key`` and ``value`` into the cache of ``layer``, then attend to each row's context.
+
+        ``query [T, Hq, DK]``, ``key [T, Hkv, DK]`` and ``value [T, Hkv, DV]`` may be views whose last
+        dimension is dense; ``sinks [Hq]`` are extra scores in the denominator. A query at position ``p`` sees
+        the keys at ``p`` and before, the last ``sliding_window`` of them if given. Returns ``[T, Hq, DV]`` in
+        the dtype of ``query``.
+
+        Raises ValueError for shapes that do not belong together, ModelNotSupported for heads over 256.
+        """
+        keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+        tokens, query_heads, key_dim = query.shape
+        kv_heads, value_dim = values.shape[2], values.shape[3]
+        if query_heads % kv_heads or key.shape != (tokens, kv_heads, key_dim) or keys.shape[3] != key_dim:
+            raise ValueError(
+                f"query {list(query.shape)}, key {list(key.shape)}, cache {list(keys.shape)} do not match:"
+                " the query heads must be a multiple of the key/value heads, and the head sizes equal"
+            )
+        if max(key_dim, value_dim) > MAX_HEAD_SIZE:
+            raise ModelNotSupported(
+                f"attention backend 'triton' takes head sizes up to {MAX_HEAD_SIZE}, not {key_dim} and {value_dim}"
+            )
+        if keys.dtype == torch.bfloat16 and interpreted():
+            raise InvalidRequest(
+                "Triton's interpreter multiplies bfloat16 wrongly: use float32 or float16 there"
+            )
+        if layer == 0:
+            # The tensors of a new step may be those of the step before, with other contents.
+            self._plans.clear()
+        query, key, value = _dense(query), _dense(key), _dense(value)
+        write(key, value, keys, values, batch.write_index)
+
+        out = query.new_empty(tokens, query_heads, value_dim)
+        for single in (True, False):
+            if single or not batch.decode_only:
+                self._attend(
+                    out, query, layer, batch, scale, sliding_window or 0, softcap or 0.0, sinks, single
+                )
+        return out
+
+    def _attend(
+        self,
+        out: Tensor,
+        query: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        scale: float,
+        window: int,
+        softcap: float,
+        sinks: Tensor | None,
+        single: bool,
+    ) -> None:
+        """Attend from the rows with one token if ``single``, otherwise from all others."""
+        keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+        kv_heads, key_dim, value_dim = keys.shape[2], keys.shape[3], values.shape[3]
+        group = query.shape[1] // kv_heads
+        device = device_limits(query.device)
+        tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, single, device.shared_memory)
+        queries = max(pad(group), 0 if single else tile.queries)
+        tokens = 1 if single else queries // group
+        target = triton.cdiv(tile.programs * device.multiprocessors, kv_heads)
+
+        plan_of = (single, tokens, window, tile, target)
+        if plan_of not in self._plans:
+            self._plans[plan_of] = make_plan(
+                batch,
+                single=single,
+                tokens=tokens,
+                window=window,
+                keys=tile.keys,
+                least=tile.least,
+                target=target,
+            )
+        plan = self._plans[plan_of]
+        results = sums = None
+        if plan.splits is not None:
+            shape = (2 * target, kv_heads, tokens * group)
+            results = query.new_empty(*shape, value_dim, dtype=torch.float32)
+            sums = query.new_empty(shape, dtype=torch.float32)
+        attend_kernel[(kv_heads, len(plan.items))](
+            out,
+            results,
+            sums,
+            query,
+            keys,
+            values,
+            sinks,
+            plan.items,
+            batch.block_table,
+            scale,
+            *query.stride()[:2],
+            *keys.stride()[:3],
+            *values.stride()[:3],
+            batch.block_table.stride(0),
+            GROUP=group,
+            WINDOW=window,
+            SOFTCAP=softcap,
+            BLOCK_SIZE=keys.shape[1],
+            DK=key_dim,
+            DV=value_dim,
+            DK_PAD=pad(key_dim),
+            DV_PAD=pad(value_dim),
+            TOKENS=tokens,
+            BLOCK_M=queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        if plan.splits is not None:
+            at_once, parts = (1, MAX_PARTS.value) if single else (8, 4)
+            combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, target)](
+                out,
+                results,
+                sums,
+                plan.splits,
+                GROUP=group,
+                DV=value_dim,
+                DV_PAD=pad(value_dim),
+                TOKENS=tokens,
+                QUERIES=at_once,
+                PARTS=parts,
+            )
+
+
+def choose_tile(dims: int, dtype: torch.dtype, single: bool, shared_memory: int) -> Tile:
+    """The entry of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages as fit
+    into ``shared_memory``, in bytes, of a multiprocessor.
+    """
+    tiles = next(
+        tiles for (size, widest), tiles in TILES.items() if size == dtype.itemsize and widest >= dims
+    )
+    tile = tiles.single if single else tiles.several
+    stage, fixed = tile.keys * dims * dtype.itemsize, tile.queries * dims * dtype.itemsize // 2
+    fit = (shared_memory - fixed) // stage
+    return tile._replace(stages=max(1, min(tile.stages, fit)))
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU."""
+    return not isinstance(attend_kernel, triton.JITFunction)
+
+
+class DeviceLimits(NamedTuple):
+    multiprocessors: int
+    shared_memory: int
+    """Bytes of one multiprocessor."""
+
+
+@lru_cache
+def device_limits(device: torch.device) -> DeviceLimits:
+    if device.type != "cuda":
+        return DeviceLimits(1, 0)
+    properties = torch.cuda.get_device_properties(device)
+    return DeviceLimits(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,19 @@
+"""What the Triton kernels share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+
+jit: Any = triton.jit
+"""Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
+
+STEP_INPUTS = ["rows", "kv_lens", "query_start", "write_index", "block_table"]
+"""Views into a step's packed inputs, at any offset. By default Triton compiles a kernel anew for another
+alignment of a pointer, which would be in the middle of serving."""
+
+
+def pad(size: int) -> int:
+    """The matrix unit takes powers of two, from 16."""
+    return max(16, triton.next_power_of_2(size))

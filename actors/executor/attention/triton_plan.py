@@ -1,0 +1,228 @@
+"""How the attention of one step is divided among programs, decided on the device once a step.
+
+A **tile** is some consecutive tokens of a row with all query heads of one key/value head. Its keys are one
+**part**, or several when there are fewer tiles than the device has room for (*split-KV*, the idea of
+Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): the results of the parts are then combined. An **item** is one part of
+one tile, the work of one program for each key/value head.
+
+All parts of a step have the same length, the least with which the items stay within what the host has
+reserved. With ``w`` the sum over the tiles of the keys that the longest tile of their row sees, and parts of at least
+``w / target`` keys,
+
+- there are at most ``tiles + target`` items,
+- those of tiles with several parts are at most ``2 * target``, and such tiles at most ``target``,
+
+whatever the lengths are. So grids and memory depend on R and T alone, and a captured graph takes every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..cache.paged import PagedBatch
+from .triton_common import STEP_INPUTS, jit
+
+ITEM_FIELDS = tl.constexpr(8)
+"""Slot, first token, tokens (0: nothing to do), position of the first token, first key, last key + 1, index of
+the result among those to combine (-1: it is the output), and whether it is the first part of its tile."""
+
+SPLIT_FIELDS = tl.constexpr(4)
+"""First token, tokens, index of the first result, parts (0: nothing to do)."""
+
+MAX_PARTS = tl.constexpr(32)
+"""Of one tile: what the kernel that combines them loads at once."""
+
+ROWS_AT_ONCE = tl.constexpr(256)
+ITEMS_AT_ONCE = tl.constexpr(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The items of one step's rows with one token, or of all its other rows."""
+
+    items: Tensor
+    """int32 [items, ITEM_FIELDS]; those that are not needed come last."""
+    splits: Tensor | None
+    """int32 [target, SPLIT_FIELDS]: the tiles whose keys are in several parts. None: no tile can be."""
+
+
+def make_plan(
+    batch: PagedBatch, *, single: bool, tokens: int, window: int, keys: int, least: int, target: int
+) -> Plan:
+    """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
+
+    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and at least ``least``; ``target`` items are
+    enough for the device. ``window`` 0: none.
+    """
+    num_rows, num_tokens = len(batch.rows), len(batch.write_index)
+    if single:
+        tiles = num_rows
+        split = batch.max_kv_len > least and not (batch.decode_only and num_rows >= target)
+    else:
+        # A tile for each whole one, one for the rest of each row, and one for what belongs to no row.
+        tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
+        split = num_tokens < 2 * target * tokens
+    items = tiles + target * split
+    device = batch.rows.device
+    plan = Plan(
+        torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
+        torch.empty(target, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
+    )
+    plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
+        plan.items,
+        plan.splits,
+        batch.rows,
+        batch.kv_lens,
+        batch.query_start,
+        num_rows,
+        num_tokens,
+        items,
+        target,
+        SINGLE=single,
+        TOKENS=tokens,
+        WINDOW=window,
+        KEYS=keys,
+        LEAST=least,
+    )
+    return plan
+
+
+@jit
+def _tiles_of(
+    row,  # int32 [ROWS_AT_ONCE]
+    kv_lens,
+    query_start,
+    num_rows,
+    num_tokens,
+    SINGLE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Tiles of each row, and the keys that its longest tile sees, both int32 and 0 for rows of the other kind.
+
+    Row ``num_rows`` stands for the tokens that belong to no row, and sees no keys.
+    """
+    begin = tl.load(query_start + row, mask=row <= num_rows, other=0)
+    end = tl.load(query_start + row + 1, mask=row < num_rows, other=0)
+    kv_len = tl.load(kv_lens + row, mask=row < num_rows, other=0)
+    count = tl.where(row < num_rows, end - begin, tl.where(row == num_rows, num_tokens - begin, 0))
+    if SINGLE:
+        tiles = ((count == 1) & (row < num_rows)).to(tl.int32)
+    else:
+        tiles = tl.where((count > 1) | (row == num_rows), tl.cdiv(count, TOKENS), 0)
+    longest = kv_len
+    if WINDOW > 0:
+        longest = tl.minimum(kv_len, WINDOW + TOKENS - 1)
+    return tiles, tl.where(tiles > 0, longest, 0)
+
+
+@jit(
+    do_not_specialize=["num_rows", "num_tokens", "num_items", "target"],
+    do_not_specialize_on_alignment=STEP_INPUTS,
+)
+def plan_kernel(
+    items,  # int32 [num_items, ITEM_FIELDS]
+    splits,  # int32 [target, SPLIT_FIELDS] or None
+    rows,  # int64 [R]
+    kv_lens,  # int32 [R]
+    query_start,  # int32 [R + 1]
+    num_rows,
+    num_tokens,
+    num_items,
+    target,
+    SINGLE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEAST: tl.constexpr,
+):
+    """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
+    part = tl.zeros([], tl.int32) + 2147483647  # keys of a part
+    if splits is not None:
+        work = tl.zeros([], tl.int64)
+        longest_of_all = tl.zeros([], tl.int32)
+        for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+            row = start + tl.arange(0, ROWS_AT_ONCE)
+            tiles, longest = _tiles_of(
+                row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW
+            )
+            work += tl.sum(tiles.to(tl.int64) * longest, 0)
+            longest_of_all = tl.maximum(longest_of_all, tl.max(longest, 0))
+        part = tl.maximum(tl.cdiv(work, target).to(tl.int32), tl.cdiv(longest_of_all, MAX_PARTS))
+        part = tl.cdiv(tl.maximum(part, LEAST), KEYS) * KEYS
+
+    # What lies before each item: rows, items of these rows, and of those in parts the items and the tiles.
+    item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)
+    row_of = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    items_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    results_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    splits_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    all_items = tl.zeros([], tl.int32)
+    all_splits = tl.zeros([], tl.int32)
+    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+        row = start + tl.arange(0, ROWS_AT_ONCE)
+        tiles, longest = _tiles_of(row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW)
+        parts = tl.maximum((longest - 1) // part + 1, 1)
+        ends = all_items + tl.cumsum(tiles * parts, 0)
+        passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
+        row_of += tl.sum(passed.to(tl.int32), 1)
+        items_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+        all_items += tl.sum(tiles * parts, 0)
+        if splits is not None:
+            tiles = tl.where(parts > 1, tiles, 0)
+            results_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+            splits_before += tl.sum(tl.where(passed, tiles[None, :], 0), 1)
+            all_splits += tl.sum(tiles, 0)
+
+    used = item < all_items
+    row = tl.where(used, row_of, 0)
+    begin = tl.load(query_start + row, mask=used, other=0)
+    in_row = used & (row < num_rows)
+    end = tl.load(query_start + row + 1, mask=in_row, other=0)
+    kv_len = tl.load(kv_lens + row, mask=in_row, other=0)
+    slot = tl.load(rows + row, mask=in_row, other=0)
+    count = tl.where(in_row, end - begin, num_tokens - begin)
+    longest = kv_len
+    if WINDOW > 0:
+        longest = tl.minimum(kv_len, WINDOW + TOKENS - 1)
+    parts = tl.maximum((longest - 1) // part + 1, 1)
+
+    in_row_items = item - items_before
+    tile = in_row_items // parts
+    which = in_row_items % parts
+    first = tile * TOKENS
+    tokens = tl.minimum(count - first, TOKENS)
+    position = tl.where(in_row, kv_len - count + first, 0)
+    end_key = tl.where(in_row, tl.minimum(position + tokens, kv_len), 0)
+    first_key = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    if WINDOW > 0:
+        first_key = tl.maximum(position - WINDOW + 1, 0)
+    first_key += tl.where(parts > 1, which * part, 0)
+    end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
+    result = tl.where(parts > 1, results_before + in_row_items, -1)
+
+    write = item < num_items
+    record = items + item * ITEM_FIELDS
+    tl.store(record, slot.to(tl.int32), mask=write)
+    tl.store(record + 1, begin + first, mask=write)
+    tl.store(record + 2, tl.where(used, tokens, 0), mask=write)
+    tl.store(record + 3, position, mask=write)
+    tl.store(record + 4, first_key, mask=write)
+    tl.store(record + 5, end_key, mask=write)
+    tl.store(record + 6, result, mask=write)
+    tl.store(record + 7, (which == 0).to(tl.int32), mask=write)
+
+    if splits is not None:
+        record = splits + (splits_before + tile) * SPLIT_FIELDS
+        write = used & (parts > 1) & (which == 0)
+        tl.store(record, begin + first, mask=write)
+        tl.store(record + 1, tokens, mask=write)
+        tl.store(record + 2, results_before + tile * parts, mask=write)
+        tl.store(record + 3, parts, mask=write)
+        # There are at least as many items as places for tiles in parts: clear the places that stay empty.
+        tl.store(splits + item * SPLIT_FIELDS + 3, 0, mask=(item >= all_splits) & (item < target))
