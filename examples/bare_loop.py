@@ -63,7 +63,7 @@ class BareLoop:
         if compiled:
             compile_model(model)
         with torch.inference_mode():
-            self.program = ModelProgram(model, rows, self.length, 1 + rows * self.blocks, BLOCK)
+            self.program = ModelProgram(model, rows, self.length, BLOCK, 1 + rows * self.blocks)
         self.batch = RunningBatch(rows, max(2048, rows), self.blocks)
 
     def first(self) -> Plan:
@@ -93,12 +93,12 @@ class BareLoop:
     @torch.inference_mode()
     def run(self) -> float:
         """Output tokens per second."""
-        staging = np.zeros(self.batch.capacity, np.int32)
+        staging = np.zeros(self.batch.input_capacity, np.int32)
         outputs = torch.zeros(self.batch.output_capacity, dtype=torch.int32)
         begun = time.perf_counter()
         for step in range(self.new):
-            shape = self.batch.stage(self.first() if step == 0 else Plan(step), staging)
-            self.program.run(torch.from_numpy(staging), outputs, shape)
+            work = self.batch.stage(self.first() if step == 0 else Plan(step), staging)
+            self.program.run(torch.from_numpy(staging), outputs, work)
             assert int(outputs[: self.rows].min()) >= 0
         seconds = time.perf_counter() - begun
         self.batch.stage(Plan(self.new, leaves=np.arange(self.rows, dtype=np.int32).tobytes()), staging)

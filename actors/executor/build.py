@@ -16,12 +16,16 @@ from .executor import Executor
 from .pipeline import Pipeline
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
+from .step.buckets import Buckets, buckets_of
 
 STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
 """A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
 
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
+
+EMULATED_BLOCKS = 1 << 20
+"""Most blocks on the emulated device, which stores nothing in them; the scheduler's ledger of them takes 80 MB."""
 
 
 def build(context: Any) -> Executor:
@@ -36,7 +40,7 @@ def build_emulated(context: Any) -> Executor:
 
     options = context.options
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
-    blocks = 1 + slots * -(-length // size)
+    blocks = min(1 + slots * -(-length // size), EMULATED_BLOCKS)
     device = EmulatedDevice(options["emulated_step_ms"])
     program = EmulatedProgram(
         slots, length, options["vocab_size"], check_carry_over=options["check_carry_over"]
@@ -88,8 +92,22 @@ def build_model(context: Any) -> Executor:
         compile_model(model)
         if where.type == "cuda":
             torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
-    context.phase("allocate cache")
     slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
+    buckets, graphed, graphs = None, None, None
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)  # the weights were made on the default stream
+    device = make_device(where)
+    program = ModelProgram(model, slots, length, size, check_carry_over=options["check_carry_over"])
+    mode = options["cuda_graphs"] if model.capturable else "off"
+    if where.type == "cuda":
+        from .devices.cuda import CudaGraphs
+        from .step.graphs import GraphedProgram
+
+        buckets = buckets_of(slots, options["max_num_batched_tokens"], length)
+        graphs = CudaGraphs(device)
+        graphed = GraphedProgram(program, graphs.capture, length, buckets)
+
+    context.phase("allocate cache")  # all tables exist: it takes what is left
     layout: KVLayout = model.layout
     per_block = layout.bytes_per_block(size, model.dtype)
     most = 1 + slots * -(-length // size)
@@ -97,7 +115,7 @@ def build_model(context: Any) -> Executor:
     blocks = min(most, memory // per_block)
     if blocks < 2:
         raise no_room(memory, per_block)
-    program = ModelProgram(model, slots, length, blocks, size, check_carry_over=options["check_carry_over"])
+    program.allocate_cache(blocks)
     facts = {
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -106,32 +124,34 @@ def build_model(context: Any) -> Executor:
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * per_block,
     }
-    context.phase("start streams")
+    if graphed is None or graphs is None or buckets is None:
+        return assemble(context, device, program, blocks, facts)
+
+    from .step.warm_up import warm_up
+
+    torch.cuda.synchronize(where)  # so was the cache
+    facts["graphs"] = mode
+    if mode == "start":
+        context.phase("capture graphs")
+        graphed.capture_all()
+        facts["graphs"] = f"{graphs.count} in {graphs.seconds:.1f} s, {graphs.bytes / 2**20:.0f} MiB"
+    context.phase("warm up")
+    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
+        steps = warm_up(program, graphed.run, buckets, length, torch.cuda.synchronize)
+    if mode == "off":
+        return assemble(context, device, program, blocks, facts, steps, buckets)
+    return assemble(context, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
+
+
+def make_device(where: Any) -> Any:
+    """The device of the pipeline for torch's ``where``."""
     if where.type == "cpu":
         from .devices.cpu import CpuDevice
 
-        return assemble(context, CpuDevice(), program, blocks, facts)
-
-    torch.cuda.synchronize(where)  # weights and cache were made on the default stream
+        return CpuDevice()
     from .devices.cuda import CudaDevice
-    from .step.graphs import GraphedProgram, graph_sizes
-    from .step.warm_up import warm_up
 
-    device = CudaDevice(where.index or 0)
-    mode = options["cuda_graphs"] if model.capturable else "off"
-    sizes = graph_sizes(slots)
-    graphed = None if mode == "off" else GraphedProgram(program, device.compute, length, sizes)
-    facts["graphs"] = mode
-    if graphed is not None and mode == "start":
-        context.phase("capture graphs")
-        graphed.capture_all()
-        facts["graphs"] = f"{len(graphed.captured)}, {graphed.bytes / 2**20:.0f} MiB"
-    context.phase("warm up")
-    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
-        steps = warm_up(program, options["max_num_batched_tokens"], length, torch.cuda.synchronize)
-    if graphed is None:
-        return assemble(context, device, program, blocks, facts, steps)
-    return assemble(context, device, graphed, blocks, facts, steps, sizes, graphed.capture_next)
+    return CudaDevice(where.index or 0)
 
 
 def assemble(
@@ -141,10 +161,10 @@ def assemble(
     blocks: int,
     facts: dict[str, Any],
     steps: Sequence[tuple[int, int]] = (),
-    sizes: tuple[int, ...] = (),
+    buckets: Buckets | None = None,
     idle_work: Callable[[], bool] | None = None,
 ) -> Executor:
-    """``steps`` as ``Capacity.steps``, ``sizes`` and ``idle_work`` of a program with graphs."""
+    """``steps`` as ``Capacity.steps``; ``buckets`` and ``idle_work`` of a program with graphs."""
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
     max_blocks = -(-options["max_model_len"] // size)
@@ -154,14 +174,14 @@ def assemble(
         slots,
         options["max_num_batched_tokens"],
         max_blocks,
-        sizes,
+        buckets,
         mask_words=0 if isinstance(compiler, str) else compiler.words,
     )
     pipeline = Pipeline(
         device,
         program,
         options["pipeline_depth"],
-        batch.capacity,
+        batch.input_capacity,
         batch.output_capacity,
         batch.mask_capacity,
     )

@@ -1,4 +1,4 @@
-"""The executor: takes plans, keeps the pipeline full, hands over tokens."""
+"""The executor: takes plans, keeps the pipeline full, sends back tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...protocol.messages import Capacity, Completed, PeerUp, Plan, Sampled
+from ...protocol.messages import Capacity, Completed, GrammarEnd, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
-from .pipeline import Pipeline
+from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
 
@@ -18,7 +18,7 @@ IDLE_S = 0.1
 
 
 class Executor(Actor):
-    """A pure state machine around a device: a plan is staged and launched, a finished step is handed over."""
+    """A pure state machine around a device: a plan is staged and launched, the result of a step is sent back."""
 
     name = "executor"
     blocking = True
@@ -60,49 +60,39 @@ class Executor(Actor):
 
     def on_plan(self, plan: Plan, now: float) -> None:
         slot = self.pipeline.acquire()
-        shape = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
-        self.pipeline.launch(slot, plan.step, shape)
-        self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, shape.masked)
+        step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
+        self.pipeline.launch(slot, plan.step, step)
+        self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, step.masked)
         self.fill_masks()
 
     def fill_masks(self) -> None:
         """Compute the masks that are due, while the device runs the forward pass of their step."""
-        shape = self.pipeline.masks_due
-        if shape is not None:
-            self.masks.fill(self.pipeline.device.array(self.pipeline.mask_staging)[: shape.mask_size])
+        step = self.pipeline.masks_due
+        if step is not None:
+            self.masks.fill(self.pipeline.device.array(self.pipeline.mask_staging)[: step.mask_size])
             self.pipeline.sample()
 
     def on_completed(self, message: Completed, now: float) -> None:
-        for step in self.pipeline.hand_over():
+        for result in self.pipeline.poll_completed():
             self.progress += 1
-            (begun, ended), (forward_done, sampling_started) = step.compute, step.stalled
-            self.ring.add("h2d", "step", step.step, *step.h2d)
-            self.ring.add("compute", "step", step.step, begun, forward_done)
-            if sampling_started < ended:
-                self.ring.add("compute", "step", step.step, sampling_started, ended)
-            self.ring.add("d2h", "step", step.step, *step.d2h)
-            ends = self.masks.sampled(step.tokens)
+            self.trace(result)
+            ends = self.masks.sampled(result.tokens)
             if not self.scheduler_is_new:
-                self.send(
-                    "scheduler",
-                    Sampled(
-                        step.step,
-                        step.tokens.tobytes(),
-                        begun,
-                        ended,
-                        step.logprob_tokens.tobytes(),
-                        step.logprobs.tobytes(),
-                        ends,
-                        step.prompt_logprob_tokens.tobytes(),
-                        step.prompt_logprobs.tobytes(),
-                        sampling_started - forward_done,
-                    ),
-                )
+                self.send("scheduler", sampled(result, ends))
         if self.pipeline.masks_due is not None:
             self.wake_at = now  # first let the tokens go
         self.welcome_scheduler()
         if self.idle_work is not None and self.pipeline.idle:
             self.wake_at = now + IDLE_S
+
+    def trace(self, result: StepResult) -> None:
+        """Put the times of a step on the timeline."""
+        (begun, ended), (forward_done, sampling_started) = result.compute, result.stalled
+        self.ring.add("h2d", "step", result.number, *result.h2d)
+        self.ring.add("compute", "step", result.number, begun, forward_done)
+        if sampling_started < ended:
+            self.ring.add("compute", "step", result.number, sampling_started, ended)
+        self.ring.add("d2h", "step", result.number, *result.d2h)
 
     def on_wake(self, now: float) -> None:
         """Compute masks; or, when nothing has come for a while, do a piece of what can wait, then look again."""
@@ -126,3 +116,20 @@ class Executor(Actor):
             self.batch.clear()
             self.masks.clear()
             self.send("scheduler", self.capacity)
+
+
+def sampled(result: StepResult, ends: list[GrammarEnd]) -> Sampled:
+    """The message for a finished step; ``ends`` are the sequences that end with it by their grammars."""
+    (begun, ended), (forward_done, sampling_started) = result.compute, result.stalled
+    return Sampled(
+        result.number,
+        result.tokens.tobytes(),
+        begun,
+        ended,
+        result.logprob_tokens.tobytes(),
+        result.logprobs.tobytes(),
+        ends,
+        result.prompt_logprob_tokens.tobytes(),
+        result.prompt_logprobs.tobytes(),
+        sampling_started - forward_done,
+    )

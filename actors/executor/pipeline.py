@@ -1,9 +1,9 @@
-"""The pipeline: a ring of slots, three streams, and the step loop.
+"""The pipeline: a few sets of buffers, three device streams, and the step loop.
 
     H2D       ▐ inputs N ▌▐ inputs N+1 ▌
     compute              ▐     step N     ▌▐    step N+1    ▌
     D2H                                    ▐ tokens N ▌      ▐ tokens N+1 ▌
-    host      ▐ stage N ▌▐ stage N+1 ▌ ...             ▐ hand over N ▌▐ stage N+2 ▌
+    host      ▐ stage N ▌▐ stage N+1 ▌ ...             ▐  poll N  ▌▐ stage N+2 ▌
 
 The host gets control back after ``launch`` because everything in it only queues. Each operation finds
 its data ready because an event orders it after the operation that made them. And step N+1 can be
@@ -24,28 +24,28 @@ from typing import Protocol
 import numpy as np
 
 from .devices.device import Buffer, Device, Event
-from .step.batch import StepShape
+from .step.layout import Step
 
 
 class Program(Protocol):
     """What one step computes, on the compute stream."""
 
-    def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        """Read the packed step in ``inputs``; write its results to ``outputs``, as ``shape.results`` says."""
+    def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
+        """Read the packed step in ``inputs``; write its results to ``outputs``, as ``step.results`` says."""
         ...
 
-    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+    def begin(self, inputs: Buffer, step: Step) -> None:
         """The first part of ``run``, of a step with masks; its logits stay with the program."""
         ...
 
-    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        """The rest of ``run``, for the step of the ``forward`` before; ``masks`` are as ``Masks.fill`` writes them."""
+    def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
+        """The rest of ``run``, for the step that has begun; ``masks`` are as ``Masks.fill`` writes them."""
         ...
 
 
 @dataclass(slots=True)
-class Slot:
-    """One of the ring's A, B, …: the buffers and events of a step under way. Allocated once."""
+class PipelineSlot:
+    """The buffers and events of a step under way. Allocated once."""
 
     staging: Buffer
     inputs: Buffer
@@ -59,15 +59,15 @@ class Slot:
     sampling_started: Event
     compute_done: Event
     d2h_done: Event
-    step: int = -1
-    shape: StepShape | None = None
+    number: int = -1
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
+class StepResult:
     """A finished step: its outputs, without padding rows; times in ns of the host's monotonic clock."""
 
-    step: int
+    number: int
     tokens: np.ndarray
     """int32 [rows]."""
     logprob_tokens: np.ndarray
@@ -75,9 +75,9 @@ class Handed:
     logprobs: np.ndarray
     """float32 [rows * logprobs], as int32."""
     prompt_logprob_tokens: np.ndarray
-    """int32 [scored * scored_columns]."""
+    """int32 [prompt_logprobs * prompt_columns]."""
     prompt_logprobs: np.ndarray
-    """float32 [scored * scored_columns], as int32."""
+    """float32 [prompt_logprobs * prompt_columns], as int32."""
     h2d: tuple[int, int]
     compute: tuple[int, int]
     stalled: tuple[int, int]
@@ -97,11 +97,12 @@ class Pipeline:
         output_size: int,
         mask_size: int = 0,
     ) -> None:
+        """Sizes in int32, of the largest step."""
         self.device = device
         self.h2d, self.compute, self.d2h = device.h2d, device.compute, device.d2h
         self.program = program
-        self.ring = [
-            Slot(
+        self.slots = [
+            PipelineSlot(
                 staging=device.staging(input_size),
                 inputs=device.buffer(input_size),
                 outputs=device.buffer(output_size),
@@ -118,116 +119,117 @@ class Pipeline:
         ]
         self.masks = device.buffer(mask_size)
         self.mask_staging = device.staging(mask_size)
-        """One for all slots: masks are written when every step before theirs has been handed over."""
+        """One for all slots: masks are written when the results of every step before theirs have come."""
         self.masks_done = device.event()
-        self.free = deque(self.ring)
-        self.staged: deque[Slot] = deque()
+        self.free = deque(self.slots)
+        self.staged: deque[PipelineSlot] = deque()
         """Wait behind the step that waits for its masks."""
-        self.unmasked: Slot | None = None
+        self.unmasked: PipelineSlot | None = None
         """Its forward pass is queued, its sampling is not."""
-        self.under_way: deque[Slot] = deque()
+        self.under_way: deque[PipelineSlot] = deque()
         """Queued to the end."""
         self.copied_ns = 0
-        """When the results of the last step that was handed over had been copied."""
+        """When the results of the last step that was polled had been copied."""
 
-    def acquire(self) -> Slot:
-        """The slot of the next step: its last step has been handed over, so no stream touches it."""
+    def acquire(self) -> PipelineSlot:
+        """The slot of the next step: the results of its last step have come, so no device stream touches it."""
         if not self.free:
-            raise RuntimeError(f"all {len(self.ring)} pipeline slots are under way; a plan came too early")
+            raise RuntimeError(f"all {len(self.slots)} pipeline slots are under way; a plan came too early")
         return self.free.popleft()
 
-    def launch(self, slot: Slot, step: int, shape: StepShape) -> None:
+    def launch(self, slot: PipelineSlot, number: int, step: Step) -> None:
         """Queue one staged step, as far as it can be. Nothing here waits on the host."""
-        slot.step, slot.shape = step, shape
+        slot.number, slot.step = number, step
         self.staged.append(slot)
-        self.go_on()
+        self.queue_staged()
 
-    def go_on(self) -> None:
+    def queue_staged(self) -> None:
         """Queue what is staged, up to a step that has to wait for its masks."""
         while self.staged and self.unmasked is None:
             slot = self.staged.popleft()
-            assert slot.shape is not None
-            self.begin(slot, slot.shape)
+            assert slot.step is not None
+            self.begin(slot, slot.step)
 
-    def begin(self, slot: Slot, shape: StepShape) -> None:
+    def begin(self, slot: PipelineSlot, step: Step) -> None:
         self.h2d.record(slot.h2d_started)
-        self.h2d.copy(slot.inputs, slot.staging, shape.size)
+        self.h2d.copy(slot.inputs, slot.staging, step.layout.input_size)
         self.h2d.record(slot.h2d_done)
 
         self.compute.wait(slot.h2d_done)
         self.compute.record(slot.compute_started)
-        if shape.masked:
+        if step.masked:
             self.unmasked = slot
             self.compute.launch(
-                lambda: self.program.forward(slot.inputs, shape), reads=(slot.inputs,), writes=()
+                lambda: self.program.begin(slot.inputs, step), reads=(slot.inputs,), writes=()
             )
             self.compute.record(slot.forward_done)
             return
         self.compute.launch(
-            lambda: self.program.run(slot.inputs, slot.outputs, shape),
+            lambda: self.program.run(slot.inputs, slot.outputs, step),
             reads=(slot.inputs,),
             writes=(slot.outputs,),
         )
-        self.end(slot, shape)
+        self.end(slot, step)
 
     def sample(self) -> None:
         """Queue the rest of the step that waited: its masks are in ``mask_staging``."""
         slot, self.unmasked = self.unmasked, None
         assert slot is not None
-        shape = slot.shape
-        assert shape is not None
+        step = slot.step
+        assert step is not None
 
-        self.h2d.copy(self.masks, self.mask_staging, shape.mask_size)
+        self.h2d.copy(self.masks, self.mask_staging, step.mask_size)
         self.h2d.record(self.masks_done)
 
         self.compute.wait(self.masks_done)
         self.compute.record(slot.sampling_started)
         self.compute.launch(
-            lambda: self.program.sample(slot.inputs, self.masks, slot.outputs, shape),
+            lambda: self.program.finish(slot.inputs, self.masks, slot.outputs, step),
             reads=(slot.inputs, self.masks),
             writes=(slot.outputs,),
         )
-        self.end(slot, shape)
-        self.go_on()
+        self.end(slot, step)
+        self.queue_staged()
 
-    def end(self, slot: Slot, shape: StepShape) -> None:
+    def end(self, slot: PipelineSlot, step: Step) -> None:
         self.compute.record(slot.compute_done)
 
         self.d2h.wait(slot.compute_done)
-        self.d2h.copy(slot.results, slot.outputs, shape.output_size)
+        self.d2h.copy(slot.results, slot.outputs, step.results.size)
         self.d2h.record(slot.d2h_done)
 
         self.device.notify(slot.d2h_done)
         self.under_way.append(slot)
 
     @property
-    def masks_due(self) -> StepShape | None:
-        """The step that waits for nothing but its masks: those before it have been handed over."""
-        return self.unmasked.shape if self.unmasked is not None and not self.under_way else None
+    def masks_due(self) -> Step | None:
+        """The step that waits for nothing but its masks: the results of those before it have come."""
+        return self.unmasked.step if self.unmasked is not None and not self.under_way else None
 
     @property
     def idle(self) -> bool:
         """No step is under way in any way."""
-        return len(self.free) == len(self.ring)
+        return len(self.free) == len(self.slots)
 
-    def hand_over(self) -> list[Handed]:
+    def poll_completed(self) -> list[StepResult]:
         """The steps that are done, oldest first; never blocks, so the next launch is never held up."""
         self.device.check()
-        handed: list[Handed] = []
+        completed: list[StepResult] = []
         while self.under_way and self.under_way[0].d2h_done.query():
             slot = self.under_way.popleft()
-            assert slot.shape is not None
-            outputs = self.device.array(slot.results)[: slot.shape.output_size].copy()
+            step = slot.step
+            assert step is not None
+            outputs = self.device.array(slot.results)[: step.results.size].copy()
             done = slot.compute_done.time_ns()
             copying = max(done, self.copied_ns)  # the stream copies one after the other
             self.copied_ns = slot.d2h_done.time_ns()
             stalled = (done, done)
-            if slot.shape.masked:
+            if step.masked:
                 stalled = (slot.forward_done.time_ns(), slot.sampling_started.time_ns())
-            handed.append(
-                Handed(
-                    slot.step,
-                    *slot.shape.unpack(outputs),
+            completed.append(
+                StepResult(
+                    slot.number,
+                    *step.unpack(outputs),
                     h2d=(slot.h2d_started.time_ns(), slot.h2d_done.time_ns()),
                     compute=(slot.compute_started.time_ns(), done),
                     stalled=stalled,
@@ -235,4 +237,4 @@ class Pipeline:
                 )
             )
             self.free.append(slot)
-        return handed
+        return completed

@@ -91,24 +91,24 @@ def swap(text: str, other: str) -> Edits:
     return ((text, "pass"), (other, f"{other}\n        {text}"))
 
 
-H2D_COPY = "self.h2d.copy(slot.inputs, slot.staging, shape.size)"
+H2D_COPY = "self.h2d.copy(slot.inputs, slot.staging, step.layout.input_size)"
 H2D_DONE = "self.h2d.record(slot.h2d_done)"
 COMPUTE_WAITS = "self.compute.wait(slot.h2d_done)"
 COMPUTE_STARTED = "self.compute.record(slot.compute_started)"
-RUN = "lambda: self.program.run(slot.inputs, slot.outputs, shape)"
+RUN = "lambda: self.program.run(slot.inputs, slot.outputs, step)"
 LAUNCH = f"self.compute.launch(\n            {RUN}"
-MASKS_COPY = "self.h2d.copy(self.masks, self.mask_staging, shape.mask_size)"
+MASKS_COPY = "self.h2d.copy(self.masks, self.mask_staging, step.mask_size)"
 MASKS_DONE = "self.h2d.record(self.masks_done)"
 MASKS_WAIT = "self.compute.wait(self.masks_done)"
 MASKS_DUE = "if self.unmasked is not None and not self.under_way else None"
-SAMPLE = "lambda: self.program.sample(slot.inputs, self.masks, slot.outputs, shape)"
+SAMPLE = "lambda: self.program.finish(slot.inputs, self.masks, slot.outputs, step)"
 COMPUTE_DONE = "self.compute.record(slot.compute_done)"
 D2H_WAITS = "self.d2h.wait(slot.compute_done)"
-D2H_COPY = "self.d2h.copy(slot.results, slot.outputs, shape.output_size)"
+D2H_COPY = "self.d2h.copy(slot.results, slot.outputs, step.results.size)"
 D2H_DONE = "self.d2h.record(slot.d2h_done)"
 LAUNCHED = "self.under_way.append(slot)"
 OVER = "self.under_way[0].d2h_done.query()"
-TOKENS = "self.device.array(slot.results)[: slot.shape.output_size].copy()"
+TOKENS = "self.device.array(slot.results)[: step.results.size].copy()"
 NEXT_SLOT = "return self.free.popleft()"
 RING = "for _ in range(depth)"
 BEFORE = "(self.under_way[-1] if self.under_way else slot)"
@@ -116,9 +116,9 @@ BEFORE = "(self.under_way[-1] if self.under_way else slot)"
 
 
 def shared(field: str, made: str) -> Edits:
-    """One buffer for all slots of the ring."""
+    """One buffer for all pipeline slots."""
     return (
-        ("self.ring = [", f"shared = {made}\n        self.ring = ["),
+        ("self.slots = [", f"shared = {made}\n        self.slots = ["),
         (f"{field}={made},", f"{field}=shared,"),
     )
 
@@ -155,7 +155,7 @@ FAULTS = (
     Fault(
         "compute-waits-for-slot-a",
         "inputs",
-        ((COMPUTE_WAITS, "self.compute.wait(self.ring[0].h2d_done)"),),
+        ((COMPUTE_WAITS, "self.compute.wait(self.slots[0].h2d_done)"),),
         MANY,
     ),
     Fault(
@@ -172,7 +172,7 @@ FAULTS = (
     Fault(
         "inputs-copied-to-slot-a",
         "inputs A",
-        ((H2D_COPY, H2D_COPY.replace("slot.inputs", "self.ring[0].inputs")),),
+        ((H2D_COPY, H2D_COPY.replace("slot.inputs", "self.slots[0].inputs")),),
         MANY,
     ),
     Fault(
@@ -197,7 +197,7 @@ FAULTS = (
     Fault(
         "staging-cleared-after-the-launch",
         "staging",
-        ((LAUNCHED, f"{LAUNCHED}; self.device.array(slot.staging)[: shape.size] = 0"),),
+        ((LAUNCHED, f"{LAUNCHED}; self.device.array(slot.staging)[: step.layout.input_size] = 0"),),
     ),
     Fault(
         "staging-written-between-copy-and-launch",
@@ -228,7 +228,7 @@ FAULTS = (
         MANY,
     ),
     Fault(
-        "d2h-waits-for-slot-a", "outputs", ((D2H_WAITS, "self.d2h.wait(self.ring[0].compute_done)"),), MANY
+        "d2h-waits-for-slot-a", "outputs", ((D2H_WAITS, "self.d2h.wait(self.slots[0].compute_done)"),), MANY
     ),
     Fault(
         "d2h-waits-before-the-record",
@@ -255,8 +255,8 @@ FAULTS = (
     Fault("results-read-unasked", "results", ((OVER, "True"),)),
     Fault("host-asks-for-compute-done", "results", ((OVER, "self.under_way[0].compute_done.query()"),)),
     Fault("host-asks-for-h2d-done", "results", ((OVER, "self.under_way[0].h2d_done.query()"),)),
-    Fault("host-asks-for-slot-a", "results", ((OVER, "self.ring[0].d2h_done.query()"),), MANY),
-    Fault("one-done-taken-for-all-done", "results", ((OVER, f"(handed or {OVER})"),), MANY),
+    Fault("host-asks-for-slot-a", "results", ((OVER, "self.slots[0].d2h_done.query()"),), MANY),
+    Fault("one-done-taken-for-all-done", "results", ((OVER, f"(completed or {OVER})"),), MANY),
     Fault(
         "results-of-the-newest-step-read",
         "results",
@@ -264,8 +264,8 @@ FAULTS = (
         MANY,
     ),
     Fault("slot-not-taken", "staging", ((NEXT_SLOT, "return self.free[0]"),), MANY),
-    Fault("slot-always-a", "staging", ((NEXT_SLOT, "return self.ring[0]"),), MANY),
-    Fault("slot-always-the-last", "staging", ((NEXT_SLOT, "return self.ring[-1]"),), MANY),
+    Fault("slot-always-a", "staging", ((NEXT_SLOT, "return self.slots[0]"),), MANY),
+    Fault("slot-always-the-last", "staging", ((NEXT_SLOT, "return self.slots[-1]"),), MANY),
     Fault("slot-free-at-launch", "staging", ((LAUNCHED, f"{LAUNCHED}; self.free.append(slot)"),), MANY),
     Fault(
         "slot-free-twice", "staging", (("self.free.append(slot)", "self.free.extend((slot, slot))"),), MANY
@@ -281,14 +281,14 @@ FAULTS = (
         "staging",
         (
             (RING, ""),
-            ("self.ring = [", "self.ring = depth * ["),
+            ("self.slots = [", "self.slots = depth * ["),
         ),
         MANY,
     ),
     Fault(
         "staged-in-slot-a",
         "staging A",
-        (("array(slot.staging)", "array(self.pipeline.ring[0].staging)"),),
+        (("array(slot.staging)", "array(self.pipeline.slots[0].staging)"),),
         MANY,
         EXECUTOR,
     ),
@@ -467,7 +467,7 @@ FAULTS = (
         (
             (
                 COMPUTE_WAITS,
-                f"self.h2d.copy(self.program.inputs, slot.inputs, shape.size); {H2D_DONE}; {COMPUTE_WAITS}",
+                f"self.h2d.copy(self.program.inputs, slot.inputs, step.layout.input_size); {H2D_DONE}; {COMPUTE_WAITS}",
             ),
         ),
         MANY,
@@ -490,7 +490,7 @@ FAULTS = (
     Fault(
         "replays-on-two-streams",
         "graph inputs",
-        ((LAUNCH, LAUNCH.replace("self.compute", "(self.d2h if slot.step % 2 else self.compute)")),),
+        ((LAUNCH, LAUNCH.replace("self.compute", "(self.d2h if slot.number % 2 else self.compute)")),),
         MANY,
         graphed=True,
     ),

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from slipstream.actors.executor.devices.device import Buffer, Device, Event, Stream
-from slipstream.actors.executor.step.batch import RunningBatch, StepShape
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.layout import Step
 from slipstream.protocol.messages import Plan
 
 if TYPE_CHECKING:
-    from slipstream.actors.executor.pipeline import Program, Slot
+    from slipstream.actors.executor.pipeline import PipelineSlot, Program
 
 HOST = "host"
 SEQUENCE_SLOT = "sequence slot"
@@ -138,9 +139,9 @@ class Recording:
             raise ValueError("the buffer was not made by the recording device")
         return location
 
-    def name_slots(self, ring: Sequence[Slot]) -> None:
+    def name_slots(self, slots: Sequence[PipelineSlot]) -> None:
         """Call the buffers of the pipeline's slots by the names that they have there."""
-        for letter, slot in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", ring, strict=False):
+        for letter, slot in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", slots, strict=False):
             for buffer in ("staging", "inputs", "outputs", "results"):
                 self.names.setdefault(self.location(getattr(slot, buffer)).place, f"{buffer} {letter}")
 
@@ -299,7 +300,7 @@ class RecordingDevice:
         self.device.close()
 
 
-Uses = tuple[StepShape, list[Location], list[Location]]
+Uses = tuple[Step, list[Location], list[Location]]
 """A staged step, and what of sequence slots and KV blocks it reads and writes."""
 
 
@@ -314,9 +315,9 @@ class RecordedBatch(RunningBatch):
         """The sequence slot of each row, in the life that the row's sequence was given."""
         self.block_tables: dict[int, list[Location]] = {}
         self.uses: dict[int, Uses] = {}
-        """Reads and writes of each staged step, by the ``id`` of its shape, until a launch runs it."""
+        """Reads and writes of each staged step, by its ``id``, until a launch runs it."""
 
-    def stage(self, plan: Plan, staging: np.ndarray) -> StepShape:
+    def stage(self, plan: Plan, staging: np.ndarray) -> Step:
         recording, size = self.recording, self.block_size
         recording.step = plan.step
         cached: dict[int, int] = {}
@@ -330,10 +331,14 @@ class RecordedBatch(RunningBatch):
             table.append(
                 recording.current(KV_BLOCK, block) if shared else recording.hand_out(KV_BLOCK, block)
             )
-        shape = super().stage(plan, staging)
+        step = super().stage(plan, staging)
 
-        rows = staging[shape.sections["row_slots"]].tolist()
-        counts = np.diff(staging[shape.sections["query_start"]].copy()).tolist()
+        layout = step.layout
+        if layout.decode_only:
+            rows, counts = layout.view(staging, "sample_slots")[: layout.rows].tolist(), [1] * layout.rows
+        else:
+            rows = layout.view(staging, "row_slots").tolist()
+            counts = np.diff(layout.view(staging, "query_start").copy()).tolist()
         reads: list[Location] = []
         writes: list[Location] = []
         for slot, count in zip(rows, counts, strict=True):
@@ -346,8 +351,8 @@ class RecordedBatch(RunningBatch):
         for source, target in np.frombuffer(plan.copies, np.int32).reshape(-1, 2).tolist():
             reads.append(recording.current(KV_BLOCK, source))
             writes.append(recording.current(KV_BLOCK, target))
-        self.uses[id(shape)] = shape, reads, writes
-        return shape
+        self.uses[id(step)] = step, reads, writes
+        return step
 
 
 LOGITS = Location("logits of a forward pass", 0)
@@ -362,19 +367,19 @@ class RecordedProgram:
         self.recording = recording
         self.batch = batch
 
-    def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        self.touch(self.batch.uses.pop(id(shape), None), [inputs], [outputs])
-        self.program.run(inputs, outputs, shape)
+    def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
+        self.touch(self.batch.uses.pop(id(step), None), [inputs], [outputs])
+        self.program.run(inputs, outputs, step)
 
-    def forward(self, inputs: Buffer, shape: StepShape) -> None:
-        self.touch(self.batch.uses.get(id(shape)), [inputs], [])
+    def begin(self, inputs: Buffer, step: Step) -> None:
+        self.touch(self.batch.uses.get(id(step)), [inputs], [])
         self.recording.touch([], [LOGITS])
-        self.program.forward(inputs, shape)
+        self.program.begin(inputs, step)
 
-    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        self.touch(self.batch.uses.pop(id(shape), None), [inputs, masks], [outputs])
+    def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
+        self.touch(self.batch.uses.pop(id(step), None), [inputs, masks], [outputs])
         self.recording.touch([LOGITS], [])
-        self.program.sample(inputs, masks, outputs, shape)
+        self.program.finish(inputs, masks, outputs, step)
 
     def touch(self, uses: Uses | None, reads: list[Buffer], writes: list[Buffer]) -> None:
         """Buffers, and what the staged step uses; a graph is captured from a step that nobody staged."""

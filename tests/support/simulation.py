@@ -129,7 +129,7 @@ class World(Simulator):
             batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
             program = EmulatedProgram(slots, MODEL_LEN, VOCAB, check_carry_over=True)
             pipeline = Pipeline(
-                device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+                device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
             )
             capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
             return Executor(pipeline, batch, capacity, {}, masks=Masks(compiler, slots))

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ....runtime.process.priority import come_first
-from ..step.batch import JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
+from ..step.fields import JOIN, PLACEHOLDER, UNWRITTEN
+from ..step.layout import Step
 from .device import Buffer
 
 COPY_NS = 5_000
@@ -171,77 +172,80 @@ class EmulatedProgram:
     """
 
     def __init__(
-        self, slots: int, max_model_len: int, vocab_size: int, *, check_carry_over: bool = False
+        self, seq_slots: int, max_model_len: int, vocab_size: int, *, check_carry_over: bool = False
     ) -> None:
         """``check_carry_over`` raises when a step reads a token that no step has written."""
         self.vocab_size = vocab_size
         self.check_carry_over = check_carry_over
+        slots = seq_slots + 1  # the last is the null slot, which never moves
         self.tokens = np.zeros((slots, max_model_len + 1), np.int64)
         self.position = np.zeros(slots, np.int64)
         self.finished = np.zeros(slots, np.bool_)
+        self.finished[-1] = True
         self.seed = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
         self.end = np.zeros(slots, np.int64)
-        self.stop = np.zeros((slots, JOIN_WIDTH - JOIN_FIELDS), np.int64)
+        self.stop_tokens = np.zeros((slots, JOIN["stop_tokens"].shape[0]), np.int64)
 
-    def run(self, inputs: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
-        self.forward(inputs, shape)
-        self.choose(inputs, None, outputs, shape)
+    def run(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
+        self.begin(inputs, step)
+        self.choose(inputs, None, outputs, step)
 
-    def forward(self, inputs: np.ndarray, shape: StepShape) -> None:
-        at = shape.sections
-        if shape.joins:
-            joins = inputs[at["joins"]].reshape(-1, JOIN_WIDTH)
-            slots = joins[:, 0]
-            self.position[slots] = joins[:, 1]
-            self.finished[slots] = False
-            self.seed[slots] = np.ascontiguousarray(joins[:, 3:5]).view(np.int64)[:, 0]
-            self.stops_from[slots] = joins[:, 2] + joins[:, 9]
-            self.end[slots] = joins[:, 13]
-            self.stop[slots] = joins[:, JOIN_FIELDS:]
-            if self.check_carry_over:
-                self.tokens[slots] = UNWRITTEN
-        first = shape.decodes
-        if shape.chunks:
-            slots = inputs[at["token_slots"]][first:]
-            positions = self.position[slots] + inputs[at["token_offsets"]][first:]
-            self.tokens[slots, positions] = inputs[at["chunk_tokens"]]
-        rows = inputs[at["row_slots"]]
-        self.position[rows] += np.diff(inputs[at["query_start"]]) * ~self.finished[rows]
+    def begin(self, inputs: np.ndarray, step: Step) -> None:
+        layout = step.layout
+        if layout.joins:
+            self.join(layout.view(inputs, "joins"))
+        if layout.decode_only:
+            rows, counts = layout.view(inputs, "sample_slots")[: layout.rows], 1
+        else:
+            slots, known = layout.view(inputs, "token_slots"), layout.view(inputs, "known_tokens")
+            positions = self.position[slots] + layout.view(inputs, "token_offsets")
+            new = known != PLACEHOLDER
+            self.tokens[slots[new], positions[new]] = known[new]
+            rows, counts = layout.view(inputs, "row_slots"), np.diff(layout.view(inputs, "query_start"))
+        self.position[rows] += counts * ~self.finished[rows]
 
-    def sample(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, shape: StepShape) -> None:
-        self.choose(inputs, masks[: shape.mask_size].reshape(-1, shape.mask_words), outputs, shape)
+    def join(self, joins: np.ndarray) -> None:
+        slots = joins["slot"]
+        self.position[slots] = joins["start"]
+        self.finished[slots] = False
+        self.seed[slots] = joins["seed_high"].astype(np.int64) << 32 | joins["seed_low"].astype(np.uint32)
+        self.stops_from[slots] = joins["prompt_len"] + joins["min_tokens"]
+        self.end[slots] = joins["end"]
+        self.stop_tokens[slots] = joins["stop_tokens"]
+        if self.check_carry_over:
+            self.tokens[slots] = UNWRITTEN
 
-    def choose(
-        self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, shape: StepShape
-    ) -> None:
-        at = shape.sections
-        slots = inputs[at["sample_slots"]]
+    def finish(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, step: Step) -> None:
+        self.choose(inputs, masks[: step.mask_size].reshape(-1, step.mask_words), outputs, step)
+
+    def choose(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
+        layout, results = step.layout, step.results
+        slots = layout.view(inputs, "sample_slots")[: layout.samples]
         position, finished = self.position[slots], self.finished[slots]
         previous = self.tokens[slots, position - 1]
         if self.check_carry_over and (previous == UNWRITTEN).any():
             raise RuntimeError("a step reads a token that no step has written")
         token = next_token(previous, position, self.seed[slots], self.vocab_size)
-        stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+        stopping = (self.stop_tokens[slots] == token[:, None]).any(axis=1)
         early = stopping & (position < self.stops_from[slots])
         while early.any():  # no stop token before min_tokens: the next one that is none
             token[early] = (token[early] + 1) % self.vocab_size
-            stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+            stopping = (self.stop_tokens[slots] == token[:, None]).any(axis=1)
             early &= stopping
         if masks is not None:
-            rows = inputs[at["masked_rows"]]
+            rows = layout.view(inputs, "masked_rows")
             token[rows] = next_allowed(token[rows], masks, self.vocab_size)
-            stopping = (self.stop[slots] == token[:, None]).any(axis=1)
+            stopping = (self.stop_tokens[slots] == token[:, None]).any(axis=1)
         self.tokens[slots, position] = token
-        outputs[shape.results["tokens"]] = np.where(finished, -1, token)
-        if shape.logprobs:
-            ids, values = known_logprobs(token, shape.logprobs, self.vocab_size)
-            outputs[shape.results["logprob_tokens"]] = ids.ravel()
-            outputs[shape.results["logprobs"]] = values.view(np.int32).ravel()
-        if shape.scored:
-            ids, values = known_logprobs(
-                inputs[at["scored_tokens"]].astype(np.int64), shape.scored_columns, self.vocab_size
-            )
-            outputs[shape.results["prompt_logprob_tokens"]] = ids.ravel()
-            outputs[shape.results["prompt_logprobs"]] = values.view(np.int32).ravel()
+        results.view(outputs, "tokens")[:] = np.where(finished, -1, token)
+        if step.kind.logprobs:
+            ids, values = known_logprobs(token, step.kind.logprobs, self.vocab_size)
+            results.view(outputs, "logprob_tokens")[:] = ids.ravel()
+            results.view(outputs, "logprobs")[:] = values.view(np.int32).ravel()
+        if layout.prompt_logprobs:
+            prompt = layout.view(inputs, "prompt_tokens").astype(np.int64)
+            ids, values = known_logprobs(prompt, step.prompt_columns, self.vocab_size)
+            results.view(outputs, "prompt_logprob_tokens")[:] = ids.ravel()
+            results.view(outputs, "prompt_logprobs")[:] = values.view(np.int32).ravel()
         self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])

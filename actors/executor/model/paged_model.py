@@ -53,13 +53,17 @@ class PagedModel:
 
     @property
     def capturable(self) -> bool:
-        """Whether a step whose rows all decode can be captured into a CUDA graph.
+        """Whether any step can be captured into a CUDA graph.
 
         The grouped matrix product of a mixture of experts asks the host for the size of the groups, except
         in bfloat16. Expert weights are the only parameters of three dimensions.
         """
         experts = any(parameter.dim() == 3 for parameter in self.transformer.parameters())
-        return self.device.type == "cuda" and (not experts or self.dtype == torch.bfloat16)
+        return (
+            self.device.type == "cuda"
+            and self.backend.capturable
+            and (not experts or self.dtype == torch.bfloat16)
+        )
 
     @torch.inference_mode()
     def forward(

@@ -12,12 +12,15 @@ processors; vLLM applies min-p before top-k and top-p.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ....protocol.limits import MAX_LOGIT_BIAS
-from ..step.batch import StepShape
+from ..step.fields import BIAS, JOIN, column
+from ..step.layout import SamplingKind
 
 IN_PROMPT = 1 << 30
 """Mark of a prompt's token in the table of counts; what is below it counts the answer's."""
@@ -48,41 +51,41 @@ class Sampler:
         self.bias_tokens = zeros(MAX_LOGIT_BIAS, dtype=torch.int64)
         self.bias = zeros(MAX_LOGIT_BIAS, dtype=torch.float32)
         self.vocab_size = vocab_size
-        self.counts: Tensor | None = None
-        """int32 [slots, vocab]: how often the answer has the token, and ``IN_PROMPT`` if the prompt has it.
+        self.counts = zeros(vocab_size, dtype=torch.int32)
+        """How often the answer has the token, and ``IN_PROMPT`` if the prompt has it, [slots, vocab].
 
         Only the rows of sequences with a penalty mean anything. At 256 slots and 128,000 tokens it takes
-        131 MB, as much as the logits of one step, so it is made when the first such sequence joins.
+        131 MB, as much as the logits of one step; it is made at the start, before the cache takes what is left.
         """
 
     # --- who is in which slot ---------------------------------------------------------------------
 
-    def join(self, joins: Tensor, shape: StepShape) -> None:
-        """New holders of slots: int32 [joins, JOIN_WIDTH], columns as in ``RunningBatch.pack_joins``."""
-        floats = joins.view(torch.float32)
-        slots = joins[:, 0].long()
-        low, high = joins[:, 3].long(), joins[:, 4].long()
+    def join(self, joins: Tensor, penalised: Sequence[int]) -> None:
+        """New holders of slots: int32 records of ``fields.JOIN``. ``penalised`` are slots of those with a penalty."""
+        slots = column(joins, JOIN, "slot").long()
+        low, high = column(joins, JOIN, "seed_low").long(), column(joins, JOIN, "seed_high").long()
         self.seed[slots] = (high << 32) | (low & 0xFFFFFFFF)
-        self.temperature[slots] = floats[:, 5]
-        self.top_p[slots] = floats[:, 6]
-        self.top_k[slots] = joins[:, 7].long()
-        self.min_p[slots] = floats[:, 8]
-        self.min_tokens[slots] = joins[:, 9].long()
-        self.repetition_penalty[slots] = floats[:, 10]
-        self.presence_penalty[slots] = floats[:, 11]
-        self.frequency_penalty[slots] = floats[:, 12]
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "min_tokens",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        ):
+            held: Tensor = getattr(self, name)
+            held[slots] = column(joins, JOIN, name).to(held.dtype)
         self.bias[slots] = 0.0
-        if shape.penalties:
-            if self.counts is None:
-                size = (len(self.seed), self.vocab_size)
-                self.counts = torch.zeros(size, dtype=torch.int32, device=joins.device)
-            self.counts[slots] = 0
+        for slot in penalised:
+            self.counts[slot] = 0
 
     def join_biases(self, biases: Tensor) -> None:
-        """Logit biases of new holders: int32 [biases, BIAS_WIDTH], as in ``RunningBatch.pack_biases``."""
-        slots = biases[:, 0].long()
-        self.bias_tokens[slots] = biases[:, 1 : 1 + MAX_LOGIT_BIAS].long()
-        self.bias[slots] = biases.view(torch.float32)[:, 1 + MAX_LOGIT_BIAS :]
+        """Logit biases of new holders: int32 records of ``fields.BIAS``."""
+        slots = column(biases, BIAS, "slot").long()
+        self.bias_tokens[slots] = column(biases, BIAS, "tokens").long()
+        self.bias[slots] = column(biases, BIAS, "biases")
 
     # --- what was said before ---------------------------------------------------------------------
 
@@ -91,14 +94,12 @@ class Sampler:
 
         The tokens of a sequence come in order, and a prompt is marked before anything is added to it.
         """
-        assert self.counts is not None
         counts, place = self.counts.view(-1), slots * self.vocab_size + tokens
         counts.scatter_reduce_(0, place, in_prompt.int() * IN_PROMPT, "amax")
         counts.scatter_add_(0, place, (~in_prompt).int())
 
     def count_sampled(self, slots: Tensor, tokens: Tensor) -> None:
         """Count one sampled token (int32 [S]) of each of ``slots`` (int64 [S]), for the steps after this."""
-        assert self.counts is not None
         place = slots * self.vocab_size + tokens
         self.counts.view(-1).scatter_add_(0, place, torch.ones_like(tokens))
 
@@ -110,23 +111,25 @@ class Sampler:
         slots: Tensor,
         index: Tensor,
         stop: Tensor,
-        shape: StepShape,
+        kind: SamplingKind,
         allowed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The next tokens int32 [S], the ``index``-th (int64 [S]) of each answer.
 
-        ``logits`` float32 [S, V] stay as they are; ``stop`` int32 [S, stops] are the rows' stop tokens, and
-        negative where there are fewer. ``shape`` says what some row of the step asks for. ``allowed`` are rows
+        ``logits`` [S, V], in any dtype, stay as they are; ``stop`` int32 [S, stops] are the rows' stop tokens, and
+        negative where there are fewer. ``kind`` says what some row of the step asks for. ``allowed`` are rows
         int64 [M] and their masks int32 [M, words].
         """
-        if shape.biased:
+        if kind == SamplingKind(logprobs=kind.logprobs) and allowed is None:
+            return logits.argmax(dim=-1).int()
+        logits = logits.float()
+        if kind.biased:
             logits = logits.scatter_add(1, self.bias_tokens[slots], self.bias[slots])
-        if shape.min_tokens:
+        if kind.min_tokens:
             early = (index < self.min_tokens[slots])[:, None] & (stop >= 0)
             barred = torch.where(early, float("-inf"), 0.0)
             logits = logits.scatter_add(1, stop.long().clamp(min=0), barred)
-        if shape.penalties:
-            assert self.counts is not None
+        if kind.penalties:
             logits = penalise(
                 logits,
                 self.counts[slots],
@@ -137,7 +140,7 @@ class Sampler:
         if allowed is not None:
             rows, masks = allowed
             logits = logits.index_copy(0, rows, masked(logits[rows], masks))
-        if shape.greedy:
+        if kind.greedy:
             return logits.argmax(dim=-1).int()
         return sample(
             logits,
@@ -146,9 +149,9 @@ class Sampler:
             self.top_p[slots],
             self.min_p[slots],
             uniform(self.seed[slots], index),
-            truncated=shape.truncated,
-            candidates=shape.candidates,
-            nucleus=shape.nucleus,
+            truncated=kind.truncated,
+            candidates=kind.candidates,
+            nucleus=kind.nucleus,
         ).int()
 
 
@@ -197,7 +200,7 @@ def sample(
 
     A row of temperature 0 or top-k 1 takes its most likely token, the first of equals. Otherwise the token
     is where the cumulated probability, in the order of token ids, passes the draw. ``truncated``,
-    ``candidates`` and ``nucleus`` are as in ``StepShape``.
+    ``candidates`` and ``nucleus`` are as in `SamplingKind`.
     """
     greedy = logits.argmax(dim=-1)
     is_greedy = (temperature == 0) | (top_k == 1)

@@ -1,160 +1,61 @@
 """The running batch as the host keeps it, and how one step is packed into one array of int32.
 
-Plans are deltas, so the executor remembers who holds which sequence slot. All inputs of a step travel
-to the device in a single copy; ``StepShape`` says where each section lies. Positions are not among
-them: every slot's position lives on the device and advances there.
+Plans are deltas, so the executor remembers who holds which sequence slot. ``stage`` applies a plan, lays its
+step out, packs it, and advances. Positions are not packed: every slot's position lives on the device and
+advances there. A step which only decodes therefore says the same as the one before, and is laid out once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ....protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SCORED_TOKENS
+from ....protocol.limits import MAX_LOGPROBS, SCORED_TOKENS
 from ....protocol.messages import Join, Plan
-
-JOIN_FIELDS = 14
-"""slot, start, prompt_len, seed (2), temperature, top_p, top_k, min_p, min_tokens, the penalties of
-repetition, presence and frequency, and end. The stop tokens follow."""
-
-JOIN_WIDTH = JOIN_FIELDS + MAX_STOP_TOKEN_IDS
-
-BIAS_WIDTH = 1 + 2 * MAX_LOGIT_BIAS
-"""A joining sequence that has a logit bias: slot, token ids, and what is added to the logit of each."""
-
-UNWRITTEN = -1
-"""What a cell of the token table holds before a step writes it, where ``check_carry_over`` is on."""
+from .buckets import Buckets, padded
+from .fields import NO_STOP_TOKEN, PLACEHOLDER
+from .layout import History, SamplingKind, Step, StepLayout, layout_of
 
 MIN_CANDIDATES = 64
-"""Least of the powers of two that ``StepShape.candidates`` takes: not one shape for every top-k."""
+"""Least of the powers of two that ``SamplingKind.candidates`` takes: not one kind for every top-k."""
+
+NO_TOKENS = np.zeros(0, np.int32)
 
 
-@dataclass(frozen=True)
-class StepShape:
-    """The sizes of one step, known to the host, and from them the sections of its packed inputs."""
+@dataclass(slots=True)
+class Chunk:
+    """The part of a prompt that runs in a step."""
 
-    decodes: int
-    """Rows that run one token, padding included; their tokens come first."""
-    chunks: tuple[tuple[int, int, int], ...]
-    """(first token, tokens, kv_len) of each row that prefills."""
-    samples: int
-    """Rows that sample, padding included, which comes last."""
-    padding: int
-    """Rows of the null slot that fill a step which only decodes up to a captured size."""
-    joins: int
-    blocks: int
-    max_decode_kv_len: int
-    greedy: bool
-    """No sampling row has a temperature."""
-    truncated: bool
-    """Some sampling row has top-k, top-p or min-p."""
-    min_tokens: bool
-    """Some sampling row may not stop yet."""
-    candidates: int = 0
-    """So many of the most likely tokens hold the cut of every row that has top-k; 0: no row has it."""
-    nucleus: bool = False
-    """Some sampling row has top-p and no top-k."""
-    penalties: bool = False
-    """Some row, sampling or not, has a penalty, so that its tokens are counted."""
-    histories: tuple[tuple[int, int], ...] = ()
-    """(slot, tokens) of each joining sequence with a penalty that begins with cached tokens."""
-    biases: int = 0
-    """Joining sequences that have a logit bias."""
-    biased: bool = False
-    """Some sampling row has a logit bias."""
-    copies: int = 0
-    """Blocks that are copied."""
-    logprobs: int = 0
-    """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
-    masked: tuple[tuple[int, int], ...] = ()
-    """(sampling row, slot) of each row that has a mask."""
-    mask_words: int = 0
-    """int32 of one mask, a bit for each token of the vocabulary."""
-    scored: int = 0
-    """Tokens of prompts whose logprobs are told; their logits come after those of the rows that sample."""
-    scored_columns: int = 0
-    """As ``logprobs``, of each of them."""
-    forward_only: bool = False
-    """No step, but the forward pass of one: the name of its CUDA graph."""
-
-    @cached_property
-    def rows(self) -> int:
-        return self.decodes + len(self.chunks)
-
-    @cached_property
-    def tokens(self) -> int:
-        return self.decodes + sum(count for _, count, _ in self.chunks)
-
-    @cached_property
-    def sections(self) -> dict[str, slice]:
-        """Where each section of the inputs lies, in elements."""
-        return consecutive(
-            row_slots=self.rows,
-            query_start=self.rows + 1,
-            token_slots=self.tokens,
-            token_offsets=self.tokens,
-            chunk_tokens=self.tokens - self.decodes,
-            sample_slots=self.samples,
-            logits_index=self.samples + self.scored,
-            scored_tokens=self.scored,
-            joins=self.joins * JOIN_WIDTH,
-            biases=self.biases * BIAS_WIDTH,
-            copies=self.copies * 2,
-            blocks=self.blocks * 3,
-            masked_rows=len(self.masked),  # last: a graph of the forward pass alone goes without
-        )
-
-    @cached_property
-    def size(self) -> int:
-        return self.sections["masked_rows"].stop
-
-    @cached_property
-    def mask_size(self) -> int:
-        return len(self.masked) * self.mask_words
-
-    @cached_property
-    def results(self) -> dict[str, slice]:
-        """Where each section of the outputs lies: tokens [S], then [S, logprobs] of int32 and of float32.
-
-        The first column of the last two is the sampled token, the others are the most likely ones. The same
-        follows for the prompts: [scored, scored_columns].
-        """
-        count, scored = self.samples * self.logprobs, self.scored * self.scored_columns
-        return consecutive(
-            tokens=self.samples,
-            logprob_tokens=count,
-            logprobs=count,
-            prompt_logprob_tokens=scored,
-            prompt_logprobs=scored,
-        )
-
-    @cached_property
-    def output_size(self) -> int:
-        return self.results["prompt_logprobs"].stop
-
-    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The sections of ``results``, flat and without the padding rows."""
-        rows = self.samples - self.padding
-        at, count = self.results, rows * self.logprobs
-        return (
-            outputs[:rows],
-            outputs[at["logprob_tokens"]][:count],
-            outputs[at["logprobs"]][:count],
-            outputs[at["prompt_logprob_tokens"]],
-            outputs[at["prompt_logprobs"]],
-        )
+    slot: int
+    tokens: np.ndarray
+    """int32: what runs."""
+    first: int
+    """Where its first token is among the tokens of the step."""
+    end: int
+    """Position after its last token."""
+    samples: bool
+    """Nothing is known beyond it."""
+    reported: np.ndarray
+    """int32: the prompt's tokens after the first of ``tokens``, those whose logprobs are reported."""
 
 
-def consecutive(**sizes: int) -> dict[str, slice]:
-    """Sections of these sizes, one after another."""
-    sections: dict[str, slice] = {}
-    start = 0
-    for name, size in sizes.items():
-        sections[name] = slice(start, start + size)
-        start += size
-    return sections
+@dataclass(slots=True)
+class Rows:
+    """A step laid out: which rows run, and which of them sample."""
+
+    decode: np.ndarray
+    """int64: slots of the rows that decode, rising. Their tokens come first."""
+    chunks: list[Chunk]
+    samples: np.ndarray
+    """int64: slots of the rows that sample, rising."""
+    sample_tokens: np.ndarray
+    """int64: the token of each of them, among those of the step."""
+    sample_slots: np.ndarray
+    """int32 [seq_slots]: ``samples``, then the null slot."""
+    masked: np.ndarray
+    """int64: which of ``samples`` have a mask."""
+    kind: SamplingKind
 
 
 class RunningBatch:
@@ -162,31 +63,46 @@ class RunningBatch:
 
     def __init__(
         self,
-        slots: int,
+        seq_slots: int,
         max_batched_tokens: int,
         max_blocks: int,
-        graph_sizes: tuple[int, ...] = (),
+        buckets: Buckets | None = None,
         mask_words: int = 0,
     ) -> None:
-        self.null_slot = slots
+        """``max_blocks`` are those of the longest sequence. Without ``buckets`` a step is as large as it is."""
+        self.seq_slots = seq_slots
+        self.null_slot = seq_slots
         """Nobody's slot, one past the last: padding rows run in it."""
-        self.graph_sizes = graph_sizes
-        """Batch sizes, rising, for which a step that only decodes is captured; it is padded to one of them."""
+        self.buckets = buckets
         self.mask_words = mask_words
-        self.mask_capacity = slots * mask_words
-        """Elements of the masks of the largest step."""
-        slots += 1
-        self.capacity = (
-            8 * slots
-            + 1
-            + 2 * SCORED_TOKENS
-            + 3 * max_batched_tokens
-            + slots * (JOIN_WIDTH + BIAS_WIDTH)
-            + 3 * slots * max_blocks
+        self.steady: Rows | None = None
+        """The step before if it only decoded; the next is the same until the batch changes."""
+
+        rows = min(max_batched_tokens, seq_slots)
+        largest = StepLayout(
+            seq_slots,
+            decode_only=False,
+            rows=rows,
+            tokens=max_batched_tokens,
+            logits=rows + SCORED_TOKENS,
+            samples=seq_slots,
+            joins=seq_slots,
+            biases=seq_slots,
+            blocks=seq_slots * max_blocks,
+            copies=seq_slots,
+            counts=max_batched_tokens,
+            masked=seq_slots,
+            prompt_logprobs=SCORED_TOKENS,
         )
-        """Elements that the inputs of the largest step can need."""
-        self.output_capacity = slots * (1 + 2 * (1 + MAX_LOGPROBS)) + 2 * SCORED_TOKENS * (1 + MAX_LOGPROBS)
-        """The same for its outputs."""
+        self.input_capacity = largest.input_size
+        """int32 that the inputs of the largest step can need."""
+        columns = 1 + 2 * (1 + MAX_LOGPROBS)
+        self.output_capacity = seq_slots * columns + SCORED_TOKENS * (columns - 1)
+        """The same of its outputs."""
+        self.mask_capacity = seq_slots * mask_words
+        """The same of its masks."""
+
+        slots = seq_slots + 1
         self.prompts: dict[int, np.ndarray] = {}
         """Known tokens of each slot that still prefills."""
         self.position = np.zeros(slots, np.int64)
@@ -199,10 +115,10 @@ class RunningBatch:
         self.penalised = np.zeros(slots, np.bool_)
         self.biased = np.zeros(slots, np.bool_)
         self.logprobs = np.zeros(slots, np.int32)
-        """As ``StepShape.logprobs``."""
+        """As ``SamplingKind.logprobs``."""
         self.constrained = np.zeros(slots, np.bool_)
-        self.scored_columns = np.zeros(slots, np.int32)
-        """As ``StepShape.scored_columns``."""
+        self.prompt_columns = np.zeros(slots, np.int32)
+        """As ``Step.prompt_columns``."""
         self.prompt_len = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
         """Position from which the slot may stop."""
@@ -211,118 +127,29 @@ class RunningBatch:
         """Forget everything: a new scheduler plans from nothing."""
         self.prompts.clear()
         self.decoding[:] = False
+        self.steady = None
 
-    def stage(self, plan: Plan, staging: np.ndarray) -> StepShape:
-        """Apply a plan and pack its step into ``staging``."""
-        leaves = np.frombuffer(plan.leaves, np.int32)
-        self.decoding[leaves] = False
-        for slot in leaves.tolist():
-            self.prompts.pop(slot, None)
+    def stage(self, plan: Plan, staging: np.ndarray) -> Step:
+        """Apply a plan and pack its step into ``staging``, int32 of ``input_capacity``."""
+        self.apply(plan)
+        rows = self.lay_out(plan)
+        step = self.describe(plan, rows)
+        self.pack(plan, rows, step.layout, staging)
+        self.advance(rows)
+        return step
+
+    # --- apply ------------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan) -> None:
+        """Free the slots that sequences leave, and fill those that they take."""
+        if plan.leaves:
+            leaves = np.frombuffer(plan.leaves, np.int32)
+            self.decoding[leaves] = False
+            for slot in leaves.tolist():
+                self.prompts.pop(slot, None)
+            self.steady = None
         for join in plan.joins:
             self.join(join)
-
-        real_rows = np.flatnonzero(self.decoding)
-        decode_rows = real_rows if plan.chunks else self.padded(real_rows)
-        decodes = len(decode_rows)
-        chunk_list = np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist()
-        chunks: list[tuple[int, int, int]] = []
-        ended: list[tuple[int, int]] = []
-        scored: list[np.ndarray] = []
-        scored_tokens: list[np.ndarray] = []
-        scored_columns = 0
-        first = decodes
-        for slot, count in chunk_list:
-            end = int(self.position[slot]) + count
-            chunks.append((first, count, end))
-            told = min(end, int(self.prompt_len[slot]) - 1) - (end - count)
-            if self.scored_columns[slot] and told > 0:
-                scored.append(np.arange(first, first + told))
-                scored_tokens.append(self.prompts[slot][end - count + 1 :][:told])
-                scored_columns = max(scored_columns, int(self.scored_columns[slot]))
-            first += count
-            if end == len(self.prompts[slot]):
-                ended.append((slot, first - 1))
-
-        samples = decode_rows
-        logits_index = np.arange(decodes)
-        if ended:
-            samples = np.concatenate([decode_rows, [slot for slot, _ in ended]])
-            logits_index = np.concatenate([logits_index, [token for _, token in ended]])
-            order = np.argsort(samples)
-            samples, logits_index = samples[order], logits_index[order]
-
-        padding = decodes - len(real_rows)
-        masked = np.flatnonzero(self.constrained[samples])
-        chunk_slots = [slot for slot, _ in chunk_list]
-        blocks = np.frombuffer(plan.blocks, np.int32).reshape(-1, 2)
-        shape = StepShape(
-            decodes=decodes,
-            chunks=tuple(chunks),
-            samples=len(samples),
-            padding=padding,
-            joins=len(plan.joins),
-            blocks=decodes if self.graph_sizes and not chunks else len(blocks),
-            max_decode_kv_len=int(self.position[decode_rows].max()) + 1 if decodes else 0,
-            greedy=not self.sampled[samples].any(),
-            truncated=bool(self.truncated[samples].any()),
-            candidates=int(self.candidates[samples].max(initial=0)),
-            nucleus=bool(self.nucleus[samples].any()),
-            min_tokens=bool((self.position[samples] < self.stops_from[samples]).any()),
-            penalties=bool(self.penalised[decode_rows].any() or self.penalised[chunk_slots].any()),
-            histories=tuple(
-                (join.slot, join.start) for join in plan.joins if join.start and self.penalised[join.slot]
-            ),
-            biases=sum(1 for join in plan.joins if join.bias_tokens),
-            biased=bool(self.biased[samples].any()),
-            copies=len(plan.copies) // 8,
-            logprobs=int(self.logprobs[samples].max(initial=0)),
-            masked=tuple(zip(masked.tolist(), samples[masked].tolist(), strict=True)),
-            mask_words=self.mask_words if len(masked) else 0,
-            scored=sum(map(len, scored)),
-            scored_columns=scored_columns,
-        )
-        at = shape.sections
-        row_slots = staging[at["row_slots"]]
-        row_slots[:decodes] = decode_rows
-        row_slots[decodes:] = chunk_slots
-        query_start = staging[at["query_start"]]
-        query_start[: decodes + 1] = np.arange(decodes + 1)
-        query_start[decodes:-1] = [token for token, _, _ in chunks]
-        query_start[-1] = shape.tokens
-        token_slots, offsets = staging[at["token_slots"]], staging[at["token_offsets"]]
-        chunk_tokens = staging[at["chunk_tokens"]]
-        token_slots[:decodes] = decode_rows
-        offsets[:decodes] = 0
-        for (slot, count), (start, _, end) in zip(chunk_list, chunks, strict=True):
-            token_slots[start : start + count] = slot
-            offsets[start : start + count] = np.arange(count)
-            chunk_tokens[start - decodes : start - decodes + count] = self.prompts[slot][end - count : end]
-        staging[at["sample_slots"]] = samples
-        staging[at["logits_index"]] = np.concatenate([logits_index, *scored])
-        if scored:
-            staging[at["scored_tokens"]] = np.concatenate(scored_tokens)
-        staging[at["masked_rows"]] = masked
-        if plan.joins:
-            self.pack_joins(plan.joins, staging[at["joins"]].reshape(-1, JOIN_WIDTH))
-        if shape.biases:
-            self.pack_biases(plan.joins, staging[at["biases"]].reshape(-1, BIAS_WIDTH))
-        if plan.copies:
-            staging[at["copies"]] = np.frombuffer(plan.copies, np.int32)
-        if shape.blocks:
-            self.pack_blocks(blocks, staging[at["blocks"]].reshape(-1, 3))
-
-        self.position[real_rows] += 1
-        for (slot, _), (_, _, end) in zip(chunk_list, chunks, strict=True):
-            self.position[slot] = end
-        for slot, _ in ended:
-            del self.prompts[slot]
-            self.decoding[slot] = True
-        return shape
-
-    def padded(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of a step that only decodes, filled up with the null slot to the next captured size."""
-        size = next((size for size in self.graph_sizes if size >= len(rows)), len(rows))
-        return np.concatenate([rows, np.full(size - len(rows), self.null_slot)])
 
     def join(self, join: Join) -> None:
         slot = join.slot
@@ -341,47 +168,251 @@ class RunningBatch:
         )
         self.biased[slot] = bool(join.bias_tokens)
         self.constrained[slot] = join.grammar is not None
-        self.scored_columns[slot] = columns(join.prompt_logprobs)
+        self.prompt_columns[slot] = columns(join.prompt_logprobs)
         self.prompt_len[slot] = join.prompt_len
         self.logprobs[slot] = columns(join.logprobs)
 
-    def pack_joins(self, joins: list[Join], rows: np.ndarray) -> None:
-        floats = rows.view(np.float32)
-        for index, join in enumerate(joins):
-            stop = np.frombuffer(join.stop_tokens, np.int32)
-            rows[index, :5] = (join.slot, join.start, join.prompt_len, *seed_words(join.seed))
-            floats[index, 5:7] = (join.temperature, join.top_p)
-            rows[index, 7] = join.top_k
-            floats[index, 8] = join.min_p
-            rows[index, 9] = join.min_tokens
-            floats[index, 10:13] = (join.repetition_penalty, join.presence_penalty, join.frequency_penalty)
-            rows[index, 13] = join.end
-            rows[index, JOIN_FIELDS:] = -2
-            rows[index, JOIN_FIELDS : JOIN_FIELDS + len(stop)] = stop
+    # --- lay out ----------------------------------------------------------------------------------
 
-    def pack_biases(self, joins: list[Join], rows: np.ndarray) -> None:
-        """Unused places add nothing to the logit of token 0."""
-        biased = [join for join in joins if join.bias_tokens]
-        rows[:] = 0
-        floats = rows.view(np.float32)
-        for index, join in enumerate(biased):
-            tokens, biases = np.frombuffer(join.bias_tokens, np.int32), np.frombuffer(join.biases, np.float32)
-            rows[index, 0] = join.slot
-            rows[index, 1 : 1 + len(tokens)] = tokens
-            floats[index, 1 + MAX_LOGIT_BIAS : 1 + MAX_LOGIT_BIAS + len(biases)] = biases
+    def lay_out(self, plan: Plan) -> Rows:
+        """Which rows run: every sequence that has no prompt left, and the chunks of the plan."""
+        if plan.chunks:
+            self.steady = None
+            return self.lay_out_mixed(np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist())
+        if self.steady is None:
+            decode = np.flatnonzero(self.decoding)
+            self.steady = self.rows(decode, [], decode, np.arange(len(decode)))
+        elif self.steady.kind.min_tokens:
+            self.steady.kind = self.kind(self.steady.samples)
+        return self.steady
 
-    def pack_blocks(self, blocks: np.ndarray, rows: np.ndarray) -> None:
-        """Give each appended block its place in the block table of its slot: (slot, index, block).
+    def lay_out_mixed(self, chunk_list: list[list[int]]) -> Rows:
+        decode = np.flatnonzero(self.decoding)
+        chunks: list[Chunk] = []
+        first = len(decode)
+        for slot, count in chunk_list:
+            chunks.append(self.chunk(slot, count, first))
+            first += count
+        samples, tokens = decode, np.arange(len(decode))
+        if ended := [chunk for chunk in chunks if chunk.samples]:
+            samples = np.concatenate([samples, [chunk.slot for chunk in ended]])
+            tokens = np.concatenate([tokens, [chunk.first + len(chunk.tokens) - 1 for chunk in ended]])
+            order = np.argsort(samples)
+            samples, tokens = samples[order], tokens[order]
+        return self.rows(decode, chunks, samples, tokens)
 
-        Rows left over, of a padded step, give the null slot its null block once more.
+    def chunk(self, slot: int, count: int, first: int) -> Chunk:
+        known, start = self.prompts[slot], int(self.position[slot])
+        end = start + count
+        reported = NO_TOKENS
+        if self.prompt_columns[slot]:
+            reported = known[start + 1 : min(end + 1, int(self.prompt_len[slot]))]
+        return Chunk(slot, known[start:end], first, end, end == len(known), reported)
+
+    def rows(self, decode: np.ndarray, chunks: list[Chunk], samples: np.ndarray, tokens: np.ndarray) -> Rows:
+        sample_slots = np.full(self.seq_slots, self.null_slot, np.int32)
+        sample_slots[: len(samples)] = samples
+        masked = np.flatnonzero(self.constrained[samples])
+        return Rows(decode, chunks, samples, tokens, sample_slots, masked, self.kind(samples))
+
+    def kind(self, samples: np.ndarray) -> SamplingKind:
+        return SamplingKind(
+            greedy=not self.sampled[samples].any(),
+            truncated=bool(self.truncated[samples].any()),
+            candidates=int(self.candidates[samples].max(initial=0)),
+            nucleus=bool(self.nucleus[samples].any()),
+            min_tokens=bool((self.position[samples] < self.stops_from[samples]).any()),
+            penalties=bool(self.penalised[samples].any()),
+            biased=bool(self.biased[samples].any()),
+            logprobs=int(self.logprobs[samples].max(initial=0)),
+        )
+
+    # --- describe ---------------------------------------------------------------------------------
+
+    def describe(self, plan: Plan, rows: Rows) -> Step:
+        """The step as the device is told of it."""
+        step = Step(
+            layout=layout_of(
+                seq_slots=self.seq_slots,
+                **self.sizes(rows),
+                joins=len(plan.joins),
+                biases=sum(1 for join in plan.joins if join.bias_tokens),
+                blocks=len(plan.blocks) // 8,
+                copies=len(plan.copies) // 8,
+                counts=sum(len(chunk.tokens) for chunk in rows.chunks if self.penalised[chunk.slot]),
+                masked=len(rows.masked),
+            ),
+            kind=rows.kind,
+            samples=len(rows.samples),
+            max_kv_len=self.max_kv_len(rows),
+        )
+        penalised = [join for join in plan.joins if self.penalised[join.slot]]
+        if not (penalised or len(rows.masked) or step.layout.prompt_logprobs):
+            return step
+        reporting = [chunk.slot for chunk in rows.chunks if len(chunk.reported)]
+        return replace(
+            step,
+            penalised_joins=tuple(join.slot for join in penalised),
+            histories=tuple(History(join.slot, join.start) for join in penalised if join.start),
+            masked=tuple(zip(rows.masked.tolist(), rows.samples[rows.masked].tolist(), strict=True)),
+            mask_words=self.mask_words if len(rows.masked) else 0,
+            prompt_columns=int(self.prompt_columns[reporting].max(initial=0)),
+        )
+
+    def sizes(self, rows: Rows) -> dict[str, int]:
+        """The sizes of a step on the device: with buckets, of the next bucket."""
+        decodes, samples = len(rows.decode), len(rows.samples)
+        if not rows.chunks:
+            size = padded(decodes, self.buckets.decode) if self.buckets else max(1, decodes)
+            return {"decode_only": True, "rows": size, "tokens": size, "logits": size, "samples": size}
+        count = decodes + len(rows.chunks)
+        tokens = decodes + sum(len(chunk.tokens) for chunk in rows.chunks)
+        reported = most_reported = sum(len(chunk.reported) for chunk in rows.chunks)
+        sample_logits = samples
+        if self.buckets:
+            samples = padded(samples, self.buckets.decode) if samples else 0
+            tokens = padded(tokens, self.buckets.mixed)
+            count = sample_logits = self.buckets.mixed_rows(tokens)
+            most_reported = SCORED_TOKENS if reported else 0
+        return {
+            "decode_only": False,
+            "rows": count,
+            "tokens": tokens,
+            "logits": sample_logits + most_reported,
+            "samples": samples,
+            "prompt_logprobs": reported,
+            "sample_logits": sample_logits,
+        }
+
+    def max_kv_len(self, rows: Rows) -> int:
+        longest = int(self.position[rows.decode].max(initial=0)) + 1
+        return max([longest, *(chunk.end for chunk in rows.chunks)]) if rows.chunks else longest
+
+    # --- pack -------------------------------------------------------------------------------------
+
+    def pack(self, plan: Plan, rows: Rows, layout: StepLayout, staging: np.ndarray) -> None:
+        """Write the step into ``staging``, in the places that ``layout`` gives."""
+        layout.view(staging, "sample_slots")[:] = rows.sample_slots
+        if not layout.decode_only:
+            self.pack_mixed(rows, layout, staging)
+        if layout.joins:
+            self.pack_joins(plan.joins, layout.view(staging, "joins"))
+        if layout.biases:
+            self.pack_biases(plan.joins, layout.view(staging, "biases"))
+        if layout.blocks:
+            self.pack_blocks(np.frombuffer(plan.blocks, np.int32), layout.view(staging, "blocks"))
+        if layout.copies:
+            layout.view(staging, "copies").view(np.int32)[:] = np.frombuffer(plan.copies, np.int32)
+        if layout.counts:
+            self.pack_counts(rows.chunks, layout.view(staging, "counts"))
+        if layout.masked:
+            layout.view(staging, "masked_rows")[:] = rows.masked
+
+    def pack_mixed(self, rows: Rows, layout: StepLayout, staging: np.ndarray) -> None:
+        """Rows that decode, rows with a chunk, and rows without a token up to the layout's size.
+
+        The tokens that fill it up belong to no row and stand at the first position of the null slot.
         """
-        rows[len(blocks) :] = (self.null_slot, 0, 0)
-        rows = rows[: len(blocks)]
-        rows[:, 0] = blocks[:, 0]
-        rows[:, 2] = blocks[:, 1]
-        for row, slot in enumerate(blocks[:, 0].tolist()):
-            rows[row, 1] = self.num_blocks[slot]
+        row_slots, query_start, token_slots, offsets, known, logits_index = (
+            layout.view(staging, name)
+            for name in (
+                "row_slots",
+                "query_start",
+                "token_slots",
+                "token_offsets",
+                "known_tokens",
+                "logits_index",
+            )
+        )
+        decodes, count = len(rows.decode), len(rows.decode) + len(rows.chunks)
+        row_slots[:decodes] = token_slots[:decodes] = rows.decode
+        query_start[:decodes] = np.arange(decodes)
+        offsets[:decodes] = 0
+        known[:decodes] = PLACEHOLDER
+        end = decodes
+        for row, chunk in enumerate(rows.chunks, decodes):
+            start, end = chunk.first, chunk.first + len(chunk.tokens)
+            row_slots[row] = token_slots[start:end] = chunk.slot
+            query_start[row] = start
+            offsets[start:end] = np.arange(end - start)
+            known[start:end] = chunk.tokens
+        row_slots[count:] = token_slots[end:] = self.null_slot
+        query_start[count:] = end
+        offsets[end:] = known[end:] = 0
+
+        samples = len(rows.samples)
+        logits_index[:samples] = rows.sample_tokens
+        logits_index[samples:] = 0
+        if layout.prompt_logprobs:
+            reporting = [chunk for chunk in rows.chunks if len(chunk.reported)]
+            places = np.concatenate(
+                [np.arange(chunk.first, chunk.first + len(chunk.reported)) for chunk in reporting]
+            )
+            logits_index[layout.sample_logits : layout.sample_logits + len(places)] = places
+            layout.view(staging, "prompt_tokens")[:] = np.concatenate([chunk.reported for chunk in reporting])
+
+    def pack_joins(self, joins: list[Join], records: np.ndarray) -> None:
+        records["stop_tokens"] = NO_STOP_TOKEN
+        for record, join in zip(records, joins, strict=True):
+            for name in AS_THEY_ARE:
+                record[name] = getattr(join, name)
+            record["seed_low"], record["seed_high"] = seed_words(join.seed)
+            stop = np.frombuffer(join.stop_tokens, np.int32)
+            record["stop_tokens"][: len(stop)] = stop
+
+    def pack_biases(self, joins: list[Join], records: np.ndarray) -> None:
+        records["tokens"] = 0
+        records["biases"] = 0.0
+        for record, join in zip(records, (join for join in joins if join.bias_tokens), strict=True):
+            tokens, biases = np.frombuffer(join.bias_tokens, np.int32), np.frombuffer(join.biases, np.float32)
+            record["slot"] = join.slot
+            record["tokens"][: len(tokens)] = tokens
+            record["biases"][: len(biases)] = biases
+
+    def pack_blocks(self, pairs: np.ndarray, records: np.ndarray) -> None:
+        """Give each appended block of ``pairs`` (slot, block) its place in the block table of its slot."""
+        slots = records["slot"] = pairs[::2]
+        records["block"] = pairs[1::2]
+        for record, slot in enumerate(slots.tolist()):
+            records["index"][record] = self.num_blocks[slot]
             self.num_blocks[slot] += 1
+
+    def pack_counts(self, chunks: list[Chunk], records: np.ndarray) -> None:
+        start = 0
+        for chunk in chunks:
+            if self.penalised[chunk.slot]:
+                part = records[start : start + len(chunk.tokens)]
+                part["slot"], part["token"] = chunk.slot, chunk.tokens
+                part["in_prompt"] = np.arange(chunk.end - len(part), chunk.end) < self.prompt_len[chunk.slot]
+                start += len(part)
+
+    # --- advance ----------------------------------------------------------------------------------
+
+    def advance(self, rows: Rows) -> None:
+        """What the host knows of the batch when the step is over."""
+        self.position[rows.decode] += 1
+        for chunk in rows.chunks:
+            self.position[chunk.slot] = chunk.end
+            if chunk.samples:
+                del self.prompts[chunk.slot]
+                self.decoding[chunk.slot] = True
+
+
+AS_THEY_ARE = (
+    "slot",
+    "start",
+    "prompt_len",
+    "end",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "min_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+"""Fields of `fields.JOIN` that `Join` has under the same name."""
 
 
 def columns(logprobs: int) -> int:

@@ -1,4 +1,4 @@
-"""What one step computes on the device: gather, forward, sample, scatter.
+"""What one step computes on the device: apply, forward, choose.
 
 The token table ``[sequence slot, position]`` lives here. A step gathers its input tokens from it and
 scatters what it samples into it, in order on the compute stream; that is how step N+1 can be queued
@@ -14,20 +14,19 @@ from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..model.paged_model import PagedModel
 from ..sampling.sampler import Sampler, logprobs
-from .batch import BIAS_WIDTH, JOIN_FIELDS, JOIN_WIDTH, UNWRITTEN, StepShape
+from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
+from .layout import ResultLayout, SamplingKind, Step, StepLayout
 
 
 class SlotState:
-    """What the device knows of each sequence slot; all tensors, first dimension ``slots + 1``.
+    """What the device knows of each sequence slot; all tensors, first dimension ``seq_slots + 1``.
 
     The last is the null slot of padding rows: finished from the start, so it never moves.
     """
 
-    def __init__(self, slots: int, max_model_len: int, max_blocks: int, device: torch.device) -> None:
-        slots += 1
-
+    def __init__(self, seq_slots: int, max_model_len: int, max_blocks: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+            return torch.zeros(seq_slots + 1, *shape, dtype=dtype, device=device)
 
         self.tokens = zeros(max_model_len + 1, dtype=torch.int32)
         """The token table."""
@@ -39,7 +38,7 @@ class SlotState:
         self.prompt_len = zeros(dtype=torch.int64)
         self.end = zeros(dtype=torch.int64)
         """How many tokens the sequence has when it ends by length."""
-        self.stop = zeros(JOIN_WIDTH - JOIN_FIELDS, dtype=torch.int32)
+        self.stop_tokens = zeros(JOIN["stop_tokens"].shape[0], dtype=torch.int32)
 
 
 class ModelProgram:
@@ -48,76 +47,146 @@ class ModelProgram:
     def __init__(
         self,
         model: PagedModel,
-        slots: int,
+        seq_slots: int,
         max_model_len: int,
-        num_blocks: int,
         block_size: int,
+        num_blocks: int = 0,
         *,
         check_carry_over: bool = False,
     ) -> None:
-        """``check_carry_over`` asserts on the device that no step reads a token that no step has written."""
+        """``num_blocks`` as of ``allocate_cache``, which may follow later.
+
+        ``check_carry_over`` asserts on the device that no step reads a token that no step has written.
+        """
         self.model = model
         self.check_carry_over = check_carry_over
         self.block_size = block_size
-        self.cache = allocate(model.layout, num_blocks, block_size, model.device, model.dtype)
         max_blocks = -(-max_model_len // block_size)
-        self.state = SlotState(slots, max_model_len, max_blocks, model.device)
-        self.sampler = Sampler(slots + 1, model.vocab_size, model.device)
-        self.block_tokens = torch.zeros(num_blocks * block_size, dtype=torch.int32, device=model.device)
-        """The token at each place of the cache: what a prefix that was found there says."""
+        self.state = SlotState(seq_slots, max_model_len, max_blocks, model.device)
+        self.sampler = Sampler(seq_slots + 1, model.vocab_size, model.device)
+        self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
+        """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
         self.logits: Tensor | None = None
-        """Of a ``forward`` whose ``sample`` has not come."""
+        """Of a step that has begun and is not finished."""
+        if num_blocks:
+            self.allocate_cache(num_blocks)
 
-    def run(self, inputs: Tensor, outputs: Tensor, shape: StepShape) -> None:
-        """One step; ``inputs`` and ``outputs`` int32 as ``StepShape.sections`` and ``results`` say."""
-        self.choose(self.compute(inputs, shape), inputs, None, outputs, shape)
+    def allocate_cache(self, num_blocks: int) -> None:
+        """Take the memory of the paged cache."""
+        model = self.model
+        self.cache = allocate(model.layout, num_blocks, self.block_size, model.device, model.dtype)
+        self.block_tokens = torch.zeros(num_blocks * self.block_size, dtype=torch.int32, device=model.device)
+        """The token at each place of the cache: what a prefix that was found there says."""
 
-    def forward(self, inputs: Tensor, shape: StepShape) -> None:
-        """The first part of a step with masks."""
-        self.logits = self.compute(inputs, shape)
+    def run(self, inputs: Tensor, outputs: Tensor, step: Step) -> None:
+        """One step; ``inputs`` and ``outputs`` int32 as ``step.layout`` and ``step.results`` say."""
+        self.begin(inputs, step)
+        self.finish(inputs, None, outputs, step)
 
-    def sample(self, inputs: Tensor, masks: Tensor, outputs: Tensor, shape: StepShape) -> None:
-        """The second part; ``masks`` int32 [``shape.masked``, ``shape.mask_words``], flat."""
+    def begin(self, inputs: Tensor, step: Step) -> None:
+        """The part that needs no mask: all but the choice of tokens."""
+        self.apply(inputs, step)
+        self.logits = self.forward(inputs, step.layout, step.max_kv_len)
+        self.count(inputs, step)
+
+    def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:
+        """The rest; ``masks`` int32 [len(step.masked), step.mask_words], flat."""
         assert self.logits is not None
-        masks = masks[: shape.mask_size].view(-1, shape.mask_words)
-        self.choose(self.logits, inputs, masks, outputs, shape)
+        layout = step.layout
+        if layout.samples:
+            slots = layout.view(inputs, "sample_slots")[: layout.samples]
+            self.choose(self.logits, slots, allowed_of(inputs, masks, step), outputs, step.kind, step.results)
+        if layout.prompt_logprobs:
+            self.report_prompts(self.logits, inputs, outputs, step)
         self.logits = None
 
-    def compute(self, inputs: Tensor, shape: StepShape) -> Tensor:
-        """Gather and forward: the logits float32 [samples + scored, vocab]."""
-        state, sampler, at = self.state, self.sampler, shape.sections
-        if shape.joins:
-            joins = inputs[at["joins"]].view(-1, JOIN_WIDTH)
-            self.join(joins)
-            sampler.join(joins, shape)
-        if shape.biases:
-            sampler.join_biases(inputs[at["biases"]].view(-1, BIAS_WIDTH))
-        if shape.blocks:
-            slot, index, block = inputs[at["blocks"]].view(-1, 3).long().unbind(1)
-            state.block_table[slot, index] = block.int()
-        if shape.copies:
-            self.copy_blocks(*inputs[at["copies"]].view(-1, 2).long().unbind(1))
+    # --- what changed since the step before ---------------------------------------------------------
 
-        # gather
-        slots = inputs[at["token_slots"]].long()
-        positions = state.position[slots] + inputs[at["token_offsets"]]
-        block = state.block_table[slots, positions // self.block_size]
-        write_index = block.long() * self.block_size + positions % self.block_size
-        first, known = shape.decodes, inputs[at["chunk_tokens"]]
-        if shape.chunks:
-            state.tokens[slots[first:], positions[first:]] = known
-        input_ids = state.tokens[slots, positions].long()
+    def apply(self, inputs: Tensor, step: Step) -> None:
+        """Joining sequences, the block table, and copied blocks."""
+        layout, state = step.layout, self.state
+        if layout.joins:
+            joins = layout.view(inputs, "joins")
+            self.join(joins)
+            self.sampler.join(joins, step.penalised_joins)
+        if layout.biases:
+            self.sampler.join_biases(layout.view(inputs, "biases"))
+        if layout.blocks:
+            blocks = layout.view(inputs, "blocks")
+            slot, index = (column(blocks, BLOCK, name).long() for name in ("slot", "index"))
+            state.block_table[slot, index] = column(blocks, BLOCK, "block")
+        if layout.copies:
+            copies = layout.view(inputs, "copies")
+            source, target = (column(copies, COPY, name).long() for name in ("source", "target"))
+            for pool in (
+                *self.cache.keys,
+                *self.cache.values,
+                self.block_tokens.view(-1, self.block_size),
+            ):
+                pool[target] = pool[source]
+
+    def join(self, joins: Tensor) -> None:
+        """New holders of slots: int32 records of ``fields.JOIN``."""
+        state = self.state
+        slots = column(joins, JOIN, "slot").long()
+        state.position[slots] = column(joins, JOIN, "start").long()
+        state.finished[slots] = False
+        state.prompt_len[slots] = column(joins, JOIN, "prompt_len").long()
+        state.end[slots] = column(joins, JOIN, "end").long()
+        state.stop_tokens[slots] = column(joins, JOIN, "stop_tokens")
+        if self.check_carry_over:
+            state.tokens[slots] = UNWRITTEN
+
+    def count(self, inputs: Tensor, step: Step) -> None:
+        """Count the known tokens of sequences with a penalty: of joining ones what is in cached blocks, and chunks.
+
+        It follows the forward pass: what other rows write into a shared block in this step is among it.
+        """
+        for history in step.histories:
+            self.count_history(history.slot, history.length)
+        if step.layout.counts:
+            counts = step.layout.view(inputs, "counts")
+            self.sampler.count_known(
+                column(counts, COUNT, "slot").long(),
+                column(counts, COUNT, "token"),
+                column(counts, COUNT, "in_prompt").bool(),
+            )
+
+    def count_history(self, slot: int, length: int) -> None:
+        state, size = self.state, self.block_size
+        positions = torch.arange(length, device=self.block_tokens.device)
+        place = state.block_table[slot, positions // size].long() * size + positions % size
+        in_prompt = positions < state.prompt_len[slot]
+        self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)
+
+    # --- forward: nothing here depends on more than the layout, so that it can be a graph -------------
+
+    def forward(self, inputs: Tensor, layout: StepLayout, max_kv_len: int) -> Tensor:
+        """Gather and forward: the logits [layout.logits, vocab] in the model's dtype."""
+        state = self.state
+        if layout.decode_only:
+            rows = token_slots = layout.view(inputs, "sample_slots")[: layout.rows].long()
+            query_start = self.ordinals[: layout.rows + 1]
+            logits_index = self.ordinals[: layout.rows].long()
+            counts = 1
+            positions = state.position[rows]
+            input_ids = state.tokens[rows, positions]
+        else:
+            rows = layout.view(inputs, "row_slots").long()
+            token_slots = layout.view(inputs, "token_slots").long()
+            query_start = layout.view(inputs, "query_start")
+            logits_index = layout.view(inputs, "logits_index").long()
+            counts = query_start[1:] - query_start[:-1]
+            positions = state.position[token_slots] + layout.view(inputs, "token_offsets")
+            known = layout.view(inputs, "known_tokens")
+            input_ids = torch.where(known == PLACEHOLDER, state.tokens[token_slots, positions], known)
+            state.tokens[token_slots, positions] = input_ids
         if self.check_carry_over:
             written = (input_ids != UNWRITTEN).all()
             torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
-        self.block_tokens[write_index] = input_ids.int()
-        if shape.chunks and shape.penalties:
-            self.count_history(shape)  # what other rows write in this step is among it
-            in_prompt = positions[first:] < state.prompt_len[slots[first:]]
-            sampler.count_known(slots[first:], known, in_prompt)
-        rows = inputs[at["row_slots"]].long()
-        query_start = inputs[at["query_start"]]
-        counts = query_start[1:] - query_start[:-1]
+        block = state.block_table[token_slots, positions // self.block_size]
+        write_index = block.long() * self.block_size + positions % self.block_size
+        self.block_tokens[write_index] = input_ids
         batch = PagedBatch(
             cache=self.cache,
             rows=rows,
@@ -125,34 +194,34 @@ class ModelProgram:
             query_start=query_start,
             write_index=write_index,
             block_table=state.block_table,
-            decode_only=not shape.chunks,
-            max_kv_len=max(
-                [shape.max_decode_kv_len, *(kv_len for _, count, kv_len in shape.chunks if count == 1)]
-            ),
+            decode_only=layout.decode_only,
+            max_kv_len=max_kv_len,
         )
-
-        # forward
-        logits = self.model.forward(input_ids, positions, batch, inputs[at["logits_index"]].long()).float()
+        logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
         state.position[rows] += torch.where(state.finished[rows], 0, counts)
         return logits
 
+    # --- choose: nothing here depends on more than the rows and the kind --------------------------------
+
     def choose(
-        self, logits: Tensor, inputs: Tensor, masks: Tensor | None, outputs: Tensor, shape: StepShape
+        self,
+        logits: Tensor,
+        sample_slots: Tensor,
+        allowed: tuple[Tensor, Tensor] | None,
+        outputs: Tensor,
+        kind: SamplingKind,
+        results: ResultLayout,
     ) -> None:
-        """Sample and scatter."""
-        state, sampler, at = self.state, self.sampler, shape.sections
-        results = shape.results
-        if shape.scored:
-            prompt = logits[shape.samples :]
-            ids, values = logprobs(prompt, inputs[at["scored_tokens"]], shape.scored_columns)
-            outputs[results["prompt_logprob_tokens"]] = ids.flatten()
-            outputs[results["prompt_logprobs"]] = values.view(torch.int32).flatten()
-            logits = logits[: shape.samples]
-        slots = inputs[at["sample_slots"]].long()
+        """Sample and scatter: ``logits`` [>= S, vocab] of ``sample_slots`` int32 [S], to ``outputs``.
+
+        ``allowed`` as of `Sampler.choose`.
+        """
+        state, sampler = self.state, self.sampler
+        slots = sample_slots.long()
+        logits = logits[: len(slots)]
         position = state.position[slots]
-        stop = state.stop[slots]
-        allowed = None if masks is None else (inputs[at["masked_rows"]].long(), masks)
-        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, shape, allowed)
+        stop = state.stop_tokens[slots]
+        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, kind, allowed)
 
         # scatter, and the stop tests: a row that is finished brings no token, and will bring none
         finished = state.finished[slots]
@@ -160,36 +229,27 @@ class ModelProgram:
         # A finished row goes on writing the cache at the place of its last token: that has to stay what it is.
         state.tokens[slots, position] = torch.where(finished, state.tokens[slots, position], tokens)
         state.finished[slots] = finished | stopping
-        if shape.penalties:
+        if kind.penalties:
             sampler.count_sampled(slots, tokens)
-        outputs[results["tokens"]] = torch.where(finished, -1, tokens)
-        if shape.logprobs:
-            ids, values = logprobs(logits, tokens, shape.logprobs)
-            outputs[results["logprob_tokens"]] = ids.flatten()
-            outputs[results["logprobs"]] = values.view(torch.int32).flatten()
+        results.view(outputs, "tokens").copy_(torch.where(finished, -1, tokens))
+        if kind.logprobs:
+            ids, values = logprobs(logits.float(), tokens, kind.logprobs)
+            results.view(outputs, "logprob_tokens").copy_(ids.flatten())
+            results.view(outputs, "logprobs").copy_(values.view(torch.int32).flatten())
 
-    def join(self, joins: Tensor) -> None:
-        """New holders of slots; the columns are those of ``RunningBatch.pack_joins``."""
-        state = self.state
-        slots = joins[:, 0].long()
-        state.position[slots] = joins[:, 1].long()
-        state.finished[slots] = False
-        state.prompt_len[slots] = joins[:, 2].long()
-        state.end[slots] = joins[:, 13].long()
-        state.stop[slots] = joins[:, JOIN_FIELDS:]
-        if self.check_carry_over:
-            state.tokens[slots] = UNWRITTEN
+    def report_prompts(self, logits: Tensor, inputs: Tensor, outputs: Tensor, step: Step) -> None:
+        """Logprobs of the tokens of prompts."""
+        layout, results = step.layout, step.results
+        first = layout.sample_logits
+        prompt = logits[first : first + layout.prompt_logprobs].float()
+        ids, values = logprobs(prompt, layout.view(inputs, "prompt_tokens"), step.prompt_columns)
+        results.view(outputs, "prompt_logprob_tokens").copy_(ids.flatten())
+        results.view(outputs, "prompt_logprobs").copy_(values.view(torch.int32).flatten())
 
-    def copy_blocks(self, source: Tensor, target: Tensor) -> None:
-        """Keys, values and tokens of whole blocks."""
-        for pool in (*self.cache.keys, *self.cache.values, self.block_tokens.view(-1, self.block_size)):
-            pool[target] = pool[source]
 
-    def count_history(self, shape: StepShape) -> None:
-        """Count the tokens of each joining sequence that are not in its chunks: they are in cached blocks."""
-        state, size = self.state, self.block_size
-        for slot, length in shape.histories:
-            positions = torch.arange(length, device=self.block_tokens.device)
-            place = state.block_table[slot, positions // size].long() * size + positions % size
-            in_prompt = positions < state.prompt_len[slot]
-            self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)
+def allowed_of(inputs: Tensor, masks: Tensor | None, step: Step) -> tuple[Tensor, Tensor] | None:
+    """The rows int64 [M] that have a mask, and the masks int32 [M, words]; None where there are none."""
+    if masks is None:
+        return None
+    rows = step.layout.view(inputs, "masked_rows").long()
+    return rows, masks[: step.mask_size].view(-1, step.mask_words)

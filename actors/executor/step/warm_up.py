@@ -12,66 +12,77 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .batch import StepShape
+from ....protocol.limits import SCORED_TOKENS
+from .buckets import Buckets, padded
+from .layout import SamplingKind, Step, StepLayout, layout_of
 from .program import ModelProgram
 
-FEW = 16
-"""Tokens of the smaller step that is timed."""
+TIMED_SIZES = 6
+"""Sizes of steps that are timed, from the smallest to the largest: what a prompt costs is nearly a line in them."""
 
 TIMES = 3
 """How often each is run; the fastest counts."""
 
 
-def warm_up(
-    program: ModelProgram, max_batched_tokens: int, max_model_len: int, synchronize: Callable[[], None]
-) -> list[tuple[int, int]]:
-    """Run mixed steps: one for each way in which attention cuts a context, and some of few tokens and of many.
+def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> StepLayout:
+    """The layout of a step of ``tokens`` tokens, prompts among them, without changes.
 
-    Attention chooses its kernels by the reach of the longest row that decodes, up to powers of two. Returns the
-    tokens of prompts in the last, and the ns that they took until ``synchronize`` saw them end.
+    ``reports``: it also gives logprobs of prompts.
     """
-    most = max(1, min(max_batched_tokens - 1, max_model_len))
-    for number, reach in enumerate([max_model_len, *(1 << n for n in range(max_model_len.bit_length()))]):
-        run_mixed(program, 1, reach, greedy=number > 0)
+    rows = buckets.mixed_rows(tokens)
+    return layout_of(
+        seq_slots=buckets.seq_slots,
+        decode_only=False,
+        rows=rows,
+        tokens=tokens,
+        logits=rows + (SCORED_TOKENS if reports else 0),
+        samples=padded(1, buckets.decode),
+        sample_logits=rows,
+    )
+
+
+def null_inputs(inputs: Tensor, layout: StepLayout, null_slot: int, max_model_len: int) -> None:
+    """Pack a step of ``layout`` whose rows are all padding; those of a step with prompts are as long as can be."""
+    inputs[: layout.input_size] = 0
+    layout.view(inputs, "sample_slots")[:] = null_slot
+    if layout.decode_only:
+        return
+    longest = max(min(layout.tokens, max_model_len), -(-layout.tokens // layout.rows))
+    starts = torch.arange(layout.rows + 1, device=inputs.device) * longest
+    token = torch.arange(layout.tokens, device=inputs.device)
+    layout.view(inputs, "row_slots")[:] = null_slot
+    layout.view(inputs, "query_start")[:] = starts.clamp(max=layout.tokens)
+    layout.view(inputs, "token_slots")[:] = null_slot
+    layout.view(inputs, "token_offsets")[:] = token % longest
+
+
+def warm_up(
+    program: ModelProgram,
+    run: Callable[[Tensor, Tensor, Step], None],
+    buckets: Buckets,
+    max_model_len: int,
+    synchronize: Callable[[], None],
+) -> list[tuple[int, int]]:
+    """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs.
+
+    Returns for each its tokens, and the ns that it took until ``synchronize`` saw it end.
+    """
+    device, null_slot = program.model.device, buckets.seq_slots
+    most = len(buckets.mixed) - 1
+    sizes = sorted({buckets.mixed[most * n // (TIMED_SIZES - 1)] for n in range(TIMED_SIZES)})
     timed: list[tuple[int, int]] = []
-    for tokens in (min(FEW, most), most):
+    for tokens in sizes:
+        layout = mixed_layout(buckets, tokens)
+        step = Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
+        inputs = torch.zeros(layout.input_size, dtype=torch.int32, device=device)
+        outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
+        null_inputs(inputs, layout, null_slot, max_model_len)
         times: list[int] = []
         for _ in range(TIMES):
             synchronize()
             begun = time.monotonic_ns()
-            run_mixed(program, tokens, 1, greedy=True)
+            run(inputs, outputs, step)
             synchronize()
             times.append(time.monotonic_ns() - begun)
         timed.append((tokens, min(times)))
     return timed
-
-
-def run_mixed(program: ModelProgram, tokens: int, reach: int, *, greedy: bool) -> None:
-    """A row that decodes, with a context of at most ``reach``, and one that prefills so many tokens."""
-    null_slot, device = program.state.finished.shape[0] - 1, program.model.device
-    shape = StepShape(
-        decodes=1,
-        chunks=((1, tokens, tokens),),
-        samples=2,
-        padding=0,
-        joins=0,
-        blocks=1,
-        max_decode_kv_len=reach,
-        greedy=greedy,
-        truncated=False,
-        min_tokens=False,
-    )
-    inputs = torch.zeros(shape.size, dtype=torch.int32, device=device)
-    null_step(inputs, shape, null_slot)
-    program.run(inputs, torch.zeros(shape.output_size, dtype=torch.int32, device=device), shape)
-
-
-def null_step(inputs: Tensor, shape: StepShape, null_slot: int) -> None:
-    """Packed inputs of a step in which every row is padding; ``inputs`` are zeros."""
-    at = shape.sections
-    starts = [*range(shape.decodes), *(first for first, _, _ in shape.chunks), shape.tokens]
-    for name in ("row_slots", "token_slots", "sample_slots"):
-        inputs[at[name]] = null_slot
-    inputs[at["query_start"]] = torch.tensor(starts, dtype=torch.int32, device=inputs.device)
-    inputs[at["logits_index"]] = torch.arange(shape.samples, dtype=torch.int32, device=inputs.device)
-    inputs[at["blocks"]].view(-1, 3)[:, 0] = null_slot

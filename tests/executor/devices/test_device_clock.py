@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from slipstream.actors.executor.devices.clock import MOVE_EVERY_NS, UNCERTAIN_NS, DeviceClock
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.step.batch import StepShape
+from slipstream.actors.executor.step.layout import SamplingKind, Step, StepLayout
 
 HOUR = 3600 * 1_000_000_000
 STEP = 5_000_000
@@ -105,10 +105,11 @@ class Stub:
 
 def test_a_copy_of_results_that_had_to_wait_for_the_one_before_begins_when_that_has_ended() -> None:
     """The D2H stream may be behind by more than a step where cores are few; its spans still lie side by side."""
-    shape = StepShape(1, (), 1, 0, 0, 0, 8, True, False, False)
-    pipeline = Pipeline(Stub(), Stub(), 3, shape.size, shape.output_size)  # type: ignore[arg-type]
+    layout = StepLayout(1, decode_only=True, rows=1, tokens=1, logits=1, samples=1)
+    work = Step(layout, SamplingKind(), samples=1, max_kv_len=8)
+    pipeline = Pipeline(Stub(), Stub(), 3, layout.input_size, work.results.size)  # type: ignore[arg-type]
     for step, (computed, copied) in enumerate([(10, 35), (20, 36), (30, 38)]):
         slot = pipeline.acquire()
-        pipeline.launch(slot, step, shape)
+        pipeline.launch(slot, step, work)
         slot.compute_done.ns, slot.d2h_done.ns = computed, copied  # type: ignore[attr-defined]
-    assert [handed.d2h for handed in pipeline.hand_over()] == [(10, 35), (35, 36), (36, 38)]
+    assert [result.d2h for result in pipeline.poll_completed()] == [(10, 35), (35, 36), (36, 38)]

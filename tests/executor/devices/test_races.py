@@ -32,7 +32,8 @@ from slipstream.actors.executor.devices.emulated import EmulatedDevice, Emulated
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Program
 from slipstream.actors.executor.sampling.masks import Masks
-from slipstream.actors.executor.step.batch import StepShape
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, Tokens
 from slipstream.protocol.sampling import SamplingParams
@@ -146,26 +147,26 @@ class GraphedProgram:
     def __init__(self, program: RecordedProgram, device: RecordingDevice, batch: RecordedBatch) -> None:
         self.program = program
         self.recording = device.recording
-        self.inputs = device.buffer(batch.capacity)
+        self.inputs = device.buffer(batch.input_capacity)
         self.outputs = device.buffer(batch.output_capacity)
         for name, buffer in (("graph inputs", self.inputs), ("graph outputs", self.outputs)):
             self.recording.names[self.recording.location(buffer).place] = name
 
-    def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
+    def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
         at = self.recording.location
         self.recording.touch([at(inputs), at(self.outputs)], [at(self.inputs), at(outputs)])
-        self.inputs[: shape.size] = inputs[: shape.size]
-        self.program.run(self.inputs, self.outputs, shape)
-        outputs[: shape.output_size] = self.outputs[: shape.output_size]
+        self.inputs[: step.layout.input_size] = inputs[: step.layout.input_size]
+        self.program.run(self.inputs, self.outputs, step)
+        outputs[: step.results.size] = self.outputs[: step.results.size]
 
-    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+    def begin(self, inputs: Buffer, step: Step) -> None:
         at = self.recording.location
         self.recording.touch([at(inputs)], [at(self.inputs)])
-        self.inputs[: shape.size] = inputs[: shape.size]
-        self.program.forward(self.inputs, shape)
+        self.inputs[: step.layout.input_size] = inputs[: step.layout.input_size]
+        self.program.begin(self.inputs, step)
 
-    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        self.program.sample(inputs, masks, outputs, shape)
+    def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
+        self.program.finish(inputs, masks, outputs, step)
 
 
 def recorded(
@@ -175,16 +176,16 @@ def recorded(
     recording = Recording()
     device = RecordingDevice(inner, recording)
     max_blocks = -(-MODEL_LEN // BLOCK_SIZE)
-    sizes = (1, 2, 4) if graphed else ()
+    buckets = buckets_of(slots, BUDGET, MODEL_LEN) if graphed else None
     compiler = grammar_compiler()
-    batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, sizes, compiler.words)
+    batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words)
     program: Program = RecordedProgram(model, recording, batch)
     if graphed:
         program = GraphedProgram(program, device, batch)
     pipeline = code.pipeline(
-        device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+        device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
     )
-    recording.name_slots(pipeline.ring)
+    recording.name_slots(pipeline.slots)
     for name, buffer in (("mask staging", pipeline.mask_staging), ("masks", pipeline.masks)):
         recording.names[recording.location(buffer).place] = name
     masks = Masks(compiler, slots)
@@ -206,8 +207,7 @@ class RecordedWorld(World):
     ) -> None:
         def executor(world: Simulator) -> Executor:
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
-            model = EmulatedProgram(slots + 1, MODEL_LEN, VOCAB)
-            model.finished[slots] = True  # the null slot of padding rows
+            model = EmulatedProgram(slots, MODEL_LEN, VOCAB)
             executor, recording = recorded(device, model, depth, slots, blocks, code, graphed)
             self.recordings.append(recording)
             self.executors.append(executor)
@@ -340,16 +340,16 @@ class SlowProgram:
     def __init__(self, slots: int) -> None:
         self.program = EmulatedProgram(slots, MODEL_LEN, VOCAB)
 
-    def run(self, inputs: Buffer, outputs: Buffer, shape: StepShape) -> None:
+    def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
         time.sleep(0.001)
-        self.program.run(inputs.numpy(), outputs.numpy(), shape)
+        self.program.run(inputs.numpy(), outputs.numpy(), step)
 
-    def forward(self, inputs: Buffer, shape: StepShape) -> None:
+    def begin(self, inputs: Buffer, step: Step) -> None:
         time.sleep(0.001)
-        self.program.forward(inputs.numpy(), shape)
+        self.program.begin(inputs.numpy(), step)
 
-    def sample(self, inputs: Buffer, masks: Buffer, outputs: Buffer, shape: StepShape) -> None:
-        self.program.sample(inputs.numpy(), masks.numpy(), outputs.numpy(), shape)
+    def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
+        self.program.finish(inputs.numpy(), masks.numpy(), outputs.numpy(), step)
 
 
 def on_threads() -> tuple[Device, Program]:
@@ -368,7 +368,7 @@ def on_cuda() -> tuple[Device, Program]:
     model = from_config(config, where, torch.float32, attention_backend="torch")
     device = CudaDevice()
     with torch.inference_mode():
-        program = ModelProgram(model, 4, MODEL_LEN, 18, BLOCK_SIZE, check_carry_over=True)
+        program = ModelProgram(model, 4, MODEL_LEN, BLOCK_SIZE, 18, check_carry_over=True)
     torch.cuda.synchronize()
     return device, program
 

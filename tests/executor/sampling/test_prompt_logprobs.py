@@ -93,9 +93,9 @@ def test_no_step_tells_more_than_its_bound() -> None:
     stage = executor.batch.stage  # type: ignore[attr-defined]
 
     def noted(plan: Plan, staging: object) -> object:
-        shape = stage(plan, staging)
-        told.append(shape.scored)
-        return shape
+        step = stage(plan, staging)
+        told.append(step.layout.prompt_logprobs)
+        return step
 
     executor.batch.stage = noted  # type: ignore[attr-defined]
     world.connect(b"ann")

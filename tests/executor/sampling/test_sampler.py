@@ -10,12 +10,12 @@ import random
 import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from replay import Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.load import from_config
@@ -32,8 +32,9 @@ from slipstream.actors.executor.sampling.sampler import (
     truncate,
     uniform,
 )
-from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, StepShape, power_of_two
-from slipstream.actors.executor.step.graphs import Captured, GraphedProgram
+from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, power_of_two
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.errors import InvalidRequest
@@ -208,26 +209,12 @@ def test_logit_bias_agrees_with_transformers_and_comes_before_the_penalties() ->
     ours = logits.scatter_add(1, sampler.bias_tokens[slots], sampler.bias[slots])
     assert torch.equal(ours[0], logits[0])
     torch.testing.assert_close(ours[1:], expected)
-    shape = make_shape(2, greedy=True, biased=True)
+    kind = SamplingKind(biased=True)
     stop = torch.full((2, 1), -2, dtype=torch.int32)
-    assert sampler.choose(logits, slots, slots, stop, shape).tolist() == [
+    assert sampler.choose(logits, slots, slots, stop, kind).tolist() == [
         int(logits[0].argmax()),
         int(expected.argmax()),
     ]
-
-
-def make_shape(samples: int, **flags: bool) -> StepShape:
-    settings: dict[str, Any] = {"greedy": False, "truncated": False, "min_tokens": False} | flags
-    return StepShape(
-        decodes=samples,
-        chunks=(),
-        samples=samples,
-        padding=0,
-        joins=0,
-        blocks=0,
-        max_decode_kv_len=1,
-        **settings,
-    )
 
 
 # --- edges ------------------------------------------------------------------------------------------
@@ -302,9 +289,9 @@ def test_no_stop_token_before_min_tokens() -> None:
     sampler.min_tokens[0] = 3
     logits = torch.arange(8.0)[None]
     stop = torch.tensor([[7, 6, -2]], dtype=torch.int32)
-    shape = make_shape(1, greedy=True, min_tokens=True)
+    kind = SamplingKind(min_tokens=True)
     chosen = [
-        sampler.choose(logits, torch.tensor([0]), torch.tensor([index]), stop, shape).item()
+        sampler.choose(logits, torch.tensor([0]), torch.tensor([index]), stop, kind).item()
         for index in range(5)
     ]
     assert chosen == [5, 5, 5, 7, 7]
@@ -464,7 +451,6 @@ def test_logprobs_are_those_of_the_log_softmax(vocab: int) -> None:
 # --- through scheduler, pipeline and program, against a plain loop ------------------------------------
 
 LENGTH, SLOTS, BLOCK, BUDGET = 96, 5, 4, 16
-GRAPH_SIZES = (2, SLOTS)
 EOS = 269
 
 
@@ -488,36 +474,20 @@ class Answer:
     logprobs: list[dict[int, float]] = field(default_factory=list)
 
 
-class Replayed(GraphedProgram):
-    """Graphs without a GPU: a replay computes what was captured, which is the forward pass of steps alone."""
-
-    def __init__(self, program: ModelProgram) -> None:
-        stream: Any = None
-        super().__init__(program, stream, LENGTH, GRAPH_SIZES)
-        self.captured = {shape: self.capture(shape) for shape in self.missing if shape.forward_only}
-        self.replays = 0
-
-    def capture(self, shape: StepShape) -> Captured:
-        inputs, outputs = torch.zeros(shape.size, dtype=torch.int32), self.logits_of(shape.samples)
-
-        def replay() -> None:
-            self.replays += 1
-            outputs.copy_(self.program.compute(inputs, shape))
-
-        graph: Any = SimpleNamespace(replay=replay)
-        return Captured(graph, inputs, outputs)
-
-
 class Rig:
     """Scheduler and executor around one CPU device."""
 
     def __init__(self, model: PagedModel, depth: int, blocks: int = 200, *, graphs: bool = False) -> None:
         self.device = CpuDevice()
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, GRAPH_SIZES if graphs else ())
+        buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs else None
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets)
         with torch.inference_mode():
-            self.plain = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK)
-            self.program = Replayed(self.plain) if graphs else self.plain
-        pipeline = Pipeline(self.device, self.program, depth, batch.capacity, batch.output_capacity)
+            self.plain = self.program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks)
+            self.graphs = Replays()
+            if buckets:
+                self.program = SpoilingProgram(self.plain, self.graphs.capture, LENGTH, buckets)
+                self.program.capture_all()
+        pipeline = Pipeline(self.device, self.program, depth, batch.input_capacity, batch.output_capacity)
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.answers: dict[int, Answer] = {}
@@ -648,11 +618,8 @@ def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
     known: list[tuple[list[int], SamplingParams, Answer]],
     depth: int,
     graphs: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With chunked prompts, preemption, prefix-cache hits and slots that are taken again; and with a graph of the
-    forward pass, whatever is asked of the sampling."""
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    """With chunked prompts, preemption, prefix-cache hits and slots that are taken again; and by graphs."""
     preempted = hits = 0.0
     for schedule, blocks in enumerate([200, 34]):
         rng = random.Random(schedule)
@@ -669,7 +636,7 @@ def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
             check(rig.answers[request], known[which][2])
         preempted += rig.scheduler.counters["num_preemptions"]
         hits += rig.scheduler.counters["prefix_cache_hits"]
-        assert not isinstance(rig.program, Replayed) or rig.program.replays > 50
+        assert not graphs or rig.graphs.replays[0] > 100
     assert preempted > 0
     assert hits > 0
 
@@ -704,7 +671,7 @@ def test_a_penalty_counts_what_the_prefix_cache_and_a_recomputed_answer_bring(
     rig.ask(0, prompt, quiet)
     while rig.scheduler.sequences:
         rig.wait()
-    assert rig.plain.sampler.counts is None, "nobody has asked for a penalty yet"
+    assert not rig.plain.sampler.counts.any(), "nobody has asked for a penalty yet"
     rig.ask(1, prompt, loud)
     for _ in range(12):
         rig.wait()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from slipstream.actors.executor.devices.emulated import EmulatedProgram
 from slipstream.actors.executor.model.load import from_config
-from slipstream.actors.executor.step.batch import RunningBatch, StepShape
+from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.messages import Join, Plan
 from transformers import LlamaConfig
@@ -30,7 +30,7 @@ def model_program(check: bool) -> ModelProgram:
         max_position_embeddings=LENGTH,
     )
     model = from_config(config, torch.device("cpu"), torch.float32)
-    return ModelProgram(model, SLOTS, LENGTH, 24, BLOCK, check_carry_over=check)
+    return ModelProgram(model, SLOTS, LENGTH, BLOCK, 24, check_carry_over=check)
 
 
 @pytest.fixture(params=["cpu", "emulated"])
@@ -46,15 +46,15 @@ def start(request: pytest.FixtureRequest) -> Callable[..., tuple[Run, ModelProgr
             program = EmulatedProgram(SLOTS, LENGTH, VOCAB, check_carry_over=check)
 
         def run(plan: Plan) -> list[int]:
-            staging = np.zeros(batch.capacity, np.int32)
-            shape: StepShape = batch.stage(plan, staging)
+            staging = np.zeros(batch.input_capacity, np.int32)
+            step = batch.stage(plan, staging)
             outputs = np.zeros(batch.output_capacity, np.int32)
             with torch.inference_mode():
                 if isinstance(program, ModelProgram):
-                    program.run(torch.from_numpy(staging), torch.from_numpy(outputs), shape)
+                    program.run(torch.from_numpy(staging), torch.from_numpy(outputs), step)
                 else:
-                    program.run(staging, outputs, shape)
-            return shape.unpack(outputs)[0].tolist()
+                    program.run(staging, outputs, step)
+            return step.unpack(outputs)[0].tolist()
 
         return run, program
 

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from llguidance import LLExecutor
+from replay import Replays, SpoilingProgram
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
@@ -65,13 +67,17 @@ def compiler() -> GrammarCompiler:
 class Rig:
     """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
 
-    def __init__(self, model: PagedModel, depth: int, blocks: int) -> None:
+    def __init__(self, model: PagedModel, depth: int, blocks: int, *, graphs: bool = False) -> None:
         self.device = ThreeWorkers()
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, mask_words=compiler().words)
+        buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs else None
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words)
         with torch.inference_mode():
-            program = ModelProgram(model, SLOTS, LENGTH, blocks, BLOCK, check_carry_over=True)
+            program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
+            if buckets:
+                program = SpoilingProgram(program, Replays().capture, LENGTH, buckets)
+                program.capture_all()
         pipeline = Pipeline(
-            self.device, program, depth, batch.capacity, batch.output_capacity, batch.mask_capacity
+            self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
         )
         masks = Masks(compiler(), SLOTS, LLExecutor())
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
@@ -142,15 +148,17 @@ def alone(model: PagedModel) -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("depth", "graphs"), [(1, False), (2, False), (3, False), (4, False), (2, True), (3, True)]
+)
 def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
-    model: PagedModel, alone: list[list[int]], depth: int, more: int
+    model: PagedModel, alone: list[list[int]], depth: int, graphs: bool, more: int
 ) -> None:
     known = requests(40)
     preempted, wasted, copied = 0.0, 0.0, 0.0
     for schedule in range(SCHEDULES * more):
         rng = random.Random(schedule)
-        rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
+        rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]), graphs=graphs)
         chosen = [rng.randrange(len(known)) for _ in range(10)]
         aborted = set()
         for request, which in enumerate(chosen):

@@ -1,128 +1,228 @@
-"""When decode steps are captured into CUDA graphs. Capturing itself needs a GPU and is measured there."""
+"""Which graphs there are, when they are captured, and what may not leak through them.
+
+That a step computes the same by its graphs is in ``test_sampler.py`` and ``test_equivalence.py``, by the stand-in of
+``replay.py``. Capturing itself needs a GPU and is measured there.
+"""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from replay import Replays
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import IDLE_S, Executor
+from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
-from slipstream.actors.executor.step.batch import RunningBatch, StepShape
-from slipstream.actors.executor.step.graphs import GraphedProgram, forward_of
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
+from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey, decode_layout
+from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.warm_up import mixed_layout, null_inputs
 from slipstream.protocol.messages import Capacity, Completed, Plan
+from tiny_models import make_config
+
+SLOTS, LENGTH, BLOCK = 4, 64, 8
+BUCKETS = buckets_of(SLOTS, 32, LENGTH)
+
+
+@given(st.integers(1, 600), st.integers(1, 9000), st.integers(0, 1 << 30))
+def test_a_step_is_padded_to_less_than_a_quarter_more_than_its_tokens(
+    slots: int, budget: int, size: int
+) -> None:
+    buckets = buckets_of(slots, budget, 1 << 20)
+    tokens = 1 + size % budget
+    for sizes, wanted in ((buckets.mixed, tokens), (buckets.decode, 1 + size % slots)):
+        assert list(sizes) == sorted(set(sizes))
+        found = padded(wanted, sizes)
+        assert wanted <= found <= sizes[-1]
+        assert found in sizes
+    assert padded(tokens, buckets.mixed) < max(1.25 * tokens, 17)
+    assert buckets.mixed[-1] == budget
+    assert buckets.decode[-1] == slots
+
+
+@pytest.fixture(scope="module")
+def program() -> ModelProgram:
+    model = from_config(
+        make_config("llama", max_position_embeddings=LENGTH),
+        torch.device("cpu"),
+        torch.float32,
+        attention_backend="torch",
+    )
+    with torch.inference_mode():
+        return ModelProgram(model, SLOTS, LENGTH, BLOCK, 1 + SLOTS * LENGTH // BLOCK)
 
 
 class Graphs(GraphedProgram):
-    """Notes what is captured and what runs as it is."""
+    """Notes what is captured, and what runs as it is."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.order: list[StepShape] = []
-        self.ran: list[StepShape] = []
-        self.chosen: list[tuple[torch.Tensor, StepShape]] = []
-        program: Any = SimpleNamespace(
-            run=lambda inputs, outputs, shape: self.ran.append(shape),
-            choose=lambda logits, inputs, masks, outputs, shape: self.chosen.append((logits, shape)),
-        )
-        stream: Any = SimpleNamespace(stream=None)
-        super().__init__(program, stream, 64, sizes)
+    def __init__(self, program: ModelProgram, buckets: Buckets = BUCKETS) -> None:
+        self.replays = Replays()
+        with torch.inference_mode():
+            super().__init__(program, self.replays.capture, LENGTH, buckets)
+        self.order: list[ForwardKey | SamplingKey] = []
 
-    def capture(self, shape: StepShape) -> Any:
-        self.order.append(shape)
-        graph = SimpleNamespace(replay=lambda: None)
-        inputs, outputs = torch.zeros(shape.size), torch.zeros(shape.output_size)
-        return SimpleNamespace(graph=graph, inputs=inputs, outputs=outputs)
+    def capture_next(self) -> bool:
+        wanted = next(iter(self.missing), None)
+        done = super().capture_next()
+        if done:
+            assert wanted is not None
+            self.order.append(wanted)
+        return done
 
     @torch.inference_mode()
-    def step(self, shape: StepShape) -> None:
-        self.run(torch.zeros(shape.size), torch.zeros(shape.output_size), shape)
+    def step(self, step: Step) -> int:
+        """Run a step of null rows; how many graphs it replayed."""
+        inputs = torch.zeros(step.layout.input_size, dtype=torch.int32)
+        null_inputs(inputs, step.layout, SLOTS, LENGTH)
+        before = self.replays.replays[0]
+        self.run(inputs, torch.zeros(step.results.size, dtype=torch.int32), step)
+        return self.replays.replays[0] - before
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    return Graphs((1, 2, 4))
+def step_of(rows: int, **kind: object) -> Step:
+    return Step(decode_layout(BUCKETS, rows), SamplingKind(**kind), samples=rows, max_kv_len=8)  # type: ignore[arg-type]
 
 
-def test_the_largest_is_captured_first(made: Graphs) -> None:
+def test_every_size_has_a_graph_of_its_forward_pass_and_two_of_its_sampling_the_largest_first(
+    program: ModelProgram,
+) -> None:
+    made = Graphs(program)
     made.capture_all()
-    assert [(shape.decodes, shape.greedy, shape.forward_only) for shape in made.order] == [
-        (size, *kind) for size in (4, 2, 1) for kind in ((True, False), (False, False), (True, True))
-    ]
+    forwards = [key for key in made.order if isinstance(key, ForwardKey)]
+    mixed = [key.tokens for key in forwards if not key.decode_only]
+    decode = [key.rows for key in forwards if key.decode_only]
+    assert mixed == sorted(BUCKETS.mixed, reverse=True)
+    assert decode == sorted(BUCKETS.decode, reverse=True)
+    samplings = [key for key in made.order if isinstance(key, SamplingKey)]
+    assert {(key.samples, key.kind) for key in samplings} == {
+        (rows, SamplingKind(greedy=greedy)) for rows in BUCKETS.decode for greedy in (True, False)
+    }
     assert not made.capture_next()
 
 
-def test_a_shape_that_is_met_runs_as_it_is_and_is_captured_next(made: Graphs) -> None:
-    met = made.plain_shape(2, False)
-    made.step(met)
-    assert made.ran == [met]
-    assert [made.capture_next(), made.capture_next()] == [True, True]
-    assert made.order == [forward_of(met), met]
-    made.step(met)
-    assert made.ran == [met], "now it is replayed"
-    assert made.chosen == []
+def test_every_step_replays_a_forward_pass_and_a_sampling(program: ModelProgram) -> None:
+    made = Graphs(program)
     made.capture_all()
-    assert len(made.order) == len(set(made.order)) == 9
+    for rows in BUCKETS.decode:
+        assert made.step(step_of(rows)) == 2
+    for tokens in BUCKETS.mixed:
+        layout = mixed_layout(BUCKETS, tokens)
+        assert made.step(Step(layout, SamplingKind(greedy=False), samples=1, max_kv_len=LENGTH)) == 2
+    assert not made.missing
 
 
-def test_whatever_is_asked_of_its_sampling_a_step_replays_the_forward_pass(made: Graphs) -> None:
+def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: ModelProgram) -> None:
+    """So serving meets no kernel that was not compiled at the start."""
+    buckets = buckets_of(24, 96, LENGTH)
+    made = Graphs(program, buckets)
+    rng = random.Random(0)
+    for _ in range(300):
+        batch = RunningBatch(24, 96, 8, buckets)
+        batch.decoding[rng.sample(range(24), rng.randrange(24))] = True
+        free = [slot for slot in range(24) if not batch.decoding[slot]]
+        budget, chunks = 96 - int(batch.decoding.sum()), []
+        for slot in rng.sample(free, rng.randrange(len(free))):
+            count = rng.randrange(1, min(budget, LENGTH) + 1)
+            batch.prompts[slot] = np.ones(count + rng.randrange(3), np.int32)
+            budget -= count
+            chunks.append((slot, count))
+            if not budget:
+                break
+        staging = np.zeros(batch.input_capacity, np.int32)
+        step = batch.stage(Plan(0, chunks=np.array(chunks, np.int32).tobytes()), staging)
+        assert step.layout.forward_key in made.missing
+        assert SamplingKey(step.layout.samples, SamplingKind()) in made.missing or not step.samples
+
+
+def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program: ModelProgram) -> None:
+    made = Graphs(program)
+    made.missing.clear()
+    met = step_of(2, greedy=False)
+    assert made.step(met) == 0
+    assert list(made.missing) == [met.layout.forward_key, SamplingKey(2, met.kind)]
     made.capture_all()
-    for wanted in (
+    assert made.step(met) == 2
+    reports = mixed_layout(BUCKETS, 16, reports=True)
+    assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 0
+    made.capture_all()
+    assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
         {"logprobs": 3},
-        {"truncated": True, "nucleus": True, "greedy": False},
-        {"truncated": True, "candidates": 64, "greedy": False},
+        {"greedy": False, "truncated": True, "nucleus": True},
+        {"greedy": False, "truncated": True, "candidates": 64},
         {"penalties": True},
         {"biased": True},
         {"min_tokens": True},
-    ):
-        met = replace(made.plain_shape(2, True), padding=1, max_decode_kv_len=9, **wanted)
-        made.step(met)
-        logits, shape = made.chosen.pop()
-        assert logits is made.captured[forward_of(made.plain_shape(2, True))].outputs
-        assert shape == met
-        assert made.capture_next(), "it is captured as a whole when there is time"
-        made.step(met)
-        assert made.chosen == []
-    assert made.ran == []
-
-
-def test_the_forward_pass_of_a_step_with_masks_is_a_graph_of_its_own_whatever_its_sampling(
-    made: Graphs,
+    ],
+    ids=str,
+)
+def test_whatever_is_asked_of_its_sampling_a_step_replays_its_forward_pass(
+    program: ModelProgram, kind: dict[str, object]
 ) -> None:
-    passed: list[StepShape] = []
-    made.program.forward = lambda inputs, shape: passed.append(shape)  # type: ignore[method-assign]
-    plain = made.plain_shape(2, False)
-    one = replace(plain, masked=((0, 3),), mask_words=8, logprobs=1)
-    other = replace(plain, masked=((0, 3), (1, 4)), mask_words=8, greedy=True, truncated=True)
-
-    def forward(shape: StepShape) -> None:
-        with torch.inference_mode():
-            made.forward(torch.zeros(shape.size), shape)
-
-    forward(one)
-    assert passed == [one], "there is no graph yet"
-    made.capture_next()
-    assert [(shape.forward_only, shape.masked) for shape in made.order] == [(True, ())]
-    forward(one)
-    forward(other)
-    assert passed == [one], "one graph is replayed for both"
-    assert made.program.logits is made.captured[made.order[0]].outputs
+    made = Graphs(program)
+    made.capture_all()
+    met = step_of(2, **kind)
+    assert made.step(met) == 1
+    assert made.capture_next()
+    assert made.step(met) == 2
+    forwards = len(made.forwards)
+    assert forwards == len(BUCKETS.decode) + len(BUCKETS.mixed), "kinds do not multiply sizes"
 
 
-def test_the_number_of_graphs_is_bounded(made: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_graphs_is_bounded(program: ModelProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 10)
+    made = Graphs(program)
     made.capture_all()
     for columns in range(1, 5):
-        shape = made.plain_shape(2, True)
-        made.step(replace(shape, logprobs=columns))
+        made.step(step_of(2, logprobs=columns))
     made.capture_all()
-    assert len(made.captured) == 10
+    assert len(made.forwards) + len(made.samplings) == 10
+
+
+@torch.inference_mode()
+def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> None:
+    """Bounds that are larger than the step, other slots, and other lengths than at the capture: all come anew."""
+    made = Graphs(program)
+    made.capture_all()
+    state = program.state
+    saved = state.tokens.clone(), state.position.clone(), state.block_table.clone(), state.finished.clone()
+    try:
+        state.tokens[:SLOTS] = torch.arange(SLOTS)[:, None] + 1
+        state.block_table[:SLOTS] = torch.arange(1, SLOTS * LENGTH // BLOCK + 1).view(SLOTS, -1)
+        for pool in (*program.cache.keys, *program.cache.values):
+            pool.normal_(generator=torch.Generator().manual_seed(3))
+            pool[0] = float("nan")  # whatever padding leaves in the null block, nobody sees it
+        for slots, lengths in (([2, 0], [5, 40]), ([3], [63]), ([1, 2, 3], [9, 8, 7])):
+            layout = decode_layout(BUCKETS, padded(len(slots), BUCKETS.decode))
+            inputs = torch.full((layout.input_size,), SLOTS, dtype=torch.int32)
+            inputs[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
+            step = Step(layout, SamplingKind(), samples=len(slots), max_kv_len=max(lengths) + 1)
+            results = []
+            for run in (program.run, made.run):
+                state.position[slots], state.finished[slots] = torch.tensor(lengths), False
+                outputs = torch.zeros(step.results.size, dtype=torch.int32)
+                run(inputs, outputs, step)
+                assert (state.position[slots] == torch.tensor(lengths) + 1).all()
+                results.append(outputs[: len(slots)].clone())
+            assert torch.equal(*results)
+            assert torch.isfinite(made.logits[: len(slots)]).all()
+    finally:
+        state.tokens[:], state.position[:], state.block_table[:], state.finished[:] = saved
+        for pool in (*program.cache.keys, *program.cache.values):
+            pool.zero_()
 
 
 def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
@@ -136,7 +236,7 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
     program = EmulatedProgram(2, 16, 50)
-    pipeline = Pipeline(device, program, 2, batch.capacity, batch.output_capacity)
+    pipeline = Pipeline(device, program, 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, idle_work)
     assert executor.wake_at == 0.0
     executor.wake(0.0)
@@ -153,3 +253,20 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     for _ in range(3):
         executor.wake(1.0)
     assert executor.wake_at is None, "nothing is left, and an idle service uses no CPU"
+
+
+def test_a_step_that_only_decodes_is_laid_out_once() -> None:
+    """Until the batch changes, its layout is the same object, and its packed inputs are the same numbers."""
+    batch = RunningBatch(SLOTS, 32, 8, BUCKETS)
+    batch.decoding[[0, 2]] = True
+    staging = np.zeros(batch.input_capacity, np.int32)
+    first = batch.stage(Plan(0), staging)
+    packed = staging[: first.layout.input_size].copy()
+    staging[:] = 7
+    second = batch.stage(Plan(1), staging)
+    assert second.layout is first.layout
+    assert second.max_kv_len == first.max_kv_len + 1
+    assert packed.tolist() == staging[: second.layout.input_size].tolist() == [0, 2, SLOTS, SLOTS]
+    third = batch.stage(Plan(2, leaves=np.array([2], np.int32).tobytes()), staging)
+    assert staging[: third.layout.input_size].tolist() == [0, SLOTS, SLOTS, SLOTS]
+    assert replace(third, max_kv_len=0).layout.rows == 1

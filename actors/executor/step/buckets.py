@@ -1,0 +1,58 @@
+"""The sizes that steps are padded to, so that a few graphs serve all of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+FEWEST_MIXED_TOKENS = 16
+"""Least size of a step with a prompt: a smaller one takes the device as long."""
+
+SIZES_IN_AN_OCTAVE = 4
+"""A step is padded to less than 1.25 times its size: (1, 5/4, 3/2, 7/4) times a power of two."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Rising sizes; the last of each holds the largest step."""
+
+    decode: tuple[int, ...]
+    """Rows of a step that only decodes; also rows that sample in any step."""
+    mixed: tuple[int, ...]
+    """Tokens of a step with a prompt."""
+    seq_slots: int
+
+    def mixed_rows(self, tokens: int) -> int:
+        """Rows, and rows of logits, that a step of so many tokens can have: a row has a token at least."""
+        return min(tokens, self.seq_slots)
+
+
+def buckets_of(max_num_seqs: int, max_batched_tokens: int, max_model_len: int) -> Buckets:
+    """The sizes for a service with these limits."""
+    return Buckets(
+        decode=decode_sizes(max_num_seqs),
+        mixed=mixed_sizes(min(max_batched_tokens, max_num_seqs * max_model_len)),
+        seq_slots=max_num_seqs,
+    )
+
+
+def decode_sizes(most: int) -> tuple[int, ...]:
+    """1, 2, 4, then multiples of 8, of 16 from 256 on, up to ``most``."""
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, most + 1, 16)]
+    return (*(size for size in sizes if size < most), most)
+
+
+def mixed_sizes(most: int) -> tuple[int, ...]:
+    """Four sizes an octave from ``FEWEST_MIXED_TOKENS`` up to ``most``."""
+    sizes: list[int] = []
+    octave = FEWEST_MIXED_TOKENS
+    while octave < most:
+        sizes += [octave * (SIZES_IN_AN_OCTAVE + n) // SIZES_IN_AN_OCTAVE for n in range(SIZES_IN_AN_OCTAVE)]
+        octave *= 2
+    return (*(size for size in sizes if size < most), most)
+
+
+def padded(size: int, sizes: tuple[int, ...]) -> int:
+    """The least of ``sizes`` that is not below ``size``; ``size`` itself where none is."""
+    place = bisect_left(sizes, size)
+    return sizes[place] if place < len(sizes) else size

@@ -1,0 +1,156 @@
+"""What a plan becomes: the fields that are packed, and what the device makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.sampling.sampler import IN_PROMPT
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.buckets import Buckets, buckets_of
+from slipstream.actors.executor.step.fields import BIAS, JOIN, NO_STOP_TOKEN, column
+from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.protocol.messages import Join, Plan
+from tiny_models import make_config
+
+SLOTS, LENGTH, BLOCK, BUDGET = 4, 64, 8, 32
+
+
+def join(slot: int, tokens: list[int], **wanted: object) -> Join:
+    settings: dict[str, object] = {
+        "prompt_len": len(tokens),
+        "start": 0,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "seed": 1,
+        "min_tokens": 0,
+        "stop_tokens": b"",
+        "end": LENGTH,
+    }
+    return Join(slot=slot, tokens=np.array(tokens, np.int32).tobytes(), **settings | wanted)  # type: ignore[arg-type]
+
+
+def pairs(*values: tuple[int, int]) -> bytes:
+    return np.array(values, np.int32).tobytes()
+
+
+class Rig:
+    """A batch and a program without a pipeline around them."""
+
+    def __init__(self, buckets: Buckets | None) -> None:
+        config = make_config("llama", max_position_embeddings=LENGTH)
+        model = from_config(config, torch.device("cpu"), torch.float32)
+        with torch.inference_mode():
+            self.program = ModelProgram(model, SLOTS, LENGTH, BLOCK, 40)
+        self.batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets)
+        self.number = 0
+
+    @torch.inference_mode()
+    def run(self, **plan: object) -> tuple[Step, list[int]]:
+        staging = np.full(self.batch.input_capacity, 1 << 30, np.int32)
+        step = self.batch.stage(Plan(self.number, **plan), staging)  # type: ignore[arg-type]
+        self.number += 1
+        outputs = torch.zeros(step.results.size, dtype=torch.int32)
+        self.program.run(torch.from_numpy(staging), outputs, step)
+        return step, step.unpack(outputs.numpy())[0].tolist()
+
+    def counts(self, slot: int) -> dict[int, int]:
+        row = self.program.sampler.counts[slot]
+        return {token: int(row[token]) for token in row.nonzero()[:, 0].tolist()}
+
+
+@pytest.fixture(params=["as large as it is", "padded"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    return Rig(buckets_of(SLOTS, BUDGET, LENGTH) if request.param == "padded" else None)
+
+
+def test_a_penalty_counts_the_right_tokens_whenever_the_first_chunk_comes(rig: Rig) -> None:
+    """The slot had another holder, whose counts are gone; cached blocks count; the chunk may follow later."""
+    first = [5, 6, 7, 5, 9, 10, 11, 12, 13]
+    rig.run(
+        joins=[join(1, first, frequency_penalty=1.0)],
+        blocks=pairs((1, 1), (1, 2)),
+        chunks=pairs((1, len(first))),
+    )
+    _, [second] = rig.run()
+    assert rig.counts(1)[5] & IN_PROMPT
+    assert rig.counts(1)[second] & (IN_PROMPT - 1)
+
+    known = [*first[:8], 20, 21]
+    other = join(2, [30] * 40)
+    step, _ = rig.run(
+        leaves=np.array([1], np.int32).tobytes(),
+        joins=[join(1, known, start=8, prompt_len=9, presence_penalty=1.0), other],
+        blocks=pairs((1, 1), (1, 3), *((2, 4 + n) for n in range(5))),
+        chunks=pairs((2, 30)),
+    )
+    assert step.penalised_joins == (1,)
+    assert rig.counts(1) == dict.fromkeys(first[:8], IN_PROMPT)
+    _, tokens = rig.run(chunks=pairs((1, 2), (2, 10)))
+    assert len(tokens) == 2
+    expected = dict.fromkeys([*first[:8], 20], IN_PROMPT) | {21: 1}
+    expected[tokens[0]] = expected.get(tokens[0], 0) + 1
+    assert rig.counts(1) == expected
+
+
+def test_a_join_without_any_row_beside_it_runs_a_step_of_nothing(rig: Rig) -> None:
+    step, tokens = rig.run(joins=[join(0, [1, 2, 3])], blocks=pairs((0, 1)))
+    assert (step.samples, tokens) == (0, [])
+    _, tokens = rig.run(chunks=pairs((0, 3)))
+    assert len(tokens) == 1
+
+
+def test_every_field_is_read_as_it_was_written() -> None:
+    """numpy's view on the host, and the tensor's on the device, of the same numbers."""
+    rng = np.random.default_rng(3)
+    for dtype in (JOIN, BIAS):
+        records = rng.integers(-9, 9, (3, dtype.itemsize // 4), dtype=np.int32)
+        fields = dtype.names
+        assert fields is not None
+        for name in fields:
+            ours = column(torch.from_numpy(records), dtype, name).numpy()
+            assert np.array_equal(ours, records.view(dtype)[name][:, 0], equal_nan=True), name
+
+
+def test_joins_say_what_the_request_asked_for() -> None:
+    batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
+    staging = np.zeros(batch.input_capacity, np.int32)
+    asked = join(
+        2,
+        [1, 2, 3],
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        min_p=0.125,
+        seed=(3 << 32) | 5,
+        min_tokens=4,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=2.0,
+        end=9,
+        stop_tokens=np.array([8, 9], np.int32).tobytes(),
+    )
+    step = batch.stage(Plan(0, joins=[asked], chunks=pairs((2, 3))), staging)
+    [record] = step.layout.view(staging, "joins")
+    packed = {name: record[name].tolist() for name in JOIN.names or ()}
+    assert packed.pop("stop_tokens") == [8, 9] + [NO_STOP_TOKEN] * 62
+    assert packed == {
+        "slot": 2,
+        "start": 0,
+        "prompt_len": 3,
+        "end": 9,
+        "seed_low": 5,
+        "seed_high": 3,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 7,
+        "min_p": 0.125,
+        "min_tokens": 4,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2.0,
+    }
