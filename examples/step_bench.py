@@ -1,0 +1,250 @@
+"""What a step costs: on the host to stage and to launch, on a GPU to replay.
+
+    python examples/step_bench.py [--models 8b 1.5b 0.5b] [--rows 256] [--json FILE]
+
+Staging is measured anywhere. With a GPU, models of these shapes with random weights are put together as the executor
+does it, every graph is captured, and steps of several sizes are run: of rows that decode, and of rows that decode
+beside a prompt. Printed are the time until the host has control back, the time on the device, and what capturing took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.protocol.messages import Join, Plan
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+
+LENGTH, BLOCK, BUDGET = 8192, 16, 8192
+CONTEXT = 900
+"""Tokens that rows that decode have."""
+
+QWEN: dict[str, Any] = {"vocab_size": 151936, "max_position_embeddings": 16384, "tie_word_embeddings": True}
+MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "8b": lambda: LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=16384,
+    ),
+    "1.5b": lambda: Qwen2Config(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        **QWEN,
+    ),
+    "0.5b": lambda: Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        **QWEN,
+    ),
+}
+DECODES = (1, 8, 32, 128, 256)
+MIXED = ((8, 16), (8, 128), (8, 512), (8, 2048), (32, 512), (1, 8000))
+"""Rows that decode, and tokens of the prompt beside them."""
+
+
+def join(slot: int, tokens: int, start: int, *, sampled: bool = False) -> Join:
+    return Join(
+        slot=slot,
+        tokens=np.full(tokens, 7, np.int32).tobytes(),
+        prompt_len=tokens,
+        start=start,
+        temperature=0.8 if sampled else 0.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        seed=slot,
+        min_tokens=0,
+        stop_tokens=b"",
+        end=LENGTH,
+    )
+
+
+def blocks_of(slot: int, tokens: int, first: int) -> list[tuple[int, int]]:
+    return [(slot, first + n) for n in range(-(-tokens // BLOCK))]
+
+
+def as_bytes(pairs: list[tuple[int, int]]) -> bytes:
+    return np.array(pairs, np.int32).tobytes()
+
+
+def median_us(work: Callable[[], object], times: int = 200) -> float:
+    measured = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        measured.append((time.perf_counter() - begun) * 1e6)
+    return statistics.median(measured)
+
+
+def staging(rows: int) -> dict[str, float]:
+    """Microseconds to stage a step in which nothing changes, one with new blocks, and one with a chunk."""
+    batch = RunningBatch(rows + 1, BUDGET, LENGTH // BLOCK, buckets_of(rows + 1, BUDGET, LENGTH))
+    array = np.zeros(batch.input_capacity, np.int32)
+    batch.decoding[:rows] = True
+    batch.position[:rows] = CONTEXT
+    found = {"steady": median_us(lambda: batch.stage(Plan(0), array))}
+    batch.num_blocks[:] = 0
+    plan = Plan(0, blocks=as_bytes([(slot, 1) for slot in range(max(1, rows // 16))]))
+    found["new blocks"] = median_us(lambda: batch.stage(plan, array))
+    batch.prompts[rows] = np.zeros(1 << 20, np.int32)
+    chunk = Plan(0, chunks=as_bytes([(rows, 512)]))
+    found["a chunk of 512"] = median_us(lambda: batch.stage(chunk, array))
+    return found
+
+
+class Rig:
+    """A model and its graphs, as ``build`` puts them together."""
+
+    def __init__(self, name: str, slots: int) -> None:
+        from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
+        from slipstream.actors.executor.model.load import from_config
+        from slipstream.actors.executor.step.graphs import GraphedProgram
+        from slipstream.actors.executor.step.program import ModelProgram
+
+        where = torch.device("cuda:0")
+        self.device = CudaDevice(0)
+        with torch.inference_mode():
+            model = from_config(MODELS[name](), where, torch.bfloat16, attention_backend="triton")
+            self.program = ModelProgram(model, slots, LENGTH, BLOCK)
+            buckets = buckets_of(slots, BUDGET, LENGTH)
+            self.graphs = CudaGraphs(self.device)
+            self.graphed = GraphedProgram(self.program, self.graphs.capture, LENGTH, buckets)
+            self.program.allocate_cache(1 + slots * (CONTEXT + 200) // BLOCK + 2 * LENGTH // BLOCK)
+        torch.cuda.synchronize()
+        self.graphed.capture_all()
+        self.batch = RunningBatch(slots, BUDGET, LENGTH // BLOCK, buckets)
+        self.array = np.zeros(self.batch.input_capacity, np.int32)
+        self.inputs = self.device.buffer(self.batch.input_capacity)
+        self.outputs = self.device.buffer(self.batch.output_capacity)
+        self.stream = self.device.compute.stream
+
+    def step(self, run: Callable[..., None], plan: Plan) -> tuple[float, float]:
+        """Milliseconds until the host has control back, and on the device."""
+        staged = self.batch.stage(plan, self.array)
+        self.inputs[: staged.layout.input_size] = torch.from_numpy(self.array[: staged.layout.input_size]).to(
+            self.inputs.device
+        )
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self.stream), torch.inference_mode():
+            begin.record(self.stream)
+            begun = time.perf_counter()
+            run(self.inputs, self.outputs, staged)
+            host = (time.perf_counter() - begun) * 1e3
+            end.record(self.stream)
+        torch.cuda.synchronize()
+        return host, begin.elapsed_time(end)
+
+    def joined(self, decodes: int, *, sampled: bool = False) -> None:
+        """Let ``decodes`` rows decode in a context of ``CONTEXT``."""
+        self.batch.clear()
+        blocks, joins = [], []
+        for slot in range(decodes):
+            joins.append(join(slot, CONTEXT, CONTEXT - 1, sampled=sampled))
+            blocks += blocks_of(slot, CONTEXT + 100, 1 + slot * (CONTEXT + 100) // BLOCK)
+        chunks = as_bytes([(slot, 1) for slot in range(decodes)])
+        self.step(self.graphed.run, Plan(0, joins=joins, blocks=as_bytes(blocks), chunks=chunks))
+
+    def decode(self, decodes: int, *, sampled: bool = False) -> tuple[float, float]:
+        self.joined(decodes, sampled=sampled)
+        times = [self.step(self.graphed.run, Plan(0)) for _ in range(12)]
+        return tuple(statistics.median(column) for column in zip(*times[2:], strict=True))  # type: ignore[return-value]
+
+    def mixed(self, run: Callable[..., None], decodes: int, tokens: int) -> tuple[float, float]:
+        self.joined(decodes)
+        slot, times = decodes, []
+        first = 1 + decodes * (CONTEXT + 100) // BLOCK
+        for number in range(8):
+            plan = Plan(
+                0,
+                leaves=np.array([slot] if number else [], np.int32).tobytes(),
+                joins=[join(slot, tokens, 0)],
+                blocks=as_bytes(blocks_of(slot, tokens, first)),
+                chunks=as_bytes([(slot, tokens)]),
+            )
+            times.append(self.step(run, plan))
+        return tuple(statistics.median(column) for column in zip(*times[2:], strict=True))  # type: ignore[return-value]
+
+
+def measure(name: str, slots: int) -> dict[str, Any]:
+    begun = time.perf_counter()
+    rig = Rig(name, slots)
+    graphs = rig.graphs
+    found: dict[str, Any] = {
+        "graphs": graphs.count,
+        "capture_s": graphs.seconds,
+        "graph_mib": graphs.bytes / 2**20,
+        "weights_mib": rig.program.model.weight_bytes / 2**20,
+    }
+    print(
+        f"{name}: {graphs.count} graphs in {graphs.seconds:.1f} s, {found['graph_mib']:.0f} MiB;"
+        f" all of it {time.perf_counter() - begun:.1f} s",
+        flush=True,
+    )
+    for decodes in DECODES:
+        for sampled in (False, True):
+            host, device = rig.decode(decodes, sampled=sampled)
+            kind = "sampled" if sampled else "greedy"
+            found[f"{decodes} rows, {kind}"] = host, device
+            print(
+                f"{name}: {decodes} rows decode, {kind}: host {host:.2f} ms, device {device:.2f} ms",
+                flush=True,
+            )
+    for decodes, tokens in MIXED:
+        host, device = rig.mixed(rig.graphed.run, decodes, tokens)
+        found[f"{decodes} rows and {tokens} tokens"] = host, device
+        line = f"{name}: {decodes} rows and {tokens} tokens of a prompt: host {host:.2f} ms, device {device:.2f} ms"
+        if tokens <= 512:
+            eager = rig.mixed(rig.program.run, decodes, tokens)
+            line += f"; launched kernel by kernel {eager[0]:.2f} and {eager[1]:.2f} ms"
+        print(line, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rows", type=int, default=256, help="sequence slots of the models (default 256)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    for rows in (1, 8, 256):
+        results[f"staging {rows}"] = found = staging(rows)
+        print(
+            f"staging {rows} rows:",
+            ", ".join(f"{name} {us:.1f} µs" for name, us in found.items()),
+            flush=True,
+        )
+    if torch.cuda.is_available():
+        for name in options.models:
+            results[name] = measure(name, options.rows)
+            torch.cuda.empty_cache()
+    else:
+        print("no GPU here: only staging was measured")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
