@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 PROTOCOL = (1, 0)
@@ -88,14 +86,3 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Most bytes of a frame."""
     max_queued_requests: int = 1024
     """Most requests that the service holds at once, running ones included."""
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Limits:
-        """Those of a service, from the options that its gateway has."""
-        return cls(
-            max_model_len=options["max_model_len"],
-            vocab_size=options["vocab_size"],
-            max_prompt_bytes=options["max_prompt_bytes"],
-            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(options["eos_token_ids"]),
-            max_queued_requests=options["max_queued_requests"],
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from llguidance import LLExecutor
@@ -169,7 +170,7 @@ def assemble(
     slots, size = options["max_num_seqs"], options["block_size"]
     max_blocks = -(-options["max_model_len"] // size)
     context.phase("load grammar vocabulary")
-    compiler = load_compiler(options)
+    compiler = load_compiler(Path(options["model"]), options["vocab_size"], options["eos_token_ids"])
     batch = RunningBatch(
         slots,
         options["max_num_batched_tokens"],

@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -44,12 +44,16 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor
 from ...runtime.guard import DoorKeys
+from ..options import GatewayOptions
 from .admission import check
 from .connections import PROBE_S, Connection, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
 from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
 
 
 class Gateway(Actor):
@@ -373,28 +377,26 @@ class Gateway(Actor):
             self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
 
 
-def door_keys(options: dict[str, Any]) -> DoorKeys | None:
-    if options["curve_keys"] is None:
+def door_keys(options: GatewayOptions) -> DoorKeys | None:
+    if options.curve_keys is None:
         return None
-    keys = DoorKeys(KeyFolder(Path(options["curve_keys"])), frozenset(options["curve_also"]))
+    keys = DoorKeys(KeyFolder(Path(options.curve_keys)), frozenset(options.curve_also))
     keys.check()  # a start that cannot work fails here, and says why
     return keys
 
 
-def build(context: Any) -> Gateway:
+def build(context: StartContext) -> Gateway:
     """The gateway of a service, from its options."""
-    options = context.options
-    bounds = Limits.of(options)
-    seed = options["seed"]
-    rng = random.Random(seed) if seed is not None else random.SystemRandom()
+    options = context.options_as(GatewayOptions)
+    rng = random.Random(options.seed) if options.seed is not None else random.SystemRandom()
     gateway = Gateway(
-        options["endpoint"],
-        options["model_name"],
-        bounds,
-        server=options["server"],
+        options.endpoint,
+        options.model_name,
+        options.limits,
+        server=options.server,
         rng=rng,
         epoch=context.epoch,
-        default_deadline_s=options["default_deadline"],
+        default_deadline_s=options.default_deadline,
     )
     gateway.door_keys = door_keys(options)
     return gateway

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
@@ -121,7 +121,7 @@ class Entrance:
         return hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
 
 
-def make_app(service: Service, allowed_origins: list[str]) -> ASGIApp:
+def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
     def route(endpoint: Endpoint) -> Route:
         async def answer(request: Request) -> Response:
             return await endpoint.respond(service, request)

@@ -12,9 +12,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ...protocol.client.asynchronous import AsyncClient
-from ...protocol.curve import ClientKey
 from ...protocol.errors import SlipstreamError
-from ...protocol.limits import Limits
+from ..options import HttpOptions
 from .app import Entrance, make_app
 from .errors import Problem
 from .service import Service
@@ -88,23 +87,21 @@ class HttpProtocol(HttpToolsProtocol):
 class HttpFace:
     """What ``FaceHost`` runs."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.client = AsyncClient(
-            options["door"], curve=ClientKey(**options["curve"]) if options.get("curve") else None
-        )
+    def __init__(self, options: HttpOptions) -> None:
+        self.client = AsyncClient(options.door, curve=options.curve)
         self.service = Service(
             self.client,
-            options["model"],
-            options["model_name"],
-            options["version"],
-            Limits.of(options),
-            options["metrics_prefix"],
+            options.model,
+            options.model_name,
+            options.version,
+            options.limits,
+            options.metrics_prefix,
         )
-        self.listener = listen(options["endpoint"])
+        self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         self.facts: dict[str, Any] = {"endpoint": f"{shown}:{port}", "url": f"http://{shown}:{port}"}
-        self.entrance = Entrance(make_app(self.service, options["allowed_origins"]), options["api_key"])
+        self.entrance = Entrance(make_app(self.service, options.allowed_origins), options.api_key)
         self.server: Server | None = None
 
     @property
@@ -174,4 +171,4 @@ def listen(endpoint: str) -> socket.socket:
 def build(context: StartContext) -> HttpFace:
     """The HTTP face of a service, from its options."""
     context.phase("load tokenizer")
-    return HttpFace(context.options)
+    return HttpFace(context.options_as(HttpOptions))

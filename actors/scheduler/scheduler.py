@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,10 +31,14 @@ from ...protocol.messages import (
     first_number,
 )
 from ...runtime.actor import Actor
+from ..options import SchedulerOptions
 from .planner import Launched, Planner, SchedulerConfig
 from .quarantine import MESSAGE
 from .sequence import Logprobs, Sequence
 from .waiting import rank
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that the detokenizer gets to continue the text of."""
@@ -401,16 +405,16 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
 
-def build(context: Any) -> Scheduler:
+def build(context: StartContext) -> Scheduler:
     """The scheduler of a service, from its options."""
-    options = context.options
+    options = context.options_as(SchedulerOptions)
     return Scheduler(
         SchedulerConfig(
-            max_num_seqs=options["max_num_seqs"],
-            max_num_batched_tokens=options["max_num_batched_tokens"],
-            max_model_len=options["max_model_len"],
-            depth=options["pipeline_depth"],
-            eos_token_ids=tuple(options["eos_token_ids"]),
-            prefix_caching=options["enable_prefix_caching"],
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_model_len=options.max_model_len,
+            depth=options.pipeline_depth,
+            eos_token_ids=options.eos_token_ids,
+            prefix_caching=options.enable_prefix_caching,
         )
     )

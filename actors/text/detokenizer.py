@@ -20,6 +20,7 @@ import tokenizers
 
 from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
 from ...runtime.actor import Actor
+from ..options import ModelOptions
 from .pieces import Pieces
 from .tokenizer_files import load_tokenizer
 
@@ -254,4 +255,4 @@ def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
 def build(context: StartContext) -> Actor:
     """The detokenizer of a service, from its options."""
     context.phase("load tokenizer")
-    return Detokenizer(load_tokenizer(Path(context.options["model"])))
+    return Detokenizer(load_tokenizer(Path(context.options_as(ModelOptions).model)))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
@@ -124,11 +123,10 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
     return InvalidRequest(f"{grammar.kind} cannot be followed: {said[:MAX_REASON_CHARS]}")
 
 
-def load_compiler(options: Mapping[str, Any]) -> GrammarCompiler | str:
-    """The compiler of a service, from its options; or the sentence that says why there is none."""
-    tokenizer = load_tokenizer(Path(options["model"]))
+def load_compiler(folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarCompiler | str:
+    """The compiler for a model's vocabulary; or the sentence that says why there is none."""
+    tokenizer = load_tokenizer(folder)
     try:
-        vocab_size = options.get("vocab_size") or tokenizer.get_vocab_size()
-        return GrammarCompiler(tokenizer, vocab_size, options.get("eos_token_ids") or ())
+        return GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
     except ModelNotSupported as error:
         return f"the model cannot follow a grammar: {error}"

@@ -17,6 +17,7 @@ from ...protocol.limits import MAX_PROMPT_LOGPROBS
 from ...protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
 from ...protocol.sampling import Grammar, SamplingParams
 from ...runtime.actor import Actor
+from ..options import TokenizerOptions
 from .grammar import GrammarCompiler, load_compiler
 from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
 from .tokenizer_files import ChatTemplate
@@ -158,12 +159,12 @@ class Tokenizer(Actor):
 
 def build(context: StartContext) -> Actor:
     """The tokenizer of a service, from its options."""
-    options = context.options
+    options = context.options_as(TokenizerOptions)
     context.phase("load tokenizer")
     return Tokenizer(
-        *load_texts(Path(options["model"])),
-        options["max_model_len"],
-        options.get("vocab_size"),
-        options.get("max_prompt_bytes") or MAX_PROMPT_BYTES,
-        load_compiler(options),
+        *load_texts(Path(options.model)),
+        options.max_model_len,
+        options.vocab_size,
+        options.max_prompt_bytes,
+        load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids),
     )

@@ -17,7 +17,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from ...protocol.codec import prepare
 from ..actor import Actor
@@ -26,6 +28,8 @@ from .frontend import Face, FaceHost
 from .host import Host
 from .priority import come_first, stand_back
 
+T = TypeVar("T")
+
 GARBAGE = 10_000
 """New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
 
@@ -33,11 +37,14 @@ GARBAGE = 10_000
 class StartContext(Protocol):
     """What a factory can use while it builds its actor."""
 
-    options: dict[str, Any]
     epoch: int
     """The incarnation that is being built."""
     crashed: bool
     """The one before it ended by its own fault."""
+
+    def options_as(self, kind: type[T]) -> T:
+        """What the actor was told, as its own frozen dataclass; ``ValidationError`` where they do not fit."""
+        ...
 
     def phase(self, name: str) -> None:
         """The phase that begins now; a failure names it, and the banner times it."""
@@ -54,6 +61,9 @@ class Build:
         self.current = "import"
         self.since = time.monotonic()
         self.phases: dict[str, float] = {}
+
+    def options_as(self, kind: type[T]) -> T:
+        return msgspec.convert(self.options, kind)
 
     def phase(self, name: str) -> None:
         now = time.monotonic()

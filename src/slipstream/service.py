@@ -7,16 +7,27 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from . import __version__
 from .actors.checkpoint import open_checkpoint
+from .actors.options import (
+    ExecutorOptions,
+    GatewayOptions,
+    HttpOptions,
+    ModelOptions,
+    SchedulerOptions,
+    TokenizerOptions,
+)
 from .options import ServeOptions
-from .protocol.curve import KeyFolder, new_pair
+from .protocol.curve import ClientKey, KeyFolder, new_pair
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
-from .protocol.limits import MAX_FRAME_BYTES, PROTOCOL
+from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
 from .runtime.log import Log
 from .runtime.run_directory import run_directory
 from .runtime.supervision.children import ChildFailed, ChildSpec
@@ -117,17 +128,19 @@ def announce(
     """The banner; returns the ready line."""
     executor = supervisor.children["executor"]
     gateway = supervisor.children["gateway"]
-    facts, served = executor.facts, gateway.spec.options
+    facts = executor.facts
+    served = msgspec.convert(gateway.spec.options, GatewayOptions)
+    length = served.limits.max_model_len
     tokens = (facts["num_blocks"] - 1) * facts["block_size"]
     phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in executor.phases.items() if spent >= 0.05)
-    log.line(f"slipstream {__version__} serves {served['model_name']}")
+    log.line(f"slipstream {__version__} serves {served.model_name}")
     log.line(
         f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
         f" pipeline depth {facts['depth']}, CUDA graphs {facts.get('graphs', '-')}"
     )
     log.line(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
-        f" {tokens / served['max_model_len']:.1f} requests of {served['max_model_len']} tokens"
+        f" {tokens / length:.1f} requests of {length} tokens"
     )
     log.line(f"  endpoint {gateway.facts['endpoint']}")
     http = supervisor.children["http"].facts["url"] if "http" in supervisor.children else None
@@ -139,7 +152,7 @@ def announce(
         "http": http,
         "pid": os.getpid(),
         "protocol": list(PROTOCOL),
-        "model": served["model_name"],
+        "model": served.model_name,
         "control": supervisor.control_endpoint,
     }
 
@@ -176,72 +189,108 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
     check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
-    shared: dict[str, Any] = {
-        "model": str(checkpoint.folder),
-        "model_name": options.served_model_name or options.model or "slipstream-bundled",
-        "max_model_len": length,
-        "max_prompt_bytes": min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
-        "vocab_size": checkpoint.vocab_size,
-        "eos_token_ids": checkpoint.eos_token_ids(),
-        "max_num_seqs": options.max_num_seqs,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-        "pipeline_depth": options.pipeline_depth,
-        "seed": options.seed,
-    }
-    executor = shared | {
-        "device": options.device,
-        "for_cuda_only": options.without_effect("cpu"),
-        "dtype": options.dtype,
-        "block_size": options.block_size,
-        "attention_backend": options.attention_backend,
-        "kv_cache_memory": options.kv_cache_memory,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "load_format": options.load_format,
-        "cuda_graphs": options.cuda_graphs,
-        "compile": options.compile,
-        "hang_timeout": options.hang_timeout,
-        "check_carry_over": options.check_carry_over,
-        "emulated_step_ms": EMULATED_STEP_MS
-        if options.emulated_step_ms is None
-        else options.emulated_step_ms,
-    }
-    hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
-    scheduler = shared | {"enable_prefix_caching": options.enable_prefix_caching}
-    gateway = shared | {
-        "endpoint": endpoint,
-        "max_queued_requests": options.max_queued_requests,
-        "default_deadline": options.default_deadline,
-        "curve_keys": None if options.curve_keys is None else os.path.abspath(options.curve_keys),
-        "curve_also": [],
-        "server": f"slipstream {__version__}",
-    }
-    actors = f"{__package__}.actors"
+    limits = Limits(
+        max_model_len=length,
+        vocab_size=checkpoint.vocab_size,
+        max_prompt_bytes=min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
+        max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(checkpoint.eos_token_ids()),
+        max_queued_requests=options.max_queued_requests,
+    )
+    model = ModelOptions(
+        model=str(checkpoint.folder),
+        vocab_size=limits.vocab_size,
+        max_model_len=length,
+        eos_token_ids=tuple(checkpoint.eos_token_ids()),
+    )
+    gateway = GatewayOptions(
+        endpoint=endpoint,
+        model_name=options.served_model_name or options.model or "slipstream-bundled",
+        limits=limits,
+        server=f"slipstream {__version__}",
+        seed=options.seed,
+        default_deadline=options.default_deadline,
+        curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
+        curve_also=(),
+    )
+    http = None if options.http is None else http_options(options, options.http, model, gateway)
+    if http is not None and http.curve is not None:
+        gateway = replace(gateway, curve_also=(http.curve.public,))
     children = [
-        ChildSpec("executor", f"{actors}.executor.build:build", executor),
-        ChildSpec(
-            "scheduler", f"{actors}.scheduler.scheduler:build", scheduler, hang_timeout_s=hang_timeout_s
-        ),
-        ChildSpec("detokenizer", f"{actors}.text.detokenizer:build", shared, hang_timeout_s=hang_timeout_s),
-        ChildSpec("tokenizer", f"{actors}.text.tokenizer:build", shared, hang_timeout_s=hang_timeout_s),
-        ChildSpec(
-            "gateway", f"{actors}.gateway.gateway:build", gateway, waits=True, hang_timeout_s=hang_timeout_s
-        ),
+        child("executor", "executor.build", executor_options(options, model)),
+        child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
+        child("detokenizer", "text.detokenizer", model),
+        child("tokenizer", "text.tokenizer", tokenizer_options(model, limits)),
+        child("gateway", "gateway.gateway", gateway, waits=True),
     ]
-    if options.http is not None:
-        key = None
-        if options.curve_keys is not None:  # the face is a client too, with a key that is made for this one
-            public, secret = new_pair()
-            server, _ = KeyFolder(Path(options.curve_keys)).server()
-            key = {"server": server, "public": public, "secret": secret}
-            gateway["curve_also"] = [public]
-        http = shared | {
-            "curve": key,
-            "endpoint": options.http,
-            "max_queued_requests": options.max_queued_requests,
-            "api_key": options.api_key,
-            "metrics_prefix": options.metrics_prefix,
-            "allowed_origins": [o.strip() for o in (options.allowed_origins or "").split(",") if o.strip()],
-            "version": __version__,
-        }
-        children.append(ChildSpec("http", f"{actors}.http.server:build", http, waits=True, face_of="gateway"))
-    return children
+    if http is not None:
+        children.append(child("http", "http.server", http, waits=True, face_of="gateway"))
+    hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
+    return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
+
+
+def child(
+    name: str, module: str, options: Any, *, waits: bool = False, face_of: str | None = None
+) -> ChildSpec:
+    """An actor that ``build`` of a module makes, and what it is told."""
+    factory = f"{__package__}.actors.{module}:build"
+    return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, face_of=face_of)
+
+
+def tokenizer_options(model: ModelOptions, limits: Limits) -> TokenizerOptions:
+    return TokenizerOptions(**vars(model), max_prompt_bytes=limits.max_prompt_bytes)
+
+
+def scheduler_options(options: ServeOptions, model: ModelOptions) -> SchedulerOptions:
+    return SchedulerOptions(
+        **vars(model),
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        pipeline_depth=options.pipeline_depth,
+        enable_prefix_caching=options.enable_prefix_caching,
+    )
+
+
+def executor_options(options: ServeOptions, model: ModelOptions) -> ExecutorOptions:
+    step_ms = options.emulated_step_ms
+    return ExecutorOptions(
+        **vars(model),
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        pipeline_depth=options.pipeline_depth,
+        block_size=options.block_size,
+        device=options.device,
+        for_cuda_only=tuple(options.without_effect("cpu")),
+        dtype=options.dtype,
+        attention_backend=options.attention_backend,
+        load_format=options.load_format,
+        cuda_graphs=options.cuda_graphs,
+        compile=options.compile,
+        kv_cache_memory=options.kv_cache_memory,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        check_carry_over=options.check_carry_over,
+        emulated_step_ms=EMULATED_STEP_MS if step_ms is None else step_ms,
+        hang_timeout=options.hang_timeout,
+    )
+
+
+def http_options(
+    options: ServeOptions, address: str, model: ModelOptions, gateway: GatewayOptions
+) -> HttpOptions:
+    """The frontend is a client too: where clients need a key, it has one that is made for this start."""
+    key = None
+    if options.curve_keys is not None:
+        public, secret = new_pair()
+        server, _ = KeyFolder(Path(options.curve_keys)).server()
+        key = ClientKey(server=server, public=public, secret=secret)
+    origins = [origin.strip() for origin in (options.allowed_origins or "").split(",")]
+    return HttpOptions(
+        endpoint=address,
+        curve=key,
+        model=model.model,
+        model_name=gateway.model_name,
+        limits=gateway.limits,
+        version=__version__,
+        api_key=options.api_key,
+        metrics_prefix=options.metrics_prefix,
+        allowed_origins=tuple(origin for origin in origins if origin),
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from slipstream.actors.text.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
 from slipstream.actors.text.tokenizer_files import (
     ChatTemplate,
@@ -137,7 +138,9 @@ def write_model(folder: Path, config: dict[str, Any] | None = None, template: st
 
 
 def start(folder: Path, **options: Any) -> Tokenizer:
-    actor = build(Build({"model": str(folder), "max_model_len": 100, **options}))
+    vocab_size = load_tokenizer(folder).get_vocab_size()
+    told = {"model": str(folder), "vocab_size": vocab_size, "max_model_len": 100, "eos_token_ids": []}
+    actor = build(Build(told | {"max_prompt_bytes": MAX_PROMPT_BYTES} | options))
     assert isinstance(actor, Tokenizer)
     return actor
 
@@ -392,7 +395,8 @@ from slipstream.actors.text import tokenizer
 from slipstream.protocol.messages import Submit
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.process.child import Build
-actor = tokenizer.build(Build({{"model": {str(tmp_path)!r}, "max_model_len": 2000}}))
+told = {{"model": {str(tmp_path)!r}, "vocab_size": 300, "max_model_len": 2000, "eos_token_ids": []}}
+actor = tokenizer.build(Build(told | {{"max_prompt_bytes": 4_000_000}}))
 actor.receive("", Submit(1, [{{"role": "user", "content": "hi " * 500}}], SamplingParams()), 0.0)
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())

@@ -1,0 +1,95 @@
+"""What each actor is told when it starts: settled once by the service, checked, frozen, and sent to its process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..protocol.curve import ClientKey
+from ..protocol.limits import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What actors know of the model; enough for the detokenizer."""
+
+    model: str
+    """The folder, found and read already."""
+    vocab_size: int
+    """Token ids count from 0 to below this."""
+    max_model_len: int
+    """Most tokens of prompt and answer together."""
+    eos_token_ids: tuple[int, ...]
+    """Each of these ends an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions(ModelOptions):
+    max_prompt_bytes: int
+    """Most bytes of UTF-8 in a prompt or in a rendered conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerOptions(ModelOptions):
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    pipeline_depth: int
+    enable_prefix_caching: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions(ModelOptions):
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    pipeline_depth: int
+    block_size: int
+    device: str
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``emulated``."""
+    for_cuda_only: tuple[str, ...]
+    """Options that were given and have no effect on a CPU, which ``auto`` may turn out to be."""
+    dtype: str
+    attention_backend: str
+    load_format: str
+    cuda_graphs: str
+    compile: bool
+    kv_cache_memory: int | None
+    """Bytes; None: what ``gpu_memory_utilization`` leaves."""
+    gpu_memory_utilization: float
+    check_carry_over: bool
+    emulated_step_ms: float
+    hang_timeout: float | None
+    """Seconds that a step may take; None: by the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions:
+    endpoint: str
+    """Where clients connect."""
+    model_name: str
+    limits: Limits
+    server: str
+    """Name and version, for the welcome."""
+    seed: int | None
+    """Of the seeds that requests without one are given; None: they differ from start to start."""
+    default_deadline: float
+    """Seconds."""
+    curve_keys: str | None
+    """The folder of the keys that clients need; None: no encryption."""
+    curve_also: tuple[str, ...]
+    """Public keys that may come in beside those of the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    endpoint: str
+    """HOST:PORT to listen at."""
+    door: str = ""
+    """The gateway's endpoint; the supervisor fills it in when that is known."""
+    curve: ClientKey | None
+    """Its own key, where the gateway asks for one."""
+    model: str
+    model_name: str
+    limits: Limits
+    version: str
+    api_key: str | None
+    metrics_prefix: str
+    allowed_origins: tuple[str, ...]
