@@ -33,21 +33,15 @@ DRAW_BLOCK = 256
 
 
 class Sampler:
-    """What is asked of the tokens of each sequence slot; all tensors, first dimension ``slots``."""
+    """What of a sampling is too large for a record: logit biases, and what each sequence has said.
+
+    All tensors, first dimension ``slots``.
+    """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        self.seed = zeros(dtype=torch.int64)
-        self.temperature = zeros(dtype=torch.float32)
-        self.top_p = zeros(dtype=torch.float32)
-        self.top_k = zeros(dtype=torch.int64)
-        self.min_p = zeros(dtype=torch.float32)
-        self.min_tokens = zeros(dtype=torch.int64)
-        self.repetition_penalty = zeros(dtype=torch.float32) + 1.0
-        self.presence_penalty = zeros(dtype=torch.float32)
-        self.frequency_penalty = zeros(dtype=torch.float32)
         self.bias_tokens = zeros(MAX_LOGIT_BIAS, dtype=torch.int64)
         self.bias = zeros(MAX_LOGIT_BIAS, dtype=torch.float32)
         self.vocab_size = vocab_size
@@ -60,23 +54,8 @@ class Sampler:
 
     # --- who is in which slot ---------------------------------------------------------------------
 
-    def join(self, joins: Tensor, penalised: Sequence[int]) -> None:
-        """New holders of slots: int32 records of ``fields.JOIN``. ``penalised`` are slots of those with a penalty."""
-        slots = column(joins, JOIN, "slot").long()
-        low, high = column(joins, JOIN, "seed_low").long(), column(joins, JOIN, "seed_high").long()
-        self.seed[slots] = (high << 32) | (low & 0xFFFFFFFF)
-        for name in (
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "min_tokens",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        ):
-            held: Tensor = getattr(self, name)
-            held[slots] = column(joins, JOIN, name).to(held.dtype)
+    def join(self, slots: Tensor, penalised: Sequence[int]) -> None:
+        """New holders of ``slots`` int64 [N]; ``penalised`` are the slots of those with a penalty."""
         self.bias[slots] = 0.0
         for slot in penalised:
             self.counts[slot] = 0
@@ -109,33 +88,39 @@ class Sampler:
         self,
         logits: Tensor,
         slots: Tensor,
-        index: Tensor,
-        stop: Tensor,
+        requests: Tensor,
+        position: Tensor,
         kind: SamplingKind,
         allowed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The next tokens int32 [S], the ``index``-th (int64 [S]) of each answer.
+        """The next tokens int32 [S] of ``slots`` int64 [S], at ``position`` int64 [S] of each sequence.
 
-        ``logits`` [S, V], in any dtype, stay as they are; ``stop`` int32 [S, stops] are the rows' stop tokens, and
-        negative where there are fewer. ``kind`` says what some row of the step asks for. ``allowed`` are rows
-        int64 [M] and their masks int32 [M, words].
+        ``logits`` [S, V], in any dtype, stay as they are; ``requests`` int32 [S, width] are the slots' records of
+        ``fields.JOIN``. ``kind`` says what some row of the step asks for. ``allowed`` are rows int64 [M] and their
+        masks int32 [M, words].
         """
         if kind == SamplingKind(logprobs=kind.logprobs) and allowed is None:
             return logits.argmax(dim=-1).int()
+
+        def asked(name: str) -> Tensor:
+            return column(requests, JOIN, name)
+
+        index = position - asked("prompt_len")
         logits = logits.float()
         if kind.biased:
             logits = logits.scatter_add(1, self.bias_tokens[slots], self.bias[slots])
         if kind.min_tokens:
-            early = (index < self.min_tokens[slots])[:, None] & (stop >= 0)
+            stop = asked("stop_tokens")
+            early = (index < asked("min_tokens"))[:, None] & (stop >= 0)
             barred = torch.where(early, float("-inf"), 0.0)
             logits = logits.scatter_add(1, stop.long().clamp(min=0), barred)
         if kind.penalties:
             logits = penalise(
                 logits,
                 self.counts[slots],
-                self.repetition_penalty[slots],
-                self.presence_penalty[slots],
-                self.frequency_penalty[slots],
+                asked("repetition_penalty"),
+                asked("presence_penalty"),
+                asked("frequency_penalty"),
             )
         if allowed is not None:
             rows, masks = allowed
@@ -144,15 +129,20 @@ class Sampler:
             return logits.argmax(dim=-1).int()
         return sample(
             logits,
-            self.temperature[slots],
-            self.top_k[slots],
-            self.top_p[slots],
-            self.min_p[slots],
-            uniform(self.seed[slots], index),
+            asked("temperature"),
+            asked("top_k").long(),
+            asked("top_p"),
+            asked("min_p"),
+            uniform(seed_of(asked("seed_low"), asked("seed_high")), index),
             truncated=kind.truncated,
             candidates=kind.candidates,
             nucleus=kind.nucleus,
         ).int()
+
+
+def seed_of(low: Tensor, high: Tensor) -> Tensor:
+    """The seed int64 of its two words int32."""
+    return (high.long() << 32) | (low.long() & 0xFFFFFFFF)
 
 
 def penalise(

@@ -44,7 +44,7 @@ JOIN = np.dtype(
         ("stop_tokens", np.int32, (MAX_STOP_TOKEN_IDS,)),
     ]
 )
-"""A sequence that takes a slot; the fields are those of `Join`, with the seed in two words."""
+"""A sequence that takes a slot: the fields of `Join`, with the seed in two words. The device keeps the record."""
 
 BIAS = np.dtype(
     [

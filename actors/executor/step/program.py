@@ -14,7 +14,7 @@ from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..model.paged_model import PagedModel
 from ..sampling.sampler import Sampler, logprobs
-from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
+from .fields import BLOCK, COPY, COUNT, INT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, SamplingKind, Step, StepLayout
 
 
@@ -35,10 +35,9 @@ class SlotState:
         """The next position to compute."""
         self.finished = zeros(dtype=torch.bool)
         self.finished[-1] = True
-        self.prompt_len = zeros(dtype=torch.int64)
-        self.end = zeros(dtype=torch.int64)
-        """How many tokens the sequence has when it ends by length."""
-        self.stop_tokens = zeros(JOIN["stop_tokens"].shape[0], dtype=torch.int32)
+        self.requests = zeros(JOIN.itemsize // INT.itemsize, dtype=torch.int32)
+        """What the holder asked for when it joined: a record of ``fields.JOIN``."""
+        column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
 
 
 class ModelProgram:
@@ -107,8 +106,9 @@ class ModelProgram:
         layout, state = step.layout, self.state
         if layout.joins:
             joins = layout.view(inputs, "joins")
-            self.join(joins)
-            self.sampler.join(joins, step.penalised_joins)
+            slots = column(joins, JOIN, "slot").long()
+            self.join(slots, joins)
+            self.sampler.join(slots, step.penalised_joins)
         if layout.biases:
             self.sampler.join_biases(layout.view(inputs, "biases"))
         if layout.blocks:
@@ -125,15 +125,12 @@ class ModelProgram:
             ):
                 pool[target] = pool[source]
 
-    def join(self, joins: Tensor) -> None:
-        """New holders of slots: int32 records of ``fields.JOIN``."""
+    def join(self, slots: Tensor, joins: Tensor) -> None:
+        """New holders of ``slots`` int64 [N]: int32 records of ``fields.JOIN``."""
         state = self.state
-        slots = column(joins, JOIN, "slot").long()
+        state.requests[slots] = joins
         state.position[slots] = column(joins, JOIN, "start").long()
         state.finished[slots] = False
-        state.prompt_len[slots] = column(joins, JOIN, "prompt_len").long()
-        state.end[slots] = column(joins, JOIN, "end").long()
-        state.stop_tokens[slots] = column(joins, JOIN, "stop_tokens")
         if self.check_carry_over:
             state.tokens[slots] = UNWRITTEN
 
@@ -156,7 +153,7 @@ class ModelProgram:
         state, size = self.state, self.block_size
         positions = torch.arange(length, device=self.block_tokens.device)
         place = state.block_table[slot, positions // size].long() * size + positions % size
-        in_prompt = positions < state.prompt_len[slot]
+        in_prompt = positions < column(state.requests, JOIN, "prompt_len")[slot]
         self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)
 
     # --- forward: nothing here depends on more than the layout, so that it can be a graph -------------
@@ -220,12 +217,13 @@ class ModelProgram:
         slots = sample_slots.long()
         logits = logits[: len(slots)]
         position = state.position[slots]
-        stop = state.stop_tokens[slots]
-        tokens = sampler.choose(logits, slots, position - state.prompt_len[slots], stop, kind, allowed)
+        requests = state.requests[slots]
+        tokens = sampler.choose(logits, slots, requests, position, kind, allowed)
 
         # scatter, and the stop tests: a row that is finished brings no token, and will bring none
         finished = state.finished[slots]
-        stopping = (stop == tokens[:, None]).any(dim=1) | (position + 1 >= state.end[slots])
+        stopping = (column(requests, JOIN, "stop_tokens") == tokens[:, None]).any(dim=1)
+        stopping |= position + 1 >= column(requests, JOIN, "end")
         # A finished row goes on writing the cache at the place of its last token: that has to stay what it is.
         state.tokens[slots, position] = torch.where(finished, state.tokens[slots, position], tokens)
         state.finished[slots] = finished | stopping

@@ -34,6 +34,7 @@ from slipstream.actors.executor.sampling.sampler import (
 )
 from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, power_of_two
 from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
 from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -210,11 +211,18 @@ def test_logit_bias_agrees_with_transformers_and_comes_before_the_penalties() ->
     assert torch.equal(ours[0], logits[0])
     torch.testing.assert_close(ours[1:], expected)
     kind = SamplingKind(biased=True)
-    stop = torch.full((2, 1), -2, dtype=torch.int32)
-    assert sampler.choose(logits, slots, slots, stop, kind).tolist() == [
+    assert sampler.choose(logits, slots, records(2), slots, kind).tolist() == [
         int(logits[0].argmax()),
         int(expected.argmax()),
     ]
+
+
+def records(rows: int) -> Tensor:
+    """Requests that ask for nothing."""
+    made = torch.zeros(rows, JOIN.itemsize // 4, dtype=torch.int32)
+    column(made, JOIN, "stop_tokens").fill_(NO_STOP_TOKEN)
+    column(made, JOIN, "repetition_penalty").fill_(1.0)
+    return made
 
 
 # --- edges ------------------------------------------------------------------------------------------
@@ -286,12 +294,13 @@ def test_logits_that_are_nan_still_give_a_token_of_the_vocabulary(cut: Cut) -> N
 
 def test_no_stop_token_before_min_tokens() -> None:
     sampler = Sampler(1, 8, torch.device("cpu"))
-    sampler.min_tokens[0] = 3
+    request = records(1)
+    column(request, JOIN, "min_tokens")[0] = 3
+    column(request, JOIN, "stop_tokens")[0, :2] = torch.tensor([7, 6])
     logits = torch.arange(8.0)[None]
-    stop = torch.tensor([[7, 6, -2]], dtype=torch.int32)
     kind = SamplingKind(min_tokens=True)
     chosen = [
-        sampler.choose(logits, torch.tensor([0]), torch.tensor([index]), stop, kind).item()
+        sampler.choose(logits, torch.tensor([0]), request, torch.tensor([index]), kind).item()
         for index in range(5)
     ]
     assert chosen == [5, 5, 5, 7, 7]
