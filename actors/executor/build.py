@@ -79,7 +79,13 @@ def build_model(context: Any) -> Executor:
     if backend == "auto":
         backend = "triton" if where.type == "cuda" else "torch"
     load = make_model if options["load_format"] == "dummy" else load_model
-    model = load(options["model"], device=where, dtype=options["dtype"], attention_backend=backend)
+    model = load(
+        options["model"],
+        device=where,
+        dtype=options["dtype"],
+        attention_backend=backend,
+        fused=not options["compile"],  # the compiler fuses by itself
+    )
 
     if options["max_model_len"] > model.max_model_len:
         raise InvalidRequest(
@@ -122,6 +128,7 @@ def build_model(context: Any) -> Executor:
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": backend,
         "compiled": options["compile"],
+        "decoder": model.kept_because or "fused",
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * per_block,
     }

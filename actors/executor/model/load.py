@@ -16,6 +16,7 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..attention.transformers_hook import IMPLEMENTATION
 from . import gate
+from .fuse import fuse
 from .paged_model import PagedModel
 from .probe import probed
 
@@ -30,11 +31,13 @@ def load_model(
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
+    fused: bool = True,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
-    is no such model, ModelNotSupported when there is one that cannot be served.
+    is no such model, ModelNotSupported when there is one that cannot be served. ``fused``: as ``fuse`` does it,
+    where it can.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -65,7 +68,8 @@ def load_model(
             )
     model = PagedModel(transformer.to(device), backend)
     with probed(model):
-        pass
+        if fused:
+            fuse(model)
     return model
 
 
@@ -75,11 +79,16 @@ def make_model(
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
+    fused: bool = True,
 ) -> PagedModel:
-    """The model of a folder's configuration with random weights; the folder needs none."""
+    """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
     chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
-    return from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
+    model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
+    with probed(model):
+        if fused:
+            fuse(model)
+    return model
 
 
 def from_config(
@@ -89,7 +98,7 @@ def from_config(
     seed: int = 0,
     attention_backend: str = "torch",
 ) -> PagedModel:
-    """A model of this configuration with random weights, made on the device: for measuring."""
+    """A model of this configuration with random weights, made on the device, as transformers has it."""
     gate.check_config(config)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)

@@ -45,6 +45,8 @@ class PagedModel:
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.layout = gate.check_attention(transformer)
+        self.kept_because = "it was not asked for"
+        """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
         self.compiled: Forward | None = None
 
     @property

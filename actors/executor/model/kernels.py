@@ -1,0 +1,297 @@
+"""The small operations of a decoder, between its matrix products, as one Triton kernel each.
+
+With few rows a step is bound by the number of its kernels, not by their arithmetic; with many, by how often the
+states go through memory. Each of these reads and writes them once. ``operations.py`` says what they compute.
+
+With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .operations import Norm
+
+HEADS = 4
+"""Heads of a token that one program turns: few, so that a single token occupies several multiprocessors."""
+
+GATE_TILE = 1024
+ANGLE_TOKENS = 16
+
+jit: Any = triton.jit
+"""Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
+
+STEP_INPUTS = ["positions"]
+"""Views into a step's packed inputs, at any offset. By default Triton compiles a kernel anew for another alignment of
+a pointer or another kind of number, which would be in the middle of serving."""
+
+
+@jit(do_not_specialize_on_alignment=STEP_INPUTS, do_not_specialize=["tokens"])
+def _angles_kernel(
+    positions,  # [T]
+    frequencies,  # [COUNT]
+    out,  # [T, 2 COUNT]
+    tokens,
+    scaling,
+    COUNT: tl.constexpr,
+    PAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    place = tl.arange(0, PAD)[None, :]
+    mask = (token < tokens) & (place < COUNT)
+    position = tl.load(positions + token, mask=token < tokens, other=0).to(tl.float32)
+    angle = position * tl.load(frequencies + place, mask=place < COUNT, other=0.0)
+    target = out + token.to(tl.int64) * (2 * COUNT) + place
+    tl.store(target, tl.cos(angle) * scaling, mask=mask)
+    tl.store(target + COUNT, tl.sin(angle) * scaling, mask=mask)
+
+
+@jit
+def _normalised(states, weight, place, mask, epsilon, offset, N: tl.constexpr):
+    """``states`` float32, zero where masked, of which ``N`` are there."""
+    factor = tl.rsqrt(tl.sum(states * states, 0) / N + epsilon)
+    return states * factor * (tl.load(weight + place, mask=mask, other=0.0).to(tl.float32) + offset)
+
+
+@jit(do_not_specialize=["update_stride"])
+def _add_norm_kernel(
+    residual,  # [T, N]
+    update,  # [T, N]
+    out,  # [T, N]
+    after,  # [N]
+    before,  # [N]
+    update_stride,
+    after_epsilon,
+    after_offset,
+    scale,
+    before_epsilon,
+    before_offset,
+    UPDATE: tl.constexpr,
+    AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
+    N: tl.constexpr,
+    PAD: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, PAD)
+    mask = place < N
+    states = tl.load(residual + token * N + place, mask=mask, other=0.0)
+    dtype = states.dtype
+    states = states.to(tl.float32)
+    if UPDATE:
+        more = tl.load(update + token * update_stride + place, mask=mask, other=0.0).to(tl.float32)
+        if AFTER:
+            more = _normalised(more, after, place, mask, after_epsilon, after_offset, N)
+        rounded = (states + more * scale).to(dtype)
+        tl.store(residual + token * N + place, rounded, mask=mask)
+        states = rounded.to(tl.float32)
+    if BEFORE:
+        states = _normalised(states, before, place, mask, before_epsilon, before_offset, N)
+        tl.store(out + token * N + place, states.to(dtype), mask=mask)
+
+
+@jit
+def _norm_kernel(states, weight, stride, epsilon, offset, N: tl.constexpr, PAD: tl.constexpr):
+    place = tl.arange(0, PAD)
+    mask = place < N
+    pointer = states + tl.program_id(0).to(tl.int64) * stride + place
+    row = tl.load(pointer, mask=mask, other=0.0)
+    tl.store(
+        pointer,
+        _normalised(row.to(tl.float32), weight, place, mask, epsilon, offset, N).to(row.dtype),
+        mask=mask,
+    )
+
+
+@jit
+def _rotate_kernel(
+    states,  # [T, heads, D]
+    angles,  # [T, 2 TURNED]
+    query_weight,  # [D]
+    key_weight,  # [D]
+    token_stride,
+    epsilon,
+    offset,
+    NORM: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    ALL_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    TURNED: tl.constexpr,  # pairs of dimensions that have an angle
+    PAIRS: tl.constexpr,  # the same, padded; and the dimensions that have none
+    REST: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    pair = tl.arange(0, PAIRS)[None, :]
+    here = head < ALL_HEADS
+    both = here & (pair < TURNED)
+    pointer = states + token * token_stride + head * D
+    first = tl.load(pointer + pair, mask=both, other=0.0)
+    dtype = first.dtype
+    first = first.to(tl.float32)
+    second = tl.load(pointer + TURNED + pair, mask=both, other=0.0).to(tl.float32)
+    if NORM:
+        is_query = head < QUERY_HEADS
+        square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        if REST > 0:
+            dim = 2 * TURNED + tl.arange(0, REST)[None, :]
+            left = here & (dim < D)
+            rest = tl.load(pointer + dim, mask=left, other=0.0).to(tl.float32)
+            square += tl.sum(rest * rest, 1)
+            weight = tl.where(
+                is_query,
+                tl.load(query_weight + dim, mask=dim < D, other=0.0).to(tl.float32),
+                tl.load(key_weight + dim, mask=dim < D, other=0.0).to(tl.float32),
+            )
+            rest *= tl.rsqrt(square / D + epsilon)[:, None] * (weight + offset)
+            tl.store(pointer + dim, rest.to(dtype), mask=left)
+        factor = tl.rsqrt(square / D + epsilon)[:, None]
+        known = pair < TURNED
+        weight = tl.where(
+            is_query,
+            tl.load(query_weight + pair, mask=known, other=0.0).to(tl.float32),
+            tl.load(key_weight + pair, mask=known, other=0.0).to(tl.float32),
+        )
+        first *= factor * (weight + offset)
+        weight = tl.where(
+            is_query,
+            tl.load(query_weight + TURNED + pair, mask=known, other=0.0).to(tl.float32),
+            tl.load(key_weight + TURNED + pair, mask=known, other=0.0).to(tl.float32),
+        )
+        second *= factor * (weight + offset)
+    cosine = tl.load(angles + token * (2 * TURNED) + pair, mask=pair < TURNED, other=0.0)
+    sine = tl.load(angles + token * (2 * TURNED) + TURNED + pair, mask=pair < TURNED, other=0.0)
+    tl.store(pointer + pair, (first * cosine - second * sine).to(dtype), mask=both)
+    tl.store(pointer + TURNED + pair, (second * cosine + first * sine).to(dtype), mask=both)
+
+
+@jit
+def _gate_kernel(states, out, N: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    mask = place < N
+    gate = tl.load(states + token * (2 * N) + place, mask=mask, other=0.0)
+    up = tl.load(states + token * (2 * N) + N + place, mask=mask, other=0.0).to(tl.float32)
+    x = gate.to(tl.float32)
+    if ACTIVATION == "silu":
+        active = x * tl.sigmoid(x)
+    elif ACTIVATION == "gelu":
+        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        # tanh(z) = 2 sigmoid(2 z) - 1
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    tl.store(out + token * N + place, (active * up).to(gate.dtype), mask=mask)
+
+
+class TritonOperations:
+    """``Operations`` on a GPU."""
+
+    def angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> Tensor:
+        tokens, count = len(positions), len(frequencies)
+        out = torch.empty(tokens, 2 * count, dtype=torch.float32, device=positions.device)
+        _angles_kernel[(triton.cdiv(tokens, ANGLE_TOKENS),)](
+            positions,
+            frequencies,
+            out,
+            tokens,
+            scaling,
+            COUNT=count,
+            PAD=triton.next_power_of_2(count),
+            TOKENS=ANGLE_TOKENS,
+        )
+        return out
+
+    def add_norm(
+        self, residual: Tensor, update: Tensor | None, after: Norm | None, scale: float, before: Norm | None
+    ) -> Tensor:
+        if update is None and before is None:
+            return residual
+        tokens, width = residual.shape
+        out = residual if before is None else torch.empty_like(residual)
+        pad = triton.next_power_of_2(width)
+        _add_norm_kernel[(tokens,)](
+            residual,
+            residual if update is None else update,
+            out,
+            residual if after is None else after.weight,
+            residual if before is None else before.weight,
+            width if update is None else update.stride(0),
+            *((0.0, 0.0) if after is None else (after.epsilon, after.offset)),
+            scale,
+            *((0.0, 0.0) if before is None else (before.epsilon, before.offset)),
+            UPDATE=update is not None,
+            AFTER=after is not None,
+            BEFORE=before is not None,
+            N=width,
+            PAD=pad,
+            num_warps=warps(pad),
+        )
+        return out
+
+    def norm(self, states: Tensor, norm: Norm) -> None:
+        tokens, width = states.shape
+        pad = triton.next_power_of_2(width)
+        _norm_kernel[(tokens,)](
+            states,
+            norm.weight,
+            states.stride(0),
+            norm.epsilon,
+            norm.offset,
+            N=width,
+            PAD=pad,
+            num_warps=warps(pad),
+        )
+
+    def rotate(
+        self,
+        states: Tensor,
+        query_heads: int,
+        key_heads: int,
+        query_norm: Norm | None,
+        key_norm: Norm | None,
+        angles: Tensor,
+    ) -> None:
+        tokens, _, dims = states.shape
+        heads = query_heads + key_heads
+        turned = angles.shape[1] // 2
+        rest = dims - 2 * turned
+        weights = (
+            (angles, angles)
+            if query_norm is None or key_norm is None
+            else (query_norm.weight, key_norm.weight)
+        )
+        _rotate_kernel[(tokens, triton.cdiv(heads, HEADS))](
+            states,
+            angles,
+            *weights,
+            states.stride(0),
+            *((0.0, 0.0) if query_norm is None else (query_norm.epsilon, query_norm.offset)),
+            NORM=query_norm is not None,
+            QUERY_HEADS=query_heads,
+            ALL_HEADS=heads,
+            D=dims,
+            TURNED=turned,
+            PAIRS=triton.next_power_of_2(turned),
+            REST=triton.next_power_of_2(rest) if rest else 0,
+            HEADS=HEADS,
+        )
+
+    def gate(self, states: Tensor, activation: str) -> Tensor:
+        tokens, width = states.shape[0], states.shape[1] // 2
+        out = states.new_empty(tokens, width)
+        _gate_kernel[(tokens, triton.cdiv(width, GATE_TILE))](
+            states, out, N=width, ACTIVATION=activation, TILE=GATE_TILE
+        )
+        return out
+
+
+def warps(width: int) -> int:
+    """Of a program that holds a whole row: 8 numbers a thread, which is one load, as long as there are threads."""
+    return max(1, min(16, width // 256))
