@@ -116,6 +116,7 @@ class Rig:
 
     def __init__(self, name: str, slots: int) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
+        from slipstream.actors.executor.model.fuse import fuse
         from slipstream.actors.executor.model.load import from_config
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram
@@ -124,6 +125,7 @@ class Rig:
         self.device = CudaDevice(0)
         with torch.inference_mode():
             model = from_config(MODELS[name](), where, torch.bfloat16, attention_backend="triton")
+            fuse(model)
             self.program = ModelProgram(model, slots, LENGTH, BLOCK)
             buckets = buckets_of(slots, BUDGET, LENGTH)
             self.graphs = CudaGraphs(self.device)
