@@ -156,6 +156,7 @@ SINGLE = [
 """Candidates for rows with one token."""
 
 LAYERS = 16
+DEVICE = torch.device("cuda")
 
 
 @dataclass
@@ -185,7 +186,7 @@ class Step:
 
 def make_step(shape: Shape, layers: int = 1, rest: float = math.nan) -> Step:
     """Random states, over a cache of random content with its blocks in random order, and ``rest`` where nothing is."""
-    device, size, dtype = torch.device("cuda"), shape.block_size, shape.dtype
+    device, size, dtype = DEVICE, shape.block_size, shape.dtype
     rows, width = len(shape.spans), max(-(-context // size) for _, context in shape.spans)
     table = torch.full((rows + 1, width), 0, dtype=torch.int64, device=device)
     table[:rows] = torch.randperm(rows * width, device=device).add(1).view(rows, width)
@@ -396,7 +397,7 @@ def event_time(run: Callable[[], object], calls: int) -> float:
 
 def copy_bandwidth() -> float:
     """Bytes per second, read and written, of a copy much larger than the caches."""
-    source = torch.randn(1 << 29, device="cuda")
+    source = torch.randn(1 << 29, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / event_time(lambda: target.copy_(source), 1)
 
@@ -407,9 +408,9 @@ def peers(shape: Shape) -> dict[str, float]:
         return {}
     (tokens, context), dtype = shape.spans[0], shape.dtype
     group = shape.query_heads // shape.kv_heads
-    query = torch.randn(1, shape.query_heads, tokens, shape.head_dim, device="cuda", dtype=dtype)
+    query = torch.randn(1, shape.query_heads, tokens, shape.head_dim, device=DEVICE, dtype=dtype)
     key, value = (
-        torch.randn(1, shape.kv_heads, context, shape.head_dim, device="cuda", dtype=dtype) for _ in range(2)
+        torch.randn(1, shape.kv_heads, context, shape.head_dim, device=DEVICE, dtype=dtype) for _ in range(2)
     )
     repeated = [states.repeat_interleave(group, dim=1) for states in (key, value)]
 

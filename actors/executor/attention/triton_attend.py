@@ -103,8 +103,8 @@ def _attend(
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_kernel(
     out,  # [T, query_heads, DV]
-    results,  # float32 [2 * target, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
-    result_sums,  # float32 [2 * target, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
+    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
+    result_sums,  # float32 [results, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
@@ -215,9 +215,9 @@ def attend_kernel(
 @jit
 def combine_kernel(
     out,  # [T, query_heads, DV]
-    results,  # float32 [2 * target, kv_heads, TOKENS * GROUP, DV]
-    result_sums,  # float32 [2 * target, kv_heads, TOKENS * GROUP]
-    splits,  # int32 [target, SPLIT_FIELDS]
+    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV]
+    result_sums,  # float32 [results, kv_heads, TOKENS * GROUP]
+    splits,  # int32 [splits, SPLIT_FIELDS]
     GROUP: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
@@ -227,7 +227,7 @@ def combine_kernel(
 ):
     """Mean of the parts of ``QUERIES`` queries, weighted by their sums of exponentials; ``PARTS`` at a time.
 
-    Grid: (TOKENS * GROUP / QUERIES, kv_heads, target).
+    Grid: (TOKENS * GROUP / QUERIES, kv_heads, splits).
     """
     splits += tl.program_id(2) * SPLIT_FIELDS
     parts = tl.load(splits + 3)

@@ -167,7 +167,7 @@ class TritonAttention:
         plan = self._plans[plan_of]
         results = sums = None
         if plan.splits is not None:
-            shape = (2 * target, kv_heads, tokens * group)
+            shape = (plan.results, kv_heads, tokens * group)
             results = query.new_empty(*shape, value_dim, dtype=torch.float32)
             sums = query.new_empty(shape, dtype=torch.float32)
         attend_kernel[(kv_heads, len(plan.items))](
@@ -201,7 +201,7 @@ class TritonAttention:
         )
         if plan.splits is not None:
             at_once, parts = (1, MAX_PARTS.value) if single else (8, 4)
-            combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, target)](
+            combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, len(plan.splits))](
                 out,
                 results,
                 sums,

@@ -10,7 +10,7 @@ reserved. With ``w`` the sum over the tiles of the keys that the longest tile of
 ``w / target`` keys,
 
 - there are at most ``tiles + target`` items,
-- those of tiles with several parts are at most ``2 * target``, and such tiles at most ``target``,
+- those of tiles in several parts are at most ``2 * target``, and such tiles at most ``target``,
 
 whatever the lengths are. So grids and memory depend on R and T alone, and a captured graph takes every step.
 """
@@ -48,7 +48,10 @@ class Plan:
     items: Tensor
     """int32 [items, ITEM_FIELDS]; those that are not needed come last."""
     splits: Tensor | None
-    """int32 [target, SPLIT_FIELDS]: the tiles whose keys are in several parts. None: no tile can be."""
+    """int32 [tiles, SPLIT_FIELDS]: the tiles in several parts; those that are not needed come last. None: no tile
+    can be in several parts."""
+    results: int
+    """Items of tiles in several parts, at most."""
 
 
 def make_plan(
@@ -60,18 +63,20 @@ def make_plan(
     enough for the device. ``window`` 0: none.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
+    most_parts = MAX_PARTS.value
     if single:
-        tiles = num_rows
+        tiles, most_parts = num_rows, min(most_parts, triton.cdiv(batch.max_kv_len, least))
         split = batch.max_kv_len > least and not (batch.decode_only and num_rows >= target)
     else:
         # A tile for each whole one, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
         split = num_tokens < 2 * target * tokens
-    items = tiles + target * split
+    items, splits = min(tiles + target, tiles * most_parts) if split else tiles, min(target, tiles)
     device = batch.rows.device
     plan = Plan(
-        torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
-        torch.empty(target, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
+        items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
+        splits=torch.empty(splits, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
+        results=min(items, 2 * target),
     )
     plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
         plan.items,
@@ -82,6 +87,7 @@ def make_plan(
         num_rows,
         num_tokens,
         items,
+        splits,
         target,
         SINGLE=single,
         TOKENS=tokens,
@@ -122,18 +128,19 @@ def _tiles_of(
 
 
 @jit(
-    do_not_specialize=["num_rows", "num_tokens", "num_items", "target"],
+    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_splits", "target"],
     do_not_specialize_on_alignment=STEP_INPUTS,
 )
 def plan_kernel(
     items,  # int32 [num_items, ITEM_FIELDS]
-    splits,  # int32 [target, SPLIT_FIELDS] or None
+    splits,  # int32 [num_splits, SPLIT_FIELDS] or None
     rows,  # int64 [R]
     kv_lens,  # int32 [R]
     query_start,  # int32 [R + 1]
     num_rows,
     num_tokens,
     num_items,
+    num_splits,
     target,
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -225,4 +232,4 @@ def plan_kernel(
         tl.store(record + 2, results_before + tile * parts, mask=write)
         tl.store(record + 3, parts, mask=write)
         # There are at least as many items as places for tiles in parts: clear the places that stay empty.
-        tl.store(splits + item * SPLIT_FIELDS + 3, 0, mask=(item >= all_splits) & (item < target))
+        tl.store(splits + item * SPLIT_FIELDS + 3, 0, mask=(item >= all_splits) & (item < num_splits))
