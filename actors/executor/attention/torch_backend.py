@@ -55,7 +55,8 @@ class TorchAttention:
 
         attend = _Attend(scale, softcap, sinks)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        output[step.tokens :] = 0
+        if step.tokens < len(output):
+            output[step.tokens :] = 0
 
         if step.single_tokens is not None:
             table, bias = step.single_context(batch, sliding_window, query.dtype)

@@ -26,7 +26,7 @@ def _attend(
     q,  # [M, DK_PAD]
     q_pos,  # [M]: position of each query in its sequence
     state,  # (acc [M, DV_PAD], m [M], total [M]), float32: what earlier keys gave
-    context,  # the sequence's blocks; its head's keys: pointer, block stride, token stride; its head's values
+    context,  # pointers: the sequence's blocks, its head's first key and first value in the cache
     scale,
     lo,
     hi,
@@ -36,43 +36,58 @@ def _attend(
     BLOCK_SIZE: tl.constexpr,
     DK: tl.constexpr,
     DV: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Online softmax of ``q`` over the keys at positions ``lo .. hi`` of one sequence and head.
 
-    Without ``MASK`` every query sees them all, and they fill whole tiles. Returns the new state, of which
-    ``acc / total`` is the output.
+    Without ``MASK`` every query sees them all, and they fill whole tiles. ``lo`` is where a block begins if tiles are
+    whole blocks. Returns the new state, of which ``acc / total`` is the output.
     """
     acc, m, total = state
-    blocks, keys, keys_block_stride, keys_token_stride, values, values_block_stride, values_token_stride = (
-        context
-    )
+    blocks, keys, values = context
     DK_PAD: tl.constexpr = q.shape[1]
     DV_PAD: tl.constexpr = acc.shape[1]
+    WHOLE: tl.constexpr = BLOCK_N % BLOCK_SIZE == 0
     offset = tl.arange(0, BLOCK_N)
-    k_dim = tl.arange(0, DK_PAD)
-    v_dim = tl.arange(0, DV_PAD)
+    k_dim = tl.arange(0, DK_PAD)[None, :]
+    v_dim = tl.arange(0, DV_PAD)[None, :]
+    # Addresses are half of the work where they are computed anew: all that tiles have in common is added here.
+    keys += k_dim
+    values += v_dim
 
     # The blocks of the next tile are looked up one step ahead: a load whose address is itself still being
     # loaded would halve the depth of Triton's software pipeline.
-    next_block = tl.load(blocks + (lo + offset) // BLOCK_SIZE, mask=lo + offset < hi, other=0)
+    if WHOLE:
+        blocks += offset // BLOCK_SIZE
+        next_block = tl.load(blocks + lo // BLOCK_SIZE, mask=lo + offset < hi, other=0)
+    else:
+        next_block = tl.load(blocks + (lo + offset) // BLOCK_SIZE, mask=lo + offset < hi, other=0)
     for start in range(lo, hi, BLOCK_N):
         pos = start + offset
-        block = next_block.to(tl.int64)
-        next_pos = pos + BLOCK_N
-        next_block = tl.load(blocks + next_pos // BLOCK_SIZE, mask=next_pos < hi, other=0)
-
-        token = pos % BLOCK_SIZE
-        k_ptr = keys + (block * keys_block_stride + token * keys_token_stride)[:, None] + k_dim[None, :]
-        v_ptr = values + (block * values_block_stride + token * values_token_stride)[:, None] + v_dim[None, :]
+        block = next_block
+        following = start + BLOCK_N
+        if not MASK:
+            following = tl.minimum(following, hi - BLOCK_N)  # of the last tile, the same again
+        if WHOLE:
+            next_blocks = blocks + following // BLOCK_SIZE
+            token = offset % BLOCK_SIZE
+        else:
+            next_blocks = blocks + (following + offset) // BLOCK_SIZE
+            token = pos % BLOCK_SIZE
+        place = (block * BLOCK_SIZE + token).to(tl.int64)[:, None]
+        k_ptr = keys + place * (KV_HEADS * DK)
+        v_ptr = values + place * (KV_HEADS * DV)
         if MASK:
+            next_block = tl.load(next_blocks, mask=following + offset < hi, other=0)
             # Past the end the block table and the cache hold anything, NaN too: read zeros instead.
             inside = (pos < hi)[:, None]
-            k = tl.load(k_ptr, mask=inside & (k_dim < DK)[None, :], other=0.0)
-            v = tl.load(v_ptr, mask=inside & (v_dim < DV)[None, :], other=0.0)
+            k = tl.load(k_ptr, mask=inside & (k_dim < DK), other=0.0)
+            v = tl.load(v_ptr, mask=inside & (v_dim < DV), other=0.0)
         else:
-            k = tl.load(k_ptr, mask=(k_dim < DK)[None, :], other=0.0) if DK < DK_PAD else tl.load(k_ptr)
-            v = tl.load(v_ptr, mask=(v_dim < DV)[None, :], other=0.0) if DV < DV_PAD else tl.load(v_ptr)
+            next_block = tl.load(next_blocks)
+            k = tl.load(k_ptr, mask=k_dim < DK, other=0.0) if DK < DK_PAD else tl.load(k_ptr)
+            v = tl.load(v_ptr, mask=v_dim < DV, other=0.0) if DV < DV_PAD else tl.load(v_ptr)
 
         score = tl.dot(q, tl.trans(k), input_precision="ieee")
         if SOFTCAP > 0:
@@ -114,12 +129,6 @@ def attend_kernel(
     scale,
     query_token_stride,
     query_head_stride,
-    keys_block_stride,
-    keys_token_stride,
-    keys_head_stride,
-    values_block_stride,
-    values_token_stride,
-    values_head_stride,
     table_stride,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -129,6 +138,7 @@ def attend_kernel(
     DV: tl.constexpr,
     DK_PAD: tl.constexpr,
     DV_PAD: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -137,7 +147,6 @@ def attend_kernel(
     # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
     # the most keys: they start first, so that no long program runs alone at the end.
     kv_head = tl.program_id(0)
-    kv_heads = tl.num_programs(0)
     items += (tl.num_programs(1) - 1 - tl.program_id(1)) * ITEM_FIELDS
     tokens = tl.load(items + 2)
     if tokens == 0:
@@ -170,12 +179,8 @@ def attend_kernel(
     acc = tl.zeros([BLOCK_M, DV_PAD], tl.float32)
     context = (
         block_table + slot * table_stride,
-        keys + kv_head * keys_head_stride,
-        keys_block_stride,
-        keys_token_stride,
-        values + kv_head * values_head_stride,
-        values_block_stride,
-        values_token_stride,
+        keys + kv_head * DK,
+        values + kv_head * DV,
     )
     if TOKENS > 1:
         # Most keys lie before the first query and inside the window of the last: nothing of them need be masked.
@@ -184,28 +189,28 @@ def attend_kernel(
             edge = lo + tl.cdiv(hidden, BLOCK_N) * BLOCK_N
             acc, m, total = _attend(
                 q, q_pos, (acc, m, total), context, scale, lo, tl.minimum(edge, hi),
-                True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+                True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
             )  # fmt: skip
             lo = edge
         whole = tl.maximum(tl.minimum(position + 1, hi) - lo, 0) // BLOCK_N * BLOCK_N
         acc, m, total = _attend(
             q, q_pos, (acc, m, total), context, scale, lo, lo + whole,
-            False, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+            False, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
         )  # fmt: skip
         lo += whole
     acc, m, total = _attend(
         q, q_pos, (acc, m, total), context, scale, lo, hi,
-        True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, BLOCK_N,
+        True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
     )  # fmt: skip
 
     # Where there was no key, as for a token that belongs to no row, the output is zero.
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     v_dim = tl.arange(0, DV_PAD)
     mask = valid[:, None] & (v_dim < DV)[None, :]
-    out_ptr = out + ((place * kv_heads * GROUP + head) * DV)[:, None] + v_dim[None, :]
+    out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]
     if results is not None:
         result = tl.load(items + 6) + tl.zeros([BLOCK_M], tl.int32)
-        queries = (result.to(tl.int64) * kv_heads + kv_head) * (TOKENS * GROUP) + index
+        queries = (result.to(tl.int64) * KV_HEADS + kv_head) * (TOKENS * GROUP) + index
         tl.store(result_sums + queries, m + tl.log2(total), mask=valid & (result >= 0))
         tl.store(results + (queries * DV)[:, None] + v_dim[None, :], acc, mask=mask & (result >= 0)[:, None])
         mask = mask & (result < 0)[:, None]

@@ -109,6 +109,10 @@ class TritonAttention:
                 f"query {list(query.shape)}, key {list(key.shape)}, cache {list(keys.shape)} do not match:"
                 " the query heads must be a multiple of the key/value heads, and the head sizes equal"
             )
+        if not (keys.is_contiguous() and values.is_contiguous()):
+            raise ValueError(
+                f"the cache of layer {layer} is not contiguous: strides {keys.stride()}, {values.stride()}"
+            )
         if max(key_dim, value_dim) > MAX_HEAD_SIZE:
             raise ModelNotSupported(
                 f"attention backend 'triton' takes head sizes up to {MAX_HEAD_SIZE}, not {key_dim} and {value_dim}"
@@ -161,6 +165,7 @@ class TritonAttention:
                 tokens=tokens,
                 window=window,
                 keys=tile.keys,
+                block_size=keys.shape[1],
                 least=tile.least,
                 target=target,
             )
@@ -182,8 +187,6 @@ class TritonAttention:
             batch.block_table,
             scale,
             *query.stride()[:2],
-            *keys.stride()[:3],
-            *values.stride()[:3],
             batch.block_table.stride(0),
             GROUP=group,
             WINDOW=window,
@@ -193,6 +196,7 @@ class TritonAttention:
             DV=value_dim,
             DK_PAD=pad(key_dim),
             DV_PAD=pad(value_dim),
+            KV_HEADS=kv_heads,
             TOKENS=tokens,
             BLOCK_M=queries,
             BLOCK_N=tile.keys,

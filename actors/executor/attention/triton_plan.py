@@ -55,12 +55,20 @@ class Plan:
 
 
 def make_plan(
-    batch: PagedBatch, *, single: bool, tokens: int, window: int, keys: int, least: int, target: int
+    batch: PagedBatch,
+    *,
+    single: bool,
+    tokens: int,
+    window: int,
+    keys: int,
+    block_size: int,
+    least: int,
+    target: int,
 ) -> Plan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
     A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and at least ``least``; ``target`` items are
-    enough for the device. ``window`` 0: none.
+    enough for the device. ``window`` 0: none. Where ``keys`` are whole blocks of ``block_size``, parts begin with one.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     most_parts = MAX_PARTS.value
@@ -93,6 +101,7 @@ def make_plan(
         TOKENS=tokens,
         WINDOW=window,
         KEYS=keys,
+        ALIGN=block_size if keys % block_size == 0 else 1,
         LEAST=least,
     )
     return plan
@@ -108,6 +117,7 @@ def _tiles_of(
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """Tiles of each row, and the keys that its longest tile sees, both int32 and 0 for rows of the other kind.
 
@@ -123,7 +133,7 @@ def _tiles_of(
         tiles = tl.where((count > 1) | (row == num_rows), tl.cdiv(count, TOKENS), 0)
     longest = kv_len
     if WINDOW > 0:
-        longest = tl.minimum(kv_len, WINDOW + TOKENS - 1)
+        longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
     return tiles, tl.where(tiles > 0, longest, 0)
 
 
@@ -146,6 +156,7 @@ def plan_kernel(
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
     KEYS: tl.constexpr,
+    ALIGN: tl.constexpr,
     LEAST: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
@@ -156,7 +167,7 @@ def plan_kernel(
         for start in range(0, num_rows + 1, ROWS_AT_ONCE):
             row = start + tl.arange(0, ROWS_AT_ONCE)
             tiles, longest = _tiles_of(
-                row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW
+                row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
             )
             work += tl.sum(tiles.to(tl.int64) * longest, 0)
             longest_of_all = tl.maximum(longest_of_all, tl.max(longest, 0))
@@ -173,7 +184,9 @@ def plan_kernel(
     all_splits = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, longest = _tiles_of(row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW)
+        tiles, longest = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        )
         parts = tl.maximum((longest - 1) // part + 1, 1)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
@@ -196,7 +209,7 @@ def plan_kernel(
     count = tl.where(in_row, end - begin, num_tokens - begin)
     longest = kv_len
     if WINDOW > 0:
-        longest = tl.minimum(kv_len, WINDOW + TOKENS - 1)
+        longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
     parts = tl.maximum((longest - 1) // part + 1, 1)
 
     in_row_items = item - items_before
@@ -208,7 +221,7 @@ def plan_kernel(
     end_key = tl.where(in_row, tl.minimum(position + tokens, kv_len), 0)
     first_key = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     if WINDOW > 0:
-        first_key = tl.maximum(position - WINDOW + 1, 0)
+        first_key = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
     first_key += tl.where(parts > 1, which * part, 0)
     end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
     result = tl.where(parts > 1, results_before + in_row_items, -1)

@@ -469,10 +469,11 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
     num_tokens = starts[-1] + spare
     window = draw.choice([0, 0, 7, 600])
     tokens, target = 1 if single else draw.choice([3, 16]), draw.choice([1, 8, 200])
-    keys, least = 16, draw.choice([16, 64])
+    keys, least, block_size = 16, draw.choice([16, 64]), draw.choice([1, 8, 16, 24])
+    align = 1 if block_size == 24 else block_size  # only whole blocks fill a tile
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     batch = PagedBatch(
-        cache=KVCache(16, [], []),
+        cache=KVCache(block_size, [], []),
         rows=torch.arange(rows, device=DEVICE) + 7,
         kv_lens=torch.tensor(kv_lens, dtype=torch.int32, device=DEVICE),
         query_start=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
@@ -482,7 +483,14 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
         max_kv_len=max(kv_lens),
     )
     plan = make_plan(
-        batch, single=single, tokens=tokens, window=window, keys=keys, least=least, target=target
+        batch,
+        single=single,
+        tokens=tokens,
+        window=window,
+        keys=keys,
+        block_size=block_size,
+        least=least,
+        target=target,
     )
 
     expected: dict[tuple[int, int], list[int]] = {}
@@ -491,7 +499,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
         for first in range(0, count, tokens) if (count == 1) == single else ():
             many = min(tokens, count - first)
             position = kv_len - count + first
-            low = max(0, position - window + 1) if window else 0
+            low = max(0, position - window + 1) // align * align if window else 0
             expected[starts[row] + first, many] = [row + 7, position, low, position + many]
     if not single:
         for first in range(starts[-1], num_tokens, tokens):
