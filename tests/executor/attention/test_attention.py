@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +14,7 @@ from slipstream.actors.executor.attention import torch_backend
 from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
 from slipstream.protocol.errors import InvalidRequest
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 torch.set_num_threads(1)
 
@@ -179,6 +182,58 @@ def test_what_is_not_finite_stays_in_its_own_row(options: dict[str, float]) -> N
     case.key, case.value = well
     assert all(pool.isfinite().all() for pool in (*case.batch.cache.keys, *case.batch.cache.values))
     torch.testing.assert_close(attend(case, **options), healthy)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("decode_only", [True, False])
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_what_a_graph_may_hold_reads_nothing_on_the_host(
+    name: str, decode_only: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host reads at the capture is the same in every replay. Fake tensors have no numbers to be read."""
+    if name == "triton":
+        pytest.importorskip("triton")
+        from slipstream.actors.executor.attention import triton_backend, triton_plan, triton_write
+
+        for module, kernel in [
+            (triton_write, "write_kernel"),
+            (triton_plan, "plan_kernel"),
+            (triton_backend, "attend_kernel"),
+            (triton_backend, "combine_kernel"),
+        ]:
+            monkeypatch.setattr(module, kernel, _NoKernel())
+        monkeypatch.setattr(triton_backend, "interpreted", lambda: True)  # for the check that there is a GPU
+    backend = attention.create(name)
+    rows, tokens = (4, 4) if decode_only else (4, 50)
+    with FakeTensorMode():
+        batch = PagedBatch(
+            cache=KVCache(16, [torch.empty(30, 16, 2, 32)] * 2, [torch.empty(30, 16, 2, 32)] * 2),
+            rows=torch.empty(rows, dtype=torch.int64),
+            kv_lens=torch.empty(rows, dtype=torch.int32),
+            query_start=torch.empty(rows + 1, dtype=torch.int32),
+            write_index=torch.empty(tokens, dtype=torch.int64),
+            block_table=torch.empty(8, 20, dtype=torch.int32),
+            decode_only=decode_only,
+            max_kv_len=300,
+        )
+        query, key, value = (torch.empty(tokens, heads, 32) for heads in (4, 2, 2))
+        options = dict(scale=1.0, sliding_window=window, softcap=None, sinks=None)
+        expected = (
+            nullcontext()
+            if decode_only or backend.capturable
+            else pytest.raises(DataDependentOutputException)
+        )
+        with expected:
+            for layer in (0, 1):
+                out = backend(query, key, value, layer, batch, **options)  # type: ignore[arg-type]
+                assert out.shape == (tokens, 4, 32)
+
+
+class _NoKernel:
+    """A kernel that computes nothing."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **constants: None
 
 
 def test_unknown_backend_is_refused_with_the_known_ones() -> None:

@@ -290,6 +290,43 @@ class TestKernels:
         case = Case(decode=(40, 1, 90), prefill=((20, 30), (2, 2), (70, 70)), target=2, shuffled=True)
         check(replace(case, empty_rows=empty_rows, spare_tokens=spare_tokens))
 
+    @pytest.mark.parametrize("kernel", ["single", "several"])
+    def test_what_is_not_finite_stays_in_its_own_row(self, kernel: str) -> None:
+        from slipstream.actors.executor.attention.triton_backend import TritonAttention
+
+        counts, kv_lens = [1, 20, 1, 20], [40, 40, 70, 70]
+        table = torch.tensor([[3, 9, 1, 0, 0], [2, 7, 4, 0, 0], [5, 6, 8, 10, 11], [12, 13, 14, 15, 16]])
+        starts = [0, 1, 21, 22, 42]
+        places = [
+            int(table[row, at // 16]) * 16 + at % 16
+            for row, (count, kv_len) in enumerate(zip(counts, kv_lens, strict=True))
+            for at in range(kv_len - count, kv_len)
+        ]
+        pools = [torch.randn(17, 16, 1, 16) for _ in range(2)]
+        batch = PagedBatch(
+            cache=KVCache(16, [pools[0].to(DEVICE)], [pools[1].to(DEVICE)]),
+            rows=torch.arange(4, device=DEVICE),
+            kv_lens=torch.tensor(kv_lens, dtype=torch.int32, device=DEVICE),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
+            write_index=torch.tensor([*places, 0, 0, 0], device=DEVICE),
+            block_table=table.int().to(DEVICE),
+            decode_only=False,
+            max_kv_len=70,
+        )
+        query, key, value = (torch.randn(45, heads, 16).to(DEVICE) for heads in (2, 1, 1))
+        healthy = TritonAttention()(query, key, value, 0, batch, scale=0.25)
+        sick = 0 if kernel == "single" else 1
+        new = slice(starts[sick], starts[sick + 1])
+        for states in (query, key, value):
+            states[new] = float("nan")
+            states[starts[-1] :] = float("nan")  # the tokens without a row, which go to the null block
+        for pool in (batch.cache.keys[0], batch.cache.values[0]):
+            pool[batch.block_table[sick].long()] = float("inf")  # with the null block, where the table ends
+        found = TritonAttention()(query, key, value, 0, batch, scale=0.25)
+        well = [token for token in range(45) if token not in range(new.start, new.stop)]
+        assert torch.equal(found[well], healthy[well])
+        assert not found[starts[-1] :].any()
+
     def test_a_step_of_nothing_but_padding(self) -> None:
         check(Case(empty_rows=2, spare_tokens=5))
 
@@ -346,7 +383,8 @@ class TestKernels:
 def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured once with the tensors and bounds of a bucket, and replayed over other rows, lengths and tokens.
 
-    On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments.
+    On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments, and
+    before each replay, whatever memory the graph took for itself is overwritten, as by another graph of its pool.
     """
     from slipstream.actors.executor.attention import triton_backend
 
@@ -377,7 +415,9 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
     def step() -> Tensor:
         return attend(query, key, value, 0, batch, scale=dim**-0.5)
 
-    replay = capture(step, monkeypatch)
+    inputs = [query, key, value, batch.rows, batch.kv_lens, batch.query_start, batch.write_index]
+    inputs += [batch.block_table, batch.cache.keys[0], batch.cache.values[0]]
+    replay = capture(step, inputs, monkeypatch)
     for _ in range(6):
         spans = [(draw.randrange(slots), 1) for _ in range(draw.randint(1, rows))]
         if not decode_only:
@@ -415,7 +455,9 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
             assert not replayed[len(places) :].any()
 
 
-def capture(step: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Tensor]:
+def capture(
+    step: Callable[[], Tensor], inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Tensor]:
     """Something that does anew what ``step`` launched, and returns the tensor that ``step`` returned."""
     if DEVICE.type == "cuda":
         step()
@@ -427,7 +469,7 @@ def capture(step: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> Call
 
     from slipstream.actors.executor.attention import triton_backend, triton_plan, triton_write
 
-    launches: list[Callable[[], object]] = []
+    launches: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = []
     kernels = [
         (triton_plan, "plan_kernel"),
         (triton_write, "write_kernel"),
@@ -439,19 +481,35 @@ def capture(step: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> Call
             patch.setattr(module, name, Recorded(getattr(module, name), launches))
         out = step()
     assert len(launches) >= 4
-    return lambda: ([launch() for launch in launches], out)[1]
+    given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    own = [
+        argument
+        for _, _, arguments, _ in launches
+        for argument in arguments
+        if isinstance(argument, Tensor) and argument.untyped_storage().data_ptr() not in given
+    ]
+    assert any(tensor is out for tensor in own)
+
+    def replay() -> Tensor:
+        for tensor in own:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
+        for kernel, grid, arguments, constants in launches:
+            kernel[grid](*arguments, **constants)
+        return out
+
+    return replay
 
 
 class Recorded:
     """A kernel whose launches are noted, with the tensors that they were given."""
 
-    def __init__(self, kernel: Any, launches: list[Callable[[], object]]) -> None:
+    def __init__(self, kernel: Any, launches: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]]) -> None:
         self.kernel, self.launches = kernel, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: object, **constants: object) -> None:
-            self.launches.append(lambda: self.kernel[grid](*arguments, **constants))
-            self.launches[-1]()
+        def launch(*arguments: Any, **constants: Any) -> None:
+            self.launches.append((self.kernel, grid, arguments, constants))
+            self.kernel[grid](*arguments, **constants)
 
         return launch
 
