@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from ....protocol.errors import InvalidRequest
 from ....protocol.messages import GrammarEnd, Join
@@ -30,14 +31,14 @@ PARALLEL_ROWS = 8
 class Follower:
     """One sequence's grammar, and how far its tokens are in it."""
 
-    __slots__ = ("barred", "error", "matcher", "slot")
+    __slots__ = ("error", "matcher", "not_barred", "slot")
 
-    def __init__(self, slot: int, matcher: LLMatcher | None, barred: np.ndarray, error: str = "") -> None:
+    def __init__(self, slot: int, matcher: LLMatcher | None, not_barred: np.ndarray, error: str = "") -> None:
         self.slot = slot
         self.matcher = matcher
         """None: there was an error."""
-        self.barred = barred
-        """``GrammarCompiler.barred`` as uint32 [library words]."""
+        self.not_barred = not_barred
+        """int32 [library words]: all tokens but those of ``GrammarCompiler.barred``."""
         self.error = error
 
     def feed(self, tokens: list[int]) -> None:
@@ -75,7 +76,7 @@ class Masks:
         self.news: list[tuple[Follower, int]] = []
         """Tokens that have come and were not followed yet."""
         self.compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-        self.filled = np.zeros((slots, compiler.library_words if compiler else 0), np.uint32)
+        self.filled = np.zeros((slots, compiler.library_words if compiler else 0), np.int32)
         self.threads = threads
 
     def clear(self) -> None:
@@ -96,11 +97,11 @@ class Masks:
     def follower(self, join: Join, grammar: Grammar, compiler: GrammarCompiler) -> Follower:
         """The grammar of a sequence that joins, after what of the answer is there already."""
         bits = compiler.barred(np.frombuffer(join.stop_tokens, np.int32).tolist())
-        barred = np.frombuffer(bits.to_bytes(4 * compiler.library_words, "little"), np.uint32)
+        not_barred = ~np.frombuffer(bits.to_bytes(4 * compiler.library_words, "little"), np.int32)
         try:
-            follower = Follower(join.slot, self.matcher(grammar, compiler), barred)
+            follower = Follower(join.slot, self.matcher(grammar, compiler), not_barred)
         except InvalidRequest as error:  # the tokenizer let it through
-            return Follower(join.slot, None, barred, str(error))
+            return Follower(join.slot, None, not_barred, str(error))
         known = np.frombuffer(join.tokens, np.int32)[join.prompt_len :].tolist()
         if known:
             follower.feed(known)
@@ -140,18 +141,17 @@ class Masks:
         for mask, (row, follower) in zip(filled, step.rows, strict=True):
             if follower.matcher is not None and follower.matcher.is_error():
                 follower.fail(follower.matcher.get_error())
-            mask &= ~follower.barred
+            mask &= follower.not_barred
             if follower.matcher is None or not mask.any():
                 step.ends.append((row, GrammarEnd(follower.slot, follower.error)))
-                mask[:] = 0xFFFFFFFF
+                mask[:] = -1
         masks = masks.reshape(len(filled), -1)
-        masks[:] = filled[:, : masks.shape[1]].view(np.int32)
+        masks[:] = filled[:, : masks.shape[1]]
 
     def compute(self, matchers: list[tuple[LLMatcher, int]], filled: np.ndarray) -> None:
         """The mask of each matcher into its row of ``filled``."""
-        row_bytes = filled.shape[1] * filled.itemsize
         if self.threads is None or len(matchers) < PARALLEL_ROWS:
             for matcher, row in matchers:
-                matcher.unsafe_compute_mask_ptr(filled[row].ctypes.data, row_bytes)
+                fill_next_token_bitmask(matcher, filled, row)
             return
-        self.threads.unsafe_compute_mask_ptr(matchers, filled.ctypes.data, row_bytes, len(filled))
+        fill_next_token_bitmask_par(self.threads, matchers, filled)

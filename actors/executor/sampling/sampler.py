@@ -168,10 +168,11 @@ def masked(logits: Tensor, masks: Tensor) -> Tensor:
     A token that is allowed but barred by min-tokens is the last to be taken, not an impossible one: there
     may be no other.
     """
-    bit = torch.arange(32, dtype=torch.int32, device=masks.device)
-    allowed = ((masks[:, :, None] >> bit) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    bit = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    # A byte for each token, of value 0 or 1, which is a bool: an int32 for each would be as large as the logits.
+    allowed = ((masks.view(torch.uint8)[:, :, None] >> bit) & 1).flatten(1).view(torch.bool)
     lowest = torch.finfo(logits.dtype).min
-    return torch.where(allowed, logits.clamp(min=lowest), float("-inf"))
+    return torch.where(allowed[:, : logits.shape[1]], logits.clamp(min=lowest), float("-inf"))
 
 
 def sample(

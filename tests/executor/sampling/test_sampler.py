@@ -27,6 +27,7 @@ from slipstream.actors.executor.sampling.sampler import (
     draw,
     least_of_top_p,
     logprobs,
+    masked,
     penalise,
     sample,
     truncate,
@@ -769,3 +770,25 @@ def test_what_is_out_of_range_is_refused_with_the_value(params: SamplingParams, 
         params.check(BOUNDS)
     assert named in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+# --- masks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab", [64, 70, 95])
+def test_a_mask_leaves_the_tokens_whose_bits_are_set(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(5, vocab, generator=generator)
+    allowed = torch.rand(5, 96, generator=generator) < 0.5
+    allowed[:, [0, 31, 32, 63]] = torch.tensor([True, True, False, True])
+    weights = torch.tensor([1 << bit for bit in range(31)] + [-(1 << 31)])
+    masks = (allowed.view(5, 3, 32) * weights).sum(-1).int()
+    found = masked(logits, masks[:, : -(-vocab // 32)])
+    assert torch.equal(found, logits.masked_fill(~allowed[:, :vocab], float("-inf")))
+
+
+def test_what_is_allowed_and_barred_is_the_last_to_be_taken_and_not_impossible() -> None:
+    logits = torch.tensor([[float("-inf"), 1.0, 2.0]])
+    found = masked(logits, torch.tensor([[0b001]], dtype=torch.int32))
+    assert found.tolist() == [[torch.finfo(torch.float32).min, float("-inf"), float("-inf")]]
+    assert found.argmax() == 0
