@@ -3,12 +3,14 @@
 The socket is a plain one whose file descriptor the event loop watches, as it does that of the monitor that
 tells when the connection breaks. ZeroMQ signals that descriptor
 only on the edge, so each turn drains the socket and looks at it again after each send. One client
-belongs to one event loop; any number of its streams run at once in it.
+belongs to one event loop; any number of its streams run at once in it. Another loop, another thread or a forked
+child that uses it gets a ``RuntimeError``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -60,7 +62,16 @@ class AsyncClient:
         return await self._inquire(Welcome)
 
     async def close(self) -> None:
-        """Close the connection; the service ends what was open. Closing twice is harmless."""
+        """Close the connection; the service ends what was open. Closing twice is harmless.
+
+        In a forked child it only forgets the connection, which stays the parent's. Where the client's event loop is
+        alive and another one than this it is a ``RuntimeError``.
+        """
+        if not self._line.is_ours():
+            self._session.close()
+            return
+        if self._line.loop is not None and not self._line.loop.is_closed():
+            self._check()
         if self._session.state != "closed":
             self._wake(self._session.close())
         if self._timer is not None:
@@ -101,6 +112,7 @@ class AsyncClient:
 
     def abort(self, request_id: str) -> None:
         """End a request by the id that ``generate`` was given; its last delta says ``abort``."""
+        self._check()
         self._session.abort(request_id)
         self._send()
 
@@ -166,7 +178,7 @@ class AsyncClient:
         """Wait until something has come for ``pending``, or raise its error."""
         if pending.error is not None:
             raise pending.error
-        pending.waiter = asyncio.get_running_loop().create_future()
+        pending.waiter = self._attach().create_future()
         await pending.waiter
 
     def _wake(self, touched: list[Pending]) -> None:
@@ -174,7 +186,7 @@ class AsyncClient:
             waiter = pending.waiter
             if waiter is not None:
                 pending.waiter = None
-                if not waiter.done():
+                if not waiter.done() and not waiter.get_loop().is_closed():
                     waiter.set_result(None)
 
     # --- the line -----------------------------------------------------------------------------
@@ -183,10 +195,17 @@ class AsyncClient:
         """The running loop, which from now on is this client's."""
         loop = asyncio.get_running_loop()
         if self._line.loop is None:
-            self._line.loop = loop
-        elif self._line.loop is not loop:
-            raise RuntimeError("an AsyncClient belongs to the event loop that first used it; make a new one")
+            self._line.loop, self._line.thread = loop, threading.get_ident()
+        self._check()
         return loop
+
+    def _check(self) -> None:
+        """Refuse another process, event loop or thread than the one that first used it."""
+        self._line.check_ours()
+        if not self._line.is_here():
+            raise RuntimeError(
+                "an AsyncClient belongs to the event loop that first used it; make a new one for another loop or thread"
+            )
 
     def _ask(self, **asked: Any) -> Stream:
         stream = self._session.ask(self._attach().time(), **asked)
@@ -194,8 +213,15 @@ class AsyncClient:
         return stream
 
     def _leave(self, stream: Stream) -> None:
-        self._session.leave(stream)
-        self._send()
+        """The consumer wants no more of a stream; a generator that nobody finished can be collected anywhere."""
+        loop = self._line.loop
+        if loop is None or loop.is_closed() or not self._line.is_ours():
+            return
+        if self._line.is_here():
+            self._session.leave(stream)
+            self._send()
+        else:
+            loop.call_soon_threadsafe(self._leave, stream)
 
     def _send(self) -> None:
         """Send what is due, and see to the clock."""
@@ -261,16 +287,39 @@ class WatchedLine(Line):
         super().__init__(endpoint, key)
         self.drain = weakref.WeakMethod(drain)
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+        """The thread in which the loop runs."""
+
+    def is_here(self) -> bool:
+        """Whether the caller may touch the line: it runs in the line's loop, or in its thread while no loop runs."""
+        if self.loop is None:
+            return True
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return threading.get_ident() == self.thread
 
     def dial(self) -> None:
         super().dial()
-        drain = self.drain()
         for watched in (self.socket, self.monitor):
-            if self.loop is not None and watched is not None and drain is not None:
-                self.loop.add_reader(watched.fileno(), drain)
+            if self.loop is not None and watched is not None:
+                self.loop.add_reader(watched.fileno(), self.arrived)
+
+    def arrived(self) -> None:
+        """The loop knows the line and not the client, which can go while the loop lives."""
+        drain = self.drain()
+        if drain is not None:
+            drain()
 
     def hang_up(self) -> None:
         for watched in (self.socket, self.monitor):
             if self.loop is not None and watched is not None and not self.loop.is_closed():
                 self.loop.remove_reader(watched.fileno())
         super().hang_up()
+
+    def close(self) -> None:
+        """Where the client was collected in another thread, its loop closes the line."""
+        if self.loop is None or self.loop.is_closed() or self.is_here() or not self.is_ours():
+            super().close()
+        else:
+            self.loop.call_soon_threadsafe(super().close)

@@ -2,16 +2,19 @@
 
 It turns its socket only while one of its methods, or one of its streams, waits; between two calls
 nothing runs. A ``Client`` may be handed from thread to thread but is used by one at a time; a second
-thread that comes in while the first waits gets a ``RuntimeError``. Give each thread a client of its own.
+thread that comes in while the first waits gets a ``RuntimeError``, and so does a forked child. Give each
+thread and each process a client of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import zmq
@@ -48,8 +51,12 @@ class Client:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
         self._line = Line(self.endpoint, client_key(curve, self.endpoint))
-        self._busy = threading.Lock()
-        self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
+        self._busy = threading.RLock()
+        """Held by the thread that uses the client."""
+        self._turning = False
+        self._left: deque[Stream] = deque()
+        """Streams whose consumers want no more, which the service has not been told yet."""
+        self._release = weakref.finalize(self, close_unused, self._line, self._busy)  # if nobody closes it
         try:
             self._inquire(Welcome)
         except BaseException:
@@ -63,9 +70,17 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the service ends what was open. Closing twice is harmless."""
-        self._session.close()
-        self._release()
+        """Close the connection; the service ends what was open. Closing twice is harmless.
+
+        In a forked child it only forgets the connection, which stays the parent's. While another thread uses the
+        client it is a ``RuntimeError``.
+        """
+        if self._line.is_ours():
+            with self._use():
+                self._session.close()
+                self._release()
+        else:
+            self._session.close()
 
     @property
     def welcome(self) -> Welcome:
@@ -122,8 +137,9 @@ class Client:
 
     def abort(self, request_id: str) -> None:
         """End the request of a ``stream``; its last delta has ``finish_reason="abort"``."""
-        self._session.abort(request_id)
-        self._turn(wait=False)
+        with self._use():
+            self._session.abort(request_id)
+            self._turn(wait=False)
 
     def stats(self) -> dict[str, float]:
         """The service's counters."""
@@ -139,21 +155,56 @@ class Client:
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def _deltas(self, **asked: Any) -> Generator[Delta, None, None]:
-        stream = self._session.ask(time.monotonic(), **asked)
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[None]:
+        """Refuse another process than the one that connected, and a second thread at a time."""
+        self._line.check_ours()
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                "this Client is in use by another thread; a Client is used by one thread at a time:"
+                f" make each thread its own, Client({self.endpoint!r})"
+            )
         try:
-            self._turn(wait=False)
+            yield
+        finally:
+            self._busy.release()
+
+    def _deltas(self, **asked: Any) -> Generator[Delta, None, None]:
+        with self._use():
+            stream = self._session.ask(time.monotonic(), **asked)
+        try:
+            with self._use():
+                self._turn(wait=False)
             while stream.deltas or stream.unfinished:
                 if stream.deltas:
                     yield stream.deltas.popleft()
                 elif stream.error is not None:
                     raise stream.error
                 else:
-                    self._turn()
+                    with self._use():
+                        self._turn()
         finally:
-            self._session.leave(stream)
+            self._leave(stream)
+
+    def _leave(self, stream: Stream) -> None:
+        """The consumer wants no more of a stream.
+
+        A generator that nobody finished can be collected anywhere: in a forked child, in another thread, in the middle
+        of a turn. Then the next turn ends the request.
+        """
+        self._left.append(stream)
+        if self._turning or not self._line.is_ours() or not self._busy.acquire(blocking=False):
+            return
+        try:
+            self._forget_left()
             if self._session.outbox:
                 self._turn(wait=False)
+        finally:
+            self._busy.release()
+
+    def _forget_left(self) -> None:
+        while self._left:
+            self._session.leave(self._left.popleft())
 
     def _finish(
         self,
@@ -162,6 +213,15 @@ class Client:
         on_delta: OnDelta | None,
     ) -> list[RequestOutput]:
         """Keep as many requests open as the service holds until each of ``asked`` is finished."""
+        with self._use():
+            return self._finish_all(asked, params, on_delta)
+
+    def _finish_all(
+        self,
+        asked: Sequence[dict[str, Any]],
+        params: Sequence[SamplingParams | None],
+        on_delta: OnDelta | None,
+    ) -> list[RequestOutput]:
         results: list[RequestOutput | None] = [None] * len(asked)
         waiting = deque(range(len(asked)))
         running: dict[Stream, tuple[int, Collector]] = {}
@@ -212,18 +272,19 @@ class Client:
         return [result for result in results if result is not None]
 
     def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
-        question: Question = self._session.inquire(time.monotonic(), expects, seconds)
-        while question.answer is None:
-            if question.error is not None:
-                raise question.error
-            self._turn()
-        return question.answer
+        with self._use():
+            question: Question = self._session.inquire(time.monotonic(), expects, seconds)
+            while question.answer is None:
+                if question.error is not None:
+                    raise question.error
+                self._turn()
+            return question.answer
 
     def _turn(self, *, wait: bool = True, until: float | None = None) -> None:
-        """Send what is due, wait until something arrives or is due, and take it in."""
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("a Client is used by one thread at a time; give each thread its own")
+        """Send what is due, wait until something arrives or is due, and take it in. The caller has the client's use."""
+        self._turning = True
         try:
+            self._forget_left()
             self._line.carry(self._session)
             socket = self._line.socket
             if socket is None:
@@ -245,7 +306,7 @@ class Client:
             self._wake(self._session.tick(time.monotonic()))
             self._line.carry(self._session)
         finally:
-            self._busy.release()
+            self._turning = False
 
     def _wake(self, touched: list[Pending]) -> None:
         for pending in touched:
@@ -259,12 +320,25 @@ class Line:
     def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
         self.endpoint = endpoint
         self.key = key
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self.process = os.getpid()
+        """The process whose connection it is: that of the context, or of none yet."""
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         """Where ZeroMQ tells that the connection under the socket is gone."""
         self.poller = zmq.Poller()
         self.connection = 0
+
+    def is_ours(self) -> bool:
+        """Whether this process may touch the connection: ZeroMQ's sockets do not survive a fork."""
+        return self.context is None or self.process == os.getpid()
+
+    def check_ours(self) -> None:
+        if not self.is_ours():
+            raise RuntimeError(
+                f"this client belongs to process {self.process}, of which this one ({os.getpid()}) is a fork; a"
+                f" connection cannot be shared: make a new client of {self.endpoint} here"
+            )
 
     def carry(self, session: Session) -> None:
         """Send what is in the outbox, on a new socket if the session has begun another connection.
@@ -281,6 +355,8 @@ class Line:
                 self.socket.send(session.outbox.popleft())
 
     def dial(self) -> None:
+        if self.context is None:
+            self.context, self.process = zmq.Context(), os.getpid()
         socket = self.socket = self.context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
@@ -322,8 +398,19 @@ class Line:
             self.socket = None
 
     def close(self) -> None:
-        self.hang_up()
-        self.context.term()
+        """Nothing happens in a forked child: the connection is its parent's."""
+        if self.context is not None and self.is_ours():
+            self.hang_up()
+            self.context.term()
+
+
+def close_unused(line: Line, busy: threading.RLock) -> None:
+    """At the end of a program a thread that is no daemon's may still wait on the line: then the process ends it."""
+    if busy.acquire(blocking=False):
+        try:
+            line.close()
+        finally:
+            busy.release()
 
 
 def spread(

@@ -38,10 +38,12 @@ class LLM:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.shutdown()
+        self.client.close()
+        self.sidecar.__exit__(*exception)
 
     def shutdown(self) -> None:
-        """End the service. Doing so twice is harmless."""
+        """End the service. Doing so twice is harmless; in a forked child or while another thread waits for an answer
+        it is a ``RuntimeError``."""
         self.client.close()
         self.sidecar.stop()
 
@@ -78,6 +80,7 @@ class LLM:
         self, total: int, use_tqdm: bool, run: Callable[[OnDelta | None], list[RequestOutput]]
     ) -> list[RequestOutput]:
         """Ask, with the progress for the user to see; a service that is gone is told with its last words."""
+        self.sidecar.check_running()
         line = ProgressLine(total) if use_tqdm and sys.stderr.isatty() else None
         try:
             return run(line.add if line is not None else None)

@@ -87,7 +87,8 @@ class Sidecar:
         finally:
             os.close(write_end)
         self._log = Log(self._process.stderr)
-        self._end = weakref.finalize(self, end, self._process, self.options.shutdown_timeout, os.getpid())
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, end, self._process, self.options.shutdown_timeout, self._owner)
         try:
             with open(read_end, "rb", buffering=0) as ready:
                 told = self._wait_ready(ready, start_timeout_s)
@@ -104,16 +105,19 @@ class Sidecar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
+        if os.getpid() == self._owner:  # a forked child that leaves the block has nothing to stop
+            self.stop()
 
     def client(self, **options: Any) -> Client:
         """A new blocking client of this service."""
+        self.check_running()
         return Client(self.endpoint, **options)
 
     def async_client(self, **options: Any) -> AsyncClient:
         """A new client of this service for asyncio."""
         from .protocol.client.asynchronous import AsyncClient
 
+        self.check_running()
         return AsyncClient(self.endpoint, **options)
 
     @property
@@ -129,6 +133,7 @@ class Sidecar:
     @property
     def actors(self) -> dict[str, dict[str, Any]]:
         """What the supervisor says of each actor: pid, state, epoch and restarts."""
+        self.check_running()
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.set(zmq.LINGER, 0)
             socket.connect(self.ready["control"])
@@ -147,10 +152,24 @@ class Sidecar:
     def stop(self) -> int:
         """Let running requests finish, for at most ``shutdown_timeout``, then end the service.
 
-        Returns its exit code, 0 after a drain. Stopping twice is harmless.
+        Returns its exit code, 0 after a drain. Stopping twice is harmless; in a forked child it is a
+        ``RuntimeError``, since the service is the parent's.
         """
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                f"this Sidecar belongs to process {self._owner}, of which this one ({os.getpid()}) is a fork:"
+                " stop it there; a client of it can be made here"
+            )
         self._end()
         return self._process.wait()
+
+    def check_running(self) -> None:
+        """``ServiceUnavailable`` at once if the service has ended; a forked child cannot know."""
+        if os.getpid() == self._owner and self._process.poll() is not None:
+            raise ServiceUnavailable(
+                f"the service has ended with exit code {self._process.returncode}; start a new one. Its log:"
+                f"\n{self.log}"
+            )
 
     def _wait_ready(self, ready: IO[bytes], timeout_s: float) -> dict[str, Any]:
         """The line that says where the service is; it comes, or the pipe ends with the process."""

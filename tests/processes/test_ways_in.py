@@ -9,15 +9,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from slipstream.protocol.client.outputs import RequestOutput
 
 import slipstream
-from slipstream import LLM, Client, Delta, InvalidRequest, SamplingParams, Sidecar, SlipstreamError
+from slipstream import (
+    LLM,
+    Client,
+    Delta,
+    InvalidRequest,
+    SamplingParams,
+    ServiceUnavailable,
+    Sidecar,
+    SlipstreamError,
+)
 
 ACTORS = {"gateway", "tokenizer", "scheduler", "executor", "detokenizer"}
 
@@ -160,6 +171,88 @@ def test_stop_ends_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
+
+
+# --- where they cannot be used ------------------------------------------------------------------
+
+
+def test_a_forked_child_can_neither_use_nor_stop_its_parents_llm(tmp_path: Path) -> None:
+    """Nor does it by leaving the block, by an exception or by ending; what it may do is make a client of its own."""
+    script = """
+import json, os, sys
+from slipstream import LLM, Client, SamplingParams
+said = []
+def tried(work):
+    try:
+        return str(work())
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+params = SamplingParams(max_tokens=2, ignore_eos=True)
+with LLM(device="emulated") as llm:
+    llm.generate("x", params)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = [tried(lambda: llm.generate("x", params)), tried(llm.shutdown), tried(llm.sidecar.stop)]
+        with Client(llm.sidecar.endpoint) as client:
+            said.append(len(client.generate("x", params).outputs[0].token_ids))
+        os.write(write, json.dumps(said).encode())
+        sys.exit(7)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = json.load(answer)
+    said.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    said.append(len(llm.generate("x", params)[0].outputs[0].token_ids))
+print(json.dumps(said))
+"""
+    generate, shutdown, stop, tokens, code, tokens_after = run_script(tmp_path / "forks.py", script)
+    assert generate.startswith("RuntimeError: this client belongs to process ")
+    assert "make a new client of ipc://" in generate
+    assert shutdown == stop
+    assert stop.startswith("RuntimeError: this Sidecar belongs to process ")
+    assert (tokens, code, tokens_after) == (2, 7, 2)
+
+
+def test_after_the_end_of_its_service_nothing_waits_for_it() -> None:
+    with LLM(device="emulated") as llm:
+        client, sidecar = llm.sidecar.client(timeout_s=60), llm.sidecar
+    llm.shutdown()
+    begun = time.monotonic()
+    for use in (
+        lambda: llm.generate("x"),
+        lambda: llm.chat([{"role": "user", "content": "x"}]),
+        lambda: llm.pids,
+        sidecar.client,
+        sidecar.async_client,
+        lambda: sidecar.actors,
+    ):
+        with pytest.raises(
+            ServiceUnavailable, match="the service has ended with exit code 0; start a new one"
+        ):
+            use()
+    assert sidecar.stop() == 0
+    client.close()
+    assert time.monotonic() - begun < 2.0
+
+
+def test_another_thread_neither_uses_nor_ends_an_llm_that_waits() -> None:
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    with LLM(device="emulated", emulated_step_ms=5) as llm:
+        begun = threading.Event()
+        outputs: list[RequestOutput] = []
+
+        def ask() -> None:
+            outputs.extend(llm.client.generate_many(["x"], params, on_delta=lambda *_: begun.set()))
+
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        assert begun.wait(20)
+        for use in (lambda: llm.generate("x"), llm.shutdown):
+            with pytest.raises(RuntimeError, match="one thread at a time"):
+                use()
+        waiting.join(20)
+        assert len(outputs[0].outputs[0].token_ids) == 200
+        assert llm.generate("x", SamplingParams(max_tokens=1))[0].finished
 
 
 def test_a_bad_model_is_told_with_its_cause(tmp_path: Path) -> None:

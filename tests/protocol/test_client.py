@@ -1,4 +1,4 @@
-"""The clients and their sans-IO core, against a gateway that does what each test says."""
+"""The two clients, against a gateway that does what each test says."""
 
 from __future__ import annotations
 
@@ -6,41 +6,22 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import zmq
+from fake_gateway import LIMITS, FakeGateway, echo, never_finish
 from slipstream.protocol.client import session as session_module
-from slipstream.protocol.client.session import (
-    HELLO_TIMEOUT_S,
-    LOST_AFTER_S,
-    MAX_BARREN,
-    PING_AFTER_S,
-    RECONNECT_DELAY_S,
-    Session,
-    Stream,
-)
-from slipstream.protocol.codec import decode_from_client, encode
-from slipstream.protocol.limits import PROTOCOL, Limits
+from slipstream.protocol.limits import PROTOCOL
 from slipstream.protocol.messages import (
     Abort,
-    Deltas,
     Error,
     Generate,
-    GetStats,
-    GetTrace,
     Hello,
-    Ping,
-    Pong,
     PublicIn,
     Stats,
-    Trace,
     Usage,
-    Welcome,
 )
-from slipstream.protocol.trace import SPAN, Recorded
 
 from slipstream import (
     AsyncClient,
@@ -51,120 +32,11 @@ from slipstream import (
     ProtocolError,
     SamplingParams,
     ServiceUnavailable,
-    SlipstreamError,
 )
-
-LIMITS = Limits(max_model_len=100, vocab_size=256, max_prompt_bytes=1000, max_queued_requests=8)
-WELCOME = Welcome(protocol=list(PROTOCOL), server="fake", model="fake", limits=LIMITS)
-
-Handler = Callable[["FakeGateway", bytes, PublicIn], None]
-
-
-class FakeGateway:
-    """A ROUTER in a thread. It greets and answers pings; the rest is up to ``handler``."""
-
-    def __init__(self, endpoint: str, handler: Handler, *, greet: bool = True) -> None:
-        self.endpoint = endpoint
-        self.handler = handler
-        self.greet = greet
-        self.seen: list[PublicIn] = []
-        self.known: set[bytes] = set()
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
-        self.router.linger = 0
-        self.router.sndhwm = 0  # a ROUTER drops what is over its limit
-        self.router.bind(endpoint)
-        self.halt = threading.Event()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.halt.is_set():
-            if not self.router.poll(10):
-                continue
-            client, frame = self.router.recv_multipart()
-            message = decode_from_client(frame)
-            self.seen.append(message)
-            if isinstance(message, Hello) and self.greet:
-                self.known.add(client)
-                self.say(client, WELCOME)
-            elif client not in self.known and self.greet:
-                self.say(client, Error(code="protocol", message="say hello first"))
-            elif isinstance(message, Ping):
-                self.say(client, Pong(nonce=message.nonce))
-            else:
-                self.handler(self, client, message)
-
-    def say(self, client: bytes, message: Any) -> None:
-        self.router.send_multipart((client, encode(message)))
-
-    def tokens(self, client: bytes, *items: tuple[str, str, list[int]], finish: str | None = None) -> None:
-        """One delta for each (id, text, token ids)."""
-        usage = Usage(prompt_tokens=1, completion_tokens=2) if finish else None
-        deltas = [
-            Delta(id=id, text=text, token_ids=ids, finish_reason=finish, usage=usage)
-            for id, text, ids in items
-        ]
-        self.say(client, Deltas(items=deltas))
-
-    def stop(self) -> None:
-        self.halt.set()
-        self.thread.join(5)
-        self.context.destroy(linger=0)
-
-    def saw(self, kind: type, count: int = 1) -> list[Any]:
-        """Wait until ``count`` messages of a kind have come."""
-        end = time.monotonic() + 5
-        while time.monotonic() < end:
-            found = [message for message in list(self.seen) if isinstance(message, kind)]
-            if len(found) >= count:
-                return found
-            self.halt.wait(0.005)
-        raise AssertionError(f"no {count} x {kind.__name__} in {self.seen}")
-
-
-def echo(gateway: FakeGateway, client: bytes, message: PublicIn) -> None:
-    """Answer a text prompt with its characters, one per delta, after what was received."""
-    if isinstance(message, Generate):
-        prompt = message.prompt
-        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt or [104, 105]))
-        rest = text[len(message.received) :]
-        if message.return_prompt_ids:
-            ids = [ord(character) for character in text]
-            gateway.say(client, Deltas(items=[Delta(id=message.id, prompt_token_ids=ids)]))
-        for character in rest[:-1]:
-            gateway.tokens(client, (message.id, character, [ord(character)]))
-        gateway.tokens(client, (message.id, rest[-1:], [ord(c) for c in rest[-1:]]), finish="stop")
-    elif isinstance(message, GetStats):
-        gateway.say(client, Stats(counters={"requests": 3.0}))
-    elif isinstance(message, GetTrace):
-        recorded = Recorded(pid=7, names=["Plan"], spans={"scheduler": SPAN.pack(20, 10, 1, 0)})
-        gateway.say(client, Trace(actors={"scheduler": recorded}, since_ns=0, until_ns=20))
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> str:
-    return f"ipc://{tmp_path}/door"
-
-
-@pytest.fixture
-def serve(endpoint: str) -> Iterator[Callable[..., FakeGateway]]:
-    started: list[FakeGateway] = []
-
-    def start(handler: Handler = echo, **options: Any) -> FakeGateway:
-        started.append(FakeGateway(endpoint, handler, **options))
-        return started[-1]
-
-    yield start
-    for gateway in started:
-        gateway.stop()
 
 
 def run(main: Any) -> Any:
     return asyncio.run(asyncio.wait_for(main, 20))
-
-
-# --- the faces ----------------------------------------------------------------------------------
 
 
 def test_async_stream(serve: Callable[..., FakeGateway], endpoint: str) -> None:
@@ -292,13 +164,6 @@ def test_slow_consumer_loses_nothing(serve: Callable[..., FakeGateway], endpoint
     run(main())
 
 
-def never_finish(gateway: FakeGateway, client: bytes, message: PublicIn) -> None:
-    if isinstance(message, Generate):
-        gateway.tokens(client, (message.id, "a", [1]))
-    elif isinstance(message, Abort):
-        gateway.tokens(client, (message.id, "", []), finish="abort")
-
-
 def test_async_early_exit_aborts(serve: Callable[..., FakeGateway], endpoint: str) -> None:
     gateway = serve(never_finish)
 
@@ -413,22 +278,6 @@ def test_generate_many_names_the_prompt_that_failed(serve: Callable[..., FakeGat
             client.generate_many(["a", "bad", "c"])
         assert raised.value.__notes__ == ["this was prompt 1 of 3, counted from 0"]
         assert client.generate("still here").outputs[0].text == "still here"
-
-
-def test_two_threads_at_once_are_refused(serve: Callable[..., FakeGateway], endpoint: str) -> None:
-    gateway = serve(never_finish)
-    with Client(endpoint) as client:
-        stream = client.stream("x")
-        next(stream)
-        waiting = threading.Thread(target=lambda: list(stream))
-        waiting.start()
-        while not client._busy.locked():
-            gateway.halt.wait(0.001)
-        with pytest.raises(RuntimeError, match="one thread at a time"):
-            client.stats()
-        gateway.tokens(next(iter(gateway.known)), (gateway.saw(Generate)[0].id, "b", [2]), finish="stop")
-        waiting.join(5)
-        assert not waiting.is_alive()
 
 
 def test_nobody_answers(endpoint: str) -> None:
@@ -605,169 +454,3 @@ def test_a_client_that_nobody_closes(serve: Callable[..., FakeGateway], endpoint
 
     run(main())
     gc.collect()
-
-
-# --- the core -----------------------------------------------------------------------------------
-
-
-def ready(now: float = 0.0) -> Session:
-    session = Session("ipc:///x", timeout_s=10)
-    session.inquire(now, Welcome)
-    session.receive(encode(WELCOME), now)
-    session.outbox.clear()
-    return session
-
-
-def sent(session: Session) -> list[PublicIn]:
-    frames, session.outbox = list(session.outbox), type(session.outbox)()
-    return [decode_from_client(frame) for frame in frames]
-
-
-def test_hello_comes_first_and_requests_wait_for_welcome() -> None:
-    session = Session("ipc:///x")
-    session.ask(0.0, prompt="x", request_id="a")
-    assert [type(message) for message in sent(session)] == [Hello]
-    session.receive(encode(WELCOME), 0.1)
-    assert [getattr(message, "id", None) for message in sent(session)] == ["a"]
-
-
-def test_questions_of_one_kind_are_put_one_after_the_other() -> None:
-    session = ready()
-    one, two, three = (session.inquire(0.0, Trace, seconds=float(number)) for number in (1, 2, 3))
-    other = session.inquire(0.0, Stats)
-    assert sent(session) == [GetTrace(seconds=1.0), GetStats()]
-    trace = encode(Trace(actors={}, since_ns=0, until_ns=0))
-    assert session.receive(trace, 0.1) == [one]
-    assert sent(session) == [GetTrace(seconds=2.0)]
-    session.receive(encode(Error(code="protocol", message="say hello first")), 0.2)
-    sent(session)
-    session.receive(encode(WELCOME), 0.3)
-    assert sent(session) == [GetTrace(seconds=2.0), GetStats()]
-    assert session.receive(encode(Stats(counters={})), 0.4) == [other]
-    assert sent(session) == []
-    assert session.receive(trace, 0.5) == [two]
-    assert sent(session) == [GetTrace(seconds=3.0)]
-    assert session.receive(trace, 0.6) == [three]
-    assert sent(session) == []
-
-
-def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
-    session = ready(0.0)
-    assert session.deadline is None
-    stream = session.ask(100.0, prompt="x")
-    sent(session)
-    assert session.deadline == 100.0 + PING_AFTER_S
-    session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[5])])), 101.5)
-    assert session.tick(102.0) == []
-    assert sent(session) == []
-    session.tick(102.5)
-    assert sent(session) == [Ping()]
-    session.receive(encode(Pong()), 102.6)
-    assert session.deadline == 102.6 + PING_AFTER_S
-    session.tick(103.6)
-    assert sent(session) == [Ping()]
-    before = session.connection
-    session.tick(103.6 + LOST_AFTER_S)
-    assert session.connection == before + 1
-    assert [type(message) for message in sent(session)] == [Hello]
-    session.tick(103.6 + LOST_AFTER_S + HELLO_TIMEOUT_S)
-    assert session.connection == before + 2
-    assert [type(message) for message in sent(session)] == [Hello]
-    session.receive(encode(WELCOME), 113.0)
-    (again,) = sent(session)
-    assert isinstance(again, Generate)
-    assert (again.id, again.received) == (stream.request.id, [5])
-
-
-def test_a_broken_connection_is_not_waited_for() -> None:
-    session = ready()
-    assert not session.interrupted(1.0)
-    assert session.state == "lost"  # nothing is open: the next request connects
-    session = ready()
-    stream = session.ask(1.0, prompt="x")
-    session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[7])])), 1.0)
-    session.outbox.clear()
-    assert not session.interrupted(1.5)
-    assert session.state == "greeting"
-    assert isinstance(sent(session)[0], Hello)
-    connection = session.connection
-    session.interrupted(1.6)  # before the Welcome: it is tried again, but not at once
-    assert session.deadline == 1.6 + RECONNECT_DELAY_S
-    session.tick(1.6 + RECONNECT_DELAY_S)
-    assert session.connection == connection + 1
-
-
-def test_a_gateway_that_forgets_us_at_once_is_given_up() -> None:
-    session = ready()
-    stream = session.ask(0.0, prompt="x")
-    for _ in range(MAX_BARREN):
-        assert session.receive(encode(Error(code="protocol", message="say hello first")), 1.0) == []
-        session.receive(encode(WELCOME), 1.0)
-        assert stream.error is None
-    assert session.receive(encode(Error(code="protocol", message="say hello first")), 1.0) == [stream]
-    assert isinstance(stream.error, ServiceUnavailable)
-
-
-def test_a_restart_after_progress_never_counts_against_the_gateway() -> None:
-    session = ready()
-    stream = session.ask(0.0, prompt="x")
-    for _ in range(5 * MAX_BARREN):
-        session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[1])])), 1.0)
-        session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
-        session.receive(encode(WELCOME), 1.0)
-    assert stream.error is None
-    assert stream.received == {0: [1] * 5 * MAX_BARREN}
-
-
-def test_a_request_aborted_before_the_connection_was_lost_is_not_sent_again() -> None:
-    session = ready()
-    stream = session.ask(0.0, prompt="x")
-    session.abort(stream.request.id)
-    session.abort(stream.request.id)
-    assert [type(message) for message in sent(session)] == [Generate, Abort]
-    session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
-    assert session.receive(encode(WELCOME), 1.0) == [stream]
-    assert [type(message) for message in sent(session)] == [Hello]
-    assert stream.deltas[0].finish_reason == "abort"
-
-
-def test_a_complaint_about_the_connection_ends_everything() -> None:
-    session = ready()
-    streams = [session.ask(0.0, prompt="x") for _ in range(3)]
-    assert session.receive(encode(Error(code="unavailable", message="stopping")), 1.0) == streams
-    assert all(isinstance(stream.error, ServiceUnavailable) for stream in streams)
-    assert len({id(stream.error) for stream in streams}) == 3
-    assert session.state == "lost"
-
-
-def test_other_major_version_is_refused() -> None:
-    session = Session("ipc:///x")
-    question = session.inquire(0.0, Welcome)
-    other = Welcome(protocol=[2, 0], server="s", model="m", limits=LIMITS)
-    assert session.receive(encode(other), 0.1) == [question]
-    assert isinstance(question.error, ProtocolError)
-
-
-def test_strangers_and_late_messages_are_ignored() -> None:
-    session = ready()
-    stream = session.ask(0.0, prompt="x")
-    session.leave(stream)
-    for late in (
-        Deltas(items=[Delta(id=stream.request.id, text="late", finish_reason="stop")]),
-        Error(id="unknown", code="invalid_request", message="?"),
-        Pong(nonce=9),
-        Stats(counters={}),
-        WELCOME,
-    ):
-        assert session.receive(encode(late), 1.0) == []
-    assert session.state == "ready"
-
-
-def test_request_ids() -> None:
-    session = ready()
-    assert isinstance(session.ask(0.0, prompt="x", request_id="a"), Stream)
-    with pytest.raises(InvalidRequest, match="in use"):
-        session.ask(0.0, prompt="x", request_id="a")
-    with pytest.raises(SlipstreamError, match="1 to 128"):
-        session.ask(0.0, prompt="x", request_id="")
-    assert session.ask(0.0, prompt="x").request.id != session.ask(0.0, prompt="x").request.id

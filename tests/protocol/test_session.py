@@ -1,0 +1,202 @@
+"""The sans-IO core of the clients: what it sends, when, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import pytest
+from fake_gateway import LIMITS, WELCOME
+from slipstream.protocol.client.session import (
+    HELLO_TIMEOUT_S,
+    LOST_AFTER_S,
+    MAX_BARREN,
+    PING_AFTER_S,
+    RECONNECT_DELAY_S,
+    Session,
+    Stream,
+)
+from slipstream.protocol.codec import decode_from_client, encode
+from slipstream.protocol.messages import (
+    Abort,
+    Deltas,
+    Error,
+    Generate,
+    GetStats,
+    GetTrace,
+    Hello,
+    Ping,
+    Pong,
+    PublicIn,
+    Stats,
+    Trace,
+    Welcome,
+)
+
+from slipstream import (
+    Delta,
+    InvalidRequest,
+    ProtocolError,
+    ServiceUnavailable,
+    SlipstreamError,
+)
+
+
+def ready(now: float = 0.0) -> Session:
+    session = Session("ipc:///x", timeout_s=10)
+    session.inquire(now, Welcome)
+    session.receive(encode(WELCOME), now)
+    session.outbox.clear()
+    return session
+
+
+def sent(session: Session) -> list[PublicIn]:
+    frames, session.outbox = list(session.outbox), type(session.outbox)()
+    return [decode_from_client(frame) for frame in frames]
+
+
+def test_hello_comes_first_and_requests_wait_for_welcome() -> None:
+    session = Session("ipc:///x")
+    session.ask(0.0, prompt="x", request_id="a")
+    assert [type(message) for message in sent(session)] == [Hello]
+    session.receive(encode(WELCOME), 0.1)
+    assert [getattr(message, "id", None) for message in sent(session)] == ["a"]
+
+
+def test_questions_of_one_kind_are_put_one_after_the_other() -> None:
+    session = ready()
+    one, two, three = (session.inquire(0.0, Trace, seconds=float(number)) for number in (1, 2, 3))
+    other = session.inquire(0.0, Stats)
+    assert sent(session) == [GetTrace(seconds=1.0), GetStats()]
+    trace = encode(Trace(actors={}, since_ns=0, until_ns=0))
+    assert session.receive(trace, 0.1) == [one]
+    assert sent(session) == [GetTrace(seconds=2.0)]
+    session.receive(encode(Error(code="protocol", message="say hello first")), 0.2)
+    sent(session)
+    session.receive(encode(WELCOME), 0.3)
+    assert sent(session) == [GetTrace(seconds=2.0), GetStats()]
+    assert session.receive(encode(Stats(counters={})), 0.4) == [other]
+    assert sent(session) == []
+    assert session.receive(trace, 0.5) == [two]
+    assert sent(session) == [GetTrace(seconds=3.0)]
+    assert session.receive(trace, 0.6) == [three]
+    assert sent(session) == []
+
+
+def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
+    session = ready(0.0)
+    assert session.deadline is None
+    stream = session.ask(100.0, prompt="x")
+    sent(session)
+    assert session.deadline == 100.0 + PING_AFTER_S
+    session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[5])])), 101.5)
+    assert session.tick(102.0) == []
+    assert sent(session) == []
+    session.tick(102.5)
+    assert sent(session) == [Ping()]
+    session.receive(encode(Pong()), 102.6)
+    assert session.deadline == 102.6 + PING_AFTER_S
+    session.tick(103.6)
+    assert sent(session) == [Ping()]
+    before = session.connection
+    session.tick(103.6 + LOST_AFTER_S)
+    assert session.connection == before + 1
+    assert [type(message) for message in sent(session)] == [Hello]
+    session.tick(103.6 + LOST_AFTER_S + HELLO_TIMEOUT_S)
+    assert session.connection == before + 2
+    assert [type(message) for message in sent(session)] == [Hello]
+    session.receive(encode(WELCOME), 113.0)
+    (again,) = sent(session)
+    assert isinstance(again, Generate)
+    assert (again.id, again.received) == (stream.request.id, [5])
+
+
+def test_a_broken_connection_is_not_waited_for() -> None:
+    session = ready()
+    assert not session.interrupted(1.0)
+    assert session.state == "lost"  # nothing is open: the next request connects
+    session = ready()
+    stream = session.ask(1.0, prompt="x")
+    session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[7])])), 1.0)
+    session.outbox.clear()
+    assert not session.interrupted(1.5)
+    assert session.state == "greeting"
+    assert isinstance(sent(session)[0], Hello)
+    connection = session.connection
+    session.interrupted(1.6)  # before the Welcome: it is tried again, but not at once
+    assert session.deadline == 1.6 + RECONNECT_DELAY_S
+    session.tick(1.6 + RECONNECT_DELAY_S)
+    assert session.connection == connection + 1
+
+
+def test_a_gateway_that_forgets_us_at_once_is_given_up() -> None:
+    session = ready()
+    stream = session.ask(0.0, prompt="x")
+    for _ in range(MAX_BARREN):
+        assert session.receive(encode(Error(code="protocol", message="say hello first")), 1.0) == []
+        session.receive(encode(WELCOME), 1.0)
+        assert stream.error is None
+    assert session.receive(encode(Error(code="protocol", message="say hello first")), 1.0) == [stream]
+    assert isinstance(stream.error, ServiceUnavailable)
+
+
+def test_a_restart_after_progress_never_counts_against_the_gateway() -> None:
+    session = ready()
+    stream = session.ask(0.0, prompt="x")
+    for _ in range(5 * MAX_BARREN):
+        session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[1])])), 1.0)
+        session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
+        session.receive(encode(WELCOME), 1.0)
+    assert stream.error is None
+    assert stream.received == {0: [1] * 5 * MAX_BARREN}
+
+
+def test_a_request_aborted_before_the_connection_was_lost_is_not_sent_again() -> None:
+    session = ready()
+    stream = session.ask(0.0, prompt="x")
+    session.abort(stream.request.id)
+    session.abort(stream.request.id)
+    assert [type(message) for message in sent(session)] == [Generate, Abort]
+    session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
+    assert session.receive(encode(WELCOME), 1.0) == [stream]
+    assert [type(message) for message in sent(session)] == [Hello]
+    assert stream.deltas[0].finish_reason == "abort"
+
+
+def test_a_complaint_about_the_connection_ends_everything() -> None:
+    session = ready()
+    streams = [session.ask(0.0, prompt="x") for _ in range(3)]
+    assert session.receive(encode(Error(code="unavailable", message="stopping")), 1.0) == streams
+    assert all(isinstance(stream.error, ServiceUnavailable) for stream in streams)
+    assert len({id(stream.error) for stream in streams}) == 3
+    assert session.state == "lost"
+
+
+def test_other_major_version_is_refused() -> None:
+    session = Session("ipc:///x")
+    question = session.inquire(0.0, Welcome)
+    other = Welcome(protocol=[2, 0], server="s", model="m", limits=LIMITS)
+    assert session.receive(encode(other), 0.1) == [question]
+    assert isinstance(question.error, ProtocolError)
+
+
+def test_strangers_and_late_messages_are_ignored() -> None:
+    session = ready()
+    stream = session.ask(0.0, prompt="x")
+    session.leave(stream)
+    for late in (
+        Deltas(items=[Delta(id=stream.request.id, text="late", finish_reason="stop")]),
+        Error(id="unknown", code="invalid_request", message="?"),
+        Pong(nonce=9),
+        Stats(counters={}),
+        WELCOME,
+    ):
+        assert session.receive(encode(late), 1.0) == []
+    assert session.state == "ready"
+
+
+def test_request_ids() -> None:
+    session = ready()
+    assert isinstance(session.ask(0.0, prompt="x", request_id="a"), Stream)
+    with pytest.raises(InvalidRequest, match="in use"):
+        session.ask(0.0, prompt="x", request_id="a")
+    with pytest.raises(SlipstreamError, match="1 to 128"):
+        session.ask(0.0, prompt="x", request_id="")
+    assert session.ask(0.0, prompt="x").request.id != session.ask(0.0, prompt="x").request.id
