@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...protocol.errors import SlipstreamError
+from ...protocol.errors import ServiceUnavailable, SlipstreamError
 from . import about, answers, chat, completions, texts
 from .bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .dashboard import PAGES, Dashboard
-from .errors import Problem, answer_error
+from .errors import STOPPED, Problem, answer_error, problem_of
 from .events import ClientLeft
 from .metrics import metrics
 from .openapi import Described, document
 from .service import Service
 
-OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
+OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
 """Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""
 
 MAX_REQUEST_ID_CHARS = 128
@@ -73,52 +75,118 @@ ENDPOINTS = [
 
 
 class Entrance:
-    """What every request passes: it gets an id, shows its key, and is counted while it is under way."""
+    """What every request passes: it gets an id, shows that it may ask, and is counted while it is under way."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(
+        self, service: Service, app: ASGIApp, api_key: str | None, hosts: frozenset[str] | None = None
+    ) -> None:
+        """``hosts``, where no key is asked, are the names that the service may be called by, beside IP addresses;
+        None: any."""
+        self.service = service
         self.app = app
         self.key = None if api_key is None else api_key.encode()
-        self.under_way = 0
+        self.hosts = hosts
+        self.under_way: set[asyncio.Task[Any]] = set()
         self.changed = asyncio.Event()
         """Set whenever a request ends; who waits for it clears it."""
         self.on_busy: Callable[[], None] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        told = headers.get("x-request-id", "")
-        usable = 0 < len(told) <= MAX_REQUEST_ID_CHARS and told.isascii() and told.isprintable()
-        id = (told if usable else uuid.uuid4().hex).encode()
+        given = headers.get("x-request-id", "")
+        usable = 0 < len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
+        id = given if usable else new_request_id()
+        begun = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", id)]
+                begun = True
+                self.service.statuses[message["status"]] += 1
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
             await send(message)
 
-        self.under_way += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.under_way.add(task)
         self.on_busy()
         try:
-            if self.admits(scope, headers):
-                await self.app(scope, receive, send_with_id)
-            else:
-                refused = Problem(
-                    401,
-                    "the API key is missing or wrong; send it as Authorization: Bearer KEY",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await refused.response()(scope, receive, send_with_id)
+            refusal = self.refusal(scope, headers)
+            app = self.app if refusal is None else refusal.response()
+            await app(scope, receive, send_with_id)
         except ClientLeft:
             pass  # nobody is left to be answered
+        except asyncio.CancelledError:
+            if not self.service.stopped:
+                raise
+            if not begun:
+                await problem_of(ServiceUnavailable(STOPPED)).response()(scope, receive, send_with_id)
         finally:
-            self.under_way -= 1
+            self.under_way.discard(task)
             self.changed.set()
 
-    def admits(self, scope: Scope, headers: Headers) -> bool:
-        if self.key is None or scope["path"] in OPEN:
-            return True
+    def refusal(self, scope: Scope, headers: Headers) -> Problem | None:
+        """Why this request is not let in."""
+        if self.key is None:
+            host = headers.get("host", "")
+            if self.hosts is None or not host or is_address(name_of(host)) or name_of(host) in self.hosts:
+                return None
+            return Problem(
+                421,
+                f"Host is {host!r:.80}; without a key this service answers only to localhost and IP addresses, so"
+                " that no web page can ask it under a name of its own: use one of these, set --api-key, or list"
+                " the name's origin in --allowed-origins",
+            )
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # In constant time: how long it takes tells nothing of the key.
-        return hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
+        # In constant time: how long it takes says nothing about the key.
+        known = hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
+        if known or scope["path"] in OPEN:
+            return None
+        return Problem(
+            401,
+            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    async def drained(self) -> None:
+        """Return when nothing is under way that was accepted: a request whose body has not come was not."""
+        while len(self.under_way) > self.service.uploads.open:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def stop(self, last_words_s: float) -> None:
+        """End every request with an error; what cannot be ended within ``last_words_s`` is cancelled."""
+        await self.service.stop()
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=last_words_s)
+        for task in self.under_way:
+            task.cancel()
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def name_of(host: str) -> str:
+    """The name in a ``Host``, without the port."""
+    if host.startswith("["):
+        return host.partition("]")[0][1:]
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def is_address(name: str) -> bool:
+    """Whether a name needs no look-up, so that no page can have had it made to mean this machine."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    return True
+
+
+def hosts_of(origins: list[str]) -> frozenset[str]:
+    """The names in origins such as ``https://a.example``."""
+    return frozenset(urlsplit(origin).hostname or "" for origin in origins)
 
 
 def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
@@ -135,13 +203,16 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
         Described(e.method, e.path, e.summary, e.body, e.answer, e.path not in OPEN) for e in ENDPOINTS
     ]
     bounds = {"max_model_len": service.bounds.max_model_len, "vocab_size": service.bounds.vocab_size}
-    told = document(described, service.version, bounds)
+    described_as = document(described, service.version, bounds)
 
     async def openapi(request: Request) -> Response:
-        return service.answer(told)
+        return service.answer(described_as)
+
+    async def home(request: Request) -> Response:
+        return RedirectResponse("/dashboard")
 
     dashboard = Dashboard(service.client, service.model)
-    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi), *dashboard.routes()]
+    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if allowed_origins:
         app = CORSMiddleware(

@@ -6,29 +6,16 @@ cannot be honoured here. The exception are a caller's own labels (``Labels``), w
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 
-from ...protocol.codec import explain, field_of
 from ...protocol.errors import InvalidRequest
-from ...protocol.limits import MAX_FRAME_BYTES, Limits
+from ...protocol.limits import Limits
 from ...protocol.sampling import SamplingParams
 from .errors import Names, Problem, as_written
 from .tools import Tool, ToolChoice
-
-MAX_BODY_BYTES = MAX_FRAME_BYTES
-MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
-
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What reading hostile bytes raises, beyond that they are JSON of another type."""
-
-UNKNOWN = "Object contains unknown field"
-"""How msgspec says so; its errors have no fields."""
-
-T = TypeVar("T")
 
 
 class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -252,52 +239,3 @@ def schema_of(format: ResponseFormat | None) -> Given:
     if written is not None:
         return Given(written.schema, "response_format.json_schema.schema")
     return Given({"type": "object"} if kind == "json_object" else None, "response_format")
-
-
-async def read_body(request: Request, kind: type[T]) -> T:
-    """The body of a request as ``kind``."""
-    told = request.headers.get("content-type", "")
-    if told.partition(";")[0].strip().lower() != "application/json":
-        # Besides, a web page of another origin can send any other type without asking.
-        raise Problem(415, f"the content type is {told!r:.80}; send JSON as application/json")
-    return decode_body(await read_bytes(request), kind)
-
-
-async def read_bytes(request: Request) -> bytes:
-    """The body. Of one that is too long the rest is read away: its sender may not listen before it has sent it."""
-    told = request.headers.get("content-length", "0")
-    parts: list[bytes] = []
-    size = int(told[:20]) if told.isdecimal() else 0
-    if size <= MAX_READ_AWAY_BYTES:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= MAX_BODY_BYTES:
-                parts.append(part)
-            elif size > MAX_READ_AWAY_BYTES:
-                break
-    if size > MAX_BODY_BYTES:
-        raise Problem(413, f"the body has more than {MAX_BODY_BYTES} bytes, the limit; shorten it")
-    return b"".join(parts)
-
-
-def decode_body(data: bytes, kind: type[T]) -> T:
-    """``data`` as ``kind``; a ``Problem`` names the field, the value and what was expected."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        field = field_of(error)
-        if str(error).startswith(UNKNOWN):
-            message = f"{field} is no field of this request; /openapi.json has those that are: leave it out"
-        else:
-            message = complaint(error, data)
-        raise Problem(400, message, param=field) from None
-    except NOT_JSON as error:
-        raise Problem(400, f"the body is no JSON: {error}") from None
-
-
-def complaint(error: msgspec.ValidationError, data: bytes) -> str:
-    try:
-        return explain(error, msgspec.json.decode(data))
-    except NOT_JSON:
-        return str(error)

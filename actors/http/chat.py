@@ -12,21 +12,22 @@ from starlette.responses import Response
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
-from .bodies import ChatBody, Given, read_body, sampling_params, schema_of
+from .bodies import ChatBody, Given, sampling_params, schema_of
 from .errors import Names, Problem
-from .events import Asked, Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
+from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
 from .tokens import Tokens
 from .tools import Call, CallReader, Offer, offer
 
 
 async def create(service: Service, request: Request) -> Response:
-    body = await read_body(request, ChatBody)
-    service.check(body.model)
+    body = await service.read(request, ChatBody)
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
     about = service.about("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
     params, names = params_of(body, offered, service.bounds)
-    stream = service.client.batches(
+    stream = service.ask(
+        request,
+        names,
         messages=[plain_message(number, message) for number, message in enumerate(body.messages)],
         params=params,
         tools=offered.tools,
@@ -34,7 +35,7 @@ async def create(service: Service, request: Request) -> Response:
         request_id=about["id"],
     )
     answers = Answers(offered, service.tokens if body.logprobs else None, body.top_logprobs or 0)
-    batches = together([Asked(stream, names)])
+    batches = together([stream])
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await open_stream(request, batches, ChatEvents(about, include_usage, answers))

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...protocol.messages import Delta, Usage
-from .bodies import CompletionBody, Given, read_body, sampling_params, schema_of
+from .bodies import CompletionBody, Given, sampling_params, schema_of
 from .errors import Problem
-from .events import Asked, Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
+from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
 from .tokens import Columns, TokenTable
 
@@ -22,8 +22,7 @@ Prompt = str | list[int]
 
 
 async def create(service: Service, request: Request) -> Response:
-    body = await read_body(request, CompletionBody)
-    service.check(body.model)
+    body = await service.read(request, CompletionBody)
     n = body.n or 1
     scored = bool(body.echo) and body.logprobs is not None
     if scored and body.stream and n > 1:
@@ -49,21 +48,22 @@ async def create(service: Service, request: Request) -> Response:
             param="prompt",
         )
     about = service.about("cmpl", "text_completion")
-    echoes = [service.echo(*prompt) for prompt in prompts] if body.echo else []
+    echoes: list[str] = []
+    if body.echo:
+        echoes = await service.beside(request, lambda: [service.echo(*prompt) for prompt in prompts])
     answers = Answers(service, n, echoes, body.logprobs, only_prompt=only_prompt)
-    asked = [
-        Asked(
-            service.client.batches(
-                prompt=prompt,
-                params=params,
-                request_id=f"{about['id']}-{number}",
-                return_prompt_ids=scored,
-            ),
+    streams = [
+        service.ask(
+            request,
             names | {"prompt": where},
+            prompt=prompt,
+            params=params,
+            request_id=f"{about['id']}-{number}",
+            return_prompt_ids=scored,
         )
         for number, (prompt, where) in enumerate(prompts)
     ]
-    batches = together(asked)
+    batches = together(streams)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await open_stream(request, batches, CompletionEvents(about, include_usage, answers))

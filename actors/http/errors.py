@@ -21,6 +21,8 @@ from ...protocol.errors import (
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
+STOPPED = "the service was stopped before this request was finished"
+
 Names = dict[str, str]
 """From a parameter of the protocol to the field of the body that it was made of, where the two differ."""
 

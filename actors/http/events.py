@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...protocol.errors import InvalidRequest, ServiceUnavailable
+from ...protocol.errors import ServiceUnavailable
 from ...protocol.messages import Delta, Usage
-from .errors import Names, as_written, problem_of
+from .errors import problem_of
 
 T = TypeVar("T")
 
@@ -108,24 +108,8 @@ def finish_reason_of(reason: str | None) -> str | None:
     return reason
 
 
-class Asked(NamedTuple):
-    """One request to the gateway, and what its parameters are called in the body that asks for it."""
-
-    stream: AsyncGenerator[list[Delta], None]
-    names: Names
-
-    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
-        try:
-            async with aclosing(self.stream):
-                async for deltas in self.stream:
-                    yield deltas
-        except InvalidRequest as error:
-            raise as_written(error, self.names) from None
-
-
-async def together(requests: list[Asked]) -> Batches:
-    """The answers to several requests as one stream. The first that fails ends them all."""
-    streams = [request.deltas() for request in requests]
+async def together(streams: list[AsyncGenerator[list[Delta], None]]) -> Batches:
+    """Several streams as one. The first that fails ends them all."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for deltas in only:

@@ -6,7 +6,8 @@ their names. What is not in the tables below is told too, as it is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -74,11 +75,19 @@ REASONS = "request_success_"
 class Families(Collector):
     """The metrics of one moment."""
 
-    def __init__(self, prefix: str, model: str, counters: dict[str, float], actors: Actors) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        model: str,
+        counters: dict[str, float],
+        actors: Actors,
+        statuses: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self.prefix = prefix
         self.model = model
         self.counters = counters
         self.actors = actors
+        self.statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
         left = dict(self.counters)
@@ -94,6 +103,9 @@ class Families(Collector):
         for name, about in HISTOGRAMS.items():
             yield self.histogram(name, about, left)
         yield from self.of_actors()
+        answered = {(str(status),): float(count) for status, count in sorted(self.statuses.items())}
+        about = "HTTP requests answered, by status; refusals are told by nothing else"
+        yield self.family(CounterMetricFamily, "http_requests", about, answered, ("code",))
         for name, value in sorted(left.items()):
             yield self.family(UnknownMetricFamily, name, "As the service counts it", {(): value})
 
@@ -141,5 +153,5 @@ class Families(Collector):
 async def metrics(service: Service, request: Request) -> Response:
     counters, actors = await service.client.stats(), await service.client.actors()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Families(service.metrics_prefix, service.model, counters, actors))
+    registry.register(Families(service.metrics_prefix, service.model, counters, actors, service.statuses))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)

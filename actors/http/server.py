@@ -1,21 +1,22 @@
-"""The process of the HTTP face: its socket, uvicorn, and how it ends."""
+"""The process of the HTTP frontend: its socket, uvicorn, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import SlipstreamError
 from ..options import HttpOptions
-from .app import Entrance, make_app
-from .errors import Problem
+from .app import Entrance, hosts_of, make_app
+from .connection import Connections, HttpProtocol
 from .service import Service
 
 if TYPE_CHECKING:
@@ -23,11 +24,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024
 
-MAX_HEADER_BYTES = 64 * 1024
-"""Of the path and all headers of a request."""
-
 LAST_WORDS_S = 1
-"""How long the last bytes to clients may take to leave when the face ends."""
+"""How long the errors that end requests, and the last bytes to clients, may each take when the frontend ends."""
 
 KEEP_ALIVE_S = 30
 """How long a connection without a request is kept."""
@@ -36,12 +34,14 @@ KEEP_ALIVE_S = 30
 class Server(uvicorn.Server):
     """Waits for its end instead of looking ten times a second: an idle service uses no CPU."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, end: Callable[[float], Awaitable[None]]) -> None:
         super().__init__(config)
         self.ended = asyncio.Event()
+        self.end = end
 
     async def main_loop(self) -> None:
         await self.ended.wait()
+        await self.end(LAST_WORDS_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,48 +49,33 @@ class Server(uvicorn.Server):
         yield
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """Answers what is no HTTP in the form of every other error, and bounds the headers."""
-
-    header_bytes = 0
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.header_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self.count_header(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.count_header(len(name) + len(value))
-        super().on_header(name, value)
-
-    def count_header(self, size: int) -> None:
-        self.header_bytes += size
-        if self.header_bytes > MAX_HEADER_BYTES:
-            raise ValueError(f"more than {MAX_HEADER_BYTES} bytes of headers")
-
-    def send_400_response(self, msg: str) -> None:
-        if self.transport.is_closing():
-            return
-        if self.header_bytes > MAX_HEADER_BYTES:
-            status, msg = 431, f"path and headers have more than {MAX_HEADER_BYTES} bytes, the limit"
-        else:
-            status, msg = 400, "this is no HTTP request"
-        body = Problem(status, msg).body
-        head = "content-type: application/json\r\nconnection: close\r\ncontent-length"
-        self.transport.write(b"%b%b: %d\r\n\r\n%b" % (STATUS_LINE[status], head.encode(), len(body), body))
-        self.transport.close()
+def make_server(entrance: Entrance, most_connections: int | None = None) -> Server:
+    """``most_connections``: by default as many as the process may have descriptors for."""
+    protocol: Any = partial(HttpProtocol, all=Connections(most_connections))
+    config = uvicorn.Config(
+        entrance,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_WORDS_S,
+    )
+    return Server(config, entrance.stop)
 
 
-class HttpFace:
+class HttpFrontend:
     """What ``FaceHost`` runs."""
 
     def __init__(self, options: HttpOptions) -> None:
-        self.client = AsyncClient(options.door, curve=options.curve)
         self.service = Service(
-            self.client,
+            lambda: AsyncClient(options.door, curve=options.curve),
             options.model,
             options.model_name,
             options.version,
@@ -101,12 +86,15 @@ class HttpFace:
         host, port = self.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         self.facts: dict[str, Any] = {"endpoint": f"{shown}:{port}", "url": f"http://{shown}:{port}"}
-        self.entrance = Entrance(make_app(self.service, options.allowed_origins), options.api_key)
+        # Who listens at other addresses without a key has said --insecure: anybody may ask, by any name.
+        hosts = hosts_of(options.allowed_origins) if ip_address(host).is_loopback else None
+        app = make_app(self.service, options.allowed_origins)
+        self.entrance = Entrance(self.service, app, options.api_key, hosts)
         self.server: Server | None = None
 
     @property
     def busy(self) -> bool:
-        return self.entrance.under_way > 0
+        return bool(self.entrance.under_way)
 
     @property
     def on_busy(self) -> Callable[[], None]:
@@ -117,32 +105,15 @@ class HttpFace:
         self.entrance.on_busy = tell
 
     async def serve(self) -> None:
-        config = uvicorn.Config(
-            self.entrance,
-            http=HttpProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=LAST_WORDS_S,
-        )
-        self.server = Server(config)
+        self.server = make_server(self.entrance)
         try:
             await self.server.serve(sockets=[self.listener])
         finally:
-            await self.client.close()
+            await self.service.stop()
 
     async def drain(self) -> None:
         self.service.draining = True
-        while self.entrance.under_way:
-            self.entrance.changed.clear()
-            await self.entrance.changed.wait()
+        await self.entrance.drained()
 
     def stop(self) -> None:
         if self.server is not None:
@@ -168,7 +139,7 @@ def listen(endpoint: str) -> socket.socket:
     return made
 
 
-def build(context: StartContext) -> HttpFace:
-    """The HTTP face of a service, from its options."""
+def build(context: StartContext) -> HttpFrontend:
+    """The HTTP frontend of a service, from its options."""
     context.phase("load tokenizer")
-    return HttpFace(context.options_as(HttpOptions))
+    return HttpFrontend(context.options_as(HttpOptions))

@@ -1,36 +1,87 @@
-"""What every endpoint needs: the client of the gateway, and what is known of the model."""
+"""What every endpoint needs: the way to the gateway, and what is known of the model."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+import zlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
+from ...protocol.messages import Delta
 from ..text.prompts import Prompts, load_texts
-from .errors import Problem
+from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
+from .uploads import Uploads
+
+MAX_CONNECTIONS = 16
+"""Connections to the gateway among which HTTP clients are spread; each takes two threads and eight descriptors."""
+
+
+class NamesModel(Protocol):
+    """A body that may name the model that it is for."""
+
+    model: str | None
+
+
+B = TypeVar("B", bound=NamesModel)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Connections:
+    """The connections to the gateway.
+
+    The gateway and the scheduler are fair between connections. So HTTP clients at different addresses have
+    different ones, and one that asks for much holds up nobody but itself and the few that share its connection.
+    """
+
+    def __init__(self, connect: Callable[[], AsyncClient]) -> None:
+        self.connect = connect
+        self.own = connect()
+        """For the service's own questions."""
+        self.shared: dict[int, AsyncClient] = {}
+
+    def of(self, address: str) -> AsyncClient:
+        """The one for clients at an IP address."""
+        number = zlib.crc32(address.encode()) % MAX_CONNECTIONS
+        found = self.shared.get(number)
+        if found is None:
+            found = self.shared[number] = self.connect()
+        return found
+
+    async def close(self) -> None:
+        """Close them; whatever waits for an answer gets an error."""
+        for client in (self.own, *self.shared.values()):
+            await client.close()
 
 
 class Service:
-    """The service that this face is of."""
+    """The service that this frontend is of."""
 
     def __init__(
         self,
-        client: AsyncClient,
+        connect: Callable[[], AsyncClient],
         folder: str,
         model: str,
         version: str,
         bounds: Limits,
         metrics_prefix: str = "slipstream_",
     ) -> None:
-        self.client = client
+        """``connect`` makes a client of the gateway."""
+        self.connections = Connections(connect)
         self.model = model
         self.version = version
         self.bounds = bounds
@@ -40,6 +91,22 @@ class Service:
         self.tokens = Tokens(tokenizer)
         self.started = int(time.time())
         self.draining = False
+        self.stopped = False
+        self.uploads = Uploads()
+        self.long_work = ThreadPoolExecutor(1, "long-work")
+        """What is made of large bodies, one at a time: together they never take more than one core."""
+        self.statuses: Counter[int] = Counter()
+        """How many requests were answered with each status."""
+
+    @property
+    def client(self) -> AsyncClient:
+        return self.connections.own
+
+    async def read(self, request: Request, kind: type[B]) -> B:
+        """The body of a request that is for this service, and comes in time."""
+        body = await self.uploads.read(request, kind)
+        self.check(body.model)
+        return body
 
     def check(self, model: str | None) -> None:
         """Refuse what is for another model, and what comes too late."""
@@ -48,6 +115,32 @@ class Service:
         if model is not None and model != self.model:
             message = f"the model {model!r:.200} is not served here; this is {self.model!r}"
             raise Problem(404, message, param="model", code="model_not_found")
+
+    async def ask(self, request: Request, names: Names, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        """What the gateway answers; ``names`` are those that the parameters have in the body of the request."""
+        address = "" if request.client is None else request.client.host
+        stream = self.connections.of(address).batches(**asked)
+        try:
+            async with aclosing(stream):
+                async for deltas in stream:
+                    yield deltas
+        except InvalidRequest as error:
+            raise as_written(error, names) from None
+        except ServiceUnavailable:
+            if self.stopped:
+                raise ServiceUnavailable(STOPPED) from None
+            raise
+
+    async def beside(self, request: Request, work: Callable[P, R], *given: P.args, **more: P.kwargs) -> R:
+        """What ``work`` returns, done in a thread so that no stream waits for it."""
+        pool = self.long_work if request.state.large else None
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*given, **more))
+
+    async def stop(self) -> None:
+        """End every request that is under way with an error."""
+        self.stopped = self.draining = True
+        self.uploads.stop()
+        await self.connections.close()
 
     def about(self, kind: str, object: str) -> dict[str, Any]:
         """What every answer begins with."""
@@ -67,7 +160,8 @@ class Service:
                 raise InvalidRequest(
                     f"{where} has {token}; a token id of this model is 0 to {last}", param=where
                 )
-        return self.prompts.tokenizer.decode(tokens, skip_special_tokens=False)
+        # A batch of one, since that gives up the interpreter lock.
+        return self.prompts.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
 
     def echo(self, prompt: str | list[int], where: str) -> str:
         return prompt if isinstance(prompt, str) else self.text_of(prompt, where)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .bodies import DetokenizeBody, TokenizeBody, read_body
+from .bodies import DetokenizeBody, TokenizeBody
 from .chat import plain_message
 from .errors import Problem
 from .service import Service
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, TokenizeBody)
-    service.check(body.model)
-    tokens = await asyncio.to_thread(tokens_of, service, body)  # a long text would hold up every stream
+    body = await service.read(request, TokenizeBody)
+    return await service.beside(request, tokenized, service, body)
+
+
+def tokenized(service: Service, body: TokenizeBody) -> Response:
+    tokens = tokens_of(service, body)
     named = [service.prompts.tokenizer.id_to_token(token) for token in tokens]
     return service.answer(
         {
@@ -53,6 +55,5 @@ def tokens_of(service: Service, body: TokenizeBody) -> list[int]:
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, DetokenizeBody)
-    service.check(body.model)
-    return service.answer({"prompt": await asyncio.to_thread(service.text_of, body.tokens, "tokens")})
+    body = await service.read(request, DetokenizeBody)
+    return service.answer({"prompt": await service.beside(request, service.text_of, body.tokens, "tokens")})

@@ -283,7 +283,7 @@ def test_a_full_service_says_when_to_come_again_and_goes_on(api: OpenAI) -> None
 
 
 def scripted(script: Script) -> AsyncOpenAI:
-    app = Scripted(script).app
+    app = Scripted(script, hosts=None).app
     transport = httpx2.ASGITransport(app)
     return AsyncOpenAI(
         base_url="http://here/v1",

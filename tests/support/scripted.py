@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, MutableMapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping
+from typing import Any, cast
 
 from slipstream.actors.http.app import Entrance, make_app
 from slipstream.actors.http.service import Service
+from slipstream.protocol.errors import ServiceUnavailable
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Delta, Usage
 
+from slipstream import AsyncClient
 from slipstream.service import BUNDLED_MODEL
 
 MODEL = "slipstream-bundled"
@@ -22,22 +24,37 @@ Message = MutableMapping[str, Any]
 class Script:
     """Stands for the client of the gateway: every request is answered with the same parts of a text."""
 
-    def __init__(self, *parts: str, finish: str | Exception = "stop") -> None:
+    def __init__(self, *parts: str, finish: str | Exception = "stop", ends: bool = True) -> None:
+        """``ends=False``: nothing comes after the parts until the client is closed."""
         self.parts = parts
         self.finish = finish
+        self.ends = ends
         self.asked: dict[str, Any] = {}
         """What the last request asked."""
+        self.closed = asyncio.Event()
+        self.running = 0
+        """Requests that somebody consumes the answer of."""
 
     async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
         self.asked = asked
         id = asked["request_id"]
-        for number, part in enumerate(self.parts):
-            yield [Delta(id=id, text=part, token_ids=[number])]
-            await asyncio.sleep(0)
-        if isinstance(self.finish, Exception):
-            raise self.finish
-        usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
-        yield [Delta(id=id, finish_reason=self.finish, usage=usage)]
+        self.running += 1
+        try:
+            for number, part in enumerate(self.parts):
+                yield [Delta(id=id, text=part, token_ids=[number])]
+                await asyncio.sleep(0)
+            if not self.ends:
+                await self.closed.wait()
+                raise ServiceUnavailable("the client was closed")
+            if isinstance(self.finish, Exception):
+                raise self.finish
+            usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
+            yield [Delta(id=id, finish_reason=self.finish, usage=usage)]
+        finally:
+            self.running -= 1
+
+    async def close(self) -> None:
+        self.closed.set()
 
 
 class Answer:
@@ -63,11 +80,18 @@ class Answer:
 class Scripted:
     """The frontend; one request at a time."""
 
-    def __init__(self, script: Script | None = None, *, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        api_key: str | None = None,
+        hosts: frozenset[str] | None = frozenset(),
+    ) -> None:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
-        self.service = Service(self.script, str(BUNDLED_MODEL), MODEL, "0", bounds)  # type: ignore[arg-type]
-        self.app = Entrance(make_app(self.service, []), api_key)
+        client = cast("AsyncClient", self.script)
+        self.service = Service(lambda: client, str(BUNDLED_MODEL), MODEL, "0", bounds)
+        self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:
         """``body`` is sent as JSON, or as it is if it is bytes."""
@@ -78,25 +102,41 @@ class Scripted:
         return self.ask("GET", path, [], headers)
 
     def ask(self, method: str, path: str, parts: Iterable[bytes], headers: dict[str, str]) -> Answer:
-        scope = scope_of(method, path, headers)
+        exchange = Exchange(method, path, headers, list(parts) or [b""])
+        asyncio.run(exchange.run(self.app))
+        return exchange.answer
 
-        async def go() -> list[Message]:
-            sent: list[Message] = []
-            coming = list(parts) or [b""]
 
-            async def receive() -> Message:
-                if not coming:
-                    await asyncio.Event().wait()  # the client stays, and sends no more
-                part = coming.pop(0)
-                return {"type": "http.request", "body": part, "more_body": bool(coming)}
+class Exchange:
+    """One request, and what is answered."""
 
-            async def send(message: Message) -> None:
-                sent.append(message)
+    def __init__(
+        self, method: str, path: str, headers: dict[str, str], parts: list[bytes], *, whole: bool = True
+    ) -> None:
+        """Without ``whole``, more of the body is said to come than ``parts``."""
+        self.scope = scope_of(method, path, headers)
+        self.coming = parts
+        self.whole = whole
+        self.sent: list[Message] = []
+        self.gone = asyncio.Event()
+        """The client has closed the connection."""
 
-            await self.app(scope, receive, send)
-            return sent
+    async def run(self, app: Any) -> None:
+        await app(self.scope, self.receive, self.send)
 
-        return Answer(asyncio.run(go()))
+    async def receive(self) -> Message:
+        if self.coming:
+            part = self.coming.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(self.coming) or not self.whole}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.sent)
 
 
 def scope_of(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
@@ -116,3 +156,10 @@ def scope_of(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8000),
     }
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop turn until the condition holds; a ``TimeoutError`` if it never does."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)

@@ -1,0 +1,222 @@
+"""Bodies of requests: how they come in, within a time and a budget, and how they are decoded, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from ...protocol.codec import explain, field_of
+from ...protocol.errors import Overloaded, ServiceUnavailable
+from ...protocol.limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS
+from .errors import STOPPED, Problem
+from .events import ClientLeft
+
+MAX_BODY_BYTES = MAX_FRAME_BYTES
+MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
+"""Of a body that is too long, so that its sender, who may not listen before, hears that it is."""
+
+SMALL_BODY_BYTES = 64 * 1024
+"""A body up to this size needs no room in the budget, since uvicorn holds as much for every connection anyway,
+and is decoded at once: it takes less than a millisecond."""
+
+MAX_BYTES_ON_THEIR_WAY = 4 * MAX_BODY_BYTES
+"""Of all larger bodies together, from their first byte until they are decoded."""
+
+BODY_S = 60.0
+"""How long a body may take to come: the largest does at 2.3 Mbit/s."""
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading hostile bytes raises, beyond that they are JSON of another type."""
+
+UNKNOWN = "Object contains unknown field"
+"""How msgspec says so; its errors have no fields."""
+
+T = TypeVar("T")
+
+
+class Uploads:
+    """The bodies that are on their way."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        """Requests whose body has not come: they are not accepted yet, so no drain waits for them."""
+        self.bytes = 0
+        self.deadlines: set[asyncio.Timeout] = set()
+        self.stopped = False
+        self.decoder = ThreadPoolExecutor(1, "decode")
+        """Decodes large bodies, one at a time, beside the loop that serves streams."""
+
+    async def read(self, request: Request, kind: type[T]) -> T:
+        """The body of a request as ``kind``."""
+        check_headers(request)
+        self.open += 1
+        try:
+            async with self.received(request) as data:
+                request.state.large = len(data) > SMALL_BODY_BYTES
+                if not request.state.large:
+                    return decode_body(data, kind)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.decoder, decode_body, data, kind)
+        finally:
+            self.open -= 1
+
+    def stop(self) -> None:
+        """Wait for no body any more."""
+        self.stopped = True
+        for deadline in self.deadlines:
+            deadline.reschedule(0.0)
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(0.0 if self.stopped else BODY_S) as deadline:
+                self.deadlines.add(deadline)
+                try:
+                    yield
+                finally:
+                    self.deadlines.discard(deadline)
+        except TimeoutError:
+            if self.stopped:
+                raise ServiceUnavailable(STOPPED) from None
+            message = f"the body did not come within {BODY_S:g} s; send it faster, or shorten it"
+            raise Problem(408, message, headers={"Connection": "close"}) from None
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[bytearray]:
+        """The body, which counts as on its way until it has been dealt with."""
+        data = bytearray()
+        counted = 0
+        try:
+            async with self.deadline():
+                async for part in parts_of(request):
+                    data += part
+                    if len(data) > SMALL_BODY_BYTES:
+                        more = len(data) - counted
+                        if self.bytes + more > MAX_BYTES_ON_THEIR_WAY:
+                            raise Overloaded(
+                                f"bodies of {self.bytes} bytes are on their way, and {MAX_BYTES_ON_THEIR_WAY} are the"
+                                " most at once; send it again later"
+                            )
+                        self.bytes += more
+                        counted += more
+            yield data
+        finally:
+            self.bytes -= counted
+
+
+def check_headers(request: Request) -> None:
+    """Refuse a body that is no plain JSON."""
+    type = request.headers.get("content-type", "")
+    if type.partition(";")[0].strip().lower() != "application/json":
+        # Besides, a web page of another origin can send any other type without asking.
+        raise Problem(415, f"the content type is {type!r:.80}; send JSON as application/json")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        message = f"Content-Encoding is {encoding!r:.80}; send the body as it is, without one"
+        raise Problem(415, message, headers={"Accept-Encoding": "identity"})
+
+
+async def parts_of(request: Request) -> AsyncIterator[bytes]:
+    """The body, as it comes. Of one that is too long the rest is read away."""
+    length = request.headers.get("content-length", "0")
+    size = int(length[:20]) if length.isdecimal() else 0
+    try:
+        if size <= MAX_READ_AWAY_BYTES:
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size <= MAX_BODY_BYTES:
+                    yield part
+                elif size > MAX_READ_AWAY_BYTES:
+                    break
+    except ClientDisconnect:
+        raise ClientLeft from None
+    if size > MAX_BODY_BYTES:
+        raise Problem(413, f"the body has more than {MAX_BODY_BYTES} bytes, the limit; shorten it")
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
+    """``data`` as ``kind``; a ``Problem`` names the field, the value and what was expected."""
+    try:
+        Bounds("the body").check(data)
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        field = field_of(error)
+        if str(error).startswith(UNKNOWN):
+            message = f"{field} is no field of this request; /openapi.json has those that are: leave it out"
+        else:
+            message = complaint(error, data)
+        raise Problem(400, message, param=field) from None
+    except NOT_JSON as error:
+        raise Problem(400, f"the body is no JSON: {error}") from None
+
+
+def complaint(error: msgspec.ValidationError, data: bytes | bytearray) -> str:
+    try:
+        return explain(error, msgspec.json.decode(data))
+    except NOT_JSON:
+        return str(error)
+
+
+class Bounds:
+    """What may be in JSON text before it is decoded: a byte of it can become a hundred bytes of memory."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.containers = MAX_CONTAINERS
+        self.items = MAX_ITEMS
+
+    def check(self, data: bytes | bytearray) -> None:
+        """Count the arrays, objects and values of ``data`` as well; too many are a ``Problem``."""
+        containers, items = data.count(b"[") + data.count(b"{"), data.count(b",")
+        if containers > self.containers or items > self.items:  # those in strings are none: count again
+            containers = items = 0
+            for start, end in outside_strings(data):
+                containers += data.count(b"[", start, end) + data.count(b"{", start, end)
+                items += data.count(b",", start, end)
+                if containers > self.containers or items > self.items:
+                    break
+        self.containers -= containers
+        self.items -= items
+        if self.containers < 0:
+            raise Problem(400, f"{self.what} has more than {MAX_CONTAINERS} arrays and objects; send fewer")
+        if self.items < 0:
+            raise Problem(400, f"{self.what} has more than {MAX_ITEMS} values; send fewer")
+
+
+PIECE = 1 << 20
+"""Bytes that are counted at a time, since the interpreter lock is held meanwhile."""
+
+
+def outside_strings(data: bytes | bytearray) -> Any:
+    """Where the parts of JSON text are that are in no string."""
+    start = 0
+    while start < len(data):
+        quote = data.find(b'"', start)
+        end = len(data) if quote < 0 else quote
+        for piece in range(start, end, PIECE):
+            yield piece, min(piece + PIECE, end)
+        start = end_of_string(data, quote + 1) if quote >= 0 else end
+
+
+def end_of_string(data: bytes | bytearray, start: int) -> int:
+    """Behind the quote that ends the string that begins at ``start``."""
+    while True:
+        quote = data.find(b'"', start)
+        if quote < 0:
+            return len(data)
+        before = quote
+        while before > start and data[before - 1] == 0x5C:  # a backslash
+            before -= 1
+        start = quote + 1
+        if (quote - before) % 2 == 0:
+            return start

@@ -1,0 +1,141 @@
+"""What every request passes: an end with an error, a name that may be asked by, an id, a count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from scripted import Exchange, Script, Scripted, until
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+STOPPED = "the service was stopped before this request was finished"
+JSON = {"content-type": "application/json"}
+
+
+def asked(**fields: object) -> Exchange:
+    return Exchange("POST", CHAT, JSON, [json.dumps({"messages": HELLO} | fields).encode()])
+
+
+# --- a forced end ---------------------------------------------------------------------------------
+
+
+def test_a_forced_stop_answers_in_openais_form_and_ends_a_stream_with_an_error_event() -> None:
+    frontend = Scripted(Script("a", ends=False))
+    whole, stream = asked(), asked(stream=True)
+
+    async def go() -> None:
+        running = [asyncio.create_task(each.run(frontend.app)) for each in (whole, stream)]
+        await until(lambda: len(stream.sent) == 2 and frontend.script.running == 2)
+        await frontend.app.stop(5)
+        await asyncio.gather(*running)
+
+    asyncio.run(go())
+    assert whole.answer.status == 503
+    assert whole.answer.json["error"] == {
+        "message": STOPPED,
+        "type": "server_error",
+        "param": None,
+        "code": "unavailable",
+    }
+    *chunks, error, done = stream.answer.events
+    assert done == "[DONE]"
+    assert error["error"]["message"] == STOPPED
+    assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == ["", "a"]
+    assert frontend.app.under_way == set()
+
+
+def test_what_cannot_be_ended_is_cancelled_and_answered_too() -> None:
+    """Such as a request whose work is in a thread."""
+    frontend = Scripted()
+    stuck = asked()
+
+    async def never(*given: object) -> None:
+        await asyncio.Event().wait()
+
+    frontend.app.app = never
+
+    async def go() -> None:
+        running = asyncio.create_task(stuck.run(frontend.app))
+        await until(lambda: frontend.app.under_way)
+        await frontend.app.stop(0.01)
+        await running
+
+    asyncio.run(go())
+    assert stuck.answer.status == 503
+    assert stuck.answer.json["error"]["message"] == STOPPED
+
+
+def test_a_drain_waits_for_what_was_accepted() -> None:
+    frontend = Scripted(Script("a", ends=False))
+    stream = asked(stream=True)
+
+    async def go() -> None:
+        running = asyncio.create_task(stream.run(frontend.app))
+        await until(lambda: stream.sent)
+        draining = asyncio.create_task(frontend.app.drained())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not draining.done()
+        stream.gone.set()
+        await running
+        await asyncio.wait_for(draining, 5)
+
+    asyncio.run(go())
+    assert frontend.script.running == 0
+
+
+# --- by which name ---------------------------------------------------------------------------------
+
+NAMES = frozenset({"a.example"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8000", "x.localhost:1", "127.0.0.1:8000", "10.0.0.7", "[::1]:8000", "a.example"],
+)
+def test_without_a_key_the_service_answers_to_addresses_and_listed_names(host: str) -> None:
+    assert Scripted(hosts=NAMES).get("/version", host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "x"]
+)
+@pytest.mark.parametrize("path", ["/version", "/v1/models", "/dashboard/state", "/"])
+def test_without_a_key_a_page_cannot_ask_the_service_under_a_name_of_its_own(host: str, path: str) -> None:
+    refused = Scripted(hosts=NAMES).get(path, host=host)
+    assert refused.status == 421
+    assert host in refused.json["error"]["message"]
+    assert "--allowed-origins" in refused.json["error"]["message"]
+
+
+def test_with_a_key_any_name_will_do() -> None:
+    frontend = Scripted(api_key="sesame", hosts=frozenset())
+    assert frontend.get("/version", host="any.example").status == 200
+    assert frontend.get("/v1/models", host="any.example", authorization="Bearer sesame").status == 200
+    assert frontend.get("/v1/models", host="any.example").status == 401
+
+
+# --- ids and counts --------------------------------------------------------------------------------
+
+
+def test_every_answer_has_an_id_and_is_counted_by_its_status() -> None:
+    frontend = Scripted(Script("a"), api_key="sesame")
+    answers = [
+        frontend.get("/version"),
+        frontend.get("/nothing", authorization="Bearer sesame"),
+        frontend.get("/v1/models"),
+        frontend.post(CHAT, b"{", authorization="Bearer sesame"),
+        frontend.post(CHAT, {"messages": HELLO}, authorization="Bearer sesame", x_request_id="mine"),
+    ]
+    assert [answer.status for answer in answers] == [200, 404, 401, 400, 200]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert ids[-1] == "mine"
+    assert len(set(ids)) == 5
+    assert frontend.service.statuses == {200: 2, 404: 1, 401: 1, 400: 1}
+
+
+def test_the_front_page_is_the_dashboard() -> None:
+    answer = Scripted(api_key="sesame").get("/")
+    assert (answer.status, answer.headers["location"]) == (307, "/dashboard")

@@ -1,0 +1,174 @@
+"""Bodies of requests: each has a time, all of them a budget, and none is decoded beyond the bounds of a frame."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from scripted import Exchange, Script, Scripted, until
+from slipstream.actors.http import uploads
+from slipstream.actors.http.errors import Problem
+from slipstream.actors.http.uploads import Bounds, decode_body
+
+
+def upload(*parts: bytes, whole: bool = True, encoding: str = "identity") -> Exchange:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    return Exchange("POST", "/v1/completions", headers, list(parts), whole=whole)
+
+
+def error_of(exchange: Exchange) -> tuple[int, str]:
+    return exchange.answer.status, exchange.answer.json["error"]["message"]
+
+
+# --- a time ---------------------------------------------------------------------------------------
+
+
+def test_a_body_that_does_not_come_is_given_up_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "BODY_S", 0.01)
+    stalled = upload(b'{"prompt": ', whole=False)
+    frontend = Scripted()
+    asyncio.run(stalled.run(frontend.app))
+    status, message = error_of(stalled)
+    assert status == 408
+    assert "0.01 s" in message
+    assert frontend.service.uploads.open == 0
+
+
+def test_a_drain_does_not_wait_for_a_body_and_the_end_answers_its_sender() -> None:
+    frontend = Scripted()
+    stalled = upload(b'{"prompt": ', whole=False)
+
+    async def go() -> None:
+        running = asyncio.create_task(stalled.run(frontend.app))
+        await until(lambda: frontend.service.uploads.open)
+        await asyncio.wait_for(frontend.app.drained(), 5)
+        assert not running.done()
+        await frontend.app.stop(5)
+        await running
+
+    asyncio.run(go())
+    assert error_of(stalled) == (503, "the service was stopped before this request was finished")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_worth_no_error() -> None:
+    frontend = Scripted()
+    broken = upload(b'{"prompt": ', whole=False)
+    broken.gone.set()
+    asyncio.run(broken.run(frontend.app))  # raises nothing, which uvicorn would write a traceback of
+    assert frontend.service.uploads.open == 0
+
+
+# --- a budget -------------------------------------------------------------------------------------
+
+
+def test_large_bodies_have_a_budget_together_and_small_ones_need_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "SMALL_BODY_BYTES", 100)
+    monkeypatch.setattr(uploads, "MAX_BYTES_ON_THEIR_WAY", 1000)
+    frontend = Scripted(Script("a"))
+    body = json.dumps({"prompt": "x" * 40}).encode()
+    stalled = [upload(b" " * 400, whole=False) for _ in range(2)]
+    refused, small, later = upload(b" " * 400, body), upload(body), upload(b" " * 400, body)
+
+    async def go() -> None:
+        running = [asyncio.create_task(each.run(frontend.app)) for each in stalled]
+        await until(lambda: frontend.service.uploads.bytes == 800)
+        await refused.run(frontend.app)
+        await small.run(frontend.app)
+        for each in stalled:
+            each.gone.set()
+        await asyncio.gather(*running)
+        await later.run(frontend.app)
+
+    asyncio.run(go())
+    assert refused.answer.status == 429
+    assert "1000" in refused.answer.json["error"]["message"]
+    assert int(refused.answer.headers["retry-after"]) >= 1
+    assert (small.answer.status, later.answer.status) == (200, 200)
+    assert frontend.service.uploads.bytes == 0
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"prompt": [' + b"[]," * 200_000 + b"[]]}", "200000 arrays and objects"),
+        (b'{"prompt": [' + b"[1]," * 200_001 + b"[]]}", "200000 arrays and objects"),
+        (b'{"messages": [' + b"{}," * 200_000 + b"{}]}", "200000 arrays and objects"),
+        (b'{"prompt": [' + b"1," * 1_000_001 + b"1]}", "1000000 values"),
+        (b'{"prompt": [' + b'"",' * 1_000_001 + b'""]}', "1000000 values"),
+    ],
+)
+def test_what_would_take_much_memory_is_refused_before_it_is_decoded(
+    body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads.msgspec.json, "decode", pytest.fail)
+    with pytest.raises(Problem, match=message):
+        decode_body(body, dict)
+
+
+@pytest.mark.parametrize("text", ["[]," * 300_000, '\\"{' * 300_000, "\\\\" * 300_000 + "," * 1_000_001])
+def test_what_is_written_in_a_text_is_no_container(text: str) -> None:
+    body = {"prompt": text, "n": [1, 2, 3]}
+    assert decode_body(json.dumps(body).encode(), dict[str, Any]) == body
+    cut = json.dumps(body).encode()[:-20]  # no JSON, and not to be counted wrong for it
+    with pytest.raises(Problem, match="no JSON"):
+        decode_body(cut, dict[str, Any])
+
+
+def test_several_texts_of_json_share_one_bound() -> None:
+    bounds = Bounds("messages")
+    bounds.check(b"[" * 150_000)
+    with pytest.raises(Problem, match="messages has more than 200000"):
+        bounds.check(b"[" * 150_000)
+
+
+def test_a_large_body_is_decoded_beside_the_loop_that_serves_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a decoder is at work, other requests are answered."""
+    frontend = Scripted(Script("a"))
+    body = json.dumps({"prompt": "x" * uploads.SMALL_BODY_BYTES}).encode()
+    large, small = upload(body), upload(b'{"prompt": "x"}')
+    decode = uploads.decode_body
+
+    async def go() -> None:
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def slow(data: bytes | bytearray, kind: Any) -> Any:
+            if len(data) > uploads.SMALL_BODY_BYTES:
+                asyncio.run_coroutine_threadsafe(done.wait(), loop).result(5)
+            return decode(data, kind)
+
+        monkeypatch.setattr(uploads, "decode_body", slow)
+        running = asyncio.create_task(large.run(frontend.app))
+        await small.run(frontend.app)
+        assert not running.done()
+        done.set()
+        await running
+
+    asyncio.run(go())
+    assert (small.answer.status, large.answer.status) == (200, 200)
+
+
+# --- how it is sent -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, identity"])
+def test_an_encoded_body_is_refused_by_the_name_of_the_header(encoding: str) -> None:
+    refused = upload(b'{"prompt": "x"}', encoding=encoding)
+    asyncio.run(refused.run(Scripted().app))
+    status, message = error_of(refused)
+    assert status == 415
+    assert "Content-Encoding" in message
+    assert encoding in message
+    assert refused.answer.headers["accept-encoding"] == "identity"
+    plain = upload(b'{"prompt": "x"}')
+    asyncio.run(plain.run(Scripted(Script("a")).app))
+    assert plain.answer.status == 200
