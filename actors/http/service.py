@@ -21,6 +21,7 @@ from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
+from ...protocol.sampling import SamplingParams
 from ..text.prompts import Prompts, load_texts
 from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
@@ -28,6 +29,14 @@ from .uploads import Uploads
 
 MAX_CONNECTIONS = 16
 """Connections to the gateway among which HTTP clients are spread; each takes two threads and eight descriptors."""
+
+
+MAX_UNREAD_TOKENS = 20_000
+"""Tokens of a request that may wait in memory because its client does not read, about 10 MB. One with logprobs counts
+for as many as it tells of."""
+
+MIN_UNREAD_STEPS = 64
+"""Steps for which any client may be behind, however much each of them brings."""
 
 
 class NamesModel(Protocol):
@@ -66,6 +75,11 @@ class Connections:
         """Close them; whatever waits for an answer gets an error."""
         for client in (self.own, *self.shared.values()):
             await client.close()
+
+
+def most_unread(params: SamplingParams) -> int:
+    """Deltas, of which each step brings one for each answer, that may wait for a client."""
+    return max(MAX_UNREAD_TOKENS // (1 + (params.logprobs or 0)), MIN_UNREAD_STEPS * params.n)
 
 
 class Service:
@@ -116,10 +130,12 @@ class Service:
             message = f"the model {model!r:.200} is not served here; this is {self.model!r}"
             raise Problem(404, message, param="model", code="model_not_found")
 
-    async def ask(self, request: Request, names: Names, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+    async def ask(
+        self, request: Request, names: Names, params: SamplingParams, **asked: Any
+    ) -> AsyncGenerator[list[Delta], None]:
         """What the gateway answers; ``names`` are those that the parameters have in the body of the request."""
         address = "" if request.client is None else request.client.host
-        stream = self.connections.of(address).batches(**asked)
+        stream = self.connections.of(address).batches(params=params, max_held=most_unread(params), **asked)
         try:
             async with aclosing(stream):
                 async for deltas in stream:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .bodies import DetokenizeBody, TokenizeBody
-from .chat import plain_message
+from .chat import plain_messages
 from .errors import Problem
 from .service import Service
 
@@ -49,7 +49,7 @@ def tokens_of(service: Service, body: TokenizeBody) -> list[int]:
     given: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.tools:
         given["tools"] = [msgspec.to_builtins(tool) for tool in body.tools]
-    messages = [plain_message(number, message) for number, message in enumerate(body.messages or [])]
+    messages = plain_messages(body.messages or [])
     prompt = body.add_generation_prompt is not False
     return service.prompts.of_conversation(messages, given, add_generation_prompt=prompt).tolist()
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from ..codec import decode_to_client, encode_from_client, unpack
-from ..errors import InvalidRequest, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
+from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..limits import (
     MAX_CHOICES,
     MAX_CONTAINERS,
@@ -90,10 +90,22 @@ class Pending:
 class Stream(Pending):
     """An open request: what was asked, what has come, what the consumer has not taken yet."""
 
-    __slots__ = ("aborted", "asked_at", "deltas", "last", "prompt_ids", "received", "request", "unfinished")
+    __slots__ = (
+        "aborted",
+        "asked_at",
+        "deltas",
+        "last",
+        "max_held",
+        "prompt_ids",
+        "received",
+        "request",
+        "unfinished",
+    )
 
-    def __init__(self, request: Generate, asked_at: float) -> None:
+    def __init__(self, request: Generate, asked_at: float, max_held: int | None = None) -> None:
         super().__init__()
+        self.max_held = max_held
+        """Most deltas that may wait for the consumer; None: any number."""
         self.request = request
         self.asked_at = asked_at
         self.prompt_ids: list[int] | None = None
@@ -176,8 +188,12 @@ class Session:
         return_prompt_ids: bool = False,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        max_held: int | None = None,
     ) -> Stream:
-        """Open a request; ``InvalidRequest`` if it cannot even be sent."""
+        """Open a request; ``InvalidRequest`` if it cannot even be sent.
+
+        With more than ``max_held`` deltas that its consumer has not taken, it ends with ``Overloaded``.
+        """
         self.check_open()
         if messages is not None and not isinstance(messages, list):
             raise InvalidRequest(
@@ -198,7 +214,7 @@ class Session:
         )
         frame = encode_request(request)
         self.reach_out(now)
-        stream = self.streams[request.id] = Stream(request, now)
+        stream = self.streams[request.id] = Stream(request, now, max_held)
         if self.state == "ready":
             self.outbox.append(frame)
         return stream
@@ -300,7 +316,18 @@ class Session:
                 if not stream.unfinished:
                     del self.streams[delta.id]
             touched.append(stream)
+            if stream.max_held is not None and len(stream.deltas) > stream.max_held:
+                self.cut_off(stream)
         return touched
+
+    def cut_off(self, stream: Stream) -> None:
+        """End a request whose consumer takes too little of what comes."""
+        stream.deltas.clear()
+        stream.error = Overloaded(
+            f"the answer was not read: more than {stream.max_held} parts of it were waiting, the most that are"
+            " kept; read faster, or ask for less at once"
+        )
+        self.leave(stream)
 
     def take_welcome(self, welcome: Welcome, now: float) -> list[Pending]:
         if self.state != "greeting":

@@ -172,3 +172,18 @@ def test_an_encoded_body_is_refused_by_the_name_of_the_header(encoding: str) -> 
     plain = upload(b'{"prompt": "x"}')
     asyncio.run(plain.run(Scripted(Script("a")).app))
     assert plain.answer.status == 200
+
+
+def test_the_arguments_of_calls_share_a_bound_too() -> None:
+    def conversation(calls: int) -> bytes:
+        call = {
+            "type": "function",
+            "function": {"name": "f", "arguments": '{"a": [' + "[]," * 50_000 + "[]]}"},
+        }
+        return json.dumps({"messages": [{"role": "assistant", "tool_calls": [call] * calls}]}).encode()
+
+    frontend = Scripted(Script("a"))
+    assert frontend.post("/v1/chat/completions", conversation(3)).status == 200
+    refused = frontend.post("/v1/chat/completions", conversation(4))
+    assert refused.status == 400
+    assert "more than 200000 arrays and objects" in refused.json["error"]["message"]
