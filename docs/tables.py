@@ -6,11 +6,13 @@ document; with ``--check`` it says which documents are out of date instead.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from slipstream.actors.http import bodies
 from slipstream.runtime.config import Option, table
 
 from slipstream.options import ServeOptions
@@ -60,8 +62,25 @@ def meaning(option: Option) -> str:
     return (text + only).replace("|", "\\|")
 
 
+def http_fields_table() -> str:
+    """The fields of a body that have the names of sampling parameters, and those with one value alone."""
+
+    def fixed(values: Mapping[str, object]) -> str:
+        return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in sorted(values.items()))
+
+    chat = {name: value for name, value in bodies.FIXED_IN_CHAT.items() if name not in bodies.FIXED}
+    text = {name: value for name, value in bodies.FIXED_IN_COMPLETIONS.items() if name not in bodies.FIXED}
+    rows = [
+        ("parameters of sampling", ", ".join(f"`{field.name}`" for field in bodies.PARAMETERS)),
+        ("with this value alone, or null", fixed(bodies.FIXED)),
+        ("the same, in a chat", fixed(chat)),
+        ("the same, in a completion", fixed(text)),
+    ]
+    return reference.table(("what", "fields"), rows)
+
+
 def tables() -> Mapping[str, str]:
-    return {**reference.tables(), "options": options_tables()}
+    return {**reference.tables(), "options": options_tables(), "http-fields": http_fields_table()}
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:

@@ -1,30 +1,103 @@
 """What may stand in the body of a request, as types: they check it, and describe it in ``/openapi.json``.
 
 A field that is accepted has an effect, or it is refused: an unknown one, and a known one with a value that
-cannot be honoured here. The exception are a caller's own labels (``Labels``), which promise nothing.
+cannot be honoured here. The exception are a caller's own labels (``Labels``), which promise nothing. A null is as
+good as a field left out.
+
+Sampling parameters are declared once, in ``protocol/sampling.py``: a body has each under its own name, but for those
+in ``OTHERWISE``. Fields of other servers that are not served are in ``FIXED``, with the value that is in force anyway.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from ...protocol.errors import InvalidRequest
+from ...protocol.errors import InvalidRequest, brief
 from ...protocol.limits import Limits
 from ...protocol.sampling import SamplingParams
 from .errors import Names, Problem, as_written
 from .tools import Tool, ToolChoice
 
+OTHERWISE = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice"})
+"""Sampling parameters that OpenAI has in another form, which the bodies below declare."""
+
+PARAMETERS = tuple(field for field in msgspec.structs.fields(SamplingParams) if field.name not in OTHERWISE)
+"""Those that every body has under their own names."""
+
+FIXED: dict[str, Any] = {
+    "allowed_token_ids": None,
+    "bad_words": [],
+    "best_of": 1,
+    "detokenize": True,
+    "early_stopping": False,
+    "include_stop_str_in_output": False,
+    "length_penalty": 1.0,
+    "no_stop_trim": False,
+    "reasoning_effort": None,
+    "return_hidden_states": False,
+    "return_token_ids": False,
+    "return_tokens_as_token_ids": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
+}
+"""Fields of other servers that are taken with this value alone, which is what happens here anyway, or null. Clients
+and routers in front of a service send them without being asked."""
+
+FIXED_IN_CHAT: dict[str, Any] = FIXED | {
+    "add_generation_prompt": True,
+    "add_special_tokens": False,
+    "audio": None,
+    "chat_template": None,
+    "continue_final_message": False,
+    "documents": None,
+    "echo": False,
+    "function_call": None,
+    "functions": None,
+    "include_reasoning": True,
+    "modalities": ["text"],
+    "prediction": None,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "verbosity": None,
+    "web_search_options": None,
+}
+
+FIXED_IN_COMPLETIONS: dict[str, Any] = FIXED | {"add_special_tokens": True, "suffix": None}
+
+FIXED_IN_TOKENIZE: dict[str, Any] = {"chat_template": None, "continue_final_message": False}
+
+B = TypeVar("B", bound="Body")
+
 
 class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of all bodies."""
 
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Fields that are taken with one value alone."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.fixed.items():
+            given = getattr(self, name)
+            if given is not None and (given != value or isinstance(given, bool) != isinstance(value, bool)):
+                instead = "" if value is None else f", or give {json.dumps(value)}"
+                raise Problem(
+                    400, f"{name}={brief(given)} is not served here; leave it out{instead}", param=name
+                )
+
 
 class StreamOptions(Body, kw_only=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
     """One more event before the last, with no choices and the usage."""
+    continuous_usage_stats: bool | None = None
+    """With ``include_usage``: each event has the usage so far of the answer that it is about."""
+    include_obfuscation: Literal[False] | None = None
 
 
 class StructuredOutputs(Body, kw_only=True):
@@ -48,27 +121,11 @@ class Labels(Body, kw_only=True):
 
 
 class Sampling(Labels, kw_only=True):
-    """What all answers have in common; OpenAI's names, then vLLM's."""
+    """What all answers have in common, beside the parameters of sampling."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    priority: int | None = None
-    deadline_s: float | None = None
     structured_outputs: StructuredOutputs | None = None
 
 
@@ -101,7 +158,7 @@ class ResponseFormat(Body, kw_only=True):
     json_schema: JsonSchema | None = None
 
 
-class ChatBody(Sampling, kw_only=True):
+class ChatFields(Sampling, kw_only=True):
     """``POST /v1/chat/completions``"""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -116,7 +173,7 @@ class ChatBody(Sampling, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionBody(Sampling, kw_only=True):
+class CompletionFields(Sampling, kw_only=True):
     """``POST /v1/completions``"""
 
     prompt: str | list[str | int | list[int]]
@@ -127,7 +184,7 @@ class CompletionBody(Sampling, kw_only=True):
     response_format: ResponseFormat | None = None
 
 
-class TokenizeBody(Body, kw_only=True):
+class TokenizeFields(Body, kw_only=True):
     """``POST /tokenize``: a ``prompt``, or ``messages`` by way of the chat template"""
 
     model: str | None = None
@@ -149,25 +206,30 @@ class DetokenizeBody(Body, kw_only=True):
     tokens: list[int]
 
 
-COMMON = (
-    "n",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "priority",
-    "deadline_s",
-)
-"""Fields that have the same name in ``SamplingParams``."""
+def completed(name: str, kind: type[B], fixed: Mapping[str, Any]) -> type[B]:
+    """``kind`` with fields that are taken at a fixed value alone and, where it is to be sampled, all parameters."""
+    fields: list[tuple[str, Any, Any]] = []
+    if issubclass(kind, Sampling):
+        fields += [(field.name, field.type | None, None) for field in PARAMETERS]
+    fields += [
+        (name, Annotated[Any, Meta(extra_json_schema={"enum": [value, None]})], None)
+        for name, value in fixed.items()
+    ]
+    made = msgspec.defstruct(
+        name,
+        fields,
+        bases=(kind,),
+        namespace={"__doc__": kind.__doc__, "fixed": fixed},
+        module=__name__,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+    return made  # type: ignore[return-value]
+
+
+ChatBody = completed("ChatBody", ChatFields, FIXED_IN_CHAT)
+CompletionBody = completed("CompletionBody", CompletionFields, FIXED_IN_COMPLETIONS)
+TokenizeBody = completed("TokenizeBody", TokenizeFields, FIXED_IN_TOKENIZE)
 
 
 class Given(NamedTuple):
@@ -188,15 +250,19 @@ class Asked(NamedTuple):
 def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     """The parameters that a body asks for, within what the service accepts; a null is as good as a field left
     out."""
-    given = {name: value for name in COMMON if (value := getattr(body, name)) is not None}
+    given = {field.name: value for field in PARAMETERS if (value := getattr(body, field.name)) is not None}
     wanted = [(name, other) for name, other in others.items() if other.value is not None]
     wanted += matches(body.structured_outputs)
     ruling = [other.name for name, other in wanted if name in MATCHES]
     if len(ruling) > 1:
         message = f"{ruling[0]} and {ruling[1]} are given; an answer matches one of them: leave one"
         raise Problem(400, message, param=ruling[1])
-    if body.stream_options is not None and not body.stream:
+    options = body.stream_options
+    if options is not None and not body.stream:
         raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        message = "stream_options.continuous_usage_stats is of no use without include_usage=true"
+        raise Problem(400, message, param="stream_options.continuous_usage_stats")
     params = SamplingParams(**given | {name: other.value for name, other in wanted})
     names = {name: other.name for name, other in wanted}
     try:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
-from .bodies import ChatBody, Given, sampling_params, schema_of
+from .bodies import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
 from .errors import Names, Problem
 from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
@@ -38,15 +38,14 @@ async def create(service: Service, request: Request) -> Response:
     answers = Answers(offered, service.tokens if body.logprobs else None, body.top_logprobs or 0)
     batches = together([stream])
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await open_stream(request, batches, ChatEvents(about, include_usage, answers))
+        return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
     whole = WholeChat(about, answers)
     await unless_left(request.receive, whole.take(batches))
     return service.answer(whole.told())
 
 
-def params_of(body: ChatBody, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:
-    if body.top_logprobs is not None and not body.logprobs:
+def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:
+    if body.top_logprobs and not body.logprobs:
         raise Problem(400, "top_logprobs is of no use without logprobs=true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens):
         raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
@@ -143,8 +142,8 @@ class Answers:
 class ChatEvents(Events):
     """The role first, then text and calls as they come, then the reason of the end."""
 
-    def __init__(self, about: dict[str, Any], include_usage: bool, answers: Answers) -> None:
-        super().__init__(about, include_usage)
+    def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
+        super().__init__(about, options)
         self.answers = answers
         self.begun: dict[int, Call | None] = {}
         """By answer: the call that it is, where one is forced."""

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...protocol.messages import Delta, Usage
-from .bodies import CompletionBody, Given, sampling_params, schema_of
+from .bodies import CompletionBody, Given, StreamOptions, sampling_params, schema_of
 from .errors import Problem
 from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
@@ -23,12 +23,8 @@ Prompt = str | list[int]
 
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, CompletionBody)
-    n = body.n or 1
     scored = bool(body.echo) and body.logprobs is not None
-    if scored and body.stream and n > 1:
-        raise Problem(
-            400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
-        )
+    counted = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
     only_prompt = bool(body.echo) and body.max_tokens == 0
     most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params, names = sampling_params(
@@ -39,6 +35,11 @@ async def create(service: Service, request: Request) -> Response:
         prompt_logprobs=Given(body.logprobs if scored else None, "logprobs"),
         json_schema=schema_of(body.response_format),
     )
+    n = params.n
+    if scored and body.stream and n > 1:
+        raise Problem(
+            400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
+        )
     prompts = prompts_of(body.prompt)
     if len(prompts) * n > service.bounds.max_queued_requests:
         raise Problem(
@@ -59,14 +60,13 @@ async def create(service: Service, request: Request) -> Response:
             prompt=prompt,
             params=params,
             request_id=f"{about['id']}-{number}",
-            return_prompt_ids=scored,
+            return_prompt_ids=scored or counted,
         )
         for number, (prompt, where) in enumerate(prompts)
     ]
     batches = together(streams)
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await open_stream(request, batches, CompletionEvents(about, include_usage, answers))
+        return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
     whole = WholeCompletion(about, answers)
     await unless_left(request.receive, whole.take(batches))
     return service.answer(whole.told())
@@ -149,8 +149,8 @@ class Answers:
 class CompletionEvents(Events):
     """Text as it comes; the last event of an answer has the reason of its end."""
 
-    def __init__(self, about: dict[str, Any], include_usage: bool, answers: Answers) -> None:
-        super().__init__(about, include_usage)
+    def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
+        super().__init__(about, options)
         self.answers = answers
         self.begun: set[int] = set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...protocol.errors import ServiceUnavailable
 from ...protocol.messages import Delta, Usage
+from .bodies import StreamOptions
 from .errors import problem_of
 
 T = TypeVar("T")
@@ -42,17 +44,20 @@ class ClientLeft(Exception):
 class Events:
     """Makes the events of a stream of its deltas: all have the same ``id``, ``created`` and ``model``."""
 
-    def __init__(self, about: dict[str, Any], include_usage: bool) -> None:
+    def __init__(self, about: dict[str, Any], options: StreamOptions | None) -> None:
         self.head = b"data: " + encode(about)[:-1]
-        self.tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        self.include_usage = include_usage
+        self.include_usage = options is not None and bool(options.include_usage)
+        self.tail = b',"usage":null}\n\n' if self.include_usage else b"}\n\n"
         self.usages: list[Usage] = []
         """One for each prompt that is answered."""
+        self.so_far = UsageSoFar() if options is not None and options.continuous_usage_stats else None
 
     def add(self, prompt: int, deltas: list[Delta]) -> bytes:
         """The events of what has arrived for one prompt; empty if there is nothing to tell yet."""
         chunks: list[bytes] = []
         for delta in merged(deltas):
+            if self.so_far is not None:
+                self.tail = b',"usage":%b}\n\n' % encode(self.so_far.add(prompt, delta))
             self.tell(prompt, delta, chunks)
             if delta.usage is not None:
                 self.usages.append(delta.usage)
@@ -71,6 +76,22 @@ class Events:
         if not self.include_usage:
             return b""
         return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(total_usage(self.usages)))
+
+
+class UsageSoFar:
+    """Counts the tokens of each answer while it is made."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[int, int] = {}
+        self.answers: Counter[tuple[int, int]] = Counter()
+
+    def add(self, prompt: int, delta: Delta) -> dict[str, int]:
+        """The usage of the answer that ``delta`` is of, with it."""
+        if delta.prompt_token_ids is not None:
+            self.prompts[prompt] = len(delta.prompt_token_ids)
+        self.answers[prompt, delta.index] += len(delta.token_ids)
+        asked, answered = self.prompts.get(prompt, 0), self.answers[prompt, delta.index]
+        return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
 
 
 def merged(deltas: list[Delta]) -> list[Delta]:

@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .bodies import DetokenizeBody, TokenizeBody
+from .bodies import DetokenizeBody, TokenizeBody, TokenizeFields
 from .chat import plain_messages
 from .errors import Problem
 from .service import Service
@@ -19,7 +19,7 @@ async def tokenize(service: Service, request: Request) -> Response:
     return await service.beside(request, tokenized, service, body)
 
 
-def tokenized(service: Service, body: TokenizeBody) -> Response:
+def tokenized(service: Service, body: TokenizeFields) -> Response:
     tokens = tokens_of(service, body)
     named = [service.prompts.tokenizer.id_to_token(token) for token in tokens]
     return service.answer(
@@ -32,7 +32,7 @@ def tokenized(service: Service, body: TokenizeBody) -> Response:
     )
 
 
-def tokens_of(service: Service, body: TokenizeBody) -> list[int]:
+def tokens_of(service: Service, body: TokenizeFields) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise Problem(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:

@@ -76,7 +76,7 @@ class Offer(msgspec.Struct, kw_only=True):
 
 def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None) -> Offer:
     if not tools:
-        if choice not in (None, "none"):
+        if choice not in (None, "none") and not (choice == "auto" and tools == []):
             raise Problem(400, "tool_choice is of no use without tools", param="tool_choice")
         return Offer()
     if choice == "none":

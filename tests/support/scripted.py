@@ -24,11 +24,18 @@ Message = MutableMapping[str, Any]
 class Script:
     """Stands for the client of the gateway: every request is answered with the same parts of a text."""
 
-    def __init__(self, *parts: str, finish: str | Exception = "stop", ends: bool = True) -> None:
+    def __init__(
+        self,
+        *parts: str,
+        finish: str | Exception = "stop",
+        ends: bool = True,
+        prompt_ids: list[int] | None = None,
+    ) -> None:
         """``ends=False``: nothing comes after the parts until the client is closed."""
         self.parts = parts
         self.finish = finish
         self.ends = ends
+        self.prompt_ids = prompt_ids
         self.asked: dict[str, Any] = {}
         """What the last request asked."""
         self.closed = asyncio.Event()
@@ -41,7 +48,8 @@ class Script:
         self.running += 1
         try:
             for number, part in enumerate(self.parts):
-                yield [Delta(id=id, text=part, token_ids=[number])]
+                ids = None if number else self.prompt_ids
+                yield [Delta(id=id, text=part, token_ids=[number], prompt_token_ids=ids)]
                 await asyncio.sleep(0)
             if not self.ends:
                 await self.closed.wait()

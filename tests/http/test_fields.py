@@ -1,0 +1,223 @@
+"""Which fields a body may have: every parameter of sampling, every null, and the values that change nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from scripted import Script, Scripted
+from slipstream.actors.http.bodies import (
+    FIXED_IN_CHAT,
+    FIXED_IN_COMPLETIONS,
+    OTHERWISE,
+    ChatBody,
+    CompletionBody,
+)
+
+from slipstream import SamplingParams
+
+HELLO = [{"role": "user", "content": "hello"}]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+TOOL = {"type": "function", "function": {"name": "now"}}
+ASKED: dict[str, dict[str, Any]] = {CHAT: {"messages": HELLO}, TEXT: {"prompt": "x"}}
+
+OPENAI: dict[str, list[str]] = {
+    CHAT: [
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "modalities",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    ],
+    TEXT: [
+        "best_of",
+        "echo",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_tokens",
+        "model",
+        "n",
+        "presence_penalty",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "suffix",
+        "temperature",
+        "top_p",
+        "user",
+    ],
+}
+"""Every optional field of OpenAI's reference."""
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_null_of_any_field_is_as_good_as_none(path: str) -> None:
+    """Clients in Go, Java and Rust send them all."""
+    frontend = Scripted(Script("a"))
+    fixed = FIXED_IN_CHAT if path == CHAT else FIXED_IN_COMPLETIONS
+    every = dict.fromkeys([*OPENAI[path], *fixed, "structured_outputs", "deadline_s"])
+    assert frontend.post(path, ASKED[path]).status == 200
+    plain = frontend.script.asked["params"]
+    reply = frontend.post(path, every | ASKED[path])
+    assert reply.status == 200, reply.body
+    assert frontend.script.asked["params"] == plain
+    options = {"include_usage": None, "continuous_usage_stats": None, "include_obfuscation": None}
+    reply = frontend.post(path, ASKED[path] | {"stream": True, "stream_options": options})
+    assert reply.status == 200
+    assert all("usage" not in chunk for chunk in reply.events[:-1])
+
+
+ROUTERS = {
+    "no_stop_trim": False,
+    "skip_special_tokens": True,
+    "continue_final_message": False,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "include_reasoning": True,
+    "return_hidden_states": False,
+}
+"""What vllm-router and sglang-router add to the conversations that pass through them."""
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, FIXED_IN_CHAT),
+        (TEXT, FIXED_IN_COMPLETIONS),
+        (CHAT, ROUTERS),
+        (CHAT, {"tool_choice": "auto", "tools": []}),
+        (CHAT, {"logprobs": False, "top_logprobs": 0}),
+        (CHAT, {"stream": True, "stream_options": {"include_obfuscation": False}}),
+        (TEXT, {"length_penalty": 1, "best_of": 1, "use_beam_search": False}),
+    ],
+)
+def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str, Any]) -> None:
+    frontend = Scripted(Script("a"))
+    reply = frontend.post(path, ASKED[path] | fields)
+    assert reply.status == 200, reply.body
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "message"),
+    [
+        (TEXT, {"best_of": 2}, "best_of", "best_of=2 is not served here; leave it out, or give 1"),
+        (TEXT, {"best_of": True}, "best_of", "best_of=True is not served"),
+        (TEXT, {"suffix": "x"}, "suffix", "suffix='x' is not served here; leave it out"),
+        (TEXT, {"skip_special_tokens": False}, "skip_special_tokens", "leave it out, or give true"),
+        (CHAT, {"modalities": ["audio"]}, "modalities", 'give ["text"]'),
+        (CHAT, {"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low' is not served"),
+        (CHAT, {"tool_choice": "required", "tools": []}, "tool_choice", "of no use without tools"),
+        (
+            CHAT,
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "include_usage",
+        ),
+    ],
+)
+def test_any_other_value_is_refused_by_its_name(
+    path: str, fields: dict[str, Any], param: str, message: str
+) -> None:
+    reply = Scripted().post(path, ASKED[path] | fields)
+    error = reply.json["error"]
+    assert (reply.status, error["param"]) == (400, param)
+    assert message in error["message"]
+
+
+# --- one declaration ------------------------------------------------------------------------------
+
+VALUES: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "min_p": 0.5,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "repetition_penalty": 1.5,
+    "deadline_s": 5.0,
+    "stop": ["x"],
+    "logit_bias": {"5": 1.0},
+    "ignore_eos": True,
+    "cache_salt": "x",
+}
+"""A value that is not the default, for what is no whole number or list of them."""
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "field",
+    [f for f in msgspec.structs.fields(SamplingParams) if f.name not in OTHERWISE],
+    ids=lambda f: f.name,
+)
+def test_every_parameter_of_sampling_is_a_field_by_its_declaration_alone(
+    path: str, field: msgspec.structs.FieldInfo
+) -> None:
+    value = VALUES.get(field.name, [7] if "list" in str(field.type) else 2)
+    frontend = Scripted(Script("a"))
+    reply = frontend.post(path, ASKED[path] | {field.name: value})
+    assert reply.status == 200, reply.body
+    assert getattr(frontend.script.asked["params"], field.name) == value
+    wrong = frontend.post(path, ASKED[path] | {field.name: {"x": []}})
+    assert wrong.status == 400
+    assert wrong.json["error"]["param"].startswith(field.name)
+
+
+def test_the_document_of_the_api_has_every_field_with_its_range() -> None:
+    described = Scripted().get("/openapi.json").json["components"]["schemas"]
+    for name, kind in (("ChatBody", ChatBody), ("CompletionBody", CompletionBody)):
+        assert set(described[name]["properties"]) == set(kind.__struct_fields__)
+        assert described[name]["properties"]["best_of"]["enum"] == [1, None]
+        [number, _] = described[name]["properties"]["top_p"]["anyOf"]
+        assert (number["exclusiveMinimum"], number["maximum"]) == (0.0, 1.0)
+
+
+# --- usage while it streams -----------------------------------------------------------------------
+
+
+def test_each_event_has_the_usage_so_far_where_it_is_asked_for() -> None:
+    frontend = Scripted(Script("a", "b", "c", prompt_ids=[5, 6, 7]))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for path in (CHAT, TEXT):
+        reply = frontend.post(path, ASKED[path] | {"stream": True, "stream_options": options})
+        *chunks, last, done = reply.events
+        assert done == "[DONE]"
+        counted = [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk["choices"]]
+        assert counted == sorted(counted)
+        assert (counted[0], counted[-1]) == (1, 3)
+        assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {3}
+        assert all(
+            chunk["usage"]["total_tokens"] == 3 + chunk["usage"]["completion_tokens"] for chunk in chunks
+        )
+        assert json.dumps(last["choices"]) == "[]"
+    assert frontend.script.asked["return_prompt_ids"] is True
