@@ -45,13 +45,13 @@ async def version(service: Service, request: Request) -> Response:
 async def health(service: Service, request: Request) -> Response:
     """Live: the service answers and no actor hangs. If not for long, restart it."""
     actors = await actors_of(service)
-    return tell(service, actors, actors is not None and actors.live)
+    return report(service, actors, actors is not None and actors.live)
 
 
 async def ready(service: Service, request: Request) -> Response:
     """Ready: every actor is, and requests are taken."""
     actors = await actors_of(service)
-    return tell(service, actors, actors is not None and actors.ready and not service.draining)
+    return report(service, actors, actors is not None and actors.ready and not service.draining)
 
 
 async def actors_of(service: Service) -> Actors | None:
@@ -62,7 +62,7 @@ async def actors_of(service: Service) -> Actors | None:
         return None
 
 
-def tell(service: Service, actors: Actors | None, well: bool) -> Response:
+def report(service: Service, actors: Actors | None, well: bool) -> Response:
     body = {
         "status": "ok" if well else "unavailable",
         "draining": service.draining or (actors is not None and actors.draining),

@@ -184,7 +184,7 @@ def is_address(name: str) -> bool:
     return True
 
 
-def hosts_of(origins: list[str]) -> frozenset[str]:
+def hosts_of(origins: Sequence[str]) -> frozenset[str]:
     """The names in origins such as ``https://a.example``."""
     return frozenset(urlsplit(origin).hostname or "" for origin in origins)
 

@@ -41,7 +41,7 @@ async def create(service: Service, request: Request) -> Response:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
     whole = WholeChat(about, answers)
     await unless_left(request.receive, whole.take(batches))
-    return service.answer(whole.told())
+    return service.answer(whole.body())
 
 
 def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:
@@ -101,18 +101,18 @@ def plain_call(where: str, call: Any, bounds: Bounds) -> dict[str, Any]:
 
 
 class Answers:
-    """What is told of each delta, the same for a whole answer and for events."""
+    """What each delta brings, the same for a whole answer and for events."""
 
     def __init__(self, offered: Offer, tokens: Tokens | None, top_logprobs: int) -> None:
         self.tokens = tokens
         self.top_logprobs = top_logprobs
         self.forced = offered.forced
-        reads = bool(offered.names) and offered.forced is None
+        reads = bool(offered.functions) and offered.forced is None
         self.readers: dict[int, CallReader] | None = (
-            defaultdict(lambda: CallReader(offered.names)) if reads else None
+            defaultdict(lambda: CallReader(offered)) if reads else None
         )
         self.plain = self.tokens is None and self.readers is None and self.forced is None
-        """An answer is its text, and nothing more is told of it."""
+        """An answer is its text and nothing more."""
 
     def parts(self, delta: Delta) -> tuple[str, list[Call]]:
         """The text and the calls that a delta brings, where the model chooses whether to call."""
@@ -121,7 +121,7 @@ class Answers:
         reader = self.readers[delta.index]
         text, calls = reader.feed(delta.text)
         if delta.finish_reason is not None:
-            rest, last = reader.end()
+            rest, last = reader.end(at_limit=delta.finish_reason == "length")
             text, calls = text + rest, calls + last
         return text, calls
 
@@ -148,7 +148,7 @@ class ChatEvents(Events):
         self.begun: dict[int, Call | None] = {}
         """By answer: the call that it is, where one is forced."""
 
-    def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+    def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
         if index not in self.begun:
             self.begin(index, chunks)
@@ -157,32 +157,32 @@ class ChatEvents(Events):
                 choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
                 chunks.append(self.chunk(choice % (index, encode(delta.text))))
         else:
-            self.tell_parts(delta, chunks)
+            self.write_parts(delta, chunks)
         if delta.finish_reason is not None:
-            self.tell_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
+            self.write_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
 
     def begin(self, index: int, chunks: list[bytes]) -> None:
         call = None if self.answers.forced is None else Call(name=self.answers.forced, arguments="")
         self.begun[index] = call
-        self.tell_choice(chunks, index, {"role": "assistant", "content": "" if call is None else None})
+        self.write_choice(chunks, index, {"role": "assistant", "content": "" if call is None else None})
         if call is not None:
-            self.tell_choice(chunks, index, {"tool_calls": [{"index": 0} | call.told()]})
+            self.write_choice(chunks, index, {"tool_calls": [{"index": 0} | call.as_answer()]})
 
-    def tell_parts(self, delta: Delta, chunks: list[bytes]) -> None:
+    def write_parts(self, delta: Delta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
         before = answers.called(index)
         text, calls = answers.parts(delta)
         logprobs = answers.logprobs(delta)
         if answers.forced is not None:
-            told: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+            brought: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
         else:
-            told = {"content": text}
+            brought = {"content": text}
         if text or (logprobs and logprobs["content"]):
-            self.tell_choice(chunks, index, told, logprobs)
+            self.write_choice(chunks, index, brought, logprobs)
         for number, call in enumerate(calls, before):
-            self.tell_choice(chunks, index, {"tool_calls": [{"index": number} | call.told()]})
+            self.write_choice(chunks, index, {"tool_calls": [{"index": number} | call.as_answer()]})
 
-    def tell_choice(
+    def write_choice(
         self,
         chunks: list[bytes],
         index: int,
@@ -224,7 +224,7 @@ class WholeChat:
         if delta.usage is not None:
             self.usage = total_usage([delta.usage])
 
-    def told(self) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
         choices = [self.choice(index) for index in sorted(self.reasons)]
         return self.about | {"choices": choices, "usage": self.usage}
 
@@ -235,9 +235,9 @@ class WholeChat:
             text, calls = None, [Call(name=self.answers.forced, arguments=text)]
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
-            message |= {"content": text or None, "tool_calls": [call.told() for call in calls]}
-        told = self.answers.tokens is not None
-        logprobs = {"content": self.logprobs[index], "refusal": None} if told else None
+            message |= {"content": text or None, "tool_calls": [call.as_answer() for call in calls]}
+        wanted = self.answers.tokens is not None
+        logprobs = {"content": self.logprobs[index], "refusal": None} if wanted else None
         return {
             "index": index,
             "message": message,

@@ -69,7 +69,7 @@ async def create(service: Service, request: Request) -> Response:
         return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
     whole = WholeCompletion(about, answers)
     await unless_left(request.receive, whole.take(batches))
-    return service.answer(whole.told())
+    return service.answer(whole.body())
 
 
 def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, str]]:
@@ -98,7 +98,7 @@ def joined(first: Columns | None, then: Columns | None) -> Columns | None:
 
 
 class Answers:
-    """What is told of each delta, the same for a whole answer and for events."""
+    """What each delta brings, the same for a whole answer and for events."""
 
     def __init__(
         self, service: Service, n: int, echoes: list[str], logprobs: int | None, *, only_prompt: bool
@@ -107,7 +107,7 @@ class Answers:
         self.echoes = echoes
         """The text of each prompt, where answers begin with it."""
         self.only_prompt = only_prompt
-        """Nothing but the prompt is asked for; the one token that is computed behind it is not told."""
+        """Nothing but the prompt is asked for; the one token that is computed behind it is left out."""
         self.tokens = service.tokens
         self.columns = logprobs
         self.tables: dict[int, TokenTable] = {}
@@ -115,7 +115,7 @@ class Answers:
         self.prompt_scores: dict[int, list[dict[str, float] | None]] = {}
 
     def take(self, prompt: int, delta: Delta) -> int:
-        """Keep what is told of a prompt; returns the number of the answer."""
+        """Keep what a delta says of its prompt; returns the number of the answer."""
         if delta.prompt_token_ids is not None:
             self.prompt_ids[prompt] = delta.prompt_token_ids
         if delta.prompt_logprobs is not None:
@@ -154,7 +154,7 @@ class CompletionEvents(Events):
         self.answers = answers
         self.begun: set[int] = set()
 
-    def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+    def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         answers = self.answers
         index = answers.take(prompt, delta)
         text, logprobs = delta.text, answers.logprobs(index, delta)
@@ -205,7 +205,7 @@ class WholeCompletion:
         if delta.usage is not None:
             self.usages.append(delta.usage)
 
-    def told(self) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
         choices = [
             {
                 "index": index,

@@ -31,7 +31,7 @@ HEADERS = {
 }
 
 PAGES = frozenset({"/dashboard", *(f"/dashboard/{file.name}" for file in FOLDER.iterdir())})
-"""They tell nothing of the service, so they need no key."""
+"""They show nothing of the service by themselves, so they need no key."""
 
 FRESH_S = 0.25
 """For how long an answer does for all who ask."""

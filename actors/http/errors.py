@@ -54,7 +54,7 @@ class Problem(Exception):
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a user is told of any error; of one of ours that is no user's to mend, only that it happened."""
+    """Any error as a user gets it; of a fault of ours only that it happened."""
     message = str(error)
     if isinstance(error, Problem):
         return error
@@ -77,7 +77,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem(500, message, type=SERVER, code=error.code)
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    return Problem(500, "an error of the service; its log tells more", type=SERVER, code="internal")
+    return Problem(500, "an error of the service; its log says more", type=SERVER, code="internal")
 
 
 def as_written(error: InvalidRequest, names: Names) -> InvalidRequest:

@@ -27,7 +27,7 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-"""The last tells nginx to pass events on as they come."""
+"""The last has nginx pass events on as they come."""
 
 Batch = tuple[int, list[Delta]]
 """What has arrived, with the number of the prompt that it answers."""
@@ -53,17 +53,17 @@ class Events:
         self.so_far = UsageSoFar() if options is not None and options.continuous_usage_stats else None
 
     def add(self, prompt: int, deltas: list[Delta]) -> bytes:
-        """The events of what has arrived for one prompt; empty if there is nothing to tell yet."""
+        """The events of what has arrived for one prompt; empty if there is nothing to send yet."""
         chunks: list[bytes] = []
         for delta in merged(deltas):
             if self.so_far is not None:
                 self.tail = b',"usage":%b}\n\n' % encode(self.so_far.add(prompt, delta))
-            self.tell(prompt, delta, chunks)
+            self.write(prompt, delta, chunks)
             if delta.usage is not None:
                 self.usages.append(delta.usage)
         return b"".join(chunks)
 
-    def tell(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+    def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         """Append the events of one delta."""
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class UsageSoFar:
 
 
 def merged(deltas: list[Delta]) -> list[Delta]:
-    """One delta per answer and batch: a stream that is behind tells less often."""
+    """One delta per answer and batch: a stream that is behind has fewer events."""
     if len(deltas) == 1:
         return deltas
     found: dict[int, Delta] = {}

@@ -1,7 +1,7 @@
 """``/metrics``: the service's counters for Prometheus, with the names that vLLM's dashboards know.
 
 The gateway counts and times, the scheduler counts steps, the supervisor knows the actors; here they only get
-their names. What is not in the tables below is told too, as it is called.
+their names. What is not in the tables below is there too, under the name that the service has for it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Families(Collector):
             yield self.histogram(name, about, left)
         yield from self.of_actors()
         answered = {(str(status),): float(count) for status, count in sorted(self.statuses.items())}
-        about = "HTTP requests answered, by status; refusals are told by nothing else"
+        about = "HTTP requests answered, by status; those that the gateway never saw are counted nowhere else"
         yield self.family(CounterMetricFamily, "http_requests", about, answered, ("code",))
         for name, value in sorted(left.items()):
             yield self.family(UnknownMetricFamily, name, "As the service counts it", {(): value})
@@ -118,17 +118,17 @@ class Families(Collector):
         labels: Iterable[str] = (),
     ) -> Metric:
         made = kind(self.prefix + name, about, labels=["model_name", *labels])
-        for told, value in values.items():
-            made.add_metric([self.model, *told], value)
+        for given, value in values.items():
+            made.add_metric([self.model, *given], value)
         return made
 
     def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
         mark = f"{name}_bucket_"
         buckets = [(key.removeprefix(mark), left.pop(key)) for key in list(left) if key.startswith(mark)]
         made = HistogramMetricFamily(self.prefix + name, about, labels=["model_name"])
-        told = [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets]
+        bounds = [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets]
         left.pop(f"{name}_count", None)
-        made.add_metric([self.model], told or [("+Inf", 0.0)], left.pop(f"{name}_sum", 0.0))
+        made.add_metric([self.model], bounds or [("+Inf", 0.0)], left.pop(f"{name}_sum", 0.0))
         return made
 
     def of_actors(self) -> Iterator[Metric]:

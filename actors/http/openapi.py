@@ -78,19 +78,19 @@ def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
     properties = getattr(endpoint.body, "__struct_fields__", ())
     if "stream" in properties:
         content["text/event-stream"] = {}
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": {"200": {"description": "the answer", "content": content}} | answers,
         "security": [{"key": []}, {}] if endpoint.key else [],
     }
     if endpoint.body is not None:
         content = {"application/json": {"schema": schema_of[endpoint.body]}}
-        told["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": True, "content": content}
     if "{model" in endpoint.path:
-        told["parameters"] = [
+        described["parameters"] = [
             {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         ]
-    return told
+    return described
 
 
 def state_ranges(properties: dict[str, Any], bounds: dict[str, int]) -> None:

@@ -101,8 +101,8 @@ class HttpFrontend:
         return self.entrance.on_busy
 
     @on_busy.setter
-    def on_busy(self, tell: Callable[[], None]) -> None:
-        self.entrance.on_busy = tell
+    def on_busy(self, call: Callable[[], None]) -> None:
+        self.entrance.on_busy = call
 
     async def serve(self) -> None:
         self.server = make_server(self.entrance)

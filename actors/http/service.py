@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 16
 
 MAX_UNREAD_TOKENS = 20_000
 """Tokens of a request that may wait in memory because its client does not read, about 10 MB. One with logprobs counts
-for as many as it tells of."""
+for as many as it has."""
 
 MIN_UNREAD_STEPS = 64
 """Steps for which any client may be behind, however much each of them brings."""

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
+from typing import Any
 
+import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slipstream.actors.http.errors import Problem
-from slipstream.actors.http.tools import Call, CallReader, Function, NamedTool, Tool, offer
+from slipstream.actors.http.schemas import Schema, moved
+from slipstream.actors.http.tools import Call, CallReader, Function, NamedTool, Offer, Tool, offer
+from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.protocol.sampling import Grammar
 
-NAMES = frozenset({"weather", "now"})
+from slipstream.service import BUNDLED_MODEL
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [
+    Tool(type="function", function=Function(name="weather", parameters=CITY | {"required": ["city"]})),
+    Tool(type="function", function=Function(name="now")),
+]
 
 
-def read(*parts: str) -> tuple[str, list[tuple[str, object]]]:
+def read(
+    *parts: str, offered: Offer | None = None, at_limit: bool = False
+) -> tuple[str, list[tuple[str, object]]]:
     """The text and the calls that parts of an answer give together."""
-    reader = CallReader(NAMES)
+    reader = CallReader(offered or offer(TOOLS, None, None))
     texts: list[str] = []
     calls: list[Call] = []
     for part in parts:
         text, found = reader.feed(part)
         texts.append(text)
         calls += found
-    text, found = reader.end()
+    text, found = reader.end(at_limit=at_limit)
     calls += found
     assert reader.calls == len(calls)
     return "".join([*texts, text]), [(call.name, json.loads(call.arguments)) for call in calls]
@@ -71,6 +86,12 @@ ANSWERS = {
     ),
     "broken": ('<tool_call>{"name": </tool_call> x', '<tool_call>{"name": </tool_call> x', []),
     "never closed": ('<tool_call>{"name": "now"', '<tool_call>{"name": "now"', []),
+    "text between and after": (
+        '<tool_call>{"name": "now"}</tool_call>\n And <tool_call>{"name": "now"}</tool_call>\nBye ',
+        "\n And \nBye ",
+        [NOW, NOW],
+    ),
+    "complete, but never closed": ('<tool_call>{"name": "now"}\n', "", [NOW]),
     "JSON that is no call": ('{"answer": 42}', '{"answer": 42}', []),
     "one of two is no call": ('[{"name": "now"}, 5]', '[{"name": "now"}, 5]', []),
     "only a beginning of a mark": ("a <tool_ca", "a <tool_ca", []),
@@ -105,26 +126,17 @@ def test_nothing_of_a_text_without_calls_is_lost(answer: str, size: int) -> None
 
 
 def test_text_is_told_as_soon_as_it_cannot_be_a_call() -> None:
-    reader = CallReader(NAMES)
+    reader = CallReader(offer(TOOLS, None, None))
     assert reader.feed("Let ") == ("Let ", [])
     assert reader.feed("me <tool") == ("me ", [])
     assert reader.feed("box") == ("<toolbox", [])
 
 
-TOOLS = [
-    Tool(
-        type="function",
-        function=Function(name="weather", parameters={"type": "object", "required": ["city"]}),
-    ),
-    Tool(type="function", function=Function(name="now")),
-]
-
-
 def test_a_forced_call_becomes_a_schema() -> None:
     named = NamedTool(type="function", function=Function(name="weather"))  # type: ignore[arg-type]
-    told = offer(TOOLS, named, None)
-    assert told.forced == "weather"
-    assert told.schema == {"type": "object", "required": ["city"]}
+    made = offer(TOOLS, named, None)
+    assert made.forced == "weather"
+    assert made.schema == CITY | {"required": ["city"]}
     required = offer(TOOLS, "required", False).schema
     assert required is not None
     assert (required["minItems"], required["maxItems"]) == (1, 1)
@@ -132,14 +144,32 @@ def test_a_forced_call_becomes_a_schema() -> None:
     assert names == ["weather", "now"]
 
 
+def function(parameters: dict[str, Any], strict: bool | None = None) -> Tool:
+    return Tool(type="function", function=Function(name="f", parameters=parameters, strict=strict))
+
+
+def strictly(parameters: dict[str, Any]) -> list[Tool]:
+    return [function(parameters, strict=True)]
+
+
+def deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
 def test_what_cannot_be_kept_is_refused() -> None:
     unknown = NamedTool(type="function", function=Function(name="rm"))  # type: ignore[arg-type]
-    strict = [Tool(type="function", function=Function(name="now", strict=True))]
+    strict = strictly({"type": "object", "patternProperties": {"a": {}}})
     for tools, choice, parallel, message in (
         (None, "auto", None, "of no use without tools"),
         (TOOLS, unknown, None, "'rm', which is not in tools"),
-        (TOOLS, "auto", False, "parallel_tool_calls=false"),
-        (strict, None, None, "strict=true"),
+        (strict, None, None, "has 'patternProperties'"),
+        (strictly({"required": 5}), None, None, "has required=5"),
+        (strictly({"properties": {"a": {"type": ["string", 5]}}}), None, None, "no JSON Schema"),
+        (strictly(deep(40)), "auto", None, "deeper than 32"),
+        ([function(deep(40))], "required", None, "deeper than 32"),
     ):
         with pytest.raises(Problem, match=message):
             offer(tools, choice, parallel)  # type: ignore[arg-type]
@@ -147,3 +177,235 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 def test_with_choice_none_the_model_is_told_of_no_tool() -> None:
     assert offer(TOOLS, "none", None).tools is None
+
+
+# --- calls that are cut, more than one ----------------------------------------------------------
+
+ROME = '{"name": "weather", "arguments": {"city": "Rome"}}'
+
+CUT = {
+    "Hermes": ('<tool_call>{"name": "wea', "", []),
+    "Hermes, the second": (f'<tool_call>{ROME}</tool_call><tool_call>{{"name": "n', "", [WEATHER]),
+    "text before": ('So: <tool_call>{"name": "wea', "So: ", []),
+    "a list, the second": (f'[{ROME}, {{"name": "n', "", [WEATHER]),
+    "a list, between": (f"[{ROME}, ", "", [WEATHER]),
+    "in a row": (f'{ROME}; {{"name": "n', "", [WEATHER]),
+    "JSON that was no call": ('{"answer": [4', '{"answer": [4', []),
+    "a list that was no call": ('[{"answer": 4}, {"ans', '[{"answer": 4}, {"ans', []),
+}
+
+
+@pytest.mark.parametrize(("answer", "text", "calls"), CUT.values(), ids=CUT.keys())
+def test_of_calls_that_are_cut_the_complete_ones_are_calls_and_no_markup_is_text(
+    answer: str, text: str, calls: list[tuple[str, object]]
+) -> None:
+    assert read(answer, at_limit=True) == (text, calls)
+    assert read(*answer, at_limit=True) == (text, calls)
+
+
+@pytest.mark.parametrize("length", range(1, len(f"[ {ROME}, {ROME}]")))
+def test_an_answer_that_was_made_to_be_calls_is_never_text(length: int) -> None:
+    required = offer(TOOLS, "required", None)
+    text, calls = read(f"[ {ROME}, {ROME}]"[:length], offered=required, at_limit=True)
+    assert text == ""
+    assert calls in ([], [WEATHER], [WEATHER, WEATHER])
+
+
+@pytest.mark.parametrize(
+    "answer", [f"<tool_call>{ROME}</tool_call>" * 3, f"[{ROME}, {ROME}]", f"{ROME};{ROME}"]
+)
+def test_without_parallel_calls_the_first_is_the_only_one(answer: str) -> None:
+    assert read(answer, offered=offer(TOOLS, "auto", False)) == ("", [WEATHER])
+    assert read(*answer, offered=offer(TOOLS, None, False)) == ("", [WEATHER])
+    assert len(read(answer, offered=offer(TOOLS, None, True))[1]) > 1
+
+
+def test_reading_a_call_takes_time_in_proportion_to_its_length() -> None:
+    """Arguments without ends were searched for an end again and again: 13 s for 100 kB."""
+    unended = "<tool_call><function=weather>" + "<parameter=a>" * 100_000 + "</function></tool_call>"
+    begun = time.process_time()
+    text, calls = read(unended)
+    assert time.process_time() - begun < 1
+    assert (text, calls) == ("", [("weather", {})])
+
+
+# --- arguments as the schema has them -----------------------------------------------------------
+
+TYPED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "content": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "count": {"type": "integer"},
+        "size": {"$ref": "#/$defs/Size"},
+        "kind": {"enum": ["1", "2"]},
+    },
+    "$defs": {"Size": {"type": ["number", "string"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "value"),
+    [
+        ("path", "12345", "12345"),
+        ("path", "null", "null"),
+        ("content", '{"a": 1}', '{"a": 1}'),
+        ("content", "null", None),
+        ("content", "text", "text"),
+        ("count", "5", 5),
+        ("count", "five", "five"),
+        ("size", "1.5", 1.5),
+        ("size", "true", "true"),
+        ("kind", "1", "1"),
+        ("unknown", "[1]", [1]),
+        ("unknown", "word", "word"),
+    ],
+)
+def test_a_value_without_quotes_has_the_type_that_the_function_takes(
+    name: str, written: str, value: object
+) -> None:
+    answer = f"<tool_call><function=f><parameter={name}>\n{written}\n</parameter></function></tool_call>"
+    assert read(answer, offered=offer([function(TYPED)], None, None)) == ("", [("f", {name: value})])
+
+
+# --- strict functions that the model chooses to call --------------------------------------------
+
+NODE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "integer", "minimum": 0},
+        "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    },
+    "required": ["value", "next"],
+    "additionalProperties": False,
+}
+
+
+def called(arguments: object) -> str:
+    return f"<tool_call>{json.dumps({'name': 'f', 'arguments': arguments})}</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "valid"),
+    [
+        ({"value": 1, "next": None}, True),
+        ({"value": 1.0, "next": {"value": 2, "next": None}}, True),
+        ({"value": -1, "next": None}, False),
+        ({"value": True, "next": None}, False),
+        ({"value": 1.5, "next": None}, False),
+        ({"value": 1, "next": {"value": 2}}, False),
+        ({"value": 1, "next": None, "more": 1}, False),
+        ({"value": 1}, False),
+        ([], False),
+    ],
+)
+def test_a_call_of_a_strict_function_is_one_if_its_arguments_are_valid(arguments: Any, valid: bool) -> None:
+    answer = called(arguments)
+    text, calls = read(answer, offered=offer(strictly(NODE), "auto", None))
+    assert (text, calls) == (("", [("f", arguments)]) if valid else (answer, []))
+    assert bool(jsonschema.Draft202012Validator(NODE).is_valid(arguments)) == valid
+    _, calls = read(answer, offered=offer([function(NODE)], "auto", None))
+    assert len(calls) == (arguments != [])
+
+
+SCHEMAS = st.recursive(
+    st.sampled_from(
+        [
+            {},
+            True,
+            False,
+            {"type": "string", "maxLength": 1},
+            {"type": ["integer", "null"]},
+            {"type": "number", "minimum": 1, "exclusiveMaximum": 3},
+            {"multipleOf": 0.5},
+            {"const": 1},
+            {"const": True},
+            {"enum": ["a", None, [1]]},
+            {"$ref": "#/$defs/A"},
+        ]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda each: {"anyOf": each}),
+        st.lists(inner, min_size=1, max_size=3).map(lambda each: {"oneOf": each}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda each: {"allOf": each}),
+        st.tuples(inner, inner).map(
+            lambda pair: {"properties": {"a": pair[0]}, "additionalProperties": pair[1]}
+        ),
+        st.tuples(inner, inner).map(lambda pair: {"prefixItems": [pair[0]], "items": pair[1], "maxItems": 2}),
+        inner.map(lambda each: {"type": "object", "required": ["a"], "properties": {"a": each}}),
+    ),
+    max_leaves=6,
+)
+PLAIN = st.recursive(
+    st.sampled_from([None, True, 0, 1, 1.0, 2.5, "a", "ab"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=400)
+@given(SCHEMAS, PLAIN)
+def test_what_fits_is_what_a_validator_says(schema: Any, value: Any) -> None:
+    root = {"$defs": {"A": {"type": "string"}}, "properties": {"x": schema}}
+    expected = jsonschema.Draft202012Validator(root).is_valid({"x": value})
+    assert Schema(root, "x").check().fits({"x": value}) == expected
+    inside = {"$defs": {"0": moved(root, "#/$defs/0", "x")}, "items": {"$ref": "#/$defs/0"}}
+    assert jsonschema.Draft202012Validator(inside).is_valid([{"x": value}]) == expected
+
+
+def test_a_check_takes_a_bounded_time_whatever_the_schema() -> None:
+    """Each definition refers to the next one twice: two to the sixtieth pairs to look at."""
+    bomb: dict[str, Any] = {
+        "$defs": {str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(60)}
+    }
+    bomb["$defs"]["60"] = {"type": "string"}
+    loop: dict[str, Any] = {"$ref": "#"}
+    for schema in (bomb | {"$ref": "#/$defs/0"}, loop):
+        begun = time.process_time()
+        assert not Schema(schema, "x").check().fits({})
+        assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "1" * 400])
+def test_numbers_beyond_all_bounds_do_no_harm(number: str) -> None:
+    schema = {"properties": {"a": {"type": "integer", "multipleOf": 0.1}}}
+    answer = f'<tool_call>{{"name": "f", "arguments": {{"a": {number}}}}}</tool_call>'
+    assert read(answer, offered=offer(strictly(schema), None, None)) == (answer, [])
+
+
+# --- nested models ------------------------------------------------------------------------------
+
+
+def test_schemas_of_nested_models_can_be_followed_wherever_a_call_is_forced() -> None:
+    """pydantic writes every model inside another one as a reference into ``$defs``."""
+    place = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    nested = {
+        "type": "object",
+        "properties": {"where": {"$ref": "#/$defs/P"}, "$ref": {"type": "string"}, "self": {"$ref": "#"}},
+        "required": ["where"],
+        "$defs": {"P": place | {"default": {"$ref": "#/$defs/P"}}},
+    }
+    tools = [
+        Tool(type="function", function=Function(name="book", parameters=nested)),
+        Tool(
+            type="function",
+            function=Function(
+                name="visit", parameters={"$ref": "#/definitions/P", "definitions": {"P": place}}
+            ),
+        ),
+    ]
+    schema = offer(tools, "required", None).schema
+    assert schema is not None
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    assert valid(
+        [{"name": "book", "arguments": {"where": {"n": 1}, "$ref": "x", "self": {"where": {"n": 2}}}}]
+    )
+    assert valid([{"name": "visit", "arguments": {"n": 1}}])
+    assert not valid([{"name": "book", "arguments": {"where": {"n": "1"}}}])
+    assert not valid([{"name": "book", "arguments": {"where": {"n": 1}, "self": {}}}])
+    assert not valid([{"name": "visit", "arguments": {}}])
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    compiler = GrammarCompiler(tokenizer, tokenizer.get_vocab_size(), [0])
+    compiler.check(Grammar("json_schema", json.dumps(schema)))

@@ -1,0 +1,261 @@
+"""JSON Schemas of the arguments of functions: moved to another place, looked into, and held against what was called.
+
+A model that chooses for itself whether to call is not forced to keep to a ``strict`` function's schema, so that its
+calls are checked afterwards. Clients choose both the schema and, as good as, the answer. So a check takes a bounded
+number of steps, and knows no regular expressions, which could take for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...protocol.errors import brief
+from ...protocol.limits import MAX_DEPTH
+from .errors import Problem
+
+MAX_STEPS = 100_000
+"""Pairs of a schema and a value that one check may look at, about 0.1 s. Schemas that refer to themselves in several
+ways can ask for exponentially many."""
+
+NAMED = frozenset({"properties", "$defs", "definitions"})
+"""Keywords whose value has schemas by names of the user's."""
+
+VALUES = frozenset({"const", "enum", "default", "examples"})
+"""Keywords whose value is none or several plain values, whatever they look like."""
+
+SILENT = frozenset(
+    {"$schema", "$id", "$comment", "title", "description", "default", "examples", "format"}
+    | {"deprecated", "readOnly", "writeOnly", "strict"}
+)
+"""Keywords that no value can offend."""
+
+NUMBER = (int, float)
+
+CHECKED: dict[str, tuple[type, ...]] = {
+    "$ref": (str,),
+    "$defs": (dict,),
+    "definitions": (dict,),
+    "type": (str, list),
+    "enum": (list,),
+    "const": (object,),
+    "anyOf": (list,),
+    "oneOf": (list,),
+    "allOf": (list,),
+    "properties": (dict,),
+    "required": (list,),
+    "additionalProperties": (bool, dict),
+    "minProperties": NUMBER,
+    "maxProperties": NUMBER,
+    "items": (bool, dict),
+    "prefixItems": (list,),
+    "minItems": NUMBER,
+    "maxItems": NUMBER,
+    "minLength": NUMBER,
+    "maxLength": NUMBER,
+    "minimum": NUMBER,
+    "maximum": NUMBER,
+    "exclusiveMinimum": NUMBER,
+    "exclusiveMaximum": NUMBER,
+    "multipleOf": NUMBER,
+}
+"""Keywords that ``Schema.fits`` knows, and what each may be."""
+
+
+def moved(schema: Any, root: str, where: str, depth: int = 0) -> Any:
+    """A schema as it has to be at the place ``root`` of a larger one: its references lead there. ``where`` is the
+    field of the request that it is."""
+    if depth > MAX_DEPTH:
+        raise Problem(400, f"{where} is nested deeper than {MAX_DEPTH} lists and maps", param=where)
+    if isinstance(schema, list):
+        return [moved(item, root, where, depth + 1) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in VALUES:
+            made[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            made[key] = {name: moved(each, root, where, depth + 2) for name, each in value.items()}
+        elif key == "$ref" and isinstance(value, str) and value[:2] in ("#", "#/"):
+            made[key] = root + value[1:]
+        else:
+            made[key] = moved(value, root, where, depth + 1)
+    return made
+
+
+def types_of(value: Any) -> frozenset[str]:
+    """What JSON Schema calls the type of a plain value; a whole number has two."""
+    if isinstance(value, bool):
+        return frozenset({"boolean"})
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return frozenset({"integer", "number"})
+    kinds = {float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
+    return frozenset({kinds[type(value)]})
+
+
+class Schema:
+    """The schema of a function's arguments."""
+
+    def __init__(self, root: dict[str, Any], where: str) -> None:
+        """``where`` is the field of the request that it is."""
+        self.root = root
+        self.where = where
+        self.steps = 0
+
+    # --- looked into --------------------------------------------------------------------------
+
+    def types_of(self, name: str) -> frozenset[str]:
+        """The types that the argument ``name`` may have; empty if the schema does not say."""
+        properties = self.root.get("properties")
+        return self.types(properties.get(name) if isinstance(properties, dict) else None)
+
+    def types(self, schema: Any, depth: int = 0) -> frozenset[str]:
+        if not isinstance(schema, dict) or depth > MAX_DEPTH:
+            return frozenset()
+        if isinstance(schema.get("$ref"), str):
+            return self.types(self.target(schema["$ref"]), depth + 1)
+        kinds = schema.get("type")
+        if isinstance(kinds, str):
+            return frozenset({kinds})
+        if isinstance(kinds, list):
+            return frozenset(kind for kind in kinds if isinstance(kind, str))
+        values = schema["enum"] if isinstance(schema.get("enum"), list) else []
+        values = values + ([schema["const"]] if "const" in schema else [])
+        ways = [way for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list) for way in schema[key]]
+        found = [types_of(value) for value in values]
+        found += [self.types(way, depth + 1) for way in ways[:MAX_DEPTH]]
+        return frozenset().union(*found)
+
+    def target(self, reference: str) -> Any:
+        """What a reference leads to; False, which nothing fits, if to nothing here."""
+        if reference[:2] not in ("#", "#/"):
+            return False
+        found: Any = self.root
+        for part in reference.split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+                found = found[int(name)]
+            elif isinstance(found, dict) and name in found:
+                found = found[name]
+            else:
+                return False
+        return found
+
+    def check(self) -> Schema:
+        """Refuse a schema that no call can be held against."""
+        self.look(self.root, 0)
+        return self
+
+    def look(self, schema: Any, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise self.problem(f"is nested deeper than {MAX_DEPTH} lists and maps")
+        if isinstance(schema, list):
+            for item in schema:
+                self.look(item, depth + 1)
+        if not isinstance(schema, dict):
+            return
+        for key, value in schema.items():
+            if key in SILENT:
+                continue
+            if key not in CHECKED:
+                raise self.problem(
+                    f"has {key!r:.80}, which calls that a model chooses to make are not held to; leave out strict, or"
+                    " set tool_choice to required or to the function"
+                )
+            names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
+            if not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
+                raise self.problem(f"has {key}={brief(value)}, which is no JSON Schema")
+            if key in NAMED and isinstance(value, dict):
+                for each in value.values():
+                    self.look(each, depth + 2)
+            elif key not in VALUES:
+                self.look(value, depth + 1)
+
+    def problem(self, what: str) -> Problem:
+        return Problem(400, f"{self.where} {what}", param=self.where)
+
+    # --- held against a value -----------------------------------------------------------------
+
+    def fits(self, value: Any) -> bool:
+        """Whether ``value`` is valid; one that takes too many steps to say is not."""
+        self.steps = MAX_STEPS
+        try:
+            return self.holds(self.root, value)
+        except (
+            OutOfSteps,
+            RecursionError,
+            ArithmeticError,
+            ValueError,
+        ):  # the last two of numbers beyond all bounds
+            return False
+
+    def holds(self, schema: Any, value: Any) -> bool:
+        if not isinstance(schema, dict):
+            return schema is not False
+        self.steps -= 1 + len(schema.get("enum", ())) + len(schema.get("required", ()))
+        if self.steps < 0:
+            raise OutOfSteps
+        if "$ref" in schema and not self.holds(self.target(schema["$ref"]), value):
+            return False
+        kinds = schema.get("type")
+        if kinds is not None and not types_of(value) & set([kinds] if isinstance(kinds, str) else kinds):
+            return False
+        if "const" in schema and not same(schema["const"], value):
+            return False
+        if "enum" in schema and not any(same(each, value) for each in schema["enum"]):
+            return False
+        if "anyOf" in schema and not any(self.holds(way, value) for way in schema["anyOf"]):
+            return False
+        if "oneOf" in schema and sum(self.holds(way, value) for way in schema["oneOf"]) != 1:
+            return False
+        if not all(self.holds(way, value) for way in schema.get("allOf", ())):
+            return False
+        if isinstance(value, dict):
+            return self.holds_object(schema, value)
+        if isinstance(value, list):
+            return self.holds_array(schema, value)
+        if isinstance(value, str):
+            return within(schema, "minLength", "maxLength", len(value))
+        return isinstance(value, bool) or value is None or holds_number(schema, value)
+
+    def holds_object(self, schema: dict[str, Any], value: dict[str, Any]) -> bool:
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        return (
+            all(name in value for name in schema.get("required", ()))
+            and within(schema, "minProperties", "maxProperties", len(value))
+            and all(self.holds(properties.get(name, others), each) for name, each in value.items())
+        )
+
+    def holds_array(self, schema: dict[str, Any], value: list[Any]) -> bool:
+        first, others = schema.get("prefixItems", []), schema.get("items", True)
+        return within(schema, "minItems", "maxItems", len(value)) and all(
+            self.holds(first[place] if place < len(first) else others, each)
+            for place, each in enumerate(value)
+        )
+
+
+class OutOfSteps(Exception):
+    """A check has taken too long."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same JSON: true is not 1, and 1.0 is."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def within(schema: dict[str, Any], low: str, high: str, size: float) -> bool:
+    return schema.get(low, 0) <= size <= schema.get(high, math.inf)
+
+
+def holds_number(schema: dict[str, Any], value: float) -> bool:
+    step = schema.get("multipleOf")
+    return (
+        schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
+        and schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
+        and (not step or math.isclose(value / step, round(value / step), abs_tol=1e-9))
+    )
