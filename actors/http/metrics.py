@@ -41,6 +41,10 @@ COUNTERS = {
     "num_block_copies": ("num_block_copies", "Cache blocks copied because their sequences parted"),
     "prefill_tokens": ("prefill_tokens", "Prompt tokens computed, those of repeated prefills included"),
     "prefix_cache_evictions": ("prefix_cache_evictions", "Cached blocks given up for others"),
+    "num_requests_quarantined": (
+        "num_requests_quarantined",
+        "Requests given up because an actor died twice while it had them",
+    ),
     "num_requests_refused": ("scheduler_requests_refused", "Requests that the scheduler could never run"),
     "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache"),
@@ -91,6 +95,9 @@ class Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         left = dict(self.counters)
+        # Those on their way to the scheduler wait too; in a burst they are most of them.
+        outside = left.get("requests_open", 0.0) - left.get("num_requests_running", 0.0)
+        left["num_requests_waiting"] = max(left.get("num_requests_waiting", 0.0), outside)
         for name, about in GAUGES.items():
             yield self.family(GaugeMetricFamily, name, about, {(): left.pop(name, 0.0)})
         for key, (name, about) in COUNTERS.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -73,7 +74,13 @@ class FaceHost:
             control.send(
                 self.channel,
                 control.Report(
-                    turns=self.turns, progress=0, working=False, idle=self.resting, sent={}, received={}
+                    turns=self.turns,
+                    progress=0,
+                    working=False,
+                    idle=self.resting,
+                    sent={},
+                    received={},
+                    busy_s=time.process_time(),  # all that it does is handling what comes
                 ),
             )
         elif isinstance(message, control.Stop) and message.drain:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -175,6 +176,7 @@ def test_more_connections_than_there_are_descriptors() -> None:
         try:
             ready = json.loads(service.stdout.readline())
             host, port = ready["http"].removeprefix("http://").split(":")
+            actors: list[dict[str, Any]] = []
             with contextlib.ExitStack() as lines:
                 for _ in range(600):  # 600 here and there: this process has a limit too
                     lines.enter_context(socket.create_connection((host, int(port)), timeout=NEAR))
@@ -185,6 +187,7 @@ def test_more_connections_than_there_are_descriptors() -> None:
                         answer = client.getresponse()
                         assert answer.status == 200
                         actors = json.loads(answer.read())["actors"]
+            assert len(actors) == 6
             assert all(actor["restarts"] == 0 for actor in actors)
         finally:
             service.terminate()

@@ -233,6 +233,25 @@ def test_health_and_readiness_tell_of_every_actor(web: Web) -> None:
         assert set(states.values()) == {"ready"}
 
 
+def test_metrics_have_a_type_and_count_the_frontends_own_work_and_refusals(web: Web) -> None:
+    refused = 'slipstream_http_requests_total{code="400",model_name="slipstream-bundled"}'
+
+    def metrics() -> dict[str, float]:
+        lines = web("/metrics").body.decode().splitlines()
+        assert not [line for line in lines if line.startswith("# TYPE") and line.endswith("untyped")]
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+        }
+
+    before = metrics().get(refused, 0.0)
+    for _ in range(3):
+        assert web.chat(no_such_field=1).status == 400
+    assert metrics()[refused] == before + 3
+    busy = 'slipstream_actor_busy_seconds_total{actor="http",model_name="slipstream-bundled"}'
+    until(lambda: metrics()[busy] > 0.1, "the supervisor has asked what the frontend has done")
+
+
 # --- life ---------------------------------------------------------------------------------------
 
 
