@@ -59,7 +59,7 @@ class DeadlineExceeded(SlipstreamError):
 
 
 class Quarantined(SlipstreamError):
-    """The request was being computed when the executor died, twice: it is not tried a third time."""
+    """An actor had the request in hand when it died, twice: it is not tried a third time."""
 
     code = "quarantined"
 

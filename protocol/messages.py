@@ -11,6 +11,7 @@ the gateway numbers requests, and ``request`` is that number.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -230,6 +231,15 @@ class Actors(ToClient, tag="actors"):
     """Every actor is ready and requests are taken."""
     draining: bool = False
     """The service is stopping: what is under way is finished, nothing new is taken."""
+
+
+def digest_of(message: FromClient) -> bytes:
+    """16 bytes that are the same for all who ask for the same answer, whatever they have of it; empty for what asks
+    for none."""
+    if not isinstance(message, Generate):
+        return b""
+    asked = msgspec.structs.replace(message, id="", received=[], received_of_others=[], age_s=0.0)
+    return blake2b(msgspec.msgpack.encode(asked), digest_size=16).digest()
 
 
 PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors
@@ -519,6 +529,14 @@ class PeerUp(msgspec.Struct, frozen=True):
 
     name: str
     epoch: int
+
+
+class PeerDown(msgspec.Struct, frozen=True):
+    """The actor ``name`` has ended; a new incarnation will come."""
+
+    name: str
+    own_fault: bool
+    """Not by a signal from outside: what it was working at may be the cause."""
 
 
 class ClientMessage(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.messages import PeerUp
+from ..protocol.messages import PeerDown, PeerUp
 from .guard import DoorKeys
 from .trace import Ring
 
@@ -46,7 +46,10 @@ class Actor:
         self.now = 0.0
         """The host's clock at the begin of this turn."""
         self.outbox: list[Send] = []
-        self.handlers: dict[type, Callable[[Any, float], None]] = {PeerUp: self.on_peer_up}
+        self.handlers: dict[type, Callable[[Any, float], None]] = {
+            PeerUp: self.on_peer_up,
+            PeerDown: self.on_peer_down,
+        }
         self.unexpected = 0
         """Messages of a type that this actor does not handle."""
 
@@ -85,6 +88,9 @@ class Actor:
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new incarnation of a peer is there and knows nothing: say again what it must know."""
+
+    def on_peer_down(self, peer: PeerDown, now: float) -> None:
+        """A peer has ended; what it was sent and has not answered is lost with it."""
 
     def mark(self, name: str, request: int) -> None:
         """This turn is a moment in the life of a request: its trace is to show it."""

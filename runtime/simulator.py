@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.codec import decode_from_client, encode, encode_from_client
-from ..protocol.messages import ClientBlocked, ClientGone, ClientMessage, Completed, PeerUp
+from ..protocol.codec import decode_from_client, encode, encode_from_client, request_id
+from ..protocol.messages import (
+    ClientBlocked,
+    ClientGone,
+    ClientMessage,
+    Completed,
+    Error,
+    PeerDown,
+    PeerUp,
+    digest_of,
+)
 from .actor import Actor, Address, Send
 from .links import Links, LostMessage
 
@@ -29,15 +38,12 @@ RESTART_S = 0.005
 NO_PROGRESS_S = 0.2
 """When a receiver is ended that lost a frame, and hears of no later one that would tell it so."""
 
-DOOR = "gateway"
-"""The actor that clients speak to."""
-
 
 class Simulator:
     """A world of actors; ``factories`` build the first and every later incarnation of each."""
 
     client_messages = 64
-    """Most messages on their way to one client that does not read; then the door's actor is told."""
+    """Most messages on their way to one client that does not read; then the public actor is told."""
 
     def __init__(self, seed: int, factories: dict[str, Callable[[Simulator], Actor]]) -> None:
         self.rng = random.Random(seed)
@@ -61,7 +67,7 @@ class Simulator:
         self.losing: set[tuple[str, str]] = set()
         """Edges whose next frame vanishes."""
         self.outside: list[tuple[bytes, bytes]] = []
-        """Frames of clients that wait for a door to come back."""
+        """Frames of clients that wait for the public actor to come back."""
         self.closed: set[bytes] = set()
         """Connections that are no more."""
         self.unread: defaultdict[bytes, list[bytes]] = defaultdict(list)
@@ -71,8 +77,16 @@ class Simulator:
         self.not_reading: set[bytes] = set()
         self.inbox: dict[bytes, list[bytes]] = {}
         """The frames that each connection has received."""
-        self.news: dict[str, list[tuple[str, int]]] = {}
-        """New incarnations that each actor has been told of and has not yet heard."""
+        self.news: dict[str, list[PeerUp | PeerDown]] = {}
+        """Deaths and new incarnations that each actor has been told of and has not yet heard."""
+        self.public = ""
+        """The actor that clients speak to."""
+        self.in_hand: dict[str, bytes] = {}
+        """The digest of the client's request that an actor handles."""
+        self.deaths_with: Counter[bytes] = Counter()
+        """How many actors ended by their own fault with this in hand."""
+        self.kills: Callable[[str, Any], bool] = lambda name, message: False
+        """Whether an actor dies of a message instead of handling it."""
         self.on_client: Callable[[bytes, bytes], None] = lambda client, frame: None
         self.wakes: dict[str, float] = {}
         self.turns = 0
@@ -104,6 +118,8 @@ class Simulator:
         """
         self.epoch += 1
         self.actors[name] = self.factories[name](self)
+        if self.actors[name].endpoint is not None:
+            self.public = name
         self.links[name] = links = Links(name, self.epoch)
         self.wakes.pop(name, None)
         self.news[name] = []
@@ -111,7 +127,7 @@ class Simulator:
             if other != name and other in self.actors:
                 self.introduce(links, other, self.links[other].epoch)
         self.after(self.gossip.random() * MAX_DELAY_S, lambda epoch=self.epoch: self.tell_news(name, epoch))
-        if name == DOOR:
+        if name == self.public:
             waiting, self.outside = self.outside, []
             for client, frame in waiting:
                 self.knock(client, frame)
@@ -120,15 +136,18 @@ class Simulator:
         """The supervisor tells all others, and the gateway, which the list has last, when all have it."""
         for other in self.factories:
             if other != name and other in self.actors:
-                self.news[other].append((name, epoch))
+                self.news[other].append(PeerUp(name, epoch))
                 self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
 
     def take_in_news(self, name: str) -> None:
         """The actor takes in what it has been told of new incarnations."""
         if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
             heard, self.news[name] = self.news[name], []
-            for other, epoch in heard:
-                self.introduce(self.links[name], other, epoch)
+            for peer in heard:
+                if isinstance(peer, PeerUp):
+                    self.introduce(self.links[name], peer.name, peer.epoch)
+                else:
+                    self.turn(name, peer.name, peer)
 
     def introduce(self, links: Links, name: str, epoch: int) -> None:
         if links.peer_up(name, epoch):
@@ -138,7 +157,11 @@ class Simulator:
         """The actor is gone, with its state; a new one comes."""
         if name in self.actors:
             self.crashed[name] = own_fault
+            self.deaths_with[self.in_hand.pop(name, b"")] += own_fault
             del self.actors[name]
+            for other in self.actors:
+                self.news[other].append(PeerDown(name, own_fault))
+                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
             self.stands_still.pop(name, None)
             self.held.pop(name, None)
             self.last_words[self.links[name].epoch] = self.now + self.gossip.random() * MAX_DELAY_S
@@ -173,6 +196,10 @@ class Simulator:
 
     def turn(self, name: str, sender: Address, message: Any) -> None:
         """One actor handles one message."""
+        if self.kills(name, message):
+            self.crash(name, RESTART_S, own_fault=True)
+        if name not in self.actors:
+            return
         actor = self.actors[name]
         self.turns += 1
         self.deliver(name, actor.receive(sender, message, self.now))
@@ -250,23 +277,35 @@ class Simulator:
     # --- clients ----------------------------------------------------------------------------------
 
     def say(self, client: bytes, message: Any) -> None:
-        """A client sends a public message, over its connection to the door."""
+        """A client sends a public message, over its connection."""
         self.knock(client, encode_from_client(message))
 
     def knock(self, client: bytes, frame: bytes) -> None:
-        """A frame of a client; it waits while there is no door, and is lost with one that it is on its way to."""
-        if DOOR not in self.actors:
+        """A frame of a client; it waits while its receiver is down, and is lost with one that it is on its way to."""
+        public = self.public
+        if public not in self.actors:
             self.outside.append((client, frame))
             return
-        epoch = self.links[DOOR].epoch
-        self.travel(client, DOOR, lambda: self.reach_door(client, epoch, frame))
+        epoch = self.links[public].epoch
+        self.travel(client, public, lambda: self.reach_public(client, epoch, frame))
 
-    def reach_door(self, client: bytes, epoch: int, frame: bytes) -> None:
-        if DOOR not in self.actors or self.links[DOOR].epoch != epoch or client in self.closed:
+    def reach_public(self, client: bytes, epoch: int, frame: bytes) -> None:
+        """What a host does with a client's message."""
+        name = self.public
+        if name not in self.actors or self.links[name].epoch != epoch or client in self.closed:
             return
-        if not self.later(DOOR, lambda: self.reach_door(client, epoch, frame)):
-            self.take_in_news(DOOR)
-            self.turn(DOOR, client, ClientMessage(client, decode_from_client(frame)))
+        if self.later(name, lambda: self.reach_public(client, epoch, frame)):
+            return
+        self.take_in_news(name)
+        message = decode_from_client(frame)
+        digest = digest_of(message)
+        if digest and self.deaths_with[digest] > 1:
+            refusal = Error(code="quarantined", message="not tried again", id=request_id(frame))
+            self.deliver_to_client(name, client, refusal)
+            return
+        self.in_hand[name] = digest
+        self.turn(name, client, ClientMessage(client, message))
+        self.in_hand.pop(name, None)
 
     def reach_client(self, client: bytes, frame: bytes) -> None:
         if client in self.closed:

@@ -31,6 +31,7 @@ from ...protocol.messages import (
     GetStats,
     GetTrace,
     Hello,
+    PeerDown,
     PeerUp,
     Ping,
     Pong,
@@ -41,6 +42,7 @@ from ...protocol.messages import (
     ToClient,
     Tokenized,
     Welcome,
+    digest_of,
 )
 from ...runtime.actor import Actor
 from ...runtime.guard import DoorKeys
@@ -50,6 +52,7 @@ from .connections import PROBE_S, Connection, Connections
 from .delivery import take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
+from .probation import Probation, in_hand
 from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 if TYPE_CHECKING:
@@ -83,6 +86,11 @@ class Gateway(Actor):
         self.default_deadline_s = default_deadline_s
         self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.ledger = Ledger(epoch, self.mark)
+        self.probation = Probation()
+        self.faulty: set[str] = set()
+        """Actors that have ended by their own fault and are not back yet."""
+        self.quarantined = 0
+        """Requests that were given up here; the scheduler counts its own."""
         self.draining = False
         self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
         self.timelines.peers.add(self.name)
@@ -151,6 +159,7 @@ class Gateway(Actor):
         requests = self.ledger.of(connection)
         self.measures.count("aborted", len(requests))
         self.cancel(requests)
+        self.advance_probation()
 
     def send_to(self, connection: Connection, message: ToClient) -> None:
         self.connections.send_to(connection, message)
@@ -194,6 +203,9 @@ class Gateway(Actor):
             self.refuse(connection, message.id, "overloaded", full, retry_after_s=DEFAULT_RETRY_AFTER_S)
             return
         params = message.params
+        if self.probation.quarantined and (why := self.probation.quarantined.get(digest_of(message))):
+            self.refuse(connection, message.id, "quarantined", why)
+            return
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
         request = self.ledger.open(connection, message, prompt, size, params)
@@ -206,13 +218,16 @@ class Gateway(Actor):
         self.submit(request)
 
     def submit(self, request: Request) -> None:
-        """Start the request, or start it again from what was delivered.
+        """Start the request, or start it again from what was delivered, unless it has to wait for a probation to end.
 
         One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
         they find its blocks in the prefix cache.
         """
         for answer in request.answers:
             answer.opened = False
+        request.sent = self.probation.admits(request)
+        if not request.sent:
+            return
         request.leader = (request.unfinished or request.answers)[0]
         self.send("tokenizer", request.leader.submission())
 
@@ -244,6 +259,7 @@ class Gateway(Actor):
                 items.append(request.last)
             items[-1].usage = request.usage
             self.connections.send_deltas(connection, items, now)
+            self.advance_probation()
 
     def cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -269,19 +285,20 @@ class Gateway(Actor):
             self.measures.on_finished(request, now)
             self.ledger.forget(request)
             self.connections.send_deltas(request.connection, [request.last], now)
-            return
-        if answer is request.leader:  # and not another, of an earlier attempt
+        elif answer is request.leader:  # and not another, of an earlier attempt
             request.leader = None
             request.prompt = message.prompt  # a template may print the date: it is rendered but once
             others = [other for other in request.unfinished if other is not answer]
             for other in others:
                 self.send("tokenizer", other.submission())
+        self.advance_probation()
 
     def on_refused(self, message: Refused, now: float) -> None:
         answer = self.ledger.answers.get(message.request)
         if answer is not None:
             answer.finished = True
             self.fail(answer.request, message.code, message.message, message.param)
+            self.advance_probation()
 
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """The request ends with an error, and with it what answers are not finished."""
@@ -306,7 +323,10 @@ class Gateway(Actor):
         for answer, code, text in news.failed:
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
+                if code == "quarantined":
+                    self.probation.remember(answer.request, text)
                 self.fail(answer.request, code, text)
+        self.advance_probation()
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -320,6 +340,7 @@ class Gateway(Actor):
             if stated is None:
                 late = f"{self.default_deadline_s:g} s, this service's deadline for requests that state no deadline_s"
             self.fail(request, "deadline_exceeded", f"not finished within {late}")
+        self.advance_probation()
         if self.ledger.next_deadline is not None:
             self.wake_by(self.ledger.next_deadline)
         self.connections.on_wake(now)
@@ -336,6 +357,10 @@ class Gateway(Actor):
 
     # --- peers ------------------------------------------------------------------------------------
 
+    def on_peer_down(self, peer: PeerDown, now: float) -> None:
+        if peer.own_fault:
+            self.faulty.add(peer.name)
+
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
         self.timelines.peers.add(peer.name)
@@ -343,16 +368,66 @@ class Gateway(Actor):
             return  # the scheduler holds what is needed
         if peer.name == "scheduler":
             self.scheduler_counters.begin_again()
+        if peer.name in self.faulty:
+            self.faulty.discard(peer.name)
+            self.suspect(peer.name)
         self.ledger.cancelled.clear()
         for request in self.ledger.requests.values():
             request.attempt += 1
             self.submit(request)
+        self.advance_probation()
+
+    def suspect(self, actor: str) -> None:
+        """One of the requests that a dead actor had in hand may have killed it."""
+        streams = actor != "tokenizer"
+        held = in_hand(self.ledger.requests.values(), streams=streams)
+        guilty = self.probation.on_death(held, streams=streams)
+        self.pause(list(self.probation.suspects.values()))
+        if guilty is not None:
+            self.quarantined += 1
+            why = (
+                f"the {actor} died while this was the only request that it had in hand, and it was in hand at a"
+                " death before: it is not tried again"
+            )
+            self.probation.remember(guilty, why)
+            self.fail(guilty, "quarantined", why)
+
+    def advance_probation(self) -> None:
+        """Go on with the next suspect if it is time; after the last one, with all that waits."""
+        probation, requests = self.probation, self.ledger.requests
+        if not probation.active:
+            return
+        passed = probation.take_passed(requests)
+        if passed is not None and probation.streams:
+            self.pause([passed])
+        following = probation.next(requests)
+        if following is not None:
+            self.submit(following)
+        elif not probation.active:
+            for request in requests.values():
+                if not request.sent:
+                    self.submit(request)
+
+    def pause(self, requests: list[Request]) -> None:
+        """Stop these; they are sent again later."""
+        if requests:
+            numbers = [answer.number for request in requests for answer in request.unfinished]
+            self.send("tokenizer", Cancel(numbers))
+        for request in requests:
+            request.attempt += 1
+            request.sent = False
+            for answer in request.answers:
+                answer.opened = False
 
     # --- looking inside ---------------------------------------------------------------------------
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
-        ours = self.measures.told(len(self.ledger.requests))
-        self.send_to(connection, Stats(counters=self.scheduler_counters.totals() | self.host_counters | ours))
+        counters = self.scheduler_counters.totals() | self.host_counters
+        counters |= self.measures.told(len(self.ledger.requests))
+        counters["num_requests_quarantined"] = (
+            counters.get("num_requests_quarantined", 0.0) + self.quarantined
+        )
+        self.send_to(connection, Stats(counters=counters))
 
     def on_counted(self, counted: Counted, now: float) -> None:
         self.host_counters |= counted.counters

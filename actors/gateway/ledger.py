@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ...protocol import limits
-from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
+from ...protocol.messages import Delta, Generate, Submit, Usage, digest_of, first_number
 from ...protocol.sampling import SamplingParams
 from .admission import Prompt, template_of
 from .connections import Connection
@@ -38,7 +38,11 @@ class Request:
     """What the chat template is given beside the messages."""
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
+    digest: bytes = b""
+    """Of all that was asked, the same for everyone who asks the same."""
     attempt: int = 0
+    sent: bool = False
+    """The current attempt has been sent on; a request that waits for a probation to end has not."""
     leader: Answer | None = None
     """The answer that the current attempt has started alone; None once it has started all of them."""
     prompt_ids: bytes = b""
@@ -53,16 +57,25 @@ class Request:
     accepted_at: float = 0.0
     first_at: float | None = None
     """When its first token came."""
+    suspected: int = 0
+    """How often it was in hand when an actor ended by its own fault."""
+    passes_at: int = 0
+    """With so many delivered tokens it is past the point of the last such death."""
 
     @property
     def unfinished(self) -> list[Answer]:
         return [answer for answer in self.answers if not answer.finished]
 
     @property
+    def delivered_tokens(self) -> int:
+        """Of all answers together."""
+        return sum(len(answer.delivered) for answer in self.answers)
+
+    @property
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=sum(len(answer.delivered) for answer in self.answers),
+            completion_tokens=self.delivered_tokens,
             cached_tokens=self.cached_tokens,
         )
 
@@ -130,6 +143,7 @@ class Ledger:
             size,
             message.return_prompt_ids,
             template_of(message),
+            digest=digest_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):
             answer = Answer(

@@ -23,7 +23,7 @@ import zmq
 
 from ...protocol import limits
 from ...protocol.codec import decode_from_client, encode, request_id
-from ...protocol.errors import ProtocolError, SlipstreamError
+from ...protocol.errors import ProtocolError, Quarantined, SlipstreamError
 from ...protocol.messages import (
     ClientBlocked,
     ClientGone,
@@ -34,11 +34,15 @@ from ...protocol.messages import (
     DumpTrace,
     Ending,
     Error,
+    PeerDown,
     PeerUp,
+    PublicIn,
     Spans,
+    digest_of,
 )
 from ..actor import Actor, Send
 from ..guard import guard
+from ..in_hand import InHand
 from ..links import Links
 from ..supervision import control
 
@@ -74,6 +78,8 @@ class Host:
         self.actor = actor
         self.channel = channel
         self.links = Links(begin.name, begin.epoch, begin.key)
+        self.in_hand = InHand(begin.in_hand)
+        self.quarantined = frozenset(begin.quarantined)
         self.ring = actor.ring
         self.dumps: list[Iterator[tuple[str, Spans]]] = []
         """What is left to send of each trace that was asked for."""
@@ -309,12 +315,30 @@ class Host:
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"a message has one frame; this one has {len(frames)}")
-                self.tell(client, ClientMessage(client, decode_from_client(frames[0])))
-            except ProtocolError as error:
+                message = decode_from_client(frames[0])
+                digest = self.digest_of_allowed(message)
+            except (ProtocolError, Quarantined) as error:
+                code = error.code if isinstance(error, Quarantined) else "invalid_request"
                 found = request_id(frames[0]) if len(frames) == 1 else None
-                refusal = Error(code="invalid_request", message=str(error), id=found, param=error.param)
-                self.deliver_to_client(client, refusal)
+                self.deliver_to_client(
+                    client, Error(code=code, message=str(error), id=found, param=error.param)
+                )
+                continue
+            if digest:
+                self.in_hand.take(digest)
+            self.tell(client, ClientMessage(client, message))
+            if digest:
+                self.in_hand.put_down()
         return True
+
+    def digest_of_allowed(self, message: PublicIn) -> bytes:
+        """The digest of a request; ``Quarantined`` if two incarnations of the actor have died while they took it in."""
+        digest = digest_of(message)
+        if digest in self.quarantined:
+            raise Quarantined(
+                f"the {self.links.name} died twice while it took in this request: it is not tried again"
+            )
+        return digest
 
     def drain_control(self) -> None:
         """Hand over what the supervisor says; its death ends the process."""
@@ -325,6 +349,8 @@ class Host:
                 return
             if isinstance(message, control.Peer):
                 self.connect(message.name, message.epoch, message.mailbox)
+            elif isinstance(message, control.PeerDied):
+                self.tell(message.name, PeerDown(message.name, message.own_fault))
             elif isinstance(message, control.Probe):
                 self.report()
             elif isinstance(message, control.TellActors):

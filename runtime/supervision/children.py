@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...protocol.errors import SlipstreamError
+from ..in_hand import InHand
 from ..log import Log, Output
 from . import control
 from .liveness import Pulse
@@ -59,6 +60,7 @@ class Child:
     """When it was started."""
     kills_for_memory: int
     """By the kernel, on the whole machine, when it was started."""
+    in_hand: InHand
     state: str = "starting"
     """``ActorState.state``."""
     ready_at: float | None = None
@@ -85,18 +87,23 @@ class Child:
         key: bytes,
         *,
         crashed: bool,
+        quarantined: list[bytes],
     ) -> Child:
-        """Start a process. ``crashed``: the incarnation before this one ended by its own fault."""
+        """Start a process. ``crashed``: the incarnation before this one ended by its own fault.
+
+        ``quarantined``: digests of requests at which others have died.
+        """
         mailbox = f"ipc://{directory}/{spec.name}.{epoch}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.set_inheritable(False)
+        in_hand = InHand.create()
         output = Output(log, spec.name) if log.json else None
         stderr = sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL
         command = [sys.executable, "-m", CHILD, spec.factory]
         with theirs:
             process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), in_hand.descriptor),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr if output is None else output.writer,
                 stderr=None if output is None else output.writer,
@@ -106,9 +113,14 @@ class Child:
         if output is not None:
             os.close(output.writer)
         pidfd = os.pidfd_open(process.pid)
-        child = Child(spec, epoch, mailbox, process, ours, pidfd, time.monotonic(), kills_for_memory())
+        child = Child(
+            spec, epoch, mailbox, process, ours, pidfd, time.monotonic(), kills_for_memory(), in_hand
+        )
         child.output = output
-        control.send(ours, control.Begin(spec.name, epoch, mailbox, peers, options, crashed, key))
+        begin = control.Begin(
+            spec.name, epoch, mailbox, peers, options, crashed, in_hand.descriptor, quarantined, key
+        )
+        control.send(ours, begin)
         ours.setblocking(False)
         return child
 
@@ -141,6 +153,7 @@ class Child:
         self.state = "dead"
         self.channel.close()
         os.close(self.pidfd)
+        self.in_hand.close()
         if self.output is not None:
             self.output.close()
             self.output = None

@@ -34,6 +34,10 @@ class Begin(Control):
     options: dict[str, Any]
     crashed: bool = False
     """The incarnation before this one ended by its own fault."""
+    in_hand: int = -1
+    """The file descriptor of ``InHand``."""
+    quarantined: list[bytes] = []
+    """Digests of requests that this one is not to meet, since others died while they handled them."""
     key: bytes = b""
     """What frames between the actors of this service begin with."""
 
@@ -44,6 +48,13 @@ class Peer(Control):
     name: str
     epoch: int
     mailbox: str
+
+
+class PeerDied(Control):
+    """supervisor → host: a peer has ended, by its own fault or not; a ``Peer`` will follow."""
+
+    name: str
+    own_fault: bool
 
 
 class Stop(Control):
@@ -121,7 +132,7 @@ class TellActors(Control):
 
 
 AnyControl = (
-    Begin | Peer | Stop | Ready | Failed | Drained
+    Begin | Peer | PeerDied | Stop | Ready | Failed | Drained
     | Awake | Probe | Report | TellCounters | AskActors | TellActors
 )  # fmt: skip
 

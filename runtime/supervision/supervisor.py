@@ -70,6 +70,8 @@ class Supervisor:
         """How often each was started again since the start of the service."""
         self.crashed: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault."""
+        self.deaths_with: Counter[bytes] = Counter()
+        """How many actors have ended by their own fault while they had a request in hand, by its digest."""
         self.died_at: dict[str, float] = {}
         self.first_start_s: dict[str, float] = {}
         """What the first start of each took."""
@@ -148,7 +150,15 @@ class Supervisor:
         key = self.key if spec.face_of is None else b""
         crashed = self.crashed.get(spec.name, False)
         self.children[spec.name] = Child.spawn(
-            spec, self.epoch, self.directory, peers, options, self.logger, key, crashed=crashed
+            spec,
+            self.epoch,
+            self.directory,
+            peers,
+            options,
+            self.logger,
+            key,
+            crashed=crashed,
+            quarantined=[digest for digest, deaths in self.deaths_with.items() if deaths > 1],
         )
 
     def wait_ready(self, deadline: float) -> bool:
@@ -261,6 +271,7 @@ class Supervisor:
         self.hear(child)  # its last words, if any
         now, name, pid = time.monotonic(), child.spec.name, child.process.pid
         state = child.state
+        in_hand = child.in_hand.read()
         status = child.bury()
         child.state = state
         failed = ChildFailed(child, status)
@@ -268,8 +279,8 @@ class Supervisor:
         if not self.serving:
             raise failed
         self.died_at[name] = now
-        if child.pulse is not None:  # one that was never ready has computed nothing
-            self.crashed[name] = child.crashed(status)
+        if child.pulse is not None:  # one that was never ready has had nothing in hand
+            self.note_fault(child, child.crashed(status), in_hand)
         self.counted.update(counters_of(child))
         verdict = self.restarts.on_death(name, child.lived_s(now))
         if verdict.restart == "none":
@@ -281,6 +292,16 @@ class Supervisor:
             return
         self.due.append((now + verdict.pause_s, child.spec))
         self.log(f"{told}it ({verdict.in_a_row} of {INTENSITY} in a row)")
+
+    def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
+        """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
+        self.crashed[child.spec.name] = own_fault
+        if own_fault and in_hand:
+            self.deaths_with[in_hand] += 1
+        if child.spec.face_of is None:
+            for other in self.children.values():
+                if other.there and other.spec.face_of is None:
+                    other.tell(control.PeerDied(child.spec.name, own_fault))
 
     def restart_due(self) -> float | None:
         """Start what has waited long enough; returns how long to wait for the next."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from processes import NEAR, Background, Planted, Raw, alive, until
+from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.log import Log
 from slipstream.runtime.supervision.control import Report
@@ -215,6 +216,30 @@ def test_an_actor_that_spins_or_whose_device_stands_still_is_ended_and_no_token_
             restarts = {state.name: state.restarts for state in client.actors().actors}
             assert restarts[actor] == 1
             until(lambda: client.stats().get("actor_hangs") == 1.0, "the hang is counted")
+
+
+@pytest.mark.parametrize("actor", ["gateway", "tokenizer", "scheduler", "detokenizer"])
+def test_a_request_that_kills_an_actor_is_given_up_at_the_second_death_and_all_others_are_answered(
+    actor: str,
+) -> None:
+    with (
+        Planted({actor: f"planted:poisoned_{actor}"}) as service,
+        service.client() as client,
+        service.client() as victim,
+    ):
+        params = SamplingParams(max_tokens=400, ignore_eos=True, seed=5)
+        expected = client.generate([5, 6, 7], params).outputs[0].token_ids
+        stream = client.stream([5, 6, 7], params)
+        tokens = list(next(stream).token_ids)
+        with pytest.raises(Quarantined, match=rf"the {actor} died .*: it is not tried again"):
+            victim.generate([5, 666, 7], params)
+        tokens += [token for delta in stream for token in delta.token_ids]
+        assert tokens == expected
+        until(lambda: all(s.state == "ready" for s in client.actors().actors), "all are ready")
+        with pytest.raises(Quarantined):
+            victim.generate([5, 666, 7], params)
+        restarts = {state.name: state.restarts for state in client.actors().actors}
+        assert restarts == dict.fromkeys(restarts, 0) | {actor: 2}
 
 
 def test_how_the_actors_are_is_told_while_one_of_them_hangs(patient: Sidecar) -> None:

@@ -168,6 +168,8 @@ class Chaos(World):
         self.clients: dict[bytes, SimulatedClient] = {}
         self.by_address: dict[bytes, SimulatedClient] = {}
         self.faults_of_executors = 0
+        self.poisonous: set[tuple[bytes, str]] = set()
+        """Requests that kill an actor, and are to be given up."""
         super().__init__(seed, **options)
         self.on_client = lambda address, frame: self.by_address[address].receive(frame)
 
@@ -235,6 +237,8 @@ class Chaos(World):
             allowed = {"answered", "left"} | ({"deadline_exceeded"} if deadline is not None else set())
             if self.faults_of_executors > 1:  # whoever was computed at two of them
                 allowed.add("quarantined")
+            if key in self.poisonous:
+                allowed.add("quarantined")
             assert end in allowed, f"{key} ended with {end}"
 
     def turn(self, name: str, sender: str | bytes, message: Any) -> None:
@@ -272,8 +276,11 @@ def chaos_params(rng: random.Random) -> SamplingParams:
     )
 
 
-def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None]) -> None:
-    """Clients that ask, change their mind and leave; faults while they do; and nothing is left at the end."""
+def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None], others: int = 0) -> None:
+    """Clients that ask, change their mind and leave; faults while they do; and nothing is left at the end.
+
+    ``others``: how many requests the test itself has asked for.
+    """
     rng = world.rng
     clients = [b"ann", b"ben", b"cid"]
     for client in clients:
@@ -288,7 +295,7 @@ def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None]) -> 
             change = world.abort if leaves < 0.1 else world.leave
             world.at(start + rng.random() * 0.1, lambda c=client, i=id, change=change: change(c, i))
     faults(world)
-    world.run(lambda: len(world.requests) == requests and world.over(), MOST_TURNS, LONGEST_S)
+    world.run(lambda: len(world.requests) == requests + others and world.over(), MOST_TURNS, LONGEST_S)
     world.run(lambda: idle(world), MOST_TURNS, LONGEST_S)
     world.check()
     world.check_nothing_left()

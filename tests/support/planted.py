@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from array import array
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,57 @@ def poisoned_executor(context: Any) -> Any:
             os.kill(os.getpid(), signal.SIGSEGV)
 
     actor.handlers[Plan] = die
+    return actor
+
+
+def poisoned_gateway(context: Any) -> Any:
+    """Dies by a signal of its own when a client asks with the token 666."""
+    from slipstream.actors.gateway.gateway import build
+    from slipstream.protocol.messages import ClientMessage
+
+    return dies_of(
+        build(context), ClientMessage, lambda arrived: getattr(arrived.message, "prompt", None) or ()
+    )
+
+
+def poisoned_tokenizer(context: Any) -> Any:
+    """Dies by a signal of its own when it is to look at a prompt with the token 666."""
+    from slipstream.actors.text.tokenizer import build
+    from slipstream.protocol.messages import Submit
+
+    return dies_of(build(context), Submit, lambda submit: array("i", submit.prompt_ids))
+
+
+def poisoned_scheduler(context: Any) -> Any:
+    """Dies by a signal of its own when a request has the token 666."""
+    from slipstream.actors.scheduler.scheduler import build
+    from slipstream.protocol.messages import Enqueue
+
+    return dies_of(build(context), Enqueue, lambda enqueue: array("i", enqueue.prompt))
+
+
+def poisoned_detokenizer(context: Any) -> Any:
+    """Dies by a signal of its own when a text continues the token 666."""
+    from slipstream.actors.text.detokenizer import build
+    from slipstream.protocol.messages import Tokens
+
+    return dies_of(
+        build(context),
+        Tokens,
+        lambda tokens: [token for opened in tokens.opened for token in array("i", opened.context)],
+    )
+
+
+def dies_of(actor: Any, kind: type, tokens_of: Callable[[Any], Iterable[int]]) -> Any:
+    """The actor, which dies of a message of this kind in which there is the token 666."""
+    handle = actor.handlers[kind]
+
+    def die(message: Any, now: float) -> None:
+        if 666 in tokens_of(message):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        handle(message, now)
+
+    actor.handlers[kind] = die
     return actor
 
 

@@ -1,0 +1,108 @@
+"""Requests that may have killed an actor are tried alone, and the one that kills another is given up.
+
+When an actor behind the gateway ends by its own fault, each request that it had in hand is suspect: one of them
+may be the cause, and would be it again. So the suspects are sent one after the other, the newest first, since
+those that came earlier have done no harm for longer. What else there is waits meanwhile. One that is in hand
+alone at a second death is not tried a third time, and clears all the others.
+
+A tokenizer has a prompt in hand until it answers; a suspect has passed when it does. Scheduler and detokenizer
+have a request in hand until its end; there a suspect has passed when it is some tokens past the point of the
+death. It is then stopped until all have passed, so that the next one is alone.
+
+The executor's suspects are tried by the scheduler, which knows what was in which step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from .ledger import Request
+
+TRIAL_TOKENS = 16
+"""How far past the point of the death a suspect has passed: more than the gateway can be behind the scheduler."""
+
+TRIAL_GROWTH = 4
+"""A request that has passed and is suspect again has to get so many times further."""
+
+MAX_QUARANTINED = 1024
+"""How many requests are remembered that must not come again."""
+
+
+class Probation:
+    """The suspects, and the one that is tried."""
+
+    def __init__(self) -> None:
+        self.suspects: dict[int, Request] = {}
+        """To be tried, one after the other, by number."""
+        self.trial: Request | None = None
+        """Is tried."""
+        self.streams = False
+        """Streams are suspect too, not only prompts: a trial must be the only request that is under way."""
+        self.quarantined: OrderedDict[bytes, str] = OrderedDict()
+        """Digests of requests that are not tried again, from any client, and why."""
+
+    @property
+    def active(self) -> bool:
+        return self.trial is not None or bool(self.suspects)
+
+    def admits(self, request: Request) -> bool:
+        """Whether the request may be sent on now: beside suspect prompts, streams whose own was answered go on."""
+        if not self.active or request is self.trial:
+            return True
+        return not self.streams and request.tokenized and request.number not in self.suspects
+
+    def on_death(self, held: list[Request], *, streams: bool) -> Request | None:
+        """An actor ended by its own fault and had these in hand: the one that is to be given up, or None.
+
+        Those that are not become suspects. ``streams``: not only prompts were in hand.
+        """
+        if self.trial is not None and held == [self.trial]:
+            guilty, self.trial = self.trial, None
+            self.suspects.clear()
+            return guilty
+        if held:
+            self.streams = streams or (self.active and self.streams)
+            for request in held:
+                request.suspected += 1
+                further = TRIAL_TOKENS * TRIAL_GROWTH ** (request.suspected - 1)
+                request.passes_at = request.delivered_tokens + further
+            everyone = self.suspects | {request.number: request for request in held}
+            self.suspects = dict(sorted(everyone.items(), reverse=True))
+            self.trial = None
+        return None
+
+    def remember(self, request: Request, why: str) -> None:
+        """It is not to be asked for again."""
+        self.quarantined[request.digest] = why
+        if len(self.quarantined) > MAX_QUARANTINED:
+            self.quarantined.popitem(last=False)
+
+    def take_passed(self, requests: Mapping[int, Request]) -> Request | None:
+        """The trial, once it has passed. Its trial is over then, as when it is no longer one of the open ones."""
+        trial = self.trial
+        if trial is None:
+            return None
+        is_open = trial.number in requests
+        passed = trial.delivered_tokens >= trial.passes_at if self.streams else trial.leader is None
+        if passed or not is_open:
+            self.trial = None
+        return trial if passed and is_open else None
+
+    def next(self, requests: Mapping[int, Request]) -> Request | None:
+        """Begin the next trial; None if it is not time, or there is no suspect left.
+
+        It is not time while another of the open ``requests`` is in hand, which could be the cause of a death.
+        """
+        self.suspects = {number: one for number, one in self.suspects.items() if number in requests}
+        if self.trial is not None or in_hand(requests.values(), streams=self.streams):
+            return None
+        if not self.suspects:
+            return None
+        self.trial = self.suspects.pop(next(iter(self.suspects)))
+        return self.trial
+
+
+def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:
+    """Which of the open requests an actor has in hand: of a tokenizer, those that it has not answered."""
+    return [request for request in requests if request.sent and (streams or request.leader is not None)]

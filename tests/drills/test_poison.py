@@ -1,0 +1,87 @@
+"""Requests that kill an actor: each is answered with an error that names it, and no other one is harmed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from chaos import Chaos, chaos_load, everything_fails
+from poison import ACTORS, Poison, Poisons
+from simulation import VOCAB, idle
+from slipstream.protocol.sampling import SamplingParams
+
+KINDS = [(actor, 0) for actor in ACTORS] + [("scheduler", 5), ("detokenizer", 5), ("detokenizer", 20)]
+
+CLIENT, SEED = b"eve", 99
+
+
+def poisonous(actor: str, after: int) -> SamplingParams:
+    return SamplingParams(max_tokens=50, ignore_eos=True, seed=SEED + ACTORS.index(actor) + 10 * after)
+
+
+def ask_poison(world: Chaos, actor: str, after: int) -> Poison:
+    """Among others, a request that kills the actor."""
+    params = poisonous(actor, after)
+    assert params.seed is not None
+    prompt = [random.Random(params.seed).randrange(VOCAB) for _ in range(20)]
+    world.at(0.05, lambda: world.ask(CLIENT, f"{actor} {after}", prompt, params))
+    return Poison(world, actor, params.seed, after)
+
+
+@pytest.mark.parametrize(("actor", "after"), KINDS)
+def test_a_request_that_kills_an_actor_is_named_after_its_second_death_and_all_others_are_answered(
+    actor: str, after: int, more: int
+) -> None:
+    for seed in range(8 * more):
+        world = Chaos(seed, depth=1 + seed % 3)
+        world.connect(CLIENT)
+        poison = ask_poison(world, actor, after)
+        world.kills, world.poisonous = poison.kills, {(CLIENT, f"{actor} {after}")}
+        chaos_load(world, 20, lambda world: None, others=1)
+        assert world.ends[CLIENT, f"{actor} {after}"] == "quarantined", f"in the world with seed {seed}"
+        assert poison.deaths == 2, f"in the world with seed {seed}"
+
+
+@pytest.mark.parametrize("actor", ["gateway", "tokenizer", "scheduler", "detokenizer"])
+def test_what_was_given_up_kills_nobody_when_it_is_asked_for_again(actor: str) -> None:
+    world = Chaos(1)
+    world.connect(CLIENT)
+    params = poisonous(actor, 0)
+    assert params.seed is not None
+    poison = Poison(world, actor, params.seed)
+    world.kills, world.poisonous = poison.kills, {(CLIENT, str(number)) for number in range(5)}
+    for number in range(5):
+        world.ask(CLIENT, str(number), [1, 2, 3], params)
+        world.run(world.over)
+        world.run(lambda: idle(world))
+    assert set(world.ends.values()) == {"quarantined"}
+    assert poison.deaths == 2
+    world.check_nothing_left()
+
+
+def test_poisons_of_all_actors_at_once_and_other_failures_beside_them_leave_nothing_undone(more: int) -> None:
+    for seed in range(20 * more):
+        world = Chaos(seed, depth=1 + seed % 3)
+        world.connect(CLIENT)
+        poisons = Poisons([ask_poison(world, actor, after) for actor, after in KINDS])
+        world.kills = poisons.kills
+        world.poisonous = {(CLIENT, f"{actor} {after}") for actor, after in KINDS}
+        try:
+            chaos_load(world, 15, everything_fails if seed % 2 else lambda world: None, others=len(KINDS))
+        except AssertionError as error:
+            error.add_note(f"in the world with seed {seed}")
+            raise
+
+
+@pytest.mark.parametrize("actor", ["tokenizer", "scheduler", "detokenizer"])
+def test_a_death_that_no_request_has_caused_makes_suspects_that_all_pass_and_are_answered(
+    actor: str, more: int
+) -> None:
+    for seed in range(8 * more):
+        world = Chaos(seed, depth=1 + seed % 3)
+
+        def dies(world: Chaos) -> None:
+            world.at(0.03 + world.rng.random() * 0.1, lambda: world.crash(actor, 0.001, own_fault=True))
+
+        chaos_load(world, 25, dies)
+        assert "quarantined" not in world.ends.values()
