@@ -11,7 +11,6 @@ the gateway numbers requests, and ``request`` is that number.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -231,15 +230,6 @@ class Actors(ToClient, tag="actors"):
     """Every actor is ready and requests are taken."""
     draining: bool = False
     """The service is stopping: what is under way is finished, nothing new is taken."""
-
-
-def digest_of(message: FromClient) -> bytes:
-    """16 bytes that are the same for all who ask for the same answer, whatever they have of it; empty for what asks
-    for none."""
-    if not isinstance(message, Generate):
-        return b""
-    asked = msgspec.structs.replace(message, id="", received=[], received_of_others=[], age_s=0.0)
-    return blake2b(msgspec.msgpack.encode(asked), digest_size=16).digest()
 
 
 PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors

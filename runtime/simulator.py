@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..protocol.codec import decode_from_client, encode, encode_from_client, request_id
+from ..protocol.digest import digest_of
 from ..protocol.messages import (
     ClientBlocked,
     ClientGone,
@@ -24,7 +25,6 @@ from ..protocol.messages import (
     Error,
     PeerDown,
     PeerUp,
-    digest_of,
 )
 from .actor import Actor, Address, Send
 from .links import Links, LostMessage

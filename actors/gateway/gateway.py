@@ -12,6 +12,7 @@ import msgspec
 
 from ...protocol import limits
 from ...protocol.curve import KeyFolder
+from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
@@ -42,7 +43,6 @@ from ...protocol.messages import (
     ToClient,
     Tokenized,
     Welcome,
-    digest_of,
 )
 from ...runtime.actor import Actor
 from ...runtime.guard import DoorKeys

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from ...protocol import limits
-from ...protocol.messages import Delta, Generate, Submit, Usage, digest_of, first_number
+from ...protocol.digest import digest_of
+from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
 from ...protocol.sampling import SamplingParams
 from .admission import Prompt, template_of
 from .connections import Connection

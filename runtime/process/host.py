@@ -23,6 +23,7 @@ import zmq
 
 from ...protocol import limits
 from ...protocol.codec import decode_from_client, encode, request_id
+from ...protocol.digest import digest_of
 from ...protocol.errors import ProtocolError, Quarantined, SlipstreamError
 from ...protocol.messages import (
     ClientBlocked,
@@ -38,7 +39,6 @@ from ...protocol.messages import (
     PeerUp,
     PublicIn,
     Spans,
-    digest_of,
 )
 from ..actor import Actor, Send
 from ..guard import guard
