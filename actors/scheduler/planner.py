@@ -21,7 +21,7 @@ import numpy as np
 from ...protocol.limits import SCORED_TOKENS
 from ...protocol.messages import Join, Plan
 from .pool import BlockPool, Held, Pool, digest
-from .prefill_budget import Pace
+from .prefill_budget import PrefillBudget
 from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
@@ -72,7 +72,7 @@ class Draft:
         return tokens
 
 
-class Launched(NamedTuple):
+class OutstandingStep(NamedTuple):
     """A step whose result has not come."""
 
     step: int
@@ -82,8 +82,6 @@ class Launched(NamedTuple):
     """Those of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
-    streams: bool
-    """Sequences decode in it."""
     scored: list[tuple[Sequence, int]]
     """``Draft.scored``."""
 
@@ -97,7 +95,7 @@ class Planner:
         self.step = 0
         """Number of the next step."""
         self.waiting = WaitingQueue()
-        self.pace = Pace()
+        self.prefill_budget = PrefillBudget()
         self.quarantine = Quarantine()
         self.blocks: BlockPool | None = None
         """None until an executor has told its capacity."""
@@ -142,7 +140,7 @@ class Planner:
 
     # --- the next plan ----------------------------------------------------------------------------
 
-    def plan(self) -> tuple[Plan, Launched] | None:
+    def plan(self) -> tuple[Plan, OutstandingStep] | None:
         """The next step; None if there is nothing to run."""
         table, step = self.table, self.step
         assert self.blocks is not None
@@ -152,8 +150,8 @@ class Planner:
         rows = table.decoding.nonzero()[0]
         draft.budget -= len(rows)
         if len(rows) and (self.prefilling or self.waiting):
-            draft.budget = self.pace.limit(draft.budget, len(self.prefilling) + len(self.waiting))
-        budget, streams = draft.budget, len(rows) > 0
+            draft.budget = self.prefill_budget.limit(draft.budget, len(self.prefilling) + len(self.waiting))
+        budget = draft.budget
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:
@@ -180,7 +178,7 @@ class Planner:
             self.make_way(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
         prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
-        return plan, Launched(step, rows, generations, prefill, streams, draft.scored)
+        return plan, OutstandingStep(step, rows, generations, prefill, draft.scored)
 
     def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in rank give way.

@@ -32,7 +32,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
-from .planner import Launched, Planner, SchedulerConfig
+from .planner import OutstandingStep, Planner, SchedulerConfig
 from .quarantine import MESSAGE
 from .sequence import Logprobs, Sequence
 from .waiting import rank
@@ -89,7 +89,7 @@ class Scheduler(Actor):
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
-        self.outstanding: deque[Launched] = deque()
+        self.outstanding: deque[OutstandingStep] = deque()
         """Oldest first."""
         self.prompts: list[PromptLogprobs] = []
         self.opened: list[Opened] = []
@@ -248,7 +248,7 @@ class Scheduler(Actor):
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations, prefill, streams, scored = self.outstanding.popleft()
+        step, rows, generations, prefill, scored = self.outstanding.popleft()
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -269,7 +269,7 @@ class Scheduler(Actor):
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         counters = self.counters
         busy_ns = message.ended_ns - message.started_ns - message.stalled_ns
-        planner.pace.learn(prefill, busy_ns, streams=streams)
+        planner.prefill_budget.learn(prefill, busy_ns)
         counters["steps"] += 1
         counters["device_busy_s"] += busy_ns * 1e-9
         counters["device_idle_s"] += message.stalled_ns * 1e-9
@@ -393,8 +393,7 @@ class Scheduler(Actor):
         """The executor is loaded, and this is its cache."""
         planner = self.planner
         planner.begin(message.num_blocks, message.block_size)
-        for tokens, ns in message.steps:
-            planner.pace.learn(tokens, ns, streams=False)
+        planner.prefill_budget.begin(message.steps)
         for sequence in planner.judge(message.crashed):
             self.give_up(sequence)
         limit = planner.longest

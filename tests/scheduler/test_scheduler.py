@@ -35,12 +35,11 @@ def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(de
     assert bench.ends[1].reason == "length"
 
 
-def test_what_the_executor_tried_tells_the_pace_of_the_first_prompts() -> None:
+def test_what_the_executor_timed_tells_the_budget_of_the_first_prompts() -> None:
     bench = Bench()
-    bench.give(Capacity(65, 16, steps=[(16, 28_500_000), (2047, 32_300_000)]))
-    pace = bench.scheduler.planner.pace
-    assert pace.largest == 2047
-    assert pace.token_ns == pytest.approx(3_800_000 / 2031)
+    bench.give(Capacity(65, 16, steps=[(16, 5_000_000), (2016, 51_000_000)]))
+    limit = bench.scheduler.planner.prefill_budget.limit(2048, 1)
+    assert limit == int((22_000_000 - 5_000_000) / (46_000_000 / 2016))
 
 
 def test_steps_are_numbered_without_gaps() -> None:

@@ -255,14 +255,17 @@ def test_clients_have_equal_shares_of_what_is_computed_while_all_of_them_wait() 
     assert min(had.values()) > 0.9 * max(had.values()), had
 
 
-def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_double() -> None:
-    """With the times of a device that needs 8 ms to read its weights, and 30 us for a token of a prompt."""
+@pytest.mark.parametrize(("step_ms", "token_us", "gap_ms"), [(16, 60, 32), (5, 22.5, 22)])
+def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_double_or_are_not_felt(
+    step_ms: int, token_us: float, gap_ms: float
+) -> None:
+    """On a device that needs ``step_ms`` to read its weights, and ``token_us`` for a token of a prompt."""
     bench = Bench(
         length=5000,
         blocks=2000,
         budget=2048,
         slots=8,
-        step_ns=lambda prefill: 8_000_000 + 30_000 * prefill,
+        step_ns=lambda prefill: int(step_ms * 1_000_000 + token_us * 1000 * prefill),
     )
     bench.ask(0, prompt(0, 700), max_tokens=2, **FREE)
     bench.finish_all()  # it is known what a prompt costs
@@ -270,14 +273,13 @@ def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_
         bench.ask(request, prompt(request, 10), max_tokens=1000, **FREE)
     for _ in range(50):
         bench.finish_step()
-    quiet = np.percentile(bench.times[-40:], 99)
     before = len(bench.times)
     bench.ask(5, prompt(5, 4000), max_tokens=1, **FREE)
     while 5 not in bench.ends:
         had = [len(bench.tokens[request]) for request in range(1, 5)]
         bench.finish_step()
         assert [len(bench.tokens[request]) for request in range(1, 5)] == [count + 1 for count in had]
-    assert max(bench.times[before:]) <= 2 * quiet
+    assert max(bench.times[before:]) <= gap_ms * 1_000_000
     assert len(bench.times) - before < 30  # nor does the prompt wait longer than that costs
 
 
