@@ -310,6 +310,8 @@ class Capacity(Internal):
     """The executor before this one ended by its own fault: what it was computing may have caused it."""
     steps: list[tuple[int, int]] = []
     """What it tried before: tokens of prompts in a step, and the ns that the step took."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
 
 
 class Join(Internal):

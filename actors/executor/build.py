@@ -22,6 +22,10 @@ from .step.buckets import Buckets, buckets_of
 STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
 """A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
 
+MAX_BATCHED_TOKENS = {"emulated": 2048, "cpu": 512, "cuda": 2048}
+"""Most tokens of a step when none are stated, by device: enough that it computes for longer than it reads the weights.
+More gain little and make everyone wait, as ``examples/prefill_simulation.py`` shows; a CPU takes longer for each."""
+
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
 
@@ -110,7 +114,7 @@ def build_model(context: Any) -> Executor:
         from .devices.cuda import CudaGraphs
         from .step.graphs import GraphedProgram
 
-        buckets = buckets_of(slots, options["max_num_batched_tokens"], length)
+        buckets = buckets_of(slots, max_batched_tokens(options, "cuda"), length)
         graphs = CudaGraphs(device)
         graphed = GraphedProgram(program, graphs.capture, length, buckets)
 
@@ -175,12 +179,13 @@ def assemble(
     """``steps`` as ``Capacity.steps``; ``buckets`` and ``idle_work`` of a program with graphs."""
     options = context.options
     slots, size = options["max_num_seqs"], options["block_size"]
+    tokens = max_batched_tokens(options, facts["device"])
     max_blocks = -(-options["max_model_len"] // size)
     context.phase("load grammar vocabulary")
     compiler = load_compiler(Path(options["model"]), options["vocab_size"], options["eos_token_ids"])
     batch = RunningBatch(
         slots,
-        options["max_num_batched_tokens"],
+        tokens,
         max_blocks,
         buckets,
         mask_words=0 if isinstance(compiler, str) else compiler.words,
@@ -196,8 +201,14 @@ def assemble(
     facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
-    capacity = Capacity(blocks, size, context.crashed, list(steps))
+    capacity = Capacity(blocks, size, context.crashed, list(steps), tokens)
     return Executor(pipeline, batch, capacity, facts, idle_work, masks)
+
+
+def max_batched_tokens(options: dict[str, Any], device: str) -> int:
+    """Most tokens of a step: what is stated, or the device's default and no less than one for each sequence."""
+    stated: int | None = options["max_num_batched_tokens"]
+    return stated or max(MAX_BATCHED_TOKENS[device.partition(":")[0]], options["max_num_seqs"])
 
 
 def choose_device(name: str, torch: Any) -> str:

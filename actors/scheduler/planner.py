@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...protocol.limits import SCORED_TOKENS
-from ...protocol.messages import Join, Plan
+from ...protocol.messages import Capacity, Join, Plan
 from .pool import BlockPool, Held, Pool, digest
 from .prefill_budget import PrefillBudget
 from .quarantine import Quarantine
@@ -40,7 +40,8 @@ CHARGE_STEPS = 16
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int | None
+    """None: what the executor says."""
     max_model_len: int
     depth: int
     eos_token_ids: tuple[int, ...]
@@ -99,6 +100,8 @@ class Planner:
         self.quarantine = Quarantine()
         self.blocks: BlockPool | None = None
         """None until an executor has told its capacity."""
+        self.max_batched_tokens = 0
+        """Most tokens of a step."""
         self.admitted: list[tuple[Sequence, int]] = []
         """Sequences that were given a slot since someone looked, and their cached tokens."""
         self.reset_slots()
@@ -115,9 +118,14 @@ class Planner:
         self.leaves: list[int] = []
         """Slots that the next plan frees."""
 
-    def begin(self, num_blocks: int, block_size: int) -> None:
-        """An executor is there, and this is its cache."""
-        self.blocks = BlockPool(num_blocks, block_size, caching=self.config.prefix_caching)
+    def begin(self, capacity: Capacity) -> None:
+        """An executor is there, and this is what it can hold and run."""
+        tokens = self.config.max_num_batched_tokens or capacity.max_num_batched_tokens
+        if tokens is None:
+            raise RuntimeError("neither the options nor the executor say how many tokens a step may have")
+        self.max_batched_tokens = tokens
+        self.prefill_budget.begin(capacity.steps)
+        self.blocks = BlockPool(capacity.num_blocks, capacity.block_size, caching=self.config.prefix_caching)
         self.blocks.completed = self.step - 1
 
     def take_admitted(self) -> list[tuple[Sequence, int]]:
@@ -144,7 +152,7 @@ class Planner:
         """The next step; None if there is nothing to run."""
         table, step = self.table, self.step
         assert self.blocks is not None
-        draft = Draft(self.config.max_num_batched_tokens)
+        draft = Draft(self.max_batched_tokens)
         if not self.make_room(self.blocks, draft):
             return None
         rows = table.decoding.nonzero()[0]

@@ -392,8 +392,7 @@ class Scheduler(Actor):
     def on_capacity(self, message: Capacity, now: float) -> None:
         """The executor is loaded, and this is its cache."""
         planner = self.planner
-        planner.begin(message.num_blocks, message.block_size)
-        planner.prefill_budget.begin(message.steps)
+        planner.begin(message)
         for sequence in planner.judge(message.crashed):
             self.give_up(sequence)
         limit = planner.longest

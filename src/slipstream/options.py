@@ -125,8 +125,13 @@ class ServeOptions:
     max_num_seqs: int = option(
         256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=65_536
     )
-    max_num_batched_tokens: int = option(
-        2048, "most tokens in one step", group=BATCHING, metavar="N", low=1, high=2**20
+    max_num_batched_tokens: int | None = option(
+        None,
+        "most tokens in one step (default: 2048, on a CPU 512, and never less than max-num-seqs)",
+        group=BATCHING,
+        metavar="N",
+        low=1,
+        high=2**20,
     )
     max_queued_requests: int = option(
         1024,
@@ -253,12 +258,10 @@ class ServeOptions:
 
     @staticmethod
     def settle(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
-        """Each running sequence decodes one token per step: whichever of the two was not given yields."""
+        """Each running sequence decodes one token per step: the number of sequences yields if it was not given."""
         seqs, tokens = values["max_num_seqs"], values["max_num_batched_tokens"]
-        if seqs > tokens and "max_num_seqs" not in given:
+        if tokens is not None and seqs > tokens and "max_num_seqs" not in given:
             return {"max_num_seqs": (tokens, "lowered to max-num-batched-tokens")}
-        if seqs > tokens and "max_num_batched_tokens" not in given:
-            return {"max_num_batched_tokens": (seqs, "raised to max-num-seqs")}
         return {}
 
     def changed(self, name: str) -> bool:
@@ -271,7 +274,7 @@ class ServeOptions:
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together; ``spell`` shows an option as the user gave it."""
-        if self.max_num_seqs > self.max_num_batched_tokens:
+        if self.max_num_batched_tokens is not None and self.max_num_seqs > self.max_num_batched_tokens:
             raise InvalidRequest(
                 f"{spell('max_num_batched_tokens')} is less than {spell('max_num_seqs')}: each running"
                 " sequence decodes one token in each step; raise the one or lower the other"

@@ -29,7 +29,7 @@ def test_defaults() -> None:
     options = resolved().options
     assert options == ServeOptions()
     assert options.model is None
-    assert (options.max_num_seqs, options.max_num_batched_tokens, options.block_size) == (256, 2048, 16)
+    assert (options.max_num_seqs, options.max_num_batched_tokens, options.block_size) == (256, None, 16)
     assert (options.pipeline_depth, options.max_queued_requests, options.shutdown_timeout) == (2, 1024, 30.0)
     assert options.enable_prefix_caching
     assert options.gpu_memory_utilization == 0.9
@@ -97,7 +97,7 @@ def test_booleans_in_the_environment(name: str) -> None:
 
 def test_keywords() -> None:
     assert given(max_num_batched_tokens=64, dtype="float32", device="cpu").max_num_seqs == 64
-    assert given(max_num_seqs=4096).max_num_batched_tokens == 4096
+    assert given(max_num_seqs=4096).max_num_batched_tokens is None  # the executor makes it no less
     assert given(kv_cache_memory=1000).kv_cache_memory == 1000
     assert given(kv_cache_memory="64M").kv_cache_memory == 2**26
     assert given(model=Path("/somewhere")).model == "/somewhere"

@@ -42,6 +42,17 @@ def test_what_the_executor_timed_tells_the_budget_of_the_first_prompts() -> None
     assert limit == int((22_000_000 - 5_000_000) / (46_000_000 / 2016))
 
 
+def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_does() -> None:
+    scheduler = Scheduler(SchedulerConfig(4, None, 256, 1, (EOS,)))
+    with pytest.raises(RuntimeError, match="how many tokens a step may have"):
+        scheduler.receive("executor", Capacity(65, 16), 1.0)
+    scheduler.receive("executor", Capacity(65, 16, max_num_batched_tokens=32), 1.0)
+    params = SamplingParams(seed=1, max_tokens=5)
+    sent = scheduler.receive("tokenizer", Enqueue(1, int32(prompt(1, 100)), params, b""), 1.0)
+    (plan,) = [message for to, message in sent if to == "executor"]
+    assert pairs(plan.chunks) == [(0, 32)]
+
+
 def test_steps_are_numbered_without_gaps() -> None:
     bench = Bench(depth=3)
     for request in range(10):

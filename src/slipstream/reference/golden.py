@@ -328,7 +328,13 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("cancel", Cancel([5, 6])),
     (
         "capacity",
-        Capacity(num_blocks=16385, block_size=16, crashed=True, steps=[(16, 28_500_000), (2047, 32_300_000)]),
+        Capacity(
+            num_blocks=16385,
+            block_size=16,
+            crashed=True,
+            steps=[(16, 28_500_000), (2047, 32_300_000)],
+            max_num_batched_tokens=2048,
+        ),
     ),
     ("plan of a steady step", Plan(59)),
     (
