@@ -31,7 +31,8 @@ class TokenizerOptions(ModelOptions):
 @dataclass(frozen=True, kw_only=True)
 class SchedulerOptions(ModelOptions):
     max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int | None
+    """None: the device's own number."""
     pipeline_depth: int
     enable_prefix_caching: bool
 
@@ -39,7 +40,8 @@ class SchedulerOptions(ModelOptions):
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions(ModelOptions):
     max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int | None
+    """None: the device's own number."""
     pipeline_depth: int
     block_size: int
     device: str
