@@ -37,7 +37,7 @@ def options_tables() -> str:
 
 
 def flag(option: Option) -> str:
-    return f"`{'--no-' + option.key if option.default is True else option.flag}`"
+    return f"`{option.flag}`" + (f", `--no-{option.key}`" if option.default is True else "")
 
 
 def values(option: Option) -> str:
@@ -53,7 +53,9 @@ def values(option: Option) -> str:
 
 
 def default(option: Option) -> str:
-    return "" if option.default in (None, True, False) else f"`{option.default}`"
+    if option.kind is bool:
+        return "on" if option.default else "off"
+    return "" if option.default is None else f"`{option.default}`"
 
 
 def meaning(option: Option) -> str:

@@ -37,20 +37,23 @@ NOT_OURS = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)|CLIEN
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
     """One option of a table."""
 
-    name: str
-    kind: type
+    name: str = ""
+    """Of the field; ``table`` fills it in, and ``kind``."""
+    kind: type = str
     default: Any
     help: str
+    """What is so when it is given; of a boolean, when it is on."""
     group: str
     metavar: str
     choices: tuple[str, ...]
     low: float | None
     high: float | None
     above: float | None
+    """``low`` and ``high`` belong to the range, ``above`` does not."""
     parse: Callable[[str], Any] | None
     """Reads a text; None: as ``kind`` says."""
     verify: Callable[[Any], str | None] | None
@@ -75,7 +78,7 @@ class Option:
 
 
 def option(
-    default: Any,
+    default: T,
     help: str,
     *,
     group: str = "options",
@@ -89,22 +92,33 @@ def option(
     positional: bool = False,
     in_file: bool = True,
     secret: bool = False,
-) -> Any:
-    """A field of a table. ``low`` and ``high`` belong to the range, ``above`` does not."""
-    told = dict(locals())
-    del told["default"]
-    return dataclasses.field(default=default, metadata=told)
+) -> T:
+    """A field of a table, for the type checker its default."""
+    declared = Option(
+        default=default,
+        help=help,
+        group=group,
+        metavar=metavar,
+        choices=choices,
+        low=low,
+        high=high,
+        above=above,
+        parse=parse,
+        verify=verify,
+        positional=positional,
+        in_file=in_file,
+        secret=secret,
+    )
+    return dataclasses.field(default=default, metadata={Option: declared})
 
 
 def table(cls: type) -> dict[str, Option]:
     """The options of a table by name."""
     hints = typing.get_type_hints(cls)
-    found: dict[str, Option] = {}
-    for field in dataclasses.fields(cls):
-        found[field.name] = Option(
-            name=field.name, kind=bare(hints[field.name]), default=field.default, **field.metadata
-        )
-    return found
+    return {
+        field.name: dataclasses.replace(field.metadata[Option], name=field.name, kind=bare(hints[field.name]))
+        for field in dataclasses.fields(cls)
+    }
 
 
 def bare(hint: Any) -> type:
@@ -335,15 +349,11 @@ def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None 
         if group is None:
             group = groups[option.group] = parser.add_argument_group(option.group)
         told = option.help.replace("%", "%%")
-        if option.default not in (None, True, False):
-            told += f" (default {option.default})"
+        if option.default not in (None, False):
+            told += f" (default {'on' if option.default is True else option.default})"
         if option.kind is bool:
-            on, off = (option.flag, f"--no-{option.key}")
-            for flag, const in ((on, True), (off, False)):
-                shown = told if const is not option.default else argparse.SUPPRESS
-                group.add_argument(
-                    flag, dest=option.name, action="store_const", const=const, default=None, help=shown
-                )
+            action = argparse.BooleanOptionalAction
+            group.add_argument(option.flag, dest=option.name, action=action, default=None, help=told)
             continue
         metavar = option.metavar or ("|".join(option.choices) if option.choices else option.key.upper())
         if option.positional:

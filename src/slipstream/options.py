@@ -1,4 +1,4 @@
-"""The options of ``slipstream serve``, and so of ``Sidecar`` and ``LLM``: one table for all their faces."""
+"""The options of ``slipstream serve``, and so of ``Sidecar`` and ``LLM``: one table for all of them."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ WITHOUT_EFFECT = {
 }
 """Options that a device does nothing with."""
 
+NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
@@ -71,14 +73,14 @@ class ServeOptions:
     )
     http: str | None = option(
         None,
-        "where the OpenAI face listens, port 0 for a free one",
+        "serve OpenAI's API here as well; port 0 for a free one",
         group=EVERYDAY,
         metavar="HOST:PORT",
         verify=http_error,
     )
     api_key: str | None = option(
         None,
-        "what HTTP clients must send as Authorization: Bearer KEY; better given in the environment",
+        "the key that HTTP clients must send as Authorization: Bearer KEY; better given in the environment",
         group=EVERYDAY,
         metavar="KEY",
         secret=True,
@@ -88,14 +90,14 @@ class ServeOptions:
     )
     device: str = option(
         "auto",
-        "auto, cuda, cuda:N, cpu or emulated",
+        "where the model runs: auto, cuda, cuda:N, cpu, or emulated, without a model",
         group=EVERYDAY,
         metavar="NAME",
         verify=device_error,
     )
     dtype: str = option(
         "auto",
-        "of weights and cache",
+        "the type of numbers in weights and cache; auto: the model's own",
         group=EVERYDAY,
         choices=("auto", "float32", "bfloat16", "float16"),
     )
@@ -109,7 +111,7 @@ class ServeOptions:
     )
     seed: int | None = option(
         None,
-        "makes the seeds repeatable that requests without one are given",
+        "draw the seeds of requests that give none from this one, so that a run can be repeated",
         group=EVERYDAY,
         metavar="N",
         low=0,
@@ -159,7 +161,7 @@ class ServeOptions:
         2, "steps under way at once; 1: synchronous", group=BATCHING, metavar="N", low=1, high=8
     )
     enable_prefix_caching: bool = option(
-        True, "do not reuse the cache of equal prompt beginnings", group=BATCHING
+        True, "reuse what is cached of prompts that begin the same", group=BATCHING
     )
     attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
     load_format: str = option(
@@ -170,7 +172,7 @@ class ServeOptions:
     )
     cuda_graphs: str = option(
         "start",
-        "when decode steps are captured: all at the start, one by one while there is nothing to run, or never",
+        "when the graphs of steps are captured: all at the start, one by one while there is nothing to run, or never",
         group=BATCHING,
         choices=("start", "lazy", "off"),
     )
@@ -203,7 +205,7 @@ class ServeOptions:
     )
     default_deadline: float = option(
         3600.0,
-        "seconds that a request may take which states no deadline_s",
+        "most seconds for a request that states no deadline_s",
         group=LIFE,
         metavar="S",
         above=0.0,
@@ -220,7 +222,7 @@ class ServeOptions:
     )
     ready_fd: int | None = option(
         None,
-        "write one JSON line to this file descriptor when ready",
+        "write one line of JSON to this file descriptor when ready",
         group=LIFE,
         metavar="N",
         low=0,
@@ -229,19 +231,19 @@ class ServeOptions:
     exit_with_parent: bool = option(False, "end when the parent process ends", group=LIFE, in_file=False)
     log_format: str = option(
         "auto",
-        "of the log on stderr; auto: text, and in Kubernetes json",
+        "form of the log on stderr; auto: text, and in Kubernetes json",
         group=LIFE,
         choices=("auto", "text", "json"),
     )
     allowed_origins: str | None = option(
         None,
-        "origins of web pages that may use the OpenAI face, with commas between them, * for any (default: none)",
+        "origins of web pages that may use OpenAI's API, with commas between them, * for any (default: none)",
         group=LIFE,
         metavar="URL,…",
     )
     metrics_prefix: str = option(
         "slipstream_",
-        "what the names under /metrics begin with; vllm: for dashboards that are made for vLLM",
+        "beginning of all names under /metrics; vllm: for dashboards that are made for vLLM",
         group=LIFE,
         metavar="TEXT",
         verify=prefix_error,
@@ -252,9 +254,7 @@ class ServeOptions:
         group=LIFE,
         metavar="FOLDER",
     )
-    insecure: bool = option(
-        False, "let a TCP or HTTP endpoint be reached from other machines, by anyone", group=LIFE
-    )
+    insecure: bool = option(False, "let anyone reach a TCP or HTTP endpoint from other machines", group=LIFE)
 
     @staticmethod
     def settle(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
@@ -283,16 +283,17 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
-        for name in self.without_effect(self.device):
-            raise InvalidRequest(f"{spell(name)} has no effect with {spell('device')}; leave it out")
+        unused = self.without_effect(self.device)
+        if unused:
+            raise InvalidRequest(f"{spell(unused[0])} has no effect with {spell('device')}; leave it out")
         if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):
             raise InvalidRequest(
                 f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
             )
-        for name in ("api_key", "allowed_origins", "metrics_prefix"):
-            if self.http is None and self.changed(name):
-                flag = name.replace("_", "-")
-                raise InvalidRequest(f"{flag} has no effect without the OpenAI face; add --http HOST:PORT")
+        needs_http = [name for name in NEEDS_HTTP if self.changed(name)]
+        if self.http is None and needs_http:
+            flag = needs_http[0].replace("_", "-")
+            raise InvalidRequest(f"{flag} has no effect without the OpenAI frontend; add --http HOST:PORT")
         if self.http is not None and not (self.api_key or self.insecure or is_loopback(host_of(self.http))):
             raise InvalidRequest(
                 f"{spell('http')} can be reached from other machines, and anyone there could use it:"

@@ -1,4 +1,4 @@
-"""One service: the five actors, and the OpenAI face if asked for, under a supervisor, from start to stop."""
+"""One service: the five actors, and the OpenAI frontend if asked for, under a supervisor, from start to stop."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--dtype=float31"], "did you mean 'float32'?"),
         (["serve", "--http=8000"], "--http 8000 is no HOST:PORT; give 127.0.0.1:8000, for example"),
         (["serve", "--http=0.0.0.0:8000"], "can be reached from other machines"),
-        (["serve", "--api-key=x"], "has no effect without the OpenAI face; add --http HOST:PORT"),
+        (["serve", "--api-key=x"], "has no effect without the OpenAI frontend; add --http HOST:PORT"),
         (["serve", "--endpoint=tcp://0.0.0.0:1"], "can be reached from other machines"),
         (["serve", "--device=emulated", "a", "b"], "unknown argument b"),
         (["generate"], "PROMPT"),

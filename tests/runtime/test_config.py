@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_keywords() -> None:
             {"kv_cache_memory": "1GiB", "gpu_memory_utilization": 0.5},
             "gpu_memory_utilization=0.5 has no effect with kv_cache_memory=",
         ),
-        ({"metrics_prefix": "vllm:"}, "metrics-prefix has no effect without the OpenAI face"),
+        ({"metrics_prefix": "vllm:"}, "metrics-prefix has no effect without the OpenAI frontend"),
         ({"http": "0.0.0.0:80"}, "http=0.0.0.0:80 can be reached from other machines"),
         ({"endpoint": "tcp://0.0.0.0:5555"}, "--insecure"),
         ({"endpoint": "ipc://" + "x" * 108}, "107"),
@@ -254,3 +255,17 @@ def test_no_sizes(text: str) -> None:
 def test_every_option_explains_itself() -> None:
     for option in table(ServeOptions).values():
         assert option.help, option.name
+
+
+def test_the_help_of_a_boolean_says_what_is_so_when_it_is_on() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ServeOptions)
+    text = " ".join(parser.format_help().split())
+    assert (
+        "--enable-prefix-caching, --no-enable-prefix-caching reuse what is cached of prompts that begin the same"
+        " (default on)" in text
+    )
+    for option in table(ServeOptions).values():
+        if option.kind is bool:
+            assert f"{option.flag}, --no-{option.key} {' '.join(option.help.split())}" in text
+            assert not re.match(r"(do not|don't|no|never|without)\b", option.help), option.name
