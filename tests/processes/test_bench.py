@@ -81,16 +81,16 @@ def test_overlap_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_throughput(tmp_path: Path) -> None:
     asked = ("--num-prompts=12", "--input-len=16", "--output-len=10")
-    service = ("--device=emulated", "--emulated-step-ms=5", "--max-num-seqs=4", "--pipeline-depth=2")
+    service = ("--device=emulated", "--emulated-step-ms=20", "--max-num-seqs=4", "--pipeline-depth=2")
     result = bench(tmp_path, "throughput", *asked, *service)
     assert list(result) == THROUGHPUT_KEYS
     assert result["output_throughput"] == pytest.approx(10 * result["request_throughput"], rel=1e-4)
     assert result["total_token_throughput"] == pytest.approx(26 * result["request_throughput"], rel=1e-4)
     for kind in ("ttft", "tpot", "itl", "e2el"):
         assert 0 < result[f"p50_{kind}_ms"] <= result[f"p99_{kind}_ms"]
-    assert result["p50_tpot_ms"] == pytest.approx(5.0, rel=0.9)
+    assert result["p50_tpot_ms"] == pytest.approx(20.0, rel=0.9)
     assert result["mean_ttft_ms"] < result["mean_e2el_ms"]
-    assert result["p99_e2el_ms"] > 3 * 10 * 5.0 * 0.9  # three batches of four, one after the other
+    assert result["p99_e2el_ms"] > 3 * 10 * 20.0 * 0.9  # three batches of four, one after the other
     assert 0.3 < result["device_utilization"] <= 1.0
 
 

@@ -225,6 +225,30 @@ def test_every_link_in_a_document_leads_somewhere(path: Path) -> None:
             assert anchor in anchors(found), f"{path.name} links to {target}"
 
 
+NAME_IN_FILE = re.compile(r"\[`([\w.]+)(?:\(\))?`\]\(([^)\s#]+\.py)\)")
+
+
+def missing_names(text: str, folder: Path) -> list[str]:
+    """Names in links such as ``[`Planner.plan`](planner.py)`` that the linked file does not define."""
+    missing: list[str] = []
+    for name, target in NAME_IN_FILE.findall(text):
+        source = (folder / target).read_text(encoding="utf-8")
+        parts = [] if name.endswith(".py") or name == Path(target).stem else name.split(".")
+        defined = re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", source, re.MULTILINE)
+        missing += [name for part in parts if part not in (*defined, Path(target).stem)]
+    return missing
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_that_links_to_a_file_is_defined_there(path: Path) -> None:
+    assert missing_names(path.read_text(encoding="utf-8"), path.parent) == []
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    text = "[`Pipeline.launch`](actors/executor/pipeline.py), [`Pipeline.gone`](actors/executor/pipeline.py)"
+    assert missing_names(text, ROOT) == ["Pipeline.gone"]
+
+
 OWN_PATH = re.compile(
     r"(?<![\w./-])(?:(?:actors|runtime|protocol|tests|examples|training|docs|src/slipstream)/[\w./-]*\w)"
 )

@@ -287,7 +287,7 @@ def test_an_array_of_exactly_as_many_items_as_allowed_is_read() -> None:
     ids=["binary", "text", "extension", "array", "map"],
 )
 def test_a_huge_claimed_length_costs_neither_time_nor_memory(claim: bytes) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ProtocolError, match="not MessagePack"):
         decode_from_client(generate_with(claim + b"\xff\xff\xff\xff"))
     for start, read in (
@@ -298,7 +298,7 @@ def test_a_huge_claimed_length_costs_neither_time_nor_memory(claim: bytes) -> No
     ):
         with pytest.raises(ProtocolError):
             read(start + claim + b"\xff\xff\xff\xff")
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa0"], ids=["arrays", "maps"])
@@ -320,13 +320,13 @@ def test_a_frame_of_nothing_but_containers_is_refused_before_it_fills_the_memory
     """16 MB of them would be over a gigabyte of objects, and seconds in which nobody else is answered."""
     million = b"\xdd" + struct.pack(">I", MAX_ITEMS) + item * MAX_ITEMS
     frame = generate_with(b"\xdd" + struct.pack(">I", 3) + million * 3)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ProtocolError, match=f"more than {MAX_CONTAINERS} arrays and maps"):
         decode_from_client(frame)
     assert request_id(frame) == "r"
     for hidden in (b"\x81" + million + b"\x01", b"\x81\xa2id" + million):
         assert request_id(hidden) is None
-    assert time.perf_counter() - begun < 2.0
+    assert time.process_time() - begun < 2.0
 
 
 @pytest.mark.parametrize(
