@@ -6,18 +6,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
+from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
 from .executor import Executor
 from .pipeline import Pipeline
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
 from .step.buckets import Buckets, buckets_of
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
 
 STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
 """A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
@@ -33,29 +37,27 @@ EMULATED_BLOCKS = 1 << 20
 """Most blocks on the emulated device, which stores nothing in them; the scheduler's ledger of them takes 80 MB."""
 
 
-def build(context: Any) -> Executor:
+def build(context: StartContext) -> Executor:
     """The executor of a service, from its options."""
-    if context.options["device"] == "emulated":
-        return build_emulated(context)
-    return build_model(context)
+    options = context.options_as(ExecutorOptions)
+    if options.device == "emulated":
+        return build_emulated(context, options)
+    return build_model(context, options)
 
 
-def build_emulated(context: Any) -> Executor:
+def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor:
     from .devices.emulated import EmulatedDevice, EmulatedProgram
 
-    options = context.options
-    slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
+    slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
     blocks = min(1 + slots * -(-length // size), EMULATED_BLOCKS)
-    device = EmulatedDevice(options["emulated_step_ms"])
-    program = EmulatedProgram(
-        slots, length, options["vocab_size"], check_carry_over=options["check_carry_over"]
-    )
+    device = EmulatedDevice(options.emulated_step_ms)
+    program = EmulatedProgram(slots, length, options.vocab_size, check_carry_over=options.check_carry_over)
     return assemble(
-        context, device, program, blocks, {"device": "emulated", "step_ms": options["emulated_step_ms"]}
+        context, options, device, program, blocks, {"device": "emulated", "step_ms": options.emulated_step_ms}
     )
 
 
-def build_model(context: Any) -> Executor:
+def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
     context.phase("import torch")
     import torch
 
@@ -68,48 +70,48 @@ def build_model(context: Any) -> Executor:
     from .model.load import load_model, make_model
     from .step.program import ModelProgram
 
-    options = context.options
-    device_name = choose_device(options["device"], torch)
+    device_name = choose_device(options.device, torch)
     if device_name == "cpu":
-        for name in options["for_cuda_only"]:
+        if options.for_cuda_only:
+            name = options.for_cuda_only[0]
             raise InvalidRequest(
-                f"{name}={options[name]} has no effect on the CPU, and torch {torch.__version__} sees no CUDA device;"
-                f" leave out --{name.replace('_', '-')}"
+                f"{name}={getattr(options, name)} has no effect on the CPU,"
+                f" and torch {torch.__version__} sees no CUDA device; leave out --{name.replace('_', '-')}"
             )
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
     context.phase("load weights")
     where = torch.device(device_name)
-    backend = options["attention_backend"]
+    backend = options.attention_backend
     if backend == "auto":
         backend = "triton" if where.type == "cuda" else "torch"
-    load = make_model if options["load_format"] == "dummy" else load_model
+    load = make_model if options.load_format == "dummy" else load_model
     model = load(
-        options["model"],
+        options.model,
         device=where,
-        dtype=options["dtype"],
+        dtype=options.dtype,
         attention_backend=backend,
-        fused=not options["compile"],  # the compiler fuses by itself
+        fused=not options.compile,  # the compiler fuses by itself
     )
 
-    if options["max_model_len"] > model.max_model_len:
+    if options.max_model_len > model.max_model_len:
         raise InvalidRequest(
-            f"max_model_len={options['max_model_len']} is over the {model.max_model_len} tokens that this model"
+            f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
             " can be served with; lower --max-model-len"
         )
-    if options["compile"]:
+    if options.compile:
         from .model.compiled import compile_model  # brings in the compiler
 
         context.phase("compile")
         compile_model(model)
         if where.type == "cuda":
             torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
-    slots, length, size = options["max_num_seqs"], options["max_model_len"], options["block_size"]
+    slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
     buckets, graphed, graphs = None, None, None
     if where.type == "cuda":
         torch.cuda.synchronize(where)  # the weights were made on the default stream
     device = make_device(where)
-    program = ModelProgram(model, slots, length, size, check_carry_over=options["check_carry_over"])
-    mode = options["cuda_graphs"] if model.capturable else "off"
+    program = ModelProgram(model, slots, length, size, check_carry_over=options.check_carry_over)
+    mode = options.cuda_graphs if model.capturable else "off"
     if where.type == "cuda":
         from .devices.cuda import CudaGraphs
         from .step.graphs import GraphedProgram
@@ -122,7 +124,7 @@ def build_model(context: Any) -> Executor:
     layout: KVLayout = model.layout
     per_block = layout.bytes_per_block(size, model.dtype)
     most = 1 + slots * -(-length // size)
-    memory = options["kv_cache_memory"] or free_memory(where, options["gpu_memory_utilization"], torch)
+    memory = options.kv_cache_memory or free_memory(where, options.gpu_memory_utilization, torch)
     blocks = min(most, memory // per_block)
     if blocks < 2:
         raise no_room(memory, per_block)
@@ -131,13 +133,13 @@ def build_model(context: Any) -> Executor:
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": backend,
-        "compiled": options["compile"],
+        "compiled": options.compile,
         "decoder": model.kept_because or "fused",
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * per_block,
     }
     if graphed is None or graphs is None or buckets is None:
-        return assemble(context, device, program, blocks, facts)
+        return assemble(context, options, device, program, blocks, facts)
 
     from .step.warm_up import warm_up
 
@@ -151,8 +153,8 @@ def build_model(context: Any) -> Executor:
     with torch.cuda.stream(device.compute.stream), torch.inference_mode():
         steps = warm_up(program, graphed.run, buckets, length, torch.cuda.synchronize)
     if mode == "off":
-        return assemble(context, device, program, blocks, facts, steps, buckets)
-    return assemble(context, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
+        return assemble(context, options, device, program, blocks, facts, steps, buckets)
+    return assemble(context, options, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
 
 
 def make_device(where: Any) -> Any:
@@ -167,7 +169,8 @@ def make_device(where: Any) -> Any:
 
 
 def assemble(
-    context: Any,
+    context: StartContext,
+    options: ExecutorOptions,
     device: Any,
     program: Any,
     blocks: int,
@@ -177,12 +180,11 @@ def assemble(
     idle_work: Callable[[], bool] | None = None,
 ) -> Executor:
     """``steps`` as ``Capacity.steps``; ``buckets`` and ``idle_work`` of a program with graphs."""
-    options = context.options
-    slots, size = options["max_num_seqs"], options["block_size"]
+    slots, size = options.max_num_seqs, options.block_size
     tokens = max_batched_tokens(options, facts["device"])
-    max_blocks = -(-options["max_model_len"] // size)
+    max_blocks = -(-options.max_model_len // size)
     context.phase("load grammar vocabulary")
-    compiler = load_compiler(Path(options["model"]), options["vocab_size"], options["eos_token_ids"])
+    compiler = load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
     batch = RunningBatch(
         slots,
         tokens,
@@ -193,22 +195,23 @@ def assemble(
     pipeline = Pipeline(
         device,
         program,
-        options["pipeline_depth"],
+        options.pipeline_depth,
         batch.input_capacity,
         batch.output_capacity,
         batch.mask_capacity,
     )
-    facts["hang_timeout_s"] = options["hang_timeout"] or STEP_HANGS_S[facts["device"].partition(":")[0]]
-    facts |= {"num_blocks": blocks, "block_size": size, "depth": options["pipeline_depth"]}
+    facts["hang_timeout_s"] = options.hang_timeout or STEP_HANGS_S[facts["device"].partition(":")[0]]
+    facts |= {"num_blocks": blocks, "block_size": size, "depth": options.pipeline_depth}
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     capacity = Capacity(blocks, size, context.crashed, list(steps), tokens)
     return Executor(pipeline, batch, capacity, facts, idle_work, masks)
 
 
-def max_batched_tokens(options: dict[str, Any], device: str) -> int:
+def max_batched_tokens(options: ExecutorOptions, device: str) -> int:
     """Most tokens of a step: what is stated, or the device's default and no less than one for each sequence."""
-    stated: int | None = options["max_num_batched_tokens"]
-    return stated or max(MAX_BATCHED_TOKENS[device.partition(":")[0]], options["max_num_seqs"])
+    return options.max_num_batched_tokens or max(
+        MAX_BATCHED_TOKENS[device.partition(":")[0]], options.max_num_seqs
+    )
 
 
 def choose_device(name: str, torch: Any) -> str:

@@ -234,7 +234,7 @@ def missing_names(text: str, folder: Path) -> list[str]:
     for name, target in NAME_IN_FILE.findall(text):
         source = (folder / target).read_text(encoding="utf-8")
         parts = [] if name.endswith(".py") or name == Path(target).stem else name.split(".")
-        defined = re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", source, re.MULTILINE)
+        defined = re.findall(r"^\s*(?:(?:async )?def |class )?(\w+)(?:\(| *[:=])", source, re.MULTILINE)
         missing += [name for part in parts if part not in (*defined, Path(target).stem)]
     return missing
 
