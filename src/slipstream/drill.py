@@ -1,8 +1,10 @@
 """``slipstream drill``: kill the actors of a service of your own, and compare every token with what it must be.
 
 Streams are kept open, each asking again and again for an answer that is known; actors are hit at random
-instants. **Recovery** is what a user sees of it: for every stream that was open, the longest time without a
-token, counted from the kill at the earliest, until the service is whole again and the stream goes on.
+instants. In a dtype in which tokens that are computed again may come out otherwise (all but float32), an answer is
+checked instead against the model: it has the length that was asked for, and each of its tokens is one that may
+follow what stands before it. **Recovery** is what a user sees of it: for every stream that was open, the longest time
+without a token, counted from the kill at the earliest, until the service is whole again and the stream goes on.
 """
 
 from __future__ import annotations
@@ -51,9 +53,15 @@ class Load:
     """Of ``Sidecar``."""
 
 
+TOP_K = 8
+"""Of the sampled answers that are checked against the model."""
+
+ROUNDING = 0.5
+"""By how much a logprob may differ where the same tokens are computed otherwise, in bfloat16."""
+
 LOADS = {
     "emulated": Load(300, {"device": "emulated", "emulated_step_ms": 10.0}),
-    "cpu": Load(60, {"device": "cpu", "dtype": "float32"}),
+    "cpu": Load(60, {"device": "cpu"}),
 }
 
 
@@ -67,20 +75,22 @@ class Case:
     text: str = ""
 
 
-def make_cases(count: int, device: str) -> list[Case]:
-    """All different; on the CPU every second one is greedy."""
+def make_cases(count: int, device: str, top_k: int = 0) -> list[Case]:
+    """All different; on the CPU every second one is greedy, and the others take one of the ``top_k`` best tokens."""
     rng = random.Random(0)
     most = LOADS[device].answer_tokens
     cases: list[Case] = []
     for number in range(count):
         prompt = [rng.randrange(1, 2000) for _ in range(rng.randrange(4, 40))]
         temperature = 0.0 if device == "cpu" and number % 2 else 1.0
-        cases.append(
-            Case(
-                prompt,
-                SamplingParams(max_tokens=most, ignore_eos=True, seed=number, temperature=temperature),
-            )
+        params = SamplingParams(
+            max_tokens=most,
+            ignore_eos=True,
+            seed=number,
+            temperature=temperature,
+            top_k=top_k if temperature else 0,
         )
+        cases.append(Case(prompt, params))
     return cases
 
 
@@ -116,6 +126,7 @@ class Drill:
         rounds: int,
         streams: int,
         device: str = "emulated",
+        dtype: str = "float32",
         fault: str = "kill",
         seed: int = 0,
         say: Callable[[str], None] = lambda text: None,
@@ -126,7 +137,12 @@ class Drill:
         self.fault = fault
         self.rng = random.Random(seed)
         self.say = say
-        self.cases = make_cases(streams, device)
+        self.options = LOADS[device].options | ({} if device == "emulated" else {"dtype": dtype})
+        self.exact = device == "emulated" or dtype == "float32"
+        """The same request has the same answer, whenever and however often its tokens are computed."""
+        self.cases = make_cases(streams, device, 0 if self.exact else TOP_K)
+        self.answers: list[Stream] = []
+        """Still to be checked against the model."""
         self.open: dict[int, Stream] = {}
         """By the number of the stream."""
         self.stopping = False
@@ -151,15 +167,13 @@ class Drill:
         self.services += 1
         self.deaths.clear()
         self.stopping = False
-        sidecar = await asyncio.to_thread(
-            lambda: Sidecar(max_num_seqs=len(self.cases), **LOADS[self.device].options)
-        )
+        sidecar = await asyncio.to_thread(lambda: Sidecar(max_num_seqs=len(self.cases), **self.options))
         clients = [
             sidecar.async_client(timeout_s=PATIENCE_S)
             for _ in range(-(-len(self.cases) // STREAMS_PER_CLIENT))
         ]
         try:
-            if self.services == 1:
+            if self.exact and self.services == 1:
                 await self.learn(clients)
             streams = [
                 asyncio.create_task(self.keep_asking(number, clients[number % len(clients)]))
@@ -171,6 +185,8 @@ class Drill:
                 plan = plan[1:]
             self.stopping = True
             await asyncio.gather(*streams)
+            await asyncio.gather(*(self.check(answer, clients[0]) for answer in self.answers))
+            self.answers.clear()
         finally:
             for client in clients:
                 await client.close()
@@ -214,7 +230,10 @@ class Drill:
                 self.unfinished += 1
                 self.errors.append(f"{type(error).__name__}: {error}")
             stream.over = True
-            self.judge(stream)
+            if self.exact:
+                self.judge(stream)
+            else:
+                self.answers.append(stream)
 
     async def read(self, stream: Stream, client: AsyncClient) -> None:
         async for delta in client.generate(stream.case.prompt, stream.case.params):
@@ -232,6 +251,23 @@ class Drill:
         text = "".join(stream.texts)
         if got == expected and (text != case.text if stream.finished else not case.text.startswith(text)):
             self.changed += 1
+
+    async def check(self, stream: Stream, client: AsyncClient) -> None:
+        """Let the model read an answer, and count the tokens that it would not have given there."""
+        case, got = stream.case, stream.tokens
+        self.tokens += len(got)
+        asked = case.params.max_tokens or 0
+        self.duplicated += max(0, len(got) - asked)
+        self.lost += max(0, asked - len(got)) if stream.finished else 0
+        if not got:
+            return
+        choices = case.params.top_k if case.params.temperature else 1
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=choices)
+        read = await client.complete([*case.prompt, *got], params)
+        rows = (read.prompt_logprobs or [])[len(case.prompt) :]
+        self.changed += sum(
+            not may_follow(token, row or {}, choices) for token, row in zip(got, rows, strict=True)
+        )
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -310,6 +346,7 @@ class Drill:
             },
             "fault": self.fault,
             "device": self.device,
+            "dtype": self.options.get("dtype"),
             "services": self.services,
             "errors": self.errors,
         }
@@ -319,6 +356,11 @@ def spread(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds) or [0.0]
     p50, p99 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99))
     return {"p50": round(p50 * 1e3, 1), "p99": round(p99 * 1e3, 1), "max": round(ordered[-1] * 1e3, 1)}
+
+
+def may_follow(token: int, row: dict[int, float], choices: int) -> bool:
+    """Whether ``token`` is one of the likeliest ``choices``, up to rounding; ``row`` has their logprobs and its own."""
+    return row[token] >= sorted(row.values(), reverse=True)[choices - 1] - ROUNDING
 
 
 def known_answer(case: Case, vocab_size: int) -> list[int]:
@@ -342,8 +384,8 @@ def clean(result: dict[str, Any]) -> bool:
 
 def summary(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['kills']} faults ({result['fault']}), {result['streams']} streams on the {result['device']} device,"
-        f" {result['tokens']} tokens compared",
+        f"{result['kills']} faults ({result['fault']}), {result['streams']} streams on the {result['device']} device"
+        f"{'' if result['dtype'] is None else ' in ' + result['dtype']}, {result['tokens']} tokens compared",
         f"  lost {result['lost']}, duplicated {result['duplicated']}, changed {result['changed']},"
         f" unfinished {result['unfinished']}",
         "  milliseconds without a token     p50     p99     max",

@@ -20,6 +20,13 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     )
     parser.add_argument("--device", choices=tuple(LOADS), default="emulated")
     parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        metavar="NAME",
+        help="on the CPU: float32 compares with the answer of an undisturbed service (default); any other checks that"
+        " each answer is a continuation that the model could have given",
+    )
+    parser.add_argument(
         "--fault",
         choices=FAULTS,
         default="kill",
@@ -34,14 +41,19 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         import sys
 
         from ..drill import Drill, clean, summary
-        from ..protocol.errors import SlipstreamError
+        from ..protocol.errors import InvalidRequest, SlipstreamError
 
+        if found.dtype is not None and found.device == "emulated":
+            raise InvalidRequest(
+                "--dtype has no effect on the emulated device; add --device cpu or leave it out"
+            )
         targets = ACTORS if found.kill == "all" else (found.kill,)
         drill = Drill(
             targets,
             found.rounds,
             found.streams,
             found.device,
+            found.dtype or "float32",
             found.fault,
             found.seed,
             say=lambda text: print(text, file=sys.stderr),
