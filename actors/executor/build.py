@@ -14,6 +14,7 @@ from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
+from .devices.kinds import kind_of
 from .executor import Executor
 from .pipeline import Pipeline
 from .sampling.masks import Masks
@@ -22,13 +23,6 @@ from .step.buckets import Buckets, buckets_of
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
-
-STEP_HANGS_S = {"emulated": 10.0, "cpu": 600.0, "cuda": 60.0}
-"""A step without an end for so long hangs, by device: a long prompt, or the first capture of a graph, does not."""
-
-MAX_BATCHED_TOKENS = {"emulated": 2048, "cpu": 512, "cuda": 2048}
-"""Most tokens of a step when none are stated, by device: enough that it computes for longer than it reads the weights.
-More gain little and make everyone wait, as ``examples/prefill_simulation.py`` shows; a CPU takes longer for each."""
 
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
@@ -83,7 +77,7 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
     where = torch.device(device_name)
     backend = options.attention_backend
     if backend == "auto":
-        backend = "triton" if where.type == "cuda" else "torch"
+        backend = kind_of(device_name).attention
     load = make_model if options.load_format == "dummy" else load_model
     model = load(
         options.model,
@@ -200,7 +194,7 @@ def assemble(
         batch.output_capacity,
         batch.mask_capacity,
     )
-    facts["hang_timeout_s"] = options.hang_timeout or STEP_HANGS_S[facts["device"].partition(":")[0]]
+    facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options.pipeline_depth}
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     capacity = Capacity(blocks, size, context.crashed, list(steps), tokens)
@@ -209,9 +203,7 @@ def assemble(
 
 def max_batched_tokens(options: ExecutorOptions, device: str) -> int:
     """Most tokens of a step: what is stated, or the device's default and no less than one for each sequence."""
-    return options.max_num_batched_tokens or max(
-        MAX_BATCHED_TOKENS[device.partition(":")[0]], options.max_num_seqs
-    )
+    return options.max_num_batched_tokens or max(kind_of(device).max_batched_tokens, options.max_num_seqs)
 
 
 def choose_device(name: str, torch: Any) -> str:

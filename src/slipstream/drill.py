@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
+from .actors.executor.devices.kinds import KINDS
+from .protocol.actors import ACTORS
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable, SlipstreamError
 from .protocol.messages import Delta
 from .protocol.sampling import SamplingParams
 from .runtime.supervision.restarts import INTENSITY
 from .sidecar import Sidecar
-
-ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
 
 FAULTS = ("kill", "twice", "stop")
 """SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``."""
@@ -59,10 +59,13 @@ TOP_K = 8
 ROUNDING = 0.5
 """By how much a logprob may differ where the same tokens are computed otherwise, in bfloat16."""
 
-LOADS = {
-    "emulated": Load(300, {"device": "emulated", "emulated_step_ms": 10.0}),
-    "cpu": Load(60, {"device": "cpu"}),
-}
+DEVICES = tuple(KINDS)
+
+
+def load_of(device: str) -> Load:
+    if device == "emulated":
+        return Load(300, {"device": device, "emulated_step_ms": 10.0})
+    return Load(60, {"device": device})
 
 
 @dataclass
@@ -76,13 +79,13 @@ class Case:
 
 
 def make_cases(count: int, device: str, top_k: int = 0) -> list[Case]:
-    """All different; on the CPU every second one is greedy, and the others take one of the ``top_k`` best tokens."""
+    """All different; of a model's every second one is greedy, and the others take one of the ``top_k`` best tokens."""
     rng = random.Random(0)
-    most = LOADS[device].answer_tokens
+    most = load_of(device).answer_tokens
     cases: list[Case] = []
     for number in range(count):
         prompt = [rng.randrange(1, 2000) for _ in range(rng.randrange(4, 40))]
-        temperature = 0.0 if device == "cpu" and number % 2 else 1.0
+        temperature = 0.0 if device != "emulated" and number % 2 else 1.0
         params = SamplingParams(
             max_tokens=most,
             ignore_eos=True,
@@ -137,7 +140,7 @@ class Drill:
         self.fault = fault
         self.rng = random.Random(seed)
         self.say = say
-        self.options = LOADS[device].options | ({} if device == "emulated" else {"dtype": dtype})
+        self.options = load_of(device).options | ({} if device == "emulated" else {"dtype": dtype})
         self.exact = device == "emulated" or dtype == "float32"
         """The same request has the same answer, whenever and however often its tokens are computed."""
         self.cases = make_cases(streams, device, 0 if self.exact else TOP_K)

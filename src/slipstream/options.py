@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .actors.executor.devices.kinds import KINDS, kind_of
 from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
 from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
@@ -17,10 +18,15 @@ BATCHING = "batching and memory"
 LIFE = "life of the process"
 
 
+SPELLED = [f"{name}, {name}:N" if kind.numbered else name for name, kind in KINDS.items()]
+DEVICES = f"auto, {', '.join(SPELLED[:-1])} or {SPELLED[-1]}"
+
+
 def device_error(name: str) -> str | None:
-    if re.fullmatch(r"auto|cpu|emulated|cuda(:\d+)?", name):
+    kind, colon, number = name.partition(":")
+    if name == "auto" or (kind in KINDS and (not colon or (KINDS[kind].numbered and number.isdecimal()))):
         return None
-    return "is no device; give auto, cuda, cuda:N, cpu or emulated"
+    return f"is no device; give {DEVICES}"
 
 
 def http_error(text: str) -> str | None:
@@ -39,20 +45,6 @@ def prefix_error(text: str) -> str | None:
 def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
-
-WITHOUT_EFFECT = {
-    "emulated": (
-        "dtype",
-        "gpu_memory_utilization",
-        "kv_cache_memory",
-        "attention_backend",
-        "load_format",
-        "compile",
-        "cuda_graphs",
-    ),
-    "cpu": ("gpu_memory_utilization", "cuda_graphs"),
-}
-"""Options that a device does nothing with."""
 
 NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix")
 
@@ -90,7 +82,7 @@ class ServeOptions:
     )
     device: str = option(
         "auto",
-        "where the model runs: auto, cuda, cuda:N, cpu, or emulated, without a model",
+        f"where the model runs: {DEVICES}; the last takes a stated time and has no model",
         group=EVERYDAY,
         metavar="NAME",
         verify=device_error,
@@ -270,7 +262,7 @@ class ServeOptions:
 
     def without_effect(self, device: str) -> list[str]:
         """Options that were changed, and that ``device`` does nothing with."""
-        return [name for name in WITHOUT_EFFECT.get(device, ()) if self.changed(name)]
+        return [name for name in kind_of(device).without_effect if self.changed(name)]
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together; ``spell`` shows an option as the user gave it."""
@@ -283,7 +275,7 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
-        unused = self.without_effect(self.device)
+        unused = [] if self.device == "auto" else self.without_effect(self.device)
         if unused:
             raise InvalidRequest(f"{spell(unused[0])} has no effect with {spell('device')}; leave it out")
         if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):

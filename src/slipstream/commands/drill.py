@@ -9,7 +9,7 @@ from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..bench.offline import add_json, count, write_json
-    from ..drill import ACTORS, FAULTS, LOADS
+    from ..drill import ACTORS, DEVICES, FAULTS
 
     parser.add_argument("--kill", required=True, choices=(*ACTORS, "all"), metavar="ACTOR|all")
     parser.add_argument(
@@ -18,12 +18,12 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "--streams", type=count, default=64, metavar="N", help="streams that are open (default 64)"
     )
-    parser.add_argument("--device", choices=tuple(LOADS), default="emulated")
+    parser.add_argument("--device", choices=DEVICES, default="emulated")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         metavar="NAME",
-        help="on the CPU: float32 compares with the answer of an undisturbed service (default); any other checks that"
+        help="of a model: float32 compares with the answer of an undisturbed service (default); any other checks that"
         " each answer is a continuation that the model could have given",
     )
     parser.add_argument(

@@ -13,11 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+from ..protocol.actors import ACTORS
 from ..protocol.client.timeline import STREAMS, Timeline
 from ..protocol.trace import Span
-
-ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
-"""In the order in which a request meets them."""
 
 TITLES = {"h2d": "H2D stream", "compute": "compute stream", "d2h": "D2H stream"}
 

@@ -1,0 +1,50 @@
+"""The kinds of devices by name, and what of them others need to know before one is made. Torch is not imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceKind:
+    step_hangs_s: float
+    """A step without an end for so long hangs; a long prompt, or the first capture of a graph, does not."""
+    max_batched_tokens: int
+    """Most tokens of a step when none are stated: it computes for longer than it reads the weights. More gain little
+    and make everyone wait, as ``examples/prefill_simulation.py`` shows; a CPU takes longer for each."""
+    attention: str = ""
+    """The backend that ``--attention-backend auto`` takes."""
+    numbered: bool = False
+    """There may be several: ``NAME:N`` is one of them."""
+    without_effect: tuple[str, ...] = ()
+    """Options of a service that this device does nothing with."""
+
+
+KINDS = {
+    "cuda": DeviceKind(step_hangs_s=60.0, max_batched_tokens=2048, attention="triton", numbered=True),
+    "cpu": DeviceKind(
+        step_hangs_s=600.0,
+        max_batched_tokens=512,
+        attention="torch",
+        without_effect=("gpu_memory_utilization", "cuda_graphs"),
+    ),
+    "emulated": DeviceKind(
+        step_hangs_s=10.0,
+        max_batched_tokens=2048,
+        without_effect=(
+            "dtype",
+            "gpu_memory_utilization",
+            "kv_cache_memory",
+            "attention_backend",
+            "load_format",
+            "compile",
+            "cuda_graphs",
+        ),
+    ),
+}
+"""A device is an entry here, a module beside this one, and a branch of ``build``."""
+
+
+def kind_of(device: str) -> DeviceKind:
+    """The kind of a device by its full name, ``cuda:1`` for example."""
+    return KINDS[device.partition(":")[0]]
