@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import typing
 import zipfile
 from pathlib import Path
 
 import pytest
+from slipstream.protocol.messages import AnyInternal
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
@@ -184,6 +187,24 @@ def test_no_actor_imports_another() -> None:
         if actor_of(found) not in (None, actor_of(path))
     ]
     assert wrong == []
+
+
+ANSWERED_BY_HOSTS = {"DumpTrace"}
+
+
+def handled() -> set[str]:
+    """Types of messages that some actor has a handler for: entries of a table, ``Plan: self.on_plan``."""
+    found: set[str] = set()
+    for path in SOURCES:
+        if named(path).startswith("actors/"):
+            found.update(re.findall(r"\b([A-Z]\w+): self\.\w+", path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_message_between_actors_has_a_handler() -> None:
+    """An actor only counts what it does not expect, so a handler that was forgotten would not be noticed."""
+    sent = {kind.__name__ for kind in typing.get_args(AnyInternal)}
+    assert sent - handled() == ANSWERED_BY_HOSTS
 
 
 def circles() -> list[list[Path]]:

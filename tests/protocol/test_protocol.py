@@ -97,6 +97,29 @@ def test_every_message_has_a_vector(vectors: list[tuple[str, Any]], kinds: Any) 
     assert {type(message) for _, message in vectors} == set(typing.get_args(kinds))
 
 
+class Inner(msgspec.Struct, array_like=True):
+    share: float
+
+
+class New(msgspec.Struct, array_like=True):
+    number: int
+    inner: list[Inner]
+    pairs: list[tuple[int, str]]
+    counters: dict[str, float]
+    sure: bool
+    either: str | list[int]
+    perhaps: int | None
+    late: bytes = b""
+
+
+def test_a_message_without_an_example_is_shown_with_a_value_in_every_field() -> None:
+    message = golden.filled(New, number=7, perhaps=None)
+    told = (message.number, message.inner, message.pairs, message.counters, message.sure, message.either)
+    assert told == (7, [Inner(0.5)], [(1, "text")], {"name": 0.5}, True, "text")
+    assert message.late
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=New) == message
+
+
 @pytest.mark.parametrize(
     ("vectors", "kinds"),
     [(golden.FROM_CLIENT, PublicIn), (golden.TO_CLIENT, PublicOut), (golden.INTERNAL, AnyInternal)],

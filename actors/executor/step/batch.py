@@ -14,7 +14,7 @@ import numpy as np
 from ....protocol.limits import MAX_LOGPROBS, SCORED_TOKENS
 from ....protocol.messages import Join, Plan
 from .buckets import Buckets, padded
-from .fields import NO_STOP_TOKEN, PLACEHOLDER
+from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
 from .layout import History, SamplingKind, Step, StepLayout, layout_of
 
 MIN_CANDIDATES = 64
@@ -398,19 +398,8 @@ class RunningBatch:
                 self.decoding[chunk.slot] = True
 
 
-AS_THEY_ARE = (
-    "slot",
-    "start",
-    "prompt_len",
-    "end",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "min_tokens",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
+AS_THEY_ARE = tuple(
+    name for name in JOIN.names or () if name in Join.__struct_fields__ and name != "stop_tokens"
 )
 """Fields of `fields.JOIN` that `Join` has under the same name."""
 

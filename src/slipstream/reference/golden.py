@@ -12,7 +12,8 @@ import sys
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import msgpack
 import msgspec
@@ -66,6 +67,8 @@ from ..protocol.messages import (
 from ..protocol.sampling import Grammar, SamplingParams
 from ..protocol.trace import MARK, SPAN, Recorded
 
+S = TypeVar("S", bound=msgspec.Struct)
+
 FOLDER = Path(protocol.__file__).parent / "vectors"
 
 PUBLIC_ABOUT = (
@@ -100,6 +103,29 @@ def little_endian(values: array[Any]) -> bytes:
     if sys.byteorder == "big":
         values.byteswap()
     return values.tobytes()
+
+
+def filled(kind: type[S], **given: Any) -> S:
+    """A message in which every field has a value: as given, else by its type. Fields that may be nil stay so."""
+    fields = [field for field in msgspec.structs.fields(kind) if field.name not in given]
+    derived = {field.name: some(field.type) for field in fields if NoneType not in get_args(field.type)}
+    return kind(**derived, **given)
+
+
+def some(kind: Any) -> Any:
+    """A value of a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return some(arguments[0])
+    if origin is list:
+        return [some(arguments[0])]
+    if origin is dict:
+        return {"name": some(arguments[1])}
+    if origin is tuple:
+        return tuple(some(argument) for argument in arguments)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return filled(kind)
+    return {int: 1, float: 0.5, bool: True, str: "text", bytes: int32(1)}[kind]
 
 
 # --- public -------------------------------------------------------------------------------------
@@ -290,7 +316,8 @@ FULL_PARAMS = SamplingParams(max_tokens=3, seed=9223372036854775807)
 
 OPENED = Opened(5, int32(263, 514, 16), 1, ["END"], cached_tokens=16, prompt_tokens=20, attempt=1)
 
-JOIN = Join(
+JOIN = filled(
+    Join,
     slot=3,
     tokens=int32(759, 799, 263, 514),
     prompt_len=4,
@@ -404,6 +431,8 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("dump trace", DumpTrace(since_ns=3362278882284)),
     ("spans", Spans("scheduler", RECORDED, since_ns=3362278882284, last=True)),
 ]
+SHOWN = {type(message) for _, message in INTERNAL}
+INTERNAL += [(kind.__name__, filled(kind)) for kind in get_args(AnyInternal) if kind not in SHOWN]
 
 # --- frames that are refused ----------------------------------------------------------------------
 
