@@ -83,7 +83,7 @@ class GetTrace(FromClient, tag="trace"):
     "overloaded"."""
 
     seconds: float | None = None
-    """Only what ended in the last so many; None: all that is there."""
+    """Only what ended within this time until now; None: all that is there."""
 
 
 class GetActors(FromClient, tag="actors"):

@@ -93,7 +93,7 @@ def overview(name: str) -> int:
         )
         for known, summary in COMMANDS.items():
             print(f"  {known:<10} {summary}")
-        print("\n'slipstream COMMAND --help' tells the options of a command.")
+        print("\n'slipstream COMMAND --help' shows the options of a command.")
     else:
         from .runtime.config import did_you_mean
 

@@ -39,7 +39,7 @@ MOST_PAUSE_S = 0.3
 """Between a recovery and the next fault, at most; and between the two of ``twice``."""
 
 PATIENCE_S = 60.0
-"""A stream that brings nothing for so long counts as unfinished."""
+"""A stream without a token for this long counts as unfinished."""
 
 STREAMS_PER_CLIENT = 16
 
@@ -234,7 +234,7 @@ class Drill:
                 self.errors.append(f"{type(error).__name__}: {error}")
             stream.over = True
             if self.exact:
-                self.judge(stream)
+                self.compare(stream)
             else:
                 self.answers.append(stream)
 
@@ -242,7 +242,7 @@ class Drill:
         async for delta in client.generate(stream.case.prompt, stream.case.params):
             stream.take(delta)
 
-    def judge(self, stream: Stream) -> None:
+    def compare(self, stream: Stream) -> None:
         """Compare what has come with what it must be; an unfinished answer as far as it goes."""
         case, got = stream.case, stream.tokens
         self.tokens += len(got)

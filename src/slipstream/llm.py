@@ -64,7 +64,7 @@ class LLM:
             prompts = [cast(Prompt, prompts)]
         many = cast(Sequence[Prompt], prompts)
         return self._run(
-            len(many), use_tqdm, lambda told: self.client.generate_many(many, params, on_delta=told)
+            len(many), use_tqdm, lambda on_delta: self.client.generate_many(many, params, on_delta=on_delta)
         )
 
     def chat(
@@ -74,12 +74,12 @@ class LLM:
         if messages and isinstance(messages[0], dict):
             messages = [cast("list[Message]", messages)]
         many = cast("Sequence[list[Message]]", messages)
-        return self._run(len(many), use_tqdm, lambda told: self.client.chat_many(many, params, on_delta=told))
+        return self._run(len(many), use_tqdm, lambda on_delta: self.client.chat_many(many, params, on_delta=on_delta))
 
     def _run(
         self, total: int, use_tqdm: bool, run: Callable[[OnDelta | None], list[RequestOutput]]
     ) -> list[RequestOutput]:
-        """Ask, with the progress for the user to see; a service that is gone is told with its last words."""
+        """Ask, showing progress; if the service has ended, the error has the last lines of its log."""
         self.sidecar.check_running()
         line = ProgressLine(total) if use_tqdm and sys.stderr.isatty() else None
         try:

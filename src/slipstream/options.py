@@ -51,7 +51,7 @@ NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Everything that a service can be told."""
+    """All options of a service."""
 
     model: str | None = option(
         None, "a local folder or a hub name; left out: the bundled model", group=EVERYDAY, positional=True

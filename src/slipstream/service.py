@@ -41,10 +41,10 @@ KINDS = {kind.__name__: kind for kind in BY_CODE.values()}
 """The errors that are the user's to mend, by name."""
 
 ACTOR_HANGS_S = 10.0
-"""Without progress for so long an actor hangs, where nothing is said."""
+"""An actor with work and without progress for this long hangs, unless ``--hang-timeout`` says otherwise."""
 
 EMULATED_STEP_MS = 5.0
-"""How long an emulated step takes where nothing is said."""
+"""How long an emulated step takes without ``--emulated-step-ms``."""
 
 BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
 
@@ -58,7 +58,7 @@ def serve(options: ServeOptions) -> int:
             specs = plan_service(options, directory)
         except SlipstreamError as error:
             log.block("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
-            tell_failed(options.ready_fd, error.code, str(error))
+            report_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
         return run(specs, options, directory, log, parent)
 
@@ -77,7 +77,7 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
             return DRAINED
         ready = announce(supervisor, specs, options, log, time.monotonic() - begun)
         if options.ready_fd is not None:
-            tell_ready(options.ready_fd, ready)
+            report_ready(options.ready_fd, ready)
         notify.tell("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
     except (SlipstreamError, OSError) as error:
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
@@ -85,19 +85,19 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         trace(error, log)
         supervisor.stop()
         kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
-        tell_failed(options.ready_fd, kind.code, block)
+        report_failed(options.ready_fd, kind.code, block)
         return COULD_NOT_START
     last_words = "the service has stopped"
     try:
         supervisor.run()
-        with contextlib.suppress(SlipstreamError):  # a drain does not depend on who is told of it
+        with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
             notify.tell("STOPPING=1")
         if not supervisor.parent_gone:
             log.line(
                 f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
             )
-            doors = [name for name in ("http", "gateway") if name in supervisor.children]
-            if not supervisor.drain(doors, options.shutdown_timeout):
+            frontends = [name for name in ("http", "gateway") if name in supervisor.children]
+            if not supervisor.drain(frontends, options.shutdown_timeout):
                 last_words = "the service was stopped before this request was finished"
                 log.block(
                     "slipstream stopped before everything was finished",
@@ -157,14 +157,14 @@ def announce(
     }
 
 
-def tell_failed(fd: int | None, code: str, message: str) -> None:
-    """Tell who waits for the ready line that it will not come, and why."""
+def report_failed(fd: int | None, code: str, message: str) -> None:
+    """Report on the descriptor of the ready line that it will not come, and why."""
     if fd is not None:
-        with contextlib.suppress(OSError):  # nobody waits any more
+        with contextlib.suppress(OSError):  # nobody reads it any more
             os.write(fd, json.dumps({"error": code, "message": message}).encode() + b"\n")
 
 
-def tell_ready(fd: int, ready: dict[str, Any]) -> None:
+def report_ready(fd: int, ready: dict[str, Any]) -> None:
     try:
         os.write(fd, json.dumps(ready).encode() + b"\n")
     except OSError as error:
@@ -231,7 +231,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
 def child(
     name: str, module: str, options: Any, *, waits: bool = False, face_of: str | None = None
 ) -> ChildSpec:
-    """An actor that ``build`` of a module makes, and what it is told."""
+    """An actor that ``build`` of a module makes, with its options."""
     factory = f"{__package__}.actors.{module}:build"
     return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, face_of=face_of)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .protocol.client.asynchronous import AsyncClient
 
 LOG_LINES = 400
-"""Newest lines of the service's log that are kept, to tell why it ended."""
+"""Newest lines of the service's log that are kept, to say why it ended."""
 
 CONTROL_TIMEOUT_S = 5.0
 
@@ -51,7 +51,7 @@ class Sidecar:
     """Starts a service and owns it. ``options`` are those of ``slipstream serve``, with underscores.
 
     The constructor returns when the service is ready. A service that cannot start raises
-    ``SlipstreamError`` with the block that tells why; one that is not ready after ``start_timeout_s`` is
+    ``SlipstreamError`` with the block that says why; one that is not ready after ``start_timeout_s`` is
     ended. Use it as a context manager, or call ``stop``.
     """
 
@@ -62,7 +62,7 @@ class Sidecar:
             options["model"] = model
         environment = {name: value for name, value in os.environ.items() if name not in OTHERS | SYSTEMD}
         self.options = resolve(ServeOptions, keywords=options, environ=environment).options
-        """What the service was told, the environment and a configuration file included."""
+        """The options of the service, with those from the environment and a configuration file."""
         options.pop("ready_fd", None)
         if self.options.log_format == "auto":
             options["log_format"] = "text"  # it is read by people: in ``log``, and in errors
@@ -91,14 +91,14 @@ class Sidecar:
         self._end = weakref.finalize(self, end, self._process, self.options.shutdown_timeout, self._owner)
         try:
             with open(read_end, "rb", buffering=0) as ready:
-                told = self._wait_ready(ready, start_timeout_s)
+                ready_line = self._wait_ready(ready, start_timeout_s)
         except BaseException:
             self._process.kill()  # the actors end with their supervisor
             self._process.wait()
             raise
-        self.endpoint: str = told["endpoint"]
+        self.endpoint: str = ready_line["endpoint"]
         """Where clients connect."""
-        self.ready: dict[str, Any] = told
+        self.ready: dict[str, Any] = ready_line
         """What the service said when it was ready."""
 
     def __enter__(self) -> Sidecar:
@@ -191,10 +191,10 @@ class Sidecar:
                     f"the service ended with exit code {code} before it was ready\n{self.log}"
                 )
             line += part
-        told = json.loads(line)
-        if "error" in told:
-            raise from_wire(told["error"], told["message"])
-        return told
+        report = json.loads(line)
+        if "error" in report:
+            raise from_wire(report["error"], report["message"])
+        return report
 
 
 class Log:

@@ -72,39 +72,39 @@ def sidecar_cpu() -> Iterator[Sidecar]:
         yield sidecar
 
 
-# --- the judge ----------------------------------------------------------------------------------------
+# --- the comparison ----------------------------------------------------------------------------------------
 
 
-def judged(got: list[int], text: str = "", *, finished: bool = True) -> tuple[int, int, int]:
+def compared(got: list[int], text: str = "", *, finished: bool = True) -> tuple[int, int, int]:
     """What a drill says of an answer that must be 1 2 3 4 5 with the text "abc"."""
-    judge = Drill(("gateway",), 1, 1)
-    case = judge.cases[0]
+    drilled = Drill(("gateway",), 1, 1)
+    case = drilled.cases[0]
     case.tokens, case.text = [1, 2, 3, 4, 5], "abc"
     stream = Stream(case)
     stream.take(Delta(id="1", token_ids=got, text=text or "abc"))
     stream.finished = finished
-    judge.judge(stream)
-    return judge.lost, judge.duplicated, judge.changed
+    drilled.compare(stream)
+    return drilled.lost, drilled.duplicated, drilled.changed
 
 
 def test_a_drill_counts_what_is_lost_repeated_and_changed() -> None:
-    assert judged([1, 2, 3, 4, 5]) == (0, 0, 0)
-    assert judged([1, 2, 4, 5]) == (1, 0, 0)
-    assert judged([1, 2, 3]) == (2, 0, 0)
-    assert judged([1, 2, 2, 3, 4, 5]) == (0, 1, 0)
-    assert judged([1, 2, 9, 4, 5]) == (0, 0, 1)
-    assert judged([1, 2, 3, 4, 5], "abcc") == (0, 0, 1)
-    assert judged([1, 2], "ab", finished=False) == (0, 0, 0)
-    assert judged([1, 9], "ab", finished=False) == (0, 0, 1)
+    assert compared([1, 2, 3, 4, 5]) == (0, 0, 0)
+    assert compared([1, 2, 4, 5]) == (1, 0, 0)
+    assert compared([1, 2, 3]) == (2, 0, 0)
+    assert compared([1, 2, 2, 3, 4, 5]) == (0, 1, 0)
+    assert compared([1, 2, 9, 4, 5]) == (0, 0, 1)
+    assert compared([1, 2, 3, 4, 5], "abcc") == (0, 0, 1)
+    assert compared([1, 2], "ab", finished=False) == (0, 0, 0)
+    assert compared([1, 9], "ab", finished=False) == (0, 0, 1)
 
 
 def test_an_answer_with_a_token_lost_repeated_or_changed_is_not_one_of_the_models(
     sidecar_cpu: Sidecar,
 ) -> None:
-    judge = Drill(("gateway",), 1, 2, "cpu", "auto")
-    assert [case.params.temperature for case in judge.cases] == [1.0, 0.0]
+    drilled = Drill(("gateway",), 1, 2, "cpu", "auto")
+    assert [case.params.temperature for case in drilled.cases] == [1.0, 0.0]
     with sidecar_cpu.client() as client:
-        answers = [client.generate(case.prompt, case.params).outputs[0].token_ids for case in judge.cases]
+        answers = [client.generate(case.prompt, case.params).outputs[0].token_ids for case in drilled.cases]
     spoilt: dict[str, Callable[[list[int]], list[int]]] = {
         "nothing": lambda tokens: tokens,
         "lost": lambda tokens: [*tokens[:20], *tokens[21:]],
@@ -114,14 +114,14 @@ def test_an_answer_with_a_token_lost_repeated_or_changed_is_not_one_of_the_model
     }
 
     async def counted(case: Case, tokens: list[int]) -> tuple[int, int, int]:
-        judge.lost = judge.duplicated = judge.changed = 0
+        drilled.lost = drilled.duplicated = drilled.changed = 0
         stream = Stream(case)
         stream.tokens, stream.finished = tokens, True
         async with sidecar_cpu.async_client() as client:
-            await judge.check(stream, client)
-        return judge.lost, judge.duplicated, judge.changed
+            await drilled.check(stream, client)
+        return drilled.lost, drilled.duplicated, drilled.changed
 
-    for case, answer in zip(judge.cases, answers, strict=True):
+    for case, answer in zip(drilled.cases, answers, strict=True):
         found = {name: asyncio.run(counted(case, spoil(answer))) for name, spoil in spoilt.items()}
         assert found["nothing"] == (0, 0, 0)
         assert found["lost"][0] == 1

@@ -124,7 +124,11 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--step-ms", type=milliseconds, required=True, metavar="T", help="time of one step")
     parser.add_argument("--steps", type=count, required=True, metavar="N", help="tokens of each request")
     parser.add_argument(
-        "--rounds", type=count, default=3, metavar="N", help="the median of so many (default 3)"
+        "--rounds",
+        type=count,
+        default=3,
+        metavar="N",
+        help="rounds, of which the median is shown (default 3)",
     )
     add_json(parser)
 

@@ -298,7 +298,11 @@ def add_overlap(parser: ArgumentParser) -> None:
         "--depth", type=depth_list, default=[1, 2], metavar="D,…", help="pipeline depths (default 1,2)"
     )
     parser.add_argument(
-        "--rounds", type=count, default=1, metavar="N", help="the median of so many counts (default 1)"
+        "--rounds",
+        type=count,
+        default=1,
+        metavar="N",
+        help="rounds, of which the median is shown (default 1)",
     )
     add_json(parser)
     parser.add_argument("--svg", metavar="FILE", help="draw a typical stretch of each depth's timeline")

@@ -42,7 +42,7 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
     async def ask(self, prompt: list[int], tokens: int, record: Record) -> None:
-        """Send a request for exactly so many tokens, and note what comes in ``record``."""
+        """Send a request for exactly ``tokens`` tokens, and note in ``record`` what comes."""
         ...
 
     async def busy_s(self) -> float | None:
@@ -125,11 +125,11 @@ class HttpTarget:
             record.error = f"status {answer.status}: {bytes(answer.body[:200]).decode(errors='replace')}"
             return
         *_, usage = [line for line in answer.body.split(b"\n") if line.startswith(b"data: {")] or [b""]
-        told = json.loads(usage.removeprefix(b"data: ") or b"{}")
-        if told.get("usage") is None:
+        last = json.loads(usage.removeprefix(b"data: ") or b"{}")
+        if last.get("usage") is None:
             record.error = f"a stream without usage at its end: {usage[:200].decode(errors='replace')}"
             return
-        record.tokens = told["usage"]["completion_tokens"]
+        record.tokens = last["usage"]["completion_tokens"]
 
     async def busy_s(self) -> float | None:
         status, body = await self.fetch("GET", "/metrics")
@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
         if self.record is not None and b"data: {" in memoryview(self.body)[size:].tobytes():
             self.record.arrivals.append(time.perf_counter())
 
-    # --- what the parser tells ------------------------------------------------------------------
+    # --- what the parser calls ------------------------------------------------------------------
 
     def on_body(self, body: bytes) -> None:
         self.body += body

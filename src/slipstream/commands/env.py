@@ -48,7 +48,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         if found.model is None:
             return DONE
         need("env --model", "engine")
-        return judge(found.model, resolve(ServeOptions, arguments=given).options)
+        return check_model(found.model, resolve(ServeOptions, arguments=given).options)
 
     return run
 
@@ -75,8 +75,8 @@ def show_place() -> None:
         show("device", line)
 
 
-def show(name: str, told: str) -> None:
-    print(f"{name:<12} {told}")
+def show(name: str, value: str) -> None:
+    print(f"{name:<12} {value}")
 
 
 def devices() -> list[str]:
@@ -91,8 +91,8 @@ def devices() -> list[str]:
     return found
 
 
-def judge(model: str, options: ServeOptions) -> int:
-    """Whether a model is supported as far as its configuration tells, why not, and what memory it takes."""
+def check_model(model: str, options: ServeOptions) -> int:
+    """Whether a model is supported as far as its configuration shows, why not, and what memory it takes."""
     from ..actors.executor.model.estimate import estimate
     from ..protocol.errors import InvalidRequest, ModelNotSupported
 

@@ -92,7 +92,7 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 
 @dataclass(frozen=True)
 class Panel:
-    """One mode: its title, its trace, and the part of it whose utilisation is told."""
+    """One mode: its title, its trace, and the part of it whose utilisation is shown."""
 
     title: str
     tracks: Tracks

@@ -46,7 +46,7 @@ class View:
             self.numbers(pulse),
             Text(),
             Lanes(pulse),
-            told(pulse),
+            in_words(pulse),
             Text(),
             Tables(pulse),
         )
@@ -147,7 +147,7 @@ def draw(lane: Lane, begun: float, span: float, width: int) -> Text:
     return Text.assemble(*(("".join(char for char, _ in run), style) for style, run in runs))
 
 
-def told(pulse: Pulse) -> RenderableType:
+def in_words(pulse: Pulse) -> RenderableType:
     """What the lanes show, in words."""
     if pulse.lanes_age_s is None:
         return Text("Nothing has run lately.", style="dim")

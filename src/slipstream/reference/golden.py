@@ -1,7 +1,7 @@
 """Golden vectors: one example or more of every message, as plain values and as the bytes on the wire.
 
-``python -m slipstream.reference.golden`` writes them to ``vectors/``: ``public.json`` for whoever writes
-a client in another language, ``refused.json`` with frames that are no messages, and ``internal.json``
+``python -m slipstream.reference.golden`` writes them to ``vectors/``: ``public.json`` for authors of
+clients in other languages, ``refused.json`` with frames that are no messages, and ``internal.json``
 with what the actors say to each other. A test holds that writing them again changes nothing.
 """
 

@@ -149,12 +149,12 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def fields_table(kind: type[msgspec.Struct]) -> str:
-    told = field_notes(kind)
+    notes = field_notes(kind)
     ranges = kind is SamplingParams
     rows: list[tuple[str, ...]] = []
     for field in msgspec.structs.fields(kind):
         row = (f"`{field.name}`", type_name(field.type), default_of(field))
-        rows.append((*row, *((range_of(field.name),) if ranges else ()), markdown(told.get(field.name, ""))))
+        rows.append((*row, *((range_of(field.name),) if ranges else ()), markdown(notes.get(field.name, ""))))
     return table(("field", "type", "default", *(("range",) if ranges else ()), "meaning"), rows)
 
 
@@ -176,18 +176,18 @@ def chapters(kinds: Iterable[type[msgspec.Struct]]) -> str:
 
 
 def errors_table() -> str:
-    told = {code: meaning for code, (_, meaning) in errors.EXACT_CODES.items()}
+    notes = {code: meaning for code, (_, meaning) in errors.EXACT_CODES.items()}
     rows = [
-        (f"`{code}`", f"`{kind.__name__}`", markdown(told.get(code) or about(kind)))
+        (f"`{code}`", f"`{kind.__name__}`", markdown(notes.get(code) or about(kind)))
         for code, kind in errors.BY_CODE.items()
     ]
     return table(("code", "in Python", "meaning"), rows)
 
 
 def limits_table() -> str:
-    told = module_notes(limits.__name__)[0]
+    notes = module_notes(limits.__name__)[0]
     names = [name for name in vars(limits) if name.startswith("MAX_") and name not in INSIDE]
-    rows = [(f"`{name}`", f"{getattr(limits, name):,}", markdown(told.get(name, ""))) for name in names]
+    rows = [(f"`{name}`", f"{getattr(limits, name):,}", markdown(notes.get(name, ""))) for name in names]
     return table(("limit", "value", "of what"), rows)
 
 
@@ -226,8 +226,8 @@ def schema() -> dict[str, Any]:
     for kind in (*MESSAGES, *PARTS, SamplingParams):
         part = parts[kind.__name__]
         part["description"] = " ".join(about(kind).split())
-        for name, told in field_notes(kind).items():
-            part["properties"][name] |= {"description": " ".join(told.split())}
+        for name, notes in field_notes(kind).items():
+            part["properties"][name] |= {"description": " ".join(notes.split())}
     bound(parts["SamplingParams"]["properties"])
     for one in divided:
         one.pop("discriminator")  # OpenAPI's word; each message has its ``t``
