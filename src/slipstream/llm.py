@@ -74,7 +74,9 @@ class LLM:
         if messages and isinstance(messages[0], dict):
             messages = [cast("list[Message]", messages)]
         many = cast("Sequence[list[Message]]", messages)
-        return self._run(len(many), use_tqdm, lambda on_delta: self.client.chat_many(many, params, on_delta=on_delta))
+        return self._run(
+            len(many), use_tqdm, lambda on_delta: self.client.chat_many(many, params, on_delta=on_delta)
+        )
 
     def _run(
         self, total: int, use_tqdm: bool, run: Callable[[OnDelta | None], list[RequestOutput]]
