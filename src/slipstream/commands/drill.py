@@ -8,7 +8,7 @@ from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench.offline import add_json, count, write_json
+    from ..bench.offline import add_json, count
     from ..drill import ACTORS, DEVICES, FAULTS
 
     parser.add_argument("--kill", required=True, choices=(*ACTORS, "all"), metavar="ACTOR|all")
@@ -35,37 +35,37 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the instants and the order")
     add_json(parser)
 
-    def run(found: argparse.Namespace) -> int:
-        need("drill", "engine")
-        import asyncio
-        import sys
-
-        from ..drill import Drill, clean, summary
-        from ..protocol.errors import InvalidRequest, SlipstreamError
-
-        if found.dtype is not None and found.device == "emulated":
-            raise InvalidRequest(
-                "--dtype has no effect on the emulated device; add --device cpu or leave it out"
-            )
-        targets = ACTORS if found.kill == "all" else (found.kill,)
-        drill = Drill(
-            targets,
-            found.rounds,
-            found.streams,
-            found.device,
-            found.dtype or "float32",
-            found.fault,
-            found.seed,
-            say=lambda text: print(text, file=sys.stderr),
-        )
-        try:
-            result = asyncio.run(drill.run())
-        except SlipstreamError as error:
-            raise Stop(COULD_NOT_START if not drill.kills else FAILED, str(error)) from None
-        if found.json != "-":
-            print(summary(result))
-        if found.json is not None:
-            write_json(found.json, result)
-        return DONE if clean(result) else FAILED
-
     return run
+
+
+def run(found: argparse.Namespace) -> int:
+    need("drill", "engine")
+    import asyncio
+    import sys
+
+    from ..bench.offline import write_json
+    from ..drill import ACTORS, Drill, clean, summary
+    from ..protocol.errors import InvalidRequest, SlipstreamError
+
+    if found.dtype is not None and found.device == "emulated":
+        raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")
+    targets = ACTORS if found.kill == "all" else (found.kill,)
+    drill = Drill(
+        targets,
+        found.rounds,
+        found.streams,
+        found.device,
+        found.dtype or "float32",
+        found.fault,
+        found.seed,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    try:
+        result = asyncio.run(drill.run())
+    except SlipstreamError as error:
+        raise Stop(COULD_NOT_START if not drill.kills else FAILED, str(error)) from None
+    if found.json != "-":
+        print(summary(result))
+    if found.json is not None:
+        write_json(found.json, result)
+    return DONE if clean(result) else FAILED
