@@ -60,33 +60,72 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
 
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log
-    from .cache.layout import KVLayout
-    from .model.load import load_model, make_model
     from .step.program import ModelProgram
 
-    device_name = choose_device(options.device, torch)
-    if device_name == "cpu":
-        if options.for_cuda_only:
-            name = options.for_cuda_only[0]
-            raise InvalidRequest(
-                f"{name}={getattr(options, name)} has no effect on the CPU,"
-                f" and torch {torch.__version__} sees no CUDA device; leave out --{name.replace('_', '-')}"
-            )
+    where = torch.device(choose_device(options, torch))
+    if where.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
+    model = load(context, options, where)
+    slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)  # the weights were made on the default stream
+    device = make_device(where)
+    program = ModelProgram(model, slots, length, size, check_carry_over=options.check_carry_over)
+    graphs, graphed = None, None
+    buckets = buckets_of(slots, max_batched_tokens(options, where.type), length)
+    if where.type == "cuda":
+        from .devices.cuda import CudaGraphs
+        from .step.graphs import GraphedProgram
+
+        graphs = CudaGraphs(device)
+        graphed = GraphedProgram(program, graphs.capture, length, buckets)
+
+    context.phase("allocate cache")  # all tables exist: it takes what is left
+    blocks = count_blocks(options, model, where, torch)
+    program.allocate_cache(blocks)
+    facts = {
+        "device": str(where),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": backend_of(options, where),
+        "compiled": options.compile,
+        "decoder": model.kept_because or "fused",
+        "weight_bytes": model.weight_bytes,
+        "kv_cache_bytes": blocks * model.layout.bytes_per_block(size, model.dtype),
+    }
+    if graphed is None or graphs is None:
+        return assemble(context, options, device, program, blocks, facts)
+
+    from .step.warm_up import warm_up
+
+    torch.cuda.synchronize(where)  # so was the cache
+    mode = options.cuda_graphs if model.capturable else "off"
+    facts["graphs"] = mode
+    if mode == "start":
+        context.phase("capture graphs")
+        graphed.capture_all()
+        facts["graphs"] = f"{graphs.count} in {graphs.seconds:.1f} s, {graphs.bytes / 2**20:.0f} MiB"
+    context.phase("warm up")
+    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
+        steps = warm_up(program, graphed.run, buckets, length, torch.cuda.synchronize)
+    if mode == "off":
+        return assemble(context, options, device, program, blocks, facts, steps, buckets)
+    return assemble(context, options, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
+
+
+def load(context: StartContext, options: ExecutorOptions, where: Any) -> Any:
+    """The model on its device, compiled if that is asked for."""
+    import torch
+
+    from .model.load import load_model, make_model
+
     context.phase("load weights")
-    where = torch.device(device_name)
-    backend = options.attention_backend
-    if backend == "auto":
-        backend = kind_of(device_name).attention
-    load = make_model if options.load_format == "dummy" else load_model
-    model = load(
+    model = (make_model if options.load_format == "dummy" else load_model)(
         options.model,
         device=where,
         dtype=options.dtype,
-        attention_backend=backend,
+        attention_backend=backend_of(options, where),
         fused=not options.compile,  # the compiler fuses by itself
     )
-
     if options.max_model_len > model.max_model_len:
         raise InvalidRequest(
             f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
@@ -99,56 +138,12 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
         compile_model(model)
         if where.type == "cuda":
             torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
-    slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
-    buckets, graphed, graphs = None, None, None
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)  # the weights were made on the default stream
-    device = make_device(where)
-    program = ModelProgram(model, slots, length, size, check_carry_over=options.check_carry_over)
-    mode = options.cuda_graphs if model.capturable else "off"
-    if where.type == "cuda":
-        from .devices.cuda import CudaGraphs
-        from .step.graphs import GraphedProgram
+    return model
 
-        buckets = buckets_of(slots, max_batched_tokens(options, "cuda"), length)
-        graphs = CudaGraphs(device)
-        graphed = GraphedProgram(program, graphs.capture, length, buckets)
 
-    context.phase("allocate cache")  # all tables exist: it takes what is left
-    layout: KVLayout = model.layout
-    per_block = layout.bytes_per_block(size, model.dtype)
-    most = 1 + slots * -(-length // size)
-    memory = options.kv_cache_memory or free_memory(where, options.gpu_memory_utilization, torch)
-    blocks = min(most, memory // per_block)
-    if blocks < 2:
-        raise no_room(memory, per_block)
-    program.allocate_cache(blocks)
-    facts = {
-        "device": str(where),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": backend,
-        "compiled": options.compile,
-        "decoder": model.kept_because or "fused",
-        "weight_bytes": model.weight_bytes,
-        "kv_cache_bytes": blocks * per_block,
-    }
-    if graphed is None or graphs is None or buckets is None:
-        return assemble(context, options, device, program, blocks, facts)
-
-    from .step.warm_up import warm_up
-
-    torch.cuda.synchronize(where)  # so was the cache
-    facts["graphs"] = mode
-    if mode == "start":
-        context.phase("capture graphs")
-        graphed.capture_all()
-        facts["graphs"] = f"{graphs.count} in {graphs.seconds:.1f} s, {graphs.bytes / 2**20:.0f} MiB"
-    context.phase("warm up")
-    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
-        steps = warm_up(program, graphed.run, buckets, length, torch.cuda.synchronize)
-    if mode == "off":
-        return assemble(context, options, device, program, blocks, facts, steps, buckets)
-    return assemble(context, options, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
+def backend_of(options: ExecutorOptions, where: Any) -> str:
+    auto = options.attention_backend == "auto"
+    return kind_of(where.type).attention if auto else options.attention_backend
 
 
 def make_device(where: Any) -> Any:
@@ -206,10 +201,9 @@ def max_batched_tokens(options: ExecutorOptions, device: str) -> int:
     return options.max_num_batched_tokens or max(kind_of(device).max_batched_tokens, options.max_num_seqs)
 
 
-def choose_device(name: str, torch: Any) -> str:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda:0" if available else "cpu"
+def choose_device(options: ExecutorOptions, torch: Any) -> str:
+    """``cpu`` or ``cuda:N``; InvalidRequest where that is not there, or does nothing with an option that was given."""
+    name, available = options.device, torch.cuda.is_available()
     if name.startswith("cuda"):
         if not available:
             raise InvalidRequest(
@@ -221,7 +215,27 @@ def choose_device(name: str, torch: Any) -> str:
                 f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0"
             )
         return f"cuda:{index}"
+    if name == "auto" and available:
+        return "cuda:0"
+    if options.for_cuda_only:
+        unused = options.for_cuda_only[0]
+        raise InvalidRequest(
+            f"{unused}={getattr(options, unused)} has no effect on the CPU,"
+            f" and torch {torch.__version__} sees no CUDA device; leave out --{unused.replace('_', '-')}"
+        )
     return "cpu"
+
+
+def count_blocks(options: ExecutorOptions, model: Any, where: Any, torch: Any) -> int:
+    """Blocks of the cache: what the memory holds, and no more than all sequences could fill."""
+    size = options.block_size
+    per_block = model.layout.bytes_per_block(size, model.dtype)
+    most = 1 + options.max_num_seqs * -(-options.max_model_len // size)
+    memory = options.kv_cache_memory or free_memory(where, options.gpu_memory_utilization, torch)
+    blocks = min(most, memory // per_block)
+    if blocks < 2:
+        raise no_room(memory, per_block)
+    return blocks
 
 
 def free_memory(where: Any, utilization: float, torch: Any) -> int:
