@@ -1,7 +1,7 @@
 # make demo   set-up, then the main job on the bundled model
 # make test   set-up, then lint, types and the whole suite
 # make soak   the long drills
-.PHONY: demo test soak lint setup clean
+.PHONY: demo test suite soak lint setup clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,7 +23,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-test: lint
+# Types are checked beside the first tests: alone they would leave a core idle for a minute.
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs 2 lint suite
+
+suite: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # One long form alone: make soak DRILLS=tests/drills/test_overload.py

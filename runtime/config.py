@@ -297,9 +297,9 @@ def convert(option: Option, raw: Any, where: str) -> Any:
         (option.above, "above", lambda limit: value > limit),
         (option.high, "at most", lambda limit: value <= limit),
     ]
-    told = [(word, limit, holds) for limit, word, holds in limits if limit is not None]
-    if not all(holds(limit) for _, limit, holds in told):
-        allowed = " and ".join(f"{word} {limit:,}" for word, limit, _ in told)
+    stated = [(word, limit, holds) for limit, word, holds in limits if limit is not None]
+    if not all(holds(limit) for _, limit, holds in stated):
+        allowed = " and ".join(f"{word} {limit:,}" for word, limit, _ in stated)
         raise InvalidRequest(f"{shown} is out of range; it must be {allowed}")
     wrong = option.verify(value) if option.verify is not None else None
     if wrong:
@@ -335,7 +335,7 @@ def size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
 
 
-# --- faces --------------------------------------------------------------------------------------
+# --- what users see --------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None = None) -> None:
@@ -348,18 +348,18 @@ def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None 
         group = groups.get(option.group)
         if group is None:
             group = groups[option.group] = parser.add_argument_group(option.group)
-        told = option.help.replace("%", "%%")
+        text = option.help.replace("%", "%%")
         if option.default not in (None, False):
-            told += f" (default {'on' if option.default is True else option.default})"
+            text += f" (default {'on' if option.default is True else option.default})"
         if option.kind is bool:
             action = argparse.BooleanOptionalAction
-            group.add_argument(option.flag, dest=option.name, action=action, default=None, help=told)
+            group.add_argument(option.flag, dest=option.name, action=action, default=None, help=text)
             continue
         metavar = option.metavar or ("|".join(option.choices) if option.choices else option.key.upper())
         if option.positional:
-            group.add_argument(option.name, nargs="?", metavar=metavar, help=told)
+            group.add_argument(option.name, nargs="?", metavar=metavar, help=text)
         else:
-            group.add_argument(option.flag, dest=option.name, metavar=metavar, help=told)
+            group.add_argument(option.flag, dest=option.name, metavar=metavar, help=text)
 
 
 def to_arguments(cls: type, keywords: Mapping[str, Any]) -> list[str]:
