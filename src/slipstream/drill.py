@@ -140,7 +140,9 @@ class Drill:
         self.fault = fault
         self.rng = random.Random(seed)
         self.say = say
-        self.options = load_of(device).options | ({} if device == "emulated" else {"dtype": dtype})
+        self.options = load_of(device).options
+        if device != "emulated":
+            self.options["dtype"] = dtype
         self.exact = device == "emulated" or dtype == "float32"
         """The same request has the same answer, whenever and however often its tokens are computed."""
         self.cases = make_cases(streams, device, 0 if self.exact else TOP_K)

@@ -180,6 +180,7 @@ def test_the_device_computes_one_step_at_a_time_in_their_order(service: Sidecar)
 
 def test_a_timeline_has_a_track_of_every_actor_and_stream_and_comes_at_once(client: Client) -> None:
     client.generate("Once upon a time", SamplingParams(max_tokens=3, ignore_eos=True))
+    tracks: Any = {}
     seconds = math.inf
     for _ in range(5):  # the machine may be busy with other things
         begun = time.monotonic()
