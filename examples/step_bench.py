@@ -24,7 +24,7 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.protocol.messages import Join, Plan
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-LENGTH, BLOCK, BUDGET = 8192, 16, 8192
+LENGTH, BLOCK, BUDGET = 8192, 16, 2048
 CONTEXT = 900
 """Tokens that rows that decode have."""
 
@@ -57,7 +57,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 DECODES = (1, 8, 32, 128, 256)
-MIXED = ((8, 16), (8, 128), (8, 512), (8, 2048), (32, 512), (1, 8000))
+MIXED = ((8, 16), (8, 128), (8, 512), (32, 512), (8, 1024), (8, 2040))
 """Rows that decode, and tokens of the prompt beside them."""
 
 
