@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 from slipstream.actors.executor.build import max_batched_tokens
+from slipstream.actors.options import ModelOptions
+
+from slipstream.options import ServeOptions
+from slipstream.service import executor_options
+
+MODEL = ModelOptions(model="/nowhere", vocab_size=10, max_model_len=10, eos_token_ids=())
 
 
 @pytest.mark.parametrize(
@@ -19,5 +25,5 @@ from slipstream.actors.executor.build import max_batched_tokens
 def test_a_step_has_as_many_tokens_as_stated_or_as_suit_the_device_and_one_for_each_sequence(
     device: str, stated: int | None, slots: int, tokens: int
 ) -> None:
-    options = {"max_num_batched_tokens": stated, "max_num_seqs": slots}
+    options = executor_options(ServeOptions(max_num_batched_tokens=stated, max_num_seqs=slots), MODEL)
     assert max_batched_tokens(options, device) == tokens
