@@ -96,6 +96,8 @@ def prompt(tokens: int, cached: int = 0, **options: Any) -> Shape:
 MIXED = Shape("8 decode at 1024 and 512 tokens", (*[(1, 1024)] * 8, (512, 512)))
 PADDED = replace(MIXED, name=MIXED.name + ", padded", empty_rows=247, spare_tokens=88)
 
+SKEWED = Shape("63 rows decode at 100 and one at 32768", ((1, 32768), *[(1, 100)] * 63))
+
 SHAPES = [
     prompt(1024),
     prompt(2048),
@@ -108,6 +110,7 @@ SHAPES = [
     decode(32, 1024),
     decode(256, 1024),
     decode(32, 8192),
+    SKEWED,
     spread(32, 4096),
     spread(32, 4096, block_size=64),
     spread(128, 4096),
@@ -118,34 +121,34 @@ SHAPES = [
     decode(32, 2048, dtype=torch.float32),
 ]
 
-TUNED = SHAPES[:12]
+TUNED = SHAPES[:13]
 """The shapes that candidates are timed on."""
 
 SEVERAL = [
     # queries, keys, warps, stages, programs per multiprocessor, least keys of a part
     (64, 64, 4, 3, 2, 512),
-    (64, 64, 4, 3, 1, 512),
-    (64, 64, 4, 3, 1, 1024),
-    (128, 32, 4, 3, 2, 512),
+    (64, 64, 4, 3, 2, 1024),
     (128, 32, 4, 3, 1, 1024),
+    (128, 32, 4, 4, 1, 1024),
     (128, 64, 8, 3, 2, 512),
     (128, 64, 8, 3, 1, 512),
     (128, 64, 8, 3, 1, 1024),
     (128, 64, 8, 4, 1, 1024),
-    (128, 128, 8, 3, 1, 512),
+    (128, 128, 8, 2, 1, 1024),
     (128, 128, 8, 3, 1, 1024),
 ]
 """Candidates for rows with several tokens, as `triton_backend.Tile`."""
 
 SINGLE = [
-    (16, 64, 4, 3, 12, 64),
-    (16, 64, 4, 3, 8, 128),
-    (16, 64, 4, 3, 8, 256),
+    (16, 64, 4, 3, 2, 128),
+    (16, 64, 4, 3, 3, 128),
     (16, 64, 4, 3, 4, 128),
-    (16, 64, 2, 3, 12, 128),
+    (16, 64, 4, 3, 8, 128),
+    (16, 64, 4, 3, 4, 256),
+    (16, 128, 4, 2, 2, 128),
+    (16, 128, 4, 2, 4, 128),
     (16, 128, 4, 2, 8, 128),
     (16, 128, 4, 2, 8, 256),
-    (16, 128, 4, 2, 4, 128),
     (16, 128, 8, 2, 4, 128),
 ]
 """Candidates for rows with one token."""
@@ -182,11 +185,12 @@ class Step:
 def make_step(shape: Shape, layers: int = 1, rest: float = math.nan) -> Step:
     """Random states, over a cache of random content with its blocks in random order, and ``rest`` where nothing is."""
     device, size, dtype = DEVICE, shape.block_size, shape.dtype
-    rows, width = len(shape.spans), max(-(-context // size) for _, context in shape.spans)
-    table = torch.full((rows + 1, width), 0, dtype=torch.int64, device=device)
-    table[:rows] = torch.randperm(rows * width, device=device).add(1).view(rows, width)
-    owned = torch.zeros(rows * width + 1, size, dtype=torch.bool, device=device)
-    for row, (tokens, context) in enumerate(shape.spans):
+    rows, needed = len(shape.spans), [-(-context // size) for _, context in shape.spans]
+    blocks = torch.randperm(sum(needed), device=device) + 1
+    table = torch.zeros(rows + 1, max(needed), dtype=torch.int64, device=device)
+    owned = torch.zeros(len(blocks) + 1, size, dtype=torch.bool, device=device)
+    for row, ((tokens, context), mine) in enumerate(zip(shape.spans, blocks.split(needed), strict=True)):
+        table[row, : len(mine)] = mine
         flat = torch.arange(context - tokens, device=device)
         owned[table[row, flat // size], flat % size] = True
 

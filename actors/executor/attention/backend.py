@@ -40,7 +40,8 @@ class AttentionBackend(Protocol):
 
         A query sees the positions of its row up to its own, the last ``sliding_window`` of them if that is
         set. ``softcap`` bounds the scores to ``softcap * tanh(score / softcap)``. ``sinks`` [Hq] are scores
-        that take part in the softmax and bring no value. Layers are called in order; layer 0 begins a step.
+        that take part in the softmax and bring no value. Layer 0, or another
+        ``batch`` than before, begins a step.
         """
         ...
 

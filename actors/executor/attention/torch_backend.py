@@ -48,7 +48,7 @@ class TorchAttention:
         keys, values = batch.cache.keys[layer], batch.cache.values[layer]
         _write(keys, batch.write_index, key)
         _write(values, batch.write_index, value)
-        if layer == 0 or self._step is None:
+        if layer == 0 or self._step is None or self._step.batch is not batch:
             # The tensors of a new step may be those of the step before, with other contents.
             self._step = _Step(batch)
         step = self._step
@@ -89,9 +89,10 @@ class _Step:
     A step that is ``decode_only`` is not looked at: its bound is known to the host, so that it can be captured.
     """
 
-    __slots__ = ("chunks", "contexts", "max_kv_len", "single", "single_tokens", "tokens")
+    __slots__ = ("batch", "chunks", "contexts", "max_kv_len", "single", "single_tokens", "tokens")
 
     def __init__(self, batch: PagedBatch) -> None:
+        self.batch = batch
         self.contexts: dict[int | None, tuple[Tensor, Tensor]] = {}
         """What the rows that have one token see, by sliding window."""
         self.single: slice | Tensor | None

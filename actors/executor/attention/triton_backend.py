@@ -30,10 +30,9 @@ class Tile(NamedTuple):
     stages: int
     """Loads under way in Triton's software pipeline; fewer where they do not fit into shared memory."""
     programs: int
-    """Per multiprocessor, to aim at when keys are divided into parts: several waves, so that rows of unequal
-    length still end together."""
+    """Per multiprocessor, to aim at when keys are divided into parts."""
     least: int
-    """Keys of a part, at least. Shorter parts cost more to combine than they save."""
+    """Keys of a part. Shorter parts cost more to combine than they save."""
 
 
 class Tiles(NamedTuple):
@@ -44,8 +43,8 @@ class Tiles(NamedTuple):
 
 
 # By the bytes of a number and the widest padded sizes of a key and a value together; the first that is not smaller.
-# The best of a sweep on one H200 (`examples/attention_bench.py --tune`). Memory is the limit of rows with one token:
-# about 32 KiB under way per stage. Float32 needs more registers, so more warps.
+# The second is from a sweep on one H200 (`examples/attention_bench.py --tune`); the others have like it about 32 KiB
+# under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
     (2, 128): Tiles(Tile(16, 128, 4, 3, 12, 128), Tile(64, 64, 4, 3, 2, 512)),
     (2, 256): Tiles(Tile(16, 128, 4, 2, 8, 128), Tile(128, 64, 8, 3, 1, 1024)),
@@ -76,8 +75,10 @@ class TritonAttention:
                 "attention backend 'triton' needs a GPU, and torch sees none: choose another backend, or set "
                 "TRITON_INTERPRET=1 before the start to run the kernels on the CPU, slowly, for a test"
             )
+        self._batch: PagedBatch | None = None
+        """The step under way."""
         self._plans: dict[tuple[object, ...], Plan] = {}
-        """Of the step under way: layers differ in windows and heads."""
+        """Its plans: layers differ in windows and heads."""
 
     def __call__(
         self,
@@ -121,9 +122,9 @@ class TritonAttention:
             raise InvalidRequest(
                 "Triton's interpreter multiplies bfloat16 wrongly: use float32 or float16 there"
             )
-        if layer == 0:
+        if layer == 0 or batch is not self._batch:
             # The tensors of a new step may be those of the step before, with other contents.
-            self._plans.clear()
+            self._batch, self._plans = batch, {}
         query, key, value = _dense(query), _dense(key), _dense(value)
         write(key, value, keys, values, batch.write_index)
 
@@ -155,7 +156,7 @@ class TritonAttention:
         tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, single, device.shared_memory)
         queries = max(pad(group), 0 if single else tile.queries)
         tokens = 1 if single else queries // group
-        target = triton.cdiv(tile.programs * device.multiprocessors, kv_heads)
+        target = max(2, triton.cdiv(tile.programs * device.multiprocessors, kv_heads))
 
         plan_of = (single, tokens, window, tile, target)
         if plan_of not in self._plans:
@@ -204,7 +205,7 @@ class TritonAttention:
             num_stages=tile.stages,
         )
         if plan.splits is not None:
-            at_once, parts = (1, MAX_PARTS.value) if single else (8, 4)
+            at_once = min(8, triton.next_power_of_2(group)) if single else 8
             combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, len(plan.splits))](
                 out,
                 results,
@@ -215,7 +216,7 @@ class TritonAttention:
                 DV_PAD=pad(value_dim),
                 TOKENS=tokens,
                 QUERIES=at_once,
-                PARTS=parts,
+                PARTS=min(MAX_PARTS.value, 64 // at_once),
             )
 
 

@@ -5,14 +5,13 @@ A **tile** is some consecutive tokens of a row with all query heads of one key/v
 Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): the results of the parts are then combined. An **item** is one part of
 one tile, the work of one program for each key/value head.
 
-All parts of a step have the same length, the least with which the items stay within what the host has
-reserved. With ``w`` the sum over the tiles of the keys that the longest tile of their row sees, and parts of at least
-``w / target`` keys,
+With ``work`` the sum over the tiles of the keys that the longest tile of their row sees, a row's tiles are cut into
+as many equal parts as have ``work / target`` keys each, or more. So
 
 - there are at most ``tiles + target`` items,
-- those of tiles in several parts are at most ``2 * target``, and such tiles at most ``target``,
+- those of tiles in several parts are at most ``target``,
 
-whatever the lengths are. So grids and memory depend on R and T alone, and a captured graph takes every step.
+whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SPLIT_FIELDS = tl.constexpr(4)
 """First token, tokens, index of the first result, parts (0: nothing to do)."""
 
 MAX_PARTS = tl.constexpr(32)
-"""Of one tile: what the kernel that combines them loads at once."""
+"""Of one tile. More cost more to combine than they save."""
 
 ROWS_AT_ONCE = tl.constexpr(256)
 ITEMS_AT_ONCE = tl.constexpr(32)
@@ -67,24 +66,25 @@ def make_plan(
 ) -> Plan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
-    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and at least ``least``; ``target`` items are
-    enough for the device. ``window`` 0: none. Where ``keys`` are whole blocks of ``block_size``, parts begin with one.
+    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and about ``least`` or more; ``target`` items, at
+    least 2, are enough for the device. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens where
+    ``keys`` are whole blocks.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
-    most_parts = MAX_PARTS.value
     if single:
-        tiles, most_parts = num_rows, min(most_parts, triton.cdiv(batch.max_kv_len, least))
-        split = batch.max_kv_len > least and not (batch.decode_only and num_rows >= target)
+        tiles, most_parts = num_rows, min(MAX_PARTS.value, batch.max_kv_len // least)
     else:
         # A tile for each whole one, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
-        split = num_tokens < 2 * target * tokens
-    items, splits = min(tiles + target, tiles * most_parts) if split else tiles, min(target, tiles)
+        most_parts = MAX_PARTS.value if num_tokens < 2 * target * tokens else 1
+    split = most_parts > 1
+    items = min(tiles + target, tiles * most_parts) if split else tiles
+    splits = min(target // 2, tiles)
     device = batch.rows.device
     plan = Plan(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
         splits=torch.empty(splits, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
-        results=min(items, 2 * target),
+        results=min(items, target),
     )
     plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
         plan.items,
@@ -160,19 +160,16 @@ def plan_kernel(
     LEAST: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
-    part = tl.zeros([], tl.int32) + 2147483647  # keys of a part
+    goal = tl.zeros([], tl.int32) + 2147483647  # keys of a part, or more
     if splits is not None:
         work = tl.zeros([], tl.int64)
-        longest_of_all = tl.zeros([], tl.int32)
         for start in range(0, num_rows + 1, ROWS_AT_ONCE):
             row = start + tl.arange(0, ROWS_AT_ONCE)
             tiles, longest = _tiles_of(
                 row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
             )
             work += tl.sum(tiles.to(tl.int64) * longest, 0)
-            longest_of_all = tl.maximum(longest_of_all, tl.max(longest, 0))
-        part = tl.maximum(tl.cdiv(work, target).to(tl.int32), tl.cdiv(longest_of_all, MAX_PARTS))
-        part = tl.cdiv(tl.maximum(part, LEAST), KEYS) * KEYS
+        goal = tl.maximum(tl.cdiv(work, target).to(tl.int32), LEAST)
 
     # What lies before each item: rows, items of these rows, and of those in parts the items and the tiles.
     item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)
@@ -187,7 +184,7 @@ def plan_kernel(
         tiles, longest = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
         )
-        parts = tl.maximum((longest - 1) // part + 1, 1)
+        parts = tl.maximum(tl.minimum(longest // goal, MAX_PARTS), 1)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
@@ -210,7 +207,8 @@ def plan_kernel(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    parts = tl.maximum((longest - 1) // part + 1, 1)
+    parts = tl.maximum(tl.minimum(longest // goal, MAX_PARTS), 1)
+    part = tl.cdiv(tl.cdiv(longest, parts), KEYS) * KEYS
 
     in_row_items = item - items_before
     tile = in_row_items // parts

@@ -170,6 +170,19 @@ def test_a_second_step_with_the_same_tensors_sees_their_new_contents() -> None:
     assert torch.equal(before[1:], after[1:])
 
 
+def test_another_batch_is_another_step_whichever_layer_comes_first() -> None:
+    """A model whose first layer does not attend never calls with layer 0."""
+    options = dict(scale=0.3, sliding_window=None, softcap=None, sinks=None)
+    draw = random.Random(3)
+    backend = attention.create("torch")
+    for _ in range(6):
+        case = make_case(draw)
+        found = backend(case.query, case.key, case.value, 1, case.batch, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            found.double(), reference(case, 0.3, None, None, None), rtol=1e-5, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0}])
 def test_what_is_not_finite_stays_in_its_own_row(options: dict[str, float]) -> None:
     """A sick row leaves nothing in its blocks that a later row, reading past its end, would suffer from."""

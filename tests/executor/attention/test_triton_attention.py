@@ -388,11 +388,11 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
     """
     from slipstream.actors.executor.attention import triton_backend
 
-    tile = triton_backend.Tile(16, 16, warps=4, stages=2, programs=40, least=16)
+    tile = triton_backend.Tile(16, 16, warps=4, stages=2, programs=20, least=16)
     monkeypatch.setattr(triton_backend, "choose_tile", lambda *_: tile)
     draw = random.Random(0)
-    slots, bound, size, heads, dim = 6, 192, 16, 2, 32
-    rows, tokens = (slots, slots) if decode_only else (slots + 2, 70)
+    slots, bound, size, heads, dim = 4, 160, 16, 2, 32
+    rows, tokens = (slots, slots) if decode_only else (slots + 2, 50)
     dtype = torch.float32
     table = torch.randperm(slots * bound // size).add(1).view(slots, -1)
     table = torch.cat([table, torch.zeros_like(table[:1])]).int()  # the null slot
@@ -418,7 +418,7 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
     inputs = [query, key, value, batch.rows, batch.kv_lens, batch.query_start, batch.write_index]
     inputs += [batch.block_table, batch.cache.keys[0], batch.cache.values[0]]
     replay = capture(step, inputs, monkeypatch)
-    for _ in range(6):
+    for _ in range(4):
         spans = [(draw.randrange(slots), 1) for _ in range(draw.randint(1, rows))]
         if not decode_only:
             spans = [(slot, draw.choice([0, 1, 1, 9, 30])) for slot in draw.sample(range(slots), slots)]
@@ -515,18 +515,18 @@ class Recorded:
 
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
     from slipstream.actors.executor.attention.triton_plan import make_plan
 
     draw = random.Random(seed)
-    rows, spare, single = draw.choice([1, 5, 300, 600]), draw.choice([0, 40]), draw.random() < 0.5
+    rows, spare, single = draw.choice([1, 5, 300]), draw.choice([0, 40]), draw.random() < 0.5
     counts = [draw.choice([0, 1, 1, draw.randint(2, 90)]) for _ in range(rows)]
     kv_lens = [count + draw.choice([0, 0, draw.randint(1, 5000)]) for count in counts]
     starts = [sum(counts[:row]) for row in range(rows + 1)]
     num_tokens = starts[-1] + spare
     window = draw.choice([0, 0, 7, 600])
-    tokens, target = 1 if single else draw.choice([3, 16]), draw.choice([1, 8, 200])
+    tokens, target = 1 if single else draw.choice([7, 32]), draw.choice([2, 8, 200])
     keys, least, block_size = 16, draw.choice([16, 64]), draw.choice([1, 8, 16, 24])
     align = 1 if block_size == 24 else block_size  # only whole blocks fill a tile
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
@@ -586,7 +586,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
     ]
     indices = [index for tile in results.values() for index in tile if index >= 0]
     assert indices == list(range(len(indices)))
-    assert len(indices) <= 2 * target
+    assert len(indices) <= target
     for first, many, begin, parts in split:
         assert results[first, many] == list(range(begin, begin + parts))
         assert 1 < parts <= 32
