@@ -33,10 +33,11 @@ OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.js
 """Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""
 
 MAX_REQUEST_ID_CHARS = 128
+"""Of an ``X-Request-Id`` that is kept: as long as an id of the protocol, and too short to fill logs with."""
 
 
 class Endpoint(NamedTuple):
-    """One row of the table of all endpoints."""
+    """One row of the table of endpoints."""
 
     method: str
     path: str
@@ -88,7 +89,7 @@ class Entrance:
         self.hosts = hosts
         self.under_way: set[asyncio.Task[Any]] = set()
         self.changed = asyncio.Event()
-        """Set whenever a request ends; who waits for it clears it."""
+        """Set whenever a request ends; cleared before it is waited for."""
         self.on_busy: Callable[[], None] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

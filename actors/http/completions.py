@@ -51,7 +51,9 @@ async def create(service: Service, request: Request) -> Response:
     about = service.about("cmpl", "text_completion")
     echoes: list[str] = []
     if body.echo:
-        echoes = await service.beside(request, lambda: [service.echo(*prompt) for prompt in prompts])
+        echoes = await service.beside(
+            request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
+        )
     answers = Answers(service, n, echoes, body.logprobs, only_prompt=only_prompt)
     streams = [
         service.ask(

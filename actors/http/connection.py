@@ -32,8 +32,8 @@ RESERVED_DESCRIPTORS = 256
 class Connections:
     """All connections of the frontend, so that there are always fewer than the process may have descriptors.
 
-    Where there are too many, the one goes that has been without a request for longest: who opens connections
-    only to hold them locks nobody out.
+    Where there are too many, the one that has been without a request for longest is closed. So a client that opens
+    connections only to hold them locks nobody out.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -141,7 +141,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.leave(400, "this is no HTTP request")
 
     def leave(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        """Answer what never became a request, and close the connection."""
+        """Answer what has not become a request, and close the connection."""
         if self.transport.is_closing():
             return
         body = Problem(status, message).body

@@ -1,4 +1,4 @@
-"""Answers on their way: server-sent events, and the end of a request whose client has left."""
+"""Answers as streams of server-sent events, and the end of a request whose client has left."""
 
 from __future__ import annotations
 

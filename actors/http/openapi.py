@@ -30,14 +30,15 @@ ERRORS = {
     "400": "the request can never succeed as it stands",
     "401": "the API key is missing or wrong",
     "404": "no such model",
+    "408": "not finished within its own deadline_s, or its body did not come in time",
     "413": "the body is too long",
-    "415": "the body is not sent as application/json",
+    "415": "the body is not sent as application/json, or encoded",
+    "421": "without a key, Host has to be an address, localhost or a listed name",
     "429": "no room now; try again after Retry-After seconds",
     "500": "an error of the service",
     "503": "the service is stopping, or restarting a part of itself; try again after Retry-After seconds",
-    "408": "not finished within its own deadline_s",
 }
-WITHOUT_BODY = ("401", "500")
+WITHOUT_BODY = ("401", "421", "500")
 
 
 def document(endpoints: Sequence[Described], version: str, bounds: dict[str, int]) -> dict[str, Any]:

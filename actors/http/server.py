@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted: as many as a service holds requests by default."""
 
 LAST_WORDS_S = 1
 """How long the errors that end requests, and the last bytes to clients, may each take when the frontend ends."""
 
 KEEP_ALIVE_S = 30
-"""How long a connection without a request is kept."""
+"""How long a connection without a request is kept: longer than most pauses between requests and probes."""
 
 
 class Server(uvicorn.Server):
@@ -86,8 +87,9 @@ class HttpFrontend:
         host, port = self.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         self.facts: dict[str, Any] = {"endpoint": f"{shown}:{port}", "url": f"http://{shown}:{port}"}
-        # Who listens at other addresses without a key has said --insecure: anybody may ask, by any name.
-        hosts = hosts_of(options.allowed_origins) if ip_address(host).is_loopback else None
+        # With --insecure, at other addresses, anybody may ask by any name, and with * any page may.
+        local = ip_address(host).is_loopback and "*" not in options.allowed_origins
+        hosts = hosts_of(options.allowed_origins) if local else None
         app = make_app(self.service, options.allowed_origins)
         self.entrance = Entrance(self.service, app, options.api_key, hosts)
         self.server: Server | None = None

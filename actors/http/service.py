@@ -22,6 +22,7 @@ from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
+from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts, load_texts
 from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
@@ -179,5 +180,11 @@ class Service:
         # A batch of one, since that gives up the interpreter lock.
         return self.prompts.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
 
-    def echo(self, prompt: str | list[int], where: str) -> str:
-        return prompt if isinstance(prompt, str) else self.text_of(prompt, where)
+    def echo(self, prompt: str | list[int], where: str, *, answered: bool) -> str:
+        """The text of a prompt. With ``answered`` its answer follows, which has the whole of a character that the
+        prompt ends in the middle of."""
+        if isinstance(prompt, str):
+            return prompt
+        text = self.text_of(prompt, where)
+        unfinished = self.tokens.unfinished_bytes(prompt) if answered else 0
+        return text[: max(len(text) - unfinished, len(text.rstrip(UNREADABLE)))]

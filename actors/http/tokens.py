@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,14 @@ class Tokens:
             return piece, list(piece.encode(errors="replace"))
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece), list(piece)
 
+    def unfinished_bytes(self, ids: Sequence[int]) -> int:
+        """Bytes at the end of a text of tokens that are the beginning of a character."""
+        last = b"".join(
+            piece.encode() if isinstance(piece, str) else piece
+            for piece in map(self.pieces.__getitem__, ids[-4:])
+        )
+        return len(last) - utf_8_decode(last, "replace", False)[1]
+
     def most_likely(self, row: dict[str, float], count: int) -> list[tuple[int, float]]:
         """The ``count`` most likely tokens of a row; the sampled one is in it even if it is none of them."""
         ordered = sorted(row.items(), key=lambda item: -item[1])[:count]
@@ -57,23 +66,50 @@ Columns = dict[str, list[Any]]
 """The logprobs of a completion: four lists with an entry for each token."""
 
 
+class Offsets:
+    """Where in a text each of its tokens begins, by the characters that they add to it: a special token adds none,
+    and of several that share a character the last one does."""
+
+    def __init__(self, pieces: Pieces, at: int) -> None:
+        self.pieces = pieces
+        self.at = at
+        """Where the next token begins."""
+        self.begun = at > 0
+        """Some token has had text: the next is not the first, which may lose its space."""
+        self.pending = b""
+        """The bytes of an unfinished character."""
+
+    def add(self, token: int) -> int:
+        """Where ``token``, which comes next, begins."""
+        begins = self.at
+        piece = self.pieces[token]
+        if piece and not self.begun:
+            self.begun = True
+            piece = self.pieces.at_start(token)
+        if self.pending or isinstance(piece, bytes):
+            data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
+            piece, used = utf_8_decode(data, "replace", False)
+            self.pending = data[used:]
+        self.at += len(piece)
+        return begins
+
+
 class TokenTable:
     """Makes the columns of what follows on each other in one text."""
 
     def __init__(self, tokens: Tokens, count: int, offset: int = 0) -> None:
+        """``offset`` is where in the text the first token begins."""
         self.tokens = tokens
         self.count = count
-        self.offset = offset
-        """Where in the text the next token begins."""
+        self.offsets = Offsets(tokens.pieces, offset)
 
     def take(self, ids: Sequence[int], rows: Sequence[dict[str, float] | None]) -> Columns:
         """A row is None for a token that nothing comes before."""
         found: Columns = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
         for token, row in zip(ids, rows, strict=True):
             text, _ = self.tokens[token]
-            found["text_offset"].append(self.offset)
+            found["text_offset"].append(self.offsets.add(token))
             found["tokens"].append(text)
-            self.offset += len(text)
             if row is None:
                 found["token_logprobs"].append(None)
                 found["top_logprobs"].append(None)

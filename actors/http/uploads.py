@@ -18,6 +18,8 @@ from .errors import STOPPED, Problem
 from .events import ClientLeft
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES
+"""What is asked has to fit into a frame to the gateway."""
+
 MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
 """Of a body that is too long, so that its sender, who may not listen before, hears that it is."""
 
