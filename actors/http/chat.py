@@ -24,7 +24,7 @@ from .uploads import Bounds
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, ChatBody)
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
-    about = service.about("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+    about = service.about(request, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
     params, names = params_of(body, offered, service.bounds)
     stream = service.ask(
         request,

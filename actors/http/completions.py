@@ -48,7 +48,7 @@ async def create(service: Service, request: Request) -> Response:
             f" {service.bounds.max_queued_requests} requests at once: send fewer",
             param="prompt",
         )
-    about = service.about("cmpl", "text_completion")
+    about = service.about(request, "cmpl", "text_completion")
     echoes: list[str] = []
     if body.echo:
         echoes = await service.beside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 import zlib
@@ -28,8 +29,9 @@ from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
 from .uploads import Uploads
 
-MAX_CONNECTIONS = 16
-"""Connections to the gateway among which HTTP clients are spread; each takes two threads and eight descriptors."""
+MAX_GATEWAY_CLIENTS = 16
+"""Clients of the gateway among which HTTP clients are spread: each takes two threads and eight descriptors, and with
+more of them fewer HTTP clients share one."""
 
 
 MAX_UNREAD_TOKENS = 20_000
@@ -38,6 +40,12 @@ for as many as it has."""
 
 MIN_UNREAD_STEPS = 64
 """Steps for which any client may be behind, however much each of them brings."""
+
+
+MAX_GIVEN_CHARS = 64
+"""Of an ``X-Request-Id`` in the id of an answer, which has to be shorter than an id of the protocol."""
+
+GIVEN = re.compile(r"[\w.:-]+", re.ASCII)
 
 
 class NamesModel(Protocol):
@@ -51,11 +59,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Connections:
-    """The connections to the gateway.
+class GatewayClients:
+    """The clients of the gateway that this process is.
 
-    The gateway and the scheduler are fair between connections. So HTTP clients at different addresses have
-    different ones, and one that asks for much holds up nobody but itself and the few that share its connection.
+    The gateway and the scheduler are fair between clients. So HTTP clients at different addresses ask by different
+    ones, and one that asks for much holds up nobody but itself and the few that share its own.
     """
 
     def __init__(self, connect: Callable[[], AsyncClient]) -> None:
@@ -66,7 +74,7 @@ class Connections:
 
     def of(self, address: str) -> AsyncClient:
         """The one for clients at an IP address."""
-        number = zlib.crc32(address.encode()) % MAX_CONNECTIONS
+        number = zlib.crc32(address.encode()) % MAX_GATEWAY_CLIENTS
         found = self.shared.get(number)
         if found is None:
             found = self.shared[number] = self.connect()
@@ -96,7 +104,7 @@ class Service:
         metrics_prefix: str = "slipstream_",
     ) -> None:
         """``connect`` makes a client of the gateway."""
-        self.connections = Connections(connect)
+        self.clients = GatewayClients(connect)
         self.model = model
         self.version = version
         self.bounds = bounds
@@ -115,7 +123,7 @@ class Service:
 
     @property
     def client(self) -> AsyncClient:
-        return self.connections.own
+        return self.clients.own
 
     async def read(self, request: Request, kind: type[B]) -> B:
         """The body of a request that is for this service, and comes in time."""
@@ -136,7 +144,7 @@ class Service:
     ) -> AsyncGenerator[list[Delta], None]:
         """What the gateway answers; ``names`` are those that the parameters have in the body of the request."""
         address = "" if request.client is None else request.client.host
-        stream = self.connections.of(address).batches(params=params, max_held=most_unread(params), **asked)
+        stream = self.clients.of(address).batches(params=params, max_held=most_unread(params), **asked)
         try:
             async with aclosing(stream):
                 async for deltas in stream:
@@ -157,11 +165,14 @@ class Service:
         """End every request that is under way with an error."""
         self.stopped = self.draining = True
         self.uploads.stop()
-        await self.connections.close()
+        await self.clients.close()
 
-    def about(self, kind: str, object: str) -> dict[str, Any]:
-        """What every answer begins with."""
-        id, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
+    def about(self, request: Request, kind: str, object: str) -> dict[str, Any]:
+        """What every answer begins with. Its id, which traces and logs have too, holds the request's own if it has
+        one; a client may give the same to several."""
+        given = request.headers.get("x-request-id", "")[:MAX_GIVEN_CHARS]
+        own = f"{given}-{uuid.uuid4().hex[:12]}" if GIVEN.fullmatch(given) else uuid.uuid4().hex
+        id, created = f"{kind}-{own}", int(time.time())
         return {"id": id, "object": object, "created": created, "model": self.model}
 
     def answer(self, body: Any) -> Response:

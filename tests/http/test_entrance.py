@@ -136,6 +136,19 @@ def test_every_answer_has_an_id_and_is_counted_by_its_status() -> None:
     assert frontend.service.statuses == {200: 2, 404: 1, 401: 1, 400: 1}
 
 
+def test_the_id_of_an_answer_holds_that_of_its_request() -> None:
+    """So that it is found in traces and logs; overlapping requests may have the same."""
+    frontend = Scripted(Script("a"))
+    for given, shown in (("mine:1", True), ("x" * 128, True), ("no word", False), ("", False)):
+        ids = set()
+        for _ in range(2):
+            ids.add(frontend.post(CHAT, {"messages": HELLO}, x_request_id=given).json["id"])
+            assert frontend.script.asked["request_id"] in ids
+        assert len(ids) == 2
+        assert all(id.startswith("chatcmpl-") and len(id) <= 100 for id in ids)
+        assert all((bool(given) and given[:64] in id) == shown for id in ids)
+
+
 def test_the_front_page_is_the_dashboard() -> None:
     answer = Scripted(api_key="sesame").get("/")
     assert (answer.status, answer.headers["location"]) == (307, "/dashboard")

@@ -157,6 +157,49 @@ def test_every_bad_input_is_answered_at_once_in_openais_form_while_a_stream_goes
     assert streaming.readlines()[-2] == b"data: [DONE]\n"
 
 
+def deep(levels: int) -> Any:
+    value: Any = "x"
+    for level in range(levels):
+        value = [value] if level % 2 else {"items": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [40, 200, 900])
+def test_what_is_nested_deeper_than_a_frame_may_be_is_refused_wherever_it_is(web: Web, levels: int) -> None:
+    schema = {"type": "array", "items": deep(levels)}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "f", "arguments": json.dumps({"a": deep(levels)})},
+    }
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    strict = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}]
+    places: dict[str, tuple[str, dict[str, Any]]] = {
+        "messages": (CHAT, {"messages": [{"role": "user", "content": "x", "name": deep(levels)}]}),
+        "messages[0].tool_calls": (CHAT, {"messages": [{"role": "assistant", "tool_calls": [call]}]}),
+        "chat_template_kwargs": (CHAT, {"messages": HELLO, "chat_template_kwargs": {"a": deep(levels)}}),
+        "tools": (CHAT, {"messages": HELLO, "tools": tools}),
+        "tools, strict": (CHAT, {"messages": HELLO, "tools": strict}),
+        "tools, required": (CHAT, {"messages": HELLO, "tools": tools, "tool_choice": "required"}),
+        "tools, named": (
+            CHAT,
+            {
+                "messages": HELLO,
+                "tools": tools,
+                "tool_choice": {"type": "function", "function": {"name": "f"}},
+            },
+        ),
+        "structured_outputs": (TEXT, {"prompt": "x", "structured_outputs": {"json": schema}}),
+        "messages to be tokens": (
+            "/tokenize",
+            {"messages": [{"role": "user", "content": "x", "a": deep(levels)}]},
+        ),
+    }
+    for place, (path, body) in places.items():
+        refused = web(path, body)
+        assert refused.status == 400, (place, refused.body)
+
+
 def talk(url: str, data: bytes) -> tuple[bytes, Any]:
     """The status line and the body of what a server answers to these bytes."""
     host, port = url.removeprefix("http://").split(":")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scripted import Scripted
-from slipstream.actors.http.service import MAX_CONNECTIONS, Connections, most_unread
+from slipstream.actors.http.service import MAX_GATEWAY_CLIENTS, GatewayClients, most_unread
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.errors import Overloaded
@@ -70,16 +70,16 @@ def test_every_request_has_such_a_bound() -> None:
         assert frontend.script.asked["max_held"] == 20_000
 
 
-def test_clients_at_different_addresses_have_different_connections_to_the_gateway() -> None:
+def test_clients_at_different_addresses_are_different_clients_of_the_gateway() -> None:
     made: list[object] = []
 
     def connect() -> object:
         made.append(object())
         return made[-1]
 
-    connections = Connections(connect)  # type: ignore[arg-type]
-    assert connections.of("10.0.0.1") is connections.of("10.0.0.1")
-    assert connections.of("10.0.0.1") is not connections.of("10.0.0.2")
+    clients = GatewayClients(connect)  # type: ignore[arg-type]
+    assert clients.of("10.0.0.1") is clients.of("10.0.0.1")
+    assert clients.of("10.0.0.1") is not clients.of("10.0.0.2")
     for number in range(1000):
-        connections.of(f"10.0.{number % 256}.{number // 256}")
-    assert len(made) == MAX_CONNECTIONS + 1, "and one for the service's own questions"
+        clients.of(f"10.0.{number % 256}.{number // 256}")
+    assert len(made) == MAX_GATEWAY_CLIENTS + 1, "and one for the service's own questions"

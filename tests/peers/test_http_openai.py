@@ -182,7 +182,10 @@ def test_logprobs_of_completions_are_lists_with_an_entry_per_token(api: OpenAI) 
     assert logprobs.text_offset is not None
     assert len(logprobs.tokens) == len(logprobs.token_logprobs or ()) == len(logprobs.text_offset) == 5
     assert all(len(each) <= 2 for each in logprobs.top_logprobs or ())
-    assert logprobs.text_offset == [len("".join(logprobs.tokens[:n])) for n in range(5)]
+    text, offsets = told.choices[0].text, logprobs.text_offset
+    assert (offsets[0], offsets) == (0, sorted(offsets))
+    for token, offset in zip(logprobs.tokens, offsets, strict=True):
+        assert token.startswith("bytes:") or text[offset:].startswith(token)
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(api: OpenAI) -> None:
