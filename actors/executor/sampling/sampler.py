@@ -12,7 +12,7 @@ processors; vLLM applies min-p before top-k and top-p.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +99,15 @@ class Sampler:
         ``fields.JOIN``. ``kind`` says what some row of the step asks for. ``allowed`` are rows int64 [M] and their
         masks int32 [M, words].
         """
-        if kind == SamplingKind(logprobs=kind.logprobs) and allowed is None:
-            return logits.argmax(dim=-1).int()
+        plain = kind == SamplingKind(greedy=kind.greedy, logprobs=kind.logprobs) and allowed is None
 
         def asked(name: str) -> Tensor:
             return column(requests, JOIN, name)
 
+        if logits.is_cuda and plain:
+            return choose_by_kernels(logits, position, asked, greedy=kind.greedy)
+        if kind.greedy and plain:
+            return logits.argmax(dim=-1).int()
         index = position - asked("prompt_len")
         logits = logits.float()
         if kind.biased:
@@ -138,6 +141,21 @@ class Sampler:
             candidates=kind.candidates,
             nucleus=kind.nucleus,
         ).int()
+
+
+def choose_by_kernels(
+    logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], *, greedy: bool
+) -> Tensor:
+    """The next tokens of rows that ask for a temperature and nothing else, on a GPU.
+
+    Exponentials differ from those of torch by their last bits, less than logits do between batches.
+    """
+    from .kernels import best_tokens, sampled_tokens  # triton comes with torch where there is a GPU
+
+    if greedy:
+        return best_tokens(logits)
+    names = ("temperature", "top_k", "prompt_len", "seed_low", "seed_high")
+    return sampled_tokens(logits, position, *(asked(name) for name in names))
 
 
 def seed_of(low: Tensor, high: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""The kernels that choose tokens take those that plain torch takes.
+
+On a CUDA device the tests run as they are. Without one they run in Triton's interpreter, in a process of
+their own: its switch must be set before ``triton`` is first imported and holds for the whole process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slipstream.actors.executor.sampling.sampler import Sampler
+from slipstream.actors.executor.step.fields import JOIN, column
+from slipstream.actors.executor.step.layout import SamplingKind
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+needs_kernels = pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
+
+ROWS = 40
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+def test_under_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+def make_logits(vocab: int, dtype: torch.dtype) -> Tensor:
+    """Rows of which some have equal greatest logits, some are almost flat and some have impossible tokens."""
+    logits = torch.randn(ROWS, vocab, generator=torch.Generator().manual_seed(vocab)) * 3
+    logits[::4] = (logits[::4] * 2).round()
+    logits[1::4] *= 0.01
+    logits[2::4, : vocab // 2] = float("-inf")
+    return logits.to(DEVICE, dtype)
+
+
+def make_requests() -> Tensor:
+    records = np.zeros(ROWS, JOIN)
+    records["temperature"] = np.resize([1.0, 0.0, 0.7, 3.0, 1e-3, 1e-30], ROWS)
+    records["top_k"] = np.resize([0, 0, 0, 1, 0], ROWS)
+    records["top_p"] = 1.0
+    records["seed_low"], records["seed_high"] = np.arange(ROWS) * -77, np.arange(ROWS) - 20
+    records["prompt_len"] = np.arange(ROWS) % 7
+    return torch.from_numpy(records.view(np.int32).reshape(ROWS, -1)).to(DEVICE)
+
+
+def plain(logits: Tensor, requests: Tensor, position: Tensor, kind: SamplingKind) -> list[int]:
+    """The path of the CPU."""
+    sampler = Sampler(1, logits.shape[1], torch.device("cpu"))
+    slots = torch.zeros(ROWS, dtype=torch.int64)
+    return sampler.choose(logits.cpu(), slots, requests.cpu(), position.cpu(), kind).tolist()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vocab", [7, 256, 2048, 5003])
+def test_the_same_tokens_as_in_plain_torch(vocab: int, dtype: torch.dtype) -> None:
+    from slipstream.actors.executor.sampling.kernels import best_tokens, sampled_tokens
+
+    logits, requests = make_logits(vocab, dtype), make_requests()
+    position = torch.arange(ROWS, device=DEVICE) + 100
+    names = ("temperature", "top_k", "prompt_len", "seed_low", "seed_high")
+    fields: list[Any] = [column(requests, JOIN, name) for name in names]
+    found = best_tokens(logits)
+    assert found.dtype == torch.int32
+    assert found.tolist() == plain(logits, requests, position, SamplingKind())
+    found = sampled_tokens(logits, position, *fields)
+    assert found.dtype == torch.int32
+    expected = plain(logits, requests, position, SamplingKind(greedy=False))
+    assert found.tolist() == expected
+    assert len(set(expected)) > min(vocab, ROWS) // 3, "the draws must matter"
+
+
+@needs_kernels
+def test_a_row_that_is_not_a_number_gets_some_token_of_the_vocabulary() -> None:
+    from slipstream.actors.executor.sampling.kernels import best_tokens, sampled_tokens
+
+    logits, requests = make_logits(5003, torch.float32), make_requests()
+    logits[3] = float("nan")
+    logits[4] = float("-inf")
+    names = ("temperature", "top_k", "prompt_len", "seed_low", "seed_high")
+    position = torch.arange(ROWS, device=DEVICE)
+    for found in (
+        best_tokens(logits),
+        sampled_tokens(logits, position, *(column(requests, JOIN, name) for name in names)),
+    ):
+        assert 0 <= int(found.min()) <= int(found.max()) < 5003
