@@ -8,8 +8,8 @@ from dataclasses import dataclass
 FEWEST_MIXED_TOKENS = 16
 """Least size of a step with a prompt: a smaller one takes the device as long."""
 
-SIZES_IN_AN_OCTAVE = 4
-"""A step is padded to less than 1.25 times its size: (1, 5/4, 3/2, 7/4) times a power of two."""
+LARGE_MIXED_TOKENS = 256
+"""From this size on a step takes the device as long as it has tokens, so that sizes are closer to each other."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,15 @@ def decode_sizes(most: int) -> tuple[int, ...]:
 
 
 def mixed_sizes(most: int) -> tuple[int, ...]:
-    """Four sizes an octave from ``FEWEST_MIXED_TOKENS`` up to ``most``."""
+    """Sizes from ``FEWEST_MIXED_TOKENS`` up to ``most``: four an octave, from ``LARGE_MIXED_TOKENS`` on eight.
+
+    A step is so padded to less than 1.25 times its tokens, a large one to 1.125 times.
+    """
     sizes: list[int] = []
     octave = FEWEST_MIXED_TOKENS
     while octave < most:
-        sizes += [octave * (SIZES_IN_AN_OCTAVE + n) // SIZES_IN_AN_OCTAVE for n in range(SIZES_IN_AN_OCTAVE)]
+        in_octave = 8 if octave >= LARGE_MIXED_TOKENS else 4
+        sizes += range(octave, 2 * octave, octave // in_octave)
         octave *= 2
     return (*(size for size in sizes if size < most), most)
 

@@ -65,6 +65,7 @@ class ModelProgram:
         self.sampler = Sampler(seq_slots + 1, model.vocab_size, model.device)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
+        self.no_token = torch.full((), -1, dtype=torch.int32, device=model.device)
         self.logits: Tensor | None = None
         """Of a step that has begun and is not finished."""
         if num_blocks:
@@ -165,15 +166,15 @@ class ModelProgram:
             rows = token_slots = layout.view(inputs, "sample_slots")[: layout.rows].long()
             query_start = self.ordinals[: layout.rows + 1]
             logits_index = self.ordinals[: layout.rows].long()
-            counts = 1
             positions = state.position[rows]
+            after = positions + 1
             input_ids = state.tokens[rows, positions]
         else:
             rows = layout.view(inputs, "row_slots").long()
             token_slots = layout.view(inputs, "token_slots").long()
             query_start = layout.view(inputs, "query_start")
             logits_index = layout.view(inputs, "logits_index").long()
-            counts = query_start[1:] - query_start[:-1]
+            after = state.position[rows] + (query_start[1:] - query_start[:-1])
             positions = state.position[token_slots] + layout.view(inputs, "token_offsets")
             known = layout.view(inputs, "known_tokens")
             input_ids = torch.where(known == PLACEHOLDER, state.tokens[token_slots, positions], known)
@@ -182,12 +183,12 @@ class ModelProgram:
             written = (input_ids != UNWRITTEN).all()
             torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
         block = state.block_table[token_slots, positions // self.block_size]
-        write_index = block.long() * self.block_size + positions % self.block_size
+        write_index = torch.add(positions % self.block_size, block, alpha=self.block_size)
         self.block_tokens[write_index] = input_ids
         batch = PagedBatch(
             cache=self.cache,
             rows=rows,
-            kv_lens=(state.position[rows] + counts).int(),
+            kv_lens=after.int(),
             query_start=query_start,
             write_index=write_index,
             block_table=state.block_table,
@@ -195,7 +196,7 @@ class ModelProgram:
             max_kv_len=max_kv_len,
         )
         logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
-        state.position[rows] += torch.where(state.finished[rows], 0, counts)
+        state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)
         return logits
 
     # --- choose: nothing here depends on more than the rows and the kind --------------------------------
@@ -229,7 +230,7 @@ class ModelProgram:
         state.finished[slots] = finished | stopping
         if kind.penalties:
             sampler.count_sampled(slots, tokens)
-        results.view(outputs, "tokens").copy_(torch.where(finished, -1, tokens))
+        torch.where(finished, self.no_token, tokens, out=results.view(outputs, "tokens"))
         if kind.logprobs:
             ids, values = logprobs(logits.float(), tokens, kind.logprobs)
             results.view(outputs, "logprob_tokens").copy_(ids.flatten())
