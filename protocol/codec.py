@@ -17,10 +17,12 @@ import msgspec
 
 from .errors import ProtocolError, brief
 from .limits import (
+    MAX_ALL_ITEMS,
     MAX_CONTAINERS,
     MAX_FRAME_BYTES,
     MAX_INTERNAL_FRAME_BYTES,
     MAX_ITEMS,
+    MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
 )
 from .messages import Envelope, FromClient, PublicIn, PublicOut
@@ -127,20 +129,25 @@ def unpack(frame: bytes) -> Any:
     """The plain values in a frame, within the bounds of ``limits``."""
     options = BOUNDS
     if len(frame) > MAX_CONTAINERS:  # no smaller frame can hold too many
-        options = BOUNDS | dict.fromkeys(("list_hook", "object_hook"), Containers(MAX_CONTAINERS).count)
+        options = BOUNDS | dict.fromkeys(("list_hook", "object_hook"), Containers().count)
     return msgpack.unpackb(frame, **options)
 
 
 class Containers:
-    """Counts the arrays and maps of one frame: a byte of it can become a hundred bytes of memory."""
+    """Counts the arrays and maps of one frame and what is in them: a byte of it can become a hundred bytes of memory,
+    and all of it is looked at while others wait."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = MAX_CONTAINERS) -> None:
         self.most = self.left = most
+        self.items_left = MAX_ALL_ITEMS
 
     def count(self, container: Any) -> Any:
         self.left -= 1
+        self.items_left -= len(container)
         if self.left < 0:
             raise ValueError(f"it has more than {self.most} arrays and maps")
+        if self.items_left < 0:
+            raise ValueError(f"its arrays and maps have more than {MAX_ALL_ITEMS} items")
         return container
 
 
@@ -153,7 +160,7 @@ BOUNDS: dict[str, Any] = {
     "max_str_len": MAX_INTERNAL_FRAME_BYTES,
     "max_bin_len": MAX_INTERNAL_FRAME_BYTES,
     "max_array_len": MAX_ITEMS,
-    "max_map_len": MAX_ITEMS,
+    "max_map_len": MAX_KEYS,
     "max_ext_len": 0,
     "ext_hook": refuse_extension,
 }

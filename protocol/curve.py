@@ -2,7 +2,7 @@
 
 A *key folder* belongs to a service: ``server.key`` (its own, secret), ``allowed`` (the public keys of the
 clients that may connect, one a line with its name before it), and one ``NAME.key`` for each client that was made
-here. Such a client key is one file with all that a client needs; give it to whoever is to use the service.
+here. Such a client key is one file with all that a client needs; give it to the user of the service.
 """
 
 from __future__ import annotations

@@ -91,6 +91,20 @@ EXACT_CODES: dict[str, tuple[type[SlipstreamError], str]] = {
 }
 """Codes that programs act on and that need no class of their own: the class each belongs to, and its meaning."""
 
+
+def context_length_exceeded(
+    param: str, prompt_tokens: int, received_tokens: int, max_model_len: int
+) -> InvalidRequest:
+    """The prompt, given as ``param``, leaves no room for an answer."""
+    resumed = f" and {received_tokens} tokens of the answer were received" if received_tokens else ""
+    return InvalidRequest(
+        f"the prompt has {prompt_tokens} tokens{resumed}; this model's maximum context length is"
+        f" {max_model_len} tokens (max_model_len), answer included, one of them new: shorten the prompt",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 BY_CODE: dict[str, type[SlipstreamError]] = {
     kind.code: kind
     for kind in (

@@ -14,13 +14,25 @@ MAX_INTERNAL_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 """The same between actors: what a client may just send has to fit, with what is added on the way."""
 
 MAX_ITEMS = 1_000_000
-"""Longest array or map inside a frame of a client."""
+"""Longest array inside a frame of a client: a prompt as token ids is one."""
 
-MAX_CONTAINERS = 200_000
+MAX_KEYS = 16_384
+"""Largest map inside a frame of a client. One of a million keys takes the gateway seconds, in which all others wait."""
+
+MAX_CONTAINERS = 100_000
 """Most arrays and maps inside a frame of a client."""
+
+MAX_ALL_ITEMS = 2 * MAX_ITEMS
+"""Most items of all arrays and maps together inside a frame of a client: a long prompt, and what was received of it."""
 
 MAX_DEPTH = 32
 """Deepest nesting of arrays and maps in a value of any type."""
+
+MAX_MESSAGES = 8192
+"""Most messages of one conversation: a template is rendered for all of them at once."""
+
+MAX_TOOLS = 1024
+"""Most ``tools`` of one request."""
 
 MAX_REQUEST_ID_CHARS = 128
 """Longest ``id`` of a request."""

@@ -47,13 +47,13 @@ class Generate(FromClient, tag="generate"):
     """A conversation, ``[{"role": "user", "content": "…"}, …]``, which the model's chat template turns into text."""
     params: SamplingParams = SamplingParams()
     received: list[int] = []
-    """Token ids of the answer that the client already has: sent again after a lost connection."""
+    """Token ids of the answer that the client already has, when it resends a request after a lost connection."""
     received_of_others: list[list[int]] = []
     """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
     return_prompt_ids: bool = False
     """Tell the token ids of the prompt with the first delta."""
     age_s: float = 0.0
-    """How long ago it was first asked: sent again, it does not get a new deadline."""
+    """How long ago it was first asked: a request that is resent does not get a new deadline."""
     tools: list[dict[str, Any]] | None = None
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class Error(ToClient, tag="error"):
     """For people: the value, the limit and what to do."""
     id: str | None = None
     retry_after_s: float | None = None
-    """With ``overloaded``: how many seconds to wait before the request is sent again."""
+    """With ``overloaded``: how many seconds to wait before the request is tried again."""
     param: str | None = None
     """The field that is wrong: its path, such as ``messages[0].content``, or the bare name of a sampling parameter."""
 
@@ -248,7 +248,7 @@ def first_number(epoch: int) -> int:
 
 
 class Submit(Internal):
-    """gateway → tokenizer: a request, new or sent again with what was already delivered."""
+    """gateway → tokenizer: a request, new or resent with what was already delivered."""
 
     request: int
     prompt: str | list[dict[str, Any]] | None
@@ -260,7 +260,7 @@ class Submit(Internal):
     client: int = 0
     """Number of the client, for fairness between clients."""
     attempt: int = 0
-    """How often the request was sent again; what an earlier attempt still brings is dropped."""
+    """How often the request was resent; what an earlier attempt still brings is dropped."""
     prompt_ids: bytes = b""
     """The prompt as token ids (int32)."""
     template: dict[str, Any] = {}
@@ -474,7 +474,7 @@ class Matched(Internal):
 
     requests: list[int]
     attempts: list[int]
-    """Which attempt of each: one that was sent again meanwhile has still to say what it knows."""
+    """Which attempt of each: one that was resent meanwhile has still to say what it knows."""
 
 
 class DumpTrace(Internal):

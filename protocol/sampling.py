@@ -82,7 +82,7 @@ class SamplingParams(
     """Seconds from acceptance within which the request must be finished."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.logit_bias, dict) and any(isinstance(token, int) for token in self.logit_bias):
+        if isinstance(self.logit_bias, dict) and not all(isinstance(token, str) for token in self.logit_bias):
             bias = {str(token): value for token, value in self.logit_bias.items()}
             msgspec.structs.force_setattr(self, "logit_bias", bias)
 
@@ -172,8 +172,18 @@ class SamplingParams(
 
 
 def as_json(schema: dict[str, Any]) -> str:
+    """The schema as JSON text; one that is far too large or deep is not written first."""
     layer: list[Any] = [schema]
+    size = 0
     for _ in range(limits.MAX_DEPTH):
+        if not layer:
+            break
+        size += sum(1 + len(value) if isinstance(value, str | list | dict) else 1 for value in layer)
+        if size > limits.MAX_GRAMMAR_BYTES:
+            raise InvalidRequest(
+                f"json_schema has more than {size} bytes; the limit is {limits.MAX_GRAMMAR_BYTES}: send fewer",
+                param="json_schema",
+            )
         layer = [item for value in layer for item in inside(value)]
     if layer:
         raise InvalidRequest(
@@ -234,5 +244,6 @@ def is_token_id(name: int | str, vocab_size: int) -> bool:
 
 
 def counted(name: str, count: int, limit: int, unit: str) -> None:
+    """Refuse more than ``limit`` of something before any of it is looked at."""
     if count > limit:
-        raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}", param=name)
+        raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}: send fewer", param=name)

@@ -6,9 +6,10 @@ from array import array
 from typing import Any
 
 from ...protocol import limits
-from ...protocol.errors import InvalidRequest, brief
+from ...protocol.errors import InvalidRequest, brief, context_length_exceeded
 from ...protocol.limits import Limits
 from ...protocol.messages import Generate
+from ...protocol.sampling import counted
 from .connections import Connection
 
 Prompt = str | bytes | list[dict[str, Any]]
@@ -45,6 +46,10 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
         return check_conversation(message.messages, template_of(message), bounds)
     prompt = message.prompt
     if isinstance(prompt, list):
+        if len(prompt) >= bounds.max_model_len:
+            received = len(message.received)
+            if len(prompt) + received + (0 if received else 1) > bounds.max_model_len:
+                raise context_length_exceeded("prompt", len(prompt), received, bounds.max_model_len)
         check_tokens("prompt", prompt, bounds)
         return array("i", prompt).tobytes(), 4 * len(prompt)
     assert prompt is not None
@@ -64,16 +69,19 @@ def check_received(message: Generate, bounds: Limits) -> None:
             f" there are {message.params.n - 1} answers after the first",
             param="received_of_others",
         )
-    check_tokens("received", message.received, bounds)
-    for received in message.received_of_others:
-        check_tokens("received_of_others", received, bounds)
+    for name, received in [
+        ("received", message.received),
+        *(("received_of_others", others) for others in message.received_of_others),
+    ]:
+        counted(name, len(received), bounds.max_model_len, "token ids")
+        check_tokens(name, received, bounds)
 
 
 def check_tokens(name: str, tokens: list[int], bounds: Limits) -> None:
     highest = bounds.vocab_size - 1
-    for token in tokens:
-        if not 0 <= token <= highest:
-            raise InvalidRequest(f"{name} has token id {token}; this model's are 0 to {highest}", param=name)
+    if tokens and not (min(tokens) >= 0 and max(tokens) <= highest):
+        wrong = next(token for token in tokens if not 0 <= token <= highest)
+        raise InvalidRequest(f"{name} has token id {wrong}; this model's are 0 to {highest}", param=name)
 
 
 def check_conversation(
@@ -81,11 +89,17 @@ def check_conversation(
 ) -> tuple[Prompt, int]:
     if not messages:
         raise InvalidRequest("messages is empty; give at least one", param="messages")
-    size, most = weight("messages", messages), bounds.max_prompt_bytes
-    for name, value in template.items():
-        size += weight("tools" if name == "tools" else "chat_template_kwargs", value)
-    if size > most:
-        raise InvalidRequest(f"messages and tools have {size} bytes; the limit is {most}", param="messages")
+    counted("messages", len(messages), limits.MAX_MESSAGES, "messages")
+    counted("tools", len(template.get("tools", ())), limits.MAX_TOOLS, "tools")
+    size, most = 0, bounds.max_prompt_bytes
+    for name, value in {"messages": messages, **template}.items():
+        param = name if name in ("messages", "tools") else "chat_template_kwargs"
+        size += weight(param, value, most - size)
+        if size > most:
+            raise InvalidRequest(
+                f"messages and tools have more than {most} bytes, which is the limit: shorten them",
+                param=param,
+            )
     return messages, size
 
 
@@ -95,15 +109,27 @@ def template_of(message: Generate) -> dict[str, Any]:
     return message.chat_template_kwargs | tools
 
 
-def weight(name: str, value: Any, depth: int = 0) -> int:
-    """About how many bytes a value of any type takes; ``InvalidRequest`` if it is nested too deep."""
-    if isinstance(value, str | bytes):
-        return 4 + len(value)
-    if not isinstance(value, list | dict):
-        return 8
-    if depth >= limits.MAX_DEPTH:
-        raise InvalidRequest(
-            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}", param=name
-        )
-    inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
-    return 4 + sum(weight(name, item, depth + 1) for item in inner)
+def weight(name: str, value: Any, most: int) -> int:
+    """About how many bytes a value of any type takes; more than ``most`` as soon as it is seen to be more.
+
+    ``InvalidRequest`` if it is nested too deep.
+    """
+    size = 0
+    layer: list[Any] = [value]
+    for depth in range(limits.MAX_DEPTH + 1):
+        inside: list[Any] = []
+        for item in layer:
+            if isinstance(item, list | dict):
+                if depth == limits.MAX_DEPTH:
+                    raise InvalidRequest(
+                        f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps: {brief(value)}",
+                        param=name,
+                    )
+                size += 4
+                inside += [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            else:
+                size += 4 + len(item) if isinstance(item, str | bytes) else 8
+            if size + 4 * len(inside) > most:
+                return most + 1
+        layer = inside
+    return size

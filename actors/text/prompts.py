@@ -12,7 +12,8 @@ from typing import Any
 import tokenizers
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
-from ...protocol.limits import MAX_DEPTH
+from ...protocol.limits import MAX_DEPTH, MAX_MESSAGES
+from ...protocol.sampling import counted
 from .tokenizer_files import ChatTemplate, load_chat_template, load_tokenizer
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
@@ -91,6 +92,7 @@ def plain_messages(messages: list[dict[str, Any]], max_bytes: int) -> list[dict[
     """The conversation as templates expect it: no empty fields, and text parts joined to one text."""
     if not messages:
         raise InvalidRequest("messages is empty; give at least one message", param="messages")
+    counted("messages", len(messages), MAX_MESSAGES, "messages")
     room = max_bytes
     plain: list[dict[str, Any]] = []
     for index, message in enumerate(messages):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
-from ...protocol.errors import InvalidRequest, SlipstreamError
+from ...protocol.errors import InvalidRequest, SlipstreamError, context_length_exceeded
 from ...protocol.limits import MAX_PROMPT_LOGPROBS
 from ...protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
 from ...protocol.sampling import Grammar, SamplingParams
@@ -117,13 +117,7 @@ class Tokenizer(Actor):
             raise InvalidRequest("the prompt has no tokens; give at least one", param="prompt")
         room_for_new = 0 if delivered else 1  # an answer sent again may lack only the news of its end
         if prompt + delivered + room_for_new > self.max_model_len:
-            resumed = f" and {delivered} tokens of the answer were received" if delivered else ""
-            raise InvalidRequest(
-                f"the prompt has {prompt} tokens{resumed}; this model's maximum context length is"
-                f" {self.max_model_len} tokens (max_model_len), answer included, one of them new: shorten the prompt",
-                param=where,
-                code="context_length_exceeded",
-            )
+            raise context_length_exceeded(where, prompt, delivered, self.max_model_len)
 
     def check_scores(self, params: SamplingParams, prompt: int) -> None:
         if params.prompt_logprobs is None:

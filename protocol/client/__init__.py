@@ -1,1 +1,1 @@
-"""The client: a pure session, a blocking and an asyncio face of it, and what can be seen of a service with it."""
+"""The client: a pure session, a blocking and an asyncio client around it, and what they show of a service."""

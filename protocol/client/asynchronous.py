@@ -21,10 +21,11 @@ from ..curve import ClientKey, Curve, client_key
 from ..endpoints import check_endpoint
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
-from .blocking import Line, Prompt
+from .blocking import Prompt
 from .outputs import Collector, RequestOutput
 from .session import Message, Pending, Reply, Session, Stream
 from .timeline import Timeline
+from .transport import Transport
 
 TURN = 256
 """Most frames taken from the socket before other callbacks of the loop have their turn."""
@@ -42,8 +43,8 @@ class AsyncClient:
     def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
-        self._line = WatchedLine(self.endpoint, client_key(curve, self.endpoint), self._drain)
-        self._release = weakref.finalize(self, self._line.close)  # for a client that nobody closes
+        self._transport = LoopTransport(self.endpoint, client_key(curve, self.endpoint), self._drain)
+        self._release = weakref.finalize(self, self._transport.close)  # for a client that nobody closes
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> AsyncClient:
@@ -67,10 +68,10 @@ class AsyncClient:
         In a forked child it only forgets the connection, which stays the parent's. Where the client's event loop is
         alive and another one than this it is a ``RuntimeError``.
         """
-        if not self._line.is_ours():
+        if not self._transport.is_own_process():
             self._session.close()
             return
-        if self._line.loop is not None and not self._line.loop.is_closed():
+        if self._transport.loop is not None and not self._transport.loop.is_closed():
             self._check()
         if self._session.state != "closed":
             self._wake(self._session.close())
@@ -138,7 +139,7 @@ class AsyncClient:
                 if deltas:
                     yield deltas.popleft()
                 else:
-                    await self._news(stream)
+                    await self._wait_for(stream)
         finally:
             self._leave(stream)
 
@@ -151,7 +152,7 @@ class AsyncClient:
                     stream.deltas.clear()
                     yield batch
                 else:
-                    await self._news(stream)
+                    await self._wait_for(stream)
         finally:
             self._leave(stream)
 
@@ -161,7 +162,7 @@ class AsyncClient:
                 while stream.deltas:
                     collector.add(stream.deltas.popleft())
                 if stream.unfinished:
-                    await self._news(stream)
+                    await self._wait_for(stream)
         finally:
             self._leave(stream)
         return collector.output()
@@ -171,10 +172,10 @@ class AsyncClient:
         question = self._session.inquire(loop.time(), expects, seconds)
         self._send()
         while question.answer is None:
-            await self._news(question)
+            await self._wait_for(question)
         return question.answer
 
-    async def _news(self, pending: Pending) -> None:
+    async def _wait_for(self, pending: Pending) -> None:
         """Wait until something has come for ``pending``, or raise its error."""
         if pending.error is not None:
             raise pending.error
@@ -189,20 +190,20 @@ class AsyncClient:
                 if not waiter.done() and not waiter.get_loop().is_closed():
                     waiter.set_result(None)
 
-    # --- the line -----------------------------------------------------------------------------
+    # --- the connection -----------------------------------------------------------------------
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """The running loop, which from now on is this client's."""
         loop = asyncio.get_running_loop()
-        if self._line.loop is None:
-            self._line.loop, self._line.thread = loop, threading.get_ident()
+        if self._transport.loop is None:
+            self._transport.loop, self._transport.thread = loop, threading.get_ident()
         self._check()
         return loop
 
     def _check(self) -> None:
         """Refuse another process, event loop or thread than the one that first used it."""
-        self._line.check_ours()
-        if not self._line.is_here():
+        self._transport.check_process()
+        if not self._transport.is_here():
             raise RuntimeError(
                 "an AsyncClient belongs to the event loop that first used it; make a new one for another loop or thread"
             )
@@ -214,10 +215,10 @@ class AsyncClient:
 
     def _leave(self, stream: Stream) -> None:
         """The consumer wants no more of a stream; a generator that nobody finished can be collected anywhere."""
-        loop = self._line.loop
-        if loop is None or loop.is_closed() or not self._line.is_ours():
+        loop = self._transport.loop
+        if loop is None or loop.is_closed() or not self._transport.is_own_process():
             return
-        if self._line.is_here():
+        if self._transport.is_here():
             self._session.leave(stream)
             self._send()
         else:
@@ -226,20 +227,20 @@ class AsyncClient:
     def _send(self) -> None:
         """Send what is due, and see to the clock."""
         sends = bool(self._session.outbox)
-        self._line.carry(self._session)
+        self._transport.flush(self._session)
         if sends:
             self._look_again()
         self._set_timer()
 
     def _look_again(self) -> None:
         """A send may have used up the edge that told of a frame."""
-        loop, socket = self._line.loop, self._line.socket
+        loop, socket = self._transport.loop, self._transport.socket
         if loop is not None and socket is not None and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         """Take in what has arrived, and wake those who wait for it."""
-        loop, socket, session = self._line.loop, self._line.socket, self._session
+        loop, socket, session = self._transport.loop, self._transport.socket, self._session
         if loop is None or socket is None:
             return  # closed between the signal and this call
         now = loop.time()
@@ -251,12 +252,12 @@ class AsyncClient:
             self._wake(session.receive(frame, now))
             if session.outbox or session.state != "ready":
                 self._send()
-            if self._line.socket is not socket:
+            if self._transport.socket is not socket:
                 return
         else:
             loop.call_soon(self._drain)
             return
-        if self._line.is_broken():
+        if self._transport.is_broken():
             self._wake(session.interrupted(now))
             self._send()
         self._look_again()
@@ -264,24 +265,24 @@ class AsyncClient:
     def _set_timer(self) -> None:
         """Have the session told the time when it wants to know."""
         due = self._session.deadline
-        if due is None or self._line.loop is None:
+        if due is None or self._transport.loop is None:
             return
         if self._timer is not None:
             if self._timer.when() <= due:
                 return  # one that rings too early only looks at the clock
             self._timer.cancel()
-        self._timer = self._line.loop.call_at(due, self._ring)
+        self._timer = self._transport.loop.call_at(due, self._on_timer)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._drain()  # what has arrived meanwhile counts as heard
-        if self._line.loop is not None:
-            self._wake(self._session.tick(self._line.loop.time()))
+        if self._transport.loop is not None:
+            self._wake(self._session.tick(self._transport.loop.time()))
         self._send()
 
 
-class WatchedLine(Line):
-    """A line whose socket the client's event loop watches."""
+class LoopTransport(Transport):
+    """A transport whose socket the client's event loop watches."""
 
     def __init__(self, endpoint: str, key: ClientKey | None, drain: Callable[[], None]) -> None:
         super().__init__(endpoint, key)
@@ -291,7 +292,7 @@ class WatchedLine(Line):
         """The thread in which the loop runs."""
 
     def is_here(self) -> bool:
-        """Whether the caller may touch the line: it runs in the line's loop, or in its thread while no loop runs."""
+        """Whether the caller may touch the transport: it runs in its loop, or in its thread while no loop runs."""
         if self.loop is None:
             return True
         try:
@@ -299,27 +300,27 @@ class WatchedLine(Line):
         except RuntimeError:
             return threading.get_ident() == self.thread
 
-    def dial(self) -> None:
-        super().dial()
+    def connect(self) -> None:
+        super().connect()
         for watched in (self.socket, self.monitor):
             if self.loop is not None and watched is not None:
                 self.loop.add_reader(watched.fileno(), self.arrived)
 
     def arrived(self) -> None:
-        """The loop knows the line and not the client, which can go while the loop lives."""
+        """The loop knows the transport and not the client, which can go while the loop lives."""
         drain = self.drain()
         if drain is not None:
             drain()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         for watched in (self.socket, self.monitor):
             if self.loop is not None and watched is not None and not self.loop.is_closed():
                 self.loop.remove_reader(watched.fileno())
-        super().hang_up()
+        super().disconnect()
 
     def close(self) -> None:
-        """Where the client was collected in another thread, its loop closes the line."""
-        if self.loop is None or self.loop.is_closed() or self.is_here() or not self.is_ours():
+        """Where the client was collected in another thread, its loop closes the transport."""
+        if self.loop is None or self.loop.is_closed() or self.is_here() or not self.is_own_process():
             super().close()
         else:
             self.loop.call_soon_threadsafe(super().close)

@@ -9,7 +9,6 @@ thread and each process a client of its own.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import weakref
@@ -19,18 +18,15 @@ from typing import Any
 
 import zmq
 
-from ..curve import ClientKey, Curve, client_key
+from ..curve import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, Overloaded, SlipstreamError
-from ..limits import MAX_FRAME_BYTES
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .outputs import Collector, RequestOutput
 from .session import Message, Pending, Question, Reply, Session, Stream
 from .timeline import Timeline
-
-RECONNECT_MS = 10
-"""Between two tries to connect: a service that was restarted is found at once."""
+from .transport import Transport, close_unused
 
 Prompt = str | list[int]
 
@@ -50,13 +46,15 @@ class Client:
     def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
-        self._line = Line(self.endpoint, client_key(curve, self.endpoint))
+        self._transport = Transport(self.endpoint, client_key(curve, self.endpoint))
         self._busy = threading.RLock()
         """Held by the thread that uses the client."""
         self._turning = False
         self._left: deque[Stream] = deque()
         """Streams whose consumers want no more, which the service has not been told yet."""
-        self._release = weakref.finalize(self, close_unused, self._line, self._busy)  # if nobody closes it
+        self._release = weakref.finalize(
+            self, close_unused, self._transport, self._busy
+        )  # if nobody closes it
         try:
             self._inquire(Welcome)
         except BaseException:
@@ -75,7 +73,7 @@ class Client:
         In a forked child it only forgets the connection, which stays the parent's. While another thread uses the
         client it is a ``RuntimeError``.
         """
-        if self._line.is_ours():
+        if self._transport.is_own_process():
             with self._use():
                 self._session.close()
                 self._release()
@@ -158,7 +156,7 @@ class Client:
     @contextlib.contextmanager
     def _use(self) -> Iterator[None]:
         """Refuse another process than the one that connected, and a second thread at a time."""
-        self._line.check_ours()
+        self._transport.check_process()
         if not self._busy.acquire(blocking=False):
             raise RuntimeError(
                 "this Client is in use by another thread; a Client is used by one thread at a time:"
@@ -193,7 +191,7 @@ class Client:
         of a turn. Then the next turn ends the request.
         """
         self._left.append(stream)
-        if self._turning or not self._line.is_ours() or not self._busy.acquire(blocking=False):
+        if self._turning or not self._transport.is_own_process() or not self._busy.acquire(blocking=False):
             return
         try:
             self._forget_left()
@@ -285,26 +283,26 @@ class Client:
         self._turning = True
         try:
             self._forget_left()
-            self._line.carry(self._session)
-            socket = self._line.socket
+            self._transport.flush(self._session)
+            socket = self._transport.socket
             if socket is None:
                 return
             if wait:
                 deadlines = [at for at in (self._session.deadline, until) if at is not None]
                 rest = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-                self._line.poll(rest)
-            while self._line.socket is socket:
+                self._transport.poll(rest)
+            while self._transport.socket is socket:
                 try:
                     frame = socket.recv(zmq.DONTWAIT)
                 except zmq.Again:
                     break
                 self._wake(self._session.receive(frame, time.monotonic()))
-                self._line.carry(self._session)
-            if self._line.is_broken():
+                self._transport.flush(self._session)
+            if self._transport.is_broken():
                 self._wake(self._session.interrupted(time.monotonic()))
-                self._line.carry(self._session)
+                self._transport.flush(self._session)
             self._wake(self._session.tick(time.monotonic()))
-            self._line.carry(self._session)
+            self._transport.flush(self._session)
         finally:
             self._turning = False
 
@@ -312,105 +310,6 @@ class Client:
         for pending in touched:
             if pending.waiter is not None:
                 pending.waiter.append(pending)
-
-
-class Line:
-    """The socket under a session: always for the connection that the session speaks of."""
-
-    def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
-        self.endpoint = endpoint
-        self.key = key
-        self.context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self.process = os.getpid()
-        """The process whose connection it is: that of the context, or of none yet."""
-        self.socket: zmq.Socket[bytes] | None = None
-        self.monitor: zmq.Socket[bytes] | None = None
-        """Where ZeroMQ tells that the connection under the socket is gone."""
-        self.poller = zmq.Poller()
-        self.connection = 0
-
-    def is_ours(self) -> bool:
-        """Whether this process may touch the connection: ZeroMQ's sockets do not survive a fork."""
-        return self.context is None or self.process == os.getpid()
-
-    def check_ours(self) -> None:
-        if not self.is_ours():
-            raise RuntimeError(
-                f"this client belongs to process {self.process}, of which this one ({os.getpid()}) is a fork; a"
-                f" connection cannot be shared: make a new client of {self.endpoint} here"
-            )
-
-    def carry(self, session: Session) -> None:
-        """Send what is in the outbox, on a new socket if the session has begun another connection.
-
-        A new socket, because what still waits in the old one would reach the gateway before the hello.
-        """
-        if self.connection != session.connection or session.state == "lost":
-            self.hang_up()
-            self.connection = session.connection
-            if session.state != "lost":
-                self.dial()
-        if self.socket is not None:
-            while session.outbox:
-                self.socket.send(session.outbox.popleft())
-
-    def dial(self) -> None:
-        if self.context is None:
-            self.context, self.process = zmq.Context(), os.getpid()
-        socket = self.socket = self.context.socket(zmq.DEALER)
-        socket.set(zmq.LINGER, 0)
-        socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
-        socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        if self.key is not None:
-            self.key.apply(socket)
-        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self.poller.register(socket, zmq.POLLIN)
-        self.poller.register(self.monitor, zmq.POLLIN)
-        try:
-            socket.connect(self.endpoint)
-        except zmq.ZMQError as error:
-            self.hang_up()
-            raise InvalidRequest(
-                f"cannot connect to {self.endpoint}: {error.strerror}", param="endpoint"
-            ) from None
-
-    def poll(self, seconds: float | None) -> None:
-        """Wait until something arrives, the connection breaks, or time is up."""
-        self.poller.poll(None if seconds is None else int(seconds * 1000) + 1)
-
-    def is_broken(self) -> bool:
-        """Whether the connection has ended since the last look. Take in everything that has arrived first."""
-        broken = False
-        while self.monitor is not None and self.monitor.poll(0):
-            self.monitor.recv_multipart(zmq.DONTWAIT)
-            broken = True
-        return broken
-
-    def hang_up(self) -> None:
-        if self.socket is not None and self.monitor is not None:
-            self.poller.unregister(self.socket)
-            self.poller.unregister(self.monitor)
-            self.socket.disable_monitor()
-            self.monitor.close()
-            self.monitor = None
-            self.socket.close()
-            self.socket = None
-
-    def close(self) -> None:
-        """Nothing happens in a forked child: the connection is its parent's."""
-        if self.context is not None and self.is_ours():
-            self.hang_up()
-            self.context.term()
-
-
-def close_unused(line: Line, busy: threading.RLock) -> None:
-    """At the end of a program a thread that is no daemon's may still wait on the line: then the process ends it."""
-    if busy.acquire(blocking=False):
-        try:
-            line.close()
-        finally:
-            busy.release()
 
 
 def spread(

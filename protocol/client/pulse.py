@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import pairwise
-from statistics import median_low
+from statistics import median_low, quantiles
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +34,7 @@ SHOWN_STEPS = 16
 
 
 class Lane(msgspec.Struct):
-    """One line of the picture of the last steps."""
+    """What one lane shows of the last steps."""
 
     track: str
     title: str
@@ -54,8 +54,8 @@ class Latency(msgspec.Struct):
     def of(cls, values: list[float]) -> Latency | None:
         if not values:
             return None
-        ordered = sorted(values)
-        return cls(*(percentile(ordered, share) for share in (0.5, 0.9, 0.99)))
+        cuts = quantiles(values if len(values) > 1 else values * 2, n=100, method="inclusive")
+        return cls(p50=cuts[49], p90=cuts[89], p99=cuts[98])
 
 
 class Pulse(msgspec.Struct, kw_only=True):
@@ -276,11 +276,3 @@ def lanes_of(tracks: Tracks, begun: int, ended: int) -> list[Lane]:
         )
         for lane in LANES
     ]
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Between the two nearest values, in proportion."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

@@ -2,10 +2,10 @@
 
 A ``Session`` is told what arrives and what time it is; it says which frames to send (``outbox``), on
 which connection (``connection`` counts them) and when it wants to be told the time again
-(``deadline``). ``Client`` and ``AsyncClient`` are thin faces around it. Its states:
+(``deadline``). ``Client`` and ``AsyncClient`` add a socket and a clock. Its states:
 
     lost      connect, or a request     → greeting   a new connection, Hello is sent
-    greeting  Welcome                   → ready      every open request is sent, or sent again
+    greeting  Welcome                   → ready      every open request is sent, or resent
     greeting  no answer for HELLO_TIMEOUT_S → greeting   on another new connection
     greeting  Error, or ``timeout_s``   → lost       every open request fails
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
@@ -29,11 +29,13 @@ import msgspec
 from ..codec import decode_to_client, encode_from_client, unpack
 from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..limits import (
+    MAX_ALL_ITEMS,
     MAX_CHOICES,
     MAX_CONTAINERS,
     MAX_DEADLINE_S,
     MAX_FRAME_BYTES,
     MAX_ITEMS,
+    MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
     PROTOCOL,
 )
@@ -66,10 +68,10 @@ RECONNECT_DELAY_S = 0.05
 """Wait after a connection broke before the next Hello: short beside the start of a gateway, and no busy loop."""
 
 HELLO_TIMEOUT_S = 3.0
-"""Silence after a Hello, after which it is sent again on a new connection: the first may be lost."""
+"""Silence after a Hello, after which it is resent on a new connection: the first may be lost."""
 
-MAX_BARREN = 5
-"""Connections in a row that may end with nothing but a Welcome on them, before the session gives up."""
+MAX_UNANSWERED_CONNECTIONS = 5
+"""Connections in a row that may bring nothing but a Welcome, before every open request fails."""
 
 Message = dict[str, Any]
 """One message of a conversation: ``{"role": "user", "content": "…"}``."""
@@ -78,7 +80,7 @@ Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
 
 
 class Pending:
-    """Something that the client waits for. ``waiter`` belongs to the face."""
+    """Something that the client waits for. ``waiter`` belongs to the client."""
 
     __slots__ = ("error", "waiter")
 
@@ -120,7 +122,7 @@ class Stream(Pending):
         self.aborted = False
 
     def lacks_usage(self, delta: Delta) -> bool:
-        """The last end of all has no usage: an answer that had ended here is, sent again, not over there."""
+        """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""
         if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
             return False
         return delta.finish_reason is not None and self.unfinished == {delta.index}
@@ -162,16 +164,16 @@ class Session:
         self.state: Literal["lost", "greeting", "ready", "closed"] = "lost"
         self.welcome: Welcome | None = None
         self.connection = 0
-        """Which connection ``outbox`` is for; when it grows, the face closes the old and opens a new."""
+        """Which connection ``outbox`` is for; when it grows, the client closes the old and opens a new."""
         self.outbox: deque[bytes] = deque()
         self.streams: dict[str, Stream] = {}
         self.questions: list[Question] = []
-        self.barren = 0
+        self.unanswered_connections = 0
         """Connections, this one included, that have brought nothing but a Welcome."""
         self.heard_at = 0.0
         self.pinged_at: float | None = None
         self.retry_at = 0.0
-        self.give_up_at = 0.0
+        self.unavailable_at = 0.0
         self.prefix = os.urandom(4).hex()
         self.opened = 0
 
@@ -213,7 +215,7 @@ class Session:
             chat_template_kwargs=chat_template_kwargs or {},
         )
         frame = encode_request(request)
-        self.reach_out(now)
+        self.ensure_connection(now)
         stream = self.streams[request.id] = Stream(request, now, max_held)
         if self.state == "ready":
             self.outbox.append(frame)
@@ -230,20 +232,20 @@ class Session:
             Actors: GetActors(),
         }
         question = Question(expects, messages.get(expects))
-        self.reach_out(now)
+        self.ensure_connection(now)
         if self.state == "ready" and expects is Welcome:
             question.answer = self.welcome
             return question
         first = all(other.expects is not expects for other in self.questions)
         self.questions.append(question)
         if first:
-            self.put_next(expects)
+            self.send_next_question(expects)
         return question
 
-    def put_next(self, kind: type) -> None:
-        """Put the oldest open question of a kind; the others wait until it is answered.
+    def send_next_question(self, kind: type) -> None:
+        """Send the oldest open question of a kind; the others wait until it is answered.
 
-        A service that is asked too much at once refuses without saying what, which would end all that is open.
+        A service that is asked too much at once does not say which question it refuses, and all that is open would end.
         """
         question = next((question for question in self.questions if question.expects is kind), None)
         if self.state == "ready" and question is not None and question.message is not None:
@@ -286,7 +288,7 @@ class Session:
             return self.take_welcome(message, now)
         if isinstance(message, Error):
             return self.take_error(message, now)
-        self.barren = 0
+        self.unanswered_connections = 0
         if isinstance(message, Deltas):
             return self.take_deltas(message.items)
         return self.take_answer(type(message), message)
@@ -302,7 +304,7 @@ class Session:
                     continue
                 stream.last.usage, delta = delta.usage, stream.last
             elif delta.index not in stream.unfinished:
-                continue  # sent again with the rest of the request
+                continue  # resent with the rest of the request
             else:
                 stream.received[delta.index] += delta.token_ids
                 if stream.lacks_usage(delta):
@@ -343,7 +345,7 @@ class Session:
         return self.take_answer(Welcome, welcome) + self.resend(now)
 
     def resend(self, now: float) -> list[Pending]:
-        """Send every open request and question on a new connection, with what was received before."""
+        """Resend every open request on a new connection, with what was received of its answer, and every question."""
         ended: list[Pending] = []
         for stream in list(self.streams.values()):
             if stream.aborted:
@@ -356,15 +358,15 @@ class Session:
                 continue
             self.outbox.append(encode_from_client(stream.resumed(now)))
         for kind in dict.fromkeys(question.expects for question in self.questions):
-            self.put_next(kind)
+            self.send_next_question(kind)
         return ended
 
     def take_error(self, error: Error, now: float) -> list[Pending]:
         if self.state == "ready" and error.code == ProtocolError.code:
-            return self.lose(now, error.message)
+            return self.reconnect(now, error.message)
         if error.id is None:
             return self.fail(lambda: from_wire(error.code, error.message, error.retry_after_s, error.param))
-        self.barren = 0
+        self.unanswered_connections = 0
         stream = self.streams.pop(error.id, None)
         if stream is None:
             return []
@@ -381,7 +383,7 @@ class Session:
             if kind is not Welcome:
                 break
         if answered:
-            self.put_next(kind)
+            self.send_next_question(kind)
         return answered
 
     # --- the connection -----------------------------------------------------------------------
@@ -390,7 +392,7 @@ class Session:
     def deadline(self) -> float | None:
         """When ``tick`` is wanted; None: never."""
         if self.state == "greeting":
-            return min(self.retry_at, self.give_up_at)
+            return min(self.retry_at, self.unavailable_at)
         if self.state == "ready" and (self.streams or self.questions):
             if self.pinged_at is None:
                 return self.heard_at + PING_AFTER_S
@@ -403,8 +405,8 @@ class Session:
         if due is None or now < due:
             return []
         if self.state == "greeting":
-            if now < self.give_up_at:
-                self.greet(now)
+            if now < self.unavailable_at:
+                self.connect(now)
                 return []
             return self.fail(
                 lambda: ServiceUnavailable(
@@ -416,27 +418,27 @@ class Session:
             self.pinged_at = now
             self.outbox.append(encode_from_client(Ping()))
             return []
-        return self.lose(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
+        return self.reconnect(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
 
     def interrupted(self, now: float) -> list[Pending]:
         """The connection broke: do not wait for silence to tell. Take in everything that has arrived first."""
         if self.state == "greeting":
             self.retry_at = min(self.retry_at, now + RECONNECT_DELAY_S)
         elif self.state == "ready" and (self.streams or self.questions):
-            return self.lose(now, "the connection broke")
+            return self.reconnect(now, "the connection broke")
         elif self.state == "ready":
             self.state = "lost"
         return []
 
-    def reach_out(self, now: float) -> None:
+    def ensure_connection(self, now: float) -> None:
         """Before a request: connect if there is no connection, and start to listen for silence."""
         if self.state == "lost":
-            self.give_up_at = now + self.timeout_s
-            self.greet(now)
+            self.unavailable_at = now + self.timeout_s
+            self.connect(now)
         elif not self.streams and not self.questions:
             self.heard_at = max(self.heard_at, now)
 
-    def greet(self, now: float) -> None:
+    def connect(self, now: float) -> None:
         self.state = "greeting"
         self.connection += 1
         self.retry_at = now + HELLO_TIMEOUT_S
@@ -444,18 +446,18 @@ class Session:
         self.outbox.clear()
         self.outbox.append(encode_from_client(Hello(protocol=list(PROTOCOL), client=self.client)))
 
-    def lose(self, now: float, reason: str) -> list[Pending]:
-        """The gateway does not know this connection any more: begin again, unless that never helps."""
-        self.barren += 1
-        if self.barren > MAX_BARREN:
+    def reconnect(self, now: float, reason: str) -> list[Pending]:
+        """The connection is lost, or the gateway does not know it any more: make a new one, unless that never helps."""
+        self.unanswered_connections += 1
+        if self.unanswered_connections > MAX_UNANSWERED_CONNECTIONS:
             return self.fail(
                 lambda: ServiceUnavailable(
                     f"the service at {self.endpoint} answers a hello and then no request,"
-                    f" {MAX_BARREN} times in a row: {reason}"
+                    f" {MAX_UNANSWERED_CONNECTIONS} times in a row: {reason}"
                 )
             )
-        self.give_up_at = now + self.timeout_s
-        self.greet(now)
+        self.unavailable_at = now + self.timeout_s
+        self.connect(now)
         return []
 
     def fail(self, make: Callable[[], SlipstreamError]) -> list[Pending]:
@@ -465,7 +467,7 @@ class Session:
             pending.error = make()
         self.streams.clear()
         self.questions.clear()
-        self.barren = 0
+        self.unanswered_connections = 0
         self.state = "lost"
         return failed
 
@@ -529,6 +531,7 @@ def encode_request(request: Generate) -> bytes:
         reason = str(error) or type(error).__name__
         raise InvalidRequest(
             f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
-            f" {MAX_CONTAINERS} arrays and maps with {MAX_ITEMS} items each"
+            f" {MAX_CONTAINERS} arrays and maps, {MAX_ITEMS} items in an array, {MAX_KEYS} keys in a map"
+            f" and {MAX_ALL_ITEMS} items in all: send less"
         ) from None
     return frame

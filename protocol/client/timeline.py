@@ -18,7 +18,7 @@ Tracks = dict[str, list[Span]]
 """Spans by track: one for each actor and for each stream of the device, in the order of their ends."""
 
 
-class Lane(NamedTuple):
+class LaneDefinition(NamedTuple):
     """One line of the picture: the spans of a track that have one of these names."""
 
     track: str
@@ -36,13 +36,13 @@ class Lane(NamedTuple):
 
 
 LANES = (
-    Lane("scheduler", "scheduler", ("Plan",), "update N−1, prepare N+1", "plan"),
-    Lane("executor", "executor", ("Plan", "Sampled"), "stage, launch, hand over"),
-    Lane("h2d", "H2D", ("step",), "inputs"),
-    Lane("compute", "compute", ("step",), "the step", "step"),
-    Lane("d2h", "D2H", ("step",), "tokens"),
-    Lane("detokenizer", "detokenizer", ("Texts",), "tokens to text", "text"),
-    Lane("gateway", "gateway", ("Texts", "Deltas"), "text to clients"),
+    LaneDefinition("scheduler", "scheduler", ("Plan",), "update N−1, prepare N+1", "plan"),
+    LaneDefinition("executor", "executor", ("Plan", "Sampled"), "stage, launch, hand over"),
+    LaneDefinition("h2d", "H2D", ("step",), "inputs"),
+    LaneDefinition("compute", "compute", ("step",), "the step", "step"),
+    LaneDefinition("d2h", "D2H", ("step",), "tokens"),
+    LaneDefinition("detokenizer", "detokenizer", ("Texts",), "tokens to text", "text"),
+    LaneDefinition("gateway", "gateway", ("Texts", "Deltas"), "text to clients"),
 )
 """From the plan of a step down to its text, as the work flows."""
 
@@ -126,7 +126,7 @@ def utilization(steps: list[Span]) -> float:
 
 
 def in_lane(
-    tracks: Tracks, lane: Lane, begun: int = 0, ended: int = 1 << 63
+    tracks: Tracks, lane: LaneDefinition, begun: int = 0, ended: int = 1 << 63
 ) -> Iterator[tuple[int, int, int]]:
     """Step, start and end of what a lane shows of a stretch of time, cut at its edges.
 

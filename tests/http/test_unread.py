@@ -23,7 +23,7 @@ WELCOME = Welcome(
 
 def ready() -> Session:
     session = Session("ipc:///x")
-    session.reach_out(0.0)
+    session.ensure_connection(0.0)
     session.receive(encode(WELCOME), 0.0)
     session.outbox.clear()
     return session

@@ -414,7 +414,7 @@ def test_an_async_client_is_closed_after_its_loop(serve: Callable[..., FakeGatew
     loop.run_until_complete(anext(stream))
     loop.close()
     run(client.close())
-    assert client._line.socket is None
+    assert client._transport.socket is None
 
 
 def test_an_async_client_is_of_use_between_two_runs_of_its_loop(
@@ -440,11 +440,11 @@ def test_an_async_client_that_is_collected_in_another_thread_is_closed_by_its_lo
     async def main() -> None:
         clients = [AsyncClient(endpoint, timeout_s=60)]
         await clients[0].connect()
-        line = clients[0]._line
+        transport = clients[0]._transport
         await asyncio.to_thread(clients.clear)
         await asyncio.to_thread(gc.collect)
         end = time.monotonic() + AT_ONCE_S
-        while line.socket is not None:
+        while transport.socket is not None:
             assert time.monotonic() < end
             await asyncio.sleep(0.005)
 

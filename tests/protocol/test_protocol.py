@@ -40,9 +40,11 @@ from slipstream.protocol.errors import (
     from_wire,
 )
 from slipstream.protocol.limits import (
+    MAX_ALL_ITEMS,
     MAX_CONTAINERS,
     MAX_FRAME_BYTES,
     MAX_ITEMS,
+    MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
     Limits,
 )
@@ -174,7 +176,7 @@ def test_a_client_that_knows_only_messagepack_can_use_the_public_vectors(vector:
     ids=lambda message: type(message).__name__,
 )
 def test_what_the_service_writes_is_in_the_shortest_form_but_for_sampling_parameters(message: Any) -> None:
-    """A map of so many fields that it may not be a small one gets its long header before its fields are counted."""
+    """A type with more fields than a small map can have is written as a large one, however few of them it has."""
     assert encode(message) == pack(plain(message))
 
 
@@ -290,11 +292,26 @@ def test_a_frame_over_the_limit_is_refused_by_its_size_before_it_is_read() -> No
         decode_from_client(bytes(size))
 
 
-@pytest.mark.parametrize("lead", [b"\xdd", b"\xdf"], ids=["array", "map"])
-def test_an_array_or_map_of_too_many_items_is_refused_by_the_number_that_it_claims(lead: bytes) -> None:
-    frame = generate_with(lead + struct.pack(">I", MAX_ITEMS + 1))
-    with pytest.raises(ProtocolError, match=f"{MAX_ITEMS + 1} exceeds max_(array|map)_len\\({MAX_ITEMS}\\)"):
+@pytest.mark.parametrize(
+    ("lead", "kind", "most"), [(b"\xdd", "array", MAX_ITEMS), (b"\xdf", "map", MAX_KEYS)]
+)
+def test_an_array_or_map_of_too_many_items_is_refused_by_the_number_that_it_claims(
+    lead: bytes, kind: str, most: int
+) -> None:
+    frame = generate_with(lead + struct.pack(">I", most + 1))
+    with pytest.raises(ProtocolError, match=f"{most + 1} exceeds max_{kind}_len\\({most}\\)"):
         decode_from_client(frame)
+
+
+def test_what_all_arrays_of_a_frame_hold_together_is_bounded_too() -> None:
+    received = [[5] * MAX_ITEMS] * (MAX_ALL_ITEMS // MAX_ITEMS)
+    request = {"t": "generate", "id": "1", "prompt": "x"}
+    with pytest.raises(ProtocolError, match=f"its arrays and maps have more than {MAX_ALL_ITEMS} items"):
+        decode_from_client(pack(request | {"received_of_others": received}))
+    received[-1] = received[-1][:-9]  # for the fields of the message, and the list of these lists
+    message = decode_from_client(pack(request | {"received_of_others": received}))
+    assert isinstance(message, Generate)
+    assert message.received_of_others == received
 
 
 def test_an_array_of_exactly_as_many_items_as_allowed_is_read() -> None:

@@ -7,7 +7,7 @@ from fake_gateway import LIMITS, WELCOME
 from slipstream.protocol.client.session import (
     HELLO_TIMEOUT_S,
     LOST_AFTER_S,
-    MAX_BARREN,
+    MAX_UNANSWERED_CONNECTIONS,
     PING_AFTER_S,
     RECONNECT_DELAY_S,
     Session,
@@ -129,7 +129,7 @@ def test_a_broken_connection_is_not_waited_for() -> None:
 def test_a_gateway_that_forgets_us_at_once_is_given_up() -> None:
     session = ready()
     stream = session.ask(0.0, prompt="x")
-    for _ in range(MAX_BARREN):
+    for _ in range(MAX_UNANSWERED_CONNECTIONS):
         assert session.receive(encode(Error(code="protocol", message="say hello first")), 1.0) == []
         session.receive(encode(WELCOME), 1.0)
         assert stream.error is None
@@ -140,12 +140,12 @@ def test_a_gateway_that_forgets_us_at_once_is_given_up() -> None:
 def test_a_restart_after_progress_never_counts_against_the_gateway() -> None:
     session = ready()
     stream = session.ask(0.0, prompt="x")
-    for _ in range(5 * MAX_BARREN):
+    for _ in range(5 * MAX_UNANSWERED_CONNECTIONS):
         session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[1])])), 1.0)
         session.receive(encode(Error(code="protocol", message="say hello first")), 1.0)
         session.receive(encode(WELCOME), 1.0)
     assert stream.error is None
-    assert stream.received == {0: [1] * 5 * MAX_BARREN}
+    assert stream.received == {0: [1] * 5 * MAX_UNANSWERED_CONNECTIONS}
 
 
 def test_a_request_aborted_before_the_connection_was_lost_is_not_sent_again() -> None:
