@@ -104,6 +104,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
     answer = ledger.answers.get(finished.request)
     if answer is None or answer.finished:
         ledger.cancelled.discard(finished.request)
+        news.strangers.discard(finished.request)
         return
     request = answer.request
     if finished.reason not in ENDS:

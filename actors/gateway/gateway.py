@@ -267,7 +267,7 @@ class Gateway(Actor):
         if requests:
             numbers = [answer.number for request in requests for answer in request.unfinished]
             self.send("tokenizer", Cancel(numbers))
-            self.ledger.cancelled.update(numbers)
+            self.ledger.cancelled.update(answer.number for request in requests for answer in request.started)
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -299,6 +299,8 @@ class Gateway(Actor):
             answer.finished = True
             self.fail(answer.request, message.code, message.message, message.param)
             self.advance_probation()
+        else:
+            self.ledger.cancelled.discard(message.request)  # it ends before the scheduler hears of it
 
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """The request ends with an error, and with it what answers are not finished."""

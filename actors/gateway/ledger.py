@@ -73,6 +73,11 @@ class Request:
         return sum(len(answer.delivered) for answer in self.answers)
 
     @property
+    def started(self) -> list[Answer]:
+        """Unfinished answers that the current attempt has sent on: the end of each will come."""
+        return [answer for answer in self.unfinished if self.sent and self.leader in (None, answer)]
+
+    @property
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens,

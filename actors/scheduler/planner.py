@@ -442,6 +442,7 @@ class Planner:
         if self.blocks is not None:
             self.counters["prefix_cache_evictions"] += self.blocks.evictions
         self.blocks = None
+        self.quarantine.expect_news()
         for sequence in self.holders:
             if sequence is not None:
                 self.void_sequence(sequence, computing)

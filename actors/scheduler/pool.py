@@ -186,6 +186,16 @@ class BlockPool(Pool):
             self.written[block] = step
 
 
+def salt_of(cache_salt: str) -> bytes:
+    """What the hashes of a prefix begin with under a ``cache_salt``; without one, nothing.
+
+    It is of a kind of its own (``person``): no tokens have this hash, whatever text a client chooses.
+    """
+    if not cache_salt:
+        return b""
+    return blake2b(cache_salt.encode(), digest_size=16, person=b"cache salt").digest()
+
+
 def digest(tokens: memoryview, parent: bytes) -> bytes:
     """The hash of some tokens behind the prefix that ``parent`` is the hash of."""
     return blake2b(tokens, key=parent, digest_size=16).digest()

@@ -4,7 +4,8 @@ When an executor ends by its own fault, whatever it was computing is suspect: on
 the cause, and would be it again. So the suspects run one at a time, each until it is past the point where the
 executor died, and then the innocent go on with all others. One that was in the batch at two deaths was alone
 at the second: it is answered with an error instead of being tried a third time. A death from outside, such as
-a SIGKILL, makes nobody suspect.
+a SIGKILL, makes nobody suspect; but if the executor that was to tell how the one before it ended is gone without a
+word, nobody will tell any more, and all are tried.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Quarantine:
         """Was on the device when the executor died; whose fault it was is not known yet."""
         self.suspects: deque[Sequence] = deque()
         """To be tried, one after the other."""
+        self.unheard = False
+        """An executor came and went in between without a word: how the one before it ended will not be known."""
         self.trial: Sequence | None = None
         """Runs, alone."""
 
@@ -39,6 +42,10 @@ class Quarantine:
         """Nobody may join the device but who is tried."""
         return bool(self.suspects) or self.trial is not None
 
+    def expect_news(self) -> None:
+        """An executor is gone, and its successor will tell how it ended."""
+        self.unheard = self.unheard or bool(self.held)
+
     def hold(self, sequence: Sequence, planned: int) -> None:
         """A sequence that was computed at a death, ``planned`` tokens of it."""
         sequence.clear_at = planned
@@ -47,13 +54,14 @@ class Quarantine:
     def judge(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
         """It is known whether the executor ended by its own fault: who may go on, and who is given up."""
         held, self.held, self.trial = self.held, [], None
+        unheard, self.unheard = self.unheard, False
         innocent: list[Sequence] = []
         condemned: list[Sequence] = []
         for sequence in sorted(held, key=lambda s: s.request, reverse=True):
             sequence.deaths += crashed
             if sequence.deaths > 1:
                 condemned.append(sequence)
-            elif sequence.deaths:
+            elif sequence.deaths or unheard:
                 self.suspects.appendleft(sequence)
             else:
                 innocent.append(sequence)

@@ -11,7 +11,6 @@ in ``planner.py``.
 from __future__ import annotations
 
 from collections import deque
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +32,7 @@ from ...protocol.messages import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .planner import OutstandingStep, Planner, SchedulerConfig
+from .pool import salt_of
 from .quarantine import MESSAGE
 from .sequence import Logprobs, Sequence
 from .waiting import rank
@@ -147,7 +147,7 @@ class Scheduler(Actor):
             eos=eos,
             client=message.client,
             rank=rank(now, params.priority),
-            salt=blake2b(params.cache_salt.encode(), digest_size=16).digest() if params.cache_salt else b"",
+            salt=salt_of(params.cache_salt),
             attempt=message.attempt,
             delivered=len(delivered),
         )

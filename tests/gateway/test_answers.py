@@ -6,6 +6,7 @@ import math
 import random
 from array import array
 from collections import defaultdict
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from slipstream.protocol.messages import (
     Abort,
     Cancel,
     ClientBlocked,
+    ClientGone,
     ClientMessage,
     Delta,
     Deltas,
@@ -227,6 +229,76 @@ def test_abort_ends_each_answer_and_says_the_usage_once() -> None:
     assert [(delta.index, delta.finish_reason) for delta in deltas.items] == [(0, "abort"), (1, "abort")]
     assert [delta.usage for delta in deltas.items] == [None, Usage(prompt_tokens=1, completion_tokens=0)]
     assert not made.ledger.answers
+
+
+def refuse(made: Gateway, first: Submit) -> None:
+    made.receive("tokenizer", Refused(first.request, "invalid_request", "too long"), 0.0)
+
+
+def abort(made: Gateway, first: Submit) -> None:
+    made.receive(ANN, ClientMessage(ANN, Abort(id="1")), 0.0)
+
+
+def abort_before_it_is_refused(made: Gateway, first: Submit) -> None:
+    abort(made, first)
+    refuse(made, first)
+
+
+def lose_the_client(made: Gateway, first: Submit) -> None:
+    made.receive(ANN, ClientGone(ANN), 0.0)
+
+
+def let_the_deadline_pass(made: Gateway, first: Submit) -> None:
+    made.wake(1e6)
+
+
+@pytest.mark.parametrize("end", [refuse, abort_before_it_is_refused])
+@pytest.mark.parametrize("n", [1, 3])
+def test_of_a_request_that_never_started_nothing_stays(
+    end: Callable[[Gateway, Submit], None], n: int
+) -> None:
+    """No end would come that its numbers could wait for."""
+    made = gateway()
+    (first,) = submits(ask(made, params=SamplingParams(n=n)))
+    end(made, first)
+    assert not made.ledger.answers
+    assert not made.ledger.cancelled
+
+
+@pytest.mark.parametrize("end", [abort, lose_the_client, let_the_deadline_pass])
+@pytest.mark.parametrize("n", [1, 3])
+def test_of_answers_that_never_started_nothing_stays(end: Callable[[Gateway, Submit], None], n: int) -> None:
+    """The first is on its way to the scheduler, which will tell its end; of the others it will never hear."""
+    made = gateway()
+    (first,) = submits(ask(made, params=SamplingParams(n=n)))
+    end(made, first)
+    assert not made.ledger.answers
+    assert made.ledger.cancelled == {first.request}
+    made.receive("detokenizer", end_of(first.request), 0.0)
+    assert not made.ledger.cancelled
+
+
+def test_the_numbers_of_answers_that_started_wait_for_their_ends() -> None:
+    made = gateway()
+    (first,) = submits(ask(made, params=SamplingParams(n=2)))
+    (other,) = submits(made.receive("tokenizer", Tokenized(first.request, b"\0" * 4), 0.0))
+    abort(made, first)
+    assert made.ledger.cancelled == {first.request, other.request}
+    for request in (first.request, other.request):
+        made.receive("detokenizer", end_of(request), 0.0)
+    assert not made.ledger.cancelled
+
+
+def test_a_stranger_whose_end_comes_with_its_token_is_not_kept() -> None:
+    made = gateway()
+    news = end_of(99)
+    news.requests, news.tokens, news.texts = array("q", [99]).tobytes(), array("i", [5]).tobytes(), ["x"]
+    assert not made.receive("detokenizer", news, 0.0)
+    assert not made.ledger.cancelled
+
+
+def end_of(request: int) -> Texts:
+    return Texts(0, finished=[Finished(request, "abort")], tails=[""])
 
 
 def test_answers_that_a_lost_connection_had_go_on_each_from_its_own() -> None:

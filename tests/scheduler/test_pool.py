@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from slipstream.actors.scheduler.pool import BlockPool, Held, Pool
+from slipstream.actors.scheduler.pool import BlockPool, Held, Pool, salt_of
 
 BLOCKS = 9
 
@@ -192,6 +192,20 @@ def test_equal_blocks_behind_different_beginnings_have_different_hashes() -> Non
     first, second = hashes([1, 2, 3, 4, 9, 9, 9, 9]), hashes([5, 6, 7, 8, 9, 9, 9, 9])
     assert first[1] != second[1]
     assert hashes([1, 2, 3, 4, 9, 9, 9, 9, 7]) == first
+
+
+def test_a_salt_that_spells_the_tokens_of_a_block_is_not_that_block() -> None:
+    """One that asks for the second block under this salt would find the keys and values behind another beginning."""
+    first, second = list(range(64, 80)), list(range(16))
+    spelled = np.array(first, np.int32).tobytes().decode()
+
+    def of(tokens: list[int], salt: bytes) -> list[bytes]:
+        known: list[bytes] = []
+        BlockPool(5, 16, caching=True).hashes(np.array(tokens, np.int32).data, known, salt)
+        return known
+
+    assert of(second, salt_of(spelled))[0] not in of(first + second, salt_of(""))
+    assert salt_of(spelled) not in of(first, b"")
 
 
 def test_hashes_of_different_salts_have_nothing_in_common() -> None:

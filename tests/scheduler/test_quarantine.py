@@ -47,6 +47,8 @@ class Mortal:
         self.epoch = 0
         self.widths: list[int] = []
         """How many sequences each step that ran had on the device."""
+        self.speechless = False
+        """The next executor dies before it says anything."""
         self.restart(crashed=False)
 
     def restart(self, *, crashed: bool) -> None:
@@ -55,7 +57,8 @@ class Mortal:
         """First token, tokens computed, tokens known, whether it decodes, by slot."""
         self.plans.clear()
         self.deliver(self.scheduler.receive("executor", PeerUp("executor", self.epoch), 1.0))
-        self.deliver(self.scheduler.receive("executor", Capacity(2000, 8, crashed), 1.0))
+        if not self.speechless:
+            self.deliver(self.scheduler.receive("executor", Capacity(2000, 8, crashed), 1.0))
 
     def deliver(self, sends: list[tuple[Any, Any]]) -> None:
         for _, message in sends:
@@ -203,6 +206,41 @@ def test_a_death_from_outside_during_a_trial_counts_for_nothing() -> None:
     assert world.deaths == 2
     assert world.ends[7] == "quarantined"
     world.check(range(7))
+
+
+@pytest.mark.parametrize("last_crashed", [False, True])
+def test_suspects_are_not_cleared_by_the_death_of_an_executor_that_said_nothing(last_crashed: bool) -> None:
+    """The one after the crash is killed before it told of the crash: nobody tells any more, so all are tried alone."""
+    world = Mortal(deadly=lambda first, at: first == 9 and at == 10)
+    for request in range(8):
+        world.ask(request, first=9 if request == 3 else None)
+    world.speechless = True
+    while not world.deaths:
+        world.step()
+    world.speechless = False
+    world.restart(crashed=last_crashed)
+    world.widths.clear()
+    while world.scheduler.planner.quarantine.active:
+        world.step()
+    assert set(world.widths) == {1}
+    world.run()
+    assert world.ends[3] == "quarantined"
+    world.check([request for request in range(8) if request != 3])
+
+
+def test_two_kills_in_a_row_from_outside_name_nobody() -> None:
+    world = Mortal()
+    for request in range(8):
+        world.ask(request)
+    for _ in range(10):
+        for _ in range(2):
+            world.step()
+        world.speechless = True
+        world.restart(crashed=False)
+        world.speechless = False
+        world.restart(crashed=False)
+    world.run()
+    world.check(range(8))
 
 
 def test_who_comes_while_suspects_are_tried_waits_and_is_answered() -> None:

@@ -220,6 +220,7 @@ class World(Simulator):
         assert isinstance(scheduler, Scheduler)
         assert not gateway.ledger.requests
         assert gateway.ledger.open_bytes == 0
+        assert not gateway.ledger.cancelled
         assert not scheduler.sequences
         planner = scheduler.planner
         assert not planner.waiting
