@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
 import numpy as np
 import pytest
-from simulation import EOS, VOCAB, World, expected_tokens, idle, random_params, random_prompt
+from chorus import Chorus
+from simulation import VOCAB, idle, random_params, random_prompt
 from slipstream.actors.executor.devices.emulated import known_logprobs
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.gateway.ledger import answer_params
@@ -43,68 +43,6 @@ from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 
 # --- through all actors -------------------------------------------------------------------------------
-
-
-class Chorus(World):
-    """A world whose clients ask for several answers, and look at each."""
-
-    def connect(self, client: bytes) -> None:
-        self.answers: dict[tuple[bytes, str, int], list[Delta]] = defaultdict(list)
-        super().connect(client)
-
-    def receive(self, client: bytes, message: object) -> None:
-        if isinstance(message, Error):
-            assert message.id is not None, message
-            self.ends[client, message.id] = message.code
-        if isinstance(message, Deltas):
-            for delta in message.items:
-                self.hear(client, delta)
-
-    def hear(self, client: bytes, delta: Delta) -> None:
-        key = (client, delta.id)
-        _, params = self.requests[key]
-        assert key not in self.ends, f"{key} got a delta after its end"
-        answer = self.answers[client, delta.id, delta.index]
-        assert not answer or answer[-1].finish_reason is None, f"answer {delta.index} went on after its end"
-        answer.append(delta)
-        assert len(delta.logprobs) == (0 if params.logprobs is None else len(delta.token_ids))
-        finished = [
-            index
-            for index in range(params.n)
-            if (deltas := self.answers[client, delta.id, index]) and deltas[-1].finish_reason is not None
-        ]
-        assert (delta.usage is not None) == (len(finished) == params.n)
-        if delta.usage is not None:
-            self.ends[key] = "answered"
-            total = sum(len(self.tokens_of(key, index)) for index in range(params.n))
-            assert delta.usage.completion_tokens == total
-
-    def tokens_of(self, key: tuple[bytes, str], index: int) -> list[int]:
-        return [token for delta in self.answers[(*key, index)] for token in delta.token_ids]
-
-    def check(self) -> None:
-        """Each answer has the tokens, the logprobs and the end that it would have had alone."""
-        for key, (prompt, params) in self.requests.items():
-            for index in range(params.n):
-                expected = expected_tokens(prompt, answer_params(params, index))
-                got = self.tokens_of(key, index)
-                deltas = self.answers[(*key, index)]
-                self.check_logprobs(deltas, params.logprobs)
-                if key in self.aborted:
-                    assert got == expected[: len(got)], key
-                    continue
-                assert got == expected, key
-                stopped = expected[-1] in params.stop_token_ids or (
-                    expected[-1] == EOS and not params.ignore_eos
-                )
-                assert deltas[-1].finish_reason == ("stop" if stopped else "length")
-
-    def check_logprobs(self, deltas: list[Delta], wanted: int | None) -> None:
-        for delta in deltas:
-            for token, row in zip(delta.token_ids, delta.logprobs, strict=wanted is not None):
-                assert wanted is not None
-                ids, values = known_logprobs(np.array([token]), 1 + wanted, VOCAB)
-                assert row == dict(zip(map(str, ids[0].tolist()), values[0].tolist(), strict=True))
 
 
 def chorus_params(rng: random.Random) -> SamplingParams:

@@ -8,6 +8,7 @@ import pytest
 from lab import Lab
 from race_faults import PLANNER, POOL, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
+from slipstream.protocol.limits import SCORED_TOKENS
 
 PARTS, STEPS = 10, 100_000
 """Together a million steps; with ``--soak`` more."""
@@ -23,7 +24,7 @@ def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_a
     """A failure names its seed: ``python tests/support/lab.py SEED STEPS`` replays it."""
     decided = Counter[str]()
     ended = Counter[str]()
-    steps, seed = 0, part * STEPS * more
+    steps, most_reported, seed = 0, 0, part * STEPS * more
     while steps < STEPS * more:
         lab = Lab(seed)
         try:
@@ -33,6 +34,7 @@ def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_a
             raise
         decided.update({name: int(value) for name, value in lab.scheduler.counters.items()})
         ended.update(lab.ended)
+        most_reported = max(most_reported, lab.most_reported)
         steps += lab.steps
         seed += 1
     for name in (
@@ -43,6 +45,7 @@ def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_a
         "wasted_rows",
     ):
         assert decided[name], f"{name} never happened"
+    assert most_reported == SCORED_TOKENS
     assert set(ended) == {"stop", "length", "abort", "matched"}
 
 
@@ -63,6 +66,17 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     "first-holder-gives-back-for-all": (POOL, (("if not references[block]:", "if True:"),)),
     "a-stale-hash-finds-a-block": (POOL, (("del self.block_of[hash]", "pass"),)),
     "hash-without-the-prefix": (POOL, (("key=parent, digest_size", "digest_size"),)),
+    "a-salt-can-spell-a-block": (POOL, ((', person=b"cache salt"', ""),)),
+    "prompts-report-more-than-a-step-can": (PLANNER, (("if scored > left:", "if False:"),)),
+    "the-logprobs-of-prompts-are-not-kept-for-a-new-executor": (
+        PLANNER,
+        (
+            (
+                "        if sequence.needs_scores:\n            sequence.prompt_scores = []",
+                "        if False:\n            pass",
+            ),
+        ),
+    ),
     "salts-ignored": (
         PLANNER,
         (("sequence.hashes, sequence.salt)\n        found", 'sequence.hashes, b"")\n        found'),),

@@ -5,7 +5,8 @@
 The device keeps of each place in the cache one number, made of the number of the place before it and of the
 token, so that a number stands for a whole beginning; the next token is a function of the last of them. So a
 block with the wrong content, a wrong carry-over, or a beginning found across salts changes the tokens, and the
-tokens of every request are compared with those that it has alone. What would change no token is checked as it
+tokens of every request are compared with those that it has alone. So are logprobs,
+of answers and of prompts. What would change no token is checked as it
 happens: who owns a block, who may write to it, and that nothing is handed out which an outstanding step uses.
 """
 
@@ -13,26 +14,31 @@ from __future__ import annotations
 
 import random
 import sys
+import zlib
 from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.codec import decode_envelope, encode
+from slipstream.protocol.limits import SCORED_TOKENS
 from slipstream.protocol.messages import (
     Cancel,
     Capacity,
     Enqueue,
     Envelope,
+    GrammarEnd,
     Matched,
     PeerUp,
     Plan,
+    PromptLogprobs,
     Sampled,
     Tokens,
 )
-from slipstream.protocol.sampling import SamplingParams
+from slipstream.protocol.sampling import Grammar, SamplingParams
 
 EOS, VOCAB, LENGTH = 1, 40, 64
 EVERYTHING_EVERY = 32
@@ -49,6 +55,11 @@ class Row:
     stop: frozenset[int]
     end: int
     salt: int
+    prompt_len: int
+    logprobs: int
+    prompt_logprobs: int
+    complete_at: int | None
+    """Length at which its grammar allows nothing more."""
     blocks: list[int] = field(default_factory=list)
     shared: int = 0
     decoding: bool = False
@@ -63,13 +74,18 @@ class Asked:
     seed: int
     stop: frozenset[int]
     most: int
-    salt: int
+    params: SamplingParams
+    prompt: list[int]
+    complete: int | None
+    """How many tokens its grammar allows; None: it has none."""
     beginning: int
     """The number of all tokens so far."""
     count: int = 0
     tokens: list[int] = field(default_factory=list)
     """Prompt and answer: what the next question of a conversation begins with."""
     aborted: bool = False
+    scored: bool = False
+    """The logprobs of its prompt have come."""
 
 
 def following(beginning: int, token: int) -> int:
@@ -80,15 +96,29 @@ def next_token(beginning: int, seed: int) -> int:
     return hash((beginning, seed)) % VOCAB
 
 
+def logprobs_of(tokens: list[int], columns: int) -> list[int]:
+    """Those of tokens, row after row: the ids of each and of the most likely ones; the values are the same numbers."""
+    return [(token + column) % VOCAB for token in tokens for column in range(columns)]
+
+
+def allowed_by(grammar: Grammar | None) -> int | None:
+    """How many tokens a grammar allows: here that is what it says."""
+    return None if grammar is None else int(grammar.source)
+
+
+def salt_number(salt: str) -> int:
+    return zlib.crc32(salt.encode())
+
+
 class Lab:
     """One run: everything about it, and all that happens in it, is a function of the seed."""
 
     def __init__(self, seed: int, scheduler: type[Scheduler] = Scheduler) -> None:
         self.rng = rng = random.Random(seed)
         self.depth = rng.choice((1, 2, 2, 3, 4))
-        self.slots = rng.randrange(2, 8)
+        self.slots = rng.choice((rng.randrange(2, 8), rng.randrange(2, 8), 14))
         self.size = rng.choice((2, 4, 8))
-        self.budget = rng.randrange(self.slots, 40)
+        self.budget = rng.choice((rng.randrange(self.slots, 40), 400))
         whole = -(-LENGTH // self.size)
         self.blocks = 1 + round(whole * rng.choice((1.0, 1.3, 2.0, self.slots)))
         caching = rng.random() < 0.85
@@ -96,6 +126,9 @@ class Lab:
             SchedulerConfig(self.slots, self.budget, LENGTH, self.depth, (EOS,), caching)
         )
         self.arrivals, self.changes = rng.choice((0.05, 0.2, 0.5)), rng.choice((0.0, 0.02, 0.1))
+        self.reporting = rng.choice((0.0, 0.2, 0.8))
+        """How many requests want the logprobs of their prompts."""
+        self.most_reported = 0
         self.now = 1.0
         self.open: dict[int, Asked] = {}
         self.asked = 0
@@ -106,7 +139,7 @@ class Lab:
 
     def restart(self) -> None:
         """A new executor, which holds nothing."""
-        self.outstanding: deque[tuple[int, bytes]] = deque()
+        self.outstanding: deque[Sampled] = deque()
         self.rows: list[Row | None] = [None] * self.slots
         self.cells = [[0] * self.size for _ in range(self.blocks)]
         self.owners = [0] * self.blocks
@@ -135,13 +168,27 @@ class Lab:
         prompt = base[: rng.randrange(1, LENGTH - 2)]
         if rng.random() < 0.5:
             prompt = [*prompt[: rng.randrange(len(prompt))], rng.randrange(2, VOCAB)]
-        most, salt = min(rng.randrange(1, 40), LENGTH - len(prompt)), rng.choice((0, 0, 0, 1))
+        salt = rng.choice(("", "", "", "salt"))
+        if (
+            len(prompt) > 2 * self.size and rng.random() < 0.1
+        ):  # the tokens of a block as a salt, which are text
+            salt, prompt = array("i", prompt[: self.size]).tobytes().decode(), prompt[self.size :]
+        most = min(rng.randrange(1, 40), LENGTH - len(prompt))
         stop = frozenset(rng.choice(((), (), (5,))))
         ignore_eos, priority = rng.random() < 0.5, rng.choice((0, 0, 0, 1, -3, 1000))
-        beginning = salt
+        beginning = salt_number(salt)
         for token in prompt:
             beginning = following(beginning, token)
         ids = array("i", prompt).tobytes()
+        wishes = {
+            "logprobs": rng.choice((None, None, None, 0, 2)),
+            "prompt_logprobs": rng.choice((0, 2)) if rng.random() < self.reporting else None,
+            "regex": rng.choice((None, None, None, str(rng.randrange(0, 30)))),
+            "min_tokens": rng.choice((0, 0, 3)),
+            "repetition_penalty": rng.choice((1.0, 1.0, 1.5)),
+            "frequency_penalty": rng.choice((0.0, 0.0, 0.5)),
+            "logit_bias": rng.choice(({}, {}, {3: 1.0})),
+        }
         for _ in range(answers):
             request = self.asked
             self.asked += 1
@@ -151,14 +198,22 @@ class Lab:
                 stop_token_ids=list(stop),
                 ignore_eos=ignore_eos,
                 priority=priority,
-                cache_salt="salt" if salt else "",
+                cache_salt=salt,
+                **wishes,
             )
             stops = stop if ignore_eos else stop | {EOS}
-            self.open[request] = Asked(request, stops, most, salt, beginning, tokens=prompt[:])
+            complete = allowed_by(params.grammar)
+            self.open[request] = Asked(
+                request, stops, most, params, prompt, complete, beginning, tokens=prompt[:]
+            )
             self.give(Enqueue(request, ids, params, b"", rng.randrange(3)))
 
     def hear(self, message: Tokens) -> None:
         tokens = array("i", message.tokens)
+        logprobs = np.frombuffer(message.logprob_tokens, np.int32)
+        assert len(message.logprobs) == len(message.logprob_tokens)
+        for prompt in message.prompts:
+            self.hear_of_prompt(prompt)
         for index, request in enumerate(array("q", message.requests)):
             asked = self.open.get(request)
             assert asked is not None, f"a token of request {request}, which has ended"
@@ -166,20 +221,36 @@ class Lab:
             assert token == next_token(asked.beginning, asked.seed), (
                 f"request {request} is not as it is alone"
             )
+            if asked.params.logprobs is not None:
+                columns = 1 + asked.params.logprobs
+                row = logprobs.reshape(len(tokens), -1)[index, :columns].tolist()
+                assert row == logprobs_of([token], columns), f"request {request} has another's logprobs"
             asked.beginning = following(asked.beginning, token)
             asked.count += 1
             asked.tokens.append(token)
         for finished in message.finished:
             asked = self.open.pop(finished.request)
             stopped = asked.count > 0 and asked.tokens[-1] in asked.stop
+            stopped = stopped or (asked.count == asked.complete and asked.count < asked.most)
             assert finished.reason == ("abort" if asked.aborted else "stop" if stopped else "length"), (
                 f"request {finished.request} ended by {finished.reason}"
             )
             assert asked.aborted or stopped or asked.count == asked.most
+            wanted = asked.params.prompt_logprobs is not None and len(asked.prompt) > 1
+            assert asked.aborted or asked.scored or not wanted, "the logprobs of a prompt never came"
             self.ended[finished.reason] += 1
             if self.rng.random() < 0.3:
                 base = self.rng.choice(self.bases)
                 base[:] = (asked.tokens + base)[:LENGTH]
+
+    def hear_of_prompt(self, prompt: PromptLogprobs) -> None:
+        asked = self.open[prompt.request]
+        assert asked.params.prompt_logprobs is not None
+        columns = 1 + asked.params.prompt_logprobs
+        expected = logprobs_of(asked.prompt[1:], columns)
+        assert array("i", prompt.tokens).tolist() == expected
+        assert array("f", prompt.values).tolist() == expected
+        asked.scored = True
 
     # --- the device ---------------------------------------------------------------------------------
 
@@ -203,8 +274,20 @@ class Lab:
                 join.seed,
                 frozenset(array("i", join.stop_tokens)),
                 join.end,
-                1 if sequence.salt else 0,
+                salt_number(sequence.params.cache_salt),
+                join.prompt_len,
+                join.logprobs,
+                join.prompt_logprobs,
+                None if join.grammar is None else join.prompt_len + (allowed_by(join.grammar) or 0),
             )
+            params = sequence.params
+            assert (join.repetition_penalty, join.frequency_penalty, join.min_tokens, join.logprobs) == (
+                params.repetition_penalty,
+                params.frequency_penalty,
+                params.min_tokens,
+                -1 if params.logprobs is None else params.logprobs,
+            )
+            assert array("i", join.bias_tokens).tolist() == list(map(int, params.logit_bias))
             starts[slot] = row.shared = join.start // size
         pairs = array("i", plan.blocks)
         for slot, block in zip(pairs[::2], pairs[1::2], strict=True):
@@ -225,6 +308,8 @@ class Lab:
         sampling: list[Row] = []
         order: list[int] = []
         tokens_run = 0
+        reported: list[int] = []
+        columns = 1 + max((row.prompt_logprobs for row in rows if row is not None), default=0)
         for slot, row in enumerate(rows):
             if row is not None and row.decoding:
                 tokens_run += 1
@@ -237,16 +322,41 @@ class Lab:
             assert row is not None
             assert not row.decoding
             tokens_run += count
+            if row.prompt_logprobs >= 0:
+                first = row.position + 1
+                reported += row.tokens[first : min(first + count, row.prompt_len)]
             self.run(row, count, step)
             if row.position == len(row.tokens):
                 row.decoding = True
                 sampling.append(row)
                 order.append(slot)
         assert 0 < tokens_run <= self.budget
+        assert len(reported) <= SCORED_TOKENS
+        self.most_reported = max(self.most_reported, len(reported))
         assert plan.chunks or order == sorted(order)
         if plan.chunks:
             sampling = [row for _, row in sorted(zip(order, sampling, strict=True), key=lambda item: item[0])]
-        self.outstanding.append((step, array("i", [self.sample(row) for row in sampling]).tobytes()))
+        ends = [
+            GrammarEnd(rows.index(row))
+            for row in sampling
+            if not row.finished and row.complete_at is not None and len(row.tokens) >= row.complete_at
+        ]
+        tokens = [self.sample(row) for row in sampling]
+        wanted = 1 + max((row.logprobs for row in sampling), default=-1)
+        of_answers, of_prompts = logprobs_of(tokens, wanted), logprobs_of(reported, columns)
+        self.outstanding.append(
+            Sampled(
+                step,
+                array("i", tokens).tobytes(),
+                0,
+                0,
+                array("i", of_answers).tobytes(),
+                array("f", of_answers).tobytes(),
+                ends,
+                array("i", of_prompts).tobytes(),
+                array("f", of_prompts).tobytes(),
+            )
+        )
 
     def leave(self, slot: int) -> None:
         row = self.rows[slot]
@@ -276,6 +386,9 @@ class Lab:
     def sample(self, row: Row) -> int:
         if row.finished:
             return -1
+        if row.complete_at is not None and len(row.tokens) >= row.complete_at:
+            row.finished = True
+            return -1
         last = row.position - 1
         token = next_token(self.cells[row.blocks[last // self.size]][last % self.size], row.seed)
         assert len(row.tokens) < row.end, "a step is wasted on an end by length"
@@ -284,10 +397,12 @@ class Lab:
         return token
 
     def finish_step(self) -> None:
-        self.completed, tokens = self.outstanding.popleft()
+        sampled = self.outstanding.popleft()
+        self.completed = sampled.step
         self.steps += 1
-        begun = self.completed * 10**6
-        self.give(Sampled(self.completed, tokens, begun, begun + self.rng.randrange(1, 10**6)))
+        sampled.started_ns = self.completed * 10**6
+        sampled.ended_ns = sampled.started_ns + self.rng.randrange(1, 10**6)
+        self.give(sampled)
 
     # --- invariants ---------------------------------------------------------------------------------
 
@@ -344,7 +459,7 @@ class Lab:
         rng = self.rng
         while self.steps < steps:
             if len(self.open) < 40 and rng.random() < self.arrivals:
-                self.ask(rng.choice((1, 1, 1, 4)))
+                self.ask(rng.choice((1, 1, 1, 1, 1, 1, 4, 4, 14)))
             if self.open and rng.random() < self.changes:
                 self.change_mind()
             if self.outstanding:

@@ -60,12 +60,13 @@ def plant(fault: Fault) -> Code:
         return Code(pipeline=module.Pipeline)
     if fault.module == EXECUTOR:
         return Code(executor=module.Executor)
+    pool = module if fault.module == POOL else importlib.import_module(POOL)
     if fault.module == POOL:
-        pool, module = module, edited(PLANNER, ())
+        module = edited(PLANNER, ())
         vars(module).update(Pool=pool.Pool, BlockPool=pool.BlockPool)
     if fault.module in (POOL, PLANNER):
         planner, module = module, edited(SCHEDULER, ())
-        vars(module).update(Planner=planner.Planner)
+        vars(module).update(Planner=planner.Planner, salt_of=pool.salt_of)
     return Code(scheduler=module.Scheduler)
 
 

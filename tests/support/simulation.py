@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -112,6 +113,12 @@ def expected_prompt_logprobs(
 class World(Simulator):
     """Five actors around an emulated device, and clients that check what they get."""
 
+    program: Callable[..., EmulatedProgram] = EmulatedProgram
+    batch: Callable[..., RunningBatch] = RunningBatch
+    scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler
+    gateway: Callable[..., Gateway] = Gateway
+    """What it is made of: a test may put one with a fault in place of any."""
+
     def __init__(
         self,
         seed: int,
@@ -126,8 +133,8 @@ class World(Simulator):
         def executor(world: Simulator) -> Executor:
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
             compiler = grammar_compiler()
-            batch = RunningBatch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
-            program = EmulatedProgram(slots, MODEL_LEN, VOCAB, check_carry_over=True)
+            batch = self.batch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
+            program = self.program(slots, MODEL_LEN, VOCAB, check_carry_over=True)
             pipeline = Pipeline(
                 device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
             )
@@ -135,12 +142,12 @@ class World(Simulator):
             return Executor(pipeline, batch, capacity, {}, masks=Masks(compiler, slots))
 
         def scheduler(world: Simulator) -> Scheduler:
-            return Scheduler(SchedulerConfig(slots, budget, MODEL_LEN, depth, (EOS,), caching))
+            return self.scheduler(SchedulerConfig(slots, budget, MODEL_LEN, depth, (EOS,), caching))
 
         def gateway(world: Simulator) -> Gateway:
             bounds = Limits(max_model_len=MODEL_LEN, vocab_size=VOCAB, max_prompt_bytes=10_000)
             rng = random.Random(seed)
-            return Gateway("", "emulated", bounds, server="simulated", rng=rng, epoch=world.epoch)
+            return self.gateway("", "emulated", bounds, server="simulated", rng=rng, epoch=world.epoch)
 
         self.requests: dict[tuple[bytes, str], tuple[list[int], SamplingParams]] = {}
         self.tokens: dict[tuple[bytes, str], list[int]] = {}
