@@ -14,7 +14,7 @@ It first compares the kernels with plain attention in float32 or float64: ragged
 is padding, and a captured graph that is replayed with other lengths. It fails if one is wrong. Then it times every
 candidate of ``SINGLE`` and ``SEVERAL`` on every shape, prints each shape's candidates in the order of their time, and
 at last each candidate's mean over the shapes. The default of `triton_backend.TILES` is marked; to change it, put the
-best candidate's line there.
+best candidate there.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ SHAPES = [
     decode(32, 2048, dtype=torch.float32),
 ]
 
-TUNED = SHAPES[:13]
+SMALL = dict(query_heads=14, kv_heads=2, head_dim=64)
+TUNED = [*SHAPES[:13], prompt(2048, **SMALL), decode(1, 1024, **SMALL), decode(256, 1024, **SMALL)]
 """The shapes that candidates are timed on."""
 
 SEVERAL = [
@@ -472,11 +473,11 @@ def tune(bandwidth: float) -> list[dict[str, object]]:
     if wrong:
         sys.exit(f"the kernels are wrong: {', '.join(wrong)}")
 
-    default = triton_backend.TILES[2, 256]
     figures: list[Figure] = []
-    relative: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    relative: dict[tuple[int, str, tuple[int, ...]], list[float]] = {}
     for shape in TUNED:
-        print(f"\n{shape.name}")
+        print(f"\n{shape.name}, {shape.query_heads}/{shape.kv_heads} heads of {shape.head_dim}")
+        default = triton_backend.TILES[triton_backend.tiles_key(2 * shape.head_dim, shape.dtype)]
         step = make_step(shape, LAYERS)
         found = [Figure(shape, name, seconds, bandwidth) for name, seconds in peers(shape).items()]
         flash = next((figure.seconds for figure in found if figure.name == "torch FA2"), None)
@@ -487,7 +488,7 @@ def tune(bandwidth: float) -> list[dict[str, object]]:
                 with tile(kind, made):
                     timed[kind, made] = step_time(attention.create("triton"), step)
         for (kind, made), seconds in timed.items():
-            relative.setdefault((kind, made), []).append(seconds / min(timed.values()))
+            relative.setdefault((shape.head_dim, kind, made), []).append(seconds / min(timed.values()))
             note = "default" if made == tuple(getattr(default, kind)) else ""
             if flash is not None:
                 note = f"{flash / seconds:.2f} times torch FA2  {note}"
@@ -499,8 +500,10 @@ def tune(bandwidth: float) -> list[dict[str, object]]:
         torch.cuda.empty_cache()
 
     print("\ntime over the best candidate's, geometric mean over the shapes, and the worst")
-    for (kind, made), times in sorted(relative.items(), key=lambda item: statistics.geometric_mean(item[1])):
-        print(f"  {statistics.geometric_mean(times):5.3f} {max(times):5.2f}  {kind} {made}")
+    for (head, kind, made), times in sorted(
+        relative.items(), key=lambda item: (item[0][:2], statistics.geometric_mean(item[1]))
+    ):
+        print(f"  {statistics.geometric_mean(times):5.3f} {max(times):5.2f}  heads of {head}: {kind} {made}")
     return [
         {"shape": figure.shape.name, "name": figure.name, "us": figure.seconds * 1e6} for figure in figures
     ]

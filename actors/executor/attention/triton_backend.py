@@ -216,17 +216,20 @@ class TritonAttention:
                 DV_PAD=pad(value_dim),
                 TOKENS=tokens,
                 QUERIES=at_once,
-                PARTS=min(MAX_PARTS.value, 64 // at_once),
+                PARTS=min(MAX_PARTS, 64 // at_once),
             )
+
+
+def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The key in `TILES` for ``dims``, the padded sizes of a key and a value together."""
+    return next((size, widest) for size, widest in TILES if size == dtype.itemsize and widest >= dims)
 
 
 def choose_tile(dims: int, dtype: torch.dtype, single: bool, shared_memory: int) -> Tile:
     """The entry of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages as fit
     into ``shared_memory``, in bytes, of a multiprocessor.
     """
-    tiles = next(
-        tiles for (size, widest), tiles in TILES.items() if size == dtype.itemsize and widest >= dims
-    )
+    tiles = TILES[tiles_key(dims, dtype)]
     tile = tiles.single if single else tiles.several
     stage, fixed = tile.keys * dims * dtype.itemsize, tile.queries * dims * dtype.itemsize // 2
     fit = (shared_memory - fixed) // stage

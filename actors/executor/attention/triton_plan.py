@@ -6,7 +6,7 @@ Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): the results of the parts are th
 one tile, the work of one program for each key/value head.
 
 With ``work`` the sum over the tiles of the keys that the longest tile of their row sees, a row's tiles are cut into
-as many equal parts as have ``work / target`` keys each, or more. So
+as many equal parts as leave at least ``work / target`` keys to each. So
 
 - there are at most ``tiles + target`` items,
 - those of tiles in several parts are at most ``target``,
@@ -33,7 +33,7 @@ the result among those to combine (-1: it is the output), and whether it is the 
 SPLIT_FIELDS = tl.constexpr(4)
 """First token, tokens, index of the first result, parts (0: nothing to do)."""
 
-MAX_PARTS = tl.constexpr(32)
+MAX_PARTS = 32
 """Of one tile. More cost more to combine than they save."""
 
 ROWS_AT_ONCE = tl.constexpr(256)
@@ -42,7 +42,7 @@ ITEMS_AT_ONCE = tl.constexpr(32)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The items of one step's rows with one token, or of all its other rows."""
+    """The items of one step's rows with one token, or of all its other rows. The sizes are the host's bounds."""
 
     items: Tensor
     """int32 [items, ITEM_FIELDS]; those that are not needed come last."""
@@ -72,11 +72,11 @@ def make_plan(
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
-        tiles, most_parts = num_rows, min(MAX_PARTS.value, batch.max_kv_len // least)
+        tiles, most_parts = num_rows, min(MAX_PARTS, batch.max_kv_len // least)
     else:
-        # A tile for each whole one, one for the rest of each row, and one for what belongs to no row.
+        # As many as are full, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
-        most_parts = MAX_PARTS.value if num_tokens < 2 * target * tokens else 1
+        most_parts = MAX_PARTS if num_tokens < 2 * target * tokens else 1
     split = most_parts > 1
     items = min(tiles + target, tiles * most_parts) if split else tiles
     splits = min(target // 2, tiles)
@@ -97,6 +97,7 @@ def make_plan(
         items,
         splits,
         target,
+        most_parts,
         SINGLE=single,
         TOKENS=tokens,
         WINDOW=window,
@@ -138,7 +139,7 @@ def _tiles_of(
 
 
 @jit(
-    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_splits", "target"],
+    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_splits", "target", "most_parts"],
     do_not_specialize_on_alignment=STEP_INPUTS,
 )
 def plan_kernel(
@@ -152,6 +153,7 @@ def plan_kernel(
     num_items,
     num_splits,
     target,
+    most_parts,
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -184,7 +186,7 @@ def plan_kernel(
         tiles, longest = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
         )
-        parts = tl.maximum(tl.minimum(longest // goal, MAX_PARTS), 1)
+        parts = tl.maximum(tl.minimum(longest // goal, most_parts), 1)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
@@ -207,7 +209,7 @@ def plan_kernel(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    parts = tl.maximum(tl.minimum(longest // goal, MAX_PARTS), 1)
+    parts = tl.maximum(tl.minimum(longest // goal, most_parts), 1)
     part = tl.cdiv(tl.cdiv(longest, parts), KEYS) * KEYS
 
     in_row_items = item - items_before
