@@ -67,7 +67,7 @@ class Dashboard:
         return Response(pulse, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def read(self) -> bytes:
-        actors, counters, timeline = await asyncio.gather(
-            self.client.actors(), self.client.stats(), self.client.trace(self.watch.seconds)
-        )
+        # First how the actors are: the other questions would show as messages in their mailboxes.
+        actors = await self.client.actors()
+        counters, timeline = await asyncio.gather(self.client.stats(), self.client.trace(self.watch.seconds))
         return msgspec.json.encode(self.watch.pulse(actors, counters, timeline))
