@@ -1,4 +1,4 @@
-"""What each actor is told when it starts: settled once by the service, checked, frozen, and sent to its process."""
+"""The options of each actor: settled once by the service, checked, frozen, and sent to its process."""
 
 from __future__ import annotations
 

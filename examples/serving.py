@@ -61,7 +61,7 @@ class Load:
     """Requests per second; None: all at once."""
 
     def arguments(self) -> list[str]:
-        told = {
+        flags = {
             "num-prompts": self.prompts,
             "input-len": self.tokens_in,
             "output-len": self.tokens_out,
@@ -69,8 +69,8 @@ class Load:
             "max-concurrency": self.concurrency,
         }
         if self.rate is not None:
-            told["request-rate"] = self.rate
-        return [part for name, value in told.items() for part in (f"--{name}", str(value))]
+            flags["request-rate"] = self.rate
+        return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
 def step_time(recorded: float, aim: float) -> tuple[Goal, ...]:
@@ -265,12 +265,12 @@ def line(row: Row) -> str:
     """What is printed of a load as soon as it is done."""
     if "error" in row:
         return f"failed: {row['error']}"
-    told = [f"{row['completed']}/{row['num_prompts']}", f"{row['output_throughput']:,.0f} tokens/s"]
+    parts = [f"{row['completed']}/{row['num_prompts']}", f"{row['output_throughput']:,.0f} tokens/s"]
     for kind in ("ttft", "tpot", "itl"):
-        told.append(f"{kind} " + "/".join(f"{row[f'{p}_{kind}_ms']:.2f}" for p in PERCENTILES))
+        parts.append(f"{kind} " + "/".join(f"{row[f'{p}_{kind}_ms']:.2f}" for p in PERCENTILES))
     if row["failed"]:
-        told.append(f"{row['failed']} failed: {'; '.join(row['errors'])}"[:600])
-    return "  ".join(told)
+        parts.append(f"{row['failed']} failed: {'; '.join(row['errors'])}"[:600])
+    return "  ".join(parts)
 
 
 def measure(engine: str, plan: Plan, model: str) -> Iterator[Row]:
@@ -303,8 +303,8 @@ def serving(plan: Plan, engines: Sequence[str]) -> list[Row]:
         for engine in engines:
             for row in measure(engine, plan, model):
                 rows.append(row)
-                told = f"ready after {row['ready_s']} s" if "ready_s" in row else line(row)
-                print(f"{model:>5}  {engine:<10}  {row['load']:<8}  {told}", flush=True)
+                text = f"ready after {row['ready_s']} s" if "ready_s" in row else line(row)
+                print(f"{model:>5}  {engine:<10}  {row['load']:<8}  {text}", flush=True)
                 (plan.out / "rows.json").write_text(json.dumps(rows, indent=1))
         found = table(plan, model, rows, engines)
         print("\n" + "\n".join(as_text(found)) + "\n", flush=True)
