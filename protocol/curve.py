@@ -76,7 +76,12 @@ class KeyFolder:
         return keys["public"], keys["secret"]
 
     def allowed(self) -> set[str]:
-        """Public keys of the clients that may connect now."""
+        """Public keys of the clients that may connect now.
+
+        ``InvalidRequest`` where others could write themselves into the list, or put another in its place.
+        """
+        for path in (self.path, self.allowed_file):
+            refuse_open(path)
         found: set[str] = set()
         for number, line in enumerate(read_text(self.allowed_file).splitlines(), 1):
             if line.strip() and not line.startswith("#"):
@@ -86,9 +91,11 @@ class KeyFolder:
     def make_server(self) -> None:
         """The folder and the service's own key."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        refuse_open(self.path)
         public, secret = new_pair()
         write_key(self.server_file, "the key of a service: keep it secret", public=public, secret=secret)
         if not self.allowed_file.exists():
+            self.allowed_file.touch(mode=0o600)
             self.allowed_file.write_text(
                 "# Public keys of the clients that may connect. A line taken out is refused.\n"
             )
@@ -104,6 +111,19 @@ class KeyFolder:
         with self.allowed_file.open("a") as allowed:
             allowed.write(f"{name} {public}\n")
         return path
+
+
+def refuse_open(path: Path) -> None:
+    """What others can write decides nothing. In a folder with the sticky bit they cannot replace what is there."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
+    if mode & 0o022 and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+        raise InvalidRequest(
+            f"{path} can be written by others, who could let themselves in: chmod go-w {path}, and look at who is in"
+            " the list allowed"
+        )
 
 
 def new_pair() -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import NoReturn
 
 import zmq
 
@@ -30,6 +31,11 @@ class Transport:
         """Where ZeroMQ tells that the connection under the socket is gone."""
         self.poller = zmq.Poller()
         self.connection = 0
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a client cannot be pickled or copied: send its endpoint, {self.endpoint!r}, and make a new client there"
+        )
 
     def is_own_process(self) -> bool:
         """Whether this process may touch the connection: ZeroMQ's sockets do not survive a fork."""

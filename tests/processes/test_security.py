@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_makes_keys_that_only_their_owner_can_read_and_writes_none_over(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("server.key", "ann.key", "ben.key"):
+    for name in ("server.key", "ann.key", "ben.key", "allowed"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
     before = (folder / "ann.key").read_text()
     again = keys(folder, "ann")
@@ -52,6 +52,47 @@ def test_the_command_makes_keys_that_only_their_owner_can_read_and_writes_none_o
     assert "ann.key is there already" in again.stderr
     assert (folder / "ann.key").read_text() == before
     assert ClientKey.read(folder / "ann.key").public in KeyFolder(folder).allowed()
+
+
+@pytest.mark.parametrize("opened", ["", "allowed"], ids=["folder", "list"])
+def test_a_key_folder_that_others_can_write_is_refused_wherever_it_is_used(
+    opened: str, tmp_path: Path
+) -> None:
+    """Who can replace the list of those who may connect may connect."""
+    folder = tmp_path / "keys"
+    assert keys(folder, "ann").returncode == 0
+    assert KeyFolder(folder).allowed()
+    os.chmod(folder / opened, 0o777 if opened == "" else 0o666)
+    with pytest.raises(
+        InvalidRequest, match="can be written by others, who could let themselves in: chmod go-w"
+    ):
+        KeyFolder(folder).allowed()
+    served = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slipstream",
+            "serve",
+            f"--curve-keys={folder}",
+            "--endpoint=tcp://127.0.0.1:0",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert served.returncode == 3
+    assert "can be written by others" in served.stderr
+
+
+def test_the_command_makes_no_keys_in_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = keys(folder, "ann")
+    assert done.returncode == 2
+    assert "can be written by others" in done.stderr
+    assert not (folder / "server.key").exists()
+    folder.chmod(0o1777)
+    assert keys(folder, "ann").returncode == 0, "nobody can replace what lies in it"
 
 
 @pytest.mark.parametrize("name", ["server", "../x", "", "a/b", ".hidden", "x" * 70])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -210,6 +211,19 @@ def test_an_async_client_that_has_connected_nowhere_yet_may_go_to_a_child(
 
     assert in_child(lambda: run(ask())) == "'hello'"
     assert run(ask()) == "hello"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_that_is_sent_to_another_process_is_refused_with_what_to_send(
+    kind: type[Client | AsyncClient], serve: Callable[..., FakeGateway], endpoint: str
+) -> None:
+    """As ``multiprocessing`` does with what a new process is to work with, where it does not fork."""
+    serve()
+    client = kind(endpoint)
+    with pytest.raises(TypeError, match=f"send its endpoint, '{endpoint}', and make a new client there"):
+        pickle.dumps(client)
+    if isinstance(client, Client):
+        client.close()
 
 
 ENDS: dict[str, str] = {
