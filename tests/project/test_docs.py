@@ -239,6 +239,32 @@ def missing_names(text: str, folder: Path) -> list[str]:
     return missing
 
 
+MEMBER = re.compile(r"`([A-Z]\w+)\.([a-z_]\w*)(?:\(\))?`")
+OURS = {
+    path: path.read_text(encoding="utf-8")
+    for folder in ("actors", "runtime", "protocol", "src/slipstream")
+    for path in (ROOT / folder).rglob("*.py")
+}
+
+
+def missing_members(text: str) -> list[str]:
+    """Members such as ``Planner.plan`` of which no file of ours has the class and the method or field."""
+    return [
+        f"{owner}.{name}"
+        for owner, name in MEMBER.findall(text)
+        if not any(
+            re.search(rf"^class {owner}\b", source, re.MULTILINE)
+            and re.search(rf"^\s+(?:(?:async )?def |self\.)?{name}\b *[(:=]", source, re.MULTILINE)
+            for source in OURS.values()
+        )
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_method_and_field_that_is_named_is_there(path: Path) -> None:
+    assert missing_members(path.read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_name_that_links_to_a_file_is_defined_there(path: Path) -> None:
     assert missing_names(path.read_text(encoding="utf-8"), path.parent) == []
@@ -247,6 +273,10 @@ def test_every_name_that_links_to_a_file_is_defined_there(path: Path) -> None:
 def test_a_name_that_is_gone_is_found() -> None:
     text = "[`Pipeline.launch`](actors/executor/pipeline.py), [`Pipeline.gone`](actors/executor/pipeline.py)"
     assert missing_names(text, ROOT) == ["Pipeline.gone"]
+    assert missing_members("`Pipeline.launch`, `Pipeline.gone()`, `Gone.launch` and `Plan.joins`") == [
+        "Pipeline.gone",
+        "Gone.launch",
+    ]
 
 
 OWN_PATH = re.compile(

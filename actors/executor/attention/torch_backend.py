@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..cache.paged import PagedBatch
 
-GATHER_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+GATHER_BYTES, GATHER_BYTES_ELSEWHERE = {"cpu": 2 << 20}, 256 << 20
 """Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.
 The memory that this takes must not grow with batch times context, and on a CPU the copies should still lie
 in its cache when they are attended to."""
@@ -193,7 +193,7 @@ def _attend_gathered(
 ) -> None:
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
     row_bytes = table.shape[1] * (keys[0].nbytes + values[0].nbytes)
-    turn = max(1, GATHER_BYTES[keys.device.type] // row_bytes)
+    turn = max(1, GATHER_BYTES.get(keys.device.type, GATHER_BYTES_ELSEWHERE) // row_bytes)
     for start in range(0, len(table), turn):
         rows = slice(start, start + turn)
         key, value = (_gather(pool, table[rows])[:, : bias.shape[3]] for pool in (keys, values))
