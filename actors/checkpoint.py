@@ -26,6 +26,16 @@ LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 """What configurations call the number of positions, the usual name first."""
 
 
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2048),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size"), 1 << 20),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 14),
+    "vocab_size": 1 << 24,
+    **dict.fromkeys(LENGTH_NAMES, 1 << 31),
+}
+"""By name in a configuration, the largest size that is believed: ten times that of any model that there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder with a model, and its ``config.json``."""
@@ -102,7 +112,9 @@ def open_checkpoint(model: str, files: Sequence[str] = SERVED_FILES) -> Checkpoi
     folder = find_folder(model, files)
     if not (folder / "config.json").is_file():
         raise InvalidRequest(f"model {model!r}: the folder has no config.json")
-    return Checkpoint(folder, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    check_sizes(decoder_config(config))
+    return Checkpoint(folder, config)
 
 
 def find_folder(model: str, files: Sequence[str] = SERVED_FILES) -> Path:
@@ -159,6 +171,14 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a model's configuration that describes its decoder."""
     text = config.get("text_config")
     return text if isinstance(text, Mapping) else config
+
+
+def check_sizes(decoder: Mapping[str, Any]) -> None:
+    """ModelNotSupported for sizes that no model has: building such a one would end for lack of time or memory."""
+    for name, most in MOST.items():
+        size = decoder.get(name)
+        if isinstance(size, int) and not 1 <= size <= most:
+            raise ModelNotSupported(f"config.json states {name}={size}; it must be from 1 to {most}")
 
 
 def max_model_len(config: Mapping[str, Any]) -> int | None:

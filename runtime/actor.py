@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..protocol.messages import PeerDown, PeerUp
-from .guard import DoorKeys
+from .guard import PublicSocketKeys
 from .trace import Ring
 
 Address = str | bytes
@@ -30,9 +30,9 @@ class Actor:
     blocking: bool = False
     """The host waits in a poller (a step more or less matters), not in an event loop."""
     endpoint: str | None = None
-    """Where the host opens a door to clients, for the actor that has one."""
-    door_keys: DoorKeys | None = None
-    """Who may come in by the door; None: whoever reaches it."""
+    """Where the host binds a socket for clients, for the actor that speaks to them."""
+    public_keys: PublicSocketKeys | None = None
+    """Who may connect to it; None: everybody who reaches it."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
     progress: int = 0

@@ -1,25 +1,25 @@
-"""The guard at a door: only clients whose key is allowed come in, and all that they say is encrypted (CURVE)."""
+"""The guard at a public socket (CURVE): only clients whose key is allowed come in, and all is encrypted."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import zmq
 
 from ..protocol.curve import KeyFolder
 from ..protocol.errors import SlipstreamError
+from .log import logger
 
 DOMAIN = "slipstream"
 
 
 @dataclass(frozen=True, slots=True)
-class DoorKeys:
-    """What opens a door."""
+class PublicSocketKeys:
+    """Who may connect to a public socket."""
 
     folder: KeyFolder
     also: frozenset[str] = frozenset()
-    """Public keys that may come in too: of the service's own faces."""
+    """Public keys that may come in too: of the service's own frontends."""
 
     def check(self) -> None:
         """``InvalidRequest`` if the folder lacks anything."""
@@ -31,19 +31,19 @@ class DoorKeys:
         try:
             return key.decode() in self.folder.allowed() | self.also
         except SlipstreamError as error:
-            print(f"nobody can come in: {error}", file=sys.stderr)
+            logger.warning("nobody can come in: %s", error)
             return False
 
 
-def guard(context: zmq.Context[zmq.Socket[bytes]], door: zmq.Socket[bytes], keys: DoorKeys) -> None:
-    """Before the door is bound. The guard waits in a thread of its own, which does nothing until someone knocks."""
+def guard(context: zmq.Context[zmq.Socket[bytes]], public: zmq.Socket[bytes], keys: PublicSocketKeys) -> None:
+    """Before the socket is bound. The guard waits in a thread of its own, which does nothing until someone connects."""
     from zmq.auth.thread import ThreadAuthenticator
 
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
     authenticator.configure_curve_callback(DOMAIN, keys)
-    public, secret = keys.folder.server()
-    door.curve_server = True
-    door.curve_publickey = public.encode()
-    door.curve_secretkey = secret.encode()
-    door.zap_domain = DOMAIN.encode()
+    public_key, secret_key = keys.folder.server()
+    public.curve_server = True
+    public.curve_publickey = public_key.encode()
+    public.curve_secretkey = secret_key.encode()
+    public.zap_domain = DOMAIN.encode()

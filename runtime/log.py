@@ -1,53 +1,113 @@
-"""The log of a service: lines on standard error, for people as text, for programs as one JSON object each."""
+"""The log of a service: lines on standard error, for people as text, for programs as one JSON object each.
+
+It is the standard library's ``logging``, under the name ``slipstream``. A record may have an ``actor`` whose line it is
+(the supervisor's where none is given) and a ``cause``, the lines that say why.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import select
 import sys
-import time
 from typing import Any
+
+logger = logging.getLogger("slipstream")
 
 MAX_LINE = 64 * 1024
 """Bytes of a child's output that may wait for the end of their line; a longer one is logged in parts."""
 
+PATIENCE_MS = 100
+"""How long a line waits for a reader that is behind; then it is lost."""
 
-class Log:
-    """Writes the log. As JSON a line has ``ts`` (seconds since 1970), ``level``, ``actor`` and ``event``."""
-
-    def __init__(self, kind: str) -> None:
-        self.json = kind == "json" or (kind == "auto" and not sys.stderr.isatty() and in_kubernetes())
-
-    def line(self, text: str, actor: str = "supervisor", level: str = "info", **more: Any) -> None:
-        if self.json:
-            record = {
-                "ts": round(time.time(), 3),
-                "level": level,
-                "actor": actor,
-                "event": text.strip(),
-                **more,
-            }
-            text = json.dumps(record, ensure_ascii=False)
-        print(text, file=sys.stderr, flush=True)
-
-    def block(self, title: str, body: str) -> None:
-        """The cause of a failure."""
-        if self.json:
-            self.line(title, level="error", cause=body)
-        else:
-            self.line(f"{title}\n{body}")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that a terminal acts on, or that turn the direction of what follows."""
 
 
-def in_kubernetes() -> bool:
-    """There, whoever collects the log expects JSON."""
-    return "KUBERNETES_SERVICE_HOST" in os.environ
+def printable(text: str) -> str:
+    """Text that changes nothing but its own place on a terminal: control characters are written out."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def wants_json(kind: str) -> bool:
+    """Whether a log of this kind (``auto``, ``text`` or ``json``) is for programs."""
+    if kind == "auto":
+        # What collects the log of a pod expects JSON.
+        return "KUBERNETES_SERVICE_HOST" in os.environ and not (sys.stderr and sys.stderr.isatty())
+    return kind == "json"
+
+
+def configure(*, as_json: bool) -> None:
+    """Send the log of this process to its standard error, wherever that leads now."""
+    handler = Handler(standard_error())
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def standard_error() -> int | None:
+    """Its file descriptor; None if it is closed or is no file, as in a notebook."""
+    try:
+        return None if sys.stderr is None else sys.stderr.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+class Handler(logging.Handler):
+    """Writes a line, or loses it: a reader that is gone or does not read, and a full disk, harm nothing else."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.descriptor is None:
+            return
+        rest = f"{self.format(record)}\n".encode(errors="replace")
+        ready = select.poll()
+        ready.register(self.descriptor, select.POLLOUT)
+        try:
+            while rest and ready.poll(PATIENCE_MS):
+                rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF]) :]
+        except OSError:
+            return  # it is lost
+
+
+class TextFormatter(logging.Formatter):
+    """For people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        cause = getattr(record, "cause", "")
+        return printable("\n".join(filter(None, (record.getMessage(), cause))))
+
+
+class JsonFormatter(logging.Formatter):
+    """For programs: ``ts`` (seconds since 1970), ``level``, ``actor``, ``event`` and, of a failure, ``cause``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "actor": getattr(record, "actor", "supervisor"),
+            "event": record.getMessage().strip(),
+        }
+        if hasattr(record, "cause"):
+            fields["cause"] = getattr(record, "cause")  # noqa: B009
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def log_failure(title: str, cause: str) -> None:
+    """The end of a service, or of its start, and why."""
+    logger.error("%s", title, extra={"cause": cause})
 
 
 class Output:
     """What a child prints, into the log under its name, line by line."""
 
-    def __init__(self, log: Log, actor: str) -> None:
-        self.log = log
+    def __init__(self, actor: str) -> None:
         self.actor = actor
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reader, False)
@@ -66,13 +126,16 @@ class Output:
                 lines, self.begun = [*lines, self.begun], b""
             for line in lines:
                 if line.strip():
-                    self.log.line(line.decode(errors="replace"), self.actor)
+                    self.log(line)
             if not part:
                 self.open = False
+
+    def log(self, line: bytes) -> None:
+        logger.info("%s", line.decode(errors="replace"), extra={"actor": self.actor})
 
     def close(self) -> None:
         """Log what is left."""
         self.read()
         os.close(self.reader)
         if self.begun:
-            self.log.line(self.begun.decode(errors="replace"), self.actor)
+            self.log(self.begun)

@@ -45,7 +45,7 @@ from ...protocol.messages import (
     Welcome,
 )
 from ...runtime.actor import Actor
-from ...runtime.guard import DoorKeys
+from ...runtime.guard import PublicSocketKeys
 from ..options import GatewayOptions
 from .admission import check
 from .connections import PROBE_S, Connection, Connections
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 class Gateway(Actor):
-    """Front door and ledger."""
+    """Connections and ledger."""
 
     name = "gateway"
 
@@ -454,10 +454,10 @@ class Gateway(Actor):
             self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
 
 
-def door_keys(options: GatewayOptions) -> DoorKeys | None:
+def public_keys(options: GatewayOptions) -> PublicSocketKeys | None:
     if options.curve_keys is None:
         return None
-    keys = DoorKeys(KeyFolder(Path(options.curve_keys)), frozenset(options.curve_also))
+    keys = PublicSocketKeys(KeyFolder(Path(options.curve_keys)), frozenset(options.curve_also))
     keys.check()  # a start that cannot work fails here, and says why
     return keys
 
@@ -475,5 +475,5 @@ def build(context: StartContext) -> Gateway:
         epoch=context.epoch,
         default_deadline_s=options.default_deadline,
     )
-    gateway.door_keys = door_keys(options)
+    gateway.public_keys = public_keys(options)
     return gateway

@@ -72,7 +72,7 @@ def make_server(entrance: Entrance, most_connections: int | None = None) -> Serv
 
 
 class HttpFrontend:
-    """What ``FaceHost`` runs."""
+    """What ``FrontendHost`` runs."""
 
     def __init__(self, options: HttpOptions) -> None:
         self.service = Service(

@@ -23,8 +23,9 @@ import msgspec
 
 from ...protocol.codec import prepare
 from ..actor import Actor
+from ..log import configure
 from ..supervision import control
-from .frontend import Face, FaceHost
+from .frontend import Frontend, FrontendHost
 from .host import Host
 from .priority import come_first, stand_back
 
@@ -103,53 +104,65 @@ def main(factory: str, fd: int, parent: int) -> int:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     raise_file_limit()
-    channel = socket.socket(fileno=fd)
+    configure(as_json=False)
+    with socket.socket(fileno=fd) as channel:
+        return live(factory, channel)
+
+
+def live(factory: str, channel: socket.socket) -> int:
+    """Build the actor and run it, as the control channel says; returns the exit code of the process."""
     begin = control.receive(channel)
     if not isinstance(begin, control.Begin):
         return 1
     build = Build(begin.options, begin.epoch, begin.crashed)
     try:
-        module, _, function = factory.partition(":")
-        make: Callable[[StartContext], Actor | Face] = getattr(importlib.import_module(module), function)
-        made = make(build)
-        build.phase("sockets")
-        prepare(control.AnyControl)
-        facts = dict(made.facts)
-        if isinstance(made, Actor):
-            if made.blocking:
-                come_first()  # before the sockets start threads
-            host = Host(made, begin, channel)
-            if made.endpoint is not None:
-                facts["endpoint"] = host.open_door(made.endpoint)
-        else:
-            host = FaceHost(made, channel)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GARBAGE)
-        build.phase("ready")
-        channel.setblocking(False)
-        control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
+        host = start(factory, begin, build, channel)
     except Exception as error:
         control.send(channel, failure(build.current, error))
         return 1
     try:
-        if isinstance(host, FaceHost):
-            stand_back()
-            give_memory_back()
-            host.run()
-            return 0
-        if host.actor.blocking:
-            gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
-            host.run_blocking()
-        else:
-            stand_back()
-            give_memory_back()
-            host.run_uvloop()
+        run(host)
     except Exception as error:
         control.send(channel, failure("serving", error))
         return 1
     host.close()
     return 0
+
+
+def start(factory: str, begin: control.Begin, build: Build, channel: socket.socket) -> Host | FrontendHost:
+    """Build the actor and its sockets, and report that it is ready."""
+    module, _, function = factory.partition(":")
+    make: Callable[[StartContext], Actor | Frontend] = getattr(importlib.import_module(module), function)
+    made = make(build)
+    build.phase("sockets")
+    prepare(control.AnyControl)
+    facts = dict(made.facts)
+    if isinstance(made, Actor):
+        if made.blocking:
+            come_first()  # before the sockets start threads
+        host = Host(made, begin, channel)
+        if made.endpoint is not None:
+            facts["endpoint"] = host.open_public(made.endpoint)
+    else:
+        host = FrontendHost(made, channel)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
+    build.phase("ready")
+    channel.setblocking(False)
+    control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
+    return host
+
+
+def run(host: Host | FrontendHost) -> None:
+    """Until the supervisor says stop, or is gone."""
+    if isinstance(host, Host) and host.actor.blocking:
+        gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
+        host.run_blocking()
+        return
+    stand_back()
+    give_memory_back()
+    host.run()
 
 
 def failure(phase: str, error: Exception) -> control.Failed:

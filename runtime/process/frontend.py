@@ -1,4 +1,4 @@
-"""A face: a child of the supervisor that is no actor, but a client of the service, such as an HTTP server.
+"""A frontend: a child of the supervisor that is no actor, but a client of the service, such as an HTTP server.
 
 It has an event loop and sockets of its own, where an actor has none. What it shares with the actors is how
 it starts, is watched, drains and ends; no actor knows of it.
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from ..supervision import control
 
 
-class Face(Protocol):
-    """What ``FaceHost`` runs. Where it listens is bound when it is built, so that a failure is told at start."""
+class Frontend(Protocol):
+    """What ``FrontendHost`` runs. Where it listens is bound when it is built, so that a failure is told at start."""
 
     facts: dict[str, Any]
     """What the banner and the supervisor are told; ``endpoint`` is taken again by a later incarnation."""
@@ -41,35 +41,38 @@ class Face(Protocol):
         ...
 
 
-class FaceHost:
-    """Runs a face in uvloop until the supervisor says stop, or is gone."""
+class FrontendHost:
+    """Runs a frontend in uvloop until the supervisor says stop, or is gone."""
 
-    def __init__(self, face: Face, channel: socket.socket) -> None:
-        self.face = face
+    def __init__(self, frontend: Frontend, channel: socket.socket) -> None:
+        self.frontend = frontend
         self.channel = channel
         self.draining: asyncio.Task[None] | None = None
         self.resting = False
         """Nothing was under way when the supervisor last asked: it does not ask again until ``Awake``."""
         self.turns = 0
-        face.on_busy = self.on_busy
+        frontend.on_busy = self.on_busy
 
     def run(self) -> None:
         import uvloop
 
         uvloop.run(self.serve())
 
+    def close(self) -> None:
+        """Its sockets went with its loop."""
+
     async def serve(self) -> None:
         asyncio.get_running_loop().add_reader(self.channel.fileno(), self.hear)
-        await self.face.serve()
+        await self.frontend.serve()
 
     def hear(self) -> None:
-        """Take in what the supervisor says; its death ends the face."""
+        """Take in what the supervisor says; its death ends the frontend."""
         try:
             message = control.receive(self.channel)
         except BlockingIOError:
             return
         if isinstance(message, control.Probe):
-            self.resting = not self.face.busy
+            self.resting = not self.frontend.busy
             self.turns += 1
             control.send(
                 self.channel,
@@ -87,7 +90,7 @@ class FaceHost:
             self.draining = self.draining or asyncio.get_running_loop().create_task(self.drain())
         elif message is None or isinstance(message, control.Stop):
             asyncio.get_running_loop().remove_reader(self.channel.fileno())
-            self.face.stop()
+            self.frontend.stop()
 
     def on_busy(self) -> None:
         if self.resting:
@@ -95,5 +98,5 @@ class FaceHost:
             control.send(self.channel, control.Awake())
 
     async def drain(self) -> None:
-        await self.face.drain()
+        await self.frontend.drain()
         control.send(self.channel, control.Drained())

@@ -13,8 +13,6 @@ import gc
 import os
 import select
 import socket
-import stat
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import zmq
 
 from ...protocol import limits
-from ...protocol.codec import decode_from_client, encode, request_id
+from ...protocol.codec import decode_from_client, request_id
 from ...protocol.digest import digest_of
 from ...protocol.errors import ProtocolError, Quarantined, SlipstreamError
 from ...protocol.messages import (
@@ -41,22 +39,14 @@ from ...protocol.messages import (
     Spans,
 )
 from ..actor import Actor, Send
-from ..guard import guard
 from ..in_hand import InHand
 from ..links import Links
+from ..log import logger
 from ..supervision import control
+from .public_socket import PublicSocket
 
 MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
-
-CLIENT_MESSAGES = 64
-"""Most messages waiting in the socket for one client, and most that wait from it.
-
-Beyond the first its deltas wait, merged, in the gateway; beyond the second its requests wait in its own socket.
-"""
-
-LAST_WORDS_MS = 500
-"""How long the last messages to clients may take to leave when the host ends."""
 
 SUPERVISOR = "supervisor"
 """Whom an actor asks how all actors are; reached over the control channel."""
@@ -105,7 +95,7 @@ class Host:
         self.stopped = False
         self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
         self.mailbox.bind(begin.mailbox)
-        self.door: zmq.Socket[bytes] | None = None
+        self.public: PublicSocket | None = None
         for name, (epoch, mailbox) in begin.peers.items():
             self.connect(name, epoch, mailbox)
 
@@ -117,28 +107,10 @@ class Host:
             made.set(getattr(zmq, name), value)
         return made
 
-    def open_door(self, endpoint: str) -> str:
-        """Bind the public socket; returns where it really is (port 0 takes a free one)."""
-        refuse_endpoint_in_use(endpoint)
-        self.door = self.socket(
-            zmq.ROUTER,
-            MAXMSGSIZE=limits.MAX_FRAME_BYTES,
-            ROUTER_MANDATORY=1,
-            SNDHWM=CLIENT_MESSAGES,
-            RCVHWM=CLIENT_MESSAGES,
-            HANDSHAKE_IVL=2000,
-            HEARTBEAT_IVL=2000,
-            HEARTBEAT_TIMEOUT=8000,
-        )
-        if self.actor.door_keys is not None:
-            guard(self.context, self.door, self.actor.door_keys)
-        try:
-            self.door.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise SlipstreamError(
-                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
-            ) from None
-        return self.door.get_string(zmq.LAST_ENDPOINT)
+    def open_public(self, endpoint: str) -> str:
+        """Bind the public socket; returns where it really is."""
+        self.public = PublicSocket(self.context, endpoint, self.actor.public_keys)
+        return self.public.endpoint
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
         """A new incarnation of a peer: a new socket to its new mailbox."""
@@ -151,12 +123,12 @@ class Host:
         self.outgoing[name].connect(mailbox)
         self.connected[name] = epoch
         if self.links.peer_up(name, epoch):
-            self.tell(name, PeerUp(name, epoch))
+            self.handle(name, PeerUp(name, epoch))
         self.deliver([(name, message) for meant, message in self.early.pop(name, ()) if meant == epoch])
 
     # --- one turn ---------------------------------------------------------------------------------
 
-    def tell(self, sender: str | bytes, message: Any) -> None:
+    def handle(self, sender: str | bytes, message: Any) -> None:
         """Give one message to the actor, and send what it answers."""
         self.rouse()
         self.turns += 1
@@ -214,13 +186,13 @@ class Host:
             if isinstance(to, str):
                 self.deliver_to_actor(to, message)
             elif to in blocked:  # nothing overtakes what could not be sent
-                self.tell(b"", ClientBlocked(to, message))
+                self.handle(b"", ClientBlocked(to, message))
             elif not self.deliver_to_client(to, message):
                 blocked.add(to)
 
     def deliver_to_actor(self, to: str, message: Any) -> None:
         if to == self.links.name:
-            self.tell(to, message)
+            self.handle(to, message)
             return
         if to == SUPERVISOR:
             self.inform(control.AskActors())
@@ -241,18 +213,14 @@ class Host:
             ) from None
 
     def deliver_to_client(self, client: bytes, message: Any) -> bool:
-        """False if the client does not read, which the actor is told."""
-        assert self.door is not None
-        try:
-            self.door.send_multipart((client, encode(message)), zmq.DONTWAIT)
-        except zmq.Again:
-            self.tell(b"", ClientBlocked(client, message))
-            return False
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            self.tell(b"", ClientGone(client))
-        return True
+        """False if the client does not read, which the actor hears."""
+        assert self.public is not None
+        outcome = self.public.send(client, message)
+        if outcome == "blocked":
+            self.handle(b"", ClientBlocked(client, message))
+        elif outcome == "gone":
+            self.handle(b"", ClientGone(client))
+        return outcome != "blocked"
 
     def drain_mailbox(self) -> bool:
         """Hand over what has arrived from other actors; True if there may be more."""
@@ -266,9 +234,11 @@ class Host:
             except ProtocolError as error:
                 self.malformed += 1
                 if self.malformed.bit_count() == 1:  # 1, 2, 4, 8, …: a stranger cannot fill the log
-                    print(
-                        f"{self.links.name} dropped a frame from a stranger, {self.malformed} until now: {error}",
-                        file=sys.stderr,
+                    logger.warning(
+                        "%s dropped a frame from a stranger, %d until now: %s",
+                        self.links.name,
+                        self.malformed,
+                        error,
                     )
                 continue
             # What the supervisor told before this was sent is known before it is handled: a request that is
@@ -276,7 +246,7 @@ class Host:
             self.drain_control()
             for sender, message in opened:
                 before_ns = self.busy_ns
-                self.tell(sender, message)
+                self.handle(sender, message)
                 self.hand_over_first(self.busy_ns - before_ns)
         return True
 
@@ -297,21 +267,19 @@ class Host:
 
     def completed(self, device: int) -> None:
         os.eventfd_read(device)
-        self.tell("device", Completed())
+        self.handle("device", Completed())
 
-    def drain_door(self) -> bool:
+    def drain_public(self) -> bool:
         """Hand over what has arrived from clients; True if there may be more."""
-        door = self.door
-        if door is None:
+        if self.public is None:
             return False
+        self.public.count_connections()
         for _ in range(TURN):
-            try:
-                client, *frames = door.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            received = self.public.receive()
+            if received is None:
                 return False
+            client, frames = received
             self.rouse()
-            if frames and not frames[0]:
-                frames = frames[1:]  # a REQ socket sends an empty delimiter
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"a message has one frame; this one has {len(frames)}")
@@ -326,7 +294,7 @@ class Host:
                 continue
             if digest:
                 self.in_hand.take(digest)
-            self.tell(client, ClientMessage(client, message))
+            self.handle(client, ClientMessage(client, message))
             if digest:
                 self.in_hand.put_down()
         return True
@@ -350,20 +318,20 @@ class Host:
             if isinstance(message, control.Peer):
                 self.connect(message.name, message.epoch, message.mailbox)
             elif isinstance(message, control.PeerDied):
-                self.tell(message.name, PeerDown(message.name, message.own_fault))
+                self.handle(message.name, PeerDown(message.name, message.own_fault))
             elif isinstance(message, control.Probe):
                 self.report()
-            elif isinstance(message, control.TellActors):
-                self.tell(SUPERVISOR, message.actors)
+            elif isinstance(message, control.ReportActors):
+                self.handle(SUPERVISOR, message.actors)
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
-                self.tell(b"", Drain())
-            elif isinstance(message, control.TellCounters):
-                self.tell(SUPERVISOR, Counted(message.counters))
+                self.handle(b"", Drain())
+            elif isinstance(message, control.ReportCounters):
+                self.handle(SUPERVISOR, Counted(message.counters))
             elif message is None:
                 self.stopped = True
             elif isinstance(message, control.Stop):
-                self.tell(SUPERVISOR, Ending(message.reason))
+                self.handle(SUPERVISOR, Ending(message.reason))
                 self.stopped = True
         return
 
@@ -435,7 +403,7 @@ class Host:
             if self.channel.fileno() in ready:
                 self.drain_control()
 
-    def run_uvloop(self) -> None:
+    def run(self) -> None:
         """Wait in uvloop for the sockets' file descriptors."""
         import asyncio
 
@@ -450,7 +418,7 @@ class Host:
                 nonlocal timer
                 try:
                     self.drain_control()
-                    more = self.drain_mailbox() | self.drain_door() | self.dump_on()
+                    more = self.drain_mailbox() | self.drain_public() | self.dump_on()
                     wait = self.settle()
                 except Exception as error:
                     if not done.done():
@@ -468,7 +436,9 @@ class Host:
                         timer.cancel()
                     timer = loop.call_later(wait, turn)
 
-            sockets = [s for s in (self.mailbox, self.door) if s is not None]
+            sockets = [self.mailbox]
+            if self.public is not None:
+                sockets += [self.public.socket, self.public.monitor]
             for s in sockets:
                 loop.add_reader(s.fileno(), turn)
             loop.add_reader(self.channel.fileno(), turn)
@@ -478,29 +448,6 @@ class Host:
         uvloop.run(serve())
 
     def close(self) -> None:
-        if self.door is not None:
-            self.door.close(linger=LAST_WORDS_MS)
+        if self.public is not None:
+            self.public.close()
         self.context.destroy(linger=0)
-
-
-def refuse_endpoint_in_use(endpoint: str) -> None:
-    """ZeroMQ takes an ipc path away from whoever is bound to it, without a word: look first."""
-    scheme, _, path = endpoint.partition("://")
-    if scheme != "ipc" or not os.path.exists(path):
-        return
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise SlipstreamError(
-            f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return  # left behind by a process that is gone; binding replaces it
-        except OSError as error:
-            raise SlipstreamError(
-                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
-            ) from None
-    raise SlipstreamError(
-        f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
-    )

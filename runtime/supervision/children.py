@@ -15,7 +15,7 @@ from typing import Any
 
 from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
-from ..log import Log, Output
+from ..log import Output, standard_error
 from . import control
 from .liveness import Pulse
 
@@ -40,10 +40,11 @@ class ChildSpec:
     waits: bool = False
     """Start only when every child before it in the list is ready."""
     hang_timeout_s: float = 10.0
-    """Without progress for so long although it has something to do, it is ended and restarted. An actor can
-    tell another limit as the fact of this name."""
-    face_of: str | None = None
-    """Of a face: the actor whose door it knocks at, told as the option ``door``. It is no actor's peer."""
+    """Without progress for so long although it has something to do, it is ended and restarted. An actor may
+    report another limit as the fact of this name."""
+    frontend_of: str | None = None
+    """Of a frontend: the actor whose client it is, at the endpoint that the option ``door`` names. It is no actor's
+    peer, and its death, however often, does not end the service."""
 
 
 @dataclass(slots=True)
@@ -83,9 +84,9 @@ class Child:
         directory: Path,
         peers: dict[str, tuple[int, str]],
         options: dict[str, Any],
-        log: Log,
         key: bytes,
         *,
+        collect_output: bool,
         crashed: bool,
         quarantined: list[bytes],
     ) -> Child:
@@ -97,8 +98,9 @@ class Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.set_inheritable(False)
         in_hand = InHand.create()
-        output = Output(log, spec.name) if log.json else None
-        stderr = sys.stderr.fileno() if has_fileno(sys.stderr) else subprocess.DEVNULL
+        output = Output(spec.name) if collect_output else None
+        ours_to_print_to = standard_error()
+        stderr = subprocess.DEVNULL if ours_to_print_to is None else ours_to_print_to
         command = [sys.executable, "-m", CHILD, spec.factory]
         with theirs:
             process = subprocess.Popen(
@@ -106,7 +108,8 @@ class Child:
                 pass_fds=(theirs.fileno(), in_hand.descriptor),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr if output is None else output.writer,
-                stderr=None if output is None else output.writer,
+                stderr=stderr if output is None else output.writer,
+                env=environment(),
                 cwd="/",
                 process_group=0,  # a signal to our group is for us to handle
             )
@@ -133,7 +136,7 @@ class Child:
     def there(self) -> bool:
         return self.state != "dead"
 
-    def tell(self, message: control.AnyControl) -> None:
+    def send(self, message: control.AnyControl) -> None:
         """Send a control message; a child that is gone or hangs is dealt with when that is noticed."""
         if self.there:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
@@ -161,7 +164,7 @@ class Child:
 
     def end(self, reason: str = "") -> None:
         """Stop it, with last words to whoever waits for it; kill it if it does not end."""
-        self.tell(control.Stop(reason=reason))
+        self.send(control.Stop(reason=reason))
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -225,10 +228,6 @@ def kills_for_memory() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def has_fileno(stream: Any) -> bool:
-    """Whether the stream is a real file: in a notebook it is not."""
-    try:
-        stream.fileno()
-    except (OSError, AttributeError, ValueError):
-        return False
-    return True
+def environment() -> dict[str, str]:
+    """Of a child: without what takes the docstrings away, which transformers reads."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}

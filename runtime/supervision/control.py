@@ -115,7 +115,7 @@ class Report(Control):
     """What this incarnation has counted."""
 
 
-class TellCounters(Control):
+class ReportCounters(Control):
     """supervisor → a host with a door: what all actors have counted, those that are gone included."""
 
     counters: dict[str, float]
@@ -125,7 +125,7 @@ class AskActors(Control):
     """host → supervisor: a client wants to know how the actors are."""
 
 
-class TellActors(Control):
+class ReportActors(Control):
     """supervisor → host: how the actors are."""
 
     actors: Actors
@@ -133,7 +133,7 @@ class TellActors(Control):
 
 AnyControl = (
     Begin | Peer | PeerDied | Stop | Ready | Failed | Drained
-    | Awake | Probe | Report | TellCounters | AskActors | TellActors
+    | Awake | Probe | Report | ReportCounters | AskActors | ReportActors
 )  # fmt: skip
 
 

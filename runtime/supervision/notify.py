@@ -26,7 +26,7 @@ class Notify:
         """How often to say that the service is alive: twice as often as is asked for. None: never."""
         self.due = 0.0
 
-    def tell(self, *news: str) -> None:
+    def send(self, *news: str) -> None:
         """Send news such as ``READY=1``; ``SlipstreamError`` if nobody takes it."""
         if self.address is None:
             return
@@ -47,5 +47,5 @@ class Notify:
         if now >= self.due:
             self.due = now + self.every_s
             if alive:
-                self.tell("WATCHDOG=1")
+                self.send("WATCHDOG=1")
         return self.due - now

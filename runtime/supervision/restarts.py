@@ -4,6 +4,8 @@ A death soon after the child was ready, or before, is one of a row; a child that
 begins a new row. Up to ``INTENSITY`` in a row it is started again alone, each time after a longer pause.
 Beyond that the fault may lie in what the others hold, so all are started again, once. If that does not heal
 it either, nothing here will, and the service ends.
+
+A frontend is only a client of the service: it is started again alone, however often, each time after a longer pause.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ INTENSITY, PERIOD_S = 5, 60.0
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
+
+MOST_FRONTEND_BACK_OFF_S = 30.0
+"""The longest pause before a frontend is started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,15 @@ class Restarts:
         self.all_restarted = False
         """And no child has lived for long since."""
 
-    def on_death(self, name: str, lived_s: float) -> Verdict:
+    def on_death(self, name: str, lived_s: float, *, frontend: bool = False) -> Verdict:
         """``lived_s`` is how long it had been ready; 0 if it never was."""
         if lived_s >= PERIOD_S:
             self.in_a_row[name] = 0
-            self.all_restarted = False
+            self.all_restarted &= frontend
         self.in_a_row[name] = count = self.in_a_row[name] + 1
-        if count <= INTENSITY:
-            pause = 0.0 if count == 1 else min(MOST_BACK_OFF_S, BACK_OFF_S * 2 ** (count - 2))
+        if frontend or count <= INTENSITY:
+            most = MOST_FRONTEND_BACK_OFF_S if frontend else MOST_BACK_OFF_S
+            pause = 0.0 if count == 1 else min(most, BACK_OFF_S * 2 ** min(count - 2, 20))
             return Verdict("one", count, pause)
         if self.all_restarted:
             return Verdict("none", count)

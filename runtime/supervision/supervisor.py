@@ -21,7 +21,7 @@ import zmq
 from ...protocol.codec import pack
 from ...protocol.errors import SlipstreamError
 from ...protocol.messages import Actors, ActorState
-from ..log import Log
+from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec
 from .liveness import Pulse
@@ -31,7 +31,7 @@ from .restarts import INTENSITY, Restarts
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
 """A restarted child has this long to be ready, or so many times what it took at first, whichever is more."""
 
-TELL_WITHIN_S = 0.25
+REPORT_WITHIN_S = 0.25
 """How long a question after the actors waits for what each of them says of itself."""
 
 AWAY_S = 1.0
@@ -49,14 +49,15 @@ class Supervisor:
         self,
         specs: list[ChildSpec],
         directory: Path,
-        log: Log,
         notify: Notify,
+        *,
+        collect_output: bool = False,
         start_timeout_s: float = 600.0,
     ) -> None:
+        """``collect_output``: what children print goes through the log instead of straight to standard error."""
         self.specs = specs
         self.directory = directory
-        self.logger = log
-        self.log = log.line
+        self.collect_output = collect_output
         self.notify = notify
         self.start_timeout_s = start_timeout_s
         self.children: dict[str, Child] = {}
@@ -81,20 +82,20 @@ class Supervisor:
         """All have to start again, because of this."""
         self.counted: Counter[str] = Counter()
         """Counters of all incarnations that are gone."""
-        self.told: Counter[str] = Counter()
+        self.reported: Counter[str] = Counter()
         """Counters as those who answer for the service were last told."""
         self.asking: list[str] = []
         """Actors that want to know how all are."""
-        self.tell_at = 0.0
+        self.report_at = 0.0
         """When they are told at the latest."""
         self.key = os.urandom(16)
         """What frames between the actors begin with, so that nobody else's are taken for theirs."""
         self.context = zmq.Context()
-        self.desk = self.context.socket(zmq.ROUTER)
-        self.desk.set(zmq.LINGER, 0)
-        self.desk.set(zmq.MAXMSGSIZE, 1024)
+        self.status_socket = self.context.socket(zmq.ROUTER)
+        self.status_socket.set(zmq.LINGER, 0)
+        self.status_socket.set(zmq.MAXMSGSIZE, 1024)
         self.control_endpoint = f"ipc://{directory}/control"
-        self.desk.bind(self.control_endpoint)
+        self.status_socket.bind(self.control_endpoint)
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.signals: list[int] = []
         self.parent_fd: int | None = None
@@ -103,7 +104,7 @@ class Supervisor:
     # --- from outside -----------------------------------------------------------------------------
 
     def on_signal(self, number: int, frame: object) -> None:
-        """A signal handler for SIGTERM and SIGINT: the first drains, the second ends at once.
+        """A signal handler for SIGTERM, SIGINT and SIGHUP: the first drains, the second ends at once.
 
         SIGCHLD only wakes: it tells of a child that was stopped, which its process file descriptor does not.
         """
@@ -143,11 +144,11 @@ class Supervisor:
     def spawn(self, spec: ChildSpec) -> None:
         self.epoch += 1
         others = [other for other in self.children.values() if other.spec.name != spec.name]
-        peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.face_of is None}
+        peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.frontend_of is None}
         options = spec.options
-        if spec.face_of is not None:
-            peers, options = {}, options | {"door": self.children[spec.face_of].spec.options["endpoint"]}
-        key = self.key if spec.face_of is None else b""
+        if spec.frontend_of is not None:
+            peers, options = {}, options | {"door": self.children[spec.frontend_of].spec.options["endpoint"]}
+        key = self.key if spec.frontend_of is None else b""
         crashed = self.crashed.get(spec.name, False)
         self.children[spec.name] = Child.spawn(
             spec,
@@ -155,8 +156,8 @@ class Supervisor:
             self.directory,
             peers,
             options,
-            self.logger,
             key,
+            collect_output=self.collect_output,
             crashed=crashed,
             quarantined=[digest for digest, deaths in self.deaths_with.items() if deaths > 1],
         )
@@ -186,11 +187,17 @@ class Supervisor:
         # news, and by then all others have to have it in their channels.
         for spec in self.specs:
             other = self.children.get(spec.name)
-            if other is not None and other is not child and spec.face_of is child.spec.face_of is None:
-                other.tell(news)
-        self.told.clear()  # a new one who answers for the service knows no counters
+            if (
+                other is not None
+                and other is not child
+                and spec.frontend_of is child.spec.frontend_of is None
+            ):
+                other.send(news)
+        self.reported.clear()  # a new one who answers for the service knows no counters
         if name in self.died_at:
-            self.log(f"{name} (pid {child.process.pid}) is back after {now - self.died_at.pop(name):.2f} s")
+            logger.info(
+                "%s (pid %d) is back after %.2f s", name, child.process.pid, now - self.died_at.pop(name)
+            )
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -204,12 +211,12 @@ class Supervisor:
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
         waits = [
-            *(self.restart_due(), self.check_pulses(), self.tell_actors(), self.feed_watchdog()),
+            *(self.restart_due(), self.check_pulses(), self.report_actors(), self.feed_watchdog()),
             timeout_s,
         ]
         timeout_s = min((wait for wait in waits if wait is not None), default=None)
         poller = zmq.Poller()
-        poller.register(self.desk, zmq.POLLIN)
+        poller.register(self.status_socket, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
         if self.parent_fd is not None:
             poller.register(self.parent_fd, zmq.POLLIN)
@@ -230,8 +237,8 @@ class Supervisor:
             self.look_for_stopped(now)
         if self.parent_fd in ready:
             self.parent_gone = True
-        if self.desk in ready:
-            self.answer_at_desk()
+        if self.status_socket in ready:
+            self.answer_status()
         for child in list(self.children.values()):
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
@@ -258,7 +265,7 @@ class Supervisor:
                 child.pulse.wake(now)
             elif isinstance(message, control.Report) and child.pulse is not None:
                 child.pulse.take(message, now)
-                self.tell_counters()
+                self.report_counters()
             elif isinstance(message, control.AskActors):
                 self.on_ask_actors(child)
             elif message is None:
@@ -276,32 +283,34 @@ class Supervisor:
         child.state = state
         failed = ChildFailed(child, status)
         child.state = "dead"
-        if not self.serving:
+        frontend = child.spec.frontend_of is not None
+        if not self.serving and not (frontend and self.has_served):
             raise failed
         self.died_at[name] = now
         if child.pulse is not None:  # one that was never ready has had nothing in hand
             self.note_fault(child, child.crashed(status), in_hand)
         self.counted.update(counters_of(child))
-        verdict = self.restarts.on_death(name, child.lived_s(now))
+        verdict = self.restarts.on_death(name, child.lived_s(now), frontend=frontend)
         if verdict.restart == "none":
             raise failed
-        told = f"{name} (pid {pid}) ended: {failed.cause}; restarting "
+        ended = f"{name} (pid {pid}) ended: {failed.cause}; restarting"
         if verdict.restart == "all":
             self.all_due = failed
-            self.log(f"{told}all, since it did not heal alone")
+            logger.warning("%s all, since it did not heal alone", ended)
             return
         self.due.append((now + verdict.pause_s, child.spec))
-        self.log(f"{told}it ({verdict.in_a_row} of {INTENSITY} in a row)")
+        most = "" if frontend else f" of {INTENSITY}"
+        logger.warning("%s it (%d%s in a row)", ended, verdict.in_a_row, most)
 
     def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
         """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
         self.crashed[child.spec.name] = own_fault
         if own_fault and in_hand:
             self.deaths_with[in_hand] += 1
-        if child.spec.face_of is None:
+        if child.spec.frontend_of is None:
             for other in self.children.values():
-                if other.there and other.spec.face_of is None:
-                    other.tell(control.PeerDied(child.spec.name, own_fault))
+                if other.there and other.spec.frontend_of is None:
+                    other.send(control.PeerDied(child.spec.name, own_fault))
 
     def restart_due(self) -> float | None:
         """Start what has waited long enough; returns how long to wait for the next."""
@@ -334,16 +343,16 @@ class Supervisor:
 
     # --- liveness ---------------------------------------------------------------------------------
 
-    def answer_at_desk(self) -> None:
+    def answer_status(self) -> None:
         """Tell how the actors are, whatever the question.
 
         No REP socket: a question that is none can leave that one waiting for ever.
         """
         with contextlib.suppress(zmq.Again):
-            asking, *_ = self.desk.recv_multipart(zmq.DONTWAIT)
+            asking, *_ = self.status_socket.recv_multipart(zmq.DONTWAIT)
             described = {name: self.describe(child) for name, child in self.children.items()}
             answer = pack(msgspec.to_builtins({"actors": described}))
-            self.desk.send_multipart((asking, b"", answer), zmq.DONTWAIT)
+            self.status_socket.send_multipart((asking, b"", answer), zmq.DONTWAIT)
 
     def pulses(self) -> list[Pulse]:
         """Of all children that are there."""
@@ -373,7 +382,7 @@ class Supervisor:
                 continue
             if pulse.probe_due(now):
                 pulse.ask(now)
-                child.tell(control.Probe())
+                child.send(control.Probe())
             if pulse.due is not None:
                 dues.append(pulse.due)
         return min((max(0.0, due - now) for due in dues), default=None)
@@ -392,7 +401,7 @@ class Supervisor:
     def end_hung(self, child: Child, why: str) -> None:
         child.hung, child.state = True, "hung"
         self.counted["actor_hangs"] += 1
-        self.log(f"{child.spec.name} (pid {child.process.pid}) {why}: ending it")
+        logger.warning("%s (pid %d) %s: ending it", child.spec.name, child.process.pid, why)
         child.process.kill()
 
     def feed_watchdog(self) -> float | None:
@@ -402,7 +411,7 @@ class Supervisor:
         try:
             return self.notify.beat(time.monotonic(), not any(c.hung for c in self.children.values()))
         except SlipstreamError as error:
-            self.log(str(error), level="warning")
+            logger.warning("%s", error)
             return self.notify.every_s
 
     # --- what others may know ---------------------------------------------------------------------
@@ -411,39 +420,39 @@ class Supervisor:
         """Whoever asks is answered when each actor has told how it is, or when that takes too long."""
         now = time.monotonic()
         if not self.asking:
-            self.tell_at = now + TELL_WITHIN_S
+            self.report_at = now + REPORT_WITHIN_S
             for other in self.children.values():
                 if other.pulse is not None and other.there and not other.pulse.asked:
                     other.pulse.ask(now)
-                    other.tell(control.Probe())
+                    other.send(control.Probe())
         if child.spec.name not in self.asking:
             self.asking.append(child.spec.name)
 
-    def tell_actors(self) -> float | None:
+    def report_actors(self) -> float | None:
         """Answer who asked, if it is time; returns how long until then."""
         if not self.asking:
             return None
-        left = self.tell_at - time.monotonic()
+        left = self.report_at - time.monotonic()
         if left > 0 and any(pulse.asked for pulse in self.pulses()):
             return left
         for name in self.asking:
-            self.children[name].tell(control.TellActors(self.actors()))
+            self.children[name].send(control.ReportActors(self.actors()))
         self.asking = []
         return None
 
-    def tell_counters(self) -> None:
+    def report_counters(self) -> None:
         """Tell those who answer for the service when a counter of any actor has grown."""
         totals = self.counted.copy()
         totals["actor_restarts"] = self.restarted.total()
         for child in self.children.values():
             if child.there:
                 totals.update(counters_of(child))
-        if totals == self.told:
+        if totals == self.reported:
             return
-        self.told = totals
+        self.reported = totals
         for child in self.children.values():
-            if child.there and child.spec.face_of is None and "endpoint" in child.facts:
-                child.tell(control.TellCounters({name: float(count) for name, count in totals.items()}))
+            if child.there and child.spec.frontend_of is None and "endpoint" in child.facts:
+                child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
 
     def actors(self) -> Actors:
         """How each actor is, and what follows for the service."""
@@ -490,14 +499,14 @@ class Supervisor:
     def drain(self, names: list[str], timeout_s: float) -> bool:
         """Let these finish what is under way and accept nothing new; True if all did in time."""
         asked = len(self.signals)
-        told: set[int] = set()
+        asked_to_drain: set[int] = set()
         deadline = time.monotonic() + timeout_s
-        while busy := [child for name in names if not (child := self.children[name]).drained]:
+        while busy := [child for name in names if not is_drained(child := self.children[name])]:
             for child in busy:
-                if child.state == "ready" and child.epoch not in told:
-                    told.add(child.epoch)
+                if child.state == "ready" and child.epoch not in asked_to_drain:
+                    asked_to_drain.add(child.epoch)
                     child.state = "draining"
-                    child.tell(control.Stop(drain=True))
+                    child.send(control.Stop(drain=True))
             if len(self.signals) > asked:  # at once, but for who has finished and is just saying so
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
                 asked = len(self.signals)
@@ -516,6 +525,11 @@ class Supervisor:
                 child.end(reason)
         self.children.clear()
         self.context.destroy(linger=0)
+
+
+def is_drained(child: Child) -> bool:
+    """Nothing is under way in it: it has said so, or is a frontend that is not there."""
+    return child.drained or (child.spec.frontend_of is not None and not child.there)
 
 
 def counters_of(child: Child) -> dict[str, int]:

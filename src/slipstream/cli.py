@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from . import __version__
 from .commands.common import DONE, FAILED, INTERRUPTED, USAGE, Run, Stop
+from .runtime.standard_streams import open_missing
 
 COMMANDS = {
     "serve": "start a service and run it until SIGTERM or Ctrl-C",
@@ -49,6 +50,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a usage error, 3 if it could not start, 4 if it
     failed while running."""
+    open_missing()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]

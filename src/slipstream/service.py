@@ -28,7 +28,7 @@ from .protocol.curve import ClientKey, KeyFolder, new_pair
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
-from .runtime.log import Log
+from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.run_directory import run_directory
 from .runtime.supervision.children import ChildFailed, ChildSpec
 from .runtime.supervision.notify import Notify
@@ -50,24 +50,25 @@ BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
 
 
 def serve(options: ServeOptions) -> int:
-    """Run a service until SIGTERM or SIGINT; returns the exit code."""
-    log = Log(options.log_format)
+    """Run a service until SIGTERM, SIGINT or SIGHUP; returns the exit code."""
+    configure(as_json=wants_json(options.log_format))
     parent = os.getppid()
     with run_directory() as directory:
         try:
             specs = plan_service(options, directory)
         except SlipstreamError as error:
-            log.block("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
+            log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
             report_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
-        return run(specs, options, directory, log, parent)
+        return run(specs, options, directory, parent)
 
 
-def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log, parent: int) -> int:
+def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: int) -> int:
     notify = Notify(os.environ)
-    supervisor = Supervisor(specs, directory, log, notify)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, supervisor.on_signal)
+    supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, supervisor.on_signal)
     if options.exit_with_parent:
         supervisor.end_with(parent)
     begun = time.monotonic()
@@ -75,14 +76,14 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         if not supervisor.start():
             supervisor.stop()
             return DRAINED
-        ready = announce(supervisor, specs, options, log, time.monotonic() - begun)
+        ready = announce(supervisor, time.monotonic() - begun)
         if options.ready_fd is not None:
             report_ready(options.ready_fd, ready)
-        notify.tell("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
+        notify.send("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
     except (SlipstreamError, OSError) as error:
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
-        log.block("slipstream could not start", block)
-        trace(error, log)
+        log_failure("slipstream could not start", block)
+        trace(error)
         supervisor.stop()
         kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
         report_failed(options.ready_fd, kind.code, block)
@@ -91,15 +92,15 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
     try:
         supervisor.run()
         with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
-            notify.tell("STOPPING=1")
+            notify.send("STOPPING=1")
         if not supervisor.parent_gone:
-            log.line(
+            logger.info(
                 f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
             )
             frontends = [name for name in ("http", "gateway") if name in supervisor.children]
             if not supervisor.drain(frontends, options.shutdown_timeout):
                 last_words = "the service was stopped before this request was finished"
-                log.block(
+                log_failure(
                     "slipstream stopped before everything was finished",
                     f"  cause   {'told twice to stop' if len(supervisor.signals) > 1 else 'the drain took too long'}"
                     "; what was left is answered with an error",
@@ -108,23 +109,21 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, log: Log
         return DRAINED
     except SlipstreamError as error:
         last_words = f"the service failed: {getattr(error, 'cause', error)}"
-        log.block("slipstream failed", str(error))
-        trace(error, log)
+        log_failure("slipstream failed", str(error))
+        trace(error)
         return FAILED
     finally:
         supervisor.stop(last_words)
 
 
-def trace(error: Exception, log: Log) -> None:
+def trace(error: Exception) -> None:
     """The child's stack, for an error that is ours and not the user's."""
     report = getattr(error, "report", None)
     if report is not None and report.kind not in KINDS:
-        log.line(report.trace, level="error")
+        logger.error("%s", report.trace)
 
 
-def announce(
-    supervisor: Supervisor, specs: list[ChildSpec], options: ServeOptions, log: Log, seconds: float
-) -> dict[str, Any]:
+def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     """The banner; returns the ready line."""
     executor = supervisor.children["executor"]
     gateway = supervisor.children["gateway"]
@@ -133,20 +132,20 @@ def announce(
     length = served.limits.max_model_len
     tokens = (facts["num_blocks"] - 1) * facts["block_size"]
     phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in executor.phases.items() if spent >= 0.05)
-    log.line(f"slipstream {__version__} serves {served.model_name}")
-    log.line(
+    logger.info(f"slipstream {__version__} serves {served.model_name}")
+    logger.info(
         f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
         f" pipeline depth {facts['depth']}, CUDA graphs {facts.get('graphs', '-')}"
     )
-    log.line(
+    logger.info(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"
     )
-    log.line(f"  endpoint {gateway.facts['endpoint']}")
+    logger.info(f"  endpoint {gateway.facts['endpoint']}")
     http = supervisor.children["http"].facts["url"] if "http" in supervisor.children else None
     if http is not None:
-        log.line(f"  http {http}")
-    log.line(f"ready in {seconds:.1f} s ({phases})")
+        logger.info(f"  http {http}")
+    logger.info(f"ready in {seconds:.1f} s ({phases})")
     return {
         "endpoint": gateway.facts["endpoint"],
         "http": http,
@@ -223,17 +222,17 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         child("gateway", "gateway.gateway", gateway, waits=True),
     ]
     if http is not None:
-        children.append(child("http", "http.server", http, waits=True, face_of="gateway"))
+        children.append(child("http", "http.server", http, waits=True, frontend_of="gateway"))
     hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
 
 
 def child(
-    name: str, module: str, options: Any, *, waits: bool = False, face_of: str | None = None
+    name: str, module: str, options: Any, *, waits: bool = False, frontend_of: str | None = None
 ) -> ChildSpec:
     """An actor that ``build`` of a module makes, with its options."""
     factory = f"{__package__}.actors.{module}:build"
-    return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, face_of=face_of)
+    return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, frontend_of=frontend_of)
 
 
 def tokenizer_options(model: ModelOptions, limits: Limits) -> TokenizerOptions:

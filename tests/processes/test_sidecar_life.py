@@ -25,7 +25,7 @@ import pytest
 import yaml
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.runtime.config import add_arguments, resolve, table
-from slipstream.runtime.log import Log, Output
+from slipstream.runtime.log import Output, configure, wants_json
 from slipstream.runtime.supervision.notify import Notify
 
 from slipstream import Client, SamplingParams, Sidecar
@@ -155,14 +155,15 @@ def test_a_watchdog_of_another_process_is_not_fed_and_an_abstract_socket_works()
         environ = {"NOTIFY_SOCKET": "@" + name[1:], "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
         notify = Notify(environ)
         assert notify.beat(0.0, alive=True) is None
-        notify.tell("READY=1", "STATUS=x")
+        notify.send("READY=1", "STATUS=x")
         assert listener.recv(64) == b"READY=1\nSTATUS=x"
     with pytest.raises(SlipstreamError, match=r"does not take STOPPING=1: .*Connection refused"):
-        notify.tell("STOPPING=1")
+        notify.send("STOPPING=1")
 
 
 def test_output_is_logged_line_by_line_whatever_the_pieces(capfd: pytest.CaptureFixture[str]) -> None:
-    output = Output(Log("json"), "executor")
+    configure(as_json=True)
+    output = Output("executor")
     for piece in (b"one\ntw", b"o\n\n\xff three", b" and more"):
         os.write(output.writer, piece)
         output.read()
@@ -185,7 +186,7 @@ def test_the_log_is_json_where_it_is_asked_for_and_in_kubernetes(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     if kubernetes:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert Log(kind).json is json_
+    assert wants_json(kind) is json_
 
 
 # --- the environment ----------------------------------------------------------------------------

@@ -16,11 +16,16 @@ import pytest
 from processes import NEAR, Background, Planted, Raw, alive, until
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
-from slipstream.runtime.log import Log
 from slipstream.runtime.supervision.control import Report
 from slipstream.runtime.supervision.liveness import Pulse
 from slipstream.runtime.supervision.notify import Notify
-from slipstream.runtime.supervision.restarts import BACK_OFF_S, INTENSITY, PERIOD_S, Restarts
+from slipstream.runtime.supervision.restarts import (
+    BACK_OFF_S,
+    INTENSITY,
+    MOST_FRONTEND_BACK_OFF_S,
+    PERIOD_S,
+    Restarts,
+)
 from slipstream.runtime.supervision.supervisor import START_FACTOR, Supervisor
 
 from slipstream import SamplingParams, ServiceUnavailable, Sidecar
@@ -108,6 +113,15 @@ def test_a_child_that_has_lived_for_long_begins_a_new_row() -> None:
         assert restarts.on_death("executor", PERIOD_S).restart == "one"
 
 
+def test_a_frontend_is_restarted_however_often_after_pauses_that_grow_to_a_limit() -> None:
+    restarts = Restarts()
+    verdicts = [restarts.on_death("http", 0.1, frontend=True) for _ in range(100)]
+    assert {verdict.restart for verdict in verdicts} == {"one"}
+    pauses = [verdict.pause_s for verdict in verdicts]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[1], pauses[-1]) == (0.0, BACK_OFF_S, MOST_FRONTEND_BACK_OFF_S)
+
+
 def test_deaths_of_one_do_not_count_for_another() -> None:
     restarts = Restarts()
     for _ in range(INTENSITY):
@@ -124,7 +138,7 @@ def test_a_restarted_child_has_its_time_to_be_ready_and_is_ended_then(tmp_path: 
     child: Any = SimpleNamespace(
         spec=SimpleNamespace(name="executor"), since=100.0, hung=False, state="starting", process=process
     )
-    supervisor = Supervisor([], tmp_path, Log("text"), Notify({}))
+    supervisor = Supervisor([], tmp_path, Notify({}))
     assert supervisor.check_start(child, 1e6) == [], "the first start has a limit of its own"
     supervisor.serving = True
     supervisor.first_start_s["executor"] = 20.0

@@ -188,7 +188,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     import argparse
 
     from slipstream.runtime.config import add_arguments, resolve
-    from slipstream.runtime.log import Log
+    from slipstream.runtime.log import configure
     from slipstream.runtime.run_directory import run_directory
 
     from slipstream.options import ServeOptions
@@ -202,7 +202,8 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
             dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
             for spec in plan_service(options, directory)
         ]
-        return run(specs, options, directory, Log("text"), os.getppid())
+        configure(as_json=False)
+        return run(specs, options, directory, os.getppid())
 
 
 if __name__ == "__main__":

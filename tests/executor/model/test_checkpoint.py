@@ -135,3 +135,14 @@ def test_the_end_that_the_tokenizer_names_is_found_in_its_own_file(tmp_path: Pat
         tokenizer={"added_tokens": [{"id": 6, "content": "<end>"}, {"id": 7, "content": "<pad>"}]},
     )
     assert found.eos_token_ids() == [1, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("num_hidden_layers", 10**9), ("vocab_size", -1), ("vocab_size", 2**40), ("n_ctx", 2**62)],
+)
+def test_a_size_that_no_model_has_is_refused_before_anything_is_built(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelNotSupported, match=f"config.json states {name}={size}; it must be from 1 to"):
+        write(tmp_path, config={name: size})

@@ -1,0 +1,210 @@
+"""How a service ends, and what does not end it: its log, its terminal, its surroundings, its frontends, strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from processes import NEAR, Background, alive, until
+from slipstream.protocol.messages import ActorState
+
+from slipstream import Client, SamplingParams
+
+EMULATED = ("--device=emulated", "--emulated-step-ms=5")
+
+
+@dataclass
+class Service:
+    """A service whose process and surroundings are the test's."""
+
+    process: subprocess.Popen[bytes]
+    ready: dict[str, Any]
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.ready["endpoint"], **options)
+
+    def actor(self, name: str) -> ActorState:
+        with self.client() as client:
+            return next(state for state in client.actors().actors if state.name == name)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(NEAR)
+
+
+@contextmanager
+def service(
+    *arguments: str,
+    device: tuple[str, ...] = EMULATED,
+    before: Any = None,
+    stderr: Any = None,
+    **environment: str,
+) -> Iterator[Service]:
+    """``before`` runs in the new process, before the command."""
+    told, tell = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slipstream", "serve", *device, *arguments, f"--ready-fd={tell}"],
+        env=os.environ | environment,
+        pass_fds=(tell,),
+        preexec_fn=before,
+        stderr=stderr,
+        cwd="/",
+    )
+    os.close(tell)
+    with open(told, "rb") as reader:
+        line = reader.readline()
+    try:
+        assert line, "it started"
+        yield Service(process, json.loads(line))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def kill_and_await(served: Service, actor: str) -> None:
+    """The actor dies, and is back."""
+    before = served.actor(actor)
+    os.kill(before.pid, signal.SIGKILL)
+
+    def back() -> bool:
+        found = served.actor(actor)
+        return found.pid != before.pid and found.state == "ready"
+
+    until(back, f"the {actor} is back")
+
+
+# --- the log ------------------------------------------------------------------------------------
+
+
+def test_a_log_whose_reader_is_gone_is_lost_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    with service(stderr=writer) as served:
+        os.close(writer)
+        os.close(reader)
+        kill_and_await(served, "detokenizer")  # of which the log has a line
+        with served.client() as client:
+            assert client.generate("Once", SamplingParams(max_tokens=5, ignore_eos=True)).finished
+        assert served.stop() == 0
+
+
+def test_a_log_whose_reader_has_stopped_holds_nothing_up() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.write(writer, b"x" * (1 << 20))  # as much as goes in
+    os.set_blocking(writer, True)
+    with service(stderr=writer) as served:
+        kill_and_await(served, "detokenizer")
+        assert served.stop() == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_log_on_a_full_disk_is_lost_and_nothing_else() -> None:
+    with open("/dev/full", "wb") as full, service(stderr=full) as served:
+        kill_and_await(served, "detokenizer")
+        assert served.stop() == 0
+
+
+def test_a_name_with_escape_sequences_does_not_reach_the_terminal_of_the_log() -> None:
+    with service("--served-model-name=a\x1b[2Jb\x9bc", stderr=subprocess.PIPE) as served:
+        assert served.stop() == 0
+        assert served.process.stderr is not None
+        log = served.process.stderr.read().decode()
+    assert r"serves a\x1b[2Jb\x9bc" in log
+    assert "\x1b" not in log
+
+
+# --- surroundings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("descriptors", [(2,), (0, 1, 2)], ids=str)
+def test_a_service_starts_with_its_standard_streams_closed(descriptors: tuple[int, ...]) -> None:
+    with service(before=lambda: [os.close(descriptor) for descriptor in descriptors]) as served:
+        kill_and_await(served, "detokenizer")
+        assert served.stop() == 0
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error"}], ids=str)
+def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables: dict[str, str]) -> None:
+    with service(
+        "--http=127.0.0.1:0", device=("--device=cpu",), stderr=subprocess.PIPE, **variables
+    ) as served:
+        with served.client() as client:
+            assert client.generate("Once", SamplingParams(max_tokens=5, ignore_eos=True)).finished
+        assert served.stop() == 0
+        assert served.process.stderr is not None
+        log = served.process.stderr.read().decode()
+    assert "Traceback" not in log
+    assert "Warning" not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
+    with service() as served:
+        params = SamplingParams(max_tokens=200, ignore_eos=True)
+        with served.client() as client:
+            stream = client.stream("Once", params)
+            tokens = list(next(stream).token_ids)
+            served.process.send_signal(number)
+            tokens += [token for delta in stream for token in delta.token_ids]
+        assert len(tokens) == 200
+        assert served.process.wait(NEAR) == 0
+
+
+def test_a_service_that_was_started_to_outlive_its_terminal_does() -> None:
+    with service(before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as served:
+        served.process.send_signal(signal.SIGHUP)
+        kill_and_await(served, "detokenizer")
+        assert served.stop() == 0
+
+
+# --- frontends ----------------------------------------------------------------------------------
+
+
+def test_a_frontend_that_dies_again_and_again_is_started_again_and_nobody_else_notices() -> None:
+    with service("--http=127.0.0.1:0", stderr=subprocess.DEVNULL) as served:
+        gateway = served.actor("gateway").pid
+        background = Background(served, "Once", SamplingParams(max_tokens=1000, ignore_eos=True))  # type: ignore[arg-type]
+        for _ in range(8):
+            kill_and_await(served, "http")
+        assert served.actor("http").restarts == 8
+        assert background.end() == "length"
+        assert len(background.tokens) == 1000
+        assert served.actor("gateway").pid == gateway
+        os.kill(served.actor("http").pid, signal.SIGKILL)
+        assert served.stop() == 0, "nothing is under way in a frontend that is not there"
+
+
+# --- strangers ----------------------------------------------------------------------------------
+
+
+def test_more_connections_than_descriptors_end_nothing_and_those_that_were_there_go_on() -> None:
+    few = 300
+    with service(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))) as served:
+        pid = served.actor("gateway").pid
+        path = served.ready["endpoint"].removeprefix("ipc://")
+        with served.client() as client:
+            assert client.generate("Once", SamplingParams(max_tokens=2, ignore_eos=True)).finished
+            strangers: list[socket.socket] = []
+            for number in range(2 * few):
+                strangers.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                strangers[-1].connect(path)
+                if number % 40 == 0:
+                    client.stats()  # by then the gateway has had a turn
+            assert client.generate("Once", SamplingParams(max_tokens=50, ignore_eos=True)).finished
+            assert client.actors().actors[-1].pid == pid, "it is the same gateway"
+            for stranger in strangers:
+                stranger.close()
+        until(lambda: served.actor("gateway").pid == pid, "a new client is let in")
+        assert served.stop() == 0
+    assert alive([pid]) == []
