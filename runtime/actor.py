@@ -63,6 +63,11 @@ class Actor:
         """Something is under way that only this actor can bring forward: without ``progress`` it hangs."""
         return False
 
+    @property
+    def patience_s(self) -> float | None:
+        """How long what it is working at may take without ``progress``; None: as the supervisor was told at start."""
+        return None
+
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
         self.now = now
         handler = self.handlers.get(type(message))

@@ -16,6 +16,7 @@ from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
 from .devices.kinds import kind_of
 from .executor import Executor
+from .patience import Patience
 from .pipeline import Pipeline
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
@@ -189,11 +190,13 @@ def assemble(
         batch.output_capacity,
         batch.mask_capacity,
     )
-    facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
+    most_s = facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
+    learns = facts["device"] == "cpu" and options.hang_timeout is None
+    patience = Patience(tokens, most_s) if learns else None
     facts |= {"num_blocks": blocks, "block_size": size, "depth": options.pipeline_depth}
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     capacity = Capacity(blocks, size, context.crashed, list(steps), tokens)
-    return Executor(pipeline, batch, capacity, facts, idle_work, masks)
+    return Executor(pipeline, batch, capacity, facts, idle_work, masks, patience)
 
 
 def max_batched_tokens(options: ExecutorOptions, device: str) -> int:

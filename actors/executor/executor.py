@@ -9,6 +9,7 @@ import numpy as np
 
 from ...protocol.messages import Capacity, Completed, GrammarEnd, PeerUp, Plan, Sampled
 from ...runtime.actor import Actor
+from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
@@ -31,10 +32,11 @@ class Executor(Actor):
         facts: dict[str, Any],
         idle_work: Callable[[], bool] | None = None,
         masks: Masks | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """``idle_work`` does a piece of what can be done while there is nothing to run; False: nothing was left.
 
-        ``masks`` are left out where no sequence has a grammar.
+        ``masks`` are left out where no sequence has a grammar, ``patience`` where the limit for a step is known.
         """
         super().__init__()
         self.idle_work = idle_work
@@ -43,6 +45,9 @@ class Executor(Actor):
         self.pipeline = pipeline
         self.batch = batch
         self.masks = masks or Masks(None, 0)
+        self.patience = patience
+        self.sizes: dict[int, int] = {}
+        """Tokens of each step that is under way."""
         self.capacity = capacity
         self.facts = facts
         self.completions_fd = pipeline.device.completions_fd
@@ -58,9 +63,14 @@ class Executor(Actor):
     def working(self) -> bool:
         return not self.idle
 
+    @property
+    def patience_s(self) -> float | None:
+        return None if self.patience is None else self.patience.limit_s
+
     def on_plan(self, plan: Plan, now: float) -> None:
         slot = self.pipeline.acquire()
         step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
+        self.sizes[plan.step] = step.layout.tokens
         self.pipeline.launch(slot, plan.step, step)
         self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, step.masked)
         self.fill_masks()
@@ -76,6 +86,10 @@ class Executor(Actor):
         for result in self.pipeline.poll_completed():
             self.progress += 1
             self.trace(result)
+            tokens = self.sizes.pop(result.number)
+            if self.patience is not None:
+                begun, ended = result.compute
+                self.patience.learn(tokens, (ended - begun) * 1e-9)
             ends = self.masks.sampled(result.tokens)
             if not self.scheduler_is_new:
                 self.send("scheduler", sampled(result, ends))

@@ -355,6 +355,7 @@ class Host:
                     "malformed": self.malformed,
                     "unexpected": self.actor.unexpected,
                 },
+                patience_s=self.actor.patience_s,
             )
         )
 

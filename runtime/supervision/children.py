@@ -206,7 +206,8 @@ class ChildFailed(SlipstreamError):
             if report.hint:
                 lines.append(f"  try     {report.hint}")
         elif child.hung:
-            lines.append(f"  cause   no progress for {child.hang_timeout_s:g} s")
+            limit_s = child.hang_timeout_s if child.pulse is None else child.pulse.limit_s
+            lines.append(f"  cause   no progress for {limit_s:g} s")
         elif child.out_of_memory(status):
             lines.append("  cause   killed by SIGKILL while the machine ran out of memory")
         elif status < 0:

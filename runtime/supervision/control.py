@@ -113,6 +113,8 @@ class Report(Control):
     """Spent in handling messages."""
     counters: dict[str, int] = {}
     """What this incarnation has counted."""
+    patience_s: float | None = None
+    """Of the actor."""
 
 
 class ReportCounters(Control):

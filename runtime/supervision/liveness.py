@@ -15,7 +15,10 @@ PROBES_PER_LIMIT = 4
 
 
 class Pulse:
-    """What is known of one incarnation's progress; it hangs after ``limit_s`` without any."""
+    """What is known of one incarnation's progress; it hangs after ``limit_s`` without any.
+
+    An actor that knows better how long its work may take reports another limit.
+    """
 
     def __init__(self, limit_s: float, now: float) -> None:
         self.limit_s = limit_s
@@ -45,6 +48,8 @@ class Pulse:
         """The answer to a probe."""
         last, self.report = self.report, report
         self.asked, self.awake, self.heard_at = False, not report.idle, now
+        if report.patience_s is not None:
+            self.limit_s = report.patience_s
         if last is None or report.turns != last.turns:
             self.turned_at = now
         if last is None or not report.working or not last.working or report.progress != last.progress:

@@ -206,7 +206,7 @@ class ServeOptions:
     hang_timeout: float | None = option(
         None,
         "seconds without progress after which an actor that has something to do is ended and started again"
-        " (default: 10, and for a step of the executor 60, on the CPU 600)",
+        " (default: 10, and for a step of the executor 60; on the CPU ten times what the steps until now let expect)",
         group=LIFE,
         metavar="S",
         low=0.2,

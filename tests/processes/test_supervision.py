@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from processes import NEAR, Background, Planted, Raw, alive, until
+from slipstream.actors.executor.patience import LEAST_S, MARGIN, Patience
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
@@ -49,6 +50,30 @@ def test_a_pulse_is_probed_while_there_is_something_to_do_and_hangs_without_an_a
     pulse.take(report(5), 11.0)
     assert not pulse.hung(12.9)
     assert pulse.hung(13.0)
+
+
+def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> None:
+    pulse = Pulse(600.0, now=0.0)
+    answer = report(1, working=True)
+    answer.patience_s = 10.0
+    pulse.take(answer, 5.0)
+    assert not pulse.hung(14.9)
+    assert pulse.hung(15.0)
+
+
+def test_the_patience_with_a_step_follows_from_the_largest_one_that_was_measured() -> None:
+    patience = Patience(max_tokens=512, most_s=600.0)
+    assert patience.limit_s == 600.0
+    patience.learn(1, 0.05)
+    assert patience.limit_s == MARGIN * 512 * 0.05
+    patience.learn(256, 0.6)
+    assert patience.limit_s == MARGIN * 2 * 0.6
+    patience.learn(1, 99.0)
+    assert patience.limit_s == MARGIN * 2 * 0.6, "a smaller step says less of a large one"
+    patience.learn(512, 0.001)
+    assert patience.limit_s == LEAST_S
+    patience.learn(512, 1e6)
+    assert patience.limit_s == 600.0
 
 
 def test_who_has_nothing_to_do_is_left_alone_until_something_comes() -> None:
@@ -185,6 +210,18 @@ def test_an_actor_that_is_stopped_is_found_within_a_second_of_the_limit_and_no_t
         assert stream.tokens == expected.tokens
         until(lambda: state_of(patient, actor)["state"] == "ready", f"the {actor} is ready again")
         assert state_of(patient, actor)["restarts"] == before["restarts"] + 1
+
+
+def test_an_executor_on_a_cpu_that_is_stopped_is_found_in_seconds_by_what_its_steps_took() -> None:
+    with Sidecar(device="cpu") as sidecar, sidecar.client() as client:
+        params = SamplingParams(max_tokens=30, ignore_eos=True, seed=5)
+        assert client.generate("Once upon a time there was", params).finished
+        pid = next(state.pid for state in client.actors().actors if state.name == "executor")
+        os.kill(pid, signal.SIGSTOP)
+        assert client.generate("Once upon a time there was", params).finished
+        until(lambda: not alive([pid]), "the executor was ended", 3 * LEAST_S)
+        assert "executor" in sidecar.log
+        assert f"no progress for {LEAST_S:g} s" in sidecar.log
 
 
 def test_an_actor_that_was_stopped_while_the_service_was_idle_is_found_too(patient: Sidecar) -> None:

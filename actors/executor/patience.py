@@ -1,0 +1,32 @@
+"""How long a step may take before its device counts as hung, by what the steps until now took.
+
+Where nobody knows how fast the device is, as on a CPU, the limit has to be far above what the slowest one takes
+with the largest step. The steps themselves tell better.
+"""
+
+from __future__ import annotations
+
+LEAST_S = 10.0
+"""Not less, however fast the steps are: other work on the machine holds them up for seconds."""
+
+MARGIN = 10.0
+"""Attention to a long context, or a machine that is shared, makes a step so many times longer than expected."""
+
+
+class Patience:
+    """The limit for steps of up to ``max_tokens`` tokens, ``most_s`` until one was measured."""
+
+    def __init__(self, max_tokens: int, most_s: float) -> None:
+        self.max_tokens = max_tokens
+        self.most_s = most_s
+        self.limit_s = most_s
+        self.measured = 0
+        """Tokens of the largest step until now, from which larger ones are expected."""
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long."""
+        if tokens < self.measured:
+            return
+        self.measured = tokens
+        expected = seconds * self.max_tokens / max(1, tokens)
+        self.limit_s = min(self.most_s, max(LEAST_S, MARGIN * expected))
