@@ -72,6 +72,7 @@ class KeyFolder:
 
     def server(self) -> tuple[str, str]:
         """The service's public and secret key."""
+        refuse_open(self.path)
         keys = read_key(self.server_file, ("public", "secret"))
         return keys["public"], keys["secret"]
 

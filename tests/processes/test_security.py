@@ -110,25 +110,6 @@ def test_a_key_that_others_can_read_is_refused_with_what_to_do(tmp_path: Path) -
         ClientKey.read(path)
 
 
-def test_a_key_folder_that_others_can_write_to_is_refused_and_its_files_are_its_owners_alone(
-    tmp_path: Path,
-) -> None:
-    before = os.umask(0)
-    try:
-        KeyFolder(tmp_path / "private").make_server()
-    finally:
-        os.umask(before)
-    assert (tmp_path / "private" / "allowed").stat().st_mode & 0o777 == 0o600
-    for mode in (0o777, 0o770, 0o703):
-        (tmp_path / "private").chmod(mode)
-        with pytest.raises(InvalidRequest, match=r"others can write to the key folder .*: chmod 700"):
-            KeyFolder(tmp_path / "private").server()
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o777)
-    with pytest.raises(InvalidRequest, match="others can write to the key folder"):
-        KeyFolder(tmp_path / "open").make_server()
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [("", "no server key"), ("server x\npublic y\nsecret z", "40 characters"), ("\xff", "cannot be read")],
