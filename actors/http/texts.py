@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from array import array
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...protocol.errors import InvalidRequest
+from ..text.prompts import ENCODING_BUDGET_S, Steps
 from .bodies import DetokenizeBody, TokenizeBody, TokenizeFields
 from .chat import plain_messages
 from .errors import Problem
@@ -20,19 +24,19 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 
 def tokenized(service: Service, body: TokenizeFields) -> Response:
-    tokens = tokens_of(service, body)
-    named = [service.prompts.tokenizer.id_to_token(token) for token in tokens]
+    tokens = finish(steps_of(service, body)).tolist()
+    name_of = service.prompts.tokenizer.id_to_token
     return service.answer(
         {
             "count": len(tokens),
             "max_model_len": service.bounds.max_model_len,
             "tokens": tokens,
-            "token_strs": named if body.return_token_strs else None,
+            "token_strs": [name_of(token) for token in tokens] if body.return_token_strs else None,
         }
     )
 
 
-def tokens_of(service: Service, body: TokenizeFields) -> list[int]:
+def steps_of(service: Service, body: TokenizeFields) -> Steps:
     if (body.prompt is None) == (body.messages is None):
         raise Problem(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
@@ -42,7 +46,7 @@ def tokens_of(service: Service, body: TokenizeFields) -> list[int]:
             )
             raise Problem(400, message)
         special = body.add_special_tokens is not False
-        return service.prompts.of_text(body.prompt, add_special_tokens=special).tolist()
+        return service.prompts.of_text(body.prompt, add_special_tokens=special)
     if body.add_special_tokens is not None:
         message = "add_special_tokens goes with prompt: the chat template writes its own"
         raise Problem(400, message, param="add_special_tokens")
@@ -51,7 +55,21 @@ def tokens_of(service: Service, body: TokenizeFields) -> list[int]:
         given["tools"] = [msgspec.to_builtins(tool) for tool in body.tools]
     messages = plain_messages(body.messages or [])
     prompt = body.add_generation_prompt is not False
-    return service.prompts.of_conversation(messages, given, add_generation_prompt=prompt).tolist()
+    return service.prompts.of_conversation(messages, given, add_generation_prompt=prompt)
+
+
+def finish(steps: Steps) -> array[int]:
+    """The ids; ``InvalidRequest`` if they take longer than the tokenizer itself would take over them."""
+    begun = time.monotonic()
+    while True:
+        try:
+            left = next(steps)
+        except StopIteration as end:
+            return end.value
+        if time.monotonic() - begun > ENCODING_BUDGET_S:
+            raise InvalidRequest(
+                f"the text took {ENCODING_BUDGET_S:g} s, the limit, until {left} characters before its end: shorten it"
+            )
 
 
 async def detokenize(service: Service, request: Request) -> Response:

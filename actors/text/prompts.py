@@ -6,6 +6,8 @@ For the tokenizer, and for the faces that tell how a text would be tokenized.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Generator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,24 @@ import tokenizers
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.limits import MAX_DEPTH, MAX_MESSAGES
 from ...protocol.sampling import counted
+from .cutting import LONGEST_PART, PART, Cutter, encode
 from .tokenizer_files import ChatTemplate, load_chat_template, load_tokenizer
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""
+
+ENCODING_BUDGET_S = 10.0
+"""Most time that one request may take to become token ids. The longest texts that are taken need a third of it."""
+
+Steps = Generator[int, None, "array[int]"]
+"""A prompt on its way to token ids. It pauses after each 50 ms or so of work, and says how many characters are
+left to do; what it returns in the end are the ids."""
+
+OUTPUTS_AT_ONCE = 500
+"""Pieces of text that a chat template writes between two pauses; most take microseconds, some templates look at all
+messages again for each."""
+
+WHAT = {"prompt": "the prompt", "messages": "the conversation"}
 
 ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
 
@@ -30,13 +46,16 @@ class Prompts:
         tokenizer: tokenizers.Tokenizer,
         chat_template: ChatTemplate | str,
         max_prompt_bytes: int = MAX_PROMPT_BYTES,
+        max_model_len: int | None = None,
     ) -> None:
-        """``chat_template`` is the template, or the sentence that says why there is none."""
+        """``chat_template`` is the template, or the sentence that says why there is none. A prompt of more than
+        ``max_model_len`` tokens is refused as soon as it has so many."""
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.max_prompt_bytes = max_prompt_bytes
+        self.max_model_len = max_model_len
 
-    def of_text(self, text: str, *, add_special_tokens: bool = True) -> array[int]:
+    def of_text(self, text: str, *, add_special_tokens: bool = True) -> Steps:
         return self.encode("prompt", text, add_special_tokens=add_special_tokens)
 
     def of_conversation(
@@ -45,7 +64,7 @@ class Prompts:
         given: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
-    ) -> array[int]:
+    ) -> Steps:
         """``given`` is what the template is given beside the messages, ``tools`` for example."""
         if isinstance(self.chat_template, str):
             raise InvalidRequest(self.chat_template, param="messages")
@@ -53,13 +72,23 @@ class Prompts:
         given = given or {}
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
-        text = self.chat_template.render(plain, given, add_generation_prompt=add_generation_prompt)
+        written = self.chat_template.write(plain, given, add_generation_prompt=add_generation_prompt)
+        texts: list[str] = []
+        characters = 0
+        for number, text in enumerate(written, 1):
+            texts.append(text)
+            characters += len(text)
+            if characters > self.max_prompt_bytes:
+                raise self.too_long("messages", f"more than {self.max_prompt_bytes}")
+            if number % OUTPUTS_AT_ONCE == 0:
+                yield max(characters, PART)
         # The template writes the special tokens itself.
-        return self.encode("messages", text, add_special_tokens=False)
+        text = "".join(texts)
+        return (yield from self.encode("messages", text, add_special_tokens=False))
 
-    def encode(self, where: str, text: str, *, add_special_tokens: bool) -> array[int]:
+    def encode(self, where: str, text: str, *, add_special_tokens: bool) -> Steps:
         """``where`` is the field that the text is or was made of."""
-        what = "the prompt" if where == "prompt" else "the conversation"
+        what = WHAT[where]
         if not text:
             raise InvalidRequest(f"{what} is empty; give at least one character", param=where)
         try:
@@ -71,10 +100,39 @@ class Prompts:
                 param=where,
             ) from None
         if size > self.max_prompt_bytes:
-            raise InvalidRequest(
-                f"{what} has {size} bytes; the limit is {self.max_prompt_bytes}: shorten it", param=where
-            )
-        return array("i", self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            raise self.too_long(where, str(size))
+        if len(text) <= PART:
+            return encode(self.tokenizer, text, special=add_special_tokens)
+        yield len(text)
+        cutter = self.cutter
+        ids = array("i", cutter.head if add_special_tokens else ())
+        for start, end in cutter.cuts(text):
+            if end - start > LONGEST_PART:
+                raise InvalidRequest(
+                    f"{what} has {end - start} characters from character {start} on without a place to cut it (a space"
+                    f" between two words, or a letter at the begin of a line); the limit is {LONGEST_PART}:"
+                    " break it into lines, or send token ids",
+                    param=where,
+                )
+            ids += cutter.tokens_of(text, start, end)
+            if self.max_model_len is not None and len(ids) >= self.max_model_len:
+                raise InvalidRequest(
+                    f"{what} has {len(ids)} tokens in its first {end} of {len(text)} characters; this model's maximum"
+                    f" context length is {self.max_model_len} tokens (max_model_len), answer included: shorten it",
+                    param=where,
+                    code="context_length_exceeded",
+                )
+            yield len(text) - end
+        return ids + cutter.tail if add_special_tokens else ids
+
+    def too_long(self, where: str, size: str) -> InvalidRequest:
+        message = f"{WHAT[where]} has {size} bytes; the limit is {self.max_prompt_bytes}: shorten it"
+        return InvalidRequest(message, param=where)
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        """Made when a long text comes: that takes up to half a second, and many services never see one."""
+        return Cutter(self.tokenizer)
 
 
 def load_texts(folder: Path) -> tuple[tokenizers.Tokenizer, ChatTemplate | str]:

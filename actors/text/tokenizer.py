@@ -1,6 +1,7 @@
 """The tokenizer: text, token ids or a conversation go in; a checked prompt of token ids comes out.
 
-It keeps nothing between two messages, so a restart loses nothing that the gateway cannot send again.
+A long prompt is worked at in turns of about 50 ms, between which short ones are taken. A restart loses nothing
+that the gateway cannot send again.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from ...protocol.errors import InvalidRequest, SlipstreamError, context_length_exceeded
 from ...protocol.limits import MAX_PROMPT_LOGPROBS
-from ...protocol.messages import Cancel, Enqueue, Refused, Submit, Tokenized
+from ...protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized, first_number
 from ...protocol.sampling import Grammar, SamplingParams
-from ...runtime.actor import Actor
+from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
 from .grammar import GrammarCompiler, load_compiler
-from .prompts import MAX_PROMPT_BYTES, Prompts, load_texts
+from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
 from .tokenizer_files import ChatTemplate
 
 if TYPE_CHECKING:
@@ -30,6 +31,30 @@ CHECKED_GRAMMARS = 256
 
 MAX_MESSAGE_CHARS = 1000
 """Longest refusal: a template's complaint may quote the whole conversation."""
+
+
+CHARACTERS_PER_SECOND = 1_000_000
+"""About how fast prompts are encoded: a prompt that came later goes first if it is this much shorter."""
+
+
+class Waiting:
+    """A prompt on its way to token ids."""
+
+    __slots__ = ("asked_at", "left", "spent_s", "steps", "submit")
+
+    def __init__(self, submit: Submit, steps: Steps, now: float) -> None:
+        self.submit = submit
+        self.steps = steps
+        self.asked_at = now
+        self.left = 0
+        """Characters that are still to be done."""
+        self.spent_s = 0.0
+        """How long it was worked at."""
+
+    @property
+    def sort_key(self) -> float:
+        """When it would be done if nothing else were asked for: the soonest goes first, and none waits for ever."""
+        return self.asked_at + self.left / CHARACTERS_PER_SECOND
 
 
 class Tokenizer(Actor):
@@ -48,28 +73,83 @@ class Tokenizer(Actor):
     ) -> None:
         """``chat_template`` and ``compiler`` are what they are, or the sentence that says why there is none."""
         super().__init__()
-        self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes)
+        self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes, max_model_len)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
         self.checked: OrderedDict[Grammar, str] = OrderedDict()
         """Grammars that were compiled of late, and why they were refused; empty: they were not."""
+        self.waiting: dict[int, Waiting] = {}
+        """The long prompts, by request."""
+        self.worked_at: Waiting | None = None
+        """The one that the last turn was spent on, and when that began."""
+        self.worked_since = 0.0
         self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel}
         self.refused = 0
         """Requests that can never succeed as they stand."""
         self.failed = 0
         """Requests that met an error of ours; among ``refused`` too."""
 
+    @property
+    def idle(self) -> bool:
+        return not self.waiting
+
+    @property
+    def working(self) -> bool:
+        return bool(self.waiting)
+
+    def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
+        self.charge(now)
+        return super().receive(sender, message, now)
+
     def on_submit(self, submit: Submit, now: float) -> None:
+        waiting = Waiting(submit, self.prompt_of(submit), now)
+        self.waiting[submit.request] = waiting  # instead of an older attempt, if there is one
+        self.work(waiting)
+        if self.waiting:
+            self.wake_at = now
+
+    def on_wake(self, now: float) -> None:
+        """A turn for the long prompt that would be done first."""
+        self.charge(now)
+        if self.waiting:
+            self.work(min(self.waiting.values(), key=lambda waiting: waiting.sort_key))
+        if self.waiting:
+            self.wake_at = now
+
+    def on_cancel(self, cancel: Cancel, now: float) -> None:
+        """Passed on behind the request that it ends: messages to the scheduler stay in order."""
+        for request in cancel.requests:
+            self.waiting.pop(request, None)
+        self.send("scheduler", cancel)
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        """For a new gateway all requests are sent again."""
+        if peer.name == "gateway":
+            first = first_number(peer.epoch)
+            self.waiting = {request: it for request, it in self.waiting.items() if request >= first}
+
+    def charge(self, now: float) -> None:
+        """What was worked at until now took so long."""
+        if self.worked_at is not None:
+            self.worked_at.spent_s += now - self.worked_since
+            self.worked_at = None
+
+    def work(self, waiting: Waiting) -> None:
+        """Bring one prompt forward; at its end, or if it cannot be taken, answer."""
+        submit = waiting.submit
+        self.worked_at, self.worked_since = waiting, self.now
+        self.progress += 1
         try:
-            prompt = self.token_ids(submit)
-            self.check_ids("prompt", prompt)
-            delivered = array("i", submit.delivered)
-            self.check_ids("received", delivered)
-            where = "messages" if isinstance(submit.prompt, list) else "prompt"
-            self.check_length(where, len(prompt), len(delivered))
-            self.check_grammar(submit.params)
-            self.check_scores(submit.params, len(prompt))
+            if waiting.spent_s > ENCODING_BUDGET_S:
+                raise InvalidRequest(
+                    f"the prompt took {waiting.spent_s:.1f} s until {waiting.left} characters before its end; the limit"
+                    f" is {ENCODING_BUDGET_S:g} s: shorten it, or send token ids"
+                )
+            waiting.left = next(waiting.steps)
+            return
+        except StopIteration as end:
+            self.pass_on(submit, end.value)
         except SlipstreamError as error:
             self.refuse(submit.request, error.code, str(error), error.param)
         except (KeyboardInterrupt, SystemExit):
@@ -78,30 +158,40 @@ class Tokenizer(Actor):
             self.failed += 1
             reason = f"the prompt cannot be encoded ({type(error).__name__}: {error})"
             self.refuse(submit.request, "internal", reason)
-        else:
-            ids = prompt.tobytes()
-            self.mark("tokenized", submit.request)
-            self.send("gateway", Tokenized(submit.request, ids))
-            self.send(
-                "scheduler",
-                Enqueue(submit.request, ids, submit.params, submit.delivered, submit.client, submit.attempt),
-            )
+        del self.waiting[submit.request]
 
-    def on_cancel(self, cancel: Cancel, now: float) -> None:
-        """Passed on behind the request that it ends: messages to the scheduler stay in order."""
-        self.send("scheduler", cancel)
+    def pass_on(self, submit: Submit, prompt: array[int]) -> None:
+        ids = prompt.tobytes()
+        self.mark("tokenized", submit.request)
+        self.send("gateway", Tokenized(submit.request, ids))
+        self.send(
+            "scheduler",
+            Enqueue(submit.request, ids, submit.params, submit.delivered, submit.client, submit.attempt),
+        )
+
+    def prompt_of(self, submit: Submit) -> Steps:
+        """The prompt of a request that can be served as it stands."""
+        prompt = yield from self.token_ids(submit)
+        self.check_ids("prompt", prompt)
+        delivered = array("i", submit.delivered)
+        self.check_ids("received", delivered)
+        where = "messages" if isinstance(submit.prompt, list) else "prompt"
+        self.check_length(where, len(prompt), len(delivered))
+        self.check_grammar(submit.params)
+        self.check_scores(submit.params, len(prompt))
+        return prompt
 
     def refuse(self, request: int, code: str, message: str, param: str | None = None) -> None:
         self.refused += 1
         self.send("gateway", Refused(request, code, message[:MAX_MESSAGE_CHARS], param))
 
-    def token_ids(self, submit: Submit) -> array[int]:
+    def token_ids(self, submit: Submit) -> Steps:
         prompt = submit.prompt
         if prompt is None:
             return array("i", submit.prompt_ids)
         if isinstance(prompt, str):
-            return self.prompts.of_text(prompt)
-        return self.prompts.of_conversation(prompt, submit.template)
+            return (yield from self.prompts.of_text(prompt))
+        return (yield from self.prompts.of_conversation(prompt, submit.template))
 
     def check_ids(self, what: str, ids: array[int]) -> None:
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):

@@ -6,7 +6,7 @@ Read with ``tokenizers`` and ``jinja2`` alone; torch and transformers are not im
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,16 +107,17 @@ class ChatTemplate:
         self.names = find_undeclared_variables(environment.parse(source)) - OURS - special_tokens.keys()
         """What can be given to the template beside the messages; anything else would have no effect."""
 
-    def render(
+    def write(
         self,
         messages: list[dict[str, Any]],
         given: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
-    ) -> str:
-        """The prompt for an answer to ``messages``; ``InvalidRequest`` if the template takes them not.
+    ) -> Iterator[str]:
+        """The prompt for an answer to ``messages``, in parts as the template writes it.
 
-        ``given`` are ``tools`` and whatever else this template knows.
+        ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
+        take what it is given.
         """
         given = given or {}
         if "tools" in given.keys() - self.names:
@@ -131,7 +132,7 @@ class ChatTemplate:
                 param="chat_template_kwargs",
             )
         try:
-            return self.template.render(
+            yield from self.template.generate(
                 {"tools": None, "documents": None} | self.special_tokens | given,
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,

@@ -171,6 +171,11 @@ def report_ready(fd: int, ready: dict[str, Any]) -> None:
     os.close(fd)
 
 
+BYTES_PER_TOKEN = 16
+"""Most bytes that a prompt may have for each token of the longest context. Prose and code have two to six a token in
+any vocabulary, tables and deep indentation up to ten; only long runs of one character have more."""
+
+
 # --- from options to children -------------------------------------------------------------------------
 
 
@@ -191,7 +196,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     limits = Limits(
         max_model_len=length,
         vocab_size=checkpoint.vocab_size,
-        max_prompt_bytes=min(MAX_FRAME_BYTES // 2, max(65_536, 32 * length)),
+        max_prompt_bytes=min(MAX_FRAME_BYTES // 2, max(65_536, BYTES_PER_TOKEN * length)),
         max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(checkpoint.eos_token_ids()),
         max_queued_requests=options.max_queued_requests,
     )

@@ -252,7 +252,7 @@ def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_encoded(tmp_path: Pa
 @pytest.mark.parametrize("error", [RuntimeError("broken"), RecursionError("deep"), BaseException("a panic")])
 def test_an_error_of_ours_fails_its_own_request_alone(actor: Tokenizer, error: BaseException) -> None:
     class Broken:
-        def encode(self, text: str, add_special_tokens: bool) -> None:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> None:
             raise error
 
     whole, actor.prompts.tokenizer = actor.prompts.tokenizer, Broken()  # pyright: ignore[reportAttributeAccessIssue]
@@ -355,7 +355,7 @@ def test_the_template_runs_in_a_sandbox(tmp_path: Path, source: str) -> None:
 
 def test_a_template_can_ask_for_the_date() -> None:
     template = ChatTemplate("{{ strftime_now('%Y-%m') }}", {}, clock=lambda: datetime(2001, 2, 3))
-    assert template.render(CONVERSATION) == "2001-02"
+    assert "".join(template.write(CONVERSATION)) == "2001-02"
 
 
 @pytest.mark.parametrize("template", [None, "{% broken"])
