@@ -26,6 +26,10 @@ class ModelOptions:
 class TokenizerOptions(ModelOptions):
     max_prompt_bytes: int
     """Most bytes of UTF-8 in a prompt or in a rendered conversation."""
+    chat_template: str | None = None
+    """The path of a template to use instead of the model's own."""
+    sanitize_control_tokens: bool = False
+    """A control token in a conversation is text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,9 @@ class HttpOptions:
     model: str
     model_name: str
     limits: Limits
+    chat_template: str | None = None
+    sanitize_control_tokens: bool = False
+    """As the tokenizer's: it tells how a conversation would be tokenized."""
     version: str
     api_key: str | None
     metrics_prefix: str

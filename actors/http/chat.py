@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from typing import Any
 
@@ -18,7 +17,6 @@ from .events import Events, encode, finish_reason_of, open_stream, together, tot
 from .service import Service
 from .tokens import Tokens
 from .tools import Call, CallReader, Offer, offer
-from .uploads import Bounds
 
 
 async def create(service: Service, request: Request) -> Response:
@@ -29,7 +27,7 @@ async def create(service: Service, request: Request) -> Response:
     stream = service.ask(
         request,
         names,
-        messages=plain_messages(body.messages),
+        messages=body.messages,
         params=params,
         tools=offered.tools,
         chat_template_kwargs=body.chat_template_kwargs,
@@ -62,42 +60,6 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
         most = Given(body.max_completion_tokens, "max_completion_tokens")
     logprobs = Given((body.top_logprobs or 0) if body.logprobs else None, "top_logprobs")
     return sampling_params(body, bounds, max_tokens=most, logprobs=logprobs, json_schema=schema)
-
-
-def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation as chat templates know it."""
-    bounds = Bounds("the arguments of calls in messages")
-    return [plain_message(number, message, bounds) for number, message in enumerate(messages)]
-
-
-def plain_message(number: int, message: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
-    """A message as chat templates know it: ``developer`` is ``system``, and arguments are no text but a map."""
-    if message.get("role") == "developer":
-        message = message | {"role": "system"}
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return message
-    where = f"messages[{number}].tool_calls"
-    return message | {
-        "tool_calls": [plain_call(f"{where}[{i}]", call, bounds) for i, call in enumerate(calls)]
-    }
-
-
-def plain_call(where: str, call: Any, bounds: Bounds) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Problem(400, f"{where} is no call of a function: {call!r:.80}", param=where)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        bounds.check(arguments.encode())
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-    if not isinstance(arguments, dict):
-        message = f"{where}.function.arguments is no JSON object: {function.get('arguments')!r:.80}"
-        raise Problem(400, message, param=f"{where}.function.arguments")
-    return call | {"function": function | {"arguments": arguments}}
 
 
 class Answers:

@@ -82,6 +82,8 @@ class HttpFrontend:
             options.version,
             options.limits,
             options.metrics_prefix,
+            options.chat_template,
+            options.sanitize_control_tokens,
         )
         self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -102,6 +103,8 @@ class Service:
         version: str,
         bounds: Limits,
         metrics_prefix: str = "slipstream_",
+        chat_template: str | None = None,
+        sanitize: bool = False,
     ) -> None:
         """``connect`` makes a client of the gateway."""
         self.clients = GatewayClients(connect)
@@ -109,8 +112,8 @@ class Service:
         self.version = version
         self.bounds = bounds
         self.metrics_prefix = metrics_prefix
-        tokenizer, chat_template = load_texts(Path(folder))
-        self.prompts = Prompts(tokenizer, chat_template, self.bounds.max_prompt_bytes)
+        tokenizer, chat_templates = load_texts(Path(folder), datetime.now, chat_template)
+        self.prompts = Prompts(tokenizer, chat_templates, self.bounds.max_prompt_bytes, sanitize=sanitize)
         self.tokens = Tokens(tokenizer)
         self.started = int(time.time())
         self.draining = False

@@ -13,7 +13,6 @@ from starlette.responses import Response
 from ...protocol.errors import InvalidRequest
 from ..text.prompts import ENCODING_BUDGET_S, Steps
 from .bodies import DetokenizeBody, TokenizeBody, TokenizeFields
-from .chat import plain_messages
 from .errors import Problem
 from .service import Service
 
@@ -53,9 +52,8 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
     given: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.tools:
         given["tools"] = [msgspec.to_builtins(tool) for tool in body.tools]
-    messages = plain_messages(body.messages or [])
     prompt = body.add_generation_prompt is not False
-    return service.prompts.of_conversation(messages, given, add_generation_prompt=prompt)
+    return service.prompts.of_conversation(body.messages or [], given, add_generation_prompt=prompt)
 
 
 def finish(steps: Steps) -> array[int]:

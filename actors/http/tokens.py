@@ -14,6 +14,9 @@ from ..text.pieces import Pieces
 NONE = -9999.0
 """OpenAI's number for a token that cannot be: minus infinity is no JSON."""
 
+KNOWN_TOKENS = 16_384
+"""Most tokens whose texts and bytes are kept, 300 bytes each; then they are looked up anew."""
+
 
 class Tokens:
     """The text and the bytes of each token of a vocabulary."""
@@ -26,6 +29,8 @@ class Tokens:
     def __getitem__(self, token: int) -> tuple[str, list[int]]:
         found = self.known.get(token)
         if found is None:
+            if len(self.known) >= KNOWN_TOKENS:
+                self.known.clear()
             found = self.known[token] = self.look_up(token)
         return found
 

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ..text.conversation import CALL_ID_CHARACTERS
+from ..text.marks import beginning_of
 from .errors import Problem
 from .schemas import Schema, moved, types_of
 
@@ -146,7 +148,8 @@ class Call(msgspec.Struct, kw_only=True):
     name: str
     arguments: str
     """JSON text."""
-    id: str = msgspec.field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex[:CALL_ID_CHARACTERS])
+    """Letters and digits: the templates of some models take no other when the call is sent back to them."""
 
     def as_answer(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
@@ -225,11 +228,6 @@ class CallReader:
             calls = calls[: max(0, 1 - self.calls)]
         self.calls += len(calls)
         return calls
-
-
-def beginning_of(mark: str, text: str) -> int:
-    """How long the end of ``text`` is that could be the beginning of ``mark``."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def read_call(inside: str, offered: Offer) -> list[Call]:

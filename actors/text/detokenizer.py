@@ -2,17 +2,11 @@
 
 The text of a stream is a function of its token ids alone, however they were grouped into steps. So a
 stream that was lost with its process is rebuilt by sending the same ids through a new one.
-
-A token stands for the same bytes wherever it stands (the first of a text may lose its leading space).
-They are asked of the tokenizer once per token id. The rest is UTF-8: a character of which only some
-bytes have come, at most three, waits for the others.
 """
 
 from __future__ import annotations
 
 from array import array
-from codecs import utf_8_decode
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,116 +16,13 @@ from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Token
 from ...runtime.actor import Actor
 from ..options import ModelOptions
 from .pieces import Pieces
+from .stream import Stream
 from .tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 T = TypeVar("T")
-
-
-class StopText:
-    """Looks for one stop text in a text that comes in parts (Knuth, Morris and Pratt)."""
-
-    __slots__ = ("fallback", "length", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.fallback = fallback(text)
-        self.length = 0
-        """How much of the stop text the end of what has come could be the beginning of."""
-
-    def find_end(self, part: str) -> int:
-        """Where in ``part`` the stop text ends first; -1 if it does not."""
-        text, fallback, length = self.text, self.fallback, self.length
-        for index, char in enumerate(part, 1):
-            while length and text[length] != char:
-                length = fallback[length]
-            if text[length] == char:
-                length += 1
-                if length == len(text):
-                    return index
-        self.length = length
-        return -1
-
-
-@lru_cache(maxsize=1024)
-def fallback(text: str) -> tuple[int, ...]:
-    """For each length of a beginning of ``text``: its longest proper end that is a beginning too."""
-    table = [0, 0]
-    for index in range(1, len(text)):
-        length = table[index]
-        while length and text[length] != text[index]:
-            length = table[length]
-        table.append(length + (text[length] == text[index]))
-    return tuple(table)
-
-
-class Stream:
-    """The text of one request so far: what of it waits, and for what."""
-
-    __slots__ = (
-        "attempt",
-        "begun",
-        "first_characters",
-        "held",
-        "matched",
-        "pending",
-        "pieces",
-        "plain",
-        "stops",
-    )
-
-    def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
-        self.pieces = pieces
-        self.attempt = attempt
-        self.begun = begun
-        """Some token has had text: the next is not the first."""
-        self.pending = b""
-        """The bytes of an unfinished character."""
-        self.stops = [StopText(text) for text in stops if text]
-        self.first_characters = frozenset(stop.text[0] for stop in self.stops)
-        self.held = ""
-        """Text that could be the beginning of a stop text."""
-        self.matched: str | None = None
-        """The stop text that ended the stream."""
-        self.plain = False
-        """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
-
-    def characters(self, token: int) -> str:
-        """The whole characters that ``token`` completes."""
-        piece = self.pieces[token]
-        if piece and not self.begun:
-            self.begun = True
-            piece = self.pieces.at_start(token)
-        if self.pending or isinstance(piece, bytes):
-            data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
-            piece, used = utf_8_decode(data, "replace", False)
-            self.pending = data[used:]
-        self.plain = self.begun and not self.pending and not self.stops
-        return piece
-
-    def text(self, token: int) -> str:
-        """The text that can go out after ``token``. The stop text that is complete first ends the stream.
-
-        Of two that become complete with the same character, the longer one does.
-        """
-        text = self.characters(token)
-        if not self.held and self.first_characters.isdisjoint(text):
-            return text
-        ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]
-        window = self.held + text
-        if ends:
-            end, minus_length, self.matched = min(ends)
-            self.held, self.pending = "", b""
-            return window[: len(window) - len(text) + end + minus_length]
-        cut = len(window) - max(stop.length for stop in self.stops)
-        self.held = window[cut:]
-        return window[:cut]
-
-    def tail(self) -> str:
-        """What still waits, at an end that is no stop text."""
-        return self.held + self.pending.decode(errors="replace")
 
 
 class Detokenizer(Actor):
@@ -152,7 +43,7 @@ class Detokenizer(Actor):
 
     def on_tokens(self, message: Tokens, now: float) -> None:
         """One ``Texts`` for every ``Tokens``."""
-        streams, pieces = self.streams, self.pieces
+        streams, known = self.streams, self.pieces.known
         matched: dict[int, Stream] = {}
         for opened in message.opened:
             stream = streams[opened.request] = self.open(opened)
@@ -172,7 +63,7 @@ class Detokenizer(Actor):
                 texts.append("")
                 continue
             if stream.plain:
-                piece = pieces[token]
+                piece = known[token] if token < len(known) else None
                 if type(piece) is str:
                     texts.append(piece)
                     continue

@@ -124,8 +124,14 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
 
 
 def load_compiler(folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarCompiler | str:
+    """As ``compiler_of``, for the tokenizer in a model's folder."""
+    return compiler_of(load_tokenizer(folder), vocab_size, eos_token_ids)
+
+
+def compiler_of(
+    tokenizer: tokenizers.Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+) -> GrammarCompiler | str:
     """The compiler for a model's vocabulary; or the sentence that says why there is none."""
-    tokenizer = load_tokenizer(folder)
     try:
         return GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
     except ModelNotSupported as error:

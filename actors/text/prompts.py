@@ -14,10 +14,11 @@ from typing import Any
 import tokenizers
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
-from ...protocol.limits import MAX_DEPTH, MAX_MESSAGES
-from ...protocol.sampling import counted
+from .chat_template import ChatTemplates, Clock, load_chat_templates
+from .control_tokens import Sanitizer
+from .conversation import measure, plain_messages, plain_tools
 from .cutting import LONGEST_PART, PART, Cutter, encode
-from .tokenizer_files import ChatTemplate, load_chat_template, load_tokenizer
+from .tokenizer_files import load_tokenizer
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""
@@ -44,16 +45,21 @@ class Prompts:
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        chat_template: ChatTemplate | str,
+        chat_templates: ChatTemplates | str,
         max_prompt_bytes: int = MAX_PROMPT_BYTES,
         max_model_len: int | None = None,
+        *,
+        sanitize: bool = False,
     ) -> None:
-        """``chat_template`` is the template, or the sentence that says why there is none. A prompt of more than
-        ``max_model_len`` tokens is refused as soon as it has so many."""
+        """``chat_templates`` are the templates, or the sentence that says why there is none. A prompt of more than
+        ``max_model_len`` tokens is refused as soon as it has so many. With ``sanitize`` a control token in a
+        conversation is text."""
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self.chat_templates = chat_templates
         self.max_prompt_bytes = max_prompt_bytes
         self.max_model_len = max_model_len
+        literals = "" if isinstance(chat_templates, str) else chat_templates.literals
+        self.sanitizer = Sanitizer(tokenizer, literals) if sanitize else None
 
     def of_text(self, text: str, *, add_special_tokens: bool = True) -> Steps:
         return self.encode("prompt", text, add_special_tokens=add_special_tokens)
@@ -66,13 +72,18 @@ class Prompts:
         add_generation_prompt: bool = True,
     ) -> Steps:
         """``given`` is what the template is given beside the messages, ``tools`` for example."""
-        if isinstance(self.chat_template, str):
-            raise InvalidRequest(self.chat_template, param="messages")
-        plain = plain_messages(messages, self.max_prompt_bytes)
-        given = given or {}
+        if isinstance(self.chat_templates, str):
+            raise InvalidRequest(self.chat_templates, param="messages")
+        given = dict(given or {})
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
-        written = self.chat_template.write(plain, given, add_generation_prompt=add_generation_prompt)
+        if "tools" in given:
+            given["tools"] = plain_tools(given["tools"])
+        template = self.chat_templates.choose(given)
+        plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style)
+        if self.sanitizer is not None:
+            plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
+        written = template.write(plain, given, add_generation_prompt=add_generation_prompt)
         texts: list[str] = []
         characters = 0
         for number, text in enumerate(written, 1):
@@ -84,7 +95,28 @@ class Prompts:
                 yield max(characters, PART)
         # The template writes the special tokens itself.
         text = "".join(texts)
-        return (yield from self.encode("messages", text, add_special_tokens=False))
+        if self.sanitizer is None:
+            return (yield from self.encode("messages", text, add_special_tokens=False))
+        return (yield from self.encode_sanitized(self.sanitizer, text))
+
+    def encode_sanitized(self, sanitizer: Sanitizer, text: str) -> Steps:
+        """The tokens of a rendered conversation with marks in it."""
+        ids = array("i")
+        for number, (piece, marked) in enumerate(sanitizer.pieces(text)):
+            if number % OUTPUTS_AT_ONCE == OUTPUTS_AT_ONCE - 1:
+                yield len(text)
+            if marked:
+                ids += sanitizer.encode_name(piece)
+            elif number == 0:
+                ids += yield from self.encode("messages", piece, add_special_tokens=False)
+            else:  # behind a line's end, or some tokenizers would put a space before it
+                behind = yield from self.encode("messages", "\n" + piece, add_special_tokens=False)
+                line = encode(self.tokenizer, "\n", special=False)
+                if behind[: len(line)] == line:
+                    ids += behind[len(line) :]
+                else:
+                    ids += yield from self.encode("messages", piece, add_special_tokens=False)
+        return ids
 
     def encode(self, where: str, text: str, *, add_special_tokens: bool) -> Steps:
         """``where`` is the field that the text is or was made of."""
@@ -135,75 +167,19 @@ class Prompts:
         return Cutter(self.tokenizer)
 
 
-def load_texts(folder: Path) -> tuple[tokenizers.Tokenizer, ChatTemplate | str]:
-    """The tokenizer and the chat template of a model's folder, or the sentence that says why it has none."""
+def load_texts(
+    folder: Path, clock: Clock, chat_template: str | None = None
+) -> tuple[tokenizers.Tokenizer, ChatTemplates | str]:
+    """The tokenizer and the chat templates of a model's folder, or the sentence that says why it has none.
+
+    ``chat_template`` is the path of a template to use instead; ``ModelNotSupported`` if that is none.
+    """
     tokenizer = load_tokenizer(folder)
+    file = None if chat_template is None else Path(chat_template)
     try:
-        return tokenizer, load_chat_template(
-            folder
-        ) or f"the model in {folder} has no chat template; {ADVICE}"
-    except ModelNotSupported as error:  # a plain prompt needs none
-        return tokenizer, f"{error}; {ADVICE}"
-
-
-def plain_messages(messages: list[dict[str, Any]], max_bytes: int) -> list[dict[str, Any]]:
-    """The conversation as templates expect it: no empty fields, and text parts joined to one text."""
-    if not messages:
-        raise InvalidRequest("messages is empty; give at least one message", param="messages")
-    counted("messages", len(messages), MAX_MESSAGES, "messages")
-    room = max_bytes
-    plain: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise InvalidRequest(
-                f"{where} is {message!r:.80}; expected a map with role and content", param=where
-            )
-        room -= measure(where, message)
-        if room < 0:
-            raise InvalidRequest(
-                f"messages has more than {max_bytes} characters up to {where}: shorten it", param="messages"
-            )
-        message = {key: value for key, value in message.items() if value is not None}
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequest(
-                f"{where}.role is {role!r:.80}; expected a text such as 'user'", param=f"{where}.role"
-            )
-        if "content" in message:
-            message["content"] = plain_content(f"{where}.content", message["content"])
-        elif "tool_calls" not in message:
-            raise InvalidRequest(f"{where}.content is missing; give a text", param=f"{where}.content")
-        plain.append(message)
-    return plain
-
-
-def plain_content(where: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            f"{where} is {content!r:.80}; expected a text or a list of text parts", param=where
-        )
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
-        if not isinstance(text, str):
-            raise InvalidRequest(
-                f"{where}[{index}] is {part!r:.80}; expected a part of type 'text'", param=f"{where}[{index}]"
-            )
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def measure(where: str, value: Any, depth: int = 0) -> int:
-    """Characters and items in a message; ``InvalidRequest`` where it is nested too deeply to be rendered."""
-    if depth > MAX_DEPTH:
-        raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} levels", param=where)
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(key) + measure(where, item, depth + 1) for key, item in value.items())
-    if isinstance(value, list):
-        return len(value) + sum(measure(where, item, depth + 1) for item in value)
-    return 1
+        found = load_chat_templates(folder, file, clock)
+    except ModelNotSupported as error:
+        if file is not None:
+            raise
+        return tokenizer, f"{error}; {ADVICE}"  # a plain prompt needs none
+    return tokenizer, found or f"the model in {folder} has no chat template; {ADVICE}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ from ...protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Token
 from ...protocol.sampling import Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
-from .grammar import GrammarCompiler, load_compiler
+from .chat_template import ChatTemplates
+from .grammar import GrammarCompiler, compiler_of
 from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
-from .tokenizer_files import ChatTemplate
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -65,15 +66,17 @@ class Tokenizer(Actor):
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        chat_template: ChatTemplate | str,
+        chat_templates: ChatTemplates | str,
         max_model_len: int,
         vocab_size: int | None = None,
         max_prompt_bytes: int = MAX_PROMPT_BYTES,
         compiler: GrammarCompiler | str = "this service has no grammars",
+        *,
+        sanitize: bool = False,
     ) -> None:
-        """``chat_template`` and ``compiler`` are what they are, or the sentence that says why there is none."""
+        """``chat_templates`` and ``compiler`` are what they are, or the sentence that says why there is none."""
         super().__init__()
-        self.prompts = Prompts(tokenizer, chat_template, max_prompt_bytes, max_model_len)
+        self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, max_model_len, sanitize=sanitize)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
@@ -245,10 +248,13 @@ def build(context: StartContext) -> Actor:
     """The tokenizer of a service, from its options."""
     options = context.options_as(TokenizerOptions)
     context.phase("load tokenizer")
+    tokenizer, chat_templates = load_texts(Path(options.model), datetime.now, options.chat_template)
     return Tokenizer(
-        *load_texts(Path(options.model)),
+        tokenizer,
+        chat_templates,
         options.max_model_len,
         options.vocab_size,
         options.max_prompt_bytes,
-        load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids),
+        compiler_of(tokenizer, options.vocab_size, options.eos_token_ids),
+        sanitize=options.sanitize_control_tokens,
     )

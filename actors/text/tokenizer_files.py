@@ -1,50 +1,84 @@
-"""What a model's folder says about text: its tokenizer and its chat template.
-
-Read with ``tokenizers`` and ``jinja2`` alone; torch and transformers are not imported.
-"""
+"""The tokenizer in a model's folder, read with ``tokenizers`` alone; torch and transformers are not imported."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from datetime import datetime
+import os
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.meta import find_undeclared_variables
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers.processors import TemplateProcessing
 
-from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ...protocol.errors import ModelNotSupported
 from ..checkpoint import read_json
 
-SLOW_FILES = ["tokenizer.model", "spiece.model", "vocab.json"]
-"""What a model has that only tokenizers written in Python can read."""
+OTHER_FILES = {
+    "tekken.json": "mistral-common",
+    "tokenizer.model.v3": "mistral-common",
+    "tokenizer.model": "sentencepiece",
+    "spiece.model": "sentencepiece",
+    "tiktoken.model": "tiktoken",
+    "vocab.json": "",
+}
+"""Other forms in which models bring their vocabulary, and the package that transformers converts each with."""
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer in ``tokenizer.json``, with what its configuration calls special marked so."""
+    """The tokenizer in ``tokenizer.json``, with what its configuration says of its special tokens."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        slow = [name for name in SLOW_FILES if (folder / name).is_file()]
-        found = f"only {', '.join(slow)}" if slow else "no tokenizer at all"
-        raise ModelNotSupported(
-            f"{folder} has no tokenizer.json ({found}); make one in Python with transformers:"
-            f" AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
+        raise ModelNotSupported(no_tokenizer(folder))
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # one text at a time: a pool would only take memory
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ModelNotSupported(f"{path} cannot be read as a tokenizer: {error}") from None
     tokenizer.no_truncation()  # some files carry the settings of their training
     tokenizer.no_padding()
-    known = [text for text in special_tokens(folder).values() if tokenizer.token_to_id(text) is not None]
+    named = special_tokens(folder)
+    known = [text for text in named.values() if tokenizer.token_to_id(text) is not None]
     tokenizer.add_special_tokens(known)  # of tokens that have an id already, this only marks them
+    add_ends(tokenizer, read_json(folder / "tokenizer_config.json"), named)
     return tokenizer
+
+
+def no_tokenizer(folder: Path) -> str:
+    """What to do about a folder without a ``tokenizer.json``."""
+    found = next((name for name in OTHER_FILES if (folder / name).is_file()), None)
+    if found is None:
+        return f"{folder} has no tokenizer.json, nor any other tokenizer: copy the one of the model that it was made of"
+    package = OTHER_FILES[found]
+    install = f"pip install {package}, then " if package else ""
+    return (
+        f"{folder} has no tokenizer.json, only {found}, which is not read; {install}make one in Python with"
+        f" transformers: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+
+
+def add_ends(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]) -> None:
+    """Put before and after a text what the model's configuration says, where the file says otherwise.
+
+    ``add_bos_token`` and ``add_eos_token`` are the publisher's own settings; without them the file's rule holds.
+    """
+    bare = tokenizer.encode("a", add_special_tokens=False).tokens
+    whole = tokenizer.encode("a", add_special_tokens=True).tokens
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    ends = {"bos": whole[:at], "eos": whole[at + len(bare) :]}
+    wanted = dict(ends)
+    for end in ends:
+        setting, token = config.get(f"add_{end}_token"), named.get(f"{end}_token")
+        if setting is False:
+            wanted[end] = []
+        elif setting is True and token is not None and token not in ends[end]:
+            wanted[end] = [token]
+    if wanted != ends:
+        tokens = wanted["bos"] + wanted["eos"]
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*wanted["bos"], "$A", *wanted["eos"]],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(tokens)],
+        )
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -58,126 +92,3 @@ def special_tokens(folder: Path) -> dict[str, str]:
             if key.endswith("_token") and isinstance(text, str):
                 found[key] = text
     return found
-
-
-def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """The model's chat template, of several the one named ``default``; None if it has none."""
-    source = find_chat_template(folder)
-    if source is None:
-        return None
-    try:
-        return ChatTemplate(source, special_tokens(folder))
-    except TemplateError as error:
-        raise ModelNotSupported(f"the chat template of {folder} does not compile: {error}") from None
-
-
-def find_chat_template(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(folder / name).get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}
-        if isinstance(found, dict):
-            found = found.get("default")
-        if isinstance(found, str):
-            return found
-    return None
-
-
-OURS = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
-"""What every template is given; a request cannot replace it."""
-
-
-class ChatTemplate:
-    """A model's own template, in a sandbox, with the names and filters that transformers gives to it."""
-
-    def __init__(
-        self, source: str, special_tokens: dict[str, str], clock: Callable[[], datetime] = datetime.now
-    ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = tojson
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda format: clock().strftime(format)
-        self.template = environment.from_string(source)
-        self.special_tokens = special_tokens
-        self.names = find_undeclared_variables(environment.parse(source)) - OURS - special_tokens.keys()
-        """What can be given to the template beside the messages; anything else would have no effect."""
-
-    def write(
-        self,
-        messages: list[dict[str, Any]],
-        given: dict[str, Any] | None = None,
-        *,
-        add_generation_prompt: bool = True,
-    ) -> Iterator[str]:
-        """The prompt for an answer to ``messages``, in parts as the template writes it.
-
-        ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
-        take what it is given.
-        """
-        given = given or {}
-        if "tools" in given.keys() - self.names:
-            raise InvalidRequest(
-                "tools are given, but the model's chat template takes none; leave tools out", param="tools"
-            )
-        for name in given.keys() - self.names:
-            known = ", ".join(sorted(self.names)) or "none"
-            raise InvalidRequest(
-                f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
-                f" it knows {known}",
-                param="chat_template_kwargs",
-            )
-        try:
-            yield from self.template.generate(
-                {"tools": None, "documents": None} | self.special_tokens | given,
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Refusal as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses the messages: {error}", param="messages"
-            ) from None
-        except Exception as error:  # a template is a program: it can raise anything
-            raise InvalidRequest(
-                f"the model's chat template cannot render the messages ({type(error).__name__}: {error});"
-                " check their roles and fields",
-                param="messages",
-            ) from None
-
-
-class Refusal(TemplateError):
-    """What a template says by ``raise_exception``."""
-
-
-class Generation(Extension):
-    """``{% generation %}`` marks the model's part for training; here its body is rendered as it stands."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("rendered"), [], [], body).set_lineno(line)
-
-    def rendered(self, caller: Macro) -> str:
-        return caller()
-
-
-def raise_exception(message: str) -> None:
-    raise Refusal(message)
-
-
-def tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is, with the options that templates use: jinja2's own filter escapes for HTML."""
-    options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)

@@ -89,14 +89,16 @@ def raise_file_limit() -> None:
 
 
 def give_memory_back() -> None:
-    """Map what takes over 128 KB, a long prompt or a trace, so that it goes back to the system when it is freed.
+    """Give what was needed only for the start back to the system: as much again as what is kept, for a large
+    vocabulary. From now on map what takes over 128 KB, a long prompt or a trace, so that it goes back when it is freed.
 
     That is the C library's rule too, until the first such piece is freed: then it keeps them, and they fall apart.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    library = ctypes.CDLL(None)
     m_mmap_threshold = -3
-    if mallopt is not None:
-        mallopt(m_mmap_threshold, 128 * 1024)
+    if hasattr(library, "malloc_trim"):  # of the GNU C library; others give memory back by themselves
+        library.malloc_trim(0)
+        library.mallopt(m_mmap_threshold, 128 * 1024)
 
 
 def main(factory: str, fd: int, parent: int) -> int:

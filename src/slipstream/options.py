@@ -80,6 +80,15 @@ class ServeOptions:
     served_model_name: str | None = option(
         None, "the model's name towards clients (default: as it is given)", group=EVERYDAY, metavar="NAME"
     )
+    chat_template: str | None = option(
+        None,
+        "a jinja file to write conversations with (default: the model's own template)",
+        group=EVERYDAY,
+        metavar="FILE",
+    )
+    sanitize_control_tokens: bool = option(
+        False, "take the names of control tokens in conversations for text", group=EVERYDAY
+    )
     device: str = option(
         "auto",
         f"where the model runs: {DEVICES}; the last takes a stated time and has no model",

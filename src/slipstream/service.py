@@ -223,7 +223,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         child("executor", "executor.build", executor_options(options, model)),
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
         child("detokenizer", "text.detokenizer", model),
-        child("tokenizer", "text.tokenizer", tokenizer_options(model, limits)),
+        child("tokenizer", "text.tokenizer", tokenizer_options(options, model, limits)),
         child("gateway", "gateway.gateway", gateway, waits=True),
     ]
     if http is not None:
@@ -240,8 +240,17 @@ def child(
     return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, frontend_of=frontend_of)
 
 
-def tokenizer_options(model: ModelOptions, limits: Limits) -> TokenizerOptions:
-    return TokenizerOptions(**vars(model), max_prompt_bytes=limits.max_prompt_bytes)
+def tokenizer_options(options: ServeOptions, model: ModelOptions, limits: Limits) -> TokenizerOptions:
+    return TokenizerOptions(
+        **vars(model),
+        max_prompt_bytes=limits.max_prompt_bytes,
+        chat_template=chat_template_of(options),
+        sanitize_control_tokens=options.sanitize_control_tokens,
+    )
+
+
+def chat_template_of(options: ServeOptions) -> str | None:
+    return None if options.chat_template is None else os.path.abspath(options.chat_template)
 
 
 def scheduler_options(options: ServeOptions, model: ModelOptions) -> SchedulerOptions:
@@ -293,6 +302,8 @@ def http_options(
         model=model.model,
         model_name=gateway.model_name,
         limits=gateway.limits,
+        chat_template=chat_template_of(options),
+        sanitize_control_tokens=options.sanitize_control_tokens,
         version=__version__,
         api_key=options.api_key,
         metrics_prefix=options.metrics_prefix,

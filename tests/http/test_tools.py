@@ -409,3 +409,9 @@ def test_schemas_of_nested_models_can_be_followed_wherever_a_call_is_forced() ->
     tokenizer = load_tokenizer(BUNDLED_MODEL)
     compiler = GrammarCompiler(tokenizer, tokenizer.get_vocab_size(), [0])
     compiler.check(Grammar("json_schema", json.dumps(schema)))
+
+
+def test_the_id_of_a_call_is_one_that_every_chat_template_takes() -> None:
+    ids = {Call(name="now", arguments="{}").id for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(len(id) == 9 and id.isalnum() for id in ids)

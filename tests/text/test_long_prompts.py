@@ -6,16 +6,17 @@ import random
 import threading
 import time
 from array import array
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 from slipstream.actors.text import cutting, prompts
+from slipstream.actors.text.chat_template import ChatTemplates
 from slipstream.actors.text.cutting import LONGEST_PART, PART, Cutter
 from slipstream.actors.text.prompts import Prompts
 from slipstream.actors.text.tokenizer import Tokenizer
-from slipstream.actors.text.tokenizer_files import ChatTemplate
 from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized, first_number
 from slipstream.protocol.sampling import SamplingParams
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -176,7 +177,7 @@ def actor_of(
     tokenizer: tokenizers.Tokenizer, template: str = "{{ messages[0].content }}", **options: Any
 ) -> Tokenizer:
     options = {"max_model_len": 100_000, "max_prompt_bytes": 8 * 2**20} | options
-    return Tokenizer(tokenizer, ChatTemplate(template, {}), **options)
+    return Tokenizer(tokenizer, ChatTemplates({"default": template}, {}, datetime.now), **options)
 
 
 def submit(request: int, prompt: Any, attempt: int = 0) -> Submit:
@@ -311,11 +312,11 @@ def test_an_ended_or_repeated_request_is_not_worked_at() -> None:
 def test_a_conversation_of_many_messages_is_rendered_in_turns() -> None:
     template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     actor = actor_of(byte_level(), template)
-    messages = [{"role": "u", "content": ""}] * 20_000
+    messages = [{"role": "u", "content": ""}] * 8000
     assert actor.receive("gateway", submit(1, messages), 0.0) == []
     before = actor.progress
     assert [type(m) for m in run(actor)] == [Tokenized, Enqueue]
-    assert actor.progress - before >= 20_000 // prompts.OUTPUTS_AT_ONCE
+    assert actor.progress - before >= 8000 // prompts.OUTPUTS_AT_ONCE
 
 
 def test_a_template_that_writes_without_end_is_stopped() -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import tokenizers
+from slipstream.actors.text.chat_template import ChatTemplate, load_chat_templates
 from slipstream.actors.text.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
 from slipstream.actors.text.tokenizer_files import (
-    ChatTemplate,
-    load_chat_template,
     load_tokenizer,
 )
 from slipstream.protocol.errors import ModelNotSupported
@@ -315,7 +314,7 @@ def test_text_parts_are_joined(actor: Tokenizer) -> None:
             "messages[0].content[0] is {'type': 'image_url'}",
         ),
         ([{"role": "user", "content": "", "x": b"raw"}], None),
-        ([{"role": "assistant", "tool_calls": b"raw"}], "cannot render the messages"),
+        ([{"role": "assistant", "tool_calls": b"raw"}], "expected a list of calls"),
     ],
 )
 def test_messages_of_a_wrong_shape_are_refused(
@@ -369,10 +368,12 @@ def test_a_model_without_a_template_still_takes_prompts(tmp_path: Path, template
 
 
 def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotSupported, match="no tokenizer at all"):
+    with pytest.raises(ModelNotSupported, match="nor any other tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ModelNotSupported, match=r"only tokenizer\.model\); make one .*save_pretrained"):
+    with pytest.raises(
+        ModelNotSupported, match=r"only tokenizer\.model, .*pip install sentencepiece, .*save_pretrained"
+    ):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelNotSupported, match="cannot be read as a tokenizer"):
@@ -383,7 +384,7 @@ def test_a_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(ModelNotSupported, match=r"tokenizer_config\.json holds a list"):
-        load_chat_template(tmp_path)
+        load_chat_templates(tmp_path, None, datetime.now)
 
 
 def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_path: Path) -> None:

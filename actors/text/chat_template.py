@@ -1,0 +1,224 @@
+"""A model's chat templates: programs that write a conversation as the prompt that the model was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ..checkpoint import read_json
+from .conversation import CALL_ID_CHARACTERS, Message, Style
+from .tokenizer_files import special_tokens
+
+Clock = Callable[[], datetime]
+
+DEFAULT = "default"
+
+NAMED_AFTER = {"tools": "tool_use", "documents": "rag"}
+"""Which of several templates is for requests that give this; transformers and publishers use these names."""
+
+OURS = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
+"""What every template is given; a request cannot replace it."""
+
+
+class ChatTemplates:
+    """The templates of one model, by name; most models have one."""
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: dict[str, str], clock: Clock) -> None:
+        """``clock`` is what a template sees that asks for the date."""
+        self.by_name = {name: ChatTemplate(source, special_tokens, clock) for name, source in sources.items()}
+        self.default = self.by_name.get(DEFAULT) or next(iter(self.by_name.values()))
+
+    @property
+    def literals(self) -> str:
+        """All texts that the templates have in them."""
+        return "\0".join(template.literals for template in self.by_name.values())
+
+    def choose(self, given: dict[str, Any]) -> ChatTemplate:
+        """The template for a request that gives this beside its messages."""
+        names = (name for key, name in NAMED_AFTER.items() if given.get(key))
+        return next((self.by_name[name] for name in names if name in self.by_name), self.default)
+
+
+def load_chat_templates(folder: Path, file: Path | None, clock: Clock) -> ChatTemplates | None:
+    """The chat templates of a model, or the one in ``file`` instead; None if it has none.
+
+    ``ModelNotSupported`` if one does not compile, or cannot be read.
+    """
+    try:
+        sources = find_sources(folder) if file is None else {DEFAULT: file.read_text(encoding="utf-8")}
+        return ChatTemplates(sources, special_tokens(folder), clock) if sources else None
+    except TemplateError as error:
+        where = f"the chat template of {folder}" if file is None else str(file)
+        raise ModelNotSupported(f"{where} does not compile: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelNotSupported(f"the chat template {file or folder} cannot be read: {error}") from None
+
+
+def find_sources(folder: Path) -> dict[str, str]:
+    """The templates by name, from every place where transformers writes them or once wrote them."""
+    found: dict[str, str] = {}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        told = read_json(folder / name).get("chat_template")
+        if isinstance(told, list):
+            told = {entry["name"]: entry["template"] for entry in told}
+        if isinstance(told, str):
+            told = {DEFAULT: told}
+        found |= told or {}
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        found[DEFAULT] = path.read_text(encoding="utf-8")
+    return found
+
+
+class ChatTemplate:
+    """A model's own template, in a sandbox, with the names and filters that transformers gives to it."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str], clock: Clock) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = lambda format: clock().strftime(format)
+        self.template = environment.from_string(source)
+        self.special_tokens = special_tokens
+        tree = environment.parse(source)
+        texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+        texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+        self.literals = "\0".join(texts)
+        """The texts in it, apart from each other."""
+        self.names = find_undeclared_variables(tree) - OURS - special_tokens.keys()
+        """What can be given to the template beside the messages; anything else would have no effect."""
+
+    def write(
+        self,
+        messages: list[dict[str, Any]],
+        given: dict[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Iterator[str]:
+        """The prompt for an answer to ``messages``, in parts as the template writes it.
+
+        ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
+        take what it is given.
+        """
+        given = given or {}
+        if "tools" in given.keys() - self.names:
+            raise InvalidRequest(
+                "tools are given, but the model's chat template takes none; leave tools out", param="tools"
+            )
+        for name in given.keys() - self.names:
+            known = ", ".join(sorted(self.names)) or "none"
+            raise InvalidRequest(
+                f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
+                f" it knows {known}",
+                param="chat_template_kwargs",
+            )
+        try:
+            yield from self.template.generate(
+                {"tools": None, "documents": None} | self.special_tokens | given,
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Refusal as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from None
+        except Exception as error:  # a template is a program: it can raise anything
+            raise InvalidRequest(
+                f"the model's chat template cannot render the messages ({type(error).__name__}: {error});"
+                " check their roles and fields",
+                param="messages",
+            ) from None
+
+    @cached_property
+    def style(self) -> Style:
+        """How this template reads conversations, found by letting it write some."""
+        wants_null = not self.writes_calls("", "x" * CALL_ID_CHARACTERS) and self.writes_calls(
+            None, "x" * CALL_ID_CHARACTERS
+        )
+        content = None if wants_null else ""
+        return Style(
+            knows_developer="developer" in self.literals.split("\0"),
+            takes_parts=self.takes_parts(),
+            wants_null=wants_null,
+            short_ids=self.writes_calls(content, "x" * CALL_ID_CHARACTERS)
+            and not self.writes_calls(content, "call_" + "x" * 24),
+        )
+
+    def takes_parts(self) -> bool:
+        def said(role: str) -> Message:
+            parts = [{"type": "text", "text": f"<1 {role}>"}, {"type": "text", "text": f"<2 {role}>"}]
+            return {"role": role, "content": parts}
+
+        user, answer, system = said("user"), said("assistant"), said("system")
+        texts = [self.attempt(messages) for messages in ([user], [user, answer, user], [system, user])]
+        written = [text for text in texts if text is not None]
+        return (
+            texts[0] is not None
+            and all("<1 user>" in text and "<2 user>" in text for text in written)
+            and not any("'text'" in text or '"text"' in text for text in written)
+        )
+
+    def writes_calls(self, content: str | None, id: str) -> bool:
+        function = {"name": "name_of_function", "arguments": {"x": 1}}
+        call = {"id": id, "type": "function", "function": function}
+        question = {"role": "user", "content": "hi"}
+        asked = {"role": "assistant", "content": content, "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": id, "name": "name_of_function", "content": "1"}
+        text = self.attempt([question, asked, result])
+        return text is not None and "name_of_function" in text
+
+    def attempt(self, messages: list[Message]) -> str | None:
+        try:
+            return "".join(self.write(messages))
+        except InvalidRequest:
+            return None
+
+
+class Refusal(TemplateError):
+    """What a template says by ``raise_exception``."""
+
+
+class Generation(Extension):
+    """``{% generation %}`` marks the model's part for training; here its body is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("rendered"), [], [], body).set_lineno(line)
+
+    def rendered(self, caller: Macro) -> str:
+        return caller()
+
+
+def raise_exception(message: str) -> None:
+    raise Refusal(message)
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is, with the options that templates use: jinja2's own filter escapes for HTML."""
+    options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)

@@ -1,0 +1,198 @@
+"""A conversation as chat templates know it, whichever way it came.
+
+Clients write the same conversation in several ways, and templates differ in the way that they read. What is written
+here is the one meaning of both: for HTTP and ZeroMQ alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from ...protocol.errors import InvalidRequest, brief
+from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES
+from ...protocol.sampling import counted
+
+Message = dict[str, Any]
+
+MESSAGES_AT_ONCE = 1000
+"""Messages between two pauses: a few milliseconds of work."""
+
+REASONING = ("reasoning", "reasoning_content", "thinking")
+"""What templates and clients call the thoughts before an answer."""
+
+CALL_ID_CHARACTERS = 9
+"""The length of the ids of calls: the templates that ask for one ask for this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """In which ways a template reads a conversation."""
+
+    knows_developer: bool = False
+    """It has a role ``developer``; for any other that is ``system``."""
+    takes_parts: bool = False
+    """It reads the parts of a content itself; for any other they are joined, one a line."""
+    wants_null: bool = False
+    """It writes the calls only of messages whose content is null; for any other that is an empty text."""
+    short_ids: bool = False
+    """It takes no ids of calls but those of nine letters or digits."""
+
+
+def plain_messages(
+    messages: list[Message], max_bytes: int, style: Style = Style()
+) -> Generator[int, None, list[Message]]:
+    """The conversation in the template's style: no empty fields, roles and arguments as the template knows them.
+
+    Pauses now and then, and says how many messages are left. ``InvalidRequest`` names the place of what is wrong.
+    """
+    if not messages:
+        raise InvalidRequest("messages is empty; give at least one message", param="messages")
+    counted("messages", len(messages), MAX_MESSAGES, "messages")
+    room = max_bytes
+    brackets = 0
+    plain: list[Message] = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise InvalidRequest(
+                f"{where} is {brief(message)}; expected a map with role and content", param=where
+            )
+        room -= measure(where, message)
+        if room < 0:
+            raise InvalidRequest(
+                f"messages has more than {max_bytes} characters up to {where}: shorten it", param="messages"
+            )
+        brackets += brackets_in_arguments(message)
+        if brackets > MAX_CONTAINERS:
+            raise InvalidRequest(
+                f"messages has more than {MAX_CONTAINERS} brackets in the arguments of calls up to {where};"
+                " send fewer",
+                param="messages",
+            )
+        plain.append(plain_message(where, message, style))
+        if index % MESSAGES_AT_ONCE == MESSAGES_AT_ONCE - 1:
+            yield len(messages) - index
+    return plain
+
+
+def plain_message(where: str, message: Message, style: Style) -> Message:
+    message = {key: value for key, value in message.items() if value is not None}
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(
+            f"{where}.role is {brief(role)}; expected a text such as 'user'", param=f"{where}.role"
+        )
+    if role == "developer" and not style.knows_developer:
+        message["role"] = "system"
+    if "tool_calls" in message:
+        calls = message.pop("tool_calls")
+        if not isinstance(calls, list):
+            said = f"{where}.tool_calls is {brief(calls)}; expected a list of calls"
+            raise InvalidRequest(said, param=f"{where}.tool_calls")
+        if calls:
+            message["tool_calls"] = [
+                plain_call(f"{where}.tool_calls[{i}]", call, style) for i, call in enumerate(calls)
+            ]
+    if style.short_ids and isinstance(message.get("tool_call_id"), str):
+        message["tool_call_id"] = short_id(message["tool_call_id"])
+    if "content" in message:
+        message["content"] = plain_content(f"{where}.content", message["content"], style)
+    elif "tool_calls" not in message:
+        raise InvalidRequest(f"{where}.content is missing; give a text", param=f"{where}.content")
+    else:
+        message["content"] = None if style.wants_null else ""
+    thoughts = next((message[name] for name in REASONING if isinstance(message.get(name), str)), None)
+    if thoughts is not None:
+        message |= dict.fromkeys(REASONING, thoughts)
+    return message
+
+
+def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(
+            f"{where} is {brief(content)}; expected a text or a list of text parts", param=where
+        )
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+        if not isinstance(text, str):
+            place = f"{where}[{index}]"
+            raise InvalidRequest(f"{place} is {brief(part)}; expected a part of type 'text'", param=place)
+        texts.append(text)
+    if style.takes_parts:
+        return [{"type": "text", "text": text} for text in texts]
+    return "\n".join(texts)
+
+
+def plain_call(where: str, call: Any, style: Style) -> dict[str, Any]:
+    """A call with its arguments as a map: OpenAI's clients send them as JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest(f"{where} is no call of a function: {brief(call)}", param=where)
+    call = call | {"function": function}
+    if style.short_ids and isinstance(call.get("id"), str):
+        call["id"] = short_id(call["id"])
+    given = function.get("arguments")
+    if given is None:
+        return call
+    arguments = given
+    if isinstance(given, str):
+        try:
+            arguments = json.loads(given or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    place = f"{where}.function.arguments"
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{place} is no JSON object: {brief(given)}", param=place)
+    measure(place, arguments)
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def brackets_in_arguments(message: Message) -> int:
+    """How many lists and maps the arguments may have that are JSON text: two bytes of it become a hundred."""
+    calls = message.get("tool_calls")
+    functions = (
+        [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    )
+    texts = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return sum(text.count("[") + text.count("{") for text in texts if isinstance(text, str))
+
+
+def short_id(id: str) -> str:
+    """An id of nine letters or digits, the same for the same id: its last ones."""
+    return re.sub(r"[^a-zA-Z0-9]", "", id)[-CALL_ID_CHARACTERS:].rjust(CALL_ID_CHARACTERS, "0")
+
+
+def plain_tools(tools: Any) -> Any:
+    """Tools without empty fields, and in the order that their documentation has, which templates write them in."""
+    if not isinstance(tools, list):
+        raise InvalidRequest(f"tools is {brief(tools)}; expected a list of functions", param="tools")
+    return [in_order(tool, ("type", "function")) for tool in tools]
+
+
+def in_order(value: Any, names: tuple[str, ...]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ordered = {name: value[name] for name in (*names, *value) if value.get(name) is not None}
+    if isinstance(ordered.get("function"), dict):
+        ordered["function"] = in_order(ordered["function"], ("name", "description", "parameters", "strict"))
+    return ordered
+
+
+def measure(where: str, value: Any, depth: int = 0) -> int:
+    """Characters and items in a message; ``InvalidRequest`` where it is nested too deeply to be rendered."""
+    if depth > MAX_DEPTH:
+        raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} levels", param=where)
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + measure(where, item, depth + 1) for key, item in value.items())
+    if isinstance(value, list):
+        return len(value) + sum(measure(where, item, depth + 1) for item in value)
+    return 1

@@ -1,0 +1,52 @@
+"""Finding a given text in a text that comes in parts (Knuth, Morris and Pratt).
+
+For the stop texts of requests, and for the marks around the calls that a model writes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+
+class Mark:
+    """Looks for one text in another that comes in parts."""
+
+    __slots__ = ("fallback", "length", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.fallback = fallback(text)
+        self.length = 0
+        """How much of it the end of what has come could be the beginning of."""
+
+    def find_end(self, part: str) -> int:
+        """Where in ``part`` the text ends first; -1 if it does not."""
+        text, fallback, length = self.text, self.fallback, self.length
+        for index, char in enumerate(part, 1):
+            while length and text[length] != char:
+                length = fallback[length]
+            if text[length] == char:
+                length += 1
+                if length == len(text):
+                    return index
+        self.length = length
+        return -1
+
+
+@lru_cache(maxsize=1024)
+def fallback(text: str) -> tuple[int, ...]:
+    """For each length of a beginning of ``text``: its longest proper end that is a beginning too."""
+    table = [0, 0]
+    for index in range(1, len(text)):
+        length = table[index]
+        while length and text[length] != text[index]:
+            length = table[length]
+        table.append(length + (text[length] == text[index]))
+    return tuple(table)
+
+
+def beginning_of(mark: str, text: str) -> int:
+    """How long the end of ``text`` is that could be the beginning of ``mark``."""
+    found = Mark(mark)
+    found.find_end(text[-(len(mark) - 1) :] if len(mark) > 1 else "")
+    return found.length

@@ -1,0 +1,80 @@
+"""The text that token ids add to what was before them, as they come.
+
+A token stands for the same bytes wherever it stands (the first of a text may lose its leading space). They are asked
+of the tokenizer once per token id. The rest is UTF-8: a character of which only some bytes have come, at most three,
+waits for the others.
+"""
+
+from __future__ import annotations
+
+from codecs import utf_8_decode
+
+from .marks import Mark
+from .pieces import Pieces
+
+
+class Stream:
+    """The text of one request so far: what of it waits, and for what."""
+
+    __slots__ = (
+        "attempt",
+        "begun",
+        "first_characters",
+        "held",
+        "matched",
+        "pending",
+        "pieces",
+        "plain",
+        "stops",
+    )
+
+    def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
+        self.pieces = pieces
+        self.attempt = attempt
+        self.begun = begun
+        """Some token has had text: the next is not the first."""
+        self.pending = b""
+        """The bytes of an unfinished character."""
+        self.stops = [Mark(text) for text in stops if text]
+        self.first_characters = frozenset(stop.text[0] for stop in self.stops)
+        self.held = ""
+        """Text that could be the beginning of a stop text."""
+        self.matched: str | None = None
+        """The stop text that ended the stream."""
+        self.plain = False
+        """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
+
+    def characters(self, token: int) -> str:
+        """The whole characters that ``token`` completes."""
+        piece = self.pieces[token]
+        if piece and not self.begun:
+            self.begun = True
+            piece = self.pieces.at_start(token)
+        if self.pending or isinstance(piece, bytes):
+            data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
+            piece, used = utf_8_decode(data, "replace", False)
+            self.pending = data[used:]
+        self.plain = self.begun and not self.pending and not self.stops
+        return piece
+
+    def text(self, token: int) -> str:
+        """The text that can go out after ``token``. The stop text that is complete first ends the stream.
+
+        Of two that become complete with the same character, the longer one does.
+        """
+        text = self.characters(token)
+        if not self.held and self.first_characters.isdisjoint(text):
+            return text
+        ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]
+        window = self.held + text
+        if ends:
+            end, minus_length, self.matched = min(ends)
+            self.held, self.pending = "", b""
+            return window[: len(window) - len(text) + end + minus_length]
+        cut = len(window) - max(stop.length for stop in self.stops)
+        self.held = window[cut:]
+        return window[:cut]
+
+    def tail(self) -> str:
+        """What still waits, at an end that is no stop text."""
+        return self.held + self.pending.decode(errors="replace")
