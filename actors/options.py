@@ -56,7 +56,6 @@ class ExecutorOptions(ModelOptions):
     attention_backend: str
     load_format: str
     cuda_graphs: str
-    compile: bool
     kv_cache_memory: int | None
     """Bytes; None: what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from slipstream.actors.executor.model.compiled import compile_model
 from slipstream.actors.executor.model.load import make_model
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
@@ -55,13 +54,11 @@ def make_folder(folder: Path, width: int, layers: int) -> None:
 class BareLoop:
     """The step of the executor, and nothing else."""
 
-    def __init__(self, folder: Path, rows: int, new: int, compiled: bool) -> None:
+    def __init__(self, folder: Path, rows: int, new: int) -> None:
         self.rows, self.new = rows, new
         self.length = PROMPT + new
         self.blocks = -(-self.length // BLOCK)
         model = make_model(str(folder), device=torch.device("cpu"), attention_backend="torch")
-        if compiled:
-            compile_model(model)
         with torch.inference_mode():
             self.program = ModelProgram(model, rows, self.length, BLOCK, 1 + rows * self.blocks)
         self.batch = RunningBatch(rows, max(2048, rows), self.blocks)
@@ -122,18 +119,16 @@ def main() -> None:
     )
     for name, default in (("rows", 32), ("new", 64), ("width", 512), ("layers", 8), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--compile", action="store_true", help="both sides compiled")
     found = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_folder(folder, found.width, found.layers)
-        bare = BareLoop(folder, found.rows, found.new, found.compile)
+        bare = BareLoop(folder, found.rows, found.new)
         options = {
             "device": "cpu",
             "load_format": "dummy",
             "max_num_seqs": found.rows,
-            "compile": found.compile,
         }
         rates: list[tuple[float, float, float]] = []
         with Sidecar(folder, max_model_len=2048, **options) as sidecar, sidecar.client() as client:

@@ -5,7 +5,7 @@ greedy, one thread for the forward pass on each side. Ours goes through the whol
 processes, and this script is the client. The two take turns, so that a machine whose speed drifts
 treats both alike; medians and their ratio are printed.
 
-    python examples/compare_transformers.py --batch 32 256 --rounds 3 [--compile]
+    python examples/compare_transformers.py --batch 32 256 --rounds 3
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def theirs(model: Any, prompts: list[list[int]]) -> tuple[float, list[list[int]]
     return len(prompts) * NEW / seconds, [list(output.generated_tokens) for _, output in ordered]
 
 
-def compare(batch: int, rounds: int, folder: Path, compiled: bool) -> None:
+def compare(batch: int, rounds: int, folder: Path) -> None:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     rates: tuple[list[float], list[float]] = ([], [])
@@ -85,7 +85,6 @@ def compare(batch: int, rounds: int, folder: Path, compiled: bool) -> None:
             dtype="float32",
             max_num_seqs=batch,
             enable_prefix_caching=False,
-            compile=compiled,
         ) as sidecar,
         sidecar.client() as client,
     ):
@@ -109,12 +108,11 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="ours with --compile")
     found = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder))
         for batch in found.batch:
-            compare(batch, found.rounds, Path(folder), found.compile)
+            compare(batch, found.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def correct(lab: Lab) -> list[Row]:
     if not lab.smoke:
         modes = [mode | {"cuda_graphs": graphs} for mode in modes for graphs in ("start", "off")]
         modes.append({"pipeline_depth": 2, "attention_backend": "torch", "cuda_graphs": "off"})
-        modes += [{"pipeline_depth": 2, "cuda_graphs": "lazy"}, {"pipeline_depth": 2, "compile": True}]
+        modes.append({"pipeline_depth": 2, "cuda_graphs": "lazy"})
     for mode in modes:
         with lab.service(None, 16, 512, 2, dtype="float32", **mode) as sidecar, sidecar.client() as client:
             greedy = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
@@ -247,14 +247,13 @@ def published(lab: Lab) -> list[Row]:
     bandwidth = None if lab.smoke else measured_bandwidth()
     rows: list[Row] = [{"what": "device copy bandwidth, TB/s", "value": bandwidth}]
     ours = (
-        ("slipstream, depth 2", 2, long, True),
-        ("slipstream, depth 1", 1, short, True),
-        ("slipstream, depth 2, not compiled", 2, short // 2, False),
+        ("slipstream, depth 2", 2, long),
+        ("slipstream, depth 1", 1, short),
     )
-    for name, depth, new, compiled in ours:
+    for name, depth, new in ours:
         try:
             with (
-                lab.service(folder, rows_, length, depth, compile=compiled) as sidecar,
+                lab.service(folder, rows_, length, depth) as sidecar,
                 sidecar.client() as client,
             ):
                 print(sidecar.log, flush=True)
@@ -281,7 +280,7 @@ def peers(lab: Lab) -> list[Row]:
     with lab.service(folder, batch, prompt + new + 8, 2) as sidecar, sidecar.client() as client:
         measured = run_rows(client, batch, prompt, new)
     del measured["tracks"], measured["tokens"]
-    rows.append({"what": "slipstream, depth 2, not compiled", "new_tokens": new} | measured)
+    rows.append({"what": "slipstream, depth 2", "new_tokens": new} | measured)
     print(rows[-1], flush=True)
     for asynchronous in (True, False):
         if lab.left() < 60:

@@ -88,7 +88,6 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
         "device": str(where),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": backend_of(options, where),
-        "compiled": options.compile,
         "decoder": model.kept_because or "fused",
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * model.layout.bytes_per_block(size, model.dtype),
@@ -114,9 +113,7 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
 
 
 def load(context: StartContext, options: ExecutorOptions, where: Any) -> Any:
-    """The model on its device, compiled if that is asked for."""
-    import torch
-
+    """The model on its device."""
     from .model.load import load_model, make_model
 
     context.phase("load weights")
@@ -125,20 +122,12 @@ def load(context: StartContext, options: ExecutorOptions, where: Any) -> Any:
         device=where,
         dtype=options.dtype,
         attention_backend=backend_of(options, where),
-        fused=not options.compile,  # the compiler fuses by itself
     )
     if options.max_model_len > model.max_model_len:
         raise InvalidRequest(
             f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
             " can be served with; lower --max-model-len"
         )
-    if options.compile:
-        from .model.compiled import compile_model  # brings in the compiler
-
-        context.phase("compile")
-        compile_model(model)
-        if where.type == "cuda":
-            torch.cuda.empty_cache()  # the layers that were joined, and what compiling took
     return model
 
 

@@ -177,11 +177,6 @@ class ServeOptions:
         group=BATCHING,
         choices=("start", "lazy", "off"),
     )
-    compile: bool = option(
-        False,
-        "compile the forward pass by torch.compile: faster steps, a start that is longer by a minute or more",
-        group=BATCHING,
-    )
     check_carry_over: bool = option(
         False,
         "for debugging: end the executor when a step reads a token that no step has written",

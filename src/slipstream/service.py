@@ -277,7 +277,6 @@ def executor_options(options: ServeOptions, model: ModelOptions) -> ExecutorOpti
         attention_backend=options.attention_backend,
         load_format=options.load_format,
         cuda_graphs=options.cuda_graphs,
-        compile=options.compile,
         kv_cache_memory=options.kv_cache_memory,
         gpu_memory_utilization=options.gpu_memory_utilization,
         check_carry_over=options.check_carry_over,

@@ -127,7 +127,7 @@ def test_keywords() -> None:
             "max_num_batched_tokens=64 is less than max_num_seqs=65",
         ),
         ({"emulated_step_ms": 5}, "emulated_step_ms=5.0 has no effect with device=auto"),
-        ({"device": "emulated", "compile": True}, "compile=True has no effect with device=emulated"),
+        ({"device": "emulated", "cuda_graphs": "off"}, "cuda_graphs=off has no effect with device=emulated"),
         ({"device": "cpu", "cuda_graphs": "off"}, "cuda_graphs=off has no effect with device=cpu"),
         (
             {"kv_cache_memory": "1GiB", "gpu_memory_utilization": 0.5},

@@ -37,7 +37,6 @@ KINDS = {
             "kv_cache_memory",
             "attention_backend",
             "load_format",
-            "compile",
             "cuda_graphs",
         ),
     ),

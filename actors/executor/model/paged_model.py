@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,6 @@ from . import gate
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
 """``max_model_len`` of a model that states no limit."""
-
-
-class Forward(Protocol):
-    """A forward pass, as ``PagedModel.forward``."""
-
-    def __call__(
-        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor
-    ) -> Tensor: ...
 
 
 class PagedModel:
@@ -47,7 +39,6 @@ class PagedModel:
         self.layout = gate.check_attention(transformer)
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
-        self.compiled: Forward | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -75,8 +66,6 @@ class PagedModel:
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
-        if self.compiled is not None:
-            return self.compiled(input_ids, positions, batch, logits_index)
         output = self.transformer(
             input_ids=input_ids[None],
             position_ids=positions[None],
