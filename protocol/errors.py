@@ -99,7 +99,8 @@ def context_length_exceeded(
     resumed = f" and {received_tokens} tokens of the answer were received" if received_tokens else ""
     return InvalidRequest(
         f"the prompt has {prompt_tokens} tokens{resumed}; this model's maximum context length is"
-        f" {max_model_len} tokens (max_model_len), answer included, one of them new: shorten the prompt",
+        f" {max_model_len} tokens (max_model_len): with its answer it has at most {max_model_len}, one of them new;"
+        " shorten the prompt",
         param=param,
         code="context_length_exceeded",
     )
