@@ -4,37 +4,38 @@ A step runs every decoding sequence, then prompts in chunks: of those that hold 
 their admission, then of those that wait, while slots, blocks and the budget of tokens last. Beside
 sequences that decode, the pace keeps the budget so small that they do not stall.
 
-Two things make room. When the cache is full, the last in rank of those that run gives way, so that the
+Two things make room. When the cache is full, the last of those that run, by priority and age, gives way, so that the
 first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
 an end: after some steps the client that holds most slots gives one up for it.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
-from ...protocol.limits import SCORED_TOKENS
-from ...protocol.messages import Capacity, Join, Plan
-from .pool import BlockPool, Held, Pool, digest
+from ...protocol.messages import Capacity, Plan
+from .draft import Draft, OutstandingStep
+from .pool import BlockList, BlockPool, Pool
 from .prefill_budget import PrefillBudget
+from .prefix import publish, share_beginning
 from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
 
 MAX_JOINED_TOKENS = 1 << 20
-"""A plan takes in no further sequence once those that join have so many tokens: it has to fit into a frame,
+"""A plan takes in no further sequence once those that join have this many tokens: it has to fit into a frame,
 and those that find their beginning in the prefix cache cost no budget."""
 
 PATIENCE_STEPS = 8
-"""So long a client that has nothing running waits for an end before another gives way."""
+"""Steps that a client with nothing running waits for an end before another gives way: most batches have an end within
+fewer, and what gives way is computed again, which costs more than the wait."""
 
 CHARGE_STEPS = 16
-"""How often the tokens that running sequences had are charged to their clients."""
+"""Steps between two charges of what running sequences had to their clients: sixteen tokens each are no unfairness that
+is felt, and a charge walks through all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +47,6 @@ class SchedulerConfig:
     depth: int
     eos_token_ids: tuple[int, ...]
     prefix_caching: bool = True
-
-
-@dataclass(slots=True)
-class Draft:
-    """A plan in the making."""
-
-    budget: int
-    """Tokens that the step can still take."""
-    joins: list[Join] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    """Pairs, one after another, as in the two that follow."""
-    copies: list[int] = field(default_factory=list)
-    chunks: list[int] = field(default_factory=list)
-    scored: list[tuple[Sequence, int]] = field(default_factory=list)
-    """Of how many tokens of which prompts the logprobs come, in the order of ``chunks``."""
-
-    def most(self, sequence: Sequence, start: int, tokens: int) -> int:
-        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step may take."""
-        tokens = min(tokens, self.budget)
-        if sequence.needs_scores:
-            left = SCORED_TOKENS - sum(scored for _, scored in self.scored)
-            scored = max(0, min(start + tokens, sequence.prompt_len - 1) - start)
-            if scored > left:
-                return left
-        return tokens
-
-
-class OutstandingStep(NamedTuple):
-    """A step whose result has not come."""
-
-    step: int
-    rows: np.ndarray
-    """The slots that sample in it, rising."""
-    generations: bytes
-    """Those of the slots (int64), when the plan was made."""
-    prefill: int
-    """Tokens of prompts that run in it."""
-    scored: list[tuple[Sequence, int]]
-    """``Draft.scored``."""
 
 
 class Planner:
@@ -153,7 +115,7 @@ class Planner:
         table, step = self.table, self.step
         assert self.blocks is not None
         draft = Draft(self.max_batched_tokens)
-        if not self.make_room(self.blocks, draft):
+        if not self.reserve_blocks(self.blocks, draft):
             return None
         rows = table.decoding.nonzero()[0]
         draft.budget -= len(rows)
@@ -169,27 +131,20 @@ class Planner:
             return None
         if draft.chunks:
             rows = self.start_decoding(rows)
-        plan = Plan(
-            step,
-            leaves=int32(self.leaves),
-            joins=draft.joins,
-            blocks=int32(draft.blocks),
-            copies=int32(draft.copies),
-            chunks=int32(draft.chunks),
-        )
+        plan = draft.plan(step, self.leaves)
         self.leaves = []
         self.step = step + 1
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
         for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
             self.leave(self.holder(slot))
         if blocked is not None:
-            self.make_way(blocked, self.blocks)
+            self.preempt_for_fairness(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
         prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
-        return plan, OutstandingStep(step, rows, generations, prefill, draft.scored)
+        return plan, OutstandingStep(step, rows, generations, prefill, draft.prompt_logprobs)
 
-    def make_room(self, blocks: BlockPool, draft: Draft) -> bool:
-        """A block for every decoding sequence whose next position needs one; the last in rank give way.
+    def reserve_blocks(self, blocks: BlockPool, draft: Draft) -> bool:
+        """A block for every decoding sequence whose next position needs one; the last in order give way.
 
         False: what they gave is still in use by an outstanding step, so this plan has to wait for it.
         """
@@ -198,7 +153,7 @@ class Planner:
             short = (table.decoding & (table.computed >= table.room)).nonzero()[0]
             if len(short) <= blocks.available + len(blocks.retiring):
                 break
-            last = self.last_in_rank()
+            last = self.last_in_order()
             last.resumes = True
             self.preempt(last)
         if len(short) > blocks.available:
@@ -215,9 +170,9 @@ class Planner:
         start = int(table.computed[slot])
         tokens = draft.most(sequence, start, int(table.length[slot]) - start)
         if tokens > 0:
-            scored = min(start + tokens, sequence.prompt_len - 1) - start
-            if sequence.needs_scores and scored > 0:
-                draft.scored.append((sequence, scored))
+            reported = min(start + tokens, sequence.prompt_len - 1) - start
+            if sequence.needs_prompt_logprobs and reported > 0:
+                draft.prompt_logprobs.append((sequence, reported))
             draft.budget -= tokens
             draft.chunks += (slot, tokens)
             table.computed[slot] += tokens
@@ -260,11 +215,11 @@ class Planner:
     def admit(self, sequence: Sequence, blocks: BlockPool, draft: Draft) -> bool:
         """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
         size, length = blocks.block_size, len(sequence.tokens)
-        held, copied = Held(), Held()
-        if sequence.needs_scores:
-            sequence.prompt_scores = []  # what is cached has no logits: all is computed, perhaps once more
+        held, copied = BlockList(), BlockList()
+        if sequence.needs_prompt_logprobs:
+            sequence.forget_prompt_logprobs()  # what is cached has no logits: all is computed, perhaps once more
         elif blocks.caching:
-            self.share_beginning(sequence, blocks, held, copied)
+            share_beginning(blocks, sequence, held, copied, self.step)
         shared = len(held)
         needed = -(-length // size) - shared
         if blocks.available < needed:
@@ -298,56 +253,16 @@ class Planner:
         self.admitted.append((sequence, start))
         return True
 
-    def share_beginning(self, sequence: Sequence, blocks: BlockPool, held: Held, copied: Held) -> None:
-        """Hold what is cached of the tokens before the last one, which has to be computed.
-
-        Full blocks are shared. If all of the rest is cached too, in a block that an earlier step has written,
-        that block is copied, so that the last token can be written behind it.
-        """
-        size, length = blocks.block_size, len(sequence.tokens)
-        full = (length - 1) // size
-        blocks.hashes(sequence.tokens.data, sequence.hashes, sequence.salt)
-        found = blocks.find(sequence.hashes[:full])
-        blocks.share(held, found)
-        if len(found) == full and length > full * size + 1:
-            block = blocks.block_of.get(self.hash_of_end(sequence, sequence.tokens))
-            if block is not None and blocks.written[block] < self.step:
-                blocks.share(copied, [block])
-
-    def hash_of_end(self, sequence: Sequence, tokens: np.ndarray) -> bytes:
-        """The hash of the last block of ``tokens``, full or not; those of the full ones are known."""
-        assert self.blocks is not None
-        size, hashes = self.blocks.block_size, sequence.hashes
-        full = len(tokens) // size
-        if len(tokens) == full * size:
-            return hashes[full - 1]
-        return digest(tokens[full * size :].data, hashes[full - 1] if full else sequence.salt)
-
     def publish(self, sequence: Sequence) -> None:
-        """Let what is computed of the sequence be found by others: full blocks, and the end of its prompt.
-
-        The token that ended a sequence is among it if a step after it was launched: a row that has finished still
-        computes, only its result is dropped.
-        """
-        blocks, table, slot = self.blocks, self.table, sequence.slot
-        assert blocks is not None
-        if not blocks.caching:
-            return
-        length = int(table.length[slot])
-        computed = min(int(table.computed[slot]), length)
-        full = computed // blocks.block_size
-        known = table.known(slot)
-        if full > sequence.published:
-            blocks.hashes(known[: full * blocks.block_size].data, sequence.hashes, sequence.salt)
-            for index in range(sequence.published, full):
-                blocks.publish(sequence.held.blocks[index], sequence.hashes[index], self.step)
-            sequence.published = full
-        if computed == length == len(sequence.tokens) and computed % blocks.block_size > 1:
-            blocks.publish(sequence.held.blocks[full], self.hash_of_end(sequence, known), self.step)
+        """Let what is computed of the sequence be found by others."""
+        assert self.blocks is not None
+        slot, table = sequence.slot, self.table
+        computed = min(int(table.computed[slot]), int(table.length[slot]))
+        publish(self.blocks, sequence, table.known(slot), computed, self.step)
 
     # --- making room ------------------------------------------------------------------------------
 
-    def make_way(self, sequence: Sequence, blocks: BlockPool) -> None:
+    def preempt_for_fairness(self, sequence: Sequence, blocks: BlockPool) -> None:
         """If its client has nothing running, the client that holds most slots gives up one for it."""
         waited = self.step - sequence.waits_since
         if not waited or waited % PATIENCE_STEPS or self.waiting.client_of(sequence).running:
@@ -364,7 +279,7 @@ class Planner:
             self.counters["num_preemptions_for_fairness"] += 1
             self.preempt(max((s for s in running if s.client == client), key=Sequence.order))
 
-    def last_in_rank(self) -> Sequence:
+    def last_in_order(self) -> Sequence:
         """The newest running sequence of the lowest priority: it has the least to lose."""
         return max((s for s in self.holders if s is not None and not s.left), key=Sequence.order)
 
@@ -426,7 +341,7 @@ class Planner:
     def forget_device(self, sequence: Sequence) -> None:
         """It holds nothing there any more but its tokens, which are kept."""
         sequence.tokens = self.table.known(sequence.slot).copy()
-        sequence.held, sequence.slot, sequence.published = Held(), -1, 0
+        sequence.held, sequence.slot, sequence.published = BlockList(), -1, 0
         sequence.left, sequence.preempted = False, False
 
     def wait(self, sequence: Sequence) -> None:
@@ -434,7 +349,7 @@ class Planner:
         sequence.waits_since = self.step
         self.waiting.push(sequence)
 
-    def void(self, computing: bool) -> None:
+    def invalidate_device_state(self, computing: bool) -> None:
         """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens.
 
         ``computing``: a step was under way, and what it computed may be why the device is gone.
@@ -445,33 +360,33 @@ class Planner:
         self.quarantine.expect_news()
         for sequence in self.holders:
             if sequence is not None:
-                self.void_sequence(sequence, computing)
+                self.invalidate_sequence(sequence, computing)
                 self.waiting.left(sequence)
         self.reset_slots()
 
-    def void_sequence(self, sequence: Sequence, computing: bool) -> None:
+    def invalidate_sequence(self, sequence: Sequence, computing: bool) -> None:
         if sequence.finished:
             return
         slot, table = sequence.slot, self.table
-        if computing or sequence is self.quarantine.trial:
+        if computing or sequence is self.quarantine.probation:
             self.quarantine.hold(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
             self.forget_device(sequence)
         else:
             self.wait_again(sequence)
 
-    def judge(self, crashed: bool) -> list[Sequence]:
-        """How the last executor ended is known: whoever it held waits again, or is returned as given up."""
-        innocent, condemned = self.quarantine.judge(crashed)
-        for sequence in innocent:
+    def resolve_crash(self, crashed: bool) -> list[Sequence]:
+        """How the last executor ended is known: what it held waits again, or is returned to be quarantined."""
+        cleared, quarantined = self.quarantine.resolve_crash(crashed)
+        for sequence in cleared:
             self.wait(sequence)
-        return condemned
+        return quarantined
 
-    def end_trial(self) -> None:
-        """Whoever is past the point where the executor died makes way for the next suspect, or goes on."""
-        trial = self.quarantine.trial
-        if trial is None:
+    def end_probation(self) -> None:
+        """A suspect that is past the point where the executor died makes way for the next one, if there is one."""
+        probation = self.quarantine.probation
+        if probation is None:
             return
-        length = int(self.table.length[trial.slot]) if trial.slot >= 0 else 0
+        length = int(self.table.length[probation.slot]) if probation.slot >= 0 else 0
         passed = self.quarantine.passed(length)
         if passed is not None and self.quarantine.active and not passed.left:
             passed.preempted = True
@@ -491,7 +406,3 @@ class Planner:
         table.charged[:] = table.length
         for slot in tokens.nonzero()[0].tolist():
             self.waiting.charge(self.holder(slot), int(tokens[slot]))
-
-
-def int32(numbers: list[int]) -> bytes:
-    return array("i", numbers).tobytes()

@@ -9,7 +9,6 @@ is taken only by the holder that its step ran for, and a block is given back onl
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from hashlib import blake2b
 
 
 class Pool:
@@ -57,7 +56,7 @@ class Pool:
         self.free.append(number)
 
 
-class Held:
+class BlockList:
     """The blocks of one sequence, each in the generation in which it was given to the sequence."""
 
     __slots__ = ("blocks", "generations")
@@ -117,7 +116,7 @@ class BlockPool(Pool):
         self.references[block] = 1
         return block
 
-    def grow(self, held: Held, count: int) -> list[int]:
+    def grow(self, held: BlockList, count: int) -> list[int]:
         """New blocks for the holder, behind those that it has."""
         blocks = [self.take() for _ in range(count)]
         generation = self.generation
@@ -125,7 +124,7 @@ class BlockPool(Pool):
         held.generations += [generation[block] for block in blocks]
         return blocks
 
-    def share(self, held: Held, blocks: list[int]) -> None:
+    def share(self, held: BlockList, blocks: list[int]) -> None:
         """One holder more for each of these blocks, found by their content."""
         generation = self.generation
         for block in blocks:
@@ -136,7 +135,7 @@ class BlockPool(Pool):
         held.blocks += blocks
         held.generations += [generation[block] for block in blocks]
 
-    def release(self, held: Held, last_step: int) -> None:
+    def release(self, held: BlockList, last_step: int) -> None:
         """One holder less for each block, last first so that a prefix outlives what continues it."""
         current, references, last_use = self.generation, self.references, self.last_use
         for block, generation in zip(reversed(held.blocks), reversed(held.generations), strict=True):
@@ -157,17 +156,6 @@ class BlockPool(Pool):
 
     # --- the prefix cache -------------------------------------------------------------------------
 
-    def hashes(self, tokens: memoryview, known: list[bytes], salt: bytes) -> None:
-        """Extend ``known``, the hashes of the full blocks of ``tokens`` (int32) over their whole prefix.
-
-        Requests of different salts have no hash in common.
-        """
-        size = self.block_size
-        parent = known[-1] if known else salt
-        for index in range(len(known), len(tokens) // size):
-            parent = digest(tokens[index * size : (index + 1) * size], parent)
-            known.append(parent)
-
     def find(self, hashes: list[bytes]) -> list[int]:
         """The blocks that hold the longest cached beginning."""
         found: list[int] = []
@@ -184,18 +172,3 @@ class BlockPool(Pool):
             self.block_of[hash] = block
             self.hashes_of[block] = (*self.hashes_of.get(block, ()), hash)
             self.written[block] = step
-
-
-def salt_of(cache_salt: str) -> bytes:
-    """What the hashes of a prefix begin with under a ``cache_salt``; without one, nothing.
-
-    It is of a kind of its own (``person``): no tokens have this hash, whatever text a client chooses.
-    """
-    if not cache_salt:
-        return b""
-    return blake2b(cache_salt.encode(), digest_size=16, person=b"cache salt").digest()
-
-
-def digest(tokens: memoryview, parent: bytes) -> bytes:
-    """The hash of some tokens behind the prefix that ``parent`` is the hash of."""
-    return blake2b(tokens, key=parent, digest_size=16).digest()

@@ -1,11 +1,11 @@
 """Requests that may have killed the executor are tried alone, and one that kills it again is given up.
 
-When an executor ends by its own fault, whatever it was computing is suspect: one of these requests may be
-the cause, and would be it again. So the suspects run one at a time, each until it is past the point where the
-executor died, and then the innocent go on with all others. One that was in the batch at two deaths was alone
-at the second: it is answered with an error instead of being tried a third time. A death from outside, such as
-a SIGKILL, makes nobody suspect; but if the executor that was to tell how the one before it ended is gone without a
-word, nobody will tell any more, and all are tried.
+When an executor ends by its own fault, whatever it was computing is suspect: one of these requests may be the cause,
+and would be it again. So the suspects run one at a time, on probation, each until it is past the point where the
+executor died; then it is cleared and runs on with all others. One that was in the batch at two deaths was alone at
+the second: it is quarantined, that is, answered with an error instead of being tried a third time. A death from
+outside, such as a SIGKILL, makes nobody suspect; but if the executor that was to tell how the one before it ended is
+gone without a word, nobody will tell any more, and all are tried.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ MESSAGE = (
 
 
 class Quarantine:
-    """The suspects, and the one that is tried."""
+    """The suspects, and the one on probation."""
 
     def __init__(self) -> None:
         self.held: list[Sequence] = []
-        """Was on the device when the executor died; whose fault it was is not known yet."""
+        """Were on the device when the executor died; it is not known yet whether by its own fault."""
         self.suspects: deque[Sequence] = deque()
         """To be tried, one after the other."""
         self.unheard = False
         """An executor came and went in between without a word: how the one before it ended will not be known."""
-        self.trial: Sequence | None = None
+        self.probation: Sequence | None = None
         """Runs, alone."""
 
     def __len__(self) -> int:
@@ -39,8 +39,8 @@ class Quarantine:
 
     @property
     def active(self) -> bool:
-        """Nobody may join the device but who is tried."""
-        return bool(self.suspects) or self.trial is not None
+        """Only the sequence on probation may join the device."""
+        return bool(self.suspects) or self.probation is not None
 
     def expect_news(self) -> None:
         """An executor is gone, and its successor will tell how it ended."""
@@ -48,44 +48,44 @@ class Quarantine:
 
     def hold(self, sequence: Sequence, planned: int) -> None:
         """A sequence that was computed at a death, ``planned`` tokens of it."""
-        sequence.clear_at = planned
+        sequence.cleared_at = planned
         self.held.append(sequence)
 
-    def judge(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
-        """It is known whether the executor ended by its own fault: who may go on, and who is given up."""
-        held, self.held, self.trial = self.held, [], None
+    def resolve_crash(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
+        """Whether the executor ended by its own fault is known: the sequences that are cleared, and quarantined."""
+        held, self.held, self.probation = self.held, [], None
         unheard, self.unheard = self.unheard, False
-        innocent: list[Sequence] = []
-        condemned: list[Sequence] = []
+        cleared: list[Sequence] = []
+        quarantined: list[Sequence] = []
         for sequence in sorted(held, key=lambda s: s.request, reverse=True):
             sequence.deaths += crashed
             if sequence.deaths > 1:
-                condemned.append(sequence)
+                quarantined.append(sequence)
             elif sequence.deaths or unheard:
                 self.suspects.appendleft(sequence)
             else:
-                innocent.append(sequence)
-        return innocent, condemned
+                cleared.append(sequence)
+        return cleared, quarantined
 
     def next(self, device_is_empty: bool) -> Sequence | None:
-        """Who is to be tried; None while the device computes anything else."""
-        return self.suspects[0] if self.suspects and self.trial is None and device_is_empty else None
+        """The next suspect; None while the device computes anything else."""
+        return self.suspects[0] if self.suspects and self.probation is None and device_is_empty else None
 
     def take(self, sequence: Sequence) -> bool:
-        """The trial of a suspect begins; False if it is none."""
+        """The probation of a suspect begins; False if it is none."""
         if not self.suspects or self.suspects[0] is not sequence:
             return False
-        self.trial = self.suspects.popleft()
+        self.probation = self.suspects.popleft()
         return True
 
     def passed(self, length: int) -> Sequence | None:
-        """The one that is tried, once it has ended or has ``length`` tokens and so is past the point of the death."""
-        trial = self.trial
-        if trial is None or not (trial.finished or length >= trial.clear_at):
+        """The one on probation, once it has ended or its ``length`` tokens are past the point of the death: cleared."""
+        probation = self.probation
+        if probation is None or not (probation.finished or length >= probation.cleared_at):
             return None
-        self.trial = None
-        trial.deaths = 0
-        return trial
+        self.probation = None
+        probation.deaths = 0
+        return probation
 
     def drop(self, sequence: Sequence) -> bool:
         """A sequence without a slot has ended; False if it is not here."""

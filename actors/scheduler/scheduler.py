@@ -31,11 +31,12 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
-from .planner import OutstandingStep, Planner, SchedulerConfig
-from .pool import salt_of
+from .draft import OutstandingStep
+from .planner import Planner, SchedulerConfig
+from .prefix import salt_of
 from .quarantine import MESSAGE
 from .sequence import Logprobs, Sequence
-from .waiting import rank
+from .waiting import sort_key
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -104,7 +105,7 @@ class Scheduler(Actor):
     def on_enqueue(self, message: Enqueue, now: float) -> None:
         known = self.sequences.get(message.request)
         if known is not None:
-            self.again(known, message)
+            self.resend(known, message)
             return
         sequence = self.sequence_of(message, now)
         limit = self.planner.longest
@@ -146,7 +147,7 @@ class Scheduler(Actor):
             stop_tokens=stop,
             eos=eos,
             client=message.client,
-            rank=rank(now, params.priority),
+            sort_key=sort_key(now, params.priority),
             salt=salt_of(params.cache_salt),
             attempt=message.attempt,
             delivered=len(delivered),
@@ -162,14 +163,14 @@ class Scheduler(Actor):
         self.finished.append(Finished(sequence.request, "invalid_request", None, message))
         self.flush(-1)
 
-    def give_up(self, sequence: Sequence) -> None:
+    def fail_quarantined(self, sequence: Sequence) -> None:
         self.counters["num_requests_quarantined"] += 1
         sequence.finished = True
         del self.sequences[sequence.request]
         self.finished.append(Finished(sequence.request, "quarantined", None, MESSAGE))
         self.flush(-1)
 
-    def again(self, sequence: Sequence, message: Enqueue) -> None:
+    def resend(self, sequence: Sequence, message: Enqueue) -> None:
         """The gateway sends a known request again: say again what it does not have."""
         if message.attempt <= sequence.attempt:
             return
@@ -226,7 +227,7 @@ class Scheduler(Actor):
                 sequence.attempt,
             )
         )
-        self.tell_scores(sequence)
+        self.report_prompt_logprobs(sequence)
 
     # --- plans and results ------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class Scheduler(Actor):
 
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations, prefill, scored = self.outstanding.popleft()
+        step, rows, generations, prefill, prompts = self.outstanding.popleft()
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -259,8 +260,8 @@ class Scheduler(Actor):
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
             )
         tokens = np.frombuffer(message.tokens, np.int32)
-        if scored:
-            self.keep_scores(message, scored)
+        if prompts:
+            self.keep_prompt_logprobs(message, prompts)
         for end in message.ends:
             self.end_by_grammar(end)
         alive = table.accepting[rows]
@@ -297,7 +298,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
             else:
                 self.finish(sequence, "length")
-        planner.end_trial()
+        planner.end_probation()
         planner.complete(step)
         self.plan_ahead(now)
         self.free_since_ns = message.ended_ns if self.outstanding else None
@@ -314,30 +315,32 @@ class Scheduler(Actor):
         else:
             self.finish(sequence, "stop")
 
-    def keep_scores(self, message: Sampled, scored: list[tuple[Sequence, int]]) -> None:
-        """The logprobs of prompts, row by row in the order of the plan's chunks; told when a prompt has all."""
-        count = sum(rows for _, rows in scored)
-        parts = Logprobs.read(message.prompt_logprob_tokens, message.prompt_logprobs, count)
+    def keep_prompt_logprobs(self, message: Sampled, prompts: list[tuple[Sequence, int]]) -> None:
+        """Logprobs of prompts, row by row in the order of the plan's chunks; told when a prompt has all."""
+        count = sum(rows for _, rows in prompts)
+        logprobs = Logprobs.read(message.prompt_logprob_tokens, message.prompt_logprobs, count)
         first = 0
-        for sequence, rows in scored:
-            sequence.keep_scores(parts.take(np.arange(first, first + rows)))
+        for sequence, rows in prompts:
+            assert sequence.prompt_logprobs is not None
+            sequence.prompt_logprobs.extend(logprobs, first, rows)
             first += rows
-            self.tell_scores(sequence)
+            self.report_prompt_logprobs(sequence)
 
-    def tell_scores(self, sequence: Sequence) -> None:
-        if sequence.params.prompt_logprobs is None or sequence.needs_scores or sequence.finished:
+    def report_prompt_logprobs(self, sequence: Sequence) -> None:
+        kept = sequence.prompt_logprobs
+        if kept is None or sequence.needs_prompt_logprobs or sequence.finished:
             return
-        tokens = b"".join(part.tokens.tobytes() for part in sequence.prompt_scores)
-        values = b"".join(part.values.tobytes() for part in sequence.prompt_scores)
-        self.prompts.append(PromptLogprobs(sequence.request, tokens, values))
+        tokens, values = kept.last(kept.count)
+        self.prompts.append(PromptLogprobs(sequence.request, tokens.tobytes(), values.tobytes()))
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
-        wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0)
-        for row in wanting.tolist():
-            sequence = self.planner.holder(int(rows[row]))
-            sequence.keep_logprobs(logprobs.take(np.array([row])))
-        return logprobs if len(wanting) else None
+        wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0).tolist()
+        for row in wanting:
+            kept = self.planner.holder(int(rows[row])).logprobs
+            assert kept is not None
+            kept.extend(logprobs, row, 1)
+        return logprobs if wanting else None
 
     def flush(
         self,
@@ -383,7 +386,7 @@ class Scheduler(Actor):
             computing = bool(self.outstanding)
             self.outstanding.clear()
             self.free_since_ns = None
-            self.planner.void(computing)
+            self.planner.invalidate_device_state(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
@@ -393,8 +396,8 @@ class Scheduler(Actor):
         """The executor is loaded, and this is its cache."""
         planner = self.planner
         planner.begin(message)
-        for sequence in planner.judge(message.crashed):
-            self.give_up(sequence)
+        for sequence in planner.resolve_crash(message.crashed):
+            self.fail_quarantined(sequence)
         limit = planner.longest
         assert limit is not None
         for sequence in [s for s in self.sequences.values() if s.target > limit]:

@@ -11,7 +11,7 @@ import numpy as np
 from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from ...protocol.messages import Join
 from ...protocol.sampling import SamplingParams
-from .pool import Held
+from .pool import BlockList
 
 NO_TOKEN = -2
 """Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
@@ -37,6 +37,40 @@ class Logprobs(NamedTuple):
         return Logprobs(self.tokens[rows], self.values[rows])
 
 
+class LogprobLedger:
+    """Logprobs of tokens in their order, a row for each, in arrays that double when they are full."""
+
+    __slots__ = ("count", "tokens", "values")
+
+    def __init__(self, top: int) -> None:
+        """``top``: how many of the most likely tokens are kept beside each token's own."""
+        self.count = 0
+        self.tokens = np.empty((16, 1 + top), np.int32)
+        self.values = np.empty((16, 1 + top), np.float32)
+
+    def extend(self, logprobs: Logprobs, first: int, count: int) -> None:
+        """Keep ``count`` rows from ``first`` on, as many columns as are wanted."""
+        begin, end = self.count, self.count + count
+        if end > len(self.tokens):
+            rows = max(end, 2 * len(self.tokens))
+            self.tokens = np.resize(self.tokens, (rows, self.tokens.shape[1]))
+            self.values = np.resize(self.values, (rows, self.values.shape[1]))
+        columns = self.tokens.shape[1]
+        self.tokens[begin:end] = logprobs.tokens[first : first + count, :columns]
+        self.values[begin:end] = logprobs.values[first : first + count, :columns]
+        self.count = end
+
+    def last(self, count: int) -> Logprobs:
+        """Those of the newest ``count`` tokens, or of as many as there are; views."""
+        rows = slice(max(0, self.count - count), self.count)
+        return Logprobs(self.tokens[rows], self.values[rows])
+
+
+def ledger(top: int | None) -> LogprobLedger | None:
+    """For a request that wants the logprobs of ``top`` tokens; None: it wants none."""
+    return None if top is None else LogprobLedger(top)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """What the scheduler knows of a request, wherever it stands. ``tokens`` is the ledger."""
@@ -52,21 +86,21 @@ class Sequence:
     """int32: token ids that end the sequence."""
     eos: frozenset[int]
     client: int = 0
-    rank: float = 0.0
-    """Place among the requests of its client, lowest first: see ``waiting.rank``."""
+    sort_key: float = 0.0
+    """Place among the requests of its client, lowest first: see ``waiting.sort_key``."""
     salt: bytes = b""
     """What the hashes of its prefix begin with."""
     attempt: int = 0
     delivered: int = 0
     """Generated tokens that the gateway had when it last sent the request."""
-    logprobs: list[Logprobs] = field(default_factory=list)
-    """One row for each token generated here, if the request asks for logprobs: part of the ledger."""
-    prompt_scores: list[Logprobs] = field(default_factory=list)
-    """Those of the prompt, part by part, if the request asks for them."""
+    logprobs: LogprobLedger | None = field(init=False)
+    """Of each token generated here, if the request asks for them."""
+    prompt_logprobs: LogprobLedger | None = field(init=False)
+    """Of the prompt's tokens after the first as far as they are computed, if the request asks for them."""
     slot: int = -1
     waits_since: int = 0
     """The step that was next when it came into the queue."""
-    held: Held = field(default_factory=Held)
+    held: BlockList = field(default_factory=BlockList)
     hashes: list[bytes] = field(default_factory=list)
     published: int = 0
     """Full blocks that the prefix cache knows."""
@@ -78,16 +112,20 @@ class Sequence:
     """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
     deaths: int = 0
     """Of the executor, by its own fault, while it computed this sequence."""
-    clear_at: int = 0
-    """With so many tokens it is past the point of the last of them."""
+    cleared_at: int = 0
+    """Token count at which a suspect is cleared: it is past the point of the last of them."""
     preempted: bool = False
     """Left for others, and returns to the queue once ``last_step`` is completed."""
     resumes: bool = False
     """Waits after it left for want of blocks."""
 
+    def __post_init__(self) -> None:
+        self.logprobs = ledger(self.params.logprobs)
+        self.prompt_logprobs = ledger(self.params.prompt_logprobs)
+
     def order(self) -> tuple[float, int]:
-        """Rank, and among equals who came first."""
-        return self.rank, self.request
+        """Who comes later has the higher one; among equals, who came later."""
+        return self.sort_key, self.request
 
     def join(self, start: int) -> Join:
         params = self.params
@@ -114,7 +152,7 @@ class Sequence:
             biases=biases.tobytes(),
             logprobs=self.wanted_logprobs,
             prompt_logprobs=-1
-            if params.prompt_logprobs is None or not self.needs_scores
+            if params.prompt_logprobs is None or not self.needs_prompt_logprobs
             else params.prompt_logprobs,
             grammar=params.grammar,
         )
@@ -125,33 +163,18 @@ class Sequence:
         return -1 if self.params.logprobs is None else self.params.logprobs
 
     @property
-    def scored(self) -> int:
-        """Tokens of the prompt whose logprobs are there; the first token has none."""
-        return sum(len(part.tokens) for part in self.prompt_scores)
+    def needs_prompt_logprobs(self) -> bool:
+        """The request asks for the logprobs of its prompt, and not all are there; the first token has none."""
+        return self.prompt_logprobs is not None and self.prompt_logprobs.count < self.prompt_len - 1
 
-    @property
-    def needs_scores(self) -> bool:
-        """The request asks for the logprobs of its prompt, and not all are there."""
-        return self.params.prompt_logprobs is not None and self.scored < self.prompt_len - 1
-
-    def keep_scores(self, part: Logprobs) -> None:
-        """Put the next part of the prompt's logprobs into the ledger, as many columns as the request asks for."""
-        columns = 1 + (self.params.prompt_logprobs or 0)
-        self.prompt_scores.append(Logprobs(part.tokens[:, :columns].copy(), part.values[:, :columns].copy()))
-
-    def keep_logprobs(self, row: Logprobs) -> None:
-        """Put the one row of a new token into the ledger, as many columns as the request asks for."""
-        columns = 1 + self.wanted_logprobs
-        self.logprobs.append(Logprobs(row.tokens[:, :columns].copy(), row.values[:, :columns].copy()))
+    def forget_prompt_logprobs(self) -> None:
+        """They will be computed from the first token on."""
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs.count = 0
 
     def last_logprobs(self, count: int) -> Logprobs | None:
         """Those of the newest ``count`` tokens; None if the request asks for none."""
-        if self.wanted_logprobs < 0 or not count:
-            return None
-        rows = self.logprobs[-count:]
-        return Logprobs(
-            np.concatenate([row.tokens for row in rows]), np.concatenate([row.values for row in rows])
-        )
+        return self.logprobs.last(count) if self.logprobs is not None and count else None
 
 
 class SlotTable:

@@ -6,7 +6,7 @@ begins with what every client would have had until now if all shares had been eq
 a debt nor a credit of the time when it asked for nothing, and who waits is not overtaken for ever by those
 that come. *Within a client* it is first come, first served. A priority is a head start in both: a level is
 worth some tokens against other clients and some seconds against the client's own requests. Both are
-finite, so whoever waits is next in the end, whatever the others' priorities are.
+finite, so every request is next in the end, whatever the others' priorities are.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from dataclasses import dataclass, field
 from .sequence import Sequence
 
 PRIORITY_TOKENS = 4096
-"""Tokens of service that one level of priority is worth between clients."""
+"""Tokens of service that one level of priority is worth between clients: a few answers, so that a level is felt at
+once, and little beside what a busy client has in a minute, so that it is paid back soon."""
 
 RESUMED_LEVELS = 4
-"""So many levels more has a sequence that has lost its blocks to others: a stream is waiting for it."""
+"""Levels that a sequence gains which has lost its blocks to others: a stream waits for it, so it goes before new
+requests of the usual priorities, but not before every priority that a client can state."""
 
 PRIORITY_S = 5.0
-"""Seconds of waiting that one level of priority is worth among the requests of a client."""
+"""Seconds of waiting that one level of priority is worth among the requests of a client: longer than a queue that
+moves makes anyone wait, short enough that no level starves another."""
 
 
-def rank(arrived: float, priority: int) -> float:
+def sort_key(arrived: float, priority: int) -> float:
     """The place of a request among those of its client: lowest first."""
     return arrived - priority * PRIORITY_S
 
 
 @dataclass(slots=True, eq=False)
-class Client:
+class ClientShare:
     """A client that has requests here."""
 
     served: float
     """Tokens computed for it."""
     heap: list[tuple[float, int, Sequence]] = field(default_factory=list)
-    """By rank; those that ended while they waited are still in it."""
+    """By sort key; those that ended while they waited are still in it."""
     waiting: int = 0
     running: int = 0
     """Sequences that hold a slot."""
@@ -60,8 +63,8 @@ class WaitingQueue:
     """All that wait. Every operation takes logarithmic time, or less."""
 
     def __init__(self) -> None:
-        self.clients: dict[int, Client] = {}
-        self.order: list[tuple[float, int, int, Client]] = []
+        self.clients: dict[int, ClientShare] = {}
+        self.order: list[tuple[float, int, int, ClientShare]] = []
         """Clients by score, of equals the one with less running; a score that is not the client's any more
         stands for nothing."""
         self.clock = 0.0
@@ -72,25 +75,25 @@ class WaitingQueue:
     def __len__(self) -> int:
         return self.waiting
 
-    def client_of(self, sequence: Sequence) -> Client:
+    def client_of(self, sequence: Sequence) -> ClientShare:
         return self.clients[sequence.client]
 
     def push(self, sequence: Sequence) -> None:
         client = self.clients.get(sequence.client)
         if client is None:
-            client = self.clients[sequence.client] = Client(self.clock)
-        heapq.heappush(client.heap, (sequence.rank, sequence.request, sequence))
+            client = self.clients[sequence.client] = ClientShare(self.clock)
+        heapq.heappush(client.heap, (sequence.sort_key, sequence.request, sequence))
         client.waiting += 1
         self.waiting += 1
         self.advance(client)
 
-    def advance(self, client: Client) -> None:
+    def advance(self, client: ClientShare) -> None:
         """If its first has changed and gives the client a better place, it takes it; a worse one it gets in time."""
         first = client.first()
         if first is not None and client.score_of(first) < client.score:
             self.place(client, client.score_of(first))
 
-    def place(self, client: Client, score: float) -> None:
+    def place(self, client: ClientShare, score: float) -> None:
         client.score = score
         self.entries += 1
         heapq.heappush(self.order, (score, client.running, self.entries, client))
@@ -126,7 +129,7 @@ class WaitingQueue:
 
     def enter(self, sequence: Sequence) -> None:
         """One that does not wait here gets a slot, out of turn."""
-        client = self.clients.setdefault(sequence.client, Client(self.clock))
+        client = self.clients.setdefault(sequence.client, ClientShare(self.clock))
         client.running += 1
 
     def remove(self, sequence: Sequence) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from slipstream.actors.scheduler.pool import BlockPool, Held, Pool, salt_of
+from slipstream.actors.scheduler.pool import BlockList, BlockPool, Pool
+from slipstream.actors.scheduler.prefix import extend_hashes, salt_of
 
 BLOCKS = 9
 
@@ -18,7 +19,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(BLOCKS, 4, caching=True)
-        self.owners: dict[int, Held] = {}
+        self.owners: dict[int, BlockList] = {}
         self.last_step: dict[int, int] = {}
         self.touched: dict[int, int] = {}
         """The last step that uses each block."""
@@ -38,7 +39,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), content=st.integers(0, 3))
     def admit(self, data: st.DataObject, content: int) -> None:
         """A sequence takes what the cache has of its beginning, and new blocks for the rest."""
-        pool, held = self.pool, Held()
+        pool, held = self.pool, BlockList()
         hashes = [bytes([content, index]) for index in range(data.draw(st.integers(0, 3)))]
         pool.share(held, pool.find(hashes))
         wanted = data.draw(st.integers(0, 3))
@@ -51,7 +52,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.last_step[self.numbers] = -1
         self.numbers += 1
 
-    def grow_one(self, held: Held) -> None:
+    def grow_one(self, held: BlockList) -> None:
         before, owned = list(self.pool.generation), self.held()
         (block,) = self.pool.grow(held, 1)
         assert block != 0
@@ -77,7 +78,7 @@ class PoolMachine(RuleBasedStateMachine):
         """A step reads a block that nobody of those it runs holds, to copy it."""
         block = self.pool.block_of.get(bytes([content, index]))
         if block is not None:
-            source = Held()
+            source = BlockList()
             self.pool.share(source, [block])
             self.launched += 1
             self.touched[block] = self.launched
@@ -148,8 +149,8 @@ PoolMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=4
 TestBlockPool = PoolMachine.TestCase
 
 
-def taken(pool: BlockPool, count: int) -> Held:
-    held = Held()
+def taken(pool: BlockPool, count: int) -> BlockList:
+    held = BlockList()
     pool.grow(held, count)
     return held
 
@@ -162,7 +163,7 @@ def test_the_block_that_was_used_least_recently_gives_way_first() -> None:
         pool.publish(block, bytes([block]), 0)
     for index in (2, 0, 3, 1):
         pool.release(held[index], -1)
-    again = Held()
+    again = BlockList()
     pool.share(again, [blocks[2]])
     pool.release(again, -1)
     assert taken(pool, 4).blocks == [blocks[0], blocks[3], blocks[1], blocks[2]]
@@ -184,7 +185,7 @@ def test_a_prefix_outlives_what_continues_it() -> None:
 
 def hashes(tokens: list[int], salt: bytes = b"") -> list[bytes]:
     known: list[bytes] = []
-    BlockPool(5, 4, caching=True).hashes(np.array(tokens, np.int32).data, known, salt)
+    extend_hashes(known, np.array(tokens, np.int32).data, 4, salt)
     return known
 
 
@@ -201,7 +202,7 @@ def test_a_salt_that_spells_the_tokens_of_a_block_is_not_that_block() -> None:
 
     def of(tokens: list[int], salt: bytes) -> list[bytes]:
         known: list[bytes] = []
-        BlockPool(5, 16, caching=True).hashes(np.array(tokens, np.int32).data, known, salt)
+        extend_hashes(known, np.array(tokens, np.int32).data, 16, salt)
         return known
 
     assert of(second, salt_of(spelled))[0] not in of(first + second, salt_of(""))
@@ -216,7 +217,7 @@ def test_hashes_of_different_salts_have_nothing_in_common() -> None:
 
 def test_a_shared_block_waits_for_the_last_step_of_all_that_held_it_whoever_leaves_last() -> None:
     pool = BlockPool(3, 4, caching=True)
-    first, second = taken(pool, 1), Held()
+    first, second = taken(pool, 1), BlockList()
     pool.share(second, first.blocks)
     pool.release(first, 5)  # ran in step 5
     pool.complete(4)
@@ -229,7 +230,7 @@ def test_a_shared_block_waits_for_the_last_step_of_all_that_held_it_whoever_leav
 def test_who_gives_a_block_back_twice_or_after_it_has_a_new_owner_is_told() -> None:
     """By the generation: the count alone would take the reference of the new owner."""
     pool = BlockPool(2, 4, caching=True)
-    stale = Held()
+    stale = BlockList()
     first = taken(pool, 1)
     stale.blocks, stale.generations = list(first.blocks), list(first.generations)
     pool.release(first, -1)

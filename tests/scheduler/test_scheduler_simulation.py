@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from lab import Lab
-from race_faults import PLANNER, POOL, Edits, Fault, plant
+from race_faults import DRAFT, PLANNER, POOL, PREFIX, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.limits import SCORED_TOKENS
 
@@ -65,30 +65,33 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     "evicted-while-held": (POOL, (("self.unused.pop(block, None)", "pass"),)),
     "first-holder-gives-back-for-all": (POOL, (("if not references[block]:", "if True:"),)),
     "a-stale-hash-finds-a-block": (POOL, (("del self.block_of[hash]", "pass"),)),
-    "hash-without-the-prefix": (POOL, (("key=parent, digest_size", "digest_size"),)),
-    "a-salt-can-spell-a-block": (POOL, ((', person=b"cache salt"', ""),)),
-    "prompts-report-more-than-a-step-can": (PLANNER, (("if scored > left:", "if False:"),)),
-    "the-logprobs-of-prompts-are-not-kept-for-a-new-executor": (
+    "hash-without-the-prefix": (PREFIX, (("key=parent, digest_size", "digest_size"),)),
+    "a-salt-can-spell-a-block": (PREFIX, ((', person=b"cache salt"', ""),)),
+    "prompts-report-more-than-a-step-can": (
+        DRAFT,
+        (("if min(start + tokens, sequence.prompt_len - 1) - start > left:", "if False:"),),
+    ),
+    "logprobs-of-prompts-of-a-dead-executor-count": (
         PLANNER,
-        (
-            (
-                "        if sequence.needs_scores:\n            sequence.prompt_scores = []",
-                "        if False:\n            pass",
-            ),
-        ),
+        (("sequence.forget_prompt_logprobs()", "pass"),),
     ),
     "salts-ignored": (
-        PLANNER,
-        (("sequence.hashes, sequence.salt)\n        found", 'sequence.hashes, b"")\n        found'),),
+        PREFIX,
+        (("sequence.tokens.data, size, sequence.salt", 'sequence.tokens.data, size, b""'),),
     ),
-    "copied-before-it-is-written": (PLANNER, (("blocks.written[block] < self.step", "True"),)),
+    "copied-before-it-is-written": (PREFIX, (("blocks.written[block] < step", "True"),)),
     "one-block-too-few": (PLANNER, (("-(-length // size) - shared", "length // size - shared"),)),
     "blocks-lost": (PLANNER, (("        self.blocks.release(sequence.held, sequence.last_step)\n", ""),)),
     "published-before-it-is-computed": (
-        PLANNER,
-        (("computed = min(int(table.computed[slot]), length)", "computed = length"),),
+        PREFIX,
+        (
+            (
+                "    size = blocks.block_size\n    full =",
+                "    size, computed = blocks.block_size, len(known)\n    full =",
+            ),
+        ),
     ),
-    "no-budget": (PLANNER, (("tokens = min(tokens, self.budget)", "pass"),)),
+    "no-budget": (DRAFT, (("tokens = min(tokens, self.budget)", "pass"),)),
     "slot-reused-at-once": (
         PLANNER,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),

@@ -10,7 +10,7 @@ import pytest
 from bench import FREE, VOCAB, Bench, alone, pairs, prompt
 from slipstream.actors.scheduler.planner import PATIENCE_STEPS
 from slipstream.actors.scheduler.sequence import Sequence
-from slipstream.actors.scheduler.waiting import PRIORITY_S, PRIORITY_TOKENS, WaitingQueue, rank
+from slipstream.actors.scheduler.waiting import PRIORITY_S, PRIORITY_TOKENS, WaitingQueue, sort_key
 from slipstream.protocol.messages import Cancel
 from slipstream.protocol.sampling import SamplingParams
 
@@ -25,7 +25,7 @@ def sequence(request: int, client: int = 0, priority: int = 0, arrived: float = 
         stop_tokens=np.zeros(0, np.int32),
         eos=frozenset(),
         client=client,
-        rank=rank(arrived, priority),
+        sort_key=sort_key(arrived, priority),
     )
 
 

@@ -19,6 +19,8 @@ from slipstream.actors.scheduler.scheduler import Scheduler
 PIPELINE = "slipstream.actors.executor.pipeline"
 EXECUTOR = "slipstream.actors.executor.executor"
 POOL = "slipstream.actors.scheduler.pool"
+DRAFT = "slipstream.actors.scheduler.draft"
+PREFIX = "slipstream.actors.scheduler.prefix"
 PLANNER = "slipstream.actors.scheduler.planner"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
 SLOT, BLOCK = "sequence slot", "KV block"
@@ -60,13 +62,19 @@ def plant(fault: Fault) -> Code:
         return Code(pipeline=module.Pipeline)
     if fault.module == EXECUTOR:
         return Code(executor=module.Executor)
-    pool = module if fault.module == POOL else importlib.import_module(POOL)
+    parts: dict[str, object] = {}
     if fault.module == POOL:
+        parts = {"Pool": module.Pool, "BlockPool": module.BlockPool}
+    if fault.module == PREFIX:
+        parts = {name: vars(module)[name] for name in ("share_beginning", "publish", "salt_of")}
+    if fault.module == DRAFT:
+        parts = {"Draft": module.Draft}
+    if fault.module in (POOL, PREFIX, DRAFT):
         module = edited(PLANNER, ())
-        vars(module).update(Pool=pool.Pool, BlockPool=pool.BlockPool)
-    if fault.module in (POOL, PLANNER):
+        vars(module).update(parts)
+    if fault.module in (POOL, PREFIX, DRAFT, PLANNER):
         planner, module = module, edited(SCHEDULER, ())
-        vars(module).update(Planner=planner.Planner, salt_of=pool.salt_of)
+        vars(module).update(parts, Planner=planner.Planner)
     return Code(scheduler=module.Scheduler)
 
 

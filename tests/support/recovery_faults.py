@@ -249,31 +249,31 @@ FAULTS = [
         f"{TOKENIZER}.on_submit",
         'self.send("gateway", Tokenized(submit.request, ids))',
     ),
-    Fault("a-request-sent-again-is-not-said-again", f"{SCHEDULER}.on_enqueue", "self.again(known, message)"),
-    Fault("the-scheduler-keeps-the-old-attempt", f"{SCHEDULER}.again", "sequence.attempt = message.attempt"),
+    Fault("a-request-sent-again-is-not-said-again", f"{SCHEDULER}.on_enqueue", "self.resend(known, message)"),
+    Fault("the-scheduler-keeps-the-old-attempt", f"{SCHEDULER}.resend", "sequence.attempt = message.attempt"),
     Fault(
         "delivered-tokens-are-said-again",
-        f"{SCHEDULER}.again",
+        f"{SCHEDULER}.resend",
         "first = sequence.prompt_len + sequence.delivered",
         "first = sequence.prompt_len",
     ),
     Fault(
         "the-scheduler-keeps-the-old-count-of-delivered-tokens",
-        f"{SCHEDULER}.again",
+        f"{SCHEDULER}.resend",
         "sequence.delivered = len(message.delivered) // 4",
     ),
-    Fault("a-stream-is-not-opened-again", f"{SCHEDULER}.again", "self.open(sequence, 0)"),
+    Fault("a-stream-is-not-opened-again", f"{SCHEDULER}.resend", "self.open(sequence, 0)"),
     Fault(
         "logprobs-are-not-said-again",
-        f"{SCHEDULER}.again",
+        f"{SCHEDULER}.resend",
         "logprobs=sequence.last_logprobs(len(missing))",
         "logprobs=None",
     ),
     Fault(
         "the-wrong-logprobs-are-said-again",
         f"{SEQUENCE}.last_logprobs",
-        "self.logprobs[-count:]",
-        "self.logprobs[:count]",
+        "self.logprobs.last(count)",
+        "Logprobs(self.logprobs.tokens[:count], self.logprobs.values[:count])",
     ),
     Fault(
         "an-answer-that-was-complete-goes-on",
@@ -314,10 +314,14 @@ FAULTS = [
         "True",
         fails=detokenizer_is_late,
     ),
-    Fault("suspects-are-never-tried", f"{QUARANTINE}.judge", "self.suspects.appendleft(sequence)"),
-    Fault("a-trial-does-not-end", f"{QUARANTINE}.passed", "self.trial = None"),
+    Fault("suspects-are-never-tried", f"{QUARANTINE}.resolve_crash", "self.suspects.appendleft(sequence)"),
+    Fault("a-probation-does-not-end", f"{QUARANTINE}.passed", "self.probation = None"),
     Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
-    Fault("a-dead-executors-cache-counts", f"{SCHEDULER}.on_peer_up", "self.planner.void(computing)"),
+    Fault(
+        "a-dead-executors-cache-counts",
+        f"{SCHEDULER}.on_peer_up",
+        "self.planner.invalidate_device_state(computing)",
+    ),
     Fault(
         "ghost-tokens-go-on",
         f"{SCHEDULER}.on_sampled",
@@ -329,7 +333,9 @@ FAULTS = [
         f"{PLANNER}.forget_device",
         "sequence.tokens = self.table.known(sequence.slot).copy()",
     ),
-    Fault("ended-sequences-run-again", f"{PLANNER}.void_sequence", "if sequence.finished:", "if False:"),
+    Fault(
+        "ended-sequences-run-again", f"{PLANNER}.invalidate_sequence", "if sequence.finished:", "if False:"
+    ),
     Fault("the-batch-of-a-dead-scheduler-stays", f"{EXECUTOR}.welcome_scheduler", "self.batch.clear()"),
     Fault(
         "results-for-a-dead-scheduler-reach-the-new",

@@ -1,0 +1,66 @@
+"""A plan in the making, and what is remembered of it until its result comes."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ...protocol.limits import SCORED_TOKENS
+from ...protocol.messages import Join, Plan
+from .sequence import Sequence
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    budget: int
+    """Tokens that the step can still take."""
+    joins: list[Join] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    """Pairs, one after another, as in the two that follow."""
+    copies: list[int] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Of which prompts the logprobs come, and of how many tokens, in the order of ``chunks``."""
+
+    def plan(self, step: int, leaves: list[int]) -> Plan:
+        """The draft as the executor gets it; ``leaves`` are the slots that it frees first."""
+        return Plan(
+            step,
+            leaves=int32(leaves),
+            joins=self.joins,
+            blocks=int32(self.blocks),
+            copies=int32(self.copies),
+            chunks=int32(self.chunks),
+        )
+
+    def most(self, sequence: Sequence, start: int, tokens: int) -> int:
+        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step may take."""
+        tokens = min(tokens, self.budget)
+        if sequence.needs_prompt_logprobs:
+            left = SCORED_TOKENS - sum(reported for _, reported in self.prompt_logprobs)
+            if min(start + tokens, sequence.prompt_len - 1) - start > left:
+                return left
+        return tokens
+
+
+class OutstandingStep(NamedTuple):
+    """A step whose result has not come."""
+
+    step: int
+    rows: np.ndarray
+    """The slots that sample in it, rising."""
+    generations: bytes
+    """Those of the slots (int64), when the plan was made."""
+    prefill: int
+    """Tokens of prompts that run in it."""
+    prompt_logprobs: list[tuple[Sequence, int]]
+    """``Draft.prompt_logprobs``."""
+
+
+def int32(numbers: list[int]) -> bytes:
+    return array("i", numbers).tobytes()
