@@ -47,7 +47,7 @@ class Tiles(NamedTuple):
 # under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
     (2, 128): Tiles(Tile(16, 128, 4, 3, 12, 128), Tile(64, 64, 4, 3, 2, 512)),
-    (2, 256): Tiles(Tile(16, 64, 4, 3, 12, 64), Tile(64, 64, 4, 3, 1, 512)),
+    (2, 256): Tiles(Tile(16, 64, 4, 3, 12, 64), Tile(64, 64, 4, 3, 2, 512)),
     (2, 512): Tiles(Tile(16, 32, 4, 3, 12, 64), Tile(64, 32, 4, 3, 2, 512)),
     (4, 128): Tiles(Tile(16, 64, 8, 3, 12, 64), Tile(64, 64, 8, 3, 2, 512)),
     (4, 256): Tiles(Tile(16, 32, 8, 3, 12, 64), Tile(64, 32, 8, 3, 2, 512)),
