@@ -90,7 +90,8 @@ def check_conversation(
     if not messages:
         raise InvalidRequest("messages is empty; give at least one", param="messages")
     counted("messages", len(messages), limits.MAX_MESSAGES, "messages")
-    counted("tools", len(template.get("tools", ())), limits.MAX_TOOLS, "tools")
+    tools = template.get("tools")  # or what the arguments of the template call so, which may be anything
+    counted("tools", len(tools) if isinstance(tools, list) else 0, limits.MAX_TOOLS, "tools")
     size, most = 0, bounds.max_prompt_bytes
     for name, value in {"messages": messages, **template}.items():
         param = name if name in ("messages", "tools") else "chat_template_kwargs"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...protocol.errors import InvalidRequest, brief
-from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES
+from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
 from ...protocol.sampling import counted
 
 Message = dict[str, Any]
@@ -173,6 +173,7 @@ def plain_tools(tools: Any) -> Any:
     """Tools without empty fields, and in the order that their documentation has, which templates write them in."""
     if not isinstance(tools, list):
         raise InvalidRequest(f"tools is {brief(tools)}; expected a list of functions", param="tools")
+    counted("tools", len(tools), MAX_TOOLS, "tools")
     return [in_order(tool, ("type", "function")) for tool in tools]
 
 

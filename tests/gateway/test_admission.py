@@ -120,7 +120,13 @@ def test_as_much_as_the_limit_is_taken_and_one_more_is_refused_with_value_limit_
     )  # a prompt of the whole length leaves no room for an answer
     assert str(value) in str(refused.value)
     assert str(limit) in str(refused.value)
-    assert any(remedy in str(refused.value) for remedy in (": send fewer", ": shorten"))
+    assert any(remedy in str(refused.value) for remedy in ("send fewer", "shorten"))
+
+
+@pytest.mark.parametrize("tools", [5, None, "x" * 2000, {"a": 1}, [[]] * MAX_TOOLS])
+def test_arguments_of_a_template_that_are_called_tools_may_be_anything(tools: Any) -> None:
+    """The tokenizer says what is wrong with them, where anything is."""
+    admitted(saying(chat_template_kwargs={"tools": tools}))
 
 
 LONG: dict[str, dict[str, Any]] = {

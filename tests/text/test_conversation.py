@@ -15,7 +15,7 @@ from slipstream.actors.text.conversation import Style, plain_messages, plain_too
 from slipstream.actors.text.prompts import Prompts, Steps, load_texts
 from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
-from slipstream.protocol.limits import MAX_CONTAINERS
+from slipstream.protocol.limits import MAX_CONTAINERS, MAX_MESSAGES, MAX_TOOLS
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CALLS = (
@@ -167,6 +167,16 @@ def test_arguments_that_would_take_much_memory_are_refused_before_they_are_read(
         InvalidRequest, match=rf"messages has more than {MAX_CONTAINERS} brackets .* up to messages\[0\]"
     ):
         run(plain_messages([{"role": "assistant", "tool_calls": calls}], 10**7))
+
+
+def test_more_messages_or_tools_than_the_limit_are_refused_before_any_is_read() -> None:
+    """Of those that only count tokens too, which the gateway does not see."""
+    with pytest.raises(
+        InvalidRequest, match=f"messages has {MAX_MESSAGES + 1} messages; the limit is {MAX_MESSAGES}"
+    ):
+        plain([{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1))
+    with pytest.raises(InvalidRequest, match=f"tools has {MAX_TOOLS + 1} tools; the limit is {MAX_TOOLS}"):
+        plain_tools([{}] * (MAX_TOOLS + 1))
 
 
 def test_no_calls_are_as_good_as_none() -> None:
