@@ -372,9 +372,9 @@ def rotary_of(turn: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> Rot
         for rotary in rotaries:
             angles = positions[:, None].float() * rotary.frequencies
             found = (angles.cos() * rotary.scaling).to(turn[0].dtype).float()
-            if cosines.shape[1] in (found.shape[1], 2 * found.shape[1]) and close(
-                found, cosines[:, : found.shape[1]]
-            ):
+            # Only to tell one from the other: rounded to half precision they may differ in a last bit.
+            known = cosines[:, : found.shape[1]]
+            if cosines.shape[1] in (found.shape[1], 2 * found.shape[1]) and close(found, known, 1e-3):
                 return rotary
     raise Unfit("its positions are embedded in a way that is not known here")
 
@@ -391,8 +391,8 @@ def activation_of(module: nn.Module | None) -> str:
     return next((name for name, known in ACTIVATIONS.items() if close(known(states), expected)), "")
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return float((found - expected).norm()) <= TOLERANCE * float(expected.norm())
+def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())
 
 
 # --- whether it was understood ----------------------------------------------------------------------

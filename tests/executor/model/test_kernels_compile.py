@@ -1,0 +1,123 @@
+"""Triton compiles the kernels of the decoder and of the sampling for an H200, on a machine without a GPU.
+
+The interpreter, which runs them in the other tests, takes much that the compiler refuses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="needs Triton's compiler",
+)
+
+NORM = dict(
+    after_epsilon="fp32", after_offset="fp32", scale="fp32", before_epsilon="fp32", before_offset="fp32"
+)
+ROWS = dict(logits="*bf16", values="*fp32", places="*i32", stride="i32", parts="i32")
+REQUESTS = dict(temperatures="*fp32", request_stride="i32", sums="*fp64", blocks="i32")
+VOCABULARY = dict(V=151_936, PARTS=128)
+
+KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    (
+        "model:_angles_kernel",
+        dict(positions="*i64", frequencies="*fp32", out="*fp32", tokens="i32", scaling="fp32"),
+        dict(COUNT=64, PAD=64, TOKENS=16),
+    ),
+    *(
+        (
+            "model:_add_norm_kernel",
+            dict.fromkeys(("residual", "update", "out", "after", "before"), "*bf16") | NORM,
+            dict(UPDATE=True, AFTER=after, BEFORE=True, N=896, PAD=1024),
+        )
+        for after in (False, True)
+    ),
+    (
+        "model:_norm_kernel",
+        dict(states="*bf16", weight="*bf16", stride="i32", epsilon="fp32", offset="fp32"),
+        dict(N=4096, PAD=4096),
+    ),
+    *(
+        (
+            "model:_rotate_kernel",
+            dict.fromkeys(("states", "query_weight", "key_weight"), "*bf16")
+            | dict(angles="*fp32", token_stride="i32", epsilon="fp32", offset="fp32"),
+            dict(NORM=norm, QUERY_HEADS=32, ALL_HEADS=40, D=128, TURNED=64 - rest // 2, REST=rest, HEADS=4)
+            | dict(PAIRS=64 - rest // 2),
+        )
+        for norm, rest in ((False, 0), (True, 0), (True, 64))
+    ),
+    *(
+        ("model:_gate_kernel", dict(states="*bf16", out="*bf16"), dict(N=4864, ACTIVATION=name, TILE=1024))
+        for name in ("silu", "gelu", "gelu_tanh")
+    ),
+    *(
+        (
+            "model:_product_kernel",
+            dict.fromkeys(("states", "weight", "bias", "out"), "*bf16"),
+            dict(ACTIVATION=name, BIAS=True, K=4864, N=896, ROWS=8, TILE=1024),
+        )
+        for name in ("", "silu")
+    ),
+    ("sampling:_best_of_part_kernel", ROWS, dict(V=151_936, PART=2048)),
+    (
+        "sampling:_best_kernel",
+        dict(values="*fp32", places="*i32", out="*i32", parts="i32"),
+        dict(PARTS=128),
+    ),
+    ("sampling:_weights_kernel", ROWS | REQUESTS, VOCABULARY | dict(PART=2048)),
+    (
+        "sampling:_draw_kernel",
+        ROWS
+        | REQUESTS
+        | dict.fromkeys(("out", "top_ks", "prompt_lens", "low_seeds", "high_seeds"), "*i32")
+        | dict(positions="*i64"),
+        VOCABULARY | dict(BLOCKS=1024),
+    ),
+]
+
+
+def kernels() -> dict[str, Any]:
+    from slipstream.actors.executor.model import kernels as model
+    from slipstream.actors.executor.sampling import kernels as sampling
+
+    return {
+        f"{room}:{name}": found
+        for room, module in (("model", model), ("sampling", sampling))
+        for name, found in vars(module).items()
+        if name.endswith("_kernel")
+    }
+
+
+def test_every_kernel_is_compiled_here() -> None:
+    assert set(kernels()) == {name for name, _, _ in KERNELS}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "constants"), KERNELS, ids=[f"{name}-{i}" for i, (name, _, _) in enumerate(KERNELS)]
+)
+def test_it_compiles(name: str, arguments: dict[str, str], constants: dict[str, Any]) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = kernels()[name]
+    names: list[str] = kernel.arg_names
+    assert set(names) == arguments.keys() | constants.keys()
+    source = ASTSource(
+        fn=kernel,
+        signature={name: arguments.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if arguments.get(name, "fp32") != "fp32"
+        },
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
