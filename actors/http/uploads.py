@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ...protocol.codec import explain, field_of
 from ...protocol.errors import Overloaded, ServiceUnavailable
-from ...protocol.limits import MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS
+from ...protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_FRAME_BYTES
 from .errors import STOPPED, Problem
 from .events import ClientLeft
 
@@ -149,7 +149,7 @@ async def parts_of(request: Request) -> AsyncIterator[bytes]:
 def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
     """``data`` as ``kind``; a ``Problem`` names the field, the value and what was expected."""
     try:
-        Bounds("the body").check(data)
+        check_bounds(data)
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         field = field_of(error)
@@ -169,30 +169,19 @@ def complaint(error: msgspec.ValidationError, data: bytes | bytearray) -> str:
         return str(error)
 
 
-class Bounds:
-    """What may be in JSON text before it is decoded: a byte of it can become a hundred bytes of memory."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.containers = MAX_CONTAINERS
-        self.items = MAX_ITEMS
-
-    def check(self, data: bytes | bytearray) -> None:
-        """Count the arrays, objects and values of ``data`` as well; too many are a ``Problem``."""
-        containers, items = data.count(b"[") + data.count(b"{"), data.count(b",")
-        if containers > self.containers or items > self.items:  # those in strings are none: count again
-            containers = items = 0
-            for start, end in outside_strings(data):
-                containers += data.count(b"[", start, end) + data.count(b"{", start, end)
-                items += data.count(b",", start, end)
-                if containers > self.containers or items > self.items:
-                    break
-        self.containers -= containers
-        self.items -= items
-        if self.containers < 0:
-            raise Problem(400, f"{self.what} has more than {MAX_CONTAINERS} arrays and objects; send fewer")
-        if self.items < 0:
-            raise Problem(400, f"{self.what} has more than {MAX_ITEMS} values; send fewer")
+def check_bounds(data: bytes | bytearray) -> None:
+    """Refuse JSON text with more in it than a frame may have, before it is decoded: a byte of it can become a
+    hundred bytes of memory."""
+    containers, items = data.count(b"[") + data.count(b"{"), data.count(b",")
+    if containers > MAX_CONTAINERS or items > MAX_ALL_ITEMS:  # those in strings are none: count again
+        containers = items = 0
+        for start, end in outside_strings(data):
+            containers += data.count(b"[", start, end) + data.count(b"{", start, end)
+            items += data.count(b",", start, end)
+            if containers > MAX_CONTAINERS:
+                raise Problem(400, f"the body has more than {MAX_CONTAINERS} arrays and objects; send fewer")
+            if items > MAX_ALL_ITEMS:
+                raise Problem(400, f"the body has more than {MAX_ALL_ITEMS} values; send fewer")
 
 
 PIECE = 1 << 20
