@@ -31,13 +31,12 @@ def load_model(
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
-    fused: bool = True,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
-    is no such model, ModelNotSupported when there is one that cannot be served. ``fused``: as ``fuse`` does it,
-    where it can.
+    is no such model, ModelNotSupported when there is one that cannot be served. The decoder
+    is replaced by one of few kernels where ``fuse`` can.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -68,8 +67,7 @@ def load_model(
             )
     model = PagedModel(transformer.to(device), backend)
     with probed(model):
-        if fused:
-            fuse(model)
+        fuse(model)
     return model
 
 
@@ -79,15 +77,13 @@ def make_model(
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
-    fused: bool = True,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
     chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
     with probed(model):
-        if fused:
-            fuse(model)
+        fuse(model)
     return model
 
 

@@ -223,7 +223,6 @@ def test_what_is_loaded_or_made_up_is_fused(tmp_path: Path) -> None:
     folder = str(make_checkpoint("qwen2", tmp_path))
     for load in (load_model, make_model):
         assert load(folder, device=CPU).kept_because == ""
-        assert load(folder, device=CPU, fused=False).kept_because == "it was not asked for"
 
 
 def test_a_fault_in_one_kind_of_layers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
