@@ -65,7 +65,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """``states`` [T, H] give [T, H]; ``angles`` are those of ``rotary``."""
         queries, keys = self.query_heads, self.kv_heads
-        flat = self.operations.product(states, self.qkv_proj)
+        flat = self.qkv_proj(states)
         heads = flat.view(len(flat), queries + 2 * keys, -1)
         q_norm, k_norm = self.q_norm, self.k_norm
         if q_norm is not None and k_norm is not None and len(q_norm.weight) > heads.shape[2]:
@@ -86,7 +86,7 @@ class Attention(nn.Module):
             softcap=self.softcap,
             sinks=self.sinks,
         )
-        return self.operations.product(output.reshape(len(flat), -1), self.o_proj)
+        return self.o_proj(output.reshape(len(flat), -1))
 
 
 class FeedForward(nn.Module):
@@ -100,8 +100,7 @@ class FeedForward(nn.Module):
         self.activation, self.operations = activation, operations
 
     def forward(self, states: Tensor) -> Tensor:
-        both = self.operations.product(states, self.gate_up_proj)
-        return self.operations.gated_product(both, self.activation, self.down_proj)
+        return self.down_proj(self.operations.gate(self.gate_up_proj(states), self.activation))
 
 
 class Kept(nn.Module):
@@ -132,20 +131,6 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = self_attn, mlp
         self.before_attention, self.after_attention = before_attention, after_attention
         self.before_mlp, self.after_mlp = before_mlp, after_mlp
-
-
-class Head(nn.Linear):
-    """The product with the vocabulary."""
-
-    def __init__(self, layer: nn.Linear, operations: Operations) -> None:
-        """Takes the place of ``layer``, and shares its weight."""
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
-        self.operations = operations
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[1, T, H] to [1, T, vocab]."""
-        return self.operations.product(input[0], self)[None]
 
 
 class Decoder(nn.Module):

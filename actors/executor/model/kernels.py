@@ -1,4 +1,4 @@
-"""The small operations of a decoder, between its matrix products, as one Triton kernel each; and products of one token.
+"""The small operations of a decoder, between its matrix products, as one Triton kernel each.
 
 With few rows a step is bound by the number of its kernels, not by their arithmetic; with many, by how often the
 states go through memory. Each of these reads and writes them once. ``operations.py`` says what they compute.
@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from .operations import Norm
 
@@ -22,11 +21,6 @@ HEADS = 4
 """Heads of a token that one program turns: few, so that a single token occupies several multiprocessors."""
 
 GATE_TILE = 1024
-PRODUCT_ROWS, PRODUCT_TILE = 8, 1024
-"""What one program holds of a weight at a time: 16 KiB in half precision, so that a multiprocessor with several
-programs has enough under way to wait for memory and not for its answers."""
-FEW_PRODUCT_ROWS = 2048
-"""Rows of a weight up to which a program takes half as many, so that all multiprocessors have some."""
 ANGLE_TOKENS = 16
 
 jit: Any = triton.jit
@@ -65,13 +59,14 @@ def _normalised(states, weight, place, mask, epsilon, offset, N: tl.constexpr):
     return states * factor * (tl.load(weight + place, mask=mask, other=0.0).to(tl.float32) + offset)
 
 
-@jit
+@jit(do_not_specialize=["update_stride"])
 def _add_norm_kernel(
     residual,  # [T, N]
     update,  # [T, N]
     out,  # [T, N]
     after,  # [N]
     before,  # [N]
+    update_stride,
     after_epsilon,
     after_offset,
     scale,
@@ -90,7 +85,7 @@ def _add_norm_kernel(
     dtype = states.dtype
     states = states.to(tl.float32)
     if UPDATE:
-        more = tl.load(update + token * N + place, mask=mask, other=0.0).to(tl.float32)
+        more = tl.load(update + token * update_stride + place, mask=mask, other=0.0).to(tl.float32)
         if AFTER:
             more = _normalised(more, after, place, mask, after_epsilon, after_offset, N)
         rounded = (states + more * scale).to(dtype)
@@ -178,63 +173,21 @@ def _rotate_kernel(
 
 
 @jit
-def _activated(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "silu":
-        factor = tl.sigmoid(x)
-    elif ACTIVATION == "gelu":
-        factor = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
-    else:
-        factor = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # tanh(z) = 2 sigmoid(2 z) - 1
-    return x * factor
-
-
-@jit
 def _gate_kernel(states, out, N: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = place < N
     gate = tl.load(states + token * (2 * N) + place, mask=mask, other=0.0)
     up = tl.load(states + token * (2 * N) + N + place, mask=mask, other=0.0).to(tl.float32)
-    active = _activated(gate.to(tl.float32), ACTIVATION) * up
-    tl.store(out + token * N + place, active.to(gate.dtype), mask=mask)
-
-
-@jit
-def _product_kernel(
-    states,  # [K], or [2 K] with an activation
-    weight,  # [N, K]
-    bias,  # [N]
-    out,  # [N]
-    ACTIVATION: tl.constexpr,  # "": none
-    BIAS: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = row < N
-    rows = weight + row.to(tl.int64)[:, None] * K
-    sums = tl.zeros([ROWS, TILE], tl.float32)
-    for start in range(0, K, TILE):
-        place = start + tl.arange(0, TILE)
-        inside = place < K
-        # Asked for first: it is what takes long. No other program wants it.
-        part = tl.load(
-            rows + place[None, :],
-            mask=there[:, None] & inside[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
-        x = tl.load(states + place, mask=inside, other=0.0).to(tl.float32)
-        if ACTIVATION != "":
-            up = tl.load(states + K + place, mask=inside, other=0.0).to(tl.float32)
-            x = _activated(x, ACTIVATION) * up
-        sums += part.to(tl.float32) * x[None, :]
-    found = tl.sum(sums, 1)
-    if BIAS:
-        found += tl.load(bias + row, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + row, found.to(out.dtype.element_ty), mask=there)
+    x = gate.to(tl.float32)
+    if ACTIVATION == "silu":
+        active = x * tl.sigmoid(x)
+    elif ACTIVATION == "gelu":
+        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        # tanh(z) = 2 sigmoid(2 z) - 1
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    tl.store(out + token * N + place, (active * up).to(gate.dtype), mask=mask)
 
 
 class TritonOperations:
@@ -265,10 +218,11 @@ class TritonOperations:
         pad = triton.next_power_of_2(width)
         _add_norm_kernel[(tokens,)](
             residual,
-            residual if update is None else update.contiguous(),
+            residual if update is None else update,
             out,
             residual if after is None else after.weight,
             residual if before is None else before.weight,
+            width if update is None else update.stride(0),
             *((0.0, 0.0) if after is None else (after.epsilon, after.offset)),
             scale,
             *((0.0, 0.0) if before is None else (before.epsilon, before.offset)),
@@ -336,40 +290,6 @@ class TritonOperations:
             states, out, N=width, ACTIVATION=activation, TILE=GATE_TILE
         )
         return out
-
-    def product(self, states: Tensor, layer: nn.Linear) -> Tensor:
-        if len(states) == 1:
-            return product_of_one(states, layer, "")
-        return F.linear(states, layer.weight, layer.bias)
-
-    def gated_product(self, states: Tensor, activation: str, layer: nn.Linear) -> Tensor:
-        if len(states) == 1:
-            return product_of_one(states, layer, activation)
-        return F.linear(self.gate(states, activation), layer.weight, layer.bias)
-
-
-def product_of_one(states: Tensor, layer: nn.Linear, activation: str) -> Tensor:
-    """The product with a single token, which reads the weights at the rate of the memory and in one kernel.
-
-    cuBLAS cuts such products into parts that a second kernel adds up.
-    """
-    weight = layer.weight
-    count, width = weight.shape
-    out = states.new_empty(1, count)
-    rows = PRODUCT_ROWS if count > FEW_PRODUCT_ROWS else PRODUCT_ROWS // 2
-    _product_kernel[(triton.cdiv(count, rows),)](
-        states,
-        weight,
-        weight if layer.bias is None else layer.bias,
-        out,
-        ACTIVATION=activation,
-        BIAS=layer.bias is not None,
-        K=width,
-        N=count,
-        ROWS=rows,
-        TILE=PRODUCT_TILE,
-    )
-    return out
 
 
 def warps(width: int) -> int:

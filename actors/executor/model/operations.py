@@ -1,7 +1,7 @@
-"""What a decoder is made of beside attention, in plain torch: its matrix products, and the small operations between.
+"""The small operations of a decoder, between its matrix products, in plain torch.
 
-``kernels.py`` has the same as a single Triton kernel each. Sums are made in float32, and what comes out is rounded to
-the dtype of the states once.
+``kernels.py`` has the same four as a single Triton kernel each. Sums and products are made in float32, and what
+comes out is rounded to the dtype of the states once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Norm(nn.Module):
 
 
 class Operations(Protocol):
-    """What ``Decoder`` is made of beside attention."""
+    """What ``Decoder`` is made of beside matrix products and attention."""
 
     def angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> Tensor:
         """Cosines, then sines, float32 [T, 2 F], times ``scaling``, for ``positions`` int64 [T] and float32 [F]."""
@@ -67,14 +67,6 @@ class Operations(Protocol):
 
     def gate(self, states: Tensor, activation: str) -> Tensor:
         """The activation of the first half of ``states`` [T, 2 N], times the second half: [T, N]."""
-        ...
-
-    def product(self, states: Tensor, layer: nn.Linear) -> Tensor:
-        """What ``layer`` makes of ``states`` [T, N]."""
-        ...
-
-    def gated_product(self, states: Tensor, activation: str, layer: nn.Linear) -> Tensor:
-        """What ``layer`` makes of the states that ``gate`` gives."""
         ...
 
 
@@ -119,12 +111,6 @@ class TorchOperations:
     def gate(self, states: Tensor, activation: str) -> Tensor:
         gate, up = states.chunk(2, -1)
         return ACTIVATIONS[activation](gate).mul_(up)
-
-    def product(self, states: Tensor, layer: nn.Linear) -> Tensor:
-        return F.linear(states, layer.weight, layer.bias)
-
-    def gated_product(self, states: Tensor, activation: str, layer: nn.Linear) -> Tensor:
-        return F.linear(self.gate(states, activation), layer.weight, layer.bias)
 
 
 def normalised(states: Tensor, norm: Norm) -> Tensor:

@@ -84,7 +84,7 @@ def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
     logits = torch.empty(2, PROBE_TOKENS, model.vocab_size, device=device)
     done = [0, 0]
-    steps = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (2, 0), (1, 0)]
+    steps = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
     for step in steps:
         rows = [row for row in (0, 1) if step[row]]
         spans = [(row, done[row], done[row] + step[row]) for row in rows]

@@ -183,28 +183,6 @@ def test_rotate(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tokens", [1, 2])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("width", "count"), [(16, 5), (1040, 2051), (2048, 30)])
-def test_products(
-    operations: Operations, width: int, count: int, bias: bool, tokens: int, dtype: torch.dtype
-) -> None:
-    layer = nn.Linear(width, count, bias=bias, dtype=dtype, device=DEVICE)
-    for parameter in layer.parameters():
-        parameter.data = random(*parameter.shape, dtype=dtype, scale=0.1)
-    with torch.no_grad():
-        states = random(tokens, width, dtype=dtype)
-        assert_close(operations.product(states, layer), layer.float()(states.float()).to(dtype))
-        layer.to(dtype)
-        both = random(tokens, 2 * width, dtype=dtype)
-        gate, up = both.float().chunk(2, -1)
-        for name, activation in ACTIVATIONS.items():
-            expected = layer.float()(activation(gate) * up).to(dtype)
-            layer.to(dtype)
-            assert_close(operations.gated_product(both, name, layer), expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [8, 1100])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gate(operations: Operations, activation: str, width: int, dtype: torch.dtype) -> None:
