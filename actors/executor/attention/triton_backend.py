@@ -205,7 +205,8 @@ class TritonAttention:
             num_stages=tile.stages,
         )
         if plan.splits is not None:
-            at_once = min(8, triton.next_power_of_2(group)) if single else 8
+            # Of rows with one token there are few queries, so that a program takes one; of others, many.
+            at_once, parts = (1, MAX_PARTS) if single else (8, 8)
             combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, len(plan.splits))](
                 out,
                 results,
@@ -216,7 +217,7 @@ class TritonAttention:
                 DV_PAD=pad(value_dim),
                 TOKENS=tokens,
                 QUERIES=at_once,
-                PARTS=min(MAX_PARTS, 64 // at_once),
+                PARTS=parts,
             )
 
 
