@@ -59,6 +59,16 @@ def encode(message: msgspec.Struct) -> bytes:
         return pack(plain(message))
 
 
+def encode_behind(prefix: bytes, message: msgspec.Struct) -> bytes | bytearray:
+    """``prefix`` and what ``encode`` gives, written in one piece."""
+    frame = bytearray(prefix)
+    try:
+        ENCODER.encode_into(message, frame, len(prefix))
+    except UnicodeEncodeError:
+        return prefix + encode(message)
+    return frame
+
+
 def encode_from_client(message: FromClient) -> bytes:
     """What a client says, in the shortest form of MessagePack.
 
@@ -91,12 +101,12 @@ def decode_to_client(frame: bytes) -> PublicOut:
     return decode_trusted(frame, to_client(), MAX_FRAME_BYTES)
 
 
-def decode_envelope(frame: bytes) -> Envelope:
+def decode_envelope(frame: bytes | memoryview) -> Envelope:
     """What an actor says to another."""
     return decode_trusted(frame, between_actors(), MAX_INTERNAL_FRAME_BYTES)
 
 
-def decode_trusted(frame: bytes, decoder: msgspec.msgpack.Decoder[T], max_bytes: int) -> T:
+def decode_trusted(frame: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T], max_bytes: int) -> T:
     """The message in a frame that the service itself wrote; ``ProtocolError`` if it is none."""
     check_size(frame, max_bytes)
     try:
@@ -105,11 +115,11 @@ def decode_trusted(frame: bytes, decoder: msgspec.msgpack.Decoder[T], max_bytes:
         return decode(frame, decoder.type, max_bytes=max_bytes)
 
 
-def decode(frame: bytes, kind: Any, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
+def decode(frame: bytes | memoryview, kind: Any, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
     """The message of type ``kind`` in a frame of anybody; ``ProtocolError`` if it is none within the bounds."""
     check_size(frame, max_bytes)
     try:
-        values = unpack(frame)
+        values = unpack(bytes(frame))
     except Exception as error:  # the boundary: hostile bytes raise far more than msgpack documents
         reason = str(error) or type(error).__name__
         raise ProtocolError(f"a frame of {len(frame)} bytes is not MessagePack: {reason}") from None

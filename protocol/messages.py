@@ -242,6 +242,12 @@ class Internal(msgspec.Struct, array_like=True, tag=True):
     """Base of what actors say to each other."""
 
 
+class OfStep(Internal):
+    """Base of what belongs to one step."""
+
+    step: int
+
+
 def first_number(epoch: int) -> int:
     """The first request number of a gateway's incarnation: no two incarnations give the same."""
     return epoch << 40
@@ -348,7 +354,7 @@ class Join(Internal):
     """What the generated tokens, those among ``tokens`` included, have to match."""
 
 
-class Plan(Internal):
+class Plan(OfStep):
     """scheduler → executor: step ``step``, as the difference from the step before.
 
     In order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables, ``copies``
@@ -356,7 +362,6 @@ class Plan(Internal):
     sample, in the order of their slots, are the rows of ``Sampled``.
     """
 
-    step: int
     leaves: bytes = b""
     """Sequence slots (int32)."""
     joins: list[Join] = []
@@ -376,10 +381,9 @@ class GrammarEnd(msgspec.Struct, array_like=True, frozen=True):
     """Why its grammar cannot go on; empty: nothing can follow what it has, so it is complete."""
 
 
-class Sampled(Internal):
+class Sampled(OfStep):
     """executor → scheduler: the tokens of step ``step``."""
 
-    step: int
     tokens: bytes
     """int32, one per row that sampled, in the order of sequence slots; -1: the row was already finished."""
     started_ns: int
@@ -433,10 +437,9 @@ class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True):
     """float32, the same."""
 
 
-class Tokens(Internal):
+class Tokens(OfStep):
     """scheduler → detokenizer: what one step brought, for all sequences."""
 
-    step: int
     opened: list[Opened] = []
     requests: bytes = b""
     """int64, one per token."""
@@ -451,10 +454,9 @@ class Tokens(Internal):
     prompts: list[PromptLogprobs] = []
 
 
-class Texts(Internal):
+class Texts(OfStep):
     """detokenizer → gateway: what one step brought, as text."""
 
-    step: int
     opened: list[Opened] = []
     requests: bytes = b""
     tokens: bytes = b""

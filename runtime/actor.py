@@ -9,14 +9,23 @@ simulator and in a unit test.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from ..protocol.messages import PeerDown, PeerUp
 from .guard import PublicSocketKeys
 from .trace import Ring
 
-Address = str | bytes
-"""Another actor by its name, or a client's connection by its identity."""
+
+class HostService(Enum):
+    """What a host does for its own actor, which addresses it like a peer."""
+
+    SUPERVISOR = "supervisor"
+    """Answers how all actors are."""
+
+
+Address = str | bytes | HostService
+"""Another actor by its name, a client's connection by its identity, or the actor's own host."""
 
 Send = tuple[Address, Any]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..protocol.codec import decode_envelope, encode
+from ..protocol.codec import decode_envelope, encode_behind
 from ..protocol.errors import ProtocolError
 from ..protocol.messages import Envelope, PeerUp
 
@@ -43,20 +43,20 @@ class Links:
         self.received[name] = 0
         return True
 
-    def seal(self, to: str, message: Any) -> bytes:
+    def seal(self, to: str, message: Any) -> bytes | bytearray:
         """The frame that carries ``message`` to the known incarnation of ``to``."""
         sequence = self.sent[to]
         self.sent[to] = sequence + 1
-        return self.key + encode(Envelope(self.name, self.epoch, self.peers[to], sequence, message))
+        return encode_behind(self.key, Envelope(self.name, self.epoch, self.peers[to], sequence, message))
 
-    def open(self, frame: bytes) -> list[tuple[str, Any]]:
+    def open(self, frame: bytes | bytearray) -> list[tuple[str, Any]]:
         """What the frame says, as (sender, message); a first word of a new incarnation comes as ``PeerUp``.
 
         ``ProtocolError`` if it is of a stranger.
         """
         if not frame.startswith(self.key):
             raise ProtocolError(f"a frame of {len(frame)} bytes is not of this service")
-        envelope = decode_envelope(frame[len(self.key) :])
+        envelope = decode_envelope(memoryview(frame)[len(self.key) :])
         sender = envelope.sender
         if envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0):
             self.stale += 1

@@ -44,7 +44,7 @@ from ...protocol.messages import (
     Tokenized,
     Welcome,
 )
-from ...runtime.actor import Actor
+from ...runtime.actor import Actor, HostService
 from ...runtime.guard import PublicSocketKeys
 from ..options import GatewayOptions
 from .admission import check
@@ -57,6 +57,10 @@ from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
+
+
+PATH = ("tokenizer", "scheduler", "detokenizer")
+"""The actors that hold something of each open request for the gateway. The executor's part the scheduler has."""
 
 
 class Gateway(Actor):
@@ -366,8 +370,8 @@ class Gateway(Actor):
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
         self.timelines.peers.add(peer.name)
-        if peer.name == "executor":
-            return  # the scheduler holds what is needed
+        if peer.name not in PATH:
+            return  # what it held, another actor has
         if peer.name == "scheduler":
             self.scheduler_counters.begin_again()
         if peer.name in self.faulty:
@@ -436,7 +440,7 @@ class Gateway(Actor):
 
     def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
         self.asking.append(connection.address)
-        self.send("supervisor", message)
+        self.send(HostService.SUPERVISOR, message)
 
     def on_actors(self, actors: Actors, now: float) -> None:
         """What the supervisor tells: for everyone who has asked until now."""

@@ -33,12 +33,13 @@ from ...protocol.messages import (
     DumpTrace,
     Ending,
     Error,
+    OfStep,
     PeerDown,
     PeerUp,
     PublicIn,
     Spans,
 )
-from ..actor import Actor, Send
+from ..actor import Actor, Address, HostService, Send
 from ..in_hand import InHand
 from ..links import Links
 from ..log import logger
@@ -48,14 +49,11 @@ from .public_socket import PublicSocket
 MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
 
-SUPERVISOR = "supervisor"
-"""Whom an actor asks how all actors are; reached over the control channel."""
-
 TURNS_PER_COLLECTION = 10_000
 """Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
 
 LONG_TURN_NS = 5_000_000
-"""A turn of so long may have been a launch that took as long as its step, which then ends about now."""
+"""A turn that took this long may have taken as long as the work that it started, which then ends about now."""
 
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
@@ -128,7 +126,7 @@ class Host:
 
     # --- one turn ---------------------------------------------------------------------------------
 
-    def handle(self, sender: str | bytes, message: Any) -> None:
+    def handle(self, sender: Address, message: Any) -> None:
         """Give one message to the actor, and send what it answers."""
         self.rouse()
         self.turns += 1
@@ -154,12 +152,8 @@ class Host:
 
     def note(self, message: Any, sends: list[Send], begun: int) -> None:
         """A span named after what the turn made for a step, or else after what began it."""
-        for _, made in sends:
-            step = getattr(made, "step", None)
-            if step is not None:
-                message = made
-                break
-        step = getattr(message, "step", -1)
+        message = next((made for _, made in sends if isinstance(made, OfStep)), message)
+        step = message.step if isinstance(message, OfStep) else -1
         ended = time.monotonic_ns()
         self.busy_ns += ended - begun
         self.ring.add(self.links.name, type(message).__name__, step, begun, ended)
@@ -185,6 +179,8 @@ class Host:
         for to, message in sends:
             if isinstance(to, str):
                 self.deliver_to_actor(to, message)
+            elif isinstance(to, HostService):
+                self.inform(control.AskActors())
             elif to in blocked:  # nothing overtakes what could not be sent
                 self.handle(b"", ClientBlocked(to, message))
             elif not self.deliver_to_client(to, message):
@@ -193,9 +189,6 @@ class Host:
     def deliver_to_actor(self, to: str, message: Any) -> None:
         if to == self.links.name:
             self.handle(to, message)
-            return
-        if to == SUPERVISOR:
-            self.inform(control.AskActors())
             return
         epoch = self.links.peers.get(to, 0)
         if epoch > self.connected.get(to, 0):
@@ -247,14 +240,14 @@ class Host:
             for sender, message in opened:
                 before_ns = self.busy_ns
                 self.handle(sender, message)
-                self.hand_over_first(self.busy_ns - before_ns)
+                self.complete_first(self.busy_ns - before_ns)
         return True
 
-    def hand_over_first(self, turn_ns: int) -> None:
-        """After a long launch: the tokens of its step go before the next launch, or they would wait for its end.
+    def complete_first(self, turn_ns: int) -> None:
+        """After a long turn: what the device has completed goes before the next message.
 
-        Then two steps would be handed over at once, and planned at once, for ever in pairs. A tenth of what the
-        launch took is enough to wait.
+        Otherwise two completions would be handled at once, and answered at once, from then on in pairs. A tenth of
+        what the turn took is enough to wait.
         """
         device = self.actor.completions_fd
         if device is None or turn_ns < LONG_TURN_NS:
@@ -322,16 +315,16 @@ class Host:
             elif isinstance(message, control.Probe):
                 self.report()
             elif isinstance(message, control.ReportActors):
-                self.handle(SUPERVISOR, message.actors)
+                self.handle(HostService.SUPERVISOR, message.actors)
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
                 self.handle(b"", Drain())
             elif isinstance(message, control.ReportCounters):
-                self.handle(SUPERVISOR, Counted(message.counters))
+                self.handle(HostService.SUPERVISOR, Counted(message.counters))
             elif message is None:
                 self.stopped = True
             elif isinstance(message, control.Stop):
-                self.handle(SUPERVISOR, Ending(message.reason))
+                self.handle(HostService.SUPERVISOR, Ending(message.reason))
                 self.stopped = True
         return
 

@@ -59,6 +59,7 @@ from slipstream.protocol.messages import (
 )
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.protocol.trace import SPAN, Recorded
+from slipstream.runtime.actor import Address, HostService, Send
 
 LIMITS = Limits(max_model_len=100, vocab_size=256, max_prompt_bytes=1000, max_queued_requests=4)
 
@@ -71,13 +72,13 @@ class Desk:
     def __init__(self, **options: Any) -> None:
         self.gateway = Gateway("", "a-model", LIMITS, server="test 1", rng=random.Random(1), **options)
         self.now = 100.0
-        self.said: dict[str | bytes, list[Any]] = {}
+        self.said: dict[Address, list[Any]] = {}
         self.blocked: set[bytes] = set()
         """Clients that do not read."""
         self.gone: set[bytes] = set()
         self.steps = itertools.count()
 
-    def deliver(self, sends: list[tuple[str | bytes, Any]]) -> None:
+    def deliver(self, sends: list[Send]) -> None:
         """What a host does with what an actor returns."""
         for to, message in sends:
             if to in self.blocked:
@@ -90,7 +91,7 @@ class Desk:
                 encode(Envelope("gateway", 1, 1, 0, message) if isinstance(to, str) else message)
                 self.said.setdefault(to, []).append(message)
 
-    def give(self, sender: str | bytes, message: Any) -> None:
+    def give(self, sender: Address, message: Any) -> None:
         self.deliver(self.gateway.receive(sender, message, self.now))
         self.pass_time(0.0)
 
@@ -105,10 +106,10 @@ class Desk:
             self.deliver(self.gateway.wake(self.now))
         self.now = end
 
-    def take(self, to: str | bytes) -> list[Any]:
+    def take(self, to: Address) -> list[Any]:
         return self.said.pop(to, [])
 
-    def one(self, to: str | bytes) -> Any:
+    def one(self, to: Address) -> Any:
         (message,) = self.take(to)
         return message
 
@@ -762,7 +763,7 @@ def test_a_request_without_a_deadline_has_that_of_the_service() -> None:
 def test_last_words_answer_every_open_request(desk: Desk) -> None:
     first, second = desk.submitted(ANN, "1").request, desk.submitted(BEN, "2").request
     desk.open(first, second)
-    desk.give("supervisor", Ending("the service failed: x"))
+    desk.give(HostService.SUPERVISOR, Ending("the service failed: x"))
     for client, id in ((ANN, "1"), (BEN, "2")):
         assert desk.one(client) == Error(code="unavailable", message="the service failed: x", id=id)
     assert desk.nothing_left()
@@ -970,10 +971,10 @@ def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:
         desk.ask(client, GetActors())
     desk.said.clear()
     told = Actors(actors=[], live=True, ready=True)
-    desk.give("supervisor", told)
+    desk.give(HostService.SUPERVISOR, told)
     assert desk.one(ANN) == told
     assert desk.one(BEN) == told
-    desk.give("supervisor", told)
+    desk.give(HostService.SUPERVISOR, told)
     assert not desk.take(ANN), "each question has one answer"
 
 

@@ -23,6 +23,7 @@ from slipstream.protocol.client.session import Pending, Session, Stream
 from slipstream.protocol.limits import MAX_SEED
 from slipstream.protocol.messages import Delta
 from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.actor import Address
 
 ACTORS = ["tokenizer", "scheduler", "executor", "detokenizer", "gateway"]
 
@@ -241,7 +242,7 @@ class Chaos(World):
                 allowed.add("quarantined")
             assert end in allowed, f"{key} ended with {end}"
 
-    def turn(self, name: str, sender: str | bytes, message: Any) -> None:
+    def turn(self, name: str, sender: Address, message: Any) -> None:
         super().turn(name, sender, message)
         if self.turns % 8 == 0:
             self.check_blocks()

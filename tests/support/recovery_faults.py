@@ -64,7 +64,7 @@ SEQUENCE = "actors.scheduler.sequence:Sequence"
 EXECUTOR = "actors.executor.executor:Executor"
 DETOKENIZER = "actors.text.detokenizer:Detokenizer"
 
-RESENT = 'if peer.name == "executor":'
+RESENT = "if peer.name not in PATH:"
 
 FAULTS = [
     # --- epochs and numbers ---------------------------------------------------------------------------
@@ -112,19 +112,19 @@ FAULTS = [
         "a-new-tokenizer-gets-nothing",
         f"{GATEWAY}.on_peer_up",
         RESENT,
-        'if peer.name in ("executor", "tokenizer"):',
+        'if peer.name not in PATH or peer.name == "tokenizer":',
     ),
     Fault(
         "a-new-scheduler-gets-nothing",
         f"{GATEWAY}.on_peer_up",
         RESENT,
-        'if peer.name in ("executor", "scheduler"):',
+        'if peer.name not in PATH or peer.name == "scheduler":',
     ),
     Fault(
         "a-new-detokenizer-gets-nothing",
         f"{GATEWAY}.on_peer_up",
         RESENT,
-        'if peer.name in ("executor", "detokenizer"):',
+        'if peer.name not in PATH or peer.name == "detokenizer":',
     ),
     Fault("an-answer-stays-open-when-it-is-sent-again", f"{GATEWAY}.submit", "answer.opened = False"),
     Fault(
