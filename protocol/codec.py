@@ -130,7 +130,7 @@ def decode(frame: bytes | memoryview, kind: Any, *, max_bytes: int = MAX_FRAME_B
         raise ProtocolError(explain(error, values), param=field and field.removeprefix("params.")) from None
 
 
-def check_size(frame: bytes, max_bytes: int) -> None:
+def check_size(frame: bytes | memoryview, max_bytes: int) -> None:
     if len(frame) > max_bytes:
         raise ProtocolError(f"a frame of {len(frame)} bytes is over the limit of {max_bytes}")
 

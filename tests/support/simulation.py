@@ -286,6 +286,7 @@ def idle(world: World) -> bool:
     return (
         scheduler.planner.blocks is not None
         and not gateway.ledger.requests
+        and not gateway.ledger.cancelled  # their ends are on the way
         and not scheduler.sequences
         and not scheduler.outstanding
     )
