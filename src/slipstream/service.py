@@ -137,6 +137,8 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
         f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
         f" pipeline depth {facts['depth']}, CUDA graphs {facts.get('graphs', '-')}"
     )
+    if facts.get("decoder", "fused") != "fused":
+        logger.info(f"  decoder as transformers has it, of several times as many kernels: {facts['decoder']}")
     logger.info(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"
