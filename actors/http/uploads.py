@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -175,28 +176,34 @@ def check_bounds(data: bytes | bytearray) -> None:
     containers, items = data.count(b"[") + data.count(b"{"), data.count(b",")
     if containers > MAX_CONTAINERS or items > MAX_ALL_ITEMS:  # those in strings are none: count again
         containers = items = 0
-        for start, end in outside_strings(data):
-            containers += data.count(b"[", start, end) + data.count(b"{", start, end)
-            items += data.count(b",", start, end)
+        for part in without_strings(data):
+            containers += part.count(b"[") + part.count(b"{")
+            items += part.count(b",")
             if containers > MAX_CONTAINERS:
                 raise Problem(400, f"the body has more than {MAX_CONTAINERS} arrays and objects; send fewer")
             if items > MAX_ALL_ITEMS:
                 raise Problem(400, f"the body has more than {MAX_ALL_ITEMS} values; send fewer")
 
 
-PIECE = 1 << 20
-"""Bytes that are counted at a time, since the interpreter lock is held meanwhile."""
+PIECE = 64 * 1024
+"""Bytes that are looked through at a time, about 3 ms, since the interpreter lock is held meanwhile."""
+
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+WHOLE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+"""JSON text up to a string that does not end."""
 
 
-def outside_strings(data: bytes | bytearray) -> Any:
-    """Where the parts of JSON text are that are in no string."""
+def without_strings(data: bytes | bytearray) -> Iterator[bytes]:
+    """JSON text in parts, without what is in its strings."""
     start = 0
     while start < len(data):
-        quote = data.find(b'"', start)
-        end = len(data) if quote < 0 else quote
-        for piece in range(start, end, PIECE):
-            yield piece, min(piece + PIECE, end)
-        start = end_of_string(data, quote + 1) if quote >= 0 else end
+        found = WHOLE.match(data, start, start + PIECE)
+        end = start if found is None else found.end()
+        if end > start:
+            yield STRING.sub(b"", data[start:end])
+        else:  # a string that is longer than a piece
+            end = end_of_string(data, start + 1)
+        start = end
 
 
 def end_of_string(data: bytes | bytearray, start: int) -> int:

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import Exchange, Script, Scripted, until
 from slipstream.actors.http import uploads
 from slipstream.actors.http.errors import Problem
@@ -124,6 +126,20 @@ def test_what_is_written_in_a_text_is_no_container(text: str) -> None:
     cut = json.dumps(body).encode()[:-20]  # no JSON, and not to be counted wrong for it
     with pytest.raises(Problem, match="no JSON"):
         decode_body(cut, dict[str, Any])
+
+
+@given(st.text('"\\\\[]{},a', max_size=60), st.integers(1, 9))
+def test_strings_are_left_out_wherever_a_piece_ends(text: str, piece: int) -> None:
+    expected, inside, escaped = "", False, False
+    for char in text:
+        if not inside and char != '"':
+            expected += char
+        elif not inside or (char == '"' and not escaped):
+            inside = not inside
+        escaped = inside and char == "\\" and not escaped
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uploads, "PIECE", piece)
+        assert b"".join(uploads.without_strings(text.encode())).decode() == expected
 
 
 def test_a_large_body_is_decoded_beside_the_loop_that_serves_streams(
