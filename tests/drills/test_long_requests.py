@@ -16,7 +16,7 @@ SAID = {"role": "user", "content": "x"}
 
 LONG: list[tuple[str, dict[str, Any], int]] = [
     ("stop", {"stop": ["x"] * (MAX_STOP_STRINGS + 1)}, MAX_STOP_STRINGS),
-    ("stop_token_ids", {"stop_token_ids": [5] * 1_000_000}, MAX_STOP_TOKEN_IDS - 2),  # two are the model's
+    ("stop_token_ids", {"stop_token_ids": [5] * 1000}, MAX_STOP_TOKEN_IDS - 2),  # two are the model's
     ("logit_bias", {"logit_bias": {str(token): 1.0 for token in range(MAX_LOGIT_BIAS + 1)}}, MAX_LOGIT_BIAS),
     ("messages", {"messages": [SAID] * (MAX_MESSAGES + 1)}, MAX_MESSAGES),
 ]
