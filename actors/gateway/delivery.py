@@ -80,7 +80,7 @@ def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
     ):
         answer = answers.get(number)
         if answer is None:
-            if number not in cancelled:
+            if number not in cancelled and number not in ledger.strangers:
                 news.strangers.add(number)
             continue
         if not answer.opened or answer.finished:
@@ -104,6 +104,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
     answer = ledger.answers.get(finished.request)
     if answer is None or answer.finished:
         ledger.cancelled.discard(finished.request)
+        ledger.strangers.discard(finished.request)
         news.strangers.discard(finished.request)
         return
     request = answer.request

@@ -323,7 +323,7 @@ class Gateway(Actor):
         self.measures.on_news(news, len(message.texts), bool(self.ledger.answers), now)
         if news.strangers:
             self.send("tokenizer", Cancel(sorted(news.strangers)))
-            self.ledger.cancelled |= news.strangers
+            self.ledger.strangers |= news.strangers
         for connection, items in news.deltas.items():
             self.connections.send_deltas(connection, items, now)
         for answer, code, text in news.failed:
@@ -378,6 +378,7 @@ class Gateway(Actor):
             self.faulty.discard(peer.name)
             self.suspect(peer.name)
         self.ledger.cancelled.clear()
+        self.ledger.strangers.clear()
         for request in self.ledger.requests.values():
             request.attempt += 1
             self.submit(request)

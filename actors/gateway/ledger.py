@@ -134,6 +134,9 @@ class Ledger:
         self.next_number = first_number(epoch)
         self.cancelled: set[int] = set()
         """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
+        self.strangers: set[int] = set()
+        """Numbers of no open request whose tokens came: the ``Cancel`` was sent again. An end may come or not, since
+        what sent the tokens may be gone; they are forgotten when an actor is new."""
         self.deadlines: list[tuple[float, int]] = []
         """A heap of when, and which request."""
 
