@@ -59,14 +59,13 @@ def _normalised(states, weight, place, mask, epsilon, offset, N: tl.constexpr):
     return states * factor * (tl.load(weight + place, mask=mask, other=0.0).to(tl.float32) + offset)
 
 
-@jit(do_not_specialize=["update_stride"])
+@jit
 def _add_norm_kernel(
     residual,  # [T, N]
     update,  # [T, N]
     out,  # [T, N]
     after,  # [N]
     before,  # [N]
-    update_stride,
     after_epsilon,
     after_offset,
     scale,
@@ -85,7 +84,7 @@ def _add_norm_kernel(
     dtype = states.dtype
     states = states.to(tl.float32)
     if UPDATE:
-        more = tl.load(update + token * update_stride + place, mask=mask, other=0.0).to(tl.float32)
+        more = tl.load(update + token * N + place, mask=mask, other=0.0).to(tl.float32)
         if AFTER:
             more = _normalised(more, after, place, mask, after_epsilon, after_offset, N)
         rounded = (states + more * scale).to(dtype)
@@ -218,11 +217,10 @@ class TritonOperations:
         pad = triton.next_power_of_2(width)
         _add_norm_kernel[(tokens,)](
             residual,
-            residual if update is None else update,
+            residual if update is None else update.contiguous(),
             out,
             residual if after is None else after.weight,
             residual if before is None else before.weight,
-            width if update is None else update.stride(0),
             *((0.0, 0.0) if after is None else (after.epsilon, after.offset)),
             scale,
             *((0.0, 0.0) if before is None else (before.epsilon, before.offset)),

@@ -56,14 +56,6 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ("model:_gate_kernel", dict(states="*bf16", out="*bf16"), dict(N=4864, ACTIVATION=name, TILE=1024))
         for name in ("silu", "gelu", "gelu_tanh")
     ),
-    *(
-        (
-            "model:_product_kernel",
-            dict.fromkeys(("states", "weight", "bias", "out"), "*bf16"),
-            dict(ACTIVATION=name, BIAS=True, K=4864, N=896, ROWS=8, TILE=1024),
-        )
-        for name in ("", "silu")
-    ),
     ("sampling:_best_of_part_kernel", ROWS, dict(V=151_936, PART=2048)),
     (
         "sampling:_best_kernel",
