@@ -1,7 +1,7 @@
 """The socket at which an actor hears strangers: where it is bound, who may come in, and how many.
 
 ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors, so connections are counted,
-and those beyond half of what the process may open are closed at once. ZeroMQ connects again by itself.
+and those beyond a quarter of what the process may open are closed at once. ZeroMQ connects again by itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PublicSocket:
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.connected: set[int] = set()
         """The file descriptors of the connections that there are."""
-        self.most_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self.most_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:

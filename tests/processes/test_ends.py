@@ -189,7 +189,7 @@ def test_a_frontend_that_dies_again_and_again_is_started_again_and_nobody_else_n
 
 
 def test_more_connections_than_descriptors_end_nothing_and_those_that_were_there_go_on() -> None:
-    few = 300
+    few = 400
     with service(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))) as served:
         pid = served.actor("gateway").pid
         path = served.ready["endpoint"].removeprefix("ipc://")
@@ -199,7 +199,7 @@ def test_more_connections_than_descriptors_end_nothing_and_those_that_were_there
             for number in range(2 * few):
                 strangers.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                 strangers[-1].connect(path)
-                if number % 40 == 0:
+                if number % 10 == 0:
                     client.stats()  # by then the gateway has had a turn
             assert client.generate("Once", SamplingParams(max_tokens=50, ignore_eos=True)).finished
             assert client.actors().actors[-1].pid == pid, "it is the same gateway"
