@@ -87,7 +87,7 @@ class GatewayOptions:
 class HttpOptions:
     endpoint: str
     """HOST:PORT to listen at."""
-    door: str = ""
+    gateway: str = ""
     """The gateway's endpoint; the supervisor fills it in when that is known."""
     curve: ClientKey | None
     """Its own key, where the gateway asks for one."""

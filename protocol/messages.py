@@ -347,7 +347,7 @@ class Join(Internal):
     biases: bytes = b""
     """float32, one for each of them."""
     logprobs: int = -1
-    """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
+    """How many of the most likely tokens have their logprob reported with the sampled token's; -1: none is."""
     prompt_logprobs: int = -1
     """The same for the tokens of the prompt after the first."""
     grammar: Grammar | None = None

@@ -54,7 +54,7 @@ class SamplingParams(
     n: int = 1
     """Answers to make. Answer 0 has ``seed``, the others have seeds that are made of it."""
     logprobs: int | None = None
-    """How many of the most likely tokens to tell the logprobs of, with the sampled token's; left out: none.
+    """How many of the most likely tokens to report the logprobs of, with the sampled token's; left out: none.
 
     They are those of the model's own distribution, before anything here changes it.
     """

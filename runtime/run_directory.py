@@ -1,6 +1,6 @@
 """The private folder in which the sockets of one service lie.
 
-It has an unpredictable name and is closed to others (0700). Whoever owns it holds a lock on it for life, and
+It has an unpredictable name and is closed to others (0700). Its owner holds a lock on it for life, and
 so a folder without a lock is one that a killed service left behind: the next one clears it away.
 """
 

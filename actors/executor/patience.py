@@ -1,7 +1,7 @@
 """How long a step may take before its device counts as hung, by what the steps until now took.
 
 Where nobody knows how fast the device is, as on a CPU, the limit has to be far above what the slowest one takes
-with the largest step. The steps themselves tell better.
+with the largest step. The steps that run are the better measure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ LEAST_S = 10.0
 """Not less, however fast the steps are: other work on the machine holds them up for seconds."""
 
 MARGIN = 10.0
-"""Attention to a long context, or a machine that is shared, makes a step so many times longer than expected."""
+"""Attention to a long context, or a machine that is shared, makes a step longer than expected, by up to this factor."""
 
 
 class Patience:
@@ -24,7 +24,7 @@ class Patience:
         """Tokens of the largest step until now, from which larger ones are expected."""
 
     def learn(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long."""
+        """Learn that a step of ``tokens`` tokens took ``seconds``."""
         if tokens < self.measured:
             return
         self.measured = tokens

@@ -1,1 +1,1 @@
-"""The gateway: the front door, admission, and the ledger of requests."""
+"""The gateway: the public socket, admission, and the ledger of requests."""

@@ -430,7 +430,7 @@ class Gateway(Actor):
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         counters = self.scheduler_counters.totals() | self.host_counters
-        counters |= self.measures.told(len(self.ledger.requests))
+        counters |= self.measures.as_counters(len(self.ledger.requests))
         counters["num_requests_quarantined"] = (
             counters.get("num_requests_quarantined", 0.0) + self.quarantined
         )

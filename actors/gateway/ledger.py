@@ -61,7 +61,7 @@ class Request:
     suspected: int = 0
     """How often it was in hand when an actor ended by its own fault."""
     passes_at: int = 0
-    """With so many delivered tokens it is past the point of the last such death."""
+    """Delivered tokens with which it is past the point of the last such death."""
 
     @property
     def unfinished(self) -> list[Answer]:

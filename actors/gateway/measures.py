@@ -1,7 +1,7 @@
 """What the gateway counts and times of requests, for ``Stats``.
 
 Requests balance at any time: ``requests_accepted = requests_finished + requests_failed + requests_aborted +
-requests_open``; those that were refused at the door were never accepted. Times are from one clock, that of
+requests_open``; those that were refused at once were never accepted. Times are from one clock, that of
 the gateway's host: from a request's arrival to what leaves for its client.
 """
 
@@ -100,7 +100,7 @@ class Measures:
             per_token = (now - request.first_at) * len(request.answers) / (tokens - len(request.answers))
             self.histograms["request_time_per_output_token_seconds"].add(per_token)
 
-    def told(self, open_requests: int) -> dict[str, float]:
+    def as_counters(self, open_requests: int) -> dict[str, float]:
         found = self.counters | {"requests_open": float(open_requests)}
         for name, histogram in self.histograms.items():
             found |= histogram.counters(name)

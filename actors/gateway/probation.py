@@ -1,4 +1,4 @@
-"""Requests that may have killed an actor are tried alone, and the one that kills another is given up.
+"""Requests that may have killed an actor are tried alone, and the one that kills another is answered with an error.
 
 When an actor behind the gateway ends by its own fault, each request that it had in hand is suspect: one of them
 may be the cause, and would be it again. So the suspects are sent one after the other, the newest first, since
@@ -19,57 +19,57 @@ from collections.abc import Iterable, Mapping
 
 from .ledger import Request
 
-TRIAL_TOKENS = 16
+PROBATION_TOKENS = 16
 """How far past the point of the death a suspect has passed: more than the gateway can be behind the scheduler."""
 
-TRIAL_GROWTH = 4
-"""A request that has passed and is suspect again has to get so many times further."""
+PROBATION_GROWTH = 4
+"""A request that has passed and is suspect again has to get further by this factor."""
 
 MAX_QUARANTINED = 1024
 """How many requests are remembered that must not come again."""
 
 
 class Probation:
-    """The suspects, and the one that is tried."""
+    """The suspects, and the one on probation."""
 
     def __init__(self) -> None:
         self.suspects: dict[int, Request] = {}
         """To be tried, one after the other, by number."""
-        self.trial: Request | None = None
-        """Is tried."""
+        self.tried: Request | None = None
+        """The suspect on probation: the only one that runs."""
         self.streams = False
-        """Streams are suspect too, not only prompts: a trial must be the only request that is under way."""
+        """Streams are suspect too, not only prompts: the one on probation must be the only one under way."""
         self.quarantined: OrderedDict[bytes, str] = OrderedDict()
         """Digests of requests that are not tried again, from any client, and why."""
 
     @property
     def active(self) -> bool:
-        return self.trial is not None or bool(self.suspects)
+        return self.tried is not None or bool(self.suspects)
 
     def admits(self, request: Request) -> bool:
         """Whether the request may be sent on now: beside suspect prompts, streams whose own was answered go on."""
-        if not self.active or request is self.trial:
+        if not self.active or request is self.tried:
             return True
         return not self.streams and request.tokenized and request.number not in self.suspects
 
     def on_death(self, held: list[Request], *, streams: bool) -> Request | None:
-        """An actor ended by its own fault and had these in hand: the one that is to be given up, or None.
+        """An actor ended by its own fault and had these in hand: the one that is not to be tried again, or None.
 
         Those that are not become suspects. ``streams``: not only prompts were in hand.
         """
-        if self.trial is not None and held == [self.trial]:
-            guilty, self.trial = self.trial, None
+        if self.tried is not None and held == [self.tried]:
+            culprit, self.tried = self.tried, None
             self.suspects.clear()
-            return guilty
+            return culprit
         if held:
             self.streams = streams or (self.active and self.streams)
             for request in held:
                 request.suspected += 1
-                further = TRIAL_TOKENS * TRIAL_GROWTH ** (request.suspected - 1)
+                further = PROBATION_TOKENS * PROBATION_GROWTH ** (request.suspected - 1)
                 request.passes_at = request.delivered_tokens + further
             everyone = self.suspects | {request.number: request for request in held}
             self.suspects = dict(sorted(everyone.items(), reverse=True))
-            self.trial = None
+            self.tried = None
         return None
 
     def remember(self, request: Request, why: str) -> None:
@@ -79,28 +79,28 @@ class Probation:
             self.quarantined.popitem(last=False)
 
     def take_passed(self, requests: Mapping[int, Request]) -> Request | None:
-        """The trial, once it has passed. Its trial is over then, as when it is no longer one of the open ones."""
-        trial = self.trial
-        if trial is None:
+        """The suspect on probation, once it has passed. Probation ends with that, or with the request."""
+        tried = self.tried
+        if tried is None:
             return None
-        is_open = trial.number in requests
-        passed = trial.delivered_tokens >= trial.passes_at if self.streams else trial.leader is None
+        is_open = tried.number in requests
+        passed = tried.delivered_tokens >= tried.passes_at if self.streams else tried.leader is None
         if passed or not is_open:
-            self.trial = None
-        return trial if passed and is_open else None
+            self.tried = None
+        return tried if passed and is_open else None
 
     def next(self, requests: Mapping[int, Request]) -> Request | None:
-        """Begin the next trial; None if it is not time, or there is no suspect left.
+        """Put the next suspect on probation; None if it is not time, or there is no suspect left.
 
         It is not time while another of the open ``requests`` is in hand, which could be the cause of a death.
         """
         self.suspects = {number: one for number, one in self.suspects.items() if number in requests}
-        if self.trial is not None or in_hand(requests.values(), streams=self.streams):
+        if self.tried is not None or in_hand(requests.values(), streams=self.streams):
             return None
         if not self.suspects:
             return None
-        self.trial = self.suspects.pop(next(iter(self.suspects)))
-        return self.trial
+        self.tried = self.suspects.pop(next(iter(self.suspects)))
+        return self.tried
 
 
 def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:

@@ -23,7 +23,7 @@ Prompt = str | list[int]
 
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, CompletionBody)
-    scored = bool(body.echo) and body.logprobs is not None
+    echo_logprobs = bool(body.echo) and body.logprobs is not None
     counted = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
     only_prompt = bool(body.echo) and body.max_tokens == 0
     most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -32,11 +32,11 @@ async def create(service: Service, request: Request) -> Response:
         service.bounds,
         max_tokens=Given(1 if only_prompt else most, "max_tokens"),
         logprobs=Given(body.logprobs, "logprobs"),
-        prompt_logprobs=Given(body.logprobs if scored else None, "logprobs"),
+        prompt_logprobs=Given(body.logprobs if echo_logprobs else None, "logprobs"),
         json_schema=schema_of(body.response_format),
     )
     n = params.n
-    if scored and body.stream and n > 1:
+    if echo_logprobs and body.stream and n > 1:
         raise Problem(
             400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
         )
@@ -62,7 +62,7 @@ async def create(service: Service, request: Request) -> Response:
             prompt=prompt,
             params=params,
             request_id=f"{about['id']}-{number}",
-            return_prompt_ids=scored or counted,
+            return_prompt_ids=echo_logprobs or counted,
         )
         for number, (prompt, where) in enumerate(prompts)
     ]

@@ -76,7 +76,7 @@ class HttpFrontend:
 
     def __init__(self, options: HttpOptions) -> None:
         self.service = Service(
-            lambda: AsyncClient(options.door, curve=options.curve),
+            lambda: AsyncClient(options.gateway, curve=options.curve),
             options.model,
             options.model_name,
             options.version,

@@ -61,7 +61,7 @@ class Planner:
         self.prefill_budget = PrefillBudget()
         self.quarantine = Quarantine()
         self.blocks: BlockPool | None = None
-        """None until an executor has told its capacity."""
+        """None until an executor has sent its capacity."""
         self.max_batched_tokens = 0
         """Most tokens of a step."""
         self.admitted: list[tuple[Sequence, int]] = []
@@ -96,7 +96,7 @@ class Planner:
 
     @property
     def longest(self) -> int | None:
-        """Most tokens that one sequence can have in the cache; None while no executor has told."""
+        """Most tokens that one sequence can have in the cache; None while no executor has sent its capacity."""
         return None if self.blocks is None else self.blocks.count * self.blocks.block_size
 
     def known(self, sequence: Sequence) -> np.ndarray:

@@ -4,8 +4,8 @@ When an executor ends by its own fault, whatever it was computing is suspect: on
 and would be it again. So the suspects run one at a time, on probation, each until it is past the point where the
 executor died; then it is cleared and runs on with all others. One that was in the batch at two deaths was alone at
 the second: it is quarantined, that is, answered with an error instead of being tried a third time. A death from
-outside, such as a SIGKILL, makes nobody suspect; but if the executor that was to tell how the one before it ended is
-gone without a word, nobody will tell any more, and all are tried.
+outside, such as a SIGKILL, makes nobody suspect; but if the executor that was to report how the one before it ended is
+gone before it did, nobody will, and all are tried.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Quarantine:
         return bool(self.suspects) or self.probation is not None
 
     def expect_news(self) -> None:
-        """An executor is gone, and its successor will tell how it ended."""
+        """An executor is gone, and its successor will report how it ended."""
         self.unheard = self.unheard or bool(self.held)
 
     def hold(self, sequence: Sequence, planned: int) -> None:

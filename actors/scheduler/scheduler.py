@@ -67,7 +67,7 @@ COUNTERS = (
 
 
 class Scheduler(Actor):
-    """The ledger of tokens, and what executor and detokenizer are told."""
+    """The ledger of tokens, and what is sent to executor and detokenizer."""
 
     name = "scheduler"
     blocking = True
@@ -316,7 +316,7 @@ class Scheduler(Actor):
             self.finish(sequence, "stop")
 
     def keep_prompt_logprobs(self, message: Sampled, prompts: list[tuple[Sequence, int]]) -> None:
-        """Logprobs of prompts, row by row in the order of the plan's chunks; told when a prompt has all."""
+        """Logprobs of prompts, row by row in the order of the plan's chunks; sent when a prompt has all."""
         count = sum(rows for _, rows in prompts)
         logprobs = Logprobs.read(message.prompt_logprob_tokens, message.prompt_logprobs, count)
         first = 0

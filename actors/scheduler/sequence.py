@@ -159,7 +159,7 @@ class Sequence:
 
     @property
     def wanted_logprobs(self) -> int:
-        """How many of the most likely tokens have their logprob told with the sampled token's; -1: none is."""
+        """How many of the most likely tokens have their logprob reported with the sampled token's; -1: none is."""
         return -1 if self.params.logprobs is None else self.params.logprobs
 
     @property

@@ -144,7 +144,7 @@ class WaitingQueue:
         self.forget(sequence.client)
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
-        """So many tokens were computed for a sequence that runs."""
+        """Charge ``tokens`` tokens that were computed for a sequence that runs."""
         self.client_of(sequence).served += tokens
         self.clock += tokens / len(self.clients)
 

@@ -70,12 +70,12 @@ def find_sources(folder: Path) -> dict[str, str]:
     """The templates by name, from every place where transformers writes them or once wrote them."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
-        told = read_json(folder / name).get("chat_template")
-        if isinstance(told, list):
-            told = {entry["name"]: entry["template"] for entry in told}
-        if isinstance(told, str):
-            told = {DEFAULT: told}
-        found |= told or {}
+        given = read_json(folder / name).get("chat_template")
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}
+        if isinstance(given, str):
+            given = {DEFAULT: given}
+        found |= given or {}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[path.stem] = path.read_text(encoding="utf-8")
     path = folder / "chat_template.jinja"

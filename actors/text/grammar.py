@@ -1,6 +1,6 @@
 """Grammars: from what a request asks its answer to match, to which tokens may come next.
 
-``llguidance`` does the work. The tokenizer compiles each grammar once, to refuse a bad one at the door;
+``llguidance`` does the work. The tokenizer compiles each grammar once, to refuse a bad one at once;
 the executor compiles it again and follows the answer. Both do it within the same limits, so that what
 was accepted compiles, and no grammar holds up the others for long or takes much memory.
 """

@@ -1,6 +1,6 @@
 """From what a client asks with to token ids: a text, or a conversation by way of the model's chat template.
 
-For the tokenizer, and for the faces that tell how a text would be tokenized.
+For the tokenizer, and for the HTTP frontend, which shows how a text would be tokenized.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Prompts:
         sanitize: bool = False,
     ) -> None:
         """``chat_templates`` are the templates, or the sentence that says why there is none. A prompt of more than
-        ``max_model_len`` tokens is refused as soon as it has so many. With ``sanitize`` a control token in a
+        ``max_model_len`` tokens is refused as soon as it has as many. With ``sanitize`` a control token in a
         conversation is text."""
         self.tokenizer = tokenizer
         self.chat_templates = chat_templates

@@ -43,7 +43,7 @@ class ChildSpec:
     """Without progress for so long although it has something to do, it is ended and restarted. An actor may
     report another limit as the fact of this name."""
     frontend_of: str | None = None
-    """Of a frontend: the actor whose client it is, at the endpoint that the option ``door`` names. It is no actor's
+    """Of a frontend: the actor whose client it is, at the endpoint that the option of its name names. It is no actor's
     peer, and its death, however often, does not end the service."""
 
 
@@ -163,7 +163,7 @@ class Child:
         return status
 
     def end(self, reason: str = "") -> None:
-        """Stop it, with last words to whoever waits for it; kill it if it does not end."""
+        """Stop it, with a last message to those who wait for it; kill it if it does not end."""
         self.send(control.Stop(reason=reason))
         try:
             self.process.wait(STOP_TIMEOUT_S)

@@ -118,7 +118,7 @@ class Report(Control):
 
 
 class ReportCounters(Control):
-    """supervisor → a host with a door: what all actors have counted, those that are gone included."""
+    """supervisor → a host with a public socket: what all actors have counted, those that are gone included."""
 
     counters: dict[str, float]
 

@@ -1,4 +1,4 @@
-"""What systemd is told of a service with ``Type=notify``: ready, alive, stopping. Elsewhere nothing is sent.
+"""What systemd learns of a service with ``Type=notify``: ready, alive, stopping. Elsewhere nothing is sent.
 
 It is one datagram for each news, to the socket that the environment names. See sd_notify(3).
 """
@@ -16,7 +16,7 @@ PATIENCE_S = 0.1
 
 
 class Notify:
-    """The way to whoever started the service."""
+    """The socket of the process manager that started the service."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.address = environ.get("NOTIFY_SOCKET")

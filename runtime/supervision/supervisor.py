@@ -29,7 +29,7 @@ from .notify import Notify
 from .restarts import INTENSITY, Restarts
 
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
-"""A restarted child has this long to be ready, or so many times what it took at first, whichever is more."""
+"""A restarted child has this long to be ready, or this many times what it took at first, whichever is more."""
 
 REPORT_WITHIN_S = 0.25
 """How long a question after the actors waits for what each of them says of itself."""
@@ -83,11 +83,11 @@ class Supervisor:
         self.counted: Counter[str] = Counter()
         """Counters of all incarnations that are gone."""
         self.reported: Counter[str] = Counter()
-        """Counters as those who answer for the service were last told."""
+        """Counters as they were last sent to the actors that answer for the service."""
         self.asking: list[str] = []
         """Actors that want to know how all are."""
         self.report_at = 0.0
-        """When they are told at the latest."""
+        """When they are sent at the latest."""
         self.key = os.urandom(16)
         """What frames between the actors begin with, so that nobody else's are taken for theirs."""
         self.context = zmq.Context()
@@ -147,7 +147,10 @@ class Supervisor:
         peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.frontend_of is None}
         options = spec.options
         if spec.frontend_of is not None:
-            peers, options = {}, options | {"door": self.children[spec.frontend_of].spec.options["endpoint"]}
+            peers, options = (
+                {},
+                options | {spec.frontend_of: self.children[spec.frontend_of].spec.options["endpoint"]},
+            )
         key = self.key if spec.frontend_of is None else b""
         crashed = self.crashed.get(spec.name, False)
         self.children[spec.name] = Child.spawn(
@@ -365,7 +368,7 @@ class Supervisor:
                 child.pulse.wake(now)
 
     def check_pulses(self) -> float | None:
-        """Probe whom it is time to probe and end whoever hangs; returns how long until the next look."""
+        """Probe the actors whose time it is, and end those that hang; returns how long until the next look."""
         now = time.monotonic()
         dues: list[float] = []
         for child in self.children.values():
@@ -417,7 +420,7 @@ class Supervisor:
     # --- what others may know ---------------------------------------------------------------------
 
     def on_ask_actors(self, child: Child) -> None:
-        """Whoever asks is answered when each actor has told how it is, or when that takes too long."""
+        """Answer those who asked when each actor has reported, or when that takes too long."""
         now = time.monotonic()
         if not self.asking:
             self.report_at = now + REPORT_WITHIN_S

@@ -107,11 +107,11 @@ class CpuDevice:
         fd, passing = self.completions_fd, event.latest
         assert fd is not None
 
-        def tell() -> None:
+        def report() -> None:
             passing.done.wait()
             os.eventfd_write(fd, 1)
 
-        self.d2h.queue.put(tell)
+        self.d2h.queue.put(report)
 
     def check(self) -> None:
         if self.compute.failure is not None:

@@ -90,7 +90,7 @@ class CudaDevice:
                 if self.clock.is_due(time.monotonic_ns()):
                     self.clock.move(*self.read_clock())
                 os.eventfd_write(self.completions_fd, 1)
-        except RuntimeError as error:  # what CUDA reports late, it reports to whoever waits
+        except RuntimeError as error:  # what CUDA reports late, it reports to the thread that waits
             self.failure = error
             os.eventfd_write(self.completions_fd, 1)
 

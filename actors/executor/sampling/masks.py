@@ -25,7 +25,7 @@ COMPILED_GRAMMARS = 32
 """How many grammars are kept compiled, for requests that ask for one of them again."""
 
 PARALLEL_ROWS = 8
-"""From so many rows on, the library's threads share the work; for fewer it is not worth the waking."""
+"""From this number of rows on the library's threads share the work; for fewer, waking them costs more."""
 
 
 class Follower:

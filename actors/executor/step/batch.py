@@ -230,7 +230,7 @@ class RunningBatch:
     # --- describe ---------------------------------------------------------------------------------
 
     def describe(self, plan: Plan, rows: Rows) -> Step:
-        """The step as the device is told of it."""
+        """The step as the device needs to know it."""
         step = Step(
             layout=layout_of(
                 seq_slots=self.seq_slots,

@@ -23,7 +23,7 @@ class Buckets:
     seq_slots: int
 
     def mixed_rows(self, tokens: int) -> int:
-        """Rows, and rows of logits, that a step of so many tokens can have: a row has a token at least."""
+        """Rows, and rows of logits, that a step of ``tokens`` tokens can have: a row has a token at least."""
         return min(tokens, self.seq_slots)
 
 
