@@ -214,7 +214,7 @@ class Simulator:
                     self.turn(name, b"", ClientBlocked(to, message))
                 elif not self.deliver_to_client(name, to, message):
                     blocked.add(to)
-            elif to in self.actors and to in links.peers:
+            elif isinstance(to, str) and to in self.actors and to in links.peers:
                 frame = links.seal(to, message)
                 epoch = links.peers[to]
                 if (name, to) in self.losing:
@@ -251,7 +251,7 @@ class Simulator:
 
         self.at(time, arrive_if_sent)
 
-    def reach_actor(self, to: str, epoch: int, frame: bytes) -> None:
+    def reach_actor(self, to: str, epoch: int, frame: bytes | bytearray) -> None:
         """A mailbox belongs to one incarnation: what was meant for a dead one is lost."""
         links = self.links[to]
         if to not in self.actors or links.epoch != epoch:

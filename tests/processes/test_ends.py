@@ -150,7 +150,8 @@ def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
-    with service() as served:
+    # The suite may itself have been started by nohup, which a service honours.
+    with service(before=lambda: signal.signal(number, signal.SIG_DFL)) as served:
         params = SamplingParams(max_tokens=200, ignore_eos=True)
         with served.client() as client:
             stream = client.stream("Once", params)

@@ -84,6 +84,8 @@ class Asked:
     tokens: list[int] = field(default_factory=list)
     """Prompt and answer: what the next question of a conversation begins with."""
     aborted: bool = False
+    opened: bool = False
+    """The detokenizer has heard of it."""
     scored: bool = False
     """The logprobs of its prompt have come."""
 
@@ -212,6 +214,9 @@ class Lab:
         tokens = array("i", message.tokens)
         logprobs = np.frombuffer(message.logprob_tokens, np.int32)
         assert len(message.logprobs) == len(message.logprob_tokens)
+        for opened in message.opened:
+            if opened.request in self.open:
+                self.open[opened.request].opened = True
         for prompt in message.prompts:
             self.hear_of_prompt(prompt)
         for index, request in enumerate(array("q", message.requests)):
@@ -485,6 +490,8 @@ class Lab:
             self.give(Cancel([request, 10**9]))
             self.give(Cancel([request]))
         elif kind < 0.95:
+            if not self.open[request].opened:
+                return  # the detokenizer has not heard of it
             del self.open[request]
             self.give(Matched([request], [0]))
             self.give(Matched([request], [0]))

@@ -234,19 +234,19 @@ FAULTS = [
     # --- tokenizer, scheduler, executor, detokenizer -----------------------------------------------------
     Fault(
         "the-tokenizer-drops-what-was-delivered",
-        f"{TOKENIZER}.on_submit",
+        f"{TOKENIZER}.pass_on",
         "submit.delivered, submit.client",
         'b"", submit.client',
     ),
     Fault(
         "the-tokenizer-drops-the-attempt",
-        f"{TOKENIZER}.on_submit",
+        f"{TOKENIZER}.pass_on",
         "submit.client, submit.attempt",
         "submit.client, 0",
     ),
     Fault(
         "the-gateway-is-not-told-of-the-prompt",
-        f"{TOKENIZER}.on_submit",
+        f"{TOKENIZER}.pass_on",
         'self.send("gateway", Tokenized(submit.request, ids))',
     ),
     Fault("a-request-sent-again-is-not-said-again", f"{SCHEDULER}.on_enqueue", "self.resend(known, message)"),

@@ -43,6 +43,7 @@ from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, Limits
 from slipstream.protocol.messages import Capacity, Completed, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.actor import Send
 from tiny_models import make_config
 from torch import Tensor
 from transformers import (
@@ -504,7 +505,7 @@ class Rig:
         self.wanted: dict[int, int | None] = {}
         self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
 
-    def carry(self, sends: list[tuple[str | bytes, object]]) -> None:
+    def carry(self, sends: list[Send]) -> None:
         for to, message in sends:
             if to == "executor":
                 self.carry(self.executor.receive("scheduler", message, 0.0))

@@ -28,6 +28,7 @@ from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.actor import Send
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
 from workers import ThreeWorkers
@@ -85,7 +86,7 @@ class Rig:
         self.tokens: dict[int, list[int]] = {}
         self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
 
-    def carry(self, sends: list[tuple[str | bytes, object]]) -> None:
+    def carry(self, sends: list[Send]) -> None:
         for to, message in sends:
             if to == "executor":
                 self.carry(self.executor.receive("scheduler", message, 0.0))
