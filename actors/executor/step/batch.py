@@ -121,7 +121,7 @@ class RunningBatch:
         """As ``Step.prompt_columns``."""
         self.prompt_len = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
-        """Position from which the slot may stop."""
+        """Position from which the slot may stop; 0: from any."""
 
     def clear(self) -> None:
         """Forget everything: a new scheduler plans from nothing."""
@@ -162,7 +162,8 @@ class RunningBatch:
         self.truncated[slot] = sampled and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
         self.candidates[slot] = power_of_two(join.top_k, MIN_CANDIDATES) if sampled and join.top_k else 0
         self.nucleus[slot] = sampled and join.top_k == 0 and join.top_p < 1
-        self.stops_from[slot] = join.prompt_len + join.min_tokens - 1
+        # Without min-tokens no position is too early, a chunk's first one least of all.
+        self.stops_from[slot] = join.prompt_len + join.min_tokens - 1 if join.min_tokens else 0
         self.penalised[slot] = (
             join.repetition_penalty != 1.0 or join.presence_penalty != 0.0 or join.frequency_penalty != 0.0
         )

@@ -154,3 +154,15 @@ def test_joins_say_what_the_request_asked_for() -> None:
         "presence_penalty": -0.5,
         "frequency_penalty": 2.0,
     }
+
+
+def test_only_a_least_length_bars_stop_tokens() -> None:
+    """A step in which a prompt ends asks for no more than any other, and so has its graph from the start on."""
+    batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK)
+    staging = np.zeros(batch.input_capacity, np.int32)
+    kinds = [batch.stage(Plan(0, joins=[join(0, [1] * 9)], chunks=pairs((0, 9))), staging).kind]
+    kinds.append(
+        batch.stage(Plan(1, joins=[join(1, [1] * 9, min_tokens=2)], chunks=pairs((1, 9))), staging).kind
+    )
+    kinds += [batch.stage(Plan(number), staging).kind for number in (2, 3)]
+    assert [kind.min_tokens for kind in kinds] == [False, True, True, False]

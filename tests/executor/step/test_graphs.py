@@ -140,7 +140,7 @@ def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: Model
         staging = np.zeros(batch.input_capacity, np.int32)
         step = batch.stage(Plan(0, chunks=np.array(chunks, np.int32).tobytes()), staging)
         assert step.layout.forward_key in made.missing
-        assert SamplingKey(step.layout.samples, SamplingKind()) in made.missing or not step.samples
+        assert SamplingKey(step.layout.samples, step.kind) in made.missing or not step.samples
 
 
 def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program: ModelProgram) -> None:
