@@ -23,8 +23,12 @@ class Buckets:
     seq_slots: int
 
     def mixed_rows(self, tokens: int) -> int:
-        """Rows, and rows of logits, that a step of ``tokens`` tokens can have: a row has a token at least."""
-        return min(tokens, self.seq_slots)
+        """Rows, and rows of logits, of a step with ``tokens`` tokens.
+
+        A row has at least one, so that there can be no more; padded like the rows that sample, each of which has
+        its logits among these.
+        """
+        return padded(min(tokens, self.seq_slots), self.decode)
 
 
 def buckets_of(max_num_seqs: int, max_batched_tokens: int, max_model_len: int) -> Buckets:
