@@ -105,8 +105,9 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
         graphed.capture_all()
         facts["graphs"] = f"{graphs.count} in {graphs.seconds:.1f} s, {graphs.bytes / 2**20:.0f} MiB"
     context.phase("warm up")
+    run = program.run if mode == "off" else graphed.run
     with torch.cuda.stream(device.compute.stream), torch.inference_mode():
-        steps = warm_up(program, graphed.run, buckets, length, torch.cuda.synchronize)
+        steps = warm_up(program, run, buckets, length, torch.cuda.synchronize)
     if mode == "off":
         return assemble(context, options, device, program, blocks, facts, steps, buckets)
     return assemble(context, options, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)

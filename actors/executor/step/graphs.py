@@ -112,7 +112,8 @@ class GraphedProgram:
             graph.replay()
         else:
             self.want(layout.forward_key)
-            self.logits[: layout.logits].copy_(program.forward(self.inputs, layout, step.max_kv_len))
+            # Under a graph's bound, so that it meets no kernel that was not compiled for one.
+            self.logits[: layout.logits].copy_(program.forward(self.inputs, layout, self.max_model_len))
         program.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:

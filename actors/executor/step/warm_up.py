@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ def warm_up(
         inputs = torch.zeros(layout.input_size, dtype=torch.int32, device=device)
         outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
         null_inputs(inputs, layout, null_slot, max_model_len)
+        if not timed:  # kernels that are the same for all sizes: those that draw, and attention to few keys
+            run(inputs, outputs, replace(step, kind=SamplingKind(greedy=False), max_kv_len=1))
         times: list[int] = []
         for _ in range(TIMES):
             synchronize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.warm_up import warm_up
 from tiny_models import make_config
@@ -41,3 +42,17 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     for layer, old in zip((*program.cache.keys, *program.cache.values), cache, strict=True):
         assert torch.equal(layer[1:], old[1:])
     assert torch.equal(program.block_tokens[BLOCK:], torch.zeros_like(program.block_tokens[BLOCK:]))
+
+
+@torch.inference_mode()
+def test_it_draws_and_attends_to_few_keys_and_to_many() -> None:
+    """Each is a kernel of its own, which nobody shall wait for when streams run."""
+    program = make_program(256, "torch")
+    met: set[tuple[bool, int]] = set()
+
+    def run(inputs: torch.Tensor, outputs: torch.Tensor, step: Step) -> None:
+        met.add((step.kind.greedy, step.max_kv_len))
+        program.run(inputs, outputs, step)
+
+    warm_up(program, run, buckets_of(SLOTS, BUDGET, 256), 256, lambda: None)
+    assert met == {(False, 1), (True, 256)}
