@@ -7,7 +7,7 @@ sizes that it depends on.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -89,11 +89,6 @@ class StepLayout:
     def graph_input_size(self) -> int:
         """int32 of the part of them that graphs read."""
         return self.places[GRAPH_INPUTS[-1].name][0].stop
-
-    @cached_property
-    def changes(self) -> bool:
-        """Whether there is anything to do outside of graphs, before the forward pass."""
-        return bool(self.joins or self.biases or self.blocks or self.copies)
 
     @cached_property
     def forward_key(self) -> ForwardKey:
@@ -238,7 +233,3 @@ class Step:
             view(outputs, "prompt_logprob_tokens"),
             view(outputs, "prompt_logprobs"),
         )
-
-    def advanced(self, max_kv_len: int) -> Step:
-        """The same step, one token further."""
-        return replace(self, max_kv_len=max_kv_len)
