@@ -15,7 +15,7 @@ from .sampling.masks import Masks
 from .step.batch import RunningBatch
 
 IDLE_S = 0.1
-"""Pause after which the executor counts as idle."""
+"""Pause after which the executor counts as idle: between the requests of one client there is less."""
 
 
 class Executor(Actor):
@@ -52,7 +52,7 @@ class Executor(Actor):
         self.facts = facts
         self.completions_fd = pipeline.device.completions_fd
         self.scheduler_is_new = False
-        """A new scheduler waits until what the old one started is over."""
+        """There is a new scheduler, and what the old one started is not over yet."""
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
 
     @property
@@ -124,7 +124,7 @@ class Executor(Actor):
             self.welcome_scheduler()
 
     def welcome_scheduler(self) -> None:
-        """Tell a new scheduler the capacity, once nothing of an old one is under way."""
+        """Send a new scheduler the capacity, once nothing of an old one is under way."""
         if self.scheduler_is_new and self.pipeline.idle:
             self.scheduler_is_new = False
             self.batch.clear()

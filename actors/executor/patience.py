@@ -1,7 +1,7 @@
-"""How long a step may take before its device counts as hung, by what the steps until now took.
+"""How long a step may take before its device counts as hung, learned from what earlier steps took.
 
-Where nobody knows how fast the device is, as on a CPU, the limit has to be far above what the slowest one takes
-with the largest step. The steps that run are the better measure.
+Where nobody knows how fast the device is, as on a CPU, a fixed limit has to be far above what the slowest one takes
+with the largest step. Measured steps allow a closer one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ LEAST_S = 10.0
 """Not less, however fast the steps are: other work on the machine holds them up for seconds."""
 
 MARGIN = 10.0
-"""Attention to a long context, or a machine that is shared, makes a step longer than expected, by up to this factor."""
+"""By this factor attention to a long context, or a shared machine, may make a step longer than expected."""
 
 
 class Patience:
@@ -24,7 +24,7 @@ class Patience:
         """Tokens of the largest step until now, from which larger ones are expected."""
 
     def learn(self, tokens: int, seconds: float) -> None:
-        """Learn that a step of ``tokens`` tokens took ``seconds``."""
+        """A step of ``tokens`` tokens took ``seconds``."""
         if tokens < self.measured:
             return
         self.measured = tokens

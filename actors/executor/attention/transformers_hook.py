@@ -32,11 +32,11 @@ def transformers_attention(
 ) -> tuple[Tensor, None]:
     """What every attention module of transformers calls: ``query`` [1, Hq, T, D] to [1, T, Hq, Dv].
 
-    ``paged`` and ``backend`` are keyword arguments of the model's forward, which transformers hands down.
+    ``paged`` and ``backend`` are keyword arguments of the model's forward, which transformers passes down.
     ModelNotSupported when the module asks for what no backend does.
     """
     if backend is None:
-        raise ModelNotSupported(f"{type(module).__name__} is not handed the keyword arguments of the model")
+        raise ModelNotSupported(f"{type(module).__name__} is not given the keyword arguments of the model")
     bias = attention_mask if attention_mask is not None else kwargs.get("position_bias")
     if bias is not None:
         raise ModelNotSupported(f"{type(module).__name__} adds its own mask or bias to the attention scores")

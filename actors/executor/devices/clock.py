@@ -13,10 +13,10 @@ from typing import Any, Protocol
 MOVE_EVERY_NS = 1_000_000_000
 
 STALE_NS = 10 * MOVE_EVERY_NS
-"""After so long without a move, as after a night without work, the clock is set anew."""
+"""After this long without a move, as after a night without work, the clock is set anew."""
 
 UNCERTAIN_NS = 200_000
-"""A reading that took longer is none."""
+"""A reading that took longer is not used."""
 
 HORIZON_NS = 4 * MOVE_EVERY_NS
 """Within this time what the clocks differ by is made up for."""
@@ -57,10 +57,10 @@ class DeviceClock:
         if host_ns - self.anchor[1] > STALE_NS:
             self.anchor = (origin, host_ns, self.drift)
             return
-        told_ns = self.time_ns(origin)
-        behind = (host_ns - told_ns) / HORIZON_NS
+        expected_ns = self.time_ns(origin)
+        behind = (host_ns - expected_ns) / HORIZON_NS
         self.drift = bounded(self.drift + behind / 16)
-        self.anchor = (origin, told_ns, bounded(self.drift + behind))
+        self.anchor = (origin, expected_ns, bounded(self.drift + behind))
 
 
 def bounded(rate: float) -> float:

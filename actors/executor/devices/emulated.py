@@ -75,8 +75,8 @@ class EmulatedStream:
 class EmulatedDevice:
     """Three streams on a virtual timeline.
 
-    ``clock_ns`` is the host's monotonic clock, or a simulator's. With ``realtime`` a thread tells the
-    host when an event has passed; without, a simulator reads from the events when they pass.
+    ``clock_ns`` is the host's monotonic clock, or a simulator's. With ``realtime`` a thread wakes
+    the host when an event has passed; without it, a simulator reads from the events when they pass.
     """
 
     name = "emulated"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class DeviceKind:
     step_hangs_s: float
-    """A step without an end for so long hangs; a long prompt, or the first capture of a graph, does not."""
+    """A step that takes this long counts as hung; a long prompt, or a kernel that is compiled first, takes less."""
     max_batched_tokens: int
     """Most tokens of a step when none are stated: it computes for longer than it reads the weights. More gain little
     and make everyone wait, as ``examples/prefill_simulation.py`` shows; a CPU takes longer for each."""

@@ -136,7 +136,7 @@ class Plan:
     norm: Norm
 
     def checked_layers(self) -> int:
-        """How many of the first layers it takes to have one of each kind."""
+        """How many layers, from the first on, it takes to have one of every kind."""
         kinds = [layer.kind() for layer in self.layers]
         return 1 + max(kinds.index(kind) for kind in kinds)
 

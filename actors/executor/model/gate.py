@@ -1,7 +1,7 @@
 """Which models are served, and why others are not.
 
 Several families of transformers run over a paged cache without any error and produce wrong text: their
-layers carry a state that is not keys and values, or attend in a way that a backend is not told of. So a
+layers carry a state that is not keys and values, or attend in a way that a backend does not know of. So a
 model must pass three tests, each of which gives its reason:
 
 1. `check_config`: the properties of its configuration and class, before any weight is read;
@@ -19,7 +19,7 @@ from ..cache.layout import KVLayout, record_attention
 SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 OTHER_LAYER_TYPES = {
-    "chunked_attention": "attend within fixed chunks of the context, which the attention is not told of",
+    "chunked_attention": "attend within fixed chunks of the context, which the attention does not know of",
     "linear_attention": "keep a recurrent state",
     "conv": "keep the state of a convolution",
     "hybrid": "keep a recurrent state beside keys and values",

@@ -36,8 +36,8 @@ jit: Any = triton.jit
 @jit
 def _logits(row, place, V: tl.constexpr):
     """Float32; what is no number is impossible, as is what lies beyond the vocabulary."""
-    states = tl.load(row + place, mask=place < V, other=NEVER).to(tl.float32)
-    return tl.where(states == states, states, NEVER)
+    logit = tl.load(row + place, mask=place < V, other=NEVER).to(tl.float32)
+    return tl.where(logit == logit, logit, NEVER)
 
 
 @jit
@@ -45,8 +45,8 @@ def _best_of_part_kernel(logits, values, places, stride, parts, V: tl.constexpr,
     """The greatest logit of each part of each row, and where it is first."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = part * PART + tl.arange(0, PART)
-    states = _logits(logits + row * stride, place, V)
-    value, first = tl.max(states, 0, return_indices=True)
+    logit = _logits(logits + row * stride, place, V)
+    value, first = tl.max(logit, 0, return_indices=True)
     tl.store(values + row * parts + part, value)
     tl.store(places + row * parts + part, tl.minimum(part * PART + first, V - 1))
 
@@ -69,7 +69,7 @@ def _best_kernel(values, places, out, parts, PARTS: tl.constexpr):
 
 
 @jit
-def _mixed(z):
+def _mix(z):
     z = (z ^ (z >> 30)) * tl.full((), MIX_1, tl.uint64)
     z = (z ^ (z >> 27)) * tl.full((), MIX_2, tl.uint64)
     return z ^ (z >> 31)
@@ -95,8 +95,8 @@ def _weights_kernel(
     best, _ = _best(values, places, row, parts, PARTS)
     temperature = tl.load(temperatures + row * request_stride)
     place = part * PART + tl.arange(0, PART)
-    states = _logits(logits + row * stride, place, V)
-    weights = tl.exp((states - best) / tl.where(temperature == 0.0, 1.0, temperature))
+    logit = _logits(logits + row * stride, place, V)
+    weights = tl.exp((logit - best) / tl.where(temperature == 0.0, 1.0, temperature))
     found = tl.sum(tl.reshape(weights.to(tl.float64), (PART // BLOCK, BLOCK)), 1)
     block = part * (PART // BLOCK) + tl.arange(0, PART // BLOCK)
     tl.store(sums + row * blocks + block, found, mask=block < blocks)
@@ -133,7 +133,7 @@ def _draw_kernel(
     high = tl.load(high_seeds + request).to(tl.uint32, bitcast=True).to(tl.uint64)
     low = tl.load(low_seeds + request).to(tl.uint32, bitcast=True).to(tl.uint64)
     index = (tl.load(positions + row) - tl.load(prompt_lens + request) + 1).to(tl.uint64)
-    drawn = _mixed(_mixed((high << 32) | low) + index * tl.full((), GOLDEN, tl.uint64))
+    drawn = _mix(_mix((high << 32) | low) + index * tl.full((), GOLDEN, tl.uint64))
     uniform = (drawn >> 11).to(tl.int64).to(tl.float64) * 1.1102230246251565e-16  # 2**-53
 
     block = tl.arange(0, BLOCKS)
@@ -144,8 +144,8 @@ def _draw_kernel(
     wanted -= tl.max(tl.where(block < chosen, ends, 0.0), 0)
 
     place = chosen * BLOCK + tl.arange(0, BLOCK)
-    states = _logits(logits + row * stride, place, V)
-    weights = tl.exp((states - best) / tl.where(temperature == 0.0, 1.0, temperature))
+    logit = _logits(logits + row * stride, place, V)
+    weights = tl.exp((logit - best) / tl.where(temperature == 0.0, 1.0, temperature))
     ends = tl.cumsum(weights.to(tl.float64), 0)
     wanted = tl.minimum(wanted, tl.max(ends, 0) * BELOW_ONE)
     inside = tl.minimum(tl.sum((ends <= wanted).to(tl.int32), 0), BLOCK - 1)

@@ -25,7 +25,7 @@ COMPILED_GRAMMARS = 32
 """How many grammars are kept compiled, for requests that ask for one of them again."""
 
 PARALLEL_ROWS = 8
-"""From this number of rows on the library's threads share the work; for fewer, waking them costs more."""
+"""From this many rows on the library's threads share the work; for fewer it is not worth waking them."""
 
 
 class Follower:
@@ -52,13 +52,13 @@ class Follower:
 
 
 @dataclass(slots=True)
-class Step:
-    """A step that is not over."""
+class ConstrainedRows:
+    """The rows of a step that is not over, as far as they have a grammar."""
 
     rows: list[tuple[int, Follower]]
-    """Its sampling rows that have a grammar, and the grammar."""
+    """Sampling row, and its grammar."""
     ends: list[tuple[int, GrammarEnd]] = field(default_factory=list)
-    """The rows of them that get no token."""
+    """Those of them that get no token."""
 
 
 class Masks:
@@ -71,7 +71,7 @@ class Masks:
         self.compiler = compiler
         self.followers: dict[int, Follower] = {}
         """By sequence slot."""
-        self.steps: deque[Step] = deque()
+        self.steps: deque[ConstrainedRows] = deque()
         """Oldest first."""
         self.news: list[tuple[Follower, int]] = []
         """Tokens that have come and were not followed yet."""
@@ -92,7 +92,7 @@ class Masks:
             if join.grammar is not None:
                 assert self.compiler is not None
                 self.followers[join.slot] = self.follower(join, join.grammar, self.compiler)
-        self.steps.append(Step([(row, self.followers[slot]) for row, slot in rows]))
+        self.steps.append(ConstrainedRows([(row, self.followers[slot]) for row, slot in rows]))
 
     def follower(self, join: Join, grammar: Grammar, compiler: GrammarCompiler) -> Follower:
         """The grammar of a sequence that joins, after what of the answer is there already."""

@@ -2,8 +2,12 @@
 
 Randomness is counter based: the number for a token is a function of (request seed, token index) and of
 nothing else. A request therefore draws the same numbers whatever else is in the batch, at any depth of
-the pipeline, and again after a restart. What a row does not ask for leaves its logits as they are, bit
-for bit, so that a neighbour that asks for it changes nothing either.
+the pipeline, and again after a restart. What a row does not ask for leaves its logits as they are, bit for bit.
+
+On a CPU a neighbour's wishes therefore change nothing. On a GPU a step whose rows ask for no more than a
+temperature is sampled by Triton kernels (`kernels.py`); their exponentials differ in the last bits from those of
+torch, by which all rows are sampled beside one that asks for more. Another token follows only if the draw falls
+between the two.
 
 A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency
 and presence, the grammar's mask, temperature, top-k, top-p, min-p, the draw. The order is that of transformers' logits
@@ -351,12 +355,12 @@ def uniform(seed: Tensor, index: Tensor) -> Tensor:
 
     int64 arithmetic wraps as the algorithm's unsigned does; a right shift has to lose the sign.
     """
-    z = mixed(seed) + GOLDEN * (index + 1)
-    z = mixed(z)
+    z = mix(seed) + GOLDEN * (index + 1)
+    z = mix(z)
     return ((z >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def mixed(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX_1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX_2
     return z ^ ((z >> 31) & ((1 << 33) - 1))

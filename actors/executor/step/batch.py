@@ -96,8 +96,8 @@ class RunningBatch:
         )
         self.input_capacity = largest.input_size
         """int32 that the inputs of the largest step can need."""
-        columns = 1 + 2 * (1 + MAX_LOGPROBS)
-        self.output_capacity = seq_slots * columns + SCORED_TOKENS * (columns - 1)
+        logprobs = 2 * (1 + MAX_LOGPROBS)  # of one token: ids and values
+        self.output_capacity = seq_slots * (1 + logprobs) + SCORED_TOKENS * logprobs
         """The same of its outputs."""
         self.mask_capacity = seq_slots * mask_words
         """The same of its masks."""
@@ -231,7 +231,7 @@ class RunningBatch:
     # --- describe ---------------------------------------------------------------------------------
 
     def describe(self, plan: Plan, rows: Rows) -> Step:
-        """The step as the device needs to know it."""
+        """The step as the host describes it to the device."""
         step = Step(
             layout=layout_of(
                 seq_slots=self.seq_slots,

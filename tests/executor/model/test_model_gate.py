@@ -79,7 +79,7 @@ def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "reason"),
-    [("bert", "attend to later tokens"), ("doge", "its own mask"), ("nemotron", "not handed the keyword")],
+    [("bert", "attend to later tokens"), ("doge", "its own mask"), ("nemotron", "not given the keyword")],
 )
 def test_attention_that_asks_for_more(family: str, reason: str) -> None:
     with pytest.raises(ModelNotSupported, match=reason):
