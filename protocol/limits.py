@@ -65,7 +65,7 @@ MAX_PROMPT_LOGPROBS = 100_000
 """Most logprobs of one prompt: its tokens times ``1 + prompt_logprobs``."""
 
 SCORED_TOKENS = 256
-"""Most tokens of prompts that one step tells the logprobs of: their logits take as much memory as 256 rows."""
+"""Most tokens of prompts whose logprobs one step reports: their logits take as much memory as 256 rows."""
 
 MAX_GRAMMAR_BYTES = 32_768
 """Most bytes of UTF-8 in a ``json_schema`` as JSON text, a ``regex``, or all strings of a ``choice``."""

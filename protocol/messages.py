@@ -315,7 +315,7 @@ class Capacity(Internal):
     crashed: bool = False
     """The executor before this one ended by its own fault: what it was computing may have caused it."""
     steps: list[tuple[int, int]] = []
-    """What it tried before: tokens of prompts in a step, and the ns that the step took."""
+    """Of steps that it ran before it was ready, from small to large: tokens, and the ns that they took."""
     max_num_batched_tokens: int | None = None
     """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
 
