@@ -159,7 +159,7 @@ def assemble(
     buckets: Buckets | None = None,
     idle_work: Callable[[], bool] | None = None,
 ) -> Executor:
-    """``steps`` as ``Capacity.steps``; ``buckets`` and ``idle_work`` of a program with graphs."""
+    """``steps`` as ``Capacity.steps``; ``buckets`` where steps are padded, ``idle_work`` where graphs are captured."""
     slots, size = options.max_num_seqs, options.block_size
     tokens = max_batched_tokens(options, facts["device"])
     max_blocks = -(-options.max_model_len // size)

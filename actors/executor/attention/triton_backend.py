@@ -13,7 +13,7 @@ from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..cache.paged import PagedBatch
 from .triton_attend import attend_kernel, combine_kernel
 from .triton_common import pad
-from .triton_plan import MAX_PARTS, Plan, make_plan
+from .triton_plan import MAX_PARTS, AttentionPlan, make_plan
 from .triton_write import write
 
 MAX_HEAD_SIZE = 256
@@ -77,7 +77,7 @@ class TritonAttention:
             )
         self._batch: PagedBatch | None = None
         """The step under way."""
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[tuple[object, ...], AttentionPlan] = {}
         """Its plans: layers differ in windows and heads."""
 
     def __call__(

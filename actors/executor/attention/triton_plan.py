@@ -41,7 +41,7 @@ ITEMS_AT_ONCE = tl.constexpr(32)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AttentionPlan:
     """The items of one step's rows with one token, or of all its other rows. The sizes are the host's bounds."""
 
     items: Tensor
@@ -63,7 +63,7 @@ def make_plan(
     block_size: int,
     least: int,
     target: int,
-) -> Plan:
+) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
     A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and about ``least`` or more; ``target`` items, at
@@ -81,7 +81,7 @@ def make_plan(
     items = min(tiles + target, tiles * most_parts) if split else tiles
     splits = min(target // 2, tiles)
     device = batch.rows.device
-    plan = Plan(
+    plan = AttentionPlan(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
         splits=torch.empty(splits, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
         results=min(items, target),

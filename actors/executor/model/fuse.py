@@ -89,7 +89,7 @@ class Observed:
 
 
 @dataclass(slots=True)
-class LayerPlan:
+class LayerParts:
     """The parts of a layer of transformers, by what they do."""
 
     index: int
@@ -127,10 +127,10 @@ class LayerPlan:
 
 
 @dataclass(slots=True)
-class Plan:
+class DecoderParts:
     """The parts of a decoder of transformers, by what they do."""
 
-    layers: list[LayerPlan]
+    layers: list[LayerParts]
     embedding_scale: float
     residual_scale: float
     norm: Norm
@@ -151,12 +151,12 @@ def fuse(model: PagedModel, operations: Operations | None = None) -> None:
         if not isinstance(decoder, nn.Module) or decoder is transformer:
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
         with torch.inference_mode():
-            plan = understand(decoder, observe(decoder))
-            check(transformer, plan, operations)
+            parts = understand(decoder, observe(decoder))
+            check(transformer, parts, operations)
     except Unfit as reason:
         model.kept_because = str(reason)
         return
-    setattr(transformer, prefix, assemble(decoder, plan, operations))
+    setattr(transformer, prefix, assemble(decoder, parts, operations))
     model.kept_because = ""
 
 
@@ -214,7 +214,7 @@ def observe(decoder: Any) -> Observed:
     return observed
 
 
-def understand(decoder: Any, observed: Observed) -> Plan:
+def understand(decoder: Any, observed: Observed) -> DecoderParts:
     """What each part of ``decoder`` does; Unfit where one does what is not known here."""
     parts = dict(decoder.named_children())
     unknown = parts.keys() - {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -228,7 +228,7 @@ def understand(decoder: Any, observed: Observed) -> Plan:
     if len(scales) > 1:
         raise Unfit("its layers differ in how they scale what they add")
     scale = embedding_scale(parts["embed_tokens"], observed)
-    return Plan(layers, scale, scales.pop(), norm_of(parts["norm"]))
+    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"]))
 
 
 def embedding_scale(embed: nn.Module, observed: Observed) -> float:
@@ -269,10 +269,10 @@ ORDERS = {
         "post_feedforward_layernorm",
     ): (0, 1, 2, 3),
 }
-"""The names of the norms of a layer, and where each stands in ``LayerPlan.norms``."""
+"""The names of the norms of a layer, and where each stands in ``LayerParts.norms``."""
 
 
-def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary]) -> LayerPlan:
+def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary]) -> LayerParts:
     parts = {
         name: part for name, part in layer.named_children() if not isinstance(part, (nn.Dropout, nn.Identity))
     }
@@ -306,7 +306,7 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
         or sum(one.out_features for one in projections) != heads * call.head_dim
     ):
         raise Unfit("its queries, keys and values differ in size")
-    found = LayerPlan(
+    found = LayerParts(
         index=index,
         call=call,
         rotary=rotary,
@@ -406,9 +406,9 @@ class Stub(nn.Module):
         return (states, None) if self.returns_tuple else states
 
 
-def check(transformer: PreTrainedModel, plan: Plan, operations: Operations) -> None:
+def check(transformer: PreTrainedModel, parts: DecoderParts, operations: Operations) -> None:
     """Compare a copy in float32, of as many layers as have all kinds, with what it becomes; Unfit if they differ."""
-    reference = first_layers(getattr(transformer, transformer.base_model_prefix), plan)
+    reference = first_layers(getattr(transformer, transformer.base_model_prefix), parts)
     observed = observe(reference)
     expected = states_of(transformer, reference, observed)
     replaced = assemble(reference, understand(reference, observed), operations)
@@ -438,12 +438,12 @@ def states_of(transformer: PreTrainedModel, decoder: nn.Module, backend: Observe
     ).logits
 
 
-def first_layers(decoder: Any, plan: Plan) -> Any:
+def first_layers(decoder: Any, parts: DecoderParts) -> Any:
     """A copy in float32 with as many of the layers as have all kinds, and few rows of the embedding."""
-    count = plan.checked_layers()
+    count = parts.checked_layers()
     weight = decoder.embed_tokens.weight
     memo: dict[int, Any] = {id(weight): nn.Parameter(weight[:CHECKED_TOKENS].clone(), requires_grad=False)}
-    for layer in plan.layers[:count]:
+    for layer in parts.layers[:count]:
         if layer.kept is not None:
             memo[id(layer.kept)] = Stub(layer.returns_tuple)
     memo[id(decoder.layers)] = nn.ModuleList(copy.deepcopy(list(decoder.layers[:count]), memo))
@@ -456,42 +456,42 @@ def first_layers(decoder: Any, plan: Plan) -> Any:
 # --- the replacement --------------------------------------------------------------------------------
 
 
-def assemble(decoder: Any, plan: Plan, operations: Operations) -> Decoder:
-    """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``plan`` are used up."""
+def assemble(decoder: Any, parts: DecoderParts, operations: Operations) -> Decoder:
+    """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``parts`` are used up."""
     layers: list[Layer] = []
-    while plan.layers:
-        layers.append(assemble_layer(plan.layers.pop(0), operations))
+    while parts.layers:
+        layers.append(assemble_layer(parts.layers.pop(0), operations))
         decoder.layers[len(layers) - 1] = nn.Identity()
         if decoder.device.type == "cuda":
             torch.cuda.empty_cache()  # what is free would not fit the larger weights that come next
     return Decoder(
-        decoder.embed_tokens, plan.embedding_scale, layers, plan.residual_scale, plan.norm, operations
+        decoder.embed_tokens, parts.embedding_scale, layers, parts.residual_scale, parts.norm, operations
     )
 
 
-def assemble_layer(plan: LayerPlan, operations: Operations) -> Layer:
-    call = plan.call
+def assemble_layer(parts: LayerParts, operations: Operations) -> Layer:
+    call = parts.call
     attention = Attention(
-        joined(plan.projections),
-        plan.output,
-        layer_idx=plan.index,
+        joined(parts.projections),
+        parts.output,
+        layer_idx=parts.index,
         query_heads=call.query_heads,
         kv_heads=call.kv_heads,
-        q_norm=plan.q_norm,
-        k_norm=plan.k_norm,
-        rotary=plan.rotary,
+        q_norm=parts.q_norm,
+        k_norm=parts.k_norm,
+        rotary=parts.rotary,
         scaling=call.scale,
         sliding_window=call.sliding_window,
         softcap=call.softcap,
         sinks=call.sinks,
         operations=operations,
     )
-    if plan.down is None:
-        assert plan.kept is not None
-        mlp = Kept(plan.kept)
+    if parts.down is None:
+        assert parts.kept is not None
+        mlp = Kept(parts.kept)
     else:
-        mlp = FeedForward(joined(plan.gate_up), plan.down, plan.activation, operations)
-    return Layer(attention, mlp, *plan.norms)
+        mlp = FeedForward(joined(parts.gate_up), parts.down, parts.activation, operations)
+    return Layer(attention, mlp, *parts.norms)
 
 
 def joined(layers: list[nn.Linear]) -> nn.Linear:
