@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..cache.paged import PagedBatch
 
-GATHER_BYTES, GATHER_BYTES_ELSEWHERE = {"cpu": 2 << 20}, 256 << 20
+GATHER_BYTES = 256 << 20
 """Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.
-The memory that this takes must not grow with batch times context, and on a CPU the copies should still lie
-in its cache when they are attended to."""
+The memory that this takes must not grow with batch times context."""
+
+CPU_GATHER_BYTES = 2 << 20
+"""The same on a CPU, in whose own cache the copies should still lie when they are attended to."""
 
 SCORE_BYTES = 64 << 20
-"""The same for attention scores, where they are held as a whole."""
+"""As GATHER_BYTES, for attention scores, where they are held as a whole."""
 
 
 class TorchAttention:
@@ -193,7 +195,8 @@ def _attend_gathered(
 ) -> None:
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
     row_bytes = table.shape[1] * (keys[0].nbytes + values[0].nbytes)
-    turn = max(1, GATHER_BYTES.get(keys.device.type, GATHER_BYTES_ELSEWHERE) // row_bytes)
+    at_a_time = CPU_GATHER_BYTES if keys.device.type == "cpu" else GATHER_BYTES
+    turn = max(1, at_a_time // row_bytes)
     for start in range(0, len(table), turn):
         rows = slice(start, start + turn)
         key, value = (_gather(pool, table[rows])[:, : bias.shape[3]] for pool in (keys, values))

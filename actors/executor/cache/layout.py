@@ -55,7 +55,6 @@ class CallRecorder:
     """An attention backend that computes nothing and notes who calls it with which shapes."""
 
     name = "recorder"
-    capturable = True
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, LayerLayout]] = []

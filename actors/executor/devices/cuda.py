@@ -90,7 +90,7 @@ class CudaDevice:
                 if self.clock.is_due(time.monotonic_ns()):
                     self.clock.move(*self.read_clock())
                 os.eventfd_write(self.completions_fd, 1)
-        except RuntimeError as error:  # what CUDA reports late, it reports to the thread that waits
+        except RuntimeError as error:  # of work queued earlier: CUDA reports it where someone waits
             self.failure = error
             os.eventfd_write(self.completions_fd, 1)
 
@@ -102,9 +102,8 @@ class CudaDevice:
 
     def buffer(self, count: int) -> torch.Tensor:
         buffer = torch.zeros(count, dtype=torch.int32, device=self.device)
-        torch.cuda.synchronize(
-            self.device
-        )  # the zeros come on the default stream, which nothing orders with ours
+        # The zeros come on the default stream, which nothing orders with ours.
+        torch.cuda.synchronize(self.device)
         return buffer
 
     def array(self, staging: Buffer) -> np.ndarray:

@@ -16,7 +16,7 @@ Buffer = Any
 
 
 class Event(Protocol):
-    """A point on a stream. Recording it again moves it; who waits, waits for the latest record."""
+    """A point on a stream. Recording it again moves it; a wait is for the latest record."""
 
     def query(self) -> bool:
         """Whether the stream has passed the point; never blocks."""

@@ -1,4 +1,4 @@
-"""A causal language model of transformers, run as it is over the paged cache."""
+"""A causal language model of transformers over the paged cache; its decoder may be one that `fuse` has made of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ UNBOUNDED_LENGTH = 1 << 20
 class PagedModel:
     """A model whose every forward pass reads and writes the paged cache.
 
-    ``transformer`` is the model of transformers, whose attention is `transformers_hook.transformers_attention`.
+    ``transformer`` is the model of transformers. Its attention is `transformers_hook.transformers_attention`, or,
+    in a decoder that `fuse` has made, the backend itself.
     """
 
     def __init__(self, transformer: PreTrainedModel, backend: AttentionBackend) -> None:

@@ -37,7 +37,7 @@ DRAW_BLOCK = 256
 
 
 class Sampler:
-    """What of a sampling is too large for a record: logit biases, and what each sequence has said.
+    """What sampling keeps of each slot beside its record of ``fields.JOIN``: logit biases, and counts of tokens.
 
     All tensors, first dimension ``slots``.
     """

@@ -141,7 +141,7 @@ def test_memory_limits_split_the_work_and_change_nothing(monkeypatch: pytest.Mon
         options = dict(sliding_window=None, softcap=1.5 if seed % 2 else None)
         whole = attend(case, **options)
         with monkeypatch.context() as small:
-            small.setitem(torch_backend.GATHER_BYTES, "cpu", 1)
+            small.setattr(torch_backend, "CPU_GATHER_BYTES", 1)
             small.setattr(torch_backend, "SCORE_BYTES", 1)
             torch.testing.assert_close(attend(case, **options), whole, rtol=1e-5, atol=1e-5)
 
