@@ -236,7 +236,7 @@ def free_memory(where: Any, utilization: float, torch: Any) -> int:
     if where.type != "cuda":
         return CPU_CACHE_BYTES
     free, total = torch.cuda.mem_get_info(where)
-    return int(free - (1.0 - utilization) * total)
+    return max(0, int(free - (1.0 - utilization) * total))
 
 
 def no_room(memory: int, per_block: int) -> SlipstreamError:
