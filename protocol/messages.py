@@ -425,6 +425,8 @@ class Finished(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     stop_reason: str | int | None = None
     message: str = ""
+    param: str | None = None
+    """As in ``Error``."""
 
 
 class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True):

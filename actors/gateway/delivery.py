@@ -22,8 +22,8 @@ class News:
     """By connection, all that is its own."""
     strangers: set[int] = field(default_factory=set)
     """Numbers of no open request: their Cancel was lost with the actor that carried it."""
-    failed: list[tuple[Answer, str, str]] = field(default_factory=list)
-    """Answers that end with an error: its code and message."""
+    failed: list[tuple[Answer, Finished]] = field(default_factory=list)
+    """Answers that end with an error."""
     begun: list[Answer] = field(default_factory=list)
     """Answers that got their first token."""
     finished: list[Request] = field(default_factory=list)
@@ -109,7 +109,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
         return
     request = answer.request
     if finished.reason not in ENDS:
-        news.failed.append((answer, finished.reason, finished.message))
+        news.failed.append((answer, finished))
         return
     if not answer.opened:
         return

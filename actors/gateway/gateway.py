@@ -326,12 +326,12 @@ class Gateway(Actor):
             self.ledger.strangers |= news.strangers
         for connection, items in news.deltas.items():
             self.connections.send_deltas(connection, items, now)
-        for answer, code, text in news.failed:
+        for answer, end in news.failed:
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
-                if code == "quarantined":
-                    self.probation.remember(answer.request, text)
-                self.fail(answer.request, code, text)
+                if end.reason == "quarantined":
+                    self.probation.remember(answer.request, end.message)
+                self.fail(answer.request, end.reason, end.message, end.param)
         self.advance_probation()
 
     # --- time -------------------------------------------------------------------------------------

@@ -310,7 +310,9 @@ class Scheduler(Actor):
             return
         sequence = self.planner.holder(end.slot)
         if end.error:
-            self.finished.append(Finished(sequence.request, "invalid_request", None, end.error))
+            grammar = sequence.params.grammar
+            param = None if grammar is None else grammar.kind
+            self.finished.append(Finished(sequence.request, "invalid_request", None, end.error, param))
             self.end(sequence)
         else:
             self.finish(sequence, "stop")

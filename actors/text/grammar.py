@@ -41,6 +41,9 @@ library would look ahead without a limit: 0.4 s for ``(a{1000}){1000}``."""
 
 MAX_REASON_CHARS = 300
 
+NOTHING_FOLLOWS = "NoExtensionBias"
+"""The library's own word where no token may come and nothing is complete."""
+
 NO_END = "<|no end|>"
 """A token that stands for the end in the vocabulary of a model that has none; no mask of ours allows it."""
 
@@ -117,10 +120,16 @@ def literal(text: str) -> str:
 
 
 def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
+    """Why the grammar of a request is not taken."""
+    return InvalidRequest(f"{grammar.kind} cannot be followed: {said(reason)}")
+
+
+def said(reason: str) -> str:
     """What the library says, less where in its own notation of the grammar it says so."""
-    said = " ".join(reason.replace("<non-verbose/>", "").split()).partition(" 1 | %llguidance")[0]
-    said = re.sub(r"^at \d+\(\d+\): ", "", said)
-    return InvalidRequest(f"{grammar.kind} cannot be followed: {said[:MAX_REASON_CHARS]}")
+    text = " ".join(reason.replace("<non-verbose/>", "").split()).partition(" 1 | %llguidance")[0]
+    if text == NOTHING_FOLLOWS:
+        return "no text matches, as where a $ref leads only to itself"
+    return re.sub(r"^at \d+\(\d+\): ", "", text)[:MAX_REASON_CHARS]
 
 
 def load_compiler(folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarCompiler | str:

@@ -153,6 +153,7 @@ class World(Simulator):
         self.tokens: dict[tuple[bytes, str], list[int]] = {}
         self.texts: dict[tuple[bytes, str], str] = {}
         self.ends: dict[tuple[bytes, str], str] = {}
+        self.errors: dict[tuple[bytes, str], Error] = {}
         self.aborted: set[tuple[bytes, str]] = set()
         self.prompt_logprobs: dict[tuple[bytes, str], list[dict[str, float] | None]] = {}
         super().__init__(
@@ -189,6 +190,7 @@ class World(Simulator):
             key = (client, message.id)
             assert key not in self.ends, f"{key} ended twice"
             self.ends[key] = message.code
+            self.errors[key] = message
         if isinstance(message, Deltas):
             for delta in message.items:
                 key = (client, delta.id)

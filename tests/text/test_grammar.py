@@ -94,7 +94,7 @@ def submit(tokenizer: Tokenizer, request: int, **params: Any) -> list[Send]:
         ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json_schema": {"$ref": "#/$defs/nowhere"}}, "nowhere"),
         ({"json_schema": {"$ref": "http://example.com/schema"}}, "example.com"),
-        ({"json_schema": {"$ref": "#"}}, "json_schema"),
+        ({"json_schema": {"$ref": "#"}}, "json_schema cannot be followed: no text matches"),
         ({"json_schema": {"enum": []}}, "empty"),
         ({"json_schema": "[" * 500}, "json_schema"),
         ({"json_schema": '{"a":' * 500 + "1" + "}" * 500}, "recursion"),
@@ -102,6 +102,7 @@ def submit(tokenizer: Tokenizer, request: int, **params: Any) -> list[Send]:
         ({"regex": r"(a)\1"}, "backreferences"),
         ({"regex": "(?=a)b"}, "look-around"),
         ({"regex": ""}, "empty"),
+        ({"regex": r"[^\s\S]"}, "regex cannot be followed: no text matches"),
         ({"regex": "a{2,1}"}, "regex"),
     ],
 )
@@ -283,9 +284,24 @@ def test_a_grammar_that_explodes_while_it_is_followed_fails_its_own_request_alon
     world.ask(b"ann", "explodes", [5, 6], with_fault)
     world.run(world.over)
     assert world.ends.pop((b"ann", "explodes")) == "invalid_request"
+    error = world.errors[b"ann", "explodes"]
+    assert error.param == "regex"
+    assert error.message.startswith("regex cannot be followed to an end: ")
     del world.requests[b"ann", "explodes"]
     world.check()
     world.check_nothing_left()
+
+
+def test_a_part_of_a_schema_that_nothing_matches_is_named_when_the_answer_gets_there() -> None:
+    schema = {"type": "array", "items": {"$ref": "#/items"}, "minItems": 1}
+    world = World(1)
+    world.connect(b"ann")
+    world.ask(b"ann", "a", [5, 6], SamplingParams(max_tokens=50, seed=1, json_schema=schema))
+    world.run(world.over)
+    assert world.ends[b"ann", "a"] == "invalid_request"
+    error = world.errors[b"ann", "a"]
+    assert error.param == "json_schema"
+    assert error.message.startswith("json_schema cannot be followed to an end: no text matches")
 
 
 def test_received_tokens_that_are_not_of_the_grammar_fail_their_own_request_alone() -> None:

@@ -19,7 +19,7 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 from ....protocol.errors import InvalidRequest
 from ....protocol.messages import GrammarEnd, Join
 from ....protocol.sampling import Grammar
-from ...text.grammar import GrammarCompiler
+from ...text.grammar import GrammarCompiler, said
 
 COMPILED_GRAMMARS = 32
 """How many grammars are kept compiled, for requests that ask for one of them again."""
@@ -31,10 +31,14 @@ PARALLEL_ROWS = 8
 class Follower:
     """One sequence's grammar, and how far its tokens are in it."""
 
-    __slots__ = ("error", "matcher", "not_barred", "slot")
+    __slots__ = ("error", "kind", "matcher", "not_barred", "slot")
 
-    def __init__(self, slot: int, matcher: LLMatcher | None, not_barred: np.ndarray, error: str = "") -> None:
+    def __init__(
+        self, slot: int, kind: str, matcher: LLMatcher | None, not_barred: np.ndarray, error: str = ""
+    ) -> None:
         self.slot = slot
+        self.kind = kind
+        """The parameter that the grammar is."""
         self.matcher = matcher
         """None: there was an error."""
         self.not_barred = not_barred
@@ -47,8 +51,7 @@ class Follower:
 
     def fail(self, error: str) -> None:
         self.matcher = None
-        said = " ".join(error.replace("<non-verbose/>", "").split())
-        self.error = f"the answer cannot go on by its grammar: {said}"
+        self.error = f"{self.kind} cannot be followed to an end: {said(error)}"
 
 
 @dataclass(slots=True)
@@ -99,9 +102,9 @@ class Masks:
         bits = compiler.barred(np.frombuffer(join.stop_tokens, np.int32).tolist())
         not_barred = ~np.frombuffer(bits.to_bytes(4 * compiler.library_words, "little"), np.int32)
         try:
-            follower = Follower(join.slot, self.matcher(grammar, compiler), not_barred)
+            follower = Follower(join.slot, grammar.kind, self.matcher(grammar, compiler), not_barred)
         except InvalidRequest as error:  # the tokenizer let it through
-            return Follower(join.slot, None, not_barred, str(error))
+            return Follower(join.slot, grammar.kind, None, not_barred, str(error))
         known = np.frombuffer(join.tokens, np.int32)[join.prompt_len :].tolist()
         if known:
             follower.feed(known)

@@ -403,7 +403,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             [
                 Finished(8, "stop", 2),
                 Finished(9, "length"),
-                Finished(10, "invalid_request", None, "too long"),
+                Finished(10, "invalid_request", None, "regex cannot be followed", "regex"),
             ],
             {"steps": 60.0},
             int32(392, 7, 2, 0),
