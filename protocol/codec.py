@@ -199,14 +199,24 @@ def request_id(frame: bytes) -> str | None:
     return None
 
 
+AT = " - at `$"
+"""What comes before a path in msgspec's messages."""
+
+ANY_KEY = "[...]"
+"""How msgspec writes that a value is that of some key of a map: the field that is wrong is the map."""
+
+MAX_NAMED_CHARS = 200
+"""Of a name or a value that an error repeats."""
+
+
 def explain(error: Exception, plain: object) -> str:
     """msgspec's message, with the value that it complains about."""
-    text = str(error) or type(error).__name__
-    _, found, path = text.rpartition(" - at `$")
+    complaint, found, path = (str(error) or type(error).__name__).rpartition(AT)
     if not found:
-        return text
+        return shortened(path)
+    text = f"{shortened(complaint)}{AT}{shortened(path)}"
     value: Any = plain
-    for part in path.rstrip("`").replace("[", ".[").split(".")[1:]:
+    for part in path.partition(ANY_KEY)[0].rstrip("`").replace("[", ".[").split(".")[1:]:
         try:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
@@ -220,4 +230,9 @@ def field_of(error: Exception) -> str | None:
     path = place.rpartition("`$")[2] if complaint else ""
     complaint = complaint or place
     name = complaint.partition(" field `")[2] if complaint.startswith("Object ") else ""
-    return f"{path}.{name}".replace("`", "").strip(".") or None
+    return shortened(f"{path}.{name}".replace("`", "").strip(".").partition(ANY_KEY)[0]) or None
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that a sender may have made as long as a frame."""
+    return text if len(text) <= MAX_NAMED_CHARS else f"{text[:MAX_NAMED_CHARS]}..."

@@ -100,7 +100,7 @@ def retry_after(seconds: float) -> dict[str, str]:
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of all errors."""
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return Problem(404, f"there is no {request.url.path} here; see /openapi.json").response()
+        return Problem(404, f"there is no {request.url.path:.200} here; see /openapi.json").response()
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed: Any = (error.headers or {}).get("Allow", "")
         message = f"{request.url.path} takes {allowed}, not {request.method}"

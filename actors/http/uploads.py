@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ...protocol.codec import explain, field_of
 from ...protocol.errors import Overloaded, ServiceUnavailable
-from ...protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_FRAME_BYTES
+from ...protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_DEPTH, MAX_FRAME_BYTES
 from .errors import STOPPED, Problem
 from .events import ClientLeft
 
@@ -159,6 +159,8 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         else:
             message = complaint(error, data)
         raise Problem(400, message, param=field) from None
+    except RecursionError:
+        raise Problem(400, f"the body is nested too deep; the limit is {MAX_DEPTH} lists and maps") from None
     except NOT_JSON as error:
         raise Problem(400, f"the body is no JSON: {error}") from None
 

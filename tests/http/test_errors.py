@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -75,6 +76,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"no_such_field": 1}, "no_such_field", "no_such_field is no field of this request"),
     (CHAT, {"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x is no field of this request"),
     (CHAT, {"messages": [5]}, "messages[0]", "the value is 5"),
+    (CHAT, {"logit_bias": {"5": "x"}}, "logit_bias", "the value is {'5': 'x'}"),
+    (CHAT, {"metadata": {"a": 5}}, "metadata", "the value is {'a': 5}"),
 ]
 
 
@@ -86,6 +89,17 @@ def test_an_error_names_the_field_that_the_caller_wrote(
     error = reply.json["error"]
     assert (reply.status, error["param"]) == (400, param)
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"n" * 100_000: 1}, {"stream_options": {"n" * 100_000: 1}}, {"service_tier": "n" * 100_000}],
+    ids=["field", "nested field", "value"],
+)
+def test_an_error_is_short_however_long_the_name_is_that_it_complains_about(fields: dict[str, Any]) -> None:
+    reply = Scripted().post(CHAT, {"messages": HELLO} | fields)
+    assert reply.status == 400
+    assert len(json.dumps(reply.json)) < 1000
 
 
 FROM_BEHIND: list[tuple[str, dict[str, Any], InvalidRequest, str, str]] = [

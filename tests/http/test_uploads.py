@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import Exchange, Script, Scripted, until
 from slipstream.actors.http import uploads
+from slipstream.actors.http.bodies import ChatBody
 from slipstream.actors.http.errors import Problem
 from slipstream.actors.http.uploads import decode_body
 from slipstream.protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS
@@ -186,3 +187,9 @@ def test_an_encoded_body_is_refused_by_the_name_of_the_header(encoding: str) -> 
     plain = upload(b'{"prompt": "x"}')
     asyncio.run(plain.run(Scripted(Script("a")).app))
     assert plain.answer.status == 200
+
+
+def test_a_body_that_is_nested_too_deep_to_be_read_is_not_said_to_be_no_json() -> None:
+    nested = b'{"chat_template_kwargs": ' + b'{"a": ' * 50_000 + b"1" + b"}" * 50_001
+    with pytest.raises(Problem, match="nested too deep; the limit is 32"):
+        decode_body(nested, ChatBody)
