@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.resources import Completions
+from openai.resources.chat import Completions as ChatCompletions
 from scripted import MODEL, Script, Scripted
 from slipstream.actors.text.chat_template import ChatTemplate
 from slipstream.actors.text.conversation import plain_messages
@@ -239,6 +242,19 @@ def test_an_answer_matches_the_schema_that_was_asked_for(api: OpenAI) -> None:
 
 
 # --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_every_field_that_the_client_knows_may_be_null(kind: str) -> None:
+    """Clients in typed languages send all that they know."""
+    chat = kind == "chat"
+    create = ChatCompletions.create if chat else Completions.create
+    of_the_call = {"self", "timeout", "extra_headers", "extra_query", "extra_body"}
+    fields: dict[str, Any] = dict.fromkeys(inspect.signature(create).parameters.keys() - of_the_call)
+    fields |= {"messages": HELLO} if chat else {"prompt": "x"}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    reply = Scripted(Script("a")).post(path, fields)
+    assert reply.status == 200, reply.json
 
 
 def test_each_refusal_is_the_error_that_the_client_knows(api: OpenAI, service: Sidecar) -> None:
