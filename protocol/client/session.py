@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -509,6 +509,22 @@ def check_params(params: SamplingParams | None) -> SamplingParams:
     return params
 
 
+def outsized(value: object, path: str) -> str | None:
+    """Path, as errors have it, of the first whole number that no frame can hold, in what a request holds."""
+    items: Iterable[tuple[str, object]] = ()
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**64 else path.removeprefix("params.")
+    if isinstance(value, dict):
+        items = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        items = ((f"{path}[{place}]", item) for place, item in enumerate(value))
+    elif isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+        items = ((f"{path}.{name}".lstrip("."), getattr(value, name)) for name in names)
+    found = (outsized(item, where) for where, item in items)
+    return next((one for one in found if one is not None), None)
+
+
 def encode_request(request: Generate) -> bytes:
     """The frame of a request. What is inside is the gateway's to judge, as long as it can be sent."""
     try:
@@ -517,6 +533,13 @@ def encode_request(request: Generate) -> bytes:
         raise InvalidRequest(
             f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
             f" {error.start}, which no UTF-8 can hold; send whole characters"
+        ) from None
+    except OverflowError:
+        path = outsized(request, "")
+        raise InvalidRequest(
+            f"{path or 'a number'} cannot be sent: a whole number is at least -2**63 and less than 2**64; give"
+            " such a one, or a float",
+            param=path,
         ) from None
     except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
         raise InvalidRequest(

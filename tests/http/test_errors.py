@@ -131,6 +131,13 @@ FROM_BEHIND: list[tuple[str, dict[str, Any], InvalidRequest, str, str]] = [
         "response_format.json_schema.schema",
         "response_format.json_schema.schema cannot be followed: x",
     ),
+    (
+        TEXT,
+        {"prompt": "x", "structured_outputs": {"json": {"minimum": 10**400}}},
+        InvalidRequest("json_schema.minimum cannot be sent", param="json_schema.minimum"),
+        "structured_outputs.json.minimum",
+        "structured_outputs.json.minimum cannot be sent",
+    ),
     (TEXT, {"prompt": [""]}, InvalidRequest("prompt is empty", param="prompt"), "prompt[0]", "prompt[0] is"),
     (TEXT, {"prompt": ""}, InvalidRequest("prompt is empty", param="prompt"), "prompt", "prompt is empty"),
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fake_gateway import LIMITS, WELCOME
 from slipstream.protocol.client.session import (
@@ -12,6 +14,7 @@ from slipstream.protocol.client.session import (
     RECONNECT_DELAY_S,
     Session,
     Stream,
+    encode_request,
 )
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.messages import (
@@ -34,6 +37,7 @@ from slipstream import (
     Delta,
     InvalidRequest,
     ProtocolError,
+    SamplingParams,
     ServiceUnavailable,
     SlipstreamError,
 )
@@ -200,3 +204,23 @@ def test_request_ids() -> None:
     with pytest.raises(SlipstreamError, match="1 to 128"):
         session.ask(0.0, prompt="x", request_id="")
     assert session.ask(0.0, prompt="x").request.id != session.ask(0.0, prompt="x").request.id
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"prompt": [5, 2**70]}, "prompt[1]"),
+        (
+            {"params": SamplingParams(json_schema={"allOf": [{"minimum": 10**400}]})},
+            "json_schema.allOf[0].minimum",
+        ),
+        ({"params": SamplingParams(stop_token_ids=[1, -(2**63) - 1])}, "stop_token_ids[1]"),
+        ({"messages": [{"role": "user", "content": "x", "age": 2**64}]}, "messages[0].age"),
+    ],
+    ids=["prompt", "schema", "parameter", "message"],
+)
+def test_a_number_that_no_frame_can_hold_is_refused_by_its_place(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be sent: a whole number is") as refused:
+        encode_request(Generate(id="a", **asked))
+    assert refused.value.param == param
+    assert str(refused.value).startswith(param)
