@@ -104,7 +104,12 @@ BAD: dict[str, tuple[int, str, Any, list[str]]] = {
     "no JSON": (400, CHAT, b"{", ["no JSON"]),
     "no UTF-8": (400, CHAT, b'{"messages": [{"role": "\xff"}]}', ["no JSON"]),
     "deep JSON": (400, CHAT, b'{"messages": ' + b"[" * 200_000, []),
-    "deep schema": (400, CHAT, b'{"messages": [{"role":' + b'{"a":' * 20_000 + b"1", ["nested too deep", "32"]),
+    "deep schema": (
+        400,
+        CHAT,
+        b'{"messages": [{"role":' + b'{"a":' * 20_000 + b"1",
+        ["nested too deep", "32"],
+    ),
     "a list": (400, CHAT, [], ["object", "array"]),
     "no messages": (400, CHAT, {}, ["messages"]),
     "empty messages": (400, CHAT, {"messages": []}, ["messages"]),
