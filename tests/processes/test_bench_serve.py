@@ -59,8 +59,15 @@ def test_the_result_has_vllms_keys_and_the_load_that_was_asked_for(
     for kind in ("ttft", "tpot", "itl", "e2el"):
         assert 0 < told[f"p50_{kind}_ms"] <= told[f"p99_{kind}_ms"]
         assert {f"mean_{kind}_ms", f"median_{kind}_ms", f"std_{kind}_ms"} <= told.keys()
-    # A step of the device takes 2 ms. Tokens that are late come together, so that TPOT says less.
     assert told["p50_e2el_ms"] >= 19 * 1.9
+    # A step of the device takes 2 ms, and tokens that are late come together: on a busy machine, try again.
+    tpot_ms = told["p50_tpot_ms"]
+    for _ in range(4):
+        if tpot_ms > 0.5:
+            break
+        _, out, _ = bench(capsys, *place(service, over), *SMALL, "--json", "-")
+        tpot_ms = json.loads(out)["p50_tpot_ms"]
+    assert tpot_ms > 0.5
 
 
 @pytest.mark.parametrize("over", ["ZeroMQ", "HTTP"])

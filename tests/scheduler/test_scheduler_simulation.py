@@ -46,6 +46,8 @@ def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_a
     ):
         assert decided[name], f"{name} never happened"
     assert most_reported > SCORED_TOKENS // 4, "no step reported the logprobs of many tokens of prompts"
+    if part == 0:  # its seeds reach the bound, those of some other parts do not
+        assert most_reported == SCORED_TOKENS
     assert set(ended) == {"stop", "length", "abort", "matched"}
 
 
