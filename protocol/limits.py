@@ -64,7 +64,7 @@ MAX_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS = 100_000
 """Most logprobs of one prompt: its tokens times ``1 + prompt_logprobs``."""
 
-SCORED_TOKENS = 256
+PROMPT_LOGPROBS_PER_STEP = 256
 """Most tokens of prompts whose logprobs one step reports: their logits take as much memory as 256 rows."""
 
 MAX_GRAMMAR_BYTES = 32_768

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...protocol.limits import SCORED_TOKENS
+from ...protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from ...protocol.messages import Join, Plan
 from .sequence import Sequence
 
@@ -42,7 +42,7 @@ class Draft:
         """How many of the next ``tokens`` of a prompt, from ``start`` on, this step may take."""
         tokens = min(tokens, self.budget)
         if sequence.needs_prompt_logprobs:
-            left = SCORED_TOKENS - sum(reported for _, reported in self.prompt_logprobs)
+            left = PROMPT_LOGPROBS_PER_STEP - sum(reported for _, reported in self.prompt_logprobs)
             if min(start + tokens, sequence.prompt_len - 1) - start > left:
                 return left
         return tokens

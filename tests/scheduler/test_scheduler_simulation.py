@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 from race_faults import DRAFT, PLANNER, POOL, PREFIX, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.limits import SCORED_TOKENS
+from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 
 PARTS, STEPS = 10, 100_000
 """Together a million steps; with ``--soak`` more."""
@@ -45,9 +45,11 @@ def test_whatever_happens_no_step_breaks_a_promise_and_every_token_is_as_it_is_a
         "wasted_rows",
     ):
         assert decided[name], f"{name} never happened"
-    assert most_reported > SCORED_TOKENS // 4, "no step reported the logprobs of many tokens of prompts"
+    assert most_reported > PROMPT_LOGPROBS_PER_STEP // 4, (
+        "no step reported the logprobs of many tokens of prompts"
+    )
     if part == 0:  # its seeds reach the bound, those of some other parts do not
-        assert most_reported == SCORED_TOKENS
+        assert most_reported == PROMPT_LOGPROBS_PER_STEP
     assert set(ended) == {"stop", "length", "abort", "matched"}
 
 

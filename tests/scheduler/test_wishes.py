@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from chorus import Wishes
 from race_faults import Edits, edited
-from slipstream.protocol.limits import SCORED_TOKENS
+from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from slipstream.protocol.sampling import SamplingParams
 
 SEEDS = 10
@@ -36,7 +36,7 @@ def test_any_two_wishes_together_are_answered_as_alone(part: int, more: int) -> 
         except BaseException as error:
             error.add_note(f"replay: python tests/support/chorus.py {seed}")
             raise
-        full = full or world.most_reported == SCORED_TOKENS
+        full = full or world.most_reported == PROMPT_LOGPROBS_PER_STEP
     assert full, "no step was ever asked for the logprobs of more tokens than it may report"
 
 

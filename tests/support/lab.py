@@ -24,7 +24,7 @@ import numpy as np
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.codec import decode_envelope, encode
-from slipstream.protocol.limits import SCORED_TOKENS
+from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from slipstream.protocol.messages import (
     Cancel,
     Capacity,
@@ -86,7 +86,7 @@ class Asked:
     aborted: bool = False
     opened: bool = False
     """The detokenizer has heard of it."""
-    scored: bool = False
+    reported: bool = False
     """The logprobs of its prompt have come."""
 
 
@@ -242,7 +242,7 @@ class Lab:
             )
             assert asked.aborted or stopped or asked.count == asked.most
             wanted = asked.params.prompt_logprobs is not None and len(asked.prompt) > 1
-            assert asked.aborted or asked.scored or not wanted, "the logprobs of a prompt never came"
+            assert asked.aborted or asked.reported or not wanted, "the logprobs of a prompt never came"
             self.ended[finished.reason] += 1
             if self.rng.random() < 0.3:
                 base = self.rng.choice(self.bases)
@@ -255,7 +255,7 @@ class Lab:
         expected = logprobs_of(asked.prompt[1:], columns)
         assert array("i", prompt.tokens).tolist() == expected
         assert array("f", prompt.values).tolist() == expected
-        asked.scored = True
+        asked.reported = True
 
     # --- the device ---------------------------------------------------------------------------------
 
@@ -336,7 +336,7 @@ class Lab:
                 sampling.append(row)
                 order.append(slot)
         assert 0 < tokens_run <= self.budget
-        assert len(reported) <= SCORED_TOKENS
+        assert len(reported) <= PROMPT_LOGPROBS_PER_STEP
         self.most_reported = max(self.most_reported, len(reported))
         assert plan.chunks or order == sorted(order)
         if plan.chunks:

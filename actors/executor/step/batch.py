@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ....protocol.limits import MAX_LOGPROBS, SCORED_TOKENS
+from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from ....protocol.messages import Join, Plan
 from .buckets import Buckets, padded
 from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
@@ -84,7 +84,7 @@ class RunningBatch:
             decode_only=False,
             rows=rows,
             tokens=max_batched_tokens,
-            logits=rows + SCORED_TOKENS,
+            logits=rows + PROMPT_LOGPROBS_PER_STEP,
             samples=seq_slots,
             joins=seq_slots,
             biases=seq_slots,
@@ -92,12 +92,12 @@ class RunningBatch:
             copies=seq_slots,
             counts=max_batched_tokens,
             masked=seq_slots,
-            prompt_logprobs=SCORED_TOKENS,
+            prompt_logprobs=PROMPT_LOGPROBS_PER_STEP,
         )
         self.input_capacity = largest.input_size
         """int32 that the inputs of the largest step can need."""
         logprobs = 2 * (1 + MAX_LOGPROBS)  # of one token: ids and values
-        self.output_capacity = seq_slots * (1 + logprobs) + SCORED_TOKENS * logprobs
+        self.output_capacity = seq_slots * (1 + logprobs) + PROMPT_LOGPROBS_PER_STEP * logprobs
         """The same of its outputs."""
         self.mask_capacity = seq_slots * mask_words
         """The same of its masks."""
@@ -108,7 +108,8 @@ class RunningBatch:
         self.position = np.zeros(slots, np.int64)
         self.num_blocks = np.zeros(slots, np.int64)
         self.decoding = np.zeros(slots, np.bool_)
-        self.sampled = np.zeros(slots, np.bool_)
+        self.random = np.zeros(slots, np.bool_)
+        """The slot's tokens are drawn; those of others are the most likely ones."""
         self.truncated = np.zeros(slots, np.bool_)
         self.candidates = np.zeros(slots, np.int32)
         self.nucleus = np.zeros(slots, np.bool_)
@@ -158,10 +159,10 @@ class RunningBatch:
         self.prompts[slot] = np.frombuffer(join.tokens, np.int32)
         self.position[slot] = join.start
         self.num_blocks[slot] = 0
-        sampled = self.sampled[slot] = join.temperature > 0 and join.top_k != 1
-        self.truncated[slot] = sampled and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
-        self.candidates[slot] = power_of_two(join.top_k, MIN_CANDIDATES) if sampled and join.top_k else 0
-        self.nucleus[slot] = sampled and join.top_k == 0 and join.top_p < 1
+        random = self.random[slot] = join.temperature > 0 and join.top_k != 1
+        self.truncated[slot] = random and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
+        self.candidates[slot] = power_of_two(join.top_k, MIN_CANDIDATES) if random and join.top_k else 0
+        self.nucleus[slot] = random and join.top_k == 0 and join.top_p < 1
         # Without min-tokens no position is too early, a chunk's first one least of all.
         self.stops_from[slot] = join.prompt_len + join.min_tokens - 1 if join.min_tokens else 0
         self.penalised[slot] = (
@@ -218,7 +219,7 @@ class RunningBatch:
 
     def kind(self, samples: np.ndarray) -> SamplingKind:
         return SamplingKind(
-            greedy=not self.sampled[samples].any(),
+            greedy=not self.random[samples].any(),
             truncated=bool(self.truncated[samples].any()),
             candidates=int(self.candidates[samples].max(initial=0)),
             nucleus=bool(self.nucleus[samples].any()),
@@ -273,8 +274,8 @@ class RunningBatch:
         if self.buckets:
             samples = padded(samples, self.buckets.decode) if samples else 0
             tokens = padded(tokens, self.buckets.mixed)
-            count = sample_logits = self.buckets.mixed_rows(tokens)
-            most_reported = SCORED_TOKENS if reported else 0
+            count = sample_logits = self.buckets.rows_for(tokens)
+            most_reported = PROMPT_LOGPROBS_PER_STEP if reported else 0
         return {
             "decode_only": False,
             "rows": count,

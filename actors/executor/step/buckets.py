@@ -22,7 +22,7 @@ class Buckets:
     """Tokens of a step with a prompt."""
     seq_slots: int
 
-    def mixed_rows(self, tokens: int) -> int:
+    def rows_for(self, tokens: int) -> int:
         """Rows, and rows of logits, of a step with ``tokens`` tokens.
 
         A row has at least one, so that there can be no more; padded like the rows that sample, each of which has

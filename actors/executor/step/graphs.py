@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ....protocol.limits import MAX_LOGPROBS, SCORED_TOKENS
+from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets
 from .layout import ForwardKey, SamplingKind, Step, StepLayout, layout_of, result_layout
 from .program import ModelProgram, allowed_of
@@ -68,7 +68,7 @@ class GraphedProgram:
         self.inputs = torch.zeros(largest.graph_input_size, dtype=torch.int32, device=model.device)
         """The static copy of a step's inputs."""
         self.logits = torch.zeros(
-            slots + SCORED_TOKENS, model.vocab_size, dtype=model.dtype, device=model.device
+            slots + PROMPT_LOGPROBS_PER_STEP, model.vocab_size, dtype=model.dtype, device=model.device
         )
         """Of the step under way."""
         self.outputs = torch.zeros(

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....protocol.limits import SCORED_TOKENS
+from ....protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets, padded
 from .layout import SamplingKind, Step, StepLayout, layout_of
 from .program import ModelProgram
@@ -30,13 +30,13 @@ def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> Ste
 
     ``reports``: it also gives logprobs of prompts.
     """
-    rows = buckets.mixed_rows(tokens)
+    rows = buckets.rows_for(tokens)
     return layout_of(
         seq_slots=buckets.seq_slots,
         decode_only=False,
         rows=rows,
         tokens=tokens,
-        logits=rows + (SCORED_TOKENS if reports else 0),
+        logits=rows + (PROMPT_LOGPROBS_PER_STEP if reports else 0),
         samples=padded(1, buckets.decode),
         sample_logits=rows,
     )

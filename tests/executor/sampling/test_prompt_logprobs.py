@@ -11,7 +11,7 @@ from simulation import World, byte_tokenizer
 from slipstream.actors.gateway.connections import MAX_HELD_TOKENS, by_weight, weight_of
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, SCORED_TOKENS, Limits
+from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, PROMPT_LOGPROBS_PER_STEP, Limits
 from slipstream.protocol.messages import Delta, Plan, Refused, Submit
 from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,9 @@ def log_softmax(reference: torch.nn.Module, prompt: list[int]) -> torch.Tensor:
     return reference(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
 
 
-@pytest.mark.parametrize(("tokens", "logprobs"), [(2, 3), (40, 0), (3 * SCORED_TOKENS + 17, 5), (333, 20)])
+@pytest.mark.parametrize(
+    ("tokens", "logprobs"), [(2, 3), (40, 0), (3 * PROMPT_LOGPROBS_PER_STEP + 17, 5), (333, 20)]
+)
 def test_they_are_those_of_transformers(
     llm: LLM, reference: torch.nn.Module, tokens: int, logprobs: int
 ) -> None:
@@ -105,7 +107,7 @@ def test_no_step_tells_more_than_its_bound() -> None:
         world.ask(b"ann", str(number), [token % 256 for token in prompt], params)
     world.run(world.over)
     world.check()
-    assert max(told) == SCORED_TOKENS
+    assert max(told) == PROMPT_LOGPROBS_PER_STEP
     assert sum(told) == 6 * 149
 
 

@@ -48,7 +48,7 @@ def test_a_step_is_padded_to_less_than_a_quarter_more_than_its_tokens(
     assert buckets.mixed[-1] == budget
     assert buckets.decode[-1] == slots
     sampling = padded(min(tokens, slots), buckets.decode)
-    assert sampling <= buckets.mixed_rows(padded(tokens, buckets.mixed)) <= slots, "each has its own logits"
+    assert sampling <= buckets.rows_for(padded(tokens, buckets.mixed)) <= slots, "each has its own logits"
 
 
 @pytest.fixture(scope="module")
