@@ -198,7 +198,7 @@ class Pipeline:
         self.d2h.copy(slot.results, slot.outputs, step.results.size)
         self.d2h.record(slot.d2h_done)
 
-        self.device.notify(slot.d2h_done)
+        self.device.notify(self.d2h)
         self.under_way.append(slot)
 
     @property

@@ -290,8 +290,8 @@ class RecordingDevice:
     def _tell(self, location: Location, kind: Literal["read", "write"]) -> None:
         self.recording.access(kind, location)
 
-    def notify(self, event: RecordedEvent) -> None:
-        self.device.notify(event.event)
+    def notify(self, stream: RecordedStream) -> None:
+        self.device.notify(stream.stream)
 
     def check(self) -> None:
         self.device.check()

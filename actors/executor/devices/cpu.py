@@ -103,15 +103,10 @@ class CpuDevice:
     def array(self, staging: Buffer) -> np.ndarray:
         return staging.numpy()
 
-    def notify(self, event: CpuEvent) -> None:
-        fd, passing = self.completions_fd, event.latest
+    def notify(self, stream: CpuStream) -> None:
+        fd = self.completions_fd
         assert fd is not None
-
-        def report() -> None:
-            passing.done.wait()
-            os.eventfd_write(fd, 1)
-
-        self.d2h.queue.put(report)
+        stream.queue.put(lambda: os.eventfd_write(fd, 1))
 
     def check(self) -> None:
         if self.compute.failure is not None:

@@ -68,7 +68,9 @@ class CudaDevice:
         self.clock = DeviceClock(origin, now_ns)
         self.completions_fd: int | None = os.eventfd(0, os.EFD_NONBLOCK)
         self.failure: RuntimeError | None = None
-        self.watched: queue.SimpleQueue[CudaEvent | None] = queue.SimpleQueue()
+        self.watched: queue.SimpleQueue[torch.cuda.Event | None] = queue.SimpleQueue()
+        self.unwatched: queue.SimpleQueue[torch.cuda.Event] = queue.SimpleQueue()
+        """Events of ``notify`` that have passed and can be recorded again."""
         threading.Thread(target=self.watch, name="completions", daemon=True).start()
 
     def read_clock(self) -> tuple[torch.cuda.Event, int, int]:
@@ -80,13 +82,14 @@ class CudaDevice:
         return event, before_ns, time.monotonic_ns()
 
     def watch(self) -> None:
-        """Sleep until each watched event has passed, so that the host can wait for plans and results at once."""
+        """Sleep until each event of ``notify`` has passed, so that the host waits for plans and results at once."""
         torch.cuda.set_device(self.device)
         come_first()
         assert self.completions_fd is not None
         try:
             while (event := self.watched.get()) is not None:
-                event.wait()
+                event.synchronize()
+                self.unwatched.put(event)
                 if self.clock.is_due(time.monotonic_ns()):
                     self.clock.move(*self.read_clock())
                 os.eventfd_write(self.completions_fd, 1)
@@ -109,7 +112,12 @@ class CudaDevice:
     def array(self, staging: Buffer) -> np.ndarray:
         return staging.numpy()
 
-    def notify(self, event: CudaEvent) -> None:
+    def notify(self, stream: CudaStream) -> None:
+        try:
+            event = self.unwatched.get_nowait()
+        except queue.Empty:  # an event of its own for each that is watched: those of slots are recorded again
+            event = torch.cuda.Event(blocking=True)
+        event.record(stream.stream)
         self.watched.put(event)
 
     def check(self) -> None:

@@ -61,7 +61,7 @@ class Device(Protocol):
 
     name: str
     completions_fd: int | None
-    """Readable after an event given to ``notify`` has passed; None where nobody polls (simulation)."""
+    """Readable after what ``notify`` was called for has passed; None where nobody polls (simulation)."""
 
     @property
     def h2d(self) -> Stream: ...
@@ -86,8 +86,8 @@ class Device(Protocol):
         """The host's view of a staging buffer."""
         ...
 
-    def notify(self, event: Any) -> None:
-        """Make ``completions_fd`` readable when the event has passed."""
+    def notify(self, stream: Any) -> None:
+        """Make ``completions_fd`` readable when the stream has passed what is queued on it now."""
         ...
 
     def check(self) -> None:

@@ -117,9 +117,9 @@ class EmulatedDevice:
     def array(self, staging: Buffer) -> np.ndarray:
         return staging
 
-    def notify(self, event: EmulatedEvent) -> None:
+    def notify(self, stream: EmulatedStream) -> None:
         if self.completions_fd is not None:
-            self.watched.put(event.passed_ns)
+            self.watched.put(stream.busy_until_ns)
 
     def check(self) -> None:
         """Work runs when it is queued, and raises there."""
