@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...protocol.client.asynchronous import AsyncClient
-from ...protocol.client.pulse import Watch
+from ...protocol.client.snapshot import Observer
 
 FOLDER = Path(__file__).parent / "page"
 
@@ -38,11 +38,11 @@ FRESH_S = 0.25
 
 
 class Dashboard:
-    """The page, and the pulse that it shows."""
+    """The page, and the snapshot that it shows."""
 
     def __init__(self, client: AsyncClient, model: str) -> None:
         self.client = client
-        self.watch = Watch(model)
+        self.observer = Observer(model)
         self.reading: asyncio.Task[bytes] | None = None
         self.read_at = 0.0
 
@@ -63,11 +63,13 @@ class Dashboard:
         now = time.monotonic()
         if self.reading is None or (self.reading.done() and now - self.read_at > FRESH_S):
             self.reading, self.read_at = asyncio.create_task(self.read()), now
-        pulse = await asyncio.shield(self.reading)
-        return Response(pulse, media_type="application/json", headers={"cache-control": "no-store"})
+        snapshot = await asyncio.shield(self.reading)
+        return Response(snapshot, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def read(self) -> bytes:
         # First how the actors are: the other questions would show as messages in their mailboxes.
         actors = await self.client.actors()
-        counters, timeline = await asyncio.gather(self.client.stats(), self.client.trace(self.watch.seconds))
-        return msgspec.json.encode(self.watch.pulse(actors, counters, timeline))
+        counters, timeline = await asyncio.gather(
+            self.client.stats(), self.client.trace(self.observer.seconds)
+        )
+        return msgspec.json.encode(self.observer.snapshot(actors, counters, timeline))

@@ -17,7 +17,7 @@ from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
 from ..log import Output, standard_error
 from . import control
-from .liveness import Pulse
+from .liveness import Liveness
 
 CHILD = f"{__name__.split('.supervision')[0]}.process.child"
 """The module that a child process runs."""
@@ -67,12 +67,12 @@ class Child:
     ready_at: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
-    pulse: Pulse | None = None
+    liveness: Liveness | None = None
     """From when it is ready."""
     hung: bool = False
     drained: bool = False
     """It was told to drain, and nothing is under way any more."""
-    report: control.Failed | None = None
+    failure: control.Failed | None = None
     """What it said before it ended."""
     output: Output | None = None
     """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
@@ -133,6 +133,11 @@ class Child:
         return self.facts.get("hang_timeout_s", self.spec.hang_timeout_s)
 
     @property
+    def report(self) -> control.Report | None:
+        """Its latest answer to a probe."""
+        return None if self.liveness is None else self.liveness.report
+
+    @property
     def there(self) -> bool:
         return self.state != "dead"
 
@@ -183,7 +188,7 @@ class Child:
         """Whether it ended by its own fault, which what it was working at may have caused."""
         return (
             self.hung
-            or self.report is not None
+            or self.failure is not None
             or self.out_of_memory(status)
             or status >= 0
             or -status not in FROM_OUTSIDE
@@ -195,18 +200,18 @@ class ChildFailed(SlipstreamError):
 
     def __init__(self, child: Child, status: int) -> None:
         self.child = child
-        self.report = report = child.report
-        self.kind = "" if report is None else report.kind
+        self.failure = failure = child.failure
+        self.kind = "" if failure is None else failure.kind
         lines = [f"  actor   {child.spec.name} (pid {child.process.pid}), {child.state}"]
-        if report is not None:
-            lines.append(f"  phase   {report.phase}")
-            first, *rest = report.message.splitlines() or [""]
-            lines.append(f"  cause   {report.kind}: {first}")
+        if failure is not None:
+            lines.append(f"  phase   {failure.phase}")
+            first, *rest = failure.message.splitlines() or [""]
+            lines.append(f"  cause   {failure.kind}: {first}")
             lines += [f"          {line}" for line in rest]
-            if report.hint:
-                lines.append(f"  try     {report.hint}")
+            if failure.hint:
+                lines.append(f"  try     {failure.hint}")
         elif child.hung:
-            limit_s = child.hang_timeout_s if child.pulse is None else child.pulse.limit_s
+            limit_s = child.hang_timeout_s if child.liveness is None else child.liveness.limit_s
             lines.append(f"  cause   no progress for {limit_s:g} s")
         elif child.out_of_memory(status):
             lines.append("  cause   killed by SIGKILL while the machine ran out of memory")

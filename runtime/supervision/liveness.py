@@ -14,7 +14,7 @@ MOST_PROBES_EVERY_S = 0.5
 PROBES_PER_LIMIT = 4
 
 
-class Pulse:
+class Liveness:
     """What is known of one incarnation's progress; it hangs after ``limit_s`` without any.
 
     An actor that knows better how long its work may take reports another limit.

@@ -8,31 +8,25 @@ when that does not help the service ends, after every open request was answered.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
 from collections import Counter
 from pathlib import Path
 
-import msgspec
 import zmq
 
-from ...protocol.codec import pack
 from ...protocol.errors import SlipstreamError
-from ...protocol.messages import Actors, ActorState
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec
-from .liveness import Pulse
+from .liveness import Liveness
 from .notify import Notify
 from .restarts import INTENSITY, Restarts
+from .status import Status
 
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
 """A restarted child has this long to be ready, or this many times what it took at first, whichever is more."""
-
-REPORT_WITHIN_S = 0.25
-"""How long a question after the actors waits for what each of them says of itself."""
 
 AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
@@ -67,8 +61,6 @@ class Supervisor:
         self.has_served = False
         """That was so before, though all may be starting again now."""
         self.restarts = Restarts()
-        self.restarted: Counter[str] = Counter()
-        """How often each was started again since the start of the service."""
         self.crashed: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault."""
         self.deaths_with: Counter[bytes] = Counter()
@@ -80,22 +72,9 @@ class Supervisor:
         """Restarts that wait for their back-off."""
         self.all_due: ChildFailed | None = None
         """All have to start again, because of this."""
-        self.counted: Counter[str] = Counter()
-        """Counters of all incarnations that are gone."""
-        self.reported: Counter[str] = Counter()
-        """Counters as they were last sent to the actors that answer for the service."""
-        self.asking: list[str] = []
-        """Actors that want to know how all are."""
-        self.report_at = 0.0
-        """When they are sent at the latest."""
         self.key = os.urandom(16)
         """What frames between the actors begin with, so that nobody else's are taken for theirs."""
-        self.context = zmq.Context()
-        self.status_socket = self.context.socket(zmq.ROUTER)
-        self.status_socket.set(zmq.LINGER, 0)
-        self.status_socket.set(zmq.MAXMSGSIZE, 1024)
-        self.control_endpoint = f"ipc://{directory}/control"
-        self.status_socket.bind(self.control_endpoint)
+        self.status = Status(self.children, f"ipc://{directory}/control")
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.signals: list[int] = []
         self.parent_fd: int | None = None
@@ -181,7 +160,7 @@ class Supervisor:
     def on_ready(self, child: Child, ready: control.Ready) -> None:
         name, now = child.spec.name, time.monotonic()
         child.state, child.facts, child.phases, child.ready_at = "ready", ready.facts, ready.phases, now
-        child.pulse = Pulse(child.hang_timeout_s, now)
+        child.liveness = Liveness(child.hang_timeout_s, now)
         self.first_start_s.setdefault(name, now - child.since)
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
@@ -196,7 +175,7 @@ class Supervisor:
                 and spec.frontend_of is child.spec.frontend_of is None
             ):
                 other.send(news)
-        self.reported.clear()  # a new one who answers for the service knows no counters
+        self.status.reported.clear()  # a new one who answers for the service knows no counters
         if name in self.died_at:
             logger.info(
                 "%s (pid %d) is back after %.2f s", name, child.process.pid, now - self.died_at.pop(name)
@@ -214,12 +193,17 @@ class Supervisor:
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
         waits = [
-            *(self.restart_due(), self.check_pulses(), self.report_actors(), self.feed_watchdog()),
+            *(
+                self.restart_due(),
+                self.check_liveness(),
+                self.status.report_actors(self.serving, self.stopping),
+                self.feed_watchdog(),
+            ),
             timeout_s,
         ]
         timeout_s = min((wait for wait in waits if wait is not None), default=None)
         poller = zmq.Poller()
-        poller.register(self.status_socket, zmq.POLLIN)
+        poller.register(self.status.socket, zmq.POLLIN)
         poller.register(self.wake_reader, zmq.POLLIN)
         if self.parent_fd is not None:
             poller.register(self.parent_fd, zmq.POLLIN)
@@ -233,15 +217,15 @@ class Supervisor:
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
         now = time.monotonic()
         if timeout_s is not None and now - begun > timeout_s + AWAY_S:
-            for pulse in self.pulses():
-                pulse.forgive(now)
+            for liveness in self.livenesses():
+                liveness.forgive(now)
         if self.wake_reader in ready:
             os.read(self.wake_reader, 4096)
             self.look_for_stopped(now)
         if self.parent_fd in ready:
             self.parent_gone = True
-        if self.status_socket in ready:
-            self.answer_status()
+        if self.status.socket in ready:
+            self.status.answer_program()
         for child in list(self.children.values()):
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
@@ -261,16 +245,16 @@ class Supervisor:
             if isinstance(message, control.Ready):
                 self.on_ready(child, message)
             elif isinstance(message, control.Failed):
-                child.report = message
+                child.failure = message
             elif isinstance(message, control.Drained):
                 child.drained = True
-            elif isinstance(message, control.Awake) and child.pulse is not None:
-                child.pulse.wake(now)
-            elif isinstance(message, control.Report) and child.pulse is not None:
-                child.pulse.take(message, now)
-                self.report_counters()
+            elif isinstance(message, control.Awake) and child.liveness is not None:
+                child.liveness.wake(now)
+            elif isinstance(message, control.Report) and child.liveness is not None:
+                child.liveness.take(message, now)
+                self.status.report_counters()
             elif isinstance(message, control.AskActors):
-                self.on_ask_actors(child)
+                self.status.on_ask_actors(child)
             elif message is None:
                 return
 
@@ -290,9 +274,9 @@ class Supervisor:
         if not self.serving and not (frontend and self.has_served):
             raise failed
         self.died_at[name] = now
-        if child.pulse is not None:  # one that was never ready has had nothing in hand
+        if child.liveness is not None:  # one that was never ready has had nothing in hand
             self.note_fault(child, child.crashed(status), in_hand)
-        self.counted.update(counters_of(child))
+        self.status.keep_counters(child)
         verdict = self.restarts.on_death(name, child.lived_s(now), frontend=frontend)
         if verdict.restart == "none":
             raise failed
@@ -320,7 +304,7 @@ class Supervisor:
         now = time.monotonic()
         for when, spec in [due for due in self.due if due[0] <= now]:
             self.due.remove((when, spec))
-            self.restarted[spec.name] += 1
+            self.status.restarts[spec.name] += 1
             self.spawn(spec)
         return min((when - now for when, _ in self.due), default=None)
 
@@ -333,12 +317,12 @@ class Supervisor:
         self.due.clear()
         for child in reversed(self.children.values()):
             if child.there:
-                self.counted.update(counters_of(child))
+                self.status.keep_counters(child)
                 child.process.kill()
                 child.bury()
-        self.restarted.update(spec.name for spec in self.specs)
+        self.status.restarts.update(spec.name for spec in self.specs)
         self.children.clear()
-        self.asking.clear()
+        self.status.asking.clear()
         if not self.start() and not self.parent_gone:
             raise SlipstreamError(
                 "told to stop while all actors were starting again: what was under way could not be finished"
@@ -346,48 +330,39 @@ class Supervisor:
 
     # --- liveness ---------------------------------------------------------------------------------
 
-    def answer_status(self) -> None:
-        """Tell how the actors are, whatever the question.
-
-        No REP socket: a question that is none can leave that one waiting for ever.
-        """
-        with contextlib.suppress(zmq.Again):
-            asking, *_ = self.status_socket.recv_multipart(zmq.DONTWAIT)
-            described = {name: self.describe(child) for name, child in self.children.items()}
-            answer = pack(msgspec.to_builtins({"actors": described}))
-            self.status_socket.send_multipart((asking, b"", answer), zmq.DONTWAIT)
-
-    def pulses(self) -> list[Pulse]:
+    def livenesses(self) -> list[Liveness]:
         """Of all children that are there."""
-        return [child.pulse for child in self.children.values() if child.pulse is not None and child.there]
+        return [
+            child.liveness for child in self.children.values() if child.liveness is not None and child.there
+        ]
 
     def look_for_stopped(self, now: float) -> None:
         """One that was stopped while it had nothing to do would say nothing of what comes."""
         for child in self.children.values():
-            if child.pulse is not None and child.stopped():
-                child.pulse.wake(now)
+            if child.liveness is not None and child.stopped():
+                child.liveness.wake(now)
 
-    def check_pulses(self) -> float | None:
+    def check_liveness(self) -> float | None:
         """Probe the actors whose time it is, and end those that hang; returns how long until the next look."""
         now = time.monotonic()
         dues: list[float] = []
         for child in self.children.values():
             if not child.there or child.hung:
                 continue
-            pulse = child.pulse
-            if pulse is None:
+            liveness = child.liveness
+            if liveness is None:
                 dues += self.check_start(child, now)
                 continue
-            if pulse.hung(now):
+            if liveness.hung(now):
                 self.end_hung(
-                    child, f"made no progress for {pulse.limit_s:g} s although it has something to do"
+                    child, f"made no progress for {liveness.limit_s:g} s although it has something to do"
                 )
                 continue
-            if pulse.probe_due(now):
-                pulse.ask(now)
+            if liveness.probe_due(now):
+                liveness.ask(now)
                 child.send(control.Probe())
-            if pulse.due is not None:
-                dues.append(pulse.due)
+            if liveness.due is not None:
+                dues.append(liveness.due)
         return min((max(0.0, due - now) for due in dues), default=None)
 
     def check_start(self, child: Child, now: float) -> list[float]:
@@ -403,7 +378,7 @@ class Supervisor:
 
     def end_hung(self, child: Child, why: str) -> None:
         child.hung, child.state = True, "hung"
-        self.counted["actor_hangs"] += 1
+        self.status.counted["actor_hangs"] += 1
         logger.warning("%s (pid %d) %s: ending it", child.spec.name, child.process.pid, why)
         child.process.kill()
 
@@ -416,86 +391,6 @@ class Supervisor:
         except SlipstreamError as error:
             logger.warning("%s", error)
             return self.notify.every_s
-
-    # --- what others may know ---------------------------------------------------------------------
-
-    def on_ask_actors(self, child: Child) -> None:
-        """Answer those who asked when each actor has reported, or when that takes too long."""
-        now = time.monotonic()
-        if not self.asking:
-            self.report_at = now + REPORT_WITHIN_S
-            for other in self.children.values():
-                if other.pulse is not None and other.there and not other.pulse.asked:
-                    other.pulse.ask(now)
-                    other.send(control.Probe())
-        if child.spec.name not in self.asking:
-            self.asking.append(child.spec.name)
-
-    def report_actors(self) -> float | None:
-        """Answer who asked, if it is time; returns how long until then."""
-        if not self.asking:
-            return None
-        left = self.report_at - time.monotonic()
-        if left > 0 and any(pulse.asked for pulse in self.pulses()):
-            return left
-        for name in self.asking:
-            self.children[name].send(control.ReportActors(self.actors()))
-        self.asking = []
-        return None
-
-    def report_counters(self) -> None:
-        """Tell those who answer for the service when a counter of any actor has grown."""
-        totals = self.counted.copy()
-        totals["actor_restarts"] = self.restarted.total()
-        for child in self.children.values():
-            if child.there:
-                totals.update(counters_of(child))
-        if totals == self.reported:
-            return
-        self.reported = totals
-        for child in self.children.values():
-            if child.there and child.spec.frontend_of is None and "endpoint" in child.facts:
-                child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
-
-    def actors(self) -> Actors:
-        """How each actor is, and what follows for the service."""
-        states = [self.describe(child) for child in self.children.values()]
-        draining = self.stopping
-        return Actors(
-            actors=states,
-            live=all(state.state != "hung" for state in states),
-            ready=self.serving and not draining and all(state.state == "ready" for state in states),
-            draining=draining,
-        )
-
-    def describe(self, child: Child) -> ActorState:
-        now = time.monotonic()
-        pulse = child.pulse
-        return ActorState(
-            name=child.spec.name,
-            state=child.state,
-            pid=child.process.pid,
-            epoch=child.epoch,
-            restarts=self.restarted[child.spec.name],
-            uptime_s=round(now - child.since, 3),
-            mailbox_depth=self.mailbox_depth(child),
-            last_progress_s=0.0 if pulse is None else round(now - pulse.turned_at, 3),
-            working=pulse is not None and pulse.working,
-            busy_s=0.0 if pulse is None or pulse.report is None else round(pulse.report.busy_s, 6),
-        )
-
-    def mailbox_depth(self, child: Child) -> int:
-        """What the others have sent to it, less what it has taken in, as far as each has reported."""
-        depth = 0
-        taken = {} if child.pulse is None or child.pulse.report is None else child.pulse.report.received
-        for other in self.children.values():
-            if other.pulse is None or other.pulse.report is None:
-                continue
-            epoch, sent = other.pulse.report.sent.get(child.spec.name, (0, 0))
-            if epoch == child.epoch:
-                known, received = taken.get(other.spec.name, (0, 0))
-                depth += max(0, sent - (received if known == other.epoch else 0))
-        return depth
 
     # --- stopping ---------------------------------------------------------------------------------
 
@@ -527,15 +422,9 @@ class Supervisor:
             if child.there:
                 child.end(reason)
         self.children.clear()
-        self.context.destroy(linger=0)
+        self.status.close()
 
 
 def is_drained(child: Child) -> bool:
     """Nothing is under way in it: it has said so, or is a frontend that is not there."""
     return child.drained or (child.spec.frontend_of is not None and not child.there)
-
-
-def counters_of(child: Child) -> dict[str, int]:
-    """What a child has counted, as far as it has reported."""
-    report = None if child.pulse is None else child.pulse.report
-    return {} if report is None else report.counters

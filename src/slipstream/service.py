@@ -118,9 +118,9 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: 
 
 def trace(error: Exception) -> None:
     """The child's stack, for an error that is ours and not the user's."""
-    report = getattr(error, "report", None)
-    if report is not None and report.kind not in KINDS:
-        logger.error("%s", report.trace)
+    failure = getattr(error, "failure", None)
+    if failure is not None and failure.kind not in KINDS:
+        logger.error("%s", failure.trace)
 
 
 def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
         "pid": os.getpid(),
         "protocol": list(PROTOCOL),
         "model": served.model_name,
-        "control": supervisor.control_endpoint,
+        "control": supervisor.status.endpoint,
     }
 
 

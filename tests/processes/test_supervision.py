@@ -18,7 +18,7 @@ from slipstream.actors.executor.patience import LEAST_S, MARGIN, Patience
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
-from slipstream.runtime.supervision.liveness import Pulse
+from slipstream.runtime.supervision.liveness import Liveness
 from slipstream.runtime.supervision.notify import Notify
 from slipstream.runtime.supervision.restarts import (
     BACK_OFF_S,
@@ -39,26 +39,26 @@ def report(turns: int, *, progress: int = 0, working: bool = False, idle: bool =
 
 
 def test_a_pulse_is_probed_while_there_is_something_to_do_and_hangs_without_an_answer() -> None:
-    pulse = Pulse(2.0, now=10.0)
-    assert not pulse.probe_due(10.0)
-    assert pulse.due is not None
-    assert pulse.probe_due(pulse.due)
-    pulse.ask(pulse.due)
-    assert not pulse.probe_due(11.9)
-    assert not pulse.hung(11.9)
-    assert pulse.hung(12.0)
-    pulse.take(report(5), 11.0)
-    assert not pulse.hung(12.9)
-    assert pulse.hung(13.0)
+    liveness = Liveness(2.0, now=10.0)
+    assert not liveness.probe_due(10.0)
+    assert liveness.due is not None
+    assert liveness.probe_due(liveness.due)
+    liveness.ask(liveness.due)
+    assert not liveness.probe_due(11.9)
+    assert not liveness.hung(11.9)
+    assert liveness.hung(12.0)
+    liveness.take(report(5), 11.0)
+    assert not liveness.hung(12.9)
+    assert liveness.hung(13.0)
 
 
 def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> None:
-    pulse = Pulse(600.0, now=0.0)
+    liveness = Liveness(600.0, now=0.0)
     answer = report(1, working=True)
     answer.patience_s = 10.0
-    pulse.take(answer, 5.0)
-    assert not pulse.hung(14.9)
-    assert pulse.hung(15.0)
+    liveness.take(answer, 5.0)
+    assert not liveness.hung(14.9)
+    assert liveness.hung(15.0)
 
 
 def test_the_patience_with_a_step_follows_from_the_largest_one_that_was_measured() -> None:
@@ -77,18 +77,18 @@ def test_the_patience_with_a_step_follows_from_the_largest_one_that_was_measured
 
 
 def test_who_has_nothing_to_do_is_left_alone_until_something_comes() -> None:
-    pulse = Pulse(2.0, now=10.0)
-    pulse.ask(10.5)
-    pulse.take(report(5, idle=True), 10.5)
-    assert pulse.due is None
-    assert not pulse.hung(1e9)
-    pulse.wake(50.0)
-    assert not pulse.hung(51.9)
-    assert pulse.hung(52.0)
+    liveness = Liveness(2.0, now=10.0)
+    liveness.ask(10.5)
+    liveness.take(report(5, idle=True), 10.5)
+    assert liveness.due is None
+    assert not liveness.hung(1e9)
+    liveness.wake(50.0)
+    assert not liveness.hung(51.9)
+    assert liveness.hung(52.0)
 
 
 def test_an_answering_loop_whose_work_stands_still_hangs_but_slow_progress_does_not() -> None:
-    stuck, slow = Pulse(2.0, now=0.0), Pulse(2.0, now=0.0)
+    stuck, slow = Liveness(2.0, now=0.0), Liveness(2.0, now=0.0)
     for tenth in range(1, 19):
         now = tenth / 10
         stuck.take(report(tenth, progress=3, working=True), now)
@@ -101,18 +101,18 @@ def test_an_answering_loop_whose_work_stands_still_hangs_but_slow_progress_does_
 
 
 def test_work_that_ends_and_begins_anew_is_not_one_long_hang() -> None:
-    pulse = Pulse(2.0, now=0.0)
+    liveness = Liveness(2.0, now=0.0)
     for number in range(10):
-        pulse.take(report(number, progress=1, working=number % 2 == 0), number * 1.5)
-        assert not pulse.hung(number * 1.5 + 0.1)
+        liveness.take(report(number, progress=1, working=number % 2 == 0), number * 1.5)
+        assert not liveness.hung(number * 1.5 + 0.1)
 
 
 def test_a_supervisor_that_was_away_itself_takes_nobody_to_be_hung() -> None:
-    pulse = Pulse(2.0, now=0.0)
-    pulse.ask(0.5)
-    pulse.forgive(100.0)
-    assert not pulse.hung(101.9)
-    assert pulse.hung(102.0)
+    liveness = Liveness(2.0, now=0.0)
+    liveness.ask(0.5)
+    liveness.forgive(100.0)
+    assert not liveness.hung(101.9)
+    assert liveness.hung(102.0)
 
 
 # --- restarts -----------------------------------------------------------------------------------

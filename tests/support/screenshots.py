@@ -16,7 +16,7 @@ from pathlib import Path
 
 from chromium import Page
 from rich.console import Console
-from slipstream.protocol.client.pulse import Watch
+from slipstream.protocol.client.snapshot import Observer
 
 from slipstream import AsyncClient, SamplingParams, Sidecar
 from slipstream.observe.top import View
@@ -70,10 +70,12 @@ def dashboard(url: str) -> None:
 
 def top(sidecar: Sidecar) -> None:
     with sidecar.client() as client:
-        watch, view = Watch(client.welcome.model), View("ipc:///tmp/slipstream")
+        observer, view = Observer(client.welcome.model), View("ipc:///tmp/slipstream")
         shown = None
         for _ in range(18):
-            shown = view.of(watch.pulse(client.actors(), client.stats(), client.trace(watch.seconds)))
+            shown = view.of(
+                observer.snapshot(client.actors(), client.stats(), client.trace(observer.seconds))
+            )
             time.sleep(0.5)
     console = Console(
         width=124, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"

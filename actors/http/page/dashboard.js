@@ -1,4 +1,4 @@
-// The page: asks for the pulse of the service twice a second, while it is looked at, and shows it.
+// The page: asks for a snapshot of the service twice a second, while it is looked at, and shows it.
 import { Timeline } from "./timeline.js";
 import { begin, headers, keep } from "./prompt.js";
 
@@ -17,30 +17,30 @@ function duration(seconds) {
   return seconds < 86400 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} d`;
 }
 
-function show(pulse) {
-  byId("model").textContent = pulse.model;
-  status(pulse.draining ? "draining" : pulse.ready ? "ready" : "recovering", pulse.ready && !pulse.draining ? "good" : "");
-  byId("busy").textContent = percent(pulse.device_busy);
-  byId("tokens").textContent = whole(pulse.tokens_per_s);
-  byId("running").textContent = pulse.running;
-  byId("waiting").textContent = `${whole(pulse.waiting)} waiting`;
-  byId("prompts").textContent = `and ${whole(pulse.prompt_tokens_per_s)} of prompts`;
-  byId("step").textContent = pulse.step_ms === null ? "no steps" : `${ms(pulse.step_ms)} ms a step`;
-  byId("kv").textContent = percent(pulse.kv_usage);
-  byId("hits").textContent = pulse.prefix_hit_rate === null ? "no prompts yet" : `${percent(pulse.prefix_hit_rate)} prefix hits`;
-  draw("busy", pulse.device_busy, 1);
-  draw("tokens", pulse.tokens_per_s);
-  draw("running", pulse.running);
-  draw("kv", pulse.kv_usage, 1);
+function show(snapshot) {
+  byId("model").textContent = snapshot.model;
+  status(snapshot.draining ? "draining" : snapshot.ready ? "ready" : "recovering", snapshot.ready && !snapshot.draining ? "good" : "");
+  byId("busy").textContent = percent(snapshot.device_busy);
+  byId("tokens").textContent = whole(snapshot.tokens_per_s);
+  byId("running").textContent = snapshot.running;
+  byId("waiting").textContent = `${whole(snapshot.waiting)} waiting`;
+  byId("prompts").textContent = `and ${whole(snapshot.prompt_tokens_per_s)} of prompts`;
+  byId("step").textContent = snapshot.step_ms === null ? "no steps" : `${ms(snapshot.step_ms)} ms a step`;
+  byId("kv").textContent = percent(snapshot.kv_usage);
+  byId("hits").textContent = snapshot.prefix_hit_rate === null ? "no prompts yet" : `${percent(snapshot.prefix_hit_rate)} prefix hits`;
+  draw("busy", snapshot.device_busy, 1);
+  draw("tokens", snapshot.tokens_per_s);
+  draw("running", snapshot.running);
+  draw("kv", snapshot.kv_usage, 1);
   for (const kind of ["ttft", "itl", "e2el"]) {
     const cells = byId(kind).querySelectorAll("td");
-    ["p50", "p90", "p99"].forEach((name, i) => { cells[i].textContent = pulse[kind] ? ms(pulse[kind][name]) : "–"; });
+    ["p50", "p90", "p99"].forEach((name, i) => { cells[i].textContent = snapshot[kind] ? ms(snapshot[kind][name]) : "–"; });
   }
-  byId("actors").tBodies[0].replaceChildren(...pulse.actors.map((actor) => row(actor, pulse.loads[actor.name])));
+  byId("actors").tBodies[0].replaceChildren(...snapshot.actors.map((actor) => row(actor, snapshot.loads[actor.name])));
   byId("requests").textContent =
-    `${whole(pulse.accepted)} requests: ${whole(pulse.finished)} finished, ${whole(pulse.aborted)} aborted, ` +
-    `${whole(pulse.failed)} failed; ${whole(pulse.refused)} more refused, ${whole(pulse.preemptions)} preemptions`;
-  timeline.take(pulse);
+    `${whole(snapshot.accepted)} requests: ${whole(snapshot.finished)} finished, ${whole(snapshot.aborted)} aborted, ` +
+    `${whole(snapshot.failed)} failed; ${whole(snapshot.refused)} more refused, ${whole(snapshot.preemptions)} preemptions`;
+  timeline.take(snapshot);
 }
 
 function status(text, kind) {

@@ -23,25 +23,25 @@ export class Timeline {
     pause.setAttribute("aria-pressed", String(this.paused));
   }
 
-  // A new pulse: its steps are shown when those before have passed, or at once if they go on from there.
-  take(pulse) {
-    if (pulse.last_step < 0) return;
+  // A new snapshot: its steps are shown when those before have passed, or at once if they go on from there.
+  take(snapshot) {
+    if (snapshot.last_step < 0) return;
     const known = this.next ?? this.shown;
-    if (!known || pulse.last_step !== known.last_step || pulse.lanes_begin !== known.lanes_begin) this.next = pulse;
-    if (!this.shown || pulse.lanes_age_s > IDLE_S) this.say(pulse);
+    if (!known || snapshot.last_step !== known.last_step || snapshot.lanes_begin !== known.lanes_begin) this.next = snapshot;
+    if (!this.shown || snapshot.lanes_age_s > IDLE_S) this.say(snapshot);
     this.ask();
   }
 
   // What the lanes show, in words.
-  say(pulse) {
-    const { ahead, gap_us: gap, lanes_age_s: age } = pulse;
+  say(snapshot) {
+    const { ahead, gap_us: gap, lanes_age_s: age } = snapshot;
     const planned = ahead === null ? "" :
       `${(100 * ahead).toFixed(0)} % of these steps were planned before the step before them had ended. `;
     const wait = gap < 1 ? "did not wait" : `waited ${gap < 1000 ? `${gap.toFixed(0)} µs` : `${(gap / 1000).toFixed(1)} ms`}`;
     const waited = gap === null ? "" : `Between two steps the device ${wait} (median). `;
     const idle = age > IDLE_S ? `Nothing to do; the last step ended ${age.toFixed(0)} s ago. ` : "";
     this.caption.textContent = `${idle}${planned}${idle ? "" : waited}One colour is one step.`;
-    this.canvas.setAttribute("aria-label", `Timeline of steps ${pulse.first_step} to ${pulse.last_step}. ${this.caption.textContent}`);
+    this.canvas.setAttribute("aria-label", `Timeline of steps ${snapshot.first_step} to ${snapshot.last_step}. ${this.caption.textContent}`);
   }
 
   resize() {

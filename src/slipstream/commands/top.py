@@ -20,15 +20,15 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         from rich.live import Live
 
         from ..observe.top import View
-        from ..protocol.client.pulse import Watch
+        from ..protocol.client.snapshot import Observer
 
         console = Console()
         with reach_running(found) as client:
-            watch, view = Watch(client.welcome.model), View(client.endpoint)
+            observer, view = Observer(client.welcome.model), View(client.endpoint)
 
             def look():
-                pulse = watch.pulse(client.actors(), client.stats(), client.trace(watch.seconds))
-                return view.of(pulse)
+                snapshot = observer.snapshot(client.actors(), client.stats(), client.trace(observer.seconds))
+                return view.of(snapshot)
 
             if not console.is_terminal:
                 look()

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..protocol.client.pulse import Lane, Latency, Pulse
+from ..protocol.client.snapshot import Latency, ShownLane, Snapshot
 from ..protocol.client.timeline import STREAMS
 
 STEP_COLOURS = ("#4a8fdc", "#dc8f1f", "#33a877", "#c96ba8")
@@ -39,49 +39,51 @@ class View:
         self.endpoint = endpoint
         self.curves: dict[str, deque[float]] = {}
 
-    def of(self, pulse: Pulse) -> RenderableType:
+    def of(self, snapshot: Snapshot) -> RenderableType:
         return Group(
-            self.title(pulse),
+            self.title(snapshot),
             Text(),
-            self.numbers(pulse),
+            self.numbers(snapshot),
             Text(),
-            Lanes(pulse),
-            in_words(pulse),
+            Lanes(snapshot),
+            in_words(snapshot),
             Text(),
-            Tables(pulse),
+            Tables(snapshot),
         )
 
-    def title(self, pulse: Pulse) -> RenderableType:
-        state, colour = ("ready", "green") if pulse.ready else ("recovering", "yellow")
-        if pulse.draining:
+    def title(self, snapshot: Snapshot) -> RenderableType:
+        state, colour = ("ready", "green") if snapshot.ready else ("recovering", "yellow")
+        if snapshot.draining:
             state, colour = "draining", "yellow"
         row = Table.grid(expand=True)
         row.add_column(no_wrap=True, overflow="ellipsis")
         row.add_column(justify="right", no_wrap=True)
         row.add_row(
-            Text.assemble(("slipstream", "bold"), f"  {pulse.model}  ", (self.endpoint, "dim")),
+            Text.assemble(("slipstream", "bold"), f"  {snapshot.model}  ", (self.endpoint, "dim")),
             Text.assemble(("● ", colour), state),
         )
         return row
 
-    def numbers(self, pulse: Pulse) -> RenderableType:
-        step = "no steps" if pulse.step_ms is None else f"{milliseconds(pulse.step_ms)} ms a step"
+    def numbers(self, snapshot: Snapshot) -> RenderableType:
+        step = "no steps" if snapshot.step_ms is None else f"{milliseconds(snapshot.step_ms)} ms a step"
         hits = (
-            "no prompts yet" if pulse.prefix_hit_rate is None else f"{pulse.prefix_hit_rate:.1%} prefix hits"
+            "no prompts yet"
+            if snapshot.prefix_hit_rate is None
+            else f"{snapshot.prefix_hit_rate:.1%} prefix hits"
         )
         row = Table.grid(expand=True, padding=(0, 1))
         for _ in range(4):
             row.add_column(ratio=1)
         row.add_row(
-            self.number("device busy", pulse.device_busy, f"{pulse.device_busy:.1%}", step, 1.0),
+            self.number("device busy", snapshot.device_busy, f"{snapshot.device_busy:.1%}", step, 1.0),
             self.number(
                 "tokens per second",
-                pulse.tokens_per_s,
-                f"{pulse.tokens_per_s:,.0f}",
-                f"and {pulse.prompt_tokens_per_s:,.0f} of prompts",
+                snapshot.tokens_per_s,
+                f"{snapshot.tokens_per_s:,.0f}",
+                f"and {snapshot.prompt_tokens_per_s:,.0f} of prompts",
             ),
-            self.number("running", pulse.running, f"{pulse.running}", f"{pulse.waiting} waiting"),
-            self.number("KV cache", pulse.kv_usage, f"{pulse.kv_usage:.1%}", hits, 1.0),
+            self.number("running", snapshot.running, f"{snapshot.running}", f"{snapshot.waiting} waiting"),
+            self.number("KV cache", snapshot.kv_usage, f"{snapshot.kv_usage:.1%}", hits, 1.0),
         )
         return row
 
@@ -100,24 +102,24 @@ class View:
 
 
 class Lanes:
-    """The newest steps of a pulse: what each actor and each stream did, over the whole width."""
+    """The newest steps of a snapshot: what each actor and each stream did, over the whole width."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self.pulse = pulse
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        pulse, names = self.pulse, 13
+        snapshot, names = self.snapshot, 13
         width = options.max_width - names - 1
-        if pulse.last_step < 0 or width < 20:
+        if snapshot.last_step < 0 or width < 20:
             return
-        count = pulse.last_step - pulse.first_step + 1
-        span = min(pulse.lanes_span, pulse.lanes_span / count * STEPS_IN_VIEW)
-        begun = pulse.lanes_span - span
-        for lane in pulse.lanes:
+        count = snapshot.last_step - snapshot.first_step + 1
+        span = min(snapshot.lanes_span, snapshot.lanes_span / count * STEPS_IN_VIEW)
+        begun = snapshot.lanes_span - span
+        for lane in snapshot.lanes:
             yield Text.assemble(f"{lane.title:>{names - 1}} ", draw(lane, begun, span, width))
 
 
-def draw(lane: Lane, begun: float, span: float, width: int) -> Text:
+def draw(lane: ShownLane, begun: float, span: float, width: int) -> Text:
     """One lane: bars in the colours of their steps, each with its step's number in it, or behind it if that is free."""
     cells: list[tuple[str, str]] = [(" ", "on grey15" if lane.track in STREAMS else "")] * width
     bars: list[tuple[int, int, int]] = []
@@ -147,17 +149,19 @@ def draw(lane: Lane, begun: float, span: float, width: int) -> Text:
     return Text.assemble(*(("".join(char for char, _ in run), style) for style, run in runs))
 
 
-def in_words(pulse: Pulse) -> RenderableType:
+def in_words(snapshot: Snapshot) -> RenderableType:
     """What the lanes show, in words."""
-    if pulse.lanes_age_s is None:
+    if snapshot.lanes_age_s is None:
         return Text("Nothing has run lately.", style="dim")
     words: list[str] = []
-    if pulse.lanes_age_s > IDLE_S:
-        words.append(f"Nothing to do; the last step ended {pulse.lanes_age_s:.0f} s ago.")
-    if pulse.ahead is not None:
-        words.append(f"{pulse.ahead:.0%} of these steps were planned before the step before them had ended.")
-    if pulse.gap_us is not None and pulse.lanes_age_s <= IDLE_S:
-        gap = pulse.gap_us
+    if snapshot.lanes_age_s > IDLE_S:
+        words.append(f"Nothing to do; the last step ended {snapshot.lanes_age_s:.0f} s ago.")
+    if snapshot.ahead is not None:
+        words.append(
+            f"{snapshot.ahead:.0%} of these steps were planned before the step before them had ended."
+        )
+    if snapshot.gap_us is not None and snapshot.lanes_age_s <= IDLE_S:
+        gap = snapshot.gap_us
         waited = (
             "did not wait"
             if gap < 1
@@ -172,14 +176,14 @@ def in_words(pulse: Pulse) -> RenderableType:
 class Tables:
     """Actors, latencies and requests side by side, as far as the width allows."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self.pulse = pulse
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         whole = options.max_width >= 106
-        parts = [actors(self.pulse, whole), latencies(self.pulse)]
+        parts = [actors(self.snapshot, whole), latencies(self.snapshot)]
         if options.max_width >= 128:
-            parts.append(requests(self.pulse))
+            parts.append(requests(self.snapshot))
         row = Table.grid(padding=(0, 4 if whole else 2))
         for _ in parts:
             row.add_column()
@@ -187,32 +191,32 @@ class Tables:
         yield row
 
 
-def actors(pulse: Pulse, whole: bool) -> RenderableType:
+def actors(snapshot: Snapshot, whole: bool) -> RenderableType:
     table = plain_table()
     table.add_column("actor")
     table.add_column("state")
     for name in ("load", "queue", "restarts", "up", "pid") if whole else ("queue", "restarts"):
         table.add_column(name, justify="right")
-    for actor in pulse.actors:
+    for actor in snapshot.actors:
         state = Text.assemble(("● ", STATE_COLOURS.get(actor.state, "yellow")), actor.state)
         row = [str(actor.mailbox_depth), str(actor.restarts)]
         if whole:
-            load = pulse.loads.get(actor.name)
+            load = snapshot.loads.get(actor.name)
             row.insert(0, "–" if load is None else f"{load:.0%}")
             row += ["–" if actor.state == "dead" else duration(actor.uptime_s), str(actor.pid)]
         table.add_row(actor.name, state, *row)
     return table
 
 
-def latencies(pulse: Pulse) -> RenderableType:
+def latencies(snapshot: Snapshot) -> RenderableType:
     table = plain_table()
     table.add_column("latency, ms")
     for name in ("p50", "p90", "p99"):
         table.add_column(name, justify="right")
     for name, latency in (
-        ("first token", pulse.ttft),
-        ("between tokens", pulse.itl),
-        ("whole answer", pulse.e2el),
+        ("first token", snapshot.ttft),
+        ("between tokens", snapshot.itl),
+        ("whole answer", snapshot.e2el),
     ):
         table.add_row(name, *percentiles(latency))
     return table
@@ -224,12 +228,12 @@ def percentiles(latency: Latency | None) -> tuple[str, str, str]:
     return milliseconds(latency.p50), milliseconds(latency.p90), milliseconds(latency.p99)
 
 
-def requests(pulse: Pulse) -> RenderableType:
+def requests(snapshot: Snapshot) -> RenderableType:
     table = plain_table()
     table.add_column("requests")
     table.add_column("", justify="right")
     for name in ("accepted", "finished", "aborted", "failed", "refused", "preemptions"):
-        table.add_row(name, f"{getattr(pulse, name):,}")
+        table.add_row(name, f"{getattr(snapshot, name):,}")
     return table
 
 

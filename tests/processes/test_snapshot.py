@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from slipstream.protocol.client.pulse import KEPT_REQUESTS, SHOWN_STEPS, Pulse, Watch
+from slipstream.protocol.client.snapshot import KEPT_REQUESTS, SHOWN_STEPS, Observer, Snapshot
 from slipstream.protocol.client.timeline import LANES, Timeline
 from slipstream.protocol.messages import Actors, ActorState
 from slipstream.protocol.trace import Mark, Span
@@ -56,83 +56,83 @@ def reading(
     return made_up(0, until, {"compute": compute, "scheduler": plans, "gateway": []}, marks=marks)
 
 
-def pulse_of(timeline: Timeline, watch: Watch | None = None, **counters: float) -> Pulse:
-    return (watch or Watch("m")).pulse(ACTORS, counters, timeline)
+def snapshot_of(timeline: Timeline, observer: Observer | None = None, **counters: float) -> Snapshot:
+    return (observer or Observer("m")).snapshot(ACTORS, counters, timeline)
 
 
 def test_shares_and_rates_are_of_the_last_two_seconds() -> None:
     begun = 100 * S
     compute = steps(0, 500, begun, idle=STEP // 4)
     until = compute[-1].end
-    pulse = pulse_of(reading(compute, until))
-    assert pulse.device_busy == pytest.approx(0.8, abs=0.01)
-    assert pulse.steps_per_s == pytest.approx(80, rel=0.02)
-    assert pulse.step_ms == pytest.approx(12.5)
-    assert pulse.gap_us == pytest.approx(2500)
-    assert pulse_of(reading(compute, until + S)).device_busy == pytest.approx(0.4, abs=0.01)
-    idle = pulse_of(reading(compute, until + 60 * S))
+    snapshot = snapshot_of(reading(compute, until))
+    assert snapshot.device_busy == pytest.approx(0.8, abs=0.01)
+    assert snapshot.steps_per_s == pytest.approx(80, rel=0.02)
+    assert snapshot.step_ms == pytest.approx(12.5)
+    assert snapshot.gap_us == pytest.approx(2500)
+    assert snapshot_of(reading(compute, until + S)).device_busy == pytest.approx(0.4, abs=0.01)
+    idle = snapshot_of(reading(compute, until + 60 * S))
     assert (idle.device_busy, idle.steps_per_s, idle.step_ms) == (0.0, 0.0, None)
     assert idle.lanes_age_s == pytest.approx(60)
 
 
 def test_a_plan_is_ahead_if_it_was_there_before_the_step_before_it_had_ended() -> None:
-    assert pulse_of(reading(steps(7, 30, S), 2 * S)).ahead == 1.0
-    assert pulse_of(reading(steps(7, 30, S, idle=2 * MS), 2 * S, early=False)).ahead == 0.0
+    assert snapshot_of(reading(steps(7, 30, S), 2 * S)).ahead == 1.0
+    assert snapshot_of(reading(steps(7, 30, S, idle=2 * MS), 2 * S, early=False)).ahead == 0.0
 
 
 def test_the_lanes_show_the_last_steps_that_followed_on_one_another() -> None:
     compute = steps(0, 40, S) + steps(40, 3, 3 * S)
-    pulse = pulse_of(reading(compute, 4 * S))
-    assert [lane.track for lane in pulse.lanes] == [lane.track for lane in LANES]
-    assert (pulse.first_step, pulse.last_step) == (40 - SHOWN_STEPS, 39)
-    (shown,) = [lane.spans for lane in pulse.lanes if lane.track == "compute"]
+    snapshot = snapshot_of(reading(compute, 4 * S))
+    assert [lane.track for lane in snapshot.lanes] == [lane.track for lane in LANES]
+    assert (snapshot.first_step, snapshot.last_step) == (40 - SHOWN_STEPS, 39)
+    (shown,) = [lane.spans for lane in snapshot.lanes if lane.track == "compute"]
     assert shown[0] == (40 - SHOWN_STEPS, 0.0, 10_000.0)
-    assert shown[-1][2] == pytest.approx(pulse.lanes_span)
+    assert shown[-1][2] == pytest.approx(snapshot.lanes_span)
 
 
 def test_while_nothing_runs_the_last_picture_stays() -> None:
-    watch = Watch("m")
-    first = pulse_of(reading(steps(0, 20, S), 2 * S), watch)
-    later = pulse_of(reading([], 9 * S), watch)
+    observer = Observer("m")
+    first = snapshot_of(reading(steps(0, 20, S), 2 * S), observer)
+    later = snapshot_of(reading([], 9 * S), observer)
     assert later.lanes == first.lanes
     assert later.lanes_age_s == pytest.approx(9 - 1.2)
-    assert pulse_of(reading([], 9 * S)).lanes == []
+    assert snapshot_of(reading([], 9 * S)).lanes == []
 
 
 def test_latencies_are_told_once_for_each_request_however_often_its_marks_are_read() -> None:
-    watch = Watch("m")
+    observer = Observer("m")
     marks = [Mark("arrived", 1, 10 * MS), Mark("first token", 1, 30 * MS)]
-    assert pulse_of(reading([], S, marks=marks), watch).ttft is not None
+    assert snapshot_of(reading([], S, marks=marks), observer).ttft is not None
     marks += [Mark("arrived", 2, S), Mark("finished", 1, S + 10 * MS), Mark("first token", 2, S + 40 * MS)]
-    pulse = pulse_of(reading([], 2 * S, marks=marks), watch)
-    assert list(watch.ttft) == pytest.approx([20.0, 40.0])
-    assert list(watch.e2el) == pytest.approx([1000.0])
-    assert pulse.ttft is not None
-    assert (pulse.ttft.p50, pulse.ttft.p90) == pytest.approx((30.0, 38.0))
+    snapshot = snapshot_of(reading([], 2 * S, marks=marks), observer)
+    assert list(observer.ttft) == pytest.approx([20.0, 40.0])
+    assert list(observer.e2el) == pytest.approx([1000.0])
+    assert snapshot.ttft is not None
+    assert (snapshot.ttft.p50, snapshot.ttft.p90) == pytest.approx((30.0, 38.0))
     unfinished = [Mark("arrived", n, 3 * S + n) for n in range(10, 15)] + [
         Mark("finished", n, 4 * S + n) for n in range(10, 15)
     ]
-    assert len(list(watch.e2el)) == 1
-    pulse_of(reading([], 5 * S, marks=unfinished), watch)
-    assert len(watch.e2el) == 1, "a request that ended without a token has no latency"
-    assert not watch.arrived.keys() - {2}
+    assert len(list(observer.e2el)) == 1
+    snapshot_of(reading([], 5 * S, marks=unfinished), observer)
+    assert len(observer.e2el) == 1, "a request that ended without a token has no latency"
+    assert not observer.arrived.keys() - {2}
 
 
 def test_what_is_remembered_of_requests_is_bounded() -> None:
-    watch = Watch("m")
+    observer = Observer("m")
     for n in range(3 * KEPT_REQUESTS):
         at = n * MS + 1
         marks = [Mark("arrived", n, at), Mark("first token", n, at + 1000), Mark("finished", n, at + 2000)]
-        watch.take_in_requests(reading([], S, marks=marks))
-    assert len(watch.ttft) == len(watch.e2el) == KEPT_REQUESTS
-    assert not watch.arrived
-    assert not watch.first_tokens
+        observer.take_in_requests(reading([], S, marks=marks))
+    assert len(observer.ttft) == len(observer.e2el) == KEPT_REQUESTS
+    assert not observer.arrived
+    assert not observer.first_tokens
 
 
 def test_rates_of_counters_survive_a_new_scheduler_that_counts_from_zero() -> None:
-    watch = Watch("m")
+    observer = Observer("m")
     rates = [
-        pulse_of(reading([], time * S), watch, generation_tokens=tokens).tokens_per_s
+        snapshot_of(reading([], time * S), observer, generation_tokens=tokens).tokens_per_s
         for time, tokens in [(1, 1000.0), (2, 1500.0), (3, 2000.0), (4, 100.0), (5, 400.0)]
     ]
     assert rates == pytest.approx([0.0, 500.0, 500.0, 0.0, 300.0])
@@ -141,22 +141,22 @@ def test_rates_of_counters_survive_a_new_scheduler_that_counts_from_zero() -> No
 def test_the_load_of_an_actor_is_the_share_of_the_last_half_second_that_its_turns_took() -> None:
     turns = [Span("Texts", -1, begun, begun + 100 * MS) for begun in (S, S + 450 * MS, S + 800 * MS)]
     timeline = made_up(0, 2 * S, {"gateway": turns, "tokenizer": []})
-    assert pulse_of(timeline).loads == pytest.approx({"gateway": 0.3, "tokenizer": 0.0})
+    assert snapshot_of(timeline).loads == pytest.approx({"gateway": 0.3, "tokenizer": 0.0})
 
 
 # --- on a terminal ------------------------------------------------------------------------------
 
 
-def shown(pulse: Pulse, width: int) -> str:
+def shown(snapshot: Snapshot, width: int) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"), color_system="truecolor")  # noqa: SIM115
-    console.print(View("ipc://e").of(pulse))
+    console.print(View("ipc://e").of(snapshot))
     return console.export_text()
 
 
 @pytest.mark.parametrize("width", [80, 106, 128, 200])
 def test_top_fits_the_width_and_shows_actors_lanes_and_numbers(width: int) -> None:
     compute = steps(100, 30, S)
-    text = shown(pulse_of(reading(compute, compute[-1].end), num_requests_running=7.0), width)
+    text = shown(snapshot_of(reading(compute, compute[-1].end), num_requests_running=7.0), width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     for lane in LANES:
@@ -171,7 +171,7 @@ def test_top_fits_the_width_and_shows_actors_lanes_and_numbers(width: int) -> No
 
 
 def test_top_of_a_service_that_has_done_nothing_says_so() -> None:
-    assert "Nothing has run lately." in shown(pulse_of(reading([], S)), 100)
+    assert "Nothing has run lately." in shown(snapshot_of(reading([], S)), 100)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ class Read(dict[str, float]):
 
 def test_every_counter_that_the_views_read_is_one_that_a_service_tells(sidecar: Sidecar) -> None:
     counters = Read()
-    Watch("m").pulse(ACTORS, counters, reading([], S))
+    Observer("m").snapshot(ACTORS, counters, reading([], S))
     with sidecar.client() as client:
         assert len(counters.names) > 8
         assert counters.names <= client.stats().keys()

@@ -1,7 +1,7 @@
-"""What a live view shows: the pulse of a service, made of what any client can ask for.
+"""What a live view shows: a snapshot of a service, made of what any client can ask for.
 
 ``slipstream top`` and the dashboard take a reading now and then (``Actors``, ``Stats`` and the trace of the
-time since the last one) and show the ``Pulse`` that a ``Watch`` makes of it. Nothing is measured for them.
+time since the last one) and show the ``Snapshot`` that an ``Observer`` makes of it. Nothing is measured for them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SHOWN_STEPS = 16
 """Steps in the lanes."""
 
 
-class Lane(msgspec.Struct):
+class ShownLane(msgspec.Struct):
     """What one lane shows of the last steps."""
 
     track: str
     title: str
     does: str
     spans: list[tuple[int, float, float]]
-    """Step, begin and end in microseconds since ``Pulse.lanes_begin``."""
+    """Step, begin and end in microseconds since ``Snapshot.lanes_begin``."""
 
 
 class Latency(msgspec.Struct):
@@ -58,7 +58,7 @@ class Latency(msgspec.Struct):
         return cls(p50=cuts[49], p90=cuts[89], p99=cuts[98])
 
 
-class Pulse(msgspec.Struct, kw_only=True):
+class Snapshot(msgspec.Struct, kw_only=True):
     """How a service is, at one moment. Shares are of 1; None: nothing to tell it from."""
 
     model: str
@@ -94,7 +94,7 @@ class Pulse(msgspec.Struct, kw_only=True):
     """Between two steps, over the last two seconds."""
     e2el: Latency | None
     """From the arrival of a request to its end."""
-    lanes: list[Lane]
+    lanes: list[ShownLane]
     lanes_begin: float
     """Begin of the first shown step, in microseconds of the service's clock."""
     lanes_span: float
@@ -106,15 +106,15 @@ class Pulse(msgspec.Struct, kw_only=True):
 
 
 class Picture(NamedTuple):
-    lanes: list[Lane]
+    lanes: list[ShownLane]
     steps: list[Span]
     """Those of the device that are shown."""
     ahead: float | None
     """Share of them that were planned ahead."""
 
 
-class Watch:
-    """Makes pulses of readings, and remembers from one to the next what they need."""
+class Observer:
+    """Makes snapshots of readings, and remembers from one to the next what they need."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -133,7 +133,7 @@ class Watch:
         """How far back the trace of the next reading has to go."""
         return RECENT_S if self.looked_until else FIRST_LOOK_S
 
-    def pulse(self, actors: Actors, counters: dict[str, float], timeline: Timeline) -> Pulse:
+    def snapshot(self, actors: Actors, counters: dict[str, float], timeline: Timeline) -> Snapshot:
         self.take_in_requests(timeline)
         recent = timeline.last(RECENT_S).spans("compute")
         steps = recent if self.picture.steps else timeline.spans("compute")
@@ -153,7 +153,7 @@ class Watch:
             return int(counters.get(name, 0))
 
         queries = counters.get("prefix_cache_queries", 0.0)
-        return Pulse(
+        return Snapshot(
             model=self.model,
             ready=actors.ready,
             draining=actors.draining,
@@ -245,8 +245,8 @@ def last_run(steps: list[Span]) -> list[Span]:
 
 
 def busy(steps: list[Span], until: int) -> float:
-    """Share of the recent time that the device computed. A step under way is told when it is over, so the
-    time after the last one counts only once it is longer than a step."""
+    """Share of the recent time that the device computed. The span of a step comes when
+    the step is over, so the time after the last one counts only once it is longer than a step."""
     if not steps:
         return 0.0
     begun = until - round(RECENT_S * 1e9)
@@ -262,10 +262,10 @@ def planned_ahead(tracks: Tracks, steps: list[Span]) -> float | None:
     return sum(early) / len(early) if early else None
 
 
-def lanes_of(tracks: Tracks, begun: int, ended: int) -> list[Lane]:
-    """What everyone did in a stretch of time."""
+def lanes_of(tracks: Tracks, begun: int, ended: int) -> list[ShownLane]:
+    """What each actor and each stream of the device did in a stretch of time."""
     return [
-        Lane(
+        ShownLane(
             lane.track,
             lane.title,
             lane.does,

@@ -1,0 +1,148 @@
+"""How the actors are, for those who ask, and what all their incarnations have counted. It decides nothing.
+
+Two may ask. A program at the *status socket* gets pids and states at once. An actor with a public socket asks for
+its clients, and is answered when every actor has reported, or when that takes too long; it also gets the
+counters of all actors when one has grown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+
+import msgspec
+import zmq
+
+from ...protocol.codec import pack
+from ...protocol.messages import Actors, ActorState
+from . import control
+from .children import Child
+
+REPORT_WITHIN_S = 0.25
+"""How long a question after the actors waits for what each of them reports."""
+
+
+class Status:
+    """What one supervisor knows of its children, dead incarnations included."""
+
+    def __init__(self, children: dict[str, Child], endpoint: str) -> None:
+        """``children``: those of the supervisor, by name, as they come and go. ``endpoint``: of the status socket."""
+        self.children = children
+        self.restarts: Counter[str] = Counter()
+        """How often each was started again since the start of the service."""
+        self.counted: Counter[str] = Counter()
+        """Counters of all incarnations that are gone."""
+        self.reported: Counter[str] = Counter()
+        """Counters as they were last sent to the actors that answer for the service."""
+        self.asking: list[str] = []
+        """Actors that want to know how all are."""
+        self.report_at = 0.0
+        """When they are sent at the latest."""
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.MAXMSGSIZE, 1024)
+        self.socket.bind(endpoint)
+        self.endpoint = endpoint
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+    def keep_counters(self, child: Child) -> None:
+        """The child is gone: what it counted stays counted."""
+        self.counted.update(counters_of(child))
+
+    def answer_program(self) -> None:
+        """Answer at the status socket with how the actors are, whatever the question.
+
+        No REP socket: a question that is none can leave that one waiting for ever.
+        """
+        with contextlib.suppress(zmq.Again):
+            asking, *_ = self.socket.recv_multipart(zmq.DONTWAIT)
+            described = {name: self.describe(child) for name, child in self.children.items()}
+            answer = pack(msgspec.to_builtins({"actors": described}))
+            self.socket.send_multipart((asking, b"", answer), zmq.DONTWAIT)
+
+    def on_ask_actors(self, child: Child) -> None:
+        """The child wants to know how all are: have every actor report."""
+        now = time.monotonic()
+        if not self.asking:
+            self.report_at = now + REPORT_WITHIN_S
+            for other in self.children.values():
+                if other.liveness is not None and other.there and not other.liveness.asked:
+                    other.liveness.ask(now)
+                    other.send(control.Probe())
+        if child.spec.name not in self.asking:
+            self.asking.append(child.spec.name)
+
+    def report_actors(self, serving: bool, draining: bool) -> float | None:
+        """Answer the actors that asked, if it is time; returns how long until then."""
+        if not self.asking:
+            return None
+        left = self.report_at - time.monotonic()
+        waited_for = (c.liveness for c in self.children.values() if c.there)
+        if left > 0 and any(liveness is not None and liveness.asked for liveness in waited_for):
+            return left
+        for name in self.asking:
+            self.children[name].send(control.ReportActors(self.actors(serving, draining)))
+        self.asking = []
+        return None
+
+    def report_counters(self) -> None:
+        """Send the counters to those who answer for the service, if one of any actor has grown."""
+        totals = self.counted.copy()
+        totals["actor_restarts"] = self.restarts.total()
+        for child in self.children.values():
+            if child.there:
+                totals.update(counters_of(child))
+        if totals == self.reported:
+            return
+        self.reported = totals
+        for child in self.children.values():
+            if child.there and child.spec.frontend_of is None and "endpoint" in child.facts:
+                child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
+
+    def actors(self, serving: bool, draining: bool) -> Actors:
+        """How each actor is, and what follows for the service."""
+        states = [self.describe(child) for child in self.children.values()]
+        return Actors(
+            actors=states,
+            live=all(state.state != "hung" for state in states),
+            ready=serving and not draining and all(state.state == "ready" for state in states),
+            draining=draining,
+        )
+
+    def describe(self, child: Child) -> ActorState:
+        now = time.monotonic()
+        liveness, report = child.liveness, child.report
+        return ActorState(
+            name=child.spec.name,
+            state=child.state,
+            pid=child.process.pid,
+            epoch=child.epoch,
+            restarts=self.restarts[child.spec.name],
+            uptime_s=round(now - child.since, 3),
+            mailbox_depth=self.mailbox_depth(child),
+            last_progress_s=0.0 if liveness is None else round(now - liveness.turned_at, 3),
+            working=liveness is not None and liveness.working,
+            busy_s=0.0 if report is None else round(report.busy_s, 6),
+        )
+
+    def mailbox_depth(self, child: Child) -> int:
+        """What the others have sent to it, less what it has taken in, as far as each has reported."""
+        depth = 0
+        taken = {} if child.report is None else child.report.received
+        for other in self.children.values():
+            if other.report is None:
+                continue
+            epoch, sent = other.report.sent.get(child.spec.name, (0, 0))
+            if epoch == child.epoch:
+                known, received = taken.get(other.spec.name, (0, 0))
+                depth += max(0, sent - (received if known == other.epoch else 0))
+        return depth
+
+
+def counters_of(child: Child) -> dict[str, int]:
+    """What a child has counted, as far as it has reported."""
+    return {} if child.report is None else child.report.counters
