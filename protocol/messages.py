@@ -58,6 +58,9 @@ class Generate(FromClient, tag="generate"):
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
     """With ``messages``: what else the model's own chat template knows, ``enable_thinking`` for example."""
+    add_special_tokens: bool = True
+    """With a text as ``prompt``: put before and after it what the model's tokenizer puts there, such as the token that
+    begins a text. Token ids are taken as they are, and a chat template writes its own."""
 
 
 class Abort(FromClient, tag="abort"):
@@ -271,6 +274,8 @@ class Submit(Internal):
     """The prompt as token ids (int32)."""
     template: dict[str, Any] = {}
     """What the chat template is given beside the messages."""
+    add_special_tokens: bool = True
+    """As in ``Generate``."""
 
 
 class Tokenized(Internal):

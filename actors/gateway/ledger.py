@@ -37,6 +37,7 @@ class Request:
     return_prompt_ids: bool
     template: dict[str, Any] = field(default_factory=dict)
     """What the chat template is given beside the messages."""
+    add_special_tokens: bool = True
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     digest: bytes = b""
@@ -115,6 +116,7 @@ class Answer:
             request.attempt,
             ids,
             request.template,
+            request.add_special_tokens,
         )
 
 
@@ -152,6 +154,7 @@ class Ledger:
             size,
             message.return_prompt_ids,
             template_of(message),
+            message.add_special_tokens,
             digest=digest_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):

@@ -72,7 +72,7 @@ FIXED_IN_CHAT: dict[str, Any] = FIXED | {
     "web_search_options": None,
 }
 
-FIXED_IN_COMPLETIONS: dict[str, Any] = FIXED | {"add_special_tokens": True, "suffix": None}
+FIXED_IN_COMPLETIONS: dict[str, Any] = FIXED | {"suffix": None}
 
 FIXED_IN_TOKENIZE: dict[str, Any] = {"chat_template": None, "continue_final_message": False}
 
@@ -110,6 +110,15 @@ class StructuredOutputs(Body, kw_only=True):
     """A JSON Schema."""
     regex: str | None = None
     choice: list[str] | None = None
+    json_object: bool | None = None
+    """True: any JSON object."""
+    grammar: None = None
+    structural_tag: None = None
+    whitespace_pattern: None = None
+    disable_fallback: bool | None = None
+    """There is one engine, and so nothing to fall back to."""
+    disable_any_whitespace: Literal[False] | None = None
+    disable_additional_properties: Literal[False] | None = None
 
 
 class Labels(Body, kw_only=True):
@@ -184,6 +193,8 @@ class CompletionFields(Sampling, kw_only=True):
     max_tokens: int | None = None
     logprobs: int | None = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None
+    """Of prompts that are texts; by default true. Token ids are taken as they are."""
     response_format: ResponseFormat | None = None
 
 
@@ -289,8 +300,10 @@ def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
         for name, field in MATCHES.items()
         if (value := getattr(outputs, field)) is not None
     ]
+    if outputs.json_object:
+        given.append(("json_schema", Given({"type": "object"}, "structured_outputs.json_object")))
     if not given:
-        message = "structured_outputs is empty; give json, regex or choice, or leave it out"
+        message = "structured_outputs is empty; give json, json_object, regex or choice, or leave it out"
         raise Problem(400, message, param="structured_outputs")
     return given
 

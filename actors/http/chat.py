@@ -59,7 +59,8 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
     if body.max_completion_tokens is not None:
         most = Given(body.max_completion_tokens, "max_completion_tokens")
     logprobs = Given((body.top_logprobs or 0) if body.logprobs else None, "top_logprobs")
-    return sampling_params(body, bounds, max_tokens=most, logprobs=logprobs, json_schema=schema)
+    params, names = sampling_params(body, bounds, max_tokens=most, logprobs=logprobs, json_schema=schema)
+    return params, offered.places | names
 
 
 class Answers:

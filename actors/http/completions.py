@@ -61,6 +61,7 @@ async def create(service: Service, request: Request) -> Response:
             names | {"prompt": where},
             prompt=prompt,
             params=params,
+            add_special_tokens=body.add_special_tokens is not False,
             request_id=f"{about['id']}-{number}",
             return_prompt_ids=echo_logprobs or counted,
         )

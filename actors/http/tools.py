@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from ..text.conversation import CALL_ID_CHARACTERS
 from ..text.marks import beginning_of
-from .errors import Problem
+from .errors import Names, Problem
 from .schemas import Schema, moved, types_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -75,6 +75,8 @@ class Offer(msgspec.Struct, kw_only=True):
     """What the answer must match where a call is forced."""
     where: str = "tools"
     """Path of the field that the schema is made of."""
+    places: Names = {}
+    """Paths of the fields that the parts of the schema are made of."""
     single: bool = False
     """Only the first call of an answer is one."""
     strict: dict[str, Schema] = {}
@@ -96,7 +98,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
         return Offer()
     functions = {tool.function.name: tool.function for tool in tools}
     offered = Offer(tools=[msgspec.to_builtins(tool) for tool in tools], functions=functions)
-    places = {name: f"tools[{number}].function.parameters" for number, name in enumerate(functions)}
+    places = {tool.function.name: f"tools[{number}].function.parameters" for number, tool in enumerate(tools)}
     if isinstance(choice, NamedTool):
         offered.forced = name = choice.function.name
         if name not in functions:
@@ -107,6 +109,9 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     offered.single = parallel is False
     if choice == "required":
         offered.schema = any_call_of(functions, places, 1 if offered.single else None)
+        offered.places = {
+            f"json_schema.$defs.{number}": place for number, place in enumerate(places.values())
+        }
     else:
         offered.strict = {
             name: Schema(arguments_of(function), places[name]).check()

@@ -92,7 +92,38 @@ class GrammarCompiler:
         return matcher
 
     def check(self, grammar: Grammar) -> None:
-        """``InvalidRequest`` unless the grammar compiles and an answer can begin."""
+        """``InvalidRequest`` unless the grammar compiles and an answer can begin. It names the definition that is
+        wrong in a schema that has several."""
+        try:
+            self.try_out(grammar)
+        except InvalidRequest as error:
+            name = self.wrong_definition(grammar) if grammar.kind == "json_schema" else None
+            place = grammar.kind if name is None else f"{grammar.kind}.$defs.{name}"
+            message = place + str(error).removeprefix(grammar.kind)
+            raise InvalidRequest(message, param=place) from None
+
+    def wrong_definition(self, grammar: Grammar) -> str | None:
+        """The definition of a schema that no answer can follow by itself, found by halves; None if there is none."""
+        try:
+            schema = json.loads(grammar.source)
+            definitions = dict(schema["$defs"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return None
+        suspects = list(definitions)
+        while suspects:
+            half = suspects[: (len(suspects) + 1) // 2]
+            some = {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in half], "$defs": definitions}
+            try:
+                self.try_out(Grammar(grammar.kind, json.dumps(some)))
+            except InvalidRequest:
+                if len(half) == 1:
+                    return half[0]
+                suspects = half
+            else:
+                suspects = suspects[len(half) :]
+        return None
+
+    def try_out(self, grammar: Grammar) -> None:
         matcher = self.compile(grammar)
         allowed = int.from_bytes(matcher.compute_bitmask(), "little")
         if matcher.is_error():

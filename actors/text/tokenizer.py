@@ -80,8 +80,8 @@ class Tokenizer(Actor):
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
-        self.checked: OrderedDict[Grammar, str] = OrderedDict()
-        """Grammars that were compiled of late, and why they were refused; empty: they were not."""
+        self.checked: OrderedDict[Grammar, InvalidRequest | None] = OrderedDict()
+        """Grammars that were compiled of late, and why they were refused; None: they were not."""
         self.waiting: dict[int, Waiting] = {}
         """The long prompts, by request."""
         self.worked_at: Waiting | None = None
@@ -193,7 +193,7 @@ class Tokenizer(Actor):
         if prompt is None:
             return array("i", submit.prompt_ids)
         if isinstance(prompt, str):
-            return (yield from self.prompts.of_text(prompt))
+            return (yield from self.prompts.of_text(prompt, add_special_tokens=submit.add_special_tokens))
         return (yield from self.prompts.of_conversation(prompt, submit.template))
 
     def check_ids(self, what: str, ids: array[int]) -> None:
@@ -233,15 +233,16 @@ class Tokenizer(Actor):
                 f"{grammar.kind} is given, but {self.compiler}; leave it out", param=grammar.kind
             )
         if grammar not in self.checked:
-            self.checked[grammar] = ""
+            self.checked[grammar] = None
             try:
                 self.compiler.check(grammar)
             except InvalidRequest as error:
-                self.checked[grammar] = str(error)
+                self.checked[grammar] = error.with_traceback(None)
             if len(self.checked) > CHECKED_GRAMMARS:
                 self.checked.popitem(last=False)
-        if self.checked[grammar]:
-            raise InvalidRequest(self.checked[grammar], param=grammar.kind)
+        refused = self.checked[grammar]
+        if refused is not None:
+            raise InvalidRequest(str(refused), param=refused.param)
 
 
 def build(context: StartContext) -> Actor:

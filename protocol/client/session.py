@@ -190,6 +190,7 @@ class Session:
         return_prompt_ids: bool = False,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        add_special_tokens: bool = True,
         max_held: int | None = None,
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent.
@@ -213,6 +214,7 @@ class Session:
             return_prompt_ids=return_prompt_ids or messages is not None,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs or {},
+            add_special_tokens=add_special_tokens,
         )
         frame = encode_request(request)
         self.ensure_connection(now)

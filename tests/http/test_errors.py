@@ -14,6 +14,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 TOOL = {"type": "function", "function": {"name": "now", "parameters": SCHEMA}}
+OTHER = {"type": "function", "function": {"name": "later", "parameters": SCHEMA}}
 NAMED = {"type": "function", "function": {"name": "now"}}
 LONG = {"type": "object", "description": "x" * 40_000}
 
@@ -123,6 +124,13 @@ FROM_BEHIND: list[tuple[str, dict[str, Any], InvalidRequest, str, str]] = [
         InvalidRequest("json_schema cannot be followed: x", param="json_schema"),
         "tools",
         "tools cannot be followed: x",
+    ),
+    (
+        CHAT,
+        {"tools": [TOOL] * 11 + [OTHER], "tool_choice": "required"},
+        InvalidRequest("json_schema.$defs.1 cannot be followed: x", param="json_schema.$defs.1"),
+        "tools[11].function.parameters",
+        "tools[11].function.parameters cannot be followed: x",
     ),
     (
         CHAT,

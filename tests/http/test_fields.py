@@ -114,6 +114,19 @@ ROUTERS = {
 """What vllm-router and sglang-router add to the conversations that pass through them."""
 
 
+NEUTRAL_OUTPUTS = {
+    "json": None,
+    "grammar": None,
+    "json_object": False,
+    "structural_tag": None,
+    "whitespace_pattern": None,
+    "disable_fallback": True,
+    "disable_any_whitespace": False,
+    "disable_additional_properties": False,
+}
+"""What vLLM's client writes of ``structured_outputs`` beside the one thing that is asked."""
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
@@ -124,6 +137,8 @@ ROUTERS = {
         (CHAT, {"logprobs": False, "top_logprobs": 0}),
         (CHAT, {"stream": True, "stream_options": {"include_obfuscation": False}}),
         (TEXT, {"length_penalty": 1, "best_of": 1, "use_beam_search": False}),
+        (TEXT, {"structured_outputs": {"regex": "a"} | NEUTRAL_OUTPUTS}),
+        (CHAT, {"structured_outputs": {"choice": ["a"]} | dict.fromkeys(NEUTRAL_OUTPUTS)}),
     ],
 )
 def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str, Any]) -> None:
@@ -157,6 +172,22 @@ def test_any_other_value_is_refused_by_its_name(
     error = reply.json["error"]
     assert (reply.status, error["param"]) == (400, param)
     assert message in error["message"]
+
+
+def test_any_json_object_can_be_asked_for_in_vllms_way() -> None:
+    frontend = Scripted(Script("a"))
+    assert frontend.post(TEXT, ASKED[TEXT] | {"structured_outputs": {"json_object": True}}).status == 200
+    assert frontend.script.asked["params"].json_schema == {"type": "object"}
+
+
+@pytest.mark.parametrize(("given", "added"), [(None, True), (True, True), (False, False)])
+def test_a_completion_says_whether_its_prompt_gets_the_special_tokens(
+    given: bool | None, added: bool
+) -> None:
+    frontend = Scripted(Script("a"))
+    for prompt in ("<s>x", ["a", "b"], [5, 6]):
+        assert frontend.post(TEXT, {"prompt": prompt, "add_special_tokens": given}).status == 200
+        assert frontend.script.asked["add_special_tokens"] is added
 
 
 # --- one declaration ------------------------------------------------------------------------------

@@ -119,6 +119,23 @@ def test_a_bad_grammar_is_refused_at_the_door_and_says_why(
     assert isinstance(submit(tokenizer, 2, regex="[0-9]+")[1][1], Enqueue)
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 5, 11])
+def test_of_several_definitions_the_one_that_is_wrong_is_named(tokenizer: Tokenizer, wrong: int) -> None:
+    """As the functions of a request are that has to call one of them."""
+    definitions: dict[str, Any] = {str(number): {"type": "integer"} for number in range(12)}
+    definitions[str(wrong)] = {"type": "strin"}
+    schema = {"anyOf": [{"$ref": f"#/$defs/{number}"} for number in definitions], "$defs": definitions}
+    for _ in range(2):
+        [(_, refused)] = submit(tokenizer, 1, json_schema=schema)
+        assert isinstance(refused, Refused)
+        assert refused.param == f"json_schema.$defs.{wrong}"
+        assert refused.message.startswith(f"json_schema.$defs.{wrong} cannot be followed")
+    for other in ({"$defs": []}, {"$defs": {}}, {"$defs": {"a": {}}}):
+        [(_, refused)] = submit(tokenizer, 2, json_schema=other | {"type": "strin"})
+        assert isinstance(refused, Refused)
+        assert refused.param == "json_schema"
+
+
 def too_much(fuzz: random.Random) -> SamplingParams:
     """Grammars that grow without measure when they are multiplied out."""
     kind = fuzz.randrange(6)

@@ -175,6 +175,21 @@ def refusal(
     return refused.message
 
 
+def test_the_special_tokens_of_a_text_are_left_out_where_it_has_its_own(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path))
+    for text in ("the fox", "the fox " * 10_000):
+        actor.prompts.max_model_len = actor.max_model_len = 100_000
+        whole = Submit(1, text, SamplingParams(seed=1))
+        bare = Submit(2, text, SamplingParams(seed=1), add_special_tokens=False)
+        ids = {}
+        for submit in (whole, bare):
+            sends = actor.receive("gateway", submit, 0.0)
+            while actor.waiting:
+                sends += actor.wake(0.0)
+            ids[submit.request] = array("i", sends[0][1].prompt).tolist()
+        assert ids[1] == [actor.prompts.tokenizer.token_to_id("<s>"), *ids[2]]
+
+
 @pytest.fixture
 def actor(tmp_path: Path) -> Tokenizer:
     return start(write_model(tmp_path, template=CHATML))

@@ -196,6 +196,10 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
             age_s=1.5,
         ),
     ),
+    (
+        "generate from a text that has its special tokens",
+        Generate(id="10", prompt="<s>Once", add_special_tokens=False),
+    ),
     ("generate what matches", Generate(id="6", prompt="1 + 1 =", params=SamplingParams(regex="[0-9]+"))),
     ("generate a choice", Generate(id="7", prompt="Yes?", params=SamplingParams(choice=["yes", "no"]))),
     ("abort", Abort(id="3")),
