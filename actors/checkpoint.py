@@ -25,6 +25,11 @@ HUB_TIMEOUT_S = 3.0
 LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the number of positions, the usual name first."""
 
+LEFT_OUT: dict[str, dict[str, int]] = {
+    "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072},
+    "gemma4_text": {"vocab_size": 262_144, "max_position_embeddings": 131_072},
+}
+"""By the type of a decoder, what published configurations leave to the defaults that transformers has for it."""
 
 MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2048),
@@ -170,7 +175,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a model's configuration that describes its decoder."""
     text = config.get("text_config")
-    return text if isinstance(text, Mapping) else config
+    found = text if isinstance(text, Mapping) else config
+    left_out = LEFT_OUT.get(str(found.get("model_type")))
+    return found if left_out is None else {**left_out, **found}
 
 
 def check_sizes(decoder: Mapping[str, Any]) -> None:

@@ -123,11 +123,23 @@ def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str
         text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
         if not isinstance(text, str):
             place = f"{where}[{index}]"
-            raise InvalidRequest(f"{place} is {brief(part)}; expected a part of type 'text'", param=place)
+            raise InvalidRequest(
+                f"{place} is {brief(part)}; expected a part of type 'text'{only_text(part)}", param=place
+            )
         texts.append(text)
     if style.takes_parts:
         return [{"type": "text", "text": text} for text in texts]
     return "\n".join(texts)
+
+
+def only_text(part: Any) -> str:
+    """What to say of a picture, a sound or a film: the usual types of such parts begin or end with these words."""
+    kind = str(part.get("type", "")) if isinstance(part, dict) else ""
+    return (
+        ": this service reads and writes text, also where its model has parts for more"
+        if any(other in kind for other in ("image", "audio", "video", "file"))
+        else ""
+    )
 
 
 def plain_call(where: str, call: Any, style: Style) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.model.language_model import SERVED_AS_TEXT
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, WINDOW, make_checkpoint
-from transformers import AutoModelForCausalLM
+from tiny_models import EOS_TOKEN_ID, FAMILIES, MULTIMODAL, VOCAB_SIZE, WINDOW, auto_class, make_checkpoint
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -122,9 +123,9 @@ def mixed(model: PagedModel) -> list[list[int]]:
     return completions(driver)
 
 
-def generated(folder: Path, where: torch.device) -> list[list[int]]:
+def generated(family: str, folder: Path, where: torch.device) -> list[list[int]]:
     """What transformers makes of each prompt."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = auto_class(family).from_pretrained(folder, dtype=torch.float32)
     model.to(where)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = EOS_TOKEN_ID
@@ -136,7 +137,7 @@ def generated(folder: Path, where: torch.device) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MULTIMODAL])
 @pytest.mark.parametrize(
     ("where", "backend"),
     [
@@ -150,7 +151,7 @@ def test_family_generates_what_transformers_does(
 ) -> None:
     folder = make_checkpoint(family, tmp_path)
     model = load_model(str(folder), device=where, dtype="float32", attention_backend=backend)
-    expected = generated(folder, where)
+    expected = generated(family, folder, where)
     assert len({tuple(tokens) for tokens in expected}) == len(expected), "the prompts must matter"
     assert alone(model) == expected
     assert mixed(model) == expected
@@ -166,3 +167,22 @@ def test_properties_of_a_loaded_model(tmp_path: Path) -> None:
     assert model.dtype == torch.float32
     assert model.weight_bytes == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.1)
     assert model.layout.bytes_per_block(BLOCK_SIZE, model.dtype) == 2 * 2 * 2 * 8 * BLOCK_SIZE * 4
+
+
+def test_every_multimodal_type_that_is_served_is_compared() -> None:
+    assert set(MULTIMODAL) == SERVED_AS_TEXT
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
+def test_only_the_weights_of_the_language_model_are_read(family: str, tmp_path: Path) -> None:
+    """Of the others nothing is kept, and what cannot be read of them does not matter."""
+    file = make_checkpoint(family, tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    others = [name for name in weights if "visual" in name or "vision" in name or "projector" in name]
+    assert others
+    for name in others:
+        weights[name] = torch.empty(0)
+    save_file(weights, file, metadata={"format": "pt"})
+    model = load_model(str(tmp_path), device=CPU, dtype="float32")
+    own = sum(weight.nbytes for name, weight in weights.items() if name not in others)
+    assert model.weight_bytes == pytest.approx(own, rel=0.05)

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 BEGIN_OF_TEXT = "<|begin|>"
@@ -58,16 +63,57 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": dict(sliding_window=WINDOW),
 }
 
+EYES: dict[str, Any] = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=28,
+    patch_size=14,
+)
+QWEN_EYES: dict[str, Any] = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2)
+QWEN2_ROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 2])
+QWEN3_ROPE = QWEN2_ROPE | dict(mrope_interleaved=True)
+
+MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (FAMILIES["gemma3_text"], EYES),
+    "gemma4": (SLIDING | dict(hidden_size_per_layer_input=8), EYES),
+    "mistral3": (dict(model_type="mistral", head_dim=8), EYES | dict(model_type="pixtral", head_dim=8)),
+    "qwen2_vl": (dict(rope_parameters=QWEN2_ROPE), QWEN_EYES | dict(embed_dim=16, mlp_ratio=2)),
+    "qwen2_5_vl": (dict(rope_parameters=QWEN2_ROPE), QWEN_EYES | dict(out_hidden_size=32)),
+    "qwen3_vl": (dict(head_dim=8, rope_parameters=QWEN3_ROPE), QWEN_EYES | dict(out_hidden_size=32)),
+    "qwen3_vl_moe": (
+        dict(head_dim=8, rope_parameters=QWEN3_ROPE, num_experts=4, **EXPERTS),
+        QWEN_EYES | dict(out_hidden_size=32),
+    ),
+    "llava": (dict(model_type="llama"), EYES | dict(model_type="clip_vision_model")),
+    "llava_next": (dict(model_type="mistral", head_dim=8), EYES | dict(model_type="clip_vision_model")),
+    "llava_onevision": (dict(model_type="qwen2"), EYES | dict(model_type="siglip_vision_model")),
+    "internvl": (dict(model_type="qwen2"), EYES | dict(image_size=[28, 28], patch_size=[14, 14])),
+    "smolvlm": (dict(model_type="llama"), EYES),
+    "aya_vision": (dict(model_type="cohere2") | SLIDING, EYES | dict(model_type="siglip_vision_model")),
+}
+"""Of a text and a vision configuration each, by its type."""
+
 
 def make_config(family: str, **changes: Any) -> PreTrainedConfig:
-    """A configuration of the family, `FAMILIES` or any other of transformers, of the size above."""
-    return CONFIG_MAPPING[family](**(SIZES | FAMILIES.get(family, {}) | changes))
+    """A configuration of the family, `FAMILIES`, `MULTIMODAL` or any other of transformers, of the size above."""
+    config: Any = CONFIG_MAPPING[family]
+    if family in MULTIMODAL:
+        text, vision = MULTIMODAL[family]
+        return config(text_config=SIZES | text | changes, vision_config=vision)
+    return config(**(SIZES | FAMILIES.get(family, {}) | changes))
+
+
+def auto_class(family: str) -> Any:
+    """The class of transformers that makes and reads a model of the family, all parts of it."""
+    return AutoModelForImageTextToText if family in MULTIMODAL else AutoModelForCausalLM
 
 
 def make_checkpoint(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files to ``folder``, which is returned."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(make_config(family, **changes), dtype=torch.float32)
+    model = auto_class(family).from_config(make_config(family, **changes), dtype=torch.float32)
     if family == "gpt_oss":
         for layer in model.model.layers:
             torch.nn.init.normal_(layer.self_attn.sinks)

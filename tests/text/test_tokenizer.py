@@ -326,7 +326,8 @@ def test_text_parts_are_joined(actor: Tokenizer) -> None:
         ([{"role": "user", "content": 7}], "messages[0].content is 7"),
         (
             [{"role": "user", "content": [{"type": "image_url"}]}],
-            "messages[0].content[0] is {'type': 'image_url'}",
+            "messages[0].content[0] is {'type': 'image_url'}; expected a part of type 'text': this service reads and "
+            "writes text, also where its model has parts for more",
         ),
         ([{"role": "user", "content": "", "x": b"raw"}], None),
         ([{"role": "assistant", "tool_calls": b"raw"}], "expected a list of calls"),

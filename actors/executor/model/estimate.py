@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...checkpoint import open_checkpoint
+from .language_model import language_model_config
 from .load import DTYPES, from_config, load_config
 
 META = torch.device("meta")
@@ -39,7 +40,7 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
     """
     assert dtype in DTYPES
     config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
-    own = getattr(config, "dtype", None) or torch.float32
+    own = getattr(language_model_config(config), "dtype", None) or torch.float32
     model = from_config(config, META, own if dtype == "auto" else getattr(torch, dtype))
     return Estimate(
         model_type=config.model_type,

@@ -11,10 +11,11 @@ model must pass three tests, each of which gives its reason:
 
 from __future__ import annotations
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
 from ..cache.layout import KVLayout, record_attention
+from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
 
 SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
@@ -31,7 +32,7 @@ def check_config(config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise refusal(config, "it is an encoder-decoder; decoder-only causal language models are served")
     model_class = causal_lm_class(config)
-    text = config.get_text_config()
+    text = language_model_config(config)
 
     for other in sorted(set(getattr(text, "layer_types", None) or ()) - SERVED_LAYER_TYPES):
         what = OTHER_LAYER_TYPES.get(other, "need more than keys and values in blocks")
@@ -42,24 +43,24 @@ def check_config(config: PreTrainedConfig) -> None:
         raise refusal(
             config, f"{model_class.__name__} computes attention by itself and lets no other implementation in"
         )
-    if text is not config:
-        raise refusal(
-            config,
-            f"{model_class.__name__} has parts beside its language model ({', '.join(config.sub_configs)}); "
-            f"to serve it, save the language model ({text.model_type!r}) as a checkpoint of its own",
-        )
-    if getattr(config, "alibi", False):
+    if getattr(text, "alibi", False):
         raise refusal(config, "it adds a bias by distance (ALiBi) to the attention scores")
-    if getattr(config, "use_bidirectional_attention", None):
+    if getattr(text, "use_bidirectional_attention", None):
         raise refusal(config, "its tokens attend to later tokens, so that it cannot be decoded step by step")
 
 
 def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that generates text with this configuration."""
-    try:
-        return AutoModelForCausalLM._model_mapping[type(config)]  # type: ignore[attr-defined]
-    except KeyError:
-        raise refusal(config, "transformers has no causal language model of this type") from None
+    """The class that generates text with this configuration; ModelNotSupported if there is none for text alone."""
+    if language_model_config(config) is not config and config.model_type not in SERVED_AS_TEXT:
+        raise refusal(
+            config,
+            f"it has parts beside its language model ({', '.join(config.sub_configs)}), and it is not known that "
+            "text needs none of them",
+        )
+    found = language_model_class(config)
+    if found is None:
+        raise refusal(config, "transformers has no causal language model of this type")
+    return found
 
 
 def check_attention(transformer: PreTrainedModel) -> KVLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import open_checkpoint
@@ -17,6 +18,7 @@ from ..attention import backend as attention
 from ..attention.transformers_hook import IMPLEMENTATION
 from . import gate
 from .fuse import fuse
+from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
 from .paged_model import PagedModel
 from .probe import probed
 
@@ -45,19 +47,7 @@ def load_model(
     checkpoint.check_weights()
     config = load_config(checkpoint.folder)
     gate.check_config(config)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=IMPLEMENTATION,
-            output_loading_info=True,
-            **FROM_FOLDER,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelNotSupported(f"the weights of {path_or_name!r} cannot be loaded: {error}") from error
-    transformer, report = loaded
+    transformer, report = read_weights(checkpoint.folder, config, dtype)
     for what in ("missing", "mismatched"):
         # transformers fills these with random numbers and goes on.
         if keys := report[f"{what}_keys"]:
@@ -71,6 +61,30 @@ def load_model(
     return model
 
 
+def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """The language model of a folder, a `PreTrainedModel`, and what transformers says of its weights."""
+    text = language_model_config(config)
+    # It would list every weight that is not read, a line each; those that are missing are our error.
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel(logging.ERROR)
+    try:
+        return gate.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
+            folder,
+            config=text,
+            key_mapping=None if text is config else LANGUAGE_MODEL_KEYS,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=IMPLEMENTATION,
+            output_loading_info=True,
+            **FROM_FOLDER,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ModelNotSupported(f"the weights of {str(folder)!r} cannot be loaded: {error}") from error
+    finally:
+        report.setLevel(level)
+
+
 def make_model(
     path_or_name: str,
     *,
@@ -80,7 +94,9 @@ def make_model(
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
-    chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
+    chosen = (
+        getattr(language_model_config(config), "dtype", None) if dtype == "auto" else getattr(torch, dtype)
+    )
     model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
     with probed(model):
         fuse(model)
@@ -98,8 +114,8 @@ def from_config(
     gate.check_config(config)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        transformer = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=IMPLEMENTATION
+        transformer = gate.causal_lm_class(config)._from_config(
+            language_model_config(config), dtype=dtype, attn_implementation=IMPLEMENTATION
         )
     return PagedModel(transformer, attention.create(attention_backend))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from slipstream.actors.checkpoint import Checkpoint, max_model_len, open_checkpoint
+from slipstream.actors.checkpoint import LEFT_OUT, Checkpoint, max_model_len, open_checkpoint
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
 
@@ -103,6 +103,17 @@ def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None
 )
 def test_the_longest_text_is_what_the_model_was_made_for(config: dict[str, Any], length: int | None) -> None:
     assert max_model_len(config) == length
+
+
+@pytest.mark.parametrize("family", LEFT_OUT)
+def test_what_a_published_configuration_leaves_out_is_what_transformers_takes(
+    family: str, tmp_path: Path
+) -> None:
+    defaults: Any = CONFIG_MAPPING[family]()
+    found = write(tmp_path, config={"model_type": "whole", "text_config": {"model_type": family}})
+    assert (found.vocab_size, found.max_model_len) == (defaults.vocab_size, defaults.max_position_embeddings)
+    stated = write(tmp_path, config={"text_config": {"model_type": family, "vocab_size": 9}})
+    assert stated.vocab_size == 9
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "phi3", "opt"])

@@ -33,21 +33,22 @@ def load(folder: Path | str, backend: str = "torch", dtype: str = "float32") -> 
 
 REFUSED = {
     "llama4_text": "chunked_attention",
-    "llama4": "chunked_attention",
+    "llama4": "parts beside its language model",
     "lfm2": "'conv' keep the state of a convolution",
     "minimax": "'linear_attention' keep a recurrent state",
     "bamba": "recurrent state",
     "mamba": "recurrent state",
     "qwen3_next": "recurrent state",
-    "qwen3_5": "recurrent state",
+    "qwen3_5": "parts beside its language model",
     "qwen3_5_text": "recurrent state",
     "recurrent_gemma": "recurrent state",
     "falcon_h1": "recurrent state",
     "bloom": "computes attention by itself",
     "mpt": "computes attention by itself",
     "t5": "encoder-decoder",
-    "gemma3": "parts beside its language model",
-    "qwen2_vl": "no causal language model",
+    "paligemma": "parts beside its language model .*not known that text needs none",
+    "mllama": "parts beside its language model",
+    "resnet": "no causal language model",
 }
 
 
