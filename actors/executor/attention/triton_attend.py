@@ -1,4 +1,4 @@
-"""The Triton kernels that attend: one item of a plan each, and the combination of tiles that are in parts.
+"""The Triton kernel that attends: one item of a plan a program.
 
 The inner loop is the *online softmax* of FlashAttention (Dao et al. 2022, 2023). It walks over the keys in tiles and
 keeps three numbers per query: the greatest score so far ``m``, the sum of ``2^(score - m)``, and the values summed
@@ -6,6 +6,10 @@ with these weights. When a tile brings a greater score, the two sums are rescale
 leave the chip. Scores are in units of log 2, because the hardware has ``2^x``.
 
 The query heads that share a key/value head ("group") are rows of one tile: keys and values are read once.
+
+Of a tile whose keys are in several parts, the program that comes to its end last combines them, in the order of
+the keys, so that the output does not depend on which that was (the "fix-up" of Stream-K, Osama et al. 2023). A kernel
+of its own for that took longer than attention itself where contexts are short.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from .triton_common import STEP_INPUTS, jit
-from .triton_plan import ITEM_FIELDS, SPLIT_FIELDS
+from .triton_plan import ITEM_FIELDS
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MASKED = tl.constexpr(-1.0e30)
@@ -115,11 +119,50 @@ def _attend(
     return acc, m, total
 
 
+@jit
+def _combine(
+    results,
+    result_sums,
+    queries,  # [M]: the places of the first part's queries
+    valid,  # [M]
+    parts,
+    STRIDE: tl.constexpr,  # from a query to the same one in the next part
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Mean [M, DV_PAD] of the parts of one tile, weighted by their sums of exponentials; ``AT_ONCE`` loads at a time.
+
+    Other multiprocessors wrote them: they are read past the first-level cache.
+    """
+    dim = tl.arange(0, DV_PAD)[None, :]
+    m = tl.full([queries.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([queries.shape[0]], tl.float32)
+    acc = tl.zeros([queries.shape[0], DV_PAD], tl.float32)
+    for start in range(0, parts, AT_ONCE):
+        for which in tl.static_range(AT_ONCE):
+            part = start + which + tl.zeros([queries.shape[0]], tl.int32)
+            here = valid & (part < parts)
+            place = queries + part * STRIDE
+            sums = tl.load(result_sums + place, mask=here, other=float("-inf"), cache_modifier=".cg")
+            pointer = results + (place * DV)[:, None] + dim
+            mean = tl.load(pointer, mask=here[:, None] & (dim < DV), other=0.0, cache_modifier=".cg")
+            # A part without a key that the query sees has a sum of no weight, or none; another's is finite.
+            m_new = tl.maximum(m, sums)
+            weight = tl.where(sums == float("-inf"), 0.0, tl.exp2(sums - m_new))
+            rescale = tl.where(m == float("-inf"), 0.0, tl.exp2(m - m_new))
+            total = total * rescale + weight
+            acc = acc * rescale[:, None] + mean * weight[:, None]
+            m = m_new
+    return acc / tl.where(total > 0, total, 1.0)[:, None]
+
+
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_kernel(
     out,  # [T, query_heads, DV]
     results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
     result_sums,  # float32 [results, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
+    arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its parts have theirs
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
@@ -142,6 +185,7 @@ def attend_kernel(
     TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
     # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
@@ -172,9 +216,9 @@ def attend_kernel(
     if sinks is not None:
         # A sink is a key that every query sees and whose value is zero. It must count once: in the first part.
         sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
-        is_first = tl.load(items + 7)
-        m = tl.where(is_first != 0, sink, m)
-        total = tl.where(is_first != 0, 1.0, total)
+        is_first = tl.load(items + 7) == 0
+        m = tl.where(is_first, sink, m)
+        total = tl.where(is_first, 1.0, total)
 
     acc = tl.zeros([BLOCK_M, DV_PAD], tl.float32)
     context = (
@@ -209,62 +253,25 @@ def attend_kernel(
     mask = valid[:, None] & (v_dim < DV)[None, :]
     out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]
     if results is not None:
-        result = tl.load(items + 6) + tl.zeros([BLOCK_M], tl.int32)
-        queries = (result.to(tl.int64) * KV_HEADS + kv_head) * (TOKENS * GROUP) + index
-        tl.store(result_sums + queries, m + tl.log2(total), mask=valid & (result >= 0))
-        tl.store(results + (queries * DV)[:, None] + v_dim[None, :], acc, mask=mask & (result >= 0)[:, None])
-        mask = mask & (result < 0)[:, None]
-    tl.store(out_ptr, acc, mask=mask)
-
-
-@jit
-def combine_kernel(
-    out,  # [T, query_heads, DV]
-    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV]
-    result_sums,  # float32 [results, kv_heads, TOKENS * GROUP]
-    splits,  # int32 [splits, SPLIT_FIELDS]
-    GROUP: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    TOKENS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """Mean of the parts of ``QUERIES`` queries, weighted by their sums of exponentials; ``PARTS`` at a time.
-
-    Grid: (TOKENS * GROUP / QUERIES, kv_heads, splits).
-    """
-    splits += tl.program_id(2) * SPLIT_FIELDS
-    parts = tl.load(splits + 3)
-    tokens = tl.load(splits + 1)
-    index = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    if (parts == 0) | (tl.program_id(0) * QUERIES >= tokens * GROUP):
-        return
-    first = tl.load(splits)
-    result = tl.load(splits + 2).to(tl.int64)
-    kv_head = tl.program_id(1)
-    kv_heads = tl.num_programs(1)
-    valid = index < tokens * GROUP
-    dim = tl.arange(0, DV_PAD)
-
-    m = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, DV_PAD], tl.float32)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        queries = ((result + part) * kv_heads + kv_head)[:, None] * (TOKENS * GROUP) + index[None, :]
-        mask = (part < parts)[:, None] & valid[None, :]
-        sums = tl.load(result_sums + queries, mask=mask, other=float("-inf"))
-        # A part without a key that the query sees has a sum of no weight, or none; the other's is finite.
-        used = sums != float("-inf")
-        mean_ptr = results + (queries * DV)[:, :, None] + dim[None, None, :]
-        mean = tl.load(mean_ptr, mask=used[:, :, None] & (dim < DV)[None, None, :], other=0.0)
-        m_new = tl.maximum(m, tl.max(sums, 0))
-        weight = tl.where(used, tl.exp2(sums - m_new[None, :]), 0.0)
-        rescale = tl.where(m == float("-inf"), 0.0, tl.exp2(m - m_new))
-        total = total * rescale + tl.sum(weight, 0)
-        acc = acc * rescale[:, None] + tl.sum(mean * weight[:, :, None], 0)
-        m = m_new
-    place = (first + index // GROUP).to(tl.int64) * kv_heads * GROUP + kv_head * GROUP + index % GROUP
-    mean = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + (place * DV)[:, None] + dim[None, :], mean, mask=valid[:, None] & (dim < DV)[None, :])
+        first_result = tl.load(items + 6)
+        if first_result >= 0:
+            part = tl.load(items + 7)
+            parts = tl.load(items + 8)
+            query_of = first_result.to(tl.int64) * KV_HEADS + kv_head
+            queries = query_of * (TOKENS * GROUP) + index
+            mine = queries + part * (KV_HEADS * TOKENS * GROUP)
+            tl.store(result_sums + mine, m + tl.log2(total), mask=valid)
+            tl.store(results + (mine * DV)[:, None] + v_dim[None, :], acc, mask=mask)
+            # What all threads of this program have stored is there before it says so, by one of them.
+            tl.debug_barrier()
+            before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
+            if before == parts - 1:
+                acc = _combine(
+                    results, result_sums, queries, valid, parts, KV_HEADS * TOKENS * GROUP, DV, DV_PAD, PARTS
+                )
+                tl.store(out_ptr, acc, mask=mask)
+                tl.store(arrived + query_of, 0)  # for the next layer
+        else:
+            tl.store(out_ptr, acc, mask=mask)
+    else:
+        tl.store(out_ptr, acc, mask=mask)

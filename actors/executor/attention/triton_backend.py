@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..cache.paged import PagedBatch
-from .triton_attend import attend_kernel, combine_kernel
+from .triton_attend import attend_kernel
 from .triton_common import pad
 from .triton_plan import MAX_PARTS, AttentionPlan, make_plan
 from .triton_write import write
 
 MAX_HEAD_SIZE = 256
+
+COMBINED_AT_ONCE = 8192
+"""Numbers that a program loads before it adds them up: 64 registers of a thread, where it has 128."""
 
 
 class Tile(NamedTuple):
@@ -60,9 +63,8 @@ class TritonAttention:
 
     Float32, bfloat16 and float16 caches, sums in float32; head sizes 1 to 256, different ones for keys and
     values; any block size; grouped query heads, sliding window, softcap and sinks. Nothing is read on the host, so
-    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache; for the rows with
-    one token, and if there are others for those, the kernel that attends, and one that combines where the keys of a
-    tile may be in parts; in layer 0 also the plans of both. Kernels that the host's bounds rule out are left out.
+    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache, and the one that
+    attends once for the rows with one token and, if there are others, once for those; in layer 0 also the plans of both.
     """
 
     name = "triton"
@@ -158,7 +160,7 @@ class TritonAttention:
         tokens = 1 if single else queries // group
         target = max(2, triton.cdiv(tile.programs * device.multiprocessors, kv_heads))
 
-        plan_of = (single, tokens, window, tile, target)
+        plan_of = (single, tokens, window, tile, target, kv_heads)
         if plan_of not in self._plans:
             self._plans[plan_of] = make_plan(
                 batch,
@@ -169,17 +171,19 @@ class TritonAttention:
                 block_size=keys.shape[1],
                 least=tile.least,
                 target=target,
+                kv_heads=kv_heads,
             )
         plan = self._plans[plan_of]
         results = sums = None
-        if plan.splits is not None:
-            shape = (plan.results, kv_heads, tokens * group)
+        if plan.arrived is not None:
+            shape = (*plan.arrived.shape, tokens * group)
             results = query.new_empty(*shape, value_dim, dtype=torch.float32)
             sums = query.new_empty(shape, dtype=torch.float32)
         attend_kernel[(kv_heads, len(plan.items))](
             out,
             results,
             sums,
+            plan.arrived,
             query,
             keys,
             values,
@@ -201,24 +205,10 @@ class TritonAttention:
             TOKENS=tokens,
             BLOCK_M=queries,
             BLOCK_N=tile.keys,
+            PARTS=max(1, COMBINED_AT_ONCE // (queries * pad(value_dim))),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-        if plan.splits is not None:
-            # Of rows with one token there are few queries, so that a program takes one; of others, many.
-            at_once, parts = (1, MAX_PARTS) if single else (8, 8)
-            combine_kernel[(triton.cdiv(tokens * group, at_once), kv_heads, len(plan.splits))](
-                out,
-                results,
-                sums,
-                plan.splits,
-                GROUP=group,
-                DV=value_dim,
-                DV_PAD=pad(value_dim),
-                TOKENS=tokens,
-                QUERIES=at_once,
-                PARTS=parts,
-            )
 
 
 def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 A **tile** is some consecutive tokens of a row with all query heads of one key/value head. Its keys are one
 **part**, or several when there are fewer tiles than the device has room for (*split-KV*, the idea of
-Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): the results of the parts are then combined. An **item** is one part of
+Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined. An **item** is one part of
 one tile, the work of one program for each key/value head.
 
 With ``work`` the sum over the tiles of the keys that the longest tile of their row sees, a row's tiles are cut into
@@ -26,12 +26,9 @@ from torch import Tensor
 from ..cache.paged import PagedBatch
 from .triton_common import STEP_INPUTS, jit
 
-ITEM_FIELDS = tl.constexpr(8)
-"""Slot, first token, tokens (0: nothing to do), position of the first token, first key, last key + 1, index of
-the result among those to combine (-1: it is the output), and whether it is the first part of its tile."""
-
-SPLIT_FIELDS = tl.constexpr(4)
-"""First token, tokens, index of the first result, parts (0: nothing to do)."""
+ITEM_FIELDS = tl.constexpr(9)
+"""Slot, first token, tokens (0: nothing to do), position of the first token, first key, last key + 1; of a tile in
+several parts the index of its first result, otherwise -1; which part this is, and of how many."""
 
 MAX_PARTS = 32
 """Of one tile. More cost more to combine than they save."""
@@ -46,11 +43,9 @@ class AttentionPlan:
 
     items: Tensor
     """int32 [items, ITEM_FIELDS]; those that are not needed come last."""
-    splits: Tensor | None
-    """int32 [tiles, SPLIT_FIELDS]: the tiles in several parts; those that are not needed come last. None: no tile
-    can be in several parts."""
-    results: int
-    """Items of tiles in several parts, at most."""
+    arrived: Tensor | None
+    """int32 [results, kv_heads], zero between layers: at the first result of a tile in several parts, how many of
+    them have been computed. There are no more results than this has places. None: no tile can be in several parts."""
 
 
 def make_plan(
@@ -63,6 +58,7 @@ def make_plan(
     block_size: int,
     least: int,
     target: int,
+    kv_heads: int,
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
@@ -79,23 +75,22 @@ def make_plan(
         most_parts = MAX_PARTS if num_tokens < 2 * target * tokens else 1
     split = most_parts > 1
     items = min(tiles + target, tiles * most_parts) if split else tiles
-    splits = min(target // 2, tiles)
+    results = min(items, target)
     device = batch.rows.device
     plan = AttentionPlan(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
-        splits=torch.empty(splits, SPLIT_FIELDS.value, dtype=torch.int32, device=device) if split else None,
-        results=min(items, target),
+        arrived=torch.empty(results, kv_heads, dtype=torch.int32, device=device) if split else None,
     )
     plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
         plan.items,
-        plan.splits,
+        plan.arrived,
         batch.rows,
         batch.kv_lens,
         batch.query_start,
         num_rows,
         num_tokens,
         items,
-        splits,
+        results,
         target,
         most_parts,
         SINGLE=single,
@@ -104,6 +99,8 @@ def make_plan(
         KEYS=keys,
         ALIGN=block_size if keys % block_size == 0 else 1,
         LEAST=least,
+        KV_HEADS=kv_heads,
+        HEADS_PAD=triton.next_power_of_2(kv_heads),
     )
     return plan
 
@@ -139,19 +136,19 @@ def _tiles_of(
 
 
 @jit(
-    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_splits", "target", "most_parts"],
+    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_results", "target", "most_parts"],
     do_not_specialize_on_alignment=STEP_INPUTS,
 )
 def plan_kernel(
     items,  # int32 [num_items, ITEM_FIELDS]
-    splits,  # int32 [num_splits, SPLIT_FIELDS] or None
+    arrived,  # int32 [num_results, KV_HEADS] or None
     rows,  # int64 [R]
     kv_lens,  # int32 [R]
     query_start,  # int32 [R + 1]
     num_rows,
     num_tokens,
     num_items,
-    num_splits,
+    num_results,
     target,
     most_parts,
     SINGLE: tl.constexpr,
@@ -160,10 +157,12 @@ def plan_kernel(
     KEYS: tl.constexpr,
     ALIGN: tl.constexpr,
     LEAST: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     goal = tl.zeros([], tl.int32) + 2147483647  # keys of a part, or more
-    if splits is not None:
+    if arrived is not None:
         work = tl.zeros([], tl.int64)
         for start in range(0, num_rows + 1, ROWS_AT_ONCE):
             row = start + tl.arange(0, ROWS_AT_ONCE)
@@ -173,14 +172,12 @@ def plan_kernel(
             work += tl.sum(tiles.to(tl.int64) * longest, 0)
         goal = tl.maximum(tl.cdiv(work, target).to(tl.int32), LEAST)
 
-    # What lies before each item: rows, items of these rows, and of those in parts the items and the tiles.
+    # What lies before each item: rows, items of these rows, and of those the ones in parts.
     item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)
     row_of = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     items_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     results_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
-    splits_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     all_items = tl.zeros([], tl.int32)
-    all_splits = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
         tiles, longest = _tiles_of(
@@ -192,11 +189,9 @@ def plan_kernel(
         row_of += tl.sum(passed.to(tl.int32), 1)
         items_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
         all_items += tl.sum(tiles * parts, 0)
-        if splits is not None:
+        if arrived is not None:
             tiles = tl.where(parts > 1, tiles, 0)
             results_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
-            splits_before += tl.sum(tl.where(passed, tiles[None, :], 0), 1)
-            all_splits += tl.sum(tiles, 0)
 
     used = item < all_items
     row = tl.where(used, row_of, 0)
@@ -224,7 +219,7 @@ def plan_kernel(
         first_key = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
     first_key += tl.where(parts > 1, which * part, 0)
     end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
-    result = tl.where(parts > 1, results_before + in_row_items, -1)
+    first_result = tl.where(parts > 1, results_before + tile * parts, -1)
 
     write = item < num_items
     record = items + item * ITEM_FIELDS
@@ -234,15 +229,12 @@ def plan_kernel(
     tl.store(record + 3, position, mask=write)
     tl.store(record + 4, first_key, mask=write)
     tl.store(record + 5, end_key, mask=write)
-    tl.store(record + 6, result, mask=write)
-    tl.store(record + 7, (which == 0).to(tl.int32), mask=write)
+    tl.store(record + 6, first_result, mask=write)
+    tl.store(record + 7, which, mask=write)
+    tl.store(record + 8, parts, mask=write)
 
-    if splits is not None:
-        record = splits + (splits_before + tile) * SPLIT_FIELDS
-        write = used & (parts > 1) & (which == 0)
-        tl.store(record, begin + first, mask=write)
-        tl.store(record + 1, tokens, mask=write)
-        tl.store(record + 2, results_before + tile * parts, mask=write)
-        tl.store(record + 3, parts, mask=write)
-        # There are at least as many items as places for tiles in parts: clear the places that stay empty.
-        tl.store(splits + item * SPLIT_FIELDS + 3, 0, mask=(item >= all_splits) & (item < num_splits))
+    if arrived is not None:
+        # There are at least as many items as results.
+        head = tl.arange(0, HEADS_PAD)[None, :]
+        empty = (item < num_results)[:, None] & (head < KV_HEADS)
+        tl.store(arrived + item[:, None] * KV_HEADS + head, 0, mask=empty)

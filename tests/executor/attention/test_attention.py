@@ -212,7 +212,6 @@ def test_what_a_graph_may_hold_reads_nothing_on_the_host(
             (triton_write, "write_kernel"),
             (triton_plan, "plan_kernel"),
             (triton_backend, "attend_kernel"),
-            (triton_backend, "combine_kernel"),
         ]:
             monkeypatch.setattr(module, kernel, _NoKernel())
         monkeypatch.setattr(triton_backend, "interpreted", lambda: True)  # for the check that there is a GPU
