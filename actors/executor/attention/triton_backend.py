@@ -13,7 +13,7 @@ from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..cache.paged import PagedBatch
 from .triton_attend import attend_kernel
 from .triton_common import pad
-from .triton_plan import MAX_PARTS, AttentionPlan, make_plan
+from .triton_plan import AttentionPlan, make_plan
 from .triton_write import write
 
 MAX_HEAD_SIZE = 256
@@ -63,8 +63,9 @@ class TritonAttention:
 
     Float32, bfloat16 and float16 caches, sums in float32; head sizes 1 to 256, different ones for keys and
     values; any block size; grouped query heads, sliding window, softcap and sinks. Nothing is read on the host, so
-    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache, and the one that
-    attends once for the rows with one token and, if there are others, once for those; in layer 0 also the plans of both.
+    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache, and then the one
+    that attends: once for the rows with one token and, if there are others, once for those. In layer 0 it also launches
+    the plans of both.
     """
 
     name = "triton"
