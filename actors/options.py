@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..protocol.curve import ClientKey
+from ..protocol.client_key import ClientKey
 from ..protocol.limits import Limits
 
 

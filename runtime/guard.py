@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import zmq
 
-from ..protocol.curve import KeyFolder
 from ..protocol.errors import SlipstreamError
+from .keys import KeyFolder
 from .log import logger
 
 DOMAIN = "slipstream"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ...protocol import limits
-from ...protocol.curve import KeyFolder
 from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
 from ...protocol.limits import PROTOCOL, Limits
@@ -46,6 +45,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor, HostService
 from ...runtime.guard import PublicSocketKeys
+from ...runtime.keys import KeyFolder
 from ..options import GatewayOptions
 from .admission import check
 from .connections import PROBE_S, Connection, Connections

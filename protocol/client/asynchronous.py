@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from ..curve import ClientKey, Curve, client_key
+from ..client_key import ClientKey, Curve, client_key
 from ..endpoints import check_endpoint
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams

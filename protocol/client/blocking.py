@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from ..curve import Curve, client_key
+from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, Overloaded, SlipstreamError
 from ..messages import Actors, Delta, Stats, Trace, Welcome

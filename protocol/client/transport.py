@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import zmq
 
-from ..curve import ClientKey
+from ..client_key import ClientKey
 from ..errors import InvalidRequest
 from ..limits import MAX_FRAME_BYTES
 from .session import Session

@@ -24,10 +24,11 @@ from .actors.options import (
     TokenizerOptions,
 )
 from .options import ServeOptions
-from .protocol.curve import ClientKey, KeyFolder, new_pair
+from .protocol.client_key import ClientKey
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
+from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.run_directory import run_directory
 from .runtime.supervision.children import ChildFailed, ChildSpec

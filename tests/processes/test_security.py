@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from processes import Planted, alive, serve, until
-from slipstream.protocol.curve import CLIENT_KEY_VARIABLE, ClientKey, KeyFolder, client_key
+from slipstream.protocol.client_key import CLIENT_KEY_VARIABLE, ClientKey, client_key
 from slipstream.protocol.endpoints import check_endpoint
 from slipstream.runtime.config import resolve
+from slipstream.runtime.keys import KeyFolder
 from slipstream.runtime.run_directory import clear_stale, run_directory, try_lock
 from web import Web
 

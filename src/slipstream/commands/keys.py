@@ -20,8 +20,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     def run(found: argparse.Namespace) -> int:
         from pathlib import Path
 
-        from ..protocol.curve import KeyFolder
         from ..protocol.errors import InvalidRequest
+        from ..runtime.keys import KeyFolder
 
         folder = KeyFolder(Path(found.folder))
         for name in found.names:
