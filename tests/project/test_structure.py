@@ -72,7 +72,8 @@ def test_the_sources_are_found() -> None:
 # --- arrows -------------------------------------------------------------------------------------
 
 EXECUTOR = {
-    f"actors/executor/{name}" for name in ("attention", "cache", "devices", "model", "sampling", "step")
+    f"actors/executor/{name}"
+    for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step")
 }
 
 ROOMS: dict[str, set[str]] = {
@@ -89,7 +90,14 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor": {"protocol", "runtime", "runtime/process", "actors", "actors/text", *EXECUTOR},
     "actors/executor/cache": {"protocol"},
     "actors/executor/attention": {"protocol", "actors/executor/cache"},
-    "actors/executor/model": {"protocol", "actors", "actors/executor/attention", "actors/executor/cache"},
+    "actors/executor/model": {
+        "protocol",
+        "actors",
+        "actors/executor/attention",
+        "actors/executor/cache",
+        "actors/executor/ranks",
+    },
+    "actors/executor/ranks": {"protocol", "runtime", "actors", "actors/executor", *EXECUTOR},
     "actors/executor/sampling": {"protocol", "actors/text", "actors/executor/step"},
     "actors/executor/devices": {"protocol", "runtime/process", "actors/executor/step"},
     "actors/executor/step": {"protocol", *EXECUTOR},

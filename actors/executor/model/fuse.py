@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..cache.paged import PagedBatch
+from ..ranks.layers import SummedLinear
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer, Rotary
 from .operations import ACTIVATIONS, Norm, Operations, TorchOperations
 from .paged_model import PagedModel
@@ -336,7 +337,11 @@ def linears(parts: dict[str, nn.Module], *choices: tuple[str, ...]) -> list[nn.L
     for names in choices:
         if all(name in parts for name in names):
             found = [parts.pop(name) for name in names]
-            layers = [layer for layer in found if type(layer) is nn.Linear]
+            layers = [
+                layer
+                for layer in found
+                if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, SummedLinear)
+            ]
             if len(layers) < len(found) or len({(one.weight.dtype, one.bias is None) for one in layers}) > 1:
                 raise Unfit(f"its {', '.join(names)} are no plain linear layers, or differ in kind")
             return layers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import open_checkpoint
@@ -43,6 +43,14 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
+    model = PagedModel(load_transformer(path_or_name, dtype).to(device), backend)  # type: ignore[arg-type]
+    with probed(model):
+        fuse(model)
+    return model
+
+
+def load_transformer(path_or_name: str, dtype: str) -> PreTrainedModel:
+    """The model as transformers has it, in the memory of the host; errors as of ``load_model``."""
     checkpoint = open_checkpoint(path_or_name)
     checkpoint.check_weights()
     config = load_config(checkpoint.folder)
@@ -55,10 +63,7 @@ def load_model(
             raise ModelNotSupported(
                 f"the weights of {path_or_name!r} are incomplete: {len(keys)} {what} ({some})"
             )
-    model = PagedModel(transformer.to(device), backend)
-    with probed(model):
-        fuse(model)
-    return model
+    return transformer
 
 
 def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Any, dict[str, Any]]:

@@ -32,14 +32,18 @@ class PagedModel:
         self.device: torch.device = transformer.device
         self.dtype: torch.dtype = transformer.dtype
         self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
-        tensors = (*transformer.parameters(), *transformer.buffers())
-        self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         _freeze_rope(transformer)
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
-        self.layout = gate.check_attention(transformer)
+        self.measure()
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
+
+    def measure(self) -> None:
+        """Find out what its weights take and its layers cache: once it is there, and when a part of it is left."""
+        tensors = (*self.transformer.parameters(), *self.transformer.buffers())
+        self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
+        self.layout = gate.check_attention(self.transformer)
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,60 @@
+"""The ranks of an executor, and what they do together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions
+from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp
+
+
+class RankGroup:
+    """All ranks as one of them sees them.
+
+    What they do together is queued on the current stream like any other work, and by every rank in the same order.
+    """
+
+    def __init__(self, rank: int, size: int, backend: Any) -> None:
+        """``backend`` is a process group of torch, or of one backend of it."""
+        self.rank, self.size, self.backend = rank, size, backend
+        self.summing, self.telling = AllreduceOptions(), BroadcastOptions()
+        self.gathering, self.comparing = AllgatherOptions(), AllreduceOptions()
+        self.comparing.reduceOp = ReduceOp(ReduceOp.MIN)
+        for options in (self.summing, self.telling, self.gathering, self.comparing):
+            options.asyncOp = False  # on the current stream, not beside it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RankGroup:
+        """A copy of a layer works with the same ranks."""
+        return self
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
+        if not tensor.is_meta:
+            wait(self.backend.allreduce([tensor], self.summing))
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors [N, M] of all ranks side by side, [N, size * M]."""
+        rows, columns = tensor.shape
+        gathered = tensor.new_empty(self.size * rows, columns)
+        wait(self.backend._allgather_base(gathered, tensor.contiguous(), self.gathering))
+        return gathered.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
+
+    def tell(self, tensor: Tensor) -> Tensor:
+        """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
+        wait(self.backend.broadcast([tensor], self.telling))
+        return tensor
+
+    def least(self, number: int, device: torch.device) -> int:
+        """The least of all ranks' numbers; waits for them."""
+        tensor = torch.tensor([number], device=device)
+        wait(self.backend.allreduce([tensor], self.comparing))
+        return int(tensor)
+
+
+def wait(work: Any) -> None:
+    """Nothing that follows on this stream begins before ``work`` is done; NCCL's is in its order already."""
+    if work is not None:
+        work.wait()

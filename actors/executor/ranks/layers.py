@@ -1,0 +1,69 @@
+"""Layers of which each rank has a part, and where the ranks' parts come together.
+
+A layer whose outputs are divided and stay so needs none of these: it is an ``nn.Linear`` with fewer rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .group import RankGroup
+
+
+class PartOfLinear(nn.Linear):
+    """A layer with given weights, which need not be all of its own."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup) -> None:
+        with torch.device("meta"):
+            super().__init__(weight.shape[1], weight.shape[0], bias=False)
+        self.weight, self.bias = weight, bias  # type: ignore[assignment]
+        self.group = group
+
+
+class SummedLinear(PartOfLinear):
+    """Columns of the whole weight: the products of all ranks are summed. The bias, summed too, is one rank's alone."""
+
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup, *, of_whole: bool
+    ) -> None:
+        """``of_whole``: what comes in is not divided yet."""
+        super().__init__(weight, bias, group)
+        self.of_whole = of_whole
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.of_whole:
+            input = input.tensor_split(self.group.size, -1)[self.group.rank]
+        return self.group.sum(F.linear(input, self.weight, self.bias))
+
+
+class GatheredLinear(PartOfLinear):
+    """Rows of the whole weight, the last rank's filled up to as many: the products of all ranks stand side by side."""
+
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup, *, whole: int
+    ) -> None:
+        """``whole`` are the rows of the whole weight."""
+        super().__init__(weight, bias, group)
+        self.whole = whole
+
+    def forward(self, input: Tensor) -> Tensor:
+        product = F.linear(input, self.weight, self.bias)
+        if product.is_meta:
+            return product.new_empty(*product.shape[:-1], self.whole)
+        gathered = self.group.gather(product.flatten(0, -2))
+        return gathered[:, : self.whole].contiguous().unflatten(0, product.shape[:-1])
+
+
+class SummedExperts(nn.Module):
+    """Each rank has a part of every expert: what all of them give is summed."""
+
+    def __init__(self, experts: nn.Module, group: RankGroup) -> None:
+        super().__init__()
+        self.experts, self.group = experts, group
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        return self.group.sum(self.experts(*given, **named))

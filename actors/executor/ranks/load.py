@@ -1,0 +1,119 @@
+"""Load a rank's part of a model, and make sure that all parts together compute what the whole does.
+
+The probe that every model has to pass compares the parts with the whole model, of which nothing is divided: all ranks
+compute that first, each by itself. Compared with each other, parts whose sums were left out would pass. Where
+the whole does not fit on one device, a short model of the same configuration with random weights takes its place.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...checkpoint import open_checkpoint
+from ..attention import backend as attention
+from ..model.fuse import fuse
+from ..model.language_model import language_model_config
+from ..model.load import from_config, load_config, load_transformer
+from ..model.paged_model import PagedModel
+from ..model.probe import probed
+from .group import RankGroup
+from .shard import shard
+
+MOST_OF_DEVICE = 0.8
+"""A model that takes more of the free memory than this is not loaded as a whole."""
+
+SHORT_LAYERS = 4
+"""Layers of the short model, or as many as it takes to have one of every type."""
+
+
+def load_part(
+    path_or_name: str, group: RankGroup, *, device: torch.device, dtype: str, attention_backend: str
+) -> PagedModel:
+    """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
+    backend = attention.create(attention_backend)
+    transformer = load_transformer(path_or_name, dtype)
+    if fits(transformer, group, device):
+        model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
+        divide(model, group)
+        return model
+    config = load_config(open_checkpoint(path_or_name).folder)
+    probe_short_model(config, group, device, transformer.dtype, attention_backend)
+    shard(transformer, group)
+    model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
+    fuse(model)
+    return model
+
+
+def make_part(
+    path_or_name: str, group: RankGroup, *, device: torch.device, dtype: str, attention_backend: str
+) -> PagedModel:
+    """As ``make_model``, for one rank: no device holds the whole at any time."""
+    config = load_config(open_checkpoint(path_or_name).folder)
+    own = getattr(language_model_config(config), "dtype", None)
+    chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    probe_short_model(config, group, device, chosen, attention_backend)
+    transformer = from_config(config, torch.device("meta"), chosen).transformer
+    shard(transformer, group)
+    fill(transformer, device)
+    model = PagedModel(transformer, attention.create(attention_backend))
+    fuse(model)
+    return model
+
+
+def fill(transformer: PreTrainedModel, device: torch.device) -> None:
+    """Give a model without memory random weights on the device; what each rank has as a whole is the same on all."""
+    transformer.to_empty(device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(0)
+        transformer.initialize_weights()
+
+
+def divide(model: PagedModel, group: RankGroup) -> None:
+    """Leave of a whole model a rank's part, fused where it can be; ModelNotSupported if it computes anything else."""
+    with probed(model):
+        shard(model.transformer, group)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the whole weights
+        model.measure()
+        fuse(model)
+
+
+def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -> bool:
+    """Whether every rank's device has room for the whole model."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    weights = sum(parameter.nbytes for parameter in transformer.parameters())
+    return bool(group.least(int(weights <= MOST_OF_DEVICE * free), device))
+
+
+def probe_short_model(
+    config: PreTrainedConfig,
+    group: RankGroup,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention_backend: str,
+) -> None:
+    """Divide a model of the first layers with random weights, and forget it again."""
+    short = shortened(config)
+    divide(from_config(short, device, dtype, attention_backend=attention_backend), group)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with fewer layers, which are of as many types."""
+    short = copy.deepcopy(config)
+    text: Any = language_model_config(short)
+    layers = text.num_hidden_layers
+    types = list(getattr(text, "layer_types", None) or [""] * layers)
+    count = min(layers, max(SHORT_LAYERS, *(1 + types.index(kind) for kind in set(types))))
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:
+            setattr(text, name, value[:count])
+    text.num_hidden_layers = count
+    return short

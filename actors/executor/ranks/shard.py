@@ -1,0 +1,201 @@
+"""Keep of a model what one rank computes, as the model's own plan for tensor parallelism divides it.
+
+The plan is transformers' (``tp_plan``: which layer is divided how); the tensors are plain ones, so that projections are
+joined, kernels launched and bytes counted as without ranks. The embedding stays whole on every rank, which is one sum
+less.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ....protocol.errors import InvalidRequest
+from ..model.gate import refusal
+from .group import RankGroup
+from .layers import GatheredLinear, SummedExperts, SummedLinear
+
+OWN_PLANS = {
+    "gpt_oss": {
+        **{f"model.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
+        "model.layers.*.self_attn.o_proj": "rowwise",
+        "model.layers.*.self_attn.sinks": "part 0",
+        "model.layers.*.mlp.experts.gate_up_proj": "part 2",
+        "model.layers.*.mlp.experts.gate_up_proj_bias": "part 1",
+        "model.layers.*.mlp.experts.down_proj": "part 1",
+        "model.layers.*.mlp.experts.down_proj_bias": "first",
+        "model.layers.*.mlp.experts": "moe_tp_experts",
+    }
+}
+"""Of families whose plan in transformers divides no layer, by model type. ``part N`` divides dimension N of a
+parameter, which only rank 0 has if it is ``first``."""
+
+KEPT_WHOLE = ("embedding_rowwise", "replicate")
+"""Beginnings of the names of what every rank has as a whole."""
+
+SUMMED = {"rowwise": False, "rowwise_split_input": True, "rowwise_rep": True}
+"""How the columns of a layer are divided; whether its input comes undivided."""
+
+GATHERED = ("colwise_gather_output", "colwise_rep")
+
+GROUPED_PRODUCT_BYTES = 16
+"""What the rows of an expert's weight have to be multiples of."""
+
+
+@torch.no_grad()
+def shard(transformer: PreTrainedModel, group: RankGroup) -> None:
+    """Leave of a model the part of ``group.rank``, in place.
+
+    InvalidRequest where the number of ranks does not divide what has to be divided, ModelNotSupported for a
+    family without a plan, or with one that is not known here.
+    """
+    plan = plan_of(transformer)
+    check_heads(transformer, group.size)
+    Sharding(transformer, plan, group).run()
+
+
+def plan_of(transformer: PreTrainedModel) -> dict[str, str]:
+    """How each layer or parameter is divided, by its name with ``*`` for the number of a layer."""
+    config = transformer.config
+    plan = {**(transformer.tp_plan or {}), **OWN_PLANS.get(config.model_type, {})}
+    plan = {name: style for name, style in plan.items() if not style.startswith(KEPT_WHOLE)}
+    if not any(".*." in name for name in plan):
+        raise refusal(
+            config,
+            f"transformers has no plan that divides the layers of {type(transformer).__name__} among ranks; "
+            "leave out --tensor-parallel-size",
+        )
+    return plan
+
+
+def check_heads(transformer: PreTrainedModel, size: int) -> None:
+    heads = transformer.config.num_attention_heads
+    key_heads = key_heads_of(transformer)
+    if heads % size:
+        raise InvalidRequest(
+            f"tensor_parallel_size={size}: this model has {heads} attention heads, and {size} ranks cannot have"
+            f" equally many; give a divisor of {heads}"
+        )
+    if max(key_heads, size) % min(key_heads, size):
+        raise InvalidRequest(
+            f"tensor_parallel_size={size}: this model has {key_heads} key heads, which {size} ranks can neither"
+            " divide nor share; give a divisor or a multiple of that"
+        )
+
+
+def key_heads_of(transformer: PreTrainedModel) -> int:
+    config: Any = transformer.config
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+class Sharding:
+    """One model while it is divided."""
+
+    def __init__(self, transformer: PreTrainedModel, plan: dict[str, str], group: RankGroup) -> None:
+        self.transformer, self.plan, self.group = transformer, plan, group
+
+    def run(self) -> None:
+        for name, module in list(self.transformer.named_modules()):
+            for own, parameter in list(module.named_parameters(recurse=False)):
+                style = self.style_of(f"{name}.{own}")
+                if style is not None:
+                    setattr(module, own, self.part_of_parameter(parameter, style, f"{name}.{own}"))
+            style = self.style_of(name)
+            if style is not None:
+                self.replace(name, module, style)
+
+    def style_of(self, name: str) -> str | None:
+        return self.plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+
+    def part_of_parameter(self, parameter: Tensor, style: str, name: str) -> nn.Parameter:
+        """The part of a parameter that the plan names by itself, such as the weights of all experts."""
+        rows = max(0, parameter.dim() - 2)
+        if style == "first":
+            return kept(parameter if self.group.rank == 0 else torch.zeros_like(parameter))
+        if style.startswith("part "):
+            part = self.part(parameter, int(style.removeprefix("part ")), name)
+        elif style == "colwise":
+            part = self.part(parameter, rows, name)
+        elif style == "rowwise":
+            part = self.part(parameter, -1, name)
+        elif style in ("packed_colwise", "packed_rowwise"):
+            dim = rows if style == "packed_colwise" else -1
+            part = torch.cat([self.part(half, dim, name) for half in parameter.chunk(2, dim)], dim)
+        else:
+            raise self.unknown(name, style)
+        row, whole_row = (tensor.shape[-1] * tensor.itemsize for tensor in (part, parameter))
+        if part.dim() == 3 and row % GROUPED_PRODUCT_BYTES > whole_row % GROUPED_PRODUCT_BYTES:
+            raise InvalidRequest(
+                f"tensor_parallel_size={self.group.size}: the rows of {name} would have {row} bytes, and torch's"
+                f" product for experts takes multiples of {GROUPED_PRODUCT_BYTES}; use fewer ranks"
+            )
+        return kept(part)
+
+    def replace(self, name: str, module: nn.Module, style: str) -> None:
+        """Put what a rank has of a layer in its place."""
+        parent_name, _, own = name.rpartition(".")
+        parent = self.transformer.get_submodule(parent_name)
+        if style == "moe_tp_experts":
+            setattr(parent, own, SummedExperts(module, self.group))
+            return
+        if type(module) is not nn.Linear:
+            raise self.unknown(f"{name}, a {type(module).__name__}", style)
+        weight, bias = module.weight, module.bias
+        if style == "colwise":
+            self.divide_outputs(module, name, own in ("k_proj", "v_proj"))
+        elif style in SUMMED:
+            bias = bias if self.group.rank == 0 else None
+            part = kept(self.part(weight, 1, name))
+            setattr(parent, own, SummedLinear(part, bias, self.group, of_whole=SUMMED[style]))
+        elif style in GATHERED:
+            part_of_bias = None if bias is None else kept(self.filled_part(bias))
+            part = kept(self.filled_part(weight))
+            setattr(parent, own, GatheredLinear(part, part_of_bias, self.group, whole=len(weight)))
+        else:
+            raise self.unknown(name, style)
+
+    def divide_outputs(self, layer: nn.Linear, name: str, of_keys: bool) -> None:
+        """Keep a rank's outputs of a layer. Several ranks have the same ones where there are fewer key heads."""
+        group, heads = self.group, key_heads_of(self.transformer)
+        size, rank = group.size, group.rank
+        if of_keys and heads < size:
+            size, rank = heads, rank * heads // size
+        layer.weight = kept(self.part(layer.weight, 0, name, size, rank))
+        layer.out_features = len(layer.weight)
+        if layer.bias is not None:
+            layer.bias = kept(self.part(layer.bias, 0, name, size, rank))
+
+    def part(
+        self, tensor: Tensor, dim: int, name: str, size: int | None = None, rank: int | None = None
+    ) -> Tensor:
+        """One of ``size`` equal parts along ``dim``, in memory of its own."""
+        size = self.group.size if size is None else size
+        if tensor.shape[dim] % size:
+            raise InvalidRequest(
+                f"tensor_parallel_size={self.group.size}: {name} has {tensor.shape[dim]} rows or columns, which"
+                f" {size} ranks cannot divide; give a divisor of that"
+            )
+        return tensor.tensor_split(size, dim)[self.group.rank if rank is None else rank].clone()
+
+    def filled_part(self, tensor: Tensor) -> Tensor:
+        """A part along the first dimension, the last ones filled up with zeros if it does not divide."""
+        rows = -(-len(tensor) // self.group.size)
+        part = tensor[self.group.rank * rows : (self.group.rank + 1) * rows]
+        missing = rows - len(part)
+        return F.pad(part, (0, 0) * (tensor.dim() - 1) + (0, missing)) if missing else part.clone()
+
+    def unknown(self, name: str, style: str) -> Exception:
+        return refusal(
+            self.transformer.config,
+            f"its plan divides {name} among ranks as {style!r}, which is not known here; "
+            "leave out --tensor-parallel-size",
+        )
+
+
+def kept(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

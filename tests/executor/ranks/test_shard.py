@@ -1,0 +1,293 @@
+"""A model in parts computes what the whole does, or is refused: two to four ranks, threads with gloo between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_threads import at_once, groups
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.ranks import load
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
+from slipstream.actors.executor.ranks.load import divide, load_part, make_part, shortened
+from slipstream.actors.executor.ranks.shard import Sharding, shard
+from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
+from tiny_models import FAMILIES, make_checkpoint, make_config
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+WITHOUT_PLAN = ("gpt2", "opt")
+
+torch.set_num_threads(1)
+
+
+def whole(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PagedModel:
+    return from_config(make_config(family, **changes), CPU, dtype)
+
+
+def embedding_of(model: PagedModel) -> Tensor:
+    weight = model.transformer.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def in_parts(
+    family: str, ranks: int = 2, dtype: torch.dtype = torch.float32, **changes: Any
+) -> list[PagedModel]:
+    """The parts of a model; the probe has compared what they compute together with the whole."""
+    models = [whole(family, dtype, **changes) for _ in range(ranks)]
+    at_once(divide, models, groups(ranks))
+    return models
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in WITHOUT_PLAN])
+def test_two_parts_of_every_family_with_a_plan_compute_what_the_whole_does(family: str) -> None:
+    parts = in_parts(family)
+    embedding = embedding_of(whole(family)).nbytes
+    for part in parts:
+        assert part.weight_bytes < 0.52 * whole(family).weight_bytes + 1.05 * embedding
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"])
+def test_the_layers_of_a_part_are_fused_and_its_heads_divided(family: str) -> None:
+    for part in in_parts(family):
+        assert part.kept_because == ""
+        assert [layer.kv_heads for layer in part.layout.layers] == [1, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_parts_in_half_precision(family: str) -> None:
+    in_parts(family, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss"])
+def test_ranks_share_key_heads_where_there_are_fewer(family: str) -> None:
+    parts = in_parts(family, ranks=4)
+    assert [part.layout.layers[0].kv_heads for part in parts] == [1, 1, 1, 1]
+    keys = [part.transformer.get_parameter("model.layers.0.self_attn.qkv_proj.weight") for part in parts]
+    heads = [weight.unflatten(0, (3, -1))[1] for weight in keys]  # a rank's one query, key and value
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[1], heads[2])
+
+
+def test_a_vocabulary_that_does_not_divide_and_is_tied() -> None:
+    parts = in_parts(
+        "qwen3", ranks=2, vocab_size=271, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2
+    )
+    assert [len(part.transformer.get_parameter("lm_head.weight")) for part in parts] == [136, 136]
+    assert [len(embedding_of(part)) for part in parts] == [271, 271]
+
+
+def test_biases_are_added_once() -> None:
+    models = [whole("llama", attention_bias=True, mlp_bias=True) for _ in range(2)]
+    for model in models:
+        for name, parameter in model.transformer.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(0.5)
+    at_once(divide, models, groups(2))
+
+
+# --- faults -----------------------------------------------------------------------------------------
+
+
+def no_sums(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RankGroup, "sum", lambda group, tensor: tensor)
+
+
+def experts_not_summed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SummedExperts, "forward", lambda self, *given: self.experts(*given))
+
+
+def attention_not_summed(patch: pytest.MonkeyPatch) -> None:
+    real = SummedLinear.forward
+
+    def forward(self: SummedLinear, input: Tensor) -> Tensor:
+        square = self.in_features * self.group.size == self.out_features
+        return nn.Linear.forward(self, input) if square else real(self, input)
+
+    patch.setattr(SummedLinear, "forward", forward)
+
+
+def logits_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
+    real = RankGroup.gather
+    patch.setattr(RankGroup, "gather", lambda group, tensor: real(group, tensor).roll(tensor.shape[1], 1))
+
+
+def the_same_part_for_all(patch: pytest.MonkeyPatch) -> None:
+    real = Sharding.part
+
+    def part(self: Sharding, tensor: Tensor, dim: int, name: str, *own: int) -> Tensor:
+        return real(self, tensor, dim, name, self.group.size, 0)
+
+    patch.setattr(Sharding, "part", part)
+
+
+def halves_of_experts_not_told_apart(patch: pytest.MonkeyPatch) -> None:
+    real = Sharding.part_of_parameter
+
+    def part(self: Sharding, parameter: Tensor, style: str, name: str) -> nn.Parameter:
+        return real(self, parameter, style.removeprefix("packed_"), name)
+
+    patch.setattr(Sharding, "part_of_parameter", part)
+
+
+def sinks_of_other_heads(patch: pytest.MonkeyPatch) -> None:
+    real = Sharding.part
+
+    def part(self: Sharding, tensor: Tensor, dim: int, name: str, *own: int) -> Tensor:
+        return real(self, tensor.flip(0) if name.endswith("sinks") else tensor, dim, name, *own)
+
+    patch.setattr(Sharding, "part", part)
+
+
+@pytest.mark.parametrize(
+    ("family", "fault"),
+    [
+        ("llama", no_sums),
+        ("llama", attention_not_summed),
+        ("llama", logits_in_wrong_order),
+        ("llama", the_same_part_for_all),
+        ("qwen3_moe", no_sums),
+        ("qwen3_moe", experts_not_summed),
+        ("qwen3_moe", halves_of_experts_not_told_apart),
+        ("gpt_oss", experts_not_summed),
+        ("gpt_oss", sinks_of_other_heads),
+        ("gpt_neox", no_sums),
+    ],
+)
+def test_a_planted_fault_is_refused(
+    family: str, fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [whole(family) for _ in range(2)]
+    for model in models:
+        for name, parameter in model.transformer.named_parameters():
+            if name.endswith("sinks"):
+                parameter.copy_(torch.arange(len(parameter)))
+    fault(monkeypatch)
+    with pytest.raises(ModelNotSupported, match="differ from plain attention by"):
+        at_once(divide, models, groups(2))
+
+
+# --- what cannot be divided -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", WITHOUT_PLAN)
+def test_a_family_without_a_plan_is_refused_with_the_reason(family: str) -> None:
+    with pytest.raises(
+        ModelNotSupported, match=f"'{family}'.*no plan that divides.*leave out --tensor-parallel"
+    ):
+        in_parts(family)
+
+
+def test_a_plan_that_divides_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = whole("llama")
+    monkeypatch.setattr(
+        type(model.transformer), "tp_plan", {"model.layers.*.mlp.up_proj": "sideways"}, raising=False
+    )
+    with pytest.raises(ModelNotSupported, match=r"layers\.0\.mlp\.up_proj among ranks as 'sideways'"):
+        shard(model.transformer, RankGroup(0, 2, None))
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks", "changes", "reason"),
+    [
+        ("llama", 3, {}, "tensor_parallel_size=3: this model has 4 attention heads.*give a divisor of 4"),
+        (
+            "llama",
+            2,
+            {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
+            "3 key heads, which 2 ranks can neither divide nor share",
+        ),
+        ("llama", 2, {"intermediate_size": 49}, r"layers\.0\.mlp\.gate_proj has 49 rows or columns"),
+        ("qwen3_moe", 4, {}, r"experts\.down_proj would have 24 bytes.*multiples of 16; use fewer ranks"),
+    ],
+)
+def test_a_number_of_ranks_that_does_not_divide_is_refused(
+    family: str, ranks: int, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        in_parts(family, ranks, **changes)
+
+
+# --- loading ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share torch's random numbers, and what transformers notes while it loads."""
+    lock = threading.Lock()
+
+    def locked(name: str) -> None:
+        real = getattr(load, name)
+
+        def alone(*given: Any, **named: Any) -> Any:
+            with lock:
+                return real(*given, **named)
+
+        monkeypatch.setattr(load, name, alone)
+
+    for name in ("load_transformer", "from_config", "fill"):
+        locked(name)
+
+
+def loaded(folder: Path, of: Callable[..., PagedModel]) -> list[PagedModel]:
+    def load_one(group: RankGroup) -> PagedModel:
+        return of(str(folder), group, device=CPU, dtype="auto", attention_backend="torch")
+
+    return at_once(load_one, groups(2))
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_parts_of_a_model_that_fits_nowhere_as_a_whole_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint(
+        "gemma3_text",
+        tmp_path,
+        num_hidden_layers=6,
+        layer_types=["sliding_attention"] * 4 + ["full_attention"] * 2,
+    )
+    compared_whole = loaded(folder, load_part)
+    monkeypatch.setattr(load, "fits", lambda *given: False)
+    short: list[int] = []
+    real = load.divide
+
+    def divide(model: PagedModel, group: RankGroup) -> None:
+        short.append(model.config.num_hidden_layers)
+        real(model, group)
+
+    monkeypatch.setattr(load, "divide", divide)
+    compared_short = loaded(folder, load_part)
+    assert short == [5, 5], "as many layers as it takes to have one of every type"
+    for one, other in zip(compared_whole, compared_short, strict=True):
+        for name, parameter in one.transformer.named_parameters():
+            assert torch.equal(parameter, other.transformer.get_parameter(name)), name
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_random_weights_are_made_in_parts(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path)
+    one, other = loaded(folder, make_part)
+    whole_one = whole("llama")
+    assert one.weight_bytes == other.weight_bytes < 0.7 * whole_one.weight_bytes
+    for name, parameter in one.transformer.named_parameters():
+        assert bool(parameter.isfinite().all()), name
+        assert torch.equal(parameter, other.transformer.get_parameter(name)), name
+    attention: Any = one.transformer.get_submodule("model.layers.0.self_attn")
+    assert torch.equal(
+        attention.rotary.frequencies, whole_one.transformer.get_buffer("model.rotary_emb.inv_freq")
+    )
+
+
+def test_a_short_configuration_has_every_type_of_layer() -> None:
+    types = ["full_attention"] * 5 + ["sliding_attention"]
+    config = make_config("gemma3_text", num_hidden_layers=6, layer_types=types)
+    assert shortened(config).layer_types == types
+    assert config.num_hidden_layers == 6
+    assert shortened(make_config("llama", num_hidden_layers=9)).num_hidden_layers == 4

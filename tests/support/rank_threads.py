@@ -1,0 +1,41 @@
+"""Ranks as threads of one process: their collectives are gloo's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from slipstream.actors.executor.ranks.group import RankGroup
+from torch.distributed import HashStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(seconds=60)
+"""A collective that not all take part in fails after this."""
+
+
+def groups(size: int) -> list[RankGroup]:
+    """The same group of ranks as each of them sees it."""
+    store = HashStore()
+
+    def join(rank: int) -> RankGroup:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [ProcessGroupGloo.create_device(interface="lo")]
+        options._timeout = PATIENCE
+        return RankGroup(rank, size, ProcessGroupGloo(store, rank, size, options))
+
+    return at_once(join, range(size))
+
+
+def at_once(work: Callable[..., T], *given: Sequence[Any]) -> list[T]:
+    """``work`` with what is ``given`` for each rank, for all at the same time; what each gives."""
+
+    def alone(*own: Any) -> T:
+        torch.set_num_threads(1)
+        return work(*own)
+
+    with ThreadPoolExecutor(len(given[0])) as pool:
+        return list(pool.map(alone, *given))
