@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -11,12 +12,14 @@ from starlette.responses import Response
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
+from ..text.conversation import CallIds
 from .bodies import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
+from .calls import Call, CallReader
 from .errors import Names, Problem
 from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
 from .service import Service
 from .tokens import Tokens
-from .tools import Call, CallReader, Offer, offer
+from .tools import Offer, offer
 
 
 async def create(service: Service, request: Request) -> Response:
@@ -33,7 +36,8 @@ async def create(service: Service, request: Request) -> Response:
         chat_template_kwargs=body.chat_template_kwargs,
         request_id=about["id"],
     )
-    answers = Answers(offered, service.tokens if body.logprobs else None, body.top_logprobs or 0)
+    tokens = service.tokens if body.logprobs else None
+    answers = Answers(offered, lambda: new_ids(service, body), tokens, body.top_logprobs or 0)
     batches = together([stream])
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
@@ -63,19 +67,35 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
     return params, offered.places | names
 
 
+def new_ids(service: Service, body: ChatFields) -> CallIds:
+    """For the calls of an answer, in the form that the model's template takes."""
+    templates = service.prompts.chat_templates
+    form = "any" if isinstance(templates, str) else templates.choose({"tools": body.tools}).style.call_ids
+    before = [message.get("tool_calls") for message in body.messages]
+    return CallIds(form, sum(len(calls) for calls in before if isinstance(calls, list)))
+
+
 class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
-    def __init__(self, offered: Offer, tokens: Tokens | None, top_logprobs: int) -> None:
+    def __init__(
+        self, offered: Offer, new_ids: Callable[[], CallIds], tokens: Tokens | None, top_logprobs: int
+    ) -> None:
+        self.new_ids = new_ids
         self.tokens = tokens
         self.top_logprobs = top_logprobs
         self.forced = offered.forced
         reads = bool(offered.functions) and offered.forced is None
         self.readers: dict[int, CallReader] | None = (
-            defaultdict(lambda: CallReader(offered)) if reads else None
+            defaultdict(lambda: CallReader(offered, new_ids())) if reads else None
         )
         self.plain = self.tokens is None and self.readers is None and self.forced is None
         """An answer is its text and nothing more."""
+
+    def forced_call(self, arguments: str) -> Call:
+        """The call that an answer is whose function was named."""
+        name = self.forced or ""
+        return Call(name=name, arguments=arguments, id=self.new_ids().new(name))
 
     def parts(self, delta: Delta) -> tuple[str, list[Call]]:
         """The text and the calls that a delta brings, where the model chooses whether to call."""
@@ -125,7 +145,7 @@ class ChatEvents(Events):
             self.write_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
 
     def begin(self, index: int, chunks: list[bytes]) -> None:
-        call = None if self.answers.forced is None else Call(name=self.answers.forced, arguments="")
+        call = None if self.answers.forced is None else self.answers.forced_call("")
         self.begun[index] = call
         self.write_choice(chunks, index, {"role": "assistant", "content": "" if call is None else None})
         if call is not None:
@@ -195,7 +215,7 @@ class WholeChat:
         text: str | None = "".join(self.texts[index])
         calls = self.calls[index]
         if self.answers.forced is not None:
-            text, calls = None, [Call(name=self.answers.forced, arguments=text)]
+            text, calls = None, [self.answers.forced_call(text)]
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message |= {"content": text or None, "tool_calls": [call.as_answer() for call in calls]}

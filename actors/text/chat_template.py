@@ -18,12 +18,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ..checkpoint import read_json
-from .conversation import CALL_ID_CHARACTERS, Message, Style
+from .conversation import CALL_ID_CHARACTERS, CallIdForm, Message, Style
 from .tokenizer_files import special_tokens
 
 Clock = Callable[[], datetime]
 
 DEFAULT = "default"
+
+COUNTED_IDS_MARK = "<|tool_calls_section_begin|>"
+"""A template that writes this before calls is one of Kimi K2, which was trained on ids that say the function's name
+and the number of the call."""
 
 NAMED_AFTER = {"tools": "tool_use", "documents": "rag"}
 """Which of several templates is for requests that give this; transformers and publishers use these names."""
@@ -152,12 +156,16 @@ class ChatTemplate:
             None, "x" * CALL_ID_CHARACTERS
         )
         content = None if wants_null else ""
+        form: CallIdForm = "any"
+        if COUNTED_IDS_MARK in self.literals:
+            form = "counted"
+        elif self.writes_calls(content, "x" * CALL_ID_CHARACTERS):
+            form = "any" if self.writes_calls(content, "call_" + "x" * 24) else "short"
         return Style(
             knows_developer="developer" in self.literals.split("\0"),
             takes_parts=self.takes_parts(),
             wants_null=wants_null,
-            short_ids=self.writes_calls(content, "x" * CALL_ID_CHARACTERS)
-            and not self.writes_calls(content, "call_" + "x" * 24),
+            call_ids=form,
         )
 
     def takes_parts(self) -> bool:

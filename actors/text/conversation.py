@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ...protocol.errors import InvalidRequest, brief
 from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
@@ -27,6 +28,10 @@ REASONING = ("reasoning", "reasoning_content", "thinking")
 CALL_ID_CHARACTERS = 9
 """The length of the ids of calls: the templates that ask for one ask for this."""
 
+CallIdForm = Literal["any", "short", "counted"]
+"""Which ids of calls a model knows: any; nine letters or digits; or ``functions.NAME:NUMBER``, counted through the
+whole conversation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
@@ -38,8 +43,35 @@ class Style:
     """It reads the parts of a content itself; for any other they are joined, one a line."""
     wants_null: bool = False
     """It writes the calls only of messages whose content is null; for any other that is an empty text."""
-    short_ids: bool = False
-    """It takes no ids of calls but those of nine letters or digits."""
+    call_ids: CallIdForm = "any"
+    """Which ids of calls it takes."""
+
+
+class CallIds:
+    """The ids of the calls of one conversation, in the form that its model knows."""
+
+    def __init__(self, form: CallIdForm, count: int = 0) -> None:
+        """``count`` is how many calls there were before."""
+        self.form = form
+        self.count = count
+        self.known: dict[str, str] = {}
+
+    def new(self, name: str) -> str:
+        """An id for a call that the model makes now."""
+        number, self.count = self.count, self.count + 1
+        if self.form == "counted":
+            return f"functions.{name}:{number}"
+        return uuid.uuid4().hex[:CALL_ID_CHARACTERS]
+
+    def of_call(self, id: str, name: str) -> str:
+        """The id of a call that the conversation has, whichever service gave it."""
+        if self.form == "counted":
+            self.known[id] = self.new(name)
+        return self.of_result(id)
+
+    def of_result(self, id: str) -> str:
+        """The id of the call that a message has the result of."""
+        return short_id(id) if self.form == "short" else self.known.get(id, id)
 
 
 def plain_messages(
@@ -55,6 +87,7 @@ def plain_messages(
     room = max_bytes
     brackets = 0
     plain: list[Message] = []
+    ids = CallIds(style.call_ids)
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict):
@@ -73,13 +106,13 @@ def plain_messages(
                 " send fewer",
                 param="messages",
             )
-        plain.append(plain_message(where, message, style))
+        plain.append(plain_message(where, message, style, ids))
         if index % MESSAGES_AT_ONCE == MESSAGES_AT_ONCE - 1:
             yield len(messages) - index
     return plain
 
 
-def plain_message(where: str, message: Message, style: Style) -> Message:
+def plain_message(where: str, message: Message, style: Style, ids: CallIds) -> Message:
     message = {key: value for key, value in message.items() if value is not None}
     role = message.get("role")
     if not isinstance(role, str) or not role:
@@ -95,10 +128,10 @@ def plain_message(where: str, message: Message, style: Style) -> Message:
             raise InvalidRequest(said, param=f"{where}.tool_calls")
         if calls:
             message["tool_calls"] = [
-                plain_call(f"{where}.tool_calls[{i}]", call, style) for i, call in enumerate(calls)
+                plain_call(f"{where}.tool_calls[{i}]", call, ids) for i, call in enumerate(calls)
             ]
-    if style.short_ids and isinstance(message.get("tool_call_id"), str):
-        message["tool_call_id"] = short_id(message["tool_call_id"])
+    if isinstance(message.get("tool_call_id"), str):
+        message["tool_call_id"] = ids.of_result(message["tool_call_id"])
     if "content" in message:
         message["content"] = plain_content(f"{where}.content", message["content"], style)
     elif "tool_calls" not in message:
@@ -142,14 +175,14 @@ def only_text(part: Any) -> str:
     )
 
 
-def plain_call(where: str, call: Any, style: Style) -> dict[str, Any]:
+def plain_call(where: str, call: Any, ids: CallIds) -> dict[str, Any]:
     """A call with its arguments as a map: OpenAI's clients send them as JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequest(f"{where} is no call of a function: {brief(call)}", param=where)
     call = call | {"function": function}
-    if style.short_ids and isinstance(call.get("id"), str):
-        call["id"] = short_id(call["id"])
+    if isinstance(call.get("id"), str):
+        call["id"] = ids.of_call(call["id"], function["name"])
     given = function.get("arguments")
     if given is None:
         return call

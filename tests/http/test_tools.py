@@ -11,9 +11,11 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slipstream.actors.http.calls import Call, CallReader
 from slipstream.actors.http.errors import Problem
 from slipstream.actors.http.schemas import Schema, moved
-from slipstream.actors.http.tools import Call, CallReader, Function, NamedTool, Offer, Tool, offer
+from slipstream.actors.http.tools import Function, NamedTool, Offer, Tool, offer
+from slipstream.actors.text.conversation import CallIds
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.sampling import Grammar
@@ -31,7 +33,7 @@ def read(
     *parts: str, offered: Offer | None = None, at_limit: bool = False
 ) -> tuple[str, list[tuple[str, object]]]:
     """The text and the calls that parts of an answer give together."""
-    reader = CallReader(offered or offer(TOOLS, None, None))
+    reader = CallReader(offered or offer(TOOLS, None, None), CallIds("any"))
     texts: list[str] = []
     calls: list[Call] = []
     for part in parts:
@@ -44,6 +46,9 @@ def read(
     return "".join([*texts, text]), [(call.name, json.loads(call.arguments)) for call in calls]
 
 
+MARKS_INSIDE = '<tool_call> a </tool_call> "b\\ </function> <function=now>'
+"""What a user may well ask an agent to write into a file."""
+TRICKY = json.dumps(MARKS_INSIDE)[1:-1]
 WEATHER = ("weather", {"city": "Rome"})
 NOW = ("now", {})
 
@@ -96,6 +101,41 @@ ANSWERS = {
     "one of two is no call": ('[{"name": "now"}, 5]', '[{"name": "now"}, 5]', []),
     "only a beginning of a mark": ("a <tool_ca", "a <tool_ca", []),
     "a bracket at first": ("[sic] it is so", "[sic] it is so", []),
+    "the closing mark in an argument": (
+        f'<tool_call>{{"name": "weather", "arguments": {{"city": "{TRICKY}"}}}}</tool_call> x',
+        " x",
+        [("weather", {"city": MARKS_INSIDE})],
+    ),
+    "the closing mark as an escape": (
+        '<tool_call>{"name": "weather", "arguments": {"city": "\\\\"}}</tool_call>"',
+        '"',
+        [("weather", {"city": "\\"})],
+    ),
+    "the closing mark in a value without quotes": (
+        f"<tool_call>\n<function=weather>\n<parameter=city>\n{MARKS_INSIDE}\n</parameter>\n</function>\n</tool_call>",
+        "",
+        [("weather", {"city": MARKS_INSIDE})],
+    ),
+    "quotes that are never closed": (
+        '<tool_call>{"name": "no</tool_call> x',
+        '<tool_call>{"name": "no</tool_call> x',
+        [],
+    ),
+    "bare": ("So: <function=weather><parameter=city>Rome</parameter></function>", "So: ", [WEATHER]),
+    "bare, two of them": (
+        f"<function=weather>\n<parameter=city>\n{MARKS_INSIDE}\n</parameter>\n</function>\n</tool_call>\n"
+        "<function=now>\n</function> Bye",
+        " Bye",
+        [("weather", {"city": MARKS_INSIDE}), NOW],
+    ),
+    "bare, of an unknown function": ("<function=rm></function> x", "<function=rm></function> x", []),
+    "bare, never closed": ("<function=now>", "<function=now>", []),
+    "a mark that was none": ("a <functio <function> b", "a <functio <function> b", []),
+    "a parameter that is never closed": (
+        "<tool_call><function=now><parameter=x>1</function></tool_call> x",
+        " x",
+        [NOW],
+    ),
     "empty": ("", "", []),
     "space": (" \n", " \n", []),
     "deep": ("[" * 100_000, "[" * 100_000, []),
@@ -126,7 +166,7 @@ def test_nothing_of_a_text_without_calls_is_lost(answer: str, size: int) -> None
 
 
 def test_text_is_told_as_soon_as_it_cannot_be_a_call() -> None:
-    reader = CallReader(offer(TOOLS, None, None))
+    reader = CallReader(offer(TOOLS, None, None), CallIds("any"))
     assert reader.feed("Let ") == ("Let ", [])
     assert reader.feed("me <tool") == ("me ", [])
     assert reader.feed("box") == ("<toolbox", [])
@@ -412,6 +452,21 @@ def test_schemas_of_nested_models_can_be_followed_wherever_a_call_is_forced() ->
 
 
 def test_the_id_of_a_call_is_one_that_every_chat_template_takes() -> None:
-    ids = {Call(name="now", arguments="{}").id for _ in range(1000)}
+    ids = {CallIds("any").new("now") for _ in range(1000)}
     assert len(ids) == 1000
     assert all(len(id) == 9 and id.isalnum() for id in ids)
+
+
+def test_the_ids_of_kimi_say_function_and_number_through_the_whole_conversation() -> None:
+    ids = CallIds("counted", 2)
+    reader = CallReader(offer(TOOLS, None, None), ids)
+    _, calls = reader.feed(f"<tool_call>{ROME}</tool_call><tool_call>{ROME}</tool_call>")
+    assert [call.id for call in calls] == ["functions.weather:2", "functions.weather:3"]
+
+
+def test_many_small_values_are_read_in_proportion_to_their_number() -> None:
+    """Each was cut off the front of the rest, which was copied: a minute for two megabytes."""
+    begun = time.process_time()
+    answer = "{};" * 500_000
+    assert read(answer) == (answer, [])
+    assert time.process_time() - begun < 5

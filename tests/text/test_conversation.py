@@ -108,7 +108,7 @@ def written(source: str, messages: list[dict[str, Any]]) -> str:
         (READS_PARTS, Style(takes_parts=True)),
         (WANTS_NULL, Style(wants_null=True)),
         (LOOKS_INTO_CONTENT, Style()),
-        (NINE, Style(short_ids=True)),
+        (NINE, Style(call_ids="short")),
         (KNOWS_DEVELOPER, Style(knows_developer=True)),
         ("{{ raise_exception('nothing goes') }}", Style()),
     ],
@@ -129,6 +129,26 @@ def test_a_message_with_calls_alone_can_be_sent_back(source: str, content: str) 
 
 def test_ids_of_calls_are_cut_where_the_template_asks_for_nine_characters() -> None:
     assert written(NINE, TURN) == 'hi<call 789abcdef weather {"city": "Bern"}>20 C'
+
+
+KIMI = (
+    "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}<|tool_calls_section_begin|>{% endif %}"
+    "{% for call in m.tool_calls or [] %}<{{ call.id }}>{{ call.function.arguments | tojson }}{% endfor %}"
+    "{% if m.role == 'tool' %} for {{ m.tool_call_id }}{% endif %}{% endfor %}"
+)
+"""Writes of a call its id alone, as the template of Kimi K2 does, which says function and number."""
+
+
+def test_ids_of_calls_say_function_and_number_where_the_model_reads_it_there() -> None:
+    assert style_of(KIMI).call_ids == "counted"
+    again = [*TURN, *json.loads(json.dumps(TURN[1:]))]
+    again[4]["tool_call_id"] = again[3]["tool_calls"][0]["id"] = "other"
+    assert written(KIMI, again) == (
+        'hi<|tool_calls_section_begin|><functions.weather:0>{"city": "Bern"}20 C for functions.weather:0'
+        '<|tool_calls_section_begin|><functions.weather:1>{"city": "Bern"}20 C for functions.weather:1'
+    )
+    stranger = [TURN[0], {"role": "tool", "tool_call_id": "unknown", "content": "1"}]
+    assert written(KIMI, stranger) == "hi1 for unknown"
 
 
 def test_parts_are_joined_only_for_a_template_that_does_not_read_them() -> None:

@@ -1,0 +1,292 @@
+"""Calls of tools, read from the text that a model writes, however it is cut into parts.
+
+Each family of models writes calls in its own way. Read are the common ones:
+
+    <tool_call>{"name": …, "arguments": {…}}</tool_call>                       Hermes, Qwen, and many more
+    <tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>       Qwen3-Coder
+    {"name": …, "parameters": {…}}                                                          Llama 3
+    [{"name": …, "arguments": {…}}]                                                         Mistral
+
+The last two only where they are the whole answer; of the second, which is often left out there, ``<tool_call>`` may be
+missing. What looks like a call, but is none of a function that was offered, or one whose arguments are not what a
+``strict`` function takes, stays text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from ..text.conversation import CallIds
+from ..text.marks import beginning_of
+from .schemas import Schema, types_of
+from .tools import Function, Offer, arguments_of
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+
+PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+
+MARKS = ("[TOOL_CALLS]", "<|python_tag|>")
+"""What may stand before calls that are the whole answer; most vocabularies have it as a special token."""
+
+
+class Call(msgspec.Struct, kw_only=True):
+    name: str
+    arguments: str
+    """JSON text."""
+    id: str = ""
+
+    def as_answer(self) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class CallReader:
+    """Parts the text of one answer, as it comes, into calls and the rest. Nothing of it is lost, but for a call that
+    the end of the answer cuts off, and those after the first where one alone is asked for."""
+
+    def __init__(self, offered: Offer, ids: CallIds) -> None:
+        self.offered = offered
+        self.ids = ids
+        self.held = ""
+        """Text that may be, or may become, part of a call."""
+        self.where = "start"
+        """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one."""
+        self.opening = ""
+        """The mark that began the call."""
+        self.end_of_call = EndOfCall()
+        self.calls = 0
+        self.after_call = False
+        """Nothing but space has come since a call: if another one follows, it is dropped."""
+
+    def feed(self, text: str) -> tuple[str, list[Call]]:
+        """What of the text can be sent now, and the calls that are complete."""
+        self.held += text
+        if self.where == "start":
+            begun = self.held.lstrip()
+            if not begun or any(mark.startswith(begun) for mark in MARKS):
+                return "", []
+            self.where = "whole" if begun[0] in "{[" or begun.startswith(MARKS) else "text"
+        if self.where == "whole":
+            return "", []
+        return self.cut()
+
+    def cut(self) -> tuple[str, list[Call]]:
+        texts: list[str] = []
+        calls: list[Call] = []
+        while True:
+            if self.where == "text" and not self.look_for_call(texts):
+                break
+            end = self.end_of_call.find(self.held)
+            if end is None:
+                break
+            inside, after = self.held[: end.start], self.held[end.stop :]
+            made = self.read(inside)
+            if not made:
+                texts.append(self.opening + self.held[: end.stop])
+            calls += self.counted(made)
+            self.after_call = bool(made)
+            self.held, self.where = after, "text"
+        return "".join(texts), calls
+
+    def look_for_call(self, texts: list[str]) -> bool:
+        """Whether a call begins; what stands before it, or is none for sure, is text."""
+        places = [(self.held.find(mark), mark) for mark in (OPEN, FUNCTION)]
+        found = min((place for place in places if place[0] >= 0), default=None)
+        if found is None:
+            waits = max(beginning_of(mark, self.held) for mark in (OPEN, FUNCTION))
+            before = self.held[: len(self.held) - waits]
+        else:
+            before = self.held[: found[0]]
+        if self.after_call and not before.strip():
+            if found is None:
+                return False  # what follows decides
+        else:
+            texts.append(before)
+            self.after_call = False
+        if found is None:
+            self.held = self.held[len(before) :]
+            return False
+        self.opening = found[1]
+        self.held, self.where = self.held[len(before) + len(self.opening) :], "call"
+        self.end_of_call = EndOfCall(bare=self.opening == FUNCTION)
+        return True
+
+    def read(self, inside: str) -> list[Call]:
+        """The calls of what stands behind the mark."""
+        begun = FUNCTION if self.opening == FUNCTION else ""
+        return read_call(begun + inside, self.offered)
+
+    def end(self, *, at_limit: bool = False) -> tuple[str, list[Call]]:
+        """The rest, when no more text comes; ``at_limit``: there would have been more."""
+        held, self.held = self.held, ""
+        if self.where in ("start", "whole"):
+            calls = self.counted(read_whole(held, self.offered, at_limit=at_limit))
+            return ("", calls) if calls or (at_limit and self.offered.required) else (held, [])
+        if self.where == "call":
+            calls = self.read(held.rstrip().removesuffix(CLOSE))
+            if calls or at_limit:
+                return "", self.counted(calls)
+            return self.opening + held, []
+        return ("", []) if self.after_call and not held.strip() else (held, [])
+
+    def counted(self, calls: list[Call]) -> list[Call]:
+        """Those of the calls that are handed over."""
+        if self.offered.single:
+            calls = calls[: max(0, 1 - self.calls)]
+        self.calls += len(calls)
+        for call in calls:
+            call.id = self.ids.new(call.name)
+        return calls
+
+
+QUOTED = re.compile(r'\\.|"|</tool_call>|[^"\\<]+|<', re.DOTALL)
+"""What the text of a call in JSON is made of."""
+
+TAGGED = re.compile(r"<parameter=|</parameter>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<")
+"""The same of a call that is written without quotes."""
+
+
+class EndOfCall:
+    """Finds where a call ends: not inside of a text in quotes, nor of the value of a parameter.
+
+    What was looked at is not looked at again when more has come.
+    """
+
+    def __init__(self, *, bare: bool = False) -> None:
+        """``bare``: it began with ``<function=``."""
+        self.bare = bare
+        self.tagged: bool | None = True if bare else None
+        """It is written without quotes; None: that is not known yet."""
+        self.inside = False
+        """Of quotes, or of the value of a parameter."""
+        self.at = 0
+
+    def find(self, held: str) -> slice | None:
+        """The mark at the end of the call whose text ``held`` begins with; None: it has not come."""
+        if self.tagged is None:
+            begun = held.lstrip()
+            if FUNCTION.startswith(begun):
+                return None
+            self.tagged = begun.startswith(FUNCTION)
+        tokens = TAGGED if self.tagged else QUOTED
+        while (token := tokens.match(held, self.at)) is not None:
+            text = token[0]
+            if text[0] == "<" and may_become_a_mark(held[self.at : self.at + LONGEST_MARK]):
+                break
+            if self.tagged and (text.startswith(FUNCTION_END) or text == CLOSE):
+                both = text.startswith(FUNCTION_END) and text.endswith(CLOSE)
+                if both or (not self.inside and self.bare == (text == FUNCTION_END)):
+                    return slice(self.at + len(FUNCTION_END) * text.startswith(FUNCTION_END), token.end())
+            elif self.tagged and text in (PARAMETER, PARAMETER_END):
+                self.inside = text == PARAMETER
+            elif text == '"':
+                self.inside = not self.inside
+            elif text == CLOSE and not self.inside:
+                return slice(self.at, token.end())
+            self.at = token.end()
+        return None
+
+
+LONGEST_MARK = 64
+"""Characters in which a mark ends, with the space inside of it."""
+
+
+def may_become_a_mark(rest: str) -> bool:
+    """Whether more text could make a longer mark of the end of a text, which begins like one."""
+    if any(
+        mark != rest and mark.startswith(rest) for mark in (PARAMETER, PARAMETER_END, FUNCTION_END, CLOSE)
+    ):
+        return True
+    return rest.startswith(FUNCTION_END) and CLOSE.startswith(rest.removeprefix(FUNCTION_END).lstrip())
+
+
+def read_call(inside: str, offered: Offer) -> list[Call]:
+    """The call between the marks; none if it is not one."""
+    text = inside.strip()
+    if text.startswith(FUNCTION) and text.endswith(FUNCTION_END):
+        name, found, rest = text.removeprefix(FUNCTION).removesuffix(FUNCTION_END).partition(">")
+        if found and name in offered.functions:
+            return as_calls(
+                [{"name": name, "arguments": read_parameters(rest, offered.functions[name])}], offered
+            )
+    return read_whole(inside, offered)
+
+
+def read_parameters(text: str, function: Function) -> dict[str, Any]:
+    """The arguments of a call that is written without quotes."""
+    schema = Schema(arguments_of(function), "")
+    values: dict[str, Any] = {}
+    while True:
+        _, found, rest = text.partition(PARAMETER)
+        name, named, rest = rest.partition(">")
+        value, ended, text = rest.partition(PARAMETER_END)
+        if not (found and named and ended):
+            return values
+        values[name] = read_value(value.removeprefix("\n").removesuffix("\n"), schema.types_of(name))
+
+
+def read_value(text: str, types: frozenset[str]) -> Any:
+    """A value that is written without quotes: JSON of one of these types, or else a text. ``types`` is empty where
+    the function does not say."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if "string" in types and not types & types_of(value):
+        return text
+    return value
+
+
+SPACE, COMMA, SEMICOLON = re.compile(r"\s*"), re.compile(r"\s*,?\s*"), re.compile(r"\s*;?\s*")
+
+
+def read_whole(text: str, offered: Offer, *, at_limit: bool = False) -> list[Call]:
+    """The calls of an answer that is nothing else, one or several, in a list or in a row; with ``at_limit`` the last
+    one may be incomplete, and is then none."""
+    text = text.strip()
+    for mark in MARKS:
+        text = text.removeprefix(mark).lstrip()
+    found: list[Any] = []
+    decoder = json.JSONDecoder()
+    inside = at_limit and text.startswith("[")
+    between = COMMA if inside else SEMICOLON
+    place = SPACE.match(text, 1).end() if inside else 0  # type: ignore[union-attr]
+    try:
+        while place < len(text):
+            value, place = decoder.raw_decode(text, place)
+            found += value if isinstance(value, list) else [value]
+            place = between.match(text, place).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        if not at_limit:
+            return []
+    return as_calls(found, offered)
+
+
+def as_calls(values: list[Any], offered: Offer) -> list[Call]:
+    """The values as calls; none if one of them is not."""
+    calls = [made for value in values if (made := as_call(value, offered)) is not None]
+    return calls if len(calls) == len(values) else []
+
+
+def as_call(value: Any, offered: Offer) -> Call | None:
+    if not isinstance(value, dict) or value.get("name") not in offered.functions:
+        return None
+    name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+    schema = offered.strict.get(name)
+    if isinstance(arguments, str):
+        try:
+            plain = json.loads(arguments) if schema is not None else {}
+        except (ValueError, RecursionError):
+            return None
+        text = arguments
+    else:
+        plain, text = arguments, json.dumps(arguments, ensure_ascii=False)
+    if not isinstance(plain, dict) or (schema is not None and not schema.fits(plain)):
+        return None
+    return Call(name=name, arguments=text)
