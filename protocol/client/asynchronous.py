@@ -23,7 +23,8 @@ from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .blocking import Prompt
 from .outputs import Collector, RequestOutput
-from .session import Message, Pending, Reply, Session, Stream
+from .pending import Pending, Stream
+from .session import Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport
 

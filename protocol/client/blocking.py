@@ -24,7 +24,8 @@ from ..errors import InvalidRequest, Overloaded, SlipstreamError
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .outputs import Collector, RequestOutput
-from .session import Message, Pending, Question, Reply, Session, Stream
+from .pending import Pending, Question, Stream
+from .session import Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport, close_unused
 

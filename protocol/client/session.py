@@ -20,22 +20,13 @@ ids that have arrived, so that the stream goes on where it stopped.
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
-from ..codec import decode_to_client, encode_from_client, unpack
+from ..codec import decode_to_client, encode_from_client
 from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..limits import (
-    MAX_ALL_ITEMS,
-    MAX_CHOICES,
-    MAX_CONTAINERS,
-    MAX_DEADLINE_S,
-    MAX_FRAME_BYTES,
-    MAX_ITEMS,
-    MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
     PROTOCOL,
 )
@@ -57,6 +48,8 @@ from ..messages import (
     Welcome,
 )
 from ..sampling import SamplingParams
+from .pending import Pending, Question, Stream
+from .request import check_params, encode_request
 
 PING_AFTER_S = 1.0
 """Silence while a request is open, after which the session asks whether the gateway is there."""
@@ -77,80 +70,6 @@ Message = dict[str, Any]
 """One message of a conversation: ``{"role": "user", "content": "…"}``."""
 
 Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
-
-
-class Pending:
-    """Something that the client waits for. ``waiter`` belongs to the client."""
-
-    __slots__ = ("error", "waiter")
-
-    def __init__(self) -> None:
-        self.error: SlipstreamError | None = None
-        self.waiter: Any = None
-
-
-class Stream(Pending):
-    """An open request: what was asked, what has come, what the consumer has not taken yet."""
-
-    __slots__ = (
-        "aborted",
-        "asked_at",
-        "deltas",
-        "last",
-        "max_held",
-        "prompt_ids",
-        "received",
-        "request",
-        "unfinished",
-    )
-
-    def __init__(self, request: Generate, asked_at: float, max_held: int | None = None) -> None:
-        super().__init__()
-        self.max_held = max_held
-        """Most deltas that may wait for the consumer; None: any number."""
-        self.request = request
-        self.asked_at = asked_at
-        self.prompt_ids: list[int] | None = None
-        """Of a conversation: what the service made of it. Its template may print the date, and another one later."""
-        self.deltas: deque[Delta] = deque()
-        self.received: defaultdict[int, list[int]] = defaultdict(list)
-        """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
-        self.unfinished = set(range(answer_count(request.params)))
-        """Indices of the answers that have no ``finish_reason`` yet."""
-        self.last: Delta | None = None
-        """The end of the last answer, which waits for the usage of all of them."""
-        self.aborted = False
-
-    def lacks_usage(self, delta: Delta) -> bool:
-        """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""
-        if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
-            return False
-        return delta.finish_reason is not None and self.unfinished == {delta.index}
-
-    def resumed(self, now: float) -> Generate:
-        """The request with what has arrived, to go on from there and by the same deadline."""
-        request = msgspec.structs.replace(
-            self.request, age_s=min(round(now - self.asked_at, 3), MAX_DEADLINE_S)
-        )
-        if self.prompt_ids is not None:
-            request.prompt, request.messages = self.prompt_ids, None
-            request.tools, request.chat_template_kwargs = None, {}
-        if self.received:
-            request.received = self.received.get(0, [])
-            request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]
-        return request
-
-
-class Question(Pending):
-    """Something that has one answer, of type ``expects``."""
-
-    __slots__ = ("answer", "expects", "message")
-
-    def __init__(self, expects: type, message: FromClient | None) -> None:
-        super().__init__()
-        self.expects = expects
-        self.message = message
-        self.answer: Any = None
 
 
 class Session:
@@ -494,69 +413,3 @@ class Session:
                 f"request_id={request_id!r} is in use by an open request of this client", param="request_id"
             )
         return request_id
-
-
-def answer_count(params: SamplingParams) -> int:
-    """``n``, or some number where it is none that the gateway accepts: it will answer with an error."""
-    return params.n if isinstance(params.n, int) and 1 <= params.n <= MAX_CHOICES else 1
-
-
-def check_params(params: SamplingParams | None) -> SamplingParams:
-    if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(
-            f"params is of type {type(params).__name__}; give a SamplingParams(...) or None", param="params"
-        )
-    return params
-
-
-def outsized(value: object, path: str) -> str | None:
-    """Path, as errors have it, of the first whole number that no frame can hold, in what a request holds."""
-    items: Iterable[tuple[str, object]] = ()
-    if isinstance(value, int):
-        return None if -(2**63) <= value < 2**64 else path.removeprefix("params.")
-    if isinstance(value, dict):
-        items = ((f"{path}.{key}", item) for key, item in value.items())
-    elif isinstance(value, list | tuple):
-        items = ((f"{path}[{place}]", item) for place, item in enumerate(value))
-    elif isinstance(value, msgspec.Struct):
-        names = value.__struct_fields__
-        items = ((f"{path}.{name}".lstrip("."), getattr(value, name)) for name in names)
-    found = (outsized(item, where) for where, item in items)
-    return next((one for one in found if one is not None), None)
-
-
-def encode_request(request: Generate) -> bytes:
-    """The frame of a request. What is inside is the gateway's to judge, as long as it can be sent."""
-    try:
-        frame = encode_from_client(request)
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
-            f" {error.start}, which no UTF-8 can hold; send whole characters"
-        ) from None
-    except OverflowError:
-        path = outsized(request, "")
-        raise InvalidRequest(
-            f"{path or 'a number'} cannot be sent: a whole number is at least -2**63 and less than 2**64; give"
-            " such a one, or a float",
-            param=path,
-        ) from None
-    except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
-        raise InvalidRequest(
-            f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
-            " of int, or for chat a list of messages of plain values"
-        ) from None
-    if len(frame) > MAX_FRAME_BYTES:
-        raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
-    try:
-        unpack(frame)
-    except Exception as error:  # what the service cannot even read, it may not tell as this request's error
-        reason = str(error) or type(error).__name__
-        raise InvalidRequest(
-            f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
-            f" {MAX_CONTAINERS} arrays and maps, {MAX_ITEMS} items in an array, {MAX_KEYS} keys in a map"
-            f" and {MAX_ALL_ITEMS} items in all: send less"
-        ) from None
-    return frame

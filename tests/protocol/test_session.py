@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from fake_gateway import LIMITS, WELCOME
+from slipstream.protocol.client.pending import Stream
+from slipstream.protocol.client.request import encode_request
 from slipstream.protocol.client.session import (
     HELLO_TIMEOUT_S,
     LOST_AFTER_S,
@@ -13,8 +15,6 @@ from slipstream.protocol.client.session import (
     PING_AFTER_S,
     RECONNECT_DELAY_S,
     Session,
-    Stream,
-    encode_request,
 )
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.messages import (

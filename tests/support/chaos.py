@@ -19,7 +19,8 @@ from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, idle,
 from slipstream.actors.executor.devices.emulated import known_logprobs
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.pieces import BYTE_OF
-from slipstream.protocol.client.session import Pending, Session, Stream
+from slipstream.protocol.client.pending import Pending, Stream
+from slipstream.protocol.client.session import Session
 from slipstream.protocol.limits import MAX_SEED
 from slipstream.protocol.messages import Delta
 from slipstream.protocol.sampling import SamplingParams

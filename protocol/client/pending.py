@@ -1,0 +1,87 @@
+"""What a client waits for: an open request, or a question with one answer."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Any
+
+import msgspec
+
+from ..errors import SlipstreamError
+from ..limits import MAX_DEADLINE_S
+from ..messages import Delta, FromClient, Generate
+from .request import answer_count
+
+
+class Pending:
+    """Something that the client waits for. ``waiter`` belongs to the client."""
+
+    __slots__ = ("error", "waiter")
+
+    def __init__(self) -> None:
+        self.error: SlipstreamError | None = None
+        self.waiter: Any = None
+
+
+class Stream(Pending):
+    """The answers to an open request: what was asked, what has come, what the consumer has not taken yet."""
+
+    __slots__ = (
+        "aborted",
+        "asked_at",
+        "deltas",
+        "last",
+        "max_held",
+        "prompt_ids",
+        "received",
+        "request",
+        "unfinished",
+    )
+
+    def __init__(self, request: Generate, asked_at: float, max_held: int | None = None) -> None:
+        super().__init__()
+        self.max_held = max_held
+        """Most deltas that may wait for the consumer; None: any number."""
+        self.request = request
+        self.asked_at = asked_at
+        self.prompt_ids: list[int] | None = None
+        """Of a conversation: what the service made of it. Its template may print the date, and another one later."""
+        self.deltas: deque[Delta] = deque()
+        self.received: defaultdict[int, list[int]] = defaultdict(list)
+        """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""
+        self.unfinished = set(range(answer_count(request.params)))
+        """Indices of the answers that have no ``finish_reason`` yet."""
+        self.last: Delta | None = None
+        """The end of the last answer, which waits for the usage of all of them."""
+        self.aborted = False
+
+    def lacks_usage(self, delta: Delta) -> bool:
+        """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""
+        if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
+            return False
+        return delta.finish_reason is not None and self.unfinished == {delta.index}
+
+    def resumed(self, now: float) -> Generate:
+        """The request with what has arrived, to go on from there and by the same deadline."""
+        request = msgspec.structs.replace(
+            self.request, age_s=min(round(now - self.asked_at, 3), MAX_DEADLINE_S)
+        )
+        if self.prompt_ids is not None:
+            request.prompt, request.messages = self.prompt_ids, None
+            request.tools, request.chat_template_kwargs = None, {}
+        if self.received:
+            request.received = self.received.get(0, [])
+            request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]
+        return request
+
+
+class Question(Pending):
+    """Something that has one answer, of type ``expects``."""
+
+    __slots__ = ("answer", "expects", "message")
+
+    def __init__(self, expects: type, message: FromClient | None) -> None:
+        super().__init__()
+        self.expects = expects
+        self.message = message
+        self.answer: Any = None

@@ -1,0 +1,79 @@
+"""The request of a client: what is checked before it is sent, so that a mistake is an error where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ..codec import encode_from_client, unpack
+from ..errors import InvalidRequest
+from ..limits import MAX_ALL_ITEMS, MAX_CHOICES, MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_KEYS
+from ..messages import Generate
+from ..sampling import SamplingParams
+
+
+def answer_count(params: SamplingParams) -> int:
+    """``n``, or some number where it is none that the gateway accepts: it will answer with an error."""
+    return params.n if isinstance(params.n, int) and 1 <= params.n <= MAX_CHOICES else 1
+
+
+def check_params(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(
+            f"params is of type {type(params).__name__}; give a SamplingParams(...) or None", param="params"
+        )
+    return params
+
+
+def outsized(value: object, path: str) -> str | None:
+    """Path, as errors have it, of the first whole number that no frame can hold, in what a request holds."""
+    items: Iterable[tuple[str, object]] = ()
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**64 else path.removeprefix("params.")
+    if isinstance(value, dict):
+        items = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        items = ((f"{path}[{place}]", item) for place, item in enumerate(value))
+    elif isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+        items = ((f"{path}.{name}".lstrip("."), getattr(value, name)) for name in names)
+    found = (outsized(item, where) for where, item in items)
+    return next((one for one in found if one is not None), None)
+
+
+def encode_request(request: Generate) -> bytes:
+    """The frame of a request. Whether its values are valid the gateway decides; here, whether it can be sent at all."""
+    try:
+        frame = encode_from_client(request)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
+            f" {error.start}, which no UTF-8 can hold; send whole characters"
+        ) from None
+    except OverflowError:
+        path = outsized(request, "")
+        raise InvalidRequest(
+            f"{path or 'a number'} cannot be sent: a whole number is at least -2**63 and less than 2**64; give"
+            " such a one, or a float",
+            param=path,
+        ) from None
+    except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
+        raise InvalidRequest(
+            f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
+            " of int, or for chat a list of messages of plain values"
+        ) from None
+    if len(frame) > MAX_FRAME_BYTES:
+        raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
+    try:
+        unpack(frame)
+    except Exception as error:  # what the service cannot even read, it may not tell as this request's error
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest(
+            f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
+            f" {MAX_CONTAINERS} arrays and maps, {MAX_ITEMS} items in an array, {MAX_KEYS} keys in a map"
+            f" and {MAX_ALL_ITEMS} items in all: send less"
+        ) from None
+    return frame
