@@ -56,6 +56,7 @@ class ExecutorOptions(ModelOptions):
     attention_backend: str
     load_format: str
     cuda_graphs: str
+    """``auto``, ``start``, ``lazy`` or ``off``."""
     kv_cache_memory: int | None
     """Bytes; None: what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float

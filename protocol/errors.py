@@ -26,6 +26,9 @@ class SlipstreamError(Exception):
     code = "internal"
     """For programs: one of the codes of ``BY_CODE``, as it travels in an ``error`` message."""
 
+    hint = ""
+    """What to try, for the operator of a service that cannot start."""
+
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         """``param`` is the field that is wrong, ``code`` a more exact code than that of the class."""
         super().__init__(message)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
 
-from ...protocol.errors import InvalidRequest, SlipstreamError
+from ...protocol.errors import InvalidRequest
 from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
 from .devices.kinds import kind_of
+from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
+from .memory import count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
-from .step.buckets import Buckets, buckets_of
 
 if TYPE_CHECKING:
-    from ...runtime.process.child import StartContext
+    import torch
 
-CPU_CACHE_BYTES = 1 << 30
-"""Memory for the cache on a CPU when none is stated."""
+    from ...runtime.process.child import StartContext
+    from .model.paged_model import PagedModel
 
 EMULATED_BLOCKS = 1 << 20
 """Most blocks on the emulated device, which stores nothing in them; the scheduler's ledger of them takes 80 MB."""
@@ -44,15 +44,17 @@ def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor:
     from .devices.emulated import EmulatedDevice, EmulatedProgram
 
     slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
-    blocks = min(1 + slots * -(-length // size), EMULATED_BLOCKS)
-    device = EmulatedDevice(options.emulated_step_ms)
-    program = EmulatedProgram(slots, length, options.vocab_size, check_carry_over=options.check_carry_over)
-    return assemble(
-        context, options, device, program, blocks, {"device": "emulated", "step_ms": options.emulated_step_ms}
+    engine = Engine(
+        device=EmulatedDevice(options.emulated_step_ms),
+        program=EmulatedProgram(slots, length, options.vocab_size, check_carry_over=options.check_carry_over),
+        blocks=min(1 + slots * -(-length // size), EMULATED_BLOCKS),
+        facts={"device": "emulated", "step_ms": options.emulated_step_ms},
     )
+    return assemble(context, options, engine)
 
 
 def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
+    """The executor of a model of transformers, on a CPU or a GPU."""
     context.phase("import torch")
     import torch
 
@@ -61,59 +63,32 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
 
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log
-    from .step.program import ModelProgram
 
     where = torch.device(choose_device(options, torch))
     if where.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
+        return assemble(context, options, on_cpu(context, options, load(context, options, where)))
+    from .devices.cuda import CudaDevice, CudaGraphs
+    from .gpu import on_gpu
+
     model = load(context, options, where)
-    slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)  # the weights were made on the default stream
-    device = make_device(where)
-    program = ModelProgram(model, slots, length, size, check_carry_over=options.check_carry_over)
-    graphs, graphed = None, None
-    buckets = buckets_of(slots, max_batched_tokens(options, where.type), length)
-    if where.type == "cuda":
-        from .devices.cuda import CudaGraphs
-        from .step.graphs import GraphedProgram
+    torch.cuda.synchronize(where)  # the weights were made on the default stream
+    device = CudaDevice(where.index or 0)
+    return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)))
 
-        graphs = CudaGraphs(device)
-        graphed = GraphedProgram(program, graphs.capture, length, buckets)
 
-    context.phase("allocate cache")  # all tables exist: it takes what is left
-    blocks = count_blocks(options, model, where, torch)
+def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -> Engine:
+    """Steps run as large as they are, and nothing is compiled."""
+    from .devices.cpu import CpuDevice
+
+    program = program_of(options, model)
+    context.phase("allocate cache")
+    blocks = count_blocks(options, model, None)
     program.allocate_cache(blocks)
-    facts = {
-        "device": str(where),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": backend_of(options, where),
-        "decoder": model.kept_because or "fused",
-        "weight_bytes": model.weight_bytes,
-        "kv_cache_bytes": blocks * model.layout.bytes_per_block(size, model.dtype),
-    }
-    if graphed is None or graphs is None:
-        return assemble(context, options, device, program, blocks, facts)
-
-    from .step.warm_up import warm_up
-
-    torch.cuda.synchronize(where)  # so was the cache
-    mode = options.cuda_graphs if model.capturable else "off"
-    facts["graphs"] = mode
-    if mode == "start":
-        context.phase("capture graphs")
-        graphed.capture_all()
-        facts["graphs"] = f"{graphs.count} in {graphs.seconds:.1f} s, {graphs.bytes / 2**20:.0f} MiB"
-    context.phase("warm up")
-    run = program.run if mode == "off" else graphed.run
-    with torch.cuda.stream(device.compute.stream), torch.inference_mode():
-        steps = warm_up(program, run, buckets, length, torch.cuda.synchronize)
-    if mode == "off":
-        return assemble(context, options, device, program, blocks, facts, steps, buckets)
-    return assemble(context, options, device, graphed, blocks, facts, steps, buckets, graphed.capture_next)
+    return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
 
 
-def load(context: StartContext, options: ExecutorOptions, where: Any) -> Any:
+def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
     """The model on its device."""
     from .model.load import load_model, make_model
 
@@ -132,49 +107,28 @@ def load(context: StartContext, options: ExecutorOptions, where: Any) -> Any:
     return model
 
 
-def backend_of(options: ExecutorOptions, where: Any) -> str:
+def backend_of(options: ExecutorOptions, where: torch.device) -> str:
+    """The name of the attention backend that is asked for, or the device's own."""
     auto = options.attention_backend == "auto"
     return kind_of(where.type).attention if auto else options.attention_backend
 
 
-def make_device(where: Any) -> Any:
-    """The device of the pipeline for torch's ``where``."""
-    if where.type == "cpu":
-        from .devices.cpu import CpuDevice
-
-        return CpuDevice()
-    from .devices.cuda import CudaDevice
-
-    return CudaDevice(where.index or 0)
-
-
-def assemble(
-    context: StartContext,
-    options: ExecutorOptions,
-    device: Any,
-    program: Any,
-    blocks: int,
-    facts: dict[str, Any],
-    steps: Sequence[tuple[int, int]] = (),
-    buckets: Buckets | None = None,
-    idle_work: Callable[[], bool] | None = None,
-) -> Executor:
-    """``steps`` as ``Capacity.steps``; ``buckets`` where steps are padded, ``idle_work`` where graphs are captured."""
-    slots, size = options.max_num_seqs, options.block_size
+def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) -> Executor:
+    """The executor around an engine."""
+    slots, facts = options.max_num_seqs, engine.facts
     tokens = max_batched_tokens(options, facts["device"])
-    max_blocks = -(-options.max_model_len // size)
     context.phase("load grammar vocabulary")
     compiler = load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
     batch = RunningBatch(
         slots,
         tokens,
-        max_blocks,
-        buckets,
+        -(-options.max_model_len // options.block_size),
+        engine.buckets,
         mask_words=0 if isinstance(compiler, str) else compiler.words,
     )
     pipeline = Pipeline(
-        device,
-        program,
+        engine.device,
+        engine.program,
         options.pipeline_depth,
         batch.input_capacity,
         batch.output_capacity,
@@ -183,15 +137,14 @@ def assemble(
     most_s = facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
     learns = facts["device"] == "cpu" and options.hang_timeout is None
     patience = Patience(tokens, most_s) if learns else None
-    facts |= {"num_blocks": blocks, "block_size": size, "depth": options.pipeline_depth}
+    facts |= {
+        "num_blocks": engine.blocks,
+        "block_size": options.block_size,
+        "depth": options.pipeline_depth,
+    }
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
-    capacity = Capacity(blocks, size, context.crashed, list(steps), tokens)
-    return Executor(pipeline, batch, capacity, facts, idle_work, masks, patience)
-
-
-def max_batched_tokens(options: ExecutorOptions, device: str) -> int:
-    """Most tokens of a step: what is stated, or the device's default and no less than one for each sequence."""
-    return options.max_num_batched_tokens or max(kind_of(device).max_batched_tokens, options.max_num_seqs)
+    capacity = Capacity(engine.blocks, options.block_size, context.crashed, engine.steps, tokens)
+    return Executor(pipeline, batch, capacity, facts, engine.idle_work, masks, patience)
 
 
 def choose_device(options: ExecutorOptions, torch: Any) -> str:
@@ -217,31 +170,3 @@ def choose_device(options: ExecutorOptions, torch: Any) -> str:
             f" and torch {torch.__version__} sees no CUDA device; leave out --{unused.replace('_', '-')}"
         )
     return "cpu"
-
-
-def count_blocks(options: ExecutorOptions, model: Any, where: Any, torch: Any) -> int:
-    """Blocks of the cache: what the memory holds, and no more than all sequences could fill."""
-    size = options.block_size
-    per_block = model.layout.bytes_per_block(size, model.dtype)
-    most = 1 + options.max_num_seqs * -(-options.max_model_len // size)
-    memory = options.kv_cache_memory or free_memory(where, options.gpu_memory_utilization, torch)
-    blocks = min(most, memory // per_block)
-    if blocks < 2:
-        raise no_room(memory, per_block)
-    return blocks
-
-
-def free_memory(where: Any, utilization: float, torch: Any) -> int:
-    """Bytes that the cache may take."""
-    if where.type != "cuda":
-        return CPU_CACHE_BYTES
-    free, total = torch.cuda.mem_get_info(where)
-    return max(0, int(free - (1.0 - utilization) * total))
-
-
-def no_room(memory: int, per_block: int) -> SlipstreamError:
-    error = SlipstreamError(
-        f"the KV cache has {memory} bytes, and one block takes {per_block}; at least 2 blocks are needed"
-    )
-    error.hint = "raise --kv-cache-memory or --gpu-memory-utilization, or lower --max-model-len"  # type: ignore[attr-defined]
-    return error

@@ -172,10 +172,11 @@ class ServeOptions:
         choices=("auto", "dummy"),
     )
     cuda_graphs: str = option(
-        "start",
-        "when the graphs of steps are captured: all at the start, one by one while there is nothing to run, or never",
+        "auto",
+        "when the graphs of steps are captured: all at the start, one by one while there is nothing to run, or never;"
+        " auto: at the start, but never for a model of which none can be captured",
         group=BATCHING,
-        choices=("start", "lazy", "off"),
+        choices=("auto", "start", "lazy", "off"),
     )
     check_carry_over: bool = option(
         False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from slipstream.actors.executor.build import max_batched_tokens
+from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.options import ModelOptions
 
 from slipstream.options import ServeOptions

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -120,6 +121,29 @@ class CudaDevice:
         event.record(stream.stream)
         self.watched.put(event)
 
+    def synchronize(self) -> None:
+        """Wait for all that is queued on any stream."""
+        torch.cuda.synchronize(self.device)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """What is launched inside goes to the compute stream."""
+        with torch.cuda.stream(self.compute.stream), torch.inference_mode():
+            yield
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that nobody has taken, and all that there are."""
+        return torch.cuda.mem_get_info(self.device)
+
+    def most_memory(self, work: Callable[[], None]) -> int:
+        """Run ``work`` on the compute stream; the bytes that it took at once. They stay with this process."""
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        with self.computing():
+            work()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
     def check(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -139,7 +163,6 @@ class CudaGraphs:
     def __init__(self, device: CudaDevice) -> None:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
-        self.count = 0
         self.bytes = 0
         """Device memory that the graphs take."""
         self.seconds = 0.0
@@ -148,25 +171,34 @@ class CudaGraphs:
     def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The graph of ``work``, which runs once before: that compiles its kernels and loads libraries.
 
-        ``prepare`` runs before, on the same stream, and is not captured.
+        ``prepare`` runs before, on the same stream, and is not captured. Waits for all that is queued there.
         """
         begun = time.monotonic()
-        stream = self.device.compute.stream
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream), torch.inference_mode():
-            prepare()
-            work()
-            stream.synchronize()
-            free, _ = torch.cuda.mem_get_info(self.device.device)
-            # thread_local: the thread that waits for completions may go on waiting meanwhile
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
+        try:
+            with self.device.computing():
+                prepare()
                 work()
-            finally:
-                graph.capture_end()
-        self.bytes += max(0, free - torch.cuda.mem_get_info(self.device.device)[0])
-        self.count += 1
+                self.device.compute.stream.synchronize()
+                free, _ = self.device.memory()
+                graph = self.recorded(work)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # what the graph would have had goes to steps without one
+            raise
+        self.bytes += max(0, free - self.device.memory()[0])
         self.seconds += time.monotonic() - begun
+        return graph
+
+    def recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the thread that waits for completions may go on waiting meanwhile
+        graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it says no more than that the capture was broken off
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph
 
 

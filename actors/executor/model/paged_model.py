@@ -50,18 +50,18 @@ class PagedModel:
         return self.config.vocab_size
 
     @property
-    def capturable(self) -> bool:
-        """Whether any step can be captured into a CUDA graph.
+    def uncapturable(self) -> str:
+        """Why steps on a GPU cannot be captured into CUDA graphs; empty: any can.
 
         The grouped matrix product of a mixture of experts asks the host for the size of the groups, except
         in bfloat16. Expert weights are the only parameters of three dimensions.
         """
+        if not self.backend.capturable:
+            return f"the attention backend {self.backend.name!r} asks the host for the lengths of rows"
         experts = any(parameter.dim() == 3 for parameter in self.transformer.parameters())
-        return (
-            self.device.type == "cuda"
-            and self.backend.capturable
-            and (not experts or self.dtype == torch.bfloat16)
-        )
+        if experts and self.dtype != torch.bfloat16:
+            return f"a mixture of experts in {self.dtype} asks the host for their shares; it does not in bfloat16"
+        return ""
 
     @torch.inference_mode()
     def forward(

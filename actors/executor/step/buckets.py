@@ -22,6 +22,11 @@ class Buckets:
     """Tokens of a step with a prompt."""
     seq_slots: int
 
+    @property
+    def forwards(self) -> int:
+        """Graphs of the forward pass that hold every step but those that report logprobs of prompts."""
+        return len(self.decode) + len(self.mixed)
+
     def rows_for(self, tokens: int) -> int:
         """Rows, and rows of logits, of a step with ``tokens`` tokens.
 
@@ -41,8 +46,12 @@ def buckets_of(max_num_seqs: int, max_batched_tokens: int, max_model_len: int) -
 
 
 def decode_sizes(most: int) -> tuple[int, ...]:
-    """1, 2, 4, then multiples of 8, of 16 from 256 on, up to ``most``."""
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, most + 1, 16)]
+    """1, 2, 4, then multiples of 8, of 16 from 256 on, and from 512 on 32 sizes an octave, up to ``most``."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16)]
+    octave = 512
+    while octave < most:
+        sizes += range(octave, 2 * octave, octave // 32)
+        octave *= 2
     return (*(size for size in sizes if size < most), most)
 
 

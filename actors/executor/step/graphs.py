@@ -12,6 +12,7 @@ upper bounds, and what a step really has is read from the inputs.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,8 +26,8 @@ from .layout import ForwardKey, SamplingKind, Step, StepLayout, layout_of, resul
 from .program import ModelProgram, allowed_of
 from .warm_up import mixed_layout, null_inputs
 
-MOST_GRAPHS = 1024
-"""Bound of the graphs that are captured while the service runs; a step beyond is launched as it is."""
+MOST_RARE_GRAPHS = 256
+"""Graphs of rare kinds of sampling, of which there are thousands. The least recently used makes room for the next."""
 
 
 class Graph(Protocol):
@@ -42,12 +43,18 @@ class SamplingKey:
     samples: int
     kind: SamplingKind
 
+    @property
+    def rare(self) -> bool:
+        """Some row asks for more than a temperature."""
+        return self.kind != SamplingKind(greedy=self.kind.greedy)
+
 
 class GraphedProgram:
     """A `ModelProgram` that replays what has been captured of a step and runs the rest as it is.
 
-    Graphs are captured at the start (``capture_all``) or one by one while there is nothing to run
-    (``capture_next``); what is met and has no graph is the next of those.
+    Graphs are captured at the start (``capture_all``) or one by one (``capture_next``): first those of the forward
+    pass and of common kinds of sampling, for each of which there is room; then those of rare kinds that were met.
+    In both, what a step has met and missed last comes first.
     """
 
     def __init__(
@@ -57,7 +64,10 @@ class GraphedProgram:
         max_model_len: int,
         buckets: Buckets,
     ) -> None:
-        """``capture`` runs its first argument on the compute stream, then gives the graph of its second."""
+        """``capture`` runs its first argument on the compute stream, then gives the graph of its second.
+
+        It waits for all that is queued there. ``torch.OutOfMemoryError`` from it is the end of capturing.
+        """
         self.program = program
         self.capture = capture
         self.max_model_len = max_model_len
@@ -77,23 +87,53 @@ class GraphedProgram:
         """What a graph of the sampling writes, before it is copied to the pipeline's slot."""
         self.forwards: dict[ForwardKey, Graph] = {}
         self.samplings: dict[SamplingKey, Graph] = {}
-        self.missing: dict[ForwardKey | SamplingKey, None] = {}
+        """Of common kinds."""
+        self.rare_samplings: OrderedDict[SamplingKey, Graph] = OrderedDict()
+        """Those of rare kinds, the least recently used first."""
+        self.missing: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict()
         """What is to be captured, in this order."""
+        self.missing_rare: OrderedDict[SamplingKey, None] = OrderedDict()
+        """What of rare kinds is to be captured when nothing else is."""
+        self.out_of_memory = False
+        """There was no memory for a graph: no further one is captured."""
         self.want_all()
 
     def want_all(self) -> None:
         """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory."""
         for tokens in reversed(self.buckets.mixed):
-            self.want(mixed_layout(self.buckets, tokens).forward_key)
+            self.missing[mixed_layout(self.buckets, tokens).forward_key] = None
         for rows in reversed(self.buckets.decode):
-            self.want(decode_layout(self.buckets, rows).forward_key)
+            self.missing[decode_layout(self.buckets, rows).forward_key] = None
         for rows in reversed(self.buckets.decode):
             for greedy in (True, False):
-                self.want(SamplingKey(rows, SamplingKind(greedy=greedy)))
+                self.missing[SamplingKey(rows, SamplingKind(greedy=greedy))] = None
 
     def want(self, key: ForwardKey | SamplingKey) -> None:
-        if len(self.forwards) + len(self.samplings) + len(self.missing) < MOST_GRAPHS:
-            self.missing.setdefault(key)
+        """A step has met ``key`` and there is no graph of it: capture it first of its sort."""
+        if self.out_of_memory:
+            return
+        if isinstance(key, ForwardKey) or not key.rare:
+            self.missing[key] = None
+            self.missing.move_to_end(key, last=False)
+            return
+        self.missing_rare[key] = None
+        self.missing_rare.move_to_end(key, last=False)
+        if len(self.missing_rare) > MOST_RARE_GRAPHS:
+            self.missing_rare.popitem()  # it comes again when it is met again
+
+    def sampling(self, key: SamplingKey) -> Graph | None:
+        """The graph of ``key``, which is now the most recently used of its sort."""
+        if not key.rare:
+            return self.samplings.get(key)
+        graph = self.rare_samplings.get(key)
+        if graph is not None:
+            self.rare_samplings.move_to_end(key)
+        return graph
+
+    @property
+    def count(self) -> int:
+        """Graphs that there are."""
+        return len(self.forwards) + len(self.samplings) + len(self.rare_samplings)
 
     # --- the step -----------------------------------------------------------------------------------
 
@@ -121,7 +161,7 @@ class GraphedProgram:
         program, layout, kind = self.program, step.layout, step.kind
         if layout.samples:
             key = SamplingKey(layout.samples, kind)
-            graph = self.samplings.get(key) if masks is None else None
+            graph = self.sampling(key) if masks is None else None
             if graph is not None:
                 graph.replay()
                 size = result_layout(layout.samples, kind.logprobs, 0, 0).size
@@ -142,16 +182,32 @@ class GraphedProgram:
             pass
 
     def capture_next(self) -> bool:
-        """Capture what is missing first; False if nothing was."""
-        if not self.missing:
+        """Capture what is missing first; False if nothing was, or there is no memory for it."""
+        try:
+            if self.missing:
+                self.capture_one(self.missing.popitem(last=False)[0])
+            elif self.missing_rare:
+                self.capture_one(self.missing_rare.popitem(last=False)[0])
+            else:
+                return False
+        except torch.OutOfMemoryError:
+            self.out_of_memory = True
+            self.missing.clear()
+            self.missing_rare.clear()
             return False
-        key = next(iter(self.missing))
-        del self.missing[key]
+        return True
+
+    def capture_one(self, key: ForwardKey | SamplingKey) -> None:
         if isinstance(key, ForwardKey):
             self.forwards[key] = self.capture_forward(key)
-        else:
-            self.samplings[key] = self.capture_sampling(key)
-        return True
+            return
+        graph = self.capture_sampling(key)
+        if not key.rare:
+            self.samplings[key] = graph
+            return
+        if len(self.rare_samplings) == MOST_RARE_GRAPHS:
+            self.rare_samplings.popitem(last=False)  # no replay is under way: the capture has waited for them
+        self.rare_samplings[key] = graph
 
     def capture_forward(self, key: ForwardKey) -> Graph:
         program, seq_slots = self.program, self.buckets.seq_slots

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....protocol.limits import PROMPT_LOGPROBS_PER_STEP
+from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
+from .batch import MIN_CANDIDATES
 from .buckets import Buckets, padded
 from .layout import SamplingKind, Step, StepLayout, layout_of
 from .program import ModelProgram
@@ -57,6 +58,41 @@ def null_inputs(inputs: Tensor, layout: StepLayout, null_slot: int, max_model_le
     layout.view(inputs, "token_offsets")[:] = token % longest
 
 
+def null_run(
+    program: ModelProgram,
+    run: Callable[[Tensor, Tensor, Step], None],
+    step: Step,
+    max_model_len: int,
+) -> Callable[[], None]:
+    """A run of ``step`` by ``run`` with inputs and outputs of its own, all of whose rows are padding."""
+    device = program.model.device
+    inputs = torch.zeros(step.layout.input_size, dtype=torch.int32, device=device)
+    outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
+    null_inputs(inputs, step.layout, step.layout.seq_slots, max_model_len)
+    return lambda: run(inputs, outputs, step)
+
+
+def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> Step:
+    """As many tokens as can be, and every row samples: from a temperature alone, or by ``everything`` there is."""
+    layout = mixed_layout(buckets, buckets.mixed[-1], reports=everything)
+    layout = replace(layout, samples=layout.sample_logits)
+    if not everything:
+        return Step(layout, SamplingKind(greedy=False), samples=0, max_kv_len=max_model_len)
+    layout = replace(layout, prompt_logprobs=PROMPT_LOGPROBS_PER_STEP)
+    columns = 1 + MAX_LOGPROBS
+    kind = SamplingKind(
+        greedy=False,
+        truncated=True,
+        candidates=MIN_CANDIDATES,
+        nucleus=True,
+        min_tokens=True,
+        penalties=True,
+        biased=True,
+        logprobs=columns,
+    )
+    return Step(layout, kind, samples=0, max_kv_len=max_model_len, prompt_columns=columns)
+
+
 def warm_up(
     program: ModelProgram,
     run: Callable[[Tensor, Tensor, Step], None],
@@ -68,23 +104,21 @@ def warm_up(
 
     Returns for each its tokens, and the ns that it took until ``synchronize`` saw it end.
     """
-    device, null_slot = program.model.device, buckets.seq_slots
     most = len(buckets.mixed) - 1
     sizes = sorted({buckets.mixed[most * n // (TIMED_SIZES - 1)] for n in range(TIMED_SIZES)})
     timed: list[tuple[int, int]] = []
     for tokens in sizes:
         layout = mixed_layout(buckets, tokens)
         step = Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
-        inputs = torch.zeros(layout.input_size, dtype=torch.int32, device=device)
-        outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
-        null_inputs(inputs, layout, null_slot, max_model_len)
         if not timed:  # kernels that are the same for all sizes: those that draw, and attention to few keys
-            run(inputs, outputs, replace(step, kind=SamplingKind(greedy=False), max_kv_len=1))
+            short = replace(step, kind=SamplingKind(greedy=False), max_kv_len=1)
+            null_run(program, run, short, max_model_len)()
+        once = null_run(program, run, step, max_model_len)
         times: list[int] = []
         for _ in range(TIMES):
             synchronize()
             begun = time.monotonic_ns()
-            run(inputs, outputs, step)
+            once()
             synchronize()
             times.append(time.monotonic_ns() - begun)
         timed.append((tokens, min(times)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from slipstream.actors.executor.devices.cuda import CudaDevice
+from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
 
 
 class Work:
@@ -30,6 +31,9 @@ class Stream:
     def __init__(self, device: object, work: Work) -> None:
         self.work = work
         self.cuda_stream = id(self)
+
+    def synchronize(self) -> None:
+        """Nothing that a test has to wait for."""
 
 
 class Event:
@@ -66,6 +70,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(device, next(streams)))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     return made
+
+
+class Graph:
+    """A graph that cannot be ended once its capture was broken off."""
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None: ...
+
+    def capture_end(self) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 @pytest.fixture
@@ -116,3 +129,24 @@ def test_no_event_is_made_for_a_step_once_as_many_are_there_as_are_under_way(
         work.finish(work.queued)
         assert wake_ups(device, 2) == 2
     assert len(made) == 2
+
+
+def test_a_capture_without_memory_says_that_and_gives_back_what_it_took(
+    device: CudaDevice, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 31))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    runs: list[bool] = []
+
+    def work_of_a_step() -> None:
+        runs.append(True)
+        if len(runs) == 2:  # the first run is not captured
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs(device).capture(lambda: None, work_of_a_step)
+    assert given_back == [True]

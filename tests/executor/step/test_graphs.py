@@ -73,7 +73,7 @@ class Graphs(GraphedProgram):
         self.order: list[ForwardKey | SamplingKey] = []
 
     def capture_next(self) -> bool:
-        wanted = next(iter(self.missing), None)
+        wanted = next(iter(self.missing or self.missing_rare), None)
         done = super().capture_next()
         if done:
             assert wanted is not None
@@ -150,13 +150,22 @@ def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program:
     made.missing.clear()
     met = step_of(2, greedy=False)
     assert made.step(met) == 0
-    assert list(made.missing) == [met.layout.forward_key, SamplingKey(2, met.kind)]
+    assert set(made.missing) == {met.layout.forward_key, SamplingKey(2, met.kind)}
     made.capture_all()
     assert made.step(met) == 2
     reports = mixed_layout(BUCKETS, 16, reports=True)
     assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 0
     made.capture_all()
     assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 2
+
+
+def test_what_was_met_last_is_captured_first(program: ModelProgram) -> None:
+    made = Graphs(program)
+    met = step_of(1)
+    made.step(met)
+    made.capture_next()
+    made.capture_next()
+    assert made.step(met) == 2
 
 
 @pytest.mark.parametrize(
@@ -184,14 +193,41 @@ def test_whatever_is_asked_of_its_sampling_a_step_replays_its_forward_pass(
     assert forwards == len(BUCKETS.decode) + len(BUCKETS.mixed), "kinds do not multiply sizes"
 
 
-def test_the_number_of_graphs_is_bounded(program: ModelProgram, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 10)
+def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
+    program: ModelProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many kinds there are: the common come first, and there is room for all of them."""
+    monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 3)
     made = Graphs(program)
-    made.capture_all()
-    for columns in range(1, 5):
+    for columns in range(1, 9):
         made.step(step_of(2, logprobs=columns))
     made.capture_all()
-    assert len(made.forwards) + len(made.samplings) == 10
+    common = BUCKETS.forwards + 2 * len(BUCKETS.decode)
+    assert not any(isinstance(key, SamplingKey) and key.rare for key in made.order[:common])
+    assert made.count == common + 3
+    assert [made.step(step_of(rows)) for rows in BUCKETS.decode] == [2] * len(BUCKETS.decode)
+    assert [made.step(step_of(2, logprobs=columns)) for columns in (6, 7, 8)] == [2, 2, 2], "those met last"
+
+
+def test_the_rare_kind_that_was_used_longest_ago_makes_room(
+    program: ModelProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 2)
+    made = Graphs(program)
+    for columns in (1, 2, 1, 3):  # the second of kind 1 replays, so that 2 is older
+        made.step(step_of(2, logprobs=columns))
+        made.capture_all()
+    assert made.step(step_of(2, logprobs=1)) == 2
+    assert made.step(step_of(2, logprobs=3)) == 2
+    assert made.step(step_of(2, logprobs=2)) == 1
+    made.capture_all()
+    assert made.step(step_of(2, logprobs=2)) == 2, "it comes back when it is met again"
+
+
+@pytest.mark.parametrize("slots", [1, 256, 5000, 65_536])
+def test_graphs_of_every_size_are_few_enough_to_be_captured(slots: int) -> None:
+    buckets = buckets_of(slots, max(slots, 2048), 8192)
+    assert buckets.forwards + 2 * len(buckets.decode) < 1200
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.executor.step.warm_up import warm_up
+from slipstream.actors.executor.step.warm_up import largest_step, null_run, warm_up
 from tiny_models import make_config
 
 SLOTS, BLOCK, BUDGET = 48, 16, 96
@@ -33,6 +33,8 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in held.items()}
     cache = [layer.clone() for layer in (*program.cache.keys, *program.cache.values)]
     buckets = buckets_of(SLOTS, BUDGET, 256)
+    for everything in (False, True):
+        null_run(program, program.run, largest_step(buckets, 256, everything=everything), 256)()
     timed = warm_up(program, program.run, buckets, 256, lambda: None)
     assert [tokens for tokens, _ in timed] == [16, 24, 32, 48, 64, BUDGET]
     assert all(ns > 0 for _, ns in timed)

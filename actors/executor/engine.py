@@ -1,0 +1,64 @@
+"""What an executor is put around: a device, a program, and what is known of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..options import ExecutorOptions
+from .devices.device import Device
+from .devices.kinds import kind_of
+from .pipeline import Program
+from .step.buckets import Buckets
+
+if TYPE_CHECKING:
+    from .model.paged_model import PagedModel
+    from .step.program import ModelProgram
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """What computes the steps of an executor, and what is known of it."""
+
+    device: Device
+    program: Program
+    blocks: int
+    """Of the cache."""
+    facts: dict[str, Any]
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    """As ``Capacity.steps``."""
+    buckets: Buckets | None = None
+    """Sizes that steps are padded to; None: a step is as large as it is."""
+    idle_work: Callable[[], bool] | None = None
+    """As of `Executor`."""
+
+
+def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
+    """The program of a model, without its cache."""
+    from .step.program import ModelProgram
+
+    return ModelProgram(
+        model,
+        options.max_num_seqs,
+        options.max_model_len,
+        options.block_size,
+        check_carry_over=options.check_carry_over,
+    )
+
+
+def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[str, Any]:
+    """What the banner says of a model on its device."""
+    return {
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.backend.name,
+        "decoder": model.kept_because or "fused",
+        "weight_bytes": model.weight_bytes,
+        "kv_cache_bytes": blocks * model.layout.bytes_per_block(options.block_size, model.dtype),
+    }
+
+
+def max_batched_tokens(options: ExecutorOptions, device: str) -> int:
+    """Most tokens of a step: what is stated, or the device's default and no less than one for each sequence."""
+    return options.max_num_batched_tokens or max(kind_of(device).max_batched_tokens, options.max_num_seqs)

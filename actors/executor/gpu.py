@@ -1,0 +1,127 @@
+"""How an executor's engine is made on a GPU: kernels, memory, graphs, in this order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...protocol.errors import InvalidRequest
+from ...runtime.log import logger
+from ...runtime.process.child import StartContext
+from ..options import ExecutorOptions
+from .devices.cuda import CudaDevice, CudaGraphs
+from .engine import Engine, facts_of, max_batched_tokens, program_of
+from .memory import Memory, bytes_of_graphs, count_blocks, step_too_large
+from .model.paged_model import PagedModel
+from .step.buckets import Buckets, buckets_of
+from .step.graphs import GraphedProgram
+from .step.program import ModelProgram
+from .step.warm_up import largest_step, null_run, warm_up
+
+
+def on_gpu(
+    context: StartContext,
+    options: ExecutorOptions,
+    model: PagedModel,
+    device: CudaDevice,
+    graphs: CudaGraphs,
+) -> Engine:
+    """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
+    length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
+    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
+    buckets = buckets_of(options.max_num_seqs, tokens, length)
+    program = program_of(options, model)
+    graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
+
+    context.phase("compile kernels")
+    step_bytes = measure(options, program, device, buckets)
+    kept = 0 if graphed is None else bytes_of_graphs(buckets, len(model.layout.layers), step_bytes)
+    context.phase("allocate cache")
+    blocks = count_blocks(options, model, Memory(*device.memory(), kept))
+    program.allocate_cache(blocks)
+    device.synchronize()  # it was made on the default stream
+
+    facts = facts_of(options, model, blocks) | {"graphs": f"off: {reason}" if reason else mode}
+    capturing = None if graphed is None else Capturing(graphed, graphs, kept, facts)
+    if capturing is not None and mode == "start":
+        context.phase("capture graphs")
+        while capturing.capture_next():
+            pass
+    context.phase("warm up")
+    run = program.run if graphed is None else graphed.run
+    with device.computing():
+        steps = warm_up(program, run, buckets, length, device.synchronize)
+    engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
+    if graphed is not None and capturing is not None:
+        engine.program, engine.buckets, engine.idle_work = graphed, buckets, capturing.capture_next
+    return engine
+
+
+def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
+    """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
+
+    InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
+    """
+    if asked == "auto":
+        return ("off", uncapturable) if uncapturable else ("start", "")
+    if asked != "off" and uncapturable:
+        raise InvalidRequest(
+            f"cuda_graphs={asked!r} is not possible: {uncapturable}; leave out --cuda-graphs"
+        )
+    return asked, ""
+
+
+class Capturing:
+    """Captures one graph after another, and keeps ``facts`` up to date with how far that is."""
+
+    def __init__(self, graphed: GraphedProgram, graphs: CudaGraphs, kept: int, facts: dict[str, Any]) -> None:
+        """``kept`` bytes were kept back for all of them."""
+        self.graphed = graphed
+        self.graphs = graphs
+        self.kept = kept
+        self.facts = facts
+        self.report()
+
+    def capture_next(self) -> bool:
+        """Capture one graph; False if there is none to capture, or no memory."""
+        could = not self.graphed.out_of_memory
+        done = self.graphed.capture_next()
+        if could and self.graphed.out_of_memory:
+            logger.warning(
+                "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
+                " lower --gpu-memory-utilization or --kv-cache-memory",
+                self.graphed.count,
+            )
+        self.report()
+        return done
+
+    def report(self) -> None:
+        """Put into the facts how many graphs there are, what they took, and what is missing."""
+        others = f", {len(self.graphed.missing)} follow" if self.graphed.missing else ""
+        if self.graphed.out_of_memory:
+            others = ", no memory for more"
+        took = (
+            f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.kept >> 20} were kept back)"
+        )
+        self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"
+
+
+def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice, buckets: Buckets) -> int:
+    """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
+
+    Returns the bytes in which one works that asks nothing rare of its sampling.
+    """
+    program.allocate_cache(1)
+    device.synchronize()
+    length = options.max_model_len
+
+    def run(*, everything: bool) -> None:
+        null_run(program, program.run, largest_step(buckets, length, everything=everything), length)()
+
+    try:
+        plain = device.most_memory(lambda: run(everything=False))
+        device.most_memory(lambda: run(everything=True))
+    except torch.OutOfMemoryError as error:
+        raise step_too_large(options, buckets.mixed[-1]) from error
+    return plain

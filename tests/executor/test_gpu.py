@@ -1,0 +1,239 @@
+"""What an executor decides on a GPU: when graphs are captured, and how memory is divided.
+
+The GPU is a CPU that says how much memory it has; what stands in for its graphs is that of ``replay.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from replay import Replay, Replays
+from slipstream.actors.executor import build
+from slipstream.actors.executor.devices.cpu import CpuDevice
+from slipstream.actors.executor.engine import Engine
+from slipstream.actors.executor.gpu import on_gpu
+from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.options import ModelOptions
+from slipstream.protocol.errors import InvalidRequest, SlipstreamError
+from tiny_models import make_config
+
+from slipstream.options import ServeOptions
+from slipstream.service import executor_options
+
+LENGTH, SLOTS, BLOCK, BUDGET = 64, 4, 8, 32
+MODEL = ModelOptions(model="/nowhere", vocab_size=10, max_model_len=LENGTH, eos_token_ids=())
+STEP_BYTES = 5 << 20
+"""What the largest step works in."""
+
+
+@dataclass
+class Gpu(CpuDevice):
+    """A CPU with so much memory as a test says."""
+
+    free: int = 1 << 30
+    total: int = 1 << 30
+    largest_fits: bool = True
+    measured: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def memory(self) -> tuple[int, int]:
+        return self.free, self.total
+
+    def most_memory(self, work: Callable[[], None]) -> int:
+        if not self.largest_fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        with self.computing():
+            work()
+        self.measured.append(self.free)
+        return STEP_BYTES
+
+
+class Graphs(Replays):
+    """Captured graphs; memory ends with ``room`` of them."""
+
+    seconds = 0.25
+    bytes = 3 << 20
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        super().__init__()
+        self.room = room
+
+    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+        if self.count == self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has little")
+        return super().capture(prepare, work)
+
+
+class Context:
+    epoch, crashed = 1, False
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+
+    def phase(self, name: str) -> None:
+        self.phases.append(name)
+
+
+def model_of(kind: str = "llama", **settings: Any) -> PagedModel:
+    config = make_config(kind, max_position_embeddings=LENGTH, **settings)
+    model = from_config(config, torch.device("cpu"), torch.float32)
+    model.backend.capturable = True  # as that of a GPU
+    return model
+
+
+def engine_of(
+    gpu: Gpu | None = None, graphs: Graphs | None = None, model: PagedModel | None = None, **asked: Any
+) -> Engine:
+    options = executor_options(
+        ServeOptions(
+            max_num_seqs=SLOTS, max_num_batched_tokens=BUDGET, block_size=BLOCK, device="cuda", **asked
+        ),
+        MODEL,
+    )
+    made: Any = (Context(), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
+    return on_gpu(*made)
+
+
+# --- when graphs are captured ---------------------------------------------------------------------------
+
+
+def test_all_graphs_are_captured_before_it_is_ready_where_nothing_else_is_asked() -> None:
+    engine = engine_of()
+    buckets = buckets_of(SLOTS, BUDGET, LENGTH)
+    count = buckets.forwards + 2 * len(buckets.decode)
+    assert engine.facts["graphs"].startswith(f"{count} in 0.2 s, 3 MiB (")
+    assert engine.buckets == buckets
+
+
+def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
+    engine = engine_of(cuda_graphs="off")
+    assert engine.facts["graphs"] == "off"
+    assert engine.buckets is None
+    assert engine.idle_work is None
+    assert isinstance(engine.program, ModelProgram)
+
+
+def test_why_no_graph_is_captured_is_told() -> None:
+    model = model_of()
+    model.backend.capturable = False
+    reason = "the attention backend 'torch' asks the host for the lengths of rows"
+    engine = engine_of(model=model)
+    assert engine.facts["graphs"] == f"off: {reason}"
+    assert engine.buckets is None
+    for mode in ("start", "lazy"):
+        with pytest.raises(InvalidRequest, match=f"cuda_graphs='{mode}' is not possible: {reason}"):
+            engine_of(model=model, cuda_graphs=mode)
+    assert engine_of(model=model, cuda_graphs="off").facts["graphs"] == "off"
+
+
+def test_a_mixture_of_experts_is_captured_in_bfloat16_alone() -> None:
+    model = model_of("mixtral")
+    assert "a mixture of experts in torch.float32 asks the host" in model.uncapturable
+    model.dtype = torch.bfloat16
+    assert model.uncapturable == ""
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def test_the_cache_gets_what_steps_and_graphs_leave() -> None:
+    model = model_of()
+    per_block = model.layout.bytes_per_block(BLOCK, model.dtype)
+    layers = len(model.layout.layers)
+    graphs = STEP_BYTES + buckets_of(SLOTS, BUDGET, LENGTH).forwards * layers * GRAPH_BYTES_PER_LAYER
+    total = 1 << 30
+    free = total // 10 + graphs + 7 * per_block + 1
+    gpu = Gpu(free=free, total=total)
+    assert engine_of(gpu).blocks == 7
+    assert len(gpu.measured) == 2, "the largest step, and the one that asks for most, have run before"
+    assert engine_of(Gpu(free=free - graphs, total=total), cuda_graphs="off").blocks == 7
+
+
+@pytest.mark.parametrize(
+    ("gpu", "asked", "said", "hint"),
+    [
+        (
+            {"free": 1 << 20},
+            {},
+            r"the KV cache has 0 bytes, after \d+ are kept for CUDA graphs, and one block takes \d+; 2 blocks",
+            "raise --gpu-memory-utilization, or lower --max-num-batched-tokens or --max-num-seqs, with which a step"
+            " takes less, or do without graphs: --cuda-graphs off",
+        ),
+        (
+            {"free": (6 << 20) + 5000},
+            {"kv_cache_memory": 1 << 30},
+            r"the KV cache has \d+ bytes, after \d+ are kept for CUDA graphs, and one block takes \d+; 33 blocks",
+            "lower --kv-cache-memory, or lower --max-num-batched-tokens or --max-num-seqs, with which a step"
+            " takes less, or do without graphs: --cuda-graphs off",
+        ),
+        (
+            {},
+            {"kv_cache_memory": 1, "cuda_graphs": "off"},
+            "the KV cache has 1 bytes and one block takes",
+            "raise --kv-cache-memory, or lower --max-num-batched-tokens or --max-num-seqs, with which a step"
+            " takes less",
+        ),
+        (
+            {"largest_fits": False},
+            {},
+            "a step of 32 tokens and 4 sequences does not fit beside the weights",
+            "lower --max-num-batched-tokens or --max-num-seqs",
+        ),
+    ],
+    ids=["share", "stated", "stated too little", "step"],
+)
+def test_where_memory_is_short_what_to_lower_is_told(
+    gpu: dict[str, Any], asked: dict[str, Any], said: str, hint: str
+) -> None:
+    with pytest.raises(SlipstreamError, match=said) as refused:
+        engine_of(Gpu(**gpu), **asked)
+    assert refused.value.hint == hint
+
+
+def test_a_graph_without_memory_ends_nothing_but_the_capturing(caplog: pytest.LogCaptureFixture) -> None:
+    """At the start and while the service runs; it is told once."""
+    with caplog.at_level(logging.WARNING, "slipstream"):
+        engine = engine_of(graphs=Graphs(room=5))
+    assert engine.facts["graphs"].startswith("5 in ")
+    assert engine.facts["graphs"].endswith(", no memory for more")
+    assert engine.idle_work is not None
+    assert not engine.idle_work(), "nothing is wanted any more"
+    assert [record.getMessage() for record in caplog.records] == [
+        "no memory for more than 5 CUDA graphs: steps without one run kernel by kernel; lower"
+        " --gpu-memory-utilization or --kv-cache-memory"
+    ]
+
+
+def test_an_idle_executor_survives_a_graph_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "load_compiler", lambda *about: "this model has no tokenizer")
+    options = executor_options(
+        ServeOptions(max_num_seqs=SLOTS, max_num_batched_tokens=BUDGET, block_size=BLOCK, device="cuda"),
+        MODEL,
+    )
+    engine = engine_of(graphs=Graphs(room=2), cuda_graphs="lazy")
+    context: Any = Context()
+    executor = build.assemble(context, options, engine)
+    for _ in range(9):
+        executor.wake(0.0)
+    assert executor.wake_at is None, "an idle service uses no CPU"
+    executor.pipeline.device.close()
