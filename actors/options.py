@@ -97,7 +97,7 @@ class HttpOptions:
     limits: Limits
     chat_template: str | None = None
     sanitize_control_tokens: bool = False
-    """As the tokenizer's: it tells how a conversation would be tokenized."""
+    """As the tokenizer's: ``/tokenize`` shows how a conversation would be tokenized."""
     version: str
     api_key: str | None
     metrics_prefix: str

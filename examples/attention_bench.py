@@ -4,9 +4,9 @@
     python examples/attention_bench.py --tune [--json FILE]
 
 Times are those of one layer, in a CUDA graph's replay of a step of several layers, each with a cache of its own. A
-decode step reads every key and value of its rows once, so its limit is memory: its lines tell the bytes of cache per
+decode step reads every key and value of its rows once, so its limit is memory: its lines show the bytes of cache per
 second, and their share of the bandwidth that a large device-to-device copy reaches on the same card, counting
-bytes read and written. A prompt's limit is arithmetic, and its lines tell TFLOP/s. Torch's own FlashAttention-2 and
+bytes read and written. A prompt's limit is arithmetic, and its lines show TFLOP/s. Torch's own FlashAttention-2 and
 cuDNN are beside them, on keys and values that are not paged.
 
 ``--tune`` needs torch 2.11 or later with its Triton, one GPU and this package on the path, and takes about two minutes.

@@ -114,10 +114,10 @@ def service(step_ms: float) -> None:
                     thread.join()
                 steps = [span for span in client.trace().spans("compute") if span.step >= first][20:-20]
                 gaps = sorted(later.start - span.end for span, later in pairwise(steps))
-                told = f" {asked[0]} times" if others else ""
+                times = f" {asked[0]} times" if others else ""
                 median, p99 = (gaps[len(gaps) * share // 100] * 1e-3 for share in (50, 99))
                 print(
-                    f"{title + told:<16}{utilization(steps):8.2%} of the time the device is busy, over {len(steps)}"
+                    f"{title + times:<16}{utilization(steps):8.2%} of the time the device is busy, over {len(steps)}"
                     f" steps; between two it waits {median:.0f} µs, at p99 {p99:.0f} µs"
                 )
 

@@ -225,7 +225,7 @@ def explain(error: Exception, plain: object) -> str:
 
 
 def field_of(error: Exception) -> str | None:
-    """Path of the field that msgspec complains about, such as ``messages[0].role``; only its text tells."""
+    """Path of the field that msgspec complains about, such as ``messages[0].role``; only its text has it."""
     complaint, _, place = str(error).rpartition(" - at ")
     path = place.rpartition("`$")[2] if complaint else ""
     complaint = complaint or place

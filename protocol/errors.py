@@ -17,7 +17,7 @@ def brief(value: object) -> str:
 
 
 DEFAULT_RETRY_AFTER_S = 1.0
-"""What a client is told to wait when nothing better is known: long enough to take load off the service."""
+"""How long a client is to wait when nothing better is known: long enough to take load off the service."""
 
 
 class SlipstreamError(Exception):

@@ -313,7 +313,7 @@ class Cancel(Internal):
 
 
 class Capacity(Internal):
-    """executor → scheduler: loaded and empty. Whatever an earlier executor held is void."""
+    """executor → scheduler: loaded and empty. What an earlier executor held is lost."""
 
     num_blocks: int
     block_size: int
@@ -522,7 +522,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     body: AnyInternal
 
 
-# --- what a host tells its own actor; never on a wire ---------------------------------------------
+# --- from a host to its own actor; never on a wire ------------------------------------------------
 
 
 class PeerUp(msgspec.Struct, frozen=True):

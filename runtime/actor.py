@@ -74,7 +74,7 @@ class Actor:
 
     @property
     def patience_s(self) -> float | None:
-        """How long what it is working at may take without ``progress``; None: as the supervisor was told at start."""
+        """How long what it is working at may take without ``progress``; None: the limit that the supervisor has."""
         return None
 
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:

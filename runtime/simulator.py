@@ -36,18 +36,18 @@ RESTART_S = 0.005
 """How long an actor is away that the simulator itself ends."""
 
 NO_PROGRESS_S = 0.2
-"""When a receiver is ended that lost a frame, and hears of no later one that would tell it so."""
+"""When a receiver is ended that lost a frame, and gets no later one that would show the gap."""
 
 
 class Simulator:
     """A world of actors; ``factories`` build the first and every later incarnation of each."""
 
     client_messages = 64
-    """Most messages on their way to one client that does not read; then the public actor is told."""
+    """Most messages on their way to one client that does not read; then the public actor gets ``ClientBlocked``."""
 
     def __init__(self, seed: int, factories: dict[str, Callable[[Simulator], Actor]]) -> None:
         self.rng = random.Random(seed)
-        self.gossip = random.Random(~seed)
+        self.news_rng = random.Random(~seed)
         """How long news takes; apart, so that it does not shift the load that a seed stands for."""
         self.factories = factories
         self.now = 0.0
@@ -62,7 +62,7 @@ class Simulator:
         """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
         self.stands_still: dict[str, float] = {}
         """Actors that do nothing, and until when."""
-        self.held: dict[str, list[Callable[[], None]]] = {}
+        self.postponed: dict[str, list[Callable[[], None]]] = {}
         """What has come for them meanwhile, in its order."""
         self.losing: set[tuple[str, str]] = set()
         """Edges whose next frame vanishes."""
@@ -78,7 +78,7 @@ class Simulator:
         self.inbox: dict[bytes, list[bytes]] = {}
         """The frames that each connection has received."""
         self.news: dict[str, list[PeerUp | PeerDown]] = {}
-        """Deaths and new incarnations that each actor has been told of and has not yet heard."""
+        """News of deaths and of new incarnations that is on its way to each actor."""
         self.public = ""
         """The actor that clients speak to."""
         self.in_hand: dict[str, bytes] = {}
@@ -92,8 +92,8 @@ class Simulator:
         self.turns = 0
         """Messages that actors have handled."""
         self.crashed: dict[str, bool] = {}
-        """Whether the last incarnation of each ended by its own fault, which the next one is told."""
-        self.bereft: set[int] = set()
+        """Whether the last incarnation of each ended by its own fault, which the next one is to know."""
+        self.expecting_gap: set[int] = set()
         """Incarnations that a frame was lost on the way to: no other may find a gap."""
         for name in factories:
             self.start(name)
@@ -113,8 +113,8 @@ class Simulator:
     def start(self, name: str) -> None:
         """A new incarnation, and the news of it to all others.
 
-        As with a real host, it knows all others at once, and may speak to them before they are told of it;
-        once told, it may take them a while to hear it, but they hear it before they handle anything else.
+        As with a real host, it knows all others at once, and may send to them before they hear of it;
+        the news may take a while, but they take it in before they handle anything else.
         """
         self.epoch += 1
         self.actors[name] = self.factories[name](self)
@@ -126,21 +126,21 @@ class Simulator:
         for other in self.factories:
             if other != name and other in self.actors:
                 self.introduce(links, other, self.links[other].epoch)
-        self.after(self.gossip.random() * MAX_DELAY_S, lambda epoch=self.epoch: self.tell_news(name, epoch))
+        self.after(self.news_rng.random() * MAX_DELAY_S, lambda epoch=self.epoch: self.send_news(name, epoch))
         if name == self.public:
             waiting, self.outside = self.outside, []
             for client, frame in waiting:
-                self.knock(client, frame)
+                self.arrive_from_client(client, frame)
 
-    def tell_news(self, name: str, epoch: int) -> None:
-        """The supervisor tells all others, and the gateway, which the list has last, when all have it."""
+    def send_news(self, name: str, epoch: int) -> None:
+        """The supervisor sends the news to all others, to the gateway last, which is the last of the list."""
         for other in self.factories:
             if other != name and other in self.actors:
                 self.news[other].append(PeerUp(name, epoch))
-                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
+                self.after(self.news_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
 
     def take_in_news(self, name: str) -> None:
-        """The actor takes in what it has been told of new incarnations."""
+        """The actor takes in the news of new incarnations."""
         if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
             heard, self.news[name] = self.news[name], []
             for peer in heard:
@@ -161,31 +161,31 @@ class Simulator:
             del self.actors[name]
             for other in self.actors:
                 self.news[other].append(PeerDown(name, own_fault))
-                self.after(self.gossip.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
+                self.after(self.news_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
             self.stands_still.pop(name, None)
-            self.held.pop(name, None)
-            self.last_words[self.links[name].epoch] = self.now + self.gossip.random() * MAX_DELAY_S
+            self.postponed.pop(name, None)
+            self.last_words[self.links[name].epoch] = self.now + self.news_rng.random() * MAX_DELAY_S
             self.after(restart_after_s, lambda: self.start(name))
 
     def stand_still(self, name: str, seconds: float) -> None:
         """The actor does nothing for a while, as if stopped; what comes for it waits."""
         if name in self.actors:
             self.stands_still[name] = until = max(self.now + seconds, self.stands_still.get(name, 0.0))
-            self.held.setdefault(name, [])
+            self.postponed.setdefault(name, [])
             self.at(until, lambda: self.go_on(name))
 
     def go_on(self, name: str) -> None:
         """An actor that stood still handles what has come meanwhile, unless it has to stand still for longer."""
         if self.stands_still.get(name, float("inf")) <= self.now:
             del self.stands_still[name]
-            for event in self.held.pop(name):
+            for event in self.postponed.pop(name):
                 event()
 
     def later(self, name: str, event: Callable[[], None]) -> bool:
         """True if the actor stands still; ``event`` then comes when it goes on."""
         if name not in self.stands_still:
             return False
-        self.held[name].append(event)
+        self.postponed[name].append(event)
         return True
 
     def lose(self, sender: str, to: str) -> None:
@@ -219,7 +219,7 @@ class Simulator:
                 epoch = links.peers[to]
                 if (name, to) in self.losing:
                     self.losing.remove((name, to))
-                    self.bereft.add(epoch)
+                    self.expecting_gap.add(epoch)
                     self.after(NO_PROGRESS_S, lambda to=to, epoch=epoch: self.end(to, epoch))
                     continue
                 self.travel(
@@ -227,7 +227,7 @@ class Simulator:
                 )
 
     def deliver_to_client(self, name: str, client: bytes, message: Any) -> bool:
-        """False if it does not read, which the actor is told."""
+        """False if it does not read; the actor gets ``ClientBlocked``."""
         if client in self.closed:
             self.turn(name, b"", ClientGone(client))
             return True
@@ -262,7 +262,7 @@ class Simulator:
         try:
             opened = links.open(frame)
         except LostMessage:
-            if epoch not in self.bereft:
+            if epoch not in self.expecting_gap:
                 raise
             self.crash(to, RESTART_S)
             return
@@ -278,9 +278,9 @@ class Simulator:
 
     def say(self, client: bytes, message: Any) -> None:
         """A client sends a public message, over its connection."""
-        self.knock(client, encode_from_client(message))
+        self.arrive_from_client(client, encode_from_client(message))
 
-    def knock(self, client: bytes, frame: bytes) -> None:
+    def arrive_from_client(self, client: bytes, frame: bytes) -> None:
         """A frame of a client; it waits while its receiver is down, and is lost with one that it is on its way to."""
         public = self.public
         if public not in self.actors:
@@ -320,9 +320,9 @@ class Simulator:
     def stop_reading(self, client: bytes, seconds: float) -> None:
         """The client takes nothing from its connection for a while."""
         self.not_reading.add(client)
-        self.after(seconds, lambda: self.read_again(client))
+        self.after(seconds, lambda: self.resume_reading(client))
 
-    def read_again(self, client: bytes) -> None:
+    def resume_reading(self, client: bytes) -> None:
         self.not_reading.discard(client)
         for frame in self.unread.pop(client, ()):
             self.reach_client(client, frame)

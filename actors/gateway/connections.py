@@ -1,6 +1,6 @@
 """The connections of clients, and what waits for one that does not read.
 
-What a step brings is held until the turn is over, so that a gateway that is behind sends less often and
+What a step brings waits until the turn is over, so that a gateway that is behind sends less often and
 catches up. A client that does not read has its deltas merged, one for each answer; beyond a bound it is
 cut off. It never holds up anyone else.
 """
@@ -18,13 +18,13 @@ PROBE_S = 1.0
 RETRY_S = 0.01
 """When a client that does not read is tried again."""
 
-MAX_HELD_TOKENS = 100_000
+MAX_WAITING_TOKENS = 100_000
 """What a client that does not read may have waiting; beyond it, its requests are aborted."""
 
-MAX_HELD_MESSAGES = 1024
+MAX_WAITING_MESSAGES = 1024
 """The same for messages that do not merge, such as errors and statistics."""
 
-MAX_HELD_TRACES = 2
+MAX_WAITING_TRACES = 2
 """Of those messages, the ones that may be large."""
 
 MAX_CONNECTIONS = 4096
@@ -40,10 +40,10 @@ class Connection:
     open_ids: set[str] = field(default_factory=set)
     """Ids of its open requests; the ledger, which has the requests, keeps them."""
     sent_at: float = 0.0
-    held: dict[tuple[str, int], Delta] = field(default_factory=dict)
+    waiting_deltas: dict[tuple[str, int], Delta] = field(default_factory=dict)
     """Merged deltas, by request and answer, that wait: for the end of the turn, or for the client to read."""
-    held_tokens: int = 0
-    held_messages: list[ToClient] = field(default_factory=list)
+    waiting_tokens: int = 0
+    waiting_messages: list[ToClient] = field(default_factory=list)
     """What waits with them, and is sent after them."""
     blocked: bool = False
     """The client does not read."""
@@ -51,7 +51,7 @@ class Connection:
 
     def uses(self, id: str) -> bool:
         """Whether a request has this id whose end the client has not been sent."""
-        return id in self.open_ids or any(held == id for held, _ in self.held)
+        return id in self.open_ids or any(waiting == id for waiting, _ in self.waiting_deltas)
 
 
 class Connections:
@@ -109,35 +109,37 @@ class Connections:
 
     def send_to(self, connection: Connection, message: ToClient) -> None:
         """Send something other than deltas."""
-        if connection.blocked or connection.held:
-            self.hold_message(connection, message)
+        if connection.blocked or connection.waiting_deltas:
+            self.keep_message(connection, message)
         else:
             self.send(connection.address, message)
 
     def send_deltas(self, connection: Connection, items: list[Delta], now: float) -> None:
         """Send when all that has arrived is taken in."""
-        self.hold(connection, items)
+        self.keep(connection, items)
         if not connection.blocked:
             self.wake_by(now)
 
-    def hold(self, connection: Connection, items: list[Delta]) -> None:
+    def keep(self, connection: Connection, items: list[Delta]) -> None:
         self.waiting[connection] = None
         for item in items:
-            connection.held_tokens += weight_of(item)
-            held = connection.held.setdefault((item.id, item.index), item)
-            if held is not item:
-                merge(held, item)
+            connection.waiting_tokens += weight_of(item)
+            waiting = connection.waiting_deltas.setdefault((item.id, item.index), item)
+            if waiting is not item:
+                merge(waiting, item)
                 if item.usage is not None:  # the last delta of a request: behind those of its other answers
-                    connection.held[item.id, item.index] = connection.held.pop((item.id, item.index))
-        if connection.blocked and connection.held_tokens > MAX_HELD_TOKENS:
+                    connection.waiting_deltas[item.id, item.index] = connection.waiting_deltas.pop(
+                        (item.id, item.index)
+                    )
+        if connection.blocked and connection.waiting_tokens > MAX_WAITING_TOKENS:
             self.cut_off(connection)
 
-    def hold_message(self, connection: Connection, message: ToClient) -> None:
+    def keep_message(self, connection: Connection, message: ToClient) -> None:
         self.waiting[connection] = None
-        connection.held_messages.append(message)
-        held = connection.held_messages
-        traces = isinstance(message, Trace) and sum(isinstance(other, Trace) for other in held)
-        if len(held) > MAX_HELD_MESSAGES or traces > MAX_HELD_TRACES:
+        connection.waiting_messages.append(message)
+        waiting = connection.waiting_messages
+        traces = isinstance(message, Trace) and sum(isinstance(other, Trace) for other in waiting)
+        if len(waiting) > MAX_WAITING_MESSAGES or traces > MAX_WAITING_TRACES:
             self.cut_off(connection)
 
     def on_blocked(self, blocked: ClientBlocked, now: float) -> None:
@@ -149,9 +151,9 @@ class Connections:
         connection.retry_at = now + RETRY_S
         self.wake_by(connection.retry_at)
         if isinstance(blocked.message, Deltas):
-            self.hold(connection, blocked.message.items)
+            self.keep(connection, blocked.message.items)
         else:
-            self.hold_message(connection, blocked.message)
+            self.keep_message(connection, blocked.message)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class Connections:
             if connection.blocked and now < connection.retry_at:
                 self.wake_by(connection.retry_at)
             else:
-                self.send_held(connection, now)
+                self.send_waiting(connection, now)
         if now >= self.probe_at:
             self.probe(now)
         if self.probe_at < float("inf"):
@@ -186,10 +188,10 @@ class Connections:
                     self.send_to(connection, Pong())
             self.probe_at = min(self.probe_at, due)
 
-    def send_held(self, connection: Connection, now: float) -> None:
+    def send_waiting(self, connection: Connection, now: float) -> None:
         """Send what waits for a client; the host says if it does not read."""
-        items, messages = list(connection.held.values()), connection.held_messages
-        connection.held, connection.held_tokens, connection.held_messages = {}, 0, []
+        items, messages = list(connection.waiting_deltas.values()), connection.waiting_messages
+        connection.waiting_deltas, connection.waiting_tokens, connection.waiting_messages = {}, 0, []
         connection.blocked = False
         self.waiting.pop(connection, None)
         if items:
@@ -216,7 +218,7 @@ def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
     weight = 0
     for item in items:
         heavy = weight_of(item)
-        if part and weight + heavy > MAX_HELD_TOKENS:
+        if part and weight + heavy > MAX_WAITING_TOKENS:
             yield part
             part, weight = [], 0
         part.append(item)
@@ -225,13 +227,17 @@ def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
         yield part
 
 
-def merge(held: Delta, item: Delta) -> None:
+def merge(waiting: Delta, item: Delta) -> None:
     """Append a delta of an answer to one that waits."""
-    held.text += item.text
-    held.token_ids += item.token_ids
-    held.logprobs += item.logprobs
-    held.finish_reason, held.stop_reason, held.usage = item.finish_reason, item.stop_reason, item.usage
+    waiting.text += item.text
+    waiting.token_ids += item.token_ids
+    waiting.logprobs += item.logprobs
+    waiting.finish_reason, waiting.stop_reason, waiting.usage = (
+        item.finish_reason,
+        item.stop_reason,
+        item.usage,
+    )
     if item.prompt_token_ids is not None:
-        held.prompt_token_ids = item.prompt_token_ids
+        waiting.prompt_token_ids = item.prompt_token_ids
     if item.prompt_logprobs is not None:
-        held.prompt_logprobs = item.prompt_logprobs
+        waiting.prompt_logprobs = item.prompt_logprobs

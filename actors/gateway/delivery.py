@@ -20,7 +20,7 @@ class News:
 
     deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
     """By connection, all that is its own."""
-    strangers: set[int] = field(default_factory=set)
+    unknown: set[int] = field(default_factory=set)
     """Numbers of no open request: their Cancel was lost with the actor that carried it."""
     failed: list[tuple[Answer, Finished]] = field(default_factory=list)
     """Answers that end with an error."""
@@ -58,12 +58,12 @@ def take_opened(ledger: Ledger, opened: list[Opened]) -> None:
 
 
 def take_prompt(ledger: Ledger, prompt: PromptLogprobs) -> None:
-    """The logprobs of a prompt; a new scheduler computes and tells them again."""
+    """The logprobs of a prompt; a new scheduler computes and sends them again."""
     answer = ledger.answers.get(prompt.request)
     if answer is None or not answer.opened or answer.params.prompt_logprobs is None:
         return
     request = answer.request
-    if not request.prompt_logprobs_told:
+    if not request.prompt_logprobs_sent:
         columns = 1 + answer.params.prompt_logprobs
         count = len(prompt.tokens) // 4 // columns
         rows = LogprobRows(prompt.tokens, prompt.values, count)
@@ -80,8 +80,8 @@ def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
     ):
         answer = answers.get(number)
         if answer is None:
-            if number not in cancelled and number not in ledger.strangers:
-                news.strangers.add(number)
+            if number not in cancelled and number not in ledger.unknown:
+                news.unknown.add(number)
             continue
         if not answer.opened or answer.finished:
             continue
@@ -104,8 +104,8 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
     answer = ledger.answers.get(finished.request)
     if answer is None or answer.finished:
         ledger.cancelled.discard(finished.request)
-        ledger.strangers.discard(finished.request)
-        news.strangers.discard(finished.request)
+        ledger.unknown.discard(finished.request)
+        news.unknown.discard(finished.request)
         return
     request = answer.request
     if finished.reason not in ENDS:
@@ -140,7 +140,7 @@ def begin(answer: Answer, token_ids: list[int], text: str, news: News) -> Delta:
         request.prompt_ids = b""
     if answer.index == 0 and request.prompt_logprobs is not None:
         delta.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
-        request.prompt_logprobs_told = True
+        request.prompt_logprobs_sent = True
     return delta
 
 

@@ -321,9 +321,9 @@ class Gateway(Actor):
             self.scheduler_counters.take(message.counters)
         news = take_in(self.ledger, message)
         self.measures.on_news(news, len(message.texts), bool(self.ledger.answers), now)
-        if news.strangers:
-            self.send("tokenizer", Cancel(sorted(news.strangers)))
-            self.ledger.strangers |= news.strangers
+        if news.unknown:
+            self.send("tokenizer", Cancel(sorted(news.unknown)))
+            self.ledger.unknown |= news.unknown
         for connection, items in news.deltas.items():
             self.connections.send_deltas(connection, items, now)
         for answer, end in news.failed:
@@ -373,12 +373,12 @@ class Gateway(Actor):
         if peer.name not in PATH:
             return  # what it held, another actor has
         if peer.name == "scheduler":
-            self.scheduler_counters.begin_again()
+            self.scheduler_counters.restart()
         if peer.name in self.faulty:
             self.faulty.discard(peer.name)
             self.suspect(peer.name)
         self.ledger.cancelled.clear()
-        self.ledger.strangers.clear()
+        self.ledger.unknown.clear()
         for request in self.ledger.requests.values():
             request.attempt += 1
             self.submit(request)
@@ -388,16 +388,16 @@ class Gateway(Actor):
         """One of the requests that a dead actor had in hand may have killed it."""
         streams = actor != "tokenizer"
         held = in_hand(self.ledger.requests.values(), streams=streams)
-        guilty = self.probation.on_death(held, streams=streams)
+        culprit = self.probation.on_death(held, streams=streams)
         self.pause(list(self.probation.suspects.values()))
-        if guilty is not None:
+        if culprit is not None:
             self.quarantined += 1
             why = (
                 f"the {actor} died while this was the only request that it had in hand, and it was in hand at a"
                 " death before: it is not tried again"
             )
-            self.probation.remember(guilty, why)
-            self.fail(guilty, "quarantined", why)
+            self.probation.remember(culprit, why)
+            self.fail(culprit, "quarantined", why)
 
     def advance_probation(self) -> None:
         """Go on with the next suspect if it is time; after the last one, with all that waits."""
@@ -444,7 +444,7 @@ class Gateway(Actor):
         self.send(HostService.SUPERVISOR, message)
 
     def on_actors(self, actors: Actors, now: float) -> None:
-        """What the supervisor tells: for everyone who has asked until now."""
+        """The supervisor's answer, for all clients that have asked until now."""
         asking, self.asking = self.asking, []
         for address in asking:
             self.send_if_there(address, actors)

@@ -53,7 +53,7 @@ class Request:
     """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
     prompt_logprobs: list[dict[str, float] | None] | None = None
     """They go out with the next delta of answer 0."""
-    prompt_logprobs_told: bool = False
+    prompt_logprobs_sent: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     accepted_at: float = 0.0
@@ -136,7 +136,7 @@ class Ledger:
         self.next_number = first_number(epoch)
         self.cancelled: set[int] = set()
         """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
-        self.strangers: set[int] = set()
+        self.unknown: set[int] = set()
         """Numbers of no open request whose tokens came: the ``Cancel`` was sent again. An end may come or not, since
         what sent the tokens may be gone; they are forgotten when an actor is new."""
         self.deadlines: list[tuple[float, int]] = []

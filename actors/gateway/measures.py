@@ -118,7 +118,7 @@ class Carried:
     def take(self, counters: dict[str, float]) -> None:
         self.newest = counters
 
-    def begin_again(self) -> None:
+    def restart(self) -> None:
         """A new incarnation: what was counted is kept, and what was only so at the time is so no more."""
         totals = self.totals()
         self.before = {name: value for name, value in totals.items() if name not in GAUGES}

@@ -49,7 +49,7 @@ COUNTERS = {
     "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache"),
     "requests_accepted": ("requests_accepted", "Requests taken: finished + failed + aborted + open"),
-    "requests_refused": ("requests_refused", "Requests refused at the door"),
+    "requests_refused": ("requests_refused", "Requests refused before they were accepted"),
     "requests_finished": ("requests_finished", "Requests with complete answers"),
     "requests_failed": ("requests_failed", "Requests that ended with an error"),
     "requests_aborted": ("requests_aborted", "Requests ended by their clients"),

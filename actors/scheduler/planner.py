@@ -2,7 +2,7 @@
 
 A step runs every decoding sequence, then prompts in chunks: of those that hold a slot in the order of
 their admission, then of those that wait, while slots, blocks and the budget of tokens last. Beside
-sequences that decode, the pace keeps the budget so small that they do not stall.
+sequences that decode, the prefill budget is so small that they do not stall.
 
 Two things make room. When the cache is full, the last of those that run, by priority and age, gives way, so that the
 first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
@@ -331,12 +331,12 @@ class Planner:
         self.holders[slot] = None
         self.charge(sequence)
         if sequence.preempted and not sequence.finished:
-            self.wait_again(sequence)
+            self.requeue(sequence)
         self.waiting.left(sequence)
 
-    def wait_again(self, sequence: Sequence) -> None:
+    def requeue(self, sequence: Sequence) -> None:
         self.forget_device(sequence)
-        self.wait(sequence)
+        self.enqueue(sequence)
 
     def forget_device(self, sequence: Sequence) -> None:
         """It holds nothing there any more but its tokens, which are kept."""
@@ -344,7 +344,7 @@ class Planner:
         sequence.held, sequence.slot, sequence.published = BlockList(), -1, 0
         sequence.left, sequence.preempted = False, False
 
-    def wait(self, sequence: Sequence) -> None:
+    def enqueue(self, sequence: Sequence) -> None:
         """Into the queue."""
         sequence.waits_since = self.step
         self.waiting.push(sequence)
@@ -357,7 +357,7 @@ class Planner:
         if self.blocks is not None:
             self.counters["prefix_cache_evictions"] += self.blocks.evictions
         self.blocks = None
-        self.quarantine.expect_news()
+        self.quarantine.await_report()
         for sequence in self.holders:
             if sequence is not None:
                 self.invalidate_sequence(sequence, computing)
@@ -369,16 +369,16 @@ class Planner:
             return
         slot, table = sequence.slot, self.table
         if computing or sequence is self.quarantine.probation:
-            self.quarantine.hold(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
+            self.quarantine.suspend(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
             self.forget_device(sequence)
         else:
-            self.wait_again(sequence)
+            self.requeue(sequence)
 
     def resolve_crash(self, crashed: bool) -> list[Sequence]:
         """How the last executor ended is known: what it held waits again, or is returned to be quarantined."""
         cleared, quarantined = self.quarantine.resolve_crash(crashed)
         for sequence in cleared:
-            self.wait(sequence)
+            self.enqueue(sequence)
         return quarantined
 
     def end_probation(self) -> None:

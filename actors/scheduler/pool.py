@@ -2,7 +2,7 @@
 
 One rule holds for both, and it alone keeps a step that is still on the device safe from reuse: *a
 number retired after step s is handed out again only when step s is completed.* Each hand-out gives
-the number a new generation, by which a late user of an old one is told from the new owner: a result
+the number a new generation, which distinguishes a late user of an old one from the new owner: a result
 is taken only by the holder that its step ran for, and a block is given back only by who was given it.
 """
 

@@ -24,44 +24,44 @@ class Quarantine:
     """The suspects, and the one on probation."""
 
     def __init__(self) -> None:
-        self.held: list[Sequence] = []
+        self.suspended: list[Sequence] = []
         """Were on the device when the executor died; it is not known yet whether by its own fault."""
         self.suspects: deque[Sequence] = deque()
         """To be tried, one after the other."""
-        self.unheard = False
+        self.unreported = False
         """An executor came and went in between without a word: how the one before it ended will not be known."""
         self.probation: Sequence | None = None
         """Runs, alone."""
 
     def __len__(self) -> int:
         """Sequences that wait here."""
-        return len(self.held) + len(self.suspects)
+        return len(self.suspended) + len(self.suspects)
 
     @property
     def active(self) -> bool:
         """Only the sequence on probation may join the device."""
         return bool(self.suspects) or self.probation is not None
 
-    def expect_news(self) -> None:
+    def await_report(self) -> None:
         """An executor is gone, and its successor will report how it ended."""
-        self.unheard = self.unheard or bool(self.held)
+        self.unreported = self.unreported or bool(self.suspended)
 
-    def hold(self, sequence: Sequence, planned: int) -> None:
+    def suspend(self, sequence: Sequence, planned: int) -> None:
         """A sequence that was computed at a death, ``planned`` tokens of it."""
         sequence.cleared_at = planned
-        self.held.append(sequence)
+        self.suspended.append(sequence)
 
     def resolve_crash(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
         """Whether the executor ended by its own fault is known: the sequences that are cleared, and quarantined."""
-        held, self.held, self.probation = self.held, [], None
-        unheard, self.unheard = self.unheard, False
+        suspended, self.suspended, self.probation = self.suspended, [], None
+        unreported, self.unreported = self.unreported, False
         cleared: list[Sequence] = []
         quarantined: list[Sequence] = []
-        for sequence in sorted(held, key=lambda s: s.request, reverse=True):
+        for sequence in sorted(suspended, key=lambda s: s.request, reverse=True):
             sequence.deaths += crashed
             if sequence.deaths > 1:
                 quarantined.append(sequence)
-            elif sequence.deaths or unheard:
+            elif sequence.deaths or unreported:
                 self.suspects.appendleft(sequence)
             else:
                 cleared.append(sequence)
@@ -89,7 +89,7 @@ class Quarantine:
 
     def drop(self, sequence: Sequence) -> bool:
         """A sequence without a slot has ended; False if it is not here."""
-        for place in (self.held, self.suspects):
+        for place in (self.suspended, self.suspects):
             if sequence in place:
                 place.remove(sequence)
                 return True

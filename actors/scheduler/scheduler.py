@@ -113,7 +113,7 @@ class Scheduler(Actor):
             self.refuse(sequence, limit)
             return
         self.sequences[message.request] = sequence
-        self.planner.wait(sequence)
+        self.planner.enqueue(sequence)
         if sequence.delivered and self.is_over(sequence):
             self.flush(-1)
         self.plan_ahead(now)
@@ -243,8 +243,8 @@ class Scheduler(Actor):
                     self.open(sequence, cached)
             if planned is None:
                 return
-            plan, launched = planned
-            self.outstanding.append(launched)
+            plan, outstanding = planned
+            self.outstanding.append(outstanding)
             self.send("executor", plan)
 
     def on_sampled(self, message: Sampled, now: float) -> None:

@@ -39,7 +39,7 @@ class Detokenizer(Actor):
         self.dropped_tokens = 0
         """Tokens of requests that are not open, most of them on their way when a stop text was met."""
         self.resets = 0
-        """Streams that a new scheduler or gateway made void."""
+        """Streams that a new scheduler or gateway has invalidated."""
 
     def on_tokens(self, message: Tokens, now: float) -> None:
         """One ``Texts`` for every ``Tokens``."""

@@ -133,7 +133,7 @@ class Tokenizer(Actor):
             self.waiting = {request: it for request, it in self.waiting.items() if request >= first}
 
     def charge(self, now: float) -> None:
-        """What was worked at until now took so long."""
+        """The time since the last call was spent on the text that is being worked at."""
         if self.worked_at is not None:
             self.worked_at.spent_s += now - self.worked_since
             self.worked_at = None

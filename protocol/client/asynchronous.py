@@ -1,7 +1,7 @@
 """The client for asyncio: ``AsyncClient``.
 
 The socket is a plain one whose file descriptor the event loop watches, as it does that of the monitor that
-tells when the connection breaks. ZeroMQ signals that descriptor
+reports when the connection breaks. ZeroMQ signals that descriptor
 only on the edge, so each turn drains the socket and looks at it again after each send. One client
 belongs to one event loop; any number of its streams run at once in it. Another loop, another thread or a forked
 child that uses it gets a ``RuntimeError``.
@@ -234,7 +234,7 @@ class AsyncClient:
         self._set_timer()
 
     def _look_again(self) -> None:
-        """A send may have used up the edge that told of a frame."""
+        """A send may have used up the edge that signalled a frame."""
         loop, socket = self._transport.loop, self._transport.socket
         if loop is not None and socket is not None and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             loop.call_soon(self._drain)

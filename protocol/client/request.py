@@ -69,7 +69,7 @@ def encode_request(request: Generate) -> bytes:
         raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
     try:
         unpack(frame)
-    except Exception as error:  # what the service cannot even read, it may not tell as this request's error
+    except Exception as error:  # what the service cannot even read, it cannot report as this request's error
         reason = str(error) or type(error).__name__
         raise InvalidRequest(
             f"the request cannot be sent: {reason}; keys are texts, and a message has at most"

@@ -1,7 +1,7 @@
 """One client's side of the conversation with a gateway, without a socket or a clock.
 
-A ``Session`` is told what arrives and what time it is; it says which frames to send (``outbox``), on
-which connection (``connection`` counts them) and when it wants to be told the time again
+A ``Session`` is given what arrives and the time; it says which frames to send (``outbox``), on
+which connection (``connection`` counts them) and when it wants to be called with the time again
 (``deadline``). ``Client`` and ``AsyncClient`` add a socket and a clock. Its states:
 
     lost      connect, or a request     → greeting   a new connection, Hello is sent
@@ -10,7 +10,7 @@ which connection (``connection`` counts them) and when it wants to be told the t
     greeting  Error, or ``timeout_s``   → lost       every open request fails
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
     ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
-    ready     ``interrupted``           → greeting   the same, told at once; lost if nothing is open
+    ready     ``interrupted``           → greeting   the same, known at once; lost if nothing is open
     ready     a frame that is nothing   → lost       every open request fails: who knows what is missing
 
 A gateway forgets its connections when it restarts, but the session keeps each request with the token
@@ -342,7 +342,7 @@ class Session:
         return self.reconnect(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
 
     def interrupted(self, now: float) -> list[Pending]:
-        """The connection broke: do not wait for silence to tell. Take in everything that has arrived first."""
+        """The connection broke: do not wait for silence to show it. Take in everything that has arrived first."""
         if self.state == "greeting":
             self.retry_at = min(self.retry_at, now + RECONNECT_DELAY_S)
         elif self.state == "ready" and (self.streams or self.questions):

@@ -59,7 +59,7 @@ class Latency(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
-    """How a service is, at one moment. Shares are of 1; None: nothing to tell it from."""
+    """How a service is, at one moment. Shares are of 1; None: there is nothing to compute it from."""
 
     model: str
     ready: bool

@@ -28,7 +28,7 @@ class Transport:
         """The process whose connection it is: that of the context, or of none yet."""
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
-        """Where ZeroMQ tells that the connection under the socket is gone."""
+        """Where ZeroMQ reports that the connection under the socket is gone."""
         self.poller = zmq.Poller()
         self.connection = 0
 

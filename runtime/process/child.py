@@ -44,7 +44,7 @@ class StartContext(Protocol):
     """The one before it ended by its own fault."""
 
     def options_as(self, kind: type[T]) -> T:
-        """What the actor was told, as its own frozen dataclass; ``ValidationError`` where they do not fit."""
+        """The options of the actor, as its own frozen dataclass; ``ValidationError`` where they do not fit."""
         ...
 
     def phase(self, name: str) -> None:

@@ -16,10 +16,10 @@ from ..supervision import control
 
 
 class Frontend(Protocol):
-    """What ``FrontendHost`` runs. Where it listens is bound when it is built, so that a failure is told at start."""
+    """What ``FrontendHost`` runs. Where it listens is bound when it is built, so that a failure shows at start."""
 
     facts: dict[str, Any]
-    """What the banner and the supervisor are told; ``endpoint`` is taken again by a later incarnation."""
+    """For the banner and the supervisor; ``endpoint`` is taken again by a later incarnation."""
     on_busy: Callable[[], None]
     """To be called when something comes after a pause."""
 

@@ -80,11 +80,11 @@ class Host:
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
         self.early: dict[str, list[tuple[int, Any]]] = {}
-        """Answers to a new incarnation (its epoch) that spoke before the supervisor told of its mailbox."""
+        """Answers to a new incarnation (its epoch) that was heard before the supervisor's news of its mailbox came."""
         self.connected: dict[str, int] = {}
         """The epoch of each peer that ``outgoing`` leads to."""
         self.dead_letters = 0
-        """Messages to an actor that is not there; it will be told again when it is."""
+        """Messages to an actor that is not there; it is sent them anew when it is."""
         self.malformed = 0
         """Frames in the mailbox that are no message; only a stranger sends such."""
         self.turns = 0
@@ -151,7 +151,7 @@ class Host:
             self.inform(control.Awake())
 
     def inform(self, message: control.AnyControl) -> None:
-        """Tell the supervisor; one that has stopped reading is not waited for."""
+        """Send to the supervisor; one that has stopped reading is not waited for."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             control.send(self.channel, message)
 
@@ -239,7 +239,7 @@ class Host:
                         error,
                     )
                 continue
-            # What the supervisor told before this was sent is known before it is handled: a request that is
+            # What the supervisor reported before this was sent is known before it is handled: a request that is
             # sent again because of a new peer must not meet an actor that still speaks to the old one.
             self.drain_control()
             for sender, message in opened:
@@ -429,7 +429,7 @@ class Host:
                     if not done.done():
                         done.set_result(None)
                     return
-                # Sending may have used up the edge that told of a message: look again.
+                # Sending may have used up the edge that signalled a message: look again.
                 if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
                     loop.call_soon(turn)
                 elif wait is not None:

@@ -40,7 +40,7 @@ class ChildSpec:
     waits: bool = False
     """Start only when every child before it in the list is ready."""
     hang_timeout_s: float = 10.0
-    """Without progress for so long although it has something to do, it is ended and restarted. An actor may
+    """An actor that has something to do and makes no progress for this long is ended and restarted. It may
     report another limit as the fact of this name."""
     frontend_of: str | None = None
     """Of a frontend: the actor whose client it is, at the endpoint that the option of its name names. It is no actor's
@@ -155,7 +155,7 @@ class Child:
         except ChildProcessError:
             return False
 
-    def bury(self) -> int:
+    def reap(self) -> int:
         """The process has ended: free what is held for it; returns its status as ``subprocess`` gives it."""
         status = self.process.wait()
         self.state = "dead"
@@ -174,7 +174,7 @@ class Child:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        self.bury()
+        self.reap()
 
     def lived_s(self, now: float) -> float:
         """How long it has been ready."""

@@ -69,7 +69,7 @@ class Ready(Control):
     """host → supervisor: the actor is built and its mailbox is bound."""
 
     facts: dict[str, Any] = {}
-    """What the actor tells about itself, for the banner."""
+    """What the actor says of itself, for the banner."""
     phases: dict[str, float] = {}
     """Seconds of each phase of the start."""
 

@@ -24,7 +24,7 @@ MOST_FRONTEND_BACK_OFF_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What is to be done about a death."""
 
     restart: Literal["one", "all", "none"]
@@ -40,7 +40,7 @@ class Restarts:
         self.all_restarted = False
         """And no child has lived for long since."""
 
-    def on_death(self, name: str, lived_s: float, *, frontend: bool = False) -> Verdict:
+    def on_death(self, name: str, lived_s: float, *, frontend: bool = False) -> Decision:
         """``lived_s`` is how long it had been ready; 0 if it never was."""
         if lived_s >= PERIOD_S:
             self.in_a_row[name] = 0
@@ -49,9 +49,9 @@ class Restarts:
         if frontend or count <= INTENSITY:
             most = MOST_FRONTEND_BACK_OFF_S if frontend else MOST_BACK_OFF_S
             pause = 0.0 if count == 1 else min(most, BACK_OFF_S * 2 ** min(count - 2, 20))
-            return Verdict("one", count, pause)
+            return Decision("one", count, pause)
         if self.all_restarted:
-            return Verdict("none", count)
+            return Decision("none", count)
         self.all_restarted = True
         self.in_a_row.clear()
-        return Verdict("all", count)
+        return Decision("all", count)

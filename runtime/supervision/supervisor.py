@@ -1,6 +1,6 @@
 """The supervisor: starts the actors in order, watches them, restarts them, stops them in reverse order.
 
-It handles no bytes of a user. What it knows of a child is a process file descriptor, which tells of
+It handles no bytes of a user. What it knows of a child is a process file descriptor, which shows
 its death within a millisecond, and a control channel, over which the child shows that it lives
 (``liveness``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
 when that does not help the service ends, after every open request was answered.
@@ -85,7 +85,7 @@ class Supervisor:
     def on_signal(self, number: int, frame: object) -> None:
         """A signal handler for SIGTERM, SIGINT and SIGHUP: the first drains, the second ends at once.
 
-        SIGCHLD only wakes: it tells of a child that was stopped, which its process file descriptor does not.
+        SIGCHLD only wakes: it comes for a child that was stopped, which its process file descriptor does not.
         """
         if number != signal.SIGCHLD:
             self.signals.append(number)
@@ -188,7 +188,7 @@ class Supervisor:
         while not self.stopping:
             self.turn(None)
             if self.all_due is not None:
-                self.start_all_again()
+                self.restart_all()
 
     def turn(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
@@ -266,7 +266,7 @@ class Supervisor:
         now, name, pid = time.monotonic(), child.spec.name, child.process.pid
         state = child.state
         in_hand = child.in_hand.read()
-        status = child.bury()
+        status = child.reap()
         child.state = state
         failed = ChildFailed(child, status)
         child.state = "dead"
@@ -277,17 +277,17 @@ class Supervisor:
         if child.liveness is not None:  # one that was never ready has had nothing in hand
             self.note_fault(child, child.crashed(status), in_hand)
         self.status.keep_counters(child)
-        verdict = self.restarts.on_death(name, child.lived_s(now), frontend=frontend)
-        if verdict.restart == "none":
+        decision = self.restarts.on_death(name, child.lived_s(now), frontend=frontend)
+        if decision.restart == "none":
             raise failed
         ended = f"{name} (pid {pid}) ended: {failed.cause}; restarting"
-        if verdict.restart == "all":
+        if decision.restart == "all":
             self.all_due = failed
             logger.warning("%s all, since it did not heal alone", ended)
             return
-        self.due.append((now + verdict.pause_s, child.spec))
+        self.due.append((now + decision.pause_s, child.spec))
         most = "" if frontend else f" of {INTENSITY}"
-        logger.warning("%s it (%d%s in a row)", ended, verdict.in_a_row, most)
+        logger.warning("%s it (%d%s in a row)", ended, decision.in_a_row, most)
 
     def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
         """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
@@ -308,7 +308,7 @@ class Supervisor:
             self.spawn(spec)
         return min((when - now for when, _ in self.due), default=None)
 
-    def start_all_again(self) -> None:
+    def restart_all(self) -> None:
         """End what is left and begin anew; ``ChildFailed`` if one of them cannot start.
 
         Told to stop meanwhile: ``SlipstreamError``, as nobody is there who could finish what is under way.
@@ -319,7 +319,7 @@ class Supervisor:
             if child.there:
                 self.status.keep_counters(child)
                 child.process.kill()
-                child.bury()
+                child.reap()
         self.status.restarts.update(spec.name for spec in self.specs)
         self.children.clear()
         self.status.asking.clear()

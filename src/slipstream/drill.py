@@ -97,7 +97,7 @@ def make_cases(count: int, device: str, top_k: int = 0) -> list[Case]:
     return cases
 
 
-class Stream:
+class Answer:
     """One answer as it comes."""
 
     def __init__(self, case: Case) -> None:
@@ -146,10 +146,10 @@ class Drill:
         self.exact = device == "emulated" or dtype == "float32"
         """The same request has the same answer, whenever and however often its tokens are computed."""
         self.cases = make_cases(streams, device, 0 if self.exact else TOP_K)
-        self.answers: list[Stream] = []
+        self.answers: list[Answer] = []
         """Still to be checked against the model."""
-        self.open: dict[int, Stream] = {}
-        """By the number of the stream."""
+        self.open: dict[int, Answer] = {}
+        """The present answer of each stream, by its number."""
         self.stopping = False
         self.services = 0
         self.kills: Counter[str] = Counter()
@@ -208,7 +208,7 @@ class Drill:
     async def learn(self, clients: list[AsyncClient]) -> None:
         """Let each case be answered once while nothing fails; the emulated device's function is known besides."""
 
-        async def answer(case: Case, client: AsyncClient) -> None:
+        async def ask(case: Case, client: AsyncClient) -> None:
             texts: list[str] = []
             async for delta in client.generate(case.prompt, case.params):
                 case.tokens += delta.token_ids
@@ -216,7 +216,7 @@ class Drill:
             case.text = "".join(texts)
 
         await asyncio.gather(
-            *(answer(case, clients[number % len(clients)]) for number, case in enumerate(self.cases))
+            *(ask(case, clients[number % len(clients)]) for number, case in enumerate(self.cases))
         )
         if self.device == "emulated":
             vocab_size = (await clients[0].connect()).limits.vocab_size
@@ -227,43 +227,43 @@ class Drill:
     async def keep_asking(self, number: int, client: AsyncClient) -> None:
         case = self.cases[number]
         while not self.stopping:
-            stream = self.open[number] = Stream(case)
+            answer = self.open[number] = Answer(case)
             try:
-                await asyncio.wait_for(self.read(stream, client), PATIENCE_S)
-                stream.finished = True
+                await asyncio.wait_for(self.read(answer, client), PATIENCE_S)
+                answer.finished = True
             except (SlipstreamError, TimeoutError) as error:
                 self.unfinished += 1
                 self.errors.append(f"{type(error).__name__}: {error}")
-            stream.over = True
+            answer.over = True
             if self.exact:
-                self.compare(stream)
+                self.compare(answer)
             else:
-                self.answers.append(stream)
+                self.answers.append(answer)
 
-    async def read(self, stream: Stream, client: AsyncClient) -> None:
-        async for delta in client.generate(stream.case.prompt, stream.case.params):
-            stream.take(delta)
+    async def read(self, answer: Answer, client: AsyncClient) -> None:
+        async for delta in client.generate(answer.case.prompt, answer.case.params):
+            answer.take(delta)
 
-    def compare(self, stream: Stream) -> None:
+    def compare(self, answer: Answer) -> None:
         """Compare what has come with what it must be; an unfinished answer as far as it goes."""
-        case, got = stream.case, stream.tokens
+        case, got = answer.case, answer.tokens
         self.tokens += len(got)
-        expected = case.tokens if stream.finished else case.tokens[: len(got)]
+        expected = case.tokens if answer.finished else case.tokens[: len(got)]
         for kind, i, j, k, m in SequenceMatcher(None, expected, got, autojunk=False).get_opcodes():
             self.lost += j - i if kind == "delete" else 0
             self.duplicated += m - k if kind == "insert" else 0
             self.changed += max(j - i, m - k) if kind == "replace" else 0
-        text = "".join(stream.texts)
-        if got == expected and (text != case.text if stream.finished else not case.text.startswith(text)):
+        text = "".join(answer.texts)
+        if got == expected and (text != case.text if answer.finished else not case.text.startswith(text)):
             self.changed += 1
 
-    async def check(self, stream: Stream, client: AsyncClient) -> None:
+    async def check(self, answer: Answer, client: AsyncClient) -> None:
         """Let the model read an answer, and count the tokens that it would not have given there."""
-        case, got = stream.case, stream.tokens
+        case, got = answer.case, answer.tokens
         self.tokens += len(got)
         asked = case.params.max_tokens or 0
         self.duplicated += max(0, len(got) - asked)
-        self.lost += max(0, asked - len(got)) if stream.finished else 0
+        self.lost += max(0, asked - len(got)) if answer.finished else 0
         if not got:
             return
         choices = case.params.top_k if case.params.temperature else 1
@@ -280,10 +280,10 @@ class Drill:
         """One fault, and the wait until every stream that was open goes on or is over."""
         pids = await asyncio.to_thread(lambda: sidecar.pids)
         hit = {name: pids[name] for name in (actor,)}
-        struck = [stream for stream in self.open.values() if not stream.over]
+        struck = [answer for answer in self.open.values() if not answer.over]
         begun = time.monotonic()
-        for stream in struck:
-            stream.hit(begun)
+        for answer in struck:
+            answer.hit(begun)
         self.kills[actor] += 1
         if self.fault == "stop":
             os.kill(pids[actor], signal.SIGSTOP)
@@ -302,18 +302,18 @@ class Drill:
                 self.kills[second] += 1
                 self.deaths[second] += 1
                 hit[second] = pid
-        whole_at = await self.whole(sidecar, {} if self.fault == "stop" else hit)
-        while any(not stream.over and stream.heard_at < whole_at for stream in struck):
-            if time.monotonic() > whole_at + PATIENCE_S:
+        ready_at = await self.wait_until_ready(sidecar, {} if self.fault == "stop" else hit)
+        while any(not answer.over and answer.heard_at < ready_at for answer in struck):
+            if time.monotonic() > ready_at + PATIENCE_S:
                 break
             await asyncio.sleep(0.005)
-        self.recovery_s[actor] += [stream.longest_s for stream in struck]
-        worst = max((stream.longest_s for stream in struck), default=0.0)
+        self.recovery_s[actor] += [answer.longest_s for answer in struck]
+        worst = max((answer.longest_s for answer in struck), default=0.0)
         self.say(f"{actor} {self.fault}: {len(struck)} streams open, the slowest went on after {worst:.3f} s")
         if actor == "executor" or "executor" in hit:
-            await self.let_go_of(struck)
+            await self.wait_for_end(struck)
 
-    async def whole(self, sidecar: Sidecar, hit: dict[str, int]) -> float:
+    async def wait_until_ready(self, sidecar: Sidecar, hit: dict[str, int]) -> float:
         """Wait until every actor is ready, and those that were hit are others than before; when that was."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
@@ -326,9 +326,9 @@ class Drill:
             await asyncio.sleep(0.01)
         raise SlipstreamError(f"the service is not whole again after {PATIENCE_S:g} s\n{sidecar.log}")
 
-    async def let_go_of(self, struck: list[Stream]) -> None:
+    async def wait_for_end(self, struck: list[Answer]) -> None:
         """A request that has seen two executors die is suspected of killing them: let these end first."""
-        while not all(stream.over for stream in struck):
+        while not all(answer.over for answer in struck):
             await asyncio.sleep(0.01)
 
     # --- the result ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from slipstream.protocol.messages import Delta
 
 from slipstream import Sidecar
-from slipstream.drill import ACTORS, STOPPED_S, Case, Drill, Stream, clean, make_cases
+from slipstream.drill import ACTORS, STOPPED_S, Answer, Case, Drill, clean, make_cases
 
 BUSY = 10
 """By how much recovery may be slower in the short form, which other work shares the machine with."""
@@ -80,10 +80,10 @@ def compared(got: list[int], text: str = "", *, finished: bool = True) -> tuple[
     drilled = Drill(("gateway",), 1, 1)
     case = drilled.cases[0]
     case.tokens, case.text = [1, 2, 3, 4, 5], "abc"
-    stream = Stream(case)
-    stream.take(Delta(id="1", token_ids=got, text=text or "abc"))
-    stream.finished = finished
-    drilled.compare(stream)
+    answer = Answer(case)
+    answer.take(Delta(id="1", token_ids=got, text=text or "abc"))
+    answer.finished = finished
+    drilled.compare(answer)
     return drilled.lost, drilled.duplicated, drilled.changed
 
 
@@ -115,10 +115,10 @@ def test_an_answer_with_a_token_lost_repeated_or_changed_is_not_one_of_the_model
 
     async def counted(case: Case, tokens: list[int]) -> tuple[int, int, int]:
         drilled.lost = drilled.duplicated = drilled.changed = 0
-        stream = Stream(case)
-        stream.tokens, stream.finished = tokens, True
+        read = Answer(case)
+        read.tokens, read.finished = tokens, True
         async with sidecar_cpu.async_client() as client:
-            await drilled.check(stream, client)
+            await drilled.check(read, client)
         return drilled.lost, drilled.duplicated, drilled.changed
 
     for case, answer in zip(drilled.cases, answers, strict=True):

@@ -1,6 +1,6 @@
 """Hostile bytes at every socket of a service that runs: garbage instead of ZMTP, wrong frames, forged lives.
 
-Whoever can reach the sockets inside is the same user; what is shown is that nothing there crashes, fills the
+Who can reach the sockets inside is the same user; what is shown is that nothing there crashes, fills the
 memory or gets in the way of the streams of others.
 """
 
@@ -52,11 +52,11 @@ def service() -> Iterator[Sidecar]:
 
 @pytest.fixture
 def paths(service: Sidecar) -> dict[str, str]:
-    """Every socket of the service: the door, the mailbox of each actor, the supervisor's desk."""
+    """Every socket of the service: the public one, the mailbox of each actor, the supervisor's status socket."""
     directory = Path(service.ready["control"].removeprefix("ipc://")).parent
     found = {path.name.partition(".")[0]: str(path) for path in directory.glob("*.*")}
-    found |= {"door": str(directory / "gateway"), "control": str(directory / "control")}
-    assert {"door", "control", *ACTORS} <= found.keys()
+    found |= {"public": str(directory / "gateway"), "status": str(directory / "control")}
+    assert {"public", "status", *ACTORS} <= found.keys()
     return found
 
 
@@ -153,7 +153,7 @@ def test_garbage_instead_of_zmtp_at_every_socket_does_no_harm(
     service: Sidecar, paths: dict[str, str], soak: bool
 ) -> None:
     rng = random.Random(1)
-    kinds = dict.fromkeys(paths, b"PUSH") | {"door": b"DEALER", "control": b"REQ"}
+    kinds = dict.fromkeys(paths, b"PUSH") | {"public": b"DEALER", "status": b"REQ"}
     with unharmed(service):
         for _ in range(50_000 if soak else 1000):
             for name, path in paths.items():
@@ -208,7 +208,7 @@ def test_malformed_frames_at_the_door_are_answered_and_hurt_nobody(
     answers: list[PublicOut] = []
 
     def attack_with(rng: random.Random, count: int) -> None:
-        with Attack(zmq.DEALER, paths["door"]) as attack:
+        with Attack(zmq.DEALER, paths["public"]) as attack:
             attack.send(encode(Hello(protocol=list(PROTOCOL))))
             for number in range(count):
                 frame = rng.choice(PUBLIC)
@@ -231,7 +231,7 @@ def test_malformed_frames_at_the_door_are_answered_and_hurt_nobody(
 
 
 def test_a_frame_over_the_limit_ends_only_its_own_connection(service: Sidecar, paths: dict[str, str]) -> None:
-    with unharmed(service), Attack(zmq.DEALER, paths["door"]) as attack:
+    with unharmed(service), Attack(zmq.DEALER, paths["public"]) as attack:
         attack.send(encode(Hello(protocol=list(PROTOCOL))))
         attack.listen(5.0)
         assert attack.heard
@@ -268,7 +268,7 @@ def test_malformed_frames_and_forged_lives_in_a_mailbox_are_dropped(
 
 
 def until_taken(attack: Attack) -> None:
-    """Wait until the receiver has taken what was sent: so many more have room only when it has."""
+    """Wait until the receiver has taken what was sent: there is room for as many more only when it has."""
     for _ in range(MAILBOX_MESSAGES + SENT_AHEAD):
         attack.send(b"")
 
@@ -280,10 +280,10 @@ def test_whatever_is_said_at_the_supervisors_desk_the_next_question_is_answered(
     count = (ALL_FRAMES if soak else FRAMES) // 40
     with unharmed(service):
         for _ in range(count // 500):
-            with Attack(zmq.DEALER, paths["control"]) as attack:
+            with Attack(zmq.DEALER, paths["status"]) as attack:
                 for _ in range(400):
                     attack.send(*[rng.randbytes(rng.randrange(100)) for _ in range(rng.choice([1, 2, 5]))])
-            with Attack(zmq.REQ, paths["control"]) as attack:
+            with Attack(zmq.REQ, paths["status"]) as attack:
                 for _ in range(100):
                     attack.socket.send_multipart([rng.randbytes(9) for _ in range(rng.choice([1, 2, 5]))])
                     assert attack.socket.poll(20_000)

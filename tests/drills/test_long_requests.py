@@ -44,7 +44,7 @@ def test_more_than_a_limit_is_refused_alike_over_zeromq_and_http(
 
 
 def test_what_a_frame_cannot_hold_is_told_as_an_error_of_the_request_on_both_ways(service: Sidecar) -> None:
-    """It never reaches the gateway, which the requests of all clients of the HTTP face share."""
+    """It never reaches the gateway, which the requests of all clients of the HTTP frontend share."""
     biased: dict[int | str, float] = {str(token): 1.0 for token in range(100_000)}
     with service.client() as client:
         with pytest.raises(InvalidRequest, match=r"100000 exceeds max_map_len\(16384\).*: send less"):

@@ -662,8 +662,8 @@ def test_an_id_is_in_use_until_its_client_was_told_of_the_end(desk: Desk) -> Non
 def test_a_client_that_never_reads_is_cut_off_at_the_bound_and_its_requests_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_HELD_TOKENS", 50)
-    monkeypatch.setattr(connections, "MAX_HELD_MESSAGES", 50)
+    monkeypatch.setattr(connections, "MAX_WAITING_TOKENS", 50)
+    monkeypatch.setattr(connections, "MAX_WAITING_MESSAGES", 50)
     mine = [desk.submitted(ANN, str(number)).request for number in range(2)]
     other = desk.submitted(BEN, "1").request
     desk.open(*mine, other)
@@ -687,7 +687,7 @@ def test_a_client_that_asks_for_trace_after_trace_and_never_reads_one_is_cut_off
     connections_ = desk.gateway.connections
     client = connections_.known[ANN]
     client.blocked = True
-    for _ in range(connections.MAX_HELD_TRACES):
+    for _ in range(connections.MAX_WAITING_TRACES):
         connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
     assert ANN in connections_.known
     connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
@@ -698,7 +698,7 @@ def test_a_client_that_asks_for_trace_after_trace_and_never_reads_one_is_cut_off
 def test_a_step_that_both_cuts_a_client_off_and_fails_its_request_is_survived(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_HELD_TOKENS", 1)
+    monkeypatch.setattr(connections, "MAX_WAITING_TOKENS", 1)
     first, second = desk.submitted(ANN, "1").request, desk.submitted(ANN, "2").request
     desk.open(first, second)
     desk.blocked.add(ANN)

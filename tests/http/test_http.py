@@ -1,4 +1,4 @@
-"""The OpenAI face: a real service on an emulated device, asked over HTTP."""
+"""The OpenAI frontend: a real service on an emulated device, asked over HTTP."""
 
 from __future__ import annotations
 

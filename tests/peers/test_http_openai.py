@@ -1,4 +1,4 @@
-"""The OpenAI face as the official client sees it; what a model says is real, or scripted where it matters."""
+"""The OpenAI frontend as the official client sees it; what a model says is real, or scripted where it matters."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_a_service_with_keys_answers_whom_it_allows_and_nobody_else(folder: Path
     options: dict[str, Any] = {"curve_keys": str(folder), "http": "127.0.0.1:0"}
     with Sidecar(device="emulated", endpoint="tcp://127.0.0.1:0", **options) as sidecar:
         web = Web(sidecar.ready["http"])
-        assert web.chat(max_tokens=2).status == 200, "the OpenAI face has a key of its own"
+        assert web.chat(max_tokens=2).status == 200, "the OpenAI frontend has a key of its own"
         endpoint = sidecar.endpoint
 
         def answered(curve: ClientKey | Path | None) -> bool:
@@ -191,7 +191,7 @@ def test_a_service_with_keys_answers_whom_it_allows_and_nobody_else(folder: Path
             allowed.write_text(kept)
         os.kill(sidecar.pids["gateway"], signal.SIGKILL)
         until(lambda: answered(folder / "ann.key"), "a new gateway has the same keys")
-        until(lambda: web.chat(max_tokens=2).status == 200, "the OpenAI face is let in again")
+        until(lambda: web.chat(max_tokens=2).status == 200, "the OpenAI frontend is let in again")
 
 
 def ann_pair(folder: Path) -> tuple[str, str]:

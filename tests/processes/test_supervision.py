@@ -121,9 +121,9 @@ def test_a_supervisor_that_was_away_itself_takes_nobody_to_be_hung() -> None:
 def test_a_child_is_restarted_alone_then_with_all_and_then_not_at_all() -> None:
     restarts = Restarts()
     for _ in range(2):
-        verdicts = [restarts.on_death("tokenizer", 0.1) for _ in range(INTENSITY)]
-        assert [verdict.restart for verdict in verdicts] == ["one"] * INTENSITY
-        pauses = [verdict.pause_s for verdict in verdicts]
+        decisions = [restarts.on_death("tokenizer", 0.1) for _ in range(INTENSITY)]
+        assert [decision.restart for decision in decisions] == ["one"] * INTENSITY
+        pauses = [decision.pause_s for decision in decisions]
         assert pauses[:3] == [0.0, BACK_OFF_S, 2 * BACK_OFF_S]
         assert pauses == sorted(pauses)
         last = restarts.on_death("tokenizer", 0.1).restart
@@ -140,9 +140,9 @@ def test_a_child_that_has_lived_for_long_begins_a_new_row() -> None:
 
 def test_a_frontend_is_restarted_however_often_after_pauses_that_grow_to_a_limit() -> None:
     restarts = Restarts()
-    verdicts = [restarts.on_death("http", 0.1, frontend=True) for _ in range(100)]
-    assert {verdict.restart for verdict in verdicts} == {"one"}
-    pauses = [verdict.pause_s for verdict in verdicts]
+    decisions = [restarts.on_death("http", 0.1, frontend=True) for _ in range(100)]
+    assert {decision.restart for decision in decisions} == {"one"}
+    pauses = [decision.pause_s for decision in decisions]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[1], pauses[-1]) == (0.0, BACK_OFF_S, MOST_FRONTEND_BACK_OFF_S)
 

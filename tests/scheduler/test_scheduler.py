@@ -84,7 +84,7 @@ def test_an_end_by_length_wastes_no_row_and_no_step(depth: int) -> None:
     assert [len(bench.tokens[request]) for request in range(4)] == [1, 2, 7, 30]
     assert bench.scheduler.counters["wasted_rows"] == 0
     assert bench.scheduler.counters["scheduled_rows"] == 1 + 2 + 7 + 30
-    assert len(bench.plans) == 30 + depth  # so many were made before the last request came
+    assert len(bench.plans) == 30 + depth  # the first were made before the last request came
     bench.nothing_left()
 
 

@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[str, Edits]] = {
         PLANNER,
         (
             (
-                "            self.wait_again(sequence)\n        self.waiting",
+                "            self.requeue(sequence)\n        self.waiting",
                 "            pass\n        self.waiting",
             ),
         ),

@@ -131,7 +131,7 @@ class SimulatedClient:
             self.connection = session.connection
             self.dial()
         while session.outbox:
-            self.world.knock(self.address, session.outbox.popleft())
+            self.world.arrive_from_client(self.address, session.outbox.popleft())
         if session.deadline is not None and session.deadline != self.due:
             self.due = session.deadline
             self.world.at(session.deadline, self.ring)
@@ -237,7 +237,7 @@ class Chaos(World):
         for key, end in self.ends.items():
             deadline = self.requests[key][1].deadline_s
             allowed = {"answered", "left"} | ({"deadline_exceeded"} if deadline is not None else set())
-            if self.faults_of_executors > 1:  # whoever was computed at two of them
+            if self.faults_of_executors > 1:  # a request that was computed at two of them
                 allowed.add("quarantined")
             if key in self.poisonous:
                 allowed.add("quarantined")

@@ -38,7 +38,7 @@ Kind = Literal["copy", "launch", "record", "wait", "read", "write", "synchronize
 """The first four are queued on a stream; the host does the others itself."""
 
 Place = tuple[str, int]
-"""Memory whoever holds it: what it is, and which of its kind."""
+"""Memory, independent of who holds it: what it is, and which of its kind."""
 
 
 class Location(NamedTuple):

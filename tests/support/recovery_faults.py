@@ -187,13 +187,13 @@ FAULTS = [
         "[message.received, *message.received_of_others]",
         "[message.received]",
     ),
-    Fault("merging-drops-tokens", f"{CONNECTIONS}:merge", "held.token_ids += item.token_ids"),
-    Fault("merging-drops-text", f"{CONNECTIONS}:merge", "held.text += item.text"),
-    Fault("merging-drops-logprobs", f"{CONNECTIONS}:merge", "held.logprobs += item.logprobs"),
+    Fault("merging-drops-tokens", f"{CONNECTIONS}:merge", "waiting.token_ids += item.token_ids"),
+    Fault("merging-drops-text", f"{CONNECTIONS}:merge", "waiting.text += item.text"),
+    Fault("merging-drops-logprobs", f"{CONNECTIONS}:merge", "waiting.logprobs += item.logprobs"),
     Fault(
         "deltas-that-were-not-taken-are-dropped",
         f"{CONNECTIONS}:Connections.on_blocked",
-        "self.hold(connection, blocked.message.items)",
+        "self.keep(connection, blocked.message.items)",
     ),
     # --- the client's side ------------------------------------------------------------------------------
     Fault(

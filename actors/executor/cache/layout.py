@@ -1,7 +1,7 @@
 """The shape of a model's key-value cache, and its memory.
 
 The shape is read from what reaches the attention of each layer, not from the configuration: layers may
-differ in heads and head sizes, and a configuration tells that in as many ways as there are families.
+differ in heads and head sizes, and each family of models writes that into its configuration in its own way.
 """
 
 from __future__ import annotations

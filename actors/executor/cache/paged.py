@@ -14,7 +14,7 @@ NULL_BLOCK = 0
 class KVCache:
     """Keys and values of all layers, in blocks of ``block_size`` tokens.
 
-    ``keys[layer]`` is ``[num_blocks, block_size, kv_heads, head_dim]``, ``values[layer]`` the same with
+    ``keys[layer]`` is ``[num_blocks, block_size, kv_heads, head_dim]``, ``values[layer]`` the same shape with
     the value's head size; both contiguous, in the model's dtype. Layers may differ in heads and sizes.
     """
 

@@ -30,7 +30,7 @@ STAYS = {
     "cohere2": "parts that are not known here: input_layernorm",
     "starcoder2": "LayerNorm is no norm that is known here",
 }
-"""Families that do not fit, and why. Whoever makes one fit takes it out."""
+"""Families that do not fit, and why. A change that makes one fit takes it out."""
 
 KINDS_OF_ROTARY: dict[str, dict[str, Any]] = {
     "partial": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from simulation import World, byte_tokenizer
-from slipstream.actors.gateway.connections import MAX_HELD_TOKENS, by_weight, weight_of
+from slipstream.actors.gateway.connections import MAX_WAITING_TOKENS, by_weight, weight_of
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, PROMPT_LOGPROBS_PER_STEP, Limits
@@ -135,5 +135,5 @@ def test_a_message_to_a_client_has_a_bounded_number_of_logprobs() -> None:
     deltas = [Delta(id=str(n), prompt_logprobs=[None] + [{"1": -1.0, "2": -2.0}] * 15_000) for n in range(9)]
     parts = list(by_weight(deltas))
     assert [delta for part in parts for delta in part] == deltas
-    assert all(sum(map(weight_of, part)) <= MAX_HELD_TOKENS for part in parts)
+    assert all(sum(map(weight_of, part)) <= MAX_WAITING_TOKENS for part in parts)
     assert len(parts) == 3
