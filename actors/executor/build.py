@@ -13,6 +13,7 @@ from ...protocol.errors import InvalidRequest
 from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
+from .ahead import ReadAhead, wake
 from .devices.kinds import kind_of
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
@@ -55,26 +56,40 @@ def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor:
 
 def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
     """The executor of a model of transformers, on a CPU or a GPU."""
+    ahead = None if options.load_format == "dummy" else ReadAhead(Path(options.model))
+    where = import_libraries(context, options)
+    context.phase("load weights")
+    model = load(options, where)
+    if ahead is not None:
+        ahead.stop()
+    if where.type == "cpu":
+        return assemble(context, options, on_cpu(context, options, model))
+    from .devices.cuda import CudaDevice, CudaGraphs
+    from .gpu import on_gpu
+
+    device = CudaDevice(where.index or 0)
+    device.synchronize()  # the weights were made on the default stream
+    return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)))
+
+
+def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.device:
+    """Import what is slow, set it up, and say where the model runs."""
     context.phase("import torch")
     import torch
-
-    context.phase("import transformers")
-    import transformers
-
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()  # it would be garbage in a log
 
     where = torch.device(choose_device(options, torch))
     if where.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
-        return assemble(context, options, on_cpu(context, options, load(context, options, where)))
-    from .devices.cuda import CudaDevice, CudaGraphs
-    from .gpu import on_gpu
+    else:
+        wake(where)
+    context.phase("import transformers")
+    import transformers
 
-    model = load(context, options, where)
-    torch.cuda.synchronize(where)  # the weights were made on the default stream
-    device = CudaDevice(where.index or 0)
-    return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)))
+    from .model import load  # noqa: F401  # with the parts of transformers that models are made of
+
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()  # it would be garbage in a log
+    return where
 
 
 def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -> Engine:
@@ -88,11 +103,10 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
 
 
-def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
+def load(options: ExecutorOptions, where: torch.device) -> PagedModel:
     """The model on its device."""
     from .model.load import load_model, make_model
 
-    context.phase("load weights")
     model = (make_model if options.load_format == "dummy" else load_model)(
         options.model,
         device=where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from ...protocol.errors import InvalidRequest
 from ...runtime.log import logger
 from ...runtime.process.child import StartContext
 from ..options import ExecutorOptions
+from .attention.ahead import compile_ahead
 from .devices.cuda import CudaDevice, CudaGraphs
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, count_blocks, step_too_large
@@ -17,7 +19,7 @@ from .model.paged_model import PagedModel
 from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
 from .step.program import ModelProgram
-from .step.warm_up import largest_step, null_run, warm_up
+from .step.warm_up import decode_step, largest_step, null_run, warm_up
 
 
 def on_gpu(
@@ -115,11 +117,19 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
     program.allocate_cache(1)
     device.synchronize()
     length = options.max_model_len
+    largest = largest_step(buckets, length, everything=False)
+    decoding = decode_step(buckets, length)
+
+    def compiled() -> None:
+        for step in (largest, decoding, replace(decoding, max_kv_len=1)):
+            null_run(program, program.run, step, length)()
 
     def run(*, everything: bool) -> None:
         null_run(program, program.run, largest_step(buckets, length, everything=everything), length)()
 
     try:
+        with device.computing():
+            compile_ahead(program.model.device, compiled)
         plain = device.most_memory(lambda: run(everything=False))
         device.most_memory(lambda: run(everything=True))
     except torch.OutOfMemoryError as error:

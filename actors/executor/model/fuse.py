@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..attention.ahead import compile_ahead
 from ..cache.paged import PagedBatch
 from ..ranks.layers import SummedLinear
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer, Rotary
@@ -418,6 +419,7 @@ def check(transformer: PreTrainedModel, parts: DecoderParts, operations: Operati
     expected = states_of(transformer, reference, observed)
     replaced = assemble(reference, understand(reference, observed), operations)
     try:
+        compile_ahead(transformer.device, lambda: states_of(transformer, replaced, observed))
         found = states_of(transformer, replaced, observed)
     except (AttributeError, TypeError) as error:
         raise Unfit(f"{type(transformer).__name__} asks for more of its decoder: {error}") from error

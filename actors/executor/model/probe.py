@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..attention.ahead import compile_ahead
 from ..attention.transformers_hook import IMPLEMENTATION
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
@@ -45,6 +46,7 @@ def probed(model: PagedModel) -> Iterator[None]:
         raise refusal(model.config, f"its logits are not finite in {model.dtype}: try another --dtype")
     yield
     with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
+        compile_ahead(model.device, lambda: _paged_logits(model, tokens))
         measured = _paged_logits(model, tokens)
     _compare(model, expected, measured)
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets
-from .layout import ForwardKey, SamplingKind, Step, StepLayout, layout_of, result_layout
+from .layout import ForwardKey, SamplingKind, Step, layout_of, result_layout
 from .program import ModelProgram, allowed_of
-from .warm_up import mixed_layout, null_inputs
+from .warm_up import decode_layout, mixed_layout, null_inputs
 
 MOST_RARE_GRAPHS = 256
 """Graphs of rare kinds of sampling, of which there are thousands. The least recently used makes room for the next."""
@@ -240,10 +240,3 @@ class GraphedProgram:
             program.choose(self.logits, slots, None, self.outputs, key.kind, results)
 
         return self.capture(prepare, work)
-
-
-def decode_layout(buckets: Buckets, rows: int) -> StepLayout:
-    """The layout of a step whose rows all decode, without changes."""
-    return layout_of(
-        seq_slots=buckets.seq_slots, decode_only=True, rows=rows, tokens=rows, logits=rows, samples=rows
-    )

@@ -43,6 +43,13 @@ def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> Ste
     )
 
 
+def decode_layout(buckets: Buckets, rows: int) -> StepLayout:
+    """The layout of a step whose rows all decode, without changes."""
+    return layout_of(
+        seq_slots=buckets.seq_slots, decode_only=True, rows=rows, tokens=rows, logits=rows, samples=rows
+    )
+
+
 def null_inputs(inputs: Tensor, layout: StepLayout, null_slot: int, max_model_len: int) -> None:
     """Pack a step of ``layout`` whose rows are all padding; those of a step with prompts are as long as can be."""
     inputs[: layout.input_size] = 0
@@ -91,6 +98,12 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
         logprobs=columns,
     )
     return Step(layout, kind, samples=0, max_kv_len=max_model_len, prompt_columns=columns)
+
+
+def decode_step(buckets: Buckets, max_model_len: int) -> Step:
+    """As many rows as can be, all of which decode."""
+    layout = decode_layout(buckets, buckets.decode[-1])
+    return Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
 
 
 def warm_up(

@@ -22,10 +22,10 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
-from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey, decode_layout
+from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey
 from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.executor.step.warm_up import mixed_layout, null_inputs
+from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
 from slipstream.protocol.messages import Capacity, Completed, Plan
 from tiny_models import make_config
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.executor.step.warm_up import largest_step, null_run, warm_up
+from slipstream.actors.executor.step.warm_up import decode_step, largest_step, null_run, warm_up
 from tiny_models import make_config
 
 SLOTS, BLOCK, BUDGET = 48, 16, 96
@@ -44,6 +45,30 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     for layer, old in zip((*program.cache.keys, *program.cache.values), cache, strict=True):
         assert torch.equal(layer[1:], old[1:])
     assert torch.equal(program.block_tokens[BLOCK:], torch.zeros_like(program.block_tokens[BLOCK:]))
+
+
+@torch.inference_mode()
+def test_no_step_of_null_rows_uses_what_a_kernel_writes_as_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that kernels can be compiled ahead by a run that leaves them out (``attention/ahead.py``)."""
+    program = make_program(256, "torch")
+    model, buckets = program.model, buckets_of(SLOTS, BUDGET, 256)
+
+    def nothing_written(*given: object) -> torch.Tensor:
+        logits_index = given[3]
+        assert isinstance(logits_index, torch.Tensor)
+        return torch.full((len(logits_index), model.vocab_size), float("nan"))
+
+    monkeypatch.setattr(model, "forward", nothing_written)
+    monkeypatch.setattr(
+        program.sampler,
+        "choose",
+        lambda logits, *rest: torch.full((len(logits),), 1 << 30, dtype=torch.int32),
+    )
+    for step in (largest_step(buckets, 256, everything=False), decode_step(buckets, 256)):
+        null_run(program, program.run, step, 256)()
+    assert program.state.tokens.abs().max() < model.vocab_size
+    assert program.block_tokens.abs().max() < model.vocab_size
+    assert program.state.position.tolist() == [0] * (SLOTS + 1)
 
 
 @torch.inference_mode()

@@ -1,0 +1,109 @@
+"""Kernels are compiled side by side before the first launch; nothing is launched meanwhile, and nothing compiled after.
+
+Triton compiles for an H200, on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slipstream.actors.executor.attention.ahead import compile_ahead
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="needs Triton's compiler",
+)
+
+DEVICE = 99
+"""No real one, so that what is compiled here is nobody else's."""
+GPU = torch.device("cuda", DEVICE)
+
+
+class Driver:
+    """What Triton asks of a GPU before it launches."""
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """The kernels that were compiled; one for which no other is compiled at the same time never is."""
+    import triton
+    from slipstream.actors.executor.model import kernels
+    from triton.runtime import driver
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found: list[str] = []
+    both = threading.Barrier(2, timeout=60.0)
+    compile_one = triton.compile
+
+    def noted(source: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            both.wait()
+        found.append(source.fn.__name__)
+        return compile_one(source, **options)
+
+    monkeypatch.setattr("triton.compiler.compile", noted)
+    monkeypatch.setattr(driver, "_active", Driver())
+    yield found
+    for kernel in (kernels._norm_kernel, kernels._gate_kernel):
+        kernel.device_caches.pop(DEVICE, None)
+
+
+def work() -> None:
+    from slipstream.actors.executor.model.kernels import TritonOperations
+    from slipstream.actors.executor.model.operations import Norm
+
+    states = torch.zeros(3, 64, dtype=torch.bfloat16)
+    operations = TritonOperations()
+    operations.norm(states, Norm(torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16)), 1e-6, 0.0))
+    operations.gate(states, "silu")
+
+
+def test_all_kernels_are_compiled_at_once_and_none_is_launched(compiled: list[str]) -> None:
+    compile_ahead(GPU, work)
+    assert sorted(compiled) == ["_gate_kernel", "_norm_kernel"]
+
+
+def test_after_it_a_launch_is_a_launch_again(compiled: list[str]) -> None:
+    from slipstream.actors.executor.model import kernels
+
+    compile_ahead(GPU, work)
+    compiled.clear()
+    launched: list[bool] = []
+    kernel: Any = kernels._norm_kernel
+    original = type(kernel).run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(kernel), "run", lambda self, *given, warmup, **named: launched.append(not warmup))
+        work()
+    assert type(kernel).run is original
+    assert launched == [True, True]
+    assert compiled == []
+
+
+def test_an_error_of_the_work_ends_it(compiled: list[str]) -> None:
+    import triton
+
+    with pytest.raises(ZeroDivisionError):
+        compile_ahead(GPU, lambda: 1 // 0)
+    assert "__getitem__" not in vars(triton.JITFunction)
+
+
+def test_nothing_happens_on_a_cpu() -> None:
+    compile_ahead(torch.device("cpu"), lambda: pytest.fail("there is nothing to compile"))
