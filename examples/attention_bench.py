@@ -126,33 +126,25 @@ TUNED = [*SHAPES[:13], prompt(2048, **SMALL), decode(1, 1024, **SMALL), decode(2
 """The shapes that candidates are timed on."""
 
 SEVERAL = [
-    # queries, keys, warps, stages, programs per multiprocessor, least keys of a part
+    # queries, keys, warps, stages, resident programs, least keys of a part
+    (64, 64, 4, 3, 2, 256),
+    (64, 64, 4, 3, 1, 256),
     (64, 64, 4, 3, 2, 512),
-    (64, 64, 4, 3, 1, 512),
-    (64, 64, 4, 3, 2, 1024),
-    (128, 32, 4, 3, 1, 1024),
-    (128, 32, 4, 4, 1, 1024),
-    (128, 64, 8, 3, 2, 512),
-    (128, 64, 8, 3, 1, 512),
-    (128, 64, 8, 3, 1, 1024),
-    (128, 64, 8, 4, 1, 1024),
-    (128, 128, 8, 2, 1, 1024),
-    (128, 128, 8, 3, 1, 1024),
+    (64, 64, 4, 2, 2, 256),
+    (128, 64, 8, 3, 1, 256),
+    (128, 64, 8, 4, 1, 512),
+    (128, 128, 8, 2, 1, 512),
 ]
 """Candidates for rows with several tokens, as `triton_backend.Tile`."""
 
 SINGLE = [
-    (16, 64, 4, 3, 2, 128),
-    (16, 64, 4, 3, 3, 128),
-    (16, 64, 4, 3, 4, 128),
-    (16, 64, 4, 3, 8, 128),
-    (16, 64, 4, 3, 12, 64),
-    (16, 64, 4, 3, 4, 256),
+    (16, 64, 4, 3, 3, 64),
+    (16, 64, 4, 4, 2, 64),
     (16, 128, 4, 2, 2, 128),
-    (16, 128, 4, 2, 4, 128),
-    (16, 128, 4, 2, 8, 128),
-    (16, 128, 4, 2, 8, 256),
-    (16, 128, 8, 2, 4, 128),
+    (16, 128, 4, 2, 3, 128),
+    (16, 128, 8, 2, 2, 128),
+    (16, 128, 4, 3, 1, 128),
+    (16, 128, 8, 3, 1, 128),
 ]
 """Candidates for rows with one token."""
 
@@ -351,7 +343,10 @@ def tile(kind: str | None, candidate: tuple[int, ...] | None) -> Iterator[None]:
     before = dict(triton_backend.TILES)
     if kind is not None and candidate is not None:
         for key, tiles in before.items():
-            triton_backend.TILES[key] = tiles._replace(**{kind: triton_backend.Tile(*candidate)})
+            kinds = ("few", "many") if kind == "single" else (kind,)
+            triton_backend.TILES[key] = tiles._replace(
+                **dict.fromkeys(kinds, triton_backend.Tile(*candidate))
+            )
     try:
         yield
     finally:
@@ -491,7 +486,8 @@ def tune(bandwidth: float) -> list[dict[str, object]]:
                     timed[kind, made] = step_time(attention.create("triton"), step)
         for (kind, made), seconds in timed.items():
             relative.setdefault((shape.head_dim, kind, made), []).append(seconds / min(timed.values()))
-            note = "default" if made == tuple(getattr(default, kind)) else ""
+            defaults = (default.few, default.many) if kind == "single" else (default.several,)
+            note = "default" if made in defaults else ""
             if flash is not None:
                 note = f"{flash / seconds:.2f} times torch FA2  {note}"
             found.append(Figure(shape, f"{kind} {made}", seconds, bandwidth, note))

@@ -65,7 +65,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 KINDS = (
-    ("attention", ("_decode_kernel", "_combine", "_prefill", "attend", "_write_kernel")),
+    ("attention", ("attend", "plan_kernel", "write_kernel")),
     ("ours", ("_add_norm", "_rotate", "_gate_kernel", "_angles", "_norm_kernel")),
     ("products", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "_product", "xmma")),
     ("reductions", ("reduce", "argmax", "softmax", "scan")),

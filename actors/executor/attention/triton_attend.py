@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .triton_common import STEP_INPUTS, jit
+from ..devices.kernel import jit, wait_for_kernel_before
+from .triton_common import STEP_INPUTS
 from .triton_plan import ITEM_FIELDS
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -140,7 +141,7 @@ def _combine(
     total = tl.zeros([queries.shape[0]], tl.float32)
     acc = tl.zeros([queries.shape[0], DV_PAD], tl.float32)
     for start in range(0, parts, AT_ONCE):
-        for which in tl.static_range(AT_ONCE):
+        for which in tl.static_range(AT_ONCE):  # type: ignore[attr-defined]
             part = start + which + tl.zeros([queries.shape[0]], tl.int32)
             here = valid & (part < parts)
             place = queries + part * STRIDE
@@ -188,6 +189,7 @@ def attend_kernel(
     PARTS: tl.constexpr,
 ):
     """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
+    wait_for_kernel_before()
     # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
     # the most keys: they start first, so that no long program runs alone at the end.
     kv_head = tl.program_id(0)

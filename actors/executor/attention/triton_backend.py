@@ -11,12 +11,16 @@ from torch import Tensor
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..cache.paged import PagedBatch
+from ..devices.kernel import FOLLOWING
 from .triton_attend import attend_kernel
 from .triton_common import pad
 from .triton_plan import AttentionPlan, make_plan
 from .triton_write import write
 
 MAX_HEAD_SIZE = 256
+
+WAVES = 4
+"""Of resident programs, for which keys are divided into parts: with more, the last one does not matter."""
 
 COMBINED_AT_ONCE = 8192
 """Numbers that a program loads before it adds them up: 64 registers of a thread, where it has 128."""
@@ -32,29 +36,34 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     """Loads under way in Triton's software pipeline; fewer where they do not fit into shared memory."""
-    programs: int
-    """Per multiprocessor, to aim at when keys are divided into parts."""
+    resident: int
+    """Programs that a multiprocessor has registers and shared memory for."""
     least: int
     """Keys of a part. Shorter parts cost more to combine than they save."""
 
 
 class Tiles(NamedTuple):
-    """The tiles for rows with one token, and for all others."""
+    """The tiles for rows with one token, where they are few or many, and for all others."""
 
-    single: Tile
+    few: Tile
+    many: Tile
     several: Tile
 
 
+MANY = 8
+"""Rows with one token, times heads, for each multiprocessor, from which they are many: then it is worth more that
+another program reads while one begins or ends than that each has more loads under way."""
+
 # By the bytes of a number and the widest padded sizes of a key and a value together; the first that is not smaller.
-# The second is from a sweep on one H200 (`examples/attention_bench.py --tune`); the others have like it about 32 KiB
-# under way per stage. Float32 needs more registers, so more warps.
+# The first two are from a sweep on one H200 (`examples/attention_bench.py --tune`); the others have like them 32 or
+# 64 KiB under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
-    (2, 128): Tiles(Tile(16, 128, 4, 3, 12, 128), Tile(64, 64, 4, 3, 2, 512)),
-    (2, 256): Tiles(Tile(16, 64, 4, 3, 12, 64), Tile(64, 64, 4, 3, 2, 512)),
-    (2, 512): Tiles(Tile(16, 32, 4, 3, 12, 64), Tile(64, 32, 4, 3, 2, 512)),
-    (4, 128): Tiles(Tile(16, 64, 8, 3, 12, 64), Tile(64, 64, 8, 3, 2, 512)),
-    (4, 256): Tiles(Tile(16, 32, 8, 3, 12, 64), Tile(64, 32, 8, 3, 2, 512)),
-    (4, 512): Tiles(Tile(16, 16, 8, 3, 12, 64), Tile(64, 16, 8, 3, 2, 512)),
+    (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
+    (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(128, 64, 8, 3, 1, 256)),
+    (2, 512): Tiles(Tile(16, 64, 4, 3, 1, 64), Tile(16, 64, 4, 2, 3, 64), Tile(64, 32, 4, 3, 1, 256)),
+    (4, 128): Tiles(Tile(16, 64, 8, 3, 2, 64), Tile(16, 64, 8, 3, 2, 64), Tile(64, 64, 8, 3, 1, 256)),
+    (4, 256): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(64, 32, 8, 3, 1, 256)),
+    (4, 512): Tiles(Tile(16, 16, 8, 3, 2, 64), Tile(16, 16, 8, 3, 2, 64), Tile(64, 16, 8, 3, 1, 256)),
 }
 
 
@@ -156,10 +165,13 @@ class TritonAttention:
         kv_heads, key_dim, value_dim = keys.shape[2], keys.shape[3], values.shape[3]
         group = query.shape[1] // kv_heads
         device = device_limits(query.device)
-        tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, single, device.shared_memory)
+        kind = "several"
+        if single:
+            kind = "many" if len(batch.rows) * kv_heads >= MANY * device.multiprocessors else "few"
+        tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, kind, device.shared_memory)
         queries = max(pad(group), 0 if single else tile.queries)
         tokens = 1 if single else queries // group
-        target = max(2, triton.cdiv(tile.programs * device.multiprocessors, kv_heads))
+        target = max(2, triton.cdiv(WAVES * tile.resident * device.multiprocessors, kv_heads))
 
         plan_of = (single, tokens, window, tile, target, kv_heads)
         if plan_of not in self._plans:
@@ -173,6 +185,8 @@ class TritonAttention:
                 least=tile.least,
                 target=target,
                 kv_heads=kv_heads,
+                multiprocessors=device.multiprocessors,
+                resident=tile.resident,
             )
         plan = self._plans[plan_of]
         results = sums = None
@@ -209,6 +223,7 @@ class TritonAttention:
             PARTS=max(1, COMBINED_AT_ONCE // (queries * pad(value_dim))),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **FOLLOWING,
         )
 
 
@@ -217,12 +232,11 @@ def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
     return next((size, widest) for size, widest in TILES if size == dtype.itemsize and widest >= dims)
 
 
-def choose_tile(dims: int, dtype: torch.dtype, single: bool, shared_memory: int) -> Tile:
-    """The entry of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages as fit
+def choose_tile(dims: int, dtype: torch.dtype, kind: str, shared_memory: int) -> Tile:
+    """The ``kind`` of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages as fit
     into ``shared_memory``, in bytes, of a multiprocessor.
     """
-    tiles = TILES[tiles_key(dims, dtype)]
-    tile = tiles.single if single else tiles.several
+    tile: Tile = getattr(TILES[tiles_key(dims, dtype)], kind)
     stage, fixed = tile.keys * dims * dtype.itemsize, tile.queries * dims * dtype.itemsize // 2
     fit = (shared_memory - fixed) // stage
     return tile._replace(stages=max(1, min(tile.stages, fit)))

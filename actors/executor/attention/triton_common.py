@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
-
-jit: Any = triton.jit
-"""Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
 
 STEP_INPUTS = ["rows", "kv_lens", "query_start", "write_index", "block_table"]
 """Views into a step's packed inputs, at any offset. By default Triton compiles a kernel anew for another

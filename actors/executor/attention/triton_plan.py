@@ -6,12 +6,17 @@ Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined
 one tile, the work of one program for each key/value head.
 
 With ``work`` the sum over the tiles of the keys that the longest tile of their row sees, a row's tiles are cut into
-as many equal parts as leave at least ``work / target`` keys to each. So
+as many equal parts as leave at least ``goal`` keys to each, where ``goal`` is at least ``work / target``. So
 
 - there are at most ``tiles + target`` items,
 - those of tiles in several parts are at most ``target``,
 
 whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
+
+Of the goals that this allows, that one is taken for which the programs come to their end first. What they take is
+counted in steps of the kernel's inner loop: a multiprocessor goes through those of its share of the programs, the last
+of which may be the longest, and each wave of programs that are on the device at once takes ``OVERHEAD`` steps to begin
+and to end.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from .triton_common import STEP_INPUTS, jit
+from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from .triton_common import STEP_INPUTS
 
 ITEM_FIELDS = tl.constexpr(9)
 """Slot, first token, tokens (0: nothing to do), position of the first token, first key, last key + 1; of a tile in
@@ -32,6 +38,15 @@ several parts the index of its first result, otherwise -1; which part this is, a
 
 MAX_PARTS = 32
 """Of one tile. More cost more to combine than they save."""
+
+OVERHEAD = 3.0
+"""Steps of the inner loop that a program could have made while it begins and ends."""
+
+COMBINING = tl.constexpr(2.0)
+"""The same for the combination, where there is any."""
+
+CANDIDATES = tl.constexpr(16)
+"""Goals that are compared."""
 
 ROWS_AT_ONCE = tl.constexpr(256)
 ITEMS_AT_ONCE = tl.constexpr(32)
@@ -59,12 +74,14 @@ def make_plan(
     least: int,
     target: int,
     kv_heads: int,
+    multiprocessors: int,
+    resident: int,
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
-    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and about ``least`` or more; ``target`` items, at
-    least 2, are enough for the device. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens where
-    ``keys`` are whole blocks.
+    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and about ``least`` or more; with more than
+    ``target`` items, at least 2, nothing is cut. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens
+    where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs at once.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
@@ -72,7 +89,7 @@ def make_plan(
     else:
         # As many as are full, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
-        most_parts = MAX_PARTS if num_tokens < 2 * target * tokens else 1
+        most_parts = MAX_PARTS if tiles <= target else 1
     split = most_parts > 1
     items = min(tiles + target, tiles * most_parts) if split else tiles
     results = min(items, target)
@@ -93,6 +110,9 @@ def make_plan(
         results,
         target,
         most_parts,
+        multiprocessors,
+        multiprocessors * resident,
+        OVERHEAD,
         SINGLE=single,
         TOKENS=tokens,
         WINDOW=window,
@@ -101,6 +121,7 @@ def make_plan(
         LEAST=least,
         KV_HEADS=kv_heads,
         HEADS_PAD=triton.next_power_of_2(kv_heads),
+        **FOLLOWING,
     )
     return plan
 
@@ -135,8 +156,73 @@ def _tiles_of(
     return tiles, tl.where(tiles > 0, longest, 0)
 
 
+@jit
+def _keys_of_a_part(
+    kv_lens,
+    query_start,
+    num_rows,
+    num_tokens,
+    target,
+    most_parts,
+    multiprocessors,
+    places,
+    overhead,
+    SINGLE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEYS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    LEAST: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+):
+    """The goal: that of the ``CANDIDATES`` for which the programs come to their end first."""
+    work = tl.zeros([], tl.int64)
+    most = tl.zeros([], tl.int32)
+    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+        row = start + tl.arange(0, ROWS_AT_ONCE)
+        tiles, longest = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        )
+        work += tl.sum(tiles.to(tl.int64) * longest, 0)
+        most = tl.maximum(most, tl.max(longest, 0))
+    least = tl.maximum(tl.cdiv(work, target).to(tl.int32), LEAST)
+
+    # The first cuts as finely as is allowed, the others the longest tile into 1, 2, 3, ...
+    candidate = tl.arange(0, CANDIDATES)
+    goal = tl.maximum(tl.where(candidate == 0, least, tl.cdiv(most, tl.maximum(candidate, 1))), least)
+    items = tl.zeros([CANDIDATES], tl.int32)
+    steps = tl.zeros([CANDIDATES], tl.float32)
+    longest_part = tl.zeros([CANDIDATES], tl.int32)
+    all_tiles = tl.zeros([], tl.int32)
+    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+        row = start + tl.arange(0, ROWS_AT_ONCE)
+        tiles, longest = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        )
+        parts = tl.maximum(tl.minimum(longest[None, :] // goal[:, None], most_parts), 1)
+        steps_of_part = tl.cdiv(tl.cdiv(longest[None, :], parts), KEYS)
+        items += tl.sum(tiles[None, :] * parts, 1)
+        steps += tl.sum((tiles[None, :] * parts * steps_of_part).to(tl.float32), 1)
+        longest_part = tl.maximum(longest_part, tl.max(steps_of_part, 1))
+        all_tiles += tl.sum(tiles, 0)
+    programs = items * KV_HEADS
+    cost = tl.cdiv(programs, places) * overhead
+    cost += (tl.cdiv(programs, multiprocessors) - 1) * (steps / tl.maximum(items, 1)) + longest_part
+    cost += tl.where(items > all_tiles, COMBINING, 0.0)
+    return tl.sum(tl.where(candidate == tl.argmin(cost, 0), goal, 0), 0)
+
+
 @jit(
-    do_not_specialize=["num_rows", "num_tokens", "num_items", "num_results", "target", "most_parts"],
+    do_not_specialize=[
+        "num_rows",
+        "num_tokens",
+        "num_items",
+        "num_results",
+        "target",
+        "most_parts",
+        "multiprocessors",
+        "places",
+    ],
     do_not_specialize_on_alignment=STEP_INPUTS,
 )
 def plan_kernel(
@@ -151,6 +237,9 @@ def plan_kernel(
     num_results,
     target,
     most_parts,
+    multiprocessors,
+    places,
+    overhead,
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -161,16 +250,13 @@ def plan_kernel(
     HEADS_PAD: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
+    wait_for_kernel_before()
     goal = tl.zeros([], tl.int32) + 2147483647  # keys of a part, or more
     if arrived is not None:
-        work = tl.zeros([], tl.int64)
-        for start in range(0, num_rows + 1, ROWS_AT_ONCE):
-            row = start + tl.arange(0, ROWS_AT_ONCE)
-            tiles, longest = _tiles_of(
-                row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
-            )
-            work += tl.sum(tiles.to(tl.int64) * longest, 0)
-        goal = tl.maximum(tl.cdiv(work, target).to(tl.int32), LEAST)
+        goal = _keys_of_a_part(
+            kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
+            SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
+        )  # fmt: skip
 
     # What lies before each item: rows, items of these rows, and of those the ones in parts.
     item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)

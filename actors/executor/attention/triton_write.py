@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_common import STEP_INPUTS, jit, pad
+from ..devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from .triton_common import STEP_INPUTS, pad
 
 TILE = 2048
 """Elements of a key or a value that one program copies."""
@@ -35,6 +36,7 @@ def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, write_index:
         DK_PAD=pad(key_dim),
         DV_PAD=pad(value_dim),
         HEADS=heads,
+        **FOLLOWING,
     )
 
 
@@ -61,6 +63,8 @@ def write_kernel(
     HEADS: tl.constexpr,
 ):
     """Copy one token's key and value, ``HEADS`` heads of them. Grid: (T, heads / HEADS)."""
+    wait_for_kernel_before()
+    let_kernel_after_begin()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     place = tl.load(write_index + token)

@@ -8,13 +8,12 @@ With ``TRITON_INTERPRET=1`` in the environment before the first import of ``trit
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .operations import Norm
 
 HEADS = 4
@@ -23,8 +22,6 @@ HEADS = 4
 GATE_TILE = 1024
 ANGLE_TOKENS = 16
 
-jit: Any = triton.jit
-"""Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
 
 STEP_INPUTS = ["positions"]
 """Views into a step's packed inputs, at any offset. By default Triton compiles a kernel anew for another alignment of
@@ -42,6 +39,7 @@ def _angles_kernel(
     PAD: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
+    wait_for_kernel_before()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
     place = tl.arange(0, PAD)[None, :]
     mask = (token < tokens) & (place < COUNT)
@@ -77,6 +75,7 @@ def _add_norm_kernel(
     N: tl.constexpr,
     PAD: tl.constexpr,
 ):
+    wait_for_kernel_before()
     token = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, PAD)
     mask = place < N
@@ -97,6 +96,7 @@ def _add_norm_kernel(
 
 @jit
 def _norm_kernel(states, weight, stride, epsilon, offset, N: tl.constexpr, PAD: tl.constexpr):
+    wait_for_kernel_before()
     place = tl.arange(0, PAD)
     mask = place < N
     pointer = states + tl.program_id(0).to(tl.int64) * stride + place
@@ -126,6 +126,8 @@ def _rotate_kernel(
     REST: tl.constexpr,
     HEADS: tl.constexpr,
 ):
+    wait_for_kernel_before()
+    let_kernel_after_begin()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
@@ -173,6 +175,7 @@ def _rotate_kernel(
 
 @jit
 def _gate_kernel(states, out, N: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr):
+    wait_for_kernel_before()
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = place < N
@@ -204,6 +207,7 @@ class TritonOperations:
             COUNT=count,
             PAD=triton.next_power_of_2(count),
             TOKENS=ANGLE_TOKENS,
+            **FOLLOWING,
         )
         return out
 
@@ -230,6 +234,7 @@ class TritonOperations:
             N=width,
             PAD=pad,
             num_warps=warps(pad),
+            **FOLLOWING,
         )
         return out
 
@@ -245,6 +250,7 @@ class TritonOperations:
             N=width,
             PAD=pad,
             num_warps=warps(pad),
+            **FOLLOWING,
         )
 
     def rotate(
@@ -279,13 +285,19 @@ class TritonOperations:
             PAIRS=triton.next_power_of_2(turned),
             REST=triton.next_power_of_2(rest) if rest else 0,
             HEADS=HEADS,
+            **FOLLOWING,
         )
 
     def gate(self, states: Tensor, activation: str) -> Tensor:
         tokens, width = states.shape[0], states.shape[1] // 2
         out = states.new_empty(tokens, width)
         _gate_kernel[(tokens, triton.cdiv(width, GATE_TILE))](
-            states, out, N=width, ACTIVATION=activation, TILE=GATE_TILE
+            states,
+            out,
+            N=width,
+            ACTIVATION=activation,
+            TILE=GATE_TILE,
+            **FOLLOWING,
         )
         return out
 

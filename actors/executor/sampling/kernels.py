@@ -9,12 +9,12 @@ With ``TRITON_INTERPRET=1`` in the environment before the first import of ``trit
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
 
 PART = 2048
 """Tokens of the vocabulary that one program looks at: few, so that a single row occupies the whole GPU."""
@@ -29,9 +29,6 @@ GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
 MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
-jit: Any = triton.jit
-"""Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
-
 
 @jit
 def _logits(row, place, V: tl.constexpr):
@@ -43,6 +40,7 @@ def _logits(row, place, V: tl.constexpr):
 @jit
 def _best_of_part_kernel(logits, values, places, stride, parts, V: tl.constexpr, PART: tl.constexpr):
     """The greatest logit of each part of each row, and where it is first."""
+    wait_for_kernel_before()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = part * PART + tl.arange(0, PART)
     logit = _logits(logits + row * stride, place, V)
@@ -63,6 +61,7 @@ def _best(values, places, row, parts, PARTS: tl.constexpr):
 
 @jit
 def _best_kernel(values, places, out, parts, PARTS: tl.constexpr):
+    wait_for_kernel_before()
     row = tl.program_id(0).to(tl.int64)
     _, place = _best(values, places, row, parts, PARTS)
     tl.store(out + row, place)
@@ -91,6 +90,7 @@ def _weights_kernel(
     PARTS: tl.constexpr,
 ):
     """The sum of the weights of each block of each row."""
+    wait_for_kernel_before()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, _ = _best(values, places, row, parts, PARTS)
     temperature = tl.load(temperatures + row * request_stride)
@@ -124,6 +124,7 @@ def _draw_kernel(
     BLOCKS: tl.constexpr,
 ):
     """The token of each row."""
+    wait_for_kernel_before()
     row = tl.program_id(0).to(tl.int64)
     request = row * request_stride
     best, greedy = _best(values, places, row, parts, PARTS)
@@ -159,7 +160,7 @@ def best_tokens(logits: Tensor) -> Tensor:
     values, places = _best_of_parts(logits)
     rows, parts = values.shape
     out = places.new_empty(rows)
-    _best_kernel[(rows,)](values, places, out, parts, PARTS=triton.next_power_of_2(parts))
+    _best_kernel[(rows,)](values, places, out, parts, PARTS=triton.next_power_of_2(parts), **FOLLOWING)
     return out
 
 
@@ -183,7 +184,18 @@ def sampled_tokens(
     sizes = {"V": vocab, "PARTS": triton.next_power_of_2(parts)}
     stride = temperature.stride(0)
     _weights_kernel[(rows, parts)](
-        logits, values, places, sums, temperature, stride, logits.stride(0), parts, blocks, PART=PART, **sizes
+        logits,
+        values,
+        places,
+        sums,
+        temperature,
+        stride,
+        logits.stride(0),
+        parts,
+        blocks,
+        PART=PART,
+        **sizes,
+        **FOLLOWING,
     )
     out = places.new_empty(rows)
     _draw_kernel[(rows,)](
@@ -204,6 +216,7 @@ def sampled_tokens(
         blocks,
         BLOCKS=triton.next_power_of_2(blocks),
         **sizes,
+        **FOLLOWING,
     )
     return out
 
@@ -215,5 +228,7 @@ def _best_of_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     parts = triton.cdiv(vocab, PART)
     values = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
     places = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
-    _best_of_part_kernel[(rows, parts)](logits, values, places, logits.stride(0), parts, V=vocab, PART=PART)
+    _best_of_part_kernel[(rows, parts)](
+        logits, values, places, logits.stride(0), parts, V=vocab, PART=PART, **FOLLOWING
+    )
     return values, places

@@ -76,7 +76,7 @@ class Case:
 
 def check(case: Case) -> None:
     """Run ``case`` on a cache with blocks in random order, and compare every row with plain attention."""
-    from slipstream.actors.executor.attention import triton_backend
+    from slipstream.actors.executor.attention import triton_backend, triton_plan
 
     rng = random.Random(case.seed)
     torch.manual_seed(case.seed)
@@ -154,14 +154,17 @@ def check(case: Case) -> None:
     )
     scale = case.key_dim**-0.5
     with pytest.MonkeyPatch.context() as patch:
+        if case.target is not None:
+            # As finely as is allowed, whatever it costs.
+            patch.setattr(triton_backend, "WAVES", case.target * case.kv_heads)
+            patch.setattr(triton_plan, "OVERHEAD", -1e6)
         if case.tile is not None:
-            programs = 12 if case.target is None else case.target * case.kv_heads
             tile = triton_backend.Tile(
                 max(case.queries, triton_backend.pad(case.query_heads // case.kv_heads)),
                 case.tile,
                 warps=4,
                 stages=2,
-                programs=programs,
+                resident=1,
                 least=case.tile,
             )
             patch.setattr(triton_backend, "choose_tile", lambda *_: tile)
@@ -386,10 +389,11 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
     On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments, and
     before each replay, whatever memory the graph took for itself is overwritten, as by another graph of its pool.
     """
-    from slipstream.actors.executor.attention import triton_backend
+    from slipstream.actors.executor.attention import triton_backend, triton_plan
 
-    tile = triton_backend.Tile(16, 16, warps=4, stages=2, programs=20, least=16)
+    tile = triton_backend.Tile(16, 16, warps=4, stages=2, resident=5, least=16)
     monkeypatch.setattr(triton_backend, "choose_tile", lambda *_: tile)
+    monkeypatch.setattr(triton_plan, "OVERHEAD", -1e6)  # as many parts as are allowed
     draw = random.Random(0)
     slots, bound, size, heads, dim = 4, 160, 16, 2, 32
     rows, tokens = (slots, slots) if decode_only else (slots + 2, 50)
@@ -515,8 +519,8 @@ class Recorded:
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
 @pytest.mark.parametrize("seed", range(20))
-def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
-    from slipstream.actors.executor.attention.triton_plan import make_plan
+def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.actors.executor.attention import triton_plan
 
     draw = random.Random(seed)
     rows, spare, single = draw.choice([1, 5, 300]), draw.choice([0, 40]), draw.random() < 0.5
@@ -539,7 +543,8 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
         decode_only=False,
         max_kv_len=draw.choice([max(kv_lens), 100]),  # too low a bound makes fewer parts, and loses no keys
     )
-    plan = make_plan(
+    monkeypatch.setattr(triton_plan, "OVERHEAD", draw.choice([3.0, -1e6]))
+    plan = triton_plan.make_plan(
         batch,
         single=single,
         tokens=tokens,
@@ -549,6 +554,8 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
         least=least,
         target=target,
         kv_heads=3,
+        multiprocessors=draw.choice([1, 40]),
+        resident=2,
     )
 
     expected: dict[tuple[int, int], list[int]] = {}
@@ -601,3 +608,54 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int) -> None:
     if plan.arrived is not None:
         assert end <= len(plan.arrived)
         assert not plan.arrived.any()
+
+
+@pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
+@pytest.mark.parametrize(
+    ("contexts", "parts"),
+    [
+        ([1024], {16}),  # one row has the device for itself
+        ([100], {1}),  # nothing is gained by two parts of so few keys
+        (
+            [1024] * 32,
+            {1},
+        ),  # 256 programs, at most two a multiprocessor: a second wave would cost more than it balances
+        (
+            [1024] * 20,
+            {4},
+        ),  # 160 programs would leave most multiprocessors with half of the work of the others
+        ([1024] * 256, {1}),
+        ([8192] * 8, {2}),  # one program a multiprocessor
+        ([100] * 63 + [32768], {1, 32}),  # one long row does not go through its keys alone
+    ],
+)
+def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[int], parts: set[int]) -> None:
+    """A device of 132 multiprocessors, three programs on each at once, and 8 heads."""
+    from slipstream.actors.executor.attention.triton_plan import make_plan
+
+    rows = len(contexts)
+    batch = PagedBatch(
+        cache=KVCache(16, [], []),
+        rows=torch.arange(rows, device=DEVICE),
+        kv_lens=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
+        query_start=torch.arange(rows + 1, dtype=torch.int32, device=DEVICE),
+        write_index=torch.zeros(rows, dtype=torch.int64, device=DEVICE),
+        block_table=torch.zeros(0, dtype=torch.int32, device=DEVICE),
+        decode_only=True,
+        max_kv_len=max(contexts),
+    )
+    plan = make_plan(
+        batch,
+        single=True,
+        tokens=1,
+        window=0,
+        keys=64,
+        block_size=16,
+        least=64,
+        target=4 * 3 * 132 // 8,
+        kv_heads=8,
+        multiprocessors=132,
+        resident=3,
+    )
+    found = {record[8] for record in plan.items.tolist() if record[2]}
+    assert found == parts
