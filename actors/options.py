@@ -64,6 +64,12 @@ class ExecutorOptions(ModelOptions):
     emulated_step_ms: float
     hang_timeout: float | None
     """Seconds that a step may take; None: by the device."""
+    tensor_parallel_size: int
+    """How many ranks the executor is."""
+    rank: int
+    """Which of them this is; 0 speaks with the scheduler."""
+    rendezvous: str = ""
+    """The path at which the ranks meet; the supervisor fills it in, anew for each of their lives."""
 
 
 @dataclass(frozen=True, kw_only=True)

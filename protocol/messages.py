@@ -378,6 +378,14 @@ class Plan(OfStep):
     """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
 
 
+class Forget(Internal):
+    """executor → its other ranks: the plans that follow are a new scheduler's, which begins with nothing."""
+
+
+class CaptureNext(Internal):
+    """executor → its other ranks: capture the graph that is missing first, as it does itself."""
+
+
 class GrammarEnd(msgspec.Struct, array_like=True, frozen=True):
     """Part of ``Sampled``: the sequence in a sequence slot got no token, and can get none."""
 
@@ -505,7 +513,7 @@ class Spans(Internal):
 
 AnyInternal = (
     Submit | Tokenized | Refused | Enqueue | Cancel | Capacity | Plan | Sampled | Tokens | Texts | Matched
-    | DumpTrace | Spans
+    | Forget | CaptureNext | DumpTrace | Spans
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from .executor import Executor
 from .memory import count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
+from .ranks.follower import Follower
+from .ranks.leader import Leader, name_of
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
 
@@ -33,7 +35,7 @@ EMULATED_BLOCKS = 1 << 20
 """Most blocks on the emulated device, which stores nothing in them; the scheduler's ledger of them takes 80 MB."""
 
 
-def build(context: StartContext) -> Executor:
+def build(context: StartContext) -> Executor | Follower:
     """The executor of a service, from its options."""
     options = context.options_as(ExecutorOptions)
     if options.device == "emulated":
@@ -41,7 +43,7 @@ def build(context: StartContext) -> Executor:
     return build_model(context, options)
 
 
-def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor:
+def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor | Follower:
     from .devices.emulated import EmulatedDevice, EmulatedProgram
 
     slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
@@ -54,12 +56,11 @@ def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor:
     return assemble(context, options, engine)
 
 
-def build_model(context: StartContext, options: ExecutorOptions) -> Executor:
+def build_model(context: StartContext, options: ExecutorOptions) -> Executor | Follower:
     """The executor of a model of transformers, on a CPU or a GPU."""
     ahead = None if options.load_format == "dummy" else ReadAhead(Path(options.model))
     where = import_libraries(context, options)
-    context.phase("load weights")
-    model = load(options, where)
+    model = load(context, options, where)
     if ahead is not None:
         ahead.stop()
     if where.type == "cpu":
@@ -79,7 +80,8 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
 
     where = torch.device(choose_device(options, torch))
     if where.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is for the other actors
+        cores = (os.cpu_count() or 2) - 1  # one core is for the other actors
+        torch.set_num_threads(max(1, cores // options.tensor_parallel_size))
     else:
         wake(where)
     context.phase("import transformers")
@@ -103,16 +105,26 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
 
 
-def load(options: ExecutorOptions, where: torch.device) -> PagedModel:
-    """The model on its device."""
-    from .model.load import load_model, make_model
+def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
+    """The model on its device, or of several ranks the part of this one."""
+    dummy, backend = options.load_format == "dummy", backend_of(options, where)
+    if options.tensor_parallel_size > 1:
+        from .ranks.load import load_part, make_part
+        from .ranks.meeting import meet
 
-    model = (make_model if options.load_format == "dummy" else load_model)(
-        options.model,
-        device=where,
-        dtype=options.dtype,
-        attention_backend=backend_of(options, where),
-    )
+        context.phase("meet the other ranks")
+        group = meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
+        context.phase("load weights")
+        model = (make_part if dummy else load_part)(
+            options.model, group, device=where, dtype=options.dtype, attention_backend=backend
+        )
+    else:
+        from .model.load import load_model, make_model
+
+        context.phase("load weights")
+        model = (make_model if dummy else load_model)(
+            options.model, device=where, dtype=options.dtype, attention_backend=backend
+        )
     if options.max_model_len > model.max_model_len:
         raise InvalidRequest(
             f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
@@ -127,7 +139,7 @@ def backend_of(options: ExecutorOptions, where: torch.device) -> str:
     return kind_of(where.type).attention if auto else options.attention_backend
 
 
-def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) -> Executor:
+def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) -> Executor | Follower:
     """The executor around an engine."""
     slots, facts = options.max_num_seqs, engine.facts
     tokens = max_batched_tokens(options, facts["device"])
@@ -157,8 +169,14 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
         "depth": options.pipeline_depth,
     }
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
+    if options.rank:
+        name = name_of(options.rank)
+        return Follower(name, options.rank, pipeline, batch, facts, engine.idle_work, patience)
     capacity = Capacity(engine.blocks, options.block_size, context.crashed, engine.steps, tokens)
-    return Executor(pipeline, batch, capacity, facts, engine.idle_work, masks, patience)
+    given = (pipeline, batch, capacity, facts, engine.idle_work, masks, patience)
+    if options.tensor_parallel_size > 1:
+        return Leader(*given, followers=tuple(map(name_of, range(1, options.tensor_parallel_size))))
+    return Executor(*given)
 
 
 def choose_device(options: ExecutorOptions, torch: Any) -> str:
@@ -174,9 +192,9 @@ def choose_device(options: ExecutorOptions, torch: Any) -> str:
             raise InvalidRequest(
                 f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0"
             )
-        return f"cuda:{index}"
+        return device_of_rank(options, index, torch)
     if name == "auto" and available:
-        return "cuda:0"
+        return device_of_rank(options, 0, torch)
     if options.for_cuda_only:
         unused = options.for_cuda_only[0]
         raise InvalidRequest(
@@ -184,3 +202,15 @@ def choose_device(options: ExecutorOptions, torch: Any) -> str:
             f" and torch {torch.__version__} sees no CUDA device; leave out --{unused.replace('_', '-')}"
         )
     return "cpu"
+
+
+def device_of_rank(options: ExecutorOptions, first: int, torch: Any) -> str:
+    """Each rank has the next device, from ``first`` on."""
+    ranks, devices = options.tensor_parallel_size, torch.cuda.device_count()
+    if first + ranks > devices:
+        from_there = f", {devices - first} of them from cuda:{first} on" if first else ""
+        raise InvalidRequest(
+            f"tensor_parallel_size={ranks}: each rank needs a device of its own, and torch sees {devices} CUDA"
+            f" device{'s' if devices > 1 else ''}{from_there}"
+        )
+    return f"cuda:{first + options.rank}"

@@ -39,6 +39,7 @@ def bytes_of_graphs(buckets: Buckets, layers: int, step_bytes: int) -> int:
 
 def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> int:
     """Blocks of the cache: what ``memory`` holds, and no more than all sequences could fill; None: that of a CPU.
+    Of several ranks all have as many as the one that has room for fewest.
 
     SlipstreamError with a hint where there is no room for two, or less than what was stated.
     """
@@ -57,7 +58,7 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
         raise no_room(options, max(0, room), per_block, memory)
     if memory is not None and blocks * per_block > memory.free - memory.graphs:
         raise no_room(options, max(0, memory.free - memory.graphs), per_block, memory, blocks)
-    return blocks
+    return blocks if model.group is None else model.group.least(blocks, model.device)
 
 
 def no_room(

@@ -174,6 +174,7 @@ def failure(phase: str, error: Exception) -> control.Failed:
         message=str(error)[:8000],
         hint=getattr(error, "hint", ""),
         trace="".join(traceback.format_exception(error))[-16000:],
+        of_another=getattr(error, "of_another", False),
     )
 
 

@@ -42,6 +42,9 @@ class ChildSpec:
     hang_timeout_s: float = 10.0
     """An actor that has something to do and makes no progress for this long is ended and restarted. It may
     report another limit as the fact of this name."""
+    group: str | None = None
+    """Children of one group start and end together. Each is given, as the option ``rendezvous``, a path that is new for
+    each of their lives; what is said of the group is said of the member of the same name."""
     frontend_of: str | None = None
     """Of a frontend: the actor whose client it is, at the endpoint that the option of its name names. It is no actor's
     peer, and its death, however often, does not end the service."""

@@ -82,6 +82,8 @@ class Failed(Control):
     message: str
     hint: str = ""
     trace: str = ""
+    of_another: bool = False
+    """It ended because another of its group did."""
 
 
 class Drained(Control):

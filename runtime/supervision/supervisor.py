@@ -20,6 +20,7 @@ from ...protocol.errors import SlipstreamError
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec
+from .groups import end_together, hanging, members_of
 from .liveness import Liveness
 from .notify import Notify
 from .restarts import INTENSITY, Restarts
@@ -123,8 +124,16 @@ class Supervisor:
     def spawn(self, spec: ChildSpec) -> None:
         self.epoch += 1
         others = [other for other in self.children.values() if other.spec.name != spec.name]
-        peers = {o.spec.name: (o.epoch, o.mailbox) for o in others if o.spec.frontend_of is None}
+        group = [other for other in others if spec.group is not None and other.spec.group == spec.group]
+        peers = {
+            other.spec.name: (other.epoch, other.mailbox)
+            for other in others
+            if other.spec.frontend_of is None and (other not in group or other.there)
+        }
         options = spec.options
+        if spec.group is not None:
+            life = min((other.epoch for other in group if other.there), default=self.epoch)
+            options = options | {"rendezvous": f"{self.directory}/{spec.group}.group.{life}"}
         if spec.frontend_of is not None:
             peers, options = (
                 {},
@@ -263,31 +272,35 @@ class Supervisor:
     def on_death(self, child: Child) -> None:
         """Start it again, or all; ``ChildFailed`` if it never was ready or nothing helps."""
         self.hear(child)  # its last words, if any
-        now, name, pid = time.monotonic(), child.spec.name, child.process.pid
-        state = child.state
-        in_hand = child.in_hand.read()
-        status = child.reap()
-        child.state = state
+        members = members_of(child, self.children)
+        child, status = end_together(child, members, self.hear)
+        now, name = time.monotonic(), child.spec.name
         failed = ChildFailed(child, status)
-        child.state = "dead"
+        in_hand, own_fault = child.in_hand.read(), child.crashed(status)
+        for member in members:
+            member.reap()
         frontend = child.spec.frontend_of is not None
         if not self.serving and not (frontend and self.has_served):
             raise failed
-        self.died_at[name] = now
-        if child.liveness is not None:  # one that was never ready has had nothing in hand
-            self.note_fault(child, child.crashed(status), in_hand)
-        self.status.keep_counters(child)
-        decision = self.restarts.on_death(name, child.lived_s(now), frontend=frontend)
+        were_ready = all(member.liveness is not None for member in members)
+        for member in members:
+            self.died_at[member.spec.name] = now
+            self.status.keep_counters(member)
+            if were_ready:  # one that was never ready has had nothing in hand
+                self.note_fault(member, own_fault, in_hand if member is child else b"")
+        lived_s = min(member.lived_s(now) for member in members)
+        decision = self.restarts.on_death(child.spec.group or name, lived_s, frontend=frontend)
         if decision.restart == "none":
             raise failed
-        ended = f"{name} (pid {pid}) ended: {failed.cause}; restarting"
+        ended = f"{name} (pid {child.process.pid}) ended: {failed.cause}; restarting"
         if decision.restart == "all":
             self.all_due = failed
             logger.warning("%s all, since it did not heal alone", ended)
             return
-        self.due.append((now + decision.pause_s, child.spec))
+        self.due += [(now + decision.pause_s, member.spec) for member in members]
         most = "" if frontend else f" of {INTENSITY}"
-        logger.warning("%s it (%d%s in a row)", ended, decision.in_a_row, most)
+        what = "it" if len(members) == 1 else f"all of its group of {len(members)}"
+        logger.warning("%s %s (%d%s in a row)", ended, what, decision.in_a_row, most)
 
     def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
         """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
@@ -354,9 +367,12 @@ class Supervisor:
                 dues += self.check_start(child, now)
                 continue
             if liveness.hung(now):
-                self.end_hung(
-                    child, f"made no progress for {liveness.limit_s:g} s although it has something to do"
-                )
+                blamed = hanging(child, members_of(child, self.children), now)
+                if not blamed.hung:
+                    self.end_hung(
+                        blamed,
+                        f"made no progress for {liveness.limit_s:g} s although it has something to do",
+                    )
                 continue
             if liveness.probe_due(now):
                 liveness.ask(now)

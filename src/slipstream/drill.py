@@ -140,7 +140,7 @@ class Drill:
         self.fault = fault
         self.rng = random.Random(seed)
         self.say = say
-        self.options = load_of(device).options
+        self.options: dict[str, Any] = load_of(device).options | {"tensor_parallel_size": ranks_for(targets)}
         if device != "emulated":
             self.options["dtype"] = dtype
         self.exact = device == "emulated" or dtype == "float32"
@@ -200,7 +200,7 @@ class Drill:
 
     def bears(self, actor: str) -> bool:
         """Whether the service still restarts the actor: it gives one up that dies again and again."""
-        most = {actor: 1} if self.fault != "twice" else dict.fromkeys(ACTORS, 1)
+        most = {dies_as(actor): 1} if self.fault != "twice" else dict.fromkeys(ACTORS, 1)
         return all(self.deaths[name] + extra <= INTENSITY for name, extra in most.items())
 
     # --- streams ------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class Drill:
                 os.kill(pids[actor], signal.SIGCONT)
         else:
             os.kill(pids[actor], signal.SIGKILL)
-            self.deaths[actor] += 1
+            self.deaths[dies_as(actor)] += 1
         if self.fault == "twice":
             await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
             second = self.rng.choice(ACTORS)
@@ -310,7 +310,7 @@ class Drill:
         self.recovery_s[actor] += [answer.longest_s for answer in struck]
         worst = max((answer.longest_s for answer in struck), default=0.0)
         self.say(f"{actor} {self.fault}: {len(struck)} streams open, the slowest went on after {worst:.3f} s")
-        if actor == "executor" or "executor" in hit:
+        if "executor" in map(dies_as, (actor, *hit)):
             await self.wait_for_end(struck)
 
     async def wait_until_ready(self, sidecar: Sidecar, hit: dict[str, int]) -> float:
@@ -319,7 +319,7 @@ class Drill:
         while time.monotonic() < deadline:
             with contextlib.suppress(ServiceUnavailable):
                 actors = await asyncio.to_thread(lambda: sidecar.actors)
-                if all(actors[name]["state"] == "ready" for name in ACTORS) and all(
+                if all(actor["state"] == "ready" for actor in actors.values()) and all(
                     actors[name]["pid"] != pid for name, pid in hit.items()
                 ):
                     return time.monotonic()
@@ -346,7 +346,7 @@ class Drill:
             "recovery_ms": spread(everything),
             "by_actor": {
                 actor: {"kills": self.kills[actor], "recovery_ms": spread(self.recovery_s[actor])}
-                for actor in ACTORS
+                for actor in (*ACTORS, *sorted(self.kills.keys() - set(ACTORS)))
                 if self.kills[actor]
             },
             "fault": self.fault,
@@ -355,6 +355,16 @@ class Drill:
             "services": self.services,
             "errors": self.errors,
         }
+
+
+def ranks_for(targets: tuple[str, ...]) -> int:
+    """How many ranks the executor must have, so that all targets are there."""
+    return 1 + max(int(name.partition(".")[2] or 0) for name in targets)
+
+
+def dies_as(actor: str) -> str:
+    """Whose death the supervisor counts: the ranks of an executor die together."""
+    return actor.partition(".")[0]
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

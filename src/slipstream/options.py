@@ -164,6 +164,14 @@ class ServeOptions:
     enable_prefix_caching: bool = option(
         True, "reuse what is cached of prompts that begin the same", group=BATCHING
     )
+    tensor_parallel_size: int = option(
+        1,
+        "ranks that share the model, each with a part of every layer: on GPUs each has one of its own",
+        group=BATCHING,
+        metavar="N",
+        low=1,
+        high=64,
+    )
     attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
     load_format: str = option(
         "auto",

@@ -134,8 +134,10 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     tokens = (facts["num_blocks"] - 1) * facts["block_size"]
     phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in executor.phases.items() if spent >= 0.05)
     logger.info(f"slipstream {__version__} serves {served.model_name}")
+    ranks = sum(child.spec.group == "executor" for child in supervisor.children.values())
+    device = facts["device"] + (f" for the first of {ranks} ranks" if ranks else "")
     logger.info(
-        f"  device {facts['device']}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
+        f"  device {device}, dtype {facts.get('dtype', '-')}, attention {facts.get('attention', '-')},"
         f" pipeline depth {facts['depth']}, CUDA graphs {facts.get('graphs', '-')}"
     )
     if facts.get("decoder", "fused") != "fused":
@@ -223,7 +225,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
     children = [
-        child("executor", "executor.build", executor_options(options, model)),
+        *executors(options, model),
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
         child("detokenizer", "text.detokenizer", model),
         child("tokenizer", "text.tokenizer", tokenizer_options(options, model, limits)),
@@ -233,6 +235,17 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         children.append(child("http", "http.server", http, waits=True, frontend_of="gateway"))
     hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
+
+
+def executors(options: ServeOptions, model: ModelOptions) -> list[ChildSpec]:
+    """The executor, or its ranks: ``executor`` is the first of them."""
+    size = options.tensor_parallel_size
+    ranks = [executor_options(options, model, rank) for rank in range(size)]
+    group = "executor" if size > 1 else None
+    return [
+        replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)
+        for own in ranks
+    ]
 
 
 def child(
@@ -266,7 +279,7 @@ def scheduler_options(options: ServeOptions, model: ModelOptions) -> SchedulerOp
     )
 
 
-def executor_options(options: ServeOptions, model: ModelOptions) -> ExecutorOptions:
+def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) -> ExecutorOptions:
     step_ms = options.emulated_step_ms
     return ExecutorOptions(
         **vars(model),
@@ -285,6 +298,8 @@ def executor_options(options: ServeOptions, model: ModelOptions) -> ExecutorOpti
         check_carry_over=options.check_carry_over,
         emulated_step_ms=EMULATED_STEP_MS if step_ms is None else step_ms,
         hang_timeout=options.hang_timeout,
+        tensor_parallel_size=options.tensor_parallel_size,
+        rank=rank,
     )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from slipstream.actors.executor.build import choose_device
 from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.options import ModelOptions
+from slipstream.protocol.errors import InvalidRequest
 
 from slipstream.options import ServeOptions
 from slipstream.service import executor_options
@@ -27,3 +32,36 @@ def test_a_step_has_as_many_tokens_as_stated_or_as_suit_the_device_and_one_for_e
 ) -> None:
     options = executor_options(ServeOptions(max_num_batched_tokens=stated, max_num_seqs=slots), MODEL)
     assert max_batched_tokens(options, device) == tokens
+
+
+def torch_with(devices: int) -> Any:
+    cuda = SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices)
+    return SimpleNamespace(__version__="0", cuda=cuda)
+
+
+@pytest.mark.parametrize(("device", "first"), [("auto", 0), ("cuda", 0), ("cuda:2", 2)])
+def test_each_rank_has_a_device_of_its_own(device: str, first: int) -> None:
+    options = ServeOptions(device=device, tensor_parallel_size=2)
+    ranks = [executor_options(options, MODEL, rank) for rank in range(2)]
+    assert [choose_device(own, torch_with(4)) for own in ranks] == [f"cuda:{first}", f"cuda:{first + 1}"]
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("auto", "tensor_parallel_size=4: .* torch sees 3 CUDA devices$"),
+        ("cuda:1", "torch sees 3 CUDA devices, 2 of them from cuda:1 on$"),
+    ],
+)
+def test_more_ranks_than_devices_are_refused_by_every_rank(device: str, reason: str) -> None:
+    options = ServeOptions(device=device, tensor_parallel_size=4)
+    for rank in range(4):
+        with pytest.raises(InvalidRequest, match=reason):
+            choose_device(executor_options(options, MODEL, rank), torch_with(3))
+
+
+def test_ranks_share_a_cpu() -> None:
+    options = ServeOptions(tensor_parallel_size=4)
+    assert {choose_device(executor_options(options, MODEL, rank), torch_with(0)) for rank in range(4)} == {
+        "cpu"
+    }

@@ -62,6 +62,28 @@ def stalling_executor(context: Any) -> Any:
     return actor
 
 
+def unable_rank(context: Any) -> Any:
+    """Cannot start."""
+    raise MemoryError("this rank has no room")
+
+
+def failing_rank(context: Any) -> Any:
+    """Fails at a step."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor = build(context)
+    handle = actor.handlers[Plan]
+
+    def fail(plan: Any, now: float) -> None:
+        if fault_is_due():
+            raise ArithmeticError("this rank has failed")
+        handle(plan, now)
+
+    actor.handlers[Plan] = fail
+    return actor
+
+
 def launching_executor(context: Any) -> Any:
     """Launching a step takes as long as the step, but for a little, as on a GPU without a graph."""
     from slipstream.actors.executor.build import build

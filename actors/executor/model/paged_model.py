@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
 from ..cache.paged import PagedBatch
+from ..ranks.group import RankGroup
 from . import gate
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
@@ -36,6 +37,8 @@ class PagedModel:
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.measure()
+        self.group: RankGroup | None = None
+        """The ranks of which each has a part of the model; None: it is whole."""
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
 

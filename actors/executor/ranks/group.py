@@ -9,6 +9,30 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions
 from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp
 
+from ....protocol.errors import SlipstreamError
+
+
+class RankLost(SlipstreamError):
+    """Another rank has ended: what all do together cannot be done any more."""
+
+    of_another = True
+
+
+class Together:
+    """What all ranks do together fails only if one of them is gone."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError):
+            raise RankLost(f"another rank has ended: {str(error).splitlines()[0]}") from error
+
+
+TOGETHER = Together()
+
 
 class RankGroup:
     """All ranks as one of them sees them.
@@ -32,25 +56,29 @@ class RankGroup:
     def sum(self, tensor: Tensor) -> Tensor:
         """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
         if not tensor.is_meta:
-            wait(self.backend.allreduce([tensor], self.summing))
+            with TOGETHER:
+                wait(self.backend.allreduce([tensor], self.summing))
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors [N, M] of all ranks side by side, [N, size * M]."""
         rows, columns = tensor.shape
         gathered = tensor.new_empty(self.size * rows, columns)
-        wait(self.backend._allgather_base(gathered, tensor.contiguous(), self.gathering))
+        with TOGETHER:
+            wait(self.backend._allgather_base(gathered, tensor.contiguous(), self.gathering))
         return gathered.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
 
     def tell(self, tensor: Tensor) -> Tensor:
         """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
-        wait(self.backend.broadcast([tensor], self.telling))
+        with TOGETHER:
+            wait(self.backend.broadcast([tensor], self.telling))
         return tensor
 
     def least(self, number: int, device: torch.device) -> int:
         """The least of all ranks' numbers; waits for them."""
         tensor = torch.tensor([number], device=device)
-        wait(self.backend.allreduce([tensor], self.comparing))
+        with TOGETHER:
+            wait(self.backend.allreduce([tensor], self.comparing))
         return int(tensor)
 
 

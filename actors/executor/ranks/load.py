@@ -8,6 +8,7 @@ the whole does not fit on one device, a short model of the same configuration wi
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ from .shard import shard
 
 MOST_OF_DEVICE = 0.8
 """A model that takes more of the free memory than this is not loaded as a whole."""
+
+for name in ("transformers.distributed.tensor_parallel", "transformers.integrations.tensor_parallel"):
+    logging.getLogger(name).setLevel(
+        logging.ERROR
+    )  # they list what they would not divide, which is done here
 
 SHORT_LAYERS = 4
 """Layers of the short model, or as many as it takes to have one of every type."""
@@ -44,6 +50,7 @@ def load_part(
     probe_short_model(config, group, device, transformer.dtype, attention_backend)
     shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
+    model.group = group
     fuse(model)
     return model
 
@@ -60,6 +67,7 @@ def make_part(
     shard(transformer, group)
     fill(transformer, device)
     model = PagedModel(transformer, attention.create(attention_backend))
+    model.group = group
     fuse(model)
     return model
 
@@ -74,6 +82,7 @@ def fill(transformer: PreTrainedModel, device: torch.device) -> None:
 
 def divide(model: PagedModel, group: RankGroup) -> None:
     """Leave of a whole model a rank's part, fused where it can be; ModelNotSupported if it computes anything else."""
+    model.group = group
     with probed(model):
         shard(model.transformer, group)
         if model.device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
 
@@ -11,7 +12,20 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     from ..bench.offline import add_json, count
     from ..drill import ACTORS, DEVICES, FAULTS
 
-    parser.add_argument("--kill", required=True, choices=(*ACTORS, "all"), metavar="ACTOR|all")
+    def target(name: str) -> str:
+        if name in (*ACTORS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
+            return name
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no actor; give {', '.join(ACTORS)}, a further rank such as executor.1, or all"
+        )
+
+    parser.add_argument(
+        "--kill",
+        required=True,
+        type=target,
+        metavar="ACTOR|all",
+        help="an actor, or executor.1 for the second of two ranks",
+    )
     parser.add_argument(
         "--rounds", type=count, default=5, metavar="N", help="kills of each actor (default 5)"
     )

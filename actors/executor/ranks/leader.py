@@ -1,0 +1,62 @@
+"""Rank 0: the executor that the scheduler knows, which hands every plan on to the other ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....protocol.messages import CaptureNext, Forget, PeerUp, Plan
+from ..executor import Executor
+
+
+def name_of(rank: int) -> str:
+    """The actor of a rank."""
+    return "executor" if rank == 0 else f"executor.{rank}"
+
+
+class Leader(Executor):
+    """A plan is complete for any rank: each stages and launches it by itself, in the order in which they are sent."""
+
+    def __init__(self, *given: Any, followers: tuple[str, ...], **named: Any) -> None:
+        """``followers`` are the actors of the other ranks; the rest as of `Executor`."""
+        super().__init__(*given, **named)
+        self.followers = followers
+        self.missing = set(followers)
+        """Of the other ranks, those that are not ready."""
+        self.captures_next = False
+        """The others were told to capture a graph, which comes before any further plan here too."""
+
+    def tell(self, message: Plan | Forget | CaptureNext) -> None:
+        for follower in self.followers:
+            self.send(follower, message)
+
+    def on_plan(self, plan: Plan, now: float) -> None:
+        if self.captures_next:
+            self.capture(now)
+        self.tell(plan)
+        super().on_plan(plan, now)
+
+    def on_wake(self, now: float) -> None:
+        """As an executor, but the others hear of a capture a turn before: what it computes, all compute together."""
+        if self.captures_next:
+            self.capture(now)
+        elif self.idle_work is not None and self.pipeline.idle:
+            self.tell(CaptureNext())
+            self.captures_next = True
+            self.wake_at = now
+        else:
+            super().on_wake(now)
+
+    def capture(self, now: float) -> None:
+        self.captures_next = False
+        super().on_wake(now)
+
+    def on_peer_up(self, peer: PeerUp, now: float) -> None:
+        self.missing.discard(peer.name)
+        super().on_peer_up(peer, now)
+        self.welcome_scheduler()
+
+    def welcome_scheduler(self) -> None:
+        """Once all ranks are there."""
+        if self.scheduler_is_new and self.pipeline.idle and not self.missing:
+            self.tell(Forget())
+            super().welcome_scheduler()

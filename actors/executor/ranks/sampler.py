@@ -1,0 +1,70 @@
+"""Rank 0 chooses the tokens, and all ranks have them.
+
+The logits of two ranks may differ in their last bits, so that two choices would part their token tables for ever. One
+small copy on the compute stream gives all the same, and the grammars and counts of the choice stay on one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..sampling.sampler import Sampler
+from ..step.layout import SamplingKind
+from .group import RankGroup
+
+
+def sampler_of(group: RankGroup, own: Sampler) -> Sampler:
+    """What takes the place of a program's own sampler on this rank."""
+    return FollowingSampler(group) if group.rank else LeadingSampler(group, own)
+
+
+class LeadingSampler(Sampler):
+    """On rank 0: tells the others what it has chosen."""
+
+    def __init__(self, group: RankGroup, own: Sampler) -> None:
+        vars(self).update(vars(own))
+        self.group = group
+
+    def choose(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        requests: Tensor,
+        position: Tensor,
+        kind: SamplingKind,
+        allowed: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        return self.group.tell(super().choose(logits, slots, requests, position, kind, allowed))
+
+
+class FollowingSampler(Sampler):
+    """On the others: keeps nothing and chooses nothing."""
+
+    def __init__(self, group: RankGroup) -> None:
+        self.group = group
+
+    def join(self, slots: Tensor, penalised: Sequence[int]) -> None:
+        """Rank 0 keeps what it chooses by."""
+
+    def join_biases(self, biases: Tensor) -> None:
+        """As ``join``."""
+
+    def count_known(self, slots: Tensor, tokens: Tensor, in_prompt: Tensor) -> None:
+        """As ``join``."""
+
+    def count_sampled(self, slots: Tensor, tokens: Tensor) -> None:
+        """As ``join``."""
+
+    def choose(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        requests: Tensor,
+        position: Tensor,
+        kind: SamplingKind,
+        allowed: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        return self.group.tell(torch.empty(len(slots), dtype=torch.int32, device=slots.device))

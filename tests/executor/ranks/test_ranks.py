@@ -1,0 +1,240 @@
+"""Two ranks give the tokens that one gives: the real scheduler, pipeline and program, and gloo between threads."""
+
+from __future__ import annotations
+
+import gc
+import random
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rank_threads import at_once, groups
+from ranks import LENGTH, Service
+from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.ranks import meeting
+from slipstream.actors.executor.ranks.follower import Follower
+from slipstream.actors.executor.ranks.group import RankGroup, RankLost
+from slipstream.actors.executor.ranks.leader import Leader
+from slipstream.actors.executor.ranks.load import divide
+from slipstream.actors.executor.ranks.sampler import FollowingSampler
+from slipstream.protocol.errors import SlipstreamError
+from slipstream.protocol.messages import Capacity, CaptureNext, Completed, Forget, PeerUp, Plan
+from slipstream.protocol.sampling import SamplingParams
+from tiny_models import VOCAB_SIZE, make_config
+from torch import Tensor
+
+CPU = torch.device("cpu")
+FEW_BLOCKS = 30
+"""Not enough for all sequences that run."""
+
+torch.set_num_threads(1)
+
+
+def requests() -> list[tuple[list[int], SamplingParams]]:
+    """Prompts that are computed in pieces, that share beginnings, and every wish that changes the choice."""
+    rng = random.Random(5)
+    shared = [rng.randrange(VOCAB_SIZE - 2) for _ in range(20)]
+    wishes = [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "regex": "[a-f]{2,9}(-[0-9]+){1,3}"},
+        {"temperature": 0.8},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 20},
+        {"temperature": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2},
+        {"temperature": 0.7, "logprobs": 3, "prompt_logprobs": 2},
+        {"temperature": 1.0, "min_p": 0.02, "logit_bias": {5: 4.0, 9: -5.0}, "min_tokens": 6},
+        {"temperature": 0.0, "choice": ["yes", "no", "yes, but"]},
+    ]
+    made = []
+    for seed in range(16):
+        prompt = [rng.randrange(VOCAB_SIZE - 2) for _ in range(rng.randrange(1, 40))]
+        prompt = shared + prompt[:9] if rng.random() < 0.4 else prompt
+        most = rng.randrange(4, 30)
+        ignore = rng.random() < 0.5
+        made.append(
+            (
+                prompt,
+                SamplingParams(**{"max_tokens": most, "seed": seed, "ignore_eos": ignore} | wishes[seed % 8]),
+            )
+        )  # type: ignore[arg-type]
+    return made
+
+
+def answers(service: Service) -> dict[int, list[int]]:
+    rng = random.Random(1)
+    for request, (prompt, params) in enumerate(requests()):
+        service.ask(request, prompt, params)
+        for _ in range(rng.randrange(4)):
+            if service.executor.pipeline.under_way:
+                service.wait()
+    service.finish()
+    return service.tokens
+
+
+def whole(family: str) -> PagedModel:
+    return from_config(make_config(family), CPU, torch.float32)
+
+
+def one_rank(family: str) -> dict[int, list[int]]:
+    model = whole(family)
+    fuse(model)
+    return answers(Service([model], blocks=5 * LENGTH))
+
+
+def two_ranks(family: str) -> tuple[list[PagedModel], list[RankGroup]]:
+    ranks, models = groups(2), [whole(family), whole(family)]
+    at_once(divide, models, ranks)
+    return models, ranks
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"])
+def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None:
+    expected = one_rank(family)
+    assert sum(map(len, expected.values())) > 150
+    service = Service(*two_ranks(family), blocks=FEW_BLOCKS)
+    assert answers(service) == expected
+    counters = service.scheduler.counters
+    assert counters["num_preemptions"] > 0
+    assert counters["num_block_copies"] + counters["prefix_cache_hits"] > 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "graphs"), [(1, "none"), (3, "none"), (1, "start"), (2, "start"), (3, "start"), (2, "lazy")]
+)
+def test_at_any_depth_with_graphs_and_without(depth: int, graphs: str) -> None:
+    expected = one_rank("llama")
+    service = Service(*two_ranks("llama"), depth=depth, blocks=FEW_BLOCKS, graphs=graphs)
+    first, second = service.ranks
+    while graphs == "lazy" and first.graphed is not None and len(first.graphed.missing) > 3:
+        service.wake()  # nothing has been asked yet
+    assert answers(service) == expected
+    if graphs == "none":
+        return
+    assert first.replays.replays[0] > 100
+    assert second.replays.replays == first.replays.replays
+    assert first.graphed is not None
+    assert second.graphed is not None
+    assert list(first.graphed.forwards) == list(second.graphed.forwards), "captured in one order"
+    assert list(first.graphed.samplings) == list(second.graphed.samplings)
+
+
+def test_a_rank_that_chooses_other_tokens_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests above compare would show it, though no other answer is given."""
+    real = FollowingSampler.choose
+
+    def choose(self: FollowingSampler, logits: Tensor, slots: Tensor, *rest: Any) -> Tensor:
+        return (real(self, logits, slots, *rest) + 1) % VOCAB_SIZE
+
+    monkeypatch.setattr(FollowingSampler, "choose", choose)
+    service = Service(*two_ranks("llama"), blocks=FEW_BLOCKS)
+    with pytest.raises(AssertionError, match="tokens"):
+        answers(service)
+
+
+def test_a_rank_that_is_gone_is_named_as_the_reason() -> None:
+    gone, left = groups(2)
+    del gone
+    gc.collect()
+    with pytest.raises(RankLost, match="another rank has ended") as lost:
+        left.sum(torch.ones(3))
+    assert lost.value.of_another
+
+
+def test_the_rank_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "MEET_WITHIN", timedelta(seconds=0.2))
+    with pytest.raises(SlipstreamError, match=r"rank 1 \(executor\.1\) has not come within 0\.2 s"):
+        meeting.meet(0, 2, str(tmp_path / "here"), CPU)
+
+
+# --- what the actors do, by themselves --------------------------------------------------------------
+
+
+class OneStep:
+    """A pipeline of a single slot, which is busy until it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.busy = False
+        self.masks_due = None
+        self.device = SimpleNamespace(completions_fd=None, array=lambda staging: staging)
+
+    @property
+    def idle(self) -> bool:
+        return not self.busy
+
+    free = idle
+
+    def acquire(self) -> SimpleNamespace:
+        self.busy = True
+        return SimpleNamespace(staging=None)
+
+    def launch(self, slot: Any, number: int, step: Any) -> None:
+        self.done.append(f"step {number}")
+
+    def poll_completed(self) -> list[Any]:
+        self.busy = False
+        return []
+
+
+def follower() -> tuple[Follower, OneStep]:
+    pipeline = OneStep()
+    step = SimpleNamespace(layout=SimpleNamespace(tokens=1), masked=())
+    batch = SimpleNamespace(stage=lambda plan, staging: step, clear=lambda: pipeline.done.append("forget"))
+    found = Follower("executor.1", 1, pipeline, batch, {}, lambda: pipeline.done.append("capture") is None)  # type: ignore[arg-type]
+    return found, pipeline
+
+
+def test_a_follower_does_what_comes_early_later_and_in_its_order() -> None:
+    actor, pipeline = follower()
+    for message in (Forget(), Plan(0), Plan(1), CaptureNext(), Forget(), Plan(2)):
+        assert actor.receive("executor", message, 0.0) == []
+    assert pipeline.done == ["forget", "step 0"]
+    assert actor.working
+    actor.receive("device", Completed(), 0.0)
+    assert pipeline.done == ["forget", "step 0", "step 1"]
+    actor.receive("device", Completed(), 0.0)
+    assert pipeline.done[3:] == ["capture", "forget", "step 2"]
+    actor.receive("device", Completed(), 0.0)
+    assert not actor.working
+
+
+def leader(captures: list[str]) -> Leader:
+    step = SimpleNamespace(layout=SimpleNamespace(tokens=1), masked=())
+    batch = SimpleNamespace(stage=lambda plan, staging: step, clear=lambda: None)
+    return Leader(
+        OneStep(),
+        batch,
+        Capacity(9, 4),
+        {},
+        lambda: captures.append("capture") is None,
+        followers=("a", "b"),  # type: ignore[arg-type]
+    )
+
+
+def test_the_scheduler_hears_of_the_executor_when_all_its_ranks_are_there() -> None:
+    actor = leader([])
+    assert actor.receive("scheduler", PeerUp("scheduler", 1), 0.0) == []
+    assert actor.receive("a", PeerUp("a", 2), 0.0) == []
+    told = actor.receive("b", PeerUp("b", 3), 0.0)
+    assert [(to, type(message)) for to, message in told] == [
+        ("a", Forget),
+        ("b", Forget),
+        ("scheduler", Capacity),
+    ]
+    again = actor.receive("scheduler", PeerUp("scheduler", 4), 0.0)
+    assert [type(message) for _, message in again] == [Forget, Forget, Capacity]
+
+
+def test_every_rank_captures_at_the_same_place_among_the_plans() -> None:
+    captures: list[str] = []
+    actor = leader(captures)
+    told = actor.wake(0.0)
+    assert [(to, type(message)) for to, message in told] == [("a", CaptureNext), ("b", CaptureNext)]
+    assert captures == [], "the others have to hear of it first"
+    told = actor.receive("scheduler", Plan(0), 0.0)
+    assert captures == ["capture"]
+    assert [(to, type(message)) for to, message in told] == [("a", Plan), ("b", Plan)]

@@ -1,0 +1,211 @@
+"""A scheduler in front of an executor of one or more ranks, on CPU devices in one process.
+
+Rank 0 runs in the thread of the test and each other rank in one of its own; what they do together is done by gloo.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLExecutor
+from rank_threads import at_once
+from replay import Replays, SpoilingProgram
+from slipstream.actors.executor.devices.cpu import CpuDevice
+from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.ranks.follower import Follower
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.leader import Leader, name_of
+from slipstream.actors.executor.ranks.sampler import sampler_of
+from slipstream.actors.executor.sampling.masks import Masks
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, Tokens
+from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.actor import Send
+from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tokenizer
+from tokenizers import Tokenizer
+
+LENGTH, SLOTS, BLOCK, BUDGET = 96, 5, 4, 12
+PATIENCE_S = 30.0
+
+
+@functools.cache
+def compiler() -> GrammarCompiler:
+    with tempfile.TemporaryDirectory() as folder:
+        make_tokenizer(Path(folder))
+        return GrammarCompiler(Tokenizer.from_file(f"{folder}/tokenizer.json"), VOCAB_SIZE, [EOS_TOKEN_ID])
+
+
+class Rank:
+    """What one rank has."""
+
+    def __init__(
+        self, model: PagedModel, group: RankGroup | None, depth: int, blocks: int, captured: bool
+    ) -> None:
+        self.device = CpuDevice()
+        buckets = buckets_of(SLOTS, BUDGET, LENGTH) if captured else None
+        self.batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words)
+        program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
+        if group is not None:
+            program.sampler = sampler_of(group, program.sampler)
+        self.replays = Replays()
+        self.graphed = None
+        if buckets is not None:
+            self.graphed = SpoilingProgram(program, self.replays.capture, LENGTH, buckets)
+        self.program = program
+        batch = self.batch
+        self.pipeline = Pipeline(
+            self.device,
+            self.graphed or program,
+            depth,
+            batch.input_capacity,
+            batch.output_capacity,
+            batch.mask_capacity,
+        )
+
+
+class FollowerThread:
+    """Runs a follower: what it is sent, and what its device completes."""
+
+    def __init__(self, rank: Rank, number: int, lazy: bool) -> None:
+        capture_next = rank.graphed.capture_next if lazy and rank.graphed else None
+        self.actor = Follower(name_of(number), number, rank.pipeline, rank.batch, {}, capture_next)
+        self.device = rank.device
+        self.inbox: deque[Any] = deque()
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self.ended = False
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def post(self, message: Any) -> None:
+        self.inbox.append(message)
+        os.eventfd_write(self.bell, 1)
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        completions = self.device.completions_fd
+        assert completions is not None
+        try:
+            while not (self.ended and self.actor.idle):
+                ready, _, _ = select.select([self.bell, completions], [], [])
+                if completions in ready:
+                    os.eventfd_read(completions)
+                    assert self.actor.receive("device", Completed(), 0.0) == []
+                if self.bell in ready:
+                    os.eventfd_read(self.bell)
+                    while self.inbox:
+                        assert self.actor.receive("executor", self.inbox.popleft(), 0.0) == []
+        except BaseException as error:
+            self.failure = error
+
+    def end(self) -> None:
+        self.ended = True
+        os.eventfd_write(self.bell, 1)
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        if self.failure is not None:
+            raise self.failure
+
+
+class Service:
+    """Scheduler and executor; ``graphs`` are none, captured at the start, or one by one when idle."""
+
+    def __init__(
+        self,
+        models: list[PagedModel],
+        groups: list[RankGroup] | None = None,
+        *,
+        depth: int = 2,
+        blocks: int = 60,
+        graphs: str = "none",
+    ) -> None:
+        captured, lazy = graphs != "none", graphs == "lazy"
+        known = groups or [None]
+        with torch.inference_mode():
+            self.ranks = [
+                Rank(model, group, depth, blocks, captured)
+                for model, group in zip(models, known, strict=True)
+            ]
+        if graphs == "start":
+            at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
+        first = self.ranks[0]
+        idle_work = first.graphed.capture_next if lazy and first.graphed else None
+        given = (first.pipeline, first.batch, Capacity(blocks, BLOCK), {}, idle_work)
+        masks = Masks(compiler(), SLOTS, LLExecutor())
+        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS_TOKEN_ID,)))
+        self.followers: dict[str, FollowerThread] = {}
+        if groups is None:
+            self.executor = Executor(*given, masks)
+        else:
+            names = tuple(name_of(rank) for rank in range(1, len(groups)))
+            self.executor = Leader(*given, masks, followers=names)
+            for number, name in enumerate(names, 1):
+                self.followers[name] = FollowerThread(self.ranks[number], number, lazy)
+        self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, int] = {}
+        """How many of the columns of logprobs that a step brought are each request's."""
+        self.carry(self.executor.receive("scheduler", PeerUp("scheduler", 1), 0.0))
+        for name in self.followers:
+            self.carry(self.executor.receive(name, PeerUp(name, 1), 0.0))
+
+    def carry(self, sends: list[Send]) -> None:
+        for to, message in sends:
+            if to == "executor":
+                self.carry(self.executor.receive("scheduler", message, 0.0))
+            elif to == "scheduler":
+                self.carry(self.scheduler.receive("executor", message, 0.0))
+            elif to in self.followers:
+                self.followers[str(to)].post(message)
+            elif isinstance(message, Tokens):
+                requests = np.frombuffer(message.requests, np.int64).tolist()
+                tokens = np.frombuffer(message.tokens, np.int32).tolist()
+                for request, token in zip(requests, tokens, strict=True):
+                    self.tokens.setdefault(request, []).append(token)
+
+    def ask(self, request: int, prompt: list[int], params: SamplingParams) -> None:
+        self.tokens.setdefault(request, [])
+        ids = np.array(prompt, np.int32).tobytes()
+        self.carry(self.scheduler.receive("tokenizer", Enqueue(request, ids, params, b""), 0.0))
+
+    def wait(self) -> None:
+        """Until the first rank's device has finished a step."""
+        fd = self.ranks[0].device.completions_fd
+        assert fd is not None
+        assert select.select([fd], [], [], PATIENCE_S)[0], "the device is silent"
+        os.eventfd_read(fd)
+        self.carry(self.executor.receive("device", Completed(), 0.0))
+        self.wake()
+
+    def wake(self) -> None:
+        if self.executor.wake_at is not None:
+            self.carry(self.executor.wake(0.0))
+
+    def finish(self) -> None:
+        """Until all that was asked is answered; then the ranks must know the same."""
+        while self.scheduler.sequences or not self.executor.pipeline.idle:
+            self.wait()
+        while self.executor.wake_at is not None:
+            self.wake()
+        for follower in self.followers.values():
+            follower.end()
+        for rank in self.ranks:
+            rank.device.close()
+        states = [rank.program.state for rank in self.ranks]
+        for state in states[1:]:
+            for name in ("tokens", "position", "finished", "block_table"):
+                assert torch.equal(getattr(state, name), getattr(states[0], name)), name
