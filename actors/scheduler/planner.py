@@ -258,7 +258,7 @@ class Planner:
         assert self.blocks is not None
         slot, table = sequence.slot, self.table
         computed = min(int(table.computed[slot]), int(table.length[slot]))
-        publish(self.blocks, sequence, table.known(slot), computed, self.step)
+        publish(self.blocks, sequence, table.known(slot), computed, sequence.last_step)
 
     # --- making room ------------------------------------------------------------------------------
 

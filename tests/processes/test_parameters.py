@@ -20,7 +20,7 @@ EOS = 0
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
     # float32: answers are compared, and in bfloat16 one may go on otherwise where its prompt is cached
-    with Sidecar(device="cpu", dtype="float32", max_num_seqs=4) as started:
+    with Sidecar(device="cpu", max_num_seqs=4) as started:
         yield started
 
 
@@ -37,7 +37,11 @@ def answer(client: Client, **params: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def plain(client: Client) -> list[int]:
-    """The greedy answer."""
+    """The greedy answer, with the prompt cached as it is for all that are compared with it.
+
+    In the default dtype, bfloat16, a prompt that is computed as a whole may have another last bit, and another answer.
+    """
+    answer(client)
     return answer(client).token_ids
 
 
@@ -97,8 +101,9 @@ def test_logprobs(client: Client, plain: list[int]) -> None:
     output = answer(client, logprobs=3)
     assert output.token_ids == plain
     for token, row in zip(output.token_ids, output.logprobs, strict=True):
-        assert len(row) == 3
-        assert max(row, key=row.__getitem__) == token
+        assert row[token] == max(row.values())
+        # Beside the three likeliest the token's own, if it is none of them: then all are equally likely.
+        assert len(row) == 3 or (len(row) == 4 and len(set(row.values())) == 1)
         assert all(value <= 0.0 for value in row.values())
     assert answer(client).logprobs is None
 

@@ -388,6 +388,16 @@ def test_requests_of_different_salts_share_nothing() -> None:
     assert [start for _, start in joins(bench)] == [0, 0, 0, 63]
 
 
+def test_a_prompt_whose_answer_has_filled_its_block_is_found_by_the_next_request() -> None:
+    """What an answer leaves behind was written by its last step, not by the next one."""
+    bench = Bench(size=16, slots=4)
+    for request in range(3):
+        bench.ask(request, prompt(1, 6), max_tokens=24, **FREE)
+        bench.finish_all()
+        assert bench.tokens[request] == alone(prompt(1, 6), request, 24, set(), VOCAB)
+    assert [start for _, start in joins(bench)] == [0, 5, 5]
+
+
 def test_a_copy_that_does_not_fit_is_computed_instead() -> None:
     """The source cannot be held beside it in a cache that the request needs as a whole."""
     bench = Bench(blocks=5, size=16, slots=2)

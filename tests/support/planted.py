@@ -100,6 +100,15 @@ def launching_executor(context: Any) -> Any:
     return actor
 
 
+def impatient_executor(context: Any) -> Any:
+    """Takes a step to hang after a second if it takes ten times as long as expected, where a service waits for ten."""
+    from slipstream.actors.executor import patience
+    from slipstream.actors.executor.build import build
+
+    patience.LEAST_S = 1.0
+    return build(context)
+
+
 def poisoned_executor(context: Any) -> Any:
     """Dies by a signal of its own when a prompt has the token 666."""
     from slipstream.actors.executor.build import build
