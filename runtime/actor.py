@@ -8,7 +8,7 @@ simulator and in a unit test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -85,6 +85,12 @@ class Actor:
             return []
         handler(message, now)
         return self.take_outbox()
+
+    def parts(self, message: Any) -> Iterable[tuple[bytes, Any]]:
+        """The message in parts to be handled one after the other, each with the digest of the request that it is
+        about, or an empty one. Hosts ask after a death by the actor's own fault: should it die again, it is known
+        which request it had in hand."""
+        return [(b"", message)]
 
     def wake(self, now: float) -> list[Send]:
         """Called at ``wake_at`` or a little later."""

@@ -93,6 +93,8 @@ class Simulator:
         """Messages that actors have handled."""
         self.crashed: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault, which the next one is to know."""
+        self.careful: set[str] = set()
+        """Actors whose last incarnation did: of them it is noted which request they have in hand."""
         self.expecting_gap: set[int] = set()
         """Incarnations that a frame was lost on the way to: no other may find a gap."""
         for name in factories:
@@ -117,6 +119,10 @@ class Simulator:
         the news may take a while, but they take it in before they handle anything else.
         """
         self.epoch += 1
+        if self.crashed.get(name):
+            self.careful.add(name)
+        else:
+            self.careful.discard(name)
         self.actors[name] = self.factories[name](self)
         if self.actors[name].endpoint is not None:
             self.public = name
@@ -267,7 +273,21 @@ class Simulator:
             self.crash(to, RESTART_S)
             return
         for sender, message in opened:
-            self.turn(to, sender, message)
+            if to in self.careful:
+                self.turn_by_turn(to, sender, message)
+            else:
+                self.turn(to, sender, message)
+
+    def turn_by_turn(self, name: str, sender: Address, message: Any) -> None:
+        """One actor handles one message, one request after the other."""
+        if name not in self.actors:
+            return
+        for digest, part in self.actors[name].parts(message):
+            self.in_hand[name] = digest
+            self.turn(name, sender, part)
+            if name not in self.actors:
+                return
+            self.in_hand.pop(name, None)
 
     def end(self, name: str, epoch: int) -> None:
         """The supervisor's answer to an incarnation that makes no progress."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...protocol.messages import Delta, Finished, Opened, PromptLogprobs, Texts
@@ -42,6 +43,50 @@ def take_in(ledger: Ledger, message: Texts) -> News:
     for finished, tail in zip(message.finished, message.tails, strict=True):
         take_end(ledger, finished, tail, deltas, news)
     return news
+
+
+def by_request(ledger: Ledger, message: Texts) -> Iterator[tuple[bytes, Texts]]:
+    """The texts of each request apart, with its digest; those of no open request together, with an empty one."""
+
+    def request_of(number: int) -> Request | None:
+        answer = ledger.answers.get(number)
+        return None if answer is None else answer.request
+
+    numbers = array("q", message.requests)
+    rows: defaultdict[Request | None, list[int]] = defaultdict(list)
+    for row, number in enumerate(numbers):
+        rows[request_of(number)].append(row)
+    others = [*message.opened, *message.prompts, *message.finished]
+    requests = dict.fromkeys([*rows, *(request_of(one.request) for one in others)])
+    tokens, count = array("i", message.tokens), len(numbers)
+    ends = list(zip(message.finished, message.tails, strict=True))
+    counters = message.counters
+    for request in requests:
+        own = rows[request]
+        mine = [(end, tail) for end, tail in ends if request_of(end.request) is request]
+        part = Texts(
+            message.step,
+            [one for one in message.opened if request_of(one.request) is request],
+            array("q", [numbers[row] for row in own]).tobytes(),
+            array("i", [tokens[row] for row in own]).tobytes(),
+            [message.texts[row] for row in own],
+            [end for end, _ in mine],
+            [tail for _, tail in mine],
+            counters,
+            rows_of(message.logprob_tokens, count, own),
+            rows_of(message.logprobs, count, own),
+            [one for one in message.prompts if request_of(one.request) is request],
+        )
+        counters = {}
+        yield b"" if request is None else request.digest, part
+    if not requests:
+        yield b"", message
+
+
+def rows_of(data: bytes, count: int, rows: list[int]) -> bytes:
+    """Some of the ``count`` rows of one size that ``data`` has."""
+    size = len(data) // count if count else 0
+    return b"".join(data[row * size : (row + 1) * size] for row in rows)
 
 
 def take_opened(ledger: Ledger, opened: list[Opened]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -49,10 +50,10 @@ from ...runtime.keys import KeyFolder
 from ..options import GatewayOptions
 from .admission import check
 from .connections import PROBE_S, Connection, Connections
-from .delivery import take_in
+from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
-from .probation import Probation, in_hand
+from .probation import Held, Probation
 from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ class Gateway(Actor):
         self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
-        self.faulty: set[str] = set()
-        """Actors that have ended by their own fault and are not back yet."""
+        self.faulty: dict[str, Held] = {}
+        """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
+        on meanwhile: it is sent again to the next incarnation anyway."""
         self.quarantined = 0
         """Requests that were given up here; the scheduler counts its own."""
         self.draining = False
@@ -229,7 +231,7 @@ class Gateway(Actor):
         """
         for answer in request.answers:
             answer.opened = False
-        request.sent = self.probation.admits(request)
+        request.sent = not self.faulty and self.probation.admits(request)
         if not request.sent:
             return
         request.leader = (request.unfinished or request.answers)[0]
@@ -315,12 +317,15 @@ class Gateway(Actor):
             self.ledger.forget(request)
         self.send_to(request.connection, Error(code=code, message=message, id=request.id, param=param))
 
+    def parts(self, message: Any) -> Iterable[tuple[bytes, Any]]:
+        return by_request(self.ledger, message) if isinstance(message, Texts) else [(b"", message)]
+
     def on_texts(self, message: Texts, now: float) -> None:
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
         if message.counters:
             self.scheduler_counters.take(message.counters)
         news = take_in(self.ledger, message)
-        self.measures.on_news(news, len(message.texts), bool(self.ledger.answers), now)
+        self.measures.on_news(news, message.step, len(message.texts), bool(self.ledger.answers), now)
         if news.unknown:
             self.send("tokenizer", Cancel(sorted(news.unknown)))
             self.ledger.unknown |= news.unknown
@@ -364,8 +369,8 @@ class Gateway(Actor):
     # --- peers ------------------------------------------------------------------------------------
 
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
-        if peer.own_fault:
-            self.faulty.add(peer.name)
+        if peer.own_fault and peer.name in PATH:
+            self.faulty.setdefault(peer.name, Held(peer.name, self.ledger.requests))
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
@@ -375,8 +380,7 @@ class Gateway(Actor):
         if peer.name == "scheduler":
             self.scheduler_counters.restart()
         if peer.name in self.faulty:
-            self.faulty.discard(peer.name)
-            self.suspect(peer.name)
+            self.suspect(peer.name, self.faulty.pop(peer.name))
         self.ledger.cancelled.clear()
         self.ledger.unknown.clear()
         for request in self.ledger.requests.values():
@@ -384,11 +388,10 @@ class Gateway(Actor):
             self.submit(request)
         self.advance_probation()
 
-    def suspect(self, actor: str) -> None:
+    def suspect(self, actor: str, held: Held) -> None:
         """One of the requests that a dead actor had in hand may have killed it."""
-        streams = actor != "tokenizer"
-        held = in_hand(self.ledger.requests.values(), streams=streams)
-        culprit = self.probation.on_death(held, streams=streams)
+        held.forget_closed(self.ledger.requests)
+        culprit = self.probation.on_death(held)
         self.pause(list(self.probation.suspects.values()))
         if culprit is not None:
             self.quarantined += 1

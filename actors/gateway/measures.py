@@ -59,6 +59,10 @@ class Measures:
         }
         self.stepped_at: float | None = None
         """When the last step's tokens came; None if nothing was under way after it."""
+        self.step = -1
+        """The step that is being taken in, which may come in parts."""
+        self.before_at: float | None = None
+        """When the tokens of the step before that came."""
 
     def count(self, what: str, requests: int = 1) -> None:
         self.counters[f"requests_{what}"] += requests
@@ -67,8 +71,9 @@ class Measures:
         self.count("accepted")
         request.accepted_at = now
 
-    def on_news(self, news: News, tokens: int, busy: bool, now: float) -> None:
-        """One step's. The time since the step before is the latency of each token that was not a first one."""
+    def on_news(self, news: News, step: int, tokens: int, busy: bool, now: float) -> None:
+        """One step's, or a part of it. The time since the step before is the latency of each token that was not a
+        first one."""
         ttft, itl = (
             self.histograms["time_to_first_token_seconds"],
             self.histograms["inter_token_latency_seconds"],
@@ -78,8 +83,10 @@ class Measures:
                 answer.request.first_at = now
                 ttft.add(now - answer.request.accepted_at)
         later = tokens - len(news.begun)
-        if later > 0 and self.stepped_at is not None:
-            itl.add(now - self.stepped_at, later)
+        if step != self.step:
+            self.step, self.before_at = step, self.stepped_at
+        if later > 0 and self.before_at is not None:
+            itl.add(now - self.before_at, later)
         if tokens:
             self.stepped_at = now
         if not busy:

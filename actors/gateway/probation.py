@@ -29,6 +29,19 @@ MAX_QUARANTINED = 1024
 """How many requests are remembered that must not come again."""
 
 
+class Held:
+    """What an actor had in hand when it ended."""
+
+    def __init__(self, actor: str, requests: Mapping[int, Request]) -> None:
+        """``requests`` are all that are open."""
+        self.streams = actor != "tokenizer"
+        """Not only prompts."""
+        self.requests = in_hand(requests.values(), streams=self.streams)
+
+    def forget_closed(self, requests: Mapping[int, Request]) -> None:
+        self.requests = [request for request in self.requests if request.number in requests]
+
+
 class Probation:
     """The suspects, and the one on probation."""
 
@@ -52,22 +65,22 @@ class Probation:
             return True
         return not self.streams and request.tokenized and request.number not in self.suspects
 
-    def on_death(self, held: list[Request], *, streams: bool) -> Request | None:
+    def on_death(self, held: Held) -> Request | None:
         """An actor ended by its own fault and had these in hand: the one that is not to be tried again, or None.
 
-        Those that are not become suspects. ``streams``: not only prompts were in hand.
+        Those that are not become suspects.
         """
-        if self.tried is not None and held == [self.tried]:
+        if self.tried is not None and held.requests == [self.tried]:
             culprit, self.tried = self.tried, None
             self.suspects.clear()
             return culprit
-        if held:
-            self.streams = streams or (self.active and self.streams)
-            for request in held:
+        if held.requests:
+            self.streams = held.streams or (self.active and self.streams)
+            for request in held.requests:
                 request.suspected += 1
                 further = PROBATION_TOKENS * PROBATION_GROWTH ** (request.suspected - 1)
                 request.passes_at = request.delivered_tokens + further
-            everyone = self.suspects | {request.number: request for request in held}
+            everyone = self.suspects | {request.number: request for request in held.requests}
             self.suspects = dict(sorted(everyone.items(), reverse=True))
             self.tried = None
         return None

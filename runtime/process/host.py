@@ -73,6 +73,8 @@ class Host:
         self.links = Links(begin.name, begin.epoch, begin.key)
         self.in_hand = InHand(begin.in_hand)
         self.quarantined = frozenset(begin.quarantined)
+        self.careful = begin.crashed
+        """The incarnation before this one ended by its own fault: what is in hand is noted request by request."""
         self.ring = actor.ring
         self.dumps: list[Iterator[tuple[str, Spans]]] = []
         """What is left to send of each trace that was asked for."""
@@ -244,9 +246,21 @@ class Host:
             self.drain_control()
             for sender, message in opened:
                 before_ns = self.busy_ns
-                self.handle(sender, message)
+                if self.careful:
+                    self.handle_parts(sender, message)
+                else:
+                    self.handle(sender, message)
                 self.complete_first(self.busy_ns - before_ns)
         return True
+
+    def handle_parts(self, sender: Address, message: Any) -> None:
+        """Handle a message one request after the other, and note which is in hand."""
+        for digest, part in self.actor.parts(message):
+            if digest:
+                self.in_hand.take(digest)
+            self.handle(sender, part)
+            if digest:
+                self.in_hand.put_down()
 
     def complete_first(self, turn_ns: int) -> None:
         """After a long turn: what the device has completed goes before the next message.
@@ -304,7 +318,7 @@ class Host:
         digest = digest_of(message)
         if digest in self.quarantined:
             raise Quarantined(
-                f"the {self.links.name} died twice while it took in this request: it is not tried again"
+                f"the {self.links.name} died twice while it had this request in hand: it is not tried again"
             )
         return digest
 

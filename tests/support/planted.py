@@ -136,6 +136,18 @@ def poisoned_gateway(context: Any) -> Any:
     )
 
 
+def poisoned_by_texts_gateway(context: Any) -> Any:
+    """Dies by a signal of its own when it takes in texts of a request that continues the token 666."""
+    from slipstream.actors.gateway.gateway import build
+    from slipstream.protocol.messages import Texts
+
+    return dies_of(
+        build(context),
+        Texts,
+        lambda texts: [token for opened in texts.opened for token in array("i", opened.context)],
+    )
+
+
 def poisoned_tokenizer(context: Any) -> Any:
     """Dies by a signal of its own when it is to look at a prompt with the token 666."""
     from slipstream.actors.text.tokenizer import build

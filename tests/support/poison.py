@@ -11,7 +11,16 @@ from simulation import World
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.detokenizer import Detokenizer
-from slipstream.protocol.messages import ClientMessage, Enqueue, Generate, Plan, Sampled, Submit, Tokens
+from slipstream.protocol.messages import (
+    ClientMessage,
+    Enqueue,
+    Generate,
+    Plan,
+    Sampled,
+    Submit,
+    Texts,
+    Tokens,
+)
 
 ACTORS = ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"]
 
@@ -34,7 +43,8 @@ class Poison:
 
     def is_in(self, message: Any) -> bool:
         if isinstance(message, ClientMessage):
-            return isinstance(message.message, Generate) and message.message.params.seed == self.seed
+            asked = message.message
+            return not self.after and isinstance(asked, Generate) and asked.params.seed == self.seed
         if isinstance(message, Submit | Enqueue):
             return not self.after and message.params.seed == self.seed
         if isinstance(message, Plan):
@@ -43,6 +53,9 @@ class Poison:
             return self.after > 0 and self.answer_has() >= self.after
         if isinstance(message, Tokens):
             return self.is_in_text(message) and self.answer_has() >= self.after
+        if isinstance(message, Texts):
+            is_there = self.after > 0 and self.number() in array("q", message.requests).tolist()
+            return is_there and self.answer_has() >= self.after
         return False
 
     def is_in_text(self, tokens: Tokens) -> bool:
