@@ -14,10 +14,12 @@ from types import ModuleType
 
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.scheduler.scheduler import Scheduler
 
 PIPELINE = "slipstream.actors.executor.pipeline"
 EXECUTOR = "slipstream.actors.executor.executor"
+GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
 DRAFT = "slipstream.actors.scheduler.draft"
 PREFIX = "slipstream.actors.scheduler.prefix"
@@ -51,6 +53,7 @@ class Code:
     pipeline: type[Pipeline] = Pipeline
     executor: type[Executor] = Executor
     scheduler: type[Scheduler] = Scheduler
+    graphed: type[GraphedProgram] = GraphedProgram
 
 
 REAL = Code()
@@ -62,6 +65,8 @@ def plant(fault: Fault) -> Code:
         return Code(pipeline=module.Pipeline)
     if fault.module == EXECUTOR:
         return Code(executor=module.Executor)
+    if fault.module == GRAPHS:
+        return Code(graphed=module.GraphedProgram)
     parts: dict[str, object] = {}
     if fault.module == POOL:
         parts = {"Pool": module.Pool, "BlockPool": module.BlockPool}
@@ -120,8 +125,15 @@ OVER = "self.under_way[0].d2h_done.query()"
 TOKENS = "self.device.array(slot.results)[: step.results.size].copy()"
 NEXT_SLOT = "return self.free.popleft()"
 RING = "for _ in range(depth)"
+STATIC_INPUTS = "self.inputs[: layout.graph_input_size].copy_(inputs[: layout.graph_input_size])"
+STATIC_OUTPUTS = "outputs[:size].copy_(self.outputs[:size])"
 BEFORE = "(self.under_way[-1] if self.under_way else slot)"
 """The slot of the step before."""
+
+
+def to_graph(source: str) -> str:
+    """A copy of a step's inputs past the slot, to those that graphs read."""
+    return f"self.h2d.copy(self.program.inputs, {source}, step.layout.graph_input_size)"
 
 
 def shared(field: str, made: str) -> Edits:
@@ -466,7 +478,7 @@ FAULTS = (
     Fault(
         "inputs-copied-straight-into-the-graph",
         "graph inputs",
-        ((H2D_COPY, H2D_COPY.replace("slot.inputs", "self.program.inputs")),),
+        ((H2D_COPY, to_graph("slot.staging")),),
         MANY,
         graphed=True,
     ),
@@ -476,7 +488,7 @@ FAULTS = (
         (
             (
                 COMPUTE_WAITS,
-                f"self.h2d.copy(self.program.inputs, slot.inputs, step.layout.input_size); {H2D_DONE}; {COMPUTE_WAITS}",
+                f"{to_graph('slot.inputs')}; {H2D_DONE}; {COMPUTE_WAITS}",
             ),
         ),
         MANY,
@@ -501,6 +513,36 @@ FAULTS = (
         "graph inputs",
         ((LAUNCH, LAUNCH.replace("self.compute", "(self.d2h if slot.number % 2 else self.compute)")),),
         MANY,
+        graphed=True,
+    ),
+    Fault(
+        "graphs-read-the-inputs-of-the-slot-that-came-first",
+        "inputs A",
+        ((STATIC_INPUTS, "self.inputs = self.first = getattr(self, 'first', inputs)"),),
+        MANY,
+        GRAPHS,
+        graphed=True,
+    ),
+    Fault(
+        "graphs-write-the-outputs-of-the-slot-that-came-first",
+        "outputs A",
+        ((STATIC_OUTPUTS, "self.outputs = self.first = getattr(self, 'first', outputs)"),),
+        MANY,
+        GRAPHS,
+        graphed=True,
+    ),
+    Fault(
+        "the-inputs-of-the-step-before-are-read",
+        "inputs",
+        (
+            (
+                STATIC_INPUTS,
+                "before, self.before = getattr(self, 'before', inputs), inputs; "
+                + STATIC_INPUTS.replace("(inputs[", "(before["),
+            ),
+        ),
+        MANY,
+        GRAPHS,
         graphed=True,
     ),
 )
@@ -548,6 +590,13 @@ HARMLESS = (
             ("slot = self.under_way.popleft()", "slot = self.under_way.popleft(); self.free.append(slot)"),
             ("            self.free.append(slot)\n", ""),
         ),
+    ),
+    Fault(
+        "sampling-reads-the-inputs-of-its-own-slot",
+        "",
+        (("slots = self.inputs[: layout.samples]", "slots = inputs[: layout.samples]"),),
+        module=GRAPHS,
+        graphed=True,
     ),
     Fault("any-free-slot-will-do", "", ((NEXT_SLOT, "return self.free.pop()"),)),
     Fault("results-not-copied-but-sent-at-once", "", ((TOKENS, TOKENS.replace(".copy()", "")),)),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from slipstream.actors.executor.devices.device import Buffer, Device, Event, Stream
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.layout import Step
@@ -79,6 +80,8 @@ class Recording:
         self.step = -1
         self.buffers: dict[int, Location] = {}
         """By ``id``; the device hands out the buffers of the device that it wraps."""
+        self.storages: dict[int, Location] = {}
+        """Those that are tensors, by the address of their memory: views are other objects."""
         self.generations: dict[Place, int] = {}
         self.names: dict[Place, str] = {}
         self.running: Operation | None = None
@@ -111,6 +114,20 @@ class Recording:
         self.running.reads.extend(reads)
         self.running.writes.extend(writes)
 
+    def use(self, reads: Iterable[torch.Tensor], writes: Iterable[torch.Tensor]) -> None:
+        """The launch that runs now, or else the host, uses these tensors; those of nobody's buffer do not count."""
+        read, written = (
+            [found for tensor in tensors if (found := self.storages.get(tensor.untyped_storage().data_ptr()))]
+            for tensors in (reads, writes)
+        )
+        if self.running is not None:
+            self.touch(read, written)
+            return
+        for location in read:
+            self.access("read", location)
+        for location in written:
+            self.access("write", location)
+
     def hand_out(self, kind: str, number: int) -> Location:
         """A new owner gets the place: a write by the host, so whatever the old owner did must be over."""
         generation = self.generations.get((kind, number), -1) + 1
@@ -127,11 +144,18 @@ class Recording:
         key = id(buffer)
         location = self.hand_out(kind, sum(1 for place in self.generations if place[0] == kind))
         self.buffers[key] = location
-        weakref.finalize(buffer, self.free, key).atexit = False
+        address = None
+        if isinstance(buffer, torch.Tensor):
+            address = buffer.untyped_storage().data_ptr()
+            self.storages[address] = location
+        weakref.finalize(buffer, self.free, key, address).atexit = False
         return buffer
 
-    def free(self, key: int) -> None:
-        self.add(HOST, "free", writes=[self.buffers.pop(key)])
+    def free(self, key: int, address: int | None) -> None:
+        location = self.buffers.pop(key)
+        if address is not None and self.storages.get(address) is location:
+            del self.storages[address]
+        self.add(HOST, "free", writes=[location])
 
     def location(self, buffer: Buffer) -> Location:
         location = self.buffers.get(id(buffer))
@@ -247,6 +271,7 @@ class RecordedStream:
         def recorded() -> None:
             self.recording.running = operation
             work()
+            self.recording.running = None
 
         self.stream.launch(recorded, reads, writes)
 

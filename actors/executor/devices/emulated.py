@@ -17,7 +17,7 @@ import numpy as np
 
 from ....runtime.process.priority import come_first
 from ..step.fields import JOIN, PLACEHOLDER, UNWRITTEN
-from ..step.layout import Step
+from ..step.layout import ResultLayout, SamplingKind, Step, StepLayout
 from .device import Buffer
 
 COPY_NS = 5_000
@@ -189,12 +189,22 @@ class EmulatedProgram:
 
     def run(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
         self.begin(inputs, step)
-        self.choose(inputs, None, outputs, step)
+        self.sample(inputs, None, outputs, step)
 
     def begin(self, inputs: np.ndarray, step: Step) -> None:
-        layout = step.layout
-        if layout.joins:
-            self.join(layout.view(inputs, "joins"))
+        self.apply(inputs, step)
+        self.forward(inputs, step.layout)
+
+    def finish(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, step: Step) -> None:
+        self.sample(inputs, masks[: step.mask_size].reshape(-1, step.mask_words), outputs, step)
+
+    # --- the parts of a step, as those of `ModelProgram` -------------------------------------------------
+
+    def apply(self, inputs: np.ndarray, step: Step) -> None:
+        if step.layout.joins:
+            self.join(step.layout.view(inputs, "joins"))
+
+    def forward(self, inputs: np.ndarray, layout: StepLayout) -> None:
         if layout.decode_only:
             rows, counts = layout.view(inputs, "sample_slots")[: layout.rows], 1
         else:
@@ -204,6 +214,15 @@ class EmulatedProgram:
             self.tokens[slots[new], positions[new]] = known[new]
             rows, counts = layout.view(inputs, "row_slots"), np.diff(layout.view(inputs, "query_start"))
         self.position[rows] += counts * ~self.finished[rows]
+
+    def sample(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
+        """``masks`` [M, words] of the rows that the step's inputs name."""
+        layout = step.layout
+        slots = layout.view(inputs, "sample_slots")[: layout.samples]
+        allowed = None if masks is None else (layout.view(inputs, "masked_rows"), masks)
+        self.choose(slots, allowed, outputs, step.kind, step.results)
+        if layout.prompt_logprobs:
+            self.report_prompts(inputs, outputs, step)
 
     def join(self, joins: np.ndarray) -> None:
         slots = joins["slot"]
@@ -216,12 +235,15 @@ class EmulatedProgram:
         if self.check_carry_over:
             self.tokens[slots] = UNWRITTEN
 
-    def finish(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, step: Step) -> None:
-        self.choose(inputs, masks[: step.mask_size].reshape(-1, step.mask_words), outputs, step)
-
-    def choose(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
-        layout, results = step.layout, step.results
-        slots = layout.view(inputs, "sample_slots")[: layout.samples]
+    def choose(
+        self,
+        slots: np.ndarray,
+        allowed: tuple[np.ndarray, np.ndarray] | None,
+        outputs: np.ndarray,
+        kind: SamplingKind,
+        results: ResultLayout,
+    ) -> None:
+        """``allowed`` are the rows [M] that have a mask, and the masks [M, words]."""
         position, finished = self.position[slots], self.finished[slots]
         previous = self.tokens[slots, position - 1]
         if self.check_carry_over and (previous == UNWRITTEN).any():
@@ -233,19 +255,20 @@ class EmulatedProgram:
             token[early] = (token[early] + 1) % self.vocab_size
             stopping = (self.stop_tokens[slots] == token[:, None]).any(axis=1)
             early &= stopping
-        if masks is not None:
-            rows = layout.view(inputs, "masked_rows")
+        if allowed is not None:
+            rows, masks = allowed
             token[rows] = next_allowed(token[rows], masks, self.vocab_size)
             stopping = (self.stop_tokens[slots] == token[:, None]).any(axis=1)
         self.tokens[slots, position] = token
         results.view(outputs, "tokens")[:] = np.where(finished, -1, token)
-        if step.kind.logprobs:
-            ids, values = known_logprobs(token, step.kind.logprobs, self.vocab_size)
+        if kind.logprobs:
+            ids, values = known_logprobs(token, kind.logprobs, self.vocab_size)
             results.view(outputs, "logprob_tokens")[:] = ids.ravel()
             results.view(outputs, "logprobs")[:] = values.view(np.int32).ravel()
-        if layout.prompt_logprobs:
-            prompt = layout.view(inputs, "prompt_tokens").astype(np.int64)
-            ids, values = known_logprobs(prompt, step.prompt_columns, self.vocab_size)
-            results.view(outputs, "prompt_logprob_tokens")[:] = ids.ravel()
-            results.view(outputs, "prompt_logprobs")[:] = values.view(np.int32).ravel()
         self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])
+
+    def report_prompts(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
+        prompt = step.layout.view(inputs, "prompt_tokens").astype(np.int64)
+        ids, values = known_logprobs(prompt, step.prompt_columns, self.vocab_size)
+        step.results.view(outputs, "prompt_logprob_tokens")[:] = ids.ravel()
+        step.results.view(outputs, "prompt_logprobs")[:] = values.view(np.int32).ravel()

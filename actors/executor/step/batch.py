@@ -78,23 +78,7 @@ class RunningBatch:
         self.steady: Rows | None = None
         """The step before if it only decoded; the next is the same until the batch changes."""
 
-        rows = min(max_batched_tokens, seq_slots)
-        largest = StepLayout(
-            seq_slots,
-            decode_only=False,
-            rows=rows,
-            tokens=max_batched_tokens,
-            logits=rows + PROMPT_LOGPROBS_PER_STEP,
-            samples=seq_slots,
-            joins=seq_slots,
-            biases=seq_slots,
-            blocks=seq_slots * max_blocks,
-            copies=seq_slots,
-            counts=max_batched_tokens,
-            masked=seq_slots,
-            prompt_logprobs=PROMPT_LOGPROBS_PER_STEP,
-        )
-        self.input_capacity = largest.input_size
+        self.input_capacity = largest_inputs(seq_slots, max_batched_tokens, max_blocks)
         """int32 that the inputs of the largest step can need."""
         logprobs = 2 * (1 + MAX_LOGPROBS)  # of one token: ids and values
         self.output_capacity = seq_slots * (1 + logprobs) + PROMPT_LOGPROBS_PER_STEP * logprobs
@@ -398,6 +382,26 @@ class RunningBatch:
             if chunk.samples:
                 del self.prompts[chunk.slot]
                 self.decoding[chunk.slot] = True
+
+
+def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> int:
+    """int32 of the inputs of a step that has as much as can be of everything."""
+    rows = min(max_batched_tokens, seq_slots)
+    return StepLayout(
+        seq_slots,
+        decode_only=False,
+        rows=rows,
+        tokens=max_batched_tokens,
+        logits=rows + PROMPT_LOGPROBS_PER_STEP,
+        samples=seq_slots,
+        joins=seq_slots,
+        biases=seq_slots,
+        blocks=seq_slots * max_blocks,
+        copies=seq_slots,
+        counts=max_batched_tokens,
+        masked=seq_slots,
+        prompt_logprobs=PROMPT_LOGPROBS_PER_STEP,
+    ).input_size
 
 
 AS_THEY_ARE = tuple(

@@ -9,11 +9,13 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import simulation
 import torch
+from graphed import RecordedGraphs, TensorDevice, TensorProgram
 from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, Code, Fault, edited, plant
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
 from races import Race, races
@@ -26,6 +28,7 @@ from recording import (
     Recording,
     RecordingDevice,
 )
+from replay import Replays
 from simulation import EOS, MODEL_LEN, VOCAB, World, grammar_compiler
 from slipstream.actors.executor.devices.device import Buffer, Device
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
@@ -141,34 +144,6 @@ def test_the_host_is_seen_reading_and_writing_however_it_does() -> None:
 # --- the pipeline -------------------------------------------------------------------------------------
 
 
-class GraphedProgram:
-    """Replays a graph for every step: its inputs and outputs are always the same, and copied in and out."""
-
-    def __init__(self, program: RecordedProgram, device: RecordingDevice, batch: RecordedBatch) -> None:
-        self.program = program
-        self.recording = device.recording
-        self.inputs = device.buffer(batch.input_capacity)
-        self.outputs = device.buffer(batch.output_capacity)
-        for name, buffer in (("graph inputs", self.inputs), ("graph outputs", self.outputs)):
-            self.recording.names[self.recording.location(buffer).place] = name
-
-    def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
-        at = self.recording.location
-        self.recording.touch([at(inputs), at(self.outputs)], [at(self.inputs), at(outputs)])
-        self.inputs[: step.layout.input_size] = inputs[: step.layout.input_size]
-        self.program.run(self.inputs, self.outputs, step)
-        outputs[: step.results.size] = self.outputs[: step.results.size]
-
-    def begin(self, inputs: Buffer, step: Step) -> None:
-        at = self.recording.location
-        self.recording.touch([at(inputs)], [at(self.inputs)])
-        self.inputs[: step.layout.input_size] = inputs[: step.layout.input_size]
-        self.program.begin(self.inputs, step)
-
-    def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
-        self.program.finish(inputs, masks, outputs, step)
-
-
 def recorded(
     inner: Device, model: Program, depth: int, slots: int, blocks: int, code: Code, graphed: bool
 ) -> tuple[Executor, Recording]:
@@ -179,9 +154,13 @@ def recorded(
     buckets = buckets_of(slots, BUDGET, MODEL_LEN) if graphed else None
     compiler = grammar_compiler()
     batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words)
-    program: Program = RecordedProgram(model, recording, batch)
-    if graphed:
-        program = GraphedProgram(program, device, batch)
+    program = RecordedProgram(model, recording, batch)
+    if buckets is not None:
+        assert isinstance(model, EmulatedProgram)
+        parts: Any = TensorProgram(model, recording)
+        replaying = code.graphed(parts, Replays().capture, MODEL_LEN, buckets)
+        replaying.capture_all()
+        program = RecordedGraphs(replaying, recording, batch)
     pipeline = code.pipeline(
         device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
     )
@@ -206,7 +185,8 @@ class RecordedWorld(World):
         graphed: bool = False,
     ) -> None:
         def executor(world: Simulator) -> Executor:
-            device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
+            kind = TensorDevice if graphed else EmulatedDevice
+            device = kind(1.0, clock_ns=world.clock_ns, realtime=False)
             model = EmulatedProgram(slots, MODEL_LEN, VOCAB)
             executor, recording = recorded(device, model, depth, slots, blocks, code, graphed)
             self.recordings.append(recording)
