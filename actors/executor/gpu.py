@@ -75,7 +75,10 @@ def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
 
 
 class Capturing:
-    """Captures one graph after another, and keeps ``facts`` up to date with how far that is."""
+    """Captures one graph after another, and keeps ``facts`` up to date with how far that is.
+
+    Of several ranks none goes on where one has no memory: what is captured computes with all of them.
+    """
 
     def __init__(self, graphed: GraphedProgram, graphs: CudaGraphs, kept: int, facts: dict[str, Any]) -> None:
         """``kept`` bytes were kept back for all of them."""
@@ -89,6 +92,11 @@ class Capturing:
         """Capture one graph; False if there is none to capture, or no memory."""
         could = not self.graphed.out_of_memory
         done = self.graphed.capture_next()
+        model = self.graphed.program.model
+        if model.group is not None and not model.group.least(
+            int(not self.graphed.out_of_memory), model.device
+        ):
+            self.graphed.give_up()
         if could and self.graphed.out_of_memory:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"

@@ -191,11 +191,15 @@ class GraphedProgram:
             else:
                 return False
         except torch.OutOfMemoryError:
-            self.out_of_memory = True
-            self.missing.clear()
-            self.missing_rare.clear()
+            self.give_up()
             return False
         return True
+
+    def give_up(self) -> None:
+        """There is no memory for further graphs."""
+        self.out_of_memory = True
+        self.missing.clear()
+        self.missing_rare.clear()
 
     def capture_one(self, key: ForwardKey | SamplingKey) -> None:
         if isinstance(key, ForwardKey):
