@@ -104,7 +104,11 @@ def give_memory_back() -> None:
 def main(factory: str, fd: int, parent: int) -> int:
     """Build the actor that ``factory`` names and run it until the supervisor ends it."""
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    for number in (
+        signal.SIGINT,
+        *control.IDLE_SIGNALS,
+    ):  # what reaches the whole group, the supervisor decides upon
+        signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
     configure(as_json=False)
     with socket.socket(fileno=fd) as channel:

@@ -6,6 +6,7 @@ learns of the other's death.
 
 from __future__ import annotations
 
+import signal
 import socket
 from typing import Any
 
@@ -14,6 +15,9 @@ import msgspec
 
 from ...protocol.codec import encode
 from ...protocol.messages import Actors
+
+IDLE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a service for nothing, though their default is to end a process."""
 
 MAX_PACKET = 128 * 1024
 

@@ -78,6 +78,8 @@ class Supervisor:
         self.status = Status(self.children, f"ipc://{directory}/control")
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.signals: list[int] = []
+        self.idle_signals: list[int] = []
+        """Received and not yet told of: they ask for nothing here."""
         self.parent_fd: int | None = None
         self.parent_gone = False
 
@@ -86,9 +88,12 @@ class Supervisor:
     def on_signal(self, number: int, frame: object) -> None:
         """A signal handler for SIGTERM, SIGINT and SIGHUP: the first drains, the second ends at once.
 
-        SIGCHLD only wakes: it comes for a child that was stopped, which its process file descriptor does not.
+        SIGCHLD only wakes: it comes for a child that was stopped, which its process file descriptor does not. For
+        SIGUSR1 and SIGUSR2, by which other servers open their logs again or start anew, there is nothing to do.
         """
-        if number != signal.SIGCHLD:
+        if number in control.IDLE_SIGNALS:
+            self.idle_signals.append(number)
+        elif number != signal.SIGCHLD:
             self.signals.append(number)
         try:
             os.write(self.wake_writer, b"!")
@@ -230,6 +235,9 @@ class Supervisor:
                 liveness.forgive(now)
         if self.wake_reader in ready:
             os.read(self.wake_reader, 4096)
+            while self.idle_signals:
+                name = signal.Signals(self.idle_signals.pop(0)).name
+                logger.info("%s changes nothing here: the log is standard error, and SIGTERM drains", name)
             self.look_for_stopped(now)
         if self.parent_fd in ready:
             self.parent_gone = True

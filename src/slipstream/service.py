@@ -32,6 +32,7 @@ from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.run_directory import run_directory
 from .runtime.supervision.children import ChildFailed, ChildSpec
+from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify
 from .runtime.supervision.supervisor import Supervisor
 
@@ -67,7 +68,7 @@ def serve(options: ServeOptions) -> int:
 def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: int) -> int:
     notify = Notify(os.environ)
     supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *IDLE_SIGNALS):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, supervisor.on_signal)
     if options.exit_with_parent:

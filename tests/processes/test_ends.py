@@ -162,6 +162,24 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
         assert served.process.wait(NEAR) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_mean_other_things_to_other_servers_change_nothing_and_say_so(number: int) -> None:
+    """``kill -USR1`` opens nginx's logs again: a script that does so to every server must end none."""
+    with service(stderr=subprocess.PIPE) as served:
+        params = SamplingParams(max_tokens=100, ignore_eos=True)
+        with served.client() as client:
+            stream = client.stream("Once", params)
+            tokens = list(next(stream).token_ids)
+            for pid in (served.process.pid, *(actor.pid for actor in client.actors().actors)):
+                os.kill(pid, number)
+            tokens += [token for delta in stream for token in delta.token_ids]
+            assert len(tokens) == 100
+            assert all(actor.restarts == 0 for actor in client.actors().actors)
+        assert served.stop() == 0
+        assert served.process.stderr is not None
+        assert f"{signal.Signals(number).name} changes nothing here" in served.process.stderr.read().decode()
+
+
 def test_a_service_that_was_started_to_outlive_its_terminal_does() -> None:
     with service(before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as served:
         served.process.send_signal(signal.SIGHUP)
