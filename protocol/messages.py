@@ -323,6 +323,8 @@ class Capacity(Internal):
     """Of steps that it ran before it was ready, from small to large: tokens, and the ns that they took."""
     max_num_batched_tokens: int | None = None
     """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
+    prefix_caching: bool = True
+    """False: sequences have a state that is in no block, so that one cannot begin where another did."""
 
 
 class Join(Internal):

@@ -17,7 +17,7 @@ from .ahead import ReadAhead, wake
 from .devices.kinds import kind_of
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
-from .memory import count_blocks
+from .memory import check_states, count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
 from .ranks.follower import Follower
@@ -98,6 +98,7 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     """Steps run as large as they are, and nothing is compiled."""
     from .devices.cpu import CpuDevice
 
+    check_states(options, model, None)
     program = program_of(options, model)
     context.phase("allocate cache")
     blocks = count_blocks(options, model, None)
@@ -145,12 +146,14 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
     tokens = max_batched_tokens(options, facts["device"])
     context.phase("load grammar vocabulary")
     compiler = load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
+    stateful = bool(facts.get("states"))
     batch = RunningBatch(
         slots,
         tokens,
         -(-options.max_model_len // options.block_size),
         engine.buckets,
         mask_words=0 if isinstance(compiler, str) else compiler.words,
+        stateful=stateful,
     )
     pipeline = Pipeline(
         engine.device,
@@ -172,7 +175,9 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
     if options.rank:
         name = name_of(options.rank)
         return Follower(name, options.rank, pipeline, batch, facts, engine.idle_work, patience)
-    capacity = Capacity(engine.blocks, options.block_size, context.crashed, engine.steps, tokens)
+    capacity = Capacity(
+        engine.blocks, options.block_size, context.crashed, engine.steps, tokens, prefix_caching=not stateful
+    )
     given = (pipeline, batch, capacity, facts, engine.idle_work, masks, patience)
     if options.tensor_parallel_size > 1:
         return Leader(*given, followers=tuple(map(name_of, range(1, options.tensor_parallel_size))))

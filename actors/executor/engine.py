@@ -54,6 +54,7 @@ def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
 
 def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[str, Any]:
     """What the banner says of a model on its device."""
+    states = model.stateful
     return {
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -61,6 +62,8 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "decoder": model.kept_because or "fused",
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * model.layout.bytes_per_block(options.block_size, model.dtype),
+        "states": [] if states is None else states.told(),
+        "state_bytes": model.state_layout.bytes_per_slot * (options.max_num_seqs + 1),
     }
 
 

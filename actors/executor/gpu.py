@@ -14,7 +14,7 @@ from ..options import ExecutorOptions
 from .attention.ahead import compile_ahead
 from .devices.cuda import CudaDevice, CudaGraphs
 from .engine import Engine, facts_of, max_batched_tokens, program_of
-from .memory import Memory, bytes_of_graphs, count_blocks, step_too_large
+from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
 from .model.paged_model import PagedModel
 from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
@@ -33,6 +33,7 @@ def on_gpu(
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
+    check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
     graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
 

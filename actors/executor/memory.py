@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...protocol.errors import SlipstreamError
+from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..options import ExecutorOptions
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
     size = options.block_size
     per_block = model.layout.bytes_per_block(size, model.dtype)
     most = 1 + options.max_num_seqs * -(-options.max_model_len // size)
+    if not per_block:
+        return most  # no layer attends: blocks are numbers
     given = options.kv_cache_memory
     if given is not None:
         room = given
@@ -59,6 +62,24 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
     if memory is not None and blocks * per_block > memory.free - memory.graphs:
         raise no_room(options, max(0, memory.free - memory.graphs), per_block, memory, blocks)
     return blocks if model.group is None else model.group.least(blocks, model.device)
+
+
+def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> None:
+    """InvalidRequest where ``memory`` does not hold the states of so many sequences; None: that of a CPU."""
+    each, slots = model.state_layout.bytes_per_slot, options.max_num_seqs + 1
+    if not each:
+        return
+    if memory is None:
+        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        room = max(0, int(memory.free - (1.0 - options.gpu_memory_utilization) * memory.total))
+    if each * slots > room:
+        fit = room // each - 1
+        raise InvalidRequest(
+            f"max_num_seqs={options.max_num_seqs}: the recurrent layers of this model keep {each} bytes for each"
+            f" sequence, {each * slots} with one for padding, and there are {room}; "
+            + (f"lower --max-num-seqs to {fit} or less" if fit > 0 else "not even one sequence has room")
+        )
 
 
 def no_room(

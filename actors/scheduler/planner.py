@@ -87,7 +87,8 @@ class Planner:
             raise RuntimeError("neither the options nor the executor say how many tokens a step may have")
         self.max_batched_tokens = tokens
         self.prefill_budget.begin(capacity.steps)
-        self.blocks = BlockPool(capacity.num_blocks, capacity.block_size, caching=self.config.prefix_caching)
+        caching = self.config.prefix_caching and capacity.prefix_caching
+        self.blocks = BlockPool(capacity.num_blocks, capacity.block_size, caching=caching)
         self.blocks.completed = self.step - 1
 
     def take_admitted(self) -> list[tuple[Sequence, int]]:

@@ -147,6 +147,8 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"
     )
+    for line in facts.get("states", ()):
+        logger.info(f"  {line}")
     logger.info(f"  endpoint {gateway.facts['endpoint']}")
     http = supervisor.children["http"].facts["url"] if "http" in supervisor.children else None
     if http is not None:

@@ -153,6 +153,13 @@ def test_a_mixture_of_experts_is_captured_in_bfloat16_alone() -> None:
     assert model.uncapturable == ""
 
 
+def test_of_a_model_with_states_only_steps_that_decode_are_captured() -> None:
+    engine = engine_of(model=model_of("qwen3_5_text"))
+    assert engine.facts["graphs"].startswith(f"{3 * len(buckets_of(SLOTS, BUDGET, LENGTH).decode)} in 0.2 s")
+    assert "share nothing, since a state is in no block" in engine.facts["states"][0]
+    assert engine_of().facts["states"] == []
+
+
 # --- memory -----------------------------------------------------------------------------------------------
 
 
@@ -237,3 +244,22 @@ def test_an_idle_executor_survives_a_graph_without_memory(monkeypatch: pytest.Mo
         executor.wake(0.0)
     assert executor.wake_at is None, "an idle service uses no CPU"
     executor.pipeline.device.close()
+
+
+def test_states_that_do_not_fit_are_named_with_how_many_do() -> None:
+    model = model_of("falcon_h1")
+    each, total = model.state_layout.bytes_per_slot, 1 << 30
+    free = total // 10 + 3 * each + 1
+    with pytest.raises(InvalidRequest) as refused:
+        engine_of(Gpu(free=free, total=total), model=model)
+    assert f"max_num_seqs={SLOTS}: the recurrent layers of this model keep {each} bytes" in str(refused.value)
+    assert "lower --max-num-seqs to 2 or less" in str(refused.value)
+    with pytest.raises(InvalidRequest, match="not even one sequence has room"):
+        engine_of(Gpu(free=total // 10 + each, total=total), model=model)
+
+
+def test_a_model_that_never_attends_has_blocks_that_take_no_memory() -> None:
+    engine = engine_of(model=model_of("mamba2"))
+    assert engine.blocks == 1 + SLOTS * LENGTH // BLOCK
+    assert engine.facts["kv_cache_bytes"] == 0
+    assert engine.facts["state_bytes"] > 0

@@ -12,10 +12,20 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.state import StateSlots
 from slipstream.actors.executor.model.language_model import SERVED_AS_TEXT
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from tiny_models import EOS_TOKEN_ID, FAMILIES, MULTIMODAL, VOCAB_SIZE, WINDOW, auto_class, make_checkpoint
+from tiny_models import (
+    EOS_TOKEN_ID,
+    FAMILIES,
+    MULTIMODAL,
+    STATEFUL,
+    VOCAB_SIZE,
+    WINDOW,
+    auto_class,
+    make_checkpoint,
+)
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -46,6 +56,7 @@ class Driver:
         where = model.device
         self.table = torch.tensor(blocks, dtype=torch.int32, device=where).view(len(prompts), width)
         self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
+        self.states = StateSlots(model.state_layout, len(prompts), where) if model.state_layout else None
 
     def finished(self, row: int) -> bool:
         return len(self.texts[row]) == self.prompt_lengths[row] + NEW_TOKENS
@@ -78,6 +89,8 @@ class Driver:
             decode_only=all(counts[row] == 1 for row in rows),
             # A bound, not the maximum.
             max_kv_len=max((kv_lens[i] for i, row in enumerate(rows) if counts[row] == 1), default=-1) + 1,
+            states=self.states,
+            row_tokens=tuple(counts[row] for row in rows),
         )
         last = torch.tensor(starts[1:], device=where) - 1
         logits = self.model.forward(ids, positions, batch, last)
@@ -137,7 +150,7 @@ def generated(family: str, folder: Path, where: torch.device) -> list[list[int]]
     ]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MULTIMODAL])
+@pytest.mark.parametrize("family", [*FAMILIES, *STATEFUL, *MULTIMODAL])
 @pytest.mark.parametrize(
     ("where", "backend"),
     [

@@ -63,6 +63,76 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": dict(sliding_window=WINDOW),
 }
 
+DELTA_NET: dict[str, Any] = dict(
+    layer_types=["linear_attention", "full_attention"],
+    head_dim=8,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+)
+MAMBA2: dict[str, Any] = dict(
+    mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=2, mamba_chunk_size=4
+)
+SHARED_EXPERTS: dict[str, Any] = dict(num_experts=4, shared_expert_intermediate_size=24, **EXPERTS)
+
+STATEFUL: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_5_moe_text": DELTA_NET | SHARED_EXPERTS,
+    "qwen3_next": DELTA_NET | SHARED_EXPERTS,
+    "olmo_hybrid": DELTA_NET,
+    "lara_mini": DELTA_NET,
+    "kimi_linear": dict(
+        layer_types=["linear_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"],
+        num_key_value_heads=4,
+        linear_num_heads=2,
+        linear_head_dim=8,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        num_local_experts=4,
+        **EXPERTS,
+    ),
+    "lfm2": dict(layer_types=["conv", "full_attention"], block_multiple_of=8),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_experts=4, num_dense_layers=1, **EXPERTS),
+    "lfm3": dict(layer_types=["conv", "full_attention"]),
+    "mamba": dict(state_size=8),
+    "falcon_mamba": dict(state_size=8),
+    "mamba2": dict(state_size=8, num_heads=8, head_dim=8, n_groups=2, chunk_size=4),
+    "bamba": MAMBA2 | dict(attn_layer_indices=[1]),
+    "falcon_h1": MAMBA2 | dict(mamba_n_heads=4, mamba_d_ssm=32, head_dim=8),
+    "granitemoehybrid": MAMBA2
+    | dict(
+        layer_types=["mamba", "attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=24,
+    ),
+    "nemotron_h": dict(
+        num_hidden_layers=3,
+        layers_block_type=["mamba", "attention", "mlp"],
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        ssm_state_size=8,
+        n_groups=2,
+        chunk_size=4,
+        head_dim=8,
+    ),
+    "jamba": dict(
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=4,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+    ),
+    "zaya": {},
+}
+"""Families whose layers keep a recurrent state or that of a convolution."""
+
 EYES: dict[str, Any] = dict(
     hidden_size=16,
     intermediate_size=24,
@@ -91,18 +161,21 @@ MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava_onevision": (dict(model_type="qwen2"), EYES | dict(model_type="siglip_vision_model")),
     "internvl": (dict(model_type="qwen2"), EYES | dict(image_size=[28, 28], patch_size=[14, 14])),
     "smolvlm": (dict(model_type="llama"), EYES),
+    "qwen3_5": (DELTA_NET, QWEN_EYES | dict(out_hidden_size=32)),
+    "qwen3_5_moe": (DELTA_NET | SHARED_EXPERTS, QWEN_EYES | dict(out_hidden_size=32)),
+    "lfm2_vl": (STATEFUL["lfm2"] | dict(model_type="lfm2"), EYES | dict(model_type="siglip2_vision_model")),
     "aya_vision": (dict(model_type="cohere2") | SLIDING, EYES | dict(model_type="siglip_vision_model")),
 }
 """Of a text and a vision configuration each, by its type."""
 
 
 def make_config(family: str, **changes: Any) -> PreTrainedConfig:
-    """A configuration of the family, `FAMILIES`, `MULTIMODAL` or any other of transformers, of the size above."""
+    """A configuration of the family, one of those above or any other of transformers, of the size above."""
     config: Any = CONFIG_MAPPING[family]
     if family in MULTIMODAL:
         text, vision = MULTIMODAL[family]
         return config(text_config=SIZES | text | changes, vision_config=vision)
-    return config(**(SIZES | FAMILIES.get(family, {}) | changes))
+    return config(**(SIZES | (FAMILIES | STATEFUL).get(family, {}) | changes))
 
 
 def auto_class(family: str) -> Any:

@@ -24,6 +24,10 @@ class LayerLayout:
     value_dim: int
 
 
+NOTHING = LayerLayout(0, 0, 0)
+"""Of a layer that does not attend."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVLayout:
     """What all layers keep, in the order of their index."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .state import StateSlots
+
 NULL_BLOCK = 0
 """Block that belongs to nobody: padding rows write here. The scheduler never hands it out."""
 
@@ -49,3 +51,7 @@ class PagedBatch:
     """Every row has exactly one token, so that R = T."""
     max_kv_len: int
     """Upper bound of ``kv_lens`` over the rows that have one token."""
+    states: StateSlots | None = None
+    """Of the layers that keep a state; None where the model has none."""
+    row_tokens: tuple[int, ...] = ()
+    """Tokens of each row that has any, as the host knows them: of a step with prompts of a model with ``states``."""

@@ -25,12 +25,21 @@ class Estimate:
     weight_bytes: int
     kv_bytes_per_token: int
     """Keys and values of one token, in all layers."""
+    state_bytes: int
+    """States of recurrent layers, of one sequence."""
+    told: tuple[str, ...]
+    """What one should know of such layers, a sentence each."""
     max_model_len: int
     """What the model itself is made for."""
 
     def cache_bytes(self, tokens: int, block_size: int) -> int:
         """The cache of one request of ``tokens`` tokens, which takes whole blocks."""
         return -(-tokens // block_size) * block_size * self.kv_bytes_per_token
+
+    def bytes_for(self, requests: int, tokens: int, block_size: int) -> int:
+        """Weights, cache and states of so many requests of ``tokens`` tokens at once; padding has a state as well."""
+        states = (requests + 1) * self.state_bytes
+        return self.weight_bytes + requests * self.cache_bytes(tokens, block_size) + states
 
 
 def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
@@ -40,7 +49,10 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
     """
     assert dtype in DTYPES
     config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
-    own = getattr(language_model_config(config), "dtype", None) or torch.float32
+    text = language_model_config(config)
+    # Grouped products of experts ask for bfloat16 before anything else, also where nothing is computed.
+    text._experts_implementation = "batched_mm"
+    own = getattr(text, "dtype", None) or torch.float32
     model = from_config(config, META, own if dtype == "auto" else getattr(torch, dtype))
     return Estimate(
         model_type=config.model_type,
@@ -48,5 +60,7 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
         dtype=str(model.dtype).removeprefix("torch."),
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=model.layout.bytes_per_block(1, model.dtype),
+        state_bytes=model.state_layout.bytes_per_slot,
+        told=() if model.stateful is None else tuple(model.stateful.told()),
         max_model_len=model.max_model_len,
     )

@@ -1,29 +1,36 @@
 """Which models are served, and why others are not.
 
 Several families of transformers run over a paged cache without any error and produce wrong text: their
-layers carry a state that is not keys and values, or attend in a way that a backend does not know of. So a
+layers carry a state that nobody keeps for them, or attend in a way that a backend does not know of. So a
 model must pass three tests, each of which gives its reason:
 
 1. `check_config`: the properties of its configuration and class, before any weight is read;
-2. `check_attention`: every layer calls the attention once;
+2. `check_layers`: every layer calls the attention once, or keeps a state that can be reached;
 3. `probe.probed`: its logits over the paged cache equal those of plain attention.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
-from ..cache.layout import KVLayout, record_attention
+from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
+from ..cache.state import StateLayout
 from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
+from .stateful import StatefulModule, record_states
 
-SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention"})
+STATE_TYPES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Types of layers that keep a state for each sequence, hybrid ones beside keys and values."""
+
+TOKENWISE_TYPES = frozenset({"mlp", "moe"})
+"""Types of layers that see one token at a time, and keep nothing."""
 
 OTHER_LAYER_TYPES = {
     "chunked_attention": "attend within fixed chunks of the context, which the attention does not know of",
-    "linear_attention": "keep a recurrent state",
-    "conv": "keep the state of a convolution",
-    "hybrid": "keep a recurrent state beside keys and values",
+    "indexed_attention": "choose by an index which tokens they attend to, which the attention does not know of",
 }
 
 
@@ -34,12 +41,12 @@ def check_config(config: PreTrainedConfig) -> None:
     model_class = causal_lm_class(config)
     text = language_model_config(config)
 
-    for other in sorted(set(getattr(text, "layer_types", None) or ()) - SERVED_LAYER_TYPES):
+    for other in sorted(layer_types(text) - ATTENTION_TYPES - STATE_TYPES - TOKENWISE_TYPES):
         what = OTHER_LAYER_TYPES.get(other, "need more than keys and values in blocks")
         raise refusal(config, f"its layers of type {other!r} {what}")
-    if getattr(model_class, "_is_stateful", False):
-        raise refusal(config, "it keeps a recurrent state for each sequence beside keys and values")
-    if not getattr(model_class, "_supports_attention_backend", False):
+    # Families with a state are not marked so, and let it in nevertheless; whether they do shows when it is called.
+    marked = getattr(model_class, "_supports_attention_backend", False) or layer_types(text) & STATE_TYPES
+    if not marked:
         raise refusal(
             config, f"{model_class.__name__} computes attention by itself and lets no other implementation in"
         )
@@ -63,26 +70,54 @@ def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-def check_attention(transformer: PreTrainedModel) -> KVLayout:
-    """Every one of ``num_hidden_layers`` layers calls the attention once, in order; what they cache.
+def layer_types(text: PreTrainedConfig) -> set[str]:
+    """The types of the layers of a language model; none where its configuration has no word for them."""
+    return set(getattr(text, "layer_types", None) or ())
 
-    A layer that does not call it mixes tokens in a way that the cache does not see.
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What the layers of a model keep."""
+
+    blocks: KVLayout
+    states: StateLayout
+    stateful: list[StatefulModule]
+    """The modules that have these states."""
+
+
+def check_layers(transformer: PreTrainedModel) -> Layers:
+    """Every layer calls the attention once, in order, or keeps a state, or both; what they keep.
+
+    A layer that does neither mixes tokens in a way that no cache sees, unless its type says that it mixes none.
     """
     config = transformer.config
+    states, stateful = StateLayout(), []
     try:
         calls = record_attention(transformer)
+        if layer_types(config) & STATE_TYPES or getattr(transformer, "_is_stateful", False):
+            states, stateful = record_states(transformer, {"paged": None, "backend": CallRecorder()})
     except ModelNotSupported as error:
         raise refusal(config, str(error)) from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise refusal(config, f"its forward pass fails with {type(error).__name__}: {error}") from error
-    layers = [layer for layer, _ in calls]
-    if layers != list(range(config.num_hidden_layers)):
+    attending = [layer for layer, _ in calls]
+    types = getattr(config, "layer_types", None) or ()
+    expected = [
+        layer
+        for layer in range(config.num_hidden_layers)
+        if layer in attending
+        or not (layer in states.layers or (layer < len(types) and types[layer] in TOKENWISE_TYPES))
+    ]
+    if attending != expected:
+        kept = f" and a state is kept by {sorted(states.layers)}" if states else ""
         raise refusal(
             config,
-            f"of its {config.num_hidden_layers} layers the attention was called by {layers}, "
-            "and it must be called by each of them once",
+            f"of its {config.num_hidden_layers} layers the attention was called by {attending}{kept}; each that "
+            f"keeps no state must call it once: {expected}",
         )
-    return KVLayout(tuple(layout for _, layout in calls))
+    layouts = dict(calls)
+    blocks = KVLayout(tuple(layouts.get(layer, NOTHING) for layer in range(config.num_hidden_layers)))
+    return Layers(blocks, states, stateful)
 
 
 def refusal(config: PreTrainedConfig, reason: str) -> ModelNotSupported:

@@ -26,10 +26,13 @@ SERVED_AS_TEXT = PLAIN_HEAD | {
     "gemma3",
     "gemma4",
     "internvl",
+    "lfm2_vl",
     "llava",
     "llava_next",
     "llava_onevision",
     "mistral3",
+    "qwen3_5",
+    "qwen3_5_moe",
     "smolvlm",
 }
 """Multimodal types whose text is computed by their language model alone; ``tests/peers`` compares each of them."""

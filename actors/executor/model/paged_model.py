@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...checkpoint import max_model_len
@@ -13,6 +13,7 @@ from ..attention.backend import AttentionBackend
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
 from . import gate
+from .stateful import StatefulModules
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
@@ -36,6 +37,8 @@ class PagedModel:
         _freeze_rope(transformer)
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
+        self.stateful: StatefulModules | None = None
+        """Those of its modules that keep a state; None if it has none."""
         self.measure()
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
@@ -43,10 +46,14 @@ class PagedModel:
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
 
     def measure(self) -> None:
-        """Find out what its weights take and its layers cache: once it is there, and when a part of it is left."""
+        """Find out what its weights take and its layers keep: once it is there, and when a part of it is left."""
         tensors = (*self.transformer.parameters(), *self.transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
-        self.layout = gate.check_attention(self.transformer)
+        if self.stateful is not None:
+            self.stateful.undo()
+        layers = gate.check_layers(self.transformer)
+        self.layout, self.state_layout = layers.blocks, layers.states
+        self.stateful = StatefulModules(layers.stateful, layers.states) if layers.states else None
 
     @property
     def vocab_size(self) -> int:
@@ -57,11 +64,16 @@ class PagedModel:
         """Why steps on a GPU cannot be captured into CUDA graphs; empty: any can.
 
         The grouped matrix product of a mixture of experts asks the host for the size of the groups, except
-        in bfloat16. Expert weights are the only parameters of three dimensions.
+        in bfloat16. Expert weights are the only parameters of three dimensions beside those of convolutions.
         """
         if not self.backend.capturable:
             return f"the attention backend {self.backend.name!r} asks the host for the lengths of rows"
-        experts = any(parameter.dim() == 3 for parameter in self.transformer.parameters())
+        experts = any(
+            parameter.dim() == 3
+            for module in self.transformer.modules()
+            if not isinstance(module, nn.Conv1d)
+            for parameter in module.parameters(recurse=False)
+        )
         if experts and self.dtype != torch.bfloat16:
             return f"a mixture of experts in {self.dtype} asks the host for their shares; it does not in bfloat16"
         return ""
@@ -74,6 +86,15 @@ class PagedModel:
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
+        if self.stateful is None:
+            return self.logits(input_ids, positions, batch, logits_index)
+        self.stateful.begin(batch)
+        try:
+            return self.logits(input_ids, positions, batch, logits_index)
+        finally:
+            self.stateful.end()
+
+    def logits(self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor) -> Tensor:
         output = self.transformer(
             input_ids=input_ids[None],
             position_ids=positions[None],

@@ -57,6 +57,11 @@ class Rows:
     """int64: which of ``samples`` have a mask."""
     kind: SamplingKind
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Of each row."""
+        return (1,) * len(self.decode) + tuple(len(chunk.tokens) for chunk in self.chunks)
+
 
 class RunningBatch:
     """Who holds which sequence slot, and how far each is."""
@@ -68,13 +73,19 @@ class RunningBatch:
         max_blocks: int,
         buckets: Buckets | None = None,
         mask_words: int = 0,
+        *,
+        stateful: bool = False,
     ) -> None:
-        """``max_blocks`` are those of the longest sequence. Without ``buckets`` a step is as large as it is."""
+        """``max_blocks`` are those of the longest sequence. Without ``buckets`` a step is as large as it is.
+
+        ``stateful``: the model keeps states, so that the tokens of each row are told (``Step.row_tokens``).
+        """
         self.seq_slots = seq_slots
         self.null_slot = seq_slots
         """Nobody's slot, one past the last: padding rows run in it."""
         self.buckets = buckets
         self.mask_words = mask_words
+        self.stateful = stateful
         self.steady: Rows | None = None
         """The step before if it only decoded; the next is the same until the batch changes."""
 
@@ -231,6 +242,7 @@ class RunningBatch:
             kind=rows.kind,
             samples=len(rows.samples),
             max_kv_len=self.max_kv_len(rows),
+            row_tokens=rows.tokens if self.stateful and rows.chunks else (),
         )
         penalised = [join for join in plan.joins if self.penalised[join.slot]]
         if not (penalised or len(rows.masked) or step.layout.prompt_logprobs):

@@ -99,8 +99,11 @@ class GraphedProgram:
         self.want_all()
 
     def want_all(self) -> None:
-        """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory."""
-        for tokens in reversed(self.buckets.mixed):
+        """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory.
+
+        Where the model keeps states, only steps that decode: chunks of prompts are run by their own lengths.
+        """
+        for tokens in reversed(self.buckets.mixed) if self.program.states is None else ():
             self.missing[mixed_layout(self.buckets, tokens).forward_key] = None
         for rows in reversed(self.buckets.decode):
             self.missing[decode_layout(self.buckets, rows).forward_key] = None
@@ -151,9 +154,11 @@ class GraphedProgram:
         if graph is not None:
             graph.replay()
         else:
-            self.want(layout.forward_key)
+            if not step.row_tokens:
+                self.want(layout.forward_key)
             # Under a graph's bound, so that it meets no kernel that was not compiled for one.
-            self.logits[: layout.logits].copy_(program.forward(self.inputs, layout, self.max_model_len))
+            logits = program.forward(self.inputs, layout, self.max_model_len, step.row_tokens)
+            self.logits[: layout.logits].copy_(logits)
         program.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:

@@ -212,6 +212,8 @@ class Step:
     """int32 of one mask, a bit for each token of the vocabulary."""
     prompt_columns: int = 0
     """As ``SamplingKind.logprobs``, of each token of a prompt whose logprobs are reported."""
+    row_tokens: tuple[int, ...] = ()
+    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in such parts."""
 
     @cached_property
     def results(self) -> ResultLayout:

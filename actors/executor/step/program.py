@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
+from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
 from ..sampling.sampler import Sampler, logprobs
 from .fields import BLOCK, COPY, COUNT, INT, JOIN, PLACEHOLDER, UNWRITTEN, column
@@ -62,6 +63,10 @@ class ModelProgram:
         self.block_size = block_size
         max_blocks = -(-max_model_len // block_size)
         self.state = SlotState(seq_slots, max_model_len, max_blocks, model.device)
+        self.states = (
+            StateSlots(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
+        )
+        """What recurrent layers keep of each sequence slot; None where the model has none."""
         self.sampler = Sampler(seq_slots + 1, model.vocab_size, model.device)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
@@ -86,7 +91,7 @@ class ModelProgram:
     def begin(self, inputs: Tensor, step: Step) -> None:
         """The part that needs no mask: all but the choice of tokens."""
         self.apply(inputs, step)
-        self.logits = self.forward(inputs, step.layout, step.max_kv_len)
+        self.logits = self.forward(inputs, step.layout, step.max_kv_len, step.row_tokens)
         self.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:
@@ -132,6 +137,8 @@ class ModelProgram:
         state.requests[slots] = joins
         state.position[slots] = column(joins, JOIN, "start").long()
         state.finished[slots] = False
+        if self.states is not None:
+            self.states.clear(slots)
         if self.check_carry_over:
             state.tokens[slots] = UNWRITTEN
 
@@ -159,8 +166,13 @@ class ModelProgram:
 
     # --- forward: nothing here depends on more than the layout, so that it can be a graph -------------
 
-    def forward(self, inputs: Tensor, layout: StepLayout, max_kv_len: int) -> Tensor:
-        """Gather and forward: the logits [layout.logits, vocab] in the model's dtype."""
+    def forward(
+        self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Gather and forward: the logits [layout.logits, vocab] in the model's dtype.
+
+        ``row_tokens`` as of `Step`: a step that has them is no graph.
+        """
         state = self.state
         if layout.decode_only:
             rows = token_slots = layout.view(inputs, "sample_slots")[: layout.rows].long()
@@ -194,6 +206,8 @@ class ModelProgram:
             block_table=state.block_table,
             decode_only=layout.decode_only,
             max_kv_len=max_kv_len,
+            states=self.states,
+            row_tokens=row_tokens,
         )
         logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
         state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)

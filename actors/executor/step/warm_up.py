@@ -56,13 +56,24 @@ def null_inputs(inputs: Tensor, layout: StepLayout, null_slot: int, max_model_le
     layout.view(inputs, "sample_slots")[:] = null_slot
     if layout.decode_only:
         return
-    longest = max(min(layout.tokens, max_model_len), -(-layout.tokens // layout.rows))
+    longest = longest_null_row(layout, max_model_len)
     starts = torch.arange(layout.rows + 1, device=inputs.device) * longest
     token = torch.arange(layout.tokens, device=inputs.device)
     layout.view(inputs, "row_slots")[:] = null_slot
     layout.view(inputs, "query_start")[:] = starts.clamp(max=layout.tokens)
     layout.view(inputs, "token_slots")[:] = null_slot
     layout.view(inputs, "token_offsets")[:] = token % longest
+
+
+def longest_null_row(layout: StepLayout, max_model_len: int) -> int:
+    return max(min(layout.tokens, max_model_len), -(-layout.tokens // layout.rows))
+
+
+def null_row_tokens(layout: StepLayout, max_model_len: int) -> tuple[int, ...]:
+    """As ``Step.row_tokens``, of the rows that ``null_inputs`` packs."""
+    longest = longest_null_row(layout, max_model_len)
+    whole, rest = divmod(layout.tokens, longest)
+    return (longest,) * whole + ((rest,) if rest else ())
 
 
 def null_run(
@@ -76,6 +87,8 @@ def null_run(
     inputs = torch.zeros(step.layout.input_size, dtype=torch.int32, device=device)
     outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
     null_inputs(inputs, step.layout, step.layout.seq_slots, max_model_len)
+    if program.states is not None:
+        step = replace(step, row_tokens=null_row_tokens(step.layout, max_model_len))
     return lambda: run(inputs, outputs, step)
 
 

@@ -116,18 +116,17 @@ def check_model(model: str, options: ServeOptions) -> int:
 
 def show_memory(found: Estimate, options: ServeOptions, length: int) -> None:
     """The memory of weights and cache; activations and CUDA graphs come on top."""
-    request = found.cache_bytes(length, options.block_size)
-    cache = request * options.max_num_seqs
+    request, size = found.cache_bytes(length, options.block_size), options.block_size
     show("weights", f"{in_bytes(found.weight_bytes)}: {found.parameters:,} parameters in {found.dtype}")
     show(
         "cache",
         f"{in_bytes(found.kv_bytes_per_token)} for each token, {in_bytes(request)} for a request of {length:,}",
     )
-    show(
-        "together",
-        f"{in_bytes(found.weight_bytes + cache)} for {options.max_num_seqs} requests of {length:,} tokens at once",
-    )
-    show("", f"{in_bytes(found.weight_bytes + request)} at the least, for one of them at a time")
+    for line in found.told:
+        show("states", line)
+    together = found.bytes_for(options.max_num_seqs, length, size)
+    show("together", f"{in_bytes(together)} for {options.max_num_seqs} requests of {length:,} tokens at once")
+    show("", f"{in_bytes(found.bytes_for(1, length, size))} at the least, for one of them at a time")
 
 
 def in_bytes(count: int) -> str:

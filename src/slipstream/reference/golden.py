@@ -365,6 +365,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             crashed=True,
             steps=[(16, 28_500_000), (2047, 32_300_000)],
             max_num_batched_tokens=2048,
+            prefix_caching=False,
         ),
     ),
     ("plan of a steady step", Plan(59)),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from slipstream.actors.executor.model.estimate import estimate
 from slipstream.actors.executor.model.load import load_model
+from tiny_models import make_config
 
 from slipstream import cli
 from slipstream.service import BUNDLED_MODEL
@@ -62,6 +63,34 @@ def test_the_memory_of_a_model_whose_weights_are_not_there(
     assert "cache        256 KiB for each token, 2 GiB for a request of 8,192\n" in out
 
 
+def test_states_are_told_with_what_they_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Falcon Mamba 7B has 64 layers of 8,192 channels, with 16 numbers of state and 4 inputs of a convolution each."""
+    config = {
+        "model_type": "falcon_mamba",
+        "hidden_size": 4096,
+        "intermediate_size": 8192,
+        "dtype": "bfloat16",
+    }
+    config |= {"num_hidden_layers": 2, "vocab_size": 1000, "use_mambapy": False}
+    options = ("--max-model-len", "1000", "--max-num-seqs", "3", "--block-size", "16")
+    code, out, err = run(capsys, "--model", folder_with(tmp_path, config), *options)
+    assert (code, err) == (0, "")
+    each = 2 * 8192 * (16 * 4 + 4 * 2)  # recurrent states stay in float32
+    assert f"states       recurrent layers: {each:,} bytes of state for each sequence" in out
+    assert "mamba-ssm" in out
+    assert "cache        0 bytes for each token" in out
+    found = estimate(str(tmp_path))
+    assert found.state_bytes == each
+    assert found.weight_bytes + 4 * each == found.bytes_for(3, 1000, 16), "three, and the slot of padding"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_next", "granitemoehybrid", "qwen3_5_moe"])
+def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Path) -> None:
+    make_config(family).save_pretrained(tmp_path)
+    assert estimate(str(tmp_path), dtype).weight_bytes > 0
+
+
 def test_a_request_takes_whole_blocks() -> None:
     found = estimate(str(BUNDLED_MODEL))
     assert found.cache_bytes(17, 16) == found.cache_bytes(32, 16) == 32 * found.kv_bytes_per_token
@@ -70,7 +99,7 @@ def test_a_request_takes_whole_blocks() -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"model_type": "mamba", "num_hidden_layers": 1}, "recurrent state"),
+        ({"model_type": "llama4_text"}, "attend within fixed chunks"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "of nobody"}, "cannot read its configuration"),
         ({"model_type": "bloom"}, "not supported"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from llguidance import LLExecutor
 from replay import Replays, SpoilingProgram
+from slipstream.actors.executor.cache.state import StateSlots
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -29,6 +30,7 @@ from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
+from tiny_models import make_config
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
 from workers import ThreeWorkers
@@ -72,7 +74,8 @@ class Rig:
         """``graphs``: ``off``, ``all`` of them captured, or ``none`` yet, though steps are padded for them."""
         self.device = ThreeWorkers()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words)
+        stateful = model.stateful is not None
+        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
             if buckets:
@@ -86,7 +89,8 @@ class Rig:
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}
-        self.carry(self.scheduler.receive("executor", Capacity(blocks, BLOCK), 0.0))
+        capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
+        self.carry(self.scheduler.receive("executor", capacity, 0.0))
 
     def carry(self, sends: list[Send]) -> None:
         for to, message in sends:
@@ -120,6 +124,31 @@ class Rig:
         while self.scheduler.sequences or not self.executor.pipeline.idle:
             self.wait()
         self.device.close()
+
+
+@pytest.fixture(scope="module", params=["qwen3_next", "falcon_h1", "mamba"])
+def stateful_model(request: pytest.FixtureRequest) -> PagedModel:
+    """Recurrent layers beside layers that attend, both in one, and nothing else, whose prompts run token by token."""
+    config = make_config(
+        request.param, vocab_size=VOCAB, eos_token_id=EOS, bos_token_id=0, initializer_range=1.0
+    )
+    model = from_config(config, torch.device("cpu"), torch.float32)
+    for name, parameter in model.transformer.named_parameters():
+        if name.endswith("A_log"):
+            parameter.fill_(-3.0)  # remember for long: random layers forget within a token or two
+    return model
+
+
+def long_requests() -> list[tuple[list[int], SamplingParams]]:
+    """More than fit at once, some of which end by themselves."""
+    rng = random.Random(7)
+    return [
+        (
+            [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 26))],
+            SamplingParams(max_tokens=24, temperature=seed % 2 * 0.8, seed=seed, ignore_eos=seed % 4 > 0),
+        )
+        for seed in range(8)
+    ]
 
 
 def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
@@ -184,6 +213,65 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
     assert preempted > 0
     assert wasted > 0, "no row was under way for a request that had ended"
     assert copied > 0, "no request began with a copy of another's last block"
+
+
+@pytest.mark.parametrize(
+    ("depth", "graphs"), [(1, "off"), (2, "off"), (3, "off"), (4, "off"), (2, "all"), (3, "none")]
+)
+def test_states_are_those_of_each_request_alone_at_any_depth(
+    stateful_model: PagedModel, depth: int, graphs: str, more: int
+) -> None:
+    known = long_requests()
+    preempted = 0.0
+    for schedule in range(more):
+        rig = scheduled(stateful_model, depth, schedule, graphs)
+        preempted += rig.scheduler.counters["num_preemptions"]
+        assert not rig.scheduler.counters["prefix_cache_hits"]
+        for request, answer in rig.tokens.items():
+            assert answer == alone_with(stateful_model)[request % len(known)], (schedule, request)
+    assert preempted > 0
+
+
+def scheduled(model: PagedModel, depth: int, schedule: int, graphs: str = "off") -> Rig:
+    """Eight requests, each twice, more than there are slots and blocks for."""
+    rng = random.Random(schedule)
+    known = long_requests()
+    rig = Rig(model, depth, blocks=14, graphs=graphs)
+    for request in range(2 * len(known)):
+        rig.ask(request, *known[request % len(known)])
+        for _ in range(rng.randrange(3)):
+            if rig.executor.pipeline.under_way:
+                rig.wait()
+    rig.finish()
+    return rig
+
+
+@functools.cache
+def alone_with(model: PagedModel) -> list[list[int]]:
+    answers = []
+    for prompt, params in long_requests():
+        rig = Rig(model, depth=1, blocks=40)
+        rig.ask(0, prompt, params)
+        rig.finish()
+        answers.append(rig.tokens[0])
+    return answers
+
+
+@pytest.mark.parametrize("fault", ["kept", "of the neighbour"])
+def test_a_planted_fault_of_a_state_slot_is_seen(
+    stateful_model: PagedModel, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that outlives its holder, or ends with another's."""
+    expected = alone_with(stateful_model)
+    clear = StateSlots.clear
+
+    def cleared(self: StateSlots, slots: torch.Tensor) -> None:
+        if fault == "of the neighbour":
+            clear(self, (slots + 1) % SLOTS)
+
+    monkeypatch.setattr(StateSlots, "clear", cleared)
+    found = scheduled(stateful_model, 2, 0).tokens
+    assert any(answer != expected[request % len(expected)] for request, answer in found.items())
 
 
 def test_answers_with_a_grammar_match_it(alone: list[list[int]]) -> None:
