@@ -98,6 +98,7 @@ class Capturing:
             int(not self.graphed.out_of_memory), model.device
         ):
             self.graphed.give_up()
+            done = False
         if could and self.graphed.out_of_memory:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rank_threads import at_once, groups
 from replay import Replay, Replays
 from slipstream.actors.executor import build
 from slipstream.actors.executor.devices.cpu import CpuDevice
@@ -21,6 +22,7 @@ from slipstream.actors.executor.gpu import on_gpu
 from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ModelOptions
@@ -263,3 +265,40 @@ def test_a_model_that_never_attends_has_blocks_that_take_no_memory() -> None:
     assert engine.blocks == 1 + SLOTS * LENGTH // BLOCK
     assert engine.facts["kv_cache_bytes"] == 0
     assert engine.facts["state_bytes"] > 0
+
+
+# --- several ranks ----------------------------------------------------------------------------------------
+
+
+class LateGraphs(Graphs):
+    """Memory ends when a graph was computed once and is about to be kept."""
+
+    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+        graph = Replays.capture(self, prepare, work)
+        if self.count > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return graph
+
+
+@pytest.fixture
+def two_ranks() -> list[PagedModel]:
+    models = [model_of(), model_of()]
+    at_once(divide, models, groups(2))
+    return models
+
+
+def test_all_ranks_have_the_blocks_of_the_one_that_has_room_for_fewest(two_ranks: list[PagedModel]) -> None:
+    def blocks(free: int, model: PagedModel) -> int:
+        return engine_of(Gpu(free=free, total=free), model=model, cuda_graphs="off").blocks
+
+    per_block = two_ranks[0].layout.bytes_per_block(BLOCK, torch.float32)
+    assert at_once(blocks, [1 << 30, 10 * per_block], two_ranks) == [9, 9]
+
+
+def test_no_rank_captures_on_where_another_has_no_memory(two_ranks: list[PagedModel]) -> None:
+    engines = at_once(
+        lambda graphs, model: engine_of(graphs=graphs, model=model), [LateGraphs(), LateGraphs(3)], two_ranks
+    )
+    told = [engine.facts["graphs"] for engine in engines]
+    assert [text.partition(" ")[0] for text in told] == ["4", "3"]
+    assert all(text.endswith("no memory for more") for text in told)

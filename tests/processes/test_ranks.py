@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from slipstream.runtime.supervision.liveness import Liveness
 
 from slipstream import SamplingParams, Sidecar
 from slipstream.drill import Drill, clean
+from slipstream.observe.perfetto import write
 
 RANKS = ("executor", "executor.1", "executor.2")
 LONG = SamplingParams(max_tokens=150, ignore_eos=True, seed=5)
@@ -46,6 +48,25 @@ def test_ranks_are_actors_like_any_other(three: Sidecar) -> None:
         shown = [actor.name for actor in client.actors().actors]
     assert shown[:3] == list(RANKS)
     assert "for the first of 3 ranks" in three.log
+
+
+def test_the_steps_of_every_rank_are_on_the_timeline(three: Sidecar, tmp_path: Path) -> None:
+    with three.client() as client:
+        client.generate("Once upon a time", LONG)
+        timeline = client.trace()
+    steps = {
+        track: {span.step for span in timeline.spans(track)}
+        for track in ("compute", "compute.1", "compute.2")
+    }
+    assert len(steps["compute"]) > 100
+    for follower in ("compute.1", "compute.2"):
+        assert len(steps["compute"] - steps[follower]) <= 1, "the last may still run"
+    with (tmp_path / "trace.json").open("w") as file:
+        write(timeline, file)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    threads = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "thread_name"}
+    for rank in RANKS:
+        assert {(three.pids[rank], "turns"), (three.pids[rank], "compute stream")} <= threads
 
 
 @pytest.mark.parametrize("rank", RANKS)

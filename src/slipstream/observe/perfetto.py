@@ -95,25 +95,25 @@ class Drawing:
     def place(self, track: str) -> Event:
         """Process and thread of a track. The streams have numbers that no process has."""
         pid = self.timeline.pids[self.timeline.owners[track]]
-        return {"pid": pid, "tid": STREAMS.index(track) + 1 if track in STREAMS else pid}
+        stream = stream_of(track)
+        return {"pid": pid, "tid": pid if stream is None else STREAMS.index(stream) + 1}
 
     def names(self) -> Iterator[Event]:
-        known = [actor for actor in ACTORS if actor in self.timeline.pids]
-        known += sorted(self.timeline.pids.keys() - set(ACTORS))
-        for order, actor in enumerate(known):
+        for order, actor in enumerate(sorted(self.timeline.pids, key=place_of)):
             pid = self.timeline.pids[actor]
             place = {"ph": "M", "pid": pid, "tid": pid}
             yield place | {"name": "process_name", "args": {"name": f"slipstream {actor}"}}
             yield place | {"name": "process_sort_index", "args": {"sort_index": order}}
         for track in self.spans:
-            title = TITLES.get(track, "turns")
+            stream = stream_of(track)
+            title = "turns" if stream is None else TITLES[stream]
             place = {"ph": "M"} | self.place(track)
             yield place | {"name": "thread_name", "args": {"name": title}}
-            order = STREAMS.index(track) + 1 if track in STREAMS else 0
+            order = 0 if stream is None else STREAMS.index(stream) + 1
             yield place | {"name": "thread_sort_index", "args": {"sort_index": order}}
 
     def track(self, track: str) -> Iterator[Event]:
-        place = {"ph": "X", "cat": "stream" if track in STREAMS else "turn"} | self.place(track)
+        place = {"ph": "X", "cat": "stream" if stream_of(track) else "turn"} | self.place(track)
         for span in self.spans[track]:
             of_step = span.step >= 0
             event = place | {
@@ -194,6 +194,18 @@ class Drawing:
             yield place | {"ph": "b", "name": phase, "ts": self.us(times[name])}
             yield place | {"ph": "e", "name": phase, "ts": self.us(min([*later, end]))}
         yield place | {"ph": "e", "name": f"request {request}", "ts": self.us(end)}
+
+
+def stream_of(track: str) -> str | None:
+    """The stream of the device that a track is of: of rank 1 it is called ``compute.1``. None for that of an actor."""
+    name = track.partition(".")[0]
+    return name if name in STREAMS else None
+
+
+def place_of(actor: str) -> tuple[int, str]:
+    """Where an actor stands among all; the ranks of an executor are beside it."""
+    name = actor.partition(".")[0]
+    return ACTORS.index(name) if name in ACTORS else len(ACTORS), actor
 
 
 def write(timeline: Timeline, file: IO[str]) -> int:
