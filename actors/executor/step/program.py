@@ -1,9 +1,4 @@
-"""What one step computes on the device: apply, forward, choose.
-
-The token table ``[sequence slot, position]`` lives here. A step gathers its input tokens from it and
-scatters what it samples into it, in order on the compute stream; that is how step N+1 can be queued
-before anyone knows the tokens of step N.
-"""
+"""What one step computes on the device: apply, forward, choose."""
 
 from __future__ import annotations
 
@@ -15,30 +10,9 @@ from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
 from ..sampling.sampler import Sampler, logprobs
-from .fields import BLOCK, COPY, COUNT, INT, JOIN, PLACEHOLDER, UNWRITTEN, column
+from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, SamplingKind, Step, StepLayout
-
-
-class SlotState:
-    """What the device knows of each sequence slot; all tensors, first dimension ``seq_slots + 1``.
-
-    The last is the null slot of padding rows: finished from the start, so it never moves.
-    """
-
-    def __init__(self, seq_slots: int, max_model_len: int, max_blocks: int, device: torch.device) -> None:
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(seq_slots + 1, *shape, dtype=dtype, device=device)
-
-        self.tokens = zeros(max_model_len + 1, dtype=torch.int32)
-        """The token table."""
-        self.block_table = zeros(max_blocks, dtype=torch.int32)
-        self.position = zeros(dtype=torch.int64)
-        """The next position to compute."""
-        self.finished = zeros(dtype=torch.bool)
-        self.finished[-1] = True
-        self.requests = zeros(JOIN.itemsize // INT.itemsize, dtype=torch.int32)
-        """What the holder asked for when it joined: a record of ``fields.JOIN``."""
-        column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
+from .slots import SlotState
 
 
 class ModelProgram:
@@ -70,7 +44,6 @@ class ModelProgram:
         self.sampler = Sampler(seq_slots + 1, model.vocab_size, model.device)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
-        self.no_token = torch.full((), -1, dtype=torch.int32, device=model.device)
         self.logits: Tensor | None = None
         """Of a step that has begun and is not finished."""
         if num_blocks:
@@ -173,45 +146,67 @@ class ModelProgram:
 
         ``row_tokens`` as of `Step`: a step that has them is no graph.
         """
-        state = self.state
         if layout.decode_only:
-            rows = token_slots = layout.view(inputs, "sample_slots")[: layout.rows].long()
+            slots = layout.view(inputs, "sample_slots")[: layout.rows]
+            rows, positions, input_ids, write_index, kv_lens = self.state.decode(
+                slots, self.block_tokens, self.block_size
+            )
+            self.check_written(input_ids)
             query_start = self.ordinals[: layout.rows + 1]
-            logits_index = self.ordinals[: layout.rows].long()
-            positions = state.position[rows]
-            after = positions + 1
-            input_ids = state.tokens[rows, positions]
-        else:
-            rows = layout.view(inputs, "row_slots").long()
-            token_slots = layout.view(inputs, "token_slots").long()
-            query_start = layout.view(inputs, "query_start")
-            logits_index = layout.view(inputs, "logits_index").long()
-            after = state.position[rows] + (query_start[1:] - query_start[:-1])
-            positions = state.position[token_slots] + layout.view(inputs, "token_offsets")
-            known = layout.view(inputs, "known_tokens")
-            input_ids = torch.where(known == PLACEHOLDER, state.tokens[token_slots, positions], known)
-            state.tokens[token_slots, positions] = input_ids
-        if self.check_carry_over:
-            written = (input_ids != UNWRITTEN).all()
-            torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
-        block = state.block_table[token_slots, positions // self.block_size]
-        write_index = torch.add(positions % self.block_size, block, alpha=self.block_size)
+            batch = self.batch_of(rows, kv_lens, query_start, write_index, True, max_kv_len, row_tokens)
+            return self.model.forward(input_ids, positions, batch, self.ordinals[: layout.rows].long())
+        return self.forward_mixed(inputs, layout, max_kv_len, row_tokens)
+
+    def forward_mixed(
+        self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...]
+    ) -> Tensor:
+        """The same where rows have any number of tokens, which are in the token table or are written into it."""
+        state, size = self.state, self.block_size
+        rows = layout.view(inputs, "row_slots").long()
+        token_slots = layout.view(inputs, "token_slots").long()
+        query_start = layout.view(inputs, "query_start")
+        logits_index = layout.view(inputs, "logits_index").long()
+        after = state.position[rows] + (query_start[1:] - query_start[:-1])
+        positions = state.position[token_slots] + layout.view(inputs, "token_offsets")
+        known = layout.view(inputs, "known_tokens")
+        input_ids = torch.where(known == PLACEHOLDER, state.tokens[token_slots, positions], known)
+        state.tokens[token_slots, positions] = input_ids
+        self.check_written(input_ids)
+        block = state.block_table[token_slots, positions // size]
+        write_index = torch.add(positions % size, block, alpha=size)
         self.block_tokens[write_index] = input_ids
-        batch = PagedBatch(
+        batch = self.batch_of(rows, after.int(), query_start, write_index, False, max_kv_len, row_tokens)
+        logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
+        state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)
+        return logits
+
+    def batch_of(
+        self,
+        rows: Tensor,
+        kv_lens: Tensor,
+        query_start: Tensor,
+        write_index: Tensor,
+        decode_only: bool,
+        max_kv_len: int,
+        row_tokens: tuple[int, ...],
+    ) -> PagedBatch:
+        return PagedBatch(
             cache=self.cache,
             rows=rows,
-            kv_lens=after.int(),
+            kv_lens=kv_lens,
             query_start=query_start,
             write_index=write_index,
-            block_table=state.block_table,
-            decode_only=layout.decode_only,
+            block_table=self.state.block_table,
+            decode_only=decode_only,
             max_kv_len=max_kv_len,
             states=self.states,
             row_tokens=row_tokens,
         )
-        logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
-        state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)
-        return logits
+
+    def check_written(self, input_ids: Tensor) -> None:
+        if self.check_carry_over:
+            written = (input_ids != UNWRITTEN).all()
+            torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
 
     # --- choose: nothing here depends on more than the rows and the kind --------------------------------
 
@@ -235,16 +230,9 @@ class ModelProgram:
         requests = state.requests[slots]
         tokens = sampler.choose(logits, slots, requests, position, kind, allowed)
 
-        # scatter, and the stop tests: a row that is finished brings no token, and will bring none
-        finished = state.finished[slots]
-        stopping = (column(requests, JOIN, "stop_tokens") == tokens[:, None]).any(dim=1)
-        stopping |= position + 1 >= column(requests, JOIN, "end")
-        # A finished row goes on writing the cache at the place of its last token: that has to stay what it is.
-        state.tokens[slots, position] = torch.where(finished, state.tokens[slots, position], tokens)
-        state.finished[slots] = finished | stopping
+        state.settle(sample_slots, tokens, results.view(outputs, "tokens"))
         if kind.penalties:
             sampler.count_sampled(slots, tokens)
-        torch.where(finished, self.no_token, tokens, out=results.view(outputs, "tokens"))
         if kind.logprobs:
             ids, values = logprobs(logits.float(), tokens, kind.logprobs)
             results.view(outputs, "logprob_tokens").copy_(ids.flatten())

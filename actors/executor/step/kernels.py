@@ -1,0 +1,170 @@
+"""What a step that only decodes does before and after the model, as one Triton kernel each.
+
+Plain torch takes some thirty kernels of a few numbers for it, which is 60 of the 1,100 us that a step of a small model
+takes. ``SlotState`` says what is computed.
+
+With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from .fields import INT, JOIN
+
+ROWS = 32
+"""Of one program."""
+
+SLICES = ["slots", "out", "rows", "positions", "input_ids", "write_index"]
+"""Parts of larger tensors, at any offset. By default Triton compiles a kernel anew for another alignment of a pointer,
+which would be in the middle of serving."""
+
+RECORD = JOIN.itemsize // INT.itemsize
+END = JOIN.fields["end"][1] // INT.itemsize  # type: ignore[index]
+STOP_TOKENS = JOIN.fields["stop_tokens"][1] // INT.itemsize  # type: ignore[index]
+MOST_STOP_TOKENS = JOIN["stop_tokens"].shape[0]
+
+
+@jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
+def _decode_kernel(
+    slots,  # int32 [R]
+    position,  # int64 [seq_slots + 1]
+    finished,  # bool [seq_slots + 1]
+    tokens,  # int32 [seq_slots + 1, length]
+    block_table,  # int32 [seq_slots + 1, blocks]
+    block_tokens,  # int32 [num_blocks * BLOCK_SIZE]
+    rows,  # int64 [R], as what follows
+    positions,
+    input_ids,
+    write_index,
+    kv_lens,  # int32 [R]
+    count,
+    tokens_stride,
+    table_stride,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    wait_for_kernel_before()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = row < count
+    slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)
+    at = tl.load(position + slot, mask=here, other=0)
+    ended = tl.load(finished + slot, mask=here, other=0)
+    token = tl.load(tokens + slot * tokens_stride + at, mask=here, other=0)
+    block = tl.load(block_table + slot * table_stride + at // BLOCK_SIZE, mask=here, other=0)
+    place = block.to(tl.int64) * BLOCK_SIZE + at % BLOCK_SIZE
+    tl.store(rows + row, slot, mask=here)
+    tl.store(positions + row, at, mask=here)
+    tl.store(input_ids + row, token.to(tl.int64), mask=here)
+    tl.store(write_index + row, place, mask=here)
+    tl.store(kv_lens + row, (at + 1).to(tl.int32), mask=here)
+    tl.store(block_tokens + place, token, mask=here)
+    tl.store(position + slot, tl.where(ended != 0, at, at + 1), mask=here)
+
+
+@jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
+def _settle_kernel(
+    slots,  # int32 [S]
+    sampled,  # int32 [S]
+    position,  # int64 [seq_slots + 1]
+    finished,  # bool [seq_slots + 1]
+    tokens,  # int32 [seq_slots + 1, length]
+    requests,  # int32 [seq_slots + 1, RECORD]
+    out,  # int32 [S]
+    count,
+    tokens_stride,
+    RECORD: tl.constexpr,
+    END: tl.constexpr,
+    STOP_TOKENS: tl.constexpr,
+    MOST: tl.constexpr,
+    MOST_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    wait_for_kernel_before()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = row < count
+    slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)
+    token = tl.load(sampled + row, mask=here, other=0)
+    at = tl.load(position + slot, mask=here, other=0)
+    ended = tl.load(finished + slot, mask=here, other=0)
+    record = requests + slot * RECORD
+    stop = tl.arange(0, MOST_PAD)[None, :]
+    # A column that is not there equals no token.
+    stops = tl.load(record[:, None] + STOP_TOKENS + stop, mask=here[:, None] & (stop < MOST), other=-2)
+    stopping = tl.max((stops == token[:, None]).to(tl.int32), 1) != 0
+    stopping = stopping | (at + 1 >= tl.load(record + END, mask=here, other=0))
+    tl.store(tokens + slot * tokens_stride + at, token, mask=here & (ended == 0))
+    tl.store(finished + slot, (ended != 0) | stopping, mask=here)
+    tl.store(out + row, tl.where(ended != 0, -1, token), mask=here)
+
+
+def decode(
+    slots: Tensor,
+    position: Tensor,
+    finished: Tensor,
+    tokens: Tensor,
+    block_table: Tensor,
+    block_tokens: Tensor,
+    block_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``SlotState.decode``: the fields of ``Decoding``."""
+    count = len(slots)
+    rows, positions, input_ids, write_index = torch.empty(
+        4, count, dtype=torch.int64, device=slots.device
+    ).unbind()
+    kv_lens = torch.empty(count, dtype=torch.int32, device=slots.device)
+    _decode_kernel[(triton.cdiv(count, ROWS),)](
+        slots,
+        position,
+        finished,
+        tokens,
+        block_table,
+        block_tokens,
+        rows,
+        positions,
+        input_ids,
+        write_index,
+        kv_lens,
+        count,
+        tokens.stride(0),
+        block_table.stride(0),
+        BLOCK_SIZE=block_size,
+        ROWS=ROWS,
+        **FOLLOWING,
+    )
+    return rows, positions, input_ids, write_index, kv_lens
+
+
+def settle(
+    slots: Tensor,
+    sampled: Tensor,
+    position: Tensor,
+    finished: Tensor,
+    tokens: Tensor,
+    requests: Tensor,
+    out: Tensor,
+) -> None:
+    """``SlotState.settle``."""
+    count = len(slots)
+    _settle_kernel[(triton.cdiv(count, ROWS),)](
+        slots,
+        sampled,
+        position,
+        finished,
+        tokens,
+        requests,
+        out,
+        count,
+        tokens.stride(0),
+        RECORD=RECORD,
+        END=END,
+        STOP_TOKENS=STOP_TOKENS,
+        MOST=MOST_STOP_TOKENS,
+        MOST_PAD=triton.next_power_of_2(MOST_STOP_TOKENS),
+        ROWS=ROWS,
+        **FOLLOWING,
+    )

@@ -1,0 +1,94 @@
+"""What the device knows of each sequence slot, and how a step takes its tokens from there and leaves new ones.
+
+The token table ``[sequence slot, position]`` lives here. A step gathers its input tokens from it and scatters what it
+samples into it, in order on the compute stream; that is how step N+1 can be queued before anyone knows the tokens of
+step N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .fields import INT, JOIN, column
+
+NO_TOKEN = -1
+"""What a row brings whose sequence had finished before."""
+
+
+class Decoding(NamedTuple):
+    """The rows of a step that only decodes, one token each."""
+
+    rows: Tensor
+    """int64 [R]: their slots."""
+    positions: Tensor
+    """int64 [R]"""
+    input_ids: Tensor
+    """int64 [R]"""
+    write_index: Tensor
+    """int64 [R]: places in the cache."""
+    kv_lens: Tensor
+    """int32 [R]: tokens in the cache after this step."""
+
+
+class SlotState:
+    """All tensors, first dimension ``seq_slots + 1``.
+
+    The last is the null slot of padding rows: finished from the start, so it never moves.
+    """
+
+    def __init__(self, seq_slots: int, max_model_len: int, max_blocks: int, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(seq_slots + 1, *shape, dtype=dtype, device=device)
+
+        self.tokens = zeros(max_model_len + 1, dtype=torch.int32)
+        """The token table."""
+        self.block_table = zeros(max_blocks, dtype=torch.int32)
+        self.position = zeros(dtype=torch.int64)
+        """The next position to compute."""
+        self.finished = zeros(dtype=torch.bool)
+        self.finished[-1] = True
+        self.requests = zeros(JOIN.itemsize // INT.itemsize, dtype=torch.int32)
+        """What the holder asked for when it joined: a record of ``fields.JOIN``."""
+        column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
+
+    def decode(self, slots: Tensor, block_tokens: Tensor, block_size: int) -> Decoding:
+        """The next token of each of ``slots`` int32 [R], which moves on unless it has finished.
+
+        ``block_tokens`` int32 gets the token at each place of the cache that the step writes.
+        """
+        if slots.is_cuda:
+            from .kernels import decode  # triton comes with torch where there is a GPU
+
+            state = (self.position, self.finished, self.tokens, self.block_table)
+            return Decoding(*decode(slots, *state, block_tokens, block_size))
+        rows = slots.long()
+        positions = self.position[rows]
+        after = positions + 1
+        input_ids = self.tokens[rows, positions]
+        block = self.block_table[rows, positions // block_size]
+        write_index = torch.add(positions % block_size, block, alpha=block_size)
+        block_tokens[write_index] = input_ids
+        self.position[rows] = torch.where(self.finished[rows], positions, after)
+        return Decoding(rows, positions, input_ids.long(), write_index, after.int())
+
+    def settle(self, slots: Tensor, sampled: Tensor, out: Tensor) -> None:
+        """Write ``sampled`` int32 [S] as the next tokens of ``slots`` int32 [S], and find out who has finished.
+
+        ``out`` int32 [S] gets them too. A row that was finished brings none, and goes on writing the cache at the place
+        of its last token: that has to stay what it is.
+        """
+        if slots.is_cuda:
+            from .kernels import settle
+
+            settle(slots, sampled, self.position, self.finished, self.tokens, self.requests, out)
+            return
+        rows = slots.long()
+        position, requests, finished = self.position[rows], self.requests[rows], self.finished[rows]
+        stopping = (column(requests, JOIN, "stop_tokens") == sampled[:, None]).any(dim=1)
+        stopping |= position + 1 >= column(requests, JOIN, "end")
+        self.tokens[rows, position] = torch.where(finished, self.tokens[rows, position], sampled)
+        self.finished[rows] = finished | stopping
+        out.copy_(torch.where(finished, NO_TOKEN, sampled))

@@ -1,0 +1,120 @@
+"""The kernels of a step that only decodes leave in the slots what plain torch leaves there.
+
+On a CUDA device the tests run as they are. Without one they run in Triton's interpreter, in a process of
+their own: its switch must be set before ``triton`` is first imported and holds for the whole process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
+from slipstream.actors.executor.step.slots import SlotState
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+needs_kernels = pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
+
+SLOTS, LENGTH, BLOCK, VOCAB = 70, 64, 8, 50
+NULL = SLOTS
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+def test_under_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+def make_state(seed: int) -> tuple[SlotState, Tensor]:
+    """Slots in the middle of their sequences, some of them finished, and the tokens of the cache."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def numbers(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=draw)
+
+    state = SlotState(SLOTS, LENGTH, LENGTH // BLOCK, torch.device("cpu"))
+    state.tokens.copy_(numbers(0, VOCAB, *state.tokens.shape))
+    state.block_table[:SLOTS] = (
+        torch.randperm(SLOTS * LENGTH // BLOCK, generator=draw).add(1).view(SLOTS, -1).int()
+    )
+    state.position[:SLOTS] = numbers(0, LENGTH - 1, SLOTS)
+    state.finished[:SLOTS] = numbers(0, 3, SLOTS) == 0
+    column(state.requests, JOIN, "end").copy_(numbers(1, LENGTH, SLOTS + 1))
+    stops = column(state.requests, JOIN, "stop_tokens")
+    stops.fill_(NO_STOP_TOKEN)
+    stops[::2, :2] = numbers(0, VOCAB, len(stops[::2]), 2).int()
+    stops[::5, -1] = numbers(0, VOCAB, len(stops[::5])).int()
+    return state, torch.zeros((1 + SLOTS * LENGTH // BLOCK) * BLOCK, dtype=torch.int32)
+
+
+def rows_of(seed: int, padding: int) -> Tensor:
+    slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(seed))[: SLOTS - 3]
+    return torch.cat((slots, torch.full((padding,), NULL))).int()
+
+
+def on_device(state: SlotState) -> SlotState:
+    moved = deepcopy(state)
+    for name, tensor in vars(moved).items():
+        setattr(moved, name, tensor.to(DEVICE))
+    return moved
+
+
+def assert_same(found: SlotState, expected: SlotState) -> None:
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(found, name).cpu(), tensor), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("padding", [0, 1, 40])
+def test_each_row_takes_its_next_token_and_moves_on(padding: int) -> None:
+    from slipstream.actors.executor.step.kernels import decode
+
+    state, block_tokens = make_state(padding)
+    slots = rows_of(padding, padding)
+    copy, copied = on_device(state), block_tokens.to(DEVICE)
+    expected = state.decode(slots, block_tokens, BLOCK)
+    own = (copy.position, copy.finished, copy.tokens, copy.block_table)
+    found = decode(slots.to(DEVICE), *own, copied, BLOCK)
+    for name, tensor, wanted in zip(expected._fields, found, expected, strict=True):
+        assert tensor.dtype == wanted.dtype
+        assert torch.equal(tensor.cpu(), wanted), name
+    assert_same(copy, state)
+    assert torch.equal(copied.cpu(), block_tokens)
+    assert (state.position[:SLOTS] != make_state(padding)[0].position[:SLOTS]).any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("padding", [0, 1, 40])
+def test_new_tokens_go_to_the_table_and_end_who_has_what_ends_it(padding: int) -> None:
+    from slipstream.actors.executor.step.kernels import settle
+
+    state, _ = make_state(padding)
+    slots = rows_of(padding, padding)
+    sampled = torch.randint(0, VOCAB, slots.shape, generator=torch.Generator().manual_seed(9)).int()
+    copy = on_device(state)
+    expected, found = torch.zeros_like(slots), torch.zeros_like(slots).to(DEVICE)
+    before = state.finished.clone()
+    state.settle(slots, sampled, expected)
+    own = (copy.position, copy.finished, copy.tokens, copy.requests)
+    settle(slots.to(DEVICE), sampled.to(DEVICE), *own, found)
+    assert torch.equal(found.cpu(), expected)
+    assert_same(copy, state)
+    assert int((state.finished & ~before).sum()) > 10, "some end in this step"
+    assert bool((~state.finished[slots[slots != NULL].long()]).any()), "and some go on"
