@@ -139,6 +139,10 @@ def mixed(model: PagedModel) -> list[list[int]]:
 def generated(family: str, folder: Path, where: torch.device) -> list[list[int]]:
     """What transformers makes of each prompt."""
     model: Any = auto_class(family).from_pretrained(folder, dtype=torch.float32)
+    if family == "llama4":
+        model = (
+            model.language_model
+        )  # with pictures or without, the whole of it cannot generate in transformers 5.24
     model.to(where)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = EOS_TOKEN_ID

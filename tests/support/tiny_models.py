@@ -59,6 +59,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
     "cohere2": SLIDING,
     "granite": dict(attention_multiplier=0.3, residual_multiplier=0.5, logits_scaling=2.0),
+    "llama4_text": dict(
+        head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=64, floor_scale=65
+    ),
     "smollm3": dict(no_rope_layers=[1, 0]),
     "starcoder2": dict(sliding_window=WINDOW),
 }
@@ -148,6 +151,12 @@ QWEN3_ROPE = QWEN2_ROPE | dict(mrope_interleaved=True)
 MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": (FAMILIES["gemma3_text"], EYES),
     "gemma4": (SLIDING | dict(hidden_size_per_layer_input=8), EYES),
+    "llama4": (
+        dict(
+            head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=64, floor_scale=65
+        ),
+        EYES | dict(vision_output_dim=16, projector_input_dim=16, projector_output_dim=16),
+    ),
     "mistral3": (dict(model_type="mistral", head_dim=8), EYES | dict(model_type="pixtral", head_dim=8)),
     "qwen2_vl": (dict(rope_parameters=QWEN2_ROPE), QWEN_EYES | dict(embed_dim=16, mlp_ratio=2)),
     "qwen2_5_vl": (dict(rope_parameters=QWEN2_ROPE), QWEN_EYES | dict(out_hidden_size=32)),

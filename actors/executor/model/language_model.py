@@ -27,6 +27,7 @@ SERVED_AS_TEXT = PLAIN_HEAD | {
     "gemma4",
     "internvl",
     "lfm2_vl",
+    "llama4",
     "llava",
     "llava_next",
     "llava_onevision",

@@ -35,6 +35,10 @@ class PagedModel:
         self.dtype: torch.dtype = transformer.dtype
         self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
         _freeze_rope(transformer)
+        for module in transformer.modules():
+            if hasattr(module, "attn_temperature_tuning"):
+                # It scales by the place of a token in its step; up to `max_model_len` it has nothing to scale.
+                module.attn_temperature_tuning = False  # type: ignore[assignment]
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None

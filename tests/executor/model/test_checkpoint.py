@@ -99,6 +99,9 @@ def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None
             4096,
         ),
         ({"max_position_embeddings": 131072, "rope_parameters": LONGROPE | {"rope_type": "yarn"}}, 131072),
+        # Attention within chunks is attention to everything before only in the first of them.
+        ({"text_config": {"model_type": "llama4_text", "attention_chunk_size": 1000}}, 1000),
+        ({"text_config": {"model_type": "llama4_text"}}, 8191),
     ],
 )
 def test_the_longest_text_is_what_the_model_was_made_for(config: dict[str, Any], length: int | None) -> None:
@@ -111,7 +114,9 @@ def test_what_a_published_configuration_leaves_out_is_what_transformers_takes(
 ) -> None:
     defaults: Any = CONFIG_MAPPING[family]()
     found = write(tmp_path, config={"model_type": "whole", "text_config": {"model_type": family}})
-    assert (found.vocab_size, found.max_model_len) == (defaults.vocab_size, defaults.max_position_embeddings)
+    for name, value in LEFT_OUT[family].items():
+        assert getattr(defaults, name) == value, name
+    assert (found.vocab_size, found.max_model_len) == (defaults.vocab_size, max_model_len(defaults.to_dict()))
     stated = write(tmp_path, config={"text_config": {"model_type": family, "vocab_size": 9}})
     assert stated.vocab_size == 9
 

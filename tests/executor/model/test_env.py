@@ -99,7 +99,7 @@ def test_a_request_takes_whole_blocks() -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"model_type": "llama4_text"}, "attend within fixed chunks"),
+        ({"model_type": "deepseek_v32"}, "choose by an index"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "of nobody"}, "cannot read its configuration"),
         ({"model_type": "bloom"}, "not supported"),

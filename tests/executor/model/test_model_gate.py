@@ -32,8 +32,7 @@ def load(folder: Path | str, backend: str = "torch", dtype: str = "float32") -> 
 
 
 REFUSED = {
-    "llama4_text": "chunked_attention",
-    "llama4": "parts beside its language model",
+    "deepseek_v32": "'indexed_attention' choose by an index which tokens they attend to",
     "bloom": "computes attention by itself",
     "mpt": "computes attention by itself",
     "t5": "encoder-decoder",
@@ -62,9 +61,9 @@ def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_i
 
 
 def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
-    make_config("llama4_text").save_pretrained(tmp_path)
+    make_config("deepseek_v32").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not read")
-    with pytest.raises(ModelNotSupported, match="chunked_attention"):
+    with pytest.raises(ModelNotSupported, match="indexed_attention"):
         load(tmp_path)
 
 
