@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..protocol.codec import decode_from_client, encode, encode_from_client, request_id
@@ -45,11 +45,18 @@ class Simulator:
     client_messages = 64
     """Most messages on their way to one client that does not read; then the public actor gets ``ClientBlocked``."""
 
-    def __init__(self, seed: int, factories: dict[str, Callable[[Simulator], Actor]]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        factories: dict[str, Callable[[Simulator], Actor]],
+        groups: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """``groups``: actors that crash together and start together, in this order."""
         self.rng = random.Random(seed)
         self.news_rng = random.Random(~seed)
         """How long news takes; apart, so that it does not shift the load that a seed stands for."""
         self.factories = factories
+        self.groups = groups
         self.now = 0.0
         self.order = 0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
@@ -160,7 +167,11 @@ class Simulator:
             self.turn(links.name, name, PeerUp(name, epoch))
 
     def crash(self, name: str, restart_after_s: float, *, own_fault: bool = False) -> None:
-        """The actor is gone, with its state; a new one comes."""
+        """The actor is gone, with its state and its group; a new one comes."""
+        for member in next((group for group in self.groups if name in group), (name,)):
+            self.crash_alone(member, restart_after_s, own_fault)
+
+    def crash_alone(self, name: str, restart_after_s: float, own_fault: bool) -> None:
         if name in self.actors:
             self.crashed[name] = own_fault
             self.deaths_with[self.in_hand.pop(name, b"")] += own_fault

@@ -11,6 +11,8 @@ import numpy as np
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.ranks.follower import Follower
+from slipstream.actors.executor.ranks.leader import Leader, name_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.gateway.gateway import Gateway
@@ -129,17 +131,31 @@ class World(Simulator):
         block_size: int = 8,
         budget: int = 24,
         caching: bool = True,
+        ranks: int = 1,
     ) -> None:
-        def executor(world: Simulator) -> Executor:
+        followers = tuple(name_of(rank) for rank in range(1, ranks))
+
+        def pipeline_of(world: Simulator, *, check: bool) -> tuple[Pipeline, RunningBatch]:
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
             compiler = grammar_compiler()
             batch = self.batch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
-            program = self.program(slots, MODEL_LEN, VOCAB, check_carry_over=True)
+            program = self.program(slots, MODEL_LEN, VOCAB, check_carry_over=check)
             pipeline = Pipeline(
                 device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
             )
+            return pipeline, batch
+
+        def executor(world: Simulator) -> Executor:
+            pipeline, batch = pipeline_of(world, check=True)
             capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
-            return Executor(pipeline, batch, capacity, {}, masks=Masks(compiler, slots))
+            masks = Masks(grammar_compiler(), slots)
+            if followers:
+                return Leader(pipeline, batch, capacity, {}, masks=masks, followers=followers)
+            return Executor(pipeline, batch, capacity, {}, masks=masks)
+
+        def follower(rank: int) -> Callable[[Simulator], Follower]:
+            """Its tokens are its own, since the emulated device has no collectives: nobody reads them."""
+            return lambda world: Follower(name_of(rank), rank, *pipeline_of(world, check=False), {})
 
         def scheduler(world: Simulator) -> Scheduler:
             return self.scheduler(SchedulerConfig(slots, budget, MODEL_LEN, depth, (EOS,), caching))
@@ -160,6 +176,7 @@ class World(Simulator):
             seed,
             {
                 "executor": executor,
+                **{name: follower(rank) for rank, name in enumerate(followers, 1)},
                 "scheduler": scheduler,
                 "detokenizer": lambda world: Detokenizer(byte_tokenizer()),
                 "tokenizer": lambda world: Tokenizer(
@@ -167,6 +184,7 @@ class World(Simulator):
                 ),
                 "gateway": gateway,
             },
+            groups=[("executor", *followers)] if followers else (),
         )
         self.on_client = lambda client, frame: self.receive(client, decode_to_client(frame))
 

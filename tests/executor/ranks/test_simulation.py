@@ -1,0 +1,108 @@
+"""An executor of several ranks in the simulator: whichever crashes, no token is lost, and all run the same steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from simulation import World, random_load
+from slipstream.actors.executor.ranks.follower import Follower
+from slipstream.actors.executor.ranks.leader import Leader
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.layout import Step
+from slipstream.protocol.messages import Forget, Plan
+
+RANKS = ("executor", "executor.1", "executor.2")
+
+
+class RecordingBatch(RunningBatch):
+    """Keeps what it has staged."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.staged: list[tuple[int, Step, bytes]] = []
+
+    def stage(self, plan: Plan, staging: np.ndarray) -> Step:
+        step = super().stage(plan, staging)
+        self.staged.append((plan.step, step, staging[: step.layout.input_size].tobytes()))
+        return step
+
+
+class Ranks(World):
+    batch = RecordingBatch
+
+
+def check_same_steps(world: World) -> int:
+    """All ranks have staged the same bytes, the followers perhaps not yet the last; how many steps."""
+    batches = [world.actors[name].batch for name in RANKS]  # type: ignore[attr-defined]
+    first = batches[0].staged
+    for batch in batches[1:]:
+        assert 0 <= len(first) - len(batch.staged) <= 4
+        assert batch.staged == first[: len(batch.staged)]
+    return len(first)
+
+
+def run(world: World) -> int:
+    random_load(world, 20, aborts=0.1)
+    world.check()
+    world.check_nothing_left()
+    return check_same_steps(world)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_rank_stages_the_same_steps(depth: int, more: int) -> None:
+    steps = 0
+    for seed in range(8 * more):
+        world = Ranks(seed, depth=depth, ranks=3, blocks=40 if seed % 2 else 22)
+        steps += run(world)
+    assert steps > 500
+
+
+@pytest.mark.parametrize("crashing", [["executor"], ["executor.1"], [*RANKS, "scheduler"]], ids="+".join)
+def test_a_rank_that_crashes_at_any_instant_loses_repeats_and_changes_no_token(
+    crashing: list[str], more: int
+) -> None:
+    for seed in range(8 * more):
+        world = Ranks(seed, depth=1 + seed % 3, ranks=3)
+        for number in range(world.rng.randrange(1, 5)):
+            name, pause = world.rng.choice(crashing), world.rng.random() * 0.02
+            own_fault = number == 0  # at a second one that is alone would be quarantined
+            world.at(
+                0.01 + world.rng.random() * 0.2,
+                lambda n=name, p=pause, f=own_fault, w=world: w.crash(n, p, own_fault=f),
+            )
+        for _ in range(2):
+            sender, to = ("executor", world.rng.choice(RANKS[1:]))
+            world.at(0.01 + world.rng.random() * 0.2, lambda s=sender, t=to, w=world: w.lose(s, t))
+        random_load(world, 20, aborts=0.1)
+        world.check()
+        world.check_nothing_left()
+        if all(name in world.actors for name in RANKS):
+            check_same_steps(world)
+
+
+def test_a_plan_that_is_not_handed_on_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = Leader.tell
+    monkeypatch.setattr(
+        Leader,
+        "tell",
+        lambda self, message: None if getattr(message, "step", 0) == 9 else tell(self, message),
+    )
+    world = Ranks(3, ranks=3)
+    with pytest.raises((AssertionError, RuntimeError)):
+        run(world)
+
+
+def test_a_follower_that_does_not_forget_an_old_scheduler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = Follower.on_order
+
+    def on_order(self: Follower, order: Any, now: float) -> None:
+        if not isinstance(order, Forget):
+            go_on(self, order, now)
+
+    monkeypatch.setattr(Follower, "on_order", on_order)
+    world = Ranks(3, ranks=3)
+    world.at(0.05, lambda: world.crash("scheduler", 0.01))
+    with pytest.raises((AssertionError, RuntimeError)):
+        run(world)
