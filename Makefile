@@ -28,7 +28,7 @@ test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs 2 lint suite
 
 suite: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One long form alone: make soak DRILLS=tests/drills/test_overload.py
 DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulation.py tests/executor/step/test_equivalence.py \
