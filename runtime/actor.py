@@ -44,6 +44,8 @@ class Actor:
     """Who may connect to it; None: everybody who reaches it."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
+    full_speed_at: float | None = 0.0
+    """Since when it is as fast as it can be, by the host's clock; None: it is ready and will be faster."""
     progress: int = 0
     """Grows whenever what makes the actor ``working`` has come forward."""
 

@@ -174,14 +174,15 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     if options.rank:
         name = name_of(options.rank)
-        return Follower(name, options.rank, pipeline, batch, facts, engine.idle_work, patience)
+        return Follower(name, options.rank, pipeline, batch, facts, engine.spare_work, patience)
     capacity = Capacity(
         engine.blocks, options.block_size, context.crashed, engine.steps, tokens, prefix_caching=not stateful
     )
-    given = (pipeline, batch, capacity, facts, engine.idle_work, masks, patience)
+    given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
     if options.tensor_parallel_size > 1:
-        return Leader(*given, followers=tuple(map(name_of, range(1, options.tensor_parallel_size))))
-    return Executor(*given)
+        followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
+        return Leader(*given, catching_up=engine.catching_up, followers=followers)
+    return Executor(*given, catching_up=engine.catching_up)
 
 
 def choose_device(options: ExecutorOptions, torch: Any) -> str:

@@ -30,8 +30,9 @@ class Engine:
     """As ``Capacity.steps``."""
     buckets: Buckets | None = None
     """Sizes that steps are padded to; None: a step is as large as it is."""
-    idle_work: Callable[[], bool] | None = None
-    """As of `Executor`."""
+    spare_work: Callable[[], float | None] | None = None
+    catching_up: bool = False
+    """Both as of `Executor`."""
 
 
 def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:

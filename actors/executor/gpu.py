@@ -31,7 +31,9 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
+    # Ranks are started one by one, and have to do the same.
+    restarted = context.epoch > 1 and options.tensor_parallel_size == 1
+    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
@@ -47,9 +49,10 @@ def on_gpu(
 
     facts = facts_of(options, model, blocks) | {"graphs": f"off: {reason}" if reason else mode}
     capturing = None if graphed is None else Capturing(graphed, graphs, kept, facts)
-    if capturing is not None and mode == "start":
+    if capturing is not None:
         context.phase("capture graphs")
-        while capturing.capture_next():
+        capturing.capture_next()  # the largest: the others fit into its memory, whichever comes first
+        while mode == "start" and capturing.capture_next() is not None:
             pass
     context.phase("warm up")
     run = program.run if graphed is None else graphed.run
@@ -57,17 +60,19 @@ def on_gpu(
         steps = warm_up(program, run, buckets, length, device.synchronize)
     engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
     if graphed is not None and capturing is not None:
-        engine.program, engine.buckets, engine.idle_work = graphed, buckets, capturing.capture_next
+        engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
+        engine.catching_up = bool(graphed.missing)
     return engine
 
 
-def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
+def graph_mode(asked: str, uncapturable: str, *, restarted: bool) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
+    A service that starts is at full speed when it listens; after a restart streams wait, and go on at once.
     InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
     """
     if asked == "auto":
-        return ("off", uncapturable) if uncapturable else ("start", "")
+        return ("off", uncapturable) if uncapturable else ("lazy" if restarted else "start", "")
     if asked != "off" and uncapturable:
         raise InvalidRequest(
             f"cuda_graphs={asked!r} is not possible: {uncapturable}; leave out --cuda-graphs"
@@ -89,9 +94,9 @@ class Capturing:
         self.facts = facts
         self.report()
 
-    def capture_next(self) -> bool:
-        """Capture one graph; False if there is none to capture, or no memory."""
-        could = not self.graphed.out_of_memory
+    def capture_next(self) -> float | None:
+        """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
+        could, before = not self.graphed.out_of_memory, self.graphs.seconds
         done = self.graphed.capture_next()
         model = self.graphed.program.model
         if model.group is not None and not model.group.least(
@@ -106,7 +111,7 @@ class Capturing:
                 self.graphed.count,
             )
         self.report()
-        return done
+        return self.graphs.seconds - before if done else None
 
     def report(self) -> None:
         """Put into the facts how many graphs there are, what they took, and what is missing."""

@@ -73,23 +73,25 @@ class Gpu(CpuDevice):
 class Graphs(Replays):
     """Captured graphs; memory ends with ``room`` of them."""
 
-    seconds = 0.25
     bytes = 3 << 20
 
     def __init__(self, room: int = 1 << 30) -> None:
         super().__init__()
+        self.seconds = 0.0
         self.room = room
 
     def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
         if self.count == self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has little")
+        self.seconds += 0.25
         return super().capture(prepare, work)
 
 
 class Context:
-    epoch, crashed = 1, False
+    crashed = False
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
         self.phases: list[str] = []
 
     def phase(self, name: str) -> None:
@@ -104,7 +106,11 @@ def model_of(kind: str = "llama", **settings: Any) -> PagedModel:
 
 
 def engine_of(
-    gpu: Gpu | None = None, graphs: Graphs | None = None, model: PagedModel | None = None, **asked: Any
+    gpu: Gpu | None = None,
+    graphs: Graphs | None = None,
+    model: PagedModel | None = None,
+    epoch: int = 1,
+    **asked: Any,
 ) -> Engine:
     options = executor_options(
         ServeOptions(
@@ -112,7 +118,7 @@ def engine_of(
         ),
         MODEL,
     )
-    made: Any = (Context(), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
+    made: Any = (Context(epoch), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
     return on_gpu(*made)
 
 
@@ -123,15 +129,29 @@ def test_all_graphs_are_captured_before_it_is_ready_where_nothing_else_is_asked(
     engine = engine_of()
     buckets = buckets_of(SLOTS, BUDGET, LENGTH)
     count = buckets.forwards + 2 * len(buckets.decode)
-    assert engine.facts["graphs"].startswith(f"{count} in 0.2 s, 3 MiB (")
+    assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s, 3 MiB (")
     assert engine.buckets == buckets
+
+
+def test_after_a_restart_streams_do_not_wait_for_graphs() -> None:
+    graphs = Graphs()
+    engine = engine_of(graphs=graphs, epoch=2)
+    assert graphs.count == 1
+    assert engine.facts["graphs"].startswith("1 in ")
+    assert engine.catching_up
+    assert not engine_of().catching_up
+    assert engine.spare_work is not None
+    while (took_s := engine.spare_work()) is not None:
+        assert took_s == 0.25
+    assert engine.facts["graphs"].startswith(f"{graphs.count} in ")
+    assert engine_of(epoch=2, cuda_graphs="start").catching_up is False, "as it was asked"
 
 
 def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
     engine = engine_of(cuda_graphs="off")
     assert engine.facts["graphs"] == "off"
     assert engine.buckets is None
-    assert engine.idle_work is None
+    assert engine.spare_work is None
     assert isinstance(engine.program, ModelProgram)
 
 
@@ -157,7 +177,8 @@ def test_a_mixture_of_experts_is_captured_in_bfloat16_alone() -> None:
 
 def test_of_a_model_with_states_only_steps_that_decode_are_captured() -> None:
     engine = engine_of(model=model_of("qwen3_5_text"))
-    assert engine.facts["graphs"].startswith(f"{3 * len(buckets_of(SLOTS, BUDGET, LENGTH).decode)} in 0.2 s")
+    count = 3 * len(buckets_of(SLOTS, BUDGET, LENGTH).decode)
+    assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s")
     assert "share nothing, since a state is in no block" in engine.facts["states"][0]
     assert engine_of().facts["states"] == []
 
@@ -225,8 +246,8 @@ def test_a_graph_without_memory_ends_nothing_but_the_capturing(caplog: pytest.Lo
         engine = engine_of(graphs=Graphs(room=5))
     assert engine.facts["graphs"].startswith("5 in ")
     assert engine.facts["graphs"].endswith(", no memory for more")
-    assert engine.idle_work is not None
-    assert not engine.idle_work(), "nothing is wanted any more"
+    assert engine.spare_work is not None
+    assert engine.spare_work() is None, "nothing is wanted any more"
     assert [record.getMessage() for record in caplog.records] == [
         "no memory for more than 5 CUDA graphs: steps without one run kernel by kernel; lower"
         " --gpu-memory-utilization or --kv-cache-memory"
@@ -240,7 +261,7 @@ def test_an_idle_executor_survives_a_graph_without_memory(monkeypatch: pytest.Mo
         MODEL,
     )
     engine = engine_of(graphs=Graphs(room=2), cuda_graphs="lazy")
-    context: Any = Context()
+    context: Any = Context(epoch=1)
     executor = build.assemble(context, options, engine)
     for _ in range(9):
         executor.wake(0.0)

@@ -11,6 +11,7 @@ import select
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from slipstream.actors.executor.ranks.sampler import sampler_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
@@ -122,6 +124,11 @@ class FollowerThread:
             raise self.failure
 
 
+def spare_work_of(graphed: GraphedProgram) -> Callable[[], float | None]:
+    """As of `Executor`."""
+    return lambda: 0.0 if graphed.capture_next() else None
+
+
 class Service:
     """Scheduler and executor; ``graphs`` are none, captured at the start, or one by one when idle."""
 
@@ -144,8 +151,8 @@ class Service:
         if graphs == "start":
             at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
         first = self.ranks[0]
-        idle_work = first.graphed.capture_next if lazy and first.graphed else None
-        given = (first.pipeline, first.batch, Capacity(blocks, BLOCK), {}, idle_work)
+        spare_work = spare_work_of(first.graphed) if lazy and first.graphed else None
+        given = (first.pipeline, first.batch, Capacity(blocks, BLOCK), {}, spare_work)
         masks = Masks(compiler(), SLOTS, LLExecutor())
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS_TOKEN_ID,)))
         self.followers: dict[str, FollowerThread] = {}

@@ -28,7 +28,7 @@ class Follower(Actor):
         pipeline: Pipeline,
         batch: RunningBatch,
         facts: dict[str, Any],
-        capture_next: Callable[[], bool] | None = None,
+        capture_next: Callable[[], object] | None = None,
         patience: Patience | None = None,
     ) -> None:
         """``capture_next`` captures the graph that is missing first, where there are any."""

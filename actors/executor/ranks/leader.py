@@ -39,12 +39,16 @@ class Leader(Executor):
         """As an executor, but the others hear of a capture a turn before: what it computes, all compute together."""
         if self.captures_next:
             self.capture(now)
-        elif self.idle_work is not None and self.pipeline.idle:
+        elif self.spare_work is not None and self.pipeline.idle:
             self.tell(CaptureNext())
             self.captures_next = True
             self.wake_at = now
         else:
             super().on_wake(now)
+
+    def may_catch_up(self, now: float) -> bool:
+        """Ranks capture together, which they can do when none of them has a step."""
+        return False
 
     def capture(self, now: float) -> None:
         self.captures_next = False

@@ -155,12 +155,13 @@ def recorded(
     compiler = grammar_compiler()
     batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words)
     program = RecordedProgram(model, recording, batch)
+    spare_work = None
     if buckets is not None:
         assert isinstance(model, EmulatedProgram)
         parts: Any = TensorProgram(model, recording)
         replaying = code.graphed(parts, Replays().capture, MODEL_LEN, buckets)
-        replaying.capture_all()
         program = RecordedGraphs(replaying, recording, batch)
+        spare_work = program.capturing(device)
     pipeline = code.pipeline(
         device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
     )
@@ -168,7 +169,8 @@ def recorded(
     for name, buffer in (("mask staging", pipeline.mask_staging), ("masks", pipeline.masks)):
         recording.names[recording.location(buffer).place] = name
     masks = Masks(compiler, slots)
-    return code.executor(pipeline, batch, Capacity(blocks, BLOCK_SIZE), {}, masks=masks), recording
+    given = (pipeline, batch, Capacity(blocks, BLOCK_SIZE), {}, spare_work, masks)
+    return code.executor(*given, catching_up=spare_work is not None), recording
 
 
 class RecordedWorld(World):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
+import queue
 import random
 import re
 import select
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
@@ -71,26 +74,40 @@ class Rig:
     """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
 
     def __init__(self, model: PagedModel, depth: int, blocks: int, *, graphs: str = "off") -> None:
-        """``graphs``: ``off``, ``all`` of them captured, or ``none`` yet, though steps are padded for them."""
+        """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
         self.device = ThreeWorkers()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
         stateful = model.stateful is not None
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
+        spare_work = None
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
             if buckets:
                 program = SpoilingProgram(program, Replays().capture, LENGTH, buckets)
                 if graphs == "all":
                     program.capture_all()
+                if graphs == "meanwhile":
+                    spare_work = self.capturing(program)
         pipeline = Pipeline(
             self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
         )
         masks = Masks(compiler(), SLOTS, LLExecutor())
-        self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {}, masks=masks)
+        given = (pipeline, batch, Capacity(blocks, BLOCK), {}, spare_work, masks)
+        self.executor = Executor(*given, catching_up=spare_work is not None)
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}
         capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
         self.carry(self.scheduler.receive("executor", capacity, 0.0))
+
+    def capturing(self, program: GraphedProgram) -> Callable[[], float | None]:
+        """Captures a graph on the compute stream, behind what is queued there, as on a GPU."""
+
+        def capture_next() -> float | None:
+            done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+            self.device.compute.launch(lambda: done.put(program.capture_next()), (), ())
+            return 0.0 if done.get(timeout=30.0) else None
+
+        return capture_next
 
     def carry(self, sends: list[Send]) -> None:
         for to, message in sends:
@@ -182,7 +199,7 @@ def alone(model: PagedModel) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("depth", "graphs"),
-    [(1, "off"), (2, "off"), (3, "off"), (4, "off"), (2, "all"), (3, "all"), (2, "none")],
+    [(1, "off"), (2, "off"), (3, "off"), (4, "off"), (2, "all"), (3, "all"), (2, "none"), (3, "meanwhile")],
 )
 def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
     model: PagedModel, alone: list[list[int]], depth: int, graphs: str, more: int

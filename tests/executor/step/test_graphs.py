@@ -6,6 +6,7 @@ That a step computes the same by its graphs is in ``test_sampler.py`` and ``test
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replay import Replays
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
-from slipstream.actors.executor.executor import IDLE_S, Executor
+from slipstream.actors.executor.executor import CATCHING_UP_SHARE, IDLE_S, Executor
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
@@ -266,16 +267,16 @@ def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> N
 def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     pieces = [3]
 
-    def idle_work() -> bool:
+    def spare_work() -> float | None:
         pieces[0] -= 1
-        return pieces[0] >= 0
+        return 0.02 if pieces[0] >= 0 else None
 
     clock = [0]
     device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
     program = EmulatedProgram(2, 16, 50)
     pipeline = Pipeline(device, program, 2, batch.input_capacity, batch.output_capacity)
-    executor = Executor(pipeline, batch, Capacity(5, 8), {}, idle_work)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work)
     assert executor.wake_at == 0.0
     executor.wake(0.0)
     assert pieces == [2]
@@ -291,6 +292,52 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     for _ in range(3):
         executor.wake(1.0)
     assert executor.wake_at is None, "nothing is left, and an idle service uses no CPU"
+
+
+def test_after_a_restart_graphs_are_captured_between_steps_in_a_bounded_share_of_the_time() -> None:
+    pieces = [3]
+
+    def spare_work() -> float | None:
+        pieces[0] -= 1
+        return 0.02 if pieces[0] >= 0 else None
+
+    clock = [0]
+    device = EmulatedDevice(30.0, clock_ns=lambda: clock[0], realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work, catching_up=True)
+    executor.receive("scheduler", Plan(0), 0.0)
+    captured_at: list[float] = []
+    for step in range(1, 60):
+        executor.receive("scheduler", Plan(step), clock[0] * 1e-9)  # a step is always under way
+        completed_at = executor.next_completion()
+        assert completed_at is not None
+        clock[0] = max(clock[0], round(completed_at * 1e9))
+        now = clock[0] * 1e-9
+        executor.receive("device", Completed(), now)
+        if executor.wake_at is not None:
+            before = pieces[0]
+            executor.wake(now)
+            if pieces[0] < before:
+                captured_at.append(now)
+                clock[0] += 20_000_000 if pieces[0] >= 0 else 0
+        assert (executor.full_speed_at is None) == (pieces[0] >= 0)
+    assert len(captured_at) == 4, "three, and the look that found nothing more"
+    pauses = [later - sooner for sooner, later in itertools.pairwise(captured_at)]
+    rest = 0.02 / CATCHING_UP_SHARE
+    assert all(rest - 1e-6 <= pause < rest + 0.031 for pause in pauses), f"at the next step's end: {pauses}"
+    assert executor.full_speed_at == captured_at[-1]
+
+
+def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
+    """Its logits are where those of a graph would be."""
+    device = EmulatedDevice(1.0, clock_ns=lambda: 0, realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, lambda: 0.02, catching_up=True)
+    assert executor.may_catch_up(1.0)
+    pipeline.unmasked = pipeline.slots[0]
+    assert not executor.may_catch_up(1.0)
 
 
 def test_a_step_that_only_decodes_is_laid_out_once() -> None:
