@@ -42,7 +42,7 @@ soak: $(STAMP)
 VOCABULARIES ?= build/vocabularies
 vocabularies: $(STAMP)
 	$(BIN)/python tests/vocabularies/fetch.py $(VOCABULARIES)
-	SLIPSTREAM_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest tests/vocabularies/compare.py
+	VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest tests/vocabularies/compare.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -13,10 +13,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import tokenizers
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.sampling import Grammar
+from .pieces import Pieces
 from .tokenizer_files import load_tokenizer
 
 LIMITS = LLParserLimits(
@@ -48,6 +49,44 @@ NO_END = "<|no end|>"
 """A token that stands for the end in the vocabulary of a model that has none; no mask of ours allows it."""
 
 
+class Vocabulary:
+    """The bytes of all tokens, as the library asks for them.
+
+    Given a whole tokenizer instead, it would keep a second one, which takes 40 MB for 150,000 tokens.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, ends: list[int]) -> None:
+        pieces = Pieces(tokenizer)
+        control = {
+            token: added.content
+            for token, added in tokenizer.get_added_tokens_decoder().items()
+            if added.special or (added.content[:1], added.content[-1:]) == ("<", ">")
+        }
+        self.tokens = [
+            control[token].encode() if token in control else as_bytes(pieces[token])
+            for token in range(1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
+        ]
+        """By token id."""
+        if not ends:  # the library needs one, to say with it that an answer may end
+            ends = [len(self.tokens)]
+            self.tokens.append(NO_END.encode())
+            control[ends[0]] = NO_END
+        self.ends = ends
+        self.eos_token_id = ends[0]
+        self.special_token_ids = sorted(control)
+        """Tokens that no text has, whatever their names are."""
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def as_bytes(piece: str | bytes) -> bytes:
+    return piece.encode() if isinstance(piece, str) else piece
+
+
 class GrammarCompiler:
     """Makes matchers for one model's vocabulary."""
 
@@ -55,18 +94,16 @@ class GrammarCompiler:
         """``vocab_size`` is the model's, ``eos`` are the tokens that end an answer, if it has such."""
         self.words = -(-vocab_size // 32)
         """int32 of one mask: bit ``token % 32`` of word ``token // 32`` says whether ``token`` may come."""
-        ends = sorted(eos)
-        if not ends:  # the library needs one, to say with it that an answer may end
-            tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-            ends = [tokenizer.get_vocab_size()]
-            tokenizer.add_special_tokens([NO_END])
-        known = max(vocab_size, tokenizer.get_vocab_size())
+        vocabulary = Vocabulary(tokenizer, sorted(eos))
+        ends = vocabulary.ends
+        known = max(vocab_size, len(vocabulary.tokens))
         try:
-            self.vocabulary = LLTokenizer(tokenizer.to_str(), n_vocab=known, eos_token=ends)
+            self.vocabulary = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=known, eos_token=ends)
         except Exception as error:  # the library raises what its parts raise
             raise ModelNotSupported(
                 f"this tokenizer gives no bytes to its tokens that a grammar could be applied to ({error})"
             ) from None
+        vocabulary.tokens = []  # the library has its own form of them
         self.library_words = -(-known // 32)
         """uint32 of one mask of the library's; ours has the first ``words`` of them."""
         self.ends = frozenset(ends)

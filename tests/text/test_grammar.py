@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -13,6 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 from grammar_schemas import schemas
+from hostile_grammars import HOSTILE_GRAMMARS, longest_times
+from llguidance import LLMatcher, LLTokenizer
 from rings import read
 from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
@@ -23,6 +26,7 @@ from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
+from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
 from slipstream.protocol.messages import (
@@ -39,6 +43,7 @@ from slipstream.runtime.actor import Send
 
 from slipstream import LLM
 from slipstream.bench.grammar import grammar_cost
+from slipstream.service import BUNDLED_MODEL
 
 BOUNDS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=1000)
 
@@ -137,6 +142,12 @@ def test_of_several_definitions_the_one_that_is_wrong_is_named(tokenizer: Tokeni
         assert refused.param == "json_schema"
 
 
+@functools.cache
+def bundled_compiler() -> GrammarCompiler:
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    return GrammarCompiler(tokenizer, tokenizer.get_vocab_size(), [0])
+
+
 def too_much(fuzz: random.Random) -> SamplingParams:
     """Grammars that grow without measure when they are multiplied out."""
     kind = fuzz.randrange(6)
@@ -179,6 +190,14 @@ def test_a_grammar_that_explodes_ends_by_its_limits(tokenizer: Tokenizer, seed: 
         )
 
 
+@pytest.mark.parametrize("grammar", HOSTILE_GRAMMARS, ids=lambda grammar: grammar.source[:30])
+def test_no_grammar_takes_long_to_check_or_to_follow(grammar: Grammar) -> None:
+    """Ten times what was seen, so that a busy machine does not fail it; without the limits most take for ever."""
+    checked, longest = longest_times(bundled_compiler(), grammar)
+    assert checked < 2.0
+    assert longest < 0.2
+
+
 def test_a_model_without_an_end_has_a_mask_without_one() -> None:
     compiler = GrammarCompiler(byte_tokenizer(), byte_tokenizer().get_vocab_size(), [])
     matcher = compiler.compile(Grammar("regex", "ab?"))
@@ -187,6 +206,30 @@ def test_a_model_without_an_end_has_a_mask_without_one() -> None:
     assert int.from_bytes(matcher.compute_bitmask(), "little") & ~compiler.barred(()) == 1 << letters[1]
     matcher.consume_token(letters[1])
     assert int.from_bytes(matcher.compute_bitmask(), "little") & ~compiler.barred(()) == 0
+
+
+def test_masks_are_those_of_the_library_with_the_whole_tokenizer() -> None:
+    """The library is given the bytes of tokens alone, so that it keeps no second tokenizer."""
+    tokenizer, compiler = load_tokenizer(BUNDLED_MODEL), bundled_compiler()
+    whole = LLTokenizer(tokenizer.to_str(), n_vocab=tokenizer.get_vocab_size(), eos_token=[0])
+    rng = random.Random(1)
+    for source in (
+        '%json {"type":"object"}',
+        '%json {"items":{"type":"string"}}',
+        "/[a-zé世 ]+/",
+        "/(?s:.*)/",
+    ):
+        grammar = f'%llguidance {{"no_forcing": true}}\nstart: {source}'
+        theirs, ours = LLMatcher(whole, grammar), LLMatcher(compiler.vocabulary, grammar)
+        for _ in range(30):
+            allowed = int.from_bytes(theirs.compute_bitmask(), "little")
+            assert int.from_bytes(ours.compute_bitmask(), "little") == allowed
+            likely = [token for token in range(1, compiler.vocab_size) if allowed >> token & 1]
+            if not likely:
+                break
+            token = rng.choice(likely)
+            theirs.consume_token(token)
+            ours.consume_token(token)
 
 
 # --- what comes out -----------------------------------------------------------------------------------
