@@ -21,6 +21,7 @@ from slipstream.runtime.supervision.groups import end_together, hanging
 from slipstream.runtime.supervision.liveness import Liveness
 
 from slipstream import SamplingParams, Sidecar
+from slipstream.cli import main
 from slipstream.drill import Drill, clean
 from slipstream.observe.perfetto import write
 
@@ -168,6 +169,14 @@ def test_a_rank_that_cannot_start_says_why_for_all() -> None:
     assert code == 3
     assert re.search(r"actor   executor\.1 \(pid \d+\), starting", log), log
     assert "cause   MemoryError: this rank has no room" in log
+
+
+@pytest.mark.parametrize("target", ["executor.0", "executor.x", "scheduler.1", "rank"])
+def test_a_drill_of_a_rank_that_cannot_be_is_refused(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["drill", "--kill", target])
+    assert refused.value.code == 2
+    assert f"'{target}' is no actor; give gateway" in capsys.readouterr().err
 
 
 # --- whose death it was -----------------------------------------------------------------------------

@@ -39,7 +39,6 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
                 " and the others cannot start without it; see what it printed above"
             ) from None
     if device.type == "cuda":
-        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")  # all is queued on one stream, in one order
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +122,35 @@ def test_at_any_depth_with_graphs_and_without(depth: int, graphs: str) -> None:
     assert second.graphed is not None
     assert list(first.graphed.forwards) == list(second.graphed.forwards), "captured in one order"
     assert list(first.graphed.samplings) == list(second.graphed.samplings)
+
+
+def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that differ would wait for each other for ever; beside the compute stream nothing would order them."""
+    done: dict[int, list[tuple[str, torch.Size, torch.dtype]]] = {0: [], 1: []}
+    places: set[str] = set()
+
+    def record(name: str) -> None:
+        real = getattr(RankGroup, name)
+
+        def together(group: RankGroup, tensor: Tensor) -> Tensor:
+            done[group.rank].append((name, tensor.shape, tensor.dtype))
+            places.add(threading.current_thread().name)
+            return real(group, tensor)
+
+        monkeypatch.setattr(RankGroup, name, together)
+
+    service = Service(*two_ranks("llama"), depth=3, blocks=FEW_BLOCKS)
+    for name in ("sum", "gather", "tell"):
+        record(name)
+    answers(service)
+    assert done[0] == done[1]
+    steps = int(service.scheduler.counters["steps"])
+    kinds = Counter(name for name, _, _ in done[0])
+    assert kinds["sum"] == 2 * 2 * kinds["gather"], "after attention and feed-forward of each of two layers"
+    assert steps - 30 <= kinds["tell"] <= kinds["gather"] == steps, "once a step, unless nothing is chosen"
+    assert places == {service.ranks[0].device.compute.name}
 
 
 def test_a_rank_that_chooses_other_tokens_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

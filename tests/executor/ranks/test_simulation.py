@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from simulation import World, random_load
+from races import Race, races
+from recording import RecordedProgram, Recording, RecordingDevice
+from simulation import MODEL_LEN, VOCAB, World, grammar_compiler, random_load
+from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.layout import Step
 from slipstream.protocol.messages import Forget, Plan
+from slipstream.runtime.simulator import Simulator
 
 RANKS = ("executor", "executor.1", "executor.2")
 
@@ -106,3 +112,60 @@ def test_a_follower_that_does_not_forget_an_old_scheduler_is_noticed(monkeypatch
     world.at(0.05, lambda: world.crash("scheduler", 0.01))
     with pytest.raises((AssertionError, RuntimeError)):
         run(world)
+
+
+# --- races --------------------------------------------------------------------------------------------
+
+
+class RecordedRanks(World):
+    """With a recording of every follower's device: its buffers, and what no event orders."""
+
+    def __init__(self, seed: int, depth: int, kind: type[Follower] = Follower) -> None:
+        def follower(world: Simulator) -> Follower:
+            recording = Recording()
+            device = RecordingDevice(EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False), recording)
+            batch = RunningBatch(4, 24, -(-MODEL_LEN // 8), mask_words=grammar_compiler().words)
+            nothing: Any = SimpleNamespace(uses={})
+            program = RecordedProgram(EmulatedProgram(4, MODEL_LEN, VOCAB), recording, nothing)
+            capacities = (batch.input_capacity, batch.output_capacity, batch.mask_capacity)
+            self.recordings.append(recording)
+            return kind("executor.1", 1, Pipeline(device, program, depth, *capacities), batch, {})
+
+        self.recordings: list[Recording] = []
+        self.follower = follower
+        super().__init__(seed, depth=depth, slots=4, ranks=2)
+
+    def start(self, name: str) -> None:
+        self.factories["executor.1"] = self.follower
+        super().start(name)
+
+    def races(self) -> list[Race]:
+        return [race for recording in self.recordings for race in races(recording)]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_buffers_of_a_follower_are_in_order(depth: int, more: int) -> None:
+    for seed in range(4 * more):
+        world = RecordedRanks(seed, depth)
+        world.at(0.05, lambda world=world: world.crash("scheduler", 0.01))
+        random_load(world, 20, aborts=0.1)
+        world.check()
+        assert sum(len(recording.operations) for recording in world.recordings) > 1000
+        assert world.races() == []
+
+
+class Hasty(Follower):
+    """Lets a step with masks go on before the results of those before it have come."""
+
+    def pass_masks(self) -> None:
+        if self.pipeline.unmasked is not None:
+            self.pipeline.sample()
+
+
+def test_masks_that_are_written_too_early_are_found() -> None:
+    found = []
+    for seed in range(8):
+        world = RecordedRanks(seed, 3, Hasty)
+        random_load(world, 20, aborts=0.0)
+        found += world.races()
+    assert any("overwritten while a launch may still read it" in str(race) for race in found)
