@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from slipstream.actors.executor.model import fuse as fusing
+from slipstream.actors.executor.model import understand as understanding
 from slipstream.actors.executor.model.decoder import Attention, Decoder, FeedForward
 from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.load import from_config, load_model, make_model
@@ -166,7 +167,7 @@ def wrong_epsilon(patch: pytest.MonkeyPatch) -> None:
         def __init__(self, weight: Any, epsilon: float, offset: float) -> None:
             super().__init__(weight, 100 * epsilon, offset)
 
-    patch.setattr(fusing, "Norm", Wrong)
+    patch.setattr(understanding, "Norm", Wrong)
 
 
 def wrong_split(patch: pytest.MonkeyPatch) -> None:

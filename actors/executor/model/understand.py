@@ -1,0 +1,361 @@
+"""What the decoder of a model of transformers is made of, read from its structure and from one run of it.
+
+How its layers are built, what reaches their attention, by how much its embeddings are scaled: each part is found by
+what it does, not by the family it belongs to. A decoder with a part that is not known here is ``Unfit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cache.paged import PagedBatch
+from ..ranks.layers import SummedLinear
+from .decoder import Rotary
+from .operations import ACTIVATIONS, Norm
+
+TOLERANCE = 1e-5
+"""Of the difference of states in float32, relative to their size. Another order of sums gives 1e-6."""
+
+CHECKED_POSITIONS = (0, 1, 2, 5, 11, 47, 101, 102)
+CHECKED_TOKENS = 64
+"""Rows of the embedding that the copy has."""
+
+
+class Unfit(Exception):
+    """Why a decoder stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer's attention was called with."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+@dataclass(slots=True)
+class Observed:
+    """One run of transformers' decoder, as an attention backend that stands in for the cache's."""
+
+    embedded: Tensor | None = None
+    """[1, T, H], what its first layer is given."""
+    calls: dict[int, Call] = field(default_factory=dict)
+    """By layer."""
+    turns: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By layer: cosines and sines [1, T, R] that its attention is given."""
+    tuples: dict[int, bool] = field(default_factory=dict)
+    """By layer: whether its feed-forward module returns a tuple."""
+    name = "observed"
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        batch: PagedBatch | None,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Plain causal attention, to all of the run's own tokens."""
+        _, query_heads, head_dim = query.shape
+        self.calls[layer] = Call(
+            query_heads, key.shape[1], head_dim, value.shape[2], scale, sliding_window, softcap, sinks
+        )
+        query, key, value = (states.transpose(0, 1) for states in (query, key, value))
+        output = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=True
+        )
+        return output.transpose(0, 1)
+
+
+@dataclass(slots=True)
+class LayerParts:
+    """The parts of a layer of transformers, by what they do."""
+
+    index: int
+    call: Call
+    rotary: Rotary | None
+    projections: list[nn.Linear]
+    """Of queries, keys and values; one if they are joined already."""
+    output: nn.Linear
+    q_norm: Norm | None
+    k_norm: Norm | None
+    gate_up: list[nn.Linear]
+    """Empty: the feed-forward module is ``kept``."""
+    down: nn.Linear | None
+    activation: str
+    kept: nn.Module | None
+    returns_tuple: bool
+    """What the feed-forward module returns."""
+    norms: list[Norm | None]
+    """Before and after attention, before and after feed-forward."""
+    residual_scale: float
+
+    def kind(self) -> tuple[Any, ...]:
+        """Layers of one kind differ in their weights only."""
+        call = self.call
+        options = (
+            call.query_heads,
+            call.kv_heads,
+            call.head_dim,
+            call.scale,
+            call.sliding_window,
+            call.softcap,
+        )
+        norms = tuple(None if norm is None else norm.epsilon for norm in self.norms)
+        return (id(self.rotary), type(self.kept), self.activation, *options, call.sinks is None, *norms)
+
+
+@dataclass(slots=True)
+class DecoderParts:
+    """The parts of a decoder of transformers, by what they do."""
+
+    layers: list[LayerParts]
+    embedding_scale: float
+    residual_scale: float
+    norm: Norm
+
+    def checked_layers(self) -> int:
+        """How many layers, from the first on, it takes to have one of every kind."""
+        kinds = [layer.kind() for layer in self.layers]
+        return 1 + max(kinds.index(kind) for kind in kinds)
+
+
+def observe(decoder: Any) -> Observed:
+    """Run transformers' decoder over a few tokens far apart."""
+    observed = Observed()
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise Unfit("its decoder has no list of layers")
+    hooks: list[Any] = []
+
+    def first(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # A copy: what follows may add to it in place.
+        observed.embedded = (given[0] if given else named["hidden_states"]).clone()
+
+    def turn(index: int) -> Callable[..., None]:
+        def found(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            turn = named.get("position_embeddings")
+            if isinstance(turn, tuple) and len(turn) == 2:
+                observed.turns[index] = turn
+
+        return found
+
+    def returned(index: int) -> Callable[..., None]:
+        def found(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            observed.tuples[index] = isinstance(output, tuple)
+
+        return found
+
+    hooks.append(layers[0].register_forward_pre_hook(first, with_kwargs=True))
+    for index, layer in enumerate(layers):
+        parts = dict(layer.named_children())
+        if "self_attn" not in parts or "mlp" not in parts:
+            break
+        hooks.append(parts["self_attn"].register_forward_pre_hook(turn(index), with_kwargs=True))
+        hooks.append(parts["mlp"].register_forward_hook(returned(index)))
+    positions = torch.tensor([CHECKED_POSITIONS], device=decoder.device)
+    try:
+        tokens = checked_tokens(decoder.device)
+        decoder(input_ids=tokens, position_ids=positions, use_cache=False, paged=None, backend=observed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return observed
+
+
+def understand(decoder: Any, observed: Observed) -> DecoderParts:
+    """What each part of ``decoder`` does; Unfit where one does what is not known here."""
+    parts = dict(decoder.named_children())
+    unknown = parts.keys() - {"embed_tokens", "layers", "norm", "rotary_emb"}
+    if unknown or "embed_tokens" not in parts or "norm" not in parts:
+        raise Unfit(f"its decoder has parts that are not known here: {', '.join(sorted(parts))}")
+    rotaries = rotaries_of(parts.get("rotary_emb"))
+    layers = [
+        understand_layer(layer, index, observed, rotaries) for index, layer in enumerate(decoder.layers)
+    ]
+    scales = {layer.residual_scale for layer in layers}
+    if len(scales) > 1:
+        raise Unfit("its layers differ in how they scale what they add")
+    scale = embedding_scale(parts["embed_tokens"], observed)
+    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"]))
+
+
+def embedding_scale(embed: nn.Module, observed: Observed) -> float:
+    """By how much an embedding is multiplied before it reaches the first layer."""
+    embedded = observed.embedded
+    if embedded is None:
+        raise Unfit("its layers are not called one after the other")
+    own = embed(checked_tokens(embedded.device)).float()
+    scale = float((embedded.float() * own).sum() / (own * own).sum())
+    nearest = next((known for known in (1.0,) if abs(scale - known) < 1e-3), scale)
+    if float((own * nearest - embedded.float()).norm()) > 1e-2 * float(embedded.float().norm()):
+        raise Unfit("its embeddings are changed before they reach the first layer")
+    return nearest
+
+
+def checked_tokens(device: torch.device) -> Tensor:
+    return torch.arange(len(CHECKED_POSITIONS), device=device)[None] * 7 % CHECKED_TOKENS
+
+
+def rotaries_of(module: nn.Module | None) -> list[Rotary]:
+    """The rotary embeddings that a module of transformers has, one or one for each type of layers."""
+    found: list[Rotary] = []
+    for name, buffer in () if module is None else module.named_buffers():
+        if name.endswith("inv_freq") and "original" not in name:
+            scaling = getattr(module, name.removesuffix("inv_freq") + "attention_scaling", None)
+            if isinstance(scaling, (int, float)):
+                found.append(Rotary(buffer.float(), float(scaling)))
+    return found
+
+
+ORDERS = {
+    ("input_layernorm", "post_attention_layernorm"): (0, 2),
+    ("post_attention_layernorm", "post_feedforward_layernorm"): (1, 3),
+    (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ): (0, 1, 2, 3),
+}
+"""The names of the norms of a layer, and where each stands in ``LayerParts.norms``."""
+
+
+def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary]) -> LayerParts:
+    parts = {
+        name: part for name, part in layer.named_children() if not isinstance(part, (nn.Dropout, nn.Identity))
+    }
+    attention, mlp = parts.pop("self_attn", None), parts.pop("mlp", None)
+    order = next((names for names in ORDERS if set(names) == set(parts)), None)
+    call = observed.calls.get(index)
+    if attention is None or mlp is None or order is None or call is None:
+        raise Unfit(f"its layers have parts that are not known here: {', '.join(sorted(parts))}")
+    norms: list[Norm | None] = [None] * 4
+    for name, place in zip(order, ORDERS[order], strict=True):
+        norms[place] = norm_of(parts[name])
+    rotary = None
+    if getattr(attention, "use_rope", True):
+        rotary = rotary_of(observed.turns.get(index), rotaries)
+    own = {
+        name: part
+        for name, part in attention.named_children()
+        if not isinstance(part, (nn.Dropout, nn.Identity, nn.ModuleDict))
+    }
+    projections = linears(own, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
+    output = linears(own, ("o_proj",))[0]
+    names = ("q_norm", "k_norm")
+    q_norm, k_norm = (norm_of(own.pop(name)) if name in own else None for name in names)
+    if own:
+        raise Unfit(f"its attention has parts that are not known here: {', '.join(sorted(own))}")
+    if (q_norm is None) != (k_norm is None) or (q_norm is not None and rotary is None):
+        raise Unfit("its attention normalises queries or keys in a way that is not known here")
+    heads = call.query_heads + 2 * call.kv_heads
+    if (
+        call.value_dim != call.head_dim
+        or sum(one.out_features for one in projections) != heads * call.head_dim
+    ):
+        raise Unfit("its queries, keys and values differ in size")
+    found = LayerParts(
+        index=index,
+        call=call,
+        rotary=rotary,
+        projections=projections,
+        output=output,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        gate_up=[],
+        down=None,
+        activation="",
+        kept=mlp,
+        returns_tuple=observed.tuples[index],
+        norms=norms,
+        residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
+    )
+    parts = dict(mlp.named_children())
+    activation = activation_of(parts.pop("act_fn", None) or parts.pop("activation_fn", None))
+    if activation and set(parts) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
+        found.gate_up = linears(parts, ("gate_proj", "up_proj"), ("gate_up_proj",))
+        found.down = linears(parts, ("down_proj",))[0]
+        found.activation, found.kept = activation, None
+    return found
+
+
+def linears(parts: dict[str, nn.Module], *choices: tuple[str, ...]) -> list[nn.Linear]:
+    """Take the layers of these names, which can be joined."""
+    for names in choices:
+        if all(name in parts for name in names):
+            found = [parts.pop(name) for name in names]
+            layers = [
+                layer
+                for layer in found
+                if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, SummedLinear)
+            ]
+            if len(layers) < len(found) or len({(one.weight.dtype, one.bias is None) for one in layers}) > 1:
+                raise Unfit(f"its {', '.join(names)} are no plain linear layers, or differ in kind")
+            return layers
+    raise Unfit(f"it has no {' and no '.join(', '.join(names) for names in choices)}")
+
+
+def norm_of(module: nn.Module) -> Norm:
+    """The module as a root mean square norm, by what it computes on small states, where its epsilon counts."""
+    weight = getattr(module, "weight", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    alone = len(list(module.parameters())) == 1 and not list(module.children())
+    if not (isinstance(weight, nn.Parameter) and weight.dim() == 1 and isinstance(epsilon, float) and alone):
+        raise Unfit(f"{type(module).__name__} is no norm that is known here")
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(4, len(weight), generator=generator).to(weight.device) * max(epsilon, 1e-12) ** 0.5
+    expected = module(states).float()
+    for offset in (0.0, 1.0):
+        found = F.rms_norm(states, weight.shape, weight.float() + offset, epsilon)
+        if close(found, expected):
+            return Norm(weight, epsilon, offset)
+    raise Unfit(f"{type(module).__name__} is no root mean square norm")
+
+
+def rotary_of(turn: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> Rotary:
+    """Which of ``rotaries`` gives the cosines that a layer is given; it is the same object for all such layers."""
+    if turn is not None:
+        cosines = turn[0][0].float()
+        positions = torch.tensor(CHECKED_POSITIONS, device=cosines.device)
+        for rotary in rotaries:
+            angles = positions[:, None].float() * rotary.frequencies
+            found = (angles.cos() * rotary.scaling).to(turn[0].dtype).float()
+            # Only to tell one from the other: rounded to half precision they may differ in a last bit.
+            known = cosines[:, : found.shape[1]]
+            if cosines.shape[1] in (found.shape[1], 2 * found.shape[1]) and close(found, known, 1e-3):
+                return rotary
+    raise Unfit("its positions are embedded in a way that is not known here")
+
+
+def activation_of(module: nn.Module | None) -> str:
+    """Its name in ``ACTIVATIONS``; empty if it is none of them."""
+    if module is None:
+        return ""
+    states = torch.linspace(-6.0, 6.0, 97)
+    try:
+        expected = module(states)
+    except (TypeError, ValueError, RuntimeError):  # it asks for more than states
+        return ""
+    return next((name for name, known in ACTIVATIONS.items() if close(known(states), expected)), "")
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())
