@@ -37,9 +37,10 @@ class TensorDevice(EmulatedDevice):
 class TensorProgram:
     """The emulated program in the parts, and of the tensors, that `GraphedProgram` wants."""
 
-    def __init__(self, program: EmulatedProgram, recording: Recording) -> None:
+    def __init__(self, program: EmulatedProgram, recording: Recording, *, stateful: bool = False) -> None:
         self.program = program
         self.recording = recording
+        self.states = SimpleNamespace() if stateful else None
         self.model = SimpleNamespace(
             device=torch.device("cpu"), vocab_size=program.vocab_size, dtype=torch.float32
         )
@@ -48,7 +49,9 @@ class TensorProgram:
         self.recording.use([inputs], [])
         self.program.apply(inputs.numpy(), step)
 
-    def forward(self, inputs: Tensor, layout: StepLayout, max_kv_len: int) -> Tensor:
+    def forward(
+        self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...] = ()
+    ) -> Tensor:
         self.recording.use([inputs], [])
         self.program.forward(inputs.numpy(), layout)
         return torch.zeros(layout.logits, self.program.vocab_size)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HOST = "host"
 SEQUENCE_SLOT = "sequence slot"
+STATE_SLOT = "state slot"
 KV_BLOCK = "KV block"
 
 Kind = Literal["copy", "launch", "record", "wait", "read", "write", "synchronize", "allocate", "free"]
@@ -330,7 +331,7 @@ Uses = tuple[Step, list[Location], list[Location]]
 
 
 class RecordedBatch(RunningBatch):
-    """Notes to whom each plan hands sequence slots and KV blocks, and what of them its step uses."""
+    """Notes to whom each plan hands sequence slots, state slots and KV blocks, and what of them its step uses."""
 
     def __init__(self, recording: Recording, block_size: int, *sizes: Any, **options: Any) -> None:
         super().__init__(*sizes, **options)
@@ -338,6 +339,8 @@ class RecordedBatch(RunningBatch):
         self.block_size = block_size
         self.holders: dict[int, Location] = {}
         """The sequence slot of each row, in the life that the row's sequence was given."""
+        self.state_holders: dict[int, Location] = {}
+        """The same of state slots, where the model keeps states."""
         self.block_tables: dict[int, list[Location]] = {}
         self.uses: dict[int, Uses] = {}
         """Reads and writes of each staged step, by its ``id``, until a launch runs it."""
@@ -348,6 +351,8 @@ class RecordedBatch(RunningBatch):
         cached: dict[int, int] = {}
         for join in plan.joins:
             self.holders[join.slot] = recording.hand_out(SEQUENCE_SLOT, join.slot)
+            if self.stateful:
+                self.state_holders[join.slot] = recording.hand_out(STATE_SLOT, join.slot)
             self.block_tables[join.slot] = []
             cached[join.slot] = join.start // size
         for slot, block in np.frombuffer(plan.blocks, np.int32).reshape(-1, 2).tolist():
@@ -373,6 +378,9 @@ class RecordedBatch(RunningBatch):
             table = self.block_tables[slot][: -(-end // size)]
             reads += table
             writes += [self.holders[slot], *table[(end - count) // size :]]
+            if self.stateful and count:
+                reads.append(self.state_holders[slot])
+                writes.append(self.state_holders[slot])
         for source, target in np.frombuffer(plan.copies, np.int32).reshape(-1, 2).tolist():
             reads.append(recording.current(KV_BLOCK, source))
             writes.append(recording.current(KV_BLOCK, target))

@@ -16,13 +16,14 @@ import pytest
 import simulation
 import torch
 from graphed import RecordedGraphs, TensorDevice, TensorProgram
-from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, Code, Fault, edited, plant
+from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, SLOT, Code, Fault, edited, plant
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
 from races import Race, races
 from recording import (
     HOST,
     KV_BLOCK,
     SEQUENCE_SLOT,
+    STATE_SLOT,
     RecordedBatch,
     RecordedProgram,
     Recording,
@@ -145,7 +146,14 @@ def test_the_host_is_seen_reading_and_writing_however_it_does() -> None:
 
 
 def recorded(
-    inner: Device, model: Program, depth: int, slots: int, blocks: int, code: Code, graphed: bool
+    inner: Device,
+    model: Program,
+    depth: int,
+    slots: int,
+    blocks: int,
+    code: Code,
+    graphed: bool,
+    stateful: bool,
 ) -> tuple[Executor, Recording]:
     """An executor as ``build`` makes it, and the recording of all that it does."""
     recording = Recording()
@@ -153,12 +161,14 @@ def recorded(
     max_blocks = -(-MODEL_LEN // BLOCK_SIZE)
     buckets = buckets_of(slots, BUDGET, MODEL_LEN) if graphed else None
     compiler = grammar_compiler()
-    batch = RecordedBatch(recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words)
+    batch = RecordedBatch(
+        recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words, stateful=stateful
+    )
     program = RecordedProgram(model, recording, batch)
     spare_work = None
     if buckets is not None:
         assert isinstance(model, EmulatedProgram)
-        parts: Any = TensorProgram(model, recording)
+        parts: Any = TensorProgram(model, recording, stateful=stateful)
         replaying = code.graphed(parts, Replays().capture, MODEL_LEN, buckets)
         program = RecordedGraphs(replaying, recording, batch)
         spare_work = program.capturing(device)
@@ -169,7 +179,8 @@ def recorded(
     for name, buffer in (("mask staging", pipeline.mask_staging), ("masks", pipeline.masks)):
         recording.names[recording.location(buffer).place] = name
     masks = Masks(compiler, slots)
-    given = (pipeline, batch, Capacity(blocks, BLOCK_SIZE), {}, spare_work, masks)
+    capacity = Capacity(blocks, BLOCK_SIZE, prefix_caching=not stateful)
+    given = (pipeline, batch, capacity, {}, spare_work, masks)
     return code.executor(*given, catching_up=spare_work is not None), recording
 
 
@@ -185,12 +196,13 @@ class RecordedWorld(World):
         slots: int = 4,
         blocks: int = 18,
         graphed: bool = False,
+        stateful: bool = False,
     ) -> None:
         def executor(world: Simulator) -> Executor:
             kind = TensorDevice if graphed else EmulatedDevice
             device = kind(1.0, clock_ns=world.clock_ns, realtime=False)
             model = EmulatedProgram(slots, MODEL_LEN, VOCAB)
-            executor, recording = recorded(device, model, depth, slots, blocks, code, graphed)
+            executor, recording = recorded(device, model, depth, slots, blocks, code, graphed, stateful)
             self.recordings.append(recording)
             self.executors.append(executor)
             return executor
@@ -241,12 +253,12 @@ def crowded_load(world: World, requests: int, lengths: Sequence[int] = range(1, 
     world.run(lambda: len(world.requests) == requests and world.over())
 
 
-def drill(fault: Fault, depth: int, seeds: int) -> Iterator[Race]:
+def drill(fault: Fault, depth: int, seeds: int, *, stateful: bool = False) -> Iterator[Race]:
     """What is found in random schedules with the fault. It may break the service; the recording remains."""
     code = plant(fault)
     for seed in range(seeds):
         for load, slots in ((crowded_load, 4), (random_load, 2), (repeated_load, 3)):
-            world = RecordedWorld(seed, depth, code, slots=slots, graphed=fault.graphed)
+            world = RecordedWorld(seed, depth, code, slots=slots, graphed=fault.graphed, stateful=stateful)
             with contextlib.suppress(Exception):
                 load(world, 10)
             yield from world.races()
@@ -265,6 +277,15 @@ def test_a_planted_fault_is_found(fault: Fault, depth: int) -> None:
     assert any(race.name.startswith(fault.place) for race in found)
 
 
+@pytest.mark.parametrize(
+    ("fault", "depth"),
+    [pytest.param(f, d, id=f"{f.id}-depth-{d}") for f in FAULTS if f.place == SLOT for d in f.depths],
+)
+def test_a_state_that_changes_hands_too_early_is_found(fault: Fault, depth: int) -> None:
+    found = itertools.islice(drill(fault, depth, seeds=80, stateful=True), 100_000)
+    assert any(race.name.startswith(STATE_SLOT) for race in found)
+
+
 @pytest.mark.parametrize("fault", HARMLESS, ids=lambda fault: fault.id)
 def test_a_change_that_keeps_the_order_is_not_reported(fault: Fault) -> None:
     for depth in fault.depths:
@@ -276,7 +297,7 @@ def test_the_pipeline_has_no_race_in_any_schedule(depth: int) -> None:
     reused: set[str] = set()
     for seed in range(100):
         load = (random_load, crowded_load, repeated_load)[seed % 3]
-        world = RecordedWorld(seed, depth, slots=2 + seed % 4, graphed=seed % 4 == 0)
+        world = RecordedWorld(seed, depth, slots=2 + seed % 4, graphed=seed % 4 == 0, stateful=seed % 5 == 1)
         if seed % 5 == 0:
             name, instant = world.rng.choice(["scheduler", "executor"]), 0.01 + world.rng.random() * 0.05
             world.at(instant, lambda w=world, n=name: w.crash(n, 0.001))
@@ -285,7 +306,7 @@ def test_the_pipeline_has_no_race_in_any_schedule(depth: int) -> None:
         for race in world.races():
             pytest.fail(f"seed {seed}: {race}")
         reused |= {place[0] for r in world.recordings for place, life in r.generations.items() if life > 0}
-    assert reused == {SEQUENCE_SLOT, KV_BLOCK}
+    assert reused == {SEQUENCE_SLOT, STATE_SLOT, KV_BLOCK}
 
 
 def launches_and_mask_copies(load: Callable[[World], None]) -> tuple[int, int, int]:
@@ -364,7 +385,9 @@ def test_the_pipeline_has_no_race_on_real_streams(
     start: Callable[[], tuple[Device, Program]], depth: int
 ) -> None:
     device, program = start()
-    executor, recording = recorded(device, program, depth, 4, 18, REAL, graphed=False)
+    executor, recording = recorded(
+        device, program, depth, 4, 18, REAL, graphed=False, stateful=depth % 2 == 0
+    )
     scheduler = Scheduler(SchedulerConfig(4, BUDGET, MODEL_LEN, depth, (EOS,)))
     actors: dict[object, Actor] = {"executor": executor, "scheduler": scheduler}
     ended: set[int] = set()
