@@ -221,6 +221,10 @@ class ActorState(msgspec.Struct, kw_only=True):
     """Something is under way that only this actor can bring forward."""
     busy_s: float = 0.0
     """Spent in handling messages, by this incarnation."""
+    ready_s: float | None = None
+    """From the start of this incarnation to when it was ready; null: it is not."""
+    full_speed_s: float | None = None
+    """The same to when it was as fast as it gets: an executor with all its CUDA graphs; null: it is not."""
 
 
 class Actors(ToClient, tag="actors"):

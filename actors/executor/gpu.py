@@ -61,7 +61,7 @@ def on_gpu(
     engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
-        engine.catching_up = bool(graphed.missing)
+        engine.catching_up = capturing.announces = bool(graphed.missing)
     return engine
 
 
@@ -92,6 +92,8 @@ class Capturing:
         self.graphs = graphs
         self.kept = kept
         self.facts = facts
+        self.announces = False
+        """The service runs already: it says when there are graphs of all common steps."""
         self.report()
 
     def capture_next(self) -> float | None:
@@ -111,6 +113,9 @@ class Capturing:
                 self.graphed.count,
             )
         self.report()
+        if self.announces and not self.graphed.missing:
+            self.announces = False
+            logger.info("the executor is at full speed; CUDA graphs %s", self.facts["graphs"])
         return self.graphs.seconds - before if done else None
 
     def report(self) -> None:

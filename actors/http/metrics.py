@@ -152,6 +152,17 @@ class Families(Collector):
         busy = {key: actor.busy_s for key, actor in by.items()}
         about = "Time spent in handling messages, since its last restart"
         yield self.family(CounterMetricFamily, "actor_busy_seconds", about, busy, labels)
+        for name, about, seconds in (
+            ("ready", "when it was ready", {key: actor.ready_s for key, actor in by.items()}),
+            (
+                "full_speed",
+                "when it was as fast as it gets",
+                {key: actor.full_speed_s for key, actor in by.items()},
+            ),
+        ):
+            known = {key: value for key, value in seconds.items() if value is not None}
+            about = f"From the actor's last start to {about}; not there until then"
+            yield self.family(GaugeMetricFamily, f"actor_{name}_seconds", about, known, labels)
         hidden = max(0.0, sum(busy.values()) - self.counters.get("device_idle_s", 0.0))
         about = "Host time behind which the device did not wait: actor_busy_seconds less device_idle_seconds"
         yield self.family(GaugeMetricFamily, "host_hidden_seconds", about, {(): hidden})

@@ -370,6 +370,7 @@ class Host:
                     "unexpected": self.actor.unexpected,
                 },
                 patience_s=self.actor.patience_s,
+                full_speed_at=self.actor.full_speed_at,
             )
         )
 

@@ -121,6 +121,8 @@ class Report(Control):
     """What this incarnation has counted."""
     patience_s: float | None = None
     """Of the actor."""
+    full_speed_at: float | None = 0.0
+    """Of the actor."""
 
 
 class ReportCounters(Control):

@@ -127,6 +127,8 @@ class Status:
             last_progress_s=0.0 if liveness is None else round(now - liveness.turned_at, 3),
             working=liveness is not None and liveness.working,
             busy_s=0.0 if report is None else round(report.busy_s, 6),
+            ready_s=None if child.ready_at is None else round(child.ready_at - child.since, 3),
+            full_speed_s=full_speed_s(child),
         )
 
     def mailbox_depth(self, child: Child) -> int:
@@ -141,6 +143,14 @@ class Status:
                 known, received = taken.get(other.spec.name, (0, 0))
                 depth += max(0, sent - (received if known == other.epoch else 0))
         return depth
+
+
+def full_speed_s(child: Child) -> float | None:
+    """How long after its start a child was as fast as it gets, as far as it has reported; None: it is not yet."""
+    report = child.report
+    if child.ready_at is None or report is None or report.full_speed_at is None:
+        return None
+    return round(max(child.ready_at, report.full_speed_at) - child.since, 3)
 
 
 def counters_of(child: Child) -> dict[str, int]:

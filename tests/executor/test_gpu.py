@@ -133,7 +133,7 @@ def test_all_graphs_are_captured_before_it_is_ready_where_nothing_else_is_asked(
     assert engine.buckets == buckets
 
 
-def test_after_a_restart_streams_do_not_wait_for_graphs() -> None:
+def test_after_a_restart_streams_do_not_wait_for_graphs(caplog: pytest.LogCaptureFixture) -> None:
     graphs = Graphs()
     engine = engine_of(graphs=graphs, epoch=2)
     assert graphs.count == 1
@@ -141,8 +141,11 @@ def test_after_a_restart_streams_do_not_wait_for_graphs() -> None:
     assert engine.catching_up
     assert not engine_of().catching_up
     assert engine.spare_work is not None
-    while (took_s := engine.spare_work()) is not None:
-        assert took_s == 0.25
+    with caplog.at_level(logging.INFO, "slipstream"):
+        while (took_s := engine.spare_work()) is not None:
+            assert took_s == 0.25
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == f"the executor is at full speed; CUDA graphs {engine.facts['graphs']}"
     assert engine.facts["graphs"].startswith(f"{graphs.count} in ")
     assert engine_of(epoch=2, cuda_graphs="start").catching_up is False, "as it was asked"
 

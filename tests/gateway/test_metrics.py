@@ -137,6 +137,10 @@ def test_prometheus_reads_what_the_service_counts(service: Sidecar, client: Clie
     assert actors == {"executor", "scheduler", "detokenizer", "tokenizer", "gateway", "http"}
     assert set(told["slipstream_actor_restarts_total"].values()) == {0.0}
     assert told["slipstream_actor_busy_seconds_total"][(("actor", "scheduler"),)] > 0
+    ready = told["slipstream_actor_ready_seconds"]
+    assert {dict(labels)["actor"] for labels in ready} == actors
+    assert all(0.0 < seconds < 60.0 for seconds in ready.values())
+    assert told["slipstream_actor_full_speed_seconds"] == ready, "nothing here catches up"
     buckets = told["slipstream_time_to_first_token_seconds_bucket"]
     ordered = [
         buckets[(("le", bound),)] for bound in ("0.001", "0.1", "10", "+Inf") if (("le", bound),) in buckets

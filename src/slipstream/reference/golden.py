@@ -304,6 +304,8 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
                     last_progress_s=0.25,
                     working=True,
                     busy_s=3.5,
+                    ready_s=2.5,
+                    full_speed_s=9.75,
                 ),
                 ActorState(name="scheduler", state="dead", pid=1235, epoch=2),
             ],
