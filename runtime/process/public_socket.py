@@ -1,7 +1,8 @@
 """The socket at which an actor hears strangers: where it is bound, who may come in, and how many.
 
 ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors, so connections are counted,
-and those beyond a quarter of what the process may open are closed at once. ZeroMQ connects again by itself.
+and those beyond a quarter of what the process may open, or ``MOST_CONNECTIONS``, are closed at once. ZeroMQ connects
+again by itself. It accepts in a thread of its own, so that the rest must be more than come between two turns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ CLIENT_MESSAGES = 64
 Beyond the first its deltas wait, merged, in the gateway; beyond the second its requests wait in its own socket.
 """
 
+MOST_CONNECTIONS = 16_384
+"""Most connections, however many descriptors there are: where the process may open half a million, as is usual, a
+burst would have to bring the others within one turn, which takes longer than a turn may."""
+
 LAST_WORDS_MS = 500
 """How long the last messages to clients may take to leave when the host ends."""
 
@@ -40,6 +45,11 @@ OPTIONS = {
     zmq.HEARTBEAT_IVL: 2000,
     zmq.HEARTBEAT_TIMEOUT: 8000,
 }
+
+
+def most_connections(descriptors: int) -> int:
+    """How many connections are let in by a process that may open so many descriptors."""
+    return min(descriptors // 4, MOST_CONNECTIONS)
 
 
 class PublicSocket:
@@ -57,7 +67,7 @@ class PublicSocket:
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.connected: set[int] = set()
         """The file descriptors of the connections that there are."""
-        self.most_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self.most_connections = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from processes import Planted
+from slipstream.runtime.process.public_socket import most_connections
 
 from slipstream import SamplingParams
 
@@ -47,3 +48,9 @@ print(psutil.Process().memory_info().rss - before)
 def test_what_large_pieces_took_goes_back_to_the_system_whatever_small_ones_lie_between() -> None:
     done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4e6
+
+
+@pytest.mark.parametrize(("descriptors", "most"), [(400, 100), (65_536, 16_384), (1 << 20, 16_384)])
+def test_connections_leave_most_descriptors_free_for_a_burst(descriptors: int, most: int) -> None:
+    """ZeroMQ accepts beside the host, and ends the process at the last one."""
+    assert most_connections(descriptors) == most
