@@ -29,6 +29,7 @@ STAYS = {
     "gpt_neox": "parts that are not known here",
     "opt": "no list of layers",
     "cohere2": "parts that are not known here: input_layernorm",
+    "llama4_text": "no decoder 'language_model'",
     "starcoder2": "LayerNorm is no norm that is known here",
 }
 """Families that do not fit, and why. A change that makes one fit takes it out."""
