@@ -8,16 +8,31 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_AT_ONCE = 16
 """There are some twenty kernels; the assembler of each is a process of its own."""
 
 
+UNWRITTEN = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
+UNWRITTEN += (torch.ops.aten.new_empty, torch.ops.aten.new_empty_strided)
+"""What makes a tensor that has whatever was in memory."""
+
+
+class Zeroed(TorchDispatchMode):
+    """New tensors are zero: a token or a block that no kernel has written would be an index out of bounds, which ends
+    the GPU's context."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        return made.zero_() if func.overloadpacket in UNWRITTEN else made
+
+
 def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
     """Compile what ``work`` would launch on ``device``, all kernels at once; nothing on a CPU.
 
-    ``work`` runs, with everything that torch computes, but no kernel of Triton's does: what it would have written
-    is whatever was in memory. So ``work`` must not use that as an index, and what it leaves must not be read.
+    ``work`` runs, with everything that torch computes, but no kernel of Triton's does. What such a kernel would have
+    written is zero, an index that is everywhere; what ``work`` leaves must not be read.
     """
     if device.type != "cuda":
         return
@@ -29,7 +44,7 @@ def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
         return lambda *given, **named: kernel.warmup(*given, grid=grid, **named)
 
     threads = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1))
-    with threads, triton.AsyncCompileMode(threads):  # its end waits for all of them
+    with threads, triton.AsyncCompileMode(threads), Zeroed():  # the end of the second waits for all kernels
         kernels.__getitem__ = compiled_alone  # ``kernel[grid]``, by which every launch begins
         try:
             work()

@@ -105,5 +105,27 @@ def test_an_error_of_the_work_ends_it(compiled: list[str]) -> None:
     assert "__getitem__" not in vars(triton.JITFunction)
 
 
+def test_what_a_kernel_would_have_written_is_an_index_that_is_there(compiled: list[str]) -> None:
+    """It is not launched, and torch goes on with what it leaves: an index out of bounds would end the GPU's context."""
+    size = 1 << 12
+    like = torch.full((size,), 7)
+    found: list[torch.Tensor] = []
+
+    def work_with_indices() -> None:
+        for _ in range(20):
+            del found[:]
+            found.extend(torch.full((size,), 1 << 40) for _ in range(5))
+            del found[:]  # its memory is what comes next
+            found.append(torch.empty(size, dtype=torch.int64))
+            found.append(like.new_empty(size))
+            found.append(torch.empty_like(like))
+            found.append(torch.empty_strided((size,), (1,), dtype=torch.int64))
+            found.append(like.new_empty_strided((size,), (1,)))
+            assert all(like[made].eq(7).all() for made in found)
+
+    compile_ahead(GPU, work_with_indices)
+    assert all(not made.any() for made in found)
+
+
 def test_nothing_happens_on_a_cpu() -> None:
     compile_ahead(torch.device("cpu"), lambda: pytest.fail("there is nothing to compile"))
