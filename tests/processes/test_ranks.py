@@ -26,6 +26,9 @@ from slipstream.drill import Drill, clean
 from slipstream.observe.perfetto import write
 
 RANKS = ("executor", "executor.1", "executor.2")
+FAR = 120.0
+"""Seconds within which two processes import torch on a busy machine."""
+
 LONG = SamplingParams(max_tokens=150, ignore_eos=True, seed=5)
 
 
@@ -41,7 +44,7 @@ def restarts(sidecar: Sidecar) -> dict[str, int]:
 
 
 def whole(sidecar: Sidecar) -> None:
-    until(lambda: all(a["state"] == "ready" for a in sidecar.actors.values()), "all are ready")
+    until(lambda: all(a["state"] == "ready" for a in sidecar.actors.values()), "all are ready", FAR)
 
 
 def test_ranks_are_actors_like_any_other(three: Sidecar) -> None:
@@ -140,6 +143,7 @@ def test_ranks_that_compute_together_are_killed_and_stopped_under_streams() -> N
             streams[0].begun()
             os.kill(sidecar.pids[rank], number)
             for stream, tokens in zip(streams, expected, strict=True):
+                stream.thread.join(FAR)
                 assert stream.end() in ("length", "stop")
                 assert stream.tokens == tokens
             ended = re.findall(r"^(\S+) \(pid \d+\) ended: (.*);", sidecar.log[told:], re.MULTILINE)
