@@ -8,7 +8,8 @@ With ``TRITON_INTERPRET=1`` in the environment before the first import of ``trit
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +20,7 @@ from .fields import INT, JOIN
 ROWS = 32
 """Of one program."""
 
-SLICES = ["slots", "out", "rows", "positions", "input_ids", "write_index"]
+SLICES = ["slots", "out"]
 """Parts of larger tensors, at any offset. By default Triton compiles a kernel anew for another alignment of a pointer,
 which would be in the middle of serving."""
 
@@ -110,13 +111,10 @@ def decode(
     block_table: Tensor,
     block_tokens: Tensor,
     block_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``SlotState.decode``: the fields of ``Decoding``."""
+    out: Sequence[Tensor],
+) -> None:
+    """``SlotState.decode``; ``out`` are the fields of ``Decoding``, which it writes."""
     count = len(slots)
-    rows, positions, input_ids, write_index = torch.empty(
-        4, count, dtype=torch.int64, device=slots.device
-    ).unbind()
-    kv_lens = torch.empty(count, dtype=torch.int32, device=slots.device)
     _decode_kernel[(triton.cdiv(count, ROWS),)](
         slots,
         position,
@@ -124,11 +122,7 @@ def decode(
         tokens,
         block_table,
         block_tokens,
-        rows,
-        positions,
-        input_ids,
-        write_index,
-        kv_lens,
+        *out,
         count,
         tokens.stride(0),
         block_table.stride(0),
@@ -136,7 +130,6 @@ def decode(
         ROWS=ROWS,
         **FOLLOWING,
     )
-    return rows, positions, input_ids, write_index, kv_lens
 
 
 def settle(

@@ -53,6 +53,10 @@ class SlotState:
         self.requests = zeros(JOIN.itemsize // INT.itemsize, dtype=torch.int32)
         """What the holder asked for when it joined: a record of ``fields.JOIN``."""
         column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
+        rows, positions, input_ids, write_index = (zeros(dtype=torch.int64) for _ in range(4))
+        self.decoding = Decoding(rows, positions, input_ids, write_index, zeros(dtype=torch.int32))
+        """What the kernel of ``decode`` writes. It holds indices from the start: kernels are also compiled in passes
+        that run none of them."""
 
     def decode(self, slots: Tensor, block_tokens: Tensor, block_size: int) -> Decoding:
         """The next token of each of ``slots`` int32 [R], which moves on unless it has finished.
@@ -62,8 +66,10 @@ class SlotState:
         if slots.is_cuda:
             from .kernels import decode  # triton comes with torch where there is a GPU
 
+            out = Decoding(*(tensor[: len(slots)] for tensor in self.decoding))
             state = (self.position, self.finished, self.tokens, self.block_table)
-            return Decoding(*decode(slots, *state, block_tokens, block_size))
+            decode(slots, *state, block_tokens, block_size, out)
+            return out
         rows = slots.long()
         positions = self.position[rows]
         after = positions + 1
