@@ -190,6 +190,13 @@ def test_every_multimodal_type_that_is_served_is_compared() -> None:
     assert set(MULTIMODAL) == SERVED_AS_TEXT
 
 
+def test_the_document_on_models_names_every_family_that_is_compared() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    served = document[document.index("<!-- begin served") : document.index("<!-- end served")]
+    missing = [family for family in [*FAMILIES, *STATEFUL, *MULTIMODAL] if f"`{family}`" not in served]
+    assert missing == ["lfm2_moe"], "whose defaults make no model"
+
+
 @pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
 def test_only_the_weights_of_the_language_model_are_read(family: str, tmp_path: Path) -> None:
     """Of the others nothing is kept, and what cannot be read of them does not matter."""

@@ -80,6 +80,8 @@ class PagedModel:
         )
         if experts and self.dtype != torch.bfloat16:
             return f"a mixture of experts in {self.dtype} asks the host for their shares; it does not in bfloat16"
+        if self.stateful is not None and self.stateful.host_read:
+            return f"its recurrent layers ask the host ({self.stateful.host_read}) in each step"
         return ""
 
     @torch.inference_mode()

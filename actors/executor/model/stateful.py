@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
@@ -29,6 +30,22 @@ logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERRO
 CHECKED_TOKENS = 8
 CHUNK_TOLERANCE = 1e-3
 """Of a module's output in float32, relative to its size. Other orders of sums give 1e-6, a state forgotten 1e-1."""
+
+
+HOST_READS = frozenset(
+    {
+        "item",
+        "is_nonzero",
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+    }
+)
+"""Operations whose result has a size or a value that the host waits for."""
 
 
 class RowStates:
@@ -114,14 +131,16 @@ class StatefulModules:
         self.tokens = 0
         self.layout = layout
         self.modules = [one.module for one in modules]
-        checked: dict[type[nn.Module], bool] = {}
+        trials: dict[type[nn.Module], Trial] = {}
         for one in modules:
             kind = type(one.module)
-            if kind not in checked:
-                checked[kind] = takes_chunks(one, layout)
-            one.module.forward = self.in_parts(one, checked[kind])
-        self.token_by_token = not all(checked.values())
+            if kind not in trials:
+                trials[kind] = trial_of(one, layout)
+            one.module.forward = self.in_parts(one, trials[kind].takes_chunks)
+        self.token_by_token = not all(trial.takes_chunks for trial in trials.values())
         """Some of them forget their state when they are given several tokens, which so have to come one by one."""
+        self.host_read = next((trial.host_read for trial in trials.values() if trial.host_read), "")
+        """As of `Trial`."""
 
     def undo(self) -> None:
         """Leave the modules as transformers has them."""
@@ -239,15 +258,38 @@ def missing_kernels(modules: list[nn.Module]) -> list[str]:
     return sorted({install for name, install in wanted if importlib.util.find_spec(name) is None})
 
 
-def takes_chunks(one: StatefulModule, layout: StateLayout) -> bool:
-    """Whether a module goes on from its state when it is given several tokens, in float32 on inputs of its own.
+class HostReads(TorchDispatchMode):
+    """Notes the first operation that has to know on the host what is on the device: no CUDA graph can have one."""
 
-    Some scans of transformers begin from nothing, however the sequence began.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put", "index_put_") and any(
+            isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1]
+        )
+        if not self.first and (masked or name in HOST_READS):
+            self.first = name.strip("_")
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What shows when a module is run by itself, in float32 and on inputs of its own."""
+
+    takes_chunks: bool
+    """It goes on from its state when it is given several tokens; some scans begin from nothing."""
+    host_read: str
+    """The operation of a step with one token that asks the host; empty: there is none."""
+
+
+def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
     module = copy.deepcopy(one.module).float()
     device = next(module.parameters()).device
     if device.type == "meta":
-        return True
+        return Trial(takes_chunks=True, host_read="")
     generator = torch.Generator().manual_seed(0)
 
     def drawn(value: Any) -> Any:
@@ -276,7 +318,10 @@ def takes_chunks(one: StatefulModule, layout: StateLayout) -> bool:
 
     with torch.inference_mode():
         whole, parted = run(CHECKED_TOKENS), run(CHECKED_TOKENS // 2, CHECKED_TOKENS // 2)
-    return float((parted - whole).norm()) <= CHUNK_TOLERANCE * float(whole.norm())
+        with HostReads() as reads:
+            run(1, 1)
+    alike = float((parted - whole).norm()) <= CHUNK_TOLERANCE * float(whole.norm())
+    return Trial(alike, reads.first)
 
 
 def some_of(value: Any, tokens: slice) -> Any:
