@@ -231,7 +231,10 @@ def ours(source: str, special: dict[str, str], messages: list[dict[str, Any]]) -
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_writes_what_it_writes_in_transformers(name: str, conversation: str) -> None:
     source, special = TEMPLATES[name]
-    messages = CONVERSATIONS[conversation]
+    messages = json.loads(json.dumps(CONVERSATIONS[conversation]))
+    style = ChatTemplate(source, special, now).style
+    if style.call_ids == "counted" and conversation == "a call":  # as its model has them: ours are made so
+        messages[1]["tool_calls"][0]["id"] = messages[2]["tool_call_id"] = "functions.weather:0"
     names: dict[str, Any] = dict(special)
     try:
         [[theirs], _] = render_jinja_template(
@@ -240,7 +243,7 @@ def test_a_template_writes_what_it_writes_in_transformers(name: str, conversatio
     except Exception:  # a template can raise anything
         return
     written = ours(source, special, messages)
-    if ChatTemplate(source, special, now).style.wants_null and conversation == "a call":
+    if style.wants_null and conversation == "a call":
         assert written is not None
         assert "weather" in written
         return
