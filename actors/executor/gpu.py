@@ -134,6 +134,7 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
 
     Returns the bytes in which one works that asks nothing rare of its sampling.
     """
+    torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
     program.allocate_cache(1)
     device.synchronize()
     length = options.max_model_len

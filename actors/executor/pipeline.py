@@ -151,6 +151,7 @@ class Pipeline:
             self.begin(slot, slot.step)
 
     def begin(self, slot: PipelineSlot, step: Step) -> None:
+        """Queue a staged step to its end, or up to its sampling if that needs masks."""
         self.h2d.record(slot.h2d_started)
         self.h2d.copy(slot.inputs, slot.staging, step.layout.input_size)
         self.h2d.record(slot.h2d_done)
@@ -192,6 +193,7 @@ class Pipeline:
         self.queue_staged()
 
     def end(self, slot: PipelineSlot, step: Step) -> None:
+        """Queue what follows the sampling: its results on their way to the host, which hears when they are there."""
         self.compute.record(slot.compute_done)
 
         self.d2h.wait(slot.compute_done)

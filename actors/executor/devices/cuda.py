@@ -35,6 +35,8 @@ class CudaEvent:
 
 
 class CudaStream:
+    """A stream of torch's pool, never the default one."""
+
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.stream = torch.cuda.Stream(device)
@@ -189,6 +191,7 @@ class CudaGraphs:
         return graph
 
     def recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """What ``work`` launches, as a graph; nothing of it runs."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that waits for completions may go on waiting meanwhile
         graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")

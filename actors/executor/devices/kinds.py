@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceKind:
+    """What is known of all devices of a kind."""
+
     step_hangs_s: float
     """A step that takes this long counts as hung; a long prompt, or a kernel that is compiled first, takes less."""
     max_batched_tokens: int

@@ -7,7 +7,7 @@ advances there. A step which only decodes therefore says the same as the one bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,51 +16,12 @@ from ....protocol.messages import Join, Plan
 from .buckets import Buckets, padded
 from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
 from .layout import History, SamplingKind, Step, StepLayout, layout_of
+from .rows import Chunk, Rows
 
 MIN_CANDIDATES = 64
 """Least of the powers of two that ``SamplingKind.candidates`` takes: not one kind for every top-k."""
 
 NO_TOKENS = np.zeros(0, np.int32)
-
-
-@dataclass(slots=True)
-class Chunk:
-    """The part of a prompt that runs in a step."""
-
-    slot: int
-    tokens: np.ndarray
-    """int32: what runs."""
-    first: int
-    """Where its first token is among the tokens of the step."""
-    end: int
-    """Position after its last token."""
-    samples: bool
-    """Nothing is known beyond it."""
-    reported: np.ndarray
-    """int32: the prompt's tokens after the first of ``tokens``, those whose logprobs are reported."""
-
-
-@dataclass(slots=True)
-class Rows:
-    """A step laid out: which rows run, and which of them sample."""
-
-    decode: np.ndarray
-    """int64: slots of the rows that decode, rising. Their tokens come first."""
-    chunks: list[Chunk]
-    samples: np.ndarray
-    """int64: slots of the rows that sample, rising."""
-    sample_tokens: np.ndarray
-    """int64: the token of each of them, among those of the step."""
-    sample_slots: np.ndarray
-    """int32 [seq_slots]: ``samples``, then the null slot."""
-    masked: np.ndarray
-    """int64: which of ``samples`` have a mask."""
-    kind: SamplingKind
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Of each row."""
-        return (1,) * len(self.decode) + tuple(len(chunk.tokens) for chunk in self.chunks)
 
 
 class RunningBatch:

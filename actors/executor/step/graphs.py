@@ -31,6 +31,8 @@ MOST_RARE_GRAPHS = 256
 
 
 class Graph(Protocol):
+    """Work that was captured."""
+
     def replay(self) -> None:
         """Do once more what was captured."""
         ...
@@ -183,6 +185,7 @@ class GraphedProgram:
     # --- capture ------------------------------------------------------------------------------------
 
     def capture_all(self) -> None:
+        """Capture everything that is missing."""
         while self.capture_next():
             pass
 
@@ -207,6 +210,7 @@ class GraphedProgram:
         self.missing_rare.clear()
 
     def capture_one(self, key: ForwardKey | SamplingKey) -> None:
+        """Capture the graph of ``key``, and keep it where steps look for it."""
         if isinstance(key, ForwardKey):
             self.forwards[key] = self.capture_forward(key)
             return
@@ -219,6 +223,7 @@ class GraphedProgram:
         self.rare_samplings[key] = graph
 
     def capture_forward(self, key: ForwardKey) -> Graph:
+        """A graph of the forward pass: from the static inputs to the static logits."""
         program, seq_slots = self.program, self.buckets.seq_slots
         layout = layout_of(
             seq_slots=seq_slots,
@@ -239,6 +244,7 @@ class GraphedProgram:
         return self.capture(prepare, work)
 
     def capture_sampling(self, key: SamplingKey) -> Graph:
+        """A graph of the sampling: from the static logits to the static outputs."""
         program, slots = self.program, self.inputs[: key.samples]
         results = result_layout(key.samples, key.kind.logprobs, 0, 0)
 
