@@ -1,7 +1,7 @@
 """The detokenizer: token ids of a step go in, the text that each of them adds comes out.
 
-The text of a stream is a function of its token ids alone, however they were grouped into steps. So a
-stream that was lost with its process is rebuilt by sending the same ids through a new one.
+The text of a answer is a function of its token ids alone, however they were grouped into steps. So a
+answer that was lost with its process is rebuilt by sending the same ids through a new one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tokenizers
 from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
 from ...runtime.actor import Actor
 from ..options import ModelOptions
+from .answer_text import AnswerText
 from .pieces import Pieces
-from .stream import Stream
 from .tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ class Detokenizer(Actor):
         super().__init__()
         self.pieces = Pieces(tokenizer)
         self.pieces.check()
-        self.streams: dict[int, Stream] = {}
+        self.answers: dict[int, AnswerText] = {}
         self.handlers |= {Tokens: self.on_tokens}
         self.dropped_tokens = 0
         """Tokens of requests that are not open, most of them on their way when a stop text was met."""
         self.resets = 0
-        """Streams that a new scheduler or gateway has invalidated."""
+        """Answers that a new scheduler or gateway has invalidated."""
 
     def on_tokens(self, message: Tokens, now: float) -> None:
         """One ``Texts`` for every ``Tokens``."""
-        streams, known = self.streams, self.pieces.known
-        matched: dict[int, Stream] = {}
+        answers, known = self.answers, self.pieces.known
+        matched: dict[int, AnswerText] = {}
         for opened in message.opened:
-            stream = streams[opened.request] = self.open(opened)
-            if stream.matched is not None:
-                matched[opened.request] = stream
-                del streams[opened.request]
+            answer = answers[opened.request] = self.open(opened)
+            if answer.matched is not None:
+                matched[opened.request] = answer
+                del answers[opened.request]
 
         requests = memoryview(message.requests).cast("q").tolist()
         tokens = memoryview(message.tokens).cast("i").tolist()
@@ -57,12 +57,12 @@ class Detokenizer(Actor):
         texts: list[str] = []
         dropped: list[int] = []
         for request, token in zip(requests, tokens, strict=True):  # the hot path: all tokens of the service
-            stream = streams.get(request)
-            if stream is None:
+            answer = answers.get(request)
+            if answer is None:
                 dropped.append(len(texts))
                 texts.append("")
                 continue
-            if stream.plain:
+            if answer.plain:
                 piece = known[token] if token < len(known) else None
                 if type(piece) is str:
                     texts.append(piece)
@@ -70,18 +70,18 @@ class Detokenizer(Actor):
             if len(texts) in withheld:
                 texts.append("")
                 continue
-            texts.append(stream.text(token))
-            if stream.matched is not None:
-                matched[request] = stream
-                del streams[request]
+            texts.append(answer.text(token))
+            if answer.matched is not None:
+                matched[request] = answer
+                del answers[request]
 
-        finished = [Finished(request, "stop", stream.matched) for request, stream in matched.items()]
+        finished = [Finished(request, "stop", answer.matched) for request, answer in matched.items()]
         tails = [""] * len(finished)
         for end in message.finished:
             if end.request not in matched:
-                stream = streams.pop(end.request, None)  # none: it ended before it was opened
+                answer = answers.pop(end.request, None)  # none: it ended before it was opened
                 finished.append(end)
-                tails.append(stream.tail() if stream else "")
+                tails.append(answer.tail() if answer else "")
         rows = message.requests, message.tokens, texts
         logprobs = message.logprob_tokens, message.logprobs
         if dropped:
@@ -95,40 +95,40 @@ class Detokenizer(Actor):
         news = message.step, message.opened, *rows, finished, tails, message.counters
         self.send("gateway", Texts(*news, logprobs[0], logprobs[1], message.prompts))
         if matched:
-            self.send("scheduler", Matched(list(matched), [stream.attempt for stream in matched.values()]))
+            self.send("scheduler", Matched(list(matched), [answer.attempt for answer in matched.values()]))
 
-    def open(self, opened: Opened) -> Stream:
-        """A stream in the state that the context leaves it in; the context's own text does not come again."""
+    def open(self, opened: Opened) -> AnswerText:
+        """An answer in the state that the context leaves it in; the context's own text does not come again."""
         context = memoryview(opened.context).cast("i").tolist()
         prompt = len(context) - opened.delivered
-        stream = Stream(self.pieces, prompt < opened.prompt_tokens, opened.stop, opened.attempt)
+        answer = AnswerText(self.pieces, prompt < opened.prompt_tokens, opened.stop, opened.attempt)
         for token in context[:prompt]:
-            stream.characters(token)
+            answer.characters(token)
         for token in context[prompt:]:
-            stream.text(token)
-            if stream.matched is not None:
+            answer.text(token)
+            if answer.matched is not None:
                 break
-        return stream
+        return answer
 
     def stop_token_rows(self, finished: list[Finished], requests: list[int]) -> set[int]:
         """The rows of the tokens that ended their sequences: a stop token counts, but has no text."""
-        stopped = [end.request for end in finished if end.reason == "stop" and end.request in self.streams]
+        stopped = [end.request for end in finished if end.reason == "stop" and end.request in self.answers]
         if not stopped:
             return set()
         last_row = {request: row for row, request in enumerate(requests)}
         for request in stopped:
-            self.streams[request].plain = False  # off the short way, which looks up no row
+            self.answers[request].plain = False  # off the short way, which looks up no row
         return {last_row[request] for request in stopped if request in last_row}
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """A new scheduler opens all streams again, and for a new gateway they are all sent again."""
+        """A new scheduler opens all answers anew, and for a new gateway they are all submitted anew."""
         if peer.name == "scheduler":
-            self.resets += len(self.streams)
-            self.streams.clear()
+            self.resets += len(self.answers)
+            self.answers.clear()
         if peer.name == "gateway":
-            for request in [number for number in self.streams if number < first_number(peer.epoch)]:
+            for request in [number for number in self.answers if number < first_number(peer.epoch)]:
                 self.resets += 1
-                del self.streams[request]
+                del self.answers[request]
 
 
 def without(row_values: list[T], dropped: list[int]) -> list[T]:

@@ -1,6 +1,6 @@
 """Notes what is turned into code while an actor handles messages. A service under test imports it at start.
 
-The interpreter tells an audit hook of every ``compile``, ``exec``, ``marshal.loads`` and ``pickle.find_class``.
+The interpreter calls an audit hook for every ``compile``, ``exec``, ``marshal.loads`` and ``pickle.find_class``.
 What counts is what happens below the host's loop or on the device's thread, and is not an import.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 EVENTS = {"compile", "exec", "marshal.loads", "pickle.find_class", "code.__new__", "function.__new__"}
 
 LOOPS = (
-    ("runtime/process/host.py", {"run_blocking", "run_uvloop", "turn", "tell", "wake"}),
+    ("runtime/process/host.py", {"run_blocking", "turn"}),
     ("actors/executor/devices/cpu.py", {"work", "run"}),
 )
 

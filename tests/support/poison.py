@@ -63,7 +63,7 @@ class Poison:
         detokenizer, number = self.world.actors["detokenizer"], self.number()
         assert isinstance(detokenizer, Detokenizer)
         opened = any(opened.request == number for opened in tokens.opened)
-        return opened or (number in detokenizer.streams and number in array("q", tokens.requests).tolist())
+        return opened or (number in detokenizer.answers and number in array("q", tokens.requests).tolist())
 
     def number(self) -> int | None:
         """The number that the request has now."""

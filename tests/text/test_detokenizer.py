@@ -304,7 +304,7 @@ def test_an_endless_run_of_broken_bytes_holds_back_at_most_three(name: str) -> N
     for count in range(1, 200):
         [(_, sent)] = detokenizer.receive("", message([(7, first)]), 0.0)
         assert sent.texts == ["" if count == 1 else "\ufffd"]
-        assert detokenizer.streams[7].pending == UNTRAINED.encode()[:1]
+        assert detokenizer.answers[7].pending == UNTRAINED.encode()[:1]
 
 
 # --- stop texts -----------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_tokens_after_a_stop_text_are_dropped_and_the_other_requests_go_on() -> 
     sends = detokenizer.receive("", message([(1, c), (2, c), (9, c)], step=6), 0.0)
     assert sends == [("gateway", texts_message(6, [(2, c)], ["c"]))]
     assert detokenizer.dropped_tokens == 3
-    assert list(detokenizer.streams) == [2]
+    assert list(detokenizer.answers) == [2]
 
 
 def texts_message(
@@ -464,7 +464,7 @@ def test_a_new_scheduler_or_gateway_makes_all_streams_void(peer: str, left: int)
     detokenizer = Detokenizer(letters())
     detokenizer.receive("", message([], opened=[opened(1, [0])]), 0.0)
     assert detokenizer.receive(b"", PeerUp(peer, 2), 0.0) == []
-    assert (len(detokenizer.streams), detokenizer.resets) == (left, 1 - left)
+    assert (len(detokenizer.answers), detokenizer.resets) == (left, 1 - left)
 
 
 # --- what it costs --------------------------------------------------------------------------------

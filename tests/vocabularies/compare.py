@@ -20,12 +20,12 @@ import tokenizers
 from hostile_grammars import HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
 from slipstream.actors.text import cutting
+from slipstream.actors.text.answer_text import AnswerText
 from slipstream.actors.text.chat_template import ChatTemplate, find_sources
 from slipstream.actors.text.conversation import plain_messages
 from slipstream.actors.text.cutting import Cutter
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.pieces import Pieces
-from slipstream.actors.text.stream import Stream
 from slipstream.actors.text.tokenizer_files import load_tokenizer, special_tokens
 from slipstream.protocol.errors import InvalidRequest
 from transformers import PreTrainedTokenizerFast
@@ -128,7 +128,7 @@ def test_a_stream_of_tokens_has_the_text_that_they_decode_to(tokenizer: tokenize
     pieces.check()
     for text in texts():
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        stream = Stream(pieces, False, [])
+        stream = AnswerText(pieces, False, [])
         assert "".join(map(stream.characters, ids)) + stream.tail() == tokenizer.decode(ids)
 
 

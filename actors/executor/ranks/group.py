@@ -43,10 +43,10 @@ class RankGroup:
     def __init__(self, rank: int, size: int, backend: Any) -> None:
         """``backend`` is a process group of torch, or of one backend of it."""
         self.rank, self.size, self.backend = rank, size, backend
-        self.summing, self.telling = AllreduceOptions(), BroadcastOptions()
+        self.summing, self.broadcasting = AllreduceOptions(), BroadcastOptions()
         self.gathering, self.comparing = AllgatherOptions(), AllreduceOptions()
         self.comparing.reduceOp = ReduceOp(ReduceOp.MIN)
-        for options in (self.summing, self.telling, self.gathering, self.comparing):
+        for options in (self.summing, self.broadcasting, self.gathering, self.comparing):
             options.asyncOp = False  # on the current stream, not beside it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RankGroup:
@@ -68,10 +68,10 @@ class RankGroup:
             wait(self.backend._allgather_base(gathered, tensor.contiguous(), self.gathering))
         return gathered.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
 
-    def tell(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
         with TOGETHER:
-            wait(self.backend.broadcast([tensor], self.telling))
+            wait(self.backend.broadcast([tensor], self.broadcasting))
         return tensor
 
     def least(self, number: int, device: torch.device) -> int:

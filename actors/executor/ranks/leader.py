@@ -25,14 +25,14 @@ class Leader(Executor):
         self.captures_next = False
         """The others were told to capture a graph, which comes before any further plan here too."""
 
-    def tell(self, message: Plan | Forget | CaptureNext) -> None:
+    def send_to_followers(self, message: Plan | Forget | CaptureNext) -> None:
         for follower in self.followers:
             self.send(follower, message)
 
     def on_plan(self, plan: Plan, now: float) -> None:
         if self.captures_next:
             self.capture(now)
-        self.tell(plan)
+        self.send_to_followers(plan)
         super().on_plan(plan, now)
 
     def on_wake(self, now: float) -> None:
@@ -40,7 +40,7 @@ class Leader(Executor):
         if self.captures_next:
             self.capture(now)
         elif self.spare_work is not None and self.pipeline.idle:
-            self.tell(CaptureNext())
+            self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
         else:
@@ -62,5 +62,5 @@ class Leader(Executor):
     def welcome_scheduler(self) -> None:
         """Once all ranks are there."""
         if self.scheduler_is_new and self.pipeline.idle and not self.missing:
-            self.tell(Forget())
+            self.send_to_followers(Forget())
             super().welcome_scheduler()

@@ -37,7 +37,7 @@ class LeadingSampler(Sampler):
         kind: SamplingKind,
         allowed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        return self.group.tell(super().choose(logits, slots, requests, position, kind, allowed))
+        return self.group.broadcast(super().choose(logits, slots, requests, position, kind, allowed))
 
 
 class FollowingSampler(Sampler):
@@ -67,4 +67,4 @@ class FollowingSampler(Sampler):
         kind: SamplingKind,
         allowed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        return self.group.tell(torch.empty(len(slots), dtype=torch.int32, device=slots.device))
+        return self.group.broadcast(torch.empty(len(slots), dtype=torch.int32, device=slots.device))

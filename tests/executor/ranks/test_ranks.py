@@ -142,14 +142,16 @@ def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(
         monkeypatch.setattr(RankGroup, name, together)
 
     service = Service(*two_ranks("llama"), depth=3, blocks=FEW_BLOCKS)
-    for name in ("sum", "gather", "tell"):
+    for name in ("sum", "gather", "broadcast"):
         record(name)
     answers(service)
     assert done[0] == done[1]
     steps = int(service.scheduler.counters["steps"])
     kinds = Counter(name for name, _, _ in done[0])
     assert kinds["sum"] == 2 * 2 * kinds["gather"], "after attention and feed-forward of each of two layers"
-    assert steps - 30 <= kinds["tell"] <= kinds["gather"] == steps, "once a step, unless nothing is chosen"
+    assert steps - 30 <= kinds["broadcast"] <= kinds["gather"] == steps, (
+        "once a step, unless nothing is chosen"
+    )
     assert places == {service.ranks[0].device.compute.name}
 
 

@@ -89,11 +89,11 @@ def test_a_rank_that_crashes_at_any_instant_loses_repeats_and_changes_no_token(
 
 
 def test_a_plan_that_is_not_handed_on_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell = Leader.tell
+    send = Leader.send_to_followers
     monkeypatch.setattr(
         Leader,
-        "tell",
-        lambda self, message: None if getattr(message, "step", 0) == 9 else tell(self, message),
+        "send_to_followers",
+        lambda self, message: None if getattr(message, "step", 0) == 9 else send(self, message),
     )
     world = Ranks(3, ranks=3)
     with pytest.raises((AssertionError, RuntimeError)):

@@ -13,19 +13,19 @@ from .marks import Mark
 from .pieces import Pieces
 
 
-class Stream:
-    """The text of one request so far: what of it waits, and for what."""
+class AnswerText:
+    """The text of one answer so far: what of it waits, and for what."""
 
     __slots__ = (
         "attempt",
         "begun",
         "first_characters",
-        "held",
         "matched",
         "pending",
         "pieces",
         "plain",
         "stops",
+        "unsent",
     )
 
     def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
@@ -37,10 +37,10 @@ class Stream:
         """The bytes of an unfinished character."""
         self.stops = [Mark(text) for text in stops if text]
         self.first_characters = frozenset(stop.text[0] for stop in self.stops)
-        self.held = ""
+        self.unsent = ""
         """Text that could be the beginning of a stop text."""
         self.matched: str | None = None
-        """The stop text that ended the stream."""
+        """The stop text that ended the answer."""
         self.plain = False
         """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
 
@@ -58,23 +58,23 @@ class Stream:
         return piece
 
     def text(self, token: int) -> str:
-        """The text that can go out after ``token``. The stop text that is complete first ends the stream.
+        """The text that can go out after ``token``. The stop text that is complete first ends the answer.
 
         Of two that become complete with the same character, the longer one does.
         """
         text = self.characters(token)
-        if not self.held and self.first_characters.isdisjoint(text):
+        if not self.unsent and self.first_characters.isdisjoint(text):
             return text
         ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]
-        window = self.held + text
+        window = self.unsent + text
         if ends:
             end, minus_length, self.matched = min(ends)
-            self.held, self.pending = "", b""
+            self.unsent, self.pending = "", b""
             return window[: len(window) - len(text) + end + minus_length]
         cut = len(window) - max(stop.length for stop in self.stops)
-        self.held = window[cut:]
+        self.unsent = window[cut:]
         return window[:cut]
 
     def tail(self) -> str:
         """What still waits, at an end that is no stop text."""
-        return self.held + self.pending.decode(errors="replace")
+        return self.unsent + self.pending.decode(errors="replace")
