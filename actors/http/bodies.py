@@ -35,6 +35,9 @@ FIXED: dict[str, Any] = {
     "best_of": 1,
     "detokenize": True,
     "early_stopping": False,
+    "guided_decoding_backend": None,
+    "guided_grammar": None,
+    "guided_whitespace_pattern": None,
     "include_stop_str_in_output": False,
     "length_penalty": 1.0,
     "no_stop_trim": False,
@@ -139,6 +142,10 @@ class Sampling(Labels, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    """As vLLM once had it: what ``structured_outputs.json`` is now. So are the next two."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
 
 
 Message = Annotated[
@@ -267,6 +274,11 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     given = {field.name: value for field in PARAMETERS if (value := getattr(body, field.name)) is not None}
     wanted = [(name, other) for name, other in others.items() if other.value is not None]
     wanted += matches(body.structured_outputs)
+    wanted += [
+        (name, Given(value, f"guided_{field}"))
+        for name, field in MATCHES.items()
+        if (value := getattr(body, f"guided_{field}")) is not None
+    ]
     ruling = [other.name for name, other in wanted if name in MATCHES]
     if len(ruling) > 1:
         message = f"{ruling[0]} and {ruling[1]} are given; an answer matches one of them: leave one"
@@ -288,7 +300,7 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
 
 MATCHES = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 """Parameters that say what an answer must match, of which it can have one, to their names in
-``structured_outputs``."""
+``structured_outputs``, and behind ``guided_``."""
 
 
 def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:

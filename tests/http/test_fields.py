@@ -174,6 +174,35 @@ def test_any_other_value_is_refused_by_its_name(
     assert message in error["message"]
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    ("field", "value", "parameter"),
+    [
+        ("guided_json", {"type": "integer"}, "json_schema"),
+        ("guided_json", '{"type": "integer"}', "json_schema"),
+        ("guided_regex", "[0-9]+", "regex"),
+        ("guided_choice", ["a", "b"], "choice"),
+    ],
+)
+def test_the_older_names_of_what_an_answer_must_match_are_honoured(
+    path: str, field: str, value: Any, parameter: str
+) -> None:
+    frontend = Scripted(Script("a"))
+    assert frontend.post(path, ASKED[path] | {field: value}).status == 200
+    assert getattr(frontend.script.asked["params"], parameter) == value
+    both = frontend.post(path, ASKED[path] | {field: value, "structured_outputs": {"regex": "a"}})
+    assert (both.status, both.json["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("guided_choice", []), ("guided_regex", "é" * 40_000), ("guided_grammar", "x")]
+)
+def test_a_wrong_value_of_an_older_name_is_refused_by_that_name(field: str, value: Any) -> None:
+    reply = Scripted().post(TEXT, ASKED[TEXT] | {field: value})
+    assert (reply.status, reply.json["error"]["param"]) == (400, field)
+    assert field in reply.json["error"]["message"]
+
+
 def test_any_json_object_can_be_asked_for_in_vllms_way() -> None:
     frontend = Scripted(Script("a"))
     assert frontend.post(TEXT, ASKED[TEXT] | {"structured_outputs": {"json_object": True}}).status == 200
