@@ -20,6 +20,9 @@ from slipstream.reference import schema as reference
 
 HERE = Path(__file__).parent
 
+OTHERS = frozenset({"models.md"})
+"""Documents with tables that another program makes, since it takes a minute: ``models.py``."""
+
 PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 
 
@@ -93,7 +96,11 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
 def contents() -> dict[Path, str]:
     """Each document that is made from the code, wholly or in part, as it should be."""
     parts = tables()
-    found = {path: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+    found = {
+        path: path.read_text(encoding="utf-8")
+        for path in sorted(HERE.glob("*.md"))
+        if path.name not in OTHERS
+    }
     made = {path: filled(text, parts) for path, text in found.items() if PART.search(text)}
     return {**made, HERE / "protocol.schema.json": reference.schema_text()}
 
