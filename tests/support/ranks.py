@@ -60,7 +60,9 @@ class Rank:
     ) -> None:
         self.device = CpuDevice()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if captured else None
-        self.batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words)
+        self.batch = RunningBatch(
+            SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=model.stateful is not None
+        )
         program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
         if group is not None:
             program.sampler = sampler_of(group, program.sampler)
@@ -152,7 +154,8 @@ class Service:
             at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
         first = self.ranks[0]
         spare_work = spare_work_of(first.graphed) if lazy and first.graphed else None
-        given = (first.pipeline, first.batch, Capacity(blocks, BLOCK), {}, spare_work)
+        capacity = Capacity(blocks, BLOCK, prefix_caching=models[0].stateful is None)
+        given = (first.pipeline, first.batch, capacity, {}, spare_work)
         masks = Masks(compiler(), SLOTS, LLExecutor())
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS_TOKEN_ID,)))
         self.followers: dict[str, FollowerThread] = {}

@@ -104,6 +104,13 @@ def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None
     assert counters["num_block_copies"] + counters["prefix_cache_hits"] > 0
 
 
+def test_each_rank_keeps_the_states_that_nothing_divides() -> None:
+    expected = one_rank("qwen3_next")
+    service = Service(*two_ranks("qwen3_next"), blocks=FEW_BLOCKS)
+    assert answers(service) == expected
+    assert service.scheduler.counters["num_preemptions"] > 0
+
+
 @pytest.mark.parametrize(
     ("depth", "graphs"), [(1, "none"), (3, "none"), (1, "start"), (2, "start"), (3, "start"), (2, "lazy")]
 )
