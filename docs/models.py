@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 DOCUMENT = Path(__file__).with_name("models.md")
-PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
+PART = re.compile(r"(<!-- types (?P<name>[\w-]+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 META = torch.device("meta")
 UNTOLD = "no model can be laid out from the defaults alone: what becomes of one shows when it is loaded"
 

@@ -352,6 +352,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
         "submit a conversation",
         Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS, template={"enable_thinking": False}),
     ),
+    ("submit a text with its own special tokens", Submit(9, "<s>Once", PARAMS, add_special_tokens=False)),
     ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
     ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
