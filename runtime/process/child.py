@@ -27,6 +27,7 @@ from ..log import configure
 from ..supervision import control
 from .frontend import Frontend, FrontendHost
 from .host import Host
+from .loops import run_blocking, run_events
 from .priority import come_first, stand_back
 
 T = TypeVar("T")
@@ -164,11 +165,11 @@ def run(host: Host | FrontendHost) -> None:
     """Until the supervisor says stop, or is gone."""
     if isinstance(host, Host) and host.actor.blocking:
         gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
-        host.run_blocking()
+        run_blocking(host)
         return
     stand_back()
     give_memory_back()
-    host.run()
+    host.run() if isinstance(host, FrontendHost) else run_events(host)
 
 
 def failure(phase: str, error: Exception) -> control.Failed:

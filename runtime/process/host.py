@@ -1,15 +1,12 @@
-"""The process host: ZeroMQ sockets and an event loop around one actor.
+"""The process host: ZeroMQ sockets around one actor.
 
 The host binds the actor's mailbox and then turns: everything that has arrived goes to the actor,
-everything that the actor returns goes out. Two loops do the waiting: a blocking poller
-(scheduler, executor), and uvloop (the rest), which drains the raw sockets until they are empty and
-looks again after each send, since ZeroMQ signals its file descriptor only on the edge.
+everything that the actor returns goes out. How it waits between two turns says ``loops.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import socket
@@ -48,9 +45,6 @@ from .public_socket import PublicSocket
 
 MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
-
-TURNS_PER_COLLECTION = 10_000
-"""Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
 
 LONG_TURN_NS = 5_000_000
 """A turn that took this long may have taken as long as the work that it started on the device, which then ends about
@@ -393,75 +387,6 @@ class Host:
         if sends:
             self.note(sends[0][1], sends, begun)
         self.deliver(sends)
-
-    # --- two ways to wait -------------------------------------------------------------------------
-
-    def run_blocking(self) -> None:
-        """Wait in a poller; nothing runs while nothing happens."""
-        poller = zmq.Poller()
-        poller.register(self.mailbox, zmq.POLLIN)
-        poller.register(self.channel.fileno(), zmq.POLLIN)
-        device = self.actor.completions_fd
-        if device is not None:
-            poller.register(device, zmq.POLLIN)
-        more = False
-        turns = 0
-        while not self.stopped:
-            wait = 0.0 if self.dump_on() or more else self.settle()
-            turns += 1
-            if wait is None and turns > TURNS_PER_COLLECTION and self.actor.idle:
-                gc.collect()
-                turns = 0
-            ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
-            if device is not None and device in ready:
-                self.completed(device)
-            more = self.drain_mailbox() if self.mailbox in ready else False
-            if self.channel.fileno() in ready:
-                self.drain_control()
-
-    def run(self) -> None:
-        """Wait in uvloop for the sockets' file descriptors."""
-        import asyncio
-
-        import uvloop
-
-        async def serve() -> None:
-            loop = asyncio.get_running_loop()
-            done = loop.create_future()
-            timer: asyncio.TimerHandle | None = None
-
-            def turn() -> None:
-                nonlocal timer
-                try:
-                    self.drain_control()
-                    more = self.drain_mailbox() | self.drain_public() | self.dump_on()
-                    wait = self.settle()
-                except Exception as error:
-                    if not done.done():
-                        done.set_exception(error)
-                    return
-                if self.stopped:
-                    if not done.done():
-                        done.set_result(None)
-                    return
-                # Sending may have used up the edge that signalled a message: look again.
-                if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
-                    loop.call_soon(turn)
-                elif wait is not None:
-                    if timer is not None:
-                        timer.cancel()
-                    timer = loop.call_later(wait, turn)
-
-            sockets = [self.mailbox]
-            if self.public is not None:
-                sockets += [self.public.socket, self.public.monitor]
-            for s in sockets:
-                loop.add_reader(s.fileno(), turn)
-            loop.add_reader(self.channel.fileno(), turn)
-            loop.call_soon(turn)
-            await done
-
-        uvloop.run(serve())
 
     def close(self) -> None:
         if self.public is not None:

@@ -14,7 +14,7 @@ from typing import Any
 EVENTS = {"compile", "exec", "marshal.loads", "pickle.find_class", "code.__new__", "function.__new__"}
 
 LOOPS = (
-    ("runtime/process/host.py", {"run_blocking", "turn"}),
+    ("runtime/process/loops.py", {"run_blocking", "turn"}),
     ("actors/executor/devices/cpu.py", {"work", "run"}),
 )
 

@@ -1,45 +1,31 @@
-"""The Triton kernels against plain attention in float64.
-
-On a CUDA device the tests run as they are. Without one they run in Triton's interpreter, in a process of
-their own: its switch must be set before ``triton`` is first imported and holds for the whole process.
-"""
+"""The Triton kernels against plain attention in float64."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from interpreter import (
+    DEVICE,
+    INTERPRETED,
+    KERNELS_RUN,
+    needs_interpreter,
+    run_interpreted,
+)
 from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
-DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+@needs_interpreter
 def test_under_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,30 @@
-"""The kernels of a decoder against the modules of transformers that they stand for.
-
-On a CUDA device the tests run as they are. Without one they run in Triton's interpreter, in a process of
-their own: its switch must be set before ``triton`` is first imported and holds for the whole process.
-"""
+"""The kernels of a decoder against the modules of transformers that they stand for."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
+from interpreter import (
+    DEVICE,
+    KERNELS_RUN,
+    needs_interpreter,
+    run_interpreted,
+)
 from slipstream.actors.executor.model.operations import ACTIVATIONS, Norm, Operations, TorchOperations
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Of the difference relative to the size; transformers rounds to the dtype more often."""
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+@needs_interpreter
 def test_under_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 def triton_operations() -> Operations:

@@ -1,0 +1,86 @@
+"""The two loops of a host: how it waits for its sockets, its actor's device and the clock.
+
+A blocking poller is for scheduler and executor, where a step more or less matters. uvloop is for the rest: there the
+raw sockets are drained until they are empty, and looked at again after each send, since ZeroMQ signals its file
+descriptor only on the edge.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import zmq
+
+from .host import Host
+
+TURNS_PER_COLLECTION = 10_000
+"""Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
+
+
+def run_blocking(host: Host) -> None:
+    """Wait in a poller; nothing runs while nothing happens."""
+    poller = zmq.Poller()
+    poller.register(host.mailbox, zmq.POLLIN)
+    poller.register(host.channel.fileno(), zmq.POLLIN)
+    device = host.actor.completions_fd
+    if device is not None:
+        poller.register(device, zmq.POLLIN)
+    more = False
+    turns = 0
+    while not host.stopped:
+        wait = 0.0 if host.dump_on() or more else host.settle()
+        turns += 1
+        if wait is None and turns > TURNS_PER_COLLECTION and host.actor.idle:
+            gc.collect()
+            turns = 0
+        ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
+        if device is not None and device in ready:
+            host.completed(device)
+        more = host.drain_mailbox() if host.mailbox in ready else False
+        if host.channel.fileno() in ready:
+            host.drain_control()
+
+
+def run_events(host: Host) -> None:
+    """Wait in uvloop for the sockets' file descriptors."""
+    import asyncio  # neither is needed where a host blocks
+
+    import uvloop
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        timer: asyncio.TimerHandle | None = None
+
+        def turn() -> None:
+            nonlocal timer
+            try:
+                host.drain_control()
+                more = host.drain_mailbox() | host.drain_public() | host.dump_on()
+                wait = host.settle()
+            except Exception as error:
+                if not done.done():
+                    done.set_exception(error)
+                return
+            if host.stopped:
+                if not done.done():
+                    done.set_result(None)
+                return
+            # Sending may have used up the edge that signalled a message: look again.
+            if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
+                loop.call_soon(turn)
+            elif wait is not None:
+                if timer is not None:
+                    timer.cancel()
+                timer = loop.call_later(wait, turn)
+
+        sockets = [host.mailbox]
+        if host.public is not None:
+            sockets += [host.public.socket, host.public.monitor]
+        for s in sockets:
+            loop.add_reader(s.fileno(), turn)
+        loop.add_reader(host.channel.fileno(), turn)
+        loop.call_soon(turn)
+        await done
+
+    uvloop.run(serve())
