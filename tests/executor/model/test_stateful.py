@@ -81,9 +81,10 @@ def test_states_go_back_where_they_came_from() -> None:
     assert states.get_recurrent_state(1) is None, "a layer may keep a convolution alone"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", STATEFUL)
-def test_what_is_found_out_of_the_modules_of_each_family(family: str) -> None:
-    model = from_config(make_config(family), CPU, torch.float32)
+def test_what_is_found_out_of_the_modules_of_each_family(family: str, dtype: torch.dtype) -> None:
+    model = from_config(make_config(family), CPU, dtype)
     assert model.stateful is not None
     assert model.stateful.token_by_token == (family in ("mamba", "falcon_mamba", "jamba"))
     assert model.stateful.host_read == "", "a step that decodes can be captured"
