@@ -435,6 +435,8 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     cached_tokens: int
     prompt_tokens: int
     attempt: int = 0
+    include_stop: bool = False
+    """The stop text that ends the answer is part of it."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):

@@ -47,6 +47,8 @@ class SamplingParams(
     """Left out: the service draws one."""
     stop: str | list[str] = []
     """Texts that end the answer; they are not part of it."""
+    include_stop_str_in_output: bool = False
+    """The text that ends the answer is part of it after all."""
     stop_token_ids: list[int] = []
     """Tokens that end the answer, beside the model's own; the one that did is among its ``token_ids``."""
     ignore_eos: bool = False

@@ -38,7 +38,6 @@ FIXED: dict[str, Any] = {
     "guided_decoding_backend": None,
     "guided_grammar": None,
     "guided_whitespace_pattern": None,
-    "include_stop_str_in_output": False,
     "length_penalty": 1.0,
     "no_stop_trim": False,
     "reasoning_effort": None,

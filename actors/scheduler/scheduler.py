@@ -225,6 +225,7 @@ class Scheduler(Actor):
                 cached,
                 sequence.prompt_len,
                 sequence.attempt,
+                sequence.params.include_stop_str_in_output,
             )
         )
         self.report_prompt_logprobs(sequence)

@@ -20,6 +20,7 @@ class AnswerText:
         "attempt",
         "begun",
         "first_characters",
+        "include_stop",
         "matched",
         "pending",
         "pieces",
@@ -28,7 +29,9 @@ class AnswerText:
         "unsent",
     )
 
-    def __init__(self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0) -> None:
+    def __init__(
+        self, pieces: Pieces, begun: bool, stops: list[str], attempt: int = 0, *, include_stop: bool = False
+    ) -> None:
         self.pieces = pieces
         self.attempt = attempt
         self.begun = begun
@@ -36,6 +39,8 @@ class AnswerText:
         self.pending = b""
         """The bytes of an unfinished character."""
         self.stops = [Mark(text) for text in stops if text]
+        self.include_stop = include_stop
+        """What ends the answer is part of its text."""
         self.first_characters = frozenset(stop.text[0] for stop in self.stops)
         self.unsent = ""
         """Text that could be the beginning of a stop text."""
@@ -70,7 +75,7 @@ class AnswerText:
         if ends:
             end, minus_length, self.matched = min(ends)
             self.unsent, self.pending = "", b""
-            return window[: len(window) - len(text) + end + minus_length]
+            return window[: len(window) - len(text) + end + (0 if self.include_stop else minus_length)]
         cut = len(window) - max(stop.length for stop in self.stops)
         self.unsent = window[cut:]
         return window[:cut]

@@ -101,7 +101,8 @@ class Detokenizer(Actor):
         """An answer in the state that the context leaves it in; the context's own text does not come again."""
         context = memoryview(opened.context).cast("i").tolist()
         prompt = len(context) - opened.delivered
-        answer = AnswerText(self.pieces, prompt < opened.prompt_tokens, opened.stop, opened.attempt)
+        begun = prompt < opened.prompt_tokens
+        answer = AnswerText(self.pieces, begun, opened.stop, opened.attempt, include_stop=opened.include_stop)
         for token in context[:prompt]:
             answer.characters(token)
         for token in context[prompt:]:
@@ -111,8 +112,10 @@ class Detokenizer(Actor):
         return answer
 
     def stop_token_rows(self, finished: list[Finished], requests: list[int]) -> set[int]:
-        """The rows of the tokens that ended their sequences: a stop token counts, but has no text."""
-        stopped = [end.request for end in finished if end.reason == "stop" and end.request in self.answers]
+        """The rows of the tokens that ended their sequences: a stop token counts, but has no text, unless it is asked
+        for."""
+        ended = [end.request for end in finished if end.reason == "stop" and end.request in self.answers]
+        stopped = [request for request in ended if not self.answers[request].include_stop]
         if not stopped:
             return set()
         last_row = {request: row for row, request in enumerate(requests)}

@@ -232,6 +232,7 @@ VALUES: dict[str, Any] = {
     "stop": ["x"],
     "logit_bias": {"5": 1.0},
     "ignore_eos": True,
+    "include_stop_str_in_output": True,
     "cache_salt": "x",
 }
 """A value that is not the default, for what is no whole number or list of them."""

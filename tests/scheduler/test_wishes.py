@@ -20,9 +20,8 @@ def test_nothing_that_a_request_may_ask_is_left_out() -> None:
         for name in SamplingParams.__struct_fields__
         if getattr(params, name) != getattr(SamplingParams(), name)
     }
-    assert changed == set(SamplingParams.__struct_fields__) - {
-        "stop"
-    }  # what stops by text is the detokenizer's
+    of_text = {"stop", "include_stop_str_in_output"}  # what stops by text is the detokenizer's
+    assert changed == set(SamplingParams.__struct_fields__) - of_text
 
 
 @pytest.mark.parametrize("part", range(5))

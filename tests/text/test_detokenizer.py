@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -447,6 +448,23 @@ def test_a_restart_at_any_token_goes_on_with_the_same_text(data: st.DataObject, 
     )
     assert rest.texts == whole.texts[cut:]
     assert (rest.tail, rest.finished, rest.matched) == (whole.tail, whole.finished, whole.matched)
+
+
+@pytest.mark.parametrize("delivered", [0, 1, 2])
+def test_what_ends_an_answer_is_part_of_it_where_that_is_asked_for(delivered: int) -> None:
+    a, b, c = (LETTERS_IDS[letter] for letter in "abc")
+    for ids, token, text in (([a, b, c], None, "abc"), ([a, b, a], a, "aba")):
+        start = opened(7, [a], delivered=ids[:delivered], stop=["bc"])
+        start = msgspec.structs.replace(start, include_stop=True)
+        rows = [(7, each) for each in ids[delivered:]]
+        ends = [] if token is None else [Finished(7, "stop", token)]
+        [(_, sent), *_] = Detokenizer(letters()).receive(
+            "", message(rows, opened=[start], finished=ends), 0.0
+        )
+        assert isinstance(sent, Texts)
+        before = "a" if delivered else ""  # "b" waits, since it may begin a stop text
+        assert before + "".join(sent.texts + sent.tails) == text
+        assert sent.finished == [Finished(7, "stop", "bc" if token is None else token)]
 
 
 def test_a_stop_text_within_the_delivered_tokens_ends_the_request_at_once() -> None:

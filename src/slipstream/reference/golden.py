@@ -139,6 +139,7 @@ PARAMS = SamplingParams(
     min_p=0.05,
     seed=7,
     stop=["\n\n", "END"],
+    include_stop_str_in_output=True,
     stop_token_ids=[2],
     ignore_eos=True,
     deadline_s=30.0,
@@ -320,7 +321,9 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
 
 FULL_PARAMS = SamplingParams(max_tokens=3, seed=9223372036854775807)
 
-OPENED = Opened(5, int32(263, 514, 16), 1, ["END"], cached_tokens=16, prompt_tokens=20, attempt=1)
+OPENED = Opened(
+    5, int32(263, 514, 16), 1, ["END"], cached_tokens=16, prompt_tokens=20, attempt=1, include_stop=True
+)
 
 JOIN = filled(
     Join,
