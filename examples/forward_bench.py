@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_shapes import MODELS
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.fuse import fuse
@@ -31,39 +32,10 @@ from slipstream.actors.executor.sampling.sampler import Sampler
 from slipstream.actors.executor.step.fields import JOIN
 from slipstream.actors.executor.step.layout import SamplingKind
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
 DEVICE = torch.device("cuda:0")
 BLOCK_SIZE = 16
 REPLAYS = 20
-QWEN: dict[str, Any] = dict(vocab_size=151936, max_position_embeddings=16384, tie_word_embeddings=True)
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "0.5b": Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        **QWEN,
-    ),
-    "1.5b": Qwen2Config(
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        **QWEN,
-    ),
-    "8b": LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=16384,
-    ),
-}
 KINDS = (
     ("attention", ("attend", "plan_kernel", "write_kernel")),
     ("ours", ("_add_norm", "_rotate", "_gate_kernel", "_angles", "_norm_kernel")),
@@ -181,7 +153,7 @@ def weights_read(model: PagedModel) -> int:
 
 def bench_forward(name: str, rows: list[int], context: int, rate: float) -> None:
     begun = time.perf_counter()
-    model = from_config(CONFIGS[name], DEVICE, torch.bfloat16, attention_backend="triton")
+    model = from_config(MODELS[name](), DEVICE, torch.bfloat16, attention_backend="triton")
     torch.cuda.synchronize()
     size = weights_read(model)
     say(f"{name}: {model.weight_bytes / 1e9:.2f} GB, made in {time.perf_counter() - begun:.1f} s")
@@ -245,9 +217,8 @@ def bench_products(model: PagedModel, rows: list[int], rate: float) -> None:
 
 def check_logits(name: str) -> None:
     """A shallow model of the same width, as it is and fused, in float32 and bfloat16."""
-    config: Any = CONFIGS[name].__class__(
-        **CONFIGS[name].to_dict() | {"num_hidden_layers": 2, "layer_types": None}
-    )
+    shape = MODELS[name]()
+    config: Any = shape.__class__(**shape.to_dict() | {"num_hidden_layers": 2, "layer_types": None})
 
     source = from_config(config, DEVICE, torch.float32, attention_backend="triton")
 
@@ -276,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 32, 256])
     parser.add_argument("--context", type=int, default=200, help="tokens in the cache of each row")
     given = parser.parse_args()

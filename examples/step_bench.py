@@ -19,43 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_shapes import MODELS
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.protocol.messages import Join, Plan
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
 LENGTH, BLOCK, BUDGET = 8192, 16, 2048
 CONTEXT = 900
 """Tokens that rows that decode have."""
 
-QWEN: dict[str, Any] = {"vocab_size": 151936, "max_position_embeddings": 16384, "tie_word_embeddings": True}
-MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "8b": lambda: LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=16384,
-    ),
-    "1.5b": lambda: Qwen2Config(
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        **QWEN,
-    ),
-    "0.5b": lambda: Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        **QWEN,
-    ),
-}
 DECODES = (1, 8, 32, 128, 256)
 MIXED = ((8, 16), (8, 128), (8, 512), (32, 512), (8, 1024), (8, 2040))
 """Rows that decode, and tokens of the prompt beside them."""
