@@ -31,9 +31,10 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    # Ranks are started one by one, and have to do the same.
-    restarted = context.epoch > 1 and options.tensor_parallel_size == 1
-    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
+    ranks = options.tensor_parallel_size
+    mode, reason = graph_mode(
+        options.cuda_graphs, model.uncapturable, restarted=context.epoch > 1, ranks=ranks
+    )
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
@@ -65,13 +66,19 @@ def on_gpu(
     return engine
 
 
-def graph_mode(asked: str, uncapturable: str, *, restarted: bool) -> tuple[str, str]:
+HANGING = "on two H200s an executor of two ranks stood still in its first steps with them"
+"""Why several ranks have no graphs unless they are asked for. Without graphs the same executor ran."""
+
+
+def graph_mode(asked: str, uncapturable: str, *, restarted: bool, ranks: int) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
     A service that starts is at full speed when it listens; after a restart streams wait, and go on at once.
     InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
     """
     if asked == "auto":
+        if ranks > 1:
+            return "off", HANGING
         return ("off", uncapturable) if uncapturable else ("lazy" if restarted else "start", "")
     if asked != "off" and uncapturable:
         raise InvalidRequest(

@@ -18,7 +18,7 @@ from replay import Replay, Replays
 from slipstream.actors.executor import build
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.engine import Engine
-from slipstream.actors.executor.gpu import on_gpu
+from slipstream.actors.executor.gpu import HANGING, graph_mode, on_gpu
 from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -321,8 +321,16 @@ def test_all_ranks_have_the_blocks_of_the_one_that_has_room_for_fewest(two_ranks
 
 def test_no_rank_captures_on_where_another_has_no_memory(two_ranks: list[PagedModel]) -> None:
     engines = at_once(
-        lambda graphs, model: engine_of(graphs=graphs, model=model), [LateGraphs(), LateGraphs(3)], two_ranks
+        lambda graphs, model: engine_of(graphs=graphs, model=model, cuda_graphs="start"),
+        [LateGraphs(), LateGraphs(3)],
+        two_ranks,
     )
     told = [engine.facts["graphs"] for engine in engines]
     assert [text.partition(" ")[0] for text in told] == ["4", "3"]
     assert all(text.endswith("no memory for more") for text in told)
+
+
+def test_several_ranks_have_graphs_only_where_they_are_asked_for() -> None:
+    assert graph_mode("auto", "", restarted=False, ranks=2) == ("off", HANGING)
+    assert graph_mode("start", "", restarted=False, ranks=2) == ("start", "")
+    assert graph_mode("auto", "", restarted=False, ranks=1) == ("start", "")
