@@ -1,7 +1,8 @@
 """Fills in the tables of these documents, from the code that they are about.
 
 ``python docs/tables.py`` rewrites what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in each
-document; with ``--check`` it says which documents are out of date instead.
+document; with ``--check`` it says which documents are out of date instead. The tables of ``models.md`` have other
+marks: ``models.py`` makes them, in some minutes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from slipstream.options import ServeOptions
 from slipstream.reference import schema as reference
 
 HERE = Path(__file__).parent
-
-OTHERS = frozenset({"models.md"})
-"""Documents with tables that another program makes, since it takes a minute: ``models.py``."""
 
 PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 
@@ -96,11 +94,7 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
 def contents() -> dict[Path, str]:
     """Each document that is made from the code, wholly or in part, as it should be."""
     parts = tables()
-    found = {
-        path: path.read_text(encoding="utf-8")
-        for path in sorted(HERE.glob("*.md"))
-        if path.name not in OTHERS
-    }
+    found = {path: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
     made = {path: filled(text, parts) for path, text in found.items() if PART.search(text)}
     return {**made, HERE / "protocol.schema.json": reference.schema_text()}
 
