@@ -26,7 +26,7 @@ from simulation import (
 )
 from slipstream.actors.executor.devices.emulated import EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.layout import ResultLayout, SamplingKind, Step
 from slipstream.actors.gateway.ledger import answer_params
 from slipstream.protocol.limits import MAX_LOGPROBS
 from slipstream.protocol.messages import Delta, Deltas, Error
@@ -127,15 +127,21 @@ class CountingProgram(EmulatedProgram):
         if step.layout.counts:
             np.add.at(self.counted, step.layout.view(inputs, "counts")["slot"], 1)
 
-    def choose(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
-        slots = step.layout.view(inputs, "sample_slots")[: step.samples]
+    def choose(
+        self,
+        slots: np.ndarray,
+        allowed: tuple[np.ndarray, np.ndarray] | None,
+        outputs: np.ndarray,
+        kind: SamplingKind,
+        results: ResultLayout,
+    ) -> None:
         rows = slots[self.penalised[slots] & ~self.finished[slots]]
-        assert not len(rows) or step.kind.penalties, "a penalty is left out"
+        assert not len(rows) or kind.penalties, "a penalty is left out"
         assert (self.counted[rows] == self.position[rows]).all(), (
             "a penalty counts other tokens than the sequence's"
         )
-        super().choose(inputs, masks, outputs, step)
-        if step.kind.penalties:
+        super().choose(slots, allowed, outputs, kind, results)
+        if kind.penalties:
             self.counted[slots] += 1
 
 
