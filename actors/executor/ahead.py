@@ -37,7 +37,7 @@ class ReadAhead:
                     while not self.stopped and file.readinto(chunk):
                         pass
             except OSError:
-                return  # whoever loads it will say what is wrong
+                return  # what loads it reports what is wrong
 
     def stop(self) -> None:
         """They are loaded: nobody waits for the rest."""
@@ -45,14 +45,14 @@ class ReadAhead:
 
 
 def wake(where: torch.device) -> threading.Thread:
-    """Begin to make the context of a GPU, which takes seconds; whoever uses the GPU first waits for the rest."""
+    """Begin to make the context of a GPU, which takes seconds; the first use of the GPU waits for the rest."""
     import torch
 
     def touch() -> None:
         try:
             torch.empty(1, device=where)
         except (RuntimeError, AssertionError):
-            return  # whoever uses it next meets the same error, and says it
+            return  # the next use meets the same error, and reports it
 
     thread = threading.Thread(target=touch, name="wake gpu", daemon=True)
     thread.start()

@@ -65,7 +65,7 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
 
 
 def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> None:
-    """InvalidRequest where ``memory`` does not hold the states of so many sequences; None: that of a CPU."""
+    """InvalidRequest where ``memory`` does not hold the states of all sequence slots; None: that of a CPU."""
     each, slots = model.state_layout.bytes_per_slot, options.max_num_seqs + 1
     if not each:
         return

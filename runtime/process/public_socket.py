@@ -48,7 +48,7 @@ OPTIONS = {
 
 
 def most_connections(descriptors: int) -> int:
-    """How many connections are let in by a process that may open so many descriptors."""
+    """How many connections are let in by a process that may open this number of descriptors."""
     return min(descriptors // 4, MOST_CONNECTIONS)
 
 

@@ -201,7 +201,7 @@ class Attack:
             del self.heard[:-1000]
 
 
-def test_malformed_frames_at_the_door_are_answered_and_hurt_nobody(
+def test_malformed_frames_at_the_public_socket_are_answered_and_hurt_nobody(
     service: Sidecar, paths: dict[str, str], soak: bool
 ) -> None:
     count = (ALL_FRAMES if soak else FRAMES) // 4

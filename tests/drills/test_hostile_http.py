@@ -66,7 +66,7 @@ class Target:
         return time.monotonic() - begun
 
     def beside(self, attack: Callable[[], None], seconds: float) -> None:
-        """Attack for so many seconds or longer, while a good client asks again and again."""
+        """Attack for ``seconds`` or longer, while a good client asks again and again."""
         before = self.process.memory_info().rss
         grown = 0.0
         failed: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Ranks of an executor as processes: whoever dies, stands still or cannot start, it is one death, told right."""
+"""Ranks of an executor as processes: if one dies, hangs or cannot start, it is one death, with the right cause."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_who_hung_is_the_cause_although_it_was_killed_last() -> None:
 
 def test_the_first_of_several_with_an_error_of_their_own_is_the_cause() -> None:
     assert blamed(member("second", "own"), member("first", "own"))[0] == "second"
-    assert blamed(member("alone", "another"), member("innocent"))[0] == "alone", (
+    assert blamed(member("alone", "another"), member("survivor"))[0] == "alone", (
         "after a while nobody else is to blame"
     )
 

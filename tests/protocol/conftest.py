@@ -12,7 +12,7 @@ from fake_gateway import FakeGateway, Handler, echo
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> str:
-    return f"ipc://{tmp_path}/door"
+    return f"ipc://{tmp_path}/public"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ BUDGET = 2048
 
 
 class Device:
-    """Takes so many microseconds for a step, so many more if it runs prompts too, and so many for each prompt token.
+    """Takes a fixed time for a step, some more if it runs prompts too, and some for each prompt token, in microseconds.
 
     At position ``doubles`` of its prompt a token takes twice as long as the first.
     """

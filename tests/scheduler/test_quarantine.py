@@ -116,8 +116,8 @@ class Mortal:
             self.step()
         raise AssertionError("it does not end")
 
-    def check(self, innocent: Iterable[int]) -> None:
-        for request in innocent:
+    def check(self, cleared: Iterable[int]) -> None:
+        for request in cleared:
             assert self.ends.get(request) == "length", request
             assert len(self.tokens[request]) == LONG
             assert all(token // 1000 == 100 + request for token in self.tokens[request])

@@ -33,7 +33,7 @@ def sequence(request: int, client: int = 0, priority: int = 0, arrived: float = 
 
 
 def served(queue: WaitingQueue, count: int, cost: int = 100) -> list[int]:
-    """Take so many in turn; each costs as much."""
+    """Take ``count`` in turn; each costs as much."""
     taken = []
     for _ in range(count):
         first = queue.pop()

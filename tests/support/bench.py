@@ -81,7 +81,7 @@ class Bench:
         vocab: int = VOCAB,
         step_ns: Callable[[int], int] = lambda prefill: 500,
     ) -> None:
-        """``step_ns`` is how long a step takes that runs so many tokens of prompts."""
+        """``step_ns`` is how long a step takes, by the number of prompt tokens that it runs."""
         self.step_ns = step_ns
         self.times: list[int] = []
         """Of the steps that are done."""

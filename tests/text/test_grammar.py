@@ -48,7 +48,7 @@ from slipstream.service import BUNDLED_MODEL
 BOUNDS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=1000)
 
 
-# --- at the door --------------------------------------------------------------------------------------
+# --- on arrival ---------------------------------------------------------------------------------------
 
 
 def check(**params: Any) -> None:
@@ -112,7 +112,7 @@ def submit(tokenizer: Tokenizer, request: int, **params: Any) -> list[Send]:
         ({"regex": "a{2,1}"}, "regex"),
     ],
 )
-def test_a_bad_grammar_is_refused_at_the_door_and_says_why(
+def test_a_bad_grammar_is_refused_on_arrival_and_says_why(
     tokenizer: Tokenizer, params: dict[str, Any], named: str
 ) -> None:
     for _ in range(2):  # the second time from what is remembered

@@ -37,7 +37,7 @@ class Estimate:
         return -(-tokens // block_size) * block_size * self.kv_bytes_per_token
 
     def bytes_for(self, requests: int, tokens: int, block_size: int) -> int:
-        """Weights, cache and states of so many requests of ``tokens`` tokens at once; padding has a state as well."""
+        """Weights, cache and states of ``requests`` requests of ``tokens`` tokens each; padding has a state as well."""
         states = (requests + 1) * self.state_bytes
         return self.weight_bytes + requests * self.cache_bytes(tokens, block_size) + states
 
