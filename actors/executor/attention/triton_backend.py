@@ -59,7 +59,7 @@ another program reads while one begins or ends than that each has more loads und
 # 64 KiB under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
     (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
-    (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(128, 64, 8, 3, 1, 256)),
+    (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
     (2, 512): Tiles(Tile(16, 64, 4, 3, 1, 64), Tile(16, 64, 4, 2, 3, 64), Tile(64, 32, 4, 3, 1, 256)),
     (4, 128): Tiles(Tile(16, 64, 8, 3, 2, 64), Tile(16, 64, 8, 3, 2, 64), Tile(64, 64, 8, 3, 1, 256)),
     (4, 256): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(64, 32, 8, 3, 1, 256)),
