@@ -89,6 +89,8 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
 
     from .model import load  # noqa: F401  # with the parts of transformers that models are made of
 
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # Triton launches where the current device is
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log
     return where

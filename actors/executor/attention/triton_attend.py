@@ -186,7 +186,7 @@ def attend_kernel(
     TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PARTS: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # parts that are loaded before they are added up
 ):
     """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
     wait_for_kernel_before()
@@ -205,7 +205,7 @@ def attend_kernel(
 
     index = tl.arange(0, BLOCK_M)
     token = index // GROUP
-    head = kv_head * GROUP + index % GROUP
+    head = (kv_head * GROUP + index % GROUP).to(tl.int64)
     valid = (index < TOKENS * GROUP) & (token < tokens)
     q_pos = position + token
     k_dim = tl.arange(0, DK_PAD)
@@ -269,7 +269,15 @@ def attend_kernel(
             before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
             if before == parts - 1:
                 acc = _combine(
-                    results, result_sums, queries, valid, parts, KV_HEADS * TOKENS * GROUP, DV, DV_PAD, PARTS
+                    results,
+                    result_sums,
+                    queries,
+                    valid,
+                    parts,
+                    KV_HEADS * TOKENS * GROUP,
+                    DV,
+                    DV_PAD,
+                    AT_ONCE,
                 )
                 tl.store(out_ptr, acc, mask=mask)
                 tl.store(arrived + query_of, 0)  # for the next layer

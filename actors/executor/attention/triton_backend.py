@@ -23,7 +23,7 @@ WAVES = 4
 """Of resident programs, for which keys are divided into parts: with more, the last one does not matter."""
 
 COMBINED_AT_ONCE = 8192
-"""Numbers that a program loads before it adds them up: 64 registers of a thread, where it has 128."""
+"""Numbers that a program loads before it adds them up: 64 for each of 128 threads."""
 
 
 class Tile(NamedTuple):
@@ -220,7 +220,7 @@ class TritonAttention:
             TOKENS=tokens,
             BLOCK_M=queries,
             BLOCK_N=tile.keys,
-            PARTS=max(1, COMBINED_AT_ONCE // (queries * pad(value_dim))),
+            AT_ONCE=max(1, COMBINED_AT_ONCE // (queries * pad(value_dim))),
             num_warps=tile.warps,
             num_stages=tile.stages,
             **FOLLOWING,
@@ -233,13 +233,16 @@ def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def choose_tile(dims: int, dtype: torch.dtype, kind: str, shared_memory: int) -> Tile:
-    """The ``kind`` of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages as fit
-    into ``shared_memory``, in bytes, of a multiprocessor.
+    """The ``kind`` of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages and
+    resident programs as fit into ``shared_memory``, in bytes, of a multiprocessor.
     """
     tile: Tile = getattr(TILES[tiles_key(dims, dtype)], kind)
     stage, fixed = tile.keys * dims * dtype.itemsize, tile.queries * dims * dtype.itemsize // 2
-    fit = (shared_memory - fixed) // stage
-    return tile._replace(stages=max(1, min(tile.stages, fit)))
+    # For tiles of a single token Triton keeps one stage less in shared memory than are under way.
+    unkept = 0 if kind == "several" else 1
+    stages = max(1, min(tile.stages, (shared_memory - fixed) // stage + unkept))
+    fit = shared_memory // (fixed + max(1, stages - unkept) * stage)
+    return tile._replace(stages=stages, resident=max(1, min(tile.resident, fit)))
 
 
 def interpreted() -> bool:

@@ -5,18 +5,18 @@ A **tile** is some consecutive tokens of a row with all query heads of one key/v
 Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined. An **item** is one part of
 one tile, the work of one program for each key/value head.
 
-With ``work`` the sum over the tiles of the keys that the longest tile of their row sees, a row's tiles are cut into
-as many equal parts as leave at least ``goal`` keys to each, where ``goal`` is at least ``work / target``. So
+The kernel's inner loop goes over the keys in *steps* of a fixed number. With ``work`` the sum over the tiles of the
+steps of the longest tile of their row, a row's tiles are cut into as many parts of whole steps as leave at least
+``goal`` steps to each, where ``goal`` is at least ``work / target``. So
 
 - there are at most ``tiles + target`` items,
 - those of tiles in several parts are at most ``target``,
 
 whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
 
-Of the goals that this allows, that one is taken for which the programs come to their end first. What they take is
-counted in steps of the kernel's inner loop: a multiprocessor goes through those of its share of the programs, the last
-of which may be the longest, and each wave of programs that are on the device at once takes ``OVERHEAD`` steps to begin
-and to end.
+Of the goals that this allows, that one is taken for which the programs come to their end first. A multiprocessor goes
+through the steps of its share of the programs, the last of which may be the longest, and each wave of programs that
+are on the device at once takes as long to begin and to end as ``OVERHEAD`` steps.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def make_plan(
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
-    A tile has ``tokens`` tokens, a part a multiple of ``keys`` keys and about ``least`` or more; with more than
-    ``target`` items, at least 2, nothing is cut. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens
-    where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs at once.
+    A tile has ``tokens`` tokens, a step ``keys`` keys, a part about ``least`` keys or more; ``target`` items, at least
+    2, are enough for the device. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens where ``keys``
+    are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs at once.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
-        tiles, most_parts = num_rows, min(MAX_PARTS, batch.max_kv_len // least)
+        tiles, most_parts = num_rows, min(MAX_PARTS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
     else:
         # As many as are full, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
@@ -136,9 +136,11 @@ def _tiles_of(
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
+    KEYS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """Tiles of each row, and the keys that its longest tile sees, both int32 and 0 for rows of the other kind.
+    """Tiles of each row, and the steps of ``KEYS`` keys that its longest tile takes, both int32 and 0 for rows of the
+    other kind.
 
     Row ``num_rows`` stands for the tokens that belong to no row, and sees no keys.
     """
@@ -153,11 +155,19 @@ def _tiles_of(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    return tiles, tl.where(tiles > 0, longest, 0)
+    return tiles, tl.where(tiles > 0, tl.cdiv(longest, KEYS), 0)
 
 
 @jit
-def _keys_of_a_part(
+def _divided(steps, goal, most_parts):
+    """Into how many parts tiles of ``steps`` are divided, and the steps of a part; the last may have fewer."""
+    parts = tl.maximum(tl.minimum(steps // goal, most_parts), 1)
+    each = tl.maximum(tl.cdiv(steps, parts), 1)
+    return tl.maximum(tl.cdiv(steps, each), 1), each
+
+
+@jit
+def _steps_of_a_part(
     kv_lens,
     query_start,
     num_rows,
@@ -175,39 +185,37 @@ def _keys_of_a_part(
     LEAST: tl.constexpr,
     KV_HEADS: tl.constexpr,
 ):
-    """The goal: that of the ``CANDIDATES`` for which the programs come to their end first."""
-    work = tl.zeros([], tl.int64)
+    """The goal in steps: that of the ``CANDIDATES`` for which the programs come to their end first."""
+    work = tl.zeros([], tl.int32)
     most = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, longest = _tiles_of(
-            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        tiles, steps = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        work += tl.sum(tiles.to(tl.int64) * longest, 0)
-        most = tl.maximum(most, tl.max(longest, 0))
-    least = tl.maximum(tl.cdiv(work, target).to(tl.int32), LEAST)
+        work += tl.sum(tiles * steps, 0)
+        most = tl.maximum(most, tl.max(steps, 0))
+    least = tl.maximum(tl.cdiv(work, target), LEAST // KEYS)
 
-    # The first cuts as finely as is allowed, the others the longest tile into 1, 2, 3, ...
+    # They cut the longest tile into 1, 2, 3, ... parts, and the last as finely as is allowed. Of equals the first wins.
     candidate = tl.arange(0, CANDIDATES)
-    goal = tl.maximum(tl.where(candidate == 0, least, tl.cdiv(most, tl.maximum(candidate, 1))), least)
+    goal = tl.where(candidate == CANDIDATES - 1, least, tl.maximum(tl.cdiv(most, candidate + 1), least))
     items = tl.zeros([CANDIDATES], tl.int32)
-    steps = tl.zeros([CANDIDATES], tl.float32)
     longest_part = tl.zeros([CANDIDATES], tl.int32)
     all_tiles = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, longest = _tiles_of(
-            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        tiles, steps = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts = tl.maximum(tl.minimum(longest[None, :] // goal[:, None], most_parts), 1)
-        steps_of_part = tl.cdiv(tl.cdiv(longest[None, :], parts), KEYS)
+        parts, each = _divided(steps[None, :], goal[:, None], most_parts)
         items += tl.sum(tiles[None, :] * parts, 1)
-        steps += tl.sum((tiles[None, :] * parts * steps_of_part).to(tl.float32), 1)
-        longest_part = tl.maximum(longest_part, tl.max(steps_of_part, 1))
+        longest_part = tl.maximum(longest_part, tl.max(each, 1))
         all_tiles += tl.sum(tiles, 0)
     programs = items * KV_HEADS
+    mean = work.to(tl.float32) / tl.maximum(items, 1)
     cost = tl.cdiv(programs, places) * overhead
-    cost += (tl.cdiv(programs, multiprocessors) - 1) * (steps / tl.maximum(items, 1)) + longest_part
+    cost += (tl.cdiv(programs, multiprocessors) - 1) * mean + longest_part
     cost += tl.where(items > all_tiles, COMBINING, 0.0)
     return tl.sum(tl.where(candidate == tl.argmin(cost, 0), goal, 0), 0)
 
@@ -251,9 +259,9 @@ def plan_kernel(
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     wait_for_kernel_before()
-    goal = tl.zeros([], tl.int32) + 2147483647  # keys of a part, or more
+    goal = tl.zeros([], tl.int32) + 2147483647  # steps of a part, or more
     if arrived is not None:
-        goal = _keys_of_a_part(
+        goal = _steps_of_a_part(
             kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
         )  # fmt: skip
@@ -266,10 +274,10 @@ def plan_kernel(
     all_items = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, longest = _tiles_of(
-            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, ALIGN
+        tiles, steps = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts = tl.maximum(tl.minimum(longest // goal, most_parts), 1)
+        parts, _ = _divided(steps, goal, most_parts)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
@@ -290,8 +298,8 @@ def plan_kernel(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    parts = tl.maximum(tl.minimum(longest // goal, most_parts), 1)
-    part = tl.cdiv(tl.cdiv(longest, parts), KEYS) * KEYS
+    parts, each = _divided(tl.cdiv(longest, KEYS), goal, most_parts)
+    part = each * KEYS
 
     in_row_items = item - items_before
     tile = in_row_items // parts

@@ -66,7 +66,7 @@ def write_kernel(
     wait_for_kernel_before()
     let_kernel_after_begin()
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]).to(tl.int64)
     place = tl.load(write_index + token)
 
     dim = tl.arange(0, DK_PAD)[None, :]

@@ -21,7 +21,7 @@ jit: Any = triton.jit
 
 def _overlaps() -> bool:
     """Whether the device overlaps the end of a kernel with the beginning of the next."""
-    if os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available():
+    if os.environ.get("TRITON_INTERPRET") == "1" or torch.version.hip or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() >= (9, 0)
 
@@ -40,7 +40,10 @@ def wait_for_kernel_before():
 
 @jit
 def let_kernel_after_begin():
-    """The next kernel on the stream may take the places that are free. Of use where that is one of ours, and where
-    its waiting programs take no place from this kernel's own."""
+    """The next kernel on the stream may take the places that are free.
+
+    Only after ``wait_for_kernel_before()``: the next one waits for this one, and for nothing before it. Of use where
+    that is one of ours, and where its waiting programs take no place from this kernel's own.
+    """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()  # type: ignore[attr-defined]

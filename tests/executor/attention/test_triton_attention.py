@@ -612,6 +612,8 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
         ),  # 160 programs would leave most multiprocessors with half of the work of the others
         ([1024] * 256, {1}),
         ([8192] * 8, {2}),  # one program a multiprocessor
+        ([1100], {9}),  # 18 steps of 64 keys: two for each of 72 programs, and no part is empty
+        ([4200], {11}),
         ([100] * 63 + [32768], {1, 32}),  # one long row does not go through its keys alone
     ],
 )
@@ -643,5 +645,6 @@ def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[in
         multiprocessors=132,
         resident=3,
     )
-    found = {record[8] for record in plan.items.tolist() if record[2]}
-    assert found == parts
+    items = [record for record in plan.items.tolist() if record[2]]
+    assert {record[8] for record in items} == parts
+    assert all(record[4] < record[5] for record in items), "each part has keys"
