@@ -109,11 +109,11 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_env_says_why_a_model_is_not_supported(
     capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("mamba")
-    (folder / "config.json").write_text('{"model_type": "mamba", "num_hidden_layers": 1}')
+    folder = tmp_path_factory.mktemp("deepseek_v32")
+    (folder / "config.json").write_text('{"model_type": "deepseek_v32", "num_hidden_layers": 1}')
     code, out, _ = run(capsys, "env", f"--model={folder}")
     assert code == 4
-    assert "'mamba' is not supported: " in out
+    assert "'deepseek_v32' is not supported: " in out
     code, out, _ = run(capsys, "env")
     assert code == 0
     assert f"slipstream   {__version__}" in out

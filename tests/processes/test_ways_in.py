@@ -263,9 +263,9 @@ def test_a_bad_model_is_told_with_its_cause(tmp_path: Path) -> None:
     bundled = Path(slipstream.__file__).parent / "model"
     shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(
-        '{"model_type": "mamba", "vocab_size": 4096, "max_position_embeddings": 64}'
+        '{"model_type": "deepseek_v32", "vocab_size": 4096, "max_position_embeddings": 64}'
     )
-    with pytest.raises(SlipstreamError, match="mamba"):
+    with pytest.raises(SlipstreamError, match="deepseek_v32"):
         LLM(tmp_path)
 
 

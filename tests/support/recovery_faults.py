@@ -344,6 +344,6 @@ FAULTS = [
         "if True:",
     ),
     Fault("a-new-scheduler-is-not-welcomed", f"{EXECUTOR}.on_peer_up", "self.scheduler_is_new = True"),
-    Fault("the-prompts-last-character-is-forgotten", f"{DETOKENIZER}.open", "stream.characters(token)"),
-    Fault("delivered-text-is-not-gone-through-again", f"{DETOKENIZER}.open", "stream.text(token)"),
+    Fault("the-prompts-last-character-is-forgotten", f"{DETOKENIZER}.open", "answer.characters(token)"),
+    Fault("delivered-text-is-not-gone-through-again", f"{DETOKENIZER}.open", "answer.text(token)"),
 ]

@@ -61,7 +61,7 @@ def load_transformer(path_or_name: str, dtype: str) -> PreTrainedModel:
         if keys := report[f"{what}_keys"]:
             some = ", ".join(str(key) for key in sorted(keys)[:3])
             raise ModelNotSupported(
-                f"the weights of {path_or_name!r} are incomplete: {len(keys)} {what} ({some})"
+                f"the weights of {path_or_name!r} do not fit its config.json: {len(keys)} {what} ({some})"
             )
     return transformer
 
@@ -82,6 +82,7 @@ def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[An
             use_safetensors=True,
             attn_implementation=IMPLEMENTATION,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are among what it says then, and an error of ours
             **FROM_FOLDER,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:

@@ -206,6 +206,14 @@ def test_incomplete_weights(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_weights_of_another_size_than_the_configuration_says(tmp_path: Path) -> None:
+    config = make_checkpoint("llama", tmp_path) / "config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps(said | {"intermediate_size": 2 * said["intermediate_size"]}))
+    with pytest.raises(ModelNotSupported, match=r"do not fit its config\.json: \d+ mismatched \(.*mlp"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
