@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from .model.paged_model import PagedModel
 from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
 from .step.program import ModelProgram
-from .step.warm_up import decode_step, largest_step, null_run, warm_up
+from .step.warm_up import largest_step, null_run, steps_of_all_kernels, warm_up
 
 
 def on_gpu(
@@ -145,11 +144,9 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
     program.allocate_cache(1)
     device.synchronize()
     length = options.max_model_len
-    largest = largest_step(buckets, length, everything=False)
-    decoding = decode_step(buckets, length)
 
     def compiled() -> None:
-        for step in (largest, decoding, replace(decoding, max_kv_len=1)):
+        for step in steps_of_all_kernels(buckets, length):
             null_run(program, program.run, step, length)()
 
     def run(*, everything: bool) -> None:

@@ -7,7 +7,7 @@ together seconds, in which every stream would stand still.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -113,10 +113,18 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
     return Step(layout, kind, samples=0, max_kv_len=max_model_len, prompt_columns=columns)
 
 
-def decode_step(buckets: Buckets, max_model_len: int) -> Step:
-    """As many rows as can be, all of which decode."""
-    layout = decode_layout(buckets, buckets.decode[-1])
-    return Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
+def decode_step(buckets: Buckets, rows: int, max_kv_len: int) -> Step:
+    """``rows`` rows, all of which decode."""
+    return Step(decode_layout(buckets, rows), SamplingKind(), samples=0, max_kv_len=max_kv_len)
+
+
+def steps_of_all_kernels(buckets: Buckets, max_model_len: int) -> Iterator[Step]:
+    """Steps that need every kernel there is: attention has others for few rows, few keys and short prompts."""
+    yield largest_step(buckets, max_model_len, everything=False)
+    yield Step(mixed_layout(buckets, buckets.mixed[0]), SamplingKind(), samples=0, max_kv_len=max_model_len)
+    for rows in (buckets.decode[0], buckets.decode[-1]):
+        for max_kv_len in (1, max_model_len):
+            yield decode_step(buckets, rows, max_kv_len)
 
 
 def warm_up(
@@ -136,7 +144,7 @@ def warm_up(
     for tokens in sizes:
         layout = mixed_layout(buckets, tokens)
         step = Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
-        if not timed:  # kernels that are the same for all sizes: those that draw, and attention to few keys
+        if not timed:  # kernels that are the same for all sizes: those that draw
             short = replace(step, kind=SamplingKind(greedy=False), max_kv_len=1)
             null_run(program, run, short, max_model_len)()
         once = null_run(program, run, step, max_model_len)

@@ -8,7 +8,7 @@ from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.executor.step.warm_up import decode_step, largest_step, null_run, warm_up
+from slipstream.actors.executor.step.warm_up import largest_step, null_run, steps_of_all_kernels, warm_up
 from tiny_models import make_config
 
 SLOTS, BLOCK, BUDGET = 48, 16, 96
@@ -64,7 +64,7 @@ def test_no_step_of_null_rows_uses_what_a_kernel_writes_as_an_index(monkeypatch:
         "choose",
         lambda logits, *rest: torch.full((len(logits),), 1 << 30, dtype=torch.int32),
     )
-    for step in (largest_step(buckets, 256, everything=False), decode_step(buckets, 256)):
+    for step in steps_of_all_kernels(buckets, 256):
         null_run(program, program.run, step, 256)()
     assert program.state.tokens.abs().max() < model.vocab_size
     assert program.block_tokens.abs().max() < model.vocab_size
