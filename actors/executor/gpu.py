@@ -30,10 +30,9 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    ranks = options.tensor_parallel_size
-    mode, reason = graph_mode(
-        options.cuda_graphs, model.uncapturable, restarted=context.epoch > 1, ranks=ranks
-    )
+    # Ranks are started one by one, and have to do the same.
+    restarted = context.epoch > 1 and options.tensor_parallel_size == 1
+    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
@@ -65,19 +64,13 @@ def on_gpu(
     return engine
 
 
-HANGING = "on two H200s an executor of two ranks stood still in its first steps with them"
-"""Why several ranks have no graphs unless they are asked for. Without graphs the same executor ran."""
-
-
-def graph_mode(asked: str, uncapturable: str, *, restarted: bool, ranks: int) -> tuple[str, str]:
+def graph_mode(asked: str, uncapturable: str, *, restarted: bool) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
     A service that starts is at full speed when it listens; after a restart streams wait, and go on at once.
     InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
     """
     if asked == "auto":
-        if ranks > 1:
-            return "off", HANGING
         return ("off", uncapturable) if uncapturable else ("lazy" if restarted else "start", "")
     if asked != "off" and uncapturable:
         raise InvalidRequest(
@@ -89,7 +82,8 @@ def graph_mode(asked: str, uncapturable: str, *, restarted: bool, ranks: int) ->
 class Capturing:
     """Captures one graph after another, and keeps ``facts`` up to date with how far that is.
 
-    Of several ranks none goes on where one has no memory: what is captured computes with all of them.
+    Of several ranks none goes on where one has no memory: what is captured computes with all of them. What is missing
+    is the same on all.
     """
 
     def __init__(self, graphed: GraphedProgram, graphs: CudaGraphs, kept: int, facts: dict[str, Any]) -> None:
@@ -104,6 +98,8 @@ class Capturing:
 
     def capture_next(self) -> float | None:
         """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
+        if not (self.graphed.missing or self.graphed.missing_rare):
+            return None
         could, before = not self.graphed.out_of_memory, self.graphs.seconds
         done = self.graphed.capture_next()
         model = self.graphed.program.model

@@ -18,7 +18,7 @@ from replay import Replay, Replays
 from slipstream.actors.executor import build
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.engine import Engine
-from slipstream.actors.executor.gpu import HANGING, graph_mode, on_gpu
+from slipstream.actors.executor.gpu import on_gpu
 from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -330,7 +330,7 @@ def test_no_rank_captures_on_where_another_has_no_memory(two_ranks: list[PagedMo
     assert all(text.endswith("no memory for more") for text in told)
 
 
-def test_several_ranks_have_graphs_only_where_they_are_asked_for() -> None:
-    assert graph_mode("auto", "", restarted=False, ranks=2) == ("off", HANGING)
-    assert graph_mode("start", "", restarted=False, ranks=2) == ("start", "")
-    assert graph_mode("auto", "", restarted=False, ranks=1) == ("start", "")
+def test_a_rank_that_has_all_its_graphs_waits_for_no_other(two_ranks: list[PagedModel]) -> None:
+    first, _ = at_once(lambda model: engine_of(model=model, cuda_graphs="start"), two_ranks)
+    assert first.spare_work is not None
+    assert first.spare_work() is None, "alone"

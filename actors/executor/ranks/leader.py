@@ -26,6 +26,11 @@ class Leader(Executor):
         """The others were told to capture a graph, which comes before any further plan here too."""
 
     def send_to_followers(self, message: Plan | Forget | CaptureNext) -> None:
+        """RuntimeError while one is not ready: the others would wait for it in what all do together."""
+        if self.missing:
+            raise RuntimeError(
+                f"{type(message).__name__} is for all ranks, and {', '.join(sorted(self.missing))} cannot hear it yet"
+            )
         for follower in self.followers:
             self.send(follower, message)
 
@@ -39,12 +44,12 @@ class Leader(Executor):
         """As an executor, but the others hear of a capture a turn before: what it computes, all compute together."""
         if self.captures_next:
             self.capture(now)
-        elif self.spare_work is not None and self.pipeline.idle:
+        elif self.spare_work is None or not self.pipeline.idle:
+            super().on_wake(now)  # masks alone
+        elif not self.missing:
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
-        else:
-            super().on_wake(now)
 
     def may_catch_up(self, now: float) -> bool:
         """Ranks capture together, which they can do when none of them has a step."""
@@ -58,6 +63,8 @@ class Leader(Executor):
         self.missing.discard(peer.name)
         super().on_peer_up(peer, now)
         self.welcome_scheduler()
+        if self.spare_work is not None and not self.missing:
+            self.wake_at = now
 
     def welcome_scheduler(self) -> None:
         """Once all ranks are there."""

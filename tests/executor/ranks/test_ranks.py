@@ -269,9 +269,21 @@ def test_the_scheduler_hears_of_the_executor_when_all_its_ranks_are_there() -> N
     assert [type(message) for _, message in again] == [Forget, Forget, Capacity]
 
 
+def test_what_not_all_ranks_would_hear_is_not_sent() -> None:
+    actor = leader([])
+    actor.receive("a", PeerUp("a", 2), 0.0)
+    with pytest.raises(RuntimeError, match="Plan is for all ranks, and b cannot hear it yet"):
+        actor.receive("scheduler", Plan(0), 0.0)
+
+
 def test_every_rank_captures_at_the_same_place_among_the_plans() -> None:
     captures: list[str] = []
     actor = leader(captures)
+    assert actor.wake(0.0) == [], "nobody would hear it"
+    assert actor.receive("a", PeerUp("a", 2), 0.0) == []
+    assert actor.wake(0.0) == []
+    assert actor.receive("b", PeerUp("b", 3), 0.0) == []
+    assert actor.wake_at == 0.0
     told = actor.wake(0.0)
     assert [(to, type(message)) for to, message in told] == [("a", CaptureNext), ("b", CaptureNext)]
     assert captures == [], "the others have to hear of it first"

@@ -1,0 +1,101 @@
+"""Ranks that capture under the real loops of their hosts: whichever is ready first, they come together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.pipeline import Pipeline
+from slipstream.actors.executor.ranks.follower import Follower
+from slipstream.actors.executor.ranks.leader import Leader
+from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.protocol.messages import Capacity
+from slipstream.runtime.actor import Actor
+from slipstream.runtime.process.host import Host
+from slipstream.runtime.process.loops import run_blocking
+from slipstream.runtime.supervision import control
+
+GRAPHS = 3
+PATIENCE_S = 5.0
+
+
+class Graphs:
+    """What two ranks capture; each graph is a barrier, as a collective is."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2)
+        self.captured = threading.Event()
+
+    def of_rank(self) -> Callable[[], float | None]:
+        left = iter(range(GRAPHS))
+
+        def capture_next() -> float | None:
+            if next(left, None) is None:
+                self.captured.set()
+                return None
+            self.barrier.wait(PATIENCE_S)
+            return 0.0
+
+        return capture_next
+
+
+def parts() -> tuple[Pipeline, RunningBatch]:
+    batch = RunningBatch(4, 64, 4)
+    program = EmulatedProgram(4, 64, 100, check_carry_over=False)
+    capacities = (batch.input_capacity, batch.output_capacity, batch.mask_capacity)
+    return Pipeline(EmulatedDevice(1.0), program, 2, *capacities), batch
+
+
+def hosted(
+    actor: Actor, epoch: int, mailbox: str, peers: dict[str, tuple[int, str]]
+) -> tuple[Host, socket.socket]:
+    """The actor in its host, and the supervisor's end of its channel."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    its.setblocking(False)
+    ours.settimeout(PATIENCE_S)
+    in_hand = os.memfd_create("in hand")
+    os.ftruncate(in_hand, 4096)
+    begin = control.Begin(actor.name, epoch, mailbox, peers, {}, in_hand=in_hand, key=b"k")
+    return Host(actor, begin, its), ours
+
+
+@pytest.mark.parametrize("first", ["executor", "executor.1"])
+def test_ranks_capture_together_whichever_is_ready_first(first: str, tmp_path: Path) -> None:
+    graphs = Graphs()
+    mailboxes = {name: f"ipc://{tmp_path}/{name}" for name in ("executor", "executor.1")}
+    other = control.Peer("executor.1", 2, mailboxes["executor.1"])
+    leader = Leader(*parts(), Capacity(9, 4), {}, graphs.of_rank(), followers=("executor.1",))
+    follower = Follower("executor.1", 1, *parts(), {}, graphs.of_rank())
+    known = {"executor.1": (other.epoch, other.mailbox)} if first == "executor.1" else {}
+    made = [
+        hosted(leader, 1, mailboxes["executor"], known),
+        hosted(follower, 2, mailboxes["executor.1"], {"executor": (1, mailboxes["executor"])}),
+    ]
+    hosts, channels = [host for host, _ in made], [channel for _, channel in made]
+    try:
+        control.send(channels[0], control.Probe())
+        with ThreadPoolExecutor(2) as pool:
+            running = [pool.submit(run_blocking, host) for host in hosts]
+            try:
+                while not isinstance(control.receive(channels[0]), control.Report):
+                    pass  # it has had its first turn
+                control.send(channels[0], other)
+                captured = graphs.captured.wait(2 * PATIENCE_S)
+            finally:
+                for channel in channels:
+                    control.send(channel, control.Stop())
+            for loop in running:
+                loop.result(PATIENCE_S)
+        assert captured
+        assert [host.dead_letters for host in hosts] == [0, 0], "each was told of every graph"
+    finally:
+        for host, channel in zip(hosts, channels, strict=True):
+            host.close()
+            host.actor.pipeline.device.close()  # type: ignore[attr-defined]
+            channel.close()
