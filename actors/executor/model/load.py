@@ -69,10 +69,10 @@ def load_transformer(path_or_name: str, dtype: str) -> PreTrainedModel:
 def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Any, dict[str, Any]]:
     """The language model of a folder, a `PreTrainedModel`, and what transformers says of its weights."""
     text = language_model_config(config)
-    # It would list every weight that is not read, a line each; those that are missing are our error.
+    # It would list every weight that is not read, a line each; those that are missing are our error. (It looks at the
+    # level of its logger to decide whether to list what no rank divides, too.)
     report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
-    report.setLevel(logging.ERROR)
+    report.addFilter(only_errors)
     try:
         return gate.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
             folder,
@@ -88,7 +88,11 @@ def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[An
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelNotSupported(f"the weights of {str(folder)!r} cannot be loaded: {error}") from error
     finally:
-        report.setLevel(level)
+        report.removeFilter(only_errors)
+
+
+def only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def make_model(

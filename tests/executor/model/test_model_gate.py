@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,18 @@ def test_incomplete_weights(tmp_path: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ModelNotSupported, match=r"1 missing \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
         load(tmp_path)
+
+
+def test_nothing_is_said_of_weights_that_are_whole(tmp_path: Path) -> None:
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    transformers = logging.getLogger("transformers")
+    transformers.addHandler(handler)
+    try:
+        load(make_checkpoint("llama", tmp_path))
+    finally:
+        transformers.removeHandler(handler)
+    assert said.getvalue() == ""
 
 
 def test_weights_of_another_size_than_the_configuration_says(tmp_path: Path) -> None:
