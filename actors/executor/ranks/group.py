@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions
-from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp
+from torch.distributed import AllreduceOptions, BroadcastOptions, DistBackendError, ReduceOp
 
 from ....protocol.errors import SlipstreamError
 
@@ -19,7 +19,7 @@ class RankLost(SlipstreamError):
 
 
 class Together:
-    """What all ranks do together fails only if one of them is gone."""
+    """What all ranks do together fails if one of them is gone; any other error is this rank's own."""
 
     __slots__ = ()
 
@@ -27,11 +27,21 @@ class Together:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):
+        if error is not None and is_of_connection(error):
             raise RankLost(f"another rank has ended: {str(error).splitlines()[0]}") from error
 
 
 TOGETHER = Together()
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Whether NCCL or gloo says that it does not reach a rank.
+
+    Lack of memory and illegal accesses are RuntimeErrors too, and gloo has no class for what its transport reports.
+    """
+    return isinstance(error, DistBackendError) or (
+        type(error) is RuntimeError and "/gloo/transport/" in str(error)
+    )
 
 
 class RankGroup:

@@ -184,6 +184,33 @@ def test_a_rank_that_is_gone_is_named_as_the_reason() -> None:
     assert lost.value.of_another
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("unsupported device type"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_rank_that_fails_by_itself_blames_no_other(error: RuntimeError) -> None:
+    def allreduce(*given: Any) -> None:
+        raise error
+
+    group = RankGroup(0, 2, SimpleNamespace(allreduce=allreduce))
+    with pytest.raises(type(error)) as failed:
+        group.sum(torch.ones(3))
+    assert failed.value is error
+
+
+def test_a_rank_that_nccl_does_not_reach_is_lost() -> None:
+    def allreduce(*given: Any) -> None:
+        raise torch.distributed.DistBackendError("NCCL error: remote process exited")
+
+    with pytest.raises(RankLost, match="another rank has ended: NCCL error"):
+        RankGroup(0, 2, SimpleNamespace(allreduce=allreduce)).sum(torch.ones(3))
+
+
 def test_the_rank_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "MEET_WITHIN", timedelta(seconds=0.2))
     with pytest.raises(SlipstreamError, match=r"rank 1 \(executor\.1\) has not come within 0\.2 s"):
