@@ -63,7 +63,10 @@ def make_part(
     own = getattr(language_model_config(config), "dtype", None)
     chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     probe_short_model(config, group, device, chosen, attention_backend)
-    transformer = from_config(config, torch.device("meta"), chosen).transformer
+    planned = from_config(config, torch.device("meta"), chosen)
+    if planned.stateful is not None:
+        planned.stateful.undo()  # its modules become those of another model
+    transformer = planned.transformer
     shard(transformer, group)
     fill(transformer, device)
     model = PagedModel(transformer, attention.create(attention_backend))

@@ -236,9 +236,9 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         locked(name)
 
 
-def loaded(folder: Path, of: Callable[..., PagedModel]) -> list[PagedModel]:
+def loaded(folder: Path, of: Callable[..., PagedModel], dtype: str = "auto") -> list[PagedModel]:
     def load_one(group: RankGroup) -> PagedModel:
-        return of(str(folder), group, device=CPU, dtype="auto", attention_backend="torch")
+        return of(str(folder), group, device=CPU, dtype=dtype, attention_backend="torch")
 
     return at_once(load_one, groups(2))
 
@@ -283,6 +283,16 @@ def test_random_weights_are_made_in_parts(tmp_path: Path) -> None:
     assert torch.equal(
         attention.rotary.frequencies, whole_one.transformer.get_buffer("model.rotary_emb.inv_freq")
     )
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_random_weights_are_made_in_parts_of_a_model_with_states(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_next", tmp_path, moe_intermediate_size=32)
+    for model in loaded(folder, make_part, "bfloat16"):
+        assert model.dtype == torch.bfloat16
+        assert model.stateful is not None
+        for parameter in model.transformer.parameters():
+            assert bool(parameter.isfinite().all())
 
 
 def test_a_short_configuration_has_every_type_of_layer() -> None:
