@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
@@ -65,12 +65,14 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
 
 
 def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> None:
-    """InvalidRequest where ``memory`` does not hold the states of all sequence slots; None: that of a CPU."""
+    """InvalidRequest where ``memory`` does not hold the states of all sequence slots; None: that of a CPU,
+    which its ranks share.
+    """
     each, slots = model.state_layout.bytes_per_slot, options.max_num_seqs + 1
     if not each:
         return
     if memory is None:
-        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        room = available() // options.tensor_parallel_size
     else:
         room = max(0, int(memory.free - (1.0 - options.gpu_memory_utilization) * memory.total))
     if each * slots > room:
@@ -80,6 +82,15 @@ def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | N
             f" sequence, {each * slots} with one for padding, and there are {room}; "
             + (f"lower --max-num-seqs to {fit} or less" if fit > 0 else "not even one sequence has room")
         )
+
+
+def available(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that the processes of a CPU can still have: what is free, and what Linux would take from its file cache."""
+    for line in meminfo.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) << 10
+    raise SlipstreamError(f"{meminfo} does not say MemAvailable: the memory that is left is not known")
 
 
 def no_room(

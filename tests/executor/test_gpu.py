@@ -9,13 +9,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rank_threads import at_once, groups
 from replay import Replay, Replays
-from slipstream.actors.executor import build
+from slipstream.actors.executor import build, memory
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.engine import Engine
 from slipstream.actors.executor.gpu import on_gpu
@@ -282,6 +283,25 @@ def test_states_that_do_not_fit_are_named_with_how_many_do() -> None:
     assert "lower --max-num-seqs to 2 or less" in str(refused.value)
     with pytest.raises(InvalidRequest, match="not even one sequence has room"):
         engine_of(Gpu(free=total // 10 + each, total=total), model=model)
+
+
+def test_ranks_on_a_cpu_share_what_linux_can_make_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:    6000 kB\n")
+    assert memory.available(meminfo) == 6000 << 10
+    model = model_of("falcon_h1")
+    room = (SLOTS + 1) * model.state_layout.bytes_per_slot
+    monkeypatch.setattr(memory, "available", lambda: room)
+    for ranks in (1, 2):
+        options = executor_options(ServeOptions(max_num_seqs=SLOTS, tensor_parallel_size=ranks), MODEL)
+        with (
+            contextlib.nullcontext()
+            if ranks == 1
+            else pytest.raises(InvalidRequest, match=f"there are {room // 2}")
+        ):
+            memory.check_states(options, model, None)
 
 
 def test_a_model_that_never_attends_has_blocks_that_take_no_memory() -> None:
