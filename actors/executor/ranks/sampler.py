@@ -22,7 +22,7 @@ def sampler_of(group: RankGroup, own: Sampler) -> Sampler:
 
 
 class LeadingSampler(Sampler):
-    """On rank 0: tells the others what it has chosen."""
+    """On rank 0: sends the others what it has chosen."""
 
     def __init__(self, group: RankGroup, own: Sampler) -> None:
         vars(self).update(vars(own))

@@ -1,7 +1,7 @@
 """What a step that only decodes does before and after the model, as one Triton kernel each.
 
-Plain torch takes some thirty kernels of a few numbers for it, which is 60 of the 1,100 us that a step of a small model
-takes. ``SlotState`` says what is computed.
+Plain torch takes some thirty kernels of a few numbers for it, which count where a step takes a millisecond.
+``SlotState`` says what is computed.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
