@@ -23,6 +23,9 @@ UNWRITTEN = -1
 NO_STOP_TOKEN = -2
 """Fills the stop tokens of a sequence that has fewer than there is room for; no sampled token equals it."""
 
+NO_TOKEN = -1
+"""Comes back for a row whose sequence had finished before."""
+
 INT = np.dtype(np.int32)
 
 JOIN = np.dtype(

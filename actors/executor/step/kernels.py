@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
-from .fields import INT, JOIN
+from .fields import INT, JOIN, NO_STOP_TOKEN, NO_TOKEN
 
 ROWS = 32
 """Of one program."""
@@ -83,6 +83,8 @@ def _settle_kernel(
     STOP_TOKENS: tl.constexpr,
     MOST: tl.constexpr,
     MOST_PAD: tl.constexpr,
+    NO_STOP_TOKEN: tl.constexpr,
+    NO_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     wait_for_kernel_before()
@@ -94,13 +96,14 @@ def _settle_kernel(
     ended = tl.load(finished + slot, mask=here, other=0)
     record = requests + slot * RECORD
     stop = tl.arange(0, MOST_PAD)[None, :]
-    # A column that is not there equals no token.
-    stops = tl.load(record[:, None] + STOP_TOKENS + stop, mask=here[:, None] & (stop < MOST), other=-2)
+    stops = tl.load(
+        record[:, None] + STOP_TOKENS + stop, mask=here[:, None] & (stop < MOST), other=NO_STOP_TOKEN
+    )
     stopping = tl.max((stops == token[:, None]).to(tl.int32), 1) != 0
     stopping = stopping | (at + 1 >= tl.load(record + END, mask=here, other=0))
     tl.store(tokens + slot * tokens_stride + at, token, mask=here & (ended == 0))
     tl.store(finished + slot, (ended != 0) | stopping, mask=here)
-    tl.store(out + row, tl.where(ended != 0, -1, token), mask=here)
+    tl.store(out + row, tl.where(ended != 0, NO_TOKEN, token), mask=here)
 
 
 def decode(
@@ -158,6 +161,8 @@ def settle(
         STOP_TOKENS=STOP_TOKENS,
         MOST=MOST_STOP_TOKENS,
         MOST_PAD=triton.next_power_of_2(MOST_STOP_TOKENS),
+        NO_STOP_TOKEN=NO_STOP_TOKEN,
+        NO_TOKEN=NO_TOKEN,
         ROWS=ROWS,
         **FOLLOWING,
     )

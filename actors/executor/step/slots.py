@@ -12,10 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fields import INT, JOIN, column
-
-NO_TOKEN = -1
-"""What a row brings whose sequence had finished before."""
+from .fields import INT, JOIN, NO_TOKEN, column
 
 
 class Decoding(NamedTuple):
