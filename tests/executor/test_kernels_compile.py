@@ -1,4 +1,4 @@
-"""Triton compiles the kernels of the decoder and of the sampling for an H200, on a machine without a GPU.
+"""Triton compiles all kernels for an H200, on a machine without a GPU.
 
 The interpreter, which runs them in the other tests, takes much that the compiler refuses.
 """
@@ -22,6 +22,53 @@ NORM = dict(
 ROWS = dict(logits="*bf16", values="*fp32", places="*i32", stride="i32", parts="i32")
 REQUESTS = dict(temperatures="*fp32", request_stride="i32", sums="*fp64", blocks="i32")
 VOCABULARY = dict(V=151_936, PARTS=128)
+
+ATTEND = (
+    dict(
+        out="*bf16",
+        results="*fp32",
+        result_sums="*fp32",
+        arrived="*i32",
+        query="*bf16",
+        keys="*bf16",
+        values="*bf16",
+    )
+    | dict(items="*i32", block_table="*i32", scale="fp32")
+    | dict.fromkeys(("query_token_stride", "query_head_stride", "table_stride"), "i32")
+)
+HEADS = dict(
+    sinks=None,
+    GROUP=4,
+    WINDOW=0,
+    SOFTCAP=0.0,
+    BLOCK_SIZE=16,
+    DK=128,
+    DV=128,
+    DK_PAD=128,
+    DV_PAD=128,
+    KV_HEADS=8,
+)
+PLAN = dict(
+    items="*i32", arrived="*i32", rows="*i64", kv_lens="*i32", query_start="*i32", overhead="fp32"
+) | (
+    dict.fromkeys(
+        (
+            "num_rows",
+            "num_tokens",
+            "num_items",
+            "num_results",
+            "target",
+            "most_parts",
+            "multiprocessors",
+            "places",
+        ),
+        "i32",
+    )
+)
+STRIDES = dict.fromkeys(
+    [f"{what}_{of}_stride" for what in ("key", "value", "keys", "values") for of in ("token", "head")], "i32"
+)
+SLOTS = dict(slots="*i32", position="*i64", finished="*i1", tokens="*i32", count="i32", tokens_stride="i32")
 
 KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     (
@@ -71,16 +118,50 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         | dict(positions="*i64"),
         VOCABULARY | dict(BLOCKS=1024),
     ),
+    ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=1, BLOCK_M=16, BLOCK_N=128, AT_ONCE=4)),
+    ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=16, BLOCK_M=64, BLOCK_N=64, AT_ONCE=1)),
+    (
+        "attention:plan_kernel",
+        PLAN,
+        dict(SINGLE=True, TOKENS=1, WINDOW=0, KEYS=128, ALIGN=16, LEAST=128, KV_HEADS=8, HEADS_PAD=8),
+    ),
+    (
+        "attention:plan_kernel",
+        PLAN,
+        dict(SINGLE=False, TOKENS=16, WINDOW=100, KEYS=64, ALIGN=16, LEAST=256, KV_HEADS=6, HEADS_PAD=8),
+    ),
+    (
+        "attention:write_kernel",
+        dict(key="*bf16", value="*bf16", keys="*bf16", values="*bf16", write_index="*i64", kv_heads="i32")
+        | STRIDES,
+        dict(DK=128, DV=128, DK_PAD=128, DV_PAD=128, HEADS=8),
+    ),
+    (
+        "step:_decode_kernel",
+        SLOTS
+        | dict(block_table="*i32", block_tokens="*i32", kv_lens="*i32", table_stride="i32")
+        | dict.fromkeys(("rows", "positions", "input_ids", "write_index"), "*i64"),
+        dict(BLOCK_SIZE=16, ROWS=32),
+    ),
+    (
+        "step:_settle_kernel",
+        SLOTS | dict(sampled="*i32", requests="*i32", out="*i32"),
+        dict(RECORD=78, END=3, STOP_TOKENS=14, MOST=64, MOST_PAD=64, NO_STOP_TOKEN=-2, NO_TOKEN=-1, ROWS=32),
+    ),
 ]
 
 
 def kernels() -> dict[str, Any]:
+    from slipstream.actors.executor.attention import triton_attend, triton_plan, triton_write
     from slipstream.actors.executor.model import kernels as model
     from slipstream.actors.executor.sampling import kernels as sampling
+    from slipstream.actors.executor.step import kernels as step
+
+    attention = (("attention", module) for module in (triton_attend, triton_plan, triton_write))
 
     return {
         f"{room}:{name}": found
-        for room, module in (("model", model), ("sampling", sampling))
+        for room, module in (("model", model), ("sampling", sampling), ("step", step), *attention)
         for name, found in vars(module).items()
         if name.endswith("_kernel")
     }
