@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from slipstream.actors.http import bodies
+from slipstream.actors.http.bodies import requests
 from slipstream.runtime.config import Option, table
 
 from slipstream.options import ServeOptions
@@ -71,11 +71,13 @@ def http_fields_table() -> str:
     def fixed(values: Mapping[str, object]) -> str:
         return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in sorted(values.items()))
 
-    chat = {name: value for name, value in bodies.FIXED_IN_CHAT.items() if name not in bodies.FIXED}
-    text = {name: value for name, value in bodies.FIXED_IN_COMPLETIONS.items() if name not in bodies.FIXED}
+    chat = {name: value for name, value in requests.FIXED_IN_CHAT.items() if name not in requests.FIXED}
+    text = {
+        name: value for name, value in requests.FIXED_IN_COMPLETIONS.items() if name not in requests.FIXED
+    }
     rows = [
-        ("parameters of sampling", ", ".join(f"`{field.name}`" for field in bodies.PARAMETERS)),
-        ("with this value alone, or null", fixed(bodies.FIXED)),
+        ("parameters of sampling", ", ".join(f"`{field.name}`" for field in requests.PARAMETERS)),
+        ("with this value alone, or null", fixed(requests.FIXED)),
         ("the same, in a chat", fixed(chat)),
         ("the same, in a completion", fixed(text)),
     ]

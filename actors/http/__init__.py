@@ -2,15 +2,15 @@
 
 It is no actor but a client of the gateway like any other, in a process of its own. A request passes through:
 
-    server.py       the process: its socket, uvicorn, how it drains and ends
-    connection.py   one connection, within bounds of time, size and number
-    app.py          the routes, and who is let in
-    uploads.py      bodies: how they arrive and are decoded
-    bodies.py       what a body may ask for
-    service.py      the way to the gateway
-    chat.py, completions.py, texts.py, about.py, metrics.py, dashboard.py      the answers
-    events.py       answers as streams of events
-    tools.py, schemas.py     calls of functions, and whether their arguments are valid
-    tokens.py       tokens and logprobs as OpenAI writes them
-    errors.py       every error in OpenAI's form
+    server.py                   the process: its socket, uvicorn, how it drains and ends
+    transport/connection.py     one connection, within bounds of time, size and number
+    app.py                      the routes, and who is let in
+    transport/uploads.py        bodies: how they arrive and are decoded
+    bodies/requests.py          what a body may ask for
+    service.py                  the way to the gateway
+    endpoints/                  what each path answers with
+    transport/events.py         answers as streams of events
+    tools/                      calls of functions, and whether their arguments are valid
+    tokens.py                   tokens and logprobs as OpenAI writes them
+    errors.py                   every error in OpenAI's form
 """

@@ -20,14 +20,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...protocol.errors import ServiceUnavailable, SlipstreamError
-from . import about, answers, chat, completions, texts
-from .bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from .dashboard import PAGES, Dashboard
+from .bodies import answers
+from .bodies.openapi import Described, document
+from .bodies.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from .endpoints import about, chat, completions, texts
+from .endpoints.dashboard import PAGES, Dashboard
+from .endpoints.metrics import metrics
 from .errors import STOPPED, Problem, answer_error, problem_of
-from .events import ClientLeft
-from .metrics import metrics
-from .openapi import Described, document
 from .service import Service
+from .transport.events import ClientLeft
 
 OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
 """Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""

@@ -16,8 +16,8 @@ from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import SlipstreamError
 from ..options import HttpOptions
 from .app import Entrance, hosts_of, make_app
-from .connection import Connections, HttpProtocol
 from .service import Service
+from .transport.connection import Connections, HttpProtocol
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext

@@ -28,7 +28,7 @@ from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts, load_texts
 from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
-from .uploads import Uploads
+from .transport.uploads import Uploads
 
 MAX_GATEWAY_CLIENTS = 16
 """Clients of the gateway among which HTTP clients are spread: each takes two threads and eight descriptors, and with

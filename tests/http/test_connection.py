@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from scripted import Script, Scripted
-from slipstream.actors.http import connection
 from slipstream.actors.http.server import listen, make_server
+from slipstream.actors.http.transport import connection
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"

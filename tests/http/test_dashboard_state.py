@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from slipstream.actors.http.dashboard import Dashboard
+from slipstream.actors.http.endpoints.dashboard import Dashboard
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.messages import Actors, Trace
 

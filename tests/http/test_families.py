@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from slipstream.actors.http.metrics import Families
+from slipstream.actors.http.endpoints.metrics import Families
 from slipstream.protocol.messages import Actors
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from scripted import Script, Scripted
-from slipstream.actors.http.bodies import (
+from slipstream.actors.http.bodies.requests import (
     FIXED_IN_CHAT,
     FIXED_IN_COMPLETIONS,
     OTHERWISE,

@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slipstream.actors.http.calls import Call, CallReader
 from slipstream.actors.http.errors import Problem
-from slipstream.actors.http.schemas import Schema, moved
-from slipstream.actors.http.tools import Function, NamedTool, Offer, Tool, offer
+from slipstream.actors.http.tools.calls import Call, CallReader
+from slipstream.actors.http.tools.offer import Function, NamedTool, Offer, Tool, offer
+from slipstream.actors.http.tools.schemas import Schema, moved
 from slipstream.actors.text.conversation import CallIds
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer_files import load_tokenizer

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import Exchange, Script, Scripted, until
-from slipstream.actors.http import uploads
-from slipstream.actors.http.bodies import ChatBody
+from slipstream.actors.http.bodies.requests import ChatBody
 from slipstream.actors.http.errors import Problem
-from slipstream.actors.http.uploads import decode_body
+from slipstream.actors.http.transport import uploads
+from slipstream.actors.http.transport.uploads import decode_body
 from slipstream.protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS
 
 

@@ -76,6 +76,8 @@ EXECUTOR = {
     for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step")
 }
 
+HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "tools", "transport")}
+
 ROOMS: dict[str, set[str]] = {
     "protocol": set(),
     "protocol/client": {"protocol"},
@@ -86,7 +88,19 @@ ROOMS: dict[str, set[str]] = {
     "actors/gateway": {"protocol", "runtime", "runtime/process", "actors"},
     "actors/scheduler": {"protocol", "runtime", "runtime/process", "actors"},
     "actors/text": {"protocol", "runtime", "runtime/process", "actors"},
-    "actors/http": {"protocol", "protocol/client", "runtime", "runtime/process", "actors", "actors/text"},
+    "actors/http": {
+        "protocol",
+        "protocol/client",
+        "runtime",
+        "runtime/process",
+        "actors",
+        "actors/text",
+        *HTTP,
+    },
+    "actors/http/bodies": {"protocol", "actors/http", "actors/http/tools"},
+    "actors/http/endpoints": {"protocol", "protocol/client", "actors/text", "actors/http", *HTTP},
+    "actors/http/tools": {"protocol", "actors/text", "actors/http"},
+    "actors/http/transport": {"protocol", "actors/http", "actors/http/bodies"},
     "actors/executor": {"protocol", "runtime", "runtime/process", "actors", "actors/text", *EXECUTOR},
     "actors/executor/cache": {"protocol"},
     "actors/executor/attention": {"protocol", "actors/executor/cache", "actors/executor/devices"},
@@ -438,8 +452,9 @@ def test_a_wheel_installs_the_one_package_with_all_its_parts(wheel: Path) -> Non
     }
     assert "slipstream/model/model.safetensors" in model
     assert len(vectors) >= 3
-    page = {f"slipstream/actors/http/page/{path.name}" for path in (ROOT / "actors/http/page").iterdir()}
-    assert "slipstream/actors/http/page/index.html" in page
+    folder = "actors/http/endpoints/page"
+    page = {f"slipstream/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
+    assert f"slipstream/{folder}/index.html" in page
     assert model | vectors | page | {"slipstream/py.typed"} <= names
 
 

@@ -8,10 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.errors import DEFAULT_RETRY_AFTER_S, ServiceUnavailable
-from ...protocol.messages import Actors
-from .errors import retry_after
-from .service import Service
+from ....protocol.errors import DEFAULT_RETRY_AFTER_S, ServiceUnavailable
+from ....protocol.messages import Actors
+from ..errors import retry_after
+from ..service import Service
 
 ANSWER_S = 2.0
 """How long the gateway may take to say how the actors are, before the service counts as ill."""

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...protocol.client.asynchronous import AsyncClient
-from ...protocol.client.snapshot import Observer
+from ....protocol.client.asynchronous import AsyncClient
+from ....protocol.client.snapshot import Observer
 
 FOLDER = Path(__file__).parent / "page"
 

@@ -12,10 +12,10 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from ...protocol.codec import explain, field_of
-from ...protocol.errors import Overloaded, ServiceUnavailable
-from ...protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_DEPTH, MAX_FRAME_BYTES
-from .errors import STOPPED, Problem
+from ....protocol.codec import explain, field_of
+from ....protocol.errors import Overloaded, ServiceUnavailable
+from ....protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_DEPTH, MAX_FRAME_BYTES
+from ..errors import STOPPED, Problem
 from .events import ClientLeft
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES

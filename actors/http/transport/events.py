@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...protocol.errors import ServiceUnavailable
-from ...protocol.messages import Delta, Usage
-from .bodies import StreamOptions
-from .errors import problem_of
+from ....protocol.errors import ServiceUnavailable
+from ....protocol.messages import Delta, Usage
+from ..bodies.requests import StreamOptions
+from ..errors import problem_of
 
 T = TypeVar("T")
 

@@ -9,17 +9,25 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.limits import Limits
-from ...protocol.messages import Delta
-from ...protocol.sampling import SamplingParams
-from ..text.conversation import CallIds
-from .bodies import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
-from .calls import Call, CallReader
-from .errors import Names, Problem
-from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
-from .service import Service
-from .tokens import Tokens
-from .tools import Offer, offer
+from ....protocol.limits import Limits
+from ....protocol.messages import Delta
+from ....protocol.sampling import SamplingParams
+from ...text.conversation import CallIds
+from ..bodies.requests import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
+from ..errors import Names, Problem
+from ..service import Service
+from ..tokens import Tokens
+from ..tools.calls import Call, CallReader
+from ..tools.offer import Offer, offer
+from ..transport.events import (
+    Events,
+    encode,
+    finish_reason_of,
+    open_stream,
+    together,
+    total_usage,
+    unless_left,
+)
 
 
 async def create(service: Service, request: Request) -> Response:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from .errors import Names, Problem
+from ..errors import Names, Problem
 from .schemas import Schema, moved
 
 

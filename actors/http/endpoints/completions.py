@@ -8,12 +8,20 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.messages import Delta, Usage
-from .bodies import CompletionBody, Given, StreamOptions, sampling_params, schema_of
-from .errors import Problem
-from .events import Events, encode, finish_reason_of, open_stream, together, total_usage, unless_left
-from .service import Service
-from .tokens import Columns, TokenTable
+from ....protocol.messages import Delta, Usage
+from ..bodies.requests import CompletionBody, Given, StreamOptions, sampling_params, schema_of
+from ..errors import Problem
+from ..service import Service
+from ..tokens import Columns, TokenTable
+from ..transport.events import (
+    Events,
+    encode,
+    finish_reason_of,
+    open_stream,
+    together,
+    total_usage,
+    unless_left,
+)
 
 MAX_TOKENS = 16
 """OpenAI's length of an answer where none is asked for."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ...protocol.sampling import RANGES
+from ....protocol.sampling import RANGES
 from .answers import ErrorAnswer
 
 REF = "#/components/schemas/{name}"

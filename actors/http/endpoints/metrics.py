@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.messages import Actors
-from .service import Service
+from ....protocol.messages import Actors
+from ..service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

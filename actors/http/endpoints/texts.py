@@ -10,11 +10,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...protocol.errors import InvalidRequest
-from ..text.prompts import ENCODING_BUDGET_S, Steps
-from .bodies import DetokenizeBody, TokenizeBody, TokenizeFields
-from .errors import Problem
-from .service import Service
+from ....protocol.errors import InvalidRequest
+from ...text.prompts import ENCODING_BUDGET_S, Steps
+from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields
+from ..errors import Problem
+from ..service import Service
 
 
 async def tokenize(service: Service, request: Request) -> Response:

@@ -12,9 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ...protocol.errors import DEFAULT_RETRY_AFTER_S
-from .app import new_request_id
-from .errors import Problem, retry_after
+from ....protocol.errors import DEFAULT_RETRY_AFTER_S
+from ..app import new_request_id
+from ..errors import Problem, retry_after
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of the path and all headers of a request."""

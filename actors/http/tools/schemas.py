@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...protocol.errors import brief
-from ...protocol.limits import MAX_DEPTH
-from .errors import Problem
+from ....protocol.errors import brief
+from ....protocol.limits import MAX_DEPTH
+from ..errors import Problem
 
 MAX_STEPS = 100_000
 """Pairs of a schema and a value that one check may look at, about 0.1 s. Schemas that refer to themselves in several

@@ -1,0 +1,1 @@
+"""Tools: what may be offered, the calls that a model writes, and whether their arguments fit their schema."""
