@@ -10,7 +10,6 @@ It is no actor but a client of the gateway like any other, in a process of its o
     service.py                  the way to the gateway
     endpoints/                  what each path answers with
     transport/events.py         answers as streams of events
-    tools/                      calls of functions, and whether their arguments are valid
     tokens.py                   tokens and logprobs as OpenAI writes them
     errors.py                   every error in OpenAI's form
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from codecs import utf_8_decode
 
-from .marks import Mark
+from ...protocol.formats.marks import Mark
 from .pieces import Pieces
 
 

@@ -17,8 +17,9 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ...protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
 from ..checkpoint import read_json
-from .conversation import CALL_ID_CHARACTERS, CallIdForm, Message, Style
+from .conversation import Message, Style
 from .tokenizer_files import special_tokens
 
 Clock = Callable[[], datetime]

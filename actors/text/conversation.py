@@ -7,13 +7,12 @@ here is the one meaning of both: for HTTP and ZeroMQ alike.
 from __future__ import annotations
 
 import json
-import re
-import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ...protocol.errors import InvalidRequest, brief
+from ...protocol.formats.ids import CallIdForm, CallIds
 from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
 from ...protocol.sampling import counted
 
@@ -24,13 +23,6 @@ MESSAGES_AT_ONCE = 1000
 
 REASONING = ("reasoning", "reasoning_content", "thinking")
 """What templates and clients call the thoughts before an answer."""
-
-CALL_ID_CHARACTERS = 9
-"""The length of the ids of calls: the templates that ask for one ask for this."""
-
-CallIdForm = Literal["any", "short", "counted"]
-"""Which ids of calls a model knows: any; nine letters or digits; or ``functions.NAME:NUMBER``, counted through the
-whole conversation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,33 +37,6 @@ class Style:
     """It writes the calls only of messages whose content is null; for any other that is an empty text."""
     call_ids: CallIdForm = "any"
     """Which ids of calls it takes."""
-
-
-class CallIds:
-    """The ids of the calls of one conversation, in the form that its model knows."""
-
-    def __init__(self, form: CallIdForm, count: int = 0) -> None:
-        """``count`` is how many calls there were before."""
-        self.form = form
-        self.count = count
-        self.known: dict[str, str] = {}
-
-    def new(self, name: str) -> str:
-        """An id for a call that the model makes now."""
-        number, self.count = self.count, self.count + 1
-        if self.form == "counted":
-            return f"functions.{name}:{number}"
-        return uuid.uuid4().hex[:CALL_ID_CHARACTERS]
-
-    def of_call(self, id: str, name: str) -> str:
-        """The id of a call that the conversation has, whichever service gave it."""
-        if self.form == "counted":
-            self.known[id] = self.new(name)
-        return self.of_result(id)
-
-    def of_result(self, id: str) -> str:
-        """The id of the call that a message has the result of."""
-        return short_id(id) if self.form == "short" else self.known.get(id, id)
 
 
 def plain_messages(
@@ -207,11 +172,6 @@ def brackets_in_arguments(message: Message) -> int:
     )
     texts = [function.get("arguments") for function in functions if isinstance(function, dict)]
     return sum(text.count("[") + text.count("{") for text in texts if isinstance(text, str))
-
-
-def short_id(id: str) -> str:
-    """An id of nine letters or digits, the same for the same id: its last ones."""
-    return re.sub(r"[^a-zA-Z0-9]", "", id)[-CALL_ID_CHARACTERS:].rjust(CALL_ID_CHARACTERS, "0")
 
 
 def plain_tools(tools: Any) -> Any:

@@ -76,18 +76,19 @@ EXECUTOR = {
     for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step")
 }
 
-HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "tools", "transport")}
+HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "transport")}
 
 ROOMS: dict[str, set[str]] = {
     "protocol": set(),
-    "protocol/client": {"protocol"},
+    "protocol/client": {"protocol", "protocol/formats"},
+    "protocol/formats": {"protocol"},
     "runtime": {"protocol"},
     "runtime/supervision": {"protocol", "runtime"},
     "runtime/process": {"protocol", "runtime", "runtime/supervision"},
     "actors": {"protocol"},
     "actors/gateway": {"protocol", "runtime", "runtime/process", "actors"},
     "actors/scheduler": {"protocol", "runtime", "runtime/process", "actors"},
-    "actors/text": {"protocol", "runtime", "runtime/process", "actors"},
+    "actors/text": {"protocol", "protocol/formats", "runtime", "runtime/process", "actors"},
     "actors/http": {
         "protocol",
         "protocol/client",
@@ -97,9 +98,15 @@ ROOMS: dict[str, set[str]] = {
         "actors/text",
         *HTTP,
     },
-    "actors/http/bodies": {"protocol", "actors/http", "actors/http/tools"},
-    "actors/http/endpoints": {"protocol", "protocol/client", "actors/text", "actors/http", *HTTP},
-    "actors/http/tools": {"protocol", "actors/text", "actors/http"},
+    "actors/http/bodies": {"protocol", "protocol/formats", "actors/http"},
+    "actors/http/endpoints": {
+        "protocol",
+        "protocol/client",
+        "protocol/formats",
+        "actors/text",
+        "actors/http",
+        *HTTP,
+    },
     "actors/http/transport": {"protocol", "actors/http", "actors/http/bodies"},
     "actors/executor": {"protocol", "runtime", "runtime/process", "actors", "actors/text", *EXECUTOR},
     "actors/executor/cache": {"protocol"},

@@ -18,10 +18,10 @@ import msgspec
 from msgspec import Meta
 
 from ....protocol.errors import InvalidRequest, brief
+from ....protocol.formats.tools import Tool, ToolChoice
 from ....protocol.limits import Limits
 from ....protocol.sampling import SamplingParams
 from ..errors import Names, Problem, as_written
-from ..tools.offer import Tool, ToolChoice
 
 OTHERWISE = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice"})
 """Sampling parameters that OpenAI has in another form, which the bodies below declare."""

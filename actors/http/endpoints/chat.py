@@ -9,16 +9,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ....protocol.formats.calls import Call, CallReader
+from ....protocol.formats.ids import CallIds
+from ....protocol.formats.tools import Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta
 from ....protocol.sampling import SamplingParams
-from ...text.conversation import CallIds
 from ..bodies.requests import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
 from ..errors import Names, Problem
 from ..service import Service
 from ..tokens import Tokens
-from ..tools.calls import Call, CallReader
-from ..tools.offer import Offer, offer
 from ..transport.events import (
     Events,
     encode,

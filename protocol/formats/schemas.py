@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ....protocol.errors import brief
-from ....protocol.limits import MAX_DEPTH
-from ..errors import Problem
+from ..errors import InvalidRequest, brief
+from ..limits import MAX_DEPTH
 
 MAX_STEPS = 100_000
 """Pairs of a schema and a value that one check may look at, about 0.1 s. Schemas that refer to themselves in several
@@ -66,7 +65,7 @@ def moved(schema: Any, root: str, where: str, depth: int = 0) -> Any:
     """A schema as it has to be at the place ``root`` of a larger one: its references lead there. ``where`` is the
     field of the request that it is."""
     if depth > MAX_DEPTH:
-        raise Problem(400, f"{where} is nested deeper than {MAX_DEPTH} lists and maps", param=where)
+        raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} lists and maps", param=where)
     if isinstance(schema, list):
         return [moved(item, root, where, depth + 1) for item in schema]
     if not isinstance(schema, dict):
@@ -172,8 +171,8 @@ class Schema:
             elif key not in VALUES:
                 self.look(value, depth + 1)
 
-    def problem(self, what: str) -> Problem:
-        return Problem(400, f"{self.where} {what}", param=self.where)
+    def problem(self, what: str) -> InvalidRequest:
+        return InvalidRequest(f"{self.where} {what}", param=self.where)
 
     # --- held against a value -----------------------------------------------------------------
 

@@ -11,13 +11,13 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slipstream.actors.http.errors import Problem
-from slipstream.actors.http.tools.calls import Call, CallReader
-from slipstream.actors.http.tools.offer import Function, NamedTool, Offer, Tool, offer
-from slipstream.actors.http.tools.schemas import Schema, moved
-from slipstream.actors.text.conversation import CallIds
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.formats.calls import Call, CallReader
+from slipstream.protocol.formats.ids import CallIds
+from slipstream.protocol.formats.schemas import Schema, moved
+from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer
 from slipstream.protocol.sampling import Grammar
 
 from slipstream.service import BUNDLED_MODEL
@@ -211,7 +211,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
         (strictly(deep(40)), "auto", None, "deeper than 32"),
         ([function(deep(40))], "required", None, "deeper than 32"),
     ):
-        with pytest.raises(Problem, match=message):
+        with pytest.raises(InvalidRequest, match=message):
             offer(tools, choice, parallel)  # type: ignore[arg-type]
 
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import msgspec
 
-from ...text.conversation import CallIds
-from ...text.marks import beginning_of
-from .offer import Function, Offer, arguments_of
+from .ids import CallIds
+from .marks import beginning_of
 from .schemas import Schema, types_of
+from .tools import Function, Offer, arguments_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import Names, Problem
+from ..errors import InvalidRequest
 from .schemas import Schema, moved
 
 
@@ -50,7 +50,7 @@ class Offer(msgspec.Struct, kw_only=True):
     """What the answer must match where a call is forced."""
     where: str = "tools"
     """Path of the field that the schema is made of."""
-    places: Names = {}
+    places: dict[str, str] = {}
     """Paths of the fields that the parts of the schema are made of."""
     single: bool = False
     """Only the first call of an answer is one."""
@@ -67,7 +67,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     """What ``tools``, ``tool_choice`` and ``parallel_tool_calls`` ask for together."""
     if not tools:
         if choice not in (None, "none") and not (choice == "auto" and tools == []):
-            raise Problem(400, "tool_choice is of no use without tools", param="tool_choice")
+            raise InvalidRequest("tool_choice is of no use without tools", param="tool_choice")
         return Offer()
     if choice == "none":
         return Offer()
@@ -77,7 +77,9 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     if isinstance(choice, NamedTool):
         offered.forced = name = choice.function.name
         if name not in functions:
-            raise Problem(400, f"tool_choice names {name!r:.80}, which is not in tools", param="tool_choice")
+            raise InvalidRequest(
+                f"tool_choice names {name!r:.80}, which is not in tools", param="tool_choice"
+            )
         offered.schema = arguments_of(functions[name])
         offered.where = places[name]
         return offered
