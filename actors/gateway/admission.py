@@ -10,7 +10,7 @@ from ...protocol.errors import InvalidRequest, brief, context_length_exceeded
 from ...protocol.limits import Limits
 from ...protocol.messages import Generate
 from ...protocol.sampling import counted
-from .connections import Connection
+from ..public.connections import Connection
 
 Prompt = str | bytes | list[dict[str, Any]]
 """A text, token ids (int32), or the messages of a conversation."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...protocol.messages import Delta, Finished, Opened, PromptLogprobs, Texts
-from .connections import Connection
+from ..public.connections import Connection
 from .ledger import Answer, Ledger, Request
 
 ENDS = ("stop", "length", "abort")

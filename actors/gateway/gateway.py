@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from array import array
 from collections.abc import Iterable
@@ -14,47 +13,32 @@ import msgspec
 from ...protocol import limits
 from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
-from ...protocol.limits import PROTOCOL, Limits
+from ...protocol.limits import Limits
 from ...protocol.messages import (
     Abort,
-    Actors,
     Cancel,
-    ClientBlocked,
-    ClientGone,
-    ClientMessage,
-    Counted,
     Delta,
-    Drain,
     Ending,
     Error,
     Generate,
-    GetActors,
     GetStats,
-    GetTrace,
-    Hello,
     PeerDown,
     PeerUp,
-    Ping,
-    Pong,
     Refused,
-    Spans,
     Stats,
     Texts,
-    ToClient,
     Tokenized,
-    Welcome,
 )
-from ...runtime.actor import Actor, HostService
 from ...runtime.guard import PublicSocketKeys
 from ...runtime.keys import KeyFolder
 from ..options import GatewayOptions
+from ..public.actor import PublicActor
+from ..public.connections import PROBE_S, Connection
 from .admission import check
-from .connections import PROBE_S, Connection, Connections
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
 from .probation import Held, Probation
-from .timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -64,7 +48,7 @@ PATH = ("tokenizer", "scheduler", "detokenizer")
 """The actors that hold something of each open request for the gateway. The executor's part the scheduler has."""
 
 
-class Gateway(Actor):
+class Gateway(PublicActor):
     """Connections and ledger."""
 
     name = "gateway"
@@ -81,15 +65,10 @@ class Gateway(Actor):
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
     ) -> None:
-        super().__init__()
-        self.endpoint = endpoint
-        self.model = model
-        self.bounds = bounds
-        self.server = server
+        super().__init__(endpoint, model, bounds, server=server)
         self.rng = rng
         self.max_open_bytes = max_open_bytes
         self.default_deadline_s = default_deadline_s
-        self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
         self.faulty: dict[str, Held] = {}
@@ -97,34 +76,13 @@ class Gateway(Actor):
         on meanwhile: it is sent again to the next incarnation anyway."""
         self.quarantined = 0
         """Requests that were given up here; the scheduler counts its own."""
-        self.draining = False
-        self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
-        self.timelines.peers.add(self.name)
-        self.asking: list[bytes] = []
-        """Clients that want to know how the actors are."""
         self.measures = Measures()
         self.scheduler_counters = Carried()
-        self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
-            ClientMessage: self.on_client_message,
-            ClientGone: self.on_client_gone,
-            ClientBlocked: self.connections.on_blocked,
             Tokenized: self.on_tokenized,
             Refused: self.on_refused,
             Texts: self.on_texts,
-            Spans: self.timelines.on_spans,
-            Drain: self.on_drain,
             Ending: self.on_ending,
-            Counted: self.on_counted,
-            Actors: self.on_actors,
-        }
-        self.public = {
-            Generate: self.on_generate,
-            Abort: self.on_abort,
-            Ping: self.on_ping,
-            GetStats: self.on_get_stats,
-            GetTrace: self.on_get_trace,
-            GetActors: self.on_get_actors,
         }
 
     @property
@@ -133,51 +91,11 @@ class Gateway(Actor):
 
     # --- clients ----------------------------------------------------------------------------------
 
-    def on_client_message(self, arrived: ClientMessage, now: float) -> None:
-        message = arrived.message
-        if isinstance(message, Hello):
-            self.on_hello(arrived.client, message, now)
-            return
-        connection = self.connections.known.get(arrived.client)
-        if connection is None:
-            id = message.id if isinstance(message, (Generate, Abort)) else None
-            self.send(arrived.client, Error(code="protocol", message="say hello first", id=id))
-            return
-        self.public[type(message)](connection, message, now)
-
-    def on_hello(self, address: bytes, hello: Hello, now: float) -> None:
-        if not hello.protocol or hello.protocol[0] != PROTOCOL[0]:
-            version = ".".join(map(str, hello.protocol)) or "none"
-            message = (
-                f"protocol {version} is not spoken here; this service speaks {PROTOCOL[0]}.{PROTOCOL[1]}"
-            )
-            self.send(address, Error(code="protocol", message=message))
-            return
-        welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
-        self.send_to(self.connections.greet(address, now), welcome)
-
-    def on_client_gone(self, gone: ClientGone, now: float) -> None:
-        connection = self.connections.known.get(gone.client)
-        if connection is not None:
-            self.connections.cut_off(connection)
-
     def on_connection_lost(self, connection: Connection) -> None:
         requests = self.ledger.of(connection)
         self.measures.count("aborted", len(requests))
         self.cancel(requests)
         self.advance_probation()
-
-    def send_to(self, connection: Connection, message: ToClient) -> None:
-        self.connections.send_to(connection, message)
-
-    def send_if_there(self, address: bytes, message: ToClient) -> None:
-        """Send to a client that asked before, if it is still there."""
-        connection = self.connections.known.get(address)
-        if connection is not None:
-            self.send_to(connection, message)
-
-    def on_ping(self, connection: Connection, ping: Ping, now: float) -> None:
-        self.send_to(connection, Pong(nonce=ping.nonce))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -341,9 +259,6 @@ class Gateway(Actor):
 
     # --- time -------------------------------------------------------------------------------------
 
-    def wake_by(self, when: float) -> None:
-        self.wake_at = when if self.wake_at is None else min(self.wake_at, when)
-
     def on_wake(self, now: float) -> None:
         for request in self.ledger.overdue(now):
             stated = request.params.deadline_s
@@ -354,11 +269,7 @@ class Gateway(Actor):
         self.advance_probation()
         if self.ledger.next_deadline is not None:
             self.wake_by(self.ledger.next_deadline)
-        self.connections.on_wake(now)
-        self.timelines.finish(now)
-
-    def on_drain(self, drain: Drain, now: float) -> None:
-        self.draining = True
+        super().on_wake(now)
 
     def on_ending(self, ending: Ending, now: float) -> None:
         """Last words: whatever is open ends with an error."""
@@ -438,28 +349,6 @@ class Gateway(Actor):
             counters.get("num_requests_quarantined", 0.0) + self.quarantined
         )
         self.send_to(connection, Stats(counters=counters))
-
-    def on_counted(self, counted: Counted, now: float) -> None:
-        self.host_counters |= counted.counters
-
-    def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
-        self.asking.append(connection.address)
-        self.send(HostService.SUPERVISOR, message)
-
-    def on_actors(self, actors: Actors, now: float) -> None:
-        """The supervisor's answer, for all clients that have asked until now."""
-        asking, self.asking = self.asking, []
-        for address in asking:
-            self.send_if_there(address, actors)
-
-    def on_get_trace(self, connection: Connection, message: GetTrace, now: float) -> None:
-        seconds = math.inf if message.seconds is None else message.seconds
-        if not seconds > 0:
-            text = f"seconds={seconds}; give more than 0"
-            self.send_to(connection, Error(code="invalid_request", message=text, param="seconds"))
-        elif not self.timelines.ask(connection.address, seconds, now):
-            text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
-            self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
 
 
 def public_keys(options: GatewayOptions) -> PublicSocketKeys | None:

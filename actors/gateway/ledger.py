@@ -19,8 +19,8 @@ from ...protocol import limits
 from ...protocol.digest import digest_of
 from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
 from ...protocol.sampling import SamplingParams
+from ..public.connections import Connection
 from .admission import Prompt, template_of
-from .connections import Connection
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from slipstream.actors.gateway import admission
-from slipstream.actors.gateway.connections import Connection
+from slipstream.actors.public.connections import Connection
 from slipstream.protocol.codec import decode_from_client, pack
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.protocol.limits import (

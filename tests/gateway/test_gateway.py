@@ -9,10 +9,10 @@ from array import array
 from typing import Any
 
 import pytest
-from slipstream.actors.gateway import connections
-from slipstream.actors.gateway.connections import PROBE_S, RETRY_S
 from slipstream.actors.gateway.gateway import Gateway
-from slipstream.actors.gateway.timeline import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
+from slipstream.actors.public import connections
+from slipstream.actors.public.connections import PROBE_S, RETRY_S
+from slipstream.actors.public.timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.codec import encode
 from slipstream.protocol.limits import (

@@ -86,7 +86,8 @@ ROOMS: dict[str, set[str]] = {
     "runtime/supervision": {"protocol", "runtime"},
     "runtime/process": {"protocol", "runtime", "runtime/supervision"},
     "actors": {"protocol"},
-    "actors/gateway": {"protocol", "runtime", "runtime/process", "actors"},
+    "actors/public": {"protocol", "runtime"},
+    "actors/gateway": {"protocol", "runtime", "runtime/process", "actors", "actors/public"},
     "actors/scheduler": {"protocol", "runtime", "runtime/process", "actors"},
     "actors/text": {"protocol", "protocol/formats", "runtime", "runtime/process", "actors"},
     "actors/http": {

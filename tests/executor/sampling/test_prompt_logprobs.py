@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from simulation import World, byte_tokenizer
-from slipstream.actors.gateway.connections import MAX_WAITING_TOKENS, by_weight, weight_of
+from slipstream.actors.public.connections import MAX_WAITING_TOKENS, by_weight, weight_of
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, PROMPT_LOGPROBS_PER_STEP, Limits

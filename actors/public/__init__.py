@@ -1,0 +1,1 @@
+"""What actors that clients speak to have in common: connections, greetings, and answers about the service."""

@@ -1,0 +1,160 @@
+"""The base of an actor that clients speak to. What becomes of a request is the business of each; here is the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ...protocol.limits import PROTOCOL, Limits
+from ...protocol.messages import (
+    Abort,
+    Actors,
+    ClientBlocked,
+    ClientGone,
+    ClientMessage,
+    Counted,
+    Drain,
+    Error,
+    Generate,
+    GetActors,
+    GetStats,
+    GetTrace,
+    Hello,
+    Ping,
+    Pong,
+    Spans,
+    ToClient,
+    Welcome,
+)
+from ...runtime.actor import Actor, HostService
+from .connections import Connection, Connections
+from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
+
+
+class PublicActor(Actor):
+    """Connections, and the answers that every client gets."""
+
+    def __init__(self, endpoint: str, model: str, bounds: Limits, *, server: str) -> None:
+        super().__init__()
+        self.endpoint = endpoint
+        self.model = model
+        self.bounds = bounds
+        self.server = server
+        self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
+        self.draining = False
+        self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
+        self.timelines.peers.add(self.name)
+        self.asking: list[bytes] = []
+        """Clients that want to know how the actors are."""
+        self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
+        self.handlers |= {
+            ClientMessage: self.on_client_message,
+            ClientGone: self.on_client_gone,
+            ClientBlocked: self.connections.on_blocked,
+            Spans: self.timelines.on_spans,
+            Drain: self.on_drain,
+            Counted: self.on_counted,
+            Actors: self.on_actors,
+        }
+        self.public: dict[type, Callable[[Connection, Any, float], None]] = {
+            Generate: self.on_generate,
+            Abort: self.on_abort,
+            Ping: self.on_ping,
+            GetStats: self.on_get_stats,
+            GetTrace: self.on_get_trace,
+            GetActors: self.on_get_actors,
+        }
+
+    # --- what each does in its own way ------------------------------------------------------------
+
+    def on_generate(self, connection: Connection, message: Generate, now: float) -> None:
+        raise NotImplementedError
+
+    def on_abort(self, connection: Connection, abort: Abort, now: float) -> None:
+        raise NotImplementedError
+
+    def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
+        raise NotImplementedError
+
+    def on_connection_lost(self, connection: Connection) -> None:
+        """The client is gone, or was cut off: its requests end."""
+        raise NotImplementedError
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def on_client_message(self, arrived: ClientMessage, now: float) -> None:
+        message = arrived.message
+        if isinstance(message, Hello):
+            self.on_hello(arrived.client, message, now)
+            return
+        connection = self.connections.known.get(arrived.client)
+        if connection is None:
+            id = message.id if isinstance(message, (Generate, Abort)) else None
+            self.send(arrived.client, Error(code="protocol", message="say hello first", id=id))
+            return
+        self.public[type(message)](connection, message, now)
+
+    def on_hello(self, address: bytes, hello: Hello, now: float) -> None:
+        if not hello.protocol or hello.protocol[0] != PROTOCOL[0]:
+            version = ".".join(map(str, hello.protocol)) or "none"
+            message = (
+                f"protocol {version} is not spoken here; this service speaks {PROTOCOL[0]}.{PROTOCOL[1]}"
+            )
+            self.send(address, Error(code="protocol", message=message))
+            return
+        welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
+        self.send_to(self.connections.greet(address, now), welcome)
+
+    def on_client_gone(self, gone: ClientGone, now: float) -> None:
+        connection = self.connections.known.get(gone.client)
+        if connection is not None:
+            self.connections.cut_off(connection)
+
+    def send_to(self, connection: Connection, message: ToClient) -> None:
+        self.connections.send_to(connection, message)
+
+    def send_if_there(self, address: bytes, message: ToClient) -> None:
+        """Send to a client that asked before, if it is still there."""
+        connection = self.connections.known.get(address)
+        if connection is not None:
+            self.send_to(connection, message)
+
+    def on_ping(self, connection: Connection, ping: Ping, now: float) -> None:
+        self.send_to(connection, Pong(nonce=ping.nonce))
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def wake_by(self, when: float) -> None:
+        self.wake_at = when if self.wake_at is None else min(self.wake_at, when)
+
+    def on_wake(self, now: float) -> None:
+        self.connections.on_wake(now)
+        self.timelines.finish(now)
+
+    def on_drain(self, drain: Drain, now: float) -> None:
+        self.draining = True
+
+    # --- looking inside ---------------------------------------------------------------------------
+
+    def on_counted(self, counted: Counted, now: float) -> None:
+        self.host_counters |= counted.counters
+
+    def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
+        self.asking.append(connection.address)
+        self.send(HostService.SUPERVISOR, message)
+
+    def on_actors(self, actors: Actors, now: float) -> None:
+        """The supervisor's answer, for all clients that have asked until now."""
+        asking, self.asking = self.asking, []
+        for address in asking:
+            self.send_if_there(address, actors)
+
+    def on_get_trace(self, connection: Connection, message: GetTrace, now: float) -> None:
+        seconds = math.inf if message.seconds is None else message.seconds
+        if not seconds > 0:
+            text = f"seconds={seconds}; give more than 0"
+            self.send_to(connection, Error(code="invalid_request", message=text, param="seconds"))
+        elif not self.timelines.ask(connection.address, seconds, now):
+            text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
+            self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))
