@@ -118,8 +118,10 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/attention",
         "actors/executor/cache",
         "actors/executor/devices",
+        "actors/executor/model/stateful",
         "actors/executor/ranks",
     },
+    "actors/executor/model/stateful": {"actors/executor/cache"},
     "actors/executor/ranks": {"protocol", "runtime", "actors", "actors/executor", *EXECUTOR},
     "actors/executor/sampling": {
         "protocol",

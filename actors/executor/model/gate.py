@@ -20,7 +20,8 @@ from ...checkpoint import ONE_CHUNK
 from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
 from ..cache.state import StateLayout
 from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
-from .stateful import StatefulModule, record_states
+from .stateful.module import StatefulModule
+from .stateful.recording import record_states
 
 ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention"})
 CHUNKED = "chunked_attention"

@@ -13,7 +13,7 @@ from ..attention.backend import AttentionBackend
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
 from . import gate
-from .stateful import StatefulModules
+from .stateful.running import StatefulModules
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20

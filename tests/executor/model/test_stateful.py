@@ -9,7 +9,9 @@ import torch
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateSlots
 from slipstream.actors.executor.model.load import from_config
-from slipstream.actors.executor.model.stateful import RowStates, StatefulModule, parts_of, trial_of
+from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
+from slipstream.actors.executor.model.stateful.running import parts_of
+from slipstream.actors.executor.model.stateful.trial import trial_of
 from tiny_models import STATEFUL, make_config
 from torch import Tensor, nn
 

@@ -1,0 +1,159 @@
+"""Modules of transformers that keep a state, run over the state slots.
+
+Such a module knows a batch of sequences of one length. A step is rows of one token and chunks of prompts, so it is
+given to the module in parts: the rows that decode together as a batch, then each chunk by itself. Whatever else
+there is in a model sees the step as a whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...cache.paged import PagedBatch
+from ...cache.state import StateLayout, StateSlots
+from .module import RowStates, StatefulModule
+from .trial import Trial, trial_of
+
+
+class StatefulModules:
+    """The modules of a model that keep a state, made to run a step in parts."""
+
+    def __init__(self, modules: list[StatefulModule], layout: StateLayout) -> None:
+        self.parts: list[tuple[slice, Tensor, bool]] = []
+        """Of the step under way: tokens, the slots of their rows, and whether each row has one token."""
+        self.slots: StateSlots | None = None
+        """None: no step is under way, and the modules are as transformers has them."""
+        self.tokens = 0
+        self.layout = layout
+        self.modules = [one.module for one in modules]
+        trials: dict[type[nn.Module], Trial] = {}
+        for one in modules:
+            kind = type(one.module)
+            if kind not in trials:
+                trials[kind] = trial_of(one, layout)
+            one.module.forward = self.in_parts(one, trials[kind].takes_chunks)
+        self.token_by_token = not all(trial.takes_chunks for trial in trials.values())
+        """Some of them forget their state when they are given several tokens, which so have to come one by one."""
+        self.host_read = next((trial.host_read for trial in trials.values() if trial.host_read), "")
+        """As of `Trial`."""
+
+    def undo(self) -> None:
+        """Leave the modules as transformers has them."""
+        for module in self.modules:
+            del module.forward
+
+    def told(self) -> list[str]:
+        """What one should know of them, a sentence a line."""
+        lines = [
+            f"recurrent layers: {self.layout.bytes_per_slot:,} bytes of state for each sequence; prompts that begin"
+            " the same share nothing, since a state is in no block"
+        ]
+        if self.token_by_token:
+            lines.append(
+                "prompts are computed token by token in these layers: the scan that transformers has for them cannot"
+                " go on from a state"
+            )
+        if missing := missing_kernels(self.modules):
+            lines.append(
+                f"kernels of these layers are torch's; on a GPU they are faster with {' and '.join(missing)} installed"
+            )
+        return lines
+
+    def begin(self, batch: PagedBatch) -> None:
+        assert batch.states is not None
+        self.slots, self.tokens = batch.states, len(batch.write_index)
+        self.parts = parts_of(batch)
+
+    def end(self) -> None:
+        self.slots = None
+
+    def in_parts(self, one: StatefulModule, takes_chunks: bool) -> Callable[..., Any]:
+        whole = one.module.forward
+
+        def forward(*given: Any, **named: Any) -> Any:
+            if self.slots is None:
+                return whole(*given, **named)
+            outputs: list[Any] = []
+            for tokens, rows, single in self.parts:
+                states = RowStates(self.slots, rows)
+                turns = (
+                    [tokens]
+                    if single or takes_chunks
+                    else [slice(token, token + 1) for token in range(tokens.start, tokens.stop)]
+                )
+                for turn in turns:
+                    some, others = one.with_cache(
+                        tuple(self.part(value, turn, single) for value in given),
+                        {name: self.part(value, turn, single) for name, value in named.items()},
+                        states,
+                    )
+                    found = whole(*some, **others)
+                    outputs.append(in_line(found) if single else found)
+                states.put_back()
+            return self.joined(outputs)
+
+        return forward
+
+    def part(self, value: Any, tokens: slice, single: bool) -> Any:
+        """Of what a module is given, [1, T, ...], some tokens: [N, 1, ...] if ``single``, otherwise [1, N, ...]."""
+        if isinstance(value, tuple):
+            return tuple(self.part(one, tokens, single) for one in value)
+        if not isinstance(value, Tensor) or value.shape[:2] != (1, self.tokens):
+            return value
+        return value[:, tokens].transpose(0, 1) if single else value[:, tokens]
+
+    def joined(self, outputs: list[Any]) -> Any:
+        """The parts one after the other, and zeros for tokens that belong to no row."""
+        first = outputs[0]
+        if isinstance(first, tuple):
+            return tuple(self.joined(list(parts)) for parts in zip(*outputs, strict=True))
+        if not isinstance(first, Tensor):
+            return first
+        missing = self.tokens - self.parts[-1][0].stop
+        if missing:
+            outputs.append(first.new_zeros(1, missing, *first.shape[2:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def in_line(value: Any) -> Any:
+    """[N, 1, ...], a row each, as [1, N, ...]."""
+    if isinstance(value, tuple):
+        return tuple(in_line(one) for one in value)
+    return value.transpose(0, 1) if isinstance(value, Tensor) else value
+
+
+def parts_of(batch: PagedBatch) -> list[tuple[slice, Tensor, bool]]:
+    """As ``StatefulModules.parts``; what a step has of rows with prompts is known by ``batch.row_tokens``."""
+    if batch.decode_only:
+        return [(slice(0, len(batch.rows)), batch.rows, True)]
+    counts = batch.row_tokens
+    decodes = next((row for row, count in enumerate(counts) if count > 1), len(counts))
+    parts = [(slice(0, decodes), batch.rows[:decodes], True)] if decodes else []
+    start = decodes
+    for row, count in enumerate(counts[decodes:], decodes):
+        parts.append((slice(start, start + count), batch.rows[row : row + 1], False))
+        start += count
+    return parts
+
+
+KERNELS = {
+    "causal_conv1d": ("causal_conv1d", "causal-conv1d"),
+    "gated_delta_rule": ("fla", "flash-linear-attention"),
+    "kda": ("fla", "flash-linear-attention"),
+    "mamba_": ("mamba_ssm", "mamba-ssm"),
+}
+"""By a part of the names of functions that transformers takes from another package if it is there: that package as
+it is imported and as it is installed."""
+
+
+def missing_kernels(modules: list[nn.Module]) -> list[str]:
+    """The packages whose kernels these modules would use and that are not installed, as one would install them."""
+    functions = {name for module in modules for name in vars(sys.modules[type(module).__module__])}
+    wanted = {package for part, package in KERNELS.items() if any(part in name for name in functions)}
+    return sorted({install for name, install in wanted if importlib.util.find_spec(name) is None})
