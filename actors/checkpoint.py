@@ -28,17 +28,9 @@ LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 LEFT_OUT: dict[str, dict[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072},
     "gemma4_text": {"vocab_size": 262_144, "max_position_embeddings": 131_072},
-    "llama4_text": {
-        "vocab_size": 202_048,
-        "max_position_embeddings": 131_072,
-        "attention_chunk_size": 8192,
-        "floor_scale": 8192,
-    },
+    "llama4_text": {"vocab_size": 202_048, "max_position_embeddings": 131_072},
 }
 """By the type of a decoder, what published configurations leave to the defaults that transformers has for it."""
-
-ONE_CHUNK = frozenset({"llama4_text"})
-"""Types of decoders that attend within chunks of the context."""
 
 MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2048),
@@ -201,15 +193,11 @@ def max_model_len(config: Mapping[str, Any]) -> int | None:
     """Positions that the model was made for, prompt and completion together; None if it does not say.
 
     Beyond the original length of the "longrope" kind of rotary embedding, the frequencies change with the longest
-    text of a batch, so one request would change another's text: such a model is served up to that length. And one that
-    attends within chunks, up to the length of the first chunk, in which that is attention to everything before.
+    text of a batch, so one request would change another's text: such a model is served up to that length.
     """
     text = decoder_config(config)
     stated = next((text[name] for name in LENGTH_NAMES if isinstance(text.get(name), int)), None)
     lengths = [] if stated is None else [stated]
-    if text.get("model_type") in ONE_CHUNK:
-        # Before the last position of floor_scale nothing is scaled by position (``PagedModel`` switches it off).
-        lengths += [text["attention_chunk_size"], text["floor_scale"] - 1]
     for rope in rope_parameters(text):
         if rope.get("rope_type", rope.get("type")) == "longrope":
             name = "original_max_position_embeddings"

@@ -42,6 +42,17 @@ SLIDING: dict[str, Any] = dict(
 )
 EXPERTS: dict[str, Any] = dict(num_experts_per_tok=2, moe_intermediate_size=24)
 
+LLAMA4: dict[str, Any] = dict(
+    head_dim=8,
+    intermediate_size_mlp=48,
+    num_local_experts=2,
+    no_rope_layers=[1, 0],
+    attention_chunk_size=WINDOW,
+    floor_scale=WINDOW,
+    attn_scale=1.0,
+)
+"""A layer that attends within chunks, and one that attends to all and scales its queries by position."""
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -59,9 +70,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
     "cohere2": SLIDING,
     "granite": dict(attention_multiplier=0.3, residual_multiplier=0.5, logits_scaling=2.0),
-    "llama4_text": dict(
-        head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=64, floor_scale=65
-    ),
+    "llama4_text": LLAMA4,
     "smollm3": dict(no_rope_layers=[1, 0]),
     "starcoder2": dict(sliding_window=WINDOW),
 }
@@ -152,9 +161,7 @@ MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": (FAMILIES["gemma3_text"], EYES),
     "gemma4": (SLIDING | dict(hidden_size_per_layer_input=8), EYES),
     "llama4": (
-        dict(
-            head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=64, floor_scale=65
-        ),
+        LLAMA4,
         EYES | dict(vision_output_dim=16, projector_input_dim=16, projector_output_dim=16),
     ),
     "mistral3": (dict(model_type="mistral", head_dim=8), EYES | dict(model_type="pixtral", head_dim=8)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby, pairwise
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ CPU_GATHER_BYTES = 2 << 20
 
 SCORE_BYTES = 64 << 20
 """As GATHER_BYTES, for attention scores, where they are held as a whole."""
+
+
+Position = TypeVar("Position", int, Tensor)
 
 
 class TorchAttention:
@@ -46,6 +50,7 @@ class TorchAttention:
         sliding_window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        attention_chunk: int | None = None,
     ) -> Tensor:
         keys, values = batch.cache.keys[layer], batch.cache.values[layer]
         _write(keys, batch.write_index, key)
@@ -56,12 +61,14 @@ class TorchAttention:
         step = self._step
 
         attend = _Attend(scale, softcap, sinks)
+        positions = attention_chunk or sliding_window
+        reach = None if positions is None else Reach(positions, chunked=attention_chunk is not None)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.tokens < len(output):
             output[step.tokens :] = 0
 
         if step.single_tokens is not None:
-            table, bias = step.single_context(batch, sliding_window, query.dtype)
+            table, bias = step.single_context(batch, reach, query.dtype)
             tokens = step.single_tokens
             if isinstance(tokens, slice):
                 _attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
@@ -74,15 +81,35 @@ class TorchAttention:
             shape = (alike, tokens)
             fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
-            if tokens == kv_len and (sliding_window is None or tokens <= sliding_window):
+            if tokens == kv_len and (reach is None or tokens <= reach.positions):
                 # Nothing of these rows was in the cache before: attend to what is at hand.
                 now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
                 into[:] = attend.causal(*now)
             else:
                 slots = batch.rows[row : row + alike]
-                table, bias = _chunk_context(batch, slots, tokens, kv_len, sliding_window, query.dtype)
+                table, bias = _chunk_context(batch, slots, tokens, kv_len, reach, query.dtype)
                 _attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
         return output
+
+
+class Reach(NamedTuple):
+    """How far back a query sees."""
+
+    positions: int
+    """Of its sliding window, itself included, or of a chunk of the context."""
+    chunked: bool
+    """It sees the beginning of the chunk that it lies in, up to itself."""
+
+    def first(self, position: Position) -> Position:
+        """The first that a query at ``position`` sees; below 0, all up to its own."""
+        if self.chunked:
+            return position // self.positions * self.positions
+        return position - self.positions + 1
+
+    def blocks(self, size: int) -> int:
+        """Most blocks of ``size`` positions that hold what one query sees."""
+        whole = self.chunked and self.positions % size == 0
+        return self.positions // size if whole else _ceil_div(self.positions - 1, size) + 1
 
 
 class _Step:
@@ -95,8 +122,8 @@ class _Step:
 
     def __init__(self, batch: PagedBatch) -> None:
         self.batch = batch
-        self.contexts: dict[int | None, tuple[Tensor, Tensor]] = {}
-        """What the rows that have one token see, by sliding window."""
+        self.contexts: dict[Reach | None, tuple[Tensor, Tensor]] = {}
+        """What the rows that have one token see."""
         self.single: slice | Tensor | None
         """Those rows; None if there are none."""
         self.single_tokens: slice | Tensor | None
@@ -127,19 +154,19 @@ class _Step:
             self.chunks.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
 
     def single_context(
-        self, batch: PagedBatch, window: int | None, dtype: torch.dtype
+        self, batch: PagedBatch, reach: Reach | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """The blocks [n, blocks] that the n rows with one token attend to, and what is added to the scores of
         their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
         """
-        if window not in self.contexts:
+        if reach not in self.contexts:
             assert self.single is not None
             slots, kv_len = batch.rows[self.single], batch.kv_lens[self.single, None]
             table = batch.block_table.index_select(0, slots)
-            self.contexts[window] = _single_context(
-                table, kv_len, self.max_kv_len, batch.cache.block_size, window, dtype
+            self.contexts[reach] = _single_context(
+                table, kv_len, self.max_kv_len, batch.cache.block_size, reach, dtype
             )
-        return self.contexts[window]
+        return self.contexts[reach]
 
 
 def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
@@ -152,41 +179,41 @@ def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
 
 
 def _single_context(
-    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, window: int | None, dtype: torch.dtype
+    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, reach: Reach | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """As `_Step.single_context`, from ``table`` [n, max_blocks] and ``kv_len`` [n, 1] of these rows."""
     device = table.device
     blocks = min(_ceil_div(max_kv_len, size), table.shape[1])
-    if window is not None and (in_window := _ceil_div(window - 1, size) + 1) < blocks:
-        oldest = torch.div((kv_len - window).clamp_(min=0), size, rounding_mode="floor")
-        # A short row's window may reach past its table; those positions are masked.
-        ordinal = (oldest + torch.arange(in_window, device=device)).clamp_(max=table.shape[1] - 1)
+    if reach is not None and (in_reach := reach.blocks(size)) < blocks:
+        oldest = torch.div(reach.first(kv_len - 1), size, rounding_mode="floor").clamp_(min=0)
+        # A short row's blocks may go past its table; those positions are masked.
+        ordinal = (oldest + torch.arange(in_reach, device=device)).clamp_(max=table.shape[1] - 1)
         table = table.gather(1, ordinal)
-        position = oldest * size + torch.arange(in_window * size, device=device)
+        position = oldest * size + torch.arange(in_reach * size, device=device)
     else:
         table = table[:, :blocks]
         position = torch.arange(blocks * size, device=device)
     visible = position < kv_len
-    if window is not None:
-        visible &= position >= kv_len - window
+    if reach is not None:
+        visible &= position >= reach.first(kv_len - 1)
     return table, _bias(visible, dtype)[:, None, None]
 
 
 def _chunk_context(
-    batch: PagedBatch, slots: Tensor, tokens: int, kv_len: int, window: int | None, dtype: torch.dtype
+    batch: PagedBatch, slots: Tensor, tokens: int, kv_len: int, reach: Reach | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The same for the last ``tokens`` of ``kv_len`` positions of the sequences in ``slots`` [n]: the blocks
     [n, blocks], and the bias [1, 1, tokens, positions] of all of them.
     """
     size, device = batch.cache.block_size, slots.device
     start = kv_len - tokens
-    oldest = 0 if window is None else max(0, start - window + 1) // size
+    oldest = 0 if reach is None else max(0, reach.first(start)) // size
     table = batch.block_table.index_select(0, slots)[:, oldest : _ceil_div(kv_len, size)]
     position = torch.arange(oldest * size, kv_len, device=device)
     own = torch.arange(start, kv_len, device=device)[:, None]
     visible = position <= own
-    if window is not None:
-        visible &= position > own - window
+    if reach is not None:
+        visible &= position >= reach.first(own)
     return table, _bias(visible, dtype)[None, None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -14,6 +15,15 @@ from .backend import AttentionBackend
 IMPLEMENTATION = "slipstream_paged"
 """Name of `transformers_attention` among the attention implementations of transformers. No mask function
 has this name, so that transformers builds no mask."""
+
+CHUNKED = "chunked_attention"
+"""Type of the layers that attend within chunks of the context."""
+
+TEMPERATURE = "attn_temperature_tuning"
+"""The attribute of a module of transformers that has it scale its queries by position."""
+
+SCALED_BY_POSITION = "scaled_by_position"
+"""The attribute of such a module whose queries are scaled here."""
 
 
 def transformers_attention(
@@ -28,11 +38,13 @@ def transformers_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    positions: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What every attention module of transformers calls: ``query`` [1, Hq, T, D] to [1, T, Hq, Dv].
 
-    ``paged`` and ``backend`` are keyword arguments of the model's forward, which transformers passes down.
+    ``paged``, ``backend`` and ``positions`` int64 [T], of each token in its sequence, are keyword arguments of the
+    model's forward, which transformers passes down.
     ModelNotSupported when the module asks for what no backend does.
     """
     if backend is None:
@@ -42,6 +54,8 @@ def transformers_attention(
         raise ModelNotSupported(f"{type(module).__name__} adds its own mask or bias to the attention scores")
     if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
         raise ModelNotSupported(f"{type(module).__name__} lets tokens attend to later tokens")
+    if positions is not None and getattr(module, SCALED_BY_POSITION, False):
+        query = query * temperature(module, positions)[:, None].to(query.dtype)
     output = backend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -52,8 +66,34 @@ def transformers_attention(
         sliding_window=kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
         softcap=softcap,
         sinks=s_aux if s_aux is not None else getattr(module, "sinks", None),
+        attention_chunk=attention_chunk_of(module),
     )
     return output[None], None
+
+
+def attention_chunk_of(module: Any) -> int | None:
+    """The positions of a chunk that a module's attention stays within; None: its layer is of another type."""
+    config = getattr(module, "config", None)
+    types = getattr(config, "layer_types", None) or ()
+    if module.layer_idx >= len(types) or types[module.layer_idx] != CHUNKED:
+        return None
+    return config.attention_chunk_size  # type: ignore[union-attr]
+
+
+def scale_by_position(model: nn.Module, *, here: bool) -> None:
+    """Let the modules that scale their queries by position have that done ``here``, or do it themselves.
+
+    Those of llama4 take the place of a token in its step for its position, which holds for a whole text alone.
+    """
+    for module in model.modules():
+        if getattr(module, TEMPERATURE, False) or hasattr(module, SCALED_BY_POSITION):
+            setattr(module, TEMPERATURE, not here)
+            setattr(module, SCALED_BY_POSITION, here and not module.use_rope)
+
+
+def temperature(module: Any, positions: Tensor) -> Tensor:
+    """What llama4 multiplies queries at ``positions`` [T] with, in layers without rotary embedding; float32 [T]."""
+    return torch.log1p(torch.floor((positions + 1) / module.floor_scale)) * module.attn_scale + 1
 
 
 AttentionInterface.register(IMPLEMENTATION, transformers_attention)

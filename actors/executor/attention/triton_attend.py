@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ..devices.kernel import jit, wait_for_kernel_before
 from .triton_common import STEP_INPUTS
-from .triton_plan import ITEM_FIELDS
+from .triton_plan import ITEM_FIELDS, first_seen
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MASKED = tl.constexpr(-1.0e30)
@@ -37,6 +37,7 @@ def _attend(
     hi,
     MASK: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNKED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DK: tl.constexpr,
@@ -104,7 +105,7 @@ def _attend(
         if MASK:
             visible = pos[None, :] <= q_pos[:, None]
             if WINDOW > 0:
-                visible = visible & (pos[None, :] > q_pos[:, None] - WINDOW)
+                visible = visible & (pos[None, :] >= first_seen(q_pos, WINDOW, CHUNKED)[:, None])
             # Scaled before it is masked: the fused product and difference of an equal pair is not exactly zero.
             score = tl.where(visible, score * unit, MASKED)
             m_new = tl.maximum(m, tl.max(score, 1))
@@ -176,6 +177,7 @@ def attend_kernel(
     table_stride,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNKED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DK: tl.constexpr,
@@ -231,22 +233,23 @@ def attend_kernel(
     if TOKENS > 1:
         # Most keys lie before the first query and inside the window of the last: nothing of them need be masked.
         if WINDOW > 0:
-            hidden = tl.minimum(tl.maximum(position + tokens - WINDOW - lo, 0), tl.maximum(hi - lo, 0))
+            last = first_seen(position + tokens - 1, WINDOW, CHUNKED)
+            hidden = tl.minimum(tl.maximum(last - lo, 0), tl.maximum(hi - lo, 0))
             edge = lo + tl.cdiv(hidden, BLOCK_N) * BLOCK_N
             acc, m, total = _attend(
                 q, q_pos, (acc, m, total), context, scale, lo, tl.minimum(edge, hi),
-                True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+                True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
             )  # fmt: skip
             lo = edge
         whole = tl.maximum(tl.minimum(position + 1, hi) - lo, 0) // BLOCK_N * BLOCK_N
         acc, m, total = _attend(
             q, q_pos, (acc, m, total), context, scale, lo, lo + whole,
-            False, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+            False, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
         )  # fmt: skip
         lo += whole
     acc, m, total = _attend(
         q, q_pos, (acc, m, total), context, scale, lo, hi,
-        True, WINDOW, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+        True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
     )  # fmt: skip
 
     # Where there was no key, as for a token that belongs to no row, the output is zero.

@@ -71,10 +71,10 @@ class TritonAttention:
     """Our kernels, on any GPU that Triton compiles for.
 
     Float32, bfloat16 and float16 caches, sums in float32; head sizes 1 to 256, different ones for keys and
-    values; any block size; grouped query heads, sliding window, softcap and sinks. Nothing is read on the host, so
-    that any step can be captured in a CUDA graph. A call launches the kernel that writes the cache, and then the one
-    that attends: once for the rows with one token and, if there are others, once for those. In layer 0 it also launches
-    the plans of both.
+    values; any block size; grouped query heads, sliding windows, chunks of the context, softcap and sinks. Nothing is
+    read on the host, so that any step can be captured in a CUDA graph. A call launches the kernel that writes the
+    cache, and then the one that attends: once for the rows with one token and, if there are others, once for those. In
+    layer 0 it also launches the plans of both.
     """
 
     name = "triton"
@@ -104,12 +104,14 @@ class TritonAttention:
         sliding_window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        attention_chunk: int | None = None,
     ) -> Tensor:
         """Write ``key`` and ``value`` into the cache of ``layer``, then attend to each row's context.
 
         ``query [T, Hq, DK]``, ``key [T, Hkv, DK]`` and ``value [T, Hkv, DV]`` may be views whose last
         dimension is dense; ``sinks [Hq]`` are extra scores in the denominator. A query at position ``p`` sees
-        the keys at ``p`` and before, the last ``sliding_window`` of them if given. Returns ``[T, Hq, DV]`` in
+        the keys at ``p`` and before, the last ``sliding_window`` of them if given, or those
+        of its own chunk of ``attention_chunk`` positions. Returns ``[T, Hq, DV]`` in
         the dtype of ``query``.
 
         Raises ValueError for shapes that do not belong together, ModelNotSupported for heads over 256.
@@ -141,11 +143,10 @@ class TritonAttention:
         write(key, value, keys, values, batch.write_index)
 
         out = query.new_empty(tokens, query_heads, value_dim)
+        window, chunked = attention_chunk or sliding_window or 0, attention_chunk is not None
         for single in (True, False):
             if single or not batch.decode_only:
-                self._attend(
-                    out, query, layer, batch, scale, sliding_window or 0, softcap or 0.0, sinks, single
-                )
+                self._attend(out, query, layer, batch, scale, window, chunked, softcap or 0.0, sinks, single)
         return out
 
     def _attend(
@@ -156,6 +157,7 @@ class TritonAttention:
         batch: PagedBatch,
         scale: float,
         window: int,
+        chunked: bool,
         softcap: float,
         sinks: Tensor | None,
         single: bool,
@@ -173,13 +175,14 @@ class TritonAttention:
         tokens = 1 if single else queries // group
         target = max(2, triton.cdiv(WAVES * tile.resident * device.multiprocessors, kv_heads))
 
-        plan_of = (single, tokens, window, tile, target, kv_heads)
+        plan_of = (single, tokens, window, chunked, tile, target, kv_heads)
         if plan_of not in self._plans:
             self._plans[plan_of] = make_plan(
                 batch,
                 single=single,
                 tokens=tokens,
                 window=window,
+                chunked=chunked,
                 keys=tile.keys,
                 block_size=keys.shape[1],
                 least=tile.least,
@@ -210,6 +213,7 @@ class TritonAttention:
             batch.block_table.stride(0),
             GROUP=group,
             WINDOW=window,
+            CHUNKED=chunked,
             SOFTCAP=softcap,
             BLOCK_SIZE=keys.shape[1],
             DK=key_dim,

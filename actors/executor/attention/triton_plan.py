@@ -69,6 +69,7 @@ def make_plan(
     single: bool,
     tokens: int,
     window: int,
+    chunked: bool,
     keys: int,
     block_size: int,
     least: int,
@@ -80,8 +81,9 @@ def make_plan(
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
     A tile has ``tokens`` tokens, a step ``keys`` keys, a part about ``least`` keys or more; ``target`` items, at least
-    2, are enough for the device. ``window`` 0: none. Parts begin with a block of ``block_size`` tokens where ``keys``
-    are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs at once.
+    2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Parts begin with a block of
+    ``block_size`` tokens where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs
+    at once.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
@@ -116,6 +118,7 @@ def make_plan(
         SINGLE=single,
         TOKENS=tokens,
         WINDOW=window,
+        CHUNKED=chunked,
         KEYS=keys,
         ALIGN=block_size if keys % block_size == 0 else 1,
         LEAST=least,
@@ -124,6 +127,13 @@ def make_plan(
         **FOLLOWING,
     )
     return plan
+
+
+@jit
+def first_seen(position, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):
+    """The first key that a query at ``position`` sees: of the last ``WINDOW``, or of its own of the chunks of as many
+    that a text is cut into."""
+    return position // WINDOW * WINDOW if CHUNKED else tl.maximum(position - WINDOW + 1, 0)
 
 
 @jit
@@ -251,6 +261,7 @@ def plan_kernel(
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNKED: tl.constexpr,
     KEYS: tl.constexpr,
     ALIGN: tl.constexpr,
     LEAST: tl.constexpr,
@@ -310,7 +321,7 @@ def plan_kernel(
     end_key = tl.where(in_row, tl.minimum(position + tokens, kv_len), 0)
     first_key = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     if WINDOW > 0:
-        first_key = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
+        first_key = first_seen(position, WINDOW, CHUNKED) // ALIGN * ALIGN
     first_key += tl.where(parts > 1, which * part, 0)
     end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
     first_result = tl.where(parts > 1, results_before + tile * parts, -1)

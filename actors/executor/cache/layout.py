@@ -75,6 +75,7 @@ class CallRecorder:
         sliding_window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        attention_chunk: int | None = None,
     ) -> Tensor:
         self.calls.append((layer, LayerLayout(key.shape[1], key.shape[2], value.shape[2])))
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
-from ...checkpoint import ONE_CHUNK
+from ..attention.transformers_hook import CHUNKED
 from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
 from ..cache.state import StateLayout
 from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
 from .stateful.module import StatefulModule
 from .stateful.recording import record_states
 
-ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention"})
-CHUNKED = "chunked_attention"
-"""Attention within chunks of the context: a type that is served up to the length of its first chunk."""
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED})
 
 STATE_TYPES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
 """Types of layers that keep a state for each sequence, hybrid ones beside keys and values."""
@@ -34,7 +32,6 @@ TOKENWISE_TYPES = frozenset({"mlp", "moe"})
 """Types of layers that see one token at a time, and keep nothing."""
 
 OTHER_LAYER_TYPES = {
-    CHUNKED: "attend within fixed chunks of the context, which the attention does not know of",
     "indexed_attention": "choose by an index which tokens they attend to, which the attention does not know of",
 }
 
@@ -46,13 +43,7 @@ def check_config(config: PreTrainedConfig) -> None:
     model_class = causal_lm_class(config)
     text = language_model_config(config)
 
-    known = (
-        ATTENTION_TYPES
-        | STATE_TYPES
-        | TOKENWISE_TYPES
-        | ({CHUNKED} if text.model_type in ONE_CHUNK else set())
-    )
-    for other in sorted(layer_types(text) - known):
+    for other in sorted(layer_types(text) - ATTENTION_TYPES - STATE_TYPES - TOKENWISE_TYPES):
         what = OTHER_LAYER_TYPES.get(other, "need more than keys and values in blocks")
         raise refusal(config, f"its layers of type {other!r} {what}")
     # Families with a state are not marked so, and let it in nevertheless; whether they do shows when it is called.

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
+from ..attention.transformers_hook import scale_by_position
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
 from . import gate
@@ -35,10 +36,7 @@ class PagedModel:
         self.dtype: torch.dtype = transformer.dtype
         self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
         _freeze_rope(transformer)
-        for module in transformer.modules():
-            if hasattr(module, "attn_temperature_tuning"):
-                # It scales by the place of a token in its step; up to `max_model_len` it has nothing to scale.
-                module.attn_temperature_tuning = False  # type: ignore[assignment]
+        scale_by_position(transformer, here=True)
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None
@@ -108,6 +106,7 @@ class PagedModel:
             logits_to_keep=logits_index,
             paged=batch,
             backend=self.backend,
+            positions=positions,
         )
         return output.logits[0]
 

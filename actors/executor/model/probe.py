@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..attention.ahead import compile_ahead
-from ..attention.transformers_hook import IMPLEMENTATION
+from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
@@ -21,7 +21,9 @@ from .paged_model import PagedModel
 PROBE_TOKENS = 20
 PROBE_BLOCK_SIZE = 4
 PROBE_WINDOW = 6
-"""Sliding windows are narrowed to this during the probe, so that its few tokens reach past them."""
+NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
+"""What is narrowed to `PROBE_WINDOW` during the probe, so that its few tokens reach past it: windows, chunks, and the
+positions by which queries are scaled."""
 
 PROBE_TOLERANCE = {torch.float32: (1.0, 1e-4), torch.float16: (0.5, 2e-2), torch.bfloat16: (0.5, 8e-2)}
 """Quantile over the tokens, and limit, of the difference relative to the size of the logits. Float32
@@ -81,30 +83,35 @@ def _compare(model: PagedModel, tokens: Tensor, expected: Tensor, measured: Tens
 
 def _plain_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Float32 logits [2, PROBE_TOKENS, vocab] by the attention that the model's authors wrote."""
-    transformer.set_attn_implementation("eager")
-    try:
+    with _attention_of_authors(transformer):
         return transformer(input_ids=tokens, use_cache=False).logits.float()
-    finally:
-        transformer.set_attn_implementation(IMPLEMENTATION)
 
 
 def _decoded_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The same by transformers' own decoding: some tokens at once, then one by one, with a cache of its own."""
     some = PROBE_TOKENS // 4
-    transformer.set_attn_implementation("eager")
     cache = DynamicCache(config=transformer.config)
     parts: list[Tensor] = []
-    try:
-        with torch.inference_mode():
-            for start, end in [(0, some), *((at, at + 1) for at in range(some, PROBE_TOKENS))]:
-                positions = torch.arange(start, end, device=tokens.device).expand(2, -1)
-                output = transformer(
-                    input_ids=tokens[:, start:end], position_ids=positions, use_cache=True, cache=cache
-                )
-                parts.append(output.logits.float())
-    finally:
-        transformer.set_attn_implementation(IMPLEMENTATION)
+    with torch.inference_mode(), _attention_of_authors(transformer):
+        for start, end in [(0, some), *((at, at + 1) for at in range(some, PROBE_TOKENS))]:
+            positions = torch.arange(start, end, device=tokens.device).expand(2, -1)
+            output = transformer(
+                input_ids=tokens[:, start:end], position_ids=positions, use_cache=True, cache=cache
+            )
+            parts.append(output.logits.float())
     return torch.cat(parts, 1)
+
+
+@contextmanager
+def _attention_of_authors(transformer: PreTrainedModel) -> Iterator[None]:
+    """Let transformers attend as it does by itself for a while, to a text as a whole or with a cache of its own."""
+    transformer.set_attn_implementation("eager")
+    scale_by_position(transformer, here=False)
+    try:
+        yield
+    finally:
+        scale_by_position(transformer, here=True)
+        transformer.set_attn_implementation(IMPLEMENTATION)
 
 
 def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
@@ -147,19 +154,20 @@ def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
 
 @contextmanager
 def _narrowed_windows(transformer: PreTrainedModel, window: int) -> Iterator[None]:
-    """Set every sliding window in the configuration and the layers to ``window`` tokens for a while."""
+    """Set what is `NARROWED` to ``window`` tokens, in the configuration and the layers, for a while."""
     holders: list[Any] = [transformer.config, *transformer.modules()]
     holders += [module.config for module in transformer.modules() if hasattr(module, "config")]
     # Keyed by identity: modules share their configuration.
-    windows = {
-        id(holder): (holder, width)
+    widths = {
+        (id(holder), name): (holder, width)
         for holder in holders
-        if type(width := getattr(holder, "sliding_window", None)) is int
+        for name in NARROWED
+        if type(width := getattr(holder, name, None)) is int
     }
     try:
-        for holder, _ in windows.values():
-            holder.sliding_window = window
+        for (_, name), (holder, _) in widths.items():
+            setattr(holder, name, window)
         yield
     finally:
-        for holder, width in windows.values():
-            holder.sliding_window = width
+        for (_, name), (holder, width) in widths.items():
+            setattr(holder, name, width)

@@ -71,8 +71,11 @@ class Observed:
         sliding_window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        attention_chunk: int | None = None,
     ) -> Tensor:
         """Plain causal attention, to all of the run's own tokens."""
+        if attention_chunk is not None:
+            raise Unfit("its layers attend within chunks of the context")
         _, query_heads, head_dim = query.shape
         self.calls[layer] = Call(
             query_heads, key.shape[1], head_dim, value.shape[2], scale, sliding_window, softcap, sinks

@@ -97,13 +97,20 @@ def make_case(draw: random.Random, dtype: torch.dtype = torch.float32) -> Case:
 
 
 def reference(
-    case: Case, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+    case: Case,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    chunk: int | None = None,
 ) -> Tensor:
     heads, kv_heads = case.query.shape[1], case.key.shape[1]
     output, token = [], 0
     for (before, tokens), (keys, values) in zip(case.spans, case.histories, strict=True):
         for at in range(before, before + tokens):
             oldest = 0 if window is None else max(0, at - window + 1)
+            if chunk is not None:
+                oldest = at - at % chunk
             for head in range(heads):
                 of = head * kv_heads // heads
                 scores = keys[oldest : at + 1, of].double() @ case.query[token, head].double() * scale
@@ -133,6 +140,14 @@ def test_equals_attention_in_float64(seed: int) -> None:
     found = attend(case, sliding_window=window, softcap=softcap, sinks=sinks)
     expected = reference(case, 0.3, window, softcap, sinks)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 16, 30, 100])
+@pytest.mark.parametrize("seed", range(12))
+def test_attention_within_chunks_equals_that_in_float64(seed: int, chunk: int) -> None:
+    case = make_case(random.Random(seed))
+    expected = reference(case, 0.3, None, None, None, chunk)
+    torch.testing.assert_close(attend(case, attention_chunk=chunk).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_limits_split_the_work_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ class Case:
     value_dim: int = 32
     block_size: int = 16
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     sinks: bool = False
     dtype: torch.dtype = torch.float32
@@ -162,6 +163,7 @@ def check(case: Case) -> None:
             batch,
             scale=scale,
             sliding_window=case.window,
+            attention_chunk=case.chunk,
             softcap=case.softcap,
             sinks=sinks.to(DEVICE) if sinks is not None else None,
         )
@@ -179,7 +181,7 @@ def check(case: Case) -> None:
         if not len(got):
             continue
         q = query[starts[row] : starts[row + 1]].cpu()
-        expected = plain_attention(q, k, v, scale, case.window, case.softcap, sinks)
+        expected = plain_attention(q, k, v, scale, case.window, case.softcap, sinks, case.chunk)
         error = (got - expected).abs().max() / expected.abs().max()
         assert error < TOLERANCE[case.dtype], f"row {row} of {case}: error {error:.2e}"
     assert torch.equal(out[used:], torch.zeros_like(out[used:]))
@@ -193,6 +195,7 @@ def plain_attention(
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
+    chunk: int | None,
 ) -> Tensor:
     """``[count, Hq, DV]`` in float64, for the last ``count`` positions of one sequence."""
     count, kv_len = len(query), len(key)
@@ -205,6 +208,8 @@ def plain_attention(
     hidden = to > at
     if window is not None:
         hidden |= to <= at - window
+    if chunk is not None:
+        hidden |= to // chunk != at // chunk
     score = score.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         score = torch.cat([score, sinks.double()[:, None, None].expand(-1, count, 1)], dim=2)
@@ -248,6 +253,18 @@ class TestKernels:
     )
     def test_head_sizes(self, key_dim: int, value_dim: int) -> None:
         check(Case(decode=(9, 50), prefill=((20, 41),), key_dim=key_dim, value_dim=value_dim, target=2))
+
+    @pytest.mark.parametrize("chunk", [1, 7, 16, 48, 100, 1000])
+    def test_attention_within_chunks_of_the_context(self, chunk: int) -> None:
+        """Rows at the first and the last place of a chunk, and tiles that reach over its end."""
+        check(
+            Case(
+                decode=(1, chunk, chunk + 1, 2 * chunk + 5, 130),
+                prefill=((40, 40), (30, 95), (7, chunk + 7)),
+                chunk=chunk,
+                target=5,
+            )
+        )
 
     @pytest.mark.parametrize("window", [1, 7, 16, 100, 1000])
     @pytest.mark.parametrize("sinks", [False, True])
@@ -340,7 +357,8 @@ class TestKernels:
                 key_dim=key_dim,
                 value_dim=rng.choice([key_dim, key_dim, 32]),
                 block_size=rng.choice([16, 32, 64, 256]),
-                window=rng.choice([None, None, rng.randint(1, 80)]),
+                window=(width := rng.choice([None, None, rng.randint(1, 80)])),
+                chunk=rng.randint(1, 80) if width is None and rng.random() < 0.5 else None,
                 softcap=rng.choice([None, None, 5.0]),
                 sinks=rng.random() < 0.3,
                 dtype=rng.choice(DTYPES),
@@ -368,8 +386,10 @@ class TestKernels:
 
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
-@pytest.mark.parametrize("decode_only", [True, False])
-def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("decode_only", "chunk"), [(True, None), (False, None), (True, 24), (False, 24)])
+def test_a_graph_follows_what_is_in_its_tensors(
+    decode_only: bool, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Captured once with the tensors and bounds of a bucket, and replayed over other rows, lengths and tokens.
 
     On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments, and
@@ -403,7 +423,7 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
         batch.query_start.copy_(torch.arange(rows + 1))
 
     def step() -> Tensor:
-        return attend(query, key, value, 0, batch, scale=dim**-0.5)
+        return attend(query, key, value, 0, batch, scale=dim**-0.5, attention_chunk=chunk)
 
     inputs = [query, key, value, batch.rows, batch.kv_lens, batch.query_start, batch.write_index]
     inputs += [batch.block_table, batch.cache.keys[0], batch.cache.values[0]]
@@ -438,7 +458,7 @@ def test_a_graph_follows_what_is_in_its_tensors(decode_only: bool, monkeypatch: 
                 for pool in (batch.cache.keys, batch.cache.values)
             )
             q = query[start : start + count].cpu()
-            expected = plain_attention(q, k, v, dim**-0.5, None, None, None)
+            expected = plain_attention(q, k, v, dim**-0.5, None, None, None, chunk)
             torch.testing.assert_close(replayed[start : start + count], expected, rtol=1e-5, atol=1e-5)
         assert replayed.isfinite().all()
         if not decode_only:
@@ -514,7 +534,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
     kv_lens = [count + draw.choice([0, 0, draw.randint(1, 5000)]) for count in counts]
     starts = [sum(counts[:row]) for row in range(rows + 1)]
     num_tokens = starts[-1] + spare
-    window = draw.choice([0, 0, 7, 600])
+    window, chunked = draw.choice([(0, False), (7, False), (600, False), (7, True), (600, True)])
     tokens, target = 1 if single else draw.choice([7, 32]), draw.choice([2, 8, 200])
     keys, least, block_size = 16, draw.choice([16, 64]), draw.choice([1, 8, 16, 24])
     align = 1 if block_size == 24 else block_size  # only whole blocks fill a tile
@@ -535,6 +555,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
         single=single,
         tokens=tokens,
         window=window,
+        chunked=chunked,
         keys=keys,
         block_size=block_size,
         least=least,
@@ -550,7 +571,8 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
         for first in range(0, count, tokens) if (count == 1) == single else ():
             many = min(tokens, count - first)
             position = kv_len - count + first
-            low = max(0, position - window + 1) // align * align if window else 0
+            oldest = position - position % window if chunked else max(0, position - window + 1)
+            low = oldest // align * align if window else 0
             expected[starts[row] + first, many] = [row + 7, position, low, position + many]
     if not single:
         for first in range(starts[-1], num_tokens, tokens):
@@ -637,6 +659,7 @@ def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[in
         single=True,
         tokens=1,
         window=0,
+        chunked=False,
         keys=64,
         block_size=16,
         least=64,

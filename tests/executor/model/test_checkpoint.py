@@ -99,9 +99,7 @@ def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None
             4096,
         ),
         ({"max_position_embeddings": 131072, "rope_parameters": LONGROPE | {"rope_type": "yarn"}}, 131072),
-        # Attention within chunks is attention to everything before only in the first of them.
-        ({"text_config": {"model_type": "llama4_text", "attention_chunk_size": 1000}}, 1000),
-        ({"text_config": {"model_type": "llama4_text"}}, 8191),
+        ({"text_config": {"model_type": "llama4_text", "attention_chunk_size": 1000}}, 131072),
     ],
 )
 def test_the_longest_text_is_what_the_model_was_made_for(config: dict[str, Any], length: int | None) -> None:

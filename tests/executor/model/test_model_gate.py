@@ -14,7 +14,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
+from slipstream.actors.executor.attention import transformers_hook
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
+from slipstream.actors.executor.attention.transformers_hook import temperature
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.load import from_config, load_model
@@ -106,6 +108,10 @@ class Faulty(TorchAttention):
                 options["sliding_window"] = None
             case "wider window" if options["sliding_window"]:
                 options["sliding_window"] += 1
+            case "no chunks":
+                options["attention_chunk"] = None
+            case "shorter chunks" if options["attention_chunk"]:
+                options["attention_chunk"] -= 1
             case "no sinks":
                 options["sinks"] = None
             case "no softcap":
@@ -133,6 +139,8 @@ class Faulty(TorchAttention):
         ("gemma3_text", "no window"),
         ("gemma2", "no softcap"),
         ("gpt_oss", "no sinks"),
+        ("llama4_text", "no chunks"),
+        ("llama4_text", "shorter chunks"),
     ],
 )
 def test_probe_refuses_a_planted_fault(
@@ -141,12 +149,29 @@ def test_probe_refuses_a_planted_fault(
     monkeypatch.setitem(attention._factories, "faulty", lambda: Faulty(fault))
     # A window far beyond the probe's tokens, as real models have.
     wide = {"sliding_window": 4096} if fault.endswith("window") else {}
+    if fault.endswith("chunks"):
+        wide = {"attention_chunk_size": 8192, "floor_scale": 8192}
     folder = make_checkpoint(family, tmp_path, **wide)
     with pytest.raises(ModelNotSupported, match="differ from plain attention by"):
         load(folder, "faulty")
     if wide:
         config = load(folder).transformer.config
-        assert config.sliding_window == 4096, "the probe leaves no trace"
+        assert {name: getattr(config, name) for name in wide} == wide, "the probe leaves no trace"
+
+
+@pytest.mark.parametrize("fault", ["not scaled", "by the place in the step"])
+def test_probe_refuses_queries_that_are_not_scaled_by_position(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(module: Any, positions: Tensor) -> Tensor:
+        places = torch.arange(len(positions)) if fault != "not scaled" else torch.zeros(len(positions))
+        return temperature(module, places)
+
+    folder = make_checkpoint("llama4_text", tmp_path, floor_scale=8192)
+    load(folder)
+    monkeypatch.setattr(transformers_hook, "temperature", faulty)
+    with pytest.raises(ModelNotSupported, match="differ from plain attention by"):
+        load(folder)
 
 
 @pytest.mark.parametrize(("family", "fault"), [("llama", "block table"), ("gemma3_text", "no window")])
