@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from slipstream.actors.executor.model.quantization.scheme import METHODS, OTHER_METHODS
 from slipstream.actors.http.bodies import requests
 from slipstream.runtime.config import Option, table
 
@@ -84,8 +85,20 @@ def http_fields_table() -> str:
     return reference.table(("what", "fields"), rows)
 
 
+def quantizations_table() -> str:
+    """How weights may be quantized, and what of that is read; then what is known not to be."""
+    rows = [(f"`{method}`", (reader.__doc__ or "").rstrip(".")) for method, reader in METHODS.items()]
+    rows += [(f"`{method}`", f"refused: {why}") for method, why in OTHER_METHODS.items()]
+    return reference.table(("`quant_method`", "what is read"), rows)
+
+
 def tables() -> Mapping[str, str]:
-    return {**reference.tables(), "options": options_tables(), "http-fields": http_fields_table()}
+    return {
+        **reference.tables(),
+        "options": options_tables(),
+        "http-fields": http_fields_table(),
+        "quantizations": quantizations_table(),
+    }
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:

@@ -61,6 +61,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.backend.name,
         "decoder": model.kept_because or "fused",
+        "weights": model.weights_told,
         "weight_bytes": model.weight_bytes,
         "kv_cache_bytes": blocks * model.layout.bytes_per_block(options.block_size, model.dtype),
         "states": [] if states is None else states.told(),

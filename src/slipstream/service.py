@@ -143,6 +143,8 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     )
     if facts.get("decoder", "fused") != "fused":
         logger.info(f"  decoder as transformers has it, of several times as many kernels: {facts['decoder']}")
+    if facts.get("weights"):
+        logger.info(f"  {facts['weights']}")
     logger.info(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"

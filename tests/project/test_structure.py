@@ -120,7 +120,9 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/devices",
         "actors/executor/model/stateful",
         "actors/executor/ranks",
+        "actors/executor/model/quantization",
     },
+    "actors/executor/model/quantization": {"protocol", "actors"},
     "actors/executor/model/stateful": {"actors/executor/cache"},
     "actors/executor/ranks": {"protocol", "runtime", "actors", "actors/executor", *EXECUTOR},
     "actors/executor/sampling": {

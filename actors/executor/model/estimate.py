@@ -9,6 +9,7 @@ import torch
 from ...checkpoint import open_checkpoint
 from .language_model import language_model_config
 from .load import DTYPES, from_config, load_config
+from .quantization.scheme import scheme_of
 
 META = torch.device("meta")
 """Where tensors have a shape and no memory."""
@@ -31,6 +32,8 @@ class Estimate:
     """What one should know of such layers, a sentence each."""
     max_model_len: int
     """What the model itself is made for."""
+    quantized: str
+    """How its weights are stored, with the name of the method; empty: as they are computed with."""
 
     def cache_bytes(self, tokens: int, block_size: int) -> int:
         """The cache of one request of ``tokens`` tokens, which takes whole blocks."""
@@ -54,6 +57,7 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
     text._experts_implementation = "batched_mm"
     own = getattr(text, "dtype", None) or torch.float32
     model = from_config(config, META, own if dtype == "auto" else getattr(torch, dtype))
+    scheme = scheme_of(config)
     return Estimate(
         model_type=config.model_type,
         parameters=sum(parameter.numel() for parameter in model.transformer.parameters()),
@@ -63,4 +67,5 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
         state_bytes=model.state_layout.bytes_per_slot,
         told=() if model.stateful is None else tuple(model.stateful.told()),
         max_model_len=model.max_model_len,
+        quantized="" if scheme is None else f"{scheme.title} ({scheme.method})",
     )

@@ -20,6 +20,7 @@ from ..attention.transformers_hook import CHUNKED
 from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
 from ..cache.state import StateLayout
 from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
+from .quantization.scheme import UnknownQuantization, scheme_of
 from .stateful.module import StatefulModule
 from .stateful.recording import record_states
 
@@ -42,6 +43,10 @@ def check_config(config: PreTrainedConfig) -> None:
         raise refusal(config, "it is an encoder-decoder; decoder-only causal language models are served")
     model_class = causal_lm_class(config)
     text = language_model_config(config)
+    try:
+        scheme_of(config)
+    except UnknownQuantization as reason:
+        raise refusal(config, str(reason)) from None
 
     for other in sorted(layer_types(text) - ATTENTION_TYPES - STATE_TYPES - TOKENWISE_TYPES):
         what = OTHER_LAYER_TYPES.get(other, "need more than keys and values in blocks")

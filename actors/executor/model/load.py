@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .fuse import fuse
 from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
 from .paged_model import PagedModel
 from .probe import probed
+from .quantization.checkpoint import dequantized_tensors, open_shards, stored_weights
+from .quantization.scheme import Scheme, scheme_of, unquantized
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FROM_FOLDER: Any = {"local_files_only": True, "trust_remote_code": False}
@@ -43,19 +46,30 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    model = PagedModel(load_transformer(path_or_name, dtype).to(device), backend)  # type: ignore[arg-type]
+    transformer, told = load_transformer(path_or_name, dtype)
+    model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
+    model.weights_told = told
     with probed(model):
         fuse(model)
     return model
 
 
-def load_transformer(path_or_name: str, dtype: str) -> PreTrainedModel:
-    """The model as transformers has it, in the memory of the host; errors as of ``load_model``."""
+def load_transformer(path_or_name: str, dtype: str) -> tuple[PreTrainedModel, str]:
+    """The model as transformers has it, in the memory of the host, and what one should know of its weights.
+
+    Errors as of ``load_model``.
+    """
     checkpoint = open_checkpoint(path_or_name)
     checkpoint.check_weights()
     config = load_config(checkpoint.folder)
     gate.check_config(config)
-    transformer, report = read_weights(checkpoint.folder, config, dtype)
+    shards = open_shards(checkpoint.folder)
+    scheme = scheme_of(config)
+    told = ""
+    if scheme is None:
+        transformer, report = read_weights(config, dtype, checkpoint.folder)
+    else:
+        transformer, report, told = read_quantized(config, dtype, shards, scheme)
     for what in ("missing", "mismatched"):
         # transformers fills these with random numbers and goes on.
         if keys := report[f"{what}_keys"]:
@@ -63,11 +77,41 @@ def load_transformer(path_or_name: str, dtype: str) -> PreTrainedModel:
             raise ModelNotSupported(
                 f"the weights of {path_or_name!r} do not fit its config.json: {len(keys)} {what} ({some})"
             )
-    return transformer
+    return transformer, told
 
 
-def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """The language model of a folder, a `PreTrainedModel`, and what transformers says of its weights."""
+def read_quantized(
+    config: PreTrainedConfig, dtype: str, shards: Mapping[str, Any], scheme: Scheme
+) -> tuple[Any, dict[str, Any], str]:
+    """As ``read_weights``, with every quantized weight as what it stands for; and what one should know of that."""
+    text, failures = language_model_config(config), list[Exception]()
+    own = getattr(text, "dtype", None) or torch.bfloat16
+    chosen = own if dtype == "auto" else getattr(torch, dtype)
+    weights = stored_weights(shards, scheme)
+    tensors = dequantized_tensors(shards, weights, chosen, failures)
+    try:
+        transformer, report = read_weights(
+            config, str(chosen).removeprefix("torch."), None, state_dict=tensors
+        )
+    except RuntimeError as error:
+        raise (failures or [error])[0] from None
+    if failures:
+        raise failures[0]
+    times = 8 * chosen.itemsize / scheme.bits
+    told = (
+        f"weights {scheme.title}, dequantized to {str(chosen).removeprefix('torch.')}: they take {times:.1f} times the"
+        " memory of the files, and a step that much longer to read them"
+    )
+    return transformer, report, told
+
+
+def read_weights(
+    config: PreTrainedConfig, dtype: str, folder: Path | None, **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The language model of a folder, a `PreTrainedModel`, and what transformers says of its weights.
+
+    Without a folder the weights are ``given``, as transformers takes them.
+    """
     text = language_model_config(config)
     # It would list every weight that is not read, a line each; those that are missing are our error. (It looks at the
     # level of its logger to decide whether to list what no rank divides, too.)
@@ -76,7 +120,7 @@ def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[An
     try:
         return gate.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
             folder,
-            config=text,
+            config=unquantized(text),
             key_mapping=None if text is config else LANGUAGE_MODEL_KEYS,
             dtype=dtype,
             use_safetensors=True,
@@ -84,9 +128,11 @@ def read_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[An
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are among what it says then, and an error of ours
             **FROM_FOLDER,
+            **given,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelNotSupported(f"the weights of {str(folder)!r} cannot be loaded: {error}") from error
+        where = f"of {str(folder)!r} " if folder else ""
+        raise ModelNotSupported(f"the weights {where}cannot be loaded: {error}") from error
     finally:
         report.removeFilter(only_errors)
 
@@ -125,7 +171,7 @@ def from_config(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         transformer = gate.causal_lm_class(config)._from_config(
-            language_model_config(config), dtype=dtype, attn_implementation=IMPLEMENTATION
+            unquantized(language_model_config(config)), dtype=dtype, attn_implementation=IMPLEMENTATION
         )
     return PagedModel(transformer, attention.create(attention_backend))
 

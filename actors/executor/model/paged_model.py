@@ -46,6 +46,8 @@ class PagedModel:
         """The ranks of which each has a part of the model; None: it is whole."""
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
+        self.weights_told = ""
+        """What one should know of its weights, where they were quantized."""
 
     def measure(self) -> None:
         """Find out what its weights take and its layers keep: once it is there, and when a part of it is left."""

@@ -41,16 +41,17 @@ def load_part(
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
     backend = attention.create(attention_backend)
-    transformer = load_transformer(path_or_name, dtype)
+    transformer, told = load_transformer(path_or_name, dtype)
     if fits(transformer, group, device):
         model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
+        model.weights_told = told
         divide(model, group)
         return model
     config = load_config(open_checkpoint(path_or_name).folder)
     probe_short_model(config, group, device, transformer.dtype, attention_backend)
     shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.group = group
+    model.group, model.weights_told = group, told
     fuse(model)
     return model
 

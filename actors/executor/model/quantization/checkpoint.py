@@ -1,0 +1,102 @@
+"""The tensors of a checkpoint with quantized weights, each read and dequantized when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .....protocol.errors import ModelNotSupported
+from ....checkpoint import read_json
+from .formats import FORMATS, Format
+from .scheme import Scheme
+from .weight import QuantizedWeight
+
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
+"""What safetensors call types that are no weights without scales."""
+
+
+def open_shards(folder: Path) -> dict[str, Any]:
+    """The files of a folder that hold each of its tensors; ModelNotSupported names one that is missing or cut short."""
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    names = sorted(set(index.values())) if isinstance(index, dict) else None
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")) if names is None else [folder / name for name in names]:
+        try:
+            shard = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ModelNotSupported(
+                f"{path} cannot be read: {error}; if it is cut short or missing, fetch it again"
+            ) from None
+        found |= dict.fromkeys(shard.keys(), shard)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A quantized weight in its files."""
+
+    name: str
+    """In the model, but for what transformers renames."""
+    form: Format
+    parts: Mapping[str, Any]
+    """The shards of its tensors, by the ends of their names."""
+    scheme: Scheme
+    base: str
+
+    def read(self) -> QuantizedWeight | Tensor:
+        tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}
+        return self.form.unpack(self.name, tensors, self.scheme)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        found = self.read()
+        return found.dequantized(dtype) if isinstance(found, QuantizedWeight) else found.to(dtype)
+
+
+def stored_weights(shards: Mapping[str, Any], scheme: Scheme) -> list[StoredWeight]:
+    """The quantized weights among the tensors of a checkpoint; ModelNotSupported without any, or for half of one."""
+    found: list[StoredWeight] = []
+    for name, shard in shards.items():
+        for form in (FORMATS[known] for known in scheme.formats):
+            if not name.endswith(form.main):
+                continue
+            base = name.removesuffix(form.main)
+            parts = {end: shards[base + end] for end in form.parts if base + end in shards}
+            lacking = [ends[0] for ends in form.needed if not parts.keys() & set(ends)]
+            if not lacking:
+                found.append(StoredWeight(base + form.stands_for, form, parts, scheme, base))
+            elif form.main != ".weight" or shard.get_slice(name).get_dtype() in EIGHT_BITS:
+                raise ModelNotSupported(f"{name} is quantized, and its {base}{lacking[0]} is missing")
+    if not found:
+        raise ModelNotSupported(
+            f"config.json says that weights are quantized by {scheme.method!r}, and none is"
+        )
+    return found
+
+
+class Dequantized:
+    """Stands in for a stored tensor where transformers reads them: it is read with ``[...]``."""
+
+    def __init__(self, weight: StoredWeight, dtype: torch.dtype, failures: list[Exception]) -> None:
+        self.weight, self.dtype, self.failures = weight, dtype, failures
+
+    def __getitem__(self, _: Any) -> Tensor:
+        try:
+            return self.weight.dequantized(self.dtype)
+        except Exception as error:
+            self.failures.append(error)  # transformers would go on without it
+            raise
+
+
+def dequantized_tensors(
+    shards: Mapping[str, Any], weights: list[StoredWeight], dtype: torch.dtype, failures: list[Exception]
+) -> dict[str, Any]:
+    """All tensors of a checkpoint by their names, to be read with ``[...]``, as if nothing were quantized."""
+    parts = {weight.base + end for weight in weights for end in weight.parts}
+    plain = {name: shard.get_slice(name) for name, shard in shards.items() if name not in parts}
+    return plain | {weight.name: Dequantized(weight, dtype, failures) for weight in weights}

@@ -1,0 +1,219 @@
+"""A checkpoint with quantized weights computes what they stand for, exactly; what is not read is named at the start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quantized import STORED, compressed, make_quantized, write
+from safetensors.torch import load_file, save_file
+from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.probe import _paged_logits, _probe_tokens
+from slipstream.protocol.errors import ModelNotSupported
+from tiny_models import MULTIMODAL, make_checkpoint, make_config
+from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from slipstream import cli
+
+CPU = torch.device("cpu")
+
+torch.set_num_threads(1)
+
+
+def logits_of(folder: Path, dtype: str = "float32") -> Tensor:
+    model = load_model(str(folder), device=CPU, dtype=dtype)
+    assert model.kept_because == ""
+    with torch.inference_mode():
+        return _paged_logits(model, _probe_tokens(model))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_logits_are_exactly_those_of_the_dequantized_model(kind: str, tmp_path: Path) -> None:
+    quantized, plain = make_quantized(kind, tmp_path)
+    assert torch.equal(logits_of(quantized), logits_of(plain))
+
+
+def test_rounded_once_in_half_precision(tmp_path: Path) -> None:
+    quantized, plain = make_quantized("fp8 by blocks", tmp_path)
+    assert torch.equal(logits_of(quantized, "bfloat16"), logits_of(plain, "bfloat16"))
+
+
+def test_experts_that_a_checkpoint_has_one_by_one(tmp_path: Path) -> None:
+    """transformers stacks them when it loads them."""
+    quantized, plain = make_quantized("compressed fp8 by rows", tmp_path, "qwen3_moe")
+    assert any(
+        ".experts.3.up_proj.weight_scale" in name for name in load_file(quantized / "model.safetensors")
+    )
+    assert torch.equal(logits_of(quantized), logits_of(plain))
+
+
+def test_the_language_model_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
+    quantized, plain = make_quantized("gptq", tmp_path, "llava")
+    assert "llava" in MULTIMODAL
+    assert torch.equal(logits_of(quantized), logits_of(plain))
+
+
+def test_mxfp4_of_gpt_oss(tmp_path: Path) -> None:
+    folder, plain = (
+        make_checkpoint("gpt_oss", tmp_path / "quantized", intermediate_size=64),
+        tmp_path / "plain",
+    )
+    tensors = load_file(folder / "model.safetensors")
+    stored, dense = dict(tensors), dict(tensors)
+    torch.manual_seed(7)
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj"):
+            experts, width, height = tensor.shape
+            blocks = torch.randint(0, 256, (experts, height, width // 32, 16), dtype=torch.uint8)
+            exponents = torch.randint(118, 124, (experts, height, width // 32), dtype=torch.uint8)
+            dense[name] = convert_moe_packed_tensors(blocks, exponents, dtype=torch.float32)
+            del stored[name]
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": exponents}
+    write(folder, plain, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, stored, dense)
+    assert torch.equal(logits_of(folder), logits_of(plain))
+
+
+def test_it_is_said_what_that_costs(tmp_path: Path) -> None:
+    quantized, plain = make_quantized("awq", tmp_path)
+    assert load_model(str(plain), device=CPU).weights_told == ""
+    assert load_model(str(quantized), device=CPU, dtype="bfloat16").weights_told == (
+        "weights AWQ int4, dequantized to bfloat16: they take 4.0 times the memory of the files, and a step that much"
+        " longer to read them"
+    )
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "'bitsandbytes', and only the package of that name",
+    ),
+    (
+        {"quant_method": "of nobody"},
+        "'of nobody', and that is not known here; take a checkpoint in bfloat16, or",
+    ),
+    ({"load_in_4bit": True}, "quantized by None"),
+    ({"quant_method": "fp8", "fmt": "e5m2"}, "of the form 'e5m2'; e4m3 is read"),
+    ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+    ({"quant_method": "gptq", "bits": 3}, "of 3 bits; 4 and 8 are read"),
+    ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "the format 'marlin'"),
+    ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down.*": {"bits": 8}}}, r"dynamic: '\+:.*down"),
+    ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "the version 'gemv'"),
+    ({"quant_method": "mxfp4"}, "'mxfp4', which is read of gpt_oss alone"),
+    (
+        compressed("nvfp4-pack-quantized", "float", 4, "tensor_group"),
+        "the format 'nvfp4-pack-quantized'; read are",
+    ),
+    (compressed("pack-quantized", "int", 2, "group"), "of 2 bits and type 'int'"),
+    (compressed("int-quantized", "int", 8, "token"), "the strategy 'token'"),
+    (compressed("float-quantized", "float", 8, "channel") | {"quantization_status": "frozen"}, "'frozen'"),
+    (
+        compressed("float-quantized", "float", 8, "channel")
+        | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        "sparse-24-bitmask",
+    ),
+    (
+        compressed("int-quantized", "int", 8, "channel") | {"transform_config": {"config_groups": {"u": 1}}},
+        "rotated",
+    ),
+    (compressed("int-quantized", "int", 8, "channel") | {"config_groups": {}}, "name no weights"),
+]
+
+
+@pytest.mark.parametrize(("said", "reason"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_what_is_not_read_is_refused_before_any_weight_is(
+    said: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    make_config("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ModelNotSupported, match=f"model type 'llama' is not supported: .*{reason}"):
+        load_model(str(tmp_path), device=CPU)
+
+
+def test_env_tells_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantized, _ = make_quantized("fp8 by blocks", tmp_path)
+    assert cli.main(["env", "--model", str(quantized)]) == 0
+    assert "quantized    FP8 in blocks of 12 x 20 (fp8)" in capsys.readouterr().out
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (quantized / "config.json").write_text(json.dumps(config))
+    assert cli.main(["env", "--model", str(quantized)]) == 4
+    assert (
+        "not supported: model type 'llama' is not supported: its weights are quantized by 'bitsandbytes'"
+        in (capsys.readouterr().out)
+    )
+
+
+def changed(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+NAME = "model.layers.1.mlp.up_proj"
+
+
+def test_half_of_a_weight_is_named(tmp_path: Path) -> None:
+    for kind, part in (("compressed fp8 by rows", "weight_scale"), ("gptq", "qzeros")):
+        folder, _ = make_quantized(kind, tmp_path / part)
+        changed(folder, lambda tensors, part=part: tensors.pop(f"{NAME}.{part}"))
+        with pytest.raises(
+            ModelNotSupported, match=f"{NAME}.* is quantized, and its {NAME}.{part} is missing"
+        ):
+            load_model(str(folder), device=CPU)
+
+
+def test_scales_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder, _ = make_quantized("compressed int8", tmp_path)
+    changed(folder, lambda tensors: tensors.update({f"{NAME}.weight_scale": torch.ones(7, 1)}))
+    with pytest.raises(
+        ModelNotSupported, match=rf"scales of {NAME}.weight have the shape \[7, 1\], .* 48 x 32"
+    ):
+        load_model(str(folder), device=CPU)
+
+
+def test_a_weight_that_is_not_there_is_missing(tmp_path: Path) -> None:
+    folder, _ = make_quantized("gptq", tmp_path)
+    changed(
+        folder,
+        lambda tensors: [tensors.pop(f"{NAME}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")],
+    )
+    with pytest.raises(ModelNotSupported, match=rf"1 missing \({NAME}.weight\)"):
+        load_model(str(folder), device=CPU)
+
+
+def test_a_plain_folder_that_says_it_is_quantized(tmp_path: Path) -> None:
+    folder, plain = make_quantized("gptq", tmp_path)
+    (plain / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(ModelNotSupported, match="says that weights are quantized by 'gptq', and none is"):
+        load_model(str(plain), device=CPU)
+
+
+@pytest.mark.parametrize("kind", ["plain", "quantized"])
+def test_a_shard_that_is_cut_short_is_named(kind: str, tmp_path: Path) -> None:
+    make_quantized("awq", tmp_path)
+    folder = tmp_path / kind
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(
+        ModelNotSupported, match=f"{file} cannot be read: .*; if it is cut short or missing, fetch it"
+    ):
+        load_model(str(folder), device=CPU)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    _, folder = make_quantized("awq", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = dict.fromkeys(tensors, "model-00001-of-00002.safetensors") | {
+        "model.norm.weight": "model-00002-of-00002.safetensors"
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    with pytest.raises(ModelNotSupported, match=r"model-00002-of-00002\.safetensors cannot be read"):
+        load_model(str(folder), device=CPU)
