@@ -39,18 +39,13 @@ def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
     """The program of a model, without its cache."""
     from .step.program import ModelProgram
 
-    program = ModelProgram(
+    return ModelProgram(
         model,
         options.max_num_seqs,
         options.max_model_len,
         options.block_size,
         check_carry_over=options.check_carry_over,
     )
-    if model.group is not None:
-        from .ranks.sampler import sampler_of
-
-        program.sampler = sampler_of(model.group, program.sampler)
-    return program
 
 
 def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...protocol.messages import Capacity, Completed, GrammarEnd, PeerUp, Plan, Sampled
-from ...runtime.actor import Actor
 from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
+from .step_actor import StepActor
 
 IDLE_S = 0.1
 """Pause after which the executor counts as idle: between the requests of one client there is less."""
@@ -21,11 +21,10 @@ CATCHING_UP_SHARE = 1 / 3
 """Of the time, while there are steps to run, what is spent on being at full speed soon: graphs in 3 s take 9 s then."""
 
 
-class Executor(Actor):
-    """A pure state machine around a device: a plan is staged and launched, the result of a step is sent back."""
+class Executor(StepActor):
+    """Launches every plan of the scheduler, and sends it back the tokens of every step that is done."""
 
     name = "executor"
-    blocking = True
 
     def __init__(
         self,
@@ -43,9 +42,9 @@ class Executor(Actor):
         took; None: nothing was left. ``catching_up``: until then steps are slower than they will be, so that pieces
         are done between steps too.
 
-        ``masks`` are left out where no sequence has a grammar, ``patience`` where the limit for a step is known.
+        ``masks`` are left out where no sequence has a grammar; ``patience`` as of `StepActor`.
         """
-        super().__init__()
+        super().__init__(pipeline, batch, facts, patience)
         self.spare_work = spare_work
         if spare_work is not None:
             self.wake_at = 0.0
@@ -53,36 +52,14 @@ class Executor(Actor):
             self.full_speed_at = None
         self.rest_until = 0.0
         """When the next piece may be done between steps."""
-        self.pipeline = pipeline
-        self.batch = batch
         self.masks = masks or Masks(None, 0)
-        self.patience = patience
-        self.sizes: dict[int, int] = {}
-        """Tokens of each step that is under way."""
         self.capacity = capacity
-        self.facts = facts
-        self.completions_fd = pipeline.device.completions_fd
         self.scheduler_is_new = False
         """There is a new scheduler, and what the old one started is not over yet."""
         self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
 
-    @property
-    def idle(self) -> bool:
-        return self.pipeline.idle
-
-    @property
-    def working(self) -> bool:
-        return not self.idle
-
-    @property
-    def patience_s(self) -> float | None:
-        return None if self.patience is None else self.patience.limit_s
-
     def on_plan(self, plan: Plan, now: float) -> None:
-        slot = self.pipeline.acquire()
-        step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
-        self.sizes[plan.step] = step.layout.tokens
-        self.pipeline.launch(slot, plan.step, step)
+        step = self.launch(plan)
         self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, step.masked)
         self.fill_masks()
 
@@ -94,13 +71,7 @@ class Executor(Actor):
             self.pipeline.sample()
 
     def on_completed(self, message: Completed, now: float) -> None:
-        for result in self.pipeline.poll_completed():
-            self.progress += 1
-            self.trace(result)
-            tokens = self.sizes.pop(result.number)
-            if self.patience is not None:
-                begun, ended = result.compute
-                self.patience.learn(tokens, (ended - begun) * 1e-9)
+        for result in self.collect():
             ends = self.masks.sampled(result.tokens)
             if not self.scheduler_is_new:
                 self.send("scheduler", sampled(result, ends))
@@ -111,15 +82,6 @@ class Executor(Actor):
             self.wake_at = now + IDLE_S
         elif self.may_catch_up(now):
             self.wake_at = now
-
-    def trace(self, result: StepResult) -> None:
-        """Put the times of a step on the timeline."""
-        (begun, ended), (forward_done, sampling_started) = result.compute, result.stalled
-        self.ring.add("h2d", "step", result.number, *result.h2d)
-        self.ring.add("compute", "step", result.number, begun, forward_done)
-        if sampling_started < ended:
-            self.ring.add("compute", "step", result.number, sampling_started, ended)
-        self.ring.add("d2h", "step", result.number, *result.d2h)
 
     def on_wake(self, now: float) -> None:
         """Compute masks; or do a piece of what can wait, when nothing has come for a while or full speed is to come."""
@@ -141,10 +103,6 @@ class Executor(Actor):
         Not while a step waits for its masks: its forward pass is over, and its logits are where a graph's would be.
         """
         return self.full_speed_at is None and now >= self.rest_until and self.pipeline.unmasked is None
-
-    def next_completion(self) -> float | None:
-        under_way = self.pipeline.under_way
-        return under_way[0].d2h_done.time_ns() * 1e-9 if under_way else None
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         if peer.name == "scheduler":

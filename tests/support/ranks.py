@@ -25,9 +25,7 @@ from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
-from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.leader import Leader, name_of
-from slipstream.actors.executor.ranks.sampler import sampler_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
@@ -55,17 +53,13 @@ def compiler() -> GrammarCompiler:
 class Rank:
     """What one rank has."""
 
-    def __init__(
-        self, model: PagedModel, group: RankGroup | None, depth: int, blocks: int, captured: bool
-    ) -> None:
+    def __init__(self, model: PagedModel, depth: int, blocks: int, captured: bool) -> None:
         self.device = CpuDevice()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if captured else None
         self.batch = RunningBatch(
             SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=model.stateful is not None
         )
         program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
-        if group is not None:
-            program.sampler = sampler_of(group, program.sampler)
         self.replays = Replays()
         self.graphed = None
         if buckets is not None:
@@ -132,24 +126,19 @@ def spare_work_of(graphed: GraphedProgram) -> Callable[[], float | None]:
 
 
 class Service:
-    """Scheduler and executor; ``graphs`` are none, captured at the start, or one by one when idle."""
+    """Scheduler and executor, with a rank for each model; ``graphs`` are none, captured at the start, or one by one when idle."""
 
     def __init__(
         self,
         models: list[PagedModel],
-        groups: list[RankGroup] | None = None,
         *,
         depth: int = 2,
         blocks: int = 60,
         graphs: str = "none",
     ) -> None:
         captured, lazy = graphs != "none", graphs == "lazy"
-        known = groups or [None]
         with torch.inference_mode():
-            self.ranks = [
-                Rank(model, group, depth, blocks, captured)
-                for model, group in zip(models, known, strict=True)
-            ]
+            self.ranks = [Rank(model, depth, blocks, captured) for model in models]
         if graphs == "start":
             at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
         first = self.ranks[0]
@@ -159,10 +148,10 @@ class Service:
         masks = Masks(compiler(), SLOTS, LLExecutor())
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS_TOKEN_ID,)))
         self.followers: dict[str, FollowerThread] = {}
-        if groups is None:
+        if len(models) == 1:
             self.executor = Executor(*given, masks)
         else:
-            names = tuple(name_of(rank) for rank in range(1, len(groups)))
+            names = tuple(name_of(rank) for rank in range(1, len(models)))
             self.executor = Leader(*given, masks, followers=names)
             for number, name in enumerate(names, 1):
                 self.followers[name] = FollowerThread(self.ranks[number], number, lazy)

@@ -7,19 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ....protocol.messages import CaptureNext, Completed, Forget, Plan
-from ....runtime.actor import Actor
 from ..patience import Patience
-from ..pipeline import Pipeline, StepResult
+from ..pipeline import Pipeline
 from ..step.batch import RunningBatch
+from ..step_actor import StepActor
 
 
-class Follower(Actor):
+class Follower(StepActor):
     """Stages and launches what rank 0 does, and sends nothing.
 
     Rank 0 may hand on a plan when its own pipeline has a free slot and this one has not yet: what comes early waits.
     """
-
-    blocking = True
 
     def __init__(
         self,
@@ -31,17 +29,13 @@ class Follower(Actor):
         capture_next: Callable[[], object] | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """``capture_next`` captures the graph that is missing first, where there are any."""
-        super().__init__()
-        self.name, self.rank = name, rank
-        self.pipeline, self.batch = pipeline, batch
-        self.facts = facts
+        """``capture_next`` captures the graph that is missing first, where there are any; ``patience`` as of
+        `StepActor`.
+        """
+        super().__init__(pipeline, batch, facts, patience, rank)
+        self.name = name
         self.capture_next = capture_next
-        self.patience = patience
-        self.completions_fd = pipeline.device.completions_fd
         self.early: deque[Plan | Forget | CaptureNext] = deque()
-        self.sizes: dict[int, int] = {}
-        """Tokens of each step that is under way."""
         self.handlers |= {
             Plan: self.on_order,
             Forget: self.on_order,
@@ -53,14 +47,6 @@ class Follower(Actor):
     def idle(self) -> bool:
         return self.pipeline.idle and not self.early
 
-    @property
-    def working(self) -> bool:
-        return not self.idle
-
-    @property
-    def patience_s(self) -> float | None:
-        return None if self.patience is None else self.patience.limit_s
-
     def on_order(self, order: Plan | Forget | CaptureNext, now: float) -> None:
         self.early.append(order)
         self.go_on()
@@ -71,17 +57,11 @@ class Follower(Actor):
             order = self.early.popleft()
             if isinstance(order, Plan):
                 self.launch(order)
+                self.pass_masks()
             elif isinstance(order, Forget):
                 self.batch.clear()
             elif self.capture_next is not None:
                 self.capture_next()
-
-    def launch(self, plan: Plan) -> None:
-        slot = self.pipeline.acquire()
-        step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
-        self.sizes[plan.step] = step.layout.tokens
-        self.pipeline.launch(slot, plan.step, step)
-        self.pass_masks()
 
     def pass_masks(self) -> None:
         """Let the step go on that waits for masks: only rank 0, which chooses, has any."""
@@ -89,25 +69,6 @@ class Follower(Actor):
             self.pipeline.sample()
 
     def on_completed(self, message: Completed, now: float) -> None:
-        for result in self.pipeline.poll_completed():
-            self.progress += 1
-            self.trace(result)
-            tokens = self.sizes.pop(result.number)
-            if self.patience is not None:
-                begun, ended = result.compute
-                self.patience.learn(tokens, (ended - begun) * 1e-9)
+        self.collect()
         self.pass_masks()
         self.go_on()
-
-    def trace(self, result: StepResult) -> None:
-        """Put the times of a step on the timeline, in tracks that have the number of the rank."""
-        for stream, (begun, ended) in (
-            ("h2d", result.h2d),
-            ("compute", result.compute),
-            ("d2h", result.d2h),
-        ):
-            self.ring.add(f"{stream}.{self.rank}", "step", result.number, begun, ended)
-
-    def next_completion(self) -> float | None:
-        under_way = self.pipeline.under_way
-        return under_way[0].d2h_done.time_ns() * 1e-9 if under_way else None

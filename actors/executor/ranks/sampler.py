@@ -7,25 +7,30 @@ small copy on the compute stream gives all the same, and the grammars and counts
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..sampling.sampler import Sampler
 from ..step.layout import SamplingKind
-from .group import RankGroup
+
+if TYPE_CHECKING:
+    from .group import RankGroup
 
 
-def sampler_of(group: RankGroup, own: Sampler) -> Sampler:
-    """What takes the place of a program's own sampler on this rank."""
-    return FollowingSampler(group) if group.rank else LeadingSampler(group, own)
+def sampler_of(group: RankGroup | None, slots: int, vocab_size: int, device: torch.device) -> Sampler:
+    """The sampler of a rank; None: there is only one. The rest as of `Sampler`."""
+    if group is None:
+        return Sampler(slots, vocab_size, device)
+    return FollowingSampler(group) if group.rank else LeadingSampler(group, slots, vocab_size, device)
 
 
 class LeadingSampler(Sampler):
     """On rank 0: sends the others what it has chosen."""
 
-    def __init__(self, group: RankGroup, own: Sampler) -> None:
-        vars(self).update(vars(own))
+    def __init__(self, group: RankGroup, slots: int, vocab_size: int, device: torch.device) -> None:
+        super().__init__(slots, vocab_size, device)
         self.group = group
 
     def choose(

@@ -9,7 +9,8 @@ from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
-from ..sampling.sampler import Sampler, logprobs
+from ..ranks.sampler import sampler_of
+from ..sampling.sampler import logprobs
 from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, SamplingKind, Step, StepLayout
 from .slots import SlotState
@@ -41,7 +42,7 @@ class ModelProgram:
             StateSlots(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
         )
         """What recurrent layers keep of each sequence slot; None where the model has none."""
-        self.sampler = Sampler(seq_slots + 1, model.vocab_size, model.device)
+        self.sampler = sampler_of(model.group, seq_slots + 1, model.vocab_size, model.device)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
         self.logits: Tensor | None = None

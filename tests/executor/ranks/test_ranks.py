@@ -87,17 +87,17 @@ def one_rank(family: str) -> dict[int, list[int]]:
     return answers(Service([model], blocks=5 * LENGTH))
 
 
-def two_ranks(family: str) -> tuple[list[PagedModel], list[RankGroup]]:
-    ranks, models = groups(2), [whole(family), whole(family)]
-    at_once(divide, models, ranks)
-    return models, ranks
+def two_ranks(family: str) -> list[PagedModel]:
+    models = [whole(family), whole(family)]
+    at_once(divide, models, groups(2))
+    return models
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"])
 def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None:
     expected = one_rank(family)
     assert sum(map(len, expected.values())) > 150
-    service = Service(*two_ranks(family), blocks=FEW_BLOCKS)
+    service = Service(two_ranks(family), blocks=FEW_BLOCKS)
     assert answers(service) == expected
     counters = service.scheduler.counters
     assert counters["num_preemptions"] > 0
@@ -106,7 +106,7 @@ def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None
 
 def test_each_rank_keeps_the_states_that_nothing_divides() -> None:
     expected = one_rank("qwen3_next")
-    service = Service(*two_ranks("qwen3_next"), blocks=FEW_BLOCKS)
+    service = Service(two_ranks("qwen3_next"), blocks=FEW_BLOCKS)
     assert answers(service) == expected
     assert service.scheduler.counters["num_preemptions"] > 0
 
@@ -116,7 +116,7 @@ def test_each_rank_keeps_the_states_that_nothing_divides() -> None:
 )
 def test_at_any_depth_with_graphs_and_without(depth: int, graphs: str) -> None:
     expected = one_rank("llama")
-    service = Service(*two_ranks("llama"), depth=depth, blocks=FEW_BLOCKS, graphs=graphs)
+    service = Service(two_ranks("llama"), depth=depth, blocks=FEW_BLOCKS, graphs=graphs)
     first, second = service.ranks
     while graphs == "lazy" and first.graphed is not None and len(first.graphed.missing) > 3:
         service.wake()  # nothing has been asked yet
@@ -148,7 +148,7 @@ def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(
 
         monkeypatch.setattr(RankGroup, name, together)
 
-    service = Service(*two_ranks("llama"), depth=3, blocks=FEW_BLOCKS)
+    service = Service(two_ranks("llama"), depth=3, blocks=FEW_BLOCKS)
     for name in ("sum", "gather", "broadcast"):
         record(name)
     answers(service)
@@ -170,7 +170,7 @@ def test_a_rank_that_chooses_other_tokens_is_noticed(monkeypatch: pytest.MonkeyP
         return (real(self, logits, slots, *rest) + 1) % VOCAB_SIZE
 
     monkeypatch.setattr(FollowingSampler, "choose", choose)
-    service = Service(*two_ranks("llama"), blocks=FEW_BLOCKS)
+    service = Service(two_ranks("llama"), blocks=FEW_BLOCKS)
     with pytest.raises(AssertionError, match="tokens"):
         answers(service)
 

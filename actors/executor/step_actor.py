@@ -1,0 +1,82 @@
+"""What rank 0 and every other rank of an executor have in common: they launch steps and collect them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...protocol.messages import Plan
+from ...runtime.actor import Actor
+from .patience import Patience
+from .pipeline import Pipeline, StepResult
+from .step.batch import RunningBatch
+from .step.layout import Step
+
+
+class StepActor(Actor):
+    """A pure state machine around a device: what it launches, it collects when the device has it done."""
+
+    blocking = True
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        batch: RunningBatch,
+        facts: dict[str, Any],
+        patience: Patience | None = None,
+        rank: int = 0,
+    ) -> None:
+        """``patience`` is left out where the limit for a step is known."""
+        super().__init__()
+        self.pipeline, self.batch, self.facts = pipeline, batch, facts
+        self.patience = patience
+        self.sizes: dict[int, int] = {}
+        """Tokens of each step that is under way."""
+        self.completions_fd = pipeline.device.completions_fd
+        self.tracks = tuple(f"{name}.{rank}" if rank else name for name in ("h2d", "compute", "d2h"))
+        """Of the timeline, one for each device stream."""
+
+    @property
+    def idle(self) -> bool:
+        return self.pipeline.idle
+
+    @property
+    def working(self) -> bool:
+        return not self.idle
+
+    @property
+    def patience_s(self) -> float | None:
+        return None if self.patience is None else self.patience.limit_s
+
+    def next_completion(self) -> float | None:
+        under_way = self.pipeline.under_way
+        return under_way[0].d2h_done.time_ns() * 1e-9 if under_way else None
+
+    def launch(self, plan: Plan) -> Step:
+        """Stage the step of a plan and queue it on the device, as far as it can be without masks."""
+        slot = self.pipeline.acquire()
+        step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
+        self.sizes[plan.step] = step.layout.tokens
+        self.pipeline.launch(slot, plan.step, step)
+        return step
+
+    def collect(self) -> list[StepResult]:
+        """The steps that are done, oldest first, when they were noted as progress and put on the timeline."""
+        completed = self.pipeline.poll_completed()
+        for result in completed:
+            self.progress += 1
+            self.trace(result)
+            tokens = self.sizes.pop(result.number)
+            if self.patience is not None:
+                begun, ended = result.compute
+                self.patience.learn(tokens, (ended - begun) * 1e-9)
+        return completed
+
+    def trace(self, result: StepResult) -> None:
+        """Put the times of a step on the timeline."""
+        h2d, compute, d2h = self.tracks
+        (begun, ended), (forward_done, sampling_started) = result.compute, result.stalled
+        self.ring.add(h2d, "step", result.number, *result.h2d)
+        self.ring.add(compute, "step", result.number, begun, forward_done)
+        if sampling_started < ended:
+            self.ring.add(compute, "step", result.number, sampling_started, ended)
+        self.ring.add(d2h, "step", result.number, *result.d2h)
