@@ -126,7 +126,10 @@ def spare_work_of(graphed: GraphedProgram) -> Callable[[], float | None]:
 
 
 class Service:
-    """Scheduler and executor, with a rank for each model; ``graphs`` are none, captured at the start, or one by one when idle."""
+    """Scheduler and executor, with a rank for each model.
+
+    ``graphs`` are none, captured at the start, or one by one when idle (lazy).
+    """
 
     def __init__(
         self,
