@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from chaos import Chaos, chaos_load, everything_fails
@@ -11,6 +12,7 @@ from probation_faults import PROBATION_FAULTS
 from recovery_faults import Fault, planted
 from simulation import VOCAB, idle
 from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.simulator import RESTART_S
 
 KINDS = [(actor, 0) for actor in ACTORS] + [
     ("scheduler", 5),
@@ -66,6 +68,28 @@ def asked_again(actor: str) -> None:
     world.check_nothing_left()
 
 
+def given_up_while_the_actor_is_down(seed: int, actor: str) -> None:
+    """Two requests that kill an actor. The client of the one that is tried first aborts it before the actor is back
+    from its second death: that makes nobody suspect, and the other one is still tried alone."""
+    world = Chaos(seed, depth=1 + seed % 3)
+    world.connect(CLIENT)
+    older, newer = (ask_poison(world, actor, after) for after in (5, 0))
+    world.poisonous = {(CLIENT, f"{actor} 5")}
+
+    def kills(name: str, message: Any) -> bool:
+        if newer.kills(name, message):
+            if newer.deaths + older.deaths == 2:
+                world.after(RESTART_S / 2, lambda: world.abort(CLIENT, f"{actor} 0"))
+            return True
+        return older.kills(name, message)
+
+    world.kills = kills
+    chaos_load(world, 10, lambda world: None, others=2)
+    assert world.ends[CLIENT, f"{actor} 0"] == "answered", "its client is told of no death"
+    assert world.ends[CLIENT, f"{actor} 5"] == "quarantined"
+    assert newer.deaths + older.deaths == 3, f"in the world with seed {seed}"
+
+
 def all_poisons(seed: int) -> None:
     """Requests that kill each of the actors, and in some worlds other failures too."""
     world = Chaos(seed, depth=1 + seed % 3)
@@ -100,6 +124,12 @@ def test_what_was_given_up_kills_nobody_when_it_is_asked_for_again(actor: str) -
     asked_again(actor)
 
 
+@pytest.mark.parametrize("actor", ["scheduler", "detokenizer"])
+def test_what_was_given_up_while_the_actor_was_down_is_suspect_no_more(actor: str, more: int) -> None:
+    for seed in range(4 * more):
+        given_up_while_the_actor_is_down(seed, actor)
+
+
 def test_poisons_of_all_actors_at_once_and_other_failures_beside_them_leave_nothing_undone(more: int) -> None:
     for seed in range(20 * more):
         try:
@@ -120,6 +150,7 @@ def test_a_fault_planted_in_probation_is_caught(fault: Fault, monkeypatch: pytes
             no_culprit(seed, "detokenizer")
         for actor, after in (("tokenizer", 0), ("gateway", 5), ("detokenizer", 5)):
             one_poison(0, actor, after)
+        given_up_while_the_actor_is_down(0, "scheduler")
         all_poisons(9)
     except Exception as error:
         print(f"caught: {type(error).__name__}: {error}"[:300])

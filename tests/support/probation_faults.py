@@ -40,6 +40,12 @@ PROBATION_FAULTS = [
         "",
     ),
     Fault(
+        "what-is-closed-stays-suspect",
+        "actors.gateway.probation:Held.forget_closed",
+        "if request.number in requests",
+        "",
+    ),
+    Fault(
         "one-suspect-is-skipped", f"{PROBATION}.next", "self.tried = self.suspects.pop(", "self.suspects.pop("
     ),
     Fault(
