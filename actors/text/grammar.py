@@ -57,7 +57,8 @@ class Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, ends: list[int]) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, vocab_size: int, ends: list[int]) -> None:
+        """``vocab_size`` is the model's; tokens that the tokenizer does not know are of no bytes, and never come."""
         pieces = Pieces(tokenizer)
         control = {
             token: added.content
@@ -69,6 +70,7 @@ class Vocabulary:
             for token in range(1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
         ]
         """By token id."""
+        self.tokens += [b""] * (vocab_size - len(self.tokens))
         if not ends:  # the library needs one, to say with it that an answer may end
             ends = [len(self.tokens)]
             self.tokens.append(NO_END.encode())
@@ -94,11 +96,10 @@ class GrammarCompiler:
         """``vocab_size`` is the model's, ``eos`` are the tokens that end an answer, if it has such."""
         self.words = -(-vocab_size // 32)
         """int32 of one mask: bit ``token % 32`` of word ``token // 32`` says whether ``token`` may come."""
-        vocabulary = Vocabulary(tokenizer, sorted(eos))
-        ends = vocabulary.ends
-        known = max(vocab_size, len(vocabulary.tokens))
+        vocabulary = Vocabulary(tokenizer, vocab_size, sorted(eos))
+        ends, known = vocabulary.ends, len(vocabulary.tokens)
         try:
-            self.vocabulary = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=known, eos_token=ends)
+            self.vocabulary = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=ends)
         except Exception as error:  # the library raises what its parts raise
             raise ModelNotSupported(
                 f"this tokenizer gives no bytes to its tokens that a grammar could be applied to ({error})"

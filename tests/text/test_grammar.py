@@ -34,6 +34,7 @@ from slipstream.protocol.messages import (
     Completed,
     Enqueue,
     Generate,
+    Join,
     Refused,
     Sampled,
     Submit,
@@ -206,6 +207,37 @@ def test_a_model_without_an_end_has_a_mask_without_one() -> None:
     assert int.from_bytes(matcher.compute_bitmask(), "little") & ~compiler.barred(()) == 1 << letters[1]
     matcher.consume_token(letters[1])
     assert int.from_bytes(matcher.compute_bitmask(), "little") & ~compiler.barred(()) == 0
+
+
+@pytest.mark.parametrize("padding", [1, 31, 267])
+@pytest.mark.parametrize("ends", [[], [EOS]])
+def test_a_vocabulary_may_be_padded_beyond_the_tokenizers(padding: int, ends: list[int]) -> None:
+    """As most are. What pads it never comes."""
+    tokenizer = byte_tokenizer()
+    size = tokenizer.get_vocab_size() + padding
+    compiler = GrammarCompiler(tokenizer, size, ends)
+    masks = Masks(compiler, 1)
+    join = Join(
+        slot=0,
+        tokens=b"",
+        prompt_len=0,
+        start=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        seed=0,
+        min_tokens=0,
+        stop_tokens=np.array(ends, np.int32).tobytes(),
+        end=10,
+        grammar=Grammar("regex", "(?s:.+)"),
+    )
+    masks.begin((), [join], [(0, 0)])
+    filled = np.zeros(-(-size // 32), np.int32)
+    masks.fill(filled)
+    allowed = int.from_bytes(filled.tobytes(), "little")
+    assert allowed & 1 << tokenizer.encode("a").ids[0]
+    assert allowed >> tokenizer.get_vocab_size() == 0
 
 
 def test_masks_are_those_of_the_library_with_the_whole_tokenizer() -> None:
