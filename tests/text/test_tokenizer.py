@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from array import array
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ import tokenizers
 from slipstream.actors.text.chat_template import ChatTemplate, load_chat_templates
 from slipstream.actors.text.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
-from slipstream.actors.text.tokenizer_files import (
-    load_tokenizer,
-)
+from slipstream.actors.text.tokenizer_files import load_tokenizer, read_tokenizer
 from slipstream.protocol.errors import ModelNotSupported
 from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized
 from slipstream.protocol.sampling import SamplingParams
@@ -393,6 +392,51 @@ def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Pa
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelNotSupported, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def in_pairs(written: dict[str, Any]) -> dict[str, Any]:
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in written["model"]["merges"]]
+    return written | {"model": written["model"] | {"merges": pairs}}
+
+
+def in_texts(written: dict[str, Any]) -> dict[str, Any]:
+    texts = [" ".join(pair) for pair in in_pairs(written)["model"]["merges"]]
+    return written | {"model": written["model"] | {"merges": texts}}
+
+
+def with_settings(written: dict[str, Any]) -> dict[str, Any]:
+    settings = {"unk_token": "<s>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": True}
+    return written | {"model": written["model"] | settings}
+
+
+def with_tokens_added(written: dict[str, Any]) -> dict[str, Any]:
+    made = tokenizers.Tokenizer.from_str(json.dumps(written))
+    made.add_special_tokens(["<|new|>"])
+    made.add_tokens([tokenizers.AddedToken("two words", single_word=True, lstrip=True, normalized=True)])
+    return json.loads(made.to_str())
+
+
+def of_words(written: dict[str, Any]) -> dict[str, Any]:
+    model = models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]")
+    return json.loads(tokenizers.Tokenizer(model).to_str())
+
+
+@pytest.mark.parametrize("form", [in_pairs, in_texts, with_settings, with_tokens_added, of_words])
+def test_a_file_is_read_as_the_library_reads_it(
+    tmp_path: Path, form: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    path = write_model(tmp_path) / "tokenizer.json"
+    path.write_text(json.dumps(form(json.loads(path.read_text()))))
+    assert read_tokenizer(path).to_str() == tokenizers.Tokenizer.from_file(str(path)).to_str()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"model": {"type": "BPE"}}', '{"model": {"type": "BPE", "vocab": 1}}']
+)
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (write_model(tmp_path) / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelNotSupported, match=r"tokenizer\.json cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)
 
 

@@ -170,14 +170,17 @@ def test_no_grammar_takes_long_on_a_large_vocabulary(folder: Path, tokenizer: to
     assert longest < 200
 
 
-MOST_MB = {"gateway": 90, "detokenizer": 90, "http": 100, "tokenizer": 200}
-"""For vocabularies of up to 160,000 tokens. HTTP's has the tokenizer and a web server in it."""
+MOST_MB = {"gateway": 90, "detokenizer": 90, "http": 90, "tokenizer": 200}
+"""For vocabularies of up to 160,000 tokens."""
+
+PADDING = 100
+"""Tokens that the model has and the tokenizer does not, as in most models."""
 
 
 def test_faces_and_tokenizer_stay_small(
     folder: Path, tokenizer: tokenizers.Tokenizer, tmp_path: Path
 ) -> None:
-    size = 1 + max(tokenizer.get_vocab().values())
+    size = PADDING + 1 + max(tokenizer.get_vocab().values())
     if size > 160_000:
         pytest.skip("larger than the bound is for")
     for name in ("tokenizer.json", "tokenizer_config.json"):
