@@ -2,7 +2,7 @@
 
 It is no actor but a client of the gateway like any other, in a process of its own. A request passes through:
 
-    server.py                   the process: its socket, uvicorn, how it drains and ends
+    build.py, server.py         the process: its socket, uvicorn, how it drains and ends
     transport/connection.py     one connection, within bounds of time, size and number
     app.py                      the routes, and who is let in
     transport/uploads.py        bodies: how they arrive and are decoded

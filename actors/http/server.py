@@ -8,19 +8,18 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
+from tokenizers import Tokenizer
 
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import SlipstreamError
 from ..options import HttpOptions
+from ..text.chat_template import ChatTemplates
 from .app import Entrance, hosts_of, make_app
 from .service import Service
 from .transport.connection import Connections, HttpProtocol
-
-if TYPE_CHECKING:
-    from ...runtime.process.child import StartContext
 
 BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted: as many as a service holds requests by default."""
@@ -74,15 +73,15 @@ def make_server(entrance: Entrance, most_connections: int | None = None) -> Serv
 class HttpFrontend:
     """What ``FrontendHost`` runs."""
 
-    def __init__(self, options: HttpOptions) -> None:
+    def __init__(self, options: HttpOptions, texts: tuple[Tokenizer, ChatTemplates | str]) -> None:
+        """``texts`` is what ``load_texts`` returns."""
         self.service = Service(
             lambda: AsyncClient(options.gateway, curve=options.curve),
-            options.model,
+            texts,
             options.model_name,
             options.version,
             options.limits,
             options.metrics_prefix,
-            options.chat_template,
             options.sanitize_control_tokens,
         )
         self.listener = listen(options.endpoint)
@@ -141,9 +140,3 @@ def listen(endpoint: str) -> socket.socket:
         ) from None
     made.setblocking(False)
     return made
-
-
-def build(context: StartContext) -> HttpFrontend:
-    """The HTTP frontend of a service, from its options."""
-    context.phase("load tokenizer")
-    return HttpFrontend(context.options_as(HttpOptions))

@@ -11,21 +11,21 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from datetime import datetime
-from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from tokenizers import Tokenizer
 
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
+from ..text.chat_template import ChatTemplates
 from ..text.pieces import UNREADABLE
-from ..text.prompts import Prompts, load_texts
+from ..text.prompts import Prompts
 from .errors import STOPPED, Names, Problem, as_written
 from .tokens import Tokens
 from .transport.uploads import Uploads
@@ -98,21 +98,20 @@ class Service:
     def __init__(
         self,
         connect: Callable[[], AsyncClient],
-        folder: str,
+        texts: tuple[Tokenizer, ChatTemplates | str],
         model: str,
         version: str,
         bounds: Limits,
         metrics_prefix: str = "slipstream_",
-        chat_template: str | None = None,
         sanitize: bool = False,
     ) -> None:
-        """``connect`` makes a client of the gateway."""
+        """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns."""
         self.clients = GatewayClients(connect)
         self.model = model
         self.version = version
         self.bounds = bounds
         self.metrics_prefix = metrics_prefix
-        tokenizer, chat_templates = load_texts(Path(folder), datetime.now, chat_template)
+        tokenizer, chat_templates = texts
         self.prompts = Prompts(tokenizer, chat_templates, self.bounds.max_prompt_bytes, sanitize=sanitize)
         self.tokens = Tokens(tokenizer)
         self.started = int(time.time())

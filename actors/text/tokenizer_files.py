@@ -65,7 +65,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     vocabulary, merges, added = model["vocab"], model["merges"], written["added_tokens"]
     bare = written | {"added_tokens": [], "model": model | {"vocab": {}, "merges": []}}
     tokenizer = tokenizers.Tokenizer.from_str(msgspec.json.encode(bare).decode())
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    pairs: list[Any] = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
     settings = {name: model[name] for name in BPE_SETTINGS if model.get(name) is not None}
     tokenizer.model = BPE(vocabulary, pairs, **settings)
     tokenizer.add_tokens(

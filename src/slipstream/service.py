@@ -237,7 +237,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         child("gateway", "gateway.gateway", gateway, waits=True),
     ]
     if http is not None:
-        children.append(child("http", "http.server", http, waits=True, frontend_of="gateway"))
+        children.append(child("http", "http.build", http, waits=True, frontend_of="gateway"))
     hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
 

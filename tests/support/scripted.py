@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping
+from datetime import datetime
 from typing import Any, cast
 
 from slipstream.actors.http.app import Entrance, make_app
 from slipstream.actors.http.service import Service
+from slipstream.actors.text.prompts import load_texts
 from slipstream.protocol.errors import ServiceUnavailable
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Delta, Usage
@@ -98,7 +100,8 @@ class Scripted:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
         client = cast("AsyncClient", self.script)
-        self.service = Service(lambda: client, str(BUNDLED_MODEL), MODEL, "0", bounds)
+        texts = load_texts(BUNDLED_MODEL, datetime.now)
+        self.service = Service(lambda: client, texts, MODEL, "0", bounds)
         self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:
