@@ -200,9 +200,12 @@ class Trace(ToClient, tag="trace"):
 
 
 class ActorState(msgspec.Struct, kw_only=True):
-    """One actor as the supervisor knows it."""
+    """One actor, or another process of the service, as the supervisor knows it."""
 
     name: str
+    role: str = "actor"
+    """``actor``; ``frontend``, a client of the others; or ``spare``: it waits to be the next incarnation of an actor,
+    and nobody waits for it."""
     state: str
     """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead``: it waits for
     its restart."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from .executor import Executor
 from .memory import check_states, count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
+from .prepare import import_transformers
 from .ranks.follower import Follower
 from .ranks.leader import Leader, name_of
 from .sampling.masks import Masks
@@ -84,15 +84,9 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
         torch.set_num_threads(max(1, cores // options.tensor_parallel_size))
     else:
         wake(where)
-    context.phase("import transformers")
-    import transformers
-
-    from .model import load  # noqa: F401  # with the parts of transformers that models are made of
-
+    import_transformers(context)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # Triton launches where the current device is
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()  # it would be garbage in a log
     return where
 
 

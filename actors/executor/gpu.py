@@ -31,7 +31,7 @@ def on_gpu(
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
     # Ranks are started one by one, and have to do the same.
-    restarted = context.epoch > 1 and options.tensor_parallel_size == 1
+    restarted = context.restarted and options.tensor_parallel_size == 1
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
+from ...runtime.memory import available
 from ..options import ExecutorOptions
 
 if TYPE_CHECKING:
@@ -82,15 +82,6 @@ def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | N
             f" sequence, {each * slots} with one for padding, and there are {room}; "
             + (f"lower --max-num-seqs to {fit} or less" if fit > 0 else "not even one sequence has room")
         )
-
-
-def available(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that the processes of a CPU can still have: what is free, and what Linux would take from its file cache."""
-    for line in meminfo.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) << 10
-    raise SlipstreamError(f"{meminfo} does not say MemAvailable: the memory that is left is not known")
 
 
 def no_room(

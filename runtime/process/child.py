@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ class StartContext(Protocol):
 
     epoch: int
     """The incarnation that is being built."""
+    restarted: bool
+    """The service has had one before it."""
     crashed: bool
     """The one before it ended by its own fault."""
 
@@ -56,9 +58,12 @@ class StartContext(Protocol):
 class Build:
     """Times the phases of a start."""
 
-    def __init__(self, options: dict[str, Any], epoch: int = 1, crashed: bool = False) -> None:
+    def __init__(
+        self, options: dict[str, Any], epoch: int = 1, *, restarted: bool = False, crashed: bool = False
+    ) -> None:
         self.options = options
         self.epoch = epoch
+        self.restarted = restarted
         self.crashed = crashed
         self.current = "import"
         self.since = time.monotonic()
@@ -71,6 +76,11 @@ class Build:
         now = time.monotonic()
         self.phases[self.current] = self.phases.get(self.current, 0.0) + now - self.since
         self.current, self.since = name, now
+
+    def ended(self) -> dict[str, float]:
+        """The seconds of each phase, when the last one is over."""
+        self.phase("ready")
+        return {name: round(seconds, 3) for name, seconds in self.phases.items()}
 
 
 def die_with_parent(parent: int) -> None:
@@ -104,6 +114,13 @@ def give_memory_back() -> None:
 
 def main(factory: str, fd: int, parent: int) -> int:
     """Build the actor that ``factory`` names and run it until the supervisor ends it."""
+    settle(parent)
+    with socket.socket(fileno=fd) as channel:
+        return live(factory, channel)
+
+
+def settle(parent: int) -> None:
+    """What every process of a service does first; it ends with ``parent``, the supervisor."""
     die_with_parent(parent)
     for number in (
         signal.SIGINT,
@@ -112,16 +129,19 @@ def main(factory: str, fd: int, parent: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
     configure(as_json=False)
-    with socket.socket(fileno=fd) as channel:
-        return live(factory, channel)
 
 
-def live(factory: str, channel: socket.socket) -> int:
-    """Build the actor and run it, as the control channel says; returns the exit code of the process."""
+def live(factory: str, channel: socket.socket, in_hand: int | None = None) -> int:
+    """Build the actor and run it, as the control channel says; returns the exit code of the process.
+
+    ``in_hand``: the file descriptor of ``InHand``, where that is not the one which ``Begin`` says.
+    """
     begin = control.receive(channel)
     if not isinstance(begin, control.Begin):
         return 1
-    build = Build(begin.options, begin.epoch, begin.crashed)
+    if in_hand is not None:
+        begin.in_hand = in_hand
+    build = Build(begin.options, begin.epoch, restarted=begin.restarted, crashed=begin.crashed)
     try:
         host = start(factory, begin, build, channel)
     except Exception as error:
@@ -138,8 +158,7 @@ def live(factory: str, channel: socket.socket) -> int:
 
 def start(factory: str, begin: control.Begin, build: Build, channel: socket.socket) -> Host | FrontendHost:
     """Build the actor and its sockets, and report that it is ready."""
-    module, _, function = factory.partition(":")
-    make: Callable[[StartContext], Actor | Frontend] = getattr(importlib.import_module(module), function)
+    make: Callable[[StartContext], Actor | Frontend] = named(factory)
     made = make(build)
     build.phase("sockets")
     prepare(control.AnyControl)
@@ -155,10 +174,15 @@ def start(factory: str, begin: control.Begin, build: Build, channel: socket.sock
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
-    build.phase("ready")
     channel.setblocking(False)
-    control.send(channel, control.Ready(facts, {k: round(v, 3) for k, v in build.phases.items()}))
+    control.send(channel, control.Ready(facts, build.ended()))
     return host
+
+
+def named(function: str) -> Any:
+    """The function that ``module:function`` names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def run(host: Host | FrontendHost) -> None:
@@ -183,10 +207,15 @@ def failure(phase: str, error: Exception) -> control.Failed:
     )
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+def end(code: int) -> NoReturn:
+    """End the process at once.
+
+    Large libraries take their time to clear up what goes with the process, and complain into the log.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(
-        code
-    )  # large libraries take their time to clear up what goes with the process, and complain into the log
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    end(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

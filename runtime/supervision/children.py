@@ -15,12 +15,14 @@ from typing import Any
 
 from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
-from ..log import Output, standard_error
+from ..log import Output, logger, standard_error
+from ..memory import private_bytes
 from . import control
+from .forked import ForkedProcess, fork_from
 from .liveness import Liveness
 
-CHILD = f"{__name__.split('.supervision')[0]}.process.child"
-"""The module that a child process runs."""
+PROCESS = f"{__name__.split('.supervision')[0]}.process"
+"""Where the modules are that child processes run."""
 
 STOP_TIMEOUT_S = 2.0
 """How long a child may take to end before it is killed."""
@@ -48,6 +50,16 @@ class ChildSpec:
     frontend_of: str | None = None
     """Of a frontend: the actor whose client it is, at the endpoint that the option of its name names. It is no actor's
     peer, and its death, however often, does not end the service."""
+    prepare: str | None = None
+    """Of a spare: ``module:function`` that imports what is slow. Children of its factory are forked from it. It is no
+    actor's peer, and its death is no death of the service."""
+    from_the_first: bool = False
+    """Of a spare: their first incarnations are forked from it too, and wait for it."""
+
+    @property
+    def role(self) -> str:
+        """``ActorState.role``."""
+        return "spare" if self.prepare else "frontend" if self.frontend_of else "actor"
 
 
 @dataclass(slots=True)
@@ -57,7 +69,7 @@ class Child:
     spec: ChildSpec
     epoch: int
     mailbox: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     channel: socket.socket
     pidfd: int
     since: float
@@ -77,6 +89,8 @@ class Child:
     """It was told to drain, and nothing is under way any more."""
     failure: control.Failed | None = None
     """What it said before it ended."""
+    forked: bool = False
+    """From a spare."""
     output: Output | None = None
     """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
 
@@ -85,50 +99,47 @@ class Child:
         spec: ChildSpec,
         epoch: int,
         directory: Path,
-        peers: dict[str, tuple[int, str]],
-        options: dict[str, Any],
-        key: bytes,
+        first: control.Begin | control.Prepare,
         *,
         collect_output: bool,
-        crashed: bool,
-        quarantined: list[bytes],
+        spare: Child | None = None,
     ) -> Child:
-        """Start a process. ``crashed``: the incarnation before this one ended by its own fault.
-
-        ``quarantined``: digests of requests at which others have died.
-        """
-        mailbox = f"ipc://{directory}/{spec.name}.{epoch}"
+        """Start a process with its ``first`` message; fork it from ``spare`` if there is one that can."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.set_inheritable(False)
         in_hand = InHand.create()
         output = Output(spec.name) if collect_output else None
-        ours_to_print_to = standard_error()
-        stderr = subprocess.DEVNULL if ours_to_print_to is None else ours_to_print_to
-        command = [sys.executable, "-m", CHILD, spec.factory]
         with theirs:
-            process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(), in_hand.descriptor),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr if output is None else output.writer,
-                stderr=stderr if output is None else output.writer,
-                env=environment(),
-                cwd="/",
-                process_group=0,  # a signal to our group is for us to handle
-            )
+            process = None
+            if spare is not None:
+                process = spare.fork(theirs, in_hand, output)
+            forked = process is not None
+            if process is None:
+                process = start_process(spec, theirs, in_hand, output)
         if output is not None:
             os.close(output.writer)
         pidfd = os.pidfd_open(process.pid)
         child = Child(
-            spec, epoch, mailbox, process, ours, pidfd, time.monotonic(), kills_for_memory(), in_hand
-        )
-        child.output = output
-        begin = control.Begin(
-            spec.name, epoch, mailbox, peers, options, crashed, in_hand.descriptor, quarantined, key
-        )
-        control.send(ours, begin)
+            spec, epoch, mailbox_of(spec, epoch, directory), process, ours, pidfd, time.monotonic(),
+            kills_for_memory(), in_hand, forked=forked, output=output,
+        )  # fmt: skip
+        if isinstance(first, control.Begin):
+            first.in_hand = in_hand.descriptor
+        control.send(ours, first)
         ours.setblocking(False)
         return child
+
+    def fork(self, channel: socket.socket, in_hand: InHand, output: Output | None) -> ForkedProcess | None:
+        """Of a spare: an incarnation with these files. None if it cannot; then it is ended."""
+        with open(os.devnull, "wb") as nothing:
+            descriptor = standard_error() if output is None else output.writer
+            printing = nothing.fileno() if descriptor is None else descriptor
+            try:
+                return fork_from(self.channel, (channel.fileno(), in_hand.descriptor, printing))
+            except SlipstreamError as error:
+                logger.warning("%s (pid %d) does not fork: %s", self.spec.name, self.process.pid, error)
+                self.process.kill()
+                return None
 
     @property
     def hang_timeout_s(self) -> float:
@@ -172,12 +183,21 @@ class Child:
 
     def end(self, reason: str = "") -> None:
         """Stop it, with a last message to those who wait for it; kill it if it does not end."""
+        if self.spec.role == "spare":
+            self.process.kill()  # nobody waits for it, and it may be importing
         self.send(control.Stop(reason=reason))
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.reap()
+
+    def memory(self) -> str:
+        """What it takes that no other process shares with it, in words."""
+        try:
+            return f"{private_bytes(self.process.pid) >> 20} MB of its own"
+        except OSError:
+            return "it is gone"
 
     def lived_s(self, now: float) -> float:
         """How long it has been ready."""
@@ -226,6 +246,32 @@ class ChildFailed(SlipstreamError):
             next(line for line in lines if line.startswith("  cause")).removeprefix("  cause").strip()
         )
         super().__init__("\n".join(lines))
+
+
+def mailbox_of(spec: ChildSpec, epoch: int, directory: Path) -> str:
+    return f"ipc://{directory}/{spec.name}.{epoch}"
+
+
+def start_process(
+    spec: ChildSpec, channel: socket.socket, in_hand: InHand, output: Output | None
+) -> subprocess.Popen[bytes]:
+    """A new process, with these files."""
+    if spec.prepare is None:
+        command = [f"{PROCESS}.child", spec.factory]
+    else:
+        command = [f"{PROCESS}.spare", spec.prepare, spec.factory]
+    ours_to_print_to = standard_error()
+    stderr = subprocess.DEVNULL if ours_to_print_to is None else ours_to_print_to
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, str(channel.fileno()), str(os.getpid())],
+        pass_fds=(channel.fileno(), in_hand.descriptor),
+        stdin=subprocess.DEVNULL,
+        stdout=stderr if output is None else output.writer,
+        stderr=stderr if output is None else output.writer,
+        env=environment(),
+        cwd="/",
+        process_group=0,  # a signal to our group is for us to handle
+    )
 
 
 def kills_for_memory() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -36,6 +37,8 @@ class Begin(Control):
     peers: dict[str, tuple[int, str]]
     """Epoch and mailbox of every peer that is there already."""
     options: dict[str, Any]
+    restarted: bool = False
+    """The service has had an incarnation before this one."""
     crashed: bool = False
     """The incarnation before this one ended by its own fault."""
     in_hand: int = -1
@@ -44,6 +47,28 @@ class Begin(Control):
     """Digests of requests that this one is not to meet, since others died while they handled them."""
     key: bytes = b""
     """What frames between the actors of this service begin with."""
+
+
+class Prepare(Control):
+    """supervisor → spare: import what the actor needs. The first message; answered by ``Ready`` or ``Failed``."""
+
+    options: dict[str, Any]
+    """Of the actor."""
+    background: bool
+    """Others serve meanwhile and come first."""
+
+
+class Fork(Control):
+    """supervisor → spare: fork an incarnation; answered by ``Forked``.
+
+    With it come the file descriptors of the incarnation: its control channel, ``InHand``, and what it prints to.
+    """
+
+
+class Forked(Control):
+    """spare → supervisor: the incarnation runs, as a child of the supervisor, and waits for ``Begin``."""
+
+    pid: int
 
 
 class Peer(Control):
@@ -70,7 +95,7 @@ class Stop(Control):
 
 
 class Ready(Control):
-    """host → supervisor: the actor is built and its mailbox is bound."""
+    """host → supervisor: the actor is built and its mailbox is bound; of a spare: all is imported."""
 
     facts: dict[str, Any] = {}
     """What the actor says of itself, for the banner."""
@@ -142,21 +167,34 @@ class ReportActors(Control):
 
 
 AnyControl = (
-    Begin | Peer | PeerDied | Stop | Ready | Failed | Drained
+    Begin | Prepare | Fork | Forked | Peer | PeerDied | Stop | Ready | Failed | Drained
     | Awake | Probe | Report | ReportCounters | AskActors | ReportActors
 )  # fmt: skip
 
 
-def send(channel: socket.socket, message: AnyControl) -> None:
+def send(channel: socket.socket, message: AnyControl, descriptors: Sequence[int] = ()) -> None:
+    """Send a message; with it, files that this process has open."""
     packet = encode(message)
     if len(packet) > MAX_PACKET:
         raise ValueError(f"a control message of {len(packet)} bytes is over the limit of {MAX_PACKET}")
-    channel.send(packet)
+    if descriptors:
+        socket.send_fds(channel, [packet], descriptors)
+    else:
+        channel.send(packet)
 
 
 def receive(channel: socket.socket) -> AnyControl | None:
     """The next message; None when the other side is gone. ``BlockingIOError`` if there is none yet."""
-    packet = channel.recv(MAX_PACKET)
+    return decode(channel.recv(MAX_PACKET))
+
+
+def receive_with_files(channel: socket.socket, most: int) -> tuple[AnyControl | None, list[int]]:
+    """The same, and up to ``most`` file descriptors that came with it."""
+    packet, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET, most)
+    return decode(packet), descriptors
+
+
+def decode(packet: bytes) -> AnyControl | None:
     if not packet:
         return None
     return msgspec.convert(msgpack.unpackb(packet, strict_map_key=False), AnyControl)

@@ -100,7 +100,7 @@ class Status:
             return
         self.reported = totals
         for child in self.children.values():
-            if child.there and child.spec.frontend_of is None and "endpoint" in child.facts:
+            if child.there and child.spec.role == "actor" and "endpoint" in child.facts:
                 child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
 
     def actors(self, serving: bool, draining: bool) -> Actors:
@@ -109,7 +109,9 @@ class Status:
         return Actors(
             actors=states,
             live=all(state.state != "hung" for state in states),
-            ready=serving and not draining and all(state.state == "ready" for state in states),
+            ready=serving
+            and not draining
+            and all(state.state == "ready" for state in states if state.role != "spare"),
             draining=draining,
         )
 
@@ -118,6 +120,7 @@ class Status:
         liveness, report = child.liveness, child.report
         return ActorState(
             name=child.spec.name,
+            role=child.spec.role,
             state=child.state,
             pid=child.process.pid,
             epoch=child.epoch,

@@ -19,11 +19,12 @@ import zmq
 from ...protocol.errors import SlipstreamError
 from ..log import logger
 from . import control
-from .children import Child, ChildFailed, ChildSpec
+from .children import Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, hanging, members_of
 from .liveness import Liveness
 from .notify import Notify
 from .restarts import INTENSITY, Restarts
+from .spares import Spares
 from .status import Status
 
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
@@ -50,7 +51,11 @@ class Supervisor:
         start_timeout_s: float = 600.0,
     ) -> None:
         """``collect_output``: what children print goes through the log instead of straight to standard error."""
-        self.specs = specs
+        self.specs = [spec for spec in specs if spec.role != "spare"]
+        self.spare = next((spec for spec in specs if spec.role == "spare"), None)
+        self.spares = self.new_spares()
+        self.waiting_for_spare: list[ChildSpec] = []
+        """Whose first incarnation is forked from the spare, when that is ready."""
         self.directory = directory
         self.collect_output = collect_output
         self.notify = notify
@@ -118,10 +123,14 @@ class Supervisor:
     def start(self) -> bool:
         """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
         deadline = time.monotonic() + self.start_timeout_s
+        self.start_spare()
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            self.spawn(spec)
+            if self.spare is not None and self.spares.expected and spec.factory == self.spare.factory:
+                self.waiting_for_spare.append(spec)
+            else:
+                self.spawn(spec)
         self.serving = self.wait_ready(deadline)
         self.has_served |= self.serving
         return self.serving
@@ -133,7 +142,7 @@ class Supervisor:
         peers = {
             other.spec.name: (other.epoch, other.mailbox)
             for other in others
-            if other.spec.frontend_of is None and (other not in group or other.there)
+            if other.spec.role == "actor" and (other not in group or other.there)
         }
         options = spec.options
         if spec.group is not None:
@@ -144,25 +153,31 @@ class Supervisor:
                 {},
                 options | {spec.frontend_of: self.children[spec.frontend_of].spec.options["endpoint"]},
             )
-        key = self.key if spec.frontend_of is None else b""
-        crashed = self.crashed.get(spec.name, False)
+        begin = control.Begin(
+            spec.name,
+            self.epoch,
+            mailbox_of(spec, self.epoch, self.directory),
+            peers,
+            options,
+            restarted=self.status.restarts[spec.name] > 0,
+            crashed=self.crashed.get(spec.name, False),
+            quarantined=[digest for digest, deaths in self.deaths_with.items() if deaths > 1],
+            key=self.key if spec.role == "actor" else b"",
+        )
         self.children[spec.name] = Child.spawn(
             spec,
             self.epoch,
             self.directory,
-            peers,
-            options,
-            key,
+            begin,
             collect_output=self.collect_output,
-            crashed=crashed,
-            quarantined=[digest for digest, deaths in self.deaths_with.items() if deaths > 1],
+            spare=self.spare_for(spec),
         )
 
     def wait_ready(self, deadline: float) -> bool:
-        while any(child.state == "starting" for child in self.children.values()):
+        while self.starting():
             left = deadline - time.monotonic()
             if left <= 0:
-                slow = [c.spec.name for c in self.children.values() if c.state == "starting"]
+                slow = self.starting()
                 raise SlipstreamError(
                     f"not ready within {self.start_timeout_s:g} s: {', '.join(slow)}; a large model may need longer"
                 )
@@ -171,9 +186,21 @@ class Supervisor:
                 return False
         return True
 
+    def starting(self) -> list[str]:
+        """Who is not ready, of those who have to be."""
+        waiting = [spec.name for spec in self.waiting_for_spare]
+        return waiting + [
+            child.spec.name
+            for child in self.children.values()
+            if child.state == "starting" and child.spec.role != "spare"
+        ]
+
     def on_ready(self, child: Child, ready: control.Ready) -> None:
         name, now = child.spec.name, time.monotonic()
         child.state, child.facts, child.phases, child.ready_at = "ready", ready.facts, ready.phases, now
+        if child.spec.role == "spare":
+            self.on_spare_ready(child, now)
+            return
         child.liveness = Liveness(child.hang_timeout_s, now)
         self.first_start_s.setdefault(name, now - child.since)
         if "endpoint" in ready.facts:
@@ -183,11 +210,7 @@ class Supervisor:
         # news, and by then all others have to have it in their channels.
         for spec in self.specs:
             other = self.children.get(spec.name)
-            if (
-                other is not None
-                and other is not child
-                and spec.frontend_of is child.spec.frontend_of is None
-            ):
+            if other is not None and other is not child and spec.role == child.spec.role == "actor":
                 other.send(news)
         self.status.reported.clear()  # a new one who answers for the service knows no counters
         if name in self.died_at:
@@ -209,6 +232,7 @@ class Supervisor:
         waits = [
             *(
                 self.restart_due(),
+                self.start_spare(),
                 self.check_liveness(),
                 self.status.report_actors(self.serving, self.stopping),
                 self.feed_watchdog(),
@@ -249,7 +273,10 @@ class Supervisor:
             if child.there and child.channel.fileno() in ready:
                 self.hear(child)
             if child.there and child.pidfd in ready:
-                self.on_death(child)
+                if child.spec.role == "spare":
+                    self.on_spare_death(child)
+                else:
+                    self.on_death(child)
 
     def hear(self, child: Child) -> None:
         """Take in everything that a child says."""
@@ -291,6 +318,8 @@ class Supervisor:
         if not self.serving and not (frontend and self.has_served):
             raise failed
         were_ready = all(member.liveness is not None for member in members)
+        if child.forked and child.liveness is None and own_fault:
+            self.drop_spare(child)
         for member in members:
             self.died_at[member.spec.name] = now
             self.status.keep_counters(member)
@@ -315,14 +344,18 @@ class Supervisor:
         self.crashed[child.spec.name] = own_fault
         if own_fault and in_hand:
             self.deaths_with[in_hand] += 1
-        if child.spec.frontend_of is None:
+        if child.spec.role == "actor":
             for other in self.children.values():
-                if other.there and other.spec.frontend_of is None:
+                if other.there and other.spec.role == "actor":
                     other.send(control.PeerDied(child.spec.name, own_fault))
 
     def restart_due(self) -> float | None:
         """Start what has waited long enough; returns how long to wait for the next."""
         now = time.monotonic()
+        if self.waiting_for_spare and not self.spares.expected:
+            waiting, self.waiting_for_spare = self.waiting_for_spare, []
+            for spec in waiting:
+                self.spawn(spec)
         for when, spec in [due for due in self.due if due[0] <= now]:
             self.due.remove((when, spec))
             self.status.restarts[spec.name] += 1
@@ -343,11 +376,66 @@ class Supervisor:
                 child.reap()
         self.status.restarts.update(spec.name for spec in self.specs)
         self.children.clear()
+        self.spares = self.new_spares()
         self.status.asking.clear()
         if not self.start() and not self.parent_gone:
             raise SlipstreamError(
                 "told to stop while all actors were starting again: what was under way could not be finished"
             )
+
+    # --- the spare ----------------------------------------------------------------------------------
+
+    def new_spares(self) -> Spares:
+        return Spares(from_the_first=self.spare is not None and self.spare.from_the_first)
+
+    def start_spare(self) -> float | None:
+        """Start one if it is time; returns how long until then."""
+        if self.spare is None or self.stopping:
+            return None
+        whole = all(child.state == "ready" for child in self.children.values() if child.spec.role == "actor")
+        due = self.spares.due(serving=self.serving, whole=whole and not self.due)
+        now = time.monotonic()
+        if due is None or due > now:
+            return None if due is None else due - now
+        self.spares.on_start()
+        name, options = self.spare.name, self.spare.options
+        self.status.restarts[name] += self.spares.started > 1
+        first = control.Prepare(options, background=self.serving)
+        self.children[name] = Child.spawn(
+            self.spare, self.spares.started, self.directory, first, collect_output=self.collect_output
+        )
+        return None
+
+    def spare_for(self, spec: ChildSpec) -> Child | None:
+        """The spare that the next incarnation of a child can be forked from, if there is one."""
+        if self.spare is None or spec.factory != self.spare.factory or not self.spares.usable:
+            return None
+        return self.children[self.spare.name]
+
+    def on_spare_ready(self, child: Child, now: float) -> None:
+        self.spares.on_ready(now)
+        if self.serving:
+            logger.info("%s (pid %d) waits: %s", child.spec.name, child.process.pid, child.memory())
+
+    def drop_spare(self, failed: Child) -> None:
+        """What was forked from it could not start: the next one is started from nothing."""
+        spare = self.spare_for(failed.spec)
+        if spare is not None and spare.since < failed.since:
+            spare.process.kill()
+            self.on_spare_death(spare)
+
+    def on_spare_death(self, child: Child) -> None:
+        """Nobody waits for it: another one is started when that holds up no stream."""
+        self.hear(child)
+        failed = ChildFailed(child, child.process.wait())
+        child.reap()
+        self.spares.on_death(time.monotonic())
+        logger.warning(
+            "%s (pid %d) ended: %s; another is started when all actors are ready",
+            child.spec.name,
+            child.process.pid,
+            failed.cause,
+        )
 
     # --- liveness ---------------------------------------------------------------------------------
 
@@ -372,7 +460,8 @@ class Supervisor:
                 continue
             liveness = child.liveness
             if liveness is None:
-                dues += self.check_start(child, now)
+                if child.spec.role != "spare":
+                    dues += self.check_start(child, now)
                 continue
             if liveness.hung(now):
                 blamed = hanging(child, members_of(child, self.children), now)

@@ -226,6 +226,13 @@ class ServeOptions:
         low=0.2,
         high=86_400.0,
     )
+    spare_executor: str = option(
+        "auto",
+        "keep a process that has imported what an executor needs, from which the next one is forked in a moment; auto:"
+        " with a GPU, and on a CPU where 2 GB of memory are free",
+        group=LIFE,
+        choices=("auto", "on", "off"),
+    )
     ready_fd: int | None = option(
         None,
         "write one line of JSON to this file descriptor when ready",

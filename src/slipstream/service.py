@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 
 from . import __version__
 from .actors.checkpoint import open_checkpoint
+from .actors.executor.devices.kinds import uses_gpu
 from .actors.options import (
     ExecutorOptions,
     GatewayOptions,
@@ -30,6 +32,7 @@ from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
 from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
+from .runtime.memory import available
 from .runtime.run_directory import run_directory
 from .runtime.supervision.children import ChildFailed, ChildSpec
 from .runtime.supervision.control import IDLE_SIGNALS
@@ -133,7 +136,9 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     served = msgspec.convert(gateway.spec.options, GatewayOptions)
     length = served.limits.max_model_len
     tokens = (facts["num_blocks"] - 1) * facts["block_size"]
-    phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in executor.phases.items() if spent >= 0.05)
+    spare = supervisor.children.get("executor.spare")
+    spent = Counter(spare.phases if spare is not None and executor.forked else {}) + Counter(executor.phases)
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items() if seconds >= 0.05)
     logger.info(f"slipstream {__version__} serves {served.model_name}")
     ranks = sum(child.spec.group == "executor" for child in supervisor.children.values())
     device = facts["device"] + (f" for the first of {ranks} ranks" if ranks else "")
@@ -149,6 +154,8 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"
     )
+    if spare is not None and spare.state == "ready":
+        logger.info(f"  spare executor (pid {spare.process.pid}): {spare.memory()}")
     for line in facts.get("states", ()):
         logger.info(f"  {line}")
     logger.info(f"  endpoint {gateway.facts['endpoint']}")
@@ -229,8 +236,10 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     http = None if options.http is None else http_options(options, options.http, model, gateway)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
+    ranks = executors(options, model)
     children = [
-        *executors(options, model),
+        *spares(options, ranks[0]),
+        *ranks,
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
         child("detokenizer", "text.detokenizer", model),
         child("tokenizer", "text.tokenizer", tokenizer_options(options, model, limits)),
@@ -251,6 +260,28 @@ def executors(options: ServeOptions, model: ModelOptions) -> list[ChildSpec]:
         replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)
         for own in ranks
     ]
+
+
+SPARE_BYTES = 2 << 30
+"""Memory that has to be free for a spare executor on a CPU unless one is asked for: several times what it takes."""
+
+
+def spares(options: ServeOptions, executor: ChildSpec) -> list[ChildSpec]:
+    """The spare from which executors are forked, if there is one.
+
+    On a CPU the first one is forked too, and shares its memory from the beginning. On a GPU it makes its context while
+    it imports, which a spare cannot, and starts alone.
+    """
+    gpu = uses_gpu(options.device)
+    wanted = options.spare_executor == "on" or (
+        options.spare_executor == "auto"
+        and options.device != "emulated"
+        and (gpu or available() >= SPARE_BYTES)
+    )
+    if not wanted:
+        return []
+    prepare = f"{__package__}.actors.executor.prepare:prepare"
+    return [replace(executor, name="executor.spare", group=None, prepare=prepare, from_the_first=not gpu)]
 
 
 def child(

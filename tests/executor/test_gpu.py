@@ -28,6 +28,7 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import InvalidRequest, SlipstreamError
+from slipstream.runtime.memory import available
 from tiny_models import make_config
 
 from slipstream.options import ServeOptions
@@ -91,8 +92,8 @@ class Graphs(Replays):
 class Context:
     crashed = False
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, *, restarted: bool) -> None:
+        self.restarted = restarted
         self.phases: list[str] = []
 
     def phase(self, name: str) -> None:
@@ -110,7 +111,7 @@ def engine_of(
     gpu: Gpu | None = None,
     graphs: Graphs | None = None,
     model: PagedModel | None = None,
-    epoch: int = 1,
+    restarted: bool = False,
     **asked: Any,
 ) -> Engine:
     options = executor_options(
@@ -119,7 +120,7 @@ def engine_of(
         ),
         MODEL,
     )
-    made: Any = (Context(epoch), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
+    made: Any = (Context(restarted=restarted), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
     return on_gpu(*made)
 
 
@@ -136,7 +137,7 @@ def test_all_graphs_are_captured_before_it_is_ready_where_nothing_else_is_asked(
 
 def test_after_a_restart_streams_do_not_wait_for_graphs(caplog: pytest.LogCaptureFixture) -> None:
     graphs = Graphs()
-    engine = engine_of(graphs=graphs, epoch=2)
+    engine = engine_of(graphs=graphs, restarted=True)
     assert graphs.count == 1
     assert engine.facts["graphs"].startswith("1 in ")
     assert engine.catching_up
@@ -148,7 +149,7 @@ def test_after_a_restart_streams_do_not_wait_for_graphs(caplog: pytest.LogCaptur
     [said] = [record.getMessage() for record in caplog.records]
     assert said == f"the executor is at full speed; CUDA graphs {engine.facts['graphs']}"
     assert engine.facts["graphs"].startswith(f"{graphs.count} in ")
-    assert engine_of(epoch=2, cuda_graphs="start").catching_up is False, "as it was asked"
+    assert engine_of(restarted=True, cuda_graphs="start").catching_up is False, "as it was asked"
 
 
 def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
@@ -265,7 +266,7 @@ def test_an_idle_executor_survives_a_graph_without_memory(monkeypatch: pytest.Mo
         MODEL,
     )
     engine = engine_of(graphs=Graphs(room=2), cuda_graphs="lazy")
-    context: Any = Context(epoch=1)
+    context: Any = Context(restarted=False)
     executor = build.assemble(context, options, engine)
     for _ in range(9):
         executor.wake(0.0)
@@ -290,7 +291,7 @@ def test_ranks_on_a_cpu_share_what_linux_can_make_free(
 ) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:    6000 kB\n")
-    assert memory.available(meminfo) == 6000 << 10
+    assert available(meminfo) == 6000 << 10
     model = model_of("falcon_h1")
     room = (SLOTS + 1) * model.state_layout.bytes_per_slot
     monkeypatch.setattr(memory, "available", lambda: room)

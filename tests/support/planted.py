@@ -62,6 +62,23 @@ def stalling_executor(context: Any) -> Any:
     return actor
 
 
+def executor_that_is_no_fork(context: Any) -> Any:
+    """Fails where it is forked from a spare, once the test asks for it."""
+    from slipstream.actors.executor.build import build
+
+    if os.path.exists(os.environ["PLANTED_MARKER"]) and "slipstream.runtime.process.spare" in sys.orig_argv:
+        raise RuntimeError("planted: this is a fork")
+    return build(context)
+
+
+def printing_executor(context: Any) -> Any:
+    """Prints a line."""
+    from slipstream.actors.executor.build import build
+
+    print("printed by a fork", flush=True)
+    return build(context)
+
+
 def unable_rank(context: Any) -> Any:
     """Cannot start."""
     raise MemoryError("this rank has no room")
@@ -231,7 +248,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     import argparse
 
     from slipstream.runtime.config import add_arguments, resolve
-    from slipstream.runtime.log import configure
+    from slipstream.runtime.log import configure, wants_json
     from slipstream.runtime.run_directory import run_directory
 
     from slipstream.options import ServeOptions
@@ -245,7 +262,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
             dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
             for spec in plan_service(options, directory)
         ]
-        configure(as_json=False)
+        configure(as_json=wants_json(options.log_format))
         return run(specs, options, directory, os.getppid())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,15 @@ KINDS = {
     ),
 }
 """A device is an entry here, a module beside this one, and a branch of ``build``."""
+
+
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Where a driver of NVIDIA's shows: on Linux, and on Linux under Windows."""
+
+
+def uses_gpu(device: str) -> bool:
+    """Whether a device, ``auto`` for example, will be a GPU, as far as that shows without torch."""
+    return device.startswith("cuda") or (device == "auto" and any(path.exists() for path in GPU_DEVICES))
 
 
 def kind_of(device: str) -> DeviceKind:

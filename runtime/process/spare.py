@@ -1,0 +1,118 @@
+"""A spare: a process that has imported what an actor needs, and waits to be forked into an incarnation of it.
+
+``python -m slipstream.runtime.process.spare PREPARE FACTORY FD PARENT`` is what the supervisor runs: ``PREPARE``
+imports what is slow, and what is forked goes on as ``child.py`` does. A spare has no device context, no socket but its
+control channel, and no thread when it forks: a fork has only the one that forked. It goes on waiting afterwards, and
+most of its memory is that of its forks too.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from ..supervision import control
+from .child import Build, StartContext, die_with_parent, end, failure, live, named, settle
+
+NICENESS = 19
+"""Of imports while others serve."""
+
+
+def main(prepare: str, factory: str, fd: int, parent: int) -> int:
+    """Prepare, and fork whenever the supervisor asks for it, until it is gone; in what is forked, live."""
+    settle(parent)
+    with socket.socket(fileno=fd) as channel:
+        if not prepared(prepare, factory, channel):
+            return 1
+        while True:
+            message, descriptors = control.receive_with_files(channel, 3)
+            if not isinstance(message, control.Fork):
+                return 0
+            pid = fork_for(parent)
+            if pid == 0:
+                break
+            for descriptor in descriptors:
+                os.close(descriptor)
+            control.send(channel, control.Forked(pid))
+    own, in_hand, printing = descriptors
+    os.setpgid(0, 0)  # a signal to our group is for the supervisor to handle
+    for stream in (1, 2):
+        os.dup2(printing, stream)
+    os.close(printing)
+    with socket.socket(fileno=own) as channel:
+        return live(factory, channel, in_hand)
+
+
+def prepared(prepare: str, factory: str, channel: socket.socket) -> bool:
+    """Import what an actor with the options of the supervisor's first message needs, and tell it how that went."""
+    message = control.receive(channel)
+    if not isinstance(message, control.Prepare):
+        return False
+    build = Build(message.options)
+    errors: list[Exception] = []
+
+    def work() -> None:
+        if message.background:
+            os.setpriority(
+                os.PRIO_PROCESS, 0, NICENESS
+            )  # of this thread; a fork has that of the one that forks
+        try:
+            imports: Callable[[StartContext], None] = named(prepare)
+            imports(build)
+            named(factory)
+        except Exception as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=work, name="prepare")
+    worker.start()
+    worker.join()
+    if errors:
+        control.send(channel, failure(build.current, errors[0]))
+        return False
+    gc.collect()
+    gc.freeze()  # a look for cycles would write to memory that is shared
+    control.send(channel, control.Ready({}, build.ended()))
+    return True
+
+
+def fork_for(parent: int) -> int:
+    """Fork a process that becomes a child of ``parent``, which takes in orphans; its pid, and 0 in it.
+
+    It goes on when it is that child, and ends with it.
+    """
+    told, tell = os.pipe()
+    waits, go = os.pipe()
+    between = os.fork()
+    if between == 0:
+        try:
+            pid = os.fork()
+            if pid:
+                os.write(tell, pid.to_bytes(8))
+        except OSError:
+            pid = -1
+        if pid:
+            os._exit(0)
+        os.close(go)
+        gone = not os.read(waits, 1)
+        os.close(waits)
+        if gone:
+            os._exit(1)
+        die_with_parent(parent)
+        return 0
+    os.waitpid(between, 0)
+    os.close(tell)
+    pid = int.from_bytes(os.read(told, 8))
+    if not pid:
+        raise MemoryError("the system lets this spare fork no more")
+    os.write(go, b"!")
+    for descriptor in (told, waits, go):
+        os.close(descriptor)
+    return pid
+
+
+if __name__ == "__main__":
+    end(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
