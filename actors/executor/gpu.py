@@ -17,8 +17,9 @@ from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_to
 from .model.paged_model import PagedModel
 from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
+from .step.layout import Step
 from .step.program import ModelProgram
-from .step.warm_up import largest_step, null_run, steps_of_all_kernels, warm_up
+from .step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 
 
 def on_gpu(
@@ -40,7 +41,8 @@ def on_gpu(
 
     context.phase("compile kernels")
     step_bytes = measure(options, program, device, buckets)
-    kept = 0 if graphed is None else bytes_of_graphs(buckets, len(model.layout.layers), step_bytes)
+    layers = len(model.layout.layers)
+    kept = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
     blocks = count_blocks(options, model, Memory(*device.memory(), kept))
     program.allocate_cache(blocks)
@@ -134,7 +136,7 @@ class Capturing:
 def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice, buckets: Buckets) -> int:
     """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
 
-    Returns the bytes in which one works that asks nothing rare of its sampling.
+    Returns the bytes in which the largest works that can be captured and asks nothing rare of its sampling.
     """
     torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
     program.allocate_cache(1)
@@ -145,14 +147,16 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
         for step in steps_of_all_kernels(buckets, length):
             null_run(program, program.run, step, length)()
 
-    def run(*, everything: bool) -> None:
-        null_run(program, program.run, largest_step(buckets, length, everything=everything), length)()
+    def most_memory(step: Step) -> int:
+        return device.most_memory(null_run(program, program.run, step, length))
 
     try:
         with device.computing():
             compile_ahead(program.model.device, compiled)
-        plain = device.most_memory(lambda: run(everything=False))
-        device.most_memory(lambda: run(everything=True))
+        captured = most_memory(largest_step(buckets, length, everything=False))
+        most_memory(largest_step(buckets, length, everything=True))
+        if program.states is not None:
+            captured = most_memory(decode_step(buckets, buckets.decode[-1], length))
     except torch.OutOfMemoryError as error:
         raise step_too_large(options, buckets.mixed[-1]) from error
-    return plain
+    return captured

@@ -11,7 +11,6 @@ from ..options import ExecutorOptions
 
 if TYPE_CHECKING:
     from .model.paged_model import PagedModel
-    from .step.buckets import Buckets
 
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
@@ -33,9 +32,9 @@ class Memory:
     """What is kept back for CUDA graphs."""
 
 
-def bytes_of_graphs(buckets: Buckets, layers: int, step_bytes: int) -> int:
-    """What the graphs of all sizes will take: the kernels of each, and ``step_bytes`` that all of them work in."""
-    return step_bytes + buckets.forwards * layers * GRAPH_BYTES_PER_LAYER
+def bytes_of_graphs(forwards: int, layers: int, step_bytes: int) -> int:
+    """What graphs of ``forwards`` forward passes take: the kernels of each, and ``step_bytes`` that all work in."""
+    return step_bytes + forwards * layers * GRAPH_BYTES_PER_LAYER
 
 
 def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> int:

@@ -47,6 +47,8 @@ class Gpu(CpuDevice):
     free: int = 1 << 30
     total: int = 1 << 30
     largest_fits: bool = True
+    takes: tuple[int, ...] = (STEP_BYTES,)
+    """What one step after the other works in; those that follow, as much as the last."""
     measured: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Gpu(CpuDevice):
         with self.computing():
             work()
         self.measured.append(self.free)
-        return STEP_BYTES
+        return self.takes[min(len(self.measured), len(self.takes)) - 1]
 
 
 class Graphs(Replays):
@@ -202,6 +204,16 @@ def test_the_cache_gets_what_steps_and_graphs_leave() -> None:
     assert engine_of(gpu).blocks == 7
     assert len(gpu.measured) == 2, "the largest step, and the one that asks for most, have run before"
     assert engine_of(Gpu(free=free - graphs, total=total), cuda_graphs="off").blocks == 7
+
+
+def test_no_memory_is_kept_back_for_graphs_of_prompts_where_states_rule_them_out() -> None:
+    model = model_of("qwen3_5_text")
+    decode = buckets_of(SLOTS, BUDGET, LENGTH).decode
+    kept = (3 << 20) + len(decode) * len(model.layout.layers) * GRAPH_BYTES_PER_LAYER
+    gpu = Gpu(takes=(50 << 20, 60 << 20, 3 << 20))
+    engine = engine_of(gpu, model=model)
+    assert engine.facts["graphs"].endswith(f"({kept >> 20} were kept back)")
+    assert len(gpu.measured) == 3, "prompts too have run before the cache takes its memory"
 
 
 @pytest.mark.parametrize(

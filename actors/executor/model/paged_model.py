@@ -57,7 +57,15 @@ class PagedModel:
             self.stateful.undo()
         layers = gate.check_layers(self.transformer)
         self.layout, self.state_layout = layers.blocks, layers.states
-        self.stateful = StatefulModules(layers.stateful, layers.states) if layers.states else None
+        try:
+            self.stateful = StatefulModules(layers.stateful, layers.states) if layers.states else None
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise gate.refusal(
+                self.config,
+                f"its recurrent layers cannot be run by themselves: {type(error).__name__}: {error}",
+            ) from error
 
     @property
     def vocab_size(self) -> int:

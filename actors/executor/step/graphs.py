@@ -100,15 +100,19 @@ class GraphedProgram:
         """There was no memory for a graph: no further one is captured."""
         self.want_all()
 
-    def want_all(self) -> None:
-        """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory.
+    def forward_keys(self) -> list[ForwardKey]:
+        """Those of the forward passes of all sizes, the largest first.
 
         Where the model keeps states, only steps that decode: chunks of prompts are run by their own lengths.
         """
-        for tokens in reversed(self.buckets.mixed) if self.program.states is None else ():
-            self.missing[mixed_layout(self.buckets, tokens).forward_key] = None
-        for rows in reversed(self.buckets.decode):
-            self.missing[decode_layout(self.buckets, rows).forward_key] = None
+        mixed = reversed(self.buckets.mixed) if self.program.states is None else ()
+        layouts = [mixed_layout(self.buckets, tokens) for tokens in mixed]
+        layouts += [decode_layout(self.buckets, rows) for rows in reversed(self.buckets.decode)]
+        return [layout.forward_key for layout in layouts]
+
+    def want_all(self) -> None:
+        """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory."""
+        self.missing.update(dict.fromkeys(self.forward_keys()))
         for rows in reversed(self.buckets.decode):
             for greedy in (True, False):
                 self.missing[SamplingKey(rows, SamplingKind(greedy=greedy))] = None

@@ -42,6 +42,7 @@ class ModelProgram:
             StateSlots(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
         )
         """What recurrent layers keep of each sequence slot; None where the model has none."""
+        self.null_slots = torch.tensor([seq_slots], device=model.device)
         self.sampler = sampler_of(model.group, seq_slots + 1, model.vocab_size, model.device)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
@@ -113,6 +114,7 @@ class ModelProgram:
         state.finished[slots] = False
         if self.states is not None:
             self.states.clear(slots)
+            self.states.clear(self.null_slots)  # what padding computed there could grow out of bounds
         if self.check_carry_over:
             state.tokens[slots] = UNWRITTEN
 

@@ -134,9 +134,9 @@ def warm_up(
     max_model_len: int,
     synchronize: Callable[[], None],
 ) -> list[tuple[int, int]]:
-    """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs.
+    """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs, and some that decode.
 
-    Returns for each its tokens, and the ns that it took until ``synchronize`` saw it end.
+    Returns for each with prompts its tokens, and the ns that it took until ``synchronize`` saw it end.
     """
     most = len(buckets.mixed) - 1
     sizes = sorted({buckets.mixed[most * n // (TIMED_SIZES - 1)] for n in range(TIMED_SIZES)})
@@ -156,4 +156,7 @@ def warm_up(
             synchronize()
             times.append(time.monotonic_ns() - begun)
         timed.append((tokens, min(times)))
+    for rows in (buckets.decode[0], buckets.decode[-1]):
+        null_run(program, run, decode_step(buckets, rows, max_model_len), max_model_len)()
+    synchronize()
     return timed

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateSlots
+from slipstream.actors.executor.model import gate
+from slipstream.actors.executor.model.gate import Layers
 from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.stateful import scan as scan_module
 from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
-from slipstream.actors.executor.model.stateful.running import parts_of
+from slipstream.actors.executor.model.stateful.running import StatefulModules, parts_of
+from slipstream.actors.executor.model.stateful.scan import Scan, going_on
 from slipstream.actors.executor.model.stateful.trial import trial_of
+from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import STATEFUL, make_config
 from torch import Tensor, nn
 
@@ -88,9 +96,8 @@ def test_states_go_back_where_they_came_from() -> None:
 def test_what_is_found_out_of_the_modules_of_each_family(family: str, dtype: torch.dtype) -> None:
     model = from_config(make_config(family), CPU, dtype)
     assert model.stateful is not None
-    assert model.stateful.token_by_token == (family in ("mamba", "falcon_mamba", "jamba"))
+    assert not model.stateful.token_by_token, "chunks are computed as such"
     assert model.stateful.host_read == "", "a step that decodes can be captured"
-    assert any("token by token" in line for line in model.stateful.told()) == model.stateful.token_by_token
 
 
 class Module(nn.Module):
@@ -105,6 +112,8 @@ class Module(nn.Module):
         kept = cache.get_recurrent_state(0)
         if self.fault == "forgets" and states.shape[1] > 1:
             kept = torch.zeros_like(kept)
+        if self.fault == "asks for more":
+            cache.get_conv_state(0, 7)
         sums = states.cumsum(1) + kept[:, None]
         if self.fault == "item":
             sums = sums * sums.sum().item()
@@ -129,3 +138,88 @@ def test_a_trial_finds_what_a_module_does(fault: str, takes_chunks: bool | None,
     found = trial_of(one, LAYOUT)
     assert found.host_read == host_read
     assert takes_chunks in (None, found.takes_chunks)
+
+
+def test_a_module_that_forgets_is_given_one_token_after_the_other() -> None:
+    module = Module("forgets")
+    modules = StatefulModules([StatefulModule(module, (torch.zeros(1, 1, 3),), {}, cache_place=1)], LAYOUT)
+    assert any("token by token" in line for line in modules.told())
+    slots = StateSlots(LAYOUT, 4, CPU)
+    given, outputs = torch.randn(1, 9, 3), []
+    for rows, counts in (([2], [4]), ([1, 2], [1, 3]), ([2], [1])):
+        modules.begin(batch_of(rows, counts, states=slots))
+        start = sum(output.shape[1] for output in outputs)
+        outputs.append(module(given[:, start : start + sum(counts)], None))
+        modules.end()
+    found = torch.cat(outputs, 1)
+    of_two = [0, 1, 2, 3, 5, 6, 7, 8]
+    torch.testing.assert_close(found[:, of_two], given[:, of_two].cumsum(1))
+    assert torch.equal(found[:, 4], given[:, 4])
+
+
+def test_a_state_that_no_single_token_showed_is_a_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = from_config(make_config("mamba"), CPU, torch.float32)
+    assert model.stateful is not None
+    faulty = StatefulModule(Module("asks for more"), (torch.zeros(1, 1, 3),), {}, cache_place=1)
+    layers = Layers(model.layout, LAYOUT, [faulty])
+    monkeypatch.setattr(gate, "check_layers", lambda transformer: layers)
+    with pytest.raises(
+        ModelNotSupported, match=r"'mamba' .* by themselves: KeyError: .*kind='conv', number=7"
+    ):
+        model.measure()
+
+
+@pytest.mark.parametrize("at_once", [1024, 7])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 9, 16, 17, 100])
+def test_a_scan_goes_on_from_a_state(tokens: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one token after the other in float64."""
+    monkeypatch.setattr(scan_module, "TOKENS_AT_ONCE", at_once)
+    torch.manual_seed(tokens)
+    rows, channels, size = 2, 3, 4
+    values, times, gate_of = (torch.randn(rows, channels, tokens) for _ in range(3))
+    B, C = (torch.randn(rows, size, tokens) for _ in range(2))
+    A, D, bias = -torch.rand(channels, size) * 5, torch.randn(channels), torch.randn(channels)
+    slots = StateSlots(
+        StateLayout(((StateKey(7, "recurrent", 0), (channels, size), torch.float32),)), rows, CPU
+    )
+    slots.states[StateKey(7, "recurrent", 0)].normal_()
+    scan = Scan(7)
+    scan.states = RowStates(slots, torch.tensor([1, 0]))
+    options = dict(D=D, z=gate_of, delta_bias=bias, delta_softplus=True, return_last_state=True)
+    output, last = scan(values, times, A, B, C, **options)  # type: ignore[arg-type]
+
+    state = slots.states[StateKey(7, "recurrent", 0)][[1, 0]].double()
+    for at in range(tokens):
+        step = F.softplus(times[..., at].double() + bias)
+        grown = (step * values[..., at])[..., None] * B[:, None, :, at]
+        state = torch.exp(step[..., None] * A) * state + grown
+        expected = (state * C[:, None, :, at]).sum(-1) + D * values[..., at]
+        expected *= F.silu(gate_of[..., at].double())
+        torch.testing.assert_close(output[..., at].double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last.double(), state, rtol=1e-4, atol=1e-5)
+
+
+def test_the_modules_of_others_keep_the_scan_of_transformers() -> None:
+    """A text as a whole is computed by transformers alone, also after a step of ours."""
+    model = from_config(make_config("mamba"), CPU, torch.float32)
+    module: Any = model.transformer.get_submodule("backbone.layers.0.mixer")
+    states, tokens = (
+        RowStates(StateSlots(model.state_layout, 1, CPU), torch.tensor([0])),
+        torch.randn(1, 6, 32),
+    )
+    with torch.inference_mode():
+        ours, theirs = going_on(module)(tokens, cache=states), module(tokens)
+    torch.testing.assert_close(ours, theirs)
+    assert not isinstance(sys.modules[type(module).__module__].mamba_selective_scan, Scan)
+
+
+def test_joining_clears_the_slot_and_that_of_padding() -> None:
+    model = from_config(make_config("mamba"), CPU, torch.float32)
+    with torch.inference_mode():
+        program = ModelProgram(model, 3, 64, 8, 9)
+        assert program.states is not None
+        for pool in program.states.pools.values():
+            pool.fill_(float("nan"))
+        program.join(torch.tensor([1]), torch.zeros(1, program.state.requests.shape[1], dtype=torch.int32))
+    for pool in program.states.pools.values():
+        assert pool.isnan().any(1).tolist() == [True, False, True, False]

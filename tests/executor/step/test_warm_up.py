@@ -76,10 +76,14 @@ def test_it_draws_and_attends_to_few_keys_and_to_many() -> None:
     """Each is a kernel of its own, which nobody shall wait for when streams run."""
     program = make_program(256, "torch")
     met: set[tuple[bool, int]] = set()
+    decoded: list[int] = []
 
     def run(inputs: torch.Tensor, outputs: torch.Tensor, step: Step) -> None:
         met.add((step.kind.greedy, step.max_kv_len))
+        if step.layout.decode_only:
+            decoded.append(step.layout.rows)
         program.run(inputs, outputs, step)
 
     warm_up(program, run, buckets_of(SLOTS, BUDGET, 256), 256, lambda: None)
     assert met == {(False, 1), (True, 256)}
+    assert decoded == [1, SLOTS], "a graph of these is uploaded when it is first replayed"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...cache.paged import PagedBatch
 from ...cache.state import StateLayout, StateSlots
 from .module import RowStates, StatefulModule
+from .scan import going_on
 from .trial import Trial, trial_of
 
 
@@ -74,7 +75,7 @@ class StatefulModules:
         self.slots = None
 
     def in_parts(self, one: StatefulModule, takes_chunks: bool) -> Callable[..., Any]:
-        whole = one.module.forward
+        whole, continued = one.module.forward, going_on(one.module)
 
         def forward(*given: Any, **named: Any) -> Any:
             if self.slots is None:
@@ -93,7 +94,7 @@ class StatefulModules:
                         {name: self.part(value, turn, single) for name, value in named.items()},
                         states,
                     )
-                    found = whole(*some, **others)
+                    found = continued(*some, **others)
                     outputs.append(in_line(found) if single else found)
                 states.put_back()
             return self.joined(outputs)

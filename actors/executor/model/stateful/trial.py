@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...cache.state import StateLayout, StateSlots
 from .module import RowStates, StatefulModule
+from .scan import going_on
 
 CHECKED_TOKENS = 8
 """Of each input that a module is tried on."""
@@ -70,6 +71,7 @@ def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
     device = next(module.parameters()).device
     if device.type == "meta":
         return Trial(takes_chunks=True, host_read="")
+    forward = going_on(module)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(value: Any) -> Any:
@@ -94,7 +96,7 @@ def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
                 {name: some_of(value, tokens) for name, value in named.items()},
                 states,
             )
-            found = module(*some, **others)
+            found = forward(*some, **others)
             outputs.append(found[0] if isinstance(found, tuple) else found)
         return torch.cat(outputs, 1)
 
