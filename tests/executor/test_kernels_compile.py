@@ -71,6 +71,9 @@ STRIDES = dict.fromkeys(
 )
 SLOTS = dict(slots="*i32", position="*i64", finished="*i1", tokens="*i32", count="i32", tokens_stride="i32")
 
+BY_ROWS = dict(N=4096, K=4096, ROWS_PER_SCALE=1, COLUMNS_PER_SCALE=4096)
+BY_BLOCKS = BY_ROWS | dict(ROWS_PER_SCALE=128, COLUMNS_PER_SCALE=128)
+
 KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     (
         "model:_angles_kernel",
@@ -103,6 +106,37 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     *(
         ("model:_gate_kernel", dict(states="*bf16", out="*bf16"), dict(N=4864, ACTIVATION=name, TILE=1024))
         for name in ("silu", "gelu", "gelu_tanh")
+    ),
+    *(
+        (
+            "quantization:_one_row_kernel",
+            dict(states="*bf16", weight="*i8", scales="*fp32", bias="*bf16", out="*bf16"),
+            scaled | dict(FLOAT8=float8, BLOCK_N=8, BLOCK_K=1024),
+        )
+        for float8, scaled in ((True, BY_ROWS), (False, BY_BLOCKS))
+    ),
+    *(
+        (
+            "quantization:_few_rows_kernel",
+            dict(states=states, weight="*i8", scales="*fp32", out=states, results="*fp32")
+            | dict(arrived="*i32", rows="i32"),
+            scaled | dict(bias=None, FLOAT8=float8, ROWS=rows, BLOCK_N=64, BLOCK_K=128, PARTS=parts),
+        )
+        for float8, scaled, rows, parts, states in (
+            (True, BY_ROWS, 16, 4, "*bf16"),
+            (True, BY_BLOCKS, 64, 1, "*bf16"),
+            (False, BY_ROWS, 32, 4, "*fp16"),
+        )
+    ),
+    (
+        "quantization:_quantize_kernel",
+        dict(states="*bf16", out="*fp8e4nv", scales="*fp32"),
+        dict(K=14336, PAD=16384),
+    ),
+    (
+        "quantization:_dequantize_kernel",
+        dict(weight="*i8", scales="*fp32", out="*bf16"),
+        dict(FLOAT8=True, K=4096, ROWS_PER_SCALE=128, COLUMNS_PER_SCALE=128, TILE=1024),
     ),
     ("sampling:_best_of_part_kernel", ROWS, dict(V=151_936, PART=2048)),
     (
@@ -175,6 +209,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
 def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.attention import triton_attend, triton_plan, triton_write
     from slipstream.actors.executor.model import kernels as model
+    from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.sampling import kernels as sampling
     from slipstream.actors.executor.step import kernels as step
 
@@ -182,7 +217,13 @@ def kernels() -> dict[str, Any]:
 
     return {
         f"{room}:{name}": found
-        for room, module in (("model", model), ("sampling", sampling), ("step", step), *attention)
+        for room, module in (
+            ("model", model),
+            ("quantization", quantization),
+            ("sampling", sampling),
+            ("step", step),
+            *attention,
+        )
         for name, found in vars(module).items()
         if name.endswith("_kernel")
     }

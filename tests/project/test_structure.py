@@ -122,7 +122,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/ranks",
         "actors/executor/model/quantization",
     },
-    "actors/executor/model/quantization": {"protocol", "actors"},
+    "actors/executor/model/quantization": {"protocol", "actors", "actors/executor/devices"},
     "actors/executor/model/stateful": {"actors/executor/cache"},
     "actors/executor/ranks": {"protocol", "runtime", "actors", "actors/executor", *EXECUTOR},
     "actors/executor/sampling": {

@@ -1,0 +1,334 @@
+"""Products with weights of 8 bits, as Triton kernels.
+
+With few rows a product takes as long as its weights take to be read. These kernels read them as they are stored and
+turn them into numbers in registers; the states stay in their dtype. With ``TRITON_INTERPRET=1`` in the environment
+before the first import of ``triton`` they run on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+
+FLOAT8_MOST = tl.constexpr(448.0)
+
+DEQUANTIZED_TILE = 1024
+
+
+@jit
+def _numbers(stored, FLOAT8: tl.constexpr, dtype: tl.constexpr):
+    """What int8 ``stored`` stand for; of float8 as many times less as ``_shift`` says."""
+    if not FLOAT8:
+        numbers = stored.to(tl.float32).to(dtype)
+    elif dtype == tl.float32:
+        numbers = ((stored.to(tl.int32) << 20) & -2014314496).to(dtype, bitcast=True)
+    elif dtype == tl.bfloat16:
+        numbers = ((stored.to(tl.int16) << 4) & -30736).to(dtype, bitcast=True)
+    else:
+        numbers = ((stored.to(tl.int16) << 7) & -16512).to(dtype, bitcast=True)
+    return numbers
+
+
+@jit
+def _shift(FLOAT8: tl.constexpr, dtype: tl.constexpr):
+    """How many times larger a float8_e4m3 is than its sign, exponent and fraction in the places that ``dtype`` has."""
+    return (256.0 if dtype == tl.float16 else 2.0**120) if FLOAT8 else 1.0
+
+
+@jit
+def _one_row_kernel(
+    states,  # [K]
+    weight,  # int8 [N, K]
+    scales,  # float32 [ceil(N / ROWS_PER_SCALE), ceil(K / COLUMNS_PER_SCALE)]
+    bias,  # [N] or None
+    out,  # [N]
+    FLOAT8: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    COLUMNS_PER_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Each program has ``BLOCK_N`` outputs."""
+    output = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    here = output < N
+    column = tl.arange(0, BLOCK_K)
+    tile = weight + output[:, None] * K + column[None, :]
+    # Nothing writes weights: the first are on their way while the kernel before this one ends.
+    stored = tl.load(tile, mask=here[:, None] & (column < K)[None, :], other=0)
+    wait_for_kernel_before()
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        after = start + BLOCK_K + column < K
+        following = tl.load(tile + start + BLOCK_K, mask=here[:, None] & after[None, :], other=0)
+        state = tl.load(states + start + column, mask=start + column < K, other=0.0).to(tl.float32)
+        if COLUMNS_PER_SCALE < K:
+            place = output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE)
+            group = (start + column) // COLUMNS_PER_SCALE
+            known = here[:, None] & (start + column < K)[None, :]
+            state = tl.load(scales + place[:, None] + group[None, :], mask=known, other=0.0) * state[None, :]
+        else:
+            state = state[None, :]
+        sums += _numbers(stored, FLOAT8, tl.float32) * state
+        stored = following
+    total = tl.sum(sums, 1)
+    total *= _shift(FLOAT8, tl.float32)
+    if COLUMNS_PER_SCALE >= K:
+        total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)
+    tl.store(out + output, total.to(out.dtype.element_ty), mask=here)
+
+
+@jit
+def _few_rows_kernel(
+    states,  # of 16 bits [rows, K]
+    weight,  # int8 [N, K]
+    scales,  # float32 [ceil(N / ROWS_PER_SCALE), ceil(K / COLUMNS_PER_SCALE)]
+    bias,  # [N] or None
+    out,  # [rows, N]
+    results,  # float32 [PARTS, tiles, BLOCK_N, ROWS]
+    arrived,  # int32 [tiles], zero before and after
+    rows,
+    FLOAT8: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    COLUMNS_PER_SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Each program has ``BLOCK_N`` outputs of all rows, and one of ``PARTS`` parts of the columns.
+
+    The program that ends last of those with the same outputs adds their results, always in the same order.
+    """
+    wait_for_kernel_before()
+    tile, part = tl.program_id(0), tl.program_id(1)
+    output = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    here = output < N
+    row = tl.arange(0, ROWS)
+    steps: tl.constexpr = tl.cdiv(K, BLOCK_K)
+    per_part: tl.constexpr = tl.cdiv(steps, PARTS)
+    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    for step in range(part * per_part, min(steps, (part + 1) * per_part)):
+        column = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        known = column < K
+        stored = tl.load(
+            weight + output[:, None] * K + column[None, :], mask=here[:, None] & known[None, :], other=0
+        )
+        state = tl.load(
+            states + row[None, :] * K + column[:, None],
+            mask=(row < rows)[None, :] & known[:, None],
+            other=0.0,
+        )
+        if COLUMNS_PER_SCALE < K:
+            place = (
+                output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + step * BLOCK_K // COLUMNS_PER_SCALE
+            )
+            scale = tl.load(scales + place, mask=here, other=0.0)
+            total += tl.dot(_numbers(stored, FLOAT8, states.dtype.element_ty), state) * scale[:, None]
+        else:
+            total = tl.dot(_numbers(stored, FLOAT8, states.dtype.element_ty), state, total)
+    if PARTS > 1:
+        within = tl.arange(0, BLOCK_N)[:, None] * ROWS + row[None, :]
+        size: tl.constexpr = BLOCK_N * ROWS
+        tiles: tl.constexpr = tl.cdiv(N, BLOCK_N)
+        tl.store(results + (part * tiles + tile) * size + within, total)
+        # What all threads of this program have stored is there before it says so, by one of them.
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1
+        if last:
+            total = tl.load(results + tile * size + within)
+            for other in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
+                total += tl.load(results + (other * tiles + tile) * size + within)
+            tl.store(arrived + tile, 0)
+    else:
+        last = True
+    if last:
+        total *= _shift(FLOAT8, states.dtype.element_ty)
+        if COLUMNS_PER_SCALE >= K:
+            total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)[:, None]
+        if bias is not None:
+            total += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)[:, None]
+        target = out + row[None, :].to(tl.int64) * N + output[:, None]
+        tl.store(target, total.to(out.dtype.element_ty), mask=here[:, None] & (row < rows)[None, :])
+
+
+@jit
+def _quantize_kernel(states, out, scales, K: tl.constexpr, PAD: tl.constexpr):
+    """One row of ``states`` [rows, K] as float8_e4m3 with a scale of its own."""
+    wait_for_kernel_before()
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, PAD)
+    state = tl.load(states + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(state), 0), 1e-30) / FLOAT8_MOST
+    number = tl.clamp(state / scale, -FLOAT8_MOST, FLOAT8_MOST)
+    tl.store(out + row * K + column, number.to(tl.float8e4nv), mask=column < K)
+    tl.store(scales + row, scale)
+
+
+@jit
+def _dequantize_kernel(
+    weight,  # int8 [N, K]
+    scales,  # float32 [ceil(N / ROWS_PER_SCALE), ceil(K / COLUMNS_PER_SCALE)]
+    out,  # [N, K]
+    FLOAT8: tl.constexpr,
+    K: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    COLUMNS_PER_SCALE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    wait_for_kernel_before()
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    number = _numbers(tl.load(weight + row * K + column, mask=column < K, other=0), FLOAT8, tl.float32)
+    number *= _shift(FLOAT8, tl.float32)
+    place = row // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + column // COLUMNS_PER_SCALE
+    number *= tl.load(scales + place, mask=column < K, other=0.0)
+    tl.store(out + row * K + column, number.to(out.dtype.element_ty), mask=column < K)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a kernel divides a product."""
+
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int = 1
+    parts: int = 1
+
+
+def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
+    return Tiles(8, min(1024, triton.next_power_of_2(columns)), 4)
+
+
+def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> Tiles:
+    """Enough programs for all multiprocessors, where there are few outputs by parts of the columns."""
+    block_k = 128 if columns_per_scale >= 128 else columns_per_scale
+    parts = max(1, min(8, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
+    return Tiles(64, block_k, 4, 4, parts)
+
+
+PROGRAMS = 528
+"""How many programs are wanted: four for each multiprocessor of an H200."""
+
+MOST_RESULTS = 2 * PROGRAMS * 64 * 64
+MOST_TILES = 1 << 16
+
+
+@cache
+def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the parts of a product meet. Products of a device run one after the other, and share it."""
+    results = torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
+    return results, torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def one_row(
+    states: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    block: tuple[int, int],
+    bias: Tensor | None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """The product of ``states`` [1, K] with the transposed weight [N, K]: [1, N]."""
+    outputs, columns = weight.shape
+    tiles = tiles or tiles_of_one_row(outputs, columns)
+    out = states.new_empty(1, outputs)
+    _one_row_kernel[(triton.cdiv(outputs, tiles.block_n),)](
+        states,
+        weight.view(torch.int8),
+        scales,
+        bias,
+        out,
+        FLOAT8=weight.dtype == torch.float8_e4m3fn,
+        N=outputs,
+        K=columns,
+        ROWS_PER_SCALE=block[0],
+        COLUMNS_PER_SCALE=block[1],
+        BLOCK_N=tiles.block_n,
+        BLOCK_K=tiles.block_k,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **FOLLOWING,
+    )
+    return out
+
+
+def few_rows(
+    states: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    block: tuple[int, int],
+    bias: Tensor | None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """The product of ``states`` of 16 bits [rows, K], of at most 64 rows, with the transposed weight: [rows, N]."""
+    outputs, columns = weight.shape
+    rows = len(states)
+    tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
+    out = states.new_empty(rows, outputs)
+    results, arrived = workspace(states.device)
+    _few_rows_kernel[(triton.cdiv(outputs, tiles.block_n), tiles.parts)](
+        states,
+        weight.view(torch.int8),
+        scales,
+        bias,
+        out,
+        results,
+        arrived,
+        rows,
+        FLOAT8=weight.dtype == torch.float8_e4m3fn,
+        N=outputs,
+        K=columns,
+        ROWS_PER_SCALE=block[0],
+        COLUMNS_PER_SCALE=block[1],
+        ROWS=max(16, triton.next_power_of_2(rows)),
+        BLOCK_N=tiles.block_n,
+        BLOCK_K=tiles.block_k,
+        PARTS=tiles.parts,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **FOLLOWING,
+    )
+    return out
+
+
+def quantized(states: Tensor) -> tuple[Tensor, Tensor]:
+    """``states`` [rows, K] as float8_e4m3, and the scale of each row, float32 [rows, 1]."""
+    rows, columns = states.shape
+    out = torch.empty_like(states, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=states.device)
+    pad = triton.next_power_of_2(columns)
+    warps = max(1, min(16, pad // 512))
+    _quantize_kernel[(rows,)](states, out, scales, K=columns, PAD=pad, num_warps=warps, **FOLLOWING)
+    return out, scales
+
+
+def dequantized(weight: Tensor, scales: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """What a weight [N, K] stands for."""
+    outputs, columns = weight.shape
+    out = torch.empty_like(weight, dtype=dtype)
+    _dequantize_kernel[(outputs, triton.cdiv(columns, DEQUANTIZED_TILE))](
+        weight.view(torch.int8),
+        scales,
+        out,
+        FLOAT8=weight.dtype == torch.float8_e4m3fn,
+        K=columns,
+        ROWS_PER_SCALE=block[0],
+        COLUMNS_PER_SCALE=block[1],
+        TILE=DEQUANTIZED_TILE,
+        **FOLLOWING,
+    )
+    return out

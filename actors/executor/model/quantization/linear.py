@@ -1,0 +1,69 @@
+"""Linear layers that keep their weights quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .products import product
+from .weight import QuantizedWeight
+
+FLOAT8_MOST = 448.0
+INT8_MOST = 127.0
+
+DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+"""What weights can be quantized to when they are loaded."""
+
+
+class QuantizedLinear(nn.Linear):
+    """A layer whose ``weight`` [N, K] is float8_e4m3fn or int8, with float32 ``scales``, each for a block of it."""
+
+    def __init__(self, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None) -> None:
+        with torch.device("meta"):
+            super().__init__(weight.shape[1], weight.shape[0], bias=False)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.block = block
+
+    def forward(self, input: Tensor) -> Tensor:
+        states = input.flatten(0, -2)
+        found = product(states, self.weight, self.scales, self.block, self.bias)
+        return found.unflatten(0, input.shape[:-1])
+
+
+def kept(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear | None:
+    """The layer of a weight as it is stored; None where no product is made with such a one."""
+    if weight.zeros is not None or weight.groups is not None or weight.values.dtype not in DTYPES.values():
+        return None
+    if (
+        weight.scales.numel() == 1
+    ):  # for all of it: a scale for each row can be joined with those of other layers
+        height, width = weight.values.shape
+        scales = weight.scales.float().repeat(height, 1)
+        return QuantizedLinear(weight.values, scales, (1, width), bias)
+    return QuantizedLinear(weight.values, weight.scales.float(), weight.block, bias)
+
+
+def quantize(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
+    """The nearest numbers of ``dtype`` to a weight [N, K], with a scale for each row."""
+    most = FLOAT8_MOST if dtype == torch.float8_e4m3fn else INT8_MOST
+    numbers = weight.float()
+    scales = numbers.abs().amax(1, keepdim=True).clamp_(min=1e-30) / most
+    numbers = (numbers / scales).clamp_(-most, most)
+    values = (numbers if dtype.is_floating_point else numbers.round_()).to(dtype)
+    return QuantizedWeight(values, scales, (1, weight.shape[1]))
+
+
+def joined(layers: list[QuantizedLinear]) -> QuantizedLinear:
+    """One layer that computes what all of them do, one after the other."""
+    rows, columns = layers[0].block
+    if any(layer.block != (rows, columns) for layer in layers):
+        raise ValueError("layers of scales for other blocks are not joined")
+    scales: list[Tensor] = [layer.scales for layer in layers]
+    if any(layer.out_features % rows for layer in layers[:-1]):
+        scales = [layer.scales.repeat_interleave(rows, 0)[: layer.out_features] for layer in layers]
+        rows = 1
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    weight = torch.cat([layer.weight.view(torch.int8) for layer in layers]).view(layers[0].weight.dtype)
+    return QuantizedLinear(weight, torch.cat(scales), (rows, columns), torch.cat(biases) if biases else None)

@@ -1,0 +1,62 @@
+"""Which way a product with a quantized weight takes: by how many rows, on what device, with which scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .weight import QuantizedWeight
+
+MOST_FEW_ROWS = 64
+"""Up to so many rows a product takes as long as its weight takes to be read, and states stay as they are."""
+
+scaled_product: Any = torch._scaled_mm  # type: ignore[attr-defined]
+"""torch's product of FP8 with FP8."""
+
+STORED = (torch.float8_e4m3fn, torch.int8)
+HALVES = (torch.bfloat16, torch.float16)
+SCALED_PRODUCTS = (8, 9)
+"""The least compute capability of a GPU that multiplies FP8 with FP8."""
+
+MULTIPLE = 16
+"""What the sizes of a product of FP8 have to be multiples of."""
+
+
+def product(
+    states: Tensor, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None
+) -> Tensor:
+    """``states`` [rows, K] times the transposed weight [N, K] that ``weight`` and ``scales`` stand for, [rows, N].
+
+    ``scales`` are float32 [ceil(N / block[0]), ceil(K / block[1])].
+    """
+    if not states.is_cuda or weight.dtype not in STORED:
+        return F.linear(states, QuantizedWeight(weight, scales, block).dequantized(states.dtype), bias)
+    from . import kernels  # triton comes with torch where there is a GPU
+
+    rows, half = len(states), states.dtype in HALVES
+    states = states.contiguous()
+    if rows == 1:
+        return kernels.one_row(states, weight, scales, block, bias)
+    if rows <= MOST_FEW_ROWS and half:
+        return kernels.few_rows(states, weight, scales, block, bias)
+    if half and multiplies_fp8(states.device, weight, scales):
+        numbers, of_rows = kernels.quantized(states)
+        found = scaled_product(
+            numbers, weight.T, of_rows, scales.T, out_dtype=states.dtype, use_fast_accum=True
+        )
+        return found if bias is None else found.add_(bias)
+    return F.linear(states, kernels.dequantized(weight, scales, block, states.dtype), bias)
+
+
+def multiplies_fp8(device: torch.device, weight: Tensor, scales: Tensor) -> bool:
+    """Whether torch has a product of FP8 for this weight: with one scale for each of its rows."""
+    height, width = weight.shape
+    return (
+        weight.dtype == torch.float8_e4m3fn
+        and scales.shape == (height, 1)
+        and height % MULTIPLE == width % MULTIPLE == 0
+        and torch.cuda.get_device_capability(device) >= SCALED_PRODUCTS
+    )

@@ -1,0 +1,143 @@
+"""Products with quantized weights equal those with the weights that they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, needs_kernels, run_interpreted
+from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
+from torch import Tensor
+
+if TYPE_CHECKING or KERNELS_RUN:
+    import triton
+    import triton.language as tl
+    from slipstream.actors.executor.model.quantization import kernels
+
+HALVES = [torch.bfloat16, torch.float16]
+MULTIPLIED = [torch.float16] if INTERPRETED else HALVES
+"""The interpreter multiplies matrices of bfloat16 as if their bits were integers."""
+
+STORED = [torch.float8_e4m3fn, torch.int8]
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Of the difference relative to the size: what comes out is rounded, by the interpreter downwards."""
+
+
+@needs_interpreter
+def test_under_the_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+def weight_of(
+    height: int, width: int, dtype: torch.dtype, block: tuple[int, int] | None = None
+) -> QuantizedWeight:
+    torch.manual_seed(height + width)
+    rows, columns = block or (1, width)
+    values = (torch.randn(height, width) * 40).to(dtype)
+    scales = torch.rand(-(-height // rows), -(-width // columns)) * 0.01 + 0.001
+    return QuantizedWeight(values.to(DEVICE), scales.to(DEVICE), (rows, columns))
+
+
+def states_of(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)).to(DEVICE, dtype)
+
+
+def assert_close(found: Tensor, states: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
+    expected = F.linear(
+        states.float(), weight.dequantized(torch.float32), None if bias is None else bias.float()
+    )
+    assert found.dtype == states.dtype
+    assert found.shape == expected.shape
+    error = float((found.float() - expected).norm() / expected.norm())
+    assert error <= TOLERANCE[states.dtype], error
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("shape", [(16, 64), (37, 1100)], ids=str)
+def test_one_row(shape: tuple[int, int], stored: torch.dtype, dtype: torch.dtype) -> None:
+    weight, states = weight_of(*shape, stored), states_of(1, shape[1], dtype)
+    bias = states_of(1, shape[0], dtype)[0]
+    given = (weight.values, weight.scales, weight.block)
+    assert_close(kernels.one_row(states, *given, None), states, weight)
+    assert_close(kernels.one_row(states, *given, bias), states, weight, bias)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("stored", STORED, ids=str)
+def test_every_number_is_read_as_what_it_stands_for(stored: torch.dtype, dtype: torch.dtype) -> None:
+    @triton.jit
+    def read(bits, out, FLOAT8: tl.constexpr):
+        place = tl.arange(0, 256)
+        numbers = kernels._numbers(tl.load(bits + place), FLOAT8, out.dtype.element_ty)
+        shift = kernels._shift(FLOAT8, out.dtype.element_ty)
+        tl.store(out + place, (numbers.to(tl.float32) * shift).to(out.dtype.element_ty))
+
+    kernel: Any = read
+    bits = torch.arange(256, device=DEVICE).to(torch.int8)
+    expected = bits.view(stored).float()
+    if INTERPRETED and stored.is_floating_point:  # it loses what is below the least normal number
+        expected[expected.abs() < 2**-6] = 0.0
+    found = torch.empty(256, dtype=dtype, device=DEVICE)
+    kernel[(1,)](bits, found, FLOAT8=stored.is_floating_point)
+    numbers = expected.isfinite() & (expected != 0)
+    assert torch.equal(found.float()[numbers], expected[numbers])
+    assert numbers.sum() >= 238
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", MULTIPLIED, ids=str)
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("rows", [2, 33])
+def test_few_rows(rows: int, parts: int, stored: torch.dtype, dtype: torch.dtype) -> None:
+    """Sizes that fill no tile, and columns that fill no part."""
+    weight, states = weight_of(70, 300, stored), states_of(rows, 300, dtype)
+    tiles = kernels.Tiles(32, 64, 4, 2, parts)
+    given = (weight.values, weight.scales, weight.block)
+    assert_close(kernels.few_rows(states, *given, None, tiles), states, weight)
+    bias = states_of(1, 70, dtype)[0]
+    assert_close(kernels.few_rows(states, *given, bias, tiles), states, weight, bias)
+    assert not kernels.workspace(DEVICE)[1].any(), "the next product begins with none arrived"
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 5])
+def test_scales_of_blocks(rows: int) -> None:
+    weight, states = weight_of(70, 300, torch.float8_e4m3fn, (32, 64)), states_of(rows, 300, torch.float16)
+    product = kernels.one_row if rows == 1 else kernels.few_rows
+    assert_close(product(states, weight.values, weight.scales, weight.block, None), states, weight)
+
+
+@needs_kernels
+@pytest.mark.parametrize("stored", STORED, ids=str)
+def test_dequantized(stored: torch.dtype) -> None:
+    for block in (None, (32, 64)):
+        weight = weight_of(70, 1300, stored, block)
+        for dtype in (torch.float32,) if INTERPRETED else (torch.float32, torch.bfloat16):
+            found = kernels.dequantized(weight.values, weight.scales, weight.block, dtype)
+            assert torch.equal(found, weight.dequantized(dtype))
+
+
+@needs_kernels
+def test_states_are_quantized_with_a_scale_for_each_row() -> None:
+    states = (
+        states_of(5, 300, torch.bfloat16)
+        * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).to(DEVICE).bfloat16()
+    )
+    numbers, scales = kernels.quantized(states)
+    found = numbers.float() * scales
+    assert bool(found.isfinite().all())
+    most = states.float().abs().amax(1, keepdim=True)
+    assert torch.equal(found.abs().amax(1, keepdim=True) > 0, most > 0)
+    # A number is off by a sixteenth of itself or by half of the least step at most. The interpreter rounds downwards,
+    # what is below the least normal number to zero, and is wrong where rounding carries into the exponent.
+    near, least = (1 / 8, 2**-6) if INTERPRETED else (1 / 16, 2**-10)
+    right = (found - states.float()).abs() <= states.float().abs() * near + most / 448 * least
+    if INTERPRETED:
+        right |= (states.float() / scales).frexp().mantissa.abs() >= 1 - 2**-5
+    assert bool(right.all())
