@@ -64,11 +64,16 @@ def is_loopback(host: str) -> bool:
 
 def running_services() -> list[str]:
     """Endpoints of this user's services on this machine that were given no ``--endpoint`` of their own."""
+    return own_sockets("gateway")
+
+
+def own_sockets(name: str) -> list[str]:
+    """The sockets of this name in the folders of this user's services that run on this machine."""
     import tempfile  # 4 ms, which a client that knows its endpoint need not wait for
 
     found: list[str] = []
     for parent in sorted({os.environ.get("XDG_RUNTIME_DIR") or "/tmp", tempfile.gettempdir(), "/tmp"}):
-        for path in sorted(Path(parent).glob(f"{RUN_PREFIX}*/gateway")):
+        for path in sorted(Path(parent).glob(f"{RUN_PREFIX}*/{name}")):
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 if path.stat().st_uid == os.getuid():
                     probe.connect(str(path))  # the socket of a dead service is there, but refuses

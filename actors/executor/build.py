@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
 
-from ...protocol.errors import InvalidRequest
+from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
 from ..text.grammar import load_compiler
 from .ahead import ReadAhead, wake
-from .devices.kinds import kind_of
+from .devices.kinds import kind_name, kind_of
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
 from .memory import check_states, count_blocks
@@ -78,7 +78,7 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
     context.phase("import torch")
     import torch
 
-    where = torch.device(choose_device(options, torch))
+    where = find_again(options, torch) if context.restarted else torch.device(choose_device(options, torch))
     if where.type == "cpu":
         cores = (os.cpu_count() or 2) - 1  # one core is for the other actors
         torch.set_num_threads(max(1, cores // options.tensor_parallel_size))
@@ -162,6 +162,10 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
     most_s = facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
     learns = facts["device"] == "cpu" and options.hang_timeout is None
     patience = Patience(tokens, most_s) if learns else None
+    if options.device == "auto":
+        facts["settled"] = {
+            "device": kind_name(facts["device"])
+        }  # a GPU that is lost is no reason to take the CPU
     facts |= {
         "num_blocks": engine.blocks,
         "block_size": options.block_size,
@@ -179,6 +183,30 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
         return Leader(*given, catching_up=engine.catching_up, followers=followers)
     return Executor(*given, catching_up=engine.catching_up)
+
+
+class DeviceLost(SlipstreamError):
+    """The device on which the service has run cannot be used any more."""
+
+    for_good = True
+    hint = "look at the device (nvidia-smi, dmesg), then start the service again"
+
+
+def find_again(options: ExecutorOptions, torch: Any) -> torch.device:
+    """The device of the incarnation before; ``DeviceLost`` where there is none, or it lets nobody use it."""
+    try:
+        where = torch.device(choose_device(options, torch))
+        if where.type == "cuda":
+            torch.empty(1, device=where)  # makes the context
+            torch.cuda.synchronize(where)
+    except torch.OutOfMemoryError:
+        raise  # it is there, and full
+    except (InvalidRequest, RuntimeError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DeviceLost(
+            f"device {options.device!r} served until now and cannot be used any more: {first}"
+        ) from error
+    return where
 
 
 def choose_device(options: ExecutorOptions, torch: Any) -> str:

@@ -204,6 +204,7 @@ def failure(phase: str, error: Exception) -> control.Failed:
         hint=getattr(error, "hint", ""),
         trace="".join(traceback.format_exception(error))[-16000:],
         of_another=getattr(error, "of_another", False),
+        for_good=getattr(error, "for_good", False),
     )
 
 

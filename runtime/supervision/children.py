@@ -85,6 +85,8 @@ class Child:
     liveness: Liveness | None = None
     """From when it is ready."""
     hung: bool = False
+    asked_for: bool = False
+    """Its end: it is to be restarted."""
     drained: bool = False
     """It was told to drain, and nothing is under way any more."""
     failure: control.Failed | None = None

@@ -98,7 +98,7 @@ class Ready(Control):
     """host → supervisor: the actor is built and its mailbox is bound; of a spare: all is imported."""
 
     facts: dict[str, Any] = {}
-    """What the actor says of itself, for the banner."""
+    """What the actor says of itself, for the banner; ``settled``: options that its later incarnations are to have."""
     phases: dict[str, float] = {}
     """Seconds of each phase of the start."""
 
@@ -113,6 +113,8 @@ class Failed(Control):
     trace: str = ""
     of_another: bool = False
     """It ended because another of its group did."""
+    for_good: bool = False
+    """What it cannot do without is lost, and no restart brings that back."""
 
 
 class Drained(Control):

@@ -5,6 +5,9 @@ begins a new row. Up to ``INTENSITY`` in a row it is started again alone, each t
 Beyond that the fault may lie in what the others hold, so all are started again, once. If that does not heal
 it either, nothing here will, and the service ends.
 
+A child that says that what it needs is lost for good is tried ``TRIES`` times in all, without the others, which could
+not help it; then the service ends.
+
 A frontend is only a client of the service: it is started again alone, however often, each time after a longer pause.
 """
 
@@ -15,6 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 INTENSITY, PERIOD_S = 5, 60.0
+
+TRIES, TRY_PAUSE_S = 3, 1.0
+"""Of what seems lost for good, since the first moments after a fault may deceive; the pause before each further one."""
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
@@ -37,11 +43,18 @@ class Restarts:
 
     def __init__(self) -> None:
         self.in_a_row: defaultdict[str, int] = defaultdict(int)
+        self.lost_in_a_row: defaultdict[str, int] = defaultdict(int)
+        """How often each found what it needs lost for good, and was not ready since."""
         self.all_restarted = False
         """And no child has lived for long since."""
 
-    def on_death(self, name: str, lived_s: float, *, frontend: bool = False) -> Decision:
-        """``lived_s`` is how long it had been ready; 0 if it never was."""
+    def on_death(
+        self, name: str, lived_s: float, *, frontend: bool = False, for_good: bool = False
+    ) -> Decision:
+        """``lived_s`` is how long it had been ready; 0 if it never was. ``for_good``: as of ``control.Failed``."""
+        self.lost_in_a_row[name] = lost = self.lost_in_a_row[name] + 1 if for_good else 0
+        if lost:
+            return Decision("none" if lost == TRIES else "one", lost, TRY_PAUSE_S)
         if lived_s >= PERIOD_S:
             self.in_a_row[name] = 0
             self.all_restarted &= frontend

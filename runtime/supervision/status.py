@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import zmq
 
 from ...protocol.codec import pack
+from ...protocol.errors import InvalidRequest
 from ...protocol.messages import Actors, ActorState
 from . import control
 from .children import Child
@@ -53,16 +56,30 @@ class Status:
         """The child is gone: what it counted stays counted."""
         self.counted.update(counters_of(child))
 
-    def answer_program(self) -> None:
-        """Answer at the status socket with how the actors are, whatever the question.
+    def answer_program(self, restart: Callable[[str], None]) -> None:
+        """Answer at the status socket with how the actors are, and restart one if that is what is asked.
 
-        No REP socket: a question that is none can leave that one waiting for ever.
+        ``InvalidRequest`` of ``restart`` is the answer then. No REP socket: a question that is none can leave that one
+        waiting for ever.
         """
         with contextlib.suppress(zmq.Again):
-            asking, *_ = self.socket.recv_multipart(zmq.DONTWAIT)
+            asking, *_, question = self.socket.recv_multipart(zmq.DONTWAIT)
             described = {name: self.describe(child) for name, child in self.children.items()}
-            answer = pack(msgspec.to_builtins({"actors": described}))
-            self.socket.send_multipart((asking, b"", answer), zmq.DONTWAIT)
+            answer: dict[str, Any] = {"endpoint": self.endpoint_of_clients, "actors": described}
+            try:
+                wanted = restart_in(question)
+                if wanted is not None:
+                    restart(wanted)
+            except InvalidRequest as error:
+                answer = {"error": str(error)}
+            packed = pack(msgspec.to_builtins(answer))
+            self.socket.send_multipart((asking, b"", packed), zmq.DONTWAIT)
+
+    @property
+    def endpoint_of_clients(self) -> str:
+        """Where they connect; empty while the service starts."""
+        actors = (child.spec for child in self.children.values() if child.spec.role == "actor")
+        return next((spec.options["endpoint"] for spec in actors if "endpoint" in spec.options), "")
 
     def on_ask_actors(self, child: Child) -> None:
         """The child wants to know how all are: have every actor report."""
@@ -146,6 +163,16 @@ class Status:
                 known, received = taken.get(other.spec.name, (0, 0))
                 depth += max(0, sent - (received if known == other.epoch else 0))
         return depth
+
+
+def restart_in(question: bytes) -> str | None:
+    """The actor that a question asks to restart; None if it only wants to know."""
+    if not question:
+        return None
+    try:
+        return msgspec.msgpack.decode(question, type=dict[str, str])["restart"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+        raise InvalidRequest("send nothing, or a map with an actor's name under restart") from None
 
 
 def full_speed_s(child: Child) -> float | None:

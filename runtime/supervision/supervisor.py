@@ -16,14 +16,14 @@ from pathlib import Path
 
 import zmq
 
-from ...protocol.errors import SlipstreamError
+from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, hanging, members_of
 from .liveness import Liveness
 from .notify import Notify
-from .restarts import INTENSITY, Restarts
+from .restarts import INTENSITY, TRIES, Restarts
 from .spares import Spares
 from .status import Status
 
@@ -205,6 +205,7 @@ class Supervisor:
         self.first_start_s.setdefault(name, now - child.since)
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
+        child.spec.options.update(ready.facts.get("settled", {}))
         news = control.Peer(name, child.epoch, child.mailbox)
         # In the order of the list: the gateway, which comes last, sends requests again when it hears the
         # news, and by then all others have to have it in their channels.
@@ -266,7 +267,7 @@ class Supervisor:
         if self.parent_fd in ready:
             self.parent_gone = True
         if self.status.socket in ready:
-            self.status.answer_program()
+            self.status.answer_program(self.restart)
         for child in list(self.children.values()):
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
@@ -302,6 +303,17 @@ class Supervisor:
             elif message is None:
                 return
 
+    def restart(self, name: str) -> None:
+        """End a child, so that it is started again: there is one way to come back, and this is it."""
+        child = self.children.get(name)
+        if child is None:
+            raise InvalidRequest(f"there is no actor {name!r}; there are {', '.join(self.children)}")
+        if not self.serving or self.stopping or child.state != "ready":
+            state = "stopping" if self.stopping else child.state
+            raise InvalidRequest(f"{name} is not ready to be restarted: it is {state}; try again later")
+        child.asked_for = True
+        child.process.kill()
+
     # --- death ------------------------------------------------------------------------------------
 
     def on_death(self, child: Child) -> None:
@@ -325,8 +337,15 @@ class Supervisor:
             self.status.keep_counters(member)
             if were_ready:  # one that was never ready has had nothing in hand
                 self.note_fault(member, own_fault, in_hand if member is child else b"")
+        if child.asked_for:
+            logger.info("%s (pid %d) is restarted, as was asked", name, child.process.pid)
+            self.due += [(now, member.spec) for member in members]
+            return
         lived_s = min(member.lived_s(now) for member in members)
-        decision = self.restarts.on_death(child.spec.group or name, lived_s, frontend=frontend)
+        for_good = child.failure is not None and child.failure.for_good
+        decision = self.restarts.on_death(
+            child.spec.group or name, lived_s, frontend=frontend, for_good=for_good
+        )
         if decision.restart == "none":
             raise failed
         ended = f"{name} (pid {child.process.pid}) ended: {failed.cause}; restarting"
@@ -335,7 +354,7 @@ class Supervisor:
             logger.warning("%s all, since it did not heal alone", ended)
             return
         self.due += [(now + decision.pause_s, member.spec) for member in members]
-        most = "" if frontend else f" of {INTENSITY}"
+        most = "" if frontend else f" of {TRIES if for_good else INTENSITY}"
         what = "it" if len(members) == 1 else f"all of its group of {len(members)}"
         logger.warning("%s %s (%d%s in a row)", ended, what, decision.in_a_row, most)
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "bench": "measure how busy the device is kept, and how fast a service is",
     "drill": "kill actors of a service of your own while streams are open, and compare every token",
+    "restart": "end an actor of a running service and start it again, while its requests go on",
     "top": "watch actors, queues and utilisation live",
     "trace": "write what a service just did as one timeline for Perfetto",
     "protocol": "print what a client in another language needs: messages, JSON Schema, golden vectors",

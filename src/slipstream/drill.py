@@ -30,8 +30,8 @@ from .protocol.sampling import SamplingParams
 from .runtime.supervision.restarts import INTENSITY
 from .sidecar import Sidecar
 
-FAULTS = ("kill", "twice", "stop")
-"""SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``."""
+FAULTS = ("kill", "twice", "stop", "restart")
+"""SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``; a planned restart."""
 
 STOPPED_S = 5.0
 
@@ -290,6 +290,8 @@ class Drill:
             await asyncio.sleep(STOPPED_S)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[actor], signal.SIGCONT)
+        elif self.fault == "restart":
+            await asyncio.to_thread(sidecar.restart, actor)
         else:
             os.kill(pids[actor], signal.SIGKILL)
             self.deaths[dies_as(actor)] += 1

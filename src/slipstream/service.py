@@ -122,9 +122,9 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: 
 
 
 def trace(error: Exception) -> None:
-    """The child's stack, for an error that is ours and not the user's."""
+    """The child's stack, for an error that is ours: not the user's, and not the machine's."""
     failure = getattr(error, "failure", None)
-    if failure is not None and failure.kind not in KINDS:
+    if failure is not None and failure.kind not in KINDS and not failure.for_good:
         logger.error("%s", failure.trace)
 
 

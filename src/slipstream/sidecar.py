@@ -18,21 +18,17 @@ import weakref
 from collections import deque
 from typing import IO, TYPE_CHECKING, Any
 
-import msgpack
-import zmq
-
 from .options import ServeOptions
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .runtime.config import PREFIX, resolve, to_arguments
+from .status import ask
 
 if TYPE_CHECKING:
     from .protocol.client.asynchronous import AsyncClient
 
 LOG_LINES = 400
 """Newest lines of the service's log that are kept, to say why it ended."""
-
-CONTROL_TIMEOUT_S = 5.0
 
 OTHERS = {
     f"{PREFIX}{name}"
@@ -133,16 +129,21 @@ class Sidecar:
     @property
     def actors(self) -> dict[str, dict[str, Any]]:
         """What the supervisor says of each actor: pid, state, epoch and restarts."""
+        return self._ask()
+
+    def restart(self, actor: str) -> None:
+        """End an actor and start it again; returns at once. Requests go on, as after a death.
+
+        ``InvalidRequest`` if there is no such actor, or it is not ready.
+        """
+        self._ask(restart=actor)
+
+    def _ask(self, restart: str | None = None) -> dict[str, dict[str, Any]]:
         self.check_running()
-        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
-            socket.set(zmq.LINGER, 0)
-            socket.connect(self.ready["control"])
-            socket.send(b"")
-            if not socket.poll(int(CONTROL_TIMEOUT_S * 1000)):
-                raise ServiceUnavailable(
-                    f"the supervisor (pid {self.pid}) does not answer for {CONTROL_TIMEOUT_S:g} s\n{self.log}"
-                )
-            return msgpack.unpackb(socket.recv())["actors"]
+        try:
+            return ask(self.ready["control"], restart)["actors"]
+        except ServiceUnavailable as error:
+            raise ServiceUnavailable(f"{error} (pid {self.pid})\n{self.log}") from None
 
     @property
     def log(self) -> str:

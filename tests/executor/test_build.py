@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from slipstream.actors.executor.build import choose_device
+import torch
+from slipstream.actors.executor.build import DeviceLost, choose_device, find_again
 from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import InvalidRequest
@@ -65,3 +66,49 @@ def test_ranks_share_a_cpu() -> None:
     assert {choose_device(executor_options(options, MODEL, rank), torch_with(0)) for rank in range(4)} == {
         "cpu"
     }
+
+
+def torch_whose_device(fails: Exception | None, devices: int = 1) -> Any:
+    """What touches the device fails so."""
+
+    def touch(*_: object, **__: object) -> None:
+        if fails is not None:
+            raise fails
+
+    cuda = SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices, synchronize=touch)
+    return SimpleNamespace(
+        __version__="0",
+        cuda=cuda,
+        device=torch.device,
+        empty=lambda *_, **__: None,
+        OutOfMemoryError=torch.OutOfMemoryError,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "broken", "reason"),
+    [
+        ("cuda", torch_whose_device(None, devices=0), "torch 0 sees no CUDA device"),
+        (
+            "cuda:0",
+            torch_whose_device(RuntimeError("CUDA error: unspecified\nfurther lines")),
+            "CUDA error: unspecified$",
+        ),
+    ],
+)
+def test_a_device_that_served_and_is_not_there_any_more_is_lost_for_good(
+    device: str, broken: Any, reason: str
+) -> None:
+    options = executor_options(ServeOptions(device=device), MODEL)
+    assert find_again(options, torch_whose_device(None)) == torch.device("cuda", 0)
+    with pytest.raises(
+        DeviceLost, match=rf"device '{device}' served until now and cannot be used any more: .*{reason}"
+    ) as lost:
+        find_again(options, broken)
+    assert lost.value.for_good
+
+
+def test_a_device_that_is_full_is_not_lost() -> None:
+    options = executor_options(ServeOptions(device="cuda"), MODEL)
+    with pytest.raises(torch.OutOfMemoryError):
+        find_again(options, torch_whose_device(torch.OutOfMemoryError("CUDA out of memory")))

@@ -27,6 +27,7 @@ from slipstream.runtime.supervision.restarts import (
     INTENSITY,
     MOST_FRONTEND_BACK_OFF_S,
     PERIOD_S,
+    TRIES,
     Restarts,
 )
 from slipstream.runtime.supervision.supervisor import START_FACTOR, Supervisor
@@ -154,6 +155,15 @@ def test_deaths_of_one_do_not_count_for_another() -> None:
     for _ in range(INTENSITY):
         restarts.on_death("executor", 0.0)
     assert restarts.on_death("scheduler", 0.0).in_a_row == 1
+
+
+def test_what_is_lost_for_good_is_tried_a_few_times_alone_and_then_not_at_all() -> None:
+    restarts = Restarts()
+    assert restarts.on_death("executor", 100.0).restart == "one"
+    for _ in range(2):
+        tries = [restarts.on_death("executor", 0.0, for_good=True) for _ in range(TRIES)]
+        assert [decision.restart for decision in tries] == ["one"] * (TRIES - 1) + ["none"]
+        assert restarts.on_death("executor", PERIOD_S).restart == "one", "it came back: a new row"
 
 
 # --- starts -------------------------------------------------------------------------------------
@@ -381,6 +391,39 @@ def test_an_actor_that_dies_again_and_again_takes_all_with_it_once_and_then_ends
     with pytest.raises(ServiceUnavailable, match="the service failed: killed by SIGKILL"):
         stream.end()
     assert stream.deltas, "it had begun, and was answered"
+
+
+def test_a_device_that_is_lost_for_good_ends_the_service_with_one_block_and_exit_code_4(
+    tmp_path: Path,
+) -> None:
+    marker = tmp_path / "lost"
+    with Planted(
+        {"executor": "planted:executor_whose_device_is_lost"},
+        "--emulated-step-ms=20",
+        PLANTED_MARKER=str(marker),
+    ) as service:
+        with service.client() as client:
+            pid = next(state.pid for state in client.actors().actors if state.name == "executor")
+            stream = client.stream("Once upon a time", SamplingParams(max_tokens=1000, ignore_eos=True))
+            next(stream)
+            marker.touch()
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(
+                ServiceUnavailable, match="the service failed: DeviceLost: device 'cuda:0' served"
+            ):
+                list(stream)
+        _, log = service.process.communicate(timeout=NEAR)
+    assert service.process.returncode == 4
+    assert log.count("restarting it") == TRIES, (
+        "once after the kill, and then as often as it is tried, less one"
+    )
+    assert "Traceback" not in log
+    block = log[log.index("slipstream failed") :].splitlines()
+    assert re.fullmatch(r"  actor   executor \(pid [0-9]+\), starting", block[1])
+    assert block[3:] == [
+        "  cause   DeviceLost: device 'cuda:0' served until now and cannot be used any more: planted",
+        "  try     look at the device (nvidia-smi, dmesg), then start the service again",
+    ]
 
 
 def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(

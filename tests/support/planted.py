@@ -71,6 +71,15 @@ def executor_that_is_no_fork(context: Any) -> Any:
     return build(context)
 
 
+def executor_whose_device_is_lost(context: Any) -> Any:
+    """Its device cannot be used any more, from when the test says so on."""
+    from slipstream.actors.executor.build import DeviceLost, build
+
+    if os.path.exists(os.environ["PLANTED_MARKER"]):
+        raise DeviceLost("device 'cuda:0' served until now and cannot be used any more: planted")
+    return build(context)
+
+
 def printing_executor(context: Any) -> Any:
     """Prints a line."""
     from slipstream.actors.executor.build import build

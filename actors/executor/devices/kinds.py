@@ -58,4 +58,9 @@ def uses_gpu(device: str) -> bool:
 
 def kind_of(device: str) -> DeviceKind:
     """The kind of a device by its full name, ``cuda:1`` for example."""
-    return KINDS[device.partition(":")[0]]
+    return KINDS[kind_name(device)]
+
+
+def kind_name(device: str) -> str:
+    """``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]

@@ -44,7 +44,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         "--fault",
         choices=FAULTS,
         default="kill",
-        help="kill; twice: another actor is killed during the recovery; stop: the actor stands still for 5 s",
+        help="kill; twice: another actor is killed during the recovery; stop: the actor stands still for 5 s;"
+        " restart: as slipstream restart does it",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the instants and the order")
     add_json(parser)

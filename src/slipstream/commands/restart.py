@@ -1,0 +1,42 @@
+"""``slipstream restart``: end one actor of a running service and start it again; its requests go on."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from .common import COULD_NOT_START, DONE, FAILED, USAGE, Run, Stop, add_endpoint, the_running_service
+
+EVERY_S = 0.02
+
+PATIENCE_S = 600.0
+"""For the new incarnation; a large model takes its time."""
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("actor", metavar="ACTOR", help="executor, scheduler, …, as slipstream top names them")
+    add_endpoint(parser)
+    parser.epilog = "Only for who runs the service, on its machine. Requests go on as after a death."
+
+    def run(found: argparse.Namespace) -> int:
+        from ..protocol.errors import InvalidRequest, ServiceUnavailable
+        from ..status import ask, find
+
+        try:
+            control = find(found.endpoint or the_running_service())
+            begun = time.monotonic()
+            before = ask(control, restart=found.actor)["actors"][found.actor]
+            while time.monotonic() < begun + PATIENCE_S:
+                now = ask(control)["actors"][found.actor]
+                if now["epoch"] != before["epoch"] and now["state"] == "ready":
+                    seconds = time.monotonic() - begun
+                    print(f"{found.actor}: pid {before['pid']} → {now['pid']}, ready after {seconds:.2f} s")
+                    return DONE
+                time.sleep(EVERY_S)
+        except InvalidRequest as error:
+            raise Stop(USAGE, str(error)) from None
+        except ServiceUnavailable as error:
+            raise Stop(COULD_NOT_START, str(error)) from None
+        raise Stop(FAILED, f"{found.actor} is not ready after {PATIENCE_S:g} s")
+
+    return run

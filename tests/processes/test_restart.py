@@ -1,0 +1,102 @@
+"""``slipstream restart``: an actor is ended and started again as it was asked, and no token is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import msgpack
+import pytest
+import zmq
+from processes import Background, alive, until
+from slipstream.protocol.actors import ACTORS
+from slipstream.runtime.supervision.restarts import INTENSITY
+
+from slipstream import InvalidRequest, SamplingParams, Sidecar
+
+PARAMS = SamplingParams(max_tokens=200, ignore_eos=True, seed=5)
+
+
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[Sidecar]:
+    with Sidecar(device="emulated", emulated_step_ms=5.0) as sidecar:
+        yield sidecar
+
+
+def restart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slipstream", "restart", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/")
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+def test_any_actor_can_be_restarted_under_a_stream_of_which_no_token_is_lost(
+    sidecar: Sidecar, actor: str
+) -> None:
+    expected = Background(sidecar, "Once upon a time", PARAMS)
+    expected.end()
+    before = sidecar.actors
+    stream = Background(sidecar, "Once upon a time", PARAMS).begun()
+    done = restart(actor, "--endpoint", sidecar.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stream.end() == "length"
+    assert stream.tokens == expected.tokens
+    after = sidecar.actors
+    pids = (before[actor]["pid"], after[actor]["pid"])
+    assert pids[0] != pids[1]
+    assert done.stdout.startswith(f"{actor}: pid {pids[0]} → {pids[1]}, ready after ")
+    assert after[actor]["restarts"] == before[actor]["restarts"] + 1
+    assert {n: s["pid"] for n, s in after.items() if n != actor} == {
+        n: s["pid"] for n, s in before.items() if n != actor
+    }
+
+
+def test_a_planned_restart_is_no_death_in_a_row(sidecar: Sidecar) -> None:
+    for _ in range(INTENSITY + 1):
+        before = sidecar.actors["tokenizer"]
+        sidecar.restart("tokenizer")
+        until(
+            lambda pid=before["pid"]: (
+                sidecar.actors["tokenizer"]["pid"] != pid and sidecar.actors["tokenizer"]["state"] == "ready"
+            ),
+            "it is ready again",
+        )
+    assert "restarting all" not in sidecar.log
+    assert "in a row" not in sidecar.log
+
+
+def test_what_cannot_be_restarted_is_refused_with_the_reason(sidecar: Sidecar) -> None:
+    done = restart("planner", "--endpoint", sidecar.endpoint)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "there is no actor 'planner'; there are executor, scheduler, detokenizer, tokenizer, gateway"
+        in done.stderr
+    )
+    done = restart("executor", "--endpoint", "ipc:///nowhere")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no service of yours at ipc:///nowhere runs on this machine" in done.stderr
+    sidecar.restart("detokenizer")
+    until(lambda: sidecar.actors["detokenizer"]["state"] != "ready", "it ends")
+    with pytest.raises(
+        InvalidRequest, match=r"detokenizer is not ready to be restarted: it is (starting|dead)"
+    ):
+        sidecar.restart("detokenizer")
+    until(lambda: sidecar.actors["detokenizer"]["state"] == "ready", "it is ready again")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"\xc1", msgpack.packb({"restart": 5}), msgpack.packb(["restart"]), msgpack.packb({}), b"\x91" * 900],
+)
+def test_a_question_that_is_none_restarts_nothing(sidecar: Sidecar, question: bytes) -> None:
+    pids = sidecar.pids
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.set(zmq.LINGER, 0)
+        socket.connect(sidecar.ready["control"])
+        socket.send(question)
+        assert socket.poll(5000)
+        assert "error" in msgpack.unpackb(socket.recv())
+    assert sidecar.pids == pids
+    assert alive([*pids.values()]) == [*pids.values()]
+    assert os.stat(sidecar.ready["control"].removeprefix("ipc://")).st_uid == os.getuid()
