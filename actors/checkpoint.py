@@ -21,6 +21,9 @@ from ..protocol.errors import InvalidRequest, ModelNotSupported
 SERVED_FILES = ("*.json", "*.safetensors", "*.jinja")
 """What is fetched of a model on the Hub. Pickled weights are not: a pickle can run any code."""
 
+DEFAULT_TEMPLATE = "default"
+"""The name of a chat template that has none."""
+
 HUB_TIMEOUT_S = 3.0
 LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What configurations call the number of positions, the usual name first."""
@@ -170,6 +173,24 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelNotSupported(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ModelNotSupported(f"{path} holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def chat_template_sources(folder: Path) -> dict[str, str]:
+    """A model's chat templates by name, from every place where transformers writes them or once wrote them."""
+    found: dict[str, str] = {}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        given = read_json(folder / name).get("chat_template")
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}
+        if isinstance(given, str):
+            given = {DEFAULT_TEMPLATE: given}
+        found |= given or {}
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        found[DEFAULT_TEMPLATE] = path.read_text(encoding="utf-8")
     return found
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from ..protocol.client_key import ClientKey
 from ..protocol.limits import Limits
+from ..protocol.messages import NO_FORMATS, Formats
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What actors know of the model; enough for the detokenizer."""
+    """What actors know of the model."""
 
     model: str
     """The folder, found and read already."""
@@ -23,7 +24,14 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetokenizerOptions(ModelOptions):
+    formats: Formats = NO_FORMATS
+    """How the model writes thoughts and calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerOptions(ModelOptions):
+    formats: Formats = NO_FORMATS
     max_prompt_bytes: int
     """Most bytes of UTF-8 in a prompt or in a rendered conversation."""
     chat_template: str | None = None
@@ -78,6 +86,7 @@ class GatewayOptions:
     """Where clients connect."""
     model_name: str
     limits: Limits
+    formats: Formats = NO_FORMATS
     server: str
     """Name and version, for the welcome."""
     seed: int | None

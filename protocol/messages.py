@@ -61,6 +61,10 @@ class Generate(FromClient, tag="generate"):
     add_special_tokens: bool = True
     """With a text as ``prompt``: put before and after it what the model's tokenizer puts there, such as the token that
     begins a text. Token ids are taken as they are, and a chat template writes its own."""
+    marks: bool = False
+    """Write the marks of the model's ``formats``, which otherwise have no text where they are special tokens; and first
+    the mark that a prompt ends with, if thoughts begin with it. The text can then be parted into thoughts, calls and
+    the answer."""
 
 
 class Abort(FromClient, tag="abort"):
@@ -100,6 +104,18 @@ class ToClient(msgspec.Struct, tag_field="t", kw_only=True, omit_defaults=True):
     """Base of what a client receives. Unknown fields are ignored: a later minor version may add some."""
 
 
+class Formats(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How the model of a service writes what is not its answer, by vLLM's names of these formats."""
+
+    reasoning: str | None = None
+    """Of its thoughts; null: it marks none."""
+    tool_calls: str | None = None
+    """Of its calls; null: in one that needs no marks of its own."""
+
+
+NO_FORMATS = Formats()
+
+
 class Welcome(ToClient, tag="welcome"):
     """Answers ``Hello``: from now on this connection may ask."""
 
@@ -110,6 +126,7 @@ class Welcome(ToClient, tag="welcome"):
     model: str
     """Name of the model, as it was given to the service."""
     limits: Limits
+    formats: Formats = NO_FORMATS
 
 
 class Usage(msgspec.Struct, kw_only=True, gc=False):
@@ -283,6 +300,8 @@ class Submit(Internal):
     """What the chat template is given beside the messages."""
     add_special_tokens: bool = True
     """As in ``Generate``."""
+    marks: bool = False
+    """As in ``Generate``."""
 
 
 class Tokenized(Internal):
@@ -311,6 +330,10 @@ class Enqueue(Internal):
     delivered: bytes
     client: int = 0
     attempt: int = 0
+    marks: bool = False
+    """As in ``Generate``."""
+    before: str = ""
+    """As in ``Grammar``: thoughts, which the tokenizer knows from the prompt."""
 
 
 class Cancel(Internal):
@@ -440,6 +463,8 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     attempt: int = 0
     include_stop: bool = False
     """The stop text that ends the answer is part of it."""
+    marks: bool = False
+    """As in ``Generate``."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):

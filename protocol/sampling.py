@@ -20,6 +20,8 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     """``json_schema``, ``regex`` or ``choice``: the parameter that it was given as."""
     source: str
     """The schema or the list of strings as JSON text, or the regular expression."""
+    before: str = ""
+    """What may stand before it, as the rule ``before`` of llguidance's notation; empty: nothing."""
 
 
 class SamplingParams(

@@ -15,11 +15,13 @@ from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
 from ...protocol.limits import Limits
 from ...protocol.messages import (
+    NO_FORMATS,
     Abort,
     Cancel,
     Delta,
     Ending,
     Error,
+    Formats,
     Generate,
     GetStats,
     PeerDown,
@@ -60,12 +62,13 @@ class Gateway(PublicActor):
         bounds: Limits,
         *,
         server: str,
+        formats: Formats = NO_FORMATS,
         rng: random.Random,
         epoch: int = 0,
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
     ) -> None:
-        super().__init__(endpoint, model, bounds, server=server)
+        super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.rng = rng
         self.max_open_bytes = max_open_bytes
         self.default_deadline_s = default_deadline_s
@@ -368,6 +371,7 @@ def build(context: StartContext) -> Gateway:
         options.model_name,
         options.limits,
         server=options.server,
+        formats=options.formats,
         rng=rng,
         epoch=context.epoch,
         default_deadline_s=options.default_deadline,

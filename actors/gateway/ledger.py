@@ -38,6 +38,8 @@ class Request:
     template: dict[str, Any] = field(default_factory=dict)
     """What the chat template is given beside the messages."""
     add_special_tokens: bool = True
+    marks: bool = False
+    """As in ``Generate``."""
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     digest: bytes = b""
@@ -117,6 +119,7 @@ class Answer:
             ids,
             request.template,
             request.add_special_tokens,
+            request.marks,
         )
 
 
@@ -155,6 +158,7 @@ class Ledger:
             message.return_prompt_ids,
             template_of(message),
             message.add_special_tokens,
+            message.marks,
             digest=digest_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):

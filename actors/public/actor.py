@@ -8,6 +8,7 @@ from typing import Any
 
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
+    NO_FORMATS,
     Abort,
     Actors,
     ClientBlocked,
@@ -16,6 +17,7 @@ from ...protocol.messages import (
     Counted,
     Drain,
     Error,
+    Formats,
     Generate,
     GetActors,
     GetStats,
@@ -35,12 +37,15 @@ from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 class PublicActor(Actor):
     """Connections, and the answers that every client gets."""
 
-    def __init__(self, endpoint: str, model: str, bounds: Limits, *, server: str) -> None:
+    def __init__(
+        self, endpoint: str, model: str, bounds: Limits, *, server: str, formats: Formats = NO_FORMATS
+    ) -> None:
         super().__init__()
         self.endpoint = endpoint
         self.model = model
         self.bounds = bounds
         self.server = server
+        self.formats = formats
         self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.draining = False
         self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
@@ -103,7 +108,13 @@ class PublicActor(Actor):
             )
             self.send(address, Error(code="protocol", message=message))
             return
-        welcome = Welcome(protocol=list(PROTOCOL), server=self.server, model=self.model, limits=self.bounds)
+        welcome = Welcome(
+            protocol=list(PROTOCOL),
+            server=self.server,
+            model=self.model,
+            limits=self.bounds,
+            formats=self.formats,
+        )
         self.send_to(self.connections.greet(address, now), welcome)
 
     def on_client_gone(self, gone: ClientGone, now: float) -> None:

@@ -151,6 +151,8 @@ class Scheduler(Actor):
             salt=salt_of(params.cache_salt),
             attempt=message.attempt,
             delivered=len(delivered),
+            marks=message.marks,
+            before=message.before,
         )
 
     def refuse(self, sequence: Sequence, limit: int) -> None:
@@ -226,6 +228,7 @@ class Scheduler(Actor):
                 sequence.prompt_len,
                 sequence.attempt,
                 sequence.params.include_stop_str_in_output,
+                sequence.marks,
             )
         )
         self.report_prompt_logprobs(sequence)

@@ -6,11 +6,12 @@ from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from ...protocol.messages import Join
-from ...protocol.sampling import SamplingParams
+from ...protocol.sampling import Grammar, SamplingParams
 from .pool import BlockList
 
 NO_TOKEN = -2
@@ -93,6 +94,10 @@ class Sequence:
     attempt: int = 0
     delivered: int = 0
     """Generated tokens that the gateway had when it last sent the request."""
+    marks: bool = False
+    """Its text has the marks of the model's formats."""
+    before: str = ""
+    """What may stand before the answer that its grammar is for."""
     logprobs: LogprobLedger | None = field(init=False)
     """Of each token generated here, if the request asks for them."""
     prompt_logprobs: LogprobLedger | None = field(init=False)
@@ -154,8 +159,14 @@ class Sequence:
             prompt_logprobs=-1
             if params.prompt_logprobs is None or not self.needs_prompt_logprobs
             else params.prompt_logprobs,
-            grammar=params.grammar,
+            grammar=self.grammar,
         )
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer has to match, with what may stand before it."""
+        grammar = self.params.grammar
+        return None if grammar is None else msgspec.structs.replace(grammar, before=self.before)
 
     @property
     def wanted_logprobs(self) -> int:

@@ -8,6 +8,7 @@ waits for the others.
 from __future__ import annotations
 
 from codecs import utf_8_decode
+from collections.abc import Mapping
 
 from ...protocol.formats.marks import Mark
 from .pieces import Pieces
@@ -25,6 +26,8 @@ class AnswerText:
         "pending",
         "pieces",
         "plain",
+        "prefix",
+        "shown",
         "stops",
         "unsent",
     )
@@ -46,20 +49,28 @@ class AnswerText:
         """Text that could be the beginning of a stop text."""
         self.matched: str | None = None
         """The stop text that ended the answer."""
+        self.shown: Mapping[int, str] = {}
+        """Special tokens that have text here."""
+        self.prefix = ""
+        """What the text begins with before any token."""
         self.plain = False
         """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
 
+    def show(self, marks: Mapping[int, str], prefix: str) -> None:
+        """Give these special tokens their text, and begin with ``prefix``, which stood in the prompt."""
+        self.shown, self.prefix = marks, prefix
+
     def characters(self, token: int) -> str:
         """The whole characters that ``token`` completes."""
-        piece = self.pieces[token]
-        if piece and not self.begun:
+        piece = self.shown.get(token) or self.pieces[token]
+        if piece and token not in self.shown and not self.begun:
             self.begun = True
             piece = self.pieces.at_start(token)
         if self.pending or isinstance(piece, bytes):
             data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
             piece, used = utf_8_decode(data, "replace", False)
             self.pending = data[used:]
-        self.plain = self.begun and not self.pending and not self.stops
+        self.plain = self.begun and not (self.pending or self.stops or self.shown or self.prefix)
         return piece
 
     def text(self, token: int) -> str:
@@ -68,6 +79,13 @@ class AnswerText:
         Of two that become complete with the same character, the longer one does.
         """
         text = self.characters(token)
+        if self.prefix:
+            prefix, self.prefix = self.prefix, ""
+            return prefix + self.sent(text)
+        return self.sent(text)
+
+    def sent(self, text: str) -> str:
+        """What of new characters can go out."""
         if not self.unsent and self.first_characters.isdisjoint(text):
             return text
         ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]

@@ -18,13 +18,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
-from ..checkpoint import read_json
+from ..checkpoint import DEFAULT_TEMPLATE, chat_template_sources
 from .conversation import Message, Style
 from .tokenizer_files import special_tokens
 
 Clock = Callable[[], datetime]
-
-DEFAULT = "default"
 
 COUNTED_IDS_MARK = "<|tool_calls_section_begin|>"
 """A template that writes this before calls is one of Kimi K2, which was trained on ids that say the function's name
@@ -43,7 +41,7 @@ class ChatTemplates:
     def __init__(self, sources: Mapping[str, str], special_tokens: dict[str, str], clock: Clock) -> None:
         """``clock`` is what a template sees that asks for the date."""
         self.by_name = {name: ChatTemplate(source, special_tokens, clock) for name, source in sources.items()}
-        self.default = self.by_name.get(DEFAULT) or next(iter(self.by_name.values()))
+        self.default = self.by_name.get(DEFAULT_TEMPLATE) or next(iter(self.by_name.values()))
 
     @property
     def literals(self) -> str:
@@ -62,31 +60,17 @@ def load_chat_templates(folder: Path, file: Path | None, clock: Clock) -> ChatTe
     ``ModelNotSupported`` if one does not compile, or cannot be read.
     """
     try:
-        sources = find_sources(folder) if file is None else {DEFAULT: file.read_text(encoding="utf-8")}
+        sources = (
+            chat_template_sources(folder)
+            if file is None
+            else {DEFAULT_TEMPLATE: file.read_text(encoding="utf-8")}
+        )
         return ChatTemplates(sources, special_tokens(folder), clock) if sources else None
     except TemplateError as error:
         where = f"the chat template of {folder}" if file is None else str(file)
         raise ModelNotSupported(f"{where} does not compile: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelNotSupported(f"the chat template {file or folder} cannot be read: {error}") from None
-
-
-def find_sources(folder: Path) -> dict[str, str]:
-    """The templates by name, from every place where transformers writes them or once wrote them."""
-    found: dict[str, str] = {}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        given = read_json(folder / name).get("chat_template")
-        if isinstance(given, list):
-            given = {entry["name"]: entry["template"] for entry in given}
-        if isinstance(given, str):
-            given = {DEFAULT: given}
-        found |= given or {}
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        found[DEFAULT] = path.read_text(encoding="utf-8")
-    return found
 
 
 class ChatTemplate:

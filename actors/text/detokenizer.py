@@ -12,11 +12,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tokenizers
 
-from ...protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens, first_number
+from ...protocol.messages import (
+    NO_FORMATS,
+    Finished,
+    Formats,
+    Matched,
+    Opened,
+    PeerUp,
+    Texts,
+    Tokens,
+    first_number,
+)
 from ...runtime.actor import Actor
-from ..options import ModelOptions
+from ..options import DetokenizerOptions
 from .answer_text import AnswerText
 from .pieces import Pieces
+from .thoughts import ThoughtTokens
 from .tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,8 +41,9 @@ class Detokenizer(Actor):
 
     name = "detokenizer"
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, formats: Formats = NO_FORMATS) -> None:
         super().__init__()
+        self.thoughts = ThoughtTokens(tokenizer, formats)
         self.pieces = Pieces(tokenizer)
         self.pieces.check()
         self.answers: dict[int, AnswerText] = {}
@@ -103,6 +115,8 @@ class Detokenizer(Actor):
         prompt = len(context) - opened.delivered
         begun = prompt < opened.prompt_tokens
         answer = AnswerText(self.pieces, begun, opened.stop, opened.attempt, include_stop=opened.include_stop)
+        if opened.marks:
+            answer.show(self.thoughts.shown, self.thoughts.opening(context[:prompt]))
         for token in context[:prompt]:
             answer.characters(token)
         for token in context[prompt:]:
@@ -149,4 +163,5 @@ def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
 def build(context: StartContext) -> Actor:
     """The detokenizer of a service, from its options."""
     context.phase("load tokenizer")
-    return Detokenizer(load_tokenizer(Path(context.options_as(ModelOptions).model)))
+    options = context.options_as(DetokenizerOptions)
+    return Detokenizer(load_tokenizer(Path(options.model)), options.formats)

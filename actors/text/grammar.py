@@ -176,11 +176,18 @@ def as_llguidance(grammar: Grammar) -> str:
         schema = json.loads(grammar.source)
         if not isinstance(schema, dict):
             raise ValueError(f"expected an object, got {grammar.source:.80}")
-        return f"{NO_FORCING}\nstart: %json {json.dumps(schema | {'x-guidance': JSON_STYLE})}"
+        return with_start(grammar, f"%json {json.dumps(schema | {'x-guidance': JSON_STYLE})}")
     regex = grammar.source
     if grammar.kind == "choice":
         regex = "|".join(map(literal, json.loads(grammar.source)))
-    return f"{NO_FORCING}\nstart: /{regex_to_lark(regex, use_ascii='')}/"
+    return with_start(grammar, f"/{regex_to_lark(regex, use_ascii='')}/")
+
+
+def with_start(grammar: Grammar, rule: str) -> str:
+    """The whole of a grammar whose answer matches ``rule``."""
+    if not grammar.before:
+        return f"{NO_FORCING}\nstart: {rule}"
+    return f"{NO_FORCING}\nstart: before answer\n{grammar.before}\nanswer: {rule}"
 
 
 def literal(text: str) -> str:

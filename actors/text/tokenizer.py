@@ -16,13 +16,24 @@ import tokenizers
 
 from ...protocol.errors import InvalidRequest, SlipstreamError, context_length_exceeded
 from ...protocol.limits import MAX_PROMPT_LOGPROBS
-from ...protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized, first_number
+from ...protocol.messages import (
+    NO_FORMATS,
+    Cancel,
+    Enqueue,
+    Formats,
+    PeerUp,
+    Refused,
+    Submit,
+    Tokenized,
+    first_number,
+)
 from ...protocol.sampling import Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
 from .chat_template import ChatTemplates
 from .grammar import GrammarCompiler, compiler_of
 from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
+from .thoughts import ThoughtTokens
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -73,10 +84,12 @@ class Tokenizer(Actor):
         compiler: GrammarCompiler | str = "this service has no grammars",
         *,
         sanitize: bool = False,
+        formats: Formats = NO_FORMATS,
     ) -> None:
         """``chat_templates`` and ``compiler`` are what they are, or the sentence that says why there is none."""
         super().__init__()
         self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, max_model_len, sanitize=sanitize)
+        self.thoughts = ThoughtTokens(tokenizer, formats)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
@@ -169,8 +182,22 @@ class Tokenizer(Actor):
         self.send("gateway", Tokenized(submit.request, ids))
         self.send(
             "scheduler",
-            Enqueue(submit.request, ids, submit.params, submit.delivered, submit.client, submit.attempt),
+            Enqueue(
+                submit.request,
+                ids,
+                submit.params,
+                submit.delivered,
+                submit.client,
+                submit.attempt,
+                submit.marks,
+                self.before(submit, prompt),
+            ),
         )
+
+    def before(self, submit: Submit, prompt: array[int]) -> str:
+        """What may stand before the answer that the request's grammar is for: thoughts, in a conversation."""
+        conversation = submit.marks or isinstance(submit.prompt, list)
+        return self.thoughts.rule(prompt) if conversation and submit.params.grammar is not None else ""
 
     def prompt_of(self, submit: Submit) -> Steps:
         """The prompt of a request that can be served as it stands."""
@@ -258,4 +285,5 @@ def build(context: StartContext) -> Actor:
         options.max_prompt_bytes,
         compiler_of(tokenizer, options.vocab_size, options.eos_token_ids),
         sanitize=options.sanitize_control_tokens,
+        formats=options.formats,
     )

@@ -13,12 +13,13 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
 from ..client_key import ClientKey, Curve, client_key
 from ..endpoints import check_endpoint
+from ..formats.said import ChatDelta
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .blocking import Prompt
@@ -90,10 +91,20 @@ class AsyncClient:
         return self._deltas(prompt=prompt, params=params, request_id=request_id)
 
     def chat(
-        self, messages: list[Message], params: SamplingParams | None = None, *, request_id: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
-        """The next message of a conversation as it comes."""
-        return self._deltas(messages=messages, params=params, request_id=request_id)
+        self,
+        messages: list[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[ChatDelta, None]:
+        """The next message of a conversation as it comes: ``reasoning``, then ``text`` and ``tool_calls``.
+
+        ``tools`` and ``tool_choice`` are as OpenAI has them.
+        """
+        asked = {"messages": messages, "params": params, "tools": tools, "tool_choice": tool_choice}
+        return cast("AsyncGenerator[ChatDelta, None]", self._deltas(**asked, request_id=request_id))
 
     def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
         """``generate`` or ``chat`` (``prompt=`` or ``messages=``, ``params=``, …), each time with everything that
@@ -106,10 +117,17 @@ class AsyncClient:
         return await self._finish(stream, Collector(stream.request.id, prompt))
 
     async def complete_chat(
-        self, messages: list[Message], params: SamplingParams | None = None
+        self,
+        messages: list[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
     ) -> RequestOutput:
-        """The finished next message of a conversation."""
-        stream = self._ask(messages=messages, params=params, return_prompt_ids=True)
+        """The finished next message of a conversation; the rest as for ``chat``."""
+        stream = self._ask(
+            messages=messages, params=params, tools=tools, tool_choice=tool_choice, return_prompt_ids=True
+        )
         return await self._finish(stream, Collector(stream.request.id))
 
     def abort(self, request_id: str) -> None:

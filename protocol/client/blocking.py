@@ -14,13 +14,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
 from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, Overloaded, SlipstreamError
+from ..formats.said import ChatDelta
 from ..messages import Actors, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .outputs import Collector, RequestOutput
@@ -92,9 +93,20 @@ class Client:
         """Ask for one answer and wait until it is finished."""
         return self._finish([{"prompt": prompt}], [params], None)[0]
 
-    def chat(self, messages: list[Message], params: SamplingParams | None = None) -> RequestOutput:
-        """Ask for the next message of a conversation and wait until it is finished."""
-        return self._finish([{"messages": messages}], [params], None)[0]
+    def chat(
+        self,
+        messages: list[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+    ) -> RequestOutput:
+        """Ask for the next message of a conversation and wait until it is finished.
+
+        ``tools`` and ``tool_choice`` are as OpenAI has them; what is called is in ``tool_calls`` of the output.
+        """
+        asked = {"messages": messages, "tools": tools, "tool_choice": tool_choice}
+        return self._finish([asked], [params], None)[0]
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
@@ -103,10 +115,17 @@ class Client:
         return self._deltas(prompt=prompt, params=params, request_id=request_id)
 
     def stream_chat(
-        self, messages: list[Message], params: SamplingParams | None = None, *, request_id: str | None = None
-    ) -> Generator[Delta, None, None]:
-        """The next message of a conversation as it comes."""
-        return self._deltas(messages=messages, params=params, request_id=request_id)
+        self,
+        messages: list[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> Generator[ChatDelta, None, None]:
+        """The next message of a conversation as it comes; the rest as for ``chat``."""
+        asked = {"messages": messages, "params": params, "tools": tools, "tool_choice": tool_choice}
+        return cast("Generator[ChatDelta, None, None]", self._deltas(**asked, request_id=request_id))
 
     def generate_many(
         self,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from ..formats.said import ChatDelta
 from ..messages import Delta, Usage
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """A call that the model asks for."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    """JSON text."""
 
 
 class CompletionOutput(msgspec.Struct, kw_only=True):
@@ -13,6 +23,9 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
     index: int = 0
     """Which of the ``n`` answers."""
     text: str = ""
+    reasoning: str = ""
+    """The thoughts before it, where the model marks them; in a conversation."""
+    tool_calls: list[ToolCall] = []
     token_ids: list[int] = []
     finish_reason: str | None = None
     """``stop``, ``length`` or ``abort``."""
@@ -58,6 +71,12 @@ class Collector:
             found = self.answers[delta.index] = (CompletionOutput(index=delta.index), [])
         answer, texts = found
         texts.append(delta.text)
+        if isinstance(delta, ChatDelta):
+            answer.reasoning += delta.reasoning
+            for part in delta.tool_calls:
+                if part.name:
+                    answer.tool_calls.append(ToolCall(id=part.id, name=part.name))
+                answer.tool_calls[-1].arguments += part.arguments
         answer.token_ids += delta.token_ids
         if delta.logprobs:
             rows = [{int(token): value for token, value in row.items()} for row in delta.logprobs]

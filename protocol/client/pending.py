@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..errors import SlipstreamError
+from ..formats.ids import CallIds
+from ..formats.said import ChatDelta, Said
+from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
-from ..messages import Delta, FromClient, Generate
+from ..messages import Delta, Formats, FromClient, Generate
 from .request import answer_count
+
+if TYPE_CHECKING:
+    from ..formats.formats import AnswerReader
 
 
 class Pending:
@@ -32,13 +39,23 @@ class Stream(Pending):
         "deltas",
         "last",
         "max_held",
+        "new_ids",
+        "offered",
         "prompt_ids",
+        "readers",
         "received",
         "request",
         "unfinished",
     )
 
-    def __init__(self, request: Generate, asked_at: float, max_held: int | None = None) -> None:
+    def __init__(
+        self,
+        request: Generate,
+        asked_at: float,
+        max_held: int | None = None,
+        offered: Offer = NO_OFFER,
+        new_ids: Callable[[], CallIds] = CallIds,
+    ) -> None:
         super().__init__()
         self.max_held = max_held
         """Most deltas that may wait for the consumer; None: any number."""
@@ -54,6 +71,38 @@ class Stream(Pending):
         self.last: Delta | None = None
         """The end of the last answer, which waits for the usage of all of them."""
         self.aborted = False
+        self.offered = offered
+        """What the answer may call, or has to."""
+        self.new_ids = new_ids
+        self.readers: dict[int, AnswerReader] = {}
+        """What parts the answers of a conversation, by their index."""
+
+    def parted(self, delta: Delta, formats: Formats) -> Delta:
+        """A delta of a conversation, parted into thoughts, calls and the answer; any other as it is."""
+        if not self.request.marks:
+            return delta
+        said = Said(text=delta.text)
+        if formats.reasoning is not None or self.offered.functions:
+            reader = self.readers.get(delta.index)
+            if reader is None:
+                from ..formats.formats import AnswerReader  # here, since few clients need it
+
+                reader = self.readers[delta.index] = AnswerReader(formats, self.offered, self.new_ids())
+            said = reader.read(delta.text, delta.finish_reason)
+        return ChatDelta(
+            id=delta.id,
+            text=said.text,
+            token_ids=delta.token_ids,
+            index=delta.index,
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            usage=delta.usage,
+            prompt_token_ids=delta.prompt_token_ids,
+            logprobs=delta.logprobs,
+            prompt_logprobs=delta.prompt_logprobs,
+            reasoning=said.reasoning,
+            tool_calls=said.calls,
+        )
 
     def lacks_usage(self, delta: Delta) -> bool:
         """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""

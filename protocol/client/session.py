@@ -26,16 +26,20 @@ from typing import Any, Literal, TypeVar
 
 from ..codec import decode_to_client, encode_from_client
 from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
+from ..formats.ids import CallIds
+from ..formats.tools import Offer, offer_of, with_schema
 from ..limits import (
     MAX_REQUEST_ID_CHARS,
     PROTOCOL,
 )
 from ..messages import (
+    NO_FORMATS,
     Abort,
     Actors,
     Delta,
     Deltas,
     Error,
+    Formats,
     FromClient,
     Generate,
     GetActors,
@@ -108,11 +112,18 @@ class Session:
         request_id: str | None = None,
         return_prompt_ids: bool = False,
         tools: list[dict[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool | None = None,
+        offered: Offer | None = None,
+        new_ids: Callable[[], CallIds] = CallIds,
         chat_template_kwargs: dict[str, Any] | None = None,
         add_special_tokens: bool = True,
         max_held: int | None = None,
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent.
+
+        ``offered`` is what the tools and the choice of them ask for, where that is known already and the parameters
+        have its schema; ``new_ids`` makes the ids of calls.
 
         With more than ``max_held`` deltas that its consumer has not taken, it ends with ``Overloaded``.
         """
@@ -125,19 +136,24 @@ class Session:
             raise InvalidRequest(
                 f"prompt is of type {type(prompt).__name__}; give a str or a list of int", param="prompt"
             )
+        params = check_params(params)
+        if offered is None:
+            offered = offer_of(tools, tool_choice, parallel_tool_calls)
+            params = with_schema(params, offered)
         request = Generate(
             id=self.new_id() if request_id is None else self.check_id(request_id),
             prompt=prompt,
             messages=messages,
-            params=check_params(params),
+            params=params,
             return_prompt_ids=return_prompt_ids or messages is not None,
-            tools=tools,
+            tools=offered.tools,
             chat_template_kwargs=chat_template_kwargs or {},
             add_special_tokens=add_special_tokens,
+            marks=messages is not None,
         )
         frame = encode_request(request)
         self.ensure_connection(now)
-        stream = self.streams[request.id] = Stream(request, now, max_held)
+        stream = self.streams[request.id] = Stream(request, now, max_held, offered, new_ids)
         if self.state == "ready":
             self.outbox.append(frame)
         return stream
@@ -194,6 +210,11 @@ class Session:
         self.state = "closed"
         return failed
 
+    @property
+    def formats(self) -> Formats:
+        """How the service's model writes thoughts and calls."""
+        return NO_FORMATS if self.welcome is None else self.welcome.formats
+
     # --- what happens -------------------------------------------------------------------------
 
     def receive(self, frame: bytes, now: float) -> list[Pending]:
@@ -233,7 +254,7 @@ class Session:
                     continue
             if delta.prompt_token_ids is not None and stream.request.messages is not None:
                 stream.prompt_ids = delta.prompt_token_ids
-            stream.deltas.append(delta)
+            stream.deltas.append(stream.parted(delta, self.formats))
             if delta.finish_reason is not None:
                 stream.unfinished.remove(delta.index)
                 if not stream.unfinished:

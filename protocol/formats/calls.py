@@ -4,6 +4,7 @@ Each family of models writes calls in its own way. Read are the common ones:
 
     <tool_call>{"name": …, "arguments": {…}}</tool_call>                       Hermes, Qwen, and many more
     <tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>       Qwen3-Coder
+    <tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>                                  GLM
     {"name": …, "parameters": {…}}                                                          Llama 3
     [{"name": …, "arguments": {…}}]                                                         Mistral
 
@@ -21,7 +22,9 @@ from typing import Any
 import msgspec
 
 from .ids import CallIds
-from .marks import beginning_of
+from .json_parts import ObjectEnd, head_of
+from .marks import cut_at
+from .said import Reader
 from .schemas import Schema, types_of
 from .tools import Function, Offer, arguments_of
 
@@ -31,90 +34,107 @@ FUNCTION, FUNCTION_END = "<function=", "</function>"
 
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 
+KEY, KEY_END, VALUE, VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+
+VALUE_MARKS = (PARAMETER, PARAMETER_END, VALUE, VALUE_END)
+
 MARKS = ("[TOOL_CALLS]", "<|python_tag|>")
 """What may stand before calls that are the whole answer; most vocabularies have it as a special token."""
 
 
 class Call(msgspec.Struct, kw_only=True):
+    """A call that is complete."""
+
     name: str
     arguments: str
     """JSON text."""
-    id: str = ""
-
-    def as_answer(self) -> dict[str, Any]:
-        function = {"name": self.name, "arguments": self.arguments}
-        return {"id": self.id, "type": "function", "function": function}
 
 
-class CallReader:
+class CallReader(Reader):
     """Parts the text of one answer, as it comes, into calls and the rest. Nothing of it is lost, but for a call that
-    the end of the answer cuts off, and those after the first where one alone is asked for."""
+    the end of the answer cuts off, and those after the first where one alone is asked for.
+
+    The arguments of a call in JSON behind a mark are handed over as they come; other calls when they are complete.
+    """
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
-        self.offered = offered
-        self.ids = ids
+        super().__init__(offered, ids)
         self.held = ""
         """Text that may be, or may become, part of a call."""
         self.where = "start"
-        """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one."""
+        """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one;
+        ``arguments`` of one that is handed over, and ``behind`` them."""
         self.opening = ""
         """The mark that began the call."""
         self.end_of_call = EndOfCall()
-        self.calls = 0
+        self.arguments = ObjectEnd()
         self.after_call = False
         """Nothing but space has come since a call: if another one follows, it is dropped."""
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """What of the text can be sent now, and the calls that are complete."""
+    def feed(self, text: str) -> None:
         self.held += text
         if self.where == "start":
             begun = self.held.lstrip()
             if not begun or any(mark.startswith(begun) for mark in MARKS):
-                return "", []
+                return
             self.where = "whole" if begun[0] in "{[" or begun.startswith(MARKS) else "text"
-        if self.where == "whole":
-            return "", []
-        return self.cut()
+        while self.where != "whole" and self.step():
+            pass
 
-    def cut(self) -> tuple[str, list[Call]]:
-        texts: list[str] = []
-        calls: list[Call] = []
-        while True:
-            if self.where == "text" and not self.look_for_call(texts):
-                break
-            end = self.end_of_call.find(self.held)
-            if end is None:
-                break
-            inside, after = self.held[: end.start], self.held[end.stop :]
-            made = self.read(inside)
-            if not made:
-                texts.append(self.opening + self.held[: end.stop])
-            calls += self.counted(made)
-            self.after_call = bool(made)
-            self.held, self.where = after, "text"
-        return "".join(texts), calls
+    def step(self) -> bool:
+        """Read on; whether something else has begun."""
+        if self.where == "text":
+            return self.look_for_call()
+        if self.where == "call":
+            return self.look_for_arguments() or self.look_for_end()
+        if self.where == "arguments":
+            end = self.arguments.find(self.held)
+            part = self.held if end < 0 else self.held[:end]
+            self.held = self.held[len(part) :]
+            self.add_arguments(part)
+            self.where = "arguments" if end < 0 else "behind"
+            return end >= 0
+        _, found, self.held = cut_at(self.held, (CLOSE, OPEN))
+        if found is not None:
+            self.held = (OPEN if found == OPEN else "") + self.held
+            self.where, self.after_call = "text", True
+        return found is not None
 
-    def look_for_call(self, texts: list[str]) -> bool:
+    def look_for_call(self) -> bool:
         """Whether a call begins; what stands before it, or is none for sure, is text."""
-        places = [(self.held.find(mark), mark) for mark in (OPEN, FUNCTION)]
-        found = min((place for place in places if place[0] >= 0), default=None)
-        if found is None:
-            waits = max(beginning_of(mark, self.held) for mark in (OPEN, FUNCTION))
-            before = self.held[: len(self.held) - waits]
-        else:
-            before = self.held[: found[0]]
+        before, found, rest = cut_at(self.held, (OPEN, FUNCTION))
         if self.after_call and not before.strip():
             if found is None:
                 return False  # what follows decides
         else:
-            texts.append(before)
+            self.say(before)
             self.after_call = False
-        if found is None:
-            self.held = self.held[len(before) :]
+        self.held = rest
+        if found is not None:
+            self.opening, self.where = found, "call"
+            self.end_of_call = EndOfCall(bare=found == FUNCTION)
+        return found is not None
+
+    def look_for_arguments(self) -> bool:
+        """Whether the arguments of a call begin that can be handed over before it is complete."""
+        found = head_of(self.held) if self.opening == OPEN else None
+        if found is None or found[0] not in self.offered.functions or found[0] in self.offered.strict:
             return False
-        self.opening = found[1]
-        self.held, self.where = self.held[len(before) + len(self.opening) :], "call"
-        self.end_of_call = EndOfCall(bare=self.opening == FUNCTION)
+        name, at = found
+        self.begin_call(name)
+        self.held, self.where, self.arguments = self.held[at:], "arguments", ObjectEnd()
+        return True
+
+    def look_for_end(self) -> bool:
+        end = self.end_of_call.find(self.held)
+        if end is None:
+            return False
+        made = self.read(self.held[: end.start])
+        if not made:
+            self.say(self.opening + self.held[: end.stop])
+        self.hand_over_all(made)
+        self.after_call = bool(made)
+        self.held, self.where = self.held[end.stop :], "text"
         return True
 
     def read(self, inside: str) -> list[Call]:
@@ -122,33 +142,34 @@ class CallReader:
         begun = FUNCTION if self.opening == FUNCTION else ""
         return read_call(begun + inside, self.offered)
 
-    def end(self, *, at_limit: bool = False) -> tuple[str, list[Call]]:
-        """The rest, when no more text comes; ``at_limit``: there would have been more."""
+    def end(self, *, at_limit: bool) -> None:
         held, self.held = self.held, ""
         if self.where in ("start", "whole"):
-            calls = self.counted(read_whole(held, self.offered, at_limit=at_limit))
-            return ("", calls) if calls or (at_limit and self.offered.required) else (held, [])
-        if self.where == "call":
+            calls = read_whole(held, self.offered, at_limit=at_limit)
+            self.hand_over_all(calls)
+            if not calls:
+                self.say(held)
+        elif self.where == "call":
             calls = self.read(held.rstrip().removesuffix(CLOSE))
-            if calls or at_limit:
-                return "", self.counted(calls)
-            return self.opening + held, []
-        return ("", []) if self.after_call and not held.strip() else (held, [])
+            self.hand_over_all(calls)
+            if not calls and not at_limit:
+                self.say(self.opening + held)
+        elif self.where == "text" and not (self.after_call and not held.strip()):
+            self.say(held)
 
-    def counted(self, calls: list[Call]) -> list[Call]:
-        """Those of the calls that are handed over."""
-        if self.offered.single:
-            calls = calls[: max(0, 1 - self.calls)]
-        self.calls += len(calls)
+    def hand_over_all(self, calls: list[Call]) -> None:
         for call in calls:
-            call.id = self.ids.new(call.name)
-        return calls
+            self.hand_over(call.name)
+            self.kept = None
+            self.add_arguments(call.arguments)
 
 
 QUOTED = re.compile(r'\\.|"|</tool_call>|[^"\\<]+|<', re.DOTALL)
 """What the text of a call in JSON is made of."""
 
-TAGGED = re.compile(r"<parameter=|</parameter>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<")
+TAGGED = re.compile(
+    r"<parameter=|</parameter>|<arg_value>|</arg_value>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<"
+)
 """The same of a call that is written without quotes."""
 
 
@@ -171,9 +192,9 @@ class EndOfCall:
         """The mark at the end of the call whose text ``held`` begins with; None: it has not come."""
         if self.tagged is None:
             begun = held.lstrip()
-            if FUNCTION.startswith(begun):
+            if not begun:
                 return None
-            self.tagged = begun.startswith(FUNCTION)
+            self.tagged = begun[0] not in '{["'
         tokens = TAGGED if self.tagged else QUOTED
         while (token := tokens.match(held, self.at)) is not None:
             text = token[0]
@@ -183,8 +204,8 @@ class EndOfCall:
                 both = text.startswith(FUNCTION_END) and text.endswith(CLOSE)
                 if both or (not self.inside and self.bare == (text == FUNCTION_END)):
                     return slice(self.at + len(FUNCTION_END) * text.startswith(FUNCTION_END), token.end())
-            elif self.tagged and text in (PARAMETER, PARAMETER_END):
-                self.inside = text == PARAMETER
+            elif self.tagged and text in VALUE_MARKS:
+                self.inside = text in (PARAMETER, VALUE)
             elif text == '"':
                 self.inside = not self.inside
             elif text == CLOSE and not self.inside:
@@ -199,9 +220,7 @@ LONGEST_MARK = 64
 
 def may_become_a_mark(rest: str) -> bool:
     """Whether more text could make a longer mark of the end of a text, which begins like one."""
-    if any(
-        mark != rest and mark.startswith(rest) for mark in (PARAMETER, PARAMETER_END, FUNCTION_END, CLOSE)
-    ):
+    if any(mark != rest and mark.startswith(rest) for mark in (*VALUE_MARKS, FUNCTION_END, CLOSE)):
         return True
     return rest.startswith(FUNCTION_END) and CLOSE.startswith(rest.removeprefix(FUNCTION_END).lstrip())
 
@@ -215,7 +234,25 @@ def read_call(inside: str, offered: Offer) -> list[Call]:
             return as_calls(
                 [{"name": name, "arguments": read_parameters(rest, offered.functions[name])}], offered
             )
+    name, _, rest = text.partition(KEY)
+    if name.strip() in offered.functions:
+        function = offered.functions[name.strip()]
+        return as_calls([{"name": name.strip(), "arguments": read_pairs(KEY + rest, function)}], offered)
     return read_whole(inside, offered)
+
+
+def read_pairs(text: str, function: Function) -> dict[str, Any]:
+    """The arguments of a call as GLM writes them."""
+    schema = Schema(arguments_of(function), "")
+    values: dict[str, Any] = {}
+    while True:
+        _, _, rest = text.partition(KEY)
+        name, named, rest = rest.partition(KEY_END)
+        _, _, rest = rest.partition(VALUE)
+        value, ended, text = rest.partition(VALUE_END)
+        if not (named and ended):
+            return values
+        values[name.strip()] = read_value(value, schema.types_of(name.strip()))
 
 
 def read_parameters(text: str, function: Function) -> dict[str, Any]:

@@ -17,7 +17,7 @@ whole conversation."""
 class CallIds:
     """The ids of the calls of one conversation, in the form that its model knows."""
 
-    def __init__(self, form: CallIdForm, count: int = 0) -> None:
+    def __init__(self, form: CallIdForm = "any", count: int = 0) -> None:
         """``count`` is how many calls there were before."""
         self.form = form
         self.count = count

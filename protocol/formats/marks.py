@@ -50,3 +50,15 @@ def beginning_of(mark: str, text: str) -> int:
     found = Mark(mark)
     found.find_end(text[-(len(mark) - 1) :] if len(mark) > 1 else "")
     return found.length
+
+
+def cut_at(text: str, marks: tuple[str, ...]) -> tuple[str, str | None, str]:
+    """What stands before the first of the marks, the mark, and what is behind it. Where there is none yet: what is
+    none for sure, None, and what may become one."""
+    places = [(text.find(mark), -len(mark), mark) for mark in marks]
+    found = min((place for place in places if place[0] >= 0), default=None)
+    if found is not None:
+        at, _, mark = found
+        return text[:at], mark, text[at + len(mark) :]
+    waits = max(beginning_of(mark, text) for mark in marks)
+    return text[: len(text) - waits], None, text[len(text) - waits :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import InvalidRequest
+from ..sampling import SamplingParams
 from .schemas import Schema, moved
 
 
@@ -61,6 +63,48 @@ class Offer(msgspec.Struct, kw_only=True):
     def required(self) -> bool:
         """The answer is calls and nothing else."""
         return self.schema is not None and self.forced is None
+
+    def fits(self, name: str, arguments: str) -> bool:
+        """Whether JSON text is what the function takes; only of a ``strict`` one that is known."""
+        try:
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return False
+        schema = self.strict.get(name)
+        return isinstance(value, dict) and (schema is None or schema.fits(value))
+
+
+NO_OFFER = Offer()
+
+
+def offer_of(tools: Any, choice: Any, parallel: bool | None) -> Offer:
+    """``offer`` for plain values, in OpenAI's form; ``InvalidRequest`` names the place of what is wrong."""
+    return offer(
+        converted("tools", tools, list[Tool] | None),
+        converted("tool_choice", choice, ToolChoice | None),
+        parallel,
+    )
+
+
+def converted(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said, _, path = str(error).partition(" - at `$")
+        where = name + path.rstrip("`")
+        raise InvalidRequest(f"{where} is wrong: {said}", param=where) from None
+
+
+def with_schema(params: SamplingParams, offered: Offer) -> SamplingParams:
+    """The parameters with what a forced call has to match."""
+    if offered.schema is None:
+        return params
+    if params.grammar is not None:
+        raise InvalidRequest(
+            f"{params.grammar.kind} cannot be kept where tool_choice makes the answer a call; leave one out",
+            param=params.grammar.kind,
+        )
+    return msgspec.structs.replace(params, json_schema=offered.schema)
 
 
 def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None) -> Offer:

@@ -10,6 +10,7 @@ from typing import Any
 from .actors.executor.devices.kinds import KINDS, kind_of
 from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
+from .protocol.formats.formats import REASONING, TOOL_CALLS
 from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
 from .runtime.config import option, size
 
@@ -85,6 +86,18 @@ class ServeOptions:
         "a jinja file to write conversations with (default: the model's own template)",
         group=EVERYDAY,
         metavar="FILE",
+    )
+    reasoning_parser: str | None = option(
+        None,
+        "how the model marks its thoughts (default: as its chat template does)",
+        group=EVERYDAY,
+        choices=tuple(REASONING),
+    )
+    tool_call_parser: str | None = option(
+        None,
+        "how the model writes calls of tools (default: as its chat template does)",
+        group=EVERYDAY,
+        choices=TOOL_CALLS,
     )
     sanitize_control_tokens: bool = option(
         False, "take the names of control tokens in conversations for text", group=EVERYDAY

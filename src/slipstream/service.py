@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from . import __version__
-from .actors.checkpoint import open_checkpoint
+from .actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint
 from .actors.executor.devices.kinds import uses_gpu
 from .actors.options import (
+    DetokenizerOptions,
     ExecutorOptions,
     GatewayOptions,
     HttpOptions,
@@ -28,8 +29,10 @@ from .actors.options import (
 from .options import ServeOptions
 from .protocol.client_key import ClientKey
 from .protocol.endpoints import check_endpoint
-from .protocol.errors import BY_CODE, InvalidRequest, SlipstreamError
+from .protocol.errors import BY_CODE, InvalidRequest, ModelNotSupported, SlipstreamError
+from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
+from .protocol.messages import Formats
 from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.memory import available
@@ -223,10 +226,12 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         max_model_len=length,
         eos_token_ids=tuple(checkpoint.eos_token_ids()),
     )
+    formats = formats_for(options, checkpoint)
     gateway = GatewayOptions(
         endpoint=endpoint,
         model_name=options.served_model_name or options.model or "slipstream-bundled",
         limits=limits,
+        formats=formats,
         server=f"slipstream {__version__}",
         seed=options.seed,
         default_deadline=options.default_deadline,
@@ -241,8 +246,8 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         *spares(options, ranks[0]),
         *ranks,
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
-        child("detokenizer", "text.detokenizer", model),
-        child("tokenizer", "text.tokenizer", tokenizer_options(options, model, limits)),
+        child("detokenizer", "text.detokenizer", DetokenizerOptions(**vars(model), formats=formats)),
+        child("tokenizer", "text.tokenizer", tokenizer_options(options, model, gateway)),
         child("gateway", "gateway.gateway", gateway, waits=True),
     ]
     if http is not None:
@@ -292,10 +297,30 @@ def child(
     return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, frontend_of=frontend_of)
 
 
-def tokenizer_options(options: ServeOptions, model: ModelOptions, limits: Limits) -> TokenizerOptions:
+def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
+    """How the model writes thoughts and calls: as it is told, or as its chat template has it."""
+    file = chat_template_of(options)
+    if file is None:
+        template = "\n".join(chat_template_sources(checkpoint.folder).values())
+    else:
+        try:
+            template = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelNotSupported(f"the chat template {file} cannot be read: {error}") from None
+    found = formats_of(template, str(checkpoint.config.get("model_type", "")))
+    return Formats(
+        reasoning=options.reasoning_parser or found.reasoning,
+        tool_calls=options.tool_call_parser or found.tool_calls,
+    )
+
+
+def tokenizer_options(
+    options: ServeOptions, model: ModelOptions, gateway: GatewayOptions
+) -> TokenizerOptions:
     return TokenizerOptions(
         **vars(model),
-        max_prompt_bytes=limits.max_prompt_bytes,
+        formats=gateway.formats,
+        max_prompt_bytes=gateway.limits.max_prompt_bytes,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,
     )

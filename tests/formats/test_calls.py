@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.protocol.formats.calls import Call, CallReader
+from slipstream.protocol.formats.calls import CallReader
+from slipstream.protocol.formats.formats import Formats, calls_reader
 from slipstream.protocol.formats.ids import CallIds
+from slipstream.protocol.formats.said import Said
 from slipstream.protocol.formats.schemas import Schema, moved
 from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer
 from slipstream.protocol.sampling import Grammar
@@ -33,17 +35,24 @@ def read(
     *parts: str, offered: Offer | None = None, at_limit: bool = False
 ) -> tuple[str, list[tuple[str, object]]]:
     """The text and the calls that parts of an answer give together."""
-    reader = CallReader(offered or offer(TOOLS, None, None), CallIds("any"))
-    texts: list[str] = []
-    calls: list[Call] = []
-    for part in parts:
-        text, found = reader.feed(part)
-        texts.append(text)
-        calls += found
-    text, found = reader.end(at_limit=at_limit)
-    calls += found
-    assert reader.calls == len(calls)
-    return "".join([*texts, text]), [(call.name, json.loads(call.arguments)) for call in calls]
+    text, calls = read_raw(*parts, offered=offered, at_limit=at_limit)
+    return text, [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+def read_raw(
+    *parts: str, offered: Offer | None = None, at_limit: bool = False
+) -> tuple[str, list[tuple[str, str]]]:
+    """The same with the arguments as they came."""
+    reader = calls_reader(Formats(), offered or offer(TOOLS, None, None), CallIds("any"))
+    said = [reader.take() for part in parts if reader.feed(part) is None]
+    reader.end(at_limit=at_limit)
+    said.append(reader.take())
+    found = [part for one in said for part in one.calls]
+    assert {part.index for part in found} == set(range(reader.calls))
+    assert all((part.id != "") == (part.name != "") for part in found)
+    names = [part.name for part in found if part.name]
+    arguments = ["".join(p.arguments for p in found if p.index == index) for index in range(reader.calls)]
+    return "".join(one.text for one in said), list(zip(names, arguments, strict=True))
 
 
 MARKS_INSIDE = '<tool_call> a </tool_call> "b\\ </function> <function=now>'
@@ -149,6 +158,7 @@ def test_an_answer_is_parted_into_text_and_calls(
     assert read(answer) == (text, calls)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([name for name in ANSWERS if name != "deep"]), st.data())
 def test_however_an_answer_is_cut_it_is_read_the_same(name: str, data: st.DataObject) -> None:
     answer, text, calls = ANSWERS[name]
@@ -158,6 +168,7 @@ def test_however_an_answer_is_cut_it_is_read_the_same(name: str, data: st.DataOb
     assert read(*parts) == (text, calls)
 
 
+@settings(deadline=None)
 @given(st.text('<>/tool_cal{}[]" :,nowame\n', max_size=60), st.integers(1, 7))
 def test_nothing_of_a_text_without_calls_is_lost(answer: str, size: int) -> None:
     text, calls = read(*[answer[start : start + size] for start in range(0, len(answer), size)])
@@ -167,9 +178,9 @@ def test_nothing_of_a_text_without_calls_is_lost(answer: str, size: int) -> None
 
 def test_text_is_told_as_soon_as_it_cannot_be_a_call() -> None:
     reader = CallReader(offer(TOOLS, None, None), CallIds("any"))
-    assert reader.feed("Let ") == ("Let ", [])
-    assert reader.feed("me <tool") == ("me ", [])
-    assert reader.feed("box") == ("<toolbox", [])
+    for part, told in (("Let ", "Let "), ("me <tool", "me "), ("box", "<toolbox")):
+        reader.feed(part)
+        assert reader.take() == Said(text=told)
 
 
 def test_a_forced_call_becomes_a_schema() -> None:
@@ -246,9 +257,17 @@ def test_of_calls_that_are_cut_the_complete_ones_are_calls_and_no_markup_is_text
 @pytest.mark.parametrize("length", range(1, len(f"[ {ROME}, {ROME}]")))
 def test_an_answer_that_was_made_to_be_calls_is_never_text(length: int) -> None:
     required = offer(TOOLS, "required", None)
-    text, calls = read(f"[ {ROME}, {ROME}]"[:length], offered=required, at_limit=True)
+    answer = f"[ {ROME}, {ROME}]"[:length]
+    text, calls = read_raw(answer, offered=required, at_limit=True)
+    assert (text, calls) == read_raw(*answer, offered=required, at_limit=True)
+    whole = ('{"city": "Rome"}', '{"city": "Rome"}')
+    arguments = [part for _, part in calls]
     assert text == ""
-    assert calls in ([], [WEATHER], [WEATHER, WEATHER])
+    assert all(name == "weather" for name, _ in calls)
+    assert arguments[:-1] == list(whole[: len(arguments)][:-1])
+    assert all(part and '{"city": "Rome"}'.startswith(part) for part in arguments)
+    heads = (ROME.index("{", 1), 2 + len(ROME) + ROME.index("{", 1))
+    assert len(calls) == sum(length > 2 + head for head in heads)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +479,8 @@ def test_the_id_of_a_call_is_one_that_every_chat_template_takes() -> None:
 def test_the_ids_of_kimi_say_function_and_number_through_the_whole_conversation() -> None:
     ids = CallIds("counted", 2)
     reader = CallReader(offer(TOOLS, None, None), ids)
-    _, calls = reader.feed(f"<tool_call>{ROME}</tool_call><tool_call>{ROME}</tool_call>")
+    reader.feed(f"<tool_call>{ROME}</tool_call><tool_call>{ROME}</tool_call>")
+    calls = reader.take().calls
     assert [call.id for call in calls] == ["functions.weather:2", "functions.weather:3"]
 
 

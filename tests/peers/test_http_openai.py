@@ -346,7 +346,7 @@ def test_a_call_is_told_whole_and_as_a_stream() -> None:
         "I look. <tool", '_call>{"name": "weather", "arg', 'uments": {"city": "Rome"}}</tool_call>'
     )
     whole, chunks = ask(script, tools=TOOLS)
-    assert script.asked["tools"] == TOOLS
+    assert script.asked["offered"].tools == TOOLS
     choice = whole.choices[0]
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content == "I look. "

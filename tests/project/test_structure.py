@@ -108,7 +108,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/http",
         *HTTP,
     },
-    "actors/http/transport": {"protocol", "actors/http", "actors/http/bodies"},
+    "actors/http/transport": {"protocol", "protocol/formats", "actors/http", "actors/http/bodies"},
     "actors/executor": {"protocol", "runtime", "runtime/process", "actors", "actors/text", *EXECUTOR},
     "actors/executor/cache": {"protocol"},
     "actors/executor/attention": {"protocol", "actors/executor/cache", "actors/executor/devices"},
@@ -136,6 +136,7 @@ ROOMS: dict[str, set[str]] = {
     "src/slipstream": {
         "protocol",
         "protocol/client",
+        "protocol/formats",
         "actors",
         "actors/executor/devices",
         "runtime",

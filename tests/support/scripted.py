@@ -11,9 +11,12 @@ from typing import Any, cast
 from slipstream.actors.http.app import Entrance, make_app
 from slipstream.actors.http.service import Service
 from slipstream.actors.text.prompts import load_texts
+from slipstream.protocol.client.pending import Stream
 from slipstream.protocol.errors import ServiceUnavailable
+from slipstream.protocol.formats.ids import CallIds
+from slipstream.protocol.formats.tools import NO_OFFER
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import Delta, Usage
+from slipstream.protocol.messages import NO_FORMATS, Delta, Formats, Generate, Usage
 
 from slipstream import AsyncClient
 from slipstream.service import BUNDLED_MODEL
@@ -32,8 +35,10 @@ class Script:
         finish: str | Exception = "stop",
         ends: bool = True,
         prompt_ids: list[int] | None = None,
+        formats: Formats = NO_FORMATS,
     ) -> None:
-        """``ends=False``: nothing comes after the parts until the client is closed."""
+        """``ends=False``: nothing comes after the parts until the client is closed. ``formats`` are the model's."""
+        self.formats = formats
         self.parts = parts
         self.finish = finish
         self.ends = ends
@@ -47,11 +52,17 @@ class Script:
     async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
         self.asked = asked
         id = asked["request_id"]
+        request = Generate(id=id, params=asked["params"], marks="messages" in asked)
+        stream = Stream(request, 0.0, None, asked.get("offered", NO_OFFER), asked.get("new_ids", CallIds))
+
+        def parted(delta: Delta) -> list[Delta]:
+            return [stream.parted(delta, self.formats)]
+
         self.running += 1
         try:
             for number, part in enumerate(self.parts):
                 ids = None if number else self.prompt_ids
-                yield [Delta(id=id, text=part, token_ids=[number], prompt_token_ids=ids)]
+                yield parted(Delta(id=id, text=part, token_ids=[number], prompt_token_ids=ids))
                 await asyncio.sleep(0)
             if not self.ends:
                 await self.closed.wait()
@@ -59,7 +70,7 @@ class Script:
             if isinstance(self.finish, Exception):
                 raise self.finish
             usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
-            yield [Delta(id=id, finish_reason=self.finish, usage=usage)]
+            yield parted(Delta(id=id, finish_reason=self.finish, usage=usage))
         finally:
             self.running -= 1
 

@@ -19,9 +19,10 @@ import pytest
 import tokenizers
 from hostile_grammars import HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
+from slipstream.actors.checkpoint import chat_template_sources
 from slipstream.actors.text import cutting
 from slipstream.actors.text.answer_text import AnswerText
-from slipstream.actors.text.chat_template import ChatTemplate, find_sources
+from slipstream.actors.text.chat_template import ChatTemplate
 from slipstream.actors.text.conversation import plain_messages
 from slipstream.actors.text.cutting import Cutter
 from slipstream.actors.text.grammar import GrammarCompiler
@@ -43,7 +44,7 @@ TEMPLATES: dict[str, tuple[str, dict[str, str]]] = {
 TEMPLATES |= {
     f"{folder.name}/{name}": (source, special_tokens(folder))
     for folder in VOCABULARIES
-    for name, source in find_sources(folder).items()
+    for name, source in chat_template_sources(folder).items()
 }
 
 UNITS = [

@@ -44,6 +44,10 @@ class AnswerMessage(Struct, kw_only=True):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str = ""
+    """The thoughts before the answer, where the model marks them."""
+    reasoning: str = ""
+    """The same, as newer clients call it."""
     tool_calls: list[ToolCall] = []
 
 

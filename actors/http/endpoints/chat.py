@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ....protocol.formats.calls import Call, CallReader
+from ....protocol.client.outputs import Collector, CompletionOutput
 from ....protocol.formats.ids import CallIds
+from ....protocol.formats.said import CallPart, ChatDelta
 from ....protocol.formats.tools import Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta
@@ -40,12 +40,13 @@ async def create(service: Service, request: Request) -> Response:
         names,
         messages=body.messages,
         params=params,
-        tools=offered.tools,
+        offered=offered,
+        new_ids=lambda: new_ids(service, body),
         chat_template_kwargs=body.chat_template_kwargs,
         request_id=about["id"],
     )
     tokens = service.tokens if body.logprobs else None
-    answers = Answers(offered, lambda: new_ids(service, body), tokens, body.top_logprobs or 0)
+    answers = Answers(tokens, body.top_logprobs or 0)
     batches = together([stream])
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
@@ -86,39 +87,14 @@ def new_ids(service: Service, body: ChatFields) -> CallIds:
 class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
-    def __init__(
-        self, offered: Offer, new_ids: Callable[[], CallIds], tokens: Tokens | None, top_logprobs: int
-    ) -> None:
-        self.new_ids = new_ids
+    def __init__(self, tokens: Tokens | None, top_logprobs: int) -> None:
         self.tokens = tokens
         self.top_logprobs = top_logprobs
-        self.forced = offered.forced
-        reads = bool(offered.functions) and offered.forced is None
-        self.readers: dict[int, CallReader] | None = (
-            defaultdict(lambda: CallReader(offered, new_ids())) if reads else None
-        )
-        self.plain = self.tokens is None and self.readers is None and self.forced is None
-        """An answer is its text and nothing more."""
+        self.called: Counter[int] = Counter()
+        """How many calls there were in each answer so far."""
 
-    def forced_call(self, arguments: str) -> Call:
-        """The call that an answer is whose function was named."""
-        name = self.forced or ""
-        return Call(name=name, arguments=arguments, id=self.new_ids().new(name))
-
-    def parts(self, delta: Delta) -> tuple[str, list[Call]]:
-        """The text and the calls that a delta brings, where the model chooses whether to call."""
-        if self.readers is None:
-            return delta.text, []
-        reader = self.readers[delta.index]
-        text, calls = reader.feed(delta.text)
-        if delta.finish_reason is not None:
-            rest, last = reader.end(at_limit=delta.finish_reason == "length")
-            text, calls = text + rest, calls + last
-        return text, calls
-
-    def called(self, index: int) -> int:
-        """How many calls there were in an answer so far."""
-        return 0 if self.readers is None else self.readers[index].calls
+    def count(self, delta: ChatDelta) -> None:
+        self.called[delta.index] += sum(bool(part.name) for part in delta.tool_calls)
 
     def logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self.tokens is None:
@@ -127,24 +103,43 @@ class Answers:
 
     def finish_reason(self, delta: Delta) -> str | None:
         reason = finish_reason_of(delta.finish_reason)
-        return "tool_calls" if reason == "stop" and self.called(delta.index) else reason
+        return "tool_calls" if reason == "stop" and self.called[delta.index] else reason
+
+
+def as_call(part: CallPart) -> dict[str, Any]:
+    """Part of a call as an event has it."""
+    function = {"arguments": part.arguments}
+    if not part.name:
+        return {"index": part.index, "function": function}
+    return {
+        "index": part.index,
+        "id": part.id,
+        "type": "function",
+        "function": {"name": part.name} | function,
+    }
+
+
+def as_thoughts(text: str) -> dict[str, str]:
+    """Thoughts under both names that clients know."""
+    return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
 class ChatEvents(Events):
-    """The role first, then text and calls as they come, then the reason of the end."""
+    """The role first, then thoughts, text and calls as they come, then the reason of the end."""
 
     def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
         super().__init__(about, options)
         self.answers = answers
-        self.begun: dict[int, Call | None] = {}
-        """By answer: the call that it is, where one is forced."""
+        self.begun: set[int] = set()
 
     def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
+        assert isinstance(delta, ChatDelta)
         index, answers = delta.index, self.answers
         if index not in self.begun:
-            self.begin(index, chunks)
-        if answers.plain:  # the hot path: once for each token of the service
-            if delta.text:
+            self.begun.add(index)
+            self.write_choice(chunks, index, {"role": "assistant", "content": ""})
+        if answers.tokens is None and not delta.reasoning and not delta.tool_calls:
+            if delta.text:  # the hot path: once for each token of the service
                 choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
                 chunks.append(self.chunk(choice % (index, encode(delta.text))))
         else:
@@ -152,26 +147,17 @@ class ChatEvents(Events):
         if delta.finish_reason is not None:
             self.write_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
 
-    def begin(self, index: int, chunks: list[bytes]) -> None:
-        call = None if self.answers.forced is None else self.answers.forced_call("")
-        self.begun[index] = call
-        self.write_choice(chunks, index, {"role": "assistant", "content": "" if call is None else None})
-        if call is not None:
-            self.write_choice(chunks, index, {"tool_calls": [{"index": 0} | call.as_answer()]})
-
-    def write_parts(self, delta: Delta, chunks: list[bytes]) -> None:
+    def write_parts(self, delta: ChatDelta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
-        before = answers.called(index)
-        text, calls = answers.parts(delta)
+        answers.count(delta)
         logprobs = answers.logprobs(delta)
-        if answers.forced is not None:
-            brought: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
-        else:
-            brought = {"content": text}
-        if text or (logprobs and logprobs["content"]):
+        brought: dict[str, Any] = as_thoughts(delta.reasoning)
+        if delta.text or not (brought or delta.tool_calls):
+            brought["content"] = delta.text
+        if (brought and (delta.text or delta.reasoning)) or (logprobs and logprobs["content"]):
             self.write_choice(chunks, index, brought, logprobs)
-        for number, call in enumerate(calls, before):
-            self.write_choice(chunks, index, {"tool_calls": [{"index": number} | call.as_answer()]})
+        for part in delta.tool_calls:
+            self.write_choice(chunks, index, {"tool_calls": [as_call(part)]})
 
     def write_choice(
         self,
@@ -191,8 +177,7 @@ class WholeChat:
     def __init__(self, about: dict[str, Any], answers: Answers) -> None:
         self.about = about
         self.answers = answers
-        self.texts: defaultdict[int, list[str]] = defaultdict(list)
-        self.calls: defaultdict[int, list[Call]] = defaultdict(list)
+        self.collector = Collector(about["id"])
         self.logprobs: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         self.reasons: dict[int, str | None] = {}
         self.usage: dict[str, Any] = {}
@@ -202,11 +187,10 @@ class WholeChat:
             for delta in deltas:
                 self.add(delta)
 
-    def add(self, delta: Delta) -> None:
+    def add(self, delta: ChatDelta) -> None:
         index, answers = delta.index, self.answers
-        text, calls = answers.parts(delta)
-        self.texts[index].append(text)
-        self.calls[index] += calls
+        answers.count(delta)
+        self.collector.add(delta)
         logprobs = answers.logprobs(delta)
         if logprobs is not None:
             self.logprobs[index] += logprobs["content"]
@@ -216,22 +200,23 @@ class WholeChat:
             self.usage = total_usage([delta.usage])
 
     def body(self) -> dict[str, Any]:
-        choices = [self.choice(index) for index in sorted(self.reasons)]
+        choices = [self.choice(answer) for answer in self.collector.output().outputs]
         return self.about | {"choices": choices, "usage": self.usage}
 
-    def choice(self, index: int) -> dict[str, Any]:
-        text: str | None = "".join(self.texts[index])
-        calls = self.calls[index]
-        if self.answers.forced is not None:
-            text, calls = None, [self.answers.forced_call(text)]
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    def choice(self, answer: CompletionOutput) -> dict[str, Any]:
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.tool_calls
+        ]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message |= as_thoughts(answer.reasoning)
         if calls:
-            message |= {"content": text or None, "tool_calls": [call.as_answer() for call in calls]}
+            message |= {"content": answer.text or None, "tool_calls": calls}
         wanted = self.answers.tokens is not None
-        logprobs = {"content": self.logprobs[index], "refusal": None} if wanted else None
+        logprobs = {"content": self.logprobs[answer.index], "refusal": None} if wanted else None
         return {
-            "index": index,
+            "index": answer.index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": self.reasons[index],
+            "finish_reason": self.reasons[answer.index],
         }

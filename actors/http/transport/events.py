@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....protocol.errors import ServiceUnavailable
+from ....protocol.formats.said import ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..bodies.requests import StreamOptions
 from ..errors import problem_of
@@ -105,6 +106,9 @@ def merged(deltas: list[Delta]) -> list[Delta]:
             first.text += delta.text
             first.token_ids += delta.token_ids
             first.logprobs += delta.logprobs
+            if isinstance(first, ChatDelta) and isinstance(delta, ChatDelta):
+                first.reasoning += delta.reasoning
+                first.tool_calls += delta.tool_calls
             first.finish_reason, first.stop_reason = delta.finish_reason, delta.stop_reason
             first.usage = delta.usage
     return list(found.values())

@@ -36,6 +36,7 @@ from ..protocol.messages import (
     Envelope,
     Error,
     Finished,
+    Formats,
     FromClient,
     Generate,
     GetActors,
@@ -201,6 +202,10 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
         "generate from a text that has its special tokens",
         Generate(id="10", prompt="<s>Once", add_special_tokens=False),
     ),
+    (
+        "generate with the marks of thoughts and calls",
+        Generate(id="11", messages=[{"role": "user", "content": "Hi"}], marks=True),
+    ),
     ("generate what matches", Generate(id="6", prompt="1 + 1 =", params=SamplingParams(regex="[0-9]+"))),
     ("generate a choice", Generate(id="7", prompt="Yes?", params=SamplingParams(choice=["yes", "no"]))),
     ("abort", Abort(id="3")),
@@ -222,6 +227,16 @@ RECORDED = Recorded(
 
 TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("welcome", Welcome(protocol=[1, 0], server="slipstream 0.1.0", model="my-model", limits=LIMITS)),
+    (
+        "welcome of a model that thinks and calls",
+        Welcome(
+            protocol=[1, 0],
+            server="slipstream 0.1.0",
+            model="my-model",
+            limits=LIMITS,
+            formats=Formats(reasoning="qwen3", tool_calls="hermes"),
+        ),
+    ),
     (
         "deltas of three requests",
         Deltas(
@@ -322,7 +337,15 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
 FULL_PARAMS = SamplingParams(max_tokens=3, seed=9223372036854775807)
 
 OPENED = Opened(
-    5, int32(263, 514, 16), 1, ["END"], cached_tokens=16, prompt_tokens=20, attempt=1, include_stop=True
+    5,
+    int32(263, 514, 16),
+    1,
+    ["END"],
+    cached_tokens=16,
+    prompt_tokens=20,
+    attempt=1,
+    include_stop=True,
+    marks=True,
 )
 
 JOIN = filled(
@@ -346,7 +369,7 @@ JOIN = filled(
     biases=float32(-100.0),
     logprobs=1,
     prompt_logprobs=1,
-    grammar=Grammar("regex", "[0-9]+"),
+    grammar=Grammar("regex", "[0-9]+", "before: /[ ]/"),
 )
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
@@ -355,13 +378,22 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
         "submit a conversation",
         Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS, template={"enable_thinking": False}),
     ),
+    (
+        "submit a conversation, for its marks",
+        Submit(10, [{"role": "user", "content": "Hi"}], PARAMS, marks=True),
+    ),
     ("submit a text with its own special tokens", Submit(9, "<s>Once", PARAMS, add_special_tokens=False)),
     ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
     ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),
     ("refused", Refused(5, "context_length_exceeded", "the prompt has 2000 tokens", "prompt")),
-    ("enqueue", Enqueue(5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1)),
+    (
+        "enqueue",
+        Enqueue(
+            5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1, marks=True, before="before: /[ ]/"
+        ),
+    ),
     ("cancel", Cancel([5, 6])),
     (
         "capacity",

@@ -1,0 +1,135 @@
+"""Harmony, as gpt-oss writes: an answer is messages, each in a channel and some to a function.
+
+    <|channel|>analysis<|message|>…<|end|>                                              thoughts
+    <|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>     a call
+    <|start|>assistant<|channel|>final<|message|>…<|return|>                            the answer
+
+The recipient may also stand before the channel. The last mark ends the answer, and so is seldom part of its text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .ids import CallIds
+from .marks import cut_at
+from .said import Reader
+from .tools import Offer
+
+START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
+
+ENDS = ("<|end|>", "<|call|>", "<|return|>")
+
+MARKS = (START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS)
+
+RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
+
+CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w*)")
+
+BEGINNINGS = (START, CHANNEL, MESSAGE, "assistant", "to=")
+"""How a header can begin; an answer that begins otherwise has none."""
+
+
+class Harmony(Reader):
+    """Parts an answer by its channels."""
+
+    def __init__(self, offered: Offer, ids: CallIds, answer: Reader | None = None) -> None:
+        """``answer`` reads what is said in the channel ``final``; left out, that is text."""
+        super().__init__(offered, ids)
+        self.answer = answer
+        self.where = "start"
+        """``start``: only space has come; ``header``; ``message``; ``between`` two messages."""
+        self.kind = "text"
+        """Of the message: ``text``, ``thoughts`` or ``call``."""
+        self.thought = False
+        """There were thoughts: others begin a line."""
+        self.held = ""
+        self.function = ""
+        """Whose call it is."""
+        self.written: list[str] = []
+        """The arguments of a call."""
+
+    def feed(self, text: str) -> None:
+        self.held += text
+        while self.held and self.step():
+            pass
+
+    def step(self) -> bool:
+        """Read on in ``held``; whether something else has begun."""
+        if self.where == "start":
+            begun = self.held.lstrip()
+            if not begun.startswith(BEGINNINGS):
+                if any(mark.startswith(begun) for mark in BEGINNINGS):
+                    return False
+                self.where = "message"
+                return True
+            self.where, self.held = "header", begun
+        if self.where == "header":
+            before, found, rest = cut_at(self.held, (MESSAGE,))
+            if found is None:
+                return False
+            self.begin_message(before)
+            self.held, self.where = rest, "message"
+            return True
+        before, found, rest = cut_at(self.held, (*ENDS, START, CHANNEL))
+        self.held = rest
+        if self.where == "message":
+            self.pass_on(before)
+        if found is None:
+            return False
+        if self.where == "message":
+            self.end_message()
+        self.where = "between" if found in ENDS else "header"
+        if found == CHANNEL:
+            self.held = found + rest
+        return True
+
+    def begin_message(self, header: str) -> None:
+        channel, recipient = CHANNEL_NAME.search(header), RECIPIENT.search(header)
+        name = "" if recipient is None else recipient[1]
+        self.written = []
+        if name in self.offered.functions:
+            self.kind, self.function = "call", name
+        else:
+            self.kind = "thoughts" if channel is not None and channel[1] == "analysis" else "text"
+            if self.kind == "thoughts":
+                self.think("\n" if self.thought else "")
+                self.thought = True
+
+    def pass_on(self, text: str) -> None:
+        if not text:
+            return
+        if self.kind == "call":
+            if not self.written:
+                text = text.lstrip()
+                if not text:
+                    return
+                self.begin_call(self.function)
+            self.written.append(text)
+            self.add_arguments(text)
+        elif self.kind == "thoughts":
+            self.think(text)
+        elif self.answer is None:
+            self.say(text)
+        else:
+            self.answer.said = self.said
+            self.answer.feed(text)
+
+    def end_message(self) -> None:
+        if self.kind == "call":
+            if not self.written:
+                self.pass_on("{}")
+            self.end_call("".join(self.written))
+        self.kind = "text"
+
+    def end(self, *, at_limit: bool) -> None:
+        held, self.held = self.held, ""
+        if self.where == "message":
+            self.pass_on(held)
+            if self.kind != "call" or not at_limit:
+                self.end_message()
+        elif self.where == "start":
+            self.pass_on(held)
+        if self.answer is not None:
+            self.answer.said = self.said
+            self.answer.end(at_limit=at_limit)

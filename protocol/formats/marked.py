@@ -1,0 +1,201 @@
+"""Calls as a name and a JSON object between marks: DeepSeek, Kimi K2, and Mistral's newer models."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from .ids import CallIds
+from .json_parts import ObjectEnd
+from .lists import CallList
+from .marks import cut_at
+from .said import Reader
+from .tools import Offer
+
+
+class CallMarks(NamedTuple):
+    """``opening`` NAME ``named`` {ARGUMENTS} ``closing``."""
+
+    opening: str
+    named: str
+    closing: str = ""
+    """Empty: the arguments end with their bracket."""
+    around: tuple[str, ...] = ()
+    """What stands around all calls, and says nothing."""
+    lists: bool = False
+    """Behind ``opening`` there may be a list of calls instead."""
+
+
+NAME = re.compile(r"(?:functions\.)?([^\s:\[]+)(?::\d+)?\s*(?:\[CALL_ID\].*)?", re.DOTALL)
+"""A name with what may stand around it: a namespace, the number or the id of the call."""
+
+
+class MarkedCalls(Reader):
+    """Reads an answer in which calls stand between marks. Space between two of them is the format's."""
+
+    def __init__(self, marks: CallMarks, offered: Offer, ids: CallIds) -> None:
+        super().__init__(offered, ids)
+        self.marks = marks
+        self.where = "text"
+        """``text``; ``name``; ``list``; ``before``, ``arguments`` and ``behind`` of those of a call; ``none``: in
+        something that is no call."""
+        self.after_call = False
+        """Nothing but space has come since a call."""
+        self.held = ""
+        self.written: list[str] = []
+        """What came since the mark that began the call."""
+        self.function: str | None = None
+        """Whose call it is."""
+        self.arguments = ObjectEnd()
+        self.list: CallList | None = None
+
+    def feed(self, text: str) -> None:
+        self.held += text
+        steps = {
+            "text": self.read_text,
+            "name": self.read_name,
+            "list": self.read_list,
+            "before": self.read_before,
+            "arguments": self.read_arguments,
+            "behind": self.read_behind,
+            "none": self.read_none,
+        }
+        while steps[self.where]():
+            pass
+
+    # Each reads what it can of ``held``, and returns whether something else has begun.
+
+    def read_text(self) -> bool:
+        before, found, rest = cut_at(self.held, (self.marks.opening, *self.marks.around))
+        if self.after_call and not before.strip():
+            if found is None:
+                return False  # what follows decides whether this space is part of the text
+            before = ""
+        self.say(before)
+        self.after_call = self.after_call and not before
+        self.held = rest
+        if found == self.marks.opening:
+            self.where, self.written = "name", [self.marks.opening]
+        elif found is not None:
+            self.after_call = True
+        return found is not None
+
+    def read_name(self) -> bool:
+        begun = self.held.lstrip()
+        if self.marks.lists and begun[:1] in ("[", "{") and not self.marks.named.startswith(begun[:2]):
+            if len(begun) < 2 and self.marks.named.startswith(begun):
+                return False
+            self.where, self.list = "list", CallList(self)
+            return True
+        ends = (self.marks.named, self.marks.closing) if self.marks.closing else (self.marks.named,)
+        before, found, rest = cut_at(self.held, ends)
+        if found is None:
+            return False
+        self.written.append(before + found)
+        self.held = rest
+        self.function = self.name_of(before)
+        if found == self.marks.closing:
+            self.end_without_arguments("".join(self.written))
+        else:
+            self.where = "none" if self.function is None else "before"
+        return True
+
+    def name_of(self, text: str) -> str | None:
+        """The function that is called; None if there is none of that name."""
+        found = NAME.fullmatch(text.strip())
+        names = (text.strip(), found[1] if found else "")
+        return next((name for name in names if name in self.offered.functions), None)
+
+    def read_list(self) -> bool:
+        assert self.list is not None
+        held, self.held = self.held, ""
+        rest = self.list.feed(held) if held else None
+        if rest is None:
+            return False
+        self.held, self.where, self.after_call = rest, "text", True
+        return True
+
+    def read_before(self) -> bool:
+        """What stands before the arguments is no part of them."""
+        ends = ("{", self.marks.closing) if self.marks.closing else ("{",)
+        before, found, rest = cut_at(self.held, ends)
+        self.written.append(before)
+        self.held = rest
+        if found is None:
+            return False
+        if found == "{":
+            self.begin_call(self.function or "")
+            self.held, self.where, self.arguments = found + rest, "arguments", ObjectEnd()
+        else:
+            self.written.append(found)
+            self.end_without_arguments("".join(self.written))
+        return True
+
+    def read_arguments(self) -> bool:
+        end = self.arguments.find(self.held)
+        part = self.held if end < 0 else self.held[:end]
+        self.held = self.held[len(part) :]
+        self.written.append(part)
+        self.add_arguments(part)
+        if end < 0:
+            return False
+        self.where = "behind"
+        if not self.marks.closing:
+            self.complete()
+        return True
+
+    def read_behind(self) -> bool:
+        """What stands between the arguments and the mark that closes the call is no part of anything."""
+        before, found, rest = cut_at(self.held, (self.marks.closing, self.marks.opening))
+        self.written.append(before)
+        self.held = rest
+        if found is None:
+            return False
+        if found == self.marks.opening:
+            self.held = found + rest
+        else:
+            self.written.append(found)
+        self.complete()
+        return True
+
+    def end_without_arguments(self, as_written: str) -> None:
+        if self.function is None:
+            self.say(as_written)
+            self.where, self.written = "text", []
+            return
+        self.begin_call(self.function)
+        self.add_arguments("{}")
+        self.complete()
+
+    def complete(self) -> None:
+        self.end_call("".join(self.written))
+        self.where, self.after_call, self.written = "text", True, []
+
+    def read_none(self) -> bool:
+        """What has the marks of a call and is none stays text."""
+        before, found, rest = cut_at(self.held, (self.marks.closing or self.marks.opening,))
+        self.say("".join(self.written) + before)
+        self.written, self.held = [], rest
+        if found is None:
+            return False
+        if found == self.marks.opening:
+            self.held = found + rest
+        else:
+            self.say(found)
+        self.where = "text"
+        return True
+
+    def end(self, *, at_limit: bool) -> None:
+        """Arguments that are cut off are sent as far as they came; a call of which only the name came is none."""
+        held, self.held = self.held, ""
+        if self.list is not None and self.where == "list":
+            self.list.end(at_limit=at_limit)
+        elif self.where == "before" and not at_limit:
+            self.end_without_arguments("".join(self.written) + held)
+        elif self.where == "behind" or (self.where == "arguments" and not at_limit):
+            self.end_call("".join(self.written) + held)
+        elif self.where in ("name", "before", "arguments"):
+            if self.where == "name" and not at_limit:
+                self.say("".join(self.written) + held)
+        elif not (self.after_call and not held.strip()):
+            self.say("".join(self.written) + held)

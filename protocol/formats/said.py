@@ -1,0 +1,110 @@
+"""What an answer says, apart from its markup: thoughts, text, and calls of tools, each as far as it has come."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..messages import Delta
+from .ids import CallIds
+from .tools import Offer
+
+
+class CallPart(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """Part of a call: its name first, then its arguments bit by bit."""
+
+    index: int
+    """Which call of the answer."""
+    id: str = ""
+    """With the first part; so is ``name``."""
+    name: str = ""
+    arguments: str = ""
+    """JSON text, to be put behind what came before."""
+
+
+class ChatDelta(Delta, kw_only=True, omit_defaults=True, gc=False):
+    """What is new in an answer of a conversation, parted: ``text`` is the answer without thoughts and calls."""
+
+    reasoning: str = ""
+    """Thoughts before the answer."""
+    tool_calls: list[CallPart] = []  # noqa: RUF012 - a struct copies it
+    """Calls, each as far as it has come."""
+
+
+class Said(msgspec.Struct, kw_only=True):
+    """What some of an answer's text has said, in this order."""
+
+    reasoning: str = ""
+    text: str = ""
+    calls: list[CallPart] = []
+
+
+class Reader:
+    """Base of what parts the text of one answer. What is read lies in ``said`` until it is taken."""
+
+    def __init__(self, offered: Offer, ids: CallIds) -> None:
+        self.offered = offered
+        self.ids = ids
+        self.said = Said()
+        self.calls = 0
+        """How many were begun so far."""
+        self.name = ""
+        self.kept: list[str] | None = None
+        """The arguments so far of a call that is checked before it is handed over."""
+        self.dropped = False
+        """The call that is being read is not handed over: one alone is asked for, and this is another."""
+
+    def take(self) -> Said:
+        """What was read since this was last called."""
+        said, self.said = self.said, Said()
+        return said
+
+    def feed(self, text: str) -> None:
+        """More of the answer has come."""
+        raise NotImplementedError
+
+    def end(self, *, at_limit: bool) -> None:
+        """No more comes; ``at_limit``: there would have been more."""
+        raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        self.said.text += text
+
+    def think(self, text: str) -> None:
+        self.said.reasoning += text
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def begin_call(self, name: str) -> None:
+        """Arguments follow as they come; those of a ``strict`` function are handed over when they are complete."""
+        self.kept = [] if name in self.offered.strict else None
+        self.name = name
+        if self.kept is None:
+            self.hand_over(name)
+
+    def add_arguments(self, text: str) -> None:
+        """To the call that was begun last."""
+        if self.kept is not None:
+            self.kept.append(text)
+        elif text and not self.dropped:
+            parts, index = self.said.calls, self.calls - 1
+            if parts and parts[-1].index == index:
+                parts[-1].arguments += text
+            else:
+                parts.append(CallPart(index=index, arguments=text))
+
+    def end_call(self, as_written: str) -> None:
+        """The call that was begun last is complete; ``as_written`` is the text that it stays if it must be none."""
+        if self.kept is None:
+            return
+        arguments, self.kept = "".join(self.kept), None
+        if self.offered.fits(self.name, arguments):
+            self.hand_over(self.name)
+            self.add_arguments(arguments)
+        else:
+            self.say(as_written)
+
+    def hand_over(self, name: str) -> None:
+        self.dropped = self.offered.single and self.calls > 0
+        if not self.dropped:
+            self.said.calls.append(CallPart(index=self.calls, id=self.ids.new(name), name=name))
+            self.calls += 1
