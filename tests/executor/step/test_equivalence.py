@@ -30,10 +30,10 @@ from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, Tokens
+from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, PeerUp, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
-from tiny_models import make_config
+from tiny_models import STATEFUL, make_config
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
 from workers import ThreeWorkers
@@ -75,6 +75,12 @@ class Rig:
 
     def __init__(self, model: PagedModel, depth: int, blocks: int, *, graphs: str = "off") -> None:
         """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
+        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
+        self.tokens: dict[int, list[int]] = {}
+        self.start = functools.partial(self.start_executor, model, depth, blocks, graphs)
+        self.start()
+
+    def start_executor(self, model: PagedModel, depth: int, blocks: int, graphs: str) -> None:
         self.device = ThreeWorkers()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
         stateful = model.stateful is not None
@@ -94,10 +100,17 @@ class Rig:
         masks = Masks(compiler(), SLOTS, LLExecutor())
         given = (pipeline, batch, Capacity(blocks, BLOCK), {}, spare_work, masks)
         self.executor = Executor(*given, catching_up=spare_work is not None)
-        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
-        self.tokens: dict[int, list[int]] = {}
         capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
         self.carry(self.scheduler.receive("executor", capacity, 0.0))
+
+    def kill(self) -> None:
+        """The executor dies with all that it holds and has under way, and another takes its place."""
+        over = self.device.event()
+        self.device.compute.record(over)
+        over.wait()  # a process takes its threads with it: the next computes with the same model
+        self.device.close()
+        self.carry(self.scheduler.receive("supervisor", PeerUp("executor", 2), 0.0))
+        self.start()
 
     def capturing(self, program: GraphedProgram) -> Callable[[], float | None]:
         """Captures a graph on the compute stream, behind what is queued there, as on a GPU."""
@@ -145,10 +158,12 @@ class Rig:
 
 @pytest.fixture(scope="module", params=["qwen3_next", "falcon_h1", "mamba"])
 def stateful_model(request: pytest.FixtureRequest) -> PagedModel:
-    """Recurrent layers beside layers that attend, both in one, and nothing else, whose prompts run token by token."""
-    config = make_config(
-        request.param, vocab_size=VOCAB, eos_token_id=EOS, bos_token_id=0, initializer_range=1.0
-    )
+    """Recurrent layers beside layers that attend, both in one, and nothing else."""
+    return model_with_states(request.param)
+
+
+def model_with_states(family: str) -> PagedModel:
+    config = make_config(family, vocab_size=VOCAB, eos_token_id=EOS, bos_token_id=0, initializer_range=1.0)
     model = from_config(config, torch.device("cpu"), torch.float32)
     for name, parameter in model.transformer.named_parameters():
         if name.endswith("A_log"):
@@ -249,13 +264,34 @@ def test_states_are_those_of_each_request_alone_at_any_depth(
     assert preempted > 0
 
 
-def scheduled(model: PagedModel, depth: int, schedule: int, graphs: str = "off") -> Rig:
-    """Eight requests, each twice, more than there are slots and blocks for."""
+@pytest.mark.parametrize("family", STATEFUL)
+def test_states_of_any_family_are_computed_again_after_a_preemption_and_after_a_death(family: str) -> None:
+    model = model_with_states(family)
+    rig = scheduled(model, 2, 0, many=3, deaths=(2, 4))
+    assert rig.scheduler.counters["num_preemptions"] > 0
+    for request, answer in rig.tokens.items():
+        assert answer == alone_with(model, 3)[request % 3], request
+
+
+def scheduled(
+    model: PagedModel,
+    depth: int,
+    schedule: int,
+    graphs: str = "off",
+    *,
+    many: int = 8,
+    deaths: tuple[int, ...] = (),
+) -> Rig:
+    """``many`` requests, each twice, more than there are slots and blocks for; the executor is killed when one of
+    ``deaths`` has been asked."""
     rng = random.Random(schedule)
-    known = long_requests()
+    known = long_requests()[:many]
     rig = Rig(model, depth, blocks=14, graphs=graphs)
     for request in range(2 * len(known)):
         rig.ask(request, *known[request % len(known)])
+        if request in deaths:
+            assert rig.executor.pipeline.under_way
+            rig.kill()
         for _ in range(rng.randrange(3)):
             if rig.executor.pipeline.under_way:
                 rig.wait()
@@ -264,9 +300,9 @@ def scheduled(model: PagedModel, depth: int, schedule: int, graphs: str = "off")
 
 
 @functools.cache
-def alone_with(model: PagedModel) -> list[list[int]]:
+def alone_with(model: PagedModel, many: int = 8) -> list[list[int]]:
     answers = []
-    for prompt, params in long_requests():
+    for prompt, params in long_requests()[:many]:
         rig = Rig(model, depth=1, blocks=40)
         rig.ask(0, prompt, params)
         rig.finish()
