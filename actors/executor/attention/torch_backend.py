@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cache.paged import PagedBatch
+from ..cache.paged import FP8, FP8_MAX, PagedBatch
 
 GATHER_BYTES = 256 << 20
 """Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.
@@ -52,9 +52,11 @@ class TorchAttention:
         sinks: Tensor | None,
         attention_chunk: int | None = None,
     ) -> Tensor:
-        keys, values = batch.cache.keys[layer], batch.cache.values[layer]
-        _write(keys, batch.write_index, key)
-        _write(values, batch.write_index, value)
+        scales = batch.cache.scales_of(layer)
+        keys = _Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
+        values = _Pool(batch.cache.values[layer], None if scales is None else scales.values)
+        keys.write(batch.write_index, key)
+        values.write(batch.write_index, value)
         if layer == 0 or self._step is None or self._step.batch is not batch:
             # The tensors of a new step may be those of the step before, with other contents.
             self._step = _Step(batch)
@@ -81,7 +83,8 @@ class TorchAttention:
             shape = (alike, tokens)
             fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
-            if tokens == kv_len and (reach is None or tokens <= reach.positions):
+            fresh_row = tokens == kv_len and (reach is None or tokens <= reach.positions)
+            if fresh_row and scales is None:
                 # Nothing of these rows was in the cache before: attend to what is at hand.
                 now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
                 into[:] = attend.causal(*now)
@@ -218,15 +221,15 @@ def _chunk_context(
 
 
 def _attend_gathered(
-    attend: _Attend, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: Tensor, output: Tensor
+    attend: _Attend, query: Tensor, keys: _Pool, values: _Pool, table: Tensor, bias: Tensor, output: Tensor
 ) -> None:
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
-    row_bytes = table.shape[1] * (keys[0].nbytes + values[0].nbytes)
-    at_a_time = CPU_GATHER_BYTES if keys.device.type == "cpu" else GATHER_BYTES
+    row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))
+    at_a_time = CPU_GATHER_BYTES if query.device.type == "cpu" else GATHER_BYTES
     turn = max(1, at_a_time // row_bytes)
     for start in range(0, len(table), turn):
         rows = slice(start, start + turn)
-        key, value = (_gather(pool, table[rows])[:, : bias.shape[3]] for pool in (keys, values))
+        key, value = (pool.gather(table[rows], query.dtype)[:, : bias.shape[3]] for pool in (keys, values))
         output[rows] = attend.biased(query[rows], key, value, bias[rows] if len(bias) > 1 else bias)
 
 
@@ -296,18 +299,43 @@ def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill_(~visible, float("-inf"))
 
 
-def _write(pool: Tensor, index: Tensor, states: Tensor) -> None:
-    """Store ``states`` [T, H, D] at ``index`` [T] of a layer's keys or values.
+class _Pool:
+    """The keys or the values of one layer in the cache, ``states`` [num_blocks, block_size, H, D].
 
-    The cache holds finite numbers only. A masked position still enters the sums with weight zero, and zero
-    times infinity is not a number: what one sick request left in a block would reach the next one's text.
+    ``scale`` float32 [H] of an FP8 cache, otherwise None.
     """
-    pool.flatten(0, 1).index_copy_(0, index, states.nan_to_num(0.0, 0.0, 0.0))
 
+    __slots__ = ("scale", "states")
 
-def _gather(pool: Tensor, table: Tensor) -> Tensor:
-    """Blocks of n rows by ``table`` [n, blocks], one after another: [n, blocks * block_size, H, D]."""
-    return pool.index_select(0, table.flatten()).view(table.shape[0], -1, *pool.shape[2:])
+    def __init__(self, states: Tensor, scale: Tensor | None) -> None:
+        self.states, self.scale = states, scale
+
+    def write(self, index: Tensor, states: Tensor) -> None:
+        """Store ``states`` [T, H, D] at ``index`` [T].
+
+        The cache holds finite numbers only. A masked position still enters the sums with weight zero, and zero
+        times infinity is not a number: what one sick request left in a block would reach the next one's text.
+        """
+        states = states.nan_to_num(0.0, 0.0, 0.0)
+        pool = self.states.flatten(0, 1)
+        if self.scale is not None:
+            scaled = (states / self.scale[:, None]).clamp_(-FP8_MAX, FP8_MAX)  # in float32, as the scale is
+            states, pool = scaled.to(FP8).view(torch.uint8), pool.view(torch.uint8)
+        pool.index_copy_(0, index, states)
+
+    def gather(self, table: Tensor, dtype: torch.dtype) -> Tensor:
+        """Blocks of n rows by ``table`` [n, blocks], one after another: [n, blocks * block_size, H, D] of ``dtype``."""
+        blocks = table.flatten()
+        if self.scale is None:
+            found = self.states.index_select(0, blocks)
+        else:
+            found = self.states.view(torch.uint8).index_select(0, blocks).view(FP8).to(dtype)
+            found *= self.scale.to(dtype)[:, None]  # powers of two: exact in any dtype
+        return found.view(table.shape[0], -1, *self.states.shape[2:])
+
+    def block_bytes(self, dtype: torch.dtype) -> int:
+        """Of one block that is gathered in ``dtype``."""
+        return self.states[0].numel() * dtype.itemsize
 
 
 def _ceil_div(a: int, b: int) -> int:

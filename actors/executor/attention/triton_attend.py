@@ -95,7 +95,8 @@ def _attend(
             k = tl.load(k_ptr, mask=k_dim < DK, other=0.0) if DK < DK_PAD else tl.load(k_ptr)
             v = tl.load(v_ptr, mask=v_dim < DV, other=0.0) if DV < DV_PAD else tl.load(v_ptr)
 
-        score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        # The numbers of an FP8 cache are exact in float16, which ``q`` is then.
+        score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         if SOFTCAP > 0:
             # SOFTCAP * tanh(score / SOFTCAP), by way of the exponential.
             score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
@@ -116,7 +117,7 @@ def _attend(
         rescale = tl.exp2(m - m_new)
         total = total * rescale + tl.sum(weight, 1)
         acc = acc * rescale[:, None]
-        acc = tl.dot(weight.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
         m = m_new
     return acc, m, total
 
@@ -168,6 +169,8 @@ def attend_kernel(
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
+    key_scales,  # float32 [kv_heads] of an FP8 cache, or None
+    value_scales,
     sinks,  # [query_heads] or None
     items,  # int32 [items, ITEM_FIELDS]
     block_table,  # int32 [slots, max_blocks]
@@ -213,7 +216,12 @@ def attend_kernel(
     k_dim = tl.arange(0, DK_PAD)
     place = (first + token).to(tl.int64)
     q_ptr = query + (place * query_token_stride + head * query_head_stride)[:, None] + k_dim[None, :]
-    q = tl.load(q_ptr, mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0).to(keys.dtype.element_ty)
+    q = tl.load(q_ptr, mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
+    if key_scales is None:
+        q = q.to(keys.dtype.element_ty)
+    else:
+        q = q.to(tl.float16)
+        scale *= tl.load(key_scales + kv_head)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -254,6 +262,8 @@ def attend_kernel(
 
     # Where there was no key, as for a token that belongs to no row, the output is zero.
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if value_scales is not None:
+        acc *= tl.load(value_scales + kv_head)
     v_dim = tl.arange(0, DV_PAD)
     mask = valid[:, None] & (v_dim < DV)[None, :]
     out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]

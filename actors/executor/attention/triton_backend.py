@@ -58,6 +58,9 @@ another program reads while one begins or ends than that each has more loads und
 # The first two are from a sweep on one H200 (`examples/attention_bench.py --tune`); the others have like them 32 or
 # 64 KiB under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
+    (1, 128): Tiles(Tile(16, 128, 4, 3, 3, 128), Tile(16, 128, 4, 3, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
+    (1, 256): Tiles(Tile(16, 128, 4, 3, 2, 128), Tile(16, 128, 4, 3, 2, 128), Tile(64, 64, 4, 3, 1, 256)),
+    (1, 512): Tiles(Tile(16, 64, 4, 3, 2, 64), Tile(16, 64, 4, 3, 2, 64), Tile(64, 32, 4, 3, 1, 256)),
     (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
     (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
     (2, 512): Tiles(Tile(16, 64, 4, 3, 1, 64), Tile(16, 64, 4, 2, 3, 64), Tile(64, 32, 4, 3, 1, 256)),
@@ -70,7 +73,7 @@ TILES: dict[tuple[int, int], Tiles] = {
 class TritonAttention:
     """Our kernels, on any GPU that Triton compiles for.
 
-    Float32, bfloat16 and float16 caches, sums in float32; head sizes 1 to 256, different ones for keys and
+    Float32, bfloat16, float16 and FP8 caches, sums in float32; head sizes 1 to 256, different ones for keys and
     values; any block size; grouped query heads, sliding windows, chunks of the context, softcap and sinks. Nothing is
     read on the host, so that any step can be captured in a CUDA graph. A call launches the kernel that writes the
     cache, and then the one that attends: once for the rows with one token and, if there are others, once for those. In
@@ -140,7 +143,7 @@ class TritonAttention:
             # The tensors of a new step may be those of the step before, with other contents.
             self._batch, self._plans = batch, {}
         query, key, value = _dense(query), _dense(key), _dense(value)
-        write(key, value, keys, values, batch.write_index)
+        write(key, value, keys, values, batch.cache.scales_of(layer), batch.write_index)
 
         out = query.new_empty(tokens, query_heads, value_dim)
         window, chunked = attention_chunk or sliding_window or 0, attention_chunk is not None
@@ -164,6 +167,7 @@ class TritonAttention:
     ) -> None:
         """Attend from the rows with one token if ``single``, otherwise from all others."""
         keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+        scales = batch.cache.scales_of(layer)
         kv_heads, key_dim, value_dim = keys.shape[2], keys.shape[3], values.shape[3]
         group = query.shape[1] // kv_heads
         device = device_limits(query.device)
@@ -205,6 +209,8 @@ class TritonAttention:
             query,
             keys,
             values,
+            None if scales is None else scales.keys,
+            None if scales is None else scales.values,
             sinks,
             plan.items,
             batch.block_table,

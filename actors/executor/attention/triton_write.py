@@ -6,16 +6,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..cache.paged import FP8_MAX, LayerScales
 from ..devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .triton_common import STEP_INPUTS, pad
+
+FP8_LIMIT = tl.constexpr(FP8_MAX)
 
 TILE = 2048
 """Elements of a key or a value that one program copies."""
 
 
-def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, write_index: Tensor) -> None:
+def write(
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scales: LayerScales | None,
+    write_index: Tensor,
+) -> None:
     """Copy ``key`` [T, Hkv, DK] and ``value`` [T, Hkv, DV] to the places ``write_index`` int64 [T] of one layer's
     ``keys`` [blocks, block_size, Hkv, DK] and ``values``; a place counts tokens from the start of the cache.
+
+    ``scales`` of an FP8 cache, otherwise None.
     """
     tokens, kv_heads, key_dim = key.shape
     value_dim = value.shape[2]
@@ -25,6 +37,8 @@ def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, write_index:
         value,
         keys,
         values,
+        None if scales is None else scales.keys,
+        None if scales is None else scales.values,
         write_index,
         kv_heads,
         *key.stride()[:2],
@@ -40,12 +54,20 @@ def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, write_index:
     )
 
 
+@jit
+def _scaled(states, scale):
+    """What an FP8 cache holds of ``states``: no number is too large for it, and what is none is one of the largest."""
+    return tl.clamp(states.to(tl.float32) / scale, -FP8_LIMIT, FP8_LIMIT).to(tl.float8e4nv)
+
+
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def write_kernel(
     key,  # [T, kv_heads, DK]
     value,  # [T, kv_heads, DV]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
+    key_scales,  # float32 [kv_heads] of an FP8 cache, or None
+    value_scales,
     write_index,  # int64 [T]
     kv_heads,
     key_token_stride,
@@ -72,9 +94,13 @@ def write_kernel(
     dim = tl.arange(0, DK_PAD)[None, :]
     mask = (head < kv_heads) & (dim < DK)
     states = tl.load(key + token * key_token_stride + head * key_head_stride + dim, mask=mask)
+    if key_scales is not None:
+        states = _scaled(states, tl.load(key_scales + head, mask=head < kv_heads, other=1.0))
     tl.store(keys + place * keys_token_stride + head * keys_head_stride + dim, states, mask=mask)
 
     dim = tl.arange(0, DV_PAD)[None, :]
     mask = (head < kv_heads) & (dim < DV)
     states = tl.load(value + token * value_token_stride + head * value_head_stride + dim, mask=mask)
+    if value_scales is not None:
+        states = _scaled(states, tl.load(value_scales + head, mask=head < kv_heads, other=1.0))
     tl.store(values + place * values_token_stride + head * values_head_stride + dim, states, mask=mask)

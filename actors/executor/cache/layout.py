@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .paged import KVCache, PagedBatch
+from .paged import KVCache, LayerScales, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,17 @@ class KVLayout:
 
 
 def allocate(
-    layout: KVLayout, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+    layout: KVLayout,
+    num_blocks: int,
+    block_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    scales: list[LayerScales] | None = None,
 ) -> KVCache:
-    """A cache of zeros: positions that nobody has written yet are masked, but take part in sums."""
+    """A cache of zeros: positions that nobody has written yet are masked, but take part in sums.
+
+    ``scales`` of an FP8 cache, which ``dtype`` then is.
+    """
 
     def pool(heads: int, dim: int) -> Tensor:
         return torch.zeros(num_blocks, block_size, heads, dim, device=device, dtype=dtype)
@@ -52,6 +60,7 @@ def allocate(
         block_size=block_size,
         keys=[pool(layer.kv_heads, layer.key_dim) for layer in layout.layers],
         values=[pool(layer.kv_heads, layer.value_dim) for layer in layout.layers],
+        scales=scales,
     )
 
 

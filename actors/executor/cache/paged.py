@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .state import StateSlots
@@ -12,17 +13,45 @@ NULL_BLOCK = 0
 """Block that belongs to nobody: padding rows write here. The scheduler never hands it out."""
 
 
+FP8 = torch.float8_e4m3fn
+"""Of a cache that takes a byte a number: four bits of exponent, three of mantissa, no infinity."""
+
+FP8_MAX = 448.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerScales:
+    """What the numbers of one layer in an FP8 cache are multiplied by to give its keys and values."""
+
+    keys: Tensor
+    """float32 [kv_heads], powers of two."""
+    values: Tensor
+    """The same of the values."""
+
+
 @dataclass(slots=True)
 class KVCache:
     """Keys and values of all layers, in blocks of ``block_size`` tokens.
 
     ``keys[layer]`` is ``[num_blocks, block_size, kv_heads, head_dim]``, ``values[layer]`` the same shape with
-    the value's head size; both contiguous, in the model's dtype. Layers may differ in heads and sizes.
+    the value's head size; both contiguous, in the model's dtype or in `FP8`. Layers may differ in heads and sizes.
     """
 
     block_size: int
     keys: list[Tensor]
     values: list[Tensor]
+    scales: list[LayerScales] | None = None
+    """Of each layer of an FP8 cache; None: the numbers are the keys and values themselves."""
+
+    def scales_of(self, layer: int) -> LayerScales | None:
+        return None if self.scales is None else self.scales[layer]
+
+    def copy_blocks(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole blocks in all layers; ``source`` and ``target`` int64 [N]."""
+        for pool in (*self.keys, *self.values):
+            # Of numbers of a byte torch has no copy by index.
+            bits = pool.view(torch.uint8) if pool.dtype == FP8 else pool
+            bits[target] = bits[source]
 
 
 @dataclass(slots=True)

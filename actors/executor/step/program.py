@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cache.layout import allocate
-from ..cache.paged import PagedBatch
+from ..cache.paged import FP8, LayerScales, PagedBatch
 from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
@@ -27,14 +27,18 @@ class ModelProgram:
         block_size: int,
         num_blocks: int = 0,
         *,
+        scales: list[LayerScales] | None = None,
         check_carry_over: bool = False,
     ) -> None:
         """``num_blocks`` as of ``allocate_cache``, which may follow later.
+
+        ``scales`` make it an FP8 cache; without them it is in the model's dtype.
 
         ``check_carry_over`` asserts on the device that no step reads a token that no step has written.
         """
         self.model = model
         self.check_carry_over = check_carry_over
+        self.scales = scales
         self.block_size = block_size
         max_blocks = -(-max_model_len // block_size)
         self.state = SlotState(seq_slots, max_model_len, max_blocks, model.device)
@@ -54,7 +58,10 @@ class ModelProgram:
     def allocate_cache(self, num_blocks: int) -> None:
         """Take the memory of the paged cache."""
         model = self.model
-        self.cache = allocate(model.layout, num_blocks, self.block_size, model.device, model.dtype)
+        dtype = model.dtype if self.scales is None else FP8
+        self.cache = allocate(
+            model.layout, num_blocks, self.block_size, model.device, dtype, self.scales
+        )
         self.block_tokens = torch.zeros(num_blocks * self.block_size, dtype=torch.int32, device=model.device)
         """The token at each place of the cache: what a prefix that was found there says."""
 
@@ -99,12 +106,9 @@ class ModelProgram:
         if layout.copies:
             copies = layout.view(inputs, "copies")
             source, target = (column(copies, COPY, name).long() for name in ("source", "target"))
-            for pool in (
-                *self.cache.keys,
-                *self.cache.values,
-                self.block_tokens.view(-1, self.block_size),
-            ):
-                pool[target] = pool[source]
+            self.cache.copy_blocks(source, target)
+            tokens = self.block_tokens.view(-1, self.block_size)
+            tokens[target] = tokens[source]
 
     def join(self, slots: Tensor, joins: Tensor) -> None:
         """New holders of ``slots`` int64 [N]: int32 records of ``fields.JOIN``."""
