@@ -65,6 +65,8 @@ class ExecutorOptions(ModelOptions):
     load_format: str
     cuda_graphs: str
     """``auto``, ``start``, ``lazy`` or ``off``."""
+    kv_cache_dtype: str
+    """``auto``, which is the model's, or ``fp8``."""
     kv_cache_memory: int | None
     """Bytes; None: what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float

@@ -1,7 +1,7 @@
 """How near the attention backends come to the limits of a GPU, and which tiles bring them nearest.
 
     python examples/attention_bench.py [--json FILE] [--backends triton torch]
-    python examples/attention_bench.py --tune [--json FILE]
+    python examples/attention_bench.py --tune [--fp8] [--json FILE]
 
 Times are those of one layer, in a CUDA graph's replay of a step of several layers, each with a cache of its own. A
 decode step reads every key and value of its rows once, so its limit is memory: its lines show the bytes of cache per
@@ -12,7 +12,7 @@ cuDNN are beside them, on keys and values that are not paged.
 ``--tune`` needs torch 2.11 or later with its Triton, one GPU and this package on the path, and takes about two minutes.
 It first compares the kernels with plain attention in float32 or float64: ragged steps of many kinds, what
 is padding, and a captured graph that is replayed with other lengths. It fails if one is wrong. Then it times every
-candidate of ``SINGLE`` and ``SEVERAL`` on every shape, prints each shape's candidates in the order of their time, and
+candidate of ``SINGLE`` and ``SEVERAL``, with ``--fp8`` those for a cache of a byte a number, on every shape, prints each shape's candidates in the order of their time, and
 at last each candidate's mean over the shapes. The default of `triton_backend.TILES` is marked; to change it, put the
 best candidate there.
 """
@@ -35,7 +35,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from slipstream.actors.executor.attention import backend as attention
-from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
+from slipstream.actors.executor.cache.paged import FP8, KVCache, LayerScales, PagedBatch
 from slipstream.protocol.errors import SlipstreamError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -57,6 +57,8 @@ class Shape:
     head_dim: int = 128
     block_size: int = 16
     dtype: torch.dtype = torch.bfloat16
+    fp8: bool = False
+    """The cache takes a byte a number."""
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
@@ -64,6 +66,10 @@ class Shape:
     @property
     def decode_only(self) -> bool:
         return all(tokens == 1 for tokens, _ in self.spans) and not (self.empty_rows or self.spare_tokens)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return FP8 if self.fp8 else self.dtype
 
     @property
     def flops(self) -> float:
@@ -75,7 +81,7 @@ class Shape:
     def bytes(self) -> int:
         """Of the keys and values that one layer must read."""
         contexts = sum(context for _, context in self.spans)
-        return 2 * contexts * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * contexts * self.kv_heads * self.head_dim * self.cache_dtype.itemsize
 
 
 def decode(rows: int, context: int, **options: Any) -> Shape:
@@ -148,6 +154,31 @@ SINGLE = [
 ]
 """Candidates for rows with one token."""
 
+FP8_TUNED = [
+    replace(shape, fp8=True)
+    for shape in (prompt(2048), prompt(512, 4096), decode(1, 1024), decode(32, 1024), decode(256, 1024))
+] + [replace(shape, fp8=True) for shape in (decode(32, 8192), SKEWED, decode(256, 1024, **SMALL))]
+
+FP8_SINGLE = [
+    (16, 64, 4, 4, 3, 64),
+    (16, 128, 4, 2, 3, 128),
+    (16, 128, 4, 3, 2, 128),
+    (16, 128, 4, 3, 3, 128),
+    (16, 128, 4, 4, 2, 128),
+    (16, 128, 8, 3, 2, 128),
+    (16, 256, 8, 2, 2, 256),
+    (16, 256, 8, 3, 1, 256),
+]
+
+FP8_SEVERAL = [
+    (64, 64, 4, 2, 2, 256),
+    (64, 64, 4, 3, 1, 256),
+    (64, 64, 4, 3, 2, 256),
+    (64, 128, 4, 2, 1, 256),
+    (128, 64, 8, 3, 1, 256),
+    (128, 128, 8, 2, 1, 256),
+]
+
 LAYERS = 16
 DEVICE = torch.device("cuda")
 
@@ -191,8 +222,9 @@ def make_step(shape: Shape, layers: int = 1, rest: float = math.nan) -> Step:
 
     def pool() -> Tensor:
         states = torch.randn(*owned.shape, shape.kv_heads, shape.head_dim, device=device, dtype=dtype)
-        return states.masked_fill_(~owned[:, :, None, None], rest)
+        return states.masked_fill_(~owned[:, :, None, None], rest).to(shape.cache_dtype)
 
+    ones = torch.ones(shape.kv_heads, device=device)
     counts = torch.tensor([tokens for tokens, _ in shape.spans] + [0] * shape.empty_rows, device=device)
     position = torch.cat(
         [torch.arange(context - tokens, context, device=device) for tokens, context in shape.spans]
@@ -201,7 +233,12 @@ def make_step(shape: Shape, layers: int = 1, rest: float = math.nan) -> Step:
     write_index = table[of_row, position // size] * size + position % size
     used = len(write_index)
     batch = PagedBatch(
-        cache=KVCache(size, [pool() for _ in range(layers)], [pool() for _ in range(layers)]),
+        cache=KVCache(
+            size,
+            [pool() for _ in range(layers)],
+            [pool() for _ in range(layers)],
+            [LayerScales(ones, ones)] * layers if shape.fp8 else None,
+        ),
         rows=torch.cat([torch.arange(rows), torch.full((shape.empty_rows,), rows)]).to(device),
         kv_lens=torch.tensor(
             [context for _, context in shape.spans] + [1] * shape.empty_rows, dtype=torch.int32, device=device
@@ -448,16 +485,19 @@ class Figure:
         return f"{text}  {self.note}".rstrip()
 
 
-def tune(bandwidth: float) -> list[dict[str, object]]:
+def tune(bandwidth: float, fp8: bool) -> list[dict[str, object]]:
     """Check the kernels, then time every candidate. Exits when a kernel is wrong."""
     from slipstream.actors.executor.attention import triton_backend
 
-    candidates = [("single", made) for made in SINGLE] + [("several", made) for made in SEVERAL]
+    singles, severals, shapes = (FP8_SINGLE, FP8_SEVERAL, FP8_TUNED) if fp8 else (SINGLE, SEVERAL, TUNED)
+    candidates = [("single", made) for made in singles] + [("several", made) for made in severals]
+    # What float32 computes with an FP8 cache is no more exact than float16.
+    checked = [replace(shape, fp8=fp8) for shape in CHECKS if not (fp8 and shape.dtype == torch.float32)]
     wrong = []
     # Processes of their own, so that Triton compiles on many cores; it keeps what it has compiled on disk.
     with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
-        checks = [(shape, None, None) for shape in CHECKS]
-        checks += [(CHECKS[1], kind, made) for kind, made in candidates]
+        checks = [(shape, None, None) for shape in checked]
+        checks += [(checked[1], kind, made) for kind, made in candidates]
         for (shape, kind, made), problem in zip(
             checks, pool.map(check, *zip(*checks, strict=True)), strict=True
         ):
@@ -472,9 +512,9 @@ def tune(bandwidth: float) -> list[dict[str, object]]:
 
     figures: list[Figure] = []
     relative: dict[tuple[int, str, tuple[int, ...]], list[float]] = {}
-    for shape in TUNED:
+    for shape in shapes:
         print(f"\n{shape.name}, {shape.query_heads}/{shape.kv_heads} heads of {shape.head_dim}")
-        default = triton_backend.TILES[triton_backend.tiles_key(2 * shape.head_dim, shape.dtype)]
+        default = triton_backend.TILES[triton_backend.tiles_key(2 * shape.head_dim, shape.cache_dtype)]
         step = make_step(shape, LAYERS)
         found = [Figure(shape, name, seconds, bandwidth) for name, seconds in peers(shape).items()]
         flash = next((figure.seconds for figure in found if figure.name == "torch FA2"), None)
@@ -537,6 +577,7 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="check the kernels and time candidates for their tiles"
     )
+    parser.add_argument("--fp8", action="store_true", help="--tune for a cache of a byte a number")
     parser.add_argument("--backends", nargs="*", default=attention.names())
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
@@ -544,7 +585,7 @@ def main() -> None:
     torch.manual_seed(0)
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copies at {bandwidth / 1e9:.0f} GB/s")
-    figures = tune(bandwidth) if options.tune else measure(options.backends, bandwidth)
+    figures = tune(bandwidth, options.fp8) if options.tune else measure(options.backends, bandwidth)
     if options.json is not None:
         options.json.write_text(json.dumps({"copy_gb_per_s": bandwidth / 1e9, "figures": figures}, indent=1))
 

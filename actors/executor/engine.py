@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..options import ExecutorOptions
 from .devices.device import Device
 from .devices.kinds import kind_of
+from .memory import bytes_per_block
 from .pipeline import Program
 from .step.buckets import Buckets
 
@@ -39,11 +40,17 @@ def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
     """The program of a model, without its cache."""
     from .step.program import ModelProgram
 
+    scales = None
+    if options.kv_cache_dtype == "fp8":
+        from .model.scales import measure_scales
+
+        scales = measure_scales(model)
     return ModelProgram(
         model,
         options.max_num_seqs,
         options.max_model_len,
         options.block_size,
+        scales=scales,
         check_carry_over=options.check_carry_over,
     )
 
@@ -58,7 +65,8 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "decoder": model.kept_because or "fused",
         "weights": model.weights_told,
         "weight_bytes": model.weight_bytes,
-        "kv_cache_bytes": blocks * model.layout.bytes_per_block(options.block_size, model.dtype),
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "kv_cache_bytes": blocks * bytes_per_block(options, model),
         "states": [] if states is None else states.told(),
         "state_bytes": model.state_layout.bytes_per_slot * (options.max_num_seqs + 1),
     }

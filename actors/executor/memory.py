@@ -43,8 +43,7 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
 
     SlipstreamError with a hint where there is no room for two, or less than what was stated.
     """
-    size = options.block_size
-    per_block = model.layout.bytes_per_block(size, model.dtype)
+    size, per_block = options.block_size, bytes_per_block(options, model)
     most = 1 + options.max_num_seqs * -(-options.max_model_len // size)
     if not per_block:
         return most  # no layer attends: blocks are numbers
@@ -61,6 +60,14 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
     if memory is not None and blocks * per_block > memory.free - memory.graphs:
         raise no_room(options, max(0, memory.free - memory.graphs), per_block, memory, blocks)
     return blocks if model.group is None else model.group.least(blocks, model.device)
+
+
+def bytes_per_block(options: ExecutorOptions, model: PagedModel) -> int:
+    """Memory of one block in all layers."""
+    from .cache.layout import cache_dtype
+
+    dtype = cache_dtype(options.kv_cache_dtype, model.dtype)
+    return model.layout.bytes_per_block(options.block_size, dtype)
 
 
 def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> None:

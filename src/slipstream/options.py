@@ -171,6 +171,13 @@ class ServeOptions:
         low=1,
         parse=size,
     )
+    kv_cache_dtype: str = option(
+        "auto",
+        "the type of numbers in the cache; fp8: a byte each, so that twice the tokens fit, which changes what the model"
+        " writes a little; auto: as in the weights",
+        group=BATCHING,
+        choices=("auto", "fp8"),
+    )
     pipeline_depth: int = option(
         2, "steps under way at once; 1: synchronous", group=BATCHING, metavar="N", low=1, high=8
     )

@@ -156,6 +156,7 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     logger.info(
         f"  KV cache {facts['num_blocks']} blocks of {facts['block_size']} = {tokens} tokens,"
         f" {tokens / length:.1f} requests of {length} tokens"
+        + (", a byte a number (FP8)" if facts.get("kv_cache_dtype") == "fp8" else "")
     )
     if spare is not None and spare.state == "ready":
         logger.info(f"  spare executor (pid {spare.process.pid}): {spare.memory()}")
@@ -354,6 +355,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         attention_backend=options.attention_backend,
         load_format=options.load_format,
         cuda_graphs=options.cuda_graphs,
+        kv_cache_dtype=options.kv_cache_dtype,
         kv_cache_memory=options.kv_cache_memory,
         gpu_memory_utilization=options.gpu_memory_utilization,
         check_carry_over=options.check_carry_over,

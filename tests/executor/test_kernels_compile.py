@@ -38,6 +38,8 @@ ATTEND = (
 )
 HEADS = dict(
     sinks=None,
+    key_scales=None,
+    value_scales=None,
     GROUP=4,
     WINDOW=0,
     CHUNKED=False,
@@ -49,6 +51,13 @@ HEADS = dict(
     DV_PAD=128,
     KV_HEADS=8,
 )
+FP8 = dict(keys="*fp8e4nv", values="*fp8e4nv", key_scales="*fp32", value_scales="*fp32")
+
+
+def without_scales(constants: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in constants.items() if not name.endswith("_scales")}
+
+
 PLAN = dict(
     items="*i32", arrived="*i32", rows="*i64", kv_lens="*i32", query_start="*i32", overhead="fp32"
 ) | (
@@ -155,6 +164,13 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=1, BLOCK_M=16, BLOCK_N=128, AT_ONCE=4)),
     ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=16, BLOCK_M=64, BLOCK_N=64, AT_ONCE=1)),
+    *(
+        ("attention:attend_kernel", ATTEND | FP8, without_scales(HEADS) | tile)
+        for tile in (
+            dict(TOKENS=1, BLOCK_M=16, BLOCK_N=128, AT_ONCE=4),
+            dict(TOKENS=16, BLOCK_M=64, BLOCK_N=64, AT_ONCE=1),
+        )
+    ),
     (
         "attention:plan_kernel",
         PLAN,
@@ -189,6 +205,11 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         "attention:write_kernel",
         dict(key="*bf16", value="*bf16", keys="*bf16", values="*bf16", write_index="*i64", kv_heads="i32")
         | STRIDES,
+        dict(key_scales=None, value_scales=None, DK=128, DV=128, DK_PAD=128, DV_PAD=128, HEADS=8),
+    ),
+    (
+        "attention:write_kernel",
+        dict(key="*bf16", value="*bf16", write_index="*i64", kv_heads="i32") | FP8 | STRIDES,
         dict(DK=128, DV=128, DK_PAD=128, DV_PAD=128, HEADS=8),
     ),
     (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .paged import KVCache, LayerScales, PagedBatch
+from .paged import FP8, KVCache, LayerScales, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class KVLayout:
         """Memory of one block of ``block_size`` tokens in all layers."""
         elements = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
         return elements * block_size * dtype.itemsize
+
+
+def cache_dtype(asked: str, of_model: torch.dtype) -> torch.dtype:
+    """The dtype of the cache by ``--kv-cache-dtype``: ``fp8``, or ``auto``, that of the model."""
+    return FP8 if asked == "fp8" else of_model
 
 
 def allocate(

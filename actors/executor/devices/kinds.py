@@ -37,6 +37,7 @@ KINDS = {
         without_effect=(
             "dtype",
             "gpu_memory_utilization",
+            "kv_cache_dtype",
             "kv_cache_memory",
             "attention_backend",
             "load_format",

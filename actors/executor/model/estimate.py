@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...checkpoint import open_checkpoint
+from ..cache.layout import cache_dtype
 from .language_model import language_model_config
 from .load import DTYPES, from_config, load_config
 from .quantization.scheme import scheme_of
@@ -22,7 +23,7 @@ class Estimate:
     model_type: str
     parameters: int
     dtype: str
-    """Of weights and cache."""
+    """Of the weights, and of the cache where no other is asked for."""
     weight_bytes: int
     kv_bytes_per_token: int
     """Keys and values of one token, in all layers."""
@@ -45,7 +46,7 @@ class Estimate:
         return self.weight_bytes + requests * self.cache_bytes(tokens, block_size) + states
 
 
-def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
+def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto") -> Estimate:
     """Read the configuration of a folder or of a model on the Hub, and lay the model out without memory.
 
     ``ModelNotSupported`` has the reason if it is not served; ``InvalidRequest`` if there is no such model.
@@ -63,7 +64,7 @@ def estimate(path_or_name: str, dtype: str = "auto") -> Estimate:
         parameters=sum(parameter.numel() for parameter in model.transformer.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         weight_bytes=model.weight_bytes,
-        kv_bytes_per_token=model.layout.bytes_per_block(1, model.dtype),
+        kv_bytes_per_token=model.layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
         state_bytes=model.state_layout.bytes_per_slot,
         told=() if model.stateful is None else tuple(model.stateful.told()),
         max_model_len=model.max_model_len,

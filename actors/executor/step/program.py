@@ -59,9 +59,7 @@ class ModelProgram:
         """Take the memory of the paged cache."""
         model = self.model
         dtype = model.dtype if self.scales is None else FP8
-        self.cache = allocate(
-            model.layout, num_blocks, self.block_size, model.device, dtype, self.scales
-        )
+        self.cache = allocate(model.layout, num_blocks, self.block_size, model.device, dtype, self.scales)
         self.block_tokens = torch.zeros(num_blocks * self.block_size, dtype=torch.int32, device=model.device)
         """The token at each place of the cache: what a prefix that was found there says."""
 

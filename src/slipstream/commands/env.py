@@ -24,7 +24,7 @@ PACKAGES = (
     "starlette",
 )
 
-SIZING = ("dtype", "max_model_len", "max_num_seqs", "block_size")
+SIZING = ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "block_size")
 """Options of ``serve`` on which the memory depends."""
 
 
@@ -97,7 +97,7 @@ def check_model(model: str, options: ServeOptions) -> int:
     from ..protocol.errors import InvalidRequest, ModelNotSupported
 
     try:
-        found = estimate(model, options.dtype)
+        found = estimate(model, options.dtype, options.kv_cache_dtype)
     except ModelNotSupported as refused:
         show("model", f"{model}: not supported: {refused}")
         return FAILED
