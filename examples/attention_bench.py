@@ -12,9 +12,9 @@ cuDNN are beside them, on keys and values that are not paged.
 ``--tune`` needs torch 2.11 or later with its Triton, one GPU and this package on the path, and takes about two minutes.
 It first compares the kernels with plain attention in float32 or float64: ragged steps of many kinds, what
 is padding, and a captured graph that is replayed with other lengths. It fails if one is wrong. Then it times every
-candidate of ``SINGLE`` and ``SEVERAL``, with ``--fp8`` those for a cache of a byte a number, on every shape, prints each shape's candidates in the order of their time, and
-at last each candidate's mean over the shapes. The default of `triton_backend.TILES` is marked; to change it, put the
-best candidate there.
+candidate of ``SINGLE`` and ``SEVERAL``, with ``--fp8`` those for a cache of a byte a number, on every shape, prints
+each shape's candidates in the order of their time, and at last each candidate's mean over the shapes. The default of
+`triton_backend.TILES` is marked; to change it, put the best candidate there.
 """
 
 from __future__ import annotations

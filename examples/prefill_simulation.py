@@ -6,7 +6,7 @@ The real scheduler plans, two steps ahead, for a device whose time is virtual: a
 prompt tokens were measured to take as a CUDA graph on one H200. Requests come at random (Poisson) or all at once.
 TTFT counts from the arrival at the scheduler: HTTP, tokenizer and detokenizer come on top. Three rules are
 compared: ``ours``; ``fill``, which takes whatever fits into ``max_num_batched_tokens``, first come, first served;
-and ``double``, under which a step beside streams takes less than twice as long as one without prompts.
+and ``early``, which is ours but plans each step when the one before it begins, and not shortly before that ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from slipstream.actors.scheduler.plan_timing import PlanTiming
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.prefill_budget import PrefillBudget
 from slipstream.actors.scheduler.scheduler import Scheduler
@@ -83,37 +84,44 @@ LOADS = {
 class Fill(PrefillBudget):
     """Whatever fits."""
 
-    def limit(self, budget: int, prompts: int) -> int:
+    def limit(self, budget: int) -> int:
         return budget
 
 
-class Double(PrefillBudget):
-    """Three quarters of a step's time more, and more than that only beyond four prompts."""
+class Early(PlanTiming):
+    """A step is planned when the one before it begins."""
 
-    def limit(self, budget: int, prompts: int) -> int:
-        if not self.prompt_ns:
-            return budget
-        tokens = 0.75 * self.decode_ns * self.tokens / self.prompt_ns
-        return int(min(budget, max(16, tokens * max(1.0, prompts / 4))))
+    def due(self, now: float, expected_s: float) -> float:
+        return now
 
 
-RULES: dict[str, Callable[[], PrefillBudget]] = {"double": Double, "fill": Fill, "ours": PrefillBudget}
+@dataclass(frozen=True)
+class Rule:
+    """How much prompt a step takes, and when it is planned."""
+
+    budget: Callable[[], PrefillBudget] = PrefillBudget
+    timing: Callable[[], PlanTiming] = PlanTiming
+
+
+RULES = {"early": Rule(timing=Early), "fill": Rule(budget=Fill), "ours": Rule()}
 
 
 class Simulation:
     """One scheduler, one device, and the times at which tokens came."""
 
-    def __init__(self, load: Load, rule: PrefillBudget, budget: int, requests: int) -> None:
+    def __init__(self, load: Load, rule: Rule, budget: int, requests: int) -> None:
         self.load, self.arrivals = load, load.arrivals(requests)
         self.scheduler = Scheduler(SchedulerConfig(ROWS, budget, LENGTH, 2, ()))
-        self.scheduler.planner.prefill_budget = rule
+        self.scheduler.planner.prefill_budget = rule.budget()
+        self.scheduler.timing = rule.timing()
         self.events: list[tuple[float, int, object]] = []
-        """Time, number, and a message for the scheduler."""
+        """Time, number, and a message for the scheduler; None: it is woken."""
         self.count = 0
         self.prompts = [0] * ROWS
         """Prompt tokens of each sequence slot that have not run."""
         self.decoding = [False] * ROWS
         self.device_free = 0.0
+        self.wakes_at: float | None = None
         self.times: list[list[float]] = [[] for _ in self.arrivals]
         steps = [(tokens, int(load.device.step_s(1, tokens) * 1e9)) for tokens in (16, 2047)]
         self.at(0.0, Capacity(1 + ROWS * LENGTH // BLOCK_SIZE, BLOCK_SIZE, steps=steps))
@@ -129,7 +137,12 @@ class Simulation:
     def run(self) -> dict[str, float]:
         while self.events:
             now, _, message = heapq.heappop(self.events)
-            for _, sent in self.scheduler.receive("executor", message, now):
+            scheduler = self.scheduler
+            sends = scheduler.wake(now) if message is None else scheduler.receive("executor", message, now)
+            if scheduler.wake_at is not None and scheduler.wake_at != self.wakes_at:
+                self.wakes_at = max(now, scheduler.wake_at)
+                self.at(self.wakes_at, None)
+            for _, sent in sends:
                 if isinstance(sent, Plan):
                     self.launch(sent, now)
                 elif isinstance(sent, Tokens):
@@ -150,7 +163,8 @@ class Simulation:
             self.prompts[slot] -= count
             self.decoding[slot] = not self.prompts[slot]
         begun = max(now + MESSAGE_S, self.device_free)
-        self.device_free = ended = begun + self.load.device.step_s(rows, tokens)
+        took = self.load.device.step_s(rows, tokens)
+        self.device_free = ended = begun + took
         sampled = np.ones(sum(self.decoding), np.int32).tobytes()
         self.at(ended + MESSAGE_S, Sampled(plan.step, sampled, int(begun * 1e9), int(ended * 1e9)))
 
@@ -188,11 +202,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = [
         {"load": name, "rule": rule, "max_num_batched_tokens": budget}
-        | Simulation(load, make(), budget, options.requests or load.requests).run()
+        | Simulation(load, made, budget, options.requests or load.requests).run()
         for name, load in LOADS.items()
         if options.load in (None, name)
         for budget in options.budget
-        for rule, make in RULES.items()
+        for rule, made in RULES.items()
     ]
     if options.json:
         text = json.dumps(rows, indent=2)

@@ -58,6 +58,8 @@ class OutstandingStep(NamedTuple):
     """Those of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
+    expected_s: float
+    """What the device is expected to take for it; 0: not known."""
     prompt_logprobs: list[tuple[Sequence, int]]
     """``Draft.prompt_logprobs``."""
 

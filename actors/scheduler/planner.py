@@ -121,7 +121,7 @@ class Planner:
         rows = table.decoding.nonzero()[0]
         draft.budget -= len(rows)
         if len(rows) and (self.prefilling or self.waiting):
-            draft.budget = self.prefill_budget.limit(draft.budget, len(self.prefilling) + len(self.waiting))
+            draft.budget = self.prefill_budget.limit(draft.budget)
         budget = draft.budget
         table.computed[rows] += 1
         table.planned[rows] += 1
@@ -142,7 +142,8 @@ class Planner:
             self.preempt_for_fairness(blocked, self.blocks)
         self.counters["prefill_tokens"] += budget - draft.budget
         prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
-        return plan, OutstandingStep(step, rows, generations, prefill, draft.prompt_logprobs)
+        expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
+        return plan, OutstandingStep(step, rows, generations, prefill, expected_s, draft.prompt_logprobs)
 
     def reserve_blocks(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in order give way.

@@ -1,11 +1,12 @@
 """How many prompt tokens a step takes beside sequences that decode.
 
-The aim: while a prompt runs, the gap between two tokens of a stream stays below 22 ms, or below twice what it is
-without, whichever is longer; each further prompt that waits may lengthen it by as much again.
+The aim: the gap between two tokens of a stream stays below 24 ms, or below twice what it is without prompts, whichever
+is longer; and where prompts take half of the device's time, below 60 ms, if a step that is full of them allows it.
 
 So fast devices give a prompt nearly all of their time, and its first token comes about as soon as if it ran alone,
-while slow ones share theirs. Where several prompts wait, their number is what keeps everyone waiting, and longer
-steps end it sooner. ``examples/prefill_simulation.py`` shows what follows for several loads, beside other rules.
+while slow ones share theirs. Prompts that take half of the time keep each other waiting: steps that are full of them,
+of which there are fewer, end that sooner. ``examples/prefill_simulation.py`` shows what follows for
+several loads, beside other rules.
 
 What a step and a prompt token take is learned: first from the steps that the executor timed at its start, then from
 those that run.
@@ -13,11 +14,23 @@ those that run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-GAP_NS = 22_000_000
-"""45 tokens a second, several times what a person reads. Simulated for 8B on an H200: at 10 requests/s, 15 ms makes the
-first token 5 ms later, and 25 ms makes the gap (ITL p99) 3 ms longer for a first token that is not 1 ms earlier."""
+GAP_NS = 24_000_000
+"""40 tokens a second, several times what a person reads. Simulated for 8B on an H200 at 10 requests/s: 22 ms lets the
+slowest first tokens (p99) come 3 ms later, 26 ms makes the gap (ITL p99) 2 ms longer for as much as is gained."""
+
+BUSY_GAP_NS = 60_000_000
+"""The longest gap where prompts take much of the device's time. 8B on an H200 fills its steps in 51 ms; where
+that takes longer than this, steps are not filled."""
+
+BUSY = (0.3, 0.5)
+"""The share of the device's time that prompts take, from which the gap grows, and at which it is the longest. Simulated
+for 8B: 0.22 at 10 requests/s, 0.54 at 25."""
+
+BUSY_OVER_NS = 1_000_000_000
+"""The time over which that share is averaged, the old fading: bursts of prompts are longer, gaps between them not."""
 
 LENGTHENING = 1.75
 """A longer step, as a multiple of one without prompts: below 2, as times vary."""
@@ -38,23 +51,42 @@ class PrefillBudget:
         """What a step without prompts takes; 0: not known."""
         self.tokens = self.prompt_ns = 0.0
         """Prompt tokens of the steps so far and the time they took, the old fading."""
+        self.busy = 0.0
+        """The share of the device's time that prompts take."""
 
     def begin(self, steps: Iterable[tuple[int, int]]) -> None:
         """Learn from ``Capacity.steps``: the smallest stands for a step without prompts."""
         for number, (tokens, ns) in enumerate(sorted(steps)):
-            self.learn(tokens if number else 0, ns)
+            self.learn_cost(tokens if number else 0, ns)
 
     def learn(self, tokens: int, ns: int) -> None:
         """A step ran ``tokens`` of prompts (0: none) and took ``ns``."""
+        self.learn_cost(tokens, ns)
+        if self.decode_ns and ns > 0:
+            share = max(0.0, ns - self.decode_ns) / ns if tokens else 0.0
+            self.busy += (1.0 - math.exp(-ns / BUSY_OVER_NS)) * (share - self.busy)
+
+    def learn_cost(self, tokens: int, ns: int) -> None:
         if not tokens:
             self.decode_ns = FORGET * self.decode_ns + (1 - FORGET) * ns if self.decode_ns else float(ns)
         elif self.decode_ns:
             self.tokens = FORGET * self.tokens + tokens
             self.prompt_ns = FORGET * self.prompt_ns + max(0.0, ns - self.decode_ns)
 
-    def limit(self, budget: int, prompts: int) -> int:
+    def expected_ns(self, prompt_tokens: int) -> float:
+        """What a step with this many tokens of prompts will take; 0: not known."""
+        if not prompt_tokens or not self.decode_ns:
+            return self.decode_ns
+        return self.decode_ns + prompt_tokens * self.prompt_ns / self.tokens if self.tokens else 0.0
+
+    def limit(self, budget: int) -> int:
         """Most prompt tokens in the next step beside sequences that decode, of the ``budget`` that is left in it."""
         if not self.prompt_ns:
             return budget
-        room_ns = max(GAP_NS, LENGTHENING * self.decode_ns) - self.decode_ns
-        return int(min(budget, max(LEAST, room_ns * prompts * self.tokens / self.prompt_ns)))
+        low, high = BUSY
+        full_ns = self.decode_ns + budget * self.prompt_ns / self.tokens
+        gap_ns: float = GAP_NS
+        if GAP_NS < full_ns <= BUSY_GAP_NS:
+            gap_ns += (full_ns - GAP_NS) * min(1.0, max(0.0, (self.busy - low) / (high - low)))
+        room_ns = max(gap_ns, LENGTHENING * self.decode_ns) - self.decode_ns
+        return int(min(budget, max(LEAST, room_ns * self.tokens / self.prompt_ns)))

@@ -32,6 +32,7 @@ from ...protocol.messages import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .draft import OutstandingStep
+from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig
 from .prefix import salt_of
 from .quarantine import MESSAGE
@@ -90,6 +91,7 @@ class Scheduler(Actor):
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
+        self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
         """Oldest first."""
         self.prompts: list[PromptLogprobs] = []
@@ -236,9 +238,16 @@ class Scheduler(Actor):
     # --- plans and results ------------------------------------------------------------------------
 
     def plan_ahead(self, now: float) -> None:
-        """Send plans until ``depth`` are outstanding or there is nothing to run."""
-        planner = self.planner
+        """Send plans until ``depth`` are outstanding or there is nothing to run; or later, when one is due."""
+        planner, timing = self.planner, self.timing
         while planner.blocks is not None and len(self.outstanding) < self.config.depth:
+            if self.outstanding:
+                due = timing.due(now, sum(step.expected_s for step in self.outstanding))
+                if due > now:
+                    self.wake_at = due
+                    return
+            else:
+                timing.begin(now)
             planned = planner.plan()
             for sequence, cached in planner.take_admitted():
                 self.mark("planned", sequence.request)
@@ -251,9 +260,13 @@ class Scheduler(Actor):
             self.outstanding.append(outstanding)
             self.send("executor", plan)
 
+    def on_wake(self, now: float) -> None:
+        self.plan_ahead(now)
+
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
-        step, rows, generations, prefill, prompts = self.outstanding.popleft()
+        step, rows, generations, prefill, expected_s, prompts = self.outstanding.popleft()
+        self.timing.begin(now)
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
@@ -275,6 +288,7 @@ class Scheduler(Actor):
         counters = self.counters
         busy_ns = message.ended_ns - message.started_ns - message.stalled_ns
         planner.prefill_budget.learn(prefill, busy_ns)
+        self.timing.learn(expected_s, busy_ns * 1e-9)
         counters["steps"] += 1
         counters["device_busy_s"] += busy_ns * 1e-9
         counters["device_idle_s"] += message.stalled_ns * 1e-9

@@ -38,8 +38,8 @@ def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(de
 def test_what_the_executor_timed_tells_the_budget_of_the_first_prompts() -> None:
     bench = Bench()
     bench.give(Capacity(65, 16, steps=[(16, 5_000_000), (2016, 51_000_000)]))
-    limit = bench.scheduler.planner.prefill_budget.limit(2048, 1)
-    assert limit == int((22_000_000 - 5_000_000) / (46_000_000 / 2016))
+    limit = bench.scheduler.planner.prefill_budget.limit(2048)
+    assert limit == int((24_000_000 - 5_000_000) / (46_000_000 / 2016))
 
 
 def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_does() -> None:

@@ -19,6 +19,7 @@ from slipstream.protocol.messages import (
     Tokens,
 )
 from slipstream.protocol.sampling import SamplingParams
+from slipstream.runtime.actor import Send
 
 EOS = 1
 VOCAB = 1000
@@ -104,7 +105,16 @@ class Bench:
 
     def give(self, message: Any) -> None:
         self.now += 0.001
-        for to, sent in self.scheduler.receive("anyone", message, self.now):
+        self.carry(self.scheduler.receive("anyone", message, self.now))
+
+    def wake(self) -> None:
+        """It is as late as the scheduler asked for."""
+        assert self.scheduler.wake_at is not None
+        self.now = self.scheduler.wake_at
+        self.carry(self.scheduler.wake(self.now))
+
+    def carry(self, sends: list[Send]) -> None:
+        for to, sent in sends:
             if to == "executor":
                 self.plans.append(sent)
                 self.outstanding.append(sent)

@@ -1,0 +1,47 @@
+"""When the next step is planned, while the device has steps to run.
+
+A plan only has to be there when the device comes to its end. What arrives after it was made waits for the plan after
+that, so a plan that is made long before it is needed makes prompts wait for a step more. While a long step runs, the
+next one is therefore planned shortly before the end that is expected of it. ``examples/prefill_simulation.py`` shows
+what that is worth.
+
+A short step is followed by its plan at once. If a step ends earlier than expected, its result is what the next plan
+follows, and the device waits for that plan: so what is expected is rather too little, and how much too little is
+learned from the steps.
+"""
+
+from __future__ import annotations
+
+LEAD_S = 0.004
+"""From a plan to its launch, with all that may keep a process waiting: measured are 1 ms, on a busy machine 3."""
+
+LEAST_WAIT_S = 0.006
+"""A shorter wait is not worth a wake: few requests arrive in it."""
+
+SLOWLY = 0.05
+"""How much of the way the share of the expected time comes back with each step that was not shorter."""
+
+
+class PlanTiming:
+    """The time that the steps under way are expected to take, and what of it has come true."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        """When the oldest step under way began on the device, or was sent to it, by the scheduler's clock."""
+        self.share = 0.5
+        """What steps took at least, as a share of what was expected: falls at once and rises slowly."""
+
+    def begin(self, now: float) -> None:
+        """A step begins on the device: it was idle, or another has ended."""
+        self.began = now
+
+    def learn(self, expected_s: float, took_s: float) -> None:
+        """A step that was expected to take ``expected_s`` took ``took_s``."""
+        if expected_s > 0:
+            share = min(1.0, took_s / expected_s)
+            self.share = share if share < self.share else self.share + SLOWLY * (share - self.share)
+
+    def due(self, now: float, expected_s: float) -> float:
+        """When to plan the next step, ``now`` or later; ``expected_s`` of all steps under way together."""
+        due = self.began + self.share * expected_s - LEAD_S
+        return due if due - now >= LEAST_WAIT_S else now

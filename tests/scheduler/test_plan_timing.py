@@ -1,0 +1,95 @@
+"""When the next step is planned: late enough to take in what arrives, and early enough that no device waits."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from bench import Bench, int32
+from slipstream.actors.scheduler.plan_timing import LEAD_S, LEAST_WAIT_S, PlanTiming
+
+
+def settled(share: float = 1.0) -> PlanTiming:
+    """After many steps that took ``share`` of what was expected."""
+    timing = PlanTiming()
+    for _ in range(200):
+        timing.learn(0.1, 0.1 * share)
+    return timing
+
+
+def test_a_plan_is_due_shortly_before_the_step_under_way_ends() -> None:
+    timing = settled()
+    timing.begin(10.0)
+    assert timing.due(10.0, 0.050) == pytest.approx(10.0 + 0.050 - LEAD_S, abs=1e-4)
+    assert timing.due(10.030, 0.050) == pytest.approx(10.0 + 0.050 - LEAD_S, abs=1e-4)
+    assert timing.due(10.048, 0.050) == 10.048  # it is late already
+
+
+def test_after_a_short_step_a_plan_is_due_at_once_and_so_it_is_where_nothing_is_known() -> None:
+    timing = settled()
+    timing.begin(10.0)
+    assert timing.due(10.0, LEAD_S + LEAST_WAIT_S - 0.0001) == 10.0
+    assert timing.due(10.0, 0.0) == 10.0
+
+
+def test_with_several_steps_under_way_a_plan_is_due_before_the_last_of_them_ends() -> None:
+    timing = settled()
+    timing.begin(10.0)
+    assert timing.due(10.0, 3 * 0.030) == pytest.approx(10.0 + 0.090 - LEAD_S, abs=1e-4)
+
+
+def test_a_step_that_was_shorter_than_expected_is_learned_from_at_once_and_forgotten_slowly() -> None:
+    timing = settled()
+    timing.learn(0.1, 0.06)
+    timing.begin(0.0)
+    assert timing.due(0.0, 0.1) == pytest.approx(0.06 - LEAD_S)
+    for _ in range(10):
+        timing.learn(0.1, 0.1)
+    assert 0.06 < timing.due(0.0, 0.1) + LEAD_S < 0.08
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+def test_where_times_vary_the_device_seldom_waits(noise: float) -> None:
+    rng, timing, waited, took = random.Random(0), PlanTiming(), 0.0, 0.0
+    for _ in range(2000):
+        timing.begin(0.0)
+        step_s = 0.04 * (1 + noise * rng.uniform(-1, 1))
+        due = timing.due(0.0, 0.04)
+        waited += max(0.0, due + 0.001 - step_s)  # the plan needs a millisecond to get there
+        took += step_s
+        timing.learn(0.04, step_s)
+    assert waited <= 0.01 * took
+
+
+# --- the scheduler ----------------------------------------------------------------------------------
+
+STEP_S = 0.040
+
+
+def long_steps() -> Bench:
+    """One stream, and a device that takes 40 ms for each step, as the scheduler has learned."""
+    bench = Bench(depth=2, step_ns=lambda prefill: int(STEP_S * 1e9))
+    bench.ask(1, list(range(3, 13)), max_tokens=200, ignore_eos=True)
+    for _ in range(100):
+        bench.finish_step()
+    return bench
+
+
+def test_what_arrives_while_a_long_step_runs_is_in_the_very_next_one() -> None:
+    bench = long_steps()
+    (running,) = bench.outstanding  # the next one is not planned yet
+    bench.ask(2, list(range(20, 30)), max_tokens=3)
+    assert list(bench.outstanding) == [running]
+    began = bench.now
+    bench.wake()
+    assert bench.now - began < STEP_S
+    _, following = bench.outstanding
+    assert [join.tokens for join in following.joins] == [int32(list(range(20, 30)))]
+
+
+def test_a_step_that_ends_before_the_next_one_was_due_is_followed_by_it_at_once() -> None:
+    bench = long_steps()
+    assert bench.scheduler.wake_at is not None
+    assert bench.scheduler.wake_at > bench.now + 0.005
+    bench.finish_step()
+    assert len(bench.outstanding) == 1
