@@ -334,10 +334,10 @@ class TestKernels:
         from slipstream.actors.executor.attention.triton_write import write
 
         key = torch.tensor([1e4, -1e4, 300.0, 0.0], device=DEVICE).view(1, 1, 4)
-        pools = [torch.zeros(1, 16, 1, 4, device=DEVICE).to(FP8) for _ in range(2)]
+        keys, values = (torch.zeros(1, 16, 1, 4, device=DEVICE).to(FP8) for _ in range(2))
         one = torch.ones(1, device=DEVICE)
-        write(key, key, *pools, LayerScales(one, one), torch.tensor([3], device=DEVICE))
-        for pool in pools:
+        write(key, key, keys, values, LayerScales(one, one), torch.tensor([3], device=DEVICE))
+        for pool in (keys, values):
             assert pool[0, 3, 0].float().tolist() == [448.0, -448.0, 288.0, 0.0]
 
     def test_padding_rows_give_zeros_and_disturb_nobody(self) -> None:
