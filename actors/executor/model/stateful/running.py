@@ -60,9 +60,13 @@ class StatefulModules:
                 "prompts are computed token by token in these layers: the scan that transformers has for them cannot"
                 " go on from a state"
             )
-        if missing := missing_kernels(self.modules):
+        used, missing = packages_of_kernels(self.modules)
+        if used:
+            lines.append(f"kernels of these layers are those of {' and '.join(used)}")
+        if missing:
+            others = "others" if used else "kernels of these layers"
             lines.append(
-                f"kernels of these layers are torch's; on a GPU they are faster with {' and '.join(missing)} installed"
+                f"{others} are torch's; on a GPU they are faster with {' and '.join(missing)} installed"
             )
         return lines
 
@@ -153,8 +157,9 @@ KERNELS = {
 it is imported and as it is installed."""
 
 
-def missing_kernels(modules: list[nn.Module]) -> list[str]:
-    """The packages whose kernels these modules would use and that are not installed, as one would install them."""
+def packages_of_kernels(modules: list[nn.Module]) -> tuple[list[str], list[str]]:
+    """The packages whose kernels these modules use, and those that they would use if they were installed."""
     functions = {name for module in modules for name in vars(sys.modules[type(module).__module__])}
     wanted = {package for part, package in KERNELS.items() if any(part in name for name in functions)}
-    return sorted({install for name, install in wanted if importlib.util.find_spec(name) is None})
+    found = sorted((install, importlib.util.find_spec(name) is not None) for name, install in wanted)
+    return [install for install, there in found if there], [install for install, there in found if not there]
