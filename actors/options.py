@@ -102,11 +102,35 @@ class GatewayOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    endpoint: str
+    """Where clients connect."""
+    services: tuple[str, ...]
+    """The endpoints of the services behind."""
+    service_key: ClientKey | None
+    """What lets the router in there, where they ask for a key."""
+    model_name: str
+    """Of the services."""
+    limits: Limits
+    """Of each of the services."""
+    formats: Formats = NO_FORMATS
+    """Of their model."""
+    server: str
+    """Name and version, for the welcome."""
+    seed: int | None
+    """As the gateway's."""
+    curve_keys: str | None
+    """The folder of the keys that clients need; None: no encryption."""
+    curve_also: tuple[str, ...]
+    """Public keys that may come in beside those of the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HttpOptions:
     endpoint: str
     """HOST:PORT to listen at."""
-    gateway: str = ""
-    """The gateway's endpoint; the supervisor fills it in when that is known."""
+    service: str = ""
+    """The endpoint of the gateway or router; the supervisor fills it in when that is known."""
     curve: ClientKey | None
     """Its own key, where the gateway asks for one."""
     model: str

@@ -221,8 +221,8 @@ class ActorState(msgspec.Struct, kw_only=True):
 
     name: str
     role: str = "actor"
-    """``actor``; ``frontend``, a client of the others; or ``spare``: it waits to be the next incarnation of an actor,
-    and nobody waits for it."""
+    """``actor``; ``frontend``, a client of the others; ``spare``: it waits to be the next incarnation of an actor, and
+    nobody waits for it; or ``service``: one that a router stands before, by its endpoint, of which it knows no pid."""
     state: str
     """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead``: it waits for
     its restart."""
@@ -602,6 +602,19 @@ class ClientBlocked(msgspec.Struct, frozen=True):
 
     client: bytes
     message: PublicOut
+
+
+class ServiceFrame(msgspec.Struct, frozen=True):
+    """A frame of a service that the actor is a client of, by the name that the actor has for it."""
+
+    service: str
+    frame: bytes
+
+
+class ServiceInterrupted(msgspec.Struct, frozen=True):
+    """The connection to that service broke; all that had arrived was handed over."""
+
+    service: str
 
 
 class Completed(msgspec.Struct, frozen=True):

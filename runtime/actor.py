@@ -8,13 +8,17 @@ simulator and in a unit test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..protocol.client_key import ClientKey
 from ..protocol.messages import PeerDown, PeerUp
 from .guard import PublicSocketKeys
 from .trace import Ring
+
+if TYPE_CHECKING:
+    from ..protocol.client.session import Session
 
 
 class HostService(Enum):
@@ -22,6 +26,8 @@ class HostService(Enum):
 
     SUPERVISOR = "supervisor"
     """Answers how all actors are."""
+    LOG = "log"
+    """Writes a line, a text, into the log."""
 
 
 Address = str | bytes | HostService
@@ -42,6 +48,8 @@ class Actor:
     """Where the host binds a socket for clients, for the actor that speaks to them."""
     public_keys: PublicSocketKeys | None = None
     """Who may connect to it; None: everybody who reaches it."""
+    service_key: ClientKey | None = None
+    """What the services of ``sessions`` ask of it; None: nothing."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
     full_speed_at: float | None = 0.0
@@ -68,6 +76,12 @@ class Actor:
     def idle(self) -> bool:
         """Nothing is under way: a draining host may stop, and there is time to look for cycles."""
         return True
+
+    @property
+    def sessions(self) -> Mapping[str, Session] | None:
+        """Of an actor that is itself a client of services: its side of each conversation, by a name that it has for the
+        service. The host connects them, carries what they say and hands on what comes."""
+        return None
 
     @property
     def working(self) -> bool:

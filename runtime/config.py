@@ -59,6 +59,8 @@ class Option:
     verify: Callable[[Any], str | None] | None
     """Returns what is wrong with a value."""
     positional: bool
+    many: bool
+    """Several texts, which come as one with commas between them."""
     in_file: bool
     """May stand in a file; what concerns one process only may not."""
     secret: bool
@@ -90,6 +92,7 @@ def option(
     parse: Callable[[str], Any] | None = None,
     verify: Callable[[Any], str | None] | None = None,
     positional: bool = False,
+    many: bool = False,
     in_file: bool = True,
     secret: bool = False,
 ) -> T:
@@ -106,6 +109,7 @@ def option(
         parse=parse,
         verify=verify,
         positional=positional,
+        many=many,
         in_file=in_file,
         secret=secret,
     )
@@ -309,6 +313,8 @@ def convert(option: Option, raw: Any, where: str) -> Any:
 
 def read(option: Option, raw: Any) -> Any:
     kind = option.kind
+    if option.many and isinstance(raw, list | tuple):
+        raw = ",".join(map(str, raw))
     if isinstance(raw, str):
         if option.parse is not None:
             return option.parse(raw)
@@ -357,7 +363,7 @@ def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None 
             continue
         metavar = option.metavar or ("|".join(option.choices) if option.choices else option.key.upper())
         if option.positional:
-            group.add_argument(option.name, nargs="?", metavar=metavar, help=text)
+            group.add_argument(option.name, nargs="*" if option.many else "?", metavar=metavar, help=text)
         else:
             group.add_argument(option.flag, dest=option.name, metavar=metavar, help=text)
 

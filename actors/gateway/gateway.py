@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,11 +30,10 @@ from ...protocol.messages import (
     Texts,
     Tokenized,
 )
-from ...runtime.guard import PublicSocketKeys
-from ...runtime.keys import KeyFolder
 from ..options import GatewayOptions
 from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
+from ..public.keys import public_keys
 from .admission import check
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
@@ -139,7 +137,7 @@ class Gateway(PublicActor):
         self.measures.on_accepted(request, now)
         allowed = self.default_deadline_s if params.deadline_s is None else params.deadline_s
         due = now + allowed - message.age_s
-        self.ledger.end_by(request, due)
+        self.ledger.deadlines.add(request.number, due)
         self.wake_by(due)
         self.connections.probe_by(now + PROBE_S)
         self.submit(request)
@@ -263,15 +261,16 @@ class Gateway(PublicActor):
     # --- time -------------------------------------------------------------------------------------
 
     def on_wake(self, now: float) -> None:
-        for request in self.ledger.overdue(now):
+        for number in self.ledger.deadlines.overdue(now):
+            request = self.ledger.requests[number]
             stated = request.params.deadline_s
             late = f"deadline_s={stated}"
             if stated is None:
                 late = f"{self.default_deadline_s:g} s, this service's deadline for requests that state no deadline_s"
             self.fail(request, "deadline_exceeded", f"not finished within {late}")
         self.advance_probation()
-        if self.ledger.next_deadline is not None:
-            self.wake_by(self.ledger.next_deadline)
+        if self.ledger.deadlines.next is not None:
+            self.wake_by(self.ledger.deadlines.next)
         super().on_wake(now)
 
     def on_ending(self, ending: Ending, now: float) -> None:
@@ -354,14 +353,6 @@ class Gateway(PublicActor):
         self.send_to(connection, Stats(counters=counters))
 
 
-def public_keys(options: GatewayOptions) -> PublicSocketKeys | None:
-    if options.curve_keys is None:
-        return None
-    keys = PublicSocketKeys(KeyFolder(Path(options.curve_keys)), frozenset(options.curve_also))
-    keys.check()  # a start that cannot work fails here, and says why
-    return keys
-
-
 def build(context: StartContext) -> Gateway:
     """The gateway of a service, from its options."""
     options = context.options_as(GatewayOptions)
@@ -376,5 +367,5 @@ def build(context: StartContext) -> Gateway:
         epoch=context.epoch,
         default_deadline_s=options.default_deadline,
     )
-    gateway.public_keys = public_keys(options)
+    gateway.public_keys = public_keys(options.curve_keys, options.curve_also)
     return gateway

@@ -6,7 +6,6 @@ with what its client already has, and what an earlier attempt still brings is dr
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ...protocol.digest import digest_of
 from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
 from ...protocol.sampling import SamplingParams
 from ..public.connections import Connection
+from ..public.deadlines import Deadlines
 from .admission import Prompt, template_of
 
 
@@ -142,8 +142,7 @@ class Ledger:
         self.unknown: set[int] = set()
         """Numbers of no open request whose tokens came: the ``Cancel`` was sent again. An end may come or not, since
         what sent the tokens may be gone; they are forgotten when an actor is new."""
-        self.deadlines: list[tuple[float, int]] = []
-        """A heap of when, and which request."""
+        self.deadlines = Deadlines(self.requests)
 
     def open(
         self, connection: Connection, message: Generate, prompt: Prompt, size: int, params: SamplingParams
@@ -192,30 +191,6 @@ class Ledger:
         del self.by_id[request.connection.number, request.id]
         request.connection.open_ids.discard(request.id)
         self.open_bytes -= request.size
-
-    # --- deadlines --------------------------------------------------------------------------------
-
-    def end_by(self, request: Request, due: float) -> None:
-        if len(self.deadlines) > 1000 + 2 * len(self.requests):
-            self.deadlines = [kept for kept in self.deadlines if kept[1] in self.requests]
-            heapq.heapify(self.deadlines)
-        heapq.heappush(self.deadlines, (due, request.number))
-
-    def overdue(self, now: float) -> list[Request]:
-        """Open requests whose deadline has passed."""
-        found: list[Request] = []
-        while self.deadlines and self.deadlines[0][0] <= now:
-            request = self.requests.get(heapq.heappop(self.deadlines)[1])
-            if request is not None:
-                found.append(request)
-        return found
-
-    @property
-    def next_deadline(self) -> float | None:
-        """Of an open request."""
-        while self.deadlines and self.deadlines[0][1] not in self.requests:
-            heapq.heappop(self.deadlines)
-        return self.deadlines[0][0] if self.deadlines else None
 
 
 def received_by_answer(message: Generate) -> list[list[int]]:

@@ -76,7 +76,7 @@ class HttpFrontend:
     def __init__(self, options: HttpOptions, texts: tuple[Tokenizer, ChatTemplates | str]) -> None:
         """``texts`` is what ``load_texts`` returns."""
         self.service = Service(
-            lambda: AsyncClient(options.gateway, curve=options.curve),
+            lambda: AsyncClient(options.service, curve=options.curve),
             texts,
             options.model_name,
             options.version,

@@ -8,6 +8,7 @@ which connection (``connection`` counts them) and when it wants to be called wit
     greeting  Welcome                   → ready      every open request is sent, or resent
     greeting  no answer for HELLO_TIMEOUT_S → greeting   on another new connection
     greeting  Error, or ``timeout_s``   → lost       every open request fails
+    greeting  Welcome of another service → lost      the same (``refuses``)
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
     ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
     ready     ``interrupted``           → greeting   the same, known at once; lost if nothing is open
@@ -28,10 +29,7 @@ from ..codec import decode_to_client, encode_from_client
 from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..formats.ids import CallIds
 from ..formats.tools import Offer, offer_of, with_schema
-from ..limits import (
-    MAX_REQUEST_ID_CHARS,
-    PROTOCOL,
-)
+from ..limits import MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
 from ..messages import (
     NO_FORMATS,
     Abort,
@@ -59,7 +57,7 @@ PING_AFTER_S = 1.0
 """Silence while a request is open, after which the session asks whether the gateway is there."""
 
 LOST_AFTER_S = 5.0
-"""Silence after a Ping, after which the connection counts as lost."""
+"""``Session.lost_after_s`` where nothing else is said."""
 
 RECONNECT_DELAY_S = 0.05
 """Wait after a connection broke before the next Hello: short beside the start of a gateway, and no busy loop."""
@@ -79,11 +77,23 @@ Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
 class Session:
     """The requests that one client has open, and the state of its connection."""
 
-    def __init__(self, endpoint: str, *, timeout_s: float = 10.0, client: str = "slipstream-python") -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        timeout_s: float = 10.0,
+        lost_after_s: float = LOST_AFTER_S,
+        client: str = "slipstream-python",
+        refuses: Callable[[Welcome], str | None] = lambda welcome: None,
+    ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         """How long the service may stay away, at first and after a lost connection."""
+        self.lost_after_s = lost_after_s
+        """Silence after a Ping, after which the connection counts as lost."""
         self.client = client
+        self.refuses = refuses
+        """Why the service that answers is not the one that is wanted; None: it is."""
         self.state: Literal["lost", "greeting", "ready", "closed"] = "lost"
         self.welcome: Welcome | None = None
         self.connection = 0
@@ -157,6 +167,29 @@ class Session:
         if self.state == "ready":
             self.outbox.append(frame)
         return stream
+
+    def adopt(self, stream: Stream, now: float) -> None:
+        """Go on with a stream of another session, from what has arrived of it; ``InvalidRequest`` if it cannot be sent.
+
+        Its id must be of no other stream here.
+        """
+        self.check_open()
+        frame = encode_from_client(stream.resumed(now))
+        if len(frame) > MAX_FRAME_BYTES:
+            raise InvalidRequest(
+                f"the request and what was received of its answer have {len(frame)} bytes; a message has at most"
+                f" {MAX_FRAME_BYTES}"
+            )
+        self.ensure_connection(now)
+        self.streams[stream.request.id] = stream
+        if self.state == "ready":
+            self.outbox.append(frame)
+
+    def release(self) -> list[Stream]:
+        """Give up every open stream, so that another session can adopt it; the gateway is not told."""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        return streams
 
     def inquire(self, now: float, expects: type[Reply], seconds: float | None = None) -> Question:
         """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``."""
@@ -282,6 +315,9 @@ class Session:
                 f" {list(PROTOCOL)}: install a slipstream of the same major protocol version"
             )
             return self.fail(lambda: ProtocolError(text))
+        refusal = self.refuses(welcome)
+        if refusal is not None:
+            return self.fail(lambda: ServiceUnavailable(refusal))
         self.state = "ready"
         self.welcome = welcome
         return self.take_answer(Welcome, welcome) + self.resend(now)
@@ -338,7 +374,7 @@ class Session:
         if self.state == "ready" and (self.streams or self.questions):
             if self.pinged_at is None:
                 return self.heard_at + PING_AFTER_S
-            return self.pinged_at + LOST_AFTER_S
+            return self.pinged_at + self.lost_after_s
         return None
 
     def tick(self, now: float) -> list[Pending]:
@@ -360,7 +396,7 @@ class Session:
             self.pinged_at = now
             self.outbox.append(encode_from_client(Ping()))
             return []
-        return self.reconnect(now, f"no answer to a ping for {LOST_AFTER_S:g} s")
+        return self.reconnect(now, f"no answer to a ping for {self.lost_after_s:g} s")
 
     def interrupted(self, now: float) -> list[Pending]:
         """The connection broke: do not wait for silence to show it. Take in everything that has arrived first."""

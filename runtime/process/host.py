@@ -42,6 +42,7 @@ from ..links import Links
 from ..log import logger
 from ..supervision import control
 from .public_socket import PublicSocket
+from .services import Services
 
 MAILBOX_MESSAGES = 20_000
 """Most messages on their way between two actors; admission keeps the number far below."""
@@ -95,6 +96,10 @@ class Host:
         self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
         self.mailbox.bind(begin.mailbox)
         self.public: PublicSocket | None = None
+        self.services: Services | None = None
+        """The connections of an actor that is itself a client of services."""
+        if actor.sessions is not None:
+            self.services = Services(self.context, actor.sessions, actor.service_key)
         for name, (epoch, mailbox) in begin.peers.items():
             self.connect(name, epoch, mailbox)
 
@@ -180,6 +185,8 @@ class Host:
         for to, message in sends:
             if isinstance(to, str):
                 self.deliver_to_actor(to, message)
+            elif to is HostService.LOG:
+                logger.info("%s", message)
             elif isinstance(to, HostService):
                 self.inform(control.AskActors())
             elif to in blocked:  # nothing overtakes what could not be sent
@@ -307,6 +314,14 @@ class Host:
                 self.in_hand.put_down()
         return True
 
+    def drain_services(self) -> bool:
+        """Hand over what has arrived from services; True if there may be more."""
+        if self.services is None:
+            return False
+        for message in self.services.arrived(TURN):
+            self.handle(message.service, message)
+        return self.services.has_more
+
     def digest_of_allowed(self, message: PublicIn) -> bytes:
         """The digest of a request; ``Quarantined`` if two incarnations of the actor have died while they took it in."""
         digest = digest_of(message)
@@ -376,6 +391,8 @@ class Host:
         if self.draining and self.actor.idle:
             self.draining = False
             control.send(self.channel, control.Drained())
+        if self.services is not None:
+            self.services.flush()
         wake_at = self.actor.wake_at
         return None if wake_at is None else max(0.0, wake_at - now)
 
@@ -391,4 +408,6 @@ class Host:
     def close(self) -> None:
         if self.public is not None:
             self.public.close()
+        if self.services is not None:
+            self.services.close()
         self.context.destroy(linger=0)

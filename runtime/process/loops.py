@@ -56,7 +56,7 @@ def run_events(host: Host) -> None:
             nonlocal timer
             try:
                 host.drain_control()
-                more = host.drain_mailbox() | host.drain_public() | host.dump_on()
+                more = host.drain_mailbox() | host.drain_public() | host.drain_services() | host.dump_on()
                 wait = host.settle()
             except Exception as error:
                 if not done.done():
@@ -67,7 +67,11 @@ def run_events(host: Host) -> None:
                     done.set_result(None)
                 return
             # Sending may have used up the edge that signalled a message: look again.
-            if more or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets):
+            if (
+                more
+                or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets)
+                or (host.services is not None and host.services.look_again())
+            ):
                 loop.call_soon(turn)
             elif wait is not None:
                 if timer is not None:
@@ -79,6 +83,8 @@ def run_events(host: Host) -> None:
             sockets += [host.public.socket, host.public.monitor]
         for s in sockets:
             loop.add_reader(s.fileno(), turn)
+        if host.services is not None:
+            host.services.watch(lambda fd, arrived: loop.add_reader(fd, arrived), loop.remove_reader, turn)
         loop.add_reader(host.channel.fileno(), turn)
         loop.call_soon(turn)
         await done

@@ -48,8 +48,8 @@ class ChildSpec:
     """Children of one group start and end together. Each is given, as the option ``rendezvous``, a path that is new for
     each of their lives; what is said of the group is said of the member of the same name."""
     frontend_of: str | None = None
-    """Of a frontend: the actor whose client it is, at the endpoint that the option of its name names. It is no actor's
-    peer, and its death, however often, does not end the service."""
+    """Of a frontend: the actor whose client it is, at the endpoint that it is given as the option ``service``. It is no
+    actor's peer, and its death, however often, does not end the service."""
     prepare: str | None = None
     """Of a spare: ``module:function`` that imports what is slow. Children of its factory are forked from it. It is no
     actor's peer, and its death is no death of the service."""

@@ -151,7 +151,7 @@ class Supervisor:
         if spec.frontend_of is not None:
             peers, options = (
                 {},
-                options | {spec.frontend_of: self.children[spec.frontend_of].spec.options["endpoint"]},
+                options | {"service": self.children[spec.frontend_of].spec.options["endpoint"]},
             )
         begin = control.Begin(
             spec.name,

@@ -15,6 +15,7 @@ from .runtime.standard_streams import open_missing
 
 COMMANDS = {
     "serve": "start a service and run it until SIGTERM or Ctrl-C",
+    "route": "put one address in front of several services, whose streams go on when one of them is lost",
     "generate": "answer prompts and print the answers as they come",
     "chat": "talk with a model",
     "bench": "measure how busy the device is kept, and how fast a service is",

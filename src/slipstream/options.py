@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .actors.executor.devices.kinds import KINDS, kind_of
 from .protocol.endpoints import check_endpoint, is_loopback
@@ -323,14 +323,36 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
             )
-        needs_http = [name for name in NEEDS_HTTP if self.changed(name)]
-        if self.http is None and needs_http:
-            flag = needs_http[0].replace("_", "-")
-            raise InvalidRequest(f"{flag} has no effect without the OpenAI frontend; add --http HOST:PORT")
-        if self.http is not None and not (self.api_key or self.insecure or is_loopback(host_of(self.http))):
-            raise InvalidRequest(
-                f"{spell('http')} can be reached from other machines, and anyone there could use it:"
-                " listen on a loopback address such as 127.0.0.1:8000, or give --api-key, or add --insecure"
-            )
-        if self.endpoint is not None:
-            check_endpoint(self.endpoint, insecure=self.insecure or self.curve_keys is not None)
+        check_reach(self, spell)
+
+
+class Reach(Protocol):
+    """The options that say where clients come in, and who may."""
+
+    @property
+    def endpoint(self) -> str | None: ...
+    @property
+    def http(self) -> str | None: ...
+    @property
+    def api_key(self) -> str | None: ...
+    @property
+    def insecure(self) -> bool: ...
+    @property
+    def curve_keys(self) -> str | None: ...
+
+
+def check_reach(options: Reach, spell: Callable[[str], str]) -> None:
+    """Refuse what lets in everybody without its being said, and what concerns a frontend that is not there."""
+    defaults = ServeOptions.__dataclass_fields__
+    needs_http = [name for name in NEEDS_HTTP if getattr(options, name) != defaults[name].default]
+    if options.http is None and needs_http:
+        flag = needs_http[0].replace("_", "-")
+        raise InvalidRequest(f"{flag} has no effect without the OpenAI frontend; add --http HOST:PORT")
+    known = options.api_key or options.insecure
+    if options.http is not None and not (known or is_loopback(host_of(options.http))):
+        raise InvalidRequest(
+            f"{spell('http')} can be reached from other machines, and anyone there could use it:"
+            " listen on a loopback address such as 127.0.0.1:8000, or give --api-key, or add --insecure"
+        )
+    if options.endpoint is not None:
+        check_endpoint(options.endpoint, insecure=options.insecure or options.curve_keys is not None)

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ from .protocol.errors import BY_CODE, InvalidRequest, ModelNotSupported, Slipstr
 from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
 from .protocol.messages import Formats
+from .route_options import RouteOptions
 from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.memory import available
 from .runtime.run_directory import run_directory
-from .runtime.supervision.children import ChildFailed, ChildSpec
+from .runtime.supervision.children import Child, ChildFailed, ChildSpec
 from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify
 from .runtime.supervision.supervisor import Supervisor
@@ -59,19 +61,37 @@ BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
 
 def serve(options: ServeOptions) -> int:
     """Run a service until SIGTERM, SIGINT or SIGHUP; returns the exit code."""
+    return plan_and_run(options, lambda directory: plan_service(options, directory), announce_service)
+
+
+def plan_and_run(
+    options: ServeOptions | RouteOptions, plan: Callable[[Path], list[ChildSpec]], announce: Announce
+) -> int:
+    """Run the children that ``plan`` makes for a run directory; returns the exit code."""
     configure(as_json=wants_json(options.log_format))
     parent = os.getppid()
     with run_directory() as directory:
         try:
-            specs = plan_service(options, directory)
+            specs = plan(directory)
         except SlipstreamError as error:
             log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
             report_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
-        return run(specs, options, directory, parent)
+        return run(specs, options, directory, parent, announce)
 
 
-def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: int) -> int:
+Announce = Callable[[Supervisor, float], dict[str, Any]]
+"""Writes the banner, given what the start took in seconds; returns the ready line."""
+
+
+def run(
+    specs: list[ChildSpec],
+    options: ServeOptions | RouteOptions,
+    directory: Path,
+    parent: int,
+    announce: Announce,
+) -> int:
+    """Run these children until told to stop; returns the exit code."""
     notify = Notify(os.environ)
     supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *IDLE_SIGNALS):
@@ -105,7 +125,7 @@ def run(specs: list[ChildSpec], options: ServeOptions, directory: Path, parent: 
             logger.info(
                 f"stopping; waiting up to {options.shutdown_timeout:g} s for what is under way (again: at once)"
             )
-            frontends = [name for name in ("http", "gateway") if name in supervisor.children]
+            frontends = [name for name in ("http", "gateway", "router") if name in supervisor.children]
             if not supervisor.drain(frontends, options.shutdown_timeout):
                 last_words = "the service was stopped before this request was finished"
                 log_failure(
@@ -131,7 +151,7 @@ def trace(error: Exception) -> None:
         logger.error("%s", failure.trace)
 
 
-def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
+def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     """The banner; returns the ready line."""
     executor = supervisor.children["executor"]
     gateway = supervisor.children["gateway"]
@@ -162,17 +182,23 @@ def announce(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
         logger.info(f"  spare executor (pid {spare.process.pid}): {spare.memory()}")
     for line in facts.get("states", ()):
         logger.info(f"  {line}")
-    logger.info(f"  endpoint {gateway.facts['endpoint']}")
+    ready = announce_addresses(supervisor, gateway, served.model_name)
+    logger.info(f"ready in {seconds:.1f} s ({phases})")
+    return ready
+
+
+def announce_addresses(supervisor: Supervisor, front: Child, model: str) -> dict[str, Any]:
+    """The lines of the banner that say where clients connect; returns the ready line. ``front``: whom they speak to."""
+    logger.info(f"  endpoint {front.facts['endpoint']}")
     http = supervisor.children["http"].facts["url"] if "http" in supervisor.children else None
     if http is not None:
         logger.info(f"  http {http}")
-    logger.info(f"ready in {seconds:.1f} s ({phases})")
     return {
-        "endpoint": gateway.facts["endpoint"],
+        "endpoint": front.facts["endpoint"],
         "http": http,
         "pid": os.getpid(),
         "protocol": list(PROTOCOL),
-        "model": served.model_name,
+        "model": model,
         "control": supervisor.status.endpoint,
     }
 
@@ -239,7 +265,9 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
         curve_also=(),
     )
-    http = None if options.http is None else http_options(options, options.http, model, gateway)
+    http = None
+    if options.http is not None:
+        http = http_options(options, options.http, model.model, gateway.model_name, limits)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
     ranks = executors(options, model)
@@ -327,7 +355,7 @@ def tokenizer_options(
     )
 
 
-def chat_template_of(options: ServeOptions) -> str | None:
+def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
     return None if options.chat_template is None else os.path.abspath(options.chat_template)
 
 
@@ -367,7 +395,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
 
 
 def http_options(
-    options: ServeOptions, address: str, model: ModelOptions, gateway: GatewayOptions
+    options: ServeOptions | RouteOptions, address: str, folder: str, model_name: str, limits: Limits
 ) -> HttpOptions:
     """The frontend is a client too: where clients need a key, it has one that is made for this start."""
     key = None
@@ -379,9 +407,9 @@ def http_options(
     return HttpOptions(
         endpoint=address,
         curve=key,
-        model=model.model,
-        model_name=gateway.model_name,
-        limits=gateway.limits,
+        model=folder,
+        model_name=model_name,
+        limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,
         version=__version__,

@@ -730,7 +730,7 @@ def test_deadlines_of_requests_that_are_over_are_not_kept(desk: Desk) -> None:
         request = desk.submitted(ANN, str(number), params=SamplingParams(deadline_s=80_000.0)).request
         desk.texts([], opened=[Opened(request, b"", 0, [], 0, 1)], finished=[Finished(request, "length")])
         desk.take(ANN)
-    assert len(desk.gateway.ledger.deadlines) < 1100
+    assert len(desk.gateway.ledger.deadlines.heap) < 1100
 
 
 def test_a_request_that_is_sent_again_keeps_its_deadline(desk: Desk) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, idle, random_prompt
+from simulation import EOS, MODEL_LEN, VOCAB, World, byte_tokenizer, expected_tokens, idle, random_prompt
 from slipstream.actors.executor.devices.emulated import known_logprobs
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.pieces import BYTE_OF
@@ -25,6 +25,7 @@ from slipstream.protocol.limits import MAX_SEED
 from slipstream.protocol.messages import Delta
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Address
+from slipstream.runtime.simulator import Simulator
 
 ACTORS = ["tokenizer", "scheduler", "executor", "detokenizer", "gateway"]
 
@@ -82,7 +83,10 @@ class Answer:
                 )
                 if met is not None:
                     return Answer(tokens[:count], text[: -len(met)], "stop", met, params.logprobs)
-        return Answer(tokens, text + decoder.decode(b"", True), "length", None, params.logprobs)
+        room = MODEL_LEN - len(prompt)
+        most = room if params.max_tokens is None else min(room, params.max_tokens)
+        reason = "length" if len(tokens) == most else "stop"  # its grammar allows nothing more
+        return Answer(tokens, text + decoder.decode(b"", True), reason, None, params.logprobs)
 
     def add(self, delta: Delta, gave_up: bool) -> None:
         """One more delta: it must go on exactly where the last one stopped."""
@@ -114,7 +118,7 @@ def byte_of(token: int) -> bytes:
 class SimulatedClient:
     """The production ``Session`` on a simulated connection."""
 
-    def __init__(self, world: Chaos, name: bytes) -> None:
+    def __init__(self, world: Asking, name: bytes) -> None:
         self.world = world
         self.name = name
         self.session = Session("simulated", timeout_s=20.0)
@@ -160,19 +164,17 @@ class SimulatedClient:
                 self.carry()
 
 
-class Chaos(World):
-    """Five actors, and clients that check what they get as it comes."""
+class Asking(Simulator):
+    """A world with clients that check what they get as it comes."""
 
-    client_messages = 6
-
-    def __init__(self, seed: int, **options: Any) -> None:
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self.requests: dict[tuple[bytes, str], tuple[list[int], SamplingParams]] = {}
+        self.ends: dict[tuple[bytes, str], str] = {}
+        self.aborted: set[tuple[bytes, str]] = set()
         self.answers: dict[tuple[bytes, str], list[Answer]] = {}
         self.clients: dict[bytes, SimulatedClient] = {}
         self.by_address: dict[bytes, SimulatedClient] = {}
-        self.faults_of_executors = 0
-        self.poisonous: set[tuple[bytes, str]] = set()
-        """Requests that kill an actor, and are to be given up."""
-        super().__init__(seed, **options)
+        super().__init__(*given, **options)
         self.on_client = lambda address, frame: self.by_address[address].receive(frame)
 
     def connect(self, client: bytes) -> None:
@@ -231,17 +233,36 @@ class Chaos(World):
         assert key not in self.ends, f"{key} ended twice"
         self.ends[key] = end
 
+    def over(self) -> bool:
+        return len(self.ends) == len(self.requests)
+
+    def allowed_ends(self, key: tuple[bytes, str]) -> set[str]:
+        """How a request may end: in full, or by its own deadline."""
+        deadline = self.requests[key][1].deadline_s
+        return {"answered", "left"} | ({"deadline_exceeded"} if deadline is not None else set())
+
     def check(self) -> None:
         """Every request has one end, and no other than it may have."""
         assert self.ends.keys() == self.requests.keys()
         for key, end in self.ends.items():
-            deadline = self.requests[key][1].deadline_s
-            allowed = {"answered", "left"} | ({"deadline_exceeded"} if deadline is not None else set())
-            if self.faults_of_executors > 1:  # a request that was computed at two of them
-                allowed.add("quarantined")
-            if key in self.poisonous:
-                allowed.add("quarantined")
-            assert end in allowed, f"{key} ended with {end}"
+            assert end in self.allowed_ends(key), f"{key} ended with {end}"
+
+
+class Chaos(Asking, World):
+    """Five actors, and clients that check what they get as it comes."""
+
+    client_messages = 6
+
+    def __init__(self, seed: int, **options: Any) -> None:
+        self.faults_of_executors = 0
+        self.poisonous: set[tuple[bytes, str]] = set()
+        """Requests that kill an actor, and are to be given up."""
+        super().__init__(seed, **options)
+        self.on_client = lambda address, frame: self.by_address[address].receive(frame)
+
+    def allowed_ends(self, key: tuple[bytes, str]) -> set[str]:
+        given_up = self.faults_of_executors > 1 or key in self.poisonous  # it was computed at two of them
+        return super().allowed_ends(key) | ({"quarantined"} if given_up else set())
 
     def turn(self, name: str, sender: Address, message: Any) -> None:
         super().turn(name, sender, message)

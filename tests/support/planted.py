@@ -261,7 +261,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     from slipstream.runtime.run_directory import run_directory
 
     from slipstream.options import ServeOptions
-    from slipstream.service import plan_service, run
+    from slipstream.service import announce_service, plan_service, run
 
     parser = argparse.ArgumentParser()
     add_arguments(parser, ServeOptions)
@@ -272,7 +272,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
             for spec in plan_service(options, directory)
         ]
         configure(as_json=wants_json(options.log_format))
-        return run(specs, options, directory, os.getppid())
+        return run(specs, options, directory, os.getppid(), announce_service)
 
 
 if __name__ == "__main__":

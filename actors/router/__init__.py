@@ -1,0 +1,1 @@
+"""The router: one address for many services, each of which may go while its streams go on elsewhere."""

@@ -1,0 +1,35 @@
+"""Where a request goes: to the service that has most of its beginning, of those that have not far more to do."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from .replica import Replica
+
+MOST_ABOVE_MEAN = 0.5
+"""A service with this share more open answers than the mean, and ``SLACK`` more, gets nothing for its cache's sake."""
+
+SLACK = 4
+"""Open answers that make no difference: so few take hardly longer than one."""
+
+
+def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:
+    """One of ``replicas`` for a request whose blocks have these hashes; there must be one.
+
+    Among those that have equally much of it, the one with least to do; and among these, one that follows from the
+    beginning, so that several routers that know nothing of each other send the same beginning to the same service.
+    """
+    mean = sum(replica.load for replica in replicas) / len(replicas)
+    most = mean * (1 + MOST_ABOVE_MEAN) + SLACK
+    first = hashes[0] if hashes else b""
+
+    def merit(replica: Replica) -> tuple[int, float, bytes]:
+        matched = replica.prefixes.matched(hashes) if hashes and replica.prefixes.count else 0
+        return matched, -replica.load, affinity(first, replica.endpoint)
+
+    return max((replica for replica in replicas if replica.load <= most), key=merit)
+
+
+def affinity(first: bytes, endpoint: str) -> bytes:
+    """The highest decides (rendezvous hashing): a service that comes or goes changes only what is its own."""
+    return blake2b(first + endpoint.encode(), digest_size=8).digest()

@@ -1,0 +1,91 @@
+"""The requests that are open at the router: whose each is, where it runs, and what it was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...protocol.client.pending import Stream
+from ...protocol.messages import Delta, Formats
+from ..public.connections import Connection
+from ..public.deadlines import Deadlines
+from .replica import Replica
+
+
+class Passing(Stream):
+    """A stream that is read elsewhere: what comes is passed on as it came."""
+
+    def parted(self, delta: Delta, formats: Formats) -> Delta:
+        return delta
+
+
+@dataclass(slots=True, eq=False)
+class Routed:
+    """An open request, wherever it runs now."""
+
+    number: int
+    connection: Connection
+    id: str
+    """The client's; at the services it has another, since ids of two clients may be the same."""
+    stream: Stream
+    """What was asked, and what has come of it: it goes from session to session."""
+    answers: int
+    size: int
+    """Bytes of the prompt."""
+    hashes: list[bytes]
+    """Of the prompt's blocks."""
+    wants_prompt_ids: bool
+    replica: Replica | None = None
+    """Where it is open."""
+    expected: float = 0.0
+    """Which share of its prompt that one is taken to have in its cache."""
+    uncomputed: int = 0
+    """Blocks of its prompt that have to be computed there, until its first token comes."""
+    refused_by: set[str] = field(default_factory=set)
+    """Endpoints of services that had no room for it, since it was last taken."""
+    accepted: bool = False
+    """It was open at a service that went, or something of it has come: it is not refused any more for want of room."""
+    losses: int = 0
+    """Services that went, one after the other, while it was open there and nothing of it came."""
+    waits_until: float | None = None
+    """No service can take it now; then it is given up."""
+    told_prompt_ids: bool = False
+    told_prompt_logprobs: bool = False
+    """A service that continues it tells these anew."""
+
+
+class OpenRequests:
+    """All of them, by their own number and by what their clients call them."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Routed] = {}
+        self.by_id: dict[tuple[int, str], Routed] = {}
+        """By the number of their connection and the id that its client gave."""
+        self.waiting: dict[Routed, None] = {}
+        """Those that no service can take now, in the order in which they came."""
+        self.deadlines = Deadlines(self.by_number)
+        self.answers = 0
+        self.bytes = 0
+        """Of all prompts."""
+
+    def add(self, request: Routed) -> None:
+        self.by_number[request.number] = request
+        self.by_id[request.connection.number, request.id] = request
+        request.connection.open_ids.add(request.id)
+        self.answers += request.answers
+        self.bytes += request.size
+
+    def find(self, connection: Connection, id: str) -> Routed | None:
+        return self.by_id.get((connection.number, id))
+
+    def of(self, connection: Connection) -> list[Routed]:
+        """Those of a connection, in the order in which they came."""
+        found = (self.by_id[connection.number, id] for id in connection.open_ids)
+        return sorted(found, key=lambda request: request.number)
+
+    def forget(self, request: Routed) -> None:
+        del self.by_number[request.number]
+        del self.by_id[request.connection.number, request.id]
+        request.connection.open_ids.discard(request.id)
+        self.waiting.pop(request, None)
+        self.answers -= request.answers
+        self.bytes -= request.size

@@ -1,0 +1,99 @@
+"""Which beginnings of prompts a service has computed, as far as the router can know: by hash, block after block.
+
+As in the scheduler, a hash covers a block and, through the hash of the block before, everything up to it, and requests
+of different salts have none in common. The router has no tokenizer, so that its blocks are of what was asked: of token
+ids, of text, or of the messages of a conversation.
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+
+from ...protocol.codec import pack
+from ...protocol.messages import Generate
+
+BLOCK_BYTES = 64
+"""Of what was asked: 16 token ids, or about as many in text."""
+
+MOST_BLOCKS = 1024
+"""Of one prompt that are looked at: what differs only behind them is the same beginning."""
+
+
+def size_and_bytes(request: Generate) -> tuple[int, bytes]:
+    """About how many bytes the prompt takes, and its beginning, as the blocks cover it."""
+    most = BLOCK_BYTES * MOST_BLOCKS
+    if isinstance(request.prompt, list):
+        try:
+            return 4 * len(request.prompt), array("i", request.prompt[: most // 4]).tobytes()
+        except OverflowError:  # ids that no model has: the service says which
+            return 4 * len(request.prompt), b""
+    if request.prompt is not None:
+        return len(request.prompt), request.prompt[:most].encode("utf-8", "surrogatepass")[:most]
+    # What a template writes before the messages comes first, and each message stands for itself, so that the next
+    # question of a conversation begins with all that was before it.
+    parts = [pack([request.tools, request.chat_template_kwargs]), *map(pack, request.messages or ())]
+    return sum(map(len, parts)), b"".join(parts)[:most]
+
+
+def hash_blocks(beginning: bytes, cache_salt: str) -> list[bytes]:
+    """The hashes of all full blocks, each over everything up to its end."""
+    parent = blake2b(
+        cache_salt.encode("utf-8", "surrogatepass"), digest_size=8, person=b"cache salt"
+    ).digest()
+    hashes: list[bytes] = []
+    for start in range(0, len(beginning) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        parent = blake2b(beginning[start : start + BLOCK_BYTES], key=parent, digest_size=8).digest()
+        hashes.append(parent)
+    return hashes
+
+
+class Prefixes:
+    """What one service is taken to have in its cache: what was sent there, but for what was sent longest ago."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, None] = {}
+        """Hashes, those that were needed last behind all others."""
+        self.found = 1.0
+        """Which share of what was expected in the cache the service reports to have found there, of late."""
+
+    @property
+    def count(self) -> bool:
+        """Whether what was sent to the service is a reason to send more that begins so."""
+        return self.found >= LEAST_FOUND
+
+    def matched(self, hashes: list[bytes]) -> int:
+        """How many of the blocks it has, from the first on."""
+        known = self.known
+        for count, one in enumerate(hashes):
+            if one not in known:
+                return count
+        return len(hashes)
+
+    def note(self, hashes: list[bytes], most: int) -> None:
+        """The service is sent a prompt of these blocks. The ends of beginnings are forgotten before their starts."""
+        known = self.known
+        for one in reversed(hashes):
+            known.pop(one, None)
+            known[one] = None
+        while len(known) > most:
+            del known[next(iter(known))]
+
+    def learn(self, expected: float, reported: int) -> None:
+        """Of a prompt, so many tokens were expected in the cache, and that many the service says it has found."""
+        if expected > 0:
+            share = min(max(reported / expected, 0.0), 1.0)
+            self.found += (share - self.found) * LEARNING
+
+    def forget(self) -> None:
+        """The service is another: its cache is empty, and whether it finds what it has is to be seen."""
+        self.known.clear()
+        self.found = 1.0
+
+
+LEAST_FOUND = 0.2
+"""Below this share what was sent to a service does not count: it has no prefix cache, one that is far too small, or it
+does not tell the truth."""
+
+LEARNING = 0.1
+"""How much the newest report counts."""

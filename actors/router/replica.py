@@ -1,0 +1,150 @@
+"""A replica: one of the services behind the router, as its client sees it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...protocol.client.pending import Question
+from ...protocol.client.session import Session
+from ...protocol.limits import Limits
+from ...protocol.messages import ActorState, Stats, Welcome
+from .prefixes import Prefixes
+
+MOVE_AFTER_S = 0.5
+"""How long a service whose connection broke may take to be back before its streams move: its gateway alone, which is
+started again within this time, would go on with all that is cached."""
+
+LOST_AFTER_S = 4.0
+"""Silence after a ping, which is sent after a second of silence, until a service counts as gone: a stream goes on
+elsewhere within six seconds, connecting and computing its prompt included."""
+
+POLL_S = 1.0
+"""Between two questions after a service's counters, by which it also shows that it is there."""
+
+BLOCKS_PER_ANSWER = 32
+"""Blocks of prompts that a service still has to compute, about 500 tokens, which weigh as much as an open answer."""
+
+SILENT_S = 2.0
+"""A service that is silent for this long after a question gets nothing new until it speaks."""
+
+
+class Replica:
+    """What the router knows of one service, and its session there."""
+
+    def __init__(self, endpoint: str, model: str, bounds: Limits) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self.bounds = bounds
+        self.refusal: str | None = None
+        """Why what answers there is of no use; None: it is, or nothing has answered."""
+        self.session = Session(
+            endpoint, client="slipstream-router", refuses=self.refuse, lost_after_s=LOST_AFTER_S
+        )
+        self.move_at: float | None = None
+        """When its streams move, unless it is back before."""
+        self.draining = False
+        """It has said that it takes nothing new."""
+        self.leaving = False
+        """It is to get nothing new; it is forgotten when nothing is open there."""
+        self.full_until = 0.0
+        """It has said that it has no room."""
+        self.losses = 0
+        """How often it went while something was open there."""
+        self.prefixes = Prefixes()
+        self.open_answers = 0
+        """That this router has sent there."""
+        self.uncomputed = 0
+        """Blocks of prompts that were sent there and have to be computed, as no token of their answers has come."""
+        self.others = 0
+        """Requests that others have open there, as it last said."""
+        self.counters: dict[str, float] = {}
+        self.question: Question | None = None
+        self.polled_at = float("-inf")
+        self.trouble = ""
+        """Why nothing answers there, as the log was told."""
+
+    def refuse(self, welcome: Welcome) -> str | None:
+        """Why the service that answers cannot stand behind this router: a stream could not go on there as it was."""
+        wanted = (self.model, self.bounds.vocab_size, self.bounds.max_model_len)
+        limits = welcome.limits
+        self.refusal = None
+        if (welcome.model, limits.vocab_size, limits.max_model_len) != wanted:
+            self.refusal = (
+                f"the service at {self.endpoint} serves {welcome.model!r} with a vocabulary of {limits.vocab_size} and"
+                f" max_model_len={limits.max_model_len}; this router is for {self.model!r} with"
+                f" {self.bounds.vocab_size} and {self.bounds.max_model_len}: start it with the same model and options"
+            )
+        return self.refusal
+
+    @property
+    def ready(self) -> bool:
+        return self.session.state == "ready"
+
+    @property
+    def load(self) -> float:
+        """Answers that are open there, and prompts that have to be computed before others, in the same measure."""
+        return self.open_answers + self.others + self.uncomputed / BLOCKS_PER_ANSWER
+
+    def takes(self, now: float) -> bool:
+        """Whether it may be sent something."""
+        return self.ready and not self.draining and not self.leaving and now >= self.full_until
+
+    def answers(self, now: float) -> bool:
+        """Whether it has answered what it was asked last, or may still be about to."""
+        question = self.question
+        return question is None or question.answer is not None or now < self.polled_at + SILENT_S
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def poll(self, now: float) -> None:
+        """Ask after its counters, if it is time; this also connects where there is no connection."""
+        if now >= self.poll_at:
+            self.polled_at = now
+            self.question = self.session.inquire(now, Stats)
+
+    @property
+    def poll_at(self) -> float:
+        """When to ask next; never while a question is open, which the session sees to."""
+        return float("inf") if self.session.questions else self.polled_at + POLL_S
+
+    @property
+    def due(self) -> float:
+        """When it wants to be looked at."""
+        times = (self.session.deadline, self.move_at, self.poll_at)
+        return min(time for time in times if time is not None)
+
+    def take_counters(self) -> None:
+        """Take in what it has answered."""
+        question = self.question
+        if question is not None and question.answer is not None:
+            self.counters = question.answer.counters
+            self.others = max(0, int(self.counters.get("requests_open", 0)) - len(self.session.streams))
+            self.question = None
+
+    def on_ready(self) -> None:
+        self.move_at, self.draining, self.full_until, self.trouble = None, False, 0.0, ""
+
+    def on_lost(self) -> None:
+        """What was open there is open there no more, and who answers next may be another."""
+        self.losses += bool(self.open_answers)
+        self.move_at, self.open_answers, self.uncomputed, self.others = None, 0, 0, 0
+        self.prefixes.forget()
+
+    @property
+    def state(self) -> Literal["starting", "ready", "draining", "dead"]:
+        if self.ready:
+            return "draining" if self.draining or self.leaving else "ready"
+        return "starting" if self.session.welcome is None else "dead"
+
+    def as_actor(self, now: float) -> ActorState:
+        """For ``Actors``: what the router can tell of it, which has no process here."""
+        return ActorState(
+            name=self.endpoint,
+            role="service",
+            state=self.state,
+            pid=0,
+            epoch=self.session.connection,
+            restarts=self.losses,
+            last_progress_s=round(max(0.0, now - self.session.heard_at), 3),
+            working=bool(self.open_answers),
+        )

@@ -1,0 +1,532 @@
+"""The router's actor: takes in requests as a gateway does, and has each answered by one of several services.
+
+What it holds of a request is the stream of a client's session: what was asked, with a seed, and what has come. So a
+request whose service goes is sent on to another, which continues it where it was: behind the tokens that have come, by
+the same seed, and until the same deadline.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...protocol import limits
+from ...protocol.client.pending import Pending, Stream
+from ...protocol.client.request import answer_count
+from ...protocol.client.session import Session
+from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, Overloaded, SlipstreamError
+from ...protocol.limits import Limits
+from ...protocol.messages import (
+    GAUGES,
+    NO_FORMATS,
+    Abort,
+    Actors,
+    Delta,
+    Ending,
+    Error,
+    Formats,
+    Generate,
+    GetStats,
+    ServiceFrame,
+    ServiceInterrupted,
+    Stats,
+)
+from ...runtime.actor import HostService
+from ..options import RouterOptions
+from ..public.actor import PublicActor
+from ..public.connections import PROBE_S, Connection
+from ..public.keys import public_keys
+from .choice import choose
+from .open_requests import OpenRequests, Passing, Routed
+from .prefixes import hash_blocks, size_and_bytes
+from .replica import MOVE_AFTER_S, Replica
+
+if TYPE_CHECKING:
+    from ...runtime.process.child import StartContext
+
+MOST_LOSSES = 3
+"""A request that was open at this many services that went, one after the other, while nothing of it came from any, may
+be what they died of."""
+
+WAIT_S = 30.0
+"""How long a request waits while no service can take it."""
+
+RETRY_S = 0.05
+"""Between two tries to find one."""
+
+LATE_S = 0.5
+"""How much later than the service the router ends a request by its deadline: the service's own word comes first."""
+
+MAX_OPEN_BYTES = 1 << 28
+"""Of all prompts that are open here."""
+
+MOST_KNOWN_BLOCKS = 1 << 19
+"""Blocks whose hashes are remembered, of all services together: about 60 MB."""
+
+
+CACHE_USE = "kv_cache_usage_perc"
+"""The one counter that is a share, of which the mean is told and not the sum."""
+
+
+class Router(PublicActor):
+    """Clients in front, services behind."""
+
+    name = "router"
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        bounds: Limits,
+        services: Iterable[str],
+        *,
+        server: str,
+        rng: random.Random,
+        formats: Formats = NO_FORMATS,
+    ) -> None:
+        """``services``: the endpoints behind. Each serves ``model`` with ``bounds``, or is not used."""
+        super().__init__(endpoint, model, bounds, server=server, formats=formats)
+        self.bounds_of_each = bounds
+        self.rng = rng
+        self.replicas: dict[str, Replica] = {}
+        self.session_of: dict[str, Session] = {}
+        """Those of the replicas, by endpoint."""
+        self.open = OpenRequests()
+        self.next_number = 0
+        self.counters: Counter[str] = Counter(router_requests=0, router_requests_moved=0)
+        self.handlers |= {
+            ServiceFrame: self.on_service_frame,
+            ServiceInterrupted: self.on_service_interrupted,
+            Ending: self.on_ending,
+        }
+        self.look_at = 0.0
+        """When a service wants to be looked at, or a request tries again to find one."""
+        self.set_services(services)
+
+    @property
+    def idle(self) -> bool:
+        return not self.open.by_number and self.connections.idle
+
+    @property
+    def sessions(self) -> dict[str, Session]:
+        return self.session_of
+
+    # --- which services ---------------------------------------------------------------------------
+
+    def set_services(self, endpoints: Iterable[str]) -> None:
+        """From now on these are behind the router. One that is not among them any more finishes what it has."""
+        wanted = dict.fromkeys(endpoints)
+        for endpoint in wanted:
+            if endpoint not in self.replicas:
+                replica = self.replicas[endpoint] = Replica(endpoint, self.model, self.bounds_of_each)
+                self.session_of[endpoint] = replica.session
+        for endpoint, replica in self.replicas.items():
+            replica.leaving = endpoint not in wanted
+        most = self.bounds_of_each.max_queued_requests * max(1, len(wanted))
+        self.bounds = msgspec.structs.replace(self.bounds_of_each, max_queued_requests=most)
+        self.look_by(self.now)
+
+    def forget_those_that_left(self) -> None:
+        for endpoint, replica in list(self.replicas.items()):
+            if replica.leaving and not replica.session.streams:
+                replica.session.close()
+                del self.replicas[endpoint], self.session_of[endpoint]
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def on_generate(self, connection: Connection, message: Generate, now: float) -> None:
+        size, beginning = size_and_bytes(message)
+        answers = answer_count(message.params)
+        error = self.refusal(connection, message, size, answers)
+        if error is not None:
+            self.counters["router_requests_refused"] += 1
+            self.send_to(connection, error)
+            return
+        params = message.params
+        if params.seed is None:  # drawn here, so that every service continues the answer by the same
+            params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
+        asked = msgspec.structs.replace(
+            message,
+            id=f"r{self.next_number}",
+            params=params,
+            received=[],
+            received_of_others=[],
+            return_prompt_ids=message.return_prompt_ids or message.messages is not None,
+        )
+        stream = Passing(asked, now - message.age_s)
+        for index, received in enumerate([message.received, *message.received_of_others]):
+            if received:
+                stream.received[index] += received
+        hashes = hash_blocks(beginning, params.cache_salt)
+        request = Routed(
+            self.next_number, connection, message.id, stream, answers, size, hashes, message.return_prompt_ids
+        )
+        stream.waiter = request
+        self.next_number += 1
+        self.counters["router_requests"] += 1
+        self.open.add(request)
+        if params.deadline_s is not None:
+            due = now + params.deadline_s - message.age_s + LATE_S
+            self.open.deadlines.add(request.number, due)
+            self.wake_by(due)
+        self.connections.probe_by(now + PROBE_S)
+        self.place(request, now)
+
+    def refusal(self, connection: Connection, message: Generate, size: int, answers: int) -> Error | None:
+        """Why a request is not even tried; whether its values are valid, the services say."""
+        id = message.id
+        if not 1 <= len(id) <= limits.MAX_REQUEST_ID_CHARS or connection.uses(id):
+            # No id in the error: it would end the request that is open under it.
+            most = limits.MAX_REQUEST_ID_CHARS
+            text = f"id={id!r:.80} has to have 1 to {most} characters and to be of no open request"
+            return Error(code="invalid_request", message=text, param="id")
+        if self.draining:
+            return Error(code="unavailable", message="the router is stopping and accepts nothing new", id=id)
+        held, most = self.open.answers, self.bounds.max_queued_requests
+        if held + answers > most or self.open.bytes + size > MAX_OPEN_BYTES:
+            text = (
+                f"{held} requests with {self.open.bytes} bytes are open; the limits are {most} requests and"
+                f" {MAX_OPEN_BYTES} bytes: try again later"
+            )
+            return Error(code="overloaded", message=text, id=id, retry_after_s=DEFAULT_RETRY_AFTER_S)
+        return None
+
+    def place(self, request: Routed, now: float) -> None:
+        """Send it to the service that is best for it, or let it wait for one."""
+        stream = request.stream
+        if stream.aborted:
+            self.end_aborted(request, now)
+            return
+        free = [
+            replica
+            for replica in self.replicas.values()
+            if replica.takes(now) and replica.endpoint not in request.refused_by
+        ]
+        if not free:
+            self.wait(request, now)
+            return
+        # One that has not answered of late is not asked, unless there is no other.
+        replica = choose([one for one in free if one.answers(now)] or free, request.hashes)
+        try:
+            replica.session.adopt(stream, now)
+        except InvalidRequest as error:
+            self.fail(request, error)
+            return
+        blocks, matched = len(request.hashes), replica.prefixes.matched(request.hashes)
+        request.expected = matched / blocks if blocks else 0.0
+        request.uncomputed = blocks - matched
+        replica.uncomputed += request.uncomputed
+        replica.prefixes.note(request.hashes, MOST_KNOWN_BLOCKS // len(self.replicas))
+        request.replica, request.waits_until = replica, None
+        self.open.waiting.pop(request, None)
+        replica.open_answers += request.answers
+        self.look_by(replica.due)
+
+    def wait(self, request: Routed, now: float) -> None:
+        """No service can take it now. One that no service has taken yet is refused if all of them are full."""
+        request.refused_by.clear()
+        until = [one.full_until for one in self.replicas.values() if one.ready and one.full_until > now]
+        if until and not request.accepted:
+            text = f"all {len(until)} services behind this router are full: try again later"
+            self.fail(request, Overloaded(text, min(until) - now))
+            return
+        if request.waits_until is None:
+            request.waits_until = now + WAIT_S
+        elif now >= request.waits_until:
+            self.fail(request, SlipstreamError(self.nobody(), code="unavailable"))
+            return
+        self.open.waiting[request] = None
+        self.look_by(now + RETRY_S)
+
+    def nobody(self) -> str:
+        """Why no service takes a request."""
+        said = [f"{one.endpoint} ({one.trouble or one.state})" for one in self.replicas.values()]
+        those = "; ".join(said) or "there is none"
+        return f"no service behind this router takes requests, for {WAIT_S:g} s now: {those}"
+
+    def leave(self, request: Routed) -> None:
+        """It is not open any more where it was."""
+        replica = request.replica
+        if replica is not None:
+            replica.open_answers -= request.answers
+            self.on_computed(request, replica)
+            request.replica = None
+
+    def on_computed(self, request: Routed, replica: Replica) -> None:
+        """Its prompt is no more work to a service."""
+        replica.uncomputed -= request.uncomputed
+        request.uncomputed = 0
+
+    def close(self, request: Routed) -> None:
+        """It is over: nothing more of it goes to its client."""
+        if request.replica is not None:
+            request.replica.session.leave(request.stream)  # if it goes on there
+        self.leave(request)
+        self.open.forget(request)
+
+    def fail(self, request: Routed, error: SlipstreamError) -> None:
+        """It ends with an error, as it would at a service."""
+        self.close(request)
+        retry_after_s = getattr(error, "retry_after_s", None)
+        self.send_to(
+            request.connection,
+            Error(
+                code=error.code,
+                message=str(error),
+                id=request.id,
+                retry_after_s=retry_after_s,
+                param=error.param,
+            ),
+        )
+
+    def on_abort(self, connection: Connection, abort: Abort, now: float) -> None:
+        request = self.open.find(connection, abort.id)
+        if request is None:
+            return
+        if request.replica is not None and request.replica.ready:
+            request.replica.session.abort(request.stream.request.id)  # its end says what it took
+        else:
+            self.end_aborted(request, now)
+
+    def end_aborted(self, request: Routed, now: float) -> None:
+        """Its service is not there to end it."""
+        items = [
+            Delta(id=request.id, index=index, finish_reason="abort")
+            for index in sorted(request.stream.unfinished)
+        ]
+        self.close(request)
+        self.connections.send_deltas(request.connection, items, now)
+
+    def on_connection_lost(self, connection: Connection) -> None:
+        for request in self.open.of(connection):
+            self.close(request)
+
+    # --- services ---------------------------------------------------------------------------------
+
+    def on_service_frame(self, message: ServiceFrame, now: float) -> None:
+        replica = self.replicas.get(message.service)
+        if replica is None:
+            return
+        was_ready = replica.ready
+        touched = replica.session.receive(message.frame, now)
+        if replica.question is not None:
+            replica.take_counters()
+        self.take_in(replica, touched, was_ready, now)
+
+    def on_service_interrupted(self, message: ServiceInterrupted, now: float) -> None:
+        replica = self.replicas.get(message.service)
+        if replica is None:
+            return
+        was_ready = replica.ready
+        touched = replica.session.interrupted(now)
+        if was_ready and not replica.ready:
+            replica.move_at = now + MOVE_AFTER_S
+        self.take_in(replica, touched, was_ready, now)
+
+    def take_in(self, replica: Replica, touched: list[Pending], was_ready: bool, now: float) -> None:
+        """Hand on what came, and deal with what the session of a service has become."""
+        news: defaultdict[Connection, list[Delta]] = defaultdict(list)
+        failed: list[Routed] = []
+        for pending in touched:
+            if isinstance(pending, Stream):
+                request: Routed = pending.waiter
+                if pending.deltas:
+                    self.relay(request, news[request.connection])
+                if pending.error is not None:
+                    failed.append(request)
+            elif pending.error is not None:
+                self.tell_trouble(replica, str(pending.error))
+        for connection, items in news.items():
+            self.connections.send_deltas(connection, items, now)
+        for request in failed:
+            if request.number in self.open.by_number:  # its connection was not cut off just now
+                self.on_failed(replica, request, now)
+        if replica.ready and not was_ready:
+            self.on_ready(replica, now)
+        elif was_ready and not replica.ready:
+            self.on_not_ready(replica, now)
+        self.look_by(replica.due)
+
+    def relay(self, request: Routed, items: list[Delta]) -> None:
+        """What has come of a request, as its client is to get it."""
+        stream = request.stream
+        request.losses, request.accepted = 0, True
+        if request.uncomputed and request.replica is not None:
+            self.on_computed(request, request.replica)
+        while stream.deltas:
+            delta = stream.deltas.popleft()
+            delta.id = request.id
+            if delta.prompt_token_ids is not None:
+                if request.told_prompt_ids or not request.wants_prompt_ids:
+                    delta.prompt_token_ids = None
+                request.told_prompt_ids = True
+            if delta.prompt_logprobs is not None:
+                if request.told_prompt_logprobs:
+                    delta.prompt_logprobs = None
+                request.told_prompt_logprobs = True
+            if delta.usage is not None and request.replica is not None:
+                expected = request.expected * delta.usage.prompt_tokens
+                request.replica.prefixes.learn(expected, delta.usage.cached_tokens)
+            items.append(delta)
+        if not stream.unfinished:
+            self.leave(request)
+            self.open.forget(request)
+
+    def on_failed(self, replica: Replica, request: Routed, now: float) -> None:
+        """A service ended a request with an error: the request's own, or one that only says that it has to go on."""
+        stream = request.stream
+        error, stream.error = stream.error, None
+        assert error is not None
+        self.leave(request)
+        if replica.session.state == "lost":
+            self.move(request, now, lost=True)
+        elif error.code == "overloaded":
+            replica.full_until = now + getattr(error, "retry_after_s", DEFAULT_RETRY_AFTER_S)
+            request.refused_by.add(replica.endpoint)
+            self.place(request, now)
+        elif error.code == "unavailable":
+            # What was open there when it stopped taking anything new is ended for its sake, or for the request's own.
+            ended, replica.draining = replica.draining, True
+            self.tell_trouble(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
+            self.move(request, now, lost=ended)
+        else:
+            self.fail(request, error)
+
+    def move(self, request: Routed, now: float, *, lost: bool) -> None:
+        """Another service continues it. ``lost``: the one at which it was open is gone, perhaps because of it."""
+        request.accepted = True
+        request.losses += lost
+        if request.losses >= MOST_LOSSES:
+            text = (
+                f"{request.losses} services went, one after the other, while this request was open there and nothing"
+                " of it came: it is not tried again"
+            )
+            self.fail(request, SlipstreamError(text, code="quarantined"))
+            return
+        self.counters["router_requests_moved"] += 1
+        self.place(request, now)
+
+    def move_all(self, replica: Replica, now: float) -> None:
+        """The service is gone, for all that can be known: what is open there goes on elsewhere."""
+        requests: list[Routed] = [stream.waiter for stream in replica.session.release()]
+        replica.on_lost()
+        for request in requests:
+            request.replica, request.uncomputed = None, 0
+            self.move(request, now, lost=True)
+
+    def on_ready(self, replica: Replica, now: float) -> None:
+        """A service is there, or there again: what waits may go there."""
+        replica.on_ready()
+        self.send(HostService.LOG, f"the service at {replica.endpoint} is there")
+        self.place_waiting(now)
+
+    def on_not_ready(self, replica: Replica, now: float) -> None:
+        """Its connection is gone. One that was silent has been waited for already."""
+        if replica.session.state == "lost" or replica.move_at is None:
+            replica.move_at = now
+
+    def place_waiting(self, now: float) -> None:
+        for request in list(self.open.waiting):
+            self.place(request, now)
+
+    def tell_trouble(self, replica: Replica, why: str) -> None:
+        """In the log, once for each reason."""
+        if why != replica.trouble:
+            replica.trouble = why
+            self.send(HostService.LOG, why)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def look_by(self, when: float) -> None:
+        """Look after the services at this time, or before."""
+        self.look_at = min(self.look_at, when)
+        self.wake_by(self.look_at)
+
+    def look_after_services(self, now: float) -> None:
+        self.look_at = float("inf")
+        for replica in list(self.replicas.values()):
+            was_ready = replica.ready
+            self.take_in(replica, replica.session.tick(now), was_ready, now)
+            if replica.move_at is not None and now >= replica.move_at:
+                self.send(
+                    HostService.LOG, f"the service at {replica.endpoint} is gone; its streams go on elsewhere"
+                )
+                self.move_all(replica, now)
+            replica.poll(now)
+            self.look_by(replica.due)
+        self.forget_those_that_left()
+        self.place_waiting(now)
+
+    def on_wake(self, now: float) -> None:
+        if now >= self.look_at:
+            self.look_after_services(now)
+        self.wake_by(self.look_at)
+        self.end_overdue(now)
+        if self.open.deadlines.next is not None:
+            self.wake_by(self.open.deadlines.next)
+        super().on_wake(now)
+
+    def end_overdue(self, now: float) -> None:
+        """End what its service has not ended in time, because it is silent or because none can take it."""
+        for number in self.open.deadlines.overdue(now):
+            request = self.open.by_number[number]
+            stated = request.stream.request.params.deadline_s
+            text = f"not finished within deadline_s={stated}"
+            self.fail(request, SlipstreamError(text, code="deadline_exceeded"))
+
+    def on_ending(self, ending: Ending, now: float) -> None:
+        """Last words: whatever is open ends with an error."""
+        for request in list(self.open.by_number.values()):
+            self.fail(request, SlipstreamError(ending.reason, code="unavailable"))
+        self.connections.on_wake(now)
+
+    # --- looking inside ---------------------------------------------------------------------------
+
+    def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
+        """The sums of what the services have last said, and the router's own."""
+        replicas = self.replicas.values()
+        totals: defaultdict[str, float] = defaultdict(float)
+        for replica in replicas:
+            for name, value in replica.counters.items():
+                if replica.ready or name not in GAUGES:
+                    totals[name] += value
+        shares = [one.counters[CACHE_USE] for one in replicas if one.ready and CACHE_USE in one.counters]
+        if shares:
+            totals[CACHE_USE] = sum(shares) / len(shares)
+        own = {name: float(value) for name, value in self.counters.items()} | {
+            "router_requests_open": float(len(self.open.by_number)),
+            "router_requests_waiting": float(len(self.open.waiting)),
+            "router_services": float(len(replicas)),
+            "router_services_ready": float(sum(replica.ready for replica in replicas)),
+        }
+        self.send_to(connection, Stats(counters=totals | self.host_counters | own))
+
+    def on_actors(self, actors: Actors, now: float) -> None:
+        """The supervisor's answer, with the services as if they were actors."""
+        services = [replica.as_actor(now) for replica in self.replicas.values()]
+        ready = actors.ready and any(replica.ready for replica in self.replicas.values())
+        super().on_actors(
+            msgspec.structs.replace(actors, actors=[*actors.actors, *services], ready=ready), now
+        )
+
+
+def build(context: StartContext) -> Router:
+    """The router, from its options."""
+    options = context.options_as(RouterOptions)
+    rng = random.Random(options.seed) if options.seed is not None else random.SystemRandom()
+    router = Router(
+        options.endpoint,
+        options.model_name,
+        options.limits,
+        options.services,
+        server=options.server,
+        rng=rng,
+        formats=options.formats,
+    )
+    router.public_keys = public_keys(options.curve_keys, options.curve_also)
+    router.service_key = options.service_key
+    return router

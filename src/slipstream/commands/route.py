@@ -1,0 +1,37 @@
+"""``slipstream route``: one address for many services, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import DONE, Run, need
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    from ..route_options import RouteOptions, environment
+    from ..runtime.config import add_arguments, resolve, show
+
+    add_arguments(parser, RouteOptions)
+    parser.usage = "slipstream route ENDPOINT... [options]"
+    parser.epilog = (
+        "All services serve the same model. A request goes to the one that has most of its beginning in the cache,"
+        " unless that one has far more to do than the others; and when a service is lost, what it had open goes on"
+        " at another. Options can be given in the environment and in a file too, as those of slipstream serve."
+    )
+
+    def run(found: argparse.Namespace) -> int:
+        import os
+
+        given = vars(found) | {"services": found.services or None}
+        resolved = resolve(RouteOptions, arguments=given, environ=environment(os.environ))
+        if resolved.options.print_config:
+            print(show(resolved))
+            return DONE
+        need("route", "engine")
+        if resolved.options.http is not None:
+            need("route --http", "http")
+        from ..route import route
+
+        return route(resolved.options)
+
+    return run

@@ -1,0 +1,124 @@
+"""``slipstream route`` before real services: streams outlive them, and what cannot work is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from slipstream.protocol.client.outputs import RequestOutput
+
+from slipstream import AsyncClient, SamplingParams, Sidecar
+
+STREAMS = 12
+
+
+@contextmanager
+def routing(*arguments: str) -> Iterator[dict[str, Any]]:
+    """A router, as its ready line describes it; it ends with 0."""
+    reader, writer = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "slipstream",
+        "route",
+        *arguments,
+        f"--ready-fd={writer}",
+        "--exit-with-parent",
+    ]
+    process = subprocess.Popen(command, pass_fds=(writer,), stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    try:
+        with open(reader) as ready:
+            line = json.loads(ready.readline())
+            assert "error" not in line, line
+            yield line
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+
+
+def service(**options: Any) -> Sidecar:
+    return Sidecar(device="emulated", emulated_step_ms=5.0, max_num_seqs=32, **options)
+
+
+async def ask_all(client: AsyncClient, most: int) -> list[RequestOutput]:
+    """Answers of every kind, all at once."""
+
+    def params(number: int) -> SamplingParams:
+        wishes: dict[str, Any] = [{}, {"n": 2}, {"logprobs": 1}, {"stop": ["the"]}][number % 4]
+        return SamplingParams(max_tokens=most, seed=number, ignore_eos=True, **wishes)
+
+    return list(
+        await asyncio.gather(
+            *(client.complete(f"prompt {number}", params(number)) for number in range(STREAMS))
+        )
+    )
+
+
+def told(outputs: list[RequestOutput]) -> list[Any]:
+    return [
+        [(o.token_ids, o.text, o.finish_reason, o.logprobs) for o in output.outputs] for output in outputs
+    ]
+
+
+def test_a_service_that_is_killed_under_streams_changes_none_of_them() -> None:
+    async def run(endpoint: str, victim: int) -> None:
+        async with AsyncClient(endpoint) as client:
+            undisturbed = await ask_all(client, 300)
+            asking = asyncio.create_task(ask_all(client, 300))
+            while (await client.stats())["router_requests_open"] < STREAMS:
+                await asyncio.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+            assert told(await asking) == told(undisturbed)
+            assert (await client.stats())["router_requests_moved"] > 0
+            actors = {actor.name: actor for actor in (await client.actors()).actors}
+            assert actors["router"].state == "ready"
+            assert sorted(actor.state for actor in actors.values() if actor.role == "service") == [
+                "dead",
+                "ready",
+            ]
+
+    with service() as one, service() as two, routing(one.endpoint, two.endpoint) as ready:
+        asyncio.run(run(ready["endpoint"], one.pid))
+
+
+def test_the_router_has_openais_face_too() -> None:
+    with service() as one, routing(one.endpoint, "--http", "127.0.0.1:0") as ready:
+        body = json.dumps({"prompt": "hello", "max_tokens": 4, "seed": 1, "ignore_eos": True}).encode()
+        request = urllib.request.Request(
+            f"{ready['http']}/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 4
+        with urllib.request.urlopen(f"{ready['http']}/health") as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no service is named"),
+        (["nowhere"], "neither ipc://PATH nor tcp://HOST:PORT"),
+        (["ipc:///tmp/a", "ipc:///tmp/a"], "named twice"),
+        (["ipc:///tmp/a", "--endpoint", "ipc:///tmp/a"], "one of its own"),
+        (["ipc:///tmp/a", "--chat-template", "x"], "--http HOST:PORT"),
+        (["ipc:///tmp/a", "--endpoint", "tcp://0.0.0.0:1"], "--curve-keys"),
+        (["ipc:///tmp/a", "--max-num-seqs", "3"], "unknown argument"),
+    ],
+)
+def test_what_cannot_be_is_said_and_ends_with_2(arguments: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "slipstream", "route", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert said in done.stderr

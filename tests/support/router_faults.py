@@ -1,0 +1,188 @@
+"""Faults to plant in the router and in what it uses of the client's session, each an edit of one line."""
+
+from __future__ import annotations
+
+from fleet import (
+    all_services_die,
+    clients_are_cut_off,
+    everything_fails,
+    routers_die,
+    services_are_silent,
+    services_die,
+    services_drain,
+)
+from recovery_faults import Fault
+
+ROUTER = "actors.router.router:Router"
+OPEN = "actors.router.open_requests:OpenRequests"
+REPLICA = "actors.router.replica:Replica"
+SESSION = "protocol.client.session:Session"
+STREAM = "protocol.client.pending:Stream"
+CONNECTIONS = "actors.public.connections:Connections"
+
+FAULTS = [
+    # --- requests ---------------------------------------------------------------------------------------
+    Fault(
+        "what-the-client-has-is-ignored",
+        f"{ROUTER}.on_generate",
+        "stream.received[index] += received",
+        fails=routers_die,
+    ),
+    Fault(
+        "a-request-gets-another-seed",
+        f"{ROUTER}.on_generate",
+        "if params.seed is None:",
+        "if True:",
+        fails=services_die,
+    ),
+    Fault(
+        "what-waited-stays-in-line",
+        f"{ROUTER}.place",
+        "self.open.waiting.pop(request, None)",
+        fails=all_services_die,
+    ),
+    Fault(
+        "open-answers-are-not-counted",
+        f"{ROUTER}.place",
+        "replica.open_answers += request.answers",
+        fails=services_die,
+    ),
+    Fault(
+        "what-has-to-wait-is-forgotten",
+        f"{ROUTER}.wait",
+        "self.open.waiting[request] = None",
+        fails=all_services_die,
+    ),
+    Fault(
+        "answers-that-are-over-stay-counted",
+        f"{ROUTER}.leave",
+        "replica.open_answers -= request.answers",
+        fails=services_die,
+    ),
+    Fault(
+        "a-client-that-left-is-answered-on",
+        f"{ROUTER}.close",
+        "request.replica.session.leave(request.stream)",
+        fails=services_die,
+    ),
+    Fault(
+        "requests-of-a-lost-connection-go-on",
+        f"{ROUTER}.on_connection_lost",
+        "self.close(request)",
+        fails=clients_are_cut_off,
+    ),
+    Fault(
+        "bytes-stay-counted",
+        f"{OPEN}.forget",
+        "self.bytes -= request.size",
+        fails=services_die,
+    ),
+    Fault(
+        "ids-stay-in-use",
+        f"{OPEN}.forget",
+        "del self.by_id[request.connection.number, request.id]",
+        fails=services_die,
+    ),
+    # --- what services say ------------------------------------------------------------------------------
+    Fault(
+        "deltas-have-the-routers-id",
+        f"{ROUTER}.relay",
+        "delta.id = request.id",
+        fails=services_die,
+    ),
+    Fault(
+        "the-logprobs-of-a-prompt-are-told-twice",
+        f"{ROUTER}.relay",
+        "request.told_prompt_logprobs = True",
+        fails=services_die,
+    ),
+    Fault(
+        "a-finished-request-stays",
+        f"{ROUTER}.relay",
+        "self.open.forget(request)",
+        fails=services_die,
+    ),
+    Fault(
+        "deltas-are-dropped",
+        f"{ROUTER}.take_in",
+        "self.connections.send_deltas(connection, items, now)",
+        fails=services_die,
+    ),
+    Fault(
+        "an-error-is-dropped",
+        f"{ROUTER}.take_in",
+        "failed.append(request)",
+        fails=services_drain,
+    ),
+    Fault(
+        "an-error-stays-with-the-stream",
+        f"{ROUTER}.on_failed",
+        "error, stream.error = stream.error, None",
+        "error = stream.error",
+        fails=services_drain,
+    ),
+    Fault(
+        "the-end-of-a-service-fails-its-requests",
+        f"{ROUTER}.on_failed",
+        'elif error.code == "unavailable":',
+        "elif False:",
+        fails=services_drain,
+    ),
+    # --- services that go -------------------------------------------------------------------------------
+    Fault(
+        "what-has-to-move-stays",
+        f"{ROUTER}.move",
+        "self.place(request, now)",
+        fails=services_die,
+    ),
+    Fault(
+        "a-stream-is-in-two-places",
+        f"{SESSION}.release",
+        "self.streams.clear()",
+        fails=services_die,
+    ),
+    Fault(
+        "what-moves-is-not-taken-in",
+        f"{SESSION}.adopt",
+        "self.streams[stream.request.id] = stream",
+        fails=services_die,
+    ),
+    Fault(
+        "what-moves-begins-anew",
+        f"{SESSION}.adopt",
+        "encode_from_client(stream.resumed(now))",
+        "encode_from_client(stream.request)",
+        fails=services_die,
+    ),
+    Fault(
+        "only-the-first-answer-goes-on",
+        f"{STREAM}.resumed",
+        "request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]",
+        fails=services_die,
+    ),
+    Fault(
+        "a-lost-service-counts-on",
+        f"{ROUTER}.move_all",
+        "replica.on_lost()",
+        fails=services_die,
+    ),
+    Fault(
+        "what-waits-is-not-tried-again",
+        f"{ROUTER}.place_waiting",
+        "self.place(request, now)",
+        fails=all_services_die,
+    ),
+    Fault(
+        "a-deadline-waits-for-the-service",
+        f"{ROUTER}.end_overdue",
+        'self.fail(request, SlipstreamError(text, code="deadline_exceeded"))',
+        fails=services_are_silent,
+    ),
+    Fault(
+        "a-service-that-is-back-counts-as-gone",
+        f"{REPLICA}.takes",
+        "self.ready",
+        "not self.ready",
+        fails=everything_fails,
+    ),
+]
