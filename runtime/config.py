@@ -381,7 +381,7 @@ def to_arguments(cls: type, keywords: Mapping[str, Any]) -> list[str]:
             on = convert(option, value, f"{name}=")
             flags.append(option.flag if on else f"--no-{option.key}")
         elif option.positional:
-            positional.append(os.fspath(value))
+            positional += value.split(",") if option.many else [os.fspath(value)]
         else:
             flags.append(f"{option.flag}={value}")
     return [*flags, "--", *positional] if positional else flags

@@ -173,10 +173,7 @@ class Drill:
         self.deaths.clear()
         self.stopping = False
         sidecar = await asyncio.to_thread(lambda: Sidecar(max_num_seqs=len(self.cases), **self.options))
-        clients = [
-            sidecar.async_client(timeout_s=PATIENCE_S)
-            for _ in range(-(-len(self.cases) // STREAMS_PER_CLIENT))
-        ]
+        clients = self.clients_of(sidecar)
         try:
             if self.exact and self.services == 1:
                 await self.learn(clients)
@@ -197,6 +194,13 @@ class Drill:
                 await client.close()
             await asyncio.to_thread(sidecar.stop)
         return plan
+
+    def clients_of(self, sidecar: Sidecar) -> list[AsyncClient]:
+        """As many as the streams are spread over."""
+        return [self.client_of(sidecar) for _ in range(-(-len(self.cases) // STREAMS_PER_CLIENT))]
+
+    def client_of(self, sidecar: Sidecar) -> AsyncClient:
+        return sidecar.async_client(timeout_s=PATIENCE_S)
 
     def bears(self, actor: str) -> bool:
         """Whether the service still restarts the actor: it gives one up that dies again and again."""

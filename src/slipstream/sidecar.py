@@ -16,11 +16,13 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
 from .options import ServeOptions
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
+from .route_options import RouteOptions
 from .runtime.config import PREFIX, resolve, to_arguments
 from .status import ask
 
@@ -56,8 +58,17 @@ class Sidecar:
     ) -> None:
         if model is not None:
             options["model"] = model
+        self._start("serve", ServeOptions, options, start_timeout_s)
+
+    def _start(
+        self,
+        command: str,
+        table: type[ServeOptions] | type[RouteOptions],
+        options: dict[str, Any],
+        timeout_s: float,
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in OTHERS | SYSTEMD}
-        self.options = resolve(ServeOptions, keywords=options, environ=environment).options
+        self.options = resolve(table, keywords=options, environ=environment).options
         """The options of the service, with those from the environment and a configuration file."""
         options.pop("ready_fd", None)
         if self.options.log_format == "auto":
@@ -66,9 +77,9 @@ class Sidecar:
         try:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", __package__ or "slipstream", "serve"),
+                    *(sys.executable, "-P", "-m", __package__ or "slipstream", command),
                     *(f"--ready-fd={write_end}", "--exit-with-parent"),
-                    *to_arguments(ServeOptions, options),
+                    *to_arguments(table, options),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -87,7 +98,7 @@ class Sidecar:
         self._end = weakref.finalize(self, end, self._process, self.options.shutdown_timeout, self._owner)
         try:
             with open(read_end, "rb", buffering=0) as ready:
-                ready_line = self._wait_ready(ready, start_timeout_s)
+                ready_line = self._wait_ready(ready, timeout_s)
         except BaseException:
             self._process.kill()  # the actors end with their supervisor
             self._process.wait()
@@ -196,6 +207,14 @@ class Sidecar:
         if "error" in report:
             raise from_wire(report["error"], report["message"])
         return report
+
+
+class RouterSidecar(Sidecar):
+    """Starts a router before services that run already, and owns it. ``options`` are those of ``slipstream route``."""
+
+    def __init__(self, services: Iterable[str], *, start_timeout_s: float = 60.0, **options: Any) -> None:
+        options["services"] = ",".join(services)
+        self._start("route", RouteOptions, options, start_timeout_s)
 
 
 class Log:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
+
+if TYPE_CHECKING:
+    from ..drill import Drill
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..bench.offline import add_json, count
     from ..drill import ACTORS, DEVICES, FAULTS
+    from ..drill_replicas import TARGETS
 
     def target(name: str) -> str:
-        if name in (*ACTORS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
+        if name in (*ACTORS, *TARGETS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
             return name
         raise argparse.ArgumentTypeError(
-            f"{name!r} is no actor; give {', '.join(ACTORS)}, a further rank such as executor.1, or all"
+            f"{name!r} is no actor; give {', '.join(ACTORS)}, a further rank such as executor.1, or all;"
+            f" with --replicas {' or '.join(TARGETS)}"
         )
 
     parser.add_argument(
@@ -24,7 +31,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         required=True,
         type=target,
         metavar="ACTOR|all",
-        help="an actor, or executor.1 for the second of two ranks",
+        help="an actor, executor.1 for the second of two ranks; with --replicas: replica, a whole service, or router",
     )
     parser.add_argument(
         "--rounds", type=count, default=5, metavar="N", help="kills of each actor (default 5)"
@@ -47,6 +54,15 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         help="kill; twice: another actor is killed during the recovery; stop: the actor stands still for 5 s;"
         " restart: as slipstream restart does it",
     )
+    parser.add_argument(
+        "--replicas", type=count, metavar="N", help="services behind a router, for --kill replica|router"
+    )
+    parser.add_argument(
+        "--over",
+        choices=("ipc", "tcp"),
+        default="ipc",
+        help="how a router reaches its services; tcp: with keys",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the instants and the order")
     add_json(parser)
 
@@ -59,22 +75,12 @@ def run(found: argparse.Namespace) -> int:
     import sys
 
     from ..bench.offline import write_json
-    from ..drill import ACTORS, Drill, clean, summary
+    from ..drill import clean, summary
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
     if found.dtype is not None and found.device == "emulated":
         raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")
-    targets = ACTORS if found.kill == "all" else (found.kill,)
-    drill = Drill(
-        targets,
-        found.rounds,
-        found.streams,
-        found.device,
-        found.dtype or "float32",
-        found.fault,
-        found.seed,
-        say=lambda text: print(text, file=sys.stderr),
-    )
+    drill = drill_of(found, lambda text: print(text, file=sys.stderr))
     try:
         result = asyncio.run(drill.run())
     except SlipstreamError as error:
@@ -84,3 +90,36 @@ def run(found: argparse.Namespace) -> int:
     if found.json is not None:
         write_json(found.json, result)
     return DONE if clean(result) else FAILED
+
+
+def drill_of(found: argparse.Namespace, say: Callable[[str], None]) -> Drill:
+    """The drill that was asked for."""
+    from ..drill import ACTORS, Drill
+    from ..drill_replicas import TARGETS, ReplicaDrill
+    from ..protocol.errors import InvalidRequest
+
+    dtype = found.dtype or "float32"
+    if found.kill not in TARGETS:
+        if found.replicas is not None or found.over != "ipc":
+            raise InvalidRequest(
+                f"--replicas and --over have no effect with --kill {found.kill}; leave them out"
+            )
+        targets = ACTORS if found.kill == "all" else (found.kill,)
+        return Drill(targets, found.rounds, found.streams, found.device, dtype, found.fault, found.seed, say)
+    if found.replicas is None or found.replicas < 2:
+        raise InvalidRequest(
+            f"--kill {found.kill} needs --replicas N, with at least 2 services behind the router"
+        )
+    if found.fault != "kill":
+        raise InvalidRequest(f"--fault {found.fault} is for actors; a {found.kill} can only be killed")
+    return ReplicaDrill(
+        found.kill,
+        found.replicas,
+        found.rounds,
+        found.streams,
+        over_tcp=found.over == "tcp",
+        device=found.device,
+        dtype=dtype,
+        seed=found.seed,
+        say=say,
+    )

@@ -1,0 +1,1 @@
+../../src/slipstream/drill_replicas.py

@@ -1,0 +1,152 @@
+"""``slipstream drill --replicas N``: kill whole services behind a router, or the router, and compare every token.
+
+A service that was killed is started again at the same endpoint. The next is killed when it is there, so that
+one at a time is away, as in a fleet whose machines fail one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .drill import MOST_PAUSE_S, PATIENCE_S, Drill
+from .protocol.client.asynchronous import AsyncClient
+from .protocol.errors import SlipstreamError
+from .runtime.keys import KeyFolder
+from .sidecar import RouterSidecar, Sidecar
+
+TARGETS = ("replica", "router")
+
+SETTLED_S = 1.0
+"""A stream that still gets tokens this long after a kill goes on: what was on its way then has arrived."""
+
+
+class ReplicaDrill(Drill):
+    """A drill of services behind one router."""
+
+    def __init__(
+        self,
+        target: str,
+        replicas: int,
+        rounds: int,
+        streams: int,
+        *,
+        over_tcp: bool = False,
+        device: str = "emulated",
+        dtype: str = "float32",
+        seed: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``over_tcp``: with keys, as between machines."""
+        super().__init__((target,), rounds, streams, device, dtype, "kill", seed, say)
+        self.replicas = replicas
+        self.over_tcp = over_tcp
+        self.keys: dict[str, Any] = {}
+        """Options of services and router that are reached over TCP."""
+        self.client_key: Path | None = None
+        self.router: RouterSidecar | None = None
+        self.services_there: list[Sidecar] = []
+
+    async def run_service(self, plan: list[str]) -> list[str]:
+        """Carry out the whole plan; nothing is left of it."""
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipstream-drill-")))
+            stack.callback(self.stop_all)
+            await asyncio.to_thread(self.start_all, folder)
+            clients = self.clients_of(self.router_there)
+            try:
+                if self.exact:
+                    await self.learn(clients)
+                streams = [
+                    asyncio.create_task(self.keep_asking(number, clients[number % len(clients)]))
+                    for number in range(len(self.cases))
+                ]
+                for target in plan:
+                    await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+                    await (self.kill_replica() if target == "replica" else self.kill_router())
+                self.stopping = True
+                await asyncio.gather(*streams)
+                await asyncio.gather(*(self.check(answer, clients[0]) for answer in self.answers))
+            finally:
+                for client in clients:
+                    await client.close()
+        return []
+
+    # --- what there is ------------------------------------------------------------------------
+
+    @property
+    def router_there(self) -> RouterSidecar:
+        assert self.router is not None, "it was started before"
+        return self.router
+
+    def start_all(self, folder: Path) -> None:
+        if self.over_tcp:
+            keys = KeyFolder(folder / "keys")
+            keys.make_server()
+            self.client_key = keys.make_client("drill")
+            self.keys = {"curve_keys": str(keys.path)}
+        for number in range(self.replicas):
+            endpoint = "tcp://127.0.0.1:0" if self.over_tcp else f"ipc://{folder}/{number}"
+            self.services_there.append(self.start_service(endpoint))
+        endpoint = "tcp://127.0.0.1:0" if self.over_tcp else f"ipc://{folder}/router"
+        named = {"client_key": str(self.client_key)} if self.over_tcp else {}
+        self.router = RouterSidecar(
+            [service.endpoint for service in self.services_there], endpoint=endpoint, **named, **self.keys
+        )
+
+    def start_service(self, endpoint: str) -> Sidecar:
+        self.services += 1
+        return Sidecar(max_num_seqs=len(self.cases), endpoint=endpoint, **self.options, **self.keys)
+
+    def stop_all(self) -> None:
+        for one in (self.router, *self.services_there):
+            if one is not None:
+                one.stop()
+
+    def client_of(self, sidecar: Sidecar) -> AsyncClient:
+        return AsyncClient(sidecar.endpoint, timeout_s=PATIENCE_S, curve=self.client_key)
+
+    # --- faults -------------------------------------------------------------------------------
+
+    async def kill_replica(self) -> None:
+        """A whole service; the wait until every stream goes on, and until another is there in its place."""
+        number = self.rng.randrange(self.replicas)
+        victim = self.services_there[number]
+        await self.hit("replica", victim.pid)
+        self.services_there[number] = await asyncio.to_thread(self.start_service, victim.endpoint)
+        await self.wait_for_services()
+
+    async def kill_router(self) -> None:
+        before = (await asyncio.to_thread(lambda: self.router_there.pids))["router"]
+        await self.hit("router", before)
+
+    async def hit(self, target: str, pid: int) -> None:
+        struck = [answer for answer in self.open.values() if not answer.over]
+        begun = time.monotonic()
+        for answer in struck:
+            answer.hit(begun)
+        self.kills[target] += 1
+        os.kill(pid, signal.SIGKILL)
+        while any(not answer.over and answer.heard_at <= begun + SETTLED_S for answer in struck):
+            if time.monotonic() > begun + PATIENCE_S:
+                break
+            await asyncio.sleep(0.005)
+        self.recovery_s[target] += [answer.longest_s for answer in struck]
+        worst = max((answer.longest_s for answer in struck), default=0.0)
+        self.say(f"{target} kill: {len(struck)} streams open, the slowest went on after {worst:.3f} s")
+
+    async def wait_for_services(self) -> None:
+        """Until the router has the new service too."""
+        async with self.client_of(self.router_there) as client:
+            deadline = time.monotonic() + PATIENCE_S
+            while (await client.stats())["router_services_ready"] < self.replicas:
+                if time.monotonic() > deadline:
+                    raise SlipstreamError(f"a service is not there again after {PATIENCE_S:g} s")
+                await asyncio.sleep(0.02)
