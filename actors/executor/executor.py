@@ -86,7 +86,12 @@ class Executor(StepActor):
     def on_wake(self, now: float) -> None:
         """Compute masks; or do a piece of what can wait, when nothing has come for a while or full speed is to come."""
         self.fill_masks()
-        if self.spare_work is None or not (self.pipeline.idle or self.may_catch_up(now)):
+        if self.pipeline.idle or self.may_catch_up(now):
+            self.do_spare_work(now)
+
+    def do_spare_work(self, now: float) -> None:
+        """A piece of it, if there is any."""
+        if self.spare_work is None:
             return
         took_s = self.spare_work()
         if took_s is None:

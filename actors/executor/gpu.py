@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,8 +32,7 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    # Ranks are started one by one, and have to do the same.
-    restarted = context.restarted and options.tensor_parallel_size == 1
+    restarted = agreed(model, context.restarted)
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
@@ -49,7 +49,11 @@ def on_gpu(
     device.synchronize()  # it was made on the default stream
 
     facts = facts_of(options, model, blocks) | {"graphs": f"off: {reason}" if reason else mode}
-    capturing = None if graphed is None else Capturing(graphed, graphs, kept, facts)
+    capturing = (
+        None
+        if graphed is None
+        else Capturing(graphed, graphs, kept, facts, lambda: device.has_room(step_bytes))
+    )
     if capturing is not None:
         context.phase("capture graphs")
         capturing.capture_next()  # the largest: the others fit into its memory, whichever comes first
@@ -81,16 +85,29 @@ def graph_mode(asked: str, uncapturable: str, *, restarted: bool) -> tuple[str, 
     return asked, ""
 
 
+def agreed(model: PagedModel, own: bool) -> bool:
+    """Whether every rank of ``model`` can say so; all that is decided by it, they do together."""
+    return own if model.group is None else bool(model.group.least(int(own), model.device))
+
+
 class Capturing:
     """Captures one graph after another, and keeps ``facts`` up to date with how far that is.
 
-    Of several ranks none goes on where one has no memory: what is captured computes with all of them. What is missing
-    is the same on all.
+    Of several ranks none goes on where one has no memory: what is captured computes with all of them. So each says
+    first whether it has room to run it, and then whether it could keep it. What is missing is the same on all.
     """
 
-    def __init__(self, graphed: GraphedProgram, graphs: CudaGraphs, kept: int, facts: dict[str, Any]) -> None:
-        """``kept`` bytes were kept back for all of them."""
+    def __init__(
+        self,
+        graphed: GraphedProgram,
+        graphs: CudaGraphs,
+        kept: int,
+        facts: dict[str, Any],
+        has_room: Callable[[], bool],
+    ) -> None:
+        """``kept`` bytes were kept back for all of them; ``has_room`` for a step that is captured."""
         self.graphed = graphed
+        self.has_room = has_room
         self.graphs = graphs
         self.kept = kept
         self.facts = facts
@@ -103,11 +120,10 @@ class Capturing:
         if not (self.graphed.missing or self.graphed.missing_rare):
             return None
         could, before = not self.graphed.out_of_memory, self.graphs.seconds
-        done = self.graphed.capture_next()
         model = self.graphed.program.model
-        if model.group is not None and not model.group.least(
-            int(not self.graphed.out_of_memory), model.device
-        ):
+        begins = model.group is None or agreed(model, self.has_room())
+        done = begins and self.graphed.capture_next()
+        if not begins or not agreed(model, done):
             self.graphed.give_up()
             done = False
         if could and self.graphed.out_of_memory:

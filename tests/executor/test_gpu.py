@@ -49,6 +49,8 @@ class Gpu(CpuDevice):
     largest_fits: bool = True
     takes: tuple[int, ...] = (STEP_BYTES,)
     """What one step after the other works in; those that follow, as much as the last."""
+    rooms: int = 1 << 30
+    """How often there is room to run a step that is captured."""
     measured: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,11 @@ class Gpu(CpuDevice):
 
     def memory(self) -> tuple[int, int]:
         return self.free, self.total
+
+    def has_room(self, size: int) -> bool:
+        assert size == STEP_BYTES
+        self.rooms -= 1
+        return self.rooms >= 0
 
     def most_memory(self, work: Callable[[], None]) -> int:
         if not self.largest_fits:
@@ -361,6 +368,25 @@ def test_no_rank_captures_on_where_another_has_no_memory(two_ranks: list[PagedMo
     told = [engine.facts["graphs"] for engine in engines]
     assert [text.partition(" ")[0] for text in told] == ["4", "3"]
     assert all(text.endswith("no memory for more") for text in told)
+
+
+def test_no_rank_begins_to_capture_what_another_has_no_room_to_run(two_ranks: list[PagedModel]) -> None:
+    """It would wait in a collective for one that has broken off."""
+    engines = at_once(
+        lambda gpu, model: engine_of(gpu, model=model, cuda_graphs="start"), [Gpu(), Gpu(rooms=3)], two_ranks
+    )
+    told = [engine.facts["graphs"] for engine in engines]
+    assert [text.partition(" ")[0] for text in told] == ["3", "3"]
+    assert all(text.endswith("no memory for more") for text in told)
+
+
+def test_ranks_are_restarted_for_graphs_only_if_all_are(two_ranks: list[PagedModel]) -> None:
+    """Each is told by itself whether it was there before, and they have to capture the same."""
+    for ranks, lazily in (((True, True), True), ((True, False), False)):
+        engines = at_once(
+            lambda restarted, model: engine_of(model=model, restarted=restarted), ranks, two_ranks
+        )
+        assert [engine.catching_up for engine in engines] == [lazily, lazily]
 
 
 def test_a_rank_that_has_all_its_graphs_waits_for_no_other(two_ranks: list[PagedModel]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import queue
 import select
 import tempfile
 import threading
@@ -29,7 +30,6 @@ from slipstream.actors.executor.ranks.leader import Leader, name_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
@@ -120,15 +120,22 @@ class FollowerThread:
             raise self.failure
 
 
-def spare_work_of(graphed: GraphedProgram) -> Callable[[], float | None]:
-    """As of `Executor`."""
-    return lambda: 0.0 if graphed.capture_next() else None
+def spare_work_of(rank: Rank) -> Callable[[], float | None]:
+    """As of `Executor`: a capture, behind what is queued on the compute stream."""
+
+    def capture_next() -> float | None:
+        graphed, done = rank.graphed, queue.SimpleQueue[bool]()
+        assert graphed is not None
+        rank.device.compute.launch(lambda: done.put(graphed.capture_next()), (), ())
+        return 0.0 if done.get(timeout=PATIENCE_S) else None
+
+    return capture_next
 
 
 class Service:
     """Scheduler and executor, with a rank for each model.
 
-    ``graphs`` are none, captured at the start, or one by one when idle (lazy).
+    ``graphs`` are none, captured at the start, or one by one when idle (lazy), and meanwhile between steps.
     """
 
     def __init__(
@@ -139,13 +146,13 @@ class Service:
         blocks: int = 60,
         graphs: str = "none",
     ) -> None:
-        captured, lazy = graphs != "none", graphs == "lazy"
+        captured, lazy = graphs != "none", graphs in ("lazy", "meanwhile")
         with torch.inference_mode():
             self.ranks = [Rank(model, depth, blocks, captured) for model in models]
         if graphs == "start":
             at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
         first = self.ranks[0]
-        spare_work = spare_work_of(first.graphed) if lazy and first.graphed else None
+        spare_work = spare_work_of(first) if lazy else None
         capacity = Capacity(blocks, BLOCK, prefix_caching=models[0].stateful is None)
         given = (first.pipeline, first.batch, capacity, {}, spare_work)
         masks = Masks(compiler(), SLOTS, LLExecutor())
@@ -155,7 +162,7 @@ class Service:
             self.executor = Executor(*given, masks)
         else:
             names = tuple(name_of(rank) for rank in range(1, len(models)))
-            self.executor = Leader(*given, masks, followers=names)
+            self.executor = Leader(*given, masks, catching_up=graphs == "meanwhile", followers=names)
             for number, name in enumerate(names, 1):
                 self.followers[name] = FollowerThread(self.ranks[number], number, lazy)
         self.tokens: dict[int, list[int]] = {}

@@ -146,6 +146,16 @@ class CudaDevice:
         self.synchronize()
         return torch.cuda.max_memory_allocated(self.device) - before
 
+    def has_room(self, size: int) -> bool:
+        """Whether work on the compute stream can take ``size`` bytes; what it can, stays with this process."""
+        try:
+            with self.computing():
+                torch.empty(size, dtype=torch.uint8, device=self.device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return False
+        return True
+
     def check(self) -> None:
         if self.failure is not None:
             raise self.failure

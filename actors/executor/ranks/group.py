@@ -33,15 +33,18 @@ class Together:
 
 TOGETHER = Together()
 
+OWN_FAULTS = ("unhandled cuda error", "Cuda failure", "CUDA error")
+"""How NCCL reports what this rank's own GPU or driver has reported to it."""
+
 
 def is_of_connection(error: BaseException) -> bool:
     """Whether NCCL or gloo says that it does not reach a rank.
 
     Lack of memory and illegal accesses are RuntimeErrors too, and gloo has no class for what its transport reports.
     """
-    return isinstance(error, DistBackendError) or (
-        type(error) is RuntimeError and "/gloo/transport/" in str(error)
-    )
+    if isinstance(error, DistBackendError):
+        return not any(words in str(error) for words in OWN_FAULTS)
+    return type(error) is RuntimeError and "/gloo/transport/" in str(error)
 
 
 class RankGroup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....protocol.messages import CaptureNext, Forget, PeerUp, Plan
+from ....protocol.messages import CaptureNext, Completed, Forget, PeerUp, Plan
 from ..executor import Executor
 
 
@@ -36,28 +36,35 @@ class Leader(Executor):
 
     def on_plan(self, plan: Plan, now: float) -> None:
         if self.captures_next:
-            self.capture(now)
+            self.do_spare_work(now)
         self.send_to_followers(plan)
         super().on_plan(plan, now)
 
     def on_wake(self, now: float) -> None:
-        """As an executor, but the others hear of a capture a turn before: what it computes, all compute together."""
+        """As an executor, but the others hear of a capture a turn before: what it computes, all compute together.
+
+        Between steps too: each of the others captures when it has done all plans that were sent before.
+        """
+        self.fill_masks()
         if self.captures_next:
-            self.capture(now)
-        elif self.spare_work is None or not self.pipeline.idle:
-            super().on_wake(now)  # masks alone
-        elif not self.missing:
+            self.do_spare_work(now)
+        elif (
+            self.spare_work is not None
+            and not self.missing
+            and (self.pipeline.idle or self.may_catch_up(now))
+        ):
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
 
-    def may_catch_up(self, now: float) -> bool:
-        """Ranks capture together, which they can do when none of them has a step."""
-        return False
+    def on_completed(self, message: Completed, now: float) -> None:
+        super().on_completed(message, now)
+        if self.captures_next:
+            self.wake_at = now  # the others wait in what they have begun
 
-    def capture(self, now: float) -> None:
+    def do_spare_work(self, now: float) -> None:
         self.captures_next = False
-        super().on_wake(now)
+        super().do_spare_work(now)
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         self.missing.discard(peer.name)
