@@ -162,7 +162,7 @@ class Planner:
             return False
         if len(short):
             for slot in short.tolist():
-                draft.blocks += (slot, *blocks.grow(self.holder(slot).held, 1))
+                draft.blocks += (slot, *blocks.grow(self.holder(slot).block_list, 1))
             table.room[short] += blocks.block_size
         return True
 
@@ -217,17 +217,17 @@ class Planner:
     def admit(self, sequence: Sequence, blocks: BlockPool, draft: Draft) -> bool:
         """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
         size, length = blocks.block_size, len(sequence.tokens)
-        held, copied = BlockList(), BlockList()
+        block_list, copied = BlockList(), BlockList()
         if sequence.needs_prompt_logprobs:
             sequence.forget_prompt_logprobs()  # what is cached has no logits: all is computed, perhaps once more
         elif blocks.caching:
-            share_beginning(blocks, sequence, held, copied, self.step)
-        shared = len(held)
+            share_beginning(blocks, sequence, block_list, copied, self.step)
+        shared = len(block_list)
         needed = -(-length // size) - shared
         if blocks.available < needed:
             blocks.release(copied, blocks.completed)
         if blocks.available < needed:
-            blocks.release(held, blocks.completed)
+            blocks.release(block_list, blocks.completed)
             return False
         if self.quarantine.take(sequence):
             self.waiting.enter(sequence)
@@ -235,16 +235,16 @@ class Planner:
             self.waiting.pop()
         sequence.slot = slot = self.slots.take()
         self.holders[slot] = sequence
-        sequence.held, sequence.published, sequence.resumes = held, shared, False
-        blocks.grow(held, needed)
+        sequence.block_list, sequence.published, sequence.resumes = block_list, shared, False
+        blocks.grow(block_list, needed)
         start = shared * size
         if copied:
             start = length - 1
-            draft.copies += (copied.blocks[0], held.blocks[shared])
+            draft.copies += (copied.blocks[0], block_list.blocks[shared])
             blocks.release(copied, self.step)
             self.counters["num_block_copies"] += 1
-        self.table.enter(sequence, self.slots.generation[slot], start, len(held) * size)
-        for block in held.blocks:
+        self.table.enter(sequence, self.slots.generation[slot], start, len(block_list) * size)
+        for block in block_list.blocks:
             draft.blocks += (slot, block)
         draft.joins.append(sequence.join(start))
         self.prefilling.append(sequence)
@@ -315,7 +315,7 @@ class Planner:
         sequence.left = True
         self.leaves.append(slot)
         self.publish(sequence)
-        self.blocks.release(sequence.held, sequence.last_step)
+        self.blocks.release(sequence.block_list, sequence.last_step)
         self.slots.retire(slot, sequence.last_step)
         if sequence.last_step <= self.slots.completed:
             self.vacate(slot)
@@ -343,7 +343,7 @@ class Planner:
     def forget_device(self, sequence: Sequence) -> None:
         """It holds nothing there any more but its tokens, which are kept."""
         sequence.tokens = self.table.known(sequence.slot).copy()
-        sequence.held, sequence.slot, sequence.published = BlockList(), -1, 0
+        sequence.block_list, sequence.slot, sequence.published = BlockList(), -1, 0
         sequence.left, sequence.preempted = False, False
 
     def enqueue(self, sequence: Sequence) -> None:

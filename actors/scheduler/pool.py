@@ -116,15 +116,15 @@ class BlockPool(Pool):
         self.references[block] = 1
         return block
 
-    def grow(self, held: BlockList, count: int) -> list[int]:
+    def grow(self, block_list: BlockList, count: int) -> list[int]:
         """New blocks for the holder, behind those that it has."""
         blocks = [self.take() for _ in range(count)]
         generation = self.generation
-        held.blocks += blocks
-        held.generations += [generation[block] for block in blocks]
+        block_list.blocks += blocks
+        block_list.generations += [generation[block] for block in blocks]
         return blocks
 
-    def share(self, held: BlockList, blocks: list[int]) -> None:
+    def share(self, block_list: BlockList, blocks: list[int]) -> None:
         """One holder more for each of these blocks, found by their content."""
         generation = self.generation
         for block in blocks:
@@ -132,13 +132,15 @@ class BlockPool(Pool):
                 self.unused.pop(block, None)
                 self.retiring.pop(block, None)
             self.references[block] += 1
-        held.blocks += blocks
-        held.generations += [generation[block] for block in blocks]
+        block_list.blocks += blocks
+        block_list.generations += [generation[block] for block in blocks]
 
-    def release(self, held: BlockList, last_step: int) -> None:
+    def release(self, block_list: BlockList, last_step: int) -> None:
         """One holder less for each block, last first so that a prefix outlives what continues it."""
         current, references, last_use = self.generation, self.references, self.last_use
-        for block, generation in zip(reversed(held.blocks), reversed(held.generations), strict=True):
+        for block, generation in zip(
+            reversed(block_list.blocks), reversed(block_list.generations), strict=True
+        ):
             if current[block] != generation or not references[block]:
                 raise RuntimeError(f"block {block} is given back by who does not hold it")
             if last_step > last_use[block]:
@@ -146,7 +148,7 @@ class BlockPool(Pool):
             references[block] -= 1
             if not references[block]:
                 self.retire(block, last_use[block])
-        held.blocks, held.generations = [], []
+        block_list.blocks, block_list.generations = [], []
 
     def reuse(self, number: int) -> None:
         if number in self.hashes_of:

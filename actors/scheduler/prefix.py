@@ -49,18 +49,18 @@ def hash_of_end(sequence: Sequence, tokens: np.ndarray, size: int) -> bytes:
 
 
 def share_beginning(
-    blocks: BlockPool, sequence: Sequence, held: BlockList, copied: BlockList, step: int
+    blocks: BlockPool, sequence: Sequence, block_list: BlockList, copied: BlockList, step: int
 ) -> None:
     """Hold what is cached of the tokens before the last one, which has to be computed in ``step``.
 
-    Full blocks are shared, by ``held``. If all of the rest is cached too, in a block that an earlier step has
+    Full blocks are shared, by ``block_list``. If all of the rest is cached too, in a block that an earlier step has
     written, that block is held by ``copied``, so that the last token can be written behind a copy of it.
     """
     size, length = blocks.block_size, len(sequence.tokens)
     full = (length - 1) // size
     extend_hashes(sequence.hashes, sequence.tokens.data, size, sequence.salt)
     found = blocks.find(sequence.hashes[:full])
-    blocks.share(held, found)
+    blocks.share(block_list, found)
     if len(found) == full and length > full * size + 1:
         block = blocks.block_of.get(hash_of_end(sequence, sequence.tokens, size))
         if block is not None and blocks.written[block] < step:
@@ -81,7 +81,7 @@ def publish(blocks: BlockPool, sequence: Sequence, known: np.ndarray, computed: 
     if full > sequence.published:
         extend_hashes(sequence.hashes, known[: full * size].data, size, sequence.salt)
         for index in range(sequence.published, full):
-            blocks.publish(sequence.held.blocks[index], sequence.hashes[index], step)
+            blocks.publish(sequence.block_list.blocks[index], sequence.hashes[index], step)
         sequence.published = full
     if computed == len(known) == len(sequence.tokens) and computed % size > 1:
-        blocks.publish(sequence.held.blocks[full], hash_of_end(sequence, known, size), step)
+        blocks.publish(sequence.block_list.blocks[full], hash_of_end(sequence, known, size), step)

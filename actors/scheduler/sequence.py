@@ -105,7 +105,7 @@ class Sequence:
     slot: int = -1
     waits_since: int = 0
     """The step that was next when it came into the queue."""
-    held: BlockList = field(default_factory=BlockList)
+    block_list: BlockList = field(default_factory=BlockList)
     hashes: list[bytes] = field(default_factory=list)
     published: int = 0
     """Full blocks that the prefix cache knows."""

@@ -357,8 +357,8 @@ def test_n_answers_share_their_prompts_blocks_and_copy_the_one_that_they_write_o
     planner = bench.scheduler.planner
     assert planner.blocks is not None
     full = (length - 1) // 16
-    heads = {tuple(planner.holder(slot).held.blocks[:full]) for slot, _ in joins(bench)}
-    tails = {planner.holder(slot).held.blocks[full] for slot, _ in joins(bench)}
+    heads = {tuple(planner.holder(slot).block_list.blocks[:full]) for slot, _ in joins(bench)}
+    tails = {planner.holder(slot).block_list.blocks[full] for slot, _ in joins(bench)}
     assert len(heads) == 1
     assert len(tails) == 4
     bench.finish_all()

@@ -277,7 +277,7 @@ class Chaos(Asking, World):
         blocks = scheduler.planner.blocks
         held = [0] * len(blocks.references)
         for sequence in scheduler.planner.holders:
-            for block in sequence.held.blocks if sequence is not None else ():
+            for block in sequence.block_list.blocks if sequence is not None else ():
                 held[block] += 1
         assert held == blocks.references, "references are holders"
         places = [*blocks.free, *blocks.unused, *blocks.retiring]

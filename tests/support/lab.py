@@ -422,7 +422,7 @@ class Lab:
         owned = 0
         for sequence in planner.holders:
             if sequence is not None:
-                owned += len(sequence.held.blocks)
+                owned += len(sequence.block_list.blocks)
         assert sum(references) == owned
 
     def check_everything(self) -> None:
@@ -433,8 +433,10 @@ class Lab:
         held = Counter[int]()
         for sequence in planner.holders:
             if sequence is not None:
-                held.update(sequence.held.blocks)
-                assert sequence.held.generations == [blocks.generation[b] for b in sequence.held.blocks]
+                held.update(sequence.block_list.blocks)
+                assert sequence.block_list.generations == [
+                    blocks.generation[b] for b in sequence.block_list.blocks
+                ]
         places = [*blocks.free, *blocks.unused, *blocks.retiring, *held]
         assert sorted(places) == list(range(1, self.blocks)), "each block is in one place"
         assert blocks.references == [held[block] for block in range(self.blocks)]

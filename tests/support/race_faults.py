@@ -439,8 +439,8 @@ FAULTS = (
         BLOCK,
         (
             (
-                "self.blocks.release(sequence.held, sequence.last_step)",
-                "self.blocks.release(sequence.held, -1)",
+                "self.blocks.release(sequence.block_list, sequence.last_step)",
+                "self.blocks.release(sequence.block_list, -1)",
             ),
         ),
         MANY,
