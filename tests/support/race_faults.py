@@ -18,7 +18,7 @@ from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.scheduler.scheduler import Scheduler
 
 PIPELINE = "slipstream.actors.executor.pipeline"
-EXECUTOR = "slipstream.actors.executor.executor"
+STEP_ACTOR = "slipstream.actors.executor.step_actor"
 GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
 DRAFT = "slipstream.actors.scheduler.draft"
@@ -63,8 +63,8 @@ def plant(fault: Fault) -> Code:
     module = edited(fault.module, fault.edits)
     if fault.module == PIPELINE:
         return Code(pipeline=module.Pipeline)
-    if fault.module == EXECUTOR:
-        return Code(executor=module.Executor)
+    if fault.module == STEP_ACTOR:
+        return Code(executor=type("Executor", (Executor,), {"launch": module.StepActor.launch}))
     if fault.module == GRAPHS:
         return Code(graphed=module.GraphedProgram)
     parts: dict[str, object] = {}
@@ -311,14 +311,14 @@ FAULTS = (
         "staging A",
         (("array(slot.staging)", "array(self.pipeline.slots[0].staging)"),),
         MANY,
-        EXECUTOR,
+        STEP_ACTOR,
     ),
     Fault(
         "staged-in-the-slot-before",
         "staging",
         (("array(slot.staging)", "array((*self.pipeline.under_way, slot)[0].staging)"),),
         MANY,
-        EXECUTOR,
+        STEP_ACTOR,
     ),
     # masks: staging → H2D → the second part of a step
     Fault("masks-done-not-recorded", "masks", drop(MASKS_DONE)),
