@@ -61,6 +61,8 @@ class ExecutorOptions(ModelOptions):
     for_cuda_only: tuple[str, ...]
     """Options that were given and have no effect on a CPU, which ``auto`` may turn out to be."""
     dtype: str
+    quantization: str | None
+    """What weights become at load: ``fp8`` or ``int8``; None: they stay as they are stored."""
     attention_backend: str
     load_format: str
     cuda_graphs: str

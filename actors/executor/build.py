@@ -120,7 +120,11 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
 
         context.phase("load weights")
         model = (make_model if dummy else load_model)(
-            options.model, device=where, dtype=options.dtype, attention_backend=backend
+            options.model,
+            device=where,
+            dtype=options.dtype,
+            attention_backend=backend,
+            quantization=options.quantization,
         )
     if options.max_model_len > model.max_model_len:
         raise InvalidRequest(

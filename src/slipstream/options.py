@@ -115,6 +115,12 @@ class ServeOptions:
         group=EVERYDAY,
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str | None = option(
+        None,
+        "what the weights of the layers become at load, with a scale for each row; on a CPU they are only rounded",
+        group=EVERYDAY,
+        choices=("fp8", "int8"),
+    )
     max_model_len: int | None = option(
         None,
         "most tokens of prompt and answer (default: the model's)",
@@ -321,6 +327,11 @@ class ServeOptions:
         if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):
             raise InvalidRequest(
                 f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
+            )
+        if self.quantization is not None and self.tensor_parallel_size > 1:
+            raise InvalidRequest(
+                f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
+                " are not divided among ranks; leave out one"
             )
         check_reach(self, spell)
 

@@ -380,6 +380,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         device=options.device,
         for_cuda_only=tuple(options.without_effect("cpu")),
         dtype=options.dtype,
+        quantization=options.quantization,
         attention_backend=options.attention_backend,
         load_format=options.load_format,
         cuda_graphs=options.cuda_graphs,

@@ -36,6 +36,7 @@ KINDS = {
         max_batched_tokens=2048,
         without_effect=(
             "dtype",
+            "quantization",
             "gpu_memory_utilization",
             "kv_cache_dtype",
             "kv_cache_memory",

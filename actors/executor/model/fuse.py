@@ -18,6 +18,8 @@ from ..attention.ahead import compile_ahead
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer
 from .operations import Operations, TorchOperations
 from .paged_model import PagedModel
+from .quantization.linear import QuantizedLinear
+from .quantization.linear import joined as joined_quantized
 from .understand import (
     CHECKED_POSITIONS,
     CHECKED_TOKENS,
@@ -167,6 +169,9 @@ def joined(layers: list[nn.Linear]) -> nn.Linear:
     """One linear layer that computes what all of them do, one after the other."""
     if len(layers) == 1:
         return layers[0]
+    quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
+    if quantized:
+        return joined_quantized(quantized)
     with torch.device("meta"):
         found = nn.Linear(layers[0].in_features, sum(one.out_features for one in layers), bias=False)
     found.weight = nn.Parameter(torch.cat([one.weight for one in layers]), requires_grad=False)

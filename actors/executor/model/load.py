@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
@@ -19,15 +15,15 @@ from ..attention import backend as attention
 from ..attention.transformers_hook import IMPLEMENTATION
 from . import gate
 from .fuse import fuse
-from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
+from .language_model import language_model_config
 from .paged_model import PagedModel
 from .probe import probed
-from .quantization.checkpoint import dequantized_tensors, open_shards, stored_weights
-from .quantization.scheme import Scheme, scheme_of, unquantized
+from .quantization.checkpoint import open_shards
+from .quantization.linear import quantize_layers
+from .quantization.scheme import scheme_of, unquantized
+from .weights import FROM_FOLDER, read_quantized, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FROM_FOLDER: Any = {"local_files_only": True, "trust_remote_code": False}
-"""How transformers reads a folder: nothing is fetched, and no code in it runs."""
 
 
 def load_model(
@@ -36,17 +32,24 @@ def load_model(
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
+    quantization: str | None = None,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
     is no such model, ModelNotSupported when there is one that cannot be served. The decoder
-    is replaced by one of few kernels where ``fuse`` can.
+    is replaced by one of few kernels where ``fuse`` can. ``quantization`` is what the layers' weights become.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    transformer, told = load_transformer(path_or_name, dtype)
+    transformer, told = load_transformer(path_or_name, dtype, keep=device.type == "cuda")
+    if quantization is not None:
+        if told:
+            raise InvalidRequest(
+                f"quantization={quantization!r}: this model is quantized already ({told}); leave out --quantization"
+            )
+        told = quantize_layers(transformer, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.weights_told = told
     with probed(model):
@@ -54,10 +57,10 @@ def load_model(
     return model
 
 
-def load_transformer(path_or_name: str, dtype: str) -> tuple[PreTrainedModel, str]:
+def load_transformer(path_or_name: str, dtype: str, *, keep: bool = False) -> tuple[PreTrainedModel, str]:
     """The model as transformers has it, in the memory of the host, and what one should know of its weights.
 
-    Errors as of ``load_model``.
+    ``keep`` as of ``read_quantized``; errors as of ``load_model``.
     """
     checkpoint = open_checkpoint(path_or_name)
     checkpoint.check_weights()
@@ -69,7 +72,7 @@ def load_transformer(path_or_name: str, dtype: str) -> tuple[PreTrainedModel, st
     if scheme is None:
         transformer, report = read_weights(config, dtype, checkpoint.folder)
     else:
-        transformer, report, told = read_quantized(config, dtype, shards, scheme)
+        transformer, report, told = read_quantized(config, dtype, shards, scheme, keep=keep)
     for what in ("missing", "mismatched"):
         # transformers fills these with random numbers and goes on.
         if keys := report[f"{what}_keys"]:
@@ -80,73 +83,13 @@ def load_transformer(path_or_name: str, dtype: str) -> tuple[PreTrainedModel, st
     return transformer, told
 
 
-def read_quantized(
-    config: PreTrainedConfig, dtype: str, shards: Mapping[str, Any], scheme: Scheme
-) -> tuple[Any, dict[str, Any], str]:
-    """As ``read_weights``, with every quantized weight as what it stands for; and what one should know of that."""
-    text, failures = language_model_config(config), list[Exception]()
-    own = getattr(text, "dtype", None) or torch.bfloat16
-    chosen = own if dtype == "auto" else getattr(torch, dtype)
-    weights = stored_weights(shards, scheme)
-    tensors = dequantized_tensors(shards, weights, chosen, failures)
-    try:
-        transformer, report = read_weights(
-            config, str(chosen).removeprefix("torch."), None, state_dict=tensors
-        )
-    except RuntimeError as error:
-        raise (failures or [error])[0] from None
-    if failures:
-        raise failures[0]
-    times = 8 * chosen.itemsize / scheme.bits
-    told = (
-        f"weights {scheme.title}, dequantized to {str(chosen).removeprefix('torch.')}: they take {times:.1f} times the"
-        " memory of the files, and a step that much longer to read them"
-    )
-    return transformer, report, told
-
-
-def read_weights(
-    config: PreTrainedConfig, dtype: str, folder: Path | None, **given: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The language model of a folder, a `PreTrainedModel`, and what transformers says of its weights.
-
-    Without a folder the weights are ``given``, as transformers takes them.
-    """
-    text = language_model_config(config)
-    # It would list every weight that is not read, a line each; those that are missing are our error. (It looks at the
-    # level of its logger to decide whether to list what no rank divides, too.)
-    report = logging.getLogger("transformers.modeling_utils")
-    report.addFilter(only_errors)
-    try:
-        return gate.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
-            folder,
-            config=unquantized(text),
-            key_mapping=None if text is config else LANGUAGE_MODEL_KEYS,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=IMPLEMENTATION,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are among what it says then, and an error of ours
-            **FROM_FOLDER,
-            **given,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        where = f"of {str(folder)!r} " if folder else ""
-        raise ModelNotSupported(f"the weights {where}cannot be loaded: {error}") from error
-    finally:
-        report.removeFilter(only_errors)
-
-
-def only_errors(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 def make_model(
     path_or_name: str,
     *,
     device: torch.device,
     dtype: str = "auto",
     attention_backend: str = "torch",
+    quantization: str | None = None,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
@@ -154,6 +97,9 @@ def make_model(
         getattr(language_model_config(config), "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     )
     model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
+    if quantization is not None:
+        model.weights_told = quantize_layers(model.transformer, quantization, device)
+        model.measure()
     with probed(model):
         fuse(model)
     return model

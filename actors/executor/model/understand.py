@@ -18,6 +18,7 @@ from ..cache.paged import PagedBatch
 from ..ranks.layers import SummedLinear
 from .decoder import Rotary
 from .operations import ACTIVATIONS, Norm
+from .quantization.linear import QuantizedLinear
 
 TOLERANCE = 1e-5
 """Of the difference of states in float32, relative to their size. Another order of sums gives 1e-6."""
@@ -308,12 +309,18 @@ def linears(parts: dict[str, nn.Module], *choices: tuple[str, ...]) -> list[nn.L
             layers = [
                 layer
                 for layer in found
-                if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, SummedLinear)
+                if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, SummedLinear, QuantizedLinear)
             ]
-            if len(layers) < len(found) or len({(one.weight.dtype, one.bias is None) for one in layers}) > 1:
+            if len(layers) < len(found) or len({kind_of(one) for one in layers}) > 1:
                 raise Unfit(f"its {', '.join(names)} are no plain linear layers, or differ in kind")
             return layers
     raise Unfit(f"it has no {' and no '.join(', '.join(names) for names in choices)}")
+
+
+def kind_of(layer: nn.Linear) -> tuple[Any, ...]:
+    """Layers that differ in this are not joined."""
+    block = layer.block if isinstance(layer, QuantizedLinear) else None
+    return layer.weight.dtype, layer.bias is None, block
 
 
 def norm_of(module: nn.Module) -> Norm:

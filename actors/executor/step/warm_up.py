@@ -119,10 +119,12 @@ def decode_step(buckets: Buckets, rows: int, max_kv_len: int) -> Step:
 
 
 def steps_of_all_kernels(buckets: Buckets, max_model_len: int) -> Iterator[Step]:
-    """Steps that need every kernel there is: attention has others for few rows, few keys and short prompts."""
+    """Steps that need every kernel there is: attention has others for few rows, few keys and short prompts, products
+    with quantized weights for 1, 16, 32 and 64 rows."""
     yield largest_step(buckets, max_model_len, everything=False)
     yield Step(mixed_layout(buckets, buckets.mixed[0]), SamplingKind(), samples=0, max_kv_len=max_model_len)
-    for rows in (buckets.decode[0], buckets.decode[-1]):
+    most = buckets.decode[-1]
+    for rows in sorted({padded(min(rows, most), buckets.decode) for rows in (1, 16, 32, 64, most)}):
         for max_kv_len in (1, max_model_len):
             yield decode_step(buckets, rows, max_kv_len)
 

@@ -123,7 +123,7 @@ def show_memory(found: Estimate, options: ServeOptions, length: int) -> None:
         f"{in_bytes(found.kv_bytes_per_token)} for each token, {in_bytes(request)} for a request of {length:,}",
     )
     if found.quantized:
-        show("quantized", f"{found.quantized}; dequantized at load to what is said of weights")
+        show("quantized", f"{found.quantized}; the line above counts weights as dequantized")
     for line in found.told:
         show("states", line)
     together = found.bytes_for(options.max_num_seqs, length, size)

@@ -10,14 +10,20 @@ import pytest
 import torch
 from quantized import STORED, compressed, make_quantized, write
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.attention.torch_backend import TorchAttention
+from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.load import load_model, load_transformer, make_model
+from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import _paged_logits, _probe_tokens
-from slipstream.protocol.errors import ModelNotSupported
+from slipstream.actors.executor.model.quantization.linear import QuantizedLinear, quantize_layers
+from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
+from slipstream.runtime.config import resolve
 from tiny_models import MULTIMODAL, make_checkpoint, make_config
 from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from slipstream import cli
+from slipstream.options import ServeOptions
 
 CPU = torch.device("cpu")
 
@@ -217,3 +223,112 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     with pytest.raises(ModelNotSupported, match=r"model-00002-of-00002\.safetensors cannot be read"):
         load_model(str(folder), device=CPU)
+
+
+# --- kept as they are stored, as on a GPU ---------------------------------------------------------
+
+
+def kept_model(folder: Path, dtype: str = "float32") -> PagedModel:
+    """What a GPU is given; a CPU computes the same more slowly."""
+    transformer, told = load_transformer(str(folder), dtype, keep=True)
+    assert told.endswith("as they are stored")
+    return PagedModel(transformer, TorchAttention())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "llava"])
+@pytest.mark.parametrize("kind", ["fp8 by tensor", "fp8 by blocks", "fbgemm", "compressed int8"])
+def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
+    kind: str, family: str, tmp_path: Path
+) -> None:
+    quantized, plain = make_quantized(kind, tmp_path, family)
+    model = kept_model(quantized)
+    with torch.inference_mode():
+        before = _paged_logits(model, _probe_tokens(model))
+        fuse(model)
+        assert model.kept_because == ""
+        found = _paged_logits(model, _probe_tokens(model))
+    layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
+    assert len(layers) == 4 * len(model.layout.layers), "what each layer multiplies with"
+    expected = logits_of(plain)
+    assert torch.equal(found, expected), "the numbers are the same"
+    assert float((before - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_what_is_no_linear_layer_is_dequantized_and_told(tmp_path: Path) -> None:
+    folder, plain = make_quantized("compressed fp8 by rows", tmp_path, "qwen3_moe")
+    transformer, told = load_transformer(str(folder), "bfloat16", keep=True)
+    assert told.startswith("weights FP8, 24 of 32, dequantized to bfloat16: they take 2.0 times"), told
+    model = PagedModel(transformer, TorchAttention())
+    expected = load_model(str(plain), device=CPU, dtype="bfloat16")
+    with torch.inference_mode():
+        fuse(model)
+        tokens = _probe_tokens(model)
+        assert torch.equal(_paged_logits(model, tokens), _paged_logits(expected, tokens))
+
+
+def test_weights_of_zero_points_or_of_words_are_dequantized(tmp_path: Path) -> None:
+    folder, _ = make_quantized("awq", tmp_path)
+    transformer, told = load_transformer(str(folder), "bfloat16", keep=True)
+    assert "AWQ int4, dequantized to bfloat16: they take 4.0 times" in told
+    assert not any(isinstance(module, QuantizedLinear) for module in transformer.modules())
+
+
+# --- quantized at load ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "most"), [("fp8", 448.0), ("int8", 127.0)])
+def test_weights_quantized_at_load_are_the_nearest_with_a_scale_for_each_row(
+    kind: str, most: float, tmp_path: Path
+) -> None:
+    folder = make_checkpoint("llama", tmp_path)
+    before, _ = load_transformer(str(folder), "float32")
+    after, _ = load_transformer(str(folder), "float32")
+    told = quantize_layers(after, kind, CPU)
+    assert told.startswith(
+        f"weights rounded to {kind.replace('fp8', 'FP8')} and kept as they were, which a CPU"
+    )
+    changed = 0
+    for (name, weight), (_, found) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(found, weight), "embeddings, norms and the head stay as they are"
+            continue
+        changed += 1
+        scales = weight.abs().amax(1, keepdim=True) / most
+        step = (weight.abs() / 16).clamp(min=scales * 2**-10) if kind == "fp8" else scales / 2
+        assert bool(((found - weight).abs() <= step * 1.001).all())
+        assert torch.allclose(found.abs().amax(1), weight.abs().amax(1)), "the largest of a row stays"
+    assert changed == 14
+
+
+def test_a_service_with_quantized_weights_says_so(tmp_path: Path) -> None:
+    folder = str(make_checkpoint("llama", tmp_path))
+    for load in (load_model, make_model):
+        model = load(folder, device=CPU, quantization="int8")
+        assert model.weights_told.startswith("weights rounded to int8")
+        assert model.kept_because == ""
+
+
+def test_quantized_weights_are_not_quantized_again(tmp_path: Path) -> None:
+    folder, _ = make_quantized("gptq", tmp_path)
+    with pytest.raises(InvalidRequest, match=r"'fp8': this model is quantized already \(weights GPTQ"):
+        load_model(str(folder), device=CPU, quantization="fp8")
+
+
+def test_a_model_without_projections_is_not_quantized(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="GPT2LMHeadModel has no projections that are known; leave out"):
+        load_model(str(make_checkpoint("gpt2", tmp_path)), device=CPU, quantization="fp8")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"quantization": "fp8", "tensor_parallel_size": 2}, "quantized weights are not divided among ranks"),
+        (
+            {"quantization": "fp8", "device": "emulated"},
+            "quantization=fp8 has no effect with device=emulated",
+        ),
+    ],
+)
+def test_an_option_that_could_have_no_effect_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        resolve(ServeOptions, keywords=options)

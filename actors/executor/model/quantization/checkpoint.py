@@ -49,6 +49,16 @@ class StoredWeight:
     scheme: Scheme
     base: str
 
+    @property
+    def shape(self) -> list[int]:
+        """Of the tensor that has its numbers."""
+        return list(self.parts[self.form.main].get_slice(self.base + self.form.main).get_shape())
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether there are products with it as it is stored."""
+        return self.form is FORMATS["scaled"] and ".weight_zero_point" not in self.parts
+
     def read(self) -> QuantizedWeight | Tensor:
         tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}
         return self.form.unpack(self.name, tensors, self.scheme)
@@ -82,21 +92,22 @@ def stored_weights(shards: Mapping[str, Any], scheme: Scheme) -> list[StoredWeig
 class Dequantized:
     """Stands in for a stored tensor where transformers reads them: it is read with ``[...]``."""
 
-    def __init__(self, weight: StoredWeight, dtype: torch.dtype, failures: list[Exception]) -> None:
-        self.weight, self.dtype, self.failures = weight, dtype, failures
+    def __init__(self, weight: StoredWeight, dtype: torch.dtype) -> None:
+        self.weight, self.dtype = weight, dtype
+        self.was_read = False
+        self.failure: Exception | None = None
+        """Why it could not be read: transformers would go on without it."""
 
     def __getitem__(self, _: Any) -> Tensor:
+        self.was_read = True
         try:
             return self.weight.dequantized(self.dtype)
         except Exception as error:
-            self.failures.append(error)  # transformers would go on without it
+            self.failure = error
             raise
 
 
-def dequantized_tensors(
-    shards: Mapping[str, Any], weights: list[StoredWeight], dtype: torch.dtype, failures: list[Exception]
-) -> dict[str, Any]:
-    """All tensors of a checkpoint by their names, to be read with ``[...]``, as if nothing were quantized."""
+def plain_tensors(shards: Mapping[str, Any], weights: list[StoredWeight]) -> dict[str, Any]:
+    """The tensors of a checkpoint that are no part of these weights, by their names, to be read with ``[...]``."""
     parts = {weight.base + end for weight in weights for end in weight.parts}
-    plain = {name: shard.get_slice(name) for name, shard in shards.items() if name not in parts}
-    return plain | {weight.name: Dequantized(weight, dtype, failures) for weight in weights}
+    return {name: shard.get_slice(name) for name, shard in shards.items() if name not in parts}

@@ -88,7 +88,7 @@ def _one_row_kernel(
     tl.store(out + output, total.to(out.dtype.element_ty), mask=here)
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def _few_rows_kernel(
     states,  # of 16 bits [rows, K]
     weight,  # int8 [N, K]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from .....protocol.errors import InvalidRequest
 from .products import product
 from .weight import QuantizedWeight
 
@@ -13,6 +16,13 @@ INT8_MOST = 127.0
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 """What weights can be quantized to when they are loaded."""
+
+PROJECTIONS = frozenset(
+    f"{name}_proj" for name in ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
+)
+"""The layers that are quantized at load. Those of recurrent layers, which read their weights themselves, are none."""
+
+TITLES = {"fp8": "FP8", "int8": "int8"}
 
 
 class QuantizedLinear(nn.Linear):
@@ -32,10 +42,10 @@ class QuantizedLinear(nn.Linear):
         return found.unflatten(0, input.shape[:-1])
 
 
-def kept(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear | None:
-    """The layer of a weight as it is stored; None where no product is made with such a one."""
-    if weight.zeros is not None or weight.groups is not None or weight.values.dtype not in DTYPES.values():
-        return None
+def kept(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
+    """The layer of a weight as it is stored."""
+    assert weight.zeros is None
+    assert weight.groups is None
     if (
         weight.scales.numel() == 1
     ):  # for all of it: a scale for each row can be joined with those of other layers
@@ -56,10 +66,9 @@ def quantize(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
 
 
 def joined(layers: list[QuantizedLinear]) -> QuantizedLinear:
-    """One layer that computes what all of them do, one after the other."""
+    """One layer that computes what all of them do, one after the other; their blocks are of one size."""
     rows, columns = layers[0].block
-    if any(layer.block != (rows, columns) for layer in layers):
-        raise ValueError("layers of scales for other blocks are not joined")
+    assert all(layer.block == (rows, columns) for layer in layers)
     scales: list[Tensor] = [layer.scales for layer in layers]
     if any(layer.out_features % rows for layer in layers[:-1]):
         scales = [layer.scales.repeat_interleave(rows, 0)[: layer.out_features] for layer in layers]
@@ -67,3 +76,36 @@ def joined(layers: list[QuantizedLinear]) -> QuantizedLinear:
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weight = torch.cat([layer.weight.view(torch.int8) for layer in layers]).view(layers[0].weight.dtype)
     return QuantizedLinear(weight, torch.cat(scales), (rows, columns), torch.cat(biases) if biases else None)
+
+
+def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> str:
+    """Quantize the projections of a model in place, on the device; what one should know of that.
+
+    One at a time, so that a device needs room for the quantized model alone. The head and the embeddings stay as they
+    are. On a CPU, which has no products with such weights, each is only rounded. InvalidRequest where there is nothing
+    to quantize.
+    """
+    dtype = DTYPES[kind]
+    names = [
+        name
+        for name, module in transformer.named_modules()
+        if type(module) is nn.Linear and name.rpartition(".")[2] in PROJECTIONS
+    ]
+    if not names:
+        raise InvalidRequest(
+            f"quantization={kind!r}: {type(transformer).__name__} has no projections that are known;"
+            " leave out --quantization"
+        )
+    if device.type == "cpu":
+        for name in names:
+            weight = transformer.get_parameter(f"{name}.weight")
+            weight.data = quantize(weight, dtype).dequantized(weight.dtype)
+        return (
+            f"weights rounded to {TITLES[kind]} and kept as they were, which a CPU computes with: no memory or time is"
+            " saved"
+        )
+    for name in names:
+        layer: Any = transformer.get_submodule(name)
+        bias = None if layer.bias is None else layer.bias.to(device)
+        transformer.set_submodule(name, kept(quantize(layer.weight.to(device), dtype), bias))
+    return f"weights quantized to {TITLES[kind]} at load"

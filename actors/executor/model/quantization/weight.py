@@ -28,8 +28,8 @@ class QuantizedWeight:
         """[N, K]: computed in float32 and rounded to ``dtype`` once."""
         numbers = self.values.float()
         if self.zeros is not None:
-            numbers -= self.spread(self.zeros)
-        return numbers.mul_(self.spread(self.scales)).to(dtype)
+            numbers = numbers - self.spread(self.zeros)
+        return (numbers * self.spread(self.scales)).to(dtype)
 
     def spread(self, each: Tensor) -> Tensor:
         """What belongs to each number, float32, in a shape that broadcasts to [N, K]."""
