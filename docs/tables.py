@@ -67,7 +67,7 @@ def meaning(option: Option) -> str:
 
 
 def http_fields_table() -> str:
-    """The fields of a body that have the names of sampling parameters, and those with one value alone."""
+    """The fields of a body, those that have the names of sampling parameters, and those with one value alone."""
 
     def fixed(values: Mapping[str, object]) -> str:
         return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in sorted(values.items()))
@@ -76,7 +76,19 @@ def http_fields_table() -> str:
     text = {
         name: value for name, value in requests.FIXED_IN_COMPLETIONS.items() if name not in requests.FIXED
     }
+
+    def own(kind: type, *others: type) -> str:
+        """The fields that a body declares itself."""
+        taken = {name for other in others for name in other.__struct_fields__}
+        return ", ".join(f"`{name}`" for name in kind.__struct_fields__ if name not in taken)
+
+    outputs = ", ".join(f"`structured_outputs.{name}`" for name in requests.MATCHES.values())
     rows = [
+        ("in chats and completions", own(requests.Sampling, requests.Labels)),
+        ("in a chat", own(requests.ChatFields, requests.Sampling)),
+        ("in a completion", own(requests.CompletionFields, requests.Sampling)),
+        ("what an answer matches: one of", f"{outputs}, `structured_outputs.json_object`"),
+        ("a caller's own labels, kept nowhere", own(requests.Labels)),
         ("parameters of sampling", ", ".join(f"`{field.name}`" for field in requests.PARAMETERS)),
         ("with this value alone, or null", fixed(requests.FIXED)),
         ("the same, in a chat", fixed(chat)),

@@ -57,7 +57,9 @@ class Generate(FromClient, tag="generate"):
     tools: list[dict[str, Any]] | None = None
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
-    """With ``messages``: what else the model's own chat template knows, ``enable_thinking`` for example."""
+    """With ``messages``: what else the model's own chat template knows, ``enable_thinking`` for example. And how the
+    prompt ends: ``add_generation_prompt`` (true: with the beginning of the next message) and ``continue_final_message``
+    (with the text of the last one, which the answer goes on with)."""
     add_special_tokens: bool = True
     """With a text as ``prompt``: put before and after it what the model's tokenizer puts there, such as the token that
     begins a text. Token ids are taken as they are, and a chat template writes its own."""

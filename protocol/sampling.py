@@ -17,9 +17,9 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     """What an answer has to match."""
 
     kind: str
-    """``json_schema``, ``regex`` or ``choice``: the parameter that it was given as."""
+    """The parameter that it was given as, one of ``GRAMMARS``."""
     source: str
-    """The schema or the list of strings as JSON text, or the regular expression."""
+    """What was given, as JSON text where it is no text."""
     before: str = ""
     """What may stand before it, as the rule ``before`` of llguidance's notation; empty: nothing."""
 
@@ -78,6 +78,17 @@ class SamplingParams(
     """A regular expression (syntax of Rust's ``regex``) that the whole answer matches."""
     choice: list[str] | None = None
     """The answer is one of these texts."""
+    lark: str | None = None
+    """A grammar as ``llguidance`` has it, in Lark's notation or as JSON, or in GBNF: the whole answer matches it."""
+    structural_tag: dict[str, Any] | str | None = None
+    """``{"structures": [{"begin", "schema", "end"}], "triggers": […]}``, or that as JSON text: the answer is any text,
+    but where a trigger comes in it, one of the structures does that begin so."""
+    allowed_token_ids: list[int] | None = None
+    """No other token comes, not even the model's end unless it is one of them."""
+    bad_words: list[str] = []
+    """Texts that the answer does not have in it, however they are made of tokens."""
+    truncate_prompt_tokens: int | None = None
+    """Of a longer prompt only this many tokens at its end are taken; -1: as many as leave room for ``max_tokens``."""
     priority: int = 0
     """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
     cache_salt: str = ""
@@ -101,13 +112,12 @@ class SamplingParams(
     @property
     def grammar(self) -> Grammar | None:
         """What the answer has to match; None: anything."""
-        if self.json_schema is not None:
-            schema = self.json_schema
-            return Grammar("json_schema", schema if isinstance(schema, str) else as_json(schema))
-        if self.regex is not None:
-            return Grammar("regex", self.regex)
-        if self.choice is not None:
-            return Grammar("choice", json.dumps(self.choice))
+        for kind in GRAMMARS:
+            given = getattr(self, kind)
+            if kind in ("choice", "bad_words") and given:
+                return Grammar(kind, json.dumps(given))
+            if given is not None and given != []:
+                return Grammar(kind, given if isinstance(given, str) else as_json(kind, given))
         return None
 
     def check(self, bounds: Limits) -> None:
@@ -143,27 +153,42 @@ class SamplingParams(
                     f" it must be at least {-limits.MAX_ABS_LOGIT_BIAS} and at most {limits.MAX_ABS_LOGIT_BIAS}",
                     param="logit_bias",
                 )
+        for token in self.allowed_token_ids or ():
+            if not 0 <= token < bounds.vocab_size:
+                raise InvalidRequest(
+                    f"allowed_token_ids has {token}; a token id of this model is 0 to {bounds.vocab_size - 1}",
+                    param="allowed_token_ids",
+                )
+        if self.truncate_prompt_tokens == 0:
+            message = (
+                "truncate_prompt_tokens=0 would leave no prompt; give 1 or more, or -1 for as many as fit"
+            )
+            raise InvalidRequest(message, param="truncate_prompt_tokens")
         counted("cache_salt", len(self.cache_salt), limits.MAX_CACHE_SALT_CHARS, "characters")
         self.check_grammar()
 
     def check_grammar(self) -> None:
         """Sizes alone; whether a grammar makes sense is seen where it is compiled."""
-        given = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
+        given = [name for name in GRAMMARS if getattr(self, name) not in (None, [])]
         if len(given) > 1:
             raise InvalidRequest(
                 f"{' and '.join(given)} are given; an answer matches one of them: leave one", param=given[1]
             )
-        if self.choice is not None:
-            counted("choice", len(self.choice), limits.MAX_CHOICE_STRINGS, "strings")
-            if not self.choice or not all(self.choice):
+        for name in ("choice", "bad_words"):
+            texts: list[str] | None = getattr(self, name)
+            counted(name, len(texts or ()), limits.MAX_CHOICE_STRINGS, "strings")
+            if self.choice == [] or "" in (texts or ()):
                 raise InvalidRequest(
-                    f"choice={brief(self.choice)} has no text to choose; give texts of at least one character",
-                    param="choice",
+                    f"{name}={brief(texts)} has no text to choose; give texts of at least one character",
+                    param=name,
                 )
+        if self.allowed_token_ids == []:
+            message = "allowed_token_ids=[] allows no token; give at least one, or leave it out"
+            raise InvalidRequest(message, param="allowed_token_ids")
         grammar = self.grammar
         if grammar is None:
             return
-        texts = self.choice if self.choice is not None else [grammar.source]
+        texts = self.choice or self.bad_words or [grammar.source]
         try:
             size = sum(len(text.encode()) for text in texts)
         except UnicodeEncodeError as error:
@@ -175,30 +200,34 @@ class SamplingParams(
         counted(grammar.kind, size, limits.MAX_GRAMMAR_BYTES, "bytes")
 
 
-def as_json(schema: dict[str, Any]) -> str:
-    """The schema as JSON text; one that is far too large or deep is not written first."""
-    layer: list[Any] = [schema]
+GRAMMARS = ("json_schema", "regex", "choice", "lark", "structural_tag", "allowed_token_ids", "bad_words")
+"""Parameters that say what an answer must match, of which it can have one."""
+
+
+def as_json(name: str, value: dict[str, Any] | list[Any]) -> str:
+    """The value of the parameter ``name`` as JSON text; one that is far too large or deep is not written first."""
+    layer: list[Any] = [value]
     size = 0
     for _ in range(limits.MAX_DEPTH):
         if not layer:
             break
-        size += sum(1 + len(value) if isinstance(value, str | list | dict) else 1 for value in layer)
+        size += sum(1 + len(part) if isinstance(part, str | list | dict) else 1 for part in layer)
         if size > limits.MAX_GRAMMAR_BYTES:
             raise InvalidRequest(
-                f"json_schema has more than {size} bytes; the limit is {limits.MAX_GRAMMAR_BYTES}: send fewer",
-                param="json_schema",
+                f"{name} has more than {size} bytes; the limit is {limits.MAX_GRAMMAR_BYTES}: send fewer",
+                param=name,
             )
-        layer = [item for value in layer for item in inside(value)]
+        layer = [item for part in layer for item in inside(part)]
     if layer:
         raise InvalidRequest(
-            f"json_schema is nested deeper than {limits.MAX_DEPTH} lists and maps; give it as JSON text",
-            param="json_schema",
+            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps; give it as JSON text",
+            param=name,
         )
     try:
-        return json.dumps(schema, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
-            f"json_schema cannot be written as JSON ({error}); give a plain object", param="json_schema"
+            f"{name} cannot be written as JSON ({error}); give a plain object", param=name
         ) from None
 
 
@@ -220,6 +249,7 @@ RANGES: dict[str, tuple[float, float | str, bool]] = {
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
     "repetition_penalty": (0.01, 10.0, False),
+    "truncate_prompt_tokens": (-1, "max_model_len", False),
     "priority": (-1000, 1000, False),
     "deadline_s": (0.0, limits.MAX_DEADLINE_S, True),
 }

@@ -46,7 +46,7 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
         return check_conversation(message.messages, template_of(message), bounds)
     prompt = message.prompt
     if isinstance(prompt, list):
-        if len(prompt) >= bounds.max_model_len:
+        if len(prompt) >= bounds.max_model_len and message.params.truncate_prompt_tokens is None:
             received = len(message.received)
             if len(prompt) + received + (0 if received else 1) > bounds.max_model_len:
                 raise context_length_exceeded("prompt", len(prompt), received, bounds.max_model_len)

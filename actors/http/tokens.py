@@ -67,6 +67,26 @@ class Tokens:
         ]
 
 
+def prompt_logprobs(
+    tokens: Tokens, rows: Sequence[dict[str, float] | None], count: int
+) -> list[dict[str, Any] | None]:
+    """The logprobs of a prompt as vLLM has them: by token id, with its rank among the ``count`` most likely. A token of
+    the prompt that is none of these has no rank."""
+
+    def entries(row: dict[str, float]) -> dict[str, Any]:
+        ordered = enumerate(sorted(row.items(), key=lambda item: -item[1]), 1)
+        return {
+            token: {
+                "logprob": max(logprob, NONE),
+                "rank": rank if rank <= count else None,
+                "decoded_token": tokens[int(token)][0],
+            }
+            for rank, (token, logprob) in ordered
+        }
+
+    return [None if row is None else entries(row) for row in rows]
+
+
 Columns = dict[str, list[Any]]
 """The logprobs of a completion: four lists with an entry for each token."""
 

@@ -35,6 +35,10 @@ OURS = frozenset({"messages", "add_generation_prompt", "raise_exception", "strft
 """What every template is given; a request cannot replace it."""
 
 
+THINKING = frozenset({"enable_thinking", "thinking"})
+"""Names under which templates learn whether the model is to think. Programs in front of many models send one."""
+
+
 class ChatTemplates:
     """The templates of one model, by name; most models have one."""
 
@@ -111,6 +115,8 @@ class ChatTemplate:
                 "tools are given, but the model's chat template takes none; leave tools out", param="tools"
             )
         for name in given.keys() - self.names:
+            if name in THINKING and given[name] is False:
+                continue  # a model that cannot think does not
             known = ", ".join(sorted(self.names)) or "none"
             raise InvalidRequest(
                 f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"

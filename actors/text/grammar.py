@@ -13,10 +13,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import tokenizers
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.sampling import Grammar
+from .notation import as_llguidance
 from .pieces import Pieces
 from .tokenizer_files import load_tokenizer
 
@@ -29,16 +30,6 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """What one grammar may take. Fuel is counted, not timed: the same on every machine."""
-
-JSON_STYLE = {
-    "whitespace_pattern": "[ ]?",  # a weak model would go on with spaces for ever
-    "lenient": False,  # a keyword without effect is refused
-    "coerce_one_of": False,
-}
-
-NO_FORCING = '%llguidance {"no_forcing": true}'
-"""The model chooses among all the ways to write the one text that can follow. To force one of them, the
-library would look ahead without a limit: 0.4 s for ``(a{1000}){1000}``."""
 
 MAX_REASON_CHARS = 300
 
@@ -79,6 +70,8 @@ class Vocabulary:
         self.eos_token_id = ends[0]
         self.special_token_ids = sorted(control)
         """Tokens that no text has, whatever their names are."""
+        self.control = frozenset(control.values())
+        """Their names."""
         self.tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:
@@ -104,6 +97,7 @@ class GrammarCompiler:
             raise ModelNotSupported(
                 f"this tokenizer gives no bytes to its tokens that a grammar could be applied to ({error})"
             ) from None
+        self.control = vocabulary.control
         vocabulary.tokens = []  # the library has its own form of them
         self.library_words = -(-known // 32)
         """uint32 of one mask of the library's; ours has the first ``words`` of them."""
@@ -122,7 +116,8 @@ class GrammarCompiler:
     def compile(self, grammar: Grammar) -> LLMatcher:
         """A matcher at the beginning of an answer; ``InvalidRequest`` says what is wrong with the grammar."""
         try:
-            matcher = LLMatcher(self.vocabulary, as_llguidance(grammar), log_level=0, limits=LIMITS)
+            notation = as_llguidance(grammar, self.control)
+            matcher = LLMatcher(self.vocabulary, notation, log_level=0, limits=LIMITS)
         except (ValueError, TypeError, RecursionError) as error:
             raise refusal(grammar, str(error)) from None
         if matcher.is_error():
@@ -168,31 +163,6 @@ class GrammarCompiler:
             raise refusal(grammar, matcher.get_error())
         if not allowed & ~self.barred(()):
             raise refusal(grammar, "no text matches but the empty one")
-
-
-def as_llguidance(grammar: Grammar) -> str:
-    """The grammar in the library's own notation; most of its errors show when it is compiled."""
-    if grammar.kind == "json_schema":
-        schema = json.loads(grammar.source)
-        if not isinstance(schema, dict):
-            raise ValueError(f"expected an object, got {grammar.source:.80}")
-        return with_start(grammar, f"%json {json.dumps(schema | {'x-guidance': JSON_STYLE})}")
-    regex = grammar.source
-    if grammar.kind == "choice":
-        regex = "|".join(map(literal, json.loads(grammar.source)))
-    return with_start(grammar, f"/{regex_to_lark(regex, use_ascii='')}/")
-
-
-def with_start(grammar: Grammar, rule: str) -> str:
-    """The whole of a grammar whose answer matches ``rule``."""
-    if not grammar.before:
-        return f"{NO_FORCING}\nstart: {rule}"
-    return f"{NO_FORCING}\nstart: before answer\n{grammar.before}\nanswer: {rule}"
-
-
-def literal(text: str) -> str:
-    """A regular expression for this text alone."""
-    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def refusal(grammar: Grammar, reason: str) -> InvalidRequest:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ...protocol.errors import InvalidRequest, ModelNotSupported
+from ...protocol.errors import InvalidRequest, ModelNotSupported, brief
 from .chat_template import ChatTemplates, Clock, load_chat_templates
 from .control_tokens import Sanitizer
 from .conversation import measure, plain_messages, plain_tools
@@ -39,6 +40,51 @@ WHAT = {"prompt": "the prompt", "messages": "the conversation"}
 ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How the text of a conversation ends. Both are given among what the template is given, as vLLM has it."""
+
+    add_generation_prompt: bool = True
+    """The beginning of the next message is written too."""
+    continue_final_message: bool = False
+    """It ends with the last message, which the answer goes on with."""
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Ending:
+        """Taken out of what a template is given; ``InvalidRequest`` if it cannot be."""
+        asked: dict[str, bool] = {}
+        for name in ("add_generation_prompt", "continue_final_message"):
+            value = given.pop(name, None)
+            if value is not None and not isinstance(value, bool):
+                raise InvalidRequest(f"{name}={brief(value)} is neither true nor false", param=name)
+            if value is not None:
+                asked[name] = value
+        goes_on = asked.get("continue_final_message", False)
+        if goes_on and asked.get("add_generation_prompt"):
+            raise InvalidRequest(
+                "add_generation_prompt begins a new message, and continue_final_message goes on with the last one;"
+                " leave one out",
+                param="continue_final_message",
+            )
+        return cls(asked.get("add_generation_prompt", not goes_on), goes_on)
+
+    def cut(self, text: str, messages: list[dict[str, Any]]) -> str:
+        """The text of ``messages`` up to where the answer begins."""
+        if not self.continue_final_message:
+            return text
+        content = messages[-1].get("content")
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content)
+        for last in (content or "", (content or "").strip()):  # some templates strip it
+            if last.strip() and (at := text.rfind(last)) >= 0:
+                return text[: at + len(last)]
+        raise InvalidRequest(
+            "continue_final_message goes on with the last message, whose content is empty or is not what the"
+            " model's chat template writes of it; give one with a text, or leave it out",
+            param="continue_final_message",
+        )
+
+
 class Prompts:
     """A model's tokenizer and chat template."""
 
@@ -47,34 +93,34 @@ class Prompts:
         tokenizer: tokenizers.Tokenizer,
         chat_templates: ChatTemplates | str,
         max_prompt_bytes: int = MAX_PROMPT_BYTES,
-        max_model_len: int | None = None,
         *,
         sanitize: bool = False,
     ) -> None:
-        """``chat_templates`` are the templates, or the sentence that says why there is none. A prompt of more than
-        ``max_model_len`` tokens is refused as soon as it has as many. With ``sanitize`` a control token in a
-        conversation is text."""
+        """``chat_templates`` are the templates, or the sentence that says why there is none. With ``sanitize`` a
+        control token in a conversation is text."""
         self.tokenizer = tokenizer
         self.chat_templates = chat_templates
         self.max_prompt_bytes = max_prompt_bytes
-        self.max_model_len = max_model_len
         literals = "" if isinstance(chat_templates, str) else chat_templates.literals
         self.sanitizer = Sanitizer(tokenizer, literals) if sanitize else None
 
-    def of_text(self, text: str, *, add_special_tokens: bool = True) -> Steps:
-        return self.encode("prompt", text, add_special_tokens=add_special_tokens)
+    def of_text(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> Steps:
+        """The ids of a text; it is refused as soon as it has ``max_tokens`` of them and more to come."""
+        return self.encode("prompt", text, add_special_tokens=add_special_tokens, max_tokens=max_tokens)
 
     def of_conversation(
         self,
         messages: list[dict[str, Any]],
         given: dict[str, Any] | None = None,
         *,
-        add_generation_prompt: bool = True,
+        max_tokens: int | None = None,
     ) -> Steps:
-        """``given`` is what the template is given beside the messages, ``tools`` for example."""
+        """``given`` is what the template is given beside the messages, ``tools`` for example, and how its text ends
+        (``Ending``)."""
         if isinstance(self.chat_templates, str):
             raise InvalidRequest(self.chat_templates, param="messages")
         given = dict(given or {})
+        ending = Ending.of(given)
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
         if "tools" in given:
@@ -83,7 +129,7 @@ class Prompts:
         plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style)
         if self.sanitizer is not None:
             plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
-        written = template.write(plain, given, add_generation_prompt=add_generation_prompt)
+        written = template.write(plain, given, add_generation_prompt=ending.add_generation_prompt)
         texts: list[str] = []
         characters = 0
         for number, text in enumerate(written, 1):
@@ -94,12 +140,12 @@ class Prompts:
             if number % OUTPUTS_AT_ONCE == 0:
                 yield max(characters, PART)
         # The template writes the special tokens itself.
-        text = "".join(texts)
+        text = ending.cut("".join(texts), plain)
         if self.sanitizer is None:
-            return (yield from self.encode("messages", text, add_special_tokens=False))
-        return (yield from self.encode_sanitized(self.sanitizer, text))
+            return (yield from self.encode("messages", text, add_special_tokens=False, max_tokens=max_tokens))
+        return (yield from self.encode_sanitized(self.sanitizer, text, max_tokens))
 
-    def encode_sanitized(self, sanitizer: Sanitizer, text: str) -> Steps:
+    def encode_sanitized(self, sanitizer: Sanitizer, text: str, max_tokens: int | None) -> Steps:
         """The tokens of a rendered conversation with marks in it."""
         ids = array("i")
         for number, (piece, marked) in enumerate(sanitizer.pieces(text)):
@@ -108,17 +154,25 @@ class Prompts:
             if marked:
                 ids += sanitizer.encode_name(piece)
             elif number == 0:
-                ids += yield from self.encode("messages", piece, add_special_tokens=False)
+                ids += yield from self.encode(
+                    "messages", piece, add_special_tokens=False, max_tokens=max_tokens
+                )
             else:  # behind a line's end, or some tokenizers would put a space before it
-                behind = yield from self.encode("messages", "\n" + piece, add_special_tokens=False)
+                behind = yield from self.encode(
+                    "messages", "\n" + piece, add_special_tokens=False, max_tokens=max_tokens
+                )
                 line = encode(self.tokenizer, "\n", special=False)
                 if behind[: len(line)] == line:
                     ids += behind[len(line) :]
                 else:
-                    ids += yield from self.encode("messages", piece, add_special_tokens=False)
+                    ids += yield from self.encode(
+                        "messages", piece, add_special_tokens=False, max_tokens=max_tokens
+                    )
         return ids
 
-    def encode(self, where: str, text: str, *, add_special_tokens: bool) -> Steps:
+    def encode(
+        self, where: str, text: str, *, add_special_tokens: bool, max_tokens: int | None = None
+    ) -> Steps:
         """``where`` is the field that the text is or was made of."""
         what = WHAT[where]
         if not text:
@@ -147,10 +201,10 @@ class Prompts:
                     param=where,
                 )
             ids += cutter.tokens_of(text, start, end)
-            if self.max_model_len is not None and len(ids) >= self.max_model_len:
+            if max_tokens is not None and len(ids) >= max_tokens:
                 raise InvalidRequest(
                     f"{what} has {len(ids)} tokens in its first {end} of {len(text)} characters; this model's maximum"
-                    f" context length is {self.max_model_len} tokens (max_model_len), answer included: shorten it",
+                    f" context length is {max_tokens} tokens (max_model_len), answer included: shorten it",
                     param=where,
                     code="context_length_exceeded",
                 )

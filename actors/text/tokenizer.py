@@ -88,7 +88,7 @@ class Tokenizer(Actor):
     ) -> None:
         """``chat_templates`` and ``compiler`` are what they are, or the sentence that says why there is none."""
         super().__init__()
-        self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, max_model_len, sanitize=sanitize)
+        self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, sanitize=sanitize)
         self.thoughts = ThoughtTokens(tokenizer, formats)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
@@ -205,11 +205,19 @@ class Tokenizer(Actor):
         self.check_ids("prompt", prompt)
         delivered = array("i", submit.delivered)
         self.check_ids("received", delivered)
+        prompt = self.truncated(prompt, submit.params)
         where = "messages" if isinstance(submit.prompt, list) else "prompt"
         self.check_length(where, len(prompt), len(delivered))
         self.check_grammar(submit.params)
         self.check_scores(submit.params, len(prompt))
         return prompt
+
+    def truncated(self, prompt: array[int], params: SamplingParams) -> array[int]:
+        """The end of a prompt of which no more is wanted."""
+        most = params.truncate_prompt_tokens
+        if most == -1:
+            most = max(1, self.max_model_len - (params.max_tokens or 1))
+        return prompt if most is None else prompt[-most:]
 
     def refuse(self, request: int, code: str, message: str, param: str | None = None) -> None:
         self.refused += 1
@@ -217,11 +225,13 @@ class Tokenizer(Actor):
 
     def token_ids(self, submit: Submit) -> Steps:
         prompt = submit.prompt
+        most = self.max_model_len if submit.params.truncate_prompt_tokens is None else None
         if prompt is None:
             return array("i", submit.prompt_ids)
         if isinstance(prompt, str):
-            return (yield from self.prompts.of_text(prompt, add_special_tokens=submit.add_special_tokens))
-        return (yield from self.prompts.of_conversation(prompt, submit.template))
+            special = submit.add_special_tokens
+            return (yield from self.prompts.of_text(prompt, add_special_tokens=special, max_tokens=most))
+        return (yield from self.prompts.of_conversation(prompt, submit.template, max_tokens=most))
 
     def check_ids(self, what: str, ids: array[int]) -> None:
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from slipstream.actors.http.bodies.requests import (
     ChatBody,
     CompletionBody,
 )
+from slipstream.actors.text.chat_template import ChatTemplates
+from slipstream.protocol.errors import InvalidRequest
 
 from slipstream import SamplingParams
 
@@ -139,6 +142,10 @@ NEUTRAL_OUTPUTS = {
         (TEXT, {"length_penalty": 1, "best_of": 1, "use_beam_search": False}),
         (TEXT, {"structured_outputs": {"regex": "a"} | NEUTRAL_OUTPUTS}),
         (CHAT, {"structured_outputs": {"choice": ["a"]} | dict.fromkeys(NEUTRAL_OUTPUTS)}),
+        (CHAT, {"structured_outputs": {"choice": None, "regex": None} | NEUTRAL_OUTPUTS}),
+        (TEXT, {"structured_outputs": {"json_object": False}}),
+        (TEXT, {"bad_words": [], "allowed_token_ids": None, "truncate_prompt_tokens": None, "suffix": ""}),
+        (CHAT, {"add_generation_prompt": True, "reasoning_effort": None, "return_token_ids": False}),
     ],
 )
 def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str, Any]) -> None:
@@ -152,10 +159,30 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
     [
         (TEXT, {"best_of": 2}, "best_of", "best_of=2 is not served here; leave it out, or give 1"),
         (TEXT, {"best_of": True}, "best_of", "best_of=True is not served"),
-        (TEXT, {"suffix": "x"}, "suffix", "suffix='x' is not served here; leave it out"),
+        (TEXT, {"suffix": "x"}, "suffix", "no tokens to fill in the middle with; leave it out"),
         (TEXT, {"skip_special_tokens": False}, "skip_special_tokens", "leave it out, or give true"),
         (CHAT, {"modalities": ["audio"]}, "modalities", 'give ["text"]'),
-        (CHAT, {"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low' is not served"),
+        (TEXT, {"suffix": "x", "prompt": [1, 2]}, "suffix", "goes with prompts that are texts"),
+        (TEXT, {"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low' is not served"),
+        (TEXT, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "are not streamed"),
+        (
+            TEXT,
+            {"prompt_logprobs": 2, "echo": True, "logprobs": 1},
+            "prompt_logprobs",
+            "give the same number, or leave one out",
+        ),
+        (TEXT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "would leave no prompt"),
+        (TEXT, {"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "must be at least -1"),
+        (TEXT, {"truncate_prompt_tokens": 2, "echo": True}, "truncate_prompt_tokens", "leave one out"),
+        (CHAT, {"allowed_token_ids": [5000]}, "allowed_token_ids", "a token id of this model is 0 to 2047"),
+        (CHAT, {"allowed_token_ids": []}, "allowed_token_ids", "allows no token"),
+        (CHAT, {"bad_words": [""]}, "bad_words", "at least one character"),
+        (
+            CHAT,
+            {"bad_words": ["x"], "structured_outputs": {"regex": "a"}},
+            "bad_words",
+            "structured_outputs.regex and bad_words are given",
+        ),
         (CHAT, {"tool_choice": "required", "tools": []}, "tool_choice", "of no use without tools"),
         (
             CHAT,
@@ -182,6 +209,7 @@ def test_any_other_value_is_refused_by_its_name(
         ("guided_json", '{"type": "integer"}', "json_schema"),
         ("guided_regex", "[0-9]+", "regex"),
         ("guided_choice", ["a", "b"], "choice"),
+        ("guided_grammar", 'start: "a"', "lark"),
     ],
 )
 def test_the_older_names_of_what_an_answer_must_match_are_honoured(
@@ -195,7 +223,8 @@ def test_the_older_names_of_what_an_answer_must_match_are_honoured(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("guided_choice", []), ("guided_regex", "é" * 40_000), ("guided_grammar", "x")]
+    ("field", "value"),
+    [("guided_choice", []), ("guided_regex", "é" * 40_000), ("guided_grammar", "x" * 40_000)],
 )
 def test_a_wrong_value_of_an_older_name_is_refused_by_that_name(field: str, value: Any) -> None:
     reply = Scripted().post(TEXT, ASKED[TEXT] | {field: value})
@@ -234,6 +263,7 @@ VALUES: dict[str, Any] = {
     "ignore_eos": True,
     "include_stop_str_in_output": True,
     "cache_salt": "x",
+    "bad_words": ["x"],
 }
 """A value that is not the default, for what is no whole number or list of them."""
 
@@ -285,3 +315,72 @@ def test_each_event_has_the_usage_so_far_where_it_is_asked_for() -> None:
         )
         assert json.dumps(last["choices"]) == "[]"
     assert frontend.script.asked["return_prompt_ids"] is True
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    ("field", "value", "parameter"),
+    [
+        ("grammar", 'start: "a"', "lark"),
+        ("structural_tag", '{"structures": [], "triggers": []}', "structural_tag"),
+        ("structural_tag", {"structures": [], "triggers": []}, "structural_tag"),
+    ],
+)
+def test_grammars_reach_the_sampler_and_are_refused_under_their_own_name(
+    path: str, field: str, value: Any, parameter: str
+) -> None:
+    frontend = Scripted(Script("a"))
+    assert frontend.post(path, ASKED[path] | {"structured_outputs": {field: value}}).status == 200
+    assert getattr(frontend.script.asked["params"], parameter) == value
+    frontend = Scripted(Script(finish=InvalidRequest(f"{parameter} cannot be followed: x", param=parameter)))
+    error = frontend.post(path, ASKED[path] | {"structured_outputs": {field: value}}).json["error"]
+    assert error["param"] == f"structured_outputs.{field}"
+    assert error["message"] == f"structured_outputs.{field} cannot be followed: x"
+
+
+TEMPLATE = "{{ messages[0].content }} {{ reasoning_effort }}{{ tools }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "given"),
+    [
+        (TEMPLATE, {"reasoning_effort": "low", "verbosity": "high"}, {"reasoning_effort": "low"}),
+        ("{{ messages }}", {"reasoning_effort": "low", "verbosity": "high"}, {}),
+        (
+            TEMPLATE,
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+            {"reasoning_effort": "high"},
+        ),
+        (TEMPLATE, {"continue_final_message": True}, {"continue_final_message": True}),
+        (TEMPLATE, {"add_generation_prompt": False}, {"add_generation_prompt": False}),
+    ],
+)
+def test_what_is_for_the_template_is_given_to_one_that_knows_it(
+    template: str, fields: dict[str, Any], given: dict[str, Any]
+) -> None:
+    frontend = Scripted(Script("a"))
+    frontend.service.prompts.chat_templates = ChatTemplates({"default": template}, {}, datetime.now)
+    assert frontend.post(CHAT, ASKED[CHAT] | fields).status == 200
+    assert frontend.script.asked["chat_template_kwargs"] == given
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_are_returned_where_they_are_asked_for(stream: bool) -> None:
+    frontend = Scripted(Script("a", "b", prompt_ids=[7, 8, 9]))
+    reply = frontend.post(TEXT, ASKED[TEXT] | {"return_token_ids": True, "stream": stream})
+    assert frontend.script.asked["return_prompt_ids"]
+    if not stream:
+        [choice] = reply.json["choices"]
+        assert (choice["token_ids"], choice["prompt_token_ids"]) == ([0, 1], [7, 8, 9])
+        return
+    choices = [event["choices"][0] for event in reply.events[:-1]]
+    assert [choice["token_ids"] for choice in choices] == [[0], [1], []]
+    assert [choice.get("prompt_token_ids") for choice in choices] == [[7, 8, 9], None, None]
+
+
+def test_a_suffix_makes_a_prompt_with_a_gap() -> None:
+    frontend = Scripted(Script("a"))
+    frontend.service.prompts.tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
+    asked = {"prompt": ["def f(", "x"], "suffix": "): pass"}
+    assert frontend.post(TEXT, asked).status == 200
+    assert frontend.script.asked["prompt"] == "<fim_prefix>x<fim_suffix>): pass<fim_middle>"

@@ -240,6 +240,101 @@ def test_a_vocabulary_may_be_padded_beyond_the_tokenizers(padding: int, ends: li
     assert allowed >> tokenizer.get_vocab_size() == 0
 
 
+TAG = {
+    "structures": [
+        {"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"},
+        {"begin": "<g>", "schema": {"enum": ["a", "b"]}, "end": "<|end|>"},
+    ],
+    "triggers": ["<f", "<g"],
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "matching", "others"),
+    [
+        (
+            {"bad_words": ["cat", "o d"]},
+            ["the dog", "ca t", "Cat"],
+            ["a cat", "cat", "hello dog", "concatenate"],
+        ),
+        ({"bad_words": [".*", "世"]}, ["a.b*", "界"], ["a.*b", "a世"]),
+        ({"lark": 'start: "a" b?\nb: /[0-9]+/'}, ["a", "a12"], ["b", "ab", "1"]),
+        ({"lark": 'root ::= "a" [0-9]*'}, ["a", "a12"], ["b", "ab", "1"]),
+        ({"lark": '%llguidance {}\nstart: "a"'}, ["a"], ["b"]),
+        (
+            {
+                "lark": '{"grammars": [{"lark_grammar": "start: @n"}, {"name": "n", "json_schema": {"type": "null"}}]}'
+            },
+            ["null"],
+            ["1"],
+        ),
+        (
+            {"structural_tag": TAG},
+            ["x < y", "<f>12</f>!", '<g>"a"<|end|>', 'a<f>1</f><g>"b"<|end|>'],
+            ["<fx", "<f>x", "<g>12"],
+        ),
+        ({"structural_tag": json.dumps(TAG)}, ["<f>12</f>"], ["<f>x"]),
+    ],
+)
+def test_an_answer_is_held_to_each_kind_of_grammar(
+    given: dict[str, Any], matching: list[str], others: list[str]
+) -> None:
+    compiler, tokenizer = bundled_compiler(), load_tokenizer(BUNDLED_MODEL)
+    params = SamplingParams(**given)
+    params.check(BOUNDS)
+    assert params.grammar is not None
+    compiler.check(params.grammar)
+
+    def takes(text: str) -> bool:
+        """Whether the text comes through the masks and may end."""
+        matcher = compiler.compile(params.grammar or Grammar("", ""))
+        for token in tokenizer.encode(text, add_special_tokens=False).ids:
+            if not int.from_bytes(matcher.compute_bitmask(), "little") >> token & 1:
+                return False
+            matcher.consume_token(token)
+        return matcher.is_accepting()
+
+    assert [text for text in matching if not takes(text)] == []
+    assert [text for text in others if takes(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"lark": "start: foo"}, "lark cannot be followed: unknown name"),
+        (
+            {"lark": '%llguidance {"no_forcing": false}\nstart: "a"'},
+            "which are the service's here; leave it out",
+        ),
+        ({"lark": '{"grammars": 3}'}, "Expected `array`"),
+        ({"lark": '{"grammars": [3]}'}, "Expected `object`"),
+        ({"lark": "{"}, "lark cannot be followed"),
+        ({"structural_tag": {"structures": [], "triggers": []}}, "it has no structures"),
+        (
+            {"structural_tag": {"structures": [{"begin": "x", "schema": {}, "end": ""}], "triggers": ["y"]}},
+            "'x' begins with no trigger",
+        ),
+        ({"structural_tag": {"format": {}}}, "structural_tag cannot be followed"),
+        ({"bad_words": ["a", ""]}, "at least one character"),
+        ({"allowed_token_ids": []}, "allows no token"),
+        ({"allowed_token_ids": [9999]}, "a token id of this model is 0 to 2047"),
+        ({"bad_words": ["a"], "regex": "b"}, "regex and bad_words are given"),
+        ({"bad_words": ["a"] * (MAX_CHOICE_STRINGS + 1)}, f"limit is {MAX_CHOICE_STRINGS}"),
+        ({"allowed_token_ids": list(range(1000, 2000)) * 8}, f"limit is {MAX_GRAMMAR_BYTES}"),
+    ],
+)
+def test_a_grammar_that_makes_no_sense_is_refused_by_its_name(given: dict[str, Any], named: str) -> None:
+    params = SamplingParams(**given)
+
+    def ask() -> None:
+        params.check(BOUNDS)
+        bundled_compiler().check(params.grammar or Grammar("", ""))
+
+    with pytest.raises(InvalidRequest, match=re.escape(named)) as refused:
+        ask()
+    assert refused.value.param in [*given]
+
+
 def test_masks_are_those_of_the_library_with_the_whole_tokenizer() -> None:
     """The library is given the bytes of tokens alone, so that it keeps no second tokenizer."""
     tokenizer, compiler = load_tokenizer(BUNDLED_MODEL), bundled_compiler()
@@ -488,3 +583,24 @@ def test_the_benchmark_tells_the_pace_of_the_rows_without_a_grammar() -> None:
         assert paces.mean_itl_ms > 1.9
         assert paces.p50_itl_ms <= paces.p99_itl_ms
     assert cost.slowed == pytest.approx(cost.beside.mean_itl_ms / cost.without.mean_itl_ms - 1, abs=1e-3)
+
+
+def test_no_other_than_the_allowed_tokens_come_and_the_end_only_if_it_is_one(llm: LLM) -> None:
+    allowed = load_tokenizer(BUNDLED_MODEL).encode("the cat sat on 1 2 3", add_special_tokens=False).ids
+    asked = [
+        SamplingParams(allowed_token_ids=tokens, max_tokens=30, temperature=2.0, seed=1)
+        for tokens in (allowed, [*allowed, 0])
+    ]
+    for params, outcome in zip(asked, answers(llm, asked), strict=True):
+        assert set(outcome.token_ids) <= set(params.allowed_token_ids or ())
+    endless = answers(llm, asked[:1])[0]
+    assert (len(endless.token_ids), endless.finish_reason) == (30, "length")
+
+
+def test_bad_words_never_come(llm: LLM) -> None:
+    plain = [SamplingParams(max_tokens=60, temperature=0.0) for _ in range(4)]
+    words = sorted({word for outcome in answers(llm, plain) for word in outcome.text.split()})[:20]
+    assert words
+    without = [SamplingParams(max_tokens=60, temperature=0.0, bad_words=words) for _ in range(4)]
+    for outcome in answers(llm, without):
+        assert not any(word in outcome.text for word in words)

@@ -177,7 +177,7 @@ def refusal(
 def test_the_special_tokens_of_a_text_are_left_out_where_it_has_its_own(tmp_path: Path) -> None:
     actor = start(write_model(tmp_path))
     for text in ("the fox", "the fox " * 10_000):
-        actor.prompts.max_model_len = actor.max_model_len = 100_000
+        actor.max_model_len = 100_000
         whole = Submit(1, text, SamplingParams(seed=1))
         bare = Submit(2, text, SamplingParams(seed=1), add_special_tokens=False)
         ids = {}
@@ -234,6 +234,32 @@ def test_a_prompt_leaves_room_for_one_token(actor: Tokenizer) -> None:
     assert "97 tokens" in said
     assert "4 tokens" in said
     assert "100 tokens" in said
+
+
+def cut_to(actor: Tokenizer, prompt: Any, most: int, max_tokens: int | None = None) -> list[int]:
+    params = SamplingParams(truncate_prompt_tokens=most, max_tokens=max_tokens, seed=1)
+    text, ids = (None, array("i", prompt).tobytes()) if isinstance(prompt[0], int) else (prompt, b"")
+    [(_, tokenized), _] = actor.receive("gateway", Submit(1, text, params, prompt_ids=ids), 0.0)
+    return array("i", tokenized.prompt).tolist()
+
+
+def test_of_a_longer_prompt_the_end_is_taken_where_that_is_asked_for(actor: Tokenizer) -> None:
+    ids = list(range(10, 20)) * 50  # more than the model's length
+    assert cut_to(actor, ids, 3) == ids[-3:]
+    assert cut_to(actor, ids, -1, 30) == ids[-(actor.max_model_len - 30) :]
+    assert cut_to(actor, ids, -1) == ids[-(actor.max_model_len - 1) :]
+    assert cut_to(actor, [5, 6], 3) == [5, 6]
+    text = "how are you " * 400
+    whole = load_whole(actor, text)
+    assert len(whole) > actor.max_model_len
+    assert cut_to(actor, text, 7) == whole[-7:]
+    assert cut_to(actor, [{"role": "user", "content": text}], 7) == cut_to(
+        actor, [{"role": "user", "content": "how are you " * 4}], 7
+    )
+
+
+def load_whole(actor: Tokenizer, text: str) -> list[int]:
+    return actor.prompts.tokenizer.encode(text).ids
 
 
 @pytest.mark.parametrize("wrong", [-1, 290, 2**31 - 1])
@@ -488,6 +514,57 @@ def test_a_template_that_knows_tools_is_given_them(tmp_path: Path) -> None:
     assert isinstance(told, Tokenized)
     ids = memoryview(told.prompt).cast("i").tolist()
     assert actor.prompts.tokenizer.decode(ids).replace(" ", "") == "nowhi"
+
+
+def rendered(actor: Tokenizer, messages: list[dict[str, Any]], **given: Any) -> str:
+    """The text that a conversation becomes; or why it is refused."""
+    sent = actor.receive("gateway", Submit(1, messages, SamplingParams(seed=1), template=given), 0.0)
+    message = sent[0][1]
+    if isinstance(message, Refused):
+        return f"{message.param}: {message.message}"
+    return actor.prompts.tokenizer.decode(array("i", message.prompt).tolist(), skip_special_tokens=False)
+
+
+SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " Once upon a "}]
+
+
+def test_a_prompt_can_end_with_the_last_message_or_before_the_next(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template=CHATML))
+    usual = rendered(actor, SAID)
+    assert usual.endswith("<|im_start|>assistant\n")
+    assert rendered(actor, SAID, add_generation_prompt=True) == usual
+    before = rendered(actor, SAID, add_generation_prompt=False)
+    assert usual == before + "<|im_start|>assistant\n"
+    on = rendered(actor, SAID, continue_final_message=True)
+    assert on.endswith("<|im_start|>assistant\n Once upon a ")
+    assert before.startswith(on)
+    parts = [SAID[0], {"role": "assistant", "content": [{"type": "text", "text": " Once upon a "}]}]
+    assert rendered(actor, parts, continue_final_message=True) == on
+    assert rendered(actor, SAID, continue_final_message=False, add_generation_prompt=None) == usual
+
+
+@pytest.mark.parametrize(
+    ("last", "given", "named"),
+    [
+        ("x", {"continue_final_message": True, "add_generation_prompt": True}, "leave one out"),
+        ("", {"continue_final_message": True}, "whose content is empty"),
+        ("x", {"continue_final_message": 1}, "continue_final_message=1 is neither true nor false"),
+        ("x", {"add_generation_prompt": "no"}, "add_generation_prompt='no' is neither true nor false"),
+    ],
+)
+def test_an_end_of_a_prompt_that_makes_no_sense_is_refused(
+    tmp_path: Path, last: str, given: dict[str, Any], named: str
+) -> None:
+    actor = start(write_model(tmp_path, template=CHATML))
+    answer = rendered(actor, [SAID[0], {"role": "assistant", "content": last}], **given)
+    assert answer.partition(":")[0] in given
+    assert named in answer
+
+
+def test_a_model_that_knows_no_thinking_is_told_not_to_without_harm(tmp_path: Path) -> None:
+    actor = start(write_model(tmp_path, template=CHATML))
+    assert rendered(actor, SAID, enable_thinking=False, thinking=False) == rendered(actor, SAID)
+    assert "does not know" in rendered(actor, SAID, enable_thinking=True)
 
 
 def test_what_a_template_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -15,49 +15,43 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ....protocol.errors import InvalidRequest, brief
 from ....protocol.formats.tools import Tool, ToolChoice
 from ....protocol.limits import Limits
-from ....protocol.sampling import SamplingParams
+from ....protocol.sampling import GRAMMARS, SamplingParams
 from ..errors import Names, Problem, as_written
 
-OTHERWISE = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice"})
+OTHERWISE = frozenset(
+    {"max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice", "lark", "structural_tag"}
+)
 """Sampling parameters that OpenAI has in another form, which the bodies below declare."""
 
 PARAMETERS = tuple(field for field in msgspec.structs.fields(SamplingParams) if field.name not in OTHERWISE)
 """Those that every body has under their own names."""
 
 FIXED: dict[str, Any] = {
-    "allowed_token_ids": None,
-    "bad_words": [],
     "best_of": 1,
     "detokenize": True,
     "early_stopping": False,
     "guided_decoding_backend": None,
-    "guided_grammar": None,
     "guided_whitespace_pattern": None,
     "length_penalty": 1.0,
     "no_stop_trim": False,
-    "reasoning_effort": None,
     "return_hidden_states": False,
-    "return_token_ids": False,
     "return_tokens_as_token_ids": False,
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
-    "truncate_prompt_tokens": None,
     "use_beam_search": False,
 }
 """Fields of other servers that are taken with this value alone, which is what happens here anyway, or null. Clients
 and routers in front of a service send them without being asked."""
 
 FIXED_IN_CHAT: dict[str, Any] = FIXED | {
-    "add_generation_prompt": True,
     "add_special_tokens": False,
     "audio": None,
     "chat_template": None,
-    "continue_final_message": False,
     "documents": None,
     "echo": False,
     "function_call": None,
@@ -68,15 +62,16 @@ FIXED_IN_CHAT: dict[str, Any] = FIXED | {
     "prediction": None,
     "prompt_cache_options": None,
     "prompt_cache_retention": None,
+    "prompt_logprobs": None,
+    "return_token_ids": False,
     "separate_reasoning": True,
     "stream_reasoning": True,
-    "verbosity": None,
     "web_search_options": None,
 }
 
-FIXED_IN_COMPLETIONS: dict[str, Any] = FIXED | {"suffix": None}
+FIXED_IN_COMPLETIONS: dict[str, Any] = FIXED | {"reasoning_effort": None}
 
-FIXED_IN_TOKENIZE: dict[str, Any] = {"chat_template": None, "continue_final_message": False}
+FIXED_IN_TOKENIZE: dict[str, Any] = {"chat_template": None}
 
 B = TypeVar("B", bound="Body")
 
@@ -108,14 +103,16 @@ class StreamOptions(Body, kw_only=True):
 class StructuredOutputs(Body, kw_only=True):
     """vLLM's way to say what the whole answer must match: one of these."""
 
-    json: dict[str, Any] | str | None = None
+    json: dict[str, Any] | str | UnsetType | None = UNSET
     """A JSON Schema."""
-    regex: str | None = None
-    choice: list[str] | None = None
-    json_object: bool | None = None
+    regex: str | UnsetType | None = UNSET
+    choice: list[str] | UnsetType | None = UNSET
+    json_object: bool | UnsetType | None = UNSET
     """True: any JSON object."""
-    grammar: None = None
-    structural_tag: None = None
+    grammar: str | UnsetType | None = UNSET
+    """In Lark's notation or as JSON, as llguidance has it, or in GBNF."""
+    structural_tag: dict[str, Any] | str | UnsetType | None = UNSET
+    """Structures that follow triggers in an otherwise free text."""
     whitespace_pattern: None = None
     disable_fallback: bool | None = None
     """There is one engine, and so nothing to fall back to."""
@@ -142,9 +139,10 @@ class Sampling(Labels, kw_only=True):
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
-    """As vLLM once had it: what ``structured_outputs.json`` is now. So are the next two."""
+    """As vLLM once had it: what ``structured_outputs.json`` is now. So are the next three."""
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 Message = Annotated[
@@ -189,6 +187,13 @@ class ChatFields(Sampling, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
+    """For the chat template; one that does not know it is not given it. So is ``verbosity``."""
+    verbosity: Annotated[str, Meta(max_length=64)] | None = None
+    add_generation_prompt: bool | None = None
+    """The prompt ends with the beginning of the next message; by default true."""
+    continue_final_message: bool | None = None
+    """The answer goes on with the last message."""
 
 
 class CompletionFields(Sampling, kw_only=True):
@@ -202,6 +207,12 @@ class CompletionFields(Sampling, kw_only=True):
     add_special_tokens: bool | None = None
     """Of prompts that are texts; by default true. Token ids are taken as they are."""
     response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
+    """Each answer has its ``token_ids`` and the ``prompt_token_ids`` too."""
+    suffix: str | None = None
+    """The text that comes after the answer, for models that fill in the middle."""
+    prompt_logprobs: int | None = None
+    """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 
 
 class TokenizeFields(Body, kw_only=True):
@@ -214,6 +225,8 @@ class TokenizeFields(Body, kw_only=True):
     """Of a prompt; by default true. The chat template writes its own."""
     add_generation_prompt: bool | None = None
     """Of messages; by default true."""
+    continue_final_message: bool | None = None
+    """The text of the messages ends with the last one."""
     tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
@@ -276,9 +289,10 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     wanted += [
         (name, Given(value, f"guided_{field}"))
         for name, field in MATCHES.items()
-        if (value := getattr(body, f"guided_{field}")) is not None
+        if (value := getattr(body, f"guided_{field}", None)) is not None
     ]
     ruling = [other.name for name, other in wanted if name in MATCHES]
+    ruling += [name for name in given if name in GRAMMARS and given[name] != []]
     if len(ruling) > 1:
         message = f"{ruling[0]} and {ruling[1]} are given; an answer matches one of them: leave one"
         raise Problem(400, message, param=ruling[1])
@@ -297,26 +311,39 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     return Asked(params, names)
 
 
-MATCHES = {"json_schema": "json", "regex": "regex", "choice": "choice"}
+MATCHES = {
+    "json_schema": "json",
+    "regex": "regex",
+    "choice": "choice",
+    "lark": "grammar",
+    "structural_tag": "structural_tag",
+}
 """Parameters that say what an answer must match, of which it can have one, to their names in
 ``structured_outputs``, and behind ``guided_``."""
 
 
 def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
-    """What ``structured_outputs`` says that the answer must match."""
+    """What ``structured_outputs`` says that the answer must match; of nulls alone: nothing."""
     if outputs is None:
         return []
-    given = [
-        (name, Given(value, f"structured_outputs.{field}"))
-        for name, field in MATCHES.items()
-        if (value := getattr(outputs, field)) is not None
-    ]
-    if outputs.json_object:
-        given.append(("json_schema", Given({"type": "object"}, "structured_outputs.json_object")))
-    if not given:
-        message = "structured_outputs is empty; give json, json_object, regex or choice, or leave it out"
+    stated = {field: getattr(outputs, field) for field in (*MATCHES.values(), "json_object")}
+    if all(value is UNSET for value in stated.values()):
+        message = f"structured_outputs is empty; give one of {', '.join(stated)}, or leave it out"
         raise Problem(400, message, param="structured_outputs")
+    given = [
+        (name, Given(stated[field], f"structured_outputs.{field}"))
+        for name, field in MATCHES.items()
+        if stated[field] is not UNSET and stated[field] is not None
+    ]
+    if stated["json_object"] is True:
+        given.append(("json_schema", Given({"type": "object"}, "structured_outputs.json_object")))
     return given
+
+
+def ending_of(body: ChatFields | TokenizeFields) -> dict[str, bool]:
+    """How the text of a conversation ends, as far as a body says."""
+    asked = {name: getattr(body, name) for name in ("add_generation_prompt", "continue_final_message")}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def schema_of(format: ResponseFormat | None) -> Given:

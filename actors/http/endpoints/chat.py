@@ -15,7 +15,15 @@ from ....protocol.formats.tools import Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta
 from ....protocol.sampling import SamplingParams
-from ..bodies.requests import ChatBody, ChatFields, Given, StreamOptions, sampling_params, schema_of
+from ..bodies.requests import (
+    ChatBody,
+    ChatFields,
+    Given,
+    StreamOptions,
+    ending_of,
+    sampling_params,
+    schema_of,
+)
 from ..errors import Names, Problem
 from ..service import Service
 from ..tokens import Tokens
@@ -42,7 +50,7 @@ async def create(service: Service, request: Request) -> Response:
         params=params,
         offered=offered,
         new_ids=lambda: new_ids(service, body),
-        chat_template_kwargs=body.chat_template_kwargs,
+        chat_template_kwargs=template_arguments(service, body),
         request_id=about["id"],
     )
     tokens = service.tokens if body.logprobs else None
@@ -53,6 +61,21 @@ async def create(service: Service, request: Request) -> Response:
     whole = WholeChat(about, answers)
     await unless_left(request.receive, whole.take(batches))
     return service.answer(whole.body())
+
+
+EFFORTS = ("reasoning_effort", "verbosity")
+"""Fields for the chat template, which many models have no use for."""
+
+
+def template_arguments(service: Service, body: ChatFields) -> dict[str, Any]:
+    """What the chat template is given beside messages and tools. It is told how hard to think where it asks."""
+    given = dict(body.chat_template_kwargs or {})
+    efforts = {name: getattr(body, name) for name in EFFORTS if getattr(body, name) is not None}
+    templates = service.prompts.chat_templates
+    if efforts and not isinstance(templates, str):
+        known = templates.choose(given | ({"tools": body.tools} if body.tools else {})).names
+        given = {name: value for name, value in efforts.items() if name in known} | given
+    return given | ending_of(body)
 
 
 def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:

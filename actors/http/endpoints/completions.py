@@ -9,10 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.messages import Delta, Usage
-from ..bodies.requests import CompletionBody, Given, StreamOptions, sampling_params, schema_of
+from ...text.fill_in import with_gap
+from ..bodies.requests import (
+    CompletionBody,
+    CompletionFields,
+    Given,
+    StreamOptions,
+    sampling_params,
+    schema_of,
+)
 from ..errors import Problem
 from ..service import Service
-from ..tokens import Columns, TokenTable
+from ..tokens import Columns, TokenTable, prompt_logprobs
 from ..transport.events import (
     Events,
     encode,
@@ -40,7 +48,7 @@ async def create(service: Service, request: Request) -> Response:
         service.bounds,
         max_tokens=Given(1 if only_prompt else most, "max_tokens"),
         logprobs=Given(body.logprobs, "logprobs"),
-        prompt_logprobs=Given(body.logprobs if echo_logprobs else None, "logprobs"),
+        prompt_logprobs=prompt_logprobs_of(body, echo_logprobs=echo_logprobs),
         json_schema=schema_of(body.response_format),
     )
     n = params.n
@@ -49,6 +57,7 @@ async def create(service: Service, request: Request) -> Response:
             400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
         )
     prompts = prompts_of(body.prompt)
+    asked = prompts if not body.suffix else with_gaps(service, prompts, body.suffix)
     if len(prompts) * n > service.bounds.max_queued_requests:
         raise Problem(
             400,
@@ -58,11 +67,16 @@ async def create(service: Service, request: Request) -> Response:
         )
     about = service.about(request, "cmpl", "text_completion")
     echoes: list[str] = []
+    if body.echo and params.truncate_prompt_tokens is not None:
+        message = (
+            "echo repeats the whole prompt, and truncate_prompt_tokens takes the end of it; leave one out"
+        )
+        raise Problem(400, message, param="truncate_prompt_tokens")
     if body.echo:
         echoes = await service.beside(
             request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
         )
-    answers = Answers(service, n, echoes, body.logprobs, only_prompt=only_prompt)
+    answers = Answers(service, body, n, echoes, only_prompt=only_prompt)
     streams = [
         service.ask(
             request,
@@ -71,9 +85,9 @@ async def create(service: Service, request: Request) -> Response:
             params=params,
             add_special_tokens=body.add_special_tokens is not False,
             request_id=f"{about['id']}-{number}",
-            return_prompt_ids=echo_logprobs or counted,
+            return_prompt_ids=echo_logprobs or counted or bool(body.return_token_ids),
         )
-        for number, (prompt, where) in enumerate(prompts)
+        for number, (prompt, where) in enumerate(asked)
     ]
     batches = together(streams)
     if body.stream:
@@ -102,6 +116,33 @@ def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, 
     return [(part, f"prompt[{number}]") for number, part in enumerate(several)]
 
 
+def prompt_logprobs_of(body: CompletionFields, *, echo_logprobs: bool) -> Given:
+    """How many logprobs of the prompt are asked for, with its echo or by themselves."""
+    if body.prompt_logprobs is None:
+        return Given(body.logprobs if echo_logprobs else None, "logprobs")
+    if body.stream:
+        message = "prompt_logprobs are not streamed; leave out one of prompt_logprobs and stream"
+        raise Problem(400, message, param="prompt_logprobs")
+    if echo_logprobs and body.prompt_logprobs != body.logprobs:
+        message = (
+            f"echo with logprobs={body.logprobs} asks for as many of the prompt, and prompt_logprobs for"
+            f" {body.prompt_logprobs}; give the same number, or leave one out"
+        )
+        raise Problem(400, message, param="prompt_logprobs")
+    return Given(body.prompt_logprobs, "prompt_logprobs")
+
+
+def with_gaps(service: Service, prompts: list[tuple[Prompt, str]], suffix: str) -> list[tuple[Prompt, str]]:
+    """The prompts for what stands between each text and ``suffix``."""
+    if not all(isinstance(prompt, str) for prompt, _ in prompts):
+        message = (
+            "suffix goes with prompts that are texts; write the tokens around the gap yourself, or give texts"
+        )
+        raise Problem(400, message, param="suffix")
+    tokenizer = service.prompts.tokenizer
+    return [(with_gap(tokenizer, str(prompt), suffix), where) for prompt, where in prompts]
+
+
 def joined(first: Columns | None, then: Columns | None) -> Columns | None:
     if first is None or then is None:
         return first or then
@@ -112,7 +153,7 @@ class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
     def __init__(
-        self, service: Service, n: int, echoes: list[str], logprobs: int | None, *, only_prompt: bool
+        self, service: Service, body: CompletionFields, n: int, echoes: list[str], *, only_prompt: bool
     ) -> None:
         self.n = n
         self.echoes = echoes
@@ -120,7 +161,9 @@ class Answers:
         self.only_prompt = only_prompt
         """Nothing but the prompt is asked for; the one token that is computed behind it is left out."""
         self.tokens = service.tokens
-        self.columns = logprobs
+        self.columns = body.logprobs
+        self.ids_wanted = bool(body.return_token_ids)
+        self.prompt_columns = body.prompt_logprobs
         self.tables: dict[int, TokenTable] = {}
         self.prompt_ids: dict[int, list[int]] = {}
         self.prompt_scores: dict[int, list[dict[str, float] | None]] = {}
@@ -156,6 +199,16 @@ class Answers:
             return None
         return TokenTable(self.tokens, self.columns).take(self.prompt_ids[prompt], self.prompt_scores[prompt])
 
+    def prompt_ids_of(self, index: int) -> dict[str, Any]:
+        """The ids of the prompt of an answer, where they are asked for."""
+        return {"prompt_token_ids": self.prompt_ids[index // self.n]} if self.ids_wanted else {}
+
+    def prompt_logprobs_of(self, index: int) -> dict[str, Any]:
+        if self.prompt_columns is None:
+            return {}
+        rows = self.prompt_scores[index // self.n]
+        return {"prompt_logprobs": prompt_logprobs(self.tokens, rows, self.prompt_columns)}
+
 
 class CompletionEvents(Events):
     """Text as it comes; the last event of an answer has the reason of its end."""
@@ -169,11 +222,13 @@ class CompletionEvents(Events):
         answers = self.answers
         index = answers.take(prompt, delta)
         text, logprobs = delta.text, answers.logprobs(index, delta)
+        ids: dict[str, Any] = {"token_ids": delta.token_ids} if answers.ids_wanted else {}
         if index not in self.begun:
             self.begun.add(index)
+            ids |= answers.prompt_ids_of(index)
             text = answers.echo(index) + text
             logprobs = joined(answers.echoed_logprobs(index), logprobs)
-        if logprobs is None and delta.finish_reason is None:  # the hot path: for each token
+        if logprobs is None and not ids and delta.finish_reason is None:  # the hot path: for each token
             if text:
                 choice = b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}'
                 chunks.append(self.chunk(choice % (index, encode(text))))
@@ -184,7 +239,7 @@ class CompletionEvents(Events):
             "logprobs": logprobs,
             "finish_reason": finish_reason_of(delta.finish_reason),
         }
-        chunks.append(self.chunk(encode(choice)))
+        chunks.append(self.chunk(encode(choice | ids)))
 
 
 class WholeCompletion:
@@ -194,6 +249,7 @@ class WholeCompletion:
         self.about = about
         self.answers = answers
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
+        self.token_ids: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: dict[int, Columns] = {}
         self.reasons: dict[int, str | None] = {}
         self.usages: list[Usage] = []
@@ -206,6 +262,8 @@ class WholeCompletion:
     def add(self, prompt: int, delta: Delta) -> None:
         index = self.answers.take(prompt, delta)
         self.texts[index].append(delta.text)
+        if self.answers.ids_wanted:
+            self.token_ids[index] += delta.token_ids
         columns = self.answers.logprobs(index, delta)
         if columns is not None:
             known = self.logprobs.setdefault(index, {name: [] for name in columns})
@@ -217,13 +275,18 @@ class WholeCompletion:
             self.usages.append(delta.usage)
 
     def body(self) -> dict[str, Any]:
-        choices = [
-            {
-                "index": index,
-                "text": self.answers.echo(index) + "".join(self.texts[index]),
-                "logprobs": joined(self.answers.echoed_logprobs(index), self.logprobs.get(index)),
-                "finish_reason": self.reasons[index],
-            }
-            for index in sorted(self.reasons)
-        ]
+        choices = [self.choice(index) for index in sorted(self.reasons)]
         return self.about | {"choices": choices, "usage": total_usage(self.usages)}
+
+    def choice(self, index: int) -> dict[str, Any]:
+        answers = self.answers
+        ids = {"token_ids": self.token_ids[index]} if answers.ids_wanted else {}
+        return {
+            "index": index,
+            "text": answers.echo(index) + "".join(self.texts[index]),
+            "logprobs": joined(answers.echoed_logprobs(index), self.logprobs.get(index)),
+            "finish_reason": self.reasons[index],
+            **ids,
+            **answers.prompt_ids_of(index),
+            **answers.prompt_logprobs_of(index),
+        }

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ....protocol.errors import InvalidRequest
 from ...text.prompts import ENCODING_BUDGET_S, Steps
-from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields
+from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields, ending_of
 from ..errors import Problem
 from ..service import Service
 
@@ -52,8 +52,8 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
     given: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.tools:
         given["tools"] = [msgspec.to_builtins(tool) for tool in body.tools]
-    prompt = body.add_generation_prompt is not False
-    return service.prompts.of_conversation(body.messages or [], given, add_generation_prompt=prompt)
+    given |= ending_of(body)
+    return service.prompts.of_conversation(body.messages or [], given)
 
 
 def finish(steps: Steps) -> array[int]:

@@ -146,6 +146,18 @@ PARAMS = SamplingParams(
     deadline_s=30.0,
 )
 
+OF_ANSWERS: dict[str, Any] = {
+    "lark": 'start: "a"+',
+    "structural_tag": {
+        "structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}],
+        "triggers": ["<f>"],
+    },
+    "allowed_token_ids": [5, 7],
+    "bad_words": ["cat"],
+    "truncate_prompt_tokens": 2,
+}
+"""Parameters of which a request can have but one, and one more."""
+
 MORE_PARAMS = SamplingParams(
     n=2,
     logprobs=1,
@@ -207,6 +219,13 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
         Generate(id="11", messages=[{"role": "user", "content": "Hi"}], marks=True),
     ),
     ("generate what matches", Generate(id="6", prompt="1 + 1 =", params=SamplingParams(regex="[0-9]+"))),
+    *(
+        (
+            f"generate with {name}",
+            Generate(id=f"6 {name}", prompt="1 2 3", params=SamplingParams(**{name: value})),
+        )
+        for name, value in OF_ANSWERS.items()
+    ),
     ("generate a choice", Generate(id="7", prompt="Yes?", params=SamplingParams(choice=["yes", "no"]))),
     ("abort", Abort(id="3")),
     ("ping", Ping(nonce=18446744073709551615)),
@@ -384,6 +403,10 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ),
     ("submit a text with its own special tokens", Submit(9, "<s>Once", PARAMS, add_special_tokens=False)),
     ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
+    *(
+        (f"submit with {name}", Submit(9, "1 2 3", SamplingParams(seed=7, **{name: value})))
+        for name, value in OF_ANSWERS.items()
+    ),
     ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),
     ("tokenized", Tokenized(5, int32(759))),

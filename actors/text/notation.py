@@ -1,0 +1,172 @@
+"""What a request asks its answer to match, in the notation of ``llguidance``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+from ...protocol.sampling import Grammar
+
+JSON_STYLE = {
+    "whitespace_pattern": "[ ]?",  # a weak model would go on with spaces for ever
+    "lenient": False,  # a keyword without effect is refused
+    "coerce_one_of": False,
+}
+
+NO_FORCING = '%llguidance {"no_forcing": true}'
+"""The model chooses among all the ways to write the one text that can follow. To force one of them, the
+library would look ahead without a limit: 0.4 s for ``(a{1000}){1000}``."""
+
+ANSWER = "the_answer"
+"""The name of a grammar behind what may stand before it."""
+
+ANY_TEXT = "/(?s:.*)/"
+
+OPTIONS = re.compile(r"%llguidance\s+(?!\{\s*\})")
+"""Options of the library's that ask for something; they are the service's to set."""
+
+
+class Grammars(msgspec.Struct, forbid_unknown_fields=True):
+    """Several grammars, the first of which names the others."""
+
+    grammars: list[dict[str, Any]]
+
+
+class Structure(msgspec.Struct, forbid_unknown_fields=True):
+    """What an answer goes on with once it has a trigger in it."""
+
+    begin: str
+    """Begins with a trigger."""
+    schema: dict[str, Any]
+    end: str
+
+
+class StructuralTag(msgspec.Struct, forbid_unknown_fields=True):
+    structures: list[Structure]
+    triggers: list[str]
+    type: str = "structural_tag"
+
+
+def as_llguidance(grammar: Grammar, control: Collection[str]) -> str:
+    """The grammar in the library's own notation; most of its errors show when it is compiled. ``control`` are the names
+    of tokens that no text has. ``ValueError`` says what is wrong with it. What may stand before the answer, a model's
+    thoughts, is not held to it, except to which tokens and words may come at all."""
+    notation = NOTATIONS[grammar.kind](grammar.source, control)
+    if not grammar.before or grammar.kind in ("allowed_token_ids", "bad_words"):
+        return notation
+    # Two grammars, the first of which names the other, since a user's own may have any rules in it.
+    if not notation.startswith("{"):
+        notation = json.dumps({"grammars": [{"lark_grammar": notation}]})
+    [answer, *others] = json.loads(notation)["grammars"]
+    whole = {"lark_grammar": f"{NO_FORCING}\nstart: before @{ANSWER}\n{grammar.before}"}
+    return json.dumps({"grammars": [whole, answer | {"name": ANSWER}, *others]})
+
+
+def json_schema(source: str, control: Collection[str]) -> str:
+    schema = json.loads(source)
+    if not isinstance(schema, dict):
+        raise ValueError(f"expected an object, got {source:.80}")
+    return f"{NO_FORCING}\nstart: {json_rule(schema)}"
+
+
+def json_rule(schema: dict[str, Any]) -> str:
+    return f"%json {json.dumps(schema | {'x-guidance': JSON_STYLE})}"
+
+
+def regex(source: str, control: Collection[str]) -> str:
+    return f"{NO_FORCING}\nstart: /{regex_to_lark(source, use_ascii='')}/"
+
+
+def choice(source: str, control: Collection[str]) -> str:
+    return regex("|".join(map(literal, json.loads(source))), control)
+
+
+def lark(source: str, control: Collection[str]) -> str:
+    """Lark's notation, or GBNF, or the library's form of several grammars that name each other."""
+    if OPTIONS.search(source):
+        raise ValueError("%llguidance sets options, which are the service's here; leave it out")
+    if source.lstrip().startswith("{"):
+        grammars = msgspec.json.decode(source, type=Grammars).grammars
+        for each in grammars:
+            if isinstance(each.get("json_schema"), dict):
+                each["lark_grammar"] = f"start: {json_rule(each.pop('json_schema'))}"
+            if isinstance(each.get("lark_grammar"), str):
+                each["lark_grammar"] = lark(each["lark_grammar"], control)
+        return json.dumps({"grammars": grammars})
+    return f"{NO_FORCING}\n{any_to_lark(source).replace('%llguidance', '// ')}"
+
+
+def structural_tag(source: str, control: Collection[str]) -> str:
+    """Any text, in which a structure follows each trigger."""
+    tag = msgspec.json.decode(source, type=StructuralTag)
+    if not tag.structures or not all(tag.triggers):
+        raise ValueError("it has no structures, or an empty trigger; give at least one of each")
+    rules: list[str] = []
+    for number, trigger in enumerate(tag.triggers):
+        bodies = [
+            " ".join(
+                [
+                    *written(structure.begin.removeprefix(trigger), control),
+                    json_rule(structure.schema),
+                    *written(structure.end, control),
+                ]
+            )
+            for structure in tag.structures
+            if structure.begin.startswith(trigger)
+        ]
+        if bodies:
+            rules.append(f"tag_{number}: trigger_{number} ({' | '.join(bodies)})")
+            if trigger in control:
+                rules.append(f"trigger_{number}: TEXT {trigger}")
+            else:
+                rules.append(f"trigger_{number}[lazy]: TEXT {json.dumps(trigger)}")
+    begun = [structure.begin.startswith(tuple(tag.triggers)) for structure in tag.structures]
+    if not all(begun):
+        raise ValueError(
+            f"the structure that begins with {tag.structures[begun.index(False)].begin!r:.80} begins with no trigger"
+        )
+    tags = " | ".join(rule.partition(":")[0] for rule in rules if rule.startswith("tag_"))
+    return "\n".join([NO_FORCING, f"start: ({tags})* rest", "rest: TEXT", f"TEXT: {ANY_TEXT}", *rules])
+
+
+def written(text: str, control: Collection[str]) -> list[str]:
+    """A text as what follows on each other in a rule: control tokens by their names, and what is between them."""
+    names = [name for name in control if name in text]
+    if not names:
+        return [json.dumps(text)] if text else []
+    parts = re.split("(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + ")", text)
+    return [part if part in names else json.dumps(part) for part in parts if part]
+
+
+def allowed_token_ids(source: str, control: Collection[str]) -> str:
+    """These tokens for ever: it matches no whole answer, so that the end comes only if it is one of them."""
+    return f"{NO_FORCING}\nstart: <[{','.join(map(str, sorted(set(json.loads(source)))))}]> start"
+
+
+def bad_words(source: str, control: Collection[str]) -> str:
+    """Any text without these."""
+    words = "|".join(map(literal, json.loads(source)))
+    return f"{NO_FORCING}\nstart: TEXT\nTEXT: {ANY_TEXT} & ~/(?s:.*)({words})(?s:.*)/"
+
+
+def literal(text: str) -> str:
+    """A regular expression for this text alone."""
+    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+NOTATIONS: dict[str, Callable[[str, Collection[str]], str]] = {
+    "json_schema": json_schema,
+    "regex": regex,
+    "choice": choice,
+    "lark": lark,
+    "structural_tag": structural_tag,
+    "allowed_token_ids": allowed_token_ids,
+    "bad_words": bad_words,
+}
+"""By kind of grammar."""
