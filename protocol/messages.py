@@ -197,7 +197,12 @@ class Pong(ToClient, tag="pong"):
     nonce: int = 0
 
 
-GAUGES = frozenset(("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
+GAUGES = frozenset(
+    (
+        *("num_requests_running", "num_requests_waiting", "requests_open"),
+        *("kv_cache_usage_perc", "kv_cache_blocks", "kv_cache_block_size"),
+    )
+)
 """Names in ``Stats`` that say how something is now; all others only grow."""
 
 

@@ -68,8 +68,8 @@ MOST_KNOWN_BLOCKS = 1 << 19
 """Blocks whose hashes are remembered, of all services together: about 60 MB."""
 
 
-CACHE_USE = "kv_cache_usage_perc"
-"""The one counter that is a share, of which the mean is told and not the sum."""
+MEANS = ("kv_cache_usage_perc", "kv_cache_block_size")
+"""Of these the mean of all services is told, and not the sum."""
 
 
 class Router(PublicActor):
@@ -494,9 +494,10 @@ class Router(PublicActor):
             for name, value in replica.counters.items():
                 if replica.ready or name not in GAUGES:
                     totals[name] += value
-        shares = [one.counters[CACHE_USE] for one in replicas if one.ready and CACHE_USE in one.counters]
-        if shares:
-            totals[CACHE_USE] = sum(shares) / len(shares)
+        for name in MEANS:
+            said = [one.counters[name] for one in replicas if one.ready and name in one.counters]
+            if said:
+                totals[name] = sum(said) / len(said)
         own = {name: float(value) for name, value in self.counters.items()} | {
             "router_requests_open": float(len(self.open.by_number)),
             "router_requests_waiting": float(len(self.open.waiting)),

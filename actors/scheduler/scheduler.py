@@ -394,6 +394,8 @@ class Scheduler(Actor):
             ),
             "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine)),
             "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
+            "kv_cache_blocks": 0.0 if blocks is None else float(blocks.count),
+            "kv_cache_block_size": 0.0 if blocks is None else float(blocks.block_size),
             "prefix_cache_evictions": self.counters["prefix_cache_evictions"]
             + (0.0 if blocks is None else blocks.evictions),
         }

@@ -17,7 +17,7 @@ from slipstream.actors.gateway.measures import Histogram
 
 from slipstream import AsyncClient, Client, SamplingParams, Sidecar, SlipstreamError
 
-VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc prompt_tokens_total
+VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc cache_config_info prompt_tokens_total
     generation_tokens_total request_success_total num_preemptions_total prefix_cache_queries_total
     prefix_cache_hits_total time_to_first_token_seconds_bucket inter_token_latency_seconds_bucket
     request_time_per_output_token_seconds_count e2e_request_latency_seconds_sum
@@ -158,9 +158,14 @@ def test_every_metric_that_the_board_names_is_there(service: Sidecar, client: Cl
 
 def test_with_vllms_prefix_its_dashboards_find_what_they_know() -> None:
     with Sidecar(device="emulated", http="127.0.0.1:0", metrics_prefix="vllm:") as sidecar:
+        with sidecar.client() as client:
+            client.generate("Once", SamplingParams(max_tokens=2))
         told = samples(sidecar)
     for name in VLLM.split():
         assert f"vllm:{name}" in told
+    ((labels, value),) = told["vllm:cache_config_info"].items()
+    assert value == 1.0
+    assert {name: int(size) > 1 for name, size in labels} == {"block_size": True, "num_gpu_blocks": True}
 
 
 def test_a_histogram_counts_a_value_by_the_smallest_bound_that_holds_it() -> None:

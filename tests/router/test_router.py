@@ -463,6 +463,7 @@ def test_a_service_that_is_taken_away_finishes_what_it_has_and_is_forgotten(desk
 
 def test_counters_are_the_sums_of_the_services_and_gauges_those_of_who_is_there(desk: Desk) -> None:
     said = {"requests_finished": 3.0, "num_requests_running": 2.0, "kv_cache_usage_perc": 0.5}
+    said |= {"kv_cache_blocks": 100.0, "kv_cache_block_size": 16.0}
     desk.wait(POLL_S)
     desk.say(EAST, Stats(counters=said))
     desk.say(WEST, Stats(counters=said | {"kv_cache_usage_perc": 0.1}))
@@ -471,6 +472,7 @@ def test_counters_are_the_sums_of_the_services_and_gauges_those_of_who_is_there(
     assert counters["requests_finished"] == 6.0
     assert counters["num_requests_running"] == 4.0
     assert counters["kv_cache_usage_perc"] == pytest.approx(0.3)
+    assert (counters["kv_cache_blocks"], counters["kv_cache_block_size"]) == (200.0, 16.0)
     assert counters["router_services_ready"] == 2.0
     desk.give(WEST, ServiceInterrupted(WEST))
     desk.give(ANN, ClientMessage(ANN, GetStats()))

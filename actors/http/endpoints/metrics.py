@@ -100,6 +100,7 @@ class Families(Collector):
         left["num_requests_waiting"] = max(left.get("num_requests_waiting", 0.0), outside)
         for name, about in GAUGES.items():
             yield self.family(GaugeMetricFamily, name, about, {(): left.pop(name, 0.0)})
+        yield self.cache_config(left)
         for key, (name, about) in COUNTERS.items():
             yield self.family(CounterMetricFamily, name, about, {(): left.pop(key, 0.0)})
         reasons = {
@@ -128,6 +129,15 @@ class Families(Collector):
         for given, value in values.items():
             made.add_metric([self.model, *given], value)
         return made
+
+    def cache_config(self, left: dict[str, float]) -> Metric:
+        """The size of the cache as labels, since gateways of clusters read it there; nothing until it is known."""
+        blocks, size = (int(left.pop(name, 0.0)) for name in ("kv_cache_blocks", "kv_cache_block_size"))
+        known = {(str(size), str(blocks)): 1.0} if blocks else {}
+        about = "Blocks of the KV cache, and tokens in each"
+        return self.family(
+            GaugeMetricFamily, "cache_config_info", about, known, ("block_size", "num_gpu_blocks")
+        )
 
     def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
         mark = f"{name}_bucket_"
