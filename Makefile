@@ -1,7 +1,8 @@
 # make demo   set-up, then the main job on the bundled model
 # make test   set-up, then lint, types and the whole suite
 # make soak   the long drills
-.PHONY: demo test suite soak vocabularies lint setup clean
+# make clients   programs of others on the HTTP frontend, in an environment of their own
+.PHONY: demo test suite soak vocabularies clients lint setup clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,6 +44,12 @@ VOCABULARIES ?= build/vocabularies
 vocabularies: $(STAMP)
 	$(BIN)/python tests/vocabularies/fetch.py $(VOCABULARIES)
 	VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest tests/vocabularies/compare.py
+
+# Agent frameworks and official clients bring many packages: they are kept out of .venv.
+clients:
+	test -x build/clients/bin/python || $(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[http,clients]'
+	PYTHONPATH=tests/support build/clients/bin/python -m pytest tests/clients/programs.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import uuid
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,12 +22,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...protocol.errors import ServiceUnavailable, SlipstreamError
 from .bodies import answers
+from .bodies.answers import ErrorAnswer
 from .bodies.openapi import Described, document
 from .bodies.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .endpoints import about, chat, completions, texts
 from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
 from .errors import STOPPED, Problem, answer_error, problem_of
+from .messages import endpoints as messages
+from .messages.bodies import Counted, CountFields, MessagesAnswer, MessagesBody, MessagesError
+from .responses import endpoints as responses
+from .responses.bodies import Deleted, Items, ResponseAnswer, ResponseBody
 from .service import Service
 from .transport.events import ClientLeft
 
@@ -46,7 +52,10 @@ class Endpoint(NamedTuple):
     summary: str
     body: type | None = None
     answer: type | None = None
+    error: type = ErrorAnswer
 
+
+RESPONSE = "/v1/responses/{response_id}"
 
 ENDPOINTS = [
     Endpoint(
@@ -64,6 +73,42 @@ ENDPOINTS = [
         "What follows a text",
         CompletionBody,
         answers.Completion,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responses.create,
+        "The next items of a conversation",
+        ResponseBody,
+        ResponseAnswer,
+    ),
+    Endpoint("GET", RESPONSE, responses.get, "A response that is kept", answer=ResponseAnswer),
+    Endpoint("DELETE", RESPONSE, responses.delete, "Forget a response", answer=Deleted),
+    Endpoint(
+        "POST",
+        f"{RESPONSE}/cancel",
+        responses.cancel,
+        "End a response that is made in the background",
+        answer=ResponseAnswer,
+    ),
+    Endpoint("GET", f"{RESPONSE}/input_items", responses.items, "What a response was asked", answer=Items),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        messages.create,
+        "The next message of a conversation, in Anthropic's form",
+        MessagesBody,
+        MessagesAnswer,
+        MessagesError,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        messages.count_tokens,
+        "Tokens of a conversation, in Anthropic's form",
+        CountFields,
+        Counted,
+        MessagesError,
     ),
     Endpoint("GET", "/v1/models", about.models, "The model", answer=answers.ModelList),
     Endpoint("GET", "/v1/models/{model:path}", about.model, "The model", answer=answers.ModelCard),
@@ -140,13 +185,15 @@ class Entrance:
                 " the name's origin in --allowed-origins",
             )
         scheme, _, key = headers.get("authorization", "").partition(" ")
+        if "x-api-key" in headers:  # as Anthropic's clients send it
+            scheme, key = "bearer", headers["x-api-key"]
         # In constant time: how long it takes says nothing about the key.
         known = hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
         if known or scope["path"] in OPEN:
             return None
         return Problem(
             401,
-            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+            "the API key is missing or wrong; send it as Authorization: Bearer KEY or as x-api-key: KEY",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -156,6 +203,8 @@ class Entrance:
         while len(self.under_way) > self.service.uploads.open:
             self.changed.clear()
             await self.changed.wait()
+        if self.service.background:
+            await asyncio.wait(self.service.background)
 
     async def stop(self, last_words_s: float) -> None:
         """End every request with an error; what cannot be ended within ``last_words_s`` is cancelled."""
@@ -192,17 +241,23 @@ def hosts_of(origins: Sequence[str]) -> frozenset[str]:
 
 
 def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
-    def route(endpoint: Endpoint) -> Route:
-        async def answer(request: Request) -> Response:
-            return await endpoint.respond(service, request)
+    def route(path: str, endpoints: list[Endpoint]) -> Route:
+        """All methods of a path are one route, so that it can say which there are."""
+        by_method = {endpoint.method: endpoint for endpoint in endpoints}
+        if "GET" in by_method:
+            by_method["HEAD"] = by_method["GET"]
 
-        return Route(endpoint.path, answer, methods=[endpoint.method])
+        async def answer(request: Request) -> Response:
+            return await by_method[request.method].respond(service, request)
+
+        return Route(path, answer, methods=list(by_method))
 
     handlers: dict[Any, Any] = dict.fromkeys(
         (Problem, SlipstreamError, HTTPException, Exception), answer_error
     )
     described = [
-        Described(e.method, e.path, e.summary, e.body, e.answer, e.path not in OPEN) for e in ENDPOINTS
+        Described(e.method, e.path, e.summary, e.body, e.answer, e.path not in OPEN, e.error)
+        for e in ENDPOINTS
     ]
     bounds = {"max_model_len": service.bounds.max_model_len, "vocab_size": service.bounds.vocab_size}
     described_as = document(described, service.version, bounds)
@@ -214,13 +269,17 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
         return RedirectResponse("/dashboard")
 
     dashboard = Dashboard(service.client, service.model)
-    routes = [*map(route, ENDPOINTS), Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]
+    by_path: defaultdict[str, list[Endpoint]] = defaultdict(list)
+    for endpoint in ENDPOINTS:
+        by_path[endpoint.path].append(endpoint)
+    own = [route(path, endpoints) for path, endpoints in by_path.items()]
+    routes = [*own, Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if allowed_origins:
         app = CORSMiddleware(
             app,
             allow_origins=allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["DELETE", "GET", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )

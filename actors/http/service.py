@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -27,6 +27,7 @@ from ..text.chat_template import ChatTemplates
 from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts
 from .errors import STOPPED, Names, Problem, as_written
+from .responses.store import Store
 from .tokens import Tokens
 from .transport.uploads import Uploads
 
@@ -118,6 +119,10 @@ class Service:
         self.draining = False
         self.stopped = False
         self.uploads = Uploads()
+        self.responses = Store()
+        """What the Responses API keeps."""
+        self.background: set[asyncio.Task[None]] = set()
+        """Answers that nobody waits for."""
         self.long_work = ThreadPoolExecutor(1, "long-work")
         """What is made of large bodies, one at a time: together they never take more than one core."""
         self.statuses: Counter[int] = Counter()
@@ -162,6 +167,13 @@ class Service:
         """What ``work`` returns, done in a thread so that no stream waits for it."""
         pool = self.long_work if request.state.large else None
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*given, **more))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work that goes on when its request has been answered; a stop waits for it as for any other."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        return task
 
     async def stop(self) -> None:
         """End every request that is under way with an error."""

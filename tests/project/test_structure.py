@@ -76,7 +76,7 @@ EXECUTOR = {
     for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step")
 }
 
-HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "transport")}
+HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "messages", "responses", "transport")}
 
 ROOMS: dict[str, set[str]] = {
     "protocol": set(),
@@ -116,6 +116,8 @@ ROOMS: dict[str, set[str]] = {
         "actors/http",
         *HTTP,
     },
+    "actors/http/messages": {"protocol", "protocol/formats", "actors/text", "actors/http", *HTTP},
+    "actors/http/responses": {"protocol", "protocol/formats", "actors/text", "actors/http", *HTTP},
     "actors/http/transport": {"protocol", "protocol/formats", "actors/http", "actors/http/bodies"},
     "actors/executor": {"protocol", "runtime", "runtime/process", "actors", "actors/text", *EXECUTOR},
     "actors/executor/cache": {"protocol"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Described(NamedTuple):
     """None: text that is no JSON."""
     key: bool
     """It needs the API key, where there is one."""
+    error: type = ErrorAnswer
 
 
 ERRORS = {
@@ -45,7 +47,8 @@ def document(endpoints: Sequence[Described], version: str, bounds: dict[str, int
     """The OpenAPI document; ``bounds`` has the limits that depend on the model."""
     types: list[Any] = [ErrorAnswer]
     for endpoint in endpoints:
-        types += [kind for kind in (endpoint.body, endpoint.answer) if kind is not None]
+        own = (endpoint.body, endpoint.answer, endpoint.error)
+        types += [kind for kind in own if kind is not None and kind not in types]
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     schema_of = dict(zip(types, schemas, strict=True))
     for component in components.values():
@@ -69,7 +72,8 @@ def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
     codes = ERRORS if endpoint.body is not None else dict.fromkeys(WITHOUT_BODY, "")
     if "{" in endpoint.path:
         codes = codes | {"404": ""}
-    error = {"application/json": {"schema": schema_of[ErrorAnswer]}}
+    schema = {"anyOf": [schema_of[kind] for kind in dict.fromkeys((endpoint.error, ErrorAnswer))]}
+    error = {"application/json": {"schema": schema if len(schema["anyOf"]) > 1 else schema_of[ErrorAnswer]}}
     answers = {code: {"description": ERRORS[code], "content": error} for code in codes}
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     if endpoint.answer is not None:
@@ -87,9 +91,11 @@ def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if endpoint.body is not None:
         content = {"application/json": {"schema": schema_of[endpoint.body]}}
         described["requestBody"] = {"required": True, "content": content}
-    if "{model" in endpoint.path:
+    names = re.findall(r"{(\w+)", endpoint.path)
+    if names:
+        schema = {"type": "string", "minLength": 1}
         described["parameters"] = [
-            {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {"name": name, "in": "path", "required": True, "schema": schema} for name in names
         ]
     return described
 

@@ -127,7 +127,6 @@ class Labels(Body, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
 
@@ -177,6 +176,8 @@ class ResponseFormat(Body, kw_only=True):
 class ChatFields(Sampling, kw_only=True):
     """``POST /v1/chat/completions``"""
 
+    store: Literal[False] | None = None
+    """Answers are kept by the Responses API alone."""
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -199,6 +200,8 @@ class ChatFields(Sampling, kw_only=True):
 class CompletionFields(Sampling, kw_only=True):
     """``POST /v1/completions``"""
 
+    store: Literal[False] | None = None
+    """Answers are kept by the Responses API alone."""
     prompt: str | list[str | int | list[int]]
     """A text, token ids, or a list of either."""
     max_tokens: int | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.client.outputs import Collector, CompletionOutput
+from ....protocol.errors import InvalidRequest
 from ....protocol.formats.ids import CallIds
 from ....protocol.formats.said import CallPart, ChatDelta
 from ....protocol.formats.tools import Offer, offer
@@ -24,7 +26,7 @@ from ..bodies.requests import (
     sampling_params,
     schema_of,
 )
-from ..errors import Names, Problem
+from ..errors import Names, Problem, as_written
 from ..service import Service
 from ..tokens import Tokens
 from ..transport.events import (
@@ -40,19 +42,8 @@ from ..transport.events import (
 
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, ChatBody)
-    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
     about = service.about(request, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-    params, names = params_of(body, offered, service.bounds)
-    stream = service.ask(
-        request,
-        names,
-        messages=body.messages,
-        params=params,
-        offered=offered,
-        new_ids=lambda: new_ids(service, body),
-        chat_template_kwargs=template_arguments(service, body),
-        request_id=about["id"],
-    )
+    stream = ask(service, request, body, about["id"])
     tokens = service.tokens if body.logprobs else None
     answers = Answers(tokens, body.top_logprobs or 0)
     batches = together([stream])
@@ -76,6 +67,28 @@ def template_arguments(service: Service, body: ChatFields) -> dict[str, Any]:
         known = templates.choose(given | ({"tools": body.tools} if body.tools else {})).names
         given = {name: value for name, value in efforts.items() if name in known} | given
     return given | ending_of(body)
+
+
+def ask(
+    service: Service, request: Request, body: ChatFields, id: str, written: Names | None = None
+) -> AsyncGenerator[list[Delta], None]:
+    """The answer to a conversation, as ``ChatDelta``; ``written`` are the names that fields of ``body`` have in the
+    body of the request, if that was another."""
+    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
+    try:
+        params, names = params_of(body, offered, service.bounds)
+    except InvalidRequest as error:
+        raise as_written(error, written or {}) from None
+    return service.ask(
+        request,
+        names | (written or {}),
+        messages=body.messages,
+        params=params,
+        offered=offered,
+        new_ids=lambda: new_ids(service, body),
+        chat_template_kwargs=template_arguments(service, body),
+        request_id=id,
+    )
 
 
 def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[SamplingParams, Names]:

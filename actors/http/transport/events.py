@@ -42,8 +42,29 @@ class ClientLeft(Exception):
     """The client has closed its connection: nobody is left to be answered."""
 
 
-class Events:
-    """Makes the events of a stream of its deltas: all have the same ``id``, ``created`` and ``model``."""
+class EventWriter:
+    """Base of what makes the events of a stream of its deltas."""
+
+    last = b""
+    """What every stream ends with."""
+
+    def add(self, prompt: int, deltas: list[Delta]) -> bytes:
+        """The events of what has arrived for one prompt; empty if there is nothing to send yet."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        """The events after the last delta."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> bytes:
+        """The event of an error that ends the stream instead."""
+        raise NotImplementedError
+
+
+class Events(EventWriter):
+    """Events as OpenAI's completions have them: all have the same ``id``, ``created`` and ``model``."""
+
+    last = DONE
 
     def __init__(self, about: dict[str, Any], options: StreamOptions | None) -> None:
         self.head = b"data: " + encode(about)[:-1]
@@ -54,7 +75,6 @@ class Events:
         self.so_far = UsageSoFar() if options is not None and options.continuous_usage_stats else None
 
     def add(self, prompt: int, deltas: list[Delta]) -> bytes:
-        """The events of what has arrived for one prompt; empty if there is nothing to send yet."""
         chunks: list[bytes] = []
         for delta in merged(deltas):
             if self.so_far is not None:
@@ -72,8 +92,10 @@ class Events:
         """An event with one choice."""
         return b'%b,"choices":[%b]%b' % (self.head, choice, self.tail)
 
+    def fail(self, error: Exception) -> bytes:
+        return event(problem_of(error).body)
+
     def end(self) -> bytes:
-        """The events after the last delta, without ``[DONE]``."""
         if not self.include_usage:
             return b""
         return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(total_usage(self.usages)))
@@ -173,6 +195,11 @@ def event(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
+def named_event(name: str, value: dict[str, Any]) -> bytes:
+    """An event that says its type in both places, as the newer APIs have it."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode({"type": name} | value))
+
+
 async def wait_until_left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -196,7 +223,7 @@ async def unless_left(receive: Receive, work: Awaitable[T]) -> T:
 class EventStream(Response):
     """A stream that begins with its first delta, so that a request refused at once has its proper status."""
 
-    def __init__(self, first: Batch, rest: Batches, events: Events) -> None:
+    def __init__(self, first: Batch, rest: Batches, events: EventWriter) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.first = first
@@ -221,15 +248,16 @@ class EventStream(Response):
                         await send(part(data))
                 last = self.events.end()
             except Exception as error:
-                last = event(problem_of(error).body)
-            await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
+                last = self.events.fail(error)
+            body = last + self.events.last
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def part(data: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-async def open_stream(request: Request, batches: Batches, events: Events) -> Response:
+async def open_stream(request: Request, batches: Batches, events: EventWriter) -> Response:
     """The stream, once its first delta is there."""
     try:
         first = await unless_left(request.receive, anext(batches))

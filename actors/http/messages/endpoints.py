@@ -1,0 +1,75 @@
+"""``/v1/messages`` and ``/v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ....protocol.errors import SlipstreamError
+from ....protocol.formats.said import ChatDelta
+from ....protocol.formats.tools import offer
+from ..bodies.requests import ChatFields
+from ..endpoints import chat
+from ..endpoints.texts import finish
+from ..errors import Problem
+from ..service import Service
+from ..transport.events import Batches, open_stream, together, unless_left
+from .bodies import CountFields, MessagesBody
+from .reading import WRITTEN, conversation
+from .writing import Blocks, MessageEvents, error_of
+
+Respond = Callable[[Service, Request], Awaitable[Response]]
+
+
+def with_own_errors(respond: Respond) -> Respond:
+    """Errors are answered in Anthropic's form."""
+
+    async def answer(service: Service, request: Request) -> Response:
+        try:
+            return await respond(service, request)
+        except (Problem, SlipstreamError) as error:
+            problem, told = error_of(error)
+            body = msgspec.json.encode(told)
+            return Response(body, problem.status, problem.headers, media_type="application/json")
+
+    return answer
+
+
+@with_own_errors
+async def create(service: Service, request: Request) -> Response:
+    body = await service.read(request, MessagesBody)
+    asked = conversation(body, service.prompts.chat_templates)
+    id = service.about(request, "msg", "")["id"].replace("msg-", "msg_", 1)
+    blocks = Blocks({"id": id, "type": "message", "role": "assistant", "model": service.model})
+    batches = together([chat.ask(service, request, asked, id, WRITTEN)])
+    if body.stream:
+        return await open_stream(request, batches, MessageEvents(blocks))
+    await unless_left(request.receive, take(batches, blocks))
+    blocks.close()
+    return service.answer(blocks.message(done=True))
+
+
+async def take(batches: Batches, blocks: Blocks) -> None:
+    async for _, deltas in batches:
+        for delta in deltas:
+            assert isinstance(delta, ChatDelta)
+            blocks.add(delta)
+
+
+@with_own_errors
+async def count_tokens(service: Service, request: Request) -> Response:
+    body = await service.read(request, CountFields)
+    asked = conversation(body, service.prompts.chat_templates)
+    count = await service.beside(request, counted, service, asked)
+    return service.answer({"input_tokens": count})
+
+
+def counted(service: Service, asked: ChatFields) -> int:
+    offered = offer(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    given = chat.template_arguments(service, asked)
+    if offered.tools:
+        given["tools"] = offered.tools
+    return len(finish(service.prompts.of_conversation(asked.messages, given)))

@@ -1,0 +1,163 @@
+"""From an answer as it comes to the blocks of a message, and to the events that tell of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ....protocol.formats.said import CallPart, ChatDelta
+from ....protocol.messages import Delta, Usage
+from ..errors import Problem, problem_of
+from ..transport.events import EventWriter, finish_reason_of, merged, named_event
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_of(error: Exception) -> tuple[Problem, dict[str, Any]]:
+    """An error in Anthropic's form."""
+    problem = problem_of(error)
+    kind = ERROR_TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
+    return problem, {"type": "error", "error": {"type": kind, "message": problem.error["message"]}}
+
+
+class Blocks:
+    """The blocks of one message so far; each method returns the events of what it has added."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
+        self.blocks: list[dict[str, Any]] = []
+        self.open: dict[str, Any] | None = None
+        self.arguments: list[str] = []
+        """Of the open block, if it is a call."""
+        self.prompt_tokens = 0
+        self.usage: Usage | None = None
+        self.stop_reason: str | None = None
+        self.stop_sequence: str | None = None
+
+    def add(self, delta: ChatDelta) -> list[bytes]:
+        events: list[bytes] = []
+        if delta.reasoning:
+            events += self.append("thinking", delta.reasoning)
+        if delta.text:
+            events += self.append("text", delta.text)
+        for part in delta.tool_calls:
+            events += self.add_call(part)
+        if delta.usage is not None:
+            self.usage = delta.usage
+        if delta.finish_reason is not None:
+            self.end_with(delta)
+        return events
+
+    def append(self, kind: str, text: str) -> list[bytes]:
+        events: list[bytes] = []
+        if self.open is None or self.open["type"] != kind:
+            more = {"signature": ""} if kind == "thinking" else {"citations": None}
+            events += self.begin({"type": kind, kind: ""} | more)
+        assert self.open is not None
+        self.open[kind] += text
+        events.append(self.delta({"type": f"{kind}_delta", kind: text}))
+        return events
+
+    def add_call(self, part: CallPart) -> list[bytes]:
+        events: list[bytes] = []
+        if part.name:
+            events += self.begin({"type": "tool_use", "id": part.id, "name": part.name, "input": {}})
+        if part.arguments:
+            self.arguments.append(part.arguments)
+            events.append(self.delta({"type": "input_json_delta", "partial_json": part.arguments}))
+        return events
+
+    def begin(self, block: dict[str, Any]) -> list[bytes]:
+        events = self.close()
+        self.open, self.arguments = block, []
+        self.blocks.append(block)
+        place = {"index": len(self.blocks) - 1}
+        return [*events, named_event("content_block_start", place | {"content_block": block})]
+
+    def delta(self, delta: dict[str, Any]) -> bytes:
+        return named_event("content_block_delta", {"index": len(self.blocks) - 1, "delta": delta})
+
+    def close(self) -> list[bytes]:
+        block, self.open = self.open, None
+        if block is None:
+            return []
+        if block["type"] == "tool_use":
+            block["input"] = input_of("".join(self.arguments))
+        return [named_event("content_block_stop", {"index": len(self.blocks) - 1})]
+
+    def end_with(self, delta: ChatDelta) -> None:
+        reason = finish_reason_of(delta.finish_reason)
+        called = any(block["type"] == "tool_use" for block in self.blocks)
+        if reason == "length":
+            self.stop_reason = "max_tokens"
+        elif isinstance(delta.stop_reason, str):
+            self.stop_reason, self.stop_sequence = "stop_sequence", delta.stop_reason
+        else:
+            self.stop_reason = "tool_use" if called else "end_turn"
+
+    def message(self, *, done: bool) -> dict[str, Any]:
+        return self.about | {
+            "content": self.blocks if done else [],
+            "stop_reason": self.stop_reason if done else None,
+            "stop_sequence": self.stop_sequence if done else None,
+            "usage": self.told_usage(),
+        }
+
+    def told_usage(self) -> dict[str, int]:
+        usage = self.usage or Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0)
+        return {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "output_tokens": usage.completion_tokens,
+        }
+
+
+def input_of(arguments: str) -> dict[str, Any]:
+    """The arguments of a call; empty where they were cut off, which ``stop_reason`` says."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+class MessageEvents(EventWriter):
+    """A message as events."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self.begun = False
+
+    def add(self, prompt: int, deltas: list[Delta]) -> bytes:
+        events: list[bytes] = []
+        if not self.begun:
+            self.begun = True
+            self.blocks.prompt_tokens = len(deltas[0].prompt_token_ids or ())
+            events.append(named_event("message_start", {"message": self.blocks.message(done=False)}))
+        for delta in merged(deltas):
+            assert isinstance(delta, ChatDelta)
+            events += self.blocks.add(delta)
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        blocks = self.blocks
+        ended = {"stop_reason": blocks.stop_reason, "stop_sequence": blocks.stop_sequence}
+        return b"".join(
+            [
+                *blocks.close(),
+                named_event("message_delta", {"delta": ended, "usage": blocks.told_usage()}),
+                named_event("message_stop", {}),
+            ]
+        )
+
+    def fail(self, error: Exception) -> bytes:
+        return named_event("error", error_of(error)[1])

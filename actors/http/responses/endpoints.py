@@ -1,0 +1,182 @@
+"""``/v1/responses``: made whole, as events or in the background; asked for again, cancelled, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ....protocol.formats.said import ChatDelta
+from ....protocol.messages import Delta
+from ..bodies.requests import PARAMETERS
+from ..endpoints import chat
+from ..errors import Problem
+from ..service import Service
+from ..transport.events import open_stream, together, unless_left
+from .bodies import ResponseBody, ResponseFields, plain
+from .reading import WRITTEN, conversation
+from .store import Stored
+from .writing import Output, ResponseEvents, new_id
+
+NAMES = tuple(field.name for field in PARAMETERS)
+
+
+async def create(service: Service, request: Request) -> Response:
+    body = await service.read(request, ResponseBody)
+    if body.background and (body.stream or body.store is False):
+        other = "stream=true" if body.stream else "store=false"
+        raise Problem(400, f"background=true cannot be had with {other}; leave one out", param="background")
+    asked = conversation(body, messages_before(service, body), service.prompts.chat_templates, NAMES)
+    about = first_body(service, request, body)
+    output = Output(about, frozenset(tool.name or "" for tool in body.tools or () if tool.type == "custom"))
+    own = asked.messages[1:] if body.instructions else asked.messages
+    stored = Stored(about, items_of(body), own)
+    batches = chat.ask(service, request, asked, about["id"], WRITTEN)
+
+    def keep() -> None:
+        stored.messages = [*own, output.message()]
+        if body.store is not False:
+            service.responses.put(stored)
+
+    if body.background:
+        about["status"] = "queued"
+        stored.task = service.in_background(make(service, batches, output, stored))
+        service.responses.put(stored)
+        return service.answer(about)
+    if body.stream:
+        return await open_stream(request, together([batches]), ResponseEvents(output, keep))
+    await unless_left(request.receive, take(batches, output))
+    output.end()
+    keep()
+    return service.answer(about)
+
+
+def messages_before(service: Service, body: ResponseFields) -> list[dict[str, Any]]:
+    """Those of the response that this one goes on from."""
+    if body.previous_response_id is None:
+        return []
+    previous = service.responses.get(body.previous_response_id, "previous_response_id")
+    if previous.body["status"] not in ("completed", "incomplete"):
+        status = previous.body["status"]
+        message = f"the response {body.previous_response_id} is {status}: it has no answer to go on from"
+        raise Problem(400, message, param="previous_response_id")
+    return previous.messages
+
+
+async def make(
+    service: Service, batches: AsyncGenerator[list[Delta], None], output: Output, stored: Stored
+) -> None:
+    """A response in the background."""
+    try:
+        stored.body["status"] = "in_progress"
+        await take(batches, output)
+        output.end()
+        stored.messages = [*stored.messages, output.message()]
+    except asyncio.CancelledError:
+        output.close("incomplete")
+        stored.body |= {"status": "cancelled", "output": output.items}
+    except Exception as error:
+        output.fail(error)
+    finally:
+        stored.task = None
+        if stored.body["id"] in service.responses.kept:
+            service.responses.put(stored)
+
+
+# --- what is kept -------------------------------------------------------------------------
+
+
+def asked_for(service: Service, request: Request) -> Stored:
+    return service.responses.get(request.path_params["response_id"])
+
+
+async def get(service: Service, request: Request) -> Response:
+    return service.answer(asked_for(service, request).body)
+
+
+async def items(service: Service, request: Request) -> Response:
+    data = asked_for(service, request).items
+    ids = [str(item["id"]) for item in data]
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    return service.answer(
+        {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": False}
+    )
+
+
+async def delete(service: Service, request: Request) -> Response:
+    stored = asked_for(service, request)
+    service.responses.drop(stored.body["id"])
+    if stored.task is not None:
+        stored.task.cancel()
+    return service.answer({"id": stored.body["id"], "object": "response", "deleted": True})
+
+
+async def cancel(service: Service, request: Request) -> Response:
+    stored = asked_for(service, request)
+    if not stored.body["background"]:
+        raise Problem(400, "only a response that is made in the background can be cancelled")
+    if stored.task is not None:
+        stored.task.cancel()
+        await asyncio.wait([stored.task])
+    return service.answer(stored.body)
+
+
+async def take(batches: AsyncGenerator[list[Delta], None], output: Output) -> None:
+    async for deltas in batches:
+        for delta in deltas:
+            assert isinstance(delta, ChatDelta)
+            output.add(delta)
+
+
+def items_of(body: ResponseFields) -> list[dict[str, Any]]:
+    """The input as items with ids."""
+    items = body.input
+    if isinstance(items, str):
+        items = [{"role": "user", "content": [{"type": "input_text", "text": items}]}]
+    return [{"id": new_id("msg"), "type": "message"} | item for item in items]
+
+
+def first_body(service: Service, request: Request, body: ResponseFields) -> dict[str, Any]:
+    """The response before there is anything of it."""
+    about = service.about(request, "resp", "response")
+    text = msgspec.to_builtins(body.text) if body.text is not None else {}
+    given = {name: getattr(body, name) for name in ("temperature", "top_p")}
+    return {
+        "id": about["id"].replace("resp-", "resp_", 1),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "model": service.model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "usage": None,
+        "background": bool(body.background),
+        "previous_response_id": body.previous_response_id,
+        "store": body.store is not False,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
+        "temperature": 1.0 if given["temperature"] is None else given["temperature"],
+        "text": {"format": {"type": "text"}}
+        | {key: value for key, value in text.items() if value is not None},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [
+            {
+                key: value
+                for key, value in plain(tool).items()
+                if value is not None or key in ("strict", "parameters")
+            }
+            for tool in body.tools or ()
+        ],
+        "top_p": 1.0 if given["top_p"] is None else given["top_p"],
+        "truncation": "disabled",
+        "user": body.user,
+    }

@@ -1,0 +1,176 @@
+"""The Messages API in its published form: blocks and events. The official client runs on it in ``tests/clients``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from scripted import Answer, Script, Scripted
+from slipstream.protocol.messages import Formats
+
+PATH = "/v1/messages"
+THINKS = Formats(reasoning="qwen3", tool_calls="hermes")
+TOOLS = [{"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}]
+CALL = (
+    "<think>I lo",
+    "ok.</think>Let me see.<tool_call>",
+    '{"name": "weather", "arguments": {"city"',
+    ': "Rome"}}</tool_call>',
+)
+
+
+def post(script: Script, path: str = PATH, **fields: Any) -> Answer:
+    body: dict[str, Any] = {"max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
+    if path != PATH:
+        del body["max_tokens"]
+    return Scripted(script).post(path, body | fields)
+
+
+def events_of(answer: Answer) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    for part in answer.body.decode().split("\n\n")[:-1]:
+        name, data = part.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def test_an_answer_has_thinking_text_and_tool_use_as_blocks() -> None:
+    answer = post(Script(*CALL, formats=THINKS), tools=TOOLS)
+    assert answer.status == 200
+    thinking, text, call = answer.json["content"]
+    assert (thinking["type"], thinking["thinking"]) == ("thinking", "I look.")
+    assert (text["type"], text["text"]) == ("text", "Let me see.")
+    assert (call["type"], call["name"], call["input"]) == ("tool_use", "weather", {"city": "Rome"})
+    assert answer.json["stop_reason"] == "tool_use"
+    assert answer.json["usage"] == {
+        "input_tokens": 3,
+        "cache_read_input_tokens": 0,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": len(CALL),
+    }
+
+
+def test_a_stream_tells_the_same_in_the_published_events() -> None:
+    script = Script(*CALL, formats=THINKS, prompt_ids=[1, 2, 3])
+    events = events_of(post(script, tools=TOOLS, stream=True))
+    assert [name for name, _ in events] == [
+        "message_start",
+        *("content_block_start", "content_block_delta", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_delta", "content_block_stop"),
+        *("message_delta", "message_stop"),
+    ]
+    assert all(data["type"] == name for name, data in events)
+    start = events[0][1]["message"]
+    assert (start["content"], start["stop_reason"], start["usage"]["input_tokens"]) == ([], None, 3)
+    deltas = [(data["index"], data["delta"]) for name, data in events if name == "content_block_delta"]
+    told = [
+        "".join(next(reversed(delta.values())) for at, delta in deltas if at == index) for index in range(3)
+    ]
+    assert told == ["I look.", "Let me see.", '{"city": "Rome"}']
+    assert [delta["type"] for _, delta in deltas[1:4]] == ["thinking_delta", "text_delta", "input_json_delta"]
+    begun = [data["content_block"] for name, data in events if name == "content_block_start"]
+    assert [block["type"] for block in begun] == ["thinking", "text", "tool_use"]
+    assert begun[2]["input"] == {}
+    assert begun[1]["text"] == ""
+    assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert events[-2][1]["usage"]["output_tokens"] == len(CALL)
+
+
+def test_the_blocks_of_an_agents_turn_become_one_conversation() -> None:
+    script = Script("Yes.")
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Weather?", "cache_control": {"type": "ephemeral"}}],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "Hm.", "signature": ""},
+                {"type": "text", "text": "I look."},
+                {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Rome"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "20"}]},
+                {"type": "text", "text": "And?"},
+            ],
+        },
+    ]
+    system = [{"type": "text", "text": "Be brief."}]
+    assert post(script, system=system, messages=messages, tools=TOOLS).status == 200
+    first, user, assistant, result, more = script.asked["messages"]
+    assert first == {"role": "system", "content": "Be brief."}
+    assert user == {"role": "user", "content": "Weather?"}
+    assert (assistant["reasoning"], assistant["content"]) == ("Hm.", "I look.")
+    assert assistant["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+    assert result == {"role": "tool", "tool_call_id": "a", "content": "20"}
+    assert more == {"role": "user", "content": "And?"}
+
+
+def test_what_is_asked_for_reaches_the_sampler() -> None:
+    script = Script('[{"name": "weather", "arguments": {"city": "Rome"}}]')
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    answer = post(script, tools=TOOLS, tool_choice=choice, stop_sequences=["x"], temperature=0.5, top_k=3)
+    params = script.asked["params"]
+    assert (params.max_tokens, params.stop, params.temperature, params.top_k) == (50, ["x"], 0.5, 3)
+    assert params.json_schema["maxItems"] == 1
+    assert [block["type"] for block in answer.json["content"]] == ["tool_use"]
+    named = post(Script('{"city": "Rome"}'), tools=TOOLS, tool_choice={"type": "tool", "name": "weather"})
+    assert named.json["content"][0]["input"] == {"city": "Rome"}
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    script = Script('{"a": 1}')
+    post(script, output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert script.asked["params"].json_schema == schema
+
+
+def test_an_answer_says_why_it_ended() -> None:
+    assert post(Script("Yes")).json["stop_reason"] == "end_turn"
+    assert post(Script("Yes", finish="length")).json["stop_reason"] == "max_tokens"
+
+
+def test_tokens_are_counted_as_they_would_be_asked_for() -> None:
+    asked = {"prompt": None, "messages": [{"role": "user", "content": "Hi"}]}
+    expected = Scripted().post("/tokenize", asked).json["count"]
+    assert post(Script(), f"{PATH}/count_tokens").json == {"input_tokens": expected}
+    more = post(Script(), f"{PATH}/count_tokens", system="Be brief.").json["input_tokens"]
+    assert more > expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"no_such": 1}, "no_such"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"model": "other"}, "not served here"),
+    ],
+)
+def test_what_is_not_served_is_refused_in_anthropics_form(fields: dict[str, Any], said: str) -> None:
+    answer = post(Script("Yes."), **fields)
+    kind = "not_found_error" if "model" in fields else "invalid_request_error"
+    assert answer.status == (404 if "model" in fields else 400)
+    assert answer.json["type"] == "error"
+    assert answer.json["error"]["type"] == kind
+    assert said in answer.json["error"]["message"]
+
+
+def test_a_stream_that_fails_says_so_in_its_last_event() -> None:
+    name, data = events_of(post(Script("Yes", finish=RuntimeError("secret")), stream=True))[-1]
+    assert name == data["type"] == "error"
+    assert data["error"]["type"] == "api_error"
+    assert "secret" not in data["error"]["message"]
+
+
+def test_a_key_may_come_as_anthropics_clients_send_it() -> None:
+    frontend = Scripted(Script("Yes."), api_key="sesame")
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    assert frontend.post(PATH, body, x_api_key="sesame").status == 200
+    assert frontend.post(PATH, body, x_api_key="wrong").status == 401

@@ -1,0 +1,282 @@
+"""The Responses API as the official client sees it; what the model says is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI
+from pydantic import BaseModel
+from scripted import MODEL, Script, Scripted
+from slipstream.actors.http.responses.store import Store, Stored
+from slipstream.protocol.messages import Formats
+
+THINKS = Formats(reasoning="qwen3", tool_calls="hermes")
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    }
+]
+
+CALL = (
+    "<think>I lo",
+    "ok.</think>Let me see.<tool_call>",
+    '{"name": "weather", "arguments": {"city"',
+    ': "Rome"}}</tool_call>',
+)
+
+
+def talk(script: Script, ask: Callable[[AsyncOpenAI, Scripted], Awaitable[Any]]) -> Any:
+    """What ``ask`` returns, given a client of a frontend before this script."""
+    frontend = Scripted(script, hosts=None)
+
+    async def run() -> Any:
+        transport = httpx2.ASGITransport(frontend.app)
+        http = httpx2.AsyncClient(transport=transport, base_url="http://here")
+        async with AsyncOpenAI(
+            base_url="http://here/v1", api_key="x", max_retries=0, http_client=http
+        ) as client:
+            return await ask(client, frontend)
+
+    return asyncio.run(run())
+
+
+def create(script: Script, **fields: Any) -> Any:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        made: Any = client.responses.create
+        return await made(**{"model": MODEL, "input": "Hi"} | fields)
+
+    return talk(script, ask)
+
+
+def stream(script: Script, **fields: Any) -> list[Any]:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        made: Any = client.responses.create
+        return [
+            event async for event in await made(**{"model": MODEL, "input": "Hi", "stream": True} | fields)
+        ]
+
+    return talk(script, ask)
+
+
+def test_an_answer_has_thoughts_text_and_calls_as_items() -> None:
+    response = create(Script(*CALL, formats=THINKS), tools=TOOLS)
+    thoughts, text, call = response.output
+    assert thoughts.type == "reasoning"
+    assert thoughts.content[0].text == "I look."
+    assert text.content[0].text == response.output_text == "Let me see."
+    assert (call.type, call.name, json.loads(call.arguments)) == (
+        "function_call",
+        "weather",
+        {"city": "Rome"},
+    )
+    assert response.status == "completed"
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (3, len(CALL))
+
+
+def test_a_stream_tells_the_same_in_the_published_events() -> None:
+    events = stream(Script(*CALL, formats=THINKS), tools=TOOLS)
+    whole = create(Script(*CALL, formats=THINKS), tools=TOOLS)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds == [
+        *("created", "in_progress"),
+        *("output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta"),
+        *("reasoning_text.done", "content_part.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "output_text.delta"),
+        *("output_text.done", "content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.delta"),
+        *("function_call_arguments.done", "output_item.done"),
+        "completed",
+    ]
+    told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert told == whole.output_text
+    arguments = "".join(event.delta for event in events if event.type.endswith("arguments.delta"))
+    assert arguments == whole.output[2].arguments
+    items = [event.item for event in events if event.type == "response.output_item.done"]
+    assert items == events[-1].response.output
+    assert [item.type for item in items] == [item.type for item in whole.output]
+    added = [event.item for event in events if event.type == "response.output_item.added"]
+    assert [item.id for item in added] == [item.id for item in items]
+    assert all(item.status == "in_progress" for item in added)
+
+
+def test_the_helper_for_streams_understands_them() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        async with client.responses.stream(model=MODEL, input="Hi", tools=TOOLS) as events:
+            async for _ in events:
+                pass
+            return await events.get_final_response()
+
+    response = talk(Script(*CALL, formats=THINKS), ask)
+    assert response.output_text == "Let me see."
+    assert json.loads(response.output[2].arguments) == {"city": "Rome"}
+
+
+class Sum(BaseModel):
+    value: int
+
+
+def test_structured_text_is_made_to_match_and_parsed() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        parsed = await client.responses.parse(model=MODEL, input="2 + 2?", text_format=Sum)
+        return parsed.output_parsed, frontend.script.asked["params"].json_schema
+
+    value, schema = talk(Script('{"value": 4}'), ask)
+    assert value == Sum(value=4)
+    assert schema["properties"]["value"]["type"] == "integer"
+
+
+def test_the_items_of_an_agents_turn_become_one_conversation() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        items: Any = [
+            {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "Hm."}],
+            },
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+            {"type": "function_call", "call_id": "a", "name": "weather", "arguments": '{"city": "Rome"}'},
+            {"type": "function_call", "call_id": "b", "name": "weather", "arguments": '{"city": "Bern"}'},
+            {"type": "function_call_output", "call_id": "a", "output": "20"},
+            {"type": "function_call_output", "call_id": "b", "output": "10"},
+        ]
+        await client.responses.create(model=MODEL, instructions="Be brief.", input=items, tools=TOOLS)
+        return frontend.script.asked["messages"]
+
+    system, user, assistant, *results = talk(Script("Yes."), ask)
+    assert system == {"role": "system", "content": "Be brief."}
+    assert user == {"role": "user", "content": "Weather?"}
+    assert (assistant["reasoning"], assistant["content"]) == ("Hm.", "I look.")
+    assert [call["id"] for call in assistant["tool_calls"]] == ["a", "b"]
+    assert [(one["tool_call_id"], one["content"]) for one in results] == [("a", "20"), ("b", "10")]
+
+
+def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        first = await client.responses.create(model=MODEL, input="Hi", instructions="Be brief.")
+        await client.responses.create(model=MODEL, input="And?", previous_response_id=first.id)
+        followed = frontend.script.asked["messages"]
+        assert (await client.responses.retrieve(first.id)).output_text == "Yes."
+        items = await client.responses.input_items.list(first.id)
+        assert items.data[0].content[0].text == "Hi"  # type: ignore[union-attr]
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+        with pytest.raises(openai.NotFoundError, match="send the whole conversation") as gone:
+            await client.responses.create(model=MODEL, input="And?", previous_response_id=first.id)
+        assert gone.value.param == "previous_response_id"
+        unkept = await client.responses.create(model=MODEL, input="Hi", store=False)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(unkept.id)
+        return followed
+
+    assert talk(Script("Yes."), ask) == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "And?"},
+    ]
+
+
+def test_the_oldest_responses_are_forgotten_when_there_is_no_room() -> None:
+    for store in (Store(max_responses=2), Store(max_bytes=700)):
+        for number in range(5):
+            store.put(Stored({"id": str(number), "text": "x" * 280}, []))
+        assert list(store.kept) == ["3", "4"]
+        assert store.bytes == sum(stored.size for stored in store.kept.values())
+        store.put(Stored({"id": "3", "text": ""}, []))
+        store.drop("4")
+        assert store.bytes == store.kept["3"].size
+
+
+def test_a_response_in_the_background_is_asked_for_until_it_is_complete() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        begun = await client.responses.create(model=MODEL, input="Hi", background=True)
+        assert begun.status == "queued"
+        await asyncio.wait(frontend.service.background)
+        return await client.responses.retrieve(begun.id)
+
+    made = talk(Script("Yes."), ask)
+    assert (made.status, made.output_text, made.background) == ("completed", "Yes.", True)
+
+
+def test_a_response_in_the_background_can_be_cancelled() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        begun = await client.responses.create(model=MODEL, input="Hi", background=True)
+        while not frontend.script.running:
+            await asyncio.sleep(0)
+        cancelled = await client.responses.cancel(begun.id)
+        assert frontend.script.running == 0
+        return cancelled
+
+    assert talk(Script("Yes.", ends=False), ask).status == "cancelled"
+
+
+def test_an_answer_at_its_limit_is_incomplete() -> None:
+    response = create(Script("Yes", finish="length"), max_output_tokens=1)
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert stream(Script("Yes", finish="length"))[-1].type == "response.incomplete"
+
+
+def test_a_stream_that_fails_says_so_in_its_last_event() -> None:
+    last = stream(Script("Yes", finish=RuntimeError("secret")))[-1]
+    assert last.type == "response.failed"
+    assert last.response.error.code == "internal"
+    assert "secret" not in last.response.error.message
+
+
+def test_a_custom_tool_is_called_with_a_text() -> None:
+    tool: Any = {"type": "custom", "name": "patch", "description": "Applies a patch"}
+    script = Script('<tool_call>{"name": "patch", "arguments": {"input": "*** a"}}</tool_call>')
+    response = create(script, tools=[tool])
+    assert (response.output[0].type, response.output[0].input) == ("custom_tool_call", "*** a")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": [{"type": "input_image"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"background": True, "store": False}, "background"),
+        ({"include": ["web_search_call.results"]}, "include"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"extra_body": {"n": 2}}, "n"),
+        ({"extra_body": {"no_such": 2}}, "no_such"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(Script("Yes."), **fields)
+    assert str(refused.value.param).startswith(param)
+
+
+def test_what_agents_send_by_default_is_taken() -> None:
+    response = create(
+        Script("Yes."),
+        tools=TOOLS,
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        store=False,
+        include=["reasoning.encrypted_content"],
+        reasoning={"effort": "medium", "summary": "auto"},
+        text={"verbosity": "low"},
+        prompt_cache_key="a",
+        truncation="disabled",
+        metadata={"a": "b"},
+    )
+    assert response.output_text == "Yes."
+    assert response.metadata == {"a": "b"}
