@@ -18,6 +18,7 @@ COMMANDS = {
     "route": "put one address in front of several services, whose streams go on when one of them is lost",
     "generate": "answer prompts and print the answers as they come",
     "chat": "talk with a model",
+    "batch": "answer a file of requests in OpenAI's batch format into another file",
     "bench": "measure how busy the device is kept, and how fast a service is",
     "drill": "kill actors of a service of your own while streams are open, and compare every token",
     "restart": "end an actor of a running service and start it again, while its requests go on",
