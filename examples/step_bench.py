@@ -1,6 +1,6 @@
 """What a step costs: on the host to stage and to launch, on a GPU to replay.
 
-    python examples/step_bench.py [--models 8b 1.5b 0.5b] [--rows 256] [--json FILE]
+    python examples/step_bench.py [--models 8b 1.5b 0.5b] [--rows 256] [--quantization fp8] [--json FILE]
 
 Staging is measured anywhere. With a GPU, models of these shapes with random weights are put together as the executor
 does it, every graph is captured, and steps of several sizes are run: of rows that decode, and of rows that decode
@@ -86,10 +86,11 @@ def staging(rows: int) -> dict[str, float]:
 class Rig:
     """A model and its graphs, as ``build`` puts them together."""
 
-    def __init__(self, name: str, slots: int) -> None:
+    def __init__(self, name: str, slots: int, quantization: str | None) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
         from slipstream.actors.executor.model.fuse import fuse
         from slipstream.actors.executor.model.load import from_config
+        from slipstream.actors.executor.model.quantization.linear import quantize_layers
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram
 
@@ -97,6 +98,9 @@ class Rig:
         self.device = CudaDevice(0)
         with torch.inference_mode():
             model = from_config(MODELS[name](), where, torch.bfloat16, attention_backend="triton")
+            if quantization is not None:
+                quantize_layers(model.transformer, quantization, where)
+                model.measure()
             fuse(model)
             self.program = ModelProgram(model, slots, LENGTH, BLOCK)
             buckets = buckets_of(slots, BUDGET, LENGTH)
@@ -159,9 +163,9 @@ class Rig:
         return tuple(statistics.median(column) for column in zip(*times[2:], strict=True))  # type: ignore[return-value]
 
 
-def measure(name: str, slots: int) -> dict[str, Any]:
+def measure(name: str, slots: int, quantization: str | None) -> dict[str, Any]:
     begun = time.perf_counter()
-    rig = Rig(name, slots)
+    rig = Rig(name, slots, quantization)
     graphs, count = rig.graphs, rig.graphed.count
     found: dict[str, Any] = {
         "graphs": count,
@@ -200,6 +204,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rows", type=int, default=256, help="sequence slots of the models (default 256)")
+    parser.add_argument("--quantization", choices=("fp8", "int8"), help="of the models' layers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: dict[str, Any] = {}
@@ -212,7 +217,7 @@ def main() -> None:
         )
     if torch.cuda.is_available():
         for name in options.models:
-            results[name] = measure(name, options.rows)
+            results[name] = measure(name, options.rows, options.quantization)
             torch.cuda.empty_cache()
     else:
         print("no GPU here: only staging was measured")

@@ -67,10 +67,10 @@ def fp8_rows(height: int, width: int) -> Stored:
     return {".weight": values, ".weight_scale": scales}, values.float() * scales.float()
 
 
-def fp8_blocks(height: int, width: int) -> Stored:
-    """Blocks of 12 x 20, the last of which are not full."""
-    values, scales = float8(height, width), scales_of(-(-height // 12), -(-width // 20))
-    own = scales.repeat_interleave(12, 0)[:height].repeat_interleave(20, 1)[:, :width]
+def fp8_blocks(height: int, width: int, rows: int = 12, columns: int = 20) -> Stored:
+    """The last blocks may not be full."""
+    values, scales = float8(height, width), scales_of(-(-height // rows), -(-width // columns))
+    own = scales.repeat_interleave(rows, 0)[:height].repeat_interleave(columns, 1)[:, :width]
     return {".weight": values, ".weight_scale_inv": scales}, values.float() * own
 
 
@@ -137,6 +137,10 @@ def compressed(format: str, kind: str, bits: int, strategy: str, **more: Any) ->
 STORED: dict[str, tuple[dict[str, Any], Callable[[int, int], Stored]]] = {
     "fp8 by tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, fp8_tensor),
     "fp8 by blocks": ({"quant_method": "fp8", "weight_block_size": [12, 20], "fmt": "e4m3"}, fp8_blocks),
+    "fp8 by wide blocks": (
+        {"quant_method": "fp8", "weight_block_size": [12, 32]},
+        lambda height, width: fp8_blocks(height, width, 12, 32),
+    ),
     "fbgemm": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, fp8_rows),
     "compressed fp8 by tensor": (compressed("float-quantized", "float", 8, "tensor"), fp8_tensor),
     "compressed fp8 by rows": (compressed("float-quantized", "float", 8, "channel"), fp8_rows),

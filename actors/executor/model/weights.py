@@ -22,6 +22,8 @@ from .quantization.linear import kept
 from .quantization.scheme import Scheme, unquantized
 from .quantization.weight import QuantizedWeight
 
+IN_8_BITS = "each in 8 bits: they take twice the memory of the files, and a step as much longer to read them"
+
 FROM_FOLDER: Any = {"local_files_only": True, "trust_remote_code": False}
 """How transformers reads a folder: nothing is fetched, and no code in it runs."""
 
@@ -67,7 +69,7 @@ def read_quantized(
 ) -> tuple[Any, dict[str, Any], str]:
     """As ``read_weights``, of quantized weights; and what one should know of them.
 
-    ``keep``: linear layers keep theirs as they are stored, where there are products with such. All others become what
+    ``keep``: linear layers keep theirs in 8 bits, where there are products with such. All others become what
     they stand for.
     """
     own = getattr(language_model_config(config), "dtype", None) or torch.bfloat16
@@ -91,7 +93,11 @@ def read_quantized(
         transformer.set_submodule(layer_name, kept(stored, layer.bias))
     others = sum(each.was_read for each in dequantized.values())
     if not others:
-        return transformer, report, f"weights {scheme.title}, as they are stored"
+        return (
+            transformer,
+            report,
+            f"weights {scheme.title}, {'as they are stored' if scheme.bits == 8 else IN_8_BITS}",
+        )
     some = f", {others} of {others + len(as_stored)}" if as_stored else ""
     times = 8 * chosen.itemsize / scheme.bits
     told = (
@@ -112,7 +118,7 @@ class Unread:
 
 
 def layers_that_keep(config: PreTrainedConfig, weights: list[StoredWeight]) -> dict[str, StoredWeight]:
-    """The linear layers that can keep their weights as they are stored, by their names in the model."""
+    """The linear layers that can keep their weights in 8 bits, by their names in the model."""
     text = language_model_config(config)
     model_class = gate.causal_lm_class(config)
     if gate.layer_types(text) & gate.STATE_TYPES or getattr(model_class, "_is_stateful", False):

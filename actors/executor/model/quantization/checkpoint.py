@@ -49,15 +49,47 @@ class StoredWeight:
     scheme: Scheme
     base: str
 
+    def shape_of(self, end: str) -> list[int]:
+        """Of the tensor with this end of its name."""
+        return list(self.parts[end].get_slice(self.base + end).get_shape())
+
     @property
     def shape(self) -> list[int]:
-        """Of the tensor that has its numbers."""
-        return list(self.parts[self.form.main].get_slice(self.base + self.form.main).get_shape())
+        """[N, K]; of a weight that is no matrix, that of what is stored."""
+        stored = self.shape_of(self.form.main)
+        match self.form.main:
+            case ".weight_packed":
+                return self.parts[".weight_shape"].get_tensor(self.base + ".weight_shape").tolist()
+            case ".qweight" if self.form is FORMATS["gptq"]:
+                return [stored[1], stored[0] * 32 // self.scheme.bits]
+            case ".qweight":
+                return [stored[1] * 8, stored[0]]
+        return stored
 
     @property
     def multiplied(self) -> bool:
-        """Whether there are products with it as it is stored."""
-        return self.form is FORMATS["scaled"] and ".weight_zero_point" not in self.parts
+        """Whether there are products with it as 8 bit numbers: those of 4 bits become such, less their zero points.
+
+        Scales have to be for parts of rows that the products' tiles consist of.
+        """
+        if self.form is FORMATS["mxfp4"] or ".weight_g_idx" in self.parts:
+            return False
+        if self.form is FORMATS["scaled"] and ".weight_zero_point" in self.parts:
+            return False
+        if self.form is not FORMATS["scaled"] and self.scheme.bits != 4:
+            return False
+        width = self.shape[1]
+        if ".scales" in self.parts:
+            groups = self.shape_of(".scales")[0]
+        else:
+            scales = self.shape_of(next(end for end in self.parts if end.startswith(".weight_scale")))
+            groups = scales[1] if len(scales) == 2 else 1
+        columns = width if groups == 1 else self.scheme.block[1] if self.scheme.block else width // groups
+        if ".g_idx" in self.parts:
+            order = self.parts[".g_idx"].get_tensor(self.base + ".g_idx").long()
+            if not torch.equal(order, torch.arange(width) // columns):
+                return False
+        return columns >= width or columns in (16, 32, 64) or columns % 128 == 0
 
     def read(self) -> QuantizedWeight | Tensor:
         tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}

@@ -43,9 +43,11 @@ class QuantizedLinear(nn.Linear):
 
 
 def kept(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
-    """The layer of a weight as it is stored."""
-    assert weight.zeros is None
+    """The layer of a weight in 8 bits: as it is stored, or of 4 bits less its zero points."""
     assert weight.groups is None
+    if weight.zeros is not None:
+        values = (weight.values - weight.spread(weight.zeros)).to(torch.int8)
+        weight = QuantizedWeight(values, weight.scales, weight.block)
     if (
         weight.scales.numel() == 1
     ):  # for all of it: a scale for each row can be joined with those of other layers
