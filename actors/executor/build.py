@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
@@ -11,15 +10,22 @@ from llguidance import LLExecutor
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
-from ..text.grammar import load_compiler
-from .ahead import ReadAhead, wake
+from .ahead import wake
 from .devices.kinds import kind_name, kind_of
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
 from .memory import check_states, count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
-from .prepare import import_transformers
+from .prepare import (
+    Prepared,
+    backend_of,
+    check_length,
+    import_transformers,
+    load_grammars,
+    load_whole,
+    reading_ahead,
+)
 from .ranks.follower import Follower
 from .ranks.leader import Leader, name_of
 from .sampling.masks import Masks
@@ -58,11 +64,14 @@ def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor 
 
 def build_model(context: StartContext, options: ExecutorOptions) -> Executor | Follower:
     """The executor of a model of transformers, on a CPU or a GPU."""
-    ahead = None if options.load_format == "dummy" else ReadAhead(Path(options.model))
-    where = import_libraries(context, options)
-    model = load(context, options, where)
-    if ahead is not None:
-        ahead.stop()
+    prepared: Prepared | None = context.prepared
+    model = None if prepared is None else prepared.model
+    if model is None:
+        with reading_ahead(options):
+            where = import_libraries(context, options)
+            model = load(context, options, where)
+    else:
+        where = import_libraries(context, options)
     if where.type == "cpu":
         return assemble(context, options, on_cpu(context, options, model))
     from .devices.cuda import CudaDevice, CudaGraphs
@@ -104,48 +113,26 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
 
 def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
     """The model on its device, or of several ranks the part of this one."""
-    dummy, backend = options.load_format == "dummy", backend_of(options, where)
-    if options.tensor_parallel_size > 1:
-        from .ranks.load import load_part, make_part
-        from .ranks.meeting import meet
+    if options.tensor_parallel_size == 1:
+        return load_whole(context, options, where)
+    from .ranks.load import load_part, make_part
+    from .ranks.meeting import meet
 
-        context.phase("meet the other ranks")
-        group = meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
-        context.phase("load weights")
-        model = (make_part if dummy else load_part)(
-            options.model, group, device=where, dtype=options.dtype, attention_backend=backend
-        )
-    else:
-        from .model.load import load_model, make_model
-
-        context.phase("load weights")
-        model = (make_model if dummy else load_model)(
-            options.model,
-            device=where,
-            dtype=options.dtype,
-            attention_backend=backend,
-            quantization=options.quantization,
-        )
-    if options.max_model_len > model.max_model_len:
-        raise InvalidRequest(
-            f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
-            " can be served with; lower --max-model-len"
-        )
-    return model
-
-
-def backend_of(options: ExecutorOptions, where: torch.device) -> str:
-    """The name of the attention backend that is asked for, or the device's own."""
-    auto = options.attention_backend == "auto"
-    return kind_of(where.type).attention if auto else options.attention_backend
+    context.phase("meet the other ranks")
+    group = meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
+    context.phase("load weights")
+    model = (make_part if options.load_format == "dummy" else load_part)(
+        options.model, group, device=where, dtype=options.dtype, attention_backend=backend_of(options, where)
+    )
+    return check_length(options, model)
 
 
 def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) -> Executor | Follower:
     """The executor around an engine."""
     slots, facts = options.max_num_seqs, engine.facts
     tokens = max_batched_tokens(options, facts["device"])
-    context.phase("load grammar vocabulary")
-    compiler = load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
+    prepared: Prepared | None = context.prepared
+    compiler = load_grammars(context, options) if prepared is None else prepared.compiler
     stateful = bool(facts.get("states"))
     batch = RunningBatch(
         slots,
@@ -166,10 +153,8 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
     most_s = facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
     learns = facts["device"] == "cpu" and options.hang_timeout is None
     patience = Patience(tokens, most_s) if learns else None
-    if options.device == "auto":
-        facts["settled"] = {
-            "device": kind_name(facts["device"])
-        }  # a GPU that is lost is no reason to take the CPU
+    if options.device == "auto":  # a GPU that is lost is no reason to take the CPU
+        facts["settled"] = {"device": kind_name(facts["device"])}
     facts |= {
         "num_blocks": engine.blocks,
         "block_size": options.block_size,

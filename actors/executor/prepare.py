@@ -1,21 +1,31 @@
-"""What a spare executor does before it waits: all imports, and nothing on a device.
+"""What of an executor's start needs no GPU, and what a spare does of it before it waits.
 
 A CUDA context does not survive a fork. Not even the number of devices is asked of CUDA here; torch would then refuse to
-use it in a fork.
+use it in a fork. On a CPU the model itself is loaded, as it will be used: its forks share the weights.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...protocol.errors import InvalidRequest
+from ...runtime.memory import available
 from ..options import ExecutorOptions
-from .devices.kinds import uses_gpu
+from ..text.grammar import GrammarCompiler, load_compiler
+from .ahead import ReadAhead
+from .devices.kinds import kind_of, uses_gpu
 
 if TYPE_CHECKING:
+    import torch
+
     from ...runtime.process.child import StartContext
+    from .model.paged_model import PagedModel
 
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads, which a fork loses
@@ -23,30 +33,109 @@ ENVIRONMENT = {
 }
 
 
-def prepare(context: StartContext) -> None:
-    """Import what an executor with these options needs."""
+ROOM = 3
+"""Times the files of the weights: in float32 they are twice as large as files in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a fork need not make again."""
+
+    compiler: GrammarCompiler | str
+    model: PagedModel | None = None
+    """On a CPU, where one process is the whole executor, and where there is memory for it."""
+
+
+def prepare(context: StartContext) -> Prepared:
+    """Import what an executor with these options needs, and load what forks can share."""
     options = context.options_as(ExecutorOptions)
     os.environ.update(ENVIRONMENT)
     if options.device == "emulated":
         from .devices import emulated  # noqa: F401
 
-        return
-    context.phase("import torch")
-    import torch  # noqa: F401
+        return Prepared(load_grammars(context, options))
+    gpu = uses_gpu(options.device)
+    shares = not gpu and options.tensor_parallel_size == 1 and has_room(context, options)
+    with reading_ahead(options) if shares else nullcontext():
+        context.phase("import torch")
+        import torch
 
-    import_transformers(context)
+        import_transformers(context)
+        if gpu:
+            from . import gpu
+            from .attention import triton_backend  # noqa: F401
+        else:
+            from .devices import cpu  # noqa: F401
+            from .step import program  # noqa: F401
+        model = None
+        if shares:
+            torch.set_num_threads(1)  # a fork has no other threads, and would wait for them
+            model = load_whole(context, options, torch.device("cpu"))
+        else:
+            import_model(options)
+    return Prepared(load_grammars(context, options), model)
+
+
+def has_room(context: StartContext, options: ExecutorOptions) -> bool:
+    """Whether weights can be loaded here too: while others serve, they are there twice until the next fork."""
+    files = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors"))
+    return not context.restarted or available() > ROOM * files
+
+
+def import_model(options: ExecutorOptions) -> None:
+    """The code of the model's class."""
     from .model.gate import causal_lm_class
     from .model.load import load_config
 
-    causal_lm_class(load_config(Path(options.model)))  # imports its code
+    causal_lm_class(load_config(Path(options.model)))
     if options.tensor_parallel_size > 1:
         from .ranks import load  # noqa: F401
-    if uses_gpu(options.device):
-        from . import gpu  # noqa: F401
-        from .attention import triton_backend  # noqa: F401
-    else:
-        from .devices import cpu  # noqa: F401
-        from .step import program  # noqa: F401
+
+
+@contextmanager
+def reading_ahead(options: ExecutorOptions) -> Iterator[None]:
+    """The files of the weights come into memory meanwhile, if there are any."""
+    ahead = None if options.load_format == "dummy" else ReadAhead(Path(options.model))
+    try:
+        yield
+    finally:
+        if ahead is not None:
+            ahead.stop()
+
+
+def load_grammars(context: StartContext, options: ExecutorOptions) -> GrammarCompiler | str:
+    context.phase("load grammar vocabulary")
+    return load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
+
+
+def load_whole(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
+    """The model, on its device."""
+    from .model.load import load_model, make_model
+
+    context.phase("load weights")
+    model = (make_model if options.load_format == "dummy" else load_model)(
+        options.model,
+        device=where,
+        dtype=options.dtype,
+        attention_backend=backend_of(options, where),
+        quantization=options.quantization,
+    )
+    return check_length(options, model)
+
+
+def check_length(options: ExecutorOptions, model: PagedModel) -> PagedModel:
+    if options.max_model_len > model.max_model_len:
+        raise InvalidRequest(
+            f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
+            " can be served with; lower --max-model-len"
+        )
+    return model
+
+
+def backend_of(options: ExecutorOptions, where: torch.device) -> str:
+    """The name of the attention backend that is asked for, or the device's own."""
+    auto = options.attention_backend == "auto"
+    return kind_of(where.type).attention if auto else options.attention_backend
 
 
 def import_transformers(context: StartContext) -> None:

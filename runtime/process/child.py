@@ -45,6 +45,8 @@ class StartContext(Protocol):
     """The service has had one before it."""
     crashed: bool
     """The one before it ended by its own fault."""
+    prepared: Any
+    """What ``prepare`` returned in the spare that this incarnation is a fork of; None: it is none."""
 
     def options_as(self, kind: type[T]) -> T:
         """The options of the actor, as its own frozen dataclass; ``ValidationError`` where they do not fit."""
@@ -59,12 +61,19 @@ class Build:
     """Times the phases of a start."""
 
     def __init__(
-        self, options: dict[str, Any], epoch: int = 1, *, restarted: bool = False, crashed: bool = False
+        self,
+        options: dict[str, Any],
+        epoch: int = 1,
+        *,
+        restarted: bool = False,
+        crashed: bool = False,
+        prepared: Any = None,
     ) -> None:
         self.options = options
         self.epoch = epoch
         self.restarted = restarted
         self.crashed = crashed
+        self.prepared = prepared
         self.current = "import"
         self.since = time.monotonic()
         self.phases: dict[str, float] = {}
@@ -131,17 +140,20 @@ def settle(parent: int) -> None:
     configure(as_json=False)
 
 
-def live(factory: str, channel: socket.socket, in_hand: int | None = None) -> int:
+def live(factory: str, channel: socket.socket, *, in_hand: int | None = None, prepared: Any = None) -> int:
     """Build the actor and run it, as the control channel says; returns the exit code of the process.
 
-    ``in_hand``: the file descriptor of ``InHand``, where that is not the one which ``Begin`` says.
+    ``in_hand``: the file descriptor of ``InHand``, where that is not the one which ``Begin`` says. ``prepared``: as of
+    `StartContext`.
     """
     begin = control.receive(channel)
     if not isinstance(begin, control.Begin):
         return 1
     if in_hand is not None:
         begin.in_hand = in_hand
-    build = Build(begin.options, begin.epoch, restarted=begin.restarted, crashed=begin.crashed)
+    build = Build(
+        begin.options, begin.epoch, restarted=begin.restarted, crashed=begin.crashed, prepared=prepared
+    )
     try:
         host = start(factory, begin, build, channel)
     except Exception as error:

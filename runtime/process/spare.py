@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from ..supervision import control
 from .child import Build, StartContext, die_with_parent, end, failure, live, named, settle
@@ -26,8 +27,16 @@ def main(prepare: str, factory: str, fd: int, parent: int) -> int:
     """Prepare, and fork whenever the supervisor asks for it, until it is gone; in what is forked, live."""
     settle(parent)
     with socket.socket(fileno=fd) as channel:
-        if not prepared(prepare, factory, channel):
+        message = control.receive(channel)
+        if not isinstance(message, control.Prepare):
             return 1
+        build = Build(message.options, restarted=message.background)
+        try:
+            prepared = prepare_with(prepare, factory, build)
+        except Exception as error:
+            control.send(channel, failure(build.current, error))
+            return 1
+        control.send(channel, control.Ready({}, build.ended()))
         while True:
             message, descriptors = control.receive_with_files(channel, 3)
             if not isinstance(message, control.Fork):
@@ -44,25 +53,22 @@ def main(prepare: str, factory: str, fd: int, parent: int) -> int:
         os.dup2(printing, stream)
     os.close(printing)
     with socket.socket(fileno=own) as channel:
-        return live(factory, channel, in_hand)
+        return live(factory, channel, in_hand=in_hand, prepared=prepared)
 
 
-def prepared(prepare: str, factory: str, channel: socket.socket) -> bool:
-    """Import what an actor with the options of the supervisor's first message needs, and tell it how that went."""
-    message = control.receive(channel)
-    if not isinstance(message, control.Prepare):
-        return False
-    build = Build(message.options)
+def prepare_with(prepare: str, factory: str, build: Build) -> Any:
+    """What ``prepare`` returns, when all is imported that ``factory`` needs."""
+    made: list[Any] = []
     errors: list[Exception] = []
 
     def work() -> None:
-        if message.background:
+        if build.restarted:
             os.setpriority(
                 os.PRIO_PROCESS, 0, NICENESS
             )  # of this thread; a fork has that of the one that forks
         try:
-            imports: Callable[[StartContext], None] = named(prepare)
-            imports(build)
+            make: Callable[[StartContext], Any] = named(prepare)
+            made.append(make(build))
             named(factory)
         except Exception as error:
             errors.append(error)
@@ -71,12 +77,10 @@ def prepared(prepare: str, factory: str, channel: socket.socket) -> bool:
     worker.start()
     worker.join()
     if errors:
-        control.send(channel, failure(build.current, errors[0]))
-        return False
+        raise errors[0]
     gc.collect()
     gc.freeze()  # a look for cycles would write to memory that is shared
-    control.send(channel, control.Ready({}, build.ended()))
-    return True
+    return made[0]
 
 
 def fork_for(parent: int) -> int:

@@ -216,7 +216,11 @@ class Supervisor:
         self.status.reported.clear()  # a new one who answers for the service knows no counters
         if name in self.died_at:
             logger.info(
-                "%s (pid %d) is back after %.2f s", name, child.process.pid, now - self.died_at.pop(name)
+                "%s (pid %d) is back after %.2f s%s",
+                name,
+                child.process.pid,
+                now - self.died_at.pop(name),
+                f" ({longest_phases(child)})" if longest_phases(child) else "",
             )
 
     # --- watching ---------------------------------------------------------------------------------
@@ -448,6 +452,8 @@ class Supervisor:
         self.hear(child)
         failed = ChildFailed(child, child.process.wait())
         child.reap()
+        if child.failure is not None and self.waiting_for_spare:
+            raise failed  # those that wait for it would fail as it did
         self.spares.on_death(time.monotonic())
         logger.warning(
             "%s (pid %d) ended: %s; another is started when all actors are ready",
@@ -555,6 +561,11 @@ class Supervisor:
                 child.end(reason)
         self.children.clear()
         self.status.close()
+
+
+def longest_phases(child: Child) -> str:
+    """Of its start: those that took as long as one can notice."""
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in child.phases.items() if seconds >= 0.05)
 
 
 def is_drained(child: Child) -> bool:

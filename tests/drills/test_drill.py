@@ -43,6 +43,18 @@ def test_the_same_on_the_cpu_device_with_the_bundled_model_greedy_and_sampled(so
     assert result["kills"] == (100 if soak else 5)
 
 
+def test_an_executor_of_a_model_is_back_in_half_a_second_on_a_cpu(soak: bool) -> None:
+    """It is forked from a spare, which has all imports and the weights."""
+    result = drill(targets=("executor",), rounds=20 if soak else 2, streams=16, device="cpu")
+    limits = {"p50": 500.0, "p99": 1000.0}
+    for quantile, limit in limits.items():
+        assert result["recovery_ms"][quantile] < limit * (1 if soak else BUSY / 2), quantile
+
+
+def test_a_planned_restart_of_each_actor_loses_nothing(soak: bool) -> None:
+    drill(targets=ACTORS, rounds=20 if soak else 1, streams=32, fault="restart")
+
+
 def test_in_the_default_dtype_nothing_delivered_changes_and_the_rest_is_an_answer_of_the_model(
     soak: bool,
 ) -> None:
