@@ -182,7 +182,11 @@ class Simulator:
             self.stands_still.pop(name, None)
             self.postponed.pop(name, None)
             self.last_words[self.links[name].epoch] = self.now + self.news_rng.random() * MAX_DELAY_S
-            self.after(restart_after_s, lambda: self.start(name))
+            self.restart(name, restart_after_s)
+
+    def restart(self, name: str, after_s: float) -> None:
+        """The next incarnation comes after a while."""
+        self.after(after_s, lambda: self.start(name))
 
     def stand_still(self, name: str, seconds: float) -> None:
         """The actor does nothing for a while, as if stopped; what comes for it waits."""

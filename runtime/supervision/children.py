@@ -92,7 +92,7 @@ class Child:
     failure: control.Failed | None = None
     """What it said before it ended."""
     forked: bool = False
-    """From a spare."""
+    """From the spare; or it was started from nothing."""
     output: Output | None = None
     """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
 
@@ -115,7 +115,6 @@ class Child:
             process = None
             if spare is not None:
                 process = spare.fork(theirs, in_hand, output)
-            forked = process is not None
             if process is None:
                 process = start_process(spec, theirs, in_hand, output)
         if output is not None:
@@ -123,7 +122,7 @@ class Child:
         pidfd = os.pidfd_open(process.pid)
         child = Child(
             spec, epoch, mailbox_of(spec, epoch, directory), process, ours, pidfd, time.monotonic(),
-            kills_for_memory(), in_hand, forked=forked, output=output,
+            kills_for_memory(), in_hand, forked=isinstance(process, ForkedProcess), output=output,
         )  # fmt: skip
         if isinstance(first, control.Begin):
             first.in_hand = in_hand.descriptor

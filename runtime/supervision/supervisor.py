@@ -127,7 +127,7 @@ class Supervisor:
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            if self.spare is not None and self.spares.expected and spec.factory == self.spare.factory:
+            if self.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
             else:
                 self.spawn(spec)
@@ -334,8 +334,9 @@ class Supervisor:
         if not self.serving and not (frontend and self.has_served):
             raise failed
         were_ready = all(member.liveness is not None for member in members)
-        if child.forked and child.liveness is None and own_fault:
-            self.drop_spare(child)
+        was_ready = child.liveness is not None
+        if child.forked and self.spares.is_to_blame(was_ready=was_ready, own_fault=own_fault):
+            self.end_spare()
         for member in members:
             self.died_at[member.spec.name] = now
             self.status.keep_counters(member)
@@ -375,7 +376,7 @@ class Supervisor:
     def restart_due(self) -> float | None:
         """Start what has waited long enough; returns how long to wait for the next."""
         now = time.monotonic()
-        if self.waiting_for_spare and not self.spares.expected:
+        if self.waiting_for_spare and self.source(self.waiting_for_spare[0], first=True) != "later":
             waiting, self.waiting_for_spare = self.waiting_for_spare, []
             for spec in waiting:
                 self.spawn(spec)
@@ -422,16 +423,22 @@ class Supervisor:
             return None if due is None else due - now
         self.spares.on_start()
         name, options = self.spare.name, self.spare.options
-        self.status.restarts[name] += self.spares.started > 1
+        self.status.restarts[name] += self.spares.number > 1
         first = control.Prepare(options, background=self.serving)
         self.children[name] = Child.spawn(
-            self.spare, self.spares.started, self.directory, first, collect_output=self.collect_output
+            self.spare, self.spares.number, self.directory, first, collect_output=self.collect_output
         )
         return None
 
+    def source(self, spec: ChildSpec, *, first: bool) -> str:
+        """As of `Spares`, of the next incarnation of a child."""
+        if self.spare is None or spec.factory != self.spare.factory:
+            return "nothing"
+        return self.spares.source(first=first)
+
     def spare_for(self, spec: ChildSpec) -> Child | None:
-        """The spare that the next incarnation of a child can be forked from, if there is one."""
-        if self.spare is None or spec.factory != self.spare.factory or not self.spares.usable:
+        """The spare that the next incarnation of a child is forked from, if any."""
+        if self.spare is None or self.source(spec, first=False) != "spare":
             return None
         return self.children[self.spare.name]
 
@@ -440,12 +447,12 @@ class Supervisor:
         if self.serving:
             logger.info("%s (pid %d) waits: %s", child.spec.name, child.process.pid, child.memory())
 
-    def drop_spare(self, failed: Child) -> None:
+    def end_spare(self) -> None:
         """What was forked from it could not start: the next one is started from nothing."""
-        spare = self.spare_for(failed.spec)
-        if spare is not None and spare.since < failed.since:
-            spare.process.kill()
-            self.on_spare_death(spare)
+        assert self.spare is not None
+        spare = self.children[self.spare.name]
+        spare.process.kill()
+        self.on_spare_death(spare)
 
     def on_spare_death(self, child: Child) -> None:
         """Nobody waits for it: another one is started when that holds up no stream."""

@@ -103,6 +103,7 @@ class Context:
 
     def __init__(self, *, restarted: bool) -> None:
         self.restarted = restarted
+        self.prepared = None
         self.phases: list[str] = []
 
     def phase(self, name: str) -> None:
@@ -279,7 +280,7 @@ def test_a_graph_without_memory_ends_nothing_but_the_capturing(caplog: pytest.Lo
 
 
 def test_an_idle_executor_survives_a_graph_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "load_compiler", lambda *about: "this model has no tokenizer")
+    monkeypatch.setattr(build, "load_grammars", lambda *about: "this model has no tokenizer")
     options = executor_options(
         ServeOptions(max_num_seqs=SLOTS, max_num_batched_tokens=BUDGET, block_size=BLOCK, device="cuda"),
         MODEL,

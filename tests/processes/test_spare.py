@@ -161,7 +161,7 @@ def test_what_a_fork_prints_goes_into_the_log_under_its_name() -> None:
 
 
 def test_a_spare_executor_on_a_cpu_has_no_thread_and_shares_most_of_its_memory_with_the_running_one() -> None:
-    with Sidecar(device="cpu", max_num_seqs=4, kv_cache_memory=8 << 20) as sidecar:
+    with Sidecar(device="cpu", dtype="float32", max_num_seqs=4, kv_cache_memory=8 << 20) as sidecar:
         found = whole(sidecar)
         process = psutil.Process(found[SPARE]["pid"])
         assert process.num_threads() == 1
