@@ -100,10 +100,13 @@ class Supervisor:
             self.idle_signals.append(number)
         elif number != signal.SIGCHLD:
             self.signals.append(number)
-        try:
-            os.write(self.wake_writer, b"!")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups that nobody has read yet
+
+    def handle(self, *numbers: int) -> None:
+        """Let these signals come here. What waits is woken by C: a handler in Python runs only when it does not wait,
+        and a signal may come just before it begins to."""
+        signal.set_wakeup_fd(self.wake_writer, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, self.on_signal)
 
     def end_with(self, parent: int) -> None:
         """Stop, without a drain, as soon as process ``parent`` is gone."""

@@ -94,9 +94,8 @@ def run(
     """Run these children until told to stop; returns the exit code."""
     notify = Notify(os.environ)
     supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *IDLE_SIGNALS):
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
-            signal.signal(number, supervisor.on_signal)
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # as nohup asks
+    supervisor.handle(signal.SIGTERM, signal.SIGINT, *hang_up, signal.SIGCHLD, *IDLE_SIGNALS)
     if options.exit_with_parent:
         supervisor.end_with(parent)
     begun = time.monotonic()

@@ -187,6 +187,21 @@ def test_a_restarted_child_has_its_time_to_be_ready_and_is_ended_then(tmp_path: 
     supervisor.stop()
 
 
+def test_a_signal_wakes_a_supervisor_that_is_just_about_to_wait(tmp_path: Path) -> None:
+    """Its handler in Python has run already or not: what wakes is written by C."""
+    supervisor = Supervisor([], tmp_path, Notify({}))
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        supervisor.handle(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+        assert os.read(supervisor.wake_reader, 16) == bytes([signal.SIGUSR1])
+        assert supervisor.idle_signals == [signal.SIGUSR1]
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGUSR1, before)
+        supervisor.stop()
+
+
 # --- real processes -----------------------------------------------------------------------------
 
 
