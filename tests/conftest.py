@@ -11,20 +11,26 @@ SOAK = 20
 
 
 LONGEST = (
-    "test_drill.py",
-    "test_scheduler_simulation.py",
+    "test_races.py",
+    "test_ranks.py",
     "test_supervision.py",
     "test_service.py",
-    "test_races.py",
     "test_triton_attention.py",
-    "test_ends.py",
-    "test_ways_in.py",
-    "test_simulation.py",
-    "test_overload.py",
+    "test_drill.py",
     "test_equivalence.py",
+    "test_ends.py",
+    "test_scheduler_simulation.py",
+    "test_recovery_faults.py",
+    "test_hostile_http.py",
+    "test_poison.py",
+    "test_models.py",
+    "test_simulation.py",
+    "test_ways_in.py",
+    "test_overload.py",
+    "test_hostile_frames.py",
     "test_hostile_requests.py",
 )
-"""Files of half a minute and more. They begin first, so that no worker still has one when the others are done."""
+"""Files of more than a quarter minute. They begin first, so that no worker still has one when the others are done."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
