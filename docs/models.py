@@ -14,14 +14,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.language_model import SERVED_AS_TEXT, language_model_config
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.load import laid_out
 from slipstream.protocol.errors import ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 DOCUMENT = Path(__file__).with_name("models.md")
 PART = re.compile(r"(<!-- types (?P<name>[\w-]+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
-META = torch.device("meta")
 UNTOLD = "no model can be laid out from the defaults alone: what becomes of one shows when it is loaded"
 
 
@@ -30,8 +29,7 @@ def what_it_is(model_type: str) -> str:
     config = CONFIG_MAPPING[model_type]()
     gate.check_config(config)
     text = language_model_config(config)
-    text._experts_implementation = "batched_mm"  # as `estimate` has it
-    from_config(config, META, torch.bfloat16)
+    laid_out(config, torch.bfloat16)
     stateful = gate.layer_types(text) & gate.STATE_TYPES or gate.causal_lm_class(config)._is_stateful
     return f"{'text' if text is not config else 'whole'}{', states' if stateful else ''}"
 

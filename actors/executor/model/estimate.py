@@ -9,11 +9,8 @@ import torch
 from ...checkpoint import open_checkpoint
 from ..cache.layout import cache_dtype
 from .language_model import language_model_config
-from .load import DTYPES, from_config, load_config
+from .load import DTYPES, laid_out, load_config
 from .quantization.scheme import scheme_of
-
-META = torch.device("meta")
-"""Where tensors have a shape and no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +51,8 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
     assert dtype in DTYPES
     config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
     text = language_model_config(config)
-    # Grouped products of experts ask for bfloat16 before anything else, also where nothing is computed.
-    text._experts_implementation = "batched_mm"
     own = getattr(text, "dtype", None) or torch.float32
-    model = from_config(config, META, own if dtype == "auto" else getattr(torch, dtype))
+    model = laid_out(config, own if dtype == "auto" else getattr(torch, dtype))
     scheme = scheme_of(config)
     return Estimate(
         model_type=config.model_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +25,8 @@ from .quantization.scheme import scheme_of, unquantized
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+META = torch.device("meta")
+"""Where tensors have a shape and no memory."""
 
 
 def load_model(
@@ -120,6 +123,21 @@ def from_config(
             unquantized(language_model_config(config)), dtype=dtype, attn_implementation=IMPLEMENTATION
         )
     return PagedModel(transformer, attention.create(attention_backend))
+
+
+def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
+    """A model of this configuration without memory: its layers show what they are, and compute nothing."""
+    text: Any = language_model_config(config)
+    own = text._experts_implementation
+    # Grouped products of experts ask for bfloat16 before anything else, also where nothing is computed.
+    text._experts_implementation = "batched_mm"
+    try:
+        model = from_config(config, META, dtype)
+    finally:
+        text._experts_implementation = own
+    transformer: Any = model.transformer
+    transformer.config._experts_implementation = transformer.get_correct_experts_implementation(own)
+    return model
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

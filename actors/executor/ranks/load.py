@@ -18,7 +18,7 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.fuse import fuse
 from ..model.language_model import language_model_config
-from ..model.load import from_config, load_config, load_transformer
+from ..model.load import from_config, laid_out, load_config, load_transformer
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
 from .group import RankGroup
@@ -64,7 +64,7 @@ def make_part(
     own = getattr(language_model_config(config), "dtype", None)
     chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     probe_short_model(config, group, device, chosen, attention_backend)
-    planned = from_config(config, torch.device("meta"), chosen)
+    planned = laid_out(config, chosen)
     if planned.stateful is not None:
         planned.stateful.undo()  # its modules become those of another model
     transformer = planned.transformer

@@ -232,7 +232,7 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(load, name, alone)
 
-    for name in ("load_transformer", "from_config", "fill"):
+    for name in ("load_transformer", "from_config", "laid_out", "fill"):
         locked(name)
 
 
@@ -293,6 +293,19 @@ def test_random_weights_are_made_in_parts_of_a_model_with_states(tmp_path: Path)
         assert model.stateful is not None
         for parameter in model.transformer.parameters():
             assert bool(parameter.isfinite().all())
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])
+def test_random_weights_are_made_in_parts_of_a_mixture_of_experts(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {"intermediate_size": 32}
+    for model in loaded(make_checkpoint(family, tmp_path, **changes), make_part, dtype):
+        assert model.dtype == getattr(torch, dtype)
+        for name, parameter in model.transformer.named_parameters():
+            assert bool(parameter.isfinite().all()), name
 
 
 def test_a_short_configuration_has_every_type_of_layer() -> None:
