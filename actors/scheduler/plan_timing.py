@@ -7,13 +7,20 @@ what that is worth.
 
 A short step is followed by its plan at once. If a step ends earlier than expected, its result is what the next plan
 follows, and the device waits for that plan: so what is expected is rather too little, and how much too little is
-learned from the steps.
+learned from the steps. So is how long a plan takes to get to the device: where other programs keep the processors busy
+it comes late, and from then on plans are made earlier, until they are made at once.
 """
 
 from __future__ import annotations
 
-LEAD_S = 0.004
-"""From a plan to its launch, with all that may keep a process waiting: measured are 1 ms, on a busy machine 3."""
+LEAST_LEAD_S = 0.004
+"""From a plan to its launch: measured is 1 ms, where nothing keeps a process waiting."""
+
+LATE = 3.0
+"""By how many times what the device waited for a plan the next ones are made earlier: who waits once waits again."""
+
+SOONER = 0.01
+"""How much of the way back to ``LEAST_LEAD_S`` goes with each step for which the device did not wait."""
 
 LEAST_WAIT_S = 0.006
 """A shorter wait is not worth a wake: few requests arrive in it."""
@@ -28,6 +35,8 @@ class PlanTiming:
     def __init__(self) -> None:
         self.began = 0.0
         """When the oldest step under way began on the device, or was sent to it, by the scheduler's clock."""
+        self.lead_s = LEAST_LEAD_S
+        """How long before it is needed a plan is made: rises at once and falls slowly."""
         self.share = 0.5
         """What steps took at least, as a share of what was expected: falls at once and rises slowly."""
 
@@ -35,13 +44,14 @@ class PlanTiming:
         """A step begins on the device: it was idle, or another has ended."""
         self.began = now
 
-    def learn(self, expected_s: float, took_s: float) -> None:
-        """A step that was expected to take ``expected_s`` took ``took_s``."""
+    def learn(self, expected_s: float, took_s: float, waited_s: float) -> None:
+        """A step that was expected to take ``expected_s`` took ``took_s``, after the device had waited for it."""
+        self.lead_s += LATE * waited_s if waited_s > 0 else SOONER * (LEAST_LEAD_S - self.lead_s)
         if expected_s > 0:
             share = min(1.0, took_s / expected_s)
             self.share = share if share < self.share else self.share + SLOWLY * (share - self.share)
 
     def due(self, now: float, expected_s: float) -> float:
         """When to plan the next step, ``now`` or later; ``expected_s`` of all steps under way together."""
-        due = self.began + self.share * expected_s - LEAD_S
+        due = self.began + self.share * expected_s - self.lead_s
         return due if due - now >= LEAST_WAIT_S else now

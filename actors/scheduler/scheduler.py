@@ -288,12 +288,14 @@ class Scheduler(Actor):
         counters = self.counters
         busy_ns = message.ended_ns - message.started_ns - message.stalled_ns
         planner.prefill_budget.learn(prefill, busy_ns)
-        self.timing.learn(expected_s, busy_ns * 1e-9)
         counters["steps"] += 1
         counters["device_busy_s"] += busy_ns * 1e-9
         counters["device_idle_s"] += message.stalled_ns * 1e-9
+        waited_s = 0.0
         if self.free_since_ns is not None:
-            counters["device_idle_s"] += max(0, message.started_ns - self.free_since_ns) * 1e-9
+            waited_s = max(0, message.started_ns - self.free_since_ns) * 1e-9
+        counters["device_idle_s"] += waited_s
+        self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
         counters["scheduled_rows"] += len(rows)
         if not alive.all():
             counters["wasted_rows"] += len(rows) - int(alive.sum())

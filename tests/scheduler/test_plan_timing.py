@@ -6,46 +6,46 @@ import random
 
 import pytest
 from bench import Bench, int32
-from slipstream.actors.scheduler.plan_timing import LEAD_S, LEAST_WAIT_S, PlanTiming
+from slipstream.actors.scheduler.plan_timing import LEAST_LEAD_S, LEAST_WAIT_S, PlanTiming
 
 
 def settled(share: float = 1.0) -> PlanTiming:
     """After many steps that took ``share`` of what was expected."""
     timing = PlanTiming()
     for _ in range(200):
-        timing.learn(0.1, 0.1 * share)
+        timing.learn(0.1, 0.1 * share, 0.0)
     return timing
 
 
 def test_a_plan_is_due_shortly_before_the_step_under_way_ends() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, 0.050) == pytest.approx(10.0 + 0.050 - LEAD_S, abs=1e-4)
-    assert timing.due(10.030, 0.050) == pytest.approx(10.0 + 0.050 - LEAD_S, abs=1e-4)
+    assert timing.due(10.0, 0.050) == pytest.approx(10.0 + 0.050 - LEAST_LEAD_S, abs=1e-4)
+    assert timing.due(10.030, 0.050) == pytest.approx(10.0 + 0.050 - LEAST_LEAD_S, abs=1e-4)
     assert timing.due(10.048, 0.050) == 10.048  # it is late already
 
 
 def test_after_a_short_step_a_plan_is_due_at_once_and_so_it_is_where_nothing_is_known() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, LEAD_S + LEAST_WAIT_S - 0.0001) == 10.0
+    assert timing.due(10.0, LEAST_LEAD_S + LEAST_WAIT_S - 0.0001) == 10.0
     assert timing.due(10.0, 0.0) == 10.0
 
 
 def test_with_several_steps_under_way_a_plan_is_due_before_the_last_of_them_ends() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, 3 * 0.030) == pytest.approx(10.0 + 0.090 - LEAD_S, abs=1e-4)
+    assert timing.due(10.0, 3 * 0.030) == pytest.approx(10.0 + 0.090 - LEAST_LEAD_S, abs=1e-4)
 
 
 def test_a_step_that_was_shorter_than_expected_is_learned_from_at_once_and_forgotten_slowly() -> None:
     timing = settled()
-    timing.learn(0.1, 0.06)
+    timing.learn(0.1, 0.06, 0.0)
     timing.begin(0.0)
-    assert timing.due(0.0, 0.1) == pytest.approx(0.06 - LEAD_S)
+    assert timing.due(0.0, 0.1) == pytest.approx(0.06 - LEAST_LEAD_S)
     for _ in range(10):
-        timing.learn(0.1, 0.1)
-    assert 0.06 < timing.due(0.0, 0.1) + LEAD_S < 0.08
+        timing.learn(0.1, 0.1, 0.0)
+    assert 0.06 < timing.due(0.0, 0.1) + LEAST_LEAD_S < 0.08
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
@@ -54,11 +54,26 @@ def test_where_times_vary_the_device_seldom_waits(noise: float) -> None:
     for _ in range(2000):
         timing.begin(0.0)
         step_s = 0.04 * (1 + noise * rng.uniform(-1, 1))
-        due = timing.due(0.0, 0.04)
-        waited += max(0.0, due + 0.001 - step_s)  # the plan needs a millisecond to get there
+        wait = max(0.0, timing.due(0.0, 0.04) + 0.001 - step_s)  # the plan needs a millisecond to get there
+        timing.learn(0.04, step_s, wait)
+        waited += wait
         took += step_s
-        timing.learn(0.04, step_s)
     assert waited <= 0.01 * took
+
+
+@pytest.mark.parametrize("often", [0.02, 0.2, 1.0])
+def test_where_the_processors_are_busy_plans_are_made_early_enough_again(often: float) -> None:
+    rng, timing, waited = random.Random(0), settled(), 0.0
+    for _ in range(2000):
+        timing.begin(0.0)
+        late = 0.015 if rng.random() < often else 0.001
+        wait = max(0.0, timing.due(0.0, 0.04) + late - 0.04)
+        timing.learn(0.04, 0.04, wait)
+        waited += wait
+    assert waited <= 0.01 * 2000 * 0.04
+    for _ in range(500):
+        timing.learn(0.04, 0.04, 0.0)
+    assert timing.lead_s < 0.005  # and late again when they are not
 
 
 # --- the scheduler ----------------------------------------------------------------------------------
