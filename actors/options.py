@@ -109,6 +109,8 @@ class RouterOptions:
     """Where clients connect."""
     services: tuple[str, ...]
     """The endpoints of the services behind."""
+    services_file: str | None = None
+    """A file that names them from now on, an endpoint on each line."""
     service_key: ClientKey | None
     """What lets the router in there, where they ask for a key."""
     model_name: str

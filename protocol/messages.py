@@ -624,6 +624,12 @@ class ServiceInterrupted(msgspec.Struct, frozen=True):
     service: str
 
 
+class WatchedFile(msgspec.Struct, frozen=True):
+    """The text of the file that the actor has the host watch, as it is now."""
+
+    text: str
+
+
 class Completed(msgspec.Struct, frozen=True):
     """The device finished at least one step."""
 

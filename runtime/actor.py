@@ -50,6 +50,8 @@ class Actor:
     """Who may connect to it; None: everybody who reaches it."""
     service_key: ClientKey | None = None
     """What the services of ``sessions`` ask of it; None: nothing."""
+    watched_file: str | None = None
+    """A file whose text the actor is to know, at first and whenever it changes."""
     completions_fd: int | None = None
     """What the host watches for the actor's device, for the actor that has one."""
     full_speed_at: float | None = 0.0

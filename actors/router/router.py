@@ -18,6 +18,7 @@ from ...protocol import limits
 from ...protocol.client.pending import Pending, Stream
 from ...protocol.client.request import answer_count
 from ...protocol.client.session import Session
+from ...protocol.endpoints import check_endpoint
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, Overloaded, SlipstreamError
 from ...protocol.limits import Limits
 from ...protocol.messages import (
@@ -34,6 +35,7 @@ from ...protocol.messages import (
     ServiceFrame,
     ServiceInterrupted,
     Stats,
+    WatchedFile,
 )
 from ...runtime.actor import HostService
 from ..options import RouterOptions
@@ -101,6 +103,7 @@ class Router(PublicActor):
         self.handlers |= {
             ServiceFrame: self.on_service_frame,
             ServiceInterrupted: self.on_service_interrupted,
+            WatchedFile: self.on_services_file,
             Ending: self.on_ending,
         }
         self.look_at = 0.0
@@ -129,6 +132,16 @@ class Router(PublicActor):
         most = self.bounds_of_each.max_queued_requests * max(1, len(wanted))
         self.bounds = msgspec.structs.replace(self.bounds_of_each, max_queued_requests=most)
         self.look_by(self.now)
+
+    def on_services_file(self, file: WatchedFile, now: float) -> None:
+        """The file that names the services has changed."""
+        good: list[str] = []
+        for endpoint in named_in(file.text):
+            try:
+                good.append(check_endpoint(endpoint, insecure=True))
+            except InvalidRequest as error:
+                self.send(HostService.LOG, f"{error}; the line is passed over")
+        self.set_services(good)
 
     def forget_those_that_left(self) -> None:
         for endpoint, replica in list(self.replicas.items()):
@@ -515,6 +528,12 @@ class Router(PublicActor):
         )
 
 
+def named_in(text: str) -> list[str]:
+    """The endpoints in a file of services: one on each line, but for empty ones and those that begin with #."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def build(context: StartContext) -> Router:
     """The router, from its options."""
     options = context.options_as(RouterOptions)
@@ -530,4 +549,5 @@ def build(context: StartContext) -> Router:
     )
     router.public_keys = public_keys(options.curve_keys, options.curve_also)
     router.service_key = options.service_key
+    router.watched_file = options.services_file
     return router

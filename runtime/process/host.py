@@ -35,6 +35,7 @@ from ...protocol.messages import (
     PeerUp,
     PublicIn,
     Spans,
+    WatchedFile,
 )
 from ..actor import Actor, Address, HostService, Send
 from ..in_hand import InHand
@@ -54,6 +55,9 @@ now: the launch of a step without a graph takes tens of milliseconds, with one a
 COMPLETION_WAIT = 0.1
 """How long to wait for that end, relative to the turn: more than the few tenths of a millisecond that it lags behind,
 and where it does not come, the next message is late by no more than this."""
+
+LOOK_EVERY_S = 0.5
+"""Between two looks at a file that the actor has watched, at least: it is looked at when something happens, too."""
 
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
@@ -93,6 +97,10 @@ class Host:
         """The supervisor probes this host, since it knows that there is something to do."""
         self.draining = False
         self.stopped = False
+        self.look_at = 0.0
+        """When the file that the actor has watched is looked at next."""
+        self.file_as_of = (0, 0)
+        """When it was changed last, as far as the actor knows, and its size."""
         self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
         self.mailbox.bind(begin.mailbox)
         self.public: PublicSocket | None = None
@@ -383,9 +391,23 @@ class Host:
             )
         )
 
+    def look_at_file(self, now: float) -> None:
+        """Tell the actor the text of the file that it has watched, if it is another than before."""
+        path = self.actor.watched_file
+        if path is None or now < self.look_at:
+            return
+        self.look_at = now + LOOK_EVERY_S
+        with contextlib.suppress(FileNotFoundError):  # whoever writes it may be about to
+            found = os.stat(path)
+            if (found.st_mtime_ns, found.st_size) != self.file_as_of:
+                self.file_as_of = found.st_mtime_ns, found.st_size
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    self.handle(path, WatchedFile(file.read()))
+
     def settle(self) -> float | None:
         """What is due by the clock; returns the seconds until the next wake, None if there is none."""
         now = time.monotonic()
+        self.look_at_file(now)
         if self.actor.wake_at is not None and self.actor.wake_at <= now:
             self.wake(now)
         if self.draining and self.actor.idle:

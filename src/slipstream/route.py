@@ -13,9 +13,11 @@ import msgspec
 from . import __version__
 from .actors.checkpoint import open_checkpoint
 from .actors.options import RouterOptions
+from .actors.router.router import named_in
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.client_key import ClientKey, client_key
-from .protocol.errors import ServiceUnavailable, SlipstreamError
+from .protocol.endpoints import check_endpoint
+from .protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from .protocol.messages import Welcome
 from .route_options import RouteOptions
 from .runtime.log import logger
@@ -50,11 +52,13 @@ def route(options: RouteOptions) -> int:
 
 def plan_router(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     """The children; ``ServiceUnavailable`` if none of the services answers."""
-    keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in options.endpoints}
+    endpoints = options.endpoints or read_services(options.services_file)
+    keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in endpoints}
     welcome = asyncio.run(first_welcome(keys))
     router = RouterOptions(
         endpoint=options.endpoint or f"ipc://{directory}/router",
-        services=options.endpoints,
+        services=endpoints,
+        services_file=None if options.services_file is None else os.path.abspath(options.services_file),
         service_key=next((key for key in keys.values() if key is not None), None),
         model_name=welcome.model,
         limits=welcome.limits,
@@ -74,6 +78,17 @@ def plan_router(options: RouteOptions, directory: Path) -> list[ChildSpec]:
         child("router", "router.router", router),
         child("http", "http.build", http, waits=True, frontend_of="router"),
     ]
+
+
+def read_services(path: str | None) -> tuple[str, ...]:
+    """The endpoints that a file names; ``InvalidRequest`` if it names none, or what is none."""
+    try:
+        found = [] if path is None else named_in(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the file of services {path} cannot be read: {error}") from None
+    if not found:
+        raise InvalidRequest(f"the file of services {path} names none; it has an endpoint on each line")
+    return tuple(check_endpoint(endpoint, insecure=True) for endpoint in dict.fromkeys(found))
 
 
 def tokenizer_folder(options: RouteOptions, welcome: Welcome) -> str:

@@ -31,6 +31,12 @@ class RouteOptions:
         positional=True,
         many=True,
     )
+    services_file: str | None = option(
+        None,
+        "a file that names the services, one on each line, in place of naming them here; read again when it changes",
+        group=EVERYDAY,
+        metavar="FILE",
+    )
     endpoint: str | None = shared("endpoint")
     http: str | None = shared("http")
     api_key: str | None = shared("api_key")
@@ -67,7 +73,11 @@ class RouteOptions:
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together."""
-        if not self.endpoints and not self.print_config:
+        if self.services_file is not None and self.endpoints:
+            raise InvalidRequest(
+                f"{spell('services_file')} names the services already; name them in one place"
+            )
+        if not self.endpoints and self.services_file is None and not self.print_config:
             raise InvalidRequest("no service is named: slipstream route ENDPOINT... --endpoint URL")
         for endpoint in self.endpoints:
             check_endpoint(endpoint, insecure=True)

@@ -11,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,29 @@ def test_a_service_that_is_killed_under_streams_changes_none_of_them() -> None:
 
     with service() as one, service() as two, routing(one.endpoint, two.endpoint) as ready:
         asyncio.run(run(ready["endpoint"], one.pid))
+
+
+def test_services_come_and_go_by_a_file(tmp_path: Path) -> None:
+    async def until(client: AsyncClient, services: int) -> None:
+        while (await client.stats())["router_services_ready"] != services:
+            await asyncio.sleep(0.05)
+
+    async def run(endpoint: str, file: Path, one: str, two: str) -> None:
+        async with AsyncClient(endpoint, timeout_s=60) as client:
+            await until(client, 1)
+            file.write_text(f"{one}\n{two}\n")
+            await asyncio.wait_for(until(client, 2), 30)
+            asking = asyncio.create_task(ask_all(client, 300))
+            await asyncio.sleep(0.1)
+            file.write_text(f"{two}\n")
+            await asyncio.wait_for(until(client, 1), 30)
+            assert all(len(answer.outputs[0].token_ids) > 0 for answer in await asking)
+
+    file = tmp_path / "services"
+    with service() as one, service() as two:
+        file.write_text(f"{one.endpoint}\n")
+        with routing("--services-file", str(file)) as ready:
+            asyncio.run(run(ready["endpoint"], file, one.endpoint, two.endpoint))
 
 
 def test_the_router_has_openais_face_too() -> None:

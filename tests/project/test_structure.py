@@ -149,6 +149,7 @@ ROOMS: dict[str, set[str]] = {
         "protocol/formats",
         "actors",
         "actors/executor/devices",
+        "actors/router",
         "runtime",
         "runtime/supervision",
         "src/slipstream/commands",

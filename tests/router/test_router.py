@@ -33,6 +33,7 @@ from slipstream.protocol.messages import (
     ServiceInterrupted,
     Stats,
     Usage,
+    WatchedFile,
     Welcome,
 )
 from slipstream.protocol.sampling import SamplingParams
@@ -456,6 +457,13 @@ def test_a_service_that_is_taken_away_finishes_what_it_has_and_is_forgotten(desk
     desk.answer(service, request, 1, finish="stop")
     desk.wait(2 * POLL_S, answering=(EAST, WEST))
     assert list(desk.router.sessions) == [desk.other(service)]
+
+
+def test_a_file_of_services_says_which_there_are_from_now_on(desk: Desk) -> None:
+    desk.give("file", WatchedFile(f"# ours\n{EAST}\n\nnonsense\nipc:///new\n"))
+    assert any("nonsense" in line for line in desk.log)
+    desk.wait(2 * POLL_S, answering=(EAST, WEST))
+    assert list(desk.router.sessions) == [EAST, "ipc:///new"]
 
 
 # --- looking inside -------------------------------------------------------------------------------
