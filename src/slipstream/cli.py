@@ -16,6 +16,7 @@ from .runtime.standard_streams import open_missing
 COMMANDS = {
     "serve": "start a service and run it until SIGTERM or Ctrl-C",
     "route": "put one address in front of several services, whose streams go on when one of them is lost",
+    "deploy": "run several services of a model on a Ray cluster, behind one address",
     "generate": "answer prompts and print the answers as they come",
     "chat": "talk with a model",
     "batch": "answer a file of requests in OpenAI's batch format into another file",

@@ -212,8 +212,12 @@ class Sidecar:
 class RouterSidecar(Sidecar):
     """Starts a router before services that run already, and owns it. ``options`` are those of ``slipstream route``."""
 
-    def __init__(self, services: Iterable[str], *, start_timeout_s: float = 60.0, **options: Any) -> None:
-        options["services"] = ",".join(services)
+    def __init__(
+        self, services: Iterable[str] = (), *, start_timeout_s: float = 60.0, **options: Any
+    ) -> None:
+        """``services``: their endpoints, unless the option ``services_file`` says where they stand."""
+        if services:
+            options["services"] = ",".join(services)
         self._start("route", RouteOptions, options, start_timeout_s)
 
 

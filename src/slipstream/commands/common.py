@@ -16,6 +16,7 @@ INTERRUPTED = 130
 EXTRAS = {
     "engine": ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "uvloop"),
     "top": ("rich",),
+    "ray": ("ray",),
     "http": ("starlette", "uvicorn", "httptools", "prometheus_client"),
 }
 """What each extra installs, by the names of the modules."""

@@ -1,0 +1,79 @@
+"""``slipstream deploy``: run replicas of a model on the Ray cluster that is there."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import COULD_NOT_START, DONE, Run, Stop, need
+
+
+def declare(parser: argparse.ArgumentParser) -> Run:
+    from ..bench.offline import count
+
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a local folder or a hub name; left out: the bundled model"
+    )
+    parser.add_argument("--replicas", type=count, default=1, metavar="N", help="services (default 1)")
+    parser.add_argument(
+        "--ingresses", type=count, default=1, metavar="N", help="faces with a router each (default 1)"
+    )
+    parser.add_argument(
+        "--tensor-parallel-size", type=count, default=1, metavar="N", help="ranks of each service (default 1)"
+    )
+    parser.add_argument(
+        "--name", default="slipstream", metavar="NAME", help="of the application in Ray Serve"
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of slipstream serve, for each service; as often as you like",
+    )
+    parser.epilog = (
+        "Deploying again under the same name is a rolling update. serve status and serve shutdown are Ray's own"
+        " commands for the rest."
+    )
+    return run
+
+
+def run(found: argparse.Namespace) -> int:
+    need("deploy", "ray")
+    need("deploy", "http")
+    import logging
+
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports]
+
+    from ..ray import application
+
+    made = application(
+        found.model,
+        replicas=found.replicas,
+        ingresses=found.ingresses,
+        tensor_parallel_size=found.tensor_parallel_size,
+        options=options_in(found.option),
+        fleet=found.name,
+    )
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise Stop(
+            COULD_NOT_START,
+            "no Ray cluster is there: start one with ray start --head, or name one by RAY_ADDRESS"
+            f" ({str(error).splitlines()[0]})",
+        ) from None
+    serve.run(made, name=found.name, route_prefix="/")
+    print(f"{found.name} is deployed; Ray Serve answers for it, at port 8000 unless it was started otherwise")
+    return DONE
+
+
+def options_in(texts: list[str]) -> dict[str, str]:
+    """Options as they are given on the command line."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Stop(2, f"--option {text} is no NAME=VALUE; give --option max_num_seqs=64, for example")
+        found[name.replace("-", "_")] = value
+    return found
