@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
+from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import open_checkpoint
 from ..cache.layout import cache_dtype
+from ..ranks.shard import check_heads, plan_of
 from .language_model import language_model_config
 from .load import DTYPES, laid_out, load_config
+from .paged_model import PagedModel
 from .quantization.scheme import scheme_of
+
+RANKS = (2, 4, 8)
+"""Numbers of ranks that are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,10 @@ class Estimate:
     """What the model itself is made for."""
     quantized: str
     """How its weights are stored, with the name of the method; empty: as they are computed with."""
+    graphs: str
+    """Which of its steps are CUDA graphs on a GPU."""
+    ranks: str
+    """Among how many GPUs it can be divided."""
 
     def cache_bytes(self, tokens: int, block_size: int) -> int:
         """The cache of one request of ``tokens`` tokens, which takes whole blocks."""
@@ -64,4 +75,34 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         told=() if model.stateful is None else tuple(model.stateful.told()),
         max_model_len=model.max_model_len,
         quantized="" if scheme is None else f"{scheme.title} ({scheme.method})",
+        graphs=graphs_of(model),
+        ranks=ranks_of(model.transformer),
     )
+
+
+def graphs_of(model: PagedModel) -> str:
+    if model.asks_host:
+        return f"none: {model.asks_host}"
+    return (
+        "of every step"
+        if model.stateful is None
+        else "of steps that decode; those with prompts run as they are"
+    )
+
+
+def ranks_of(transformer: PreTrainedModel) -> str:
+    """By its heads; the widths of its layers show when it is divided."""
+    try:
+        plan_of(transformer)
+    except ModelNotSupported as refused:
+        return f"none: {str(refused).partition('is not supported: ')[2]}"
+    sizes = [str(size) for size in RANKS if heads_divide(transformer, size)]
+    return f"--tensor-parallel-size {', '.join(sizes)}" if sizes else "none: its heads cannot be divided"
+
+
+def heads_divide(transformer: PreTrainedModel, size: int) -> bool:
+    try:
+        check_heads(transformer, size)
+    except InvalidRequest:
+        return False
+    return True

@@ -73,13 +73,18 @@ class PagedModel:
 
     @property
     def uncapturable(self) -> str:
-        """Why steps on a GPU cannot be captured into CUDA graphs; empty: any can.
+        """Why steps on a GPU cannot be captured into CUDA graphs; empty: any can."""
+        if not self.backend.capturable:
+            return f"the attention backend {self.backend.name!r} asks the host for the lengths of rows"
+        return self.asks_host
+
+    @property
+    def asks_host(self) -> str:
+        """Why no step of the model can be captured, whichever backend attends; empty: nothing asks the host.
 
         The grouped matrix product of a mixture of experts asks the host for the size of the groups, except
         in bfloat16. Expert weights are the only parameters of three dimensions beside those of convolutions.
         """
-        if not self.backend.capturable:
-            return f"the attention backend {self.backend.name!r} asks the host for the lengths of rows"
         experts = any(
             parameter.dim() == 3
             for module in self.transformer.modules()

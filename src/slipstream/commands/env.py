@@ -126,6 +126,8 @@ def show_memory(found: Estimate, options: ServeOptions, length: int) -> None:
         show("quantized", f"{found.quantized}; the line above counts weights as dequantized")
     for line in found.told:
         show("states", line)
+    show("graphs", found.graphs)
+    show("ranks", found.ranks)
     together = found.bytes_for(options.max_num_seqs, length, size)
     show("together", f"{in_bytes(together)} for {options.max_num_seqs} requests of {length:,} tokens at once")
     show("", f"{in_bytes(found.bytes_for(1, length, size))} at the least, for one of them at a time")

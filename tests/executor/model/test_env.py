@@ -84,6 +84,25 @@ def test_states_are_told_with_what_they_take(capsys: pytest.CaptureFixture[str],
     assert found.weight_bytes + 4 * each == found.bytes_for(3, 1000, 16), "three, and the slot of padding"
 
 
+@pytest.mark.parametrize(
+    ("family", "dtype", "graphs", "ranks"),
+    [
+        ("llama", "float32", "of every step", "--tensor-parallel-size 2, 4"),
+        ("mixtral", "float32", "none: a mixture of experts in torch.float32", "--tensor-parallel-size 2, 4"),
+        ("mixtral", "bfloat16", "of every step", "--tensor-parallel-size 2, 4"),
+        ("mamba", "bfloat16", "of steps that decode; those with prompts", "none: transformers has no plan"),
+    ],
+)
+def test_graphs_and_ranks_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str, dtype: str, graphs: str, ranks: str
+) -> None:
+    make_config(family).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path), "--dtype", dtype)
+    assert code == 0
+    assert f"graphs       {graphs}" in out
+    assert f"ranks        {ranks}" in out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_next", "granitemoehybrid", "qwen3_5_moe"])
 def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Path) -> None:
