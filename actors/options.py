@@ -139,6 +139,8 @@ class HttpOptions:
     """Its own key, where the gateway asks for one."""
     model: str
     model_name: str
+    other_names: tuple[str, ...] = ()
+    """What else the model is called; answers and metrics have the first name."""
     limits: Limits
     chat_template: str | None = None
     sanitize_control_tokens: bool = False

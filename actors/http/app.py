@@ -36,7 +36,7 @@ from .responses.bodies import Deleted, Items, ResponseAnswer, ResponseBody
 from .service import Service
 from .transport.events import ClientLeft
 
-OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
+OPEN = frozenset({"/", "/docs", "/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGES
 """Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""
 
 MAX_REQUEST_ID_CHARS = 128
@@ -117,6 +117,14 @@ ENDPOINTS = [
     Endpoint("GET", "/health", about.health, "Whether no actor hangs", answer=answers.Condition),
     Endpoint("GET", "/ready", about.ready, "Whether requests are taken", answer=answers.Condition),
     Endpoint("GET", "/metrics", metrics, "Counters and latencies for Prometheus"),
+    Endpoint("GET", "/load", about.load, "How many requests are open", answer=answers.Load),
+    Endpoint(
+        "GET",
+        "/tokenizer_info",
+        about.tokenizer_info,
+        "The chat template and special tokens",
+        answer=answers.TokenizerInfo,
+    ),
     Endpoint("GET", "/version", about.version, "The version", answer=answers.Version),
 ]
 

@@ -97,10 +97,23 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, int(seconds + 0.999)))}
 
 
+NOT_SERVED = {
+    "/v1/embeddings": "the model writes text, and no embeddings are made of it: use a service for embeddings",
+    "/v1/audio": "the model reads and writes text alone",
+    "/v1/images": "the model reads and writes text alone",
+    "/v1/batches": "slipstream batch answers a file of requests",
+    "/v1/files": "slipstream batch answers a file of requests",
+}
+"""Parts of OpenAI's API that are not served, and why or what to do instead."""
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of all errors."""
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return Problem(404, f"there is no {request.url.path:.200} here; see /openapi.json").response()
+        path = request.url.path
+        why = next((why for start, why in NOT_SERVED.items() if path.startswith(start)), None)
+        message = f"there is no {path:.200} here; {why or 'see /docs or /openapi.json'}"
+        return Problem(404, message).response()
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed: Any = (error.headers or {}).get("Allow", "")
         message = f"{request.url.path} takes {allowed}, not {request.method}"

@@ -83,6 +83,7 @@ class HttpFrontend:
             options.limits,
             options.metrics_prefix,
             options.sanitize_control_tokens,
+            options.other_names,
         )
         self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]

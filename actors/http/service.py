@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -105,10 +105,13 @@ class Service:
         bounds: Limits,
         metrics_prefix: str = "slipstream_",
         sanitize: bool = False,
+        other_names: Sequence[str] = (),
     ) -> None:
         """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns."""
         self.clients = GatewayClients(connect)
         self.model = model
+        self.names = (model, *other_names)
+        """What a request may call it; answers have the first."""
         self.version = version
         self.bounds = bounds
         self.metrics_prefix = metrics_prefix
@@ -142,8 +145,10 @@ class Service:
         """Refuse what is for another model, and what comes too late."""
         if self.draining:
             raise ServiceUnavailable("the service is stopping and accepts nothing new")
-        if model is not None and model != self.model:
-            message = f"the model {model!r:.200} is not served here; this is {self.model!r}"
+        if model is not None and model not in self.names:
+            message = (
+                f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
+            )
             raise Problem(404, message, param="model", code="model_not_found")
 
     async def ask(

@@ -87,6 +87,7 @@ class ChatTemplate:
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: clock().strftime(format)
+        self.source = source
         self.template = environment.from_string(source)
         self.special_tokens = special_tokens
         tree = environment.parse(source)

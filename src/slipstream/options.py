@@ -79,7 +79,11 @@ class ServeOptions:
         secret=True,
     )
     served_model_name: str | None = option(
-        None, "the model's name towards clients (default: as it is given)", group=EVERYDAY, metavar="NAME"
+        None,
+        "the model's name towards clients, or several with commas between: over HTTP any of them is taken, answers and"
+        " metrics have the first (default: as it is given)",
+        group=EVERYDAY,
+        metavar="NAME",
     )
     chat_template: str | None = option(
         None,

@@ -71,7 +71,7 @@ def plan_router(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     if options.http is None:
         return [child("router", "router.router", router)]
     folder = tokenizer_folder(options, welcome)
-    http = http_options(options, options.http, folder, welcome.model, welcome.limits)
+    http = http_options(options, options.http, folder, [welcome.model], welcome.limits)
     if http.curve is not None:
         router = replace(router, curve_also=(http.curve.public,))
     return [

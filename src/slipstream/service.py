@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     formats = formats_for(options, checkpoint)
     gateway = GatewayOptions(
         endpoint=endpoint,
-        model_name=options.served_model_name or options.model or "slipstream-bundled",
+        model_name=served_names(options)[0],
         limits=limits,
         formats=formats,
         server=f"slipstream {__version__}",
@@ -266,7 +266,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     )
     http = None
     if options.http is not None:
-        http = http_options(options, options.http, model.model, gateway.model_name, limits)
+        http = http_options(options, options.http, model.model, served_names(options), limits)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
     ranks = executors(options, model)
@@ -394,8 +394,15 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
     )
 
 
+def served_names(options: ServeOptions) -> list[str]:
+    """What the model is called towards clients; answers have the first."""
+    given = (options.served_model_name or "").split(",")
+    names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
+    return names or [options.model or "slipstream-bundled"]
+
+
 def http_options(
-    options: ServeOptions | RouteOptions, address: str, folder: str, model_name: str, limits: Limits
+    options: ServeOptions | RouteOptions, address: str, folder: str, names: Sequence[str], limits: Limits
 ) -> HttpOptions:
     """The frontend is a client too: where clients need a key, it has one that is made for this start."""
     key = None
@@ -408,7 +415,8 @@ def http_options(
         endpoint=address,
         curve=key,
         model=folder,
-        model_name=model_name,
+        model_name=names[0],
+        other_names=tuple(names[1:]),
         limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -107,12 +107,13 @@ class Scripted:
         *,
         api_key: str | None = None,
         hosts: frozenset[str] | None = frozenset(),
+        other_names: Sequence[str] = (),
     ) -> None:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
         client = cast("AsyncClient", self.script)
         texts = load_texts(BUNDLED_MODEL, datetime.now)
-        self.service = Service(lambda: client, texts, MODEL, "0", bounds)
+        self.service = Service(lambda: client, texts, MODEL, "0", bounds, other_names=other_names)
         self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:

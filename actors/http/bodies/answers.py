@@ -123,5 +123,19 @@ class Condition(Struct, kw_only=True):
     actors: list[dict[str, Any]]
 
 
+class Load(Struct, kw_only=True):
+    server_load: int
+    """Requests that are open."""
+
+
+class TokenizerInfo(Struct, kw_only=True):
+    tokenizer_class: str
+    chat_template: str | None
+    model_max_length: int
+    bos_token: str = ""
+    eos_token: str = ""
+    """So other named special tokens, where the model has them."""
+
+
 class Version(Struct, kw_only=True):
     version: str

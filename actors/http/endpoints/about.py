@@ -18,17 +18,18 @@ ANSWER_S = 2.0
 
 
 async def models(service: Service, request: Request) -> Response:
-    return service.answer({"object": "list", "data": [model_card(service)]})
+    return service.answer({"object": "list", "data": [model_card(service, name) for name in service.names]})
 
 
 async def model(service: Service, request: Request) -> Response:
-    service.check(request.path_params["model"])
-    return service.answer(model_card(service))
+    name = request.path_params["model"]
+    service.check(name)
+    return service.answer(model_card(service, name))
 
 
-def model_card(service: Service) -> dict[str, object]:
+def model_card(service: Service, name: str) -> dict[str, object]:
     return {
-        "id": service.model,
+        "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "slipstream",
@@ -40,6 +41,22 @@ def model_card(service: Service) -> dict[str, object]:
 
 async def version(service: Service, request: Request) -> Response:
     return service.answer({"version": service.version})
+
+
+async def load(service: Service, request: Request) -> Response:
+    """What of the service's places for requests is taken, as vLLM has it."""
+    counters = await service.client.stats()
+    return service.answer({"server_load": int(counters.get("requests_open", 0.0))})
+
+
+async def tokenizer_info(service: Service, request: Request) -> Response:
+    """What an evaluation needs to write conversations itself: the chat template, and the special tokens by name."""
+    templates = service.prompts.chat_templates
+    found: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": None}
+    if not isinstance(templates, str):
+        found |= templates.default.special_tokens
+        found["chat_template"] = templates.default.source
+    return service.answer(found | {"model_max_length": service.bounds.max_model_len})
 
 
 async def health(service: Service, request: Request) -> Response:

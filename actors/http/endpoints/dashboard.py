@@ -49,6 +49,7 @@ class Dashboard:
     def routes(self) -> list[Route]:
         return [
             Route("/dashboard", self.page),
+            Route("/docs", self.docs),
             Route("/dashboard/state", self.state),
             Route("/dashboard/{file}", self.page),
         ]
@@ -58,6 +59,10 @@ class Dashboard:
         if request.url.path not in PAGES:
             return Response(status_code=404)
         return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
+
+    async def docs(self, request: Request) -> Response:
+        """The page that shows ``/openapi.json``."""
+        return Response((FOLDER / "docs.html").read_bytes(), media_type="text/html", headers=HEADERS)
 
     async def state(self, request: Request) -> Response:
         now = time.monotonic()
