@@ -296,7 +296,6 @@ class Host:
         """Hand over what has arrived from clients; True if there may be more."""
         if self.public is None:
             return False
-        self.public.count_connections()
         for _ in range(TURN):
             received = self.public.receive()
             if received is None:

@@ -80,7 +80,7 @@ def run_events(host: Host) -> None:
 
         sockets = [host.mailbox]
         if host.public is not None:
-            sockets += [host.public.socket, host.public.monitor]
+            sockets.append(host.public.socket)
         for s in sockets:
             loop.add_reader(s.fileno(), turn)
         if host.services is not None:

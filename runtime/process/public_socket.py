@@ -2,7 +2,8 @@
 
 ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors, so connections are counted,
 and those beyond a quarter of what the process may open, or ``MOST_CONNECTIONS``, are closed at once. ZeroMQ connects
-again by itself. It accepts in a thread of its own, so that the rest must be more than come between two turns.
+again by itself. It accepts in a thread of its own, so they are counted in one too: what comes before that thread has
+its turn of the interpreter, some milliseconds, must be fewer than the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import resource
 import socket
 import stat
+import threading
 from typing import Any, Literal
 
 import zmq
@@ -29,8 +31,7 @@ Beyond the first its deltas wait, merged, in the gateway; beyond the second its 
 """
 
 MOST_CONNECTIONS = 16_384
-"""Most connections, however many descriptors there are: where the process may open half a million, as is usual, a
-burst would have to bring the others within one turn, which takes longer than a turn may."""
+"""Most connections, however many descriptors there are, as many as any service needs."""
 
 LAST_WORDS_MS = 500
 """How long the last messages to clients may take to leave when the host ends."""
@@ -64,7 +65,9 @@ class PublicSocket:
             self.socket.set(option, value)
         if keys is not None:
             guard(context, self.socket, keys)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.monitor = self.socket.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
+        )
         self.connected: set[int] = set()
         """The file descriptors of the connections that there are."""
         self.most_connections = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -76,6 +79,8 @@ class PublicSocket:
             ) from None
         self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT)
         """Where it really is: port 0 takes a free one."""
+        self.watcher = threading.Thread(target=self.watch_connections, name="connections", daemon=True)
+        self.watcher.start()
 
     def receive(self) -> tuple[bytes, list[bytes]] | None:
         """A client and the frames of its next message; None if there is none yet."""
@@ -99,14 +104,13 @@ class PublicSocket:
             return "gone"
         return "sent"
 
-    def count_connections(self) -> None:
-        """Take in who has come and gone, and close what is beyond the limit."""
+    def watch_connections(self) -> None:
+        """Count who comes and goes, and close what is beyond the limit, until the socket is closed."""
         while True:
-            try:
-                event = parse_monitor_message(self.monitor.recv_multipart(zmq.DONTWAIT))
-            except zmq.Again:
-                return
+            event = parse_monitor_message(self.monitor.recv_multipart())
             descriptor = event["value"]
+            if event["event"] == zmq.EVENT_MONITOR_STOPPED:
+                break
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 self.connected.discard(descriptor)
                 continue
@@ -115,10 +119,12 @@ class PublicSocket:
                 # Shut down, not closed: ZeroMQ sees its end, as if the client had left, and closes it.
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
                     connection.shutdown(socket.SHUT_RDWR)
+        self.monitor.close()
 
     def close(self) -> None:
         """After the last messages have left, or have had the time to."""
         self.socket.disable_monitor()
+        self.watcher.join()
         self.socket.close(linger=LAST_WORDS_MS)
 
 
