@@ -97,13 +97,20 @@ class AsyncClient:
         *,
         tools: list[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[ChatDelta, None]:
         """The next message of a conversation as it comes: ``reasoning``, then ``text`` and ``tool_calls``.
 
-        ``tools`` and ``tool_choice`` are as OpenAI has them.
+        ``tools`` and ``tool_choice`` are as OpenAI has them, ``chat_template_kwargs`` what else the template knows.
         """
-        asked = {"messages": messages, "params": params, "tools": tools, "tool_choice": tool_choice}
+        asked = {
+            "messages": messages,
+            "params": params,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         return cast("AsyncGenerator[ChatDelta, None]", self._deltas(**asked, request_id=request_id))
 
     def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
@@ -123,10 +130,16 @@ class AsyncClient:
         *,
         tools: list[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> RequestOutput:
         """The finished next message of a conversation; the rest as for ``chat``."""
         stream = self._ask(
-            messages=messages, params=params, tools=tools, tool_choice=tool_choice, return_prompt_ids=True
+            messages=messages,
+            params=params,
+            tools=tools,
+            tool_choice=tool_choice,
+            chat_template_kwargs=chat_template_kwargs,
+            return_prompt_ids=True,
         )
         return await self._finish(stream, Collector(stream.request.id))
 

@@ -100,12 +100,19 @@ class Client:
         *,
         tools: list[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> RequestOutput:
         """Ask for the next message of a conversation and wait until it is finished.
 
-        ``tools`` and ``tool_choice`` are as OpenAI has them; what is called is in ``tool_calls`` of the output.
+        ``tools`` and ``tool_choice`` are as OpenAI has them, ``chat_template_kwargs`` what else the template knows.
+        What is called is in ``tool_calls`` of the output.
         """
-        asked = {"messages": messages, "tools": tools, "tool_choice": tool_choice}
+        asked = {
+            "messages": messages,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         return self._finish([asked], [params], None)[0]
 
     def stream(
@@ -121,10 +128,17 @@ class Client:
         *,
         tools: list[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         request_id: str | None = None,
     ) -> Generator[ChatDelta, None, None]:
         """The next message of a conversation as it comes; the rest as for ``chat``."""
-        asked = {"messages": messages, "params": params, "tools": tools, "tool_choice": tool_choice}
+        asked = {
+            "messages": messages,
+            "params": params,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         return cast("Generator[ChatDelta, None, None]", self._deltas(**asked, request_id=request_id))
 
     def generate_many(

@@ -13,7 +13,7 @@ from ..formats.ids import CallIds
 from ..formats.said import ChatDelta, Said
 from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
-from ..messages import Delta, Formats, FromClient, Generate
+from ..messages import NO_FORMATS, Delta, Formats, FromClient, Generate
 from .request import answer_count
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Stream(Pending):
         if not self.request.marks:
             return delta
         said = Said(text=delta.text)
-        if formats.reasoning is not None or self.offered.functions:
+        if formats != NO_FORMATS or self.offered.functions:
             reader = self.readers.get(delta.index)
             if reader is None:
                 from ..formats.formats import AnswerReader  # here, since few clients need it

@@ -15,7 +15,7 @@ from .marked import CallMarks, MarkedCalls
 from .pythonic import MARKS as PYTHON_MARKS
 from .pythonic import PythonCalls
 from .said import Reader, Said
-from .thoughts import ThoughtMarks, Thoughts
+from .thoughts import ThoughtMarks, Thoughts, Unwrapped
 from .tools import Offer
 
 THINK = ThoughtMarks(("<think>",), ("</think>",))
@@ -148,13 +148,31 @@ def opening_of(formats: Formats) -> tuple[str, ...]:
 
 
 class Text(Reader):
-    """An answer that has no calls."""
+    """An answer that can have no calls; should the model write their marks all the same, they are left out."""
+
+    def __init__(self, marks: tuple[str, ...], offered: Offer, ids: CallIds) -> None:
+        super().__init__(offered, ids)
+        self.unwrapped = Unwrapped(marks) if marks else None
 
     def feed(self, text: str) -> None:
-        self.say(text)
+        self.say(text if self.unwrapped is None else self.unwrapped.feed(text))
 
     def end(self, *, at_limit: bool) -> None:
-        pass
+        if self.unwrapped is not None:
+            self.say(self.unwrapped.end())
+
+
+def own_marks(name: str) -> tuple[str, ...]:
+    """The marks of a format of calls that no text has otherwise, most of them special tokens."""
+    if name in PYTHONIC:
+        return PYTHON_MARKS
+    if name in LISTS:
+        return tuple(mark for marks in LISTS[name] for mark in marks if mark.startswith("<|"))
+    if name not in MARKED:
+        return ()
+    marks = MARKED[name]
+    tokens = (*marks.around, *marks.opening.partition("function")[::2], marks.named, marks.closing)
+    return tuple(token for token in tokens if token.startswith(("<", "[")))
 
 
 def calls_reader(formats: Formats, offered: Offer, ids: CallIds) -> Reader:
@@ -165,7 +183,7 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds) -> Reader:
     if offered.required:
         return RequiredCalls(offered, ids)
     if not offered.functions:
-        return Text(offered, ids)
+        return Text(own_marks(name), offered, ids)
     if name in MARKED:
         return MarkedCalls(MARKED[name], offered, ids)
     if name in LISTS:

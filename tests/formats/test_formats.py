@@ -293,6 +293,21 @@ def test_a_call_that_is_forced_comes_behind_the_thoughts(reasoning: str | None) 
     assert read(formats(reasoning), *before, *ROME_JSON, offered=forced) == Read(thoughts, "", [ROME])
 
 
+@pytest.mark.parametrize(
+    "tool_calls", ["deepseek_v3", "deepseek_v31", "kimi_k2", "mistral", "cohere_command3"]
+)
+def test_where_no_tools_are_offered_marks_of_calls_are_no_text_either(tool_calls: str) -> None:
+    chosen, answer, _ = next(
+        one for one in ANSWERS.values() if one[0].tool_calls == tool_calls and one[2].calls
+    )
+    found = read(chosen, *answer, offered=Offer())
+    assert found == read(chosen, answer, offered=Offer())
+    assert found.calls == []
+    assert "weather" in found.text
+    unquoted = found.text.replace(json.dumps(QUOTED, ensure_ascii=False), "")
+    assert not any(mark in unquoted for mark in marks_of(chosen) if mark[0] in "<[")
+
+
 @settings(deadline=None)
 @given(st.sampled_from(sorted(REASONING)), st.sampled_from(TOOL_CALLS), st.data())
 def test_no_text_breaks_a_reader(reasoning: str, tool_calls: str, data: st.DataObject) -> None:
