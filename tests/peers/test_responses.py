@@ -246,7 +246,9 @@ def test_a_custom_tool_is_called_with_a_text() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0].type"),
+        ({"tools": TOOLS * 2}, "tools[1].name"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"input": [{"type": "input_image"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -264,6 +266,12 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
     assert str(refused.value.param).startswith(param)
 
 
+def test_a_tool_of_a_namespace_is_called_with_it() -> None:
+    space: Any = {"type": "namespace", "name": "sky", "description": "Above us", "tools": TOOLS}
+    call = create(Script(*CALL, formats=THINKS), tools=[space, {"type": "web_search"}]).output[2]
+    assert (call.name, call.namespace) == ("weather", "sky")
+
+
 def test_what_agents_send_by_default_is_taken() -> None:
     response = create(
         Script("Yes."),
@@ -277,6 +285,7 @@ def test_what_agents_send_by_default_is_taken() -> None:
         prompt_cache_key="a",
         truncation="disabled",
         metadata={"a": "b"},
+        extra_body={"client_metadata": {"turn_id": "1"}},
     )
     assert response.output_text == "Yes."
     assert response.metadata == {"a": "b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -11,7 +12,7 @@ from ..bodies.requests import Body, Sampling, completed
 
 
 class ResponseTool(Struct, kw_only=True):
-    """A function; or a ``custom`` tool, whose input is a text."""
+    """A function; a ``custom`` tool, whose input is a text; or a ``namespace`` of either."""
 
     type: str
     name: str | None = None
@@ -20,6 +21,9 @@ class ResponseTool(Struct, kw_only=True):
     strict: bool | None = None
     format: dict[str, Any] | None = None
     """Of a custom tool's text: only ``{"type": "text"}`` is kept to."""
+    tools: list[ResponseTool] | None = None
+    """Of a namespace."""
+    external_web_access: bool | None = None
 
 
 class TextFormat(Body, kw_only=True):
@@ -61,6 +65,8 @@ class ResponseFields(Sampling, kw_only=True):
     """By default true: the response can be asked for, and gone on from, as long as there is room."""
     background: bool | None = None
     include: list[str] | None = None
+    client_metadata: dict[str, str] | None = None
+    """What a client says about itself; accepted, and kept nowhere."""
     truncation: Literal["disabled"] | None = None
     top_logprobs: Literal[0] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -118,6 +124,20 @@ class Deleted(Struct, kw_only=True):
     id: str
     object: Literal["response"]
     deleted: Literal[True]
+
+
+OFFERED_NOWHERE = frozenset({"web_search"})
+"""Tools of OpenAI's own that agents send unasked. The model is not told of them, and so does not use them."""
+
+
+def all_tools(tools: Sequence[ResponseTool]) -> Iterator[tuple[str, str | None, ResponseTool]]:
+    """Each tool that can be called, with its place in the body and its namespace."""
+    for number, tool in enumerate(tools):
+        if tool.type == "namespace":
+            for inner, one in enumerate(tool.tools or ()):
+                yield f"tools[{number}].tools[{inner}]", tool.name, one
+        elif tool.type not in OFFERED_NOWHERE:
+            yield f"tools[{number}]", None, tool
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from ..endpoints import chat
 from ..errors import Problem
 from ..service import Service
 from ..transport.events import open_stream, together, unless_left
-from .bodies import ResponseBody, ResponseFields, plain
+from .bodies import ResponseBody, ResponseFields, all_tools, plain
 from .reading import WRITTEN, conversation
 from .store import Stored
 from .writing import Output, ResponseEvents, new_id
@@ -31,9 +31,11 @@ async def create(service: Service, request: Request) -> Response:
     if body.background and (body.stream or body.store is False):
         other = "stream=true" if body.stream else "store=false"
         raise Problem(400, f"background=true cannot be had with {other}; leave one out", param="background")
+    tools = list(all_tools(body.tools or ()))
     asked = conversation(body, messages_before(service, body), service.prompts.chat_templates, NAMES)
     about = first_body(service, request, body)
-    output = Output(about, frozenset(tool.name or "" for tool in body.tools or () if tool.type == "custom"))
+    custom = frozenset(tool.name or "" for _, _, tool in tools if tool.type == "custom")
+    output = Output(about, custom, {tool.name or "": space for _, space, tool in tools if space})
     own = asked.messages[1:] if body.instructions else asked.messages
     stored = Stored(about, items_of(body), own)
     batches = chat.ask(service, request, asked, about["id"], WRITTEN)

@@ -11,7 +11,7 @@ from ....protocol.formats.tools import Tool, ToolChoice, converted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
-from .bodies import INCLUDED, ResponseFields, ResponseTool
+from .bodies import INCLUDED, ResponseFields, ResponseTool, all_tools
 
 Message = dict[str, Any]
 
@@ -88,8 +88,8 @@ def template_arguments(body: ResponseFields, templates: ChatTemplates | str) -> 
 
 def tools_of(tools: list[ResponseTool]) -> list[Tool]:
     made: list[Any] = []
-    for number, tool in enumerate(tools):
-        where = f"tools[{number}]"
+    names: set[str] = set()
+    for where, _, tool in all_tools(tools):
         if tool.type not in ("function", "custom"):
             raise Problem(
                 400,
@@ -97,8 +97,10 @@ def tools_of(tools: list[ResponseTool]) -> list[Tool]:
                 " tools, which the caller carries out",
                 param=f"{where}.type",
             )
-        if not tool.name:
-            raise Problem(400, f"{where}.name is missing", param=f"{where}.name")
+        if not tool.name or tool.name in names:
+            what = f"{tool.name!r:.80}, which another tool has" if tool.name else "missing"
+            raise Problem(400, f"{where}.name is {what}; give each a name of its own", param=f"{where}.name")
+        names.add(tool.name)
         parameters, strict = tool.parameters, tool.strict
         if tool.type == "custom":
             if tool.format is not None and tool.format.get("type") != "text":

@@ -18,9 +18,11 @@ Item = dict[str, Any]
 class Output:
     """The items of one response so far; each method returns the events of what it has added."""
 
-    def __init__(self, body: dict[str, Any], custom: frozenset[str]) -> None:
-        """``body`` is the response as it is told at first; ``custom`` are the tools whose input is a text."""
+    def __init__(self, body: dict[str, Any], custom: frozenset[str], namespaces: dict[str, str]) -> None:
+        """``body`` is the response as it is told at first; ``custom`` are the tools whose input is a text;
+        ``namespaces`` has that of each tool that is in one."""
         self.body = body
+        self.namespaces = namespaces
         self.custom = custom
         self.items: list[Item] = []
         self.open: Item | None = None
@@ -89,6 +91,8 @@ class Output:
                 "input" if custom else "arguments": "",
                 "status": "in_progress",
             }
+            if part.name in self.namespaces:
+                item["namespace"] = self.namespaces[part.name]
             events += self.begin_item(item)
         self.written.append(part.arguments)
         if part.arguments and self.open is not None and self.open["type"] == "function_call":
