@@ -134,12 +134,12 @@ class Sidecar:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process id of each actor as it is now."""
-        return {name: actor["pid"] for name, actor in self.actors.items()}
+        """The process id of each actor as it is now; a spare is none."""
+        return {name: actor["pid"] for name, actor in self.actors.items() if actor["role"] != "spare"}
 
     @property
     def actors(self) -> dict[str, dict[str, Any]]:
-        """What the supervisor says of each actor: pid, state, epoch and restarts."""
+        """What the supervisor says of each actor, and of a spare: role, pid, state, epoch and restarts."""
         return self._ask()
 
     def restart(self, actor: str) -> None:
