@@ -99,7 +99,11 @@ def lark(source: str, control: Collection[str]) -> str:
             if isinstance(each.get("lark_grammar"), str):
                 each["lark_grammar"] = lark(each["lark_grammar"], control)
         return json.dumps({"grammars": grammars})
-    return f"{NO_FORCING}\n{any_to_lark(source).replace('%llguidance', '// ')}"
+    try:
+        written = any_to_lark(source)
+    except Exception as error:  # of GBNF the library raises nothing more exact
+        raise ValueError(str(error)) from None
+    return f"{NO_FORCING}\n{written.replace('%llguidance', '// ')}"
 
 
 def structural_tag(source: str, control: Collection[str]) -> str:

@@ -111,6 +111,7 @@ def submit(tokenizer: Tokenizer, request: int, **params: Any) -> list[Send]:
         ({"regex": ""}, "empty"),
         ({"regex": r"[^\s\S]"}, "regex cannot be followed: no text matches"),
         ({"regex": "a{2,1}"}, "regex"),
+        ({"lark": 'a ::= "x"'}, "No 'root' rule found"),
     ],
 )
 def test_a_bad_grammar_is_refused_on_arrival_and_says_why(
