@@ -20,7 +20,7 @@ from .language_model import language_model_config
 from .paged_model import PagedModel
 from .probe import probed
 from .quantization.checkpoint import open_shards
-from .quantization.linear import quantize_layers
+from .quantization.linear import check_products, quantize_layers
 from .quantization.scheme import scheme_of, unquantized
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
@@ -55,6 +55,8 @@ def load_model(
         told = quantize_layers(transformer, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.weights_told = told
+    with torch.inference_mode():
+        check_products(model.transformer, model.dtype)
     with probed(model):
         fuse(model)
     return model

@@ -15,7 +15,11 @@ from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import _paged_logits, _probe_tokens
-from slipstream.actors.executor.model.quantization.linear import QuantizedLinear, quantize_layers
+from slipstream.actors.executor.model.quantization.linear import (
+    QuantizedLinear,
+    check_products,
+    quantize_layers,
+)
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from slipstream.runtime.config import resolve
 from tiny_models import MULTIMODAL, make_checkpoint, make_config
@@ -284,6 +288,18 @@ def test_weights_that_no_product_takes_are_dequantized(kind: str, tmp_path: Path
     transformer, told = load_transformer(str(folder), "bfloat16", keep=True)
     assert "dequantized to bfloat16: they take" in told
     assert not any(isinstance(module, QuantizedLinear) for module in transformer.modules())
+
+
+def test_a_product_that_is_wrong_is_named_with_its_layer(tmp_path: Path) -> None:
+    folder, _ = make_quantized("gptq", tmp_path)
+    transformer, _ = load_transformer(str(folder), "float32", keep=True)
+    check_products(transformer, torch.float32)
+    layer: Any = transformer.get_submodule("model.layers.0.mlp.down_proj")
+    layer.forward = lambda states: QuantizedLinear.forward(layer, states) * 1.1
+    with pytest.raises(
+        ModelNotSupported, match=r"products of 1 rows .* of model\.layers\.0\.mlp\.down_proj differ by 0\.1 "
+    ):
+        check_products(transformer, torch.float32)
 
 
 # --- quantized at load ----------------------------------------------------------------------------

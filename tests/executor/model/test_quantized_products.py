@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, needs_kernels, run_interpreted
+from slipstream.actors.executor.model.quantization.linear import QuantizedLinear
 from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
 from torch import Tensor
 
@@ -106,6 +107,14 @@ def test_few_rows(rows: int, parts: int, stored: torch.dtype, dtype: torch.dtype
 
 
 @needs_kernels
+@pytest.mark.parametrize("columns", [8, 48, 300])
+def test_columns_of_any_number(columns: int) -> None:
+    for rows, product in ((1, kernels.one_row), (3, kernels.few_rows)):
+        weight, states = weight_of(20, columns, torch.int8), states_of(rows, columns, torch.float16)
+        assert_close(product(states, weight.values, weight.scales, weight.block, None), states, weight)
+
+
+@needs_kernels
 @pytest.mark.parametrize("rows", [1, 5])
 def test_scales_of_blocks(rows: int) -> None:
     weight, states = weight_of(70, 300, torch.float8_e4m3fn, (32, 64)), states_of(rows, 300, torch.float16)
@@ -141,3 +150,11 @@ def test_states_are_quantized_with_a_scale_for_each_row() -> None:
     if INTERPRETED:
         right |= (states.float() / scales).frexp().mantissa.abs() >= 1 - 2**-5
     assert bool(right.all())
+
+
+@needs_kernels
+def test_scales_that_lie_otherwise_in_memory() -> None:
+    """GPTQ and AWQ store them transposed."""
+    weight, states = weight_of(32, 64, torch.int8, (1, 16)), states_of(1, 64, torch.float16)
+    layer = QuantizedLinear(weight.values, weight.scales.T.contiguous().T, weight.block, None)
+    assert_close(kernels.one_row(states, layer.weight, layer.scales, layer.block, None), states, weight)

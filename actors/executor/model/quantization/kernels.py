@@ -217,7 +217,8 @@ def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
 
 def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> Tiles:
     """Enough programs for all multiprocessors, where there are few outputs by parts of the columns."""
-    block_k = 128 if columns_per_scale >= 128 else columns_per_scale
+    whole = columns_per_scale >= min(128, columns)
+    block_k = max(16, min(128, triton.next_power_of_2(columns))) if whole else columns_per_scale
     parts = max(1, min(8, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
     return Tiles(64, block_k, 4, 4, parts)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .....protocol.errors import InvalidRequest
-from .products import product
+from .....protocol.errors import InvalidRequest, ModelNotSupported
+from .products import MOST_FEW_ROWS, product
 from .weight import QuantizedWeight
 
 FLOAT8_MOST = 448.0
@@ -31,9 +32,9 @@ class QuantizedLinear(nn.Linear):
     def __init__(self, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None) -> None:
         with torch.device("meta"):
             super().__init__(weight.shape[1], weight.shape[0], bias=False)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
-        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.scales = nn.Parameter(scales.contiguous(), requires_grad=False)
         self.block = block
 
     def forward(self, input: Tensor) -> Tensor:
@@ -111,3 +112,39 @@ def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> 
         bias = None if layer.bias is None else layer.bias.to(device)
         transformer.set_submodule(name, kept(quantize(layer.weight.to(device), dtype), bias))
     return f"weights quantized to {TITLES[kind]} at load"
+
+
+CHECKED_ROWS = (1, 8, MOST_FEW_ROWS + 8)
+"""One number for each way that a product can take."""
+
+TOLERANCE = 6e-2
+"""Of a product relative to its size: states in FP8 make it differ by half of that, wrong scales by more."""
+
+
+def check_products(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Compare a product of each kind with that of the dequantized weight; ModelNotSupported if they differ.
+
+    The logits that the gate compares are computed by the same products.
+    """
+    known: set[tuple[Any, ...]] = set()
+    for name, layer in transformer.named_modules():
+        kind = (
+            (layer.weight.shape, layer.weight.dtype, layer.block)
+            if isinstance(layer, QuantizedLinear)
+            else ()
+        )
+        if not isinstance(layer, QuantizedLinear) or kind in known:
+            continue
+        known.add(kind)
+        exact = QuantizedWeight(layer.weight, layer.scales, layer.block).dequantized(torch.float32)
+        bias = None if layer.bias is None else layer.bias.float()
+        for rows in CHECKED_ROWS:
+            generator = torch.Generator().manual_seed(rows)
+            states = torch.randn(rows, layer.in_features, generator=generator).to(exact.device, dtype)
+            expected = F.linear(states.float(), exact, bias)
+            error = float((layer(states).float() - expected).norm() / expected.norm())
+            if not error <= TOLERANCE:
+                raise ModelNotSupported(
+                    f"products of {rows} rows with the quantized weight of {name} differ by {error:.2g} of their size"
+                    " from those with what it stands for; leave out --quantization, or take a checkpoint in bfloat16"
+                )
