@@ -67,7 +67,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "weight_bytes": model.weight_bytes,
         "kv_cache_dtype": options.kv_cache_dtype,
         "kv_cache_bytes": blocks * bytes_per_block(options, model),
-        "states": [] if states is None else states.told(),
+        "states": [] if states is None else states.notes(),
         "state_bytes": model.state_layout.bytes_per_slot * (options.max_num_seqs + 1),
     }
 

@@ -124,7 +124,7 @@ class Capturing:
         begins = model.group is None or agreed(model, self.has_room())
         done = begins and self.graphed.capture_next()
         if not begins or not agreed(model, done):
-            self.graphed.give_up()
+            self.graphed.stop_capturing()
             done = False
         if could and self.graphed.out_of_memory:
             logger.warning(

@@ -38,7 +38,7 @@ from .admission import check
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
-from .probation import Held, Probation
+from .probation import Probation, Suspicion
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -72,7 +72,7 @@ class Gateway(PublicActor):
         self.default_deadline_s = default_deadline_s
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
-        self.faulty: dict[str, Held] = {}
+        self.faulty: dict[str, Suspicion] = {}
         """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
         on meanwhile: it is sent again to the next incarnation anyway."""
         self.quarantined = 0
@@ -283,7 +283,7 @@ class Gateway(PublicActor):
 
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
         if peer.own_fault and peer.name in PATH:
-            self.faulty.setdefault(peer.name, Held(peer.name, self.ledger.requests))
+            self.faulty.setdefault(peer.name, Suspicion(peer.name, self.ledger.requests))
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
@@ -301,10 +301,10 @@ class Gateway(PublicActor):
             self.submit(request)
         self.advance_probation()
 
-    def suspect(self, actor: str, held: Held) -> None:
+    def suspect(self, actor: str, suspicion: Suspicion) -> None:
         """One of the requests that a dead actor had in hand may have killed it."""
-        held.forget_closed(self.ledger.requests)
-        culprit = self.probation.on_death(held)
+        suspicion.forget_closed(self.ledger.requests)
+        culprit = self.probation.on_death(suspicion)
         self.pause(list(self.probation.suspects.values()))
         if culprit is not None:
             self.quarantined += 1

@@ -29,7 +29,7 @@ MAX_QUARANTINED = 1024
 """How many requests are remembered that must not come again."""
 
 
-class Held:
+class Suspicion:
     """What an actor had in hand when it ended."""
 
     def __init__(self, actor: str, requests: Mapping[int, Request]) -> None:
@@ -65,22 +65,22 @@ class Probation:
             return True
         return not self.streams and request.tokenized and request.number not in self.suspects
 
-    def on_death(self, held: Held) -> Request | None:
+    def on_death(self, suspicion: Suspicion) -> Request | None:
         """An actor ended by its own fault and had these in hand: the one that is not to be tried again, or None.
 
         Those that are not become suspects.
         """
-        if self.tried is not None and held.requests == [self.tried]:
+        if self.tried is not None and suspicion.requests == [self.tried]:
             culprit, self.tried = self.tried, None
             self.suspects.clear()
             return culprit
-        if held.requests:
-            self.streams = held.streams or (self.active and self.streams)
-            for request in held.requests:
+        if suspicion.requests:
+            self.streams = suspicion.streams or (self.active and self.streams)
+            for request in suspicion.requests:
                 request.suspected += 1
                 further = PROBATION_TOKENS * PROBATION_GROWTH ** (request.suspected - 1)
                 request.passes_at = request.delivered_tokens + further
-            everyone = self.suspects | {request.number: request for request in held.requests}
+            everyone = self.suspects | {request.number: request for request in suspicion.requests}
             self.suspects = dict(sorted(everyone.items(), reverse=True))
             self.tried = None
         return None

@@ -48,8 +48,8 @@ class Routed:
     """Services that went, one after the other, while it was open there and nothing of it came."""
     waits_until: float | None = None
     """No service can take it now; then it is given up."""
-    told_prompt_ids: bool = False
-    told_prompt_logprobs: bool = False
+    sent_prompt_ids: bool = False
+    sent_prompt_logprobs: bool = False
     """A service that continues it tells these anew."""
 
 

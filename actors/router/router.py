@@ -352,7 +352,7 @@ class Router(PublicActor):
                 if pending.error is not None:
                     failed.append(request)
             elif pending.error is not None:
-                self.tell_trouble(replica, str(pending.error))
+                self.log_trouble(replica, str(pending.error))
         for connection, items in news.items():
             self.connections.send_deltas(connection, items, now)
         for request in failed:
@@ -374,13 +374,13 @@ class Router(PublicActor):
             delta = stream.deltas.popleft()
             delta.id = request.id
             if delta.prompt_token_ids is not None:
-                if request.told_prompt_ids or not request.wants_prompt_ids:
+                if request.sent_prompt_ids or not request.wants_prompt_ids:
                     delta.prompt_token_ids = None
-                request.told_prompt_ids = True
+                request.sent_prompt_ids = True
             if delta.prompt_logprobs is not None:
-                if request.told_prompt_logprobs:
+                if request.sent_prompt_logprobs:
                     delta.prompt_logprobs = None
-                request.told_prompt_logprobs = True
+                request.sent_prompt_logprobs = True
             if delta.usage is not None and request.replica is not None:
                 expected = request.expected * delta.usage.prompt_tokens
                 request.replica.prefixes.learn(expected, delta.usage.cached_tokens)
@@ -404,7 +404,7 @@ class Router(PublicActor):
         elif error.code == "unavailable":
             # What was open there when it stopped taking anything new is ended for its sake, or for the request's own.
             ended, replica.draining = replica.draining, True
-            self.tell_trouble(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
+            self.log_trouble(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
             self.move(request, now, lost=ended)
         else:
             self.fail(request, error)
@@ -446,7 +446,7 @@ class Router(PublicActor):
         for request in list(self.open.waiting):
             self.place(request, now)
 
-    def tell_trouble(self, replica: Replica, why: str) -> None:
+    def log_trouble(self, replica: Replica, why: str) -> None:
         """In the log, once for each reason."""
         if why != replica.trouble:
             replica.trouble = why

@@ -59,7 +59,7 @@ class CallReader(Reader):
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
         super().__init__(offered, ids)
-        self.held = ""
+        self.buffer = ""
         """Text that may be, or may become, part of a call."""
         self.where = "start"
         """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one;
@@ -72,9 +72,9 @@ class CallReader(Reader):
         """Nothing but space has come since a call: if another one follows, it is dropped."""
 
     def feed(self, text: str) -> None:
-        self.held += text
+        self.buffer += text
         if self.where == "start":
-            begun = self.held.lstrip()
+            begun = self.buffer.lstrip()
             if not begun or any(mark.startswith(begun) for mark in MARKS):
                 return
             self.where = "whole" if begun[0] in "{[" or begun.startswith(MARKS) else "text"
@@ -88,28 +88,28 @@ class CallReader(Reader):
         if self.where == "call":
             return self.look_for_arguments() or self.look_for_end()
         if self.where == "arguments":
-            end = self.arguments.find(self.held)
-            part = self.held if end < 0 else self.held[:end]
-            self.held = self.held[len(part) :]
+            end = self.arguments.find(self.buffer)
+            part = self.buffer if end < 0 else self.buffer[:end]
+            self.buffer = self.buffer[len(part) :]
             self.add_arguments(part)
             self.where = "arguments" if end < 0 else "behind"
             return end >= 0
-        _, found, self.held = cut_at(self.held, (CLOSE, OPEN))
+        _, found, self.buffer = cut_at(self.buffer, (CLOSE, OPEN))
         if found is not None:
-            self.held = (OPEN if found == OPEN else "") + self.held
+            self.buffer = (OPEN if found == OPEN else "") + self.buffer
             self.where, self.after_call = "text", True
         return found is not None
 
     def look_for_call(self) -> bool:
         """Whether a call begins; what stands before it, or is none for sure, is text."""
-        before, found, rest = cut_at(self.held, (OPEN, FUNCTION))
+        before, found, rest = cut_at(self.buffer, (OPEN, FUNCTION))
         if self.after_call and not before.strip():
             if found is None:
                 return False  # what follows decides
         else:
             self.say(before)
             self.after_call = False
-        self.held = rest
+        self.buffer = rest
         if found is not None:
             self.opening, self.where = found, "call"
             self.end_of_call = EndOfCall(bare=found == FUNCTION)
@@ -117,24 +117,24 @@ class CallReader(Reader):
 
     def look_for_arguments(self) -> bool:
         """Whether the arguments of a call begin that can be handed over before it is complete."""
-        found = head_of(self.held) if self.opening == OPEN else None
+        found = head_of(self.buffer) if self.opening == OPEN else None
         if found is None or found[0] not in self.offered.functions or found[0] in self.offered.strict:
             return False
         name, at = found
         self.begin_call(name)
-        self.held, self.where, self.arguments = self.held[at:], "arguments", ObjectEnd()
+        self.buffer, self.where, self.arguments = self.buffer[at:], "arguments", ObjectEnd()
         return True
 
     def look_for_end(self) -> bool:
-        end = self.end_of_call.find(self.held)
+        end = self.end_of_call.find(self.buffer)
         if end is None:
             return False
-        made = self.read(self.held[: end.start])
+        made = self.read(self.buffer[: end.start])
         if not made:
-            self.say(self.opening + self.held[: end.stop])
+            self.say(self.opening + self.buffer[: end.stop])
         self.hand_over_all(made)
         self.after_call = bool(made)
-        self.held, self.where = self.held[end.stop :], "text"
+        self.buffer, self.where = self.buffer[end.stop :], "text"
         return True
 
     def read(self, inside: str) -> list[Call]:
@@ -143,19 +143,19 @@ class CallReader(Reader):
         return read_call(begun + inside, self.offered)
 
     def end(self, *, at_limit: bool) -> None:
-        held, self.held = self.held, ""
+        buffer, self.buffer = self.buffer, ""
         if self.where in ("start", "whole"):
-            calls = read_whole(held, self.offered, at_limit=at_limit)
+            calls = read_whole(buffer, self.offered, at_limit=at_limit)
             self.hand_over_all(calls)
             if not calls:
-                self.say(held)
+                self.say(buffer)
         elif self.where == "call":
-            calls = self.read(held.rstrip().removesuffix(CLOSE))
+            calls = self.read(buffer.rstrip().removesuffix(CLOSE))
             self.hand_over_all(calls)
             if not calls and not at_limit:
-                self.say(self.opening + held)
-        elif self.where == "text" and not (self.after_call and not held.strip()):
-            self.say(held)
+                self.say(self.opening + buffer)
+        elif self.where == "text" and not (self.after_call and not buffer.strip()):
+            self.say(buffer)
 
     def hand_over_all(self, calls: list[Call]) -> None:
         for call in calls:
@@ -188,17 +188,17 @@ class EndOfCall:
         """Of quotes, or of the value of a parameter."""
         self.at = 0
 
-    def find(self, held: str) -> slice | None:
-        """The mark at the end of the call whose text ``held`` begins with; None: it has not come."""
+    def find(self, buffer: str) -> slice | None:
+        """The mark at the end of the call whose text ``buffer`` begins with; None: it has not come."""
         if self.tagged is None:
-            begun = held.lstrip()
+            begun = buffer.lstrip()
             if not begun:
                 return None
             self.tagged = begun[0] not in '{["'
         tokens = TAGGED if self.tagged else QUOTED
-        while (token := tokens.match(held, self.at)) is not None:
+        while (token := tokens.match(buffer, self.at)) is not None:
             text = token[0]
-            if text[0] == "<" and may_become_a_mark(held[self.at : self.at + LONGEST_MARK]):
+            if text[0] == "<" and may_become_a_mark(buffer[self.at : self.at + LONGEST_MARK]):
                 break
             if self.tagged and (text.startswith(FUNCTION_END) or text == CLOSE):
                 both = text.startswith(FUNCTION_END) and text.endswith(CLOSE)

@@ -43,36 +43,37 @@ class Harmony(Reader):
         """Of the message: ``text``, ``thoughts`` or ``call``."""
         self.thought = False
         """There were thoughts: others begin a line."""
-        self.held = ""
+        self.buffer = ""
+        """What has come and is not decided yet: it may become a mark."""
         self.function = ""
         """Whose call it is."""
         self.written: list[str] = []
         """The arguments of a call."""
 
     def feed(self, text: str) -> None:
-        self.held += text
-        while self.held and self.step():
+        self.buffer += text
+        while self.buffer and self.step():
             pass
 
     def step(self) -> bool:
-        """Read on in ``held``; whether something else has begun."""
+        """Read on in ``buffer``; whether something else has begun."""
         if self.where == "start":
-            begun = self.held.lstrip()
+            begun = self.buffer.lstrip()
             if not begun.startswith(BEGINNINGS):
                 if any(mark.startswith(begun) for mark in BEGINNINGS):
                     return False
                 self.where = "message"
                 return True
-            self.where, self.held = "header", begun
+            self.where, self.buffer = "header", begun
         if self.where == "header":
-            before, found, rest = cut_at(self.held, (MESSAGE,))
+            before, found, rest = cut_at(self.buffer, (MESSAGE,))
             if found is None:
                 return False
             self.begin_message(before)
-            self.held, self.where = rest, "message"
+            self.buffer, self.where = rest, "message"
             return True
-        before, found, rest = cut_at(self.held, (*ENDS, START, CHANNEL))
-        self.held = rest
+        before, found, rest = cut_at(self.buffer, (*ENDS, START, CHANNEL))
+        self.buffer = rest
         if self.where == "message":
             self.pass_on(before)
         if found is None:
@@ -81,7 +82,7 @@ class Harmony(Reader):
             self.end_message()
         self.where = "between" if found in ENDS else "header"
         if found == CHANNEL:
-            self.held = found + rest
+            self.buffer = found + rest
         return True
 
     def begin_message(self, header: str) -> None:
@@ -123,13 +124,13 @@ class Harmony(Reader):
         self.kind = "text"
 
     def end(self, *, at_limit: bool) -> None:
-        held, self.held = self.held, ""
+        buffer, self.buffer = self.buffer, ""
         if self.where == "message":
-            self.pass_on(held)
+            self.pass_on(buffer)
             if self.kind != "call" or not at_limit:
                 self.end_message()
         elif self.where == "start":
-            self.pass_on(held)
+            self.pass_on(buffer)
         if self.answer is not None:
             self.answer.said = self.said
             self.answer.end(at_limit=at_limit)

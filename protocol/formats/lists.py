@@ -133,11 +133,12 @@ class MarkedLists(Reader):
         super().__init__(offered, ids)
         self.marks = marks
         self.list: CallList | None = None
-        self.held = ""
+        self.buffer = ""
+        """What has come and is not decided yet: it may become a mark."""
 
     def feed(self, text: str) -> None:
-        rest: str | None = self.held + text
-        self.held = ""
+        rest: str | None = self.buffer + text
+        self.buffer = ""
         while rest:
             if self.list is not None:
                 rest = self.list.feed(rest)
@@ -147,7 +148,7 @@ class MarkedLists(Reader):
             before, found, rest = cut_at(rest, self.marks.opening)
             self.say(before)
             if found is None:
-                self.held = rest
+                self.buffer = rest
                 return
             self.list = CallList(self, self.marks.closing)
 
@@ -155,5 +156,5 @@ class MarkedLists(Reader):
         if self.list is not None:
             self.list.end(at_limit=at_limit)
         else:
-            self.say(self.held)
-        self.held = ""
+            self.say(self.buffer)
+        self.buffer = ""

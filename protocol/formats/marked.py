@@ -41,7 +41,8 @@ class MarkedCalls(Reader):
         something that is no call."""
         self.after_call = False
         """Nothing but space has come since a call."""
-        self.held = ""
+        self.buffer = ""
+        """What has come and is not decided yet: it may become a mark."""
         self.written: list[str] = []
         """What came since the mark that began the call."""
         self.function: str | None = None
@@ -50,7 +51,7 @@ class MarkedCalls(Reader):
         self.list: CallList | None = None
 
     def feed(self, text: str) -> None:
-        self.held += text
+        self.buffer += text
         steps = {
             "text": self.read_text,
             "name": self.read_name,
@@ -63,17 +64,17 @@ class MarkedCalls(Reader):
         while steps[self.where]():
             pass
 
-    # Each reads what it can of ``held``, and returns whether something else has begun.
+    # Each reads what it can of ``buffer``, and returns whether something else has begun.
 
     def read_text(self) -> bool:
-        before, found, rest = cut_at(self.held, (self.marks.opening, *self.marks.around))
+        before, found, rest = cut_at(self.buffer, (self.marks.opening, *self.marks.around))
         if self.after_call and not before.strip():
             if found is None:
                 return False  # what follows decides whether this space is part of the text
             before = ""
         self.say(before)
         self.after_call = self.after_call and not before
-        self.held = rest
+        self.buffer = rest
         if found == self.marks.opening:
             self.where, self.written = "name", [self.marks.opening]
         elif found is not None:
@@ -81,18 +82,18 @@ class MarkedCalls(Reader):
         return found is not None
 
     def read_name(self) -> bool:
-        begun = self.held.lstrip()
+        begun = self.buffer.lstrip()
         if self.marks.lists and begun[:1] in ("[", "{") and not self.marks.named.startswith(begun[:2]):
             if len(begun) < 2 and self.marks.named.startswith(begun):
                 return False
             self.where, self.list = "list", CallList(self)
             return True
         ends = (self.marks.named, self.marks.closing) if self.marks.closing else (self.marks.named,)
-        before, found, rest = cut_at(self.held, ends)
+        before, found, rest = cut_at(self.buffer, ends)
         if found is None:
             return False
         self.written.append(before + found)
-        self.held = rest
+        self.buffer = rest
         self.function = self.name_of(before)
         if found == self.marks.closing:
             self.end_without_arguments("".join(self.written))
@@ -108,33 +109,33 @@ class MarkedCalls(Reader):
 
     def read_list(self) -> bool:
         assert self.list is not None
-        held, self.held = self.held, ""
-        rest = self.list.feed(held) if held else None
+        buffer, self.buffer = self.buffer, ""
+        rest = self.list.feed(buffer) if buffer else None
         if rest is None:
             return False
-        self.held, self.where, self.after_call = rest, "text", True
+        self.buffer, self.where, self.after_call = rest, "text", True
         return True
 
     def read_before(self) -> bool:
         """What stands before the arguments is no part of them."""
         ends = ("{", self.marks.closing) if self.marks.closing else ("{",)
-        before, found, rest = cut_at(self.held, ends)
+        before, found, rest = cut_at(self.buffer, ends)
         self.written.append(before)
-        self.held = rest
+        self.buffer = rest
         if found is None:
             return False
         if found == "{":
             self.begin_call(self.function or "")
-            self.held, self.where, self.arguments = found + rest, "arguments", ObjectEnd()
+            self.buffer, self.where, self.arguments = found + rest, "arguments", ObjectEnd()
         else:
             self.written.append(found)
             self.end_without_arguments("".join(self.written))
         return True
 
     def read_arguments(self) -> bool:
-        end = self.arguments.find(self.held)
-        part = self.held if end < 0 else self.held[:end]
-        self.held = self.held[len(part) :]
+        end = self.arguments.find(self.buffer)
+        part = self.buffer if end < 0 else self.buffer[:end]
+        self.buffer = self.buffer[len(part) :]
         self.written.append(part)
         self.add_arguments(part)
         if end < 0:
@@ -146,13 +147,13 @@ class MarkedCalls(Reader):
 
     def read_behind(self) -> bool:
         """What stands between the arguments and the mark that closes the call is no part of anything."""
-        before, found, rest = cut_at(self.held, (self.marks.closing, self.marks.opening))
+        before, found, rest = cut_at(self.buffer, (self.marks.closing, self.marks.opening))
         self.written.append(before)
-        self.held = rest
+        self.buffer = rest
         if found is None:
             return False
         if found == self.marks.opening:
-            self.held = found + rest
+            self.buffer = found + rest
         else:
             self.written.append(found)
         self.complete()
@@ -173,13 +174,13 @@ class MarkedCalls(Reader):
 
     def read_none(self) -> bool:
         """What has the marks of a call and is none stays text."""
-        before, found, rest = cut_at(self.held, (self.marks.closing or self.marks.opening,))
+        before, found, rest = cut_at(self.buffer, (self.marks.closing or self.marks.opening,))
         self.say("".join(self.written) + before)
-        self.written, self.held = [], rest
+        self.written, self.buffer = [], rest
         if found is None:
             return False
         if found == self.marks.opening:
-            self.held = found + rest
+            self.buffer = found + rest
         else:
             self.say(found)
         self.where = "text"
@@ -187,15 +188,15 @@ class MarkedCalls(Reader):
 
     def end(self, *, at_limit: bool) -> None:
         """Arguments that are cut off are sent as far as they came; a call of which only the name came is none."""
-        held, self.held = self.held, ""
+        buffer, self.buffer = self.buffer, ""
         if self.list is not None and self.where == "list":
             self.list.end(at_limit=at_limit)
         elif self.where == "before" and not at_limit:
-            self.end_without_arguments("".join(self.written) + held)
+            self.end_without_arguments("".join(self.written) + buffer)
         elif self.where == "behind" or (self.where == "arguments" and not at_limit):
-            self.end_call("".join(self.written) + held)
+            self.end_call("".join(self.written) + buffer)
         elif self.where in ("name", "before", "arguments"):
             if self.where == "name" and not at_limit:
-                self.say("".join(self.written) + held)
-        elif not (self.after_call and not held.strip()):
-            self.say("".join(self.written) + held)
+                self.say("".join(self.written) + buffer)
+        elif not (self.after_call and not buffer.strip()):
+            self.say("".join(self.written) + buffer)

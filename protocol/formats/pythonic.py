@@ -28,18 +28,18 @@ class PythonCalls(Reader):
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
         super().__init__(offered, ids)
-        self.held: str | None = ""
+        self.buffer: str | None = ""
         """None: the answer is text."""
 
     def feed(self, text: str) -> None:
-        if self.held is None:
+        if self.buffer is None:
             self.say(text)
             return
-        self.held += text
-        if len(self.held) - len(text) > MAX_CHARACTERS or self.may_be_calls(self.held[:256]):
+        self.buffer += text
+        if len(self.buffer) - len(text) > MAX_CHARACTERS or self.may_be_calls(self.buffer[:256]):
             return
-        self.say(self.held)
-        self.held = None
+        self.say(self.buffer)
+        self.buffer = None
 
     def may_be_calls(self, begun: str) -> bool:
         begun = begun.lstrip()
@@ -51,19 +51,19 @@ class PythonCalls(Reader):
         return not begun or BEGINNING.fullmatch(begun) is not None
 
     def end(self, *, at_limit: bool) -> None:
-        held, self.held = self.held or "", None
-        text = held.strip()
+        buffer, self.buffer = self.buffer or "", None
+        text = buffer.strip()
         for mark in MARKS:
             text = text.removeprefix(mark).removesuffix(mark).strip()
         calls = read_calls(text, self.offered)
         if calls is None:
             if not (at_limit and FIRST_CALL.match(text)):
-                self.say(held)
+                self.say(buffer)
             return
         for name, arguments in calls:
             self.begin_call(name)
             self.add_arguments(json.dumps(arguments, ensure_ascii=False))
-            self.end_call(held)
+            self.end_call(buffer)
 
 
 def read_calls(text: str, offered: Offer) -> list[tuple[str, dict[str, Any]]] | None:

@@ -34,24 +34,24 @@ class Thoughts(Reader):
         """A thought has come that is more than space."""
         self.where = "start"
         """``start``: only space has come; ``thoughts``; ``behind``: only space since; ``answer``."""
-        self.held = ""
+        self.buffer = ""
         """What may be, or may become, a mark, or space that may be the last of the thoughts."""
         self.around = Unwrapped(marks.around) if marks.around else None
 
     def feed(self, text: str) -> None:
         self.answer.said = self.said
-        self.held += text
+        self.buffer += text
         if self.where == "start":
             self.look_for_opening()
         if self.where == "thoughts":
             self.look_for_closing()
         if self.where == "behind":
-            self.held = self.held.lstrip()
-            if self.held:
+            self.buffer = self.buffer.lstrip()
+            if self.buffer:
                 self.where = "answer"
         if self.where == "answer":
-            held, self.held = self.held, ""
-            self.pass_on(held)
+            buffer, self.buffer = self.buffer, ""
+            self.pass_on(buffer)
 
     def pass_on(self, text: str) -> None:
         if self.around is not None:
@@ -60,42 +60,42 @@ class Thoughts(Reader):
             self.answer.feed(text)
 
     def look_for_opening(self) -> None:
-        begun = self.held.lstrip()
+        begun = self.buffer.lstrip()
         mark = next((mark for mark in self.marks.opening if begun.startswith(mark)), None)
         if mark is not None:
-            self.where, self.held = "thoughts", begun[len(mark) :]
+            self.where, self.buffer = "thoughts", begun[len(mark) :]
         elif not any(mark.startswith(begun) for mark in self.marks.opening):
             self.where = "answer"
 
     def look_for_closing(self) -> None:
-        held = self.held
+        buffer = self.buffer
         if not self.thinking:
-            held = self.held = held.lstrip()
-            self.thinking = bool(held)
-        places = [(held.find(mark), mark) for mark in self.marks.closing]
+            buffer = self.buffer = buffer.lstrip()
+            self.thinking = bool(buffer)
+        places = [(buffer.find(mark), mark) for mark in self.marks.closing]
         found = min((place for place in places if place[0] >= 0), default=None)
         if found is not None:
             at, mark = found
-            self.think(held[:at].rstrip())
-            self.where, self.held = "behind", held[at + len(mark) :]
+            self.think(buffer[:at].rstrip())
+            self.where, self.buffer = "behind", buffer[at + len(mark) :]
             return
-        waits = max(beginning_of(mark, held) for mark in self.marks.closing)
-        thought = held[: len(held) - waits].rstrip()
+        waits = max(beginning_of(mark, buffer) for mark in self.marks.closing)
+        thought = buffer[: len(buffer) - waits].rstrip()
         self.think(thought)
-        self.held = held[len(thought) :]
+        self.buffer = buffer[len(thought) :]
 
     def end(self, *, at_limit: bool) -> None:
         self.answer.said = self.said
-        held, self.held = self.held, ""
+        buffer, self.buffer = self.buffer, ""
         if self.where == "thoughts":
-            self.think(held.rstrip())
+            self.think(buffer.rstrip())
             return
         if self.where == "behind":
-            held = ""
+            buffer = ""
         if self.around is not None:
-            held = self.around.feed(held) + self.around.end()
-        if held:
-            self.answer.feed(held)
+            buffer = self.around.feed(buffer) + self.around.end()
+        if buffer:
+            self.answer.feed(buffer)
         self.answer.end(at_limit=at_limit)
 
 
@@ -104,16 +104,16 @@ class Unwrapped:
 
     def __init__(self, marks: tuple[str, ...]) -> None:
         self.marks = marks
-        self.held = ""
+        self.buffer = ""
 
     def feed(self, text: str) -> str:
-        held = self.held + text
+        buffer = self.buffer + text
         for mark in self.marks:
-            held = held.replace(mark, "")
-        waits = max(beginning_of(mark, held) for mark in self.marks)
-        self.held = held[len(held) - waits :]
-        return held[: len(held) - waits]
+            buffer = buffer.replace(mark, "")
+        waits = max(beginning_of(mark, buffer) for mark in self.marks)
+        self.buffer = buffer[len(buffer) - waits :]
+        return buffer[: len(buffer) - waits]
 
     def end(self) -> str:
-        held, self.held = self.held, ""
-        return held
+        buffer, self.buffer = self.buffer, ""
+        return buffer

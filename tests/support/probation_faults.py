@@ -41,7 +41,7 @@ PROBATION_FAULTS = [
     ),
     Fault(
         "what-is-closed-stays-suspect",
-        "actors.gateway.probation:Held.forget_closed",
+        "actors.gateway.probation:Suspicion.forget_closed",
         "if request.number in requests",
         "",
     ),

@@ -93,7 +93,7 @@ FAULTS = [
     Fault(
         "the-logprobs-of-a-prompt-are-told-twice",
         f"{ROUTER}.relay",
-        "request.told_prompt_logprobs = True",
+        "request.sent_prompt_logprobs = True",
         fails=services_die,
     ),
     Fault(

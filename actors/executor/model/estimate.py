@@ -72,7 +72,7 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=model.layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
         state_bytes=model.state_layout.bytes_per_slot,
-        told=() if model.stateful is None else tuple(model.stateful.told()),
+        told=() if model.stateful is None else tuple(model.stateful.notes()),
         max_model_len=model.max_model_len,
         quantized="" if scheme is None else f"{scheme.title} ({scheme.method})",
         graphs=graphs_of(model),

@@ -203,11 +203,11 @@ class GraphedProgram:
             else:
                 return False
         except torch.OutOfMemoryError:
-            self.give_up()
+            self.stop_capturing()
             return False
         return True
 
-    def give_up(self) -> None:
+    def stop_capturing(self) -> None:
         """There is no memory for further graphs."""
         self.out_of_memory = True
         self.missing.clear()

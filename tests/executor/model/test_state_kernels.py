@@ -61,7 +61,7 @@ sys.modules.get("counted") and sys.modules["counted"].calls.clear()
 with probed(model):
     pass
 print(*sorted(set(sys.modules["counted"].calls) if "counted" in sys.modules else ()))
-print(model.stateful.told()[-1])
+print(model.stateful.notes()[-1])
 """
 
 

@@ -143,7 +143,7 @@ def test_a_trial_finds_what_a_module_does(fault: str, takes_chunks: bool | None,
 def test_a_module_that_forgets_is_given_one_token_after_the_other() -> None:
     module = Module("forgets")
     modules = StatefulModules([StatefulModule(module, (torch.zeros(1, 1, 3),), {}, cache_place=1)], LAYOUT)
-    assert any("token by token" in line for line in modules.told())
+    assert any("token by token" in line for line in modules.notes())
     slots = StateSlots(LAYOUT, 4, CPU)
     given, outputs = torch.randn(1, 9, 3), []
     for rows, counts in (([2], [4]), ([1, 2], [1, 3]), ([2], [1])):

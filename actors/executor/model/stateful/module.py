@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...cache.state import StateKey, StateSlots
 
-# It warns of each kernel that is not installed; ``StatefulModules.told`` says it in one sentence.
+# It warns of each kernel that is not installed; ``StatefulModules.notes`` says it in one sentence.
 logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
 
 

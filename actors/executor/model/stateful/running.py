@@ -49,7 +49,7 @@ class StatefulModules:
         for module in self.modules:
             del module.forward
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What one should know of them, a sentence a line."""
         lines = [
             f"recurrent layers: {self.layout.bytes_per_slot:,} bytes of state for each sequence; prompts that begin"
