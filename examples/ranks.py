@@ -8,7 +8,7 @@ of 128 tokens of prompt and ``--new`` tokens of answer. A row of the table has w
 median, the utilisation of each rank's device by its own records, and how much faster that is than one rank. A picture
 of a few steps in text shows what the actors do. Everything is also in ``results/ranks.json``. Where vLLM is on the
 path (``VLLM_PATH`` names further folders), it runs the same afterwards, in a process of its own. ``--smoke`` is the
-same with a toy model on a CPU. A model whose weights do not fit on so few devices is left out, which is said.
+same with a toy model on a CPU. A model whose weights do not fit on these devices is left out, and the output says so.
 """
 
 from __future__ import annotations

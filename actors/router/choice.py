@@ -10,7 +10,7 @@ MOST_ABOVE_MEAN = 0.5
 """A service with this share more open answers than the mean, and ``SLACK`` more, gets nothing for its cache's sake."""
 
 SLACK = 4
-"""Open answers that make no difference: so few take hardly longer than one."""
+"""A difference of this many open answers does not count: a step takes hardly longer with them."""
 
 
 def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:

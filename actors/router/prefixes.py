@@ -80,7 +80,7 @@ class Prefixes:
             del known[next(iter(known))]
 
     def learn(self, expected: float, reported: int) -> None:
-        """Of a prompt, so many tokens were expected in the cache, and that many the service says it has found."""
+        """Of a prompt, ``expected`` tokens were taken to be in the cache; the service says that ``reported`` were."""
         if expected > 0:
             share = min(max(reported / expected, 0.0), 1.0)
             self.found += (share - self.found) * LEARNING

@@ -47,7 +47,7 @@ class Services:
         return bool(self.readable)
 
     def arrived(self, most: int) -> Iterator[ServiceFrame | ServiceInterrupted]:
-        """What has come, at most so many frames of each service."""
+        """What has come, of each service at most ``most`` frames."""
         names, self.readable = self.readable, {}
         for name in names:
             connection = self.connections.get(name)

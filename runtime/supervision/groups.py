@@ -1,7 +1,7 @@
 """A group: children that start and end together, because none of them can work without the others.
 
-Whoever of them dies or hangs, the others are ended and all start again: that is one death, and what is said of it is
-said of the member that caused it. A member that only met the end of another says so (``control.Failed.of_another``).
+When one of them dies or hangs, the others are ended and all start again: that is one death, and what is said of it
+is said of the member that caused it. A member that only met the end of another says so (``control.Failed.of_another``).
 """
 
 from __future__ import annotations

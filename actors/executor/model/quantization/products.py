@@ -11,7 +11,7 @@ from torch import Tensor
 from .weight import QuantizedWeight
 
 MOST_FEW_ROWS = 64
-"""Up to so many rows a product takes as long as its weight takes to be read, and states stay as they are."""
+"""Up to this number of rows a product takes as long as reading its weight, and the states are not quantized."""
 
 scaled_product: Any = torch._scaled_mm  # type: ignore[attr-defined]
 """torch's product of FP8 with FP8."""
