@@ -83,9 +83,9 @@ def alive(pid: int) -> bool:
 
 def test_sidecar_tells_where_it_is(sidecar: Sidecar) -> None:
     assert sidecar.endpoint.startswith("ipc://")
-    assert set(sidecar.pids) == ACTORS
+    assert set(sidecar.pids) - {"executor.spare"} == ACTORS, "a spare comes when there is time"
     assert all(alive(pid) for pid in [sidecar.pid, *sidecar.pids.values()])
-    assert {actor["state"] for actor in sidecar.actors.values()} == {"ready"}
+    assert {sidecar.actors[name]["state"] for name in ACTORS} == {"ready"}
     assert sidecar.ready["protocol"] == [1, 0]
     assert sidecar.ready["pid"] == sidecar.pid
 
