@@ -9,6 +9,7 @@ It is no actor but a client of the gateway like any other, in a process of its o
     bodies/requests.py          what a body may ask for
     service.py                  the way to the gateway
     endpoints/                  what each path answers with
+    responses/, messages/       the newer API of OpenAI and that of Anthropic, over endpoints/chat.py
     transport/events.py         answers as streams of events
     tokens.py                   tokens and logprobs as OpenAI writes them
     errors.py                   every error in OpenAI's form

@@ -222,6 +222,20 @@ def test_a_response_in_the_background_can_be_cancelled() -> None:
     assert talk(Script("Yes.", ends=False), ask).status == "cancelled"
 
 
+def test_a_drain_waits_for_what_is_made_in_the_background() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        begun = await client.responses.create(model=MODEL, input="Hi", background=True)
+        drained = asyncio.create_task(frontend.app.drained())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waits = not drained.done()
+        frontend.script.closed.set()
+        await drained
+        return waits, (await client.responses.retrieve(begun.id)).status
+
+    assert talk(Script("Yes.", ends=False), ask) == (True, "failed")
+
+
 def test_an_answer_at_its_limit_is_incomplete() -> None:
     response = create(Script("Yes", finish="length"), max_output_tokens=1)
     assert response.status == "incomplete"
