@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
@@ -87,7 +89,8 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
     context.phase("import torch")
     import torch
 
-    where = find_again(options, torch) if context.restarted else torch.device(choose_device(options, torch))
+    with found_again(options, torch) if context.restarted else nullcontext():
+        where = torch.device(choose_device(options, torch))
     if where.type == "cpu":
         cores = (os.cpu_count() or 2) - 1  # one core is for the other actors
         torch.set_num_threads(max(1, cores // options.tensor_parallel_size))
@@ -95,6 +98,10 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
         wake(where)
     import_transformers(context)
     if where.type == "cuda":
+        if context.restarted:
+            with found_again(options, torch):
+                torch.empty(1, device=where)  # waits for the context
+                torch.cuda.synchronize(where)
         torch.cuda.set_device(where)  # Triton launches where the current device is
     return where
 
@@ -181,13 +188,11 @@ class DeviceLost(SlipstreamError):
     hint = "look at the device (nvidia-smi, dmesg), then start the service again"
 
 
-def find_again(options: ExecutorOptions, torch: Any) -> torch.device:
-    """The device of the incarnation before; ``DeviceLost`` where there is none, or it lets nobody use it."""
+@contextmanager
+def found_again(options: ExecutorOptions, torch: Any) -> Iterator[None]:
+    """``DeviceLost`` where the device of the incarnation before is not there, or lets nobody use it."""
     try:
-        where = torch.device(choose_device(options, torch))
-        if where.type == "cuda":
-            torch.empty(1, device=where)  # makes the context
-            torch.cuda.synchronize(where)
+        yield
     except torch.OutOfMemoryError:
         raise  # it is there, and full
     except (InvalidRequest, RuntimeError, AssertionError) as error:
@@ -195,7 +200,6 @@ def find_again(options: ExecutorOptions, torch: Any) -> torch.device:
         raise DeviceLost(
             f"device {options.device!r} served until now and cannot be used any more: {first}"
         ) from error
-    return where
 
 
 def choose_device(options: ExecutorOptions, torch: Any) -> str:

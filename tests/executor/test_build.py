@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from slipstream.actors.executor.build import DeviceLost, choose_device, find_again
+from slipstream.actors.executor.build import DeviceLost, choose_device, found_again, import_libraries
 from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.runtime.process.child import Build
 
 from slipstream.options import ServeOptions
 from slipstream.service import executor_options
@@ -68,47 +69,29 @@ def test_ranks_share_a_cpu() -> None:
     }
 
 
-def torch_whose_device(fails: Exception | None, devices: int = 1) -> Any:
-    """What touches the device fails so."""
-
-    def touch(*_: object, **__: object) -> None:
-        if fails is not None:
-            raise fails
-
-    cuda = SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices, synchronize=touch)
-    return SimpleNamespace(
-        __version__="0",
-        cuda=cuda,
-        device=torch.device,
-        empty=lambda *_, **__: None,
-        OutOfMemoryError=torch.OutOfMemoryError,
-    )
-
-
 @pytest.mark.parametrize(
-    ("device", "broken", "reason"),
-    [
-        ("cuda", torch_whose_device(None, devices=0), "torch 0 sees no CUDA device"),
-        (
-            "cuda:0",
-            torch_whose_device(RuntimeError("CUDA error: unspecified\nfurther lines")),
-            "CUDA error: unspecified$",
-        ),
-    ],
+    "error",
+    [InvalidRequest("torch sees no CUDA device"), RuntimeError("torch sees no CUDA device\nfurther lines")],
 )
-def test_a_device_that_served_and_is_not_there_any_more_is_lost_for_good(
-    device: str, broken: Any, reason: str
-) -> None:
-    options = executor_options(ServeOptions(device=device), MODEL)
-    assert find_again(options, torch_whose_device(None)) == torch.device("cuda", 0)
-    with pytest.raises(
-        DeviceLost, match=rf"device '{device}' served until now and cannot be used any more: .*{reason}"
-    ) as lost:
-        find_again(options, broken)
+def test_a_device_that_served_and_cannot_be_used_any_more_is_lost_for_good(error: Exception) -> None:
+    options = executor_options(ServeOptions(device="cuda"), MODEL)
+    told = r"^device 'cuda' served until now and cannot be used any more: torch sees no CUDA device$"
+    with pytest.raises(DeviceLost, match=told) as lost, found_again(options, torch):
+        raise error
     assert lost.value.for_good
 
 
 def test_a_device_that_is_full_is_not_lost() -> None:
     options = executor_options(ServeOptions(device="cuda"), MODEL)
-    with pytest.raises(torch.OutOfMemoryError):
-        find_again(options, torch_whose_device(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError), found_again(options, torch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_gpu_that_is_not_there_is_the_users_mistake_at_first_and_lost_later(restarted: bool) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    options = executor_options(ServeOptions(device="cuda"), MODEL)
+    context = Build({}, restarted=restarted)
+    with pytest.raises(DeviceLost if restarted else InvalidRequest, match="sees no CUDA device"):
+        import_libraries(context, options)
