@@ -227,6 +227,9 @@ PROGRAMS = 528
 """How many programs are wanted: four for each multiprocessor of an H200."""
 
 MOST_RESULTS = 2 * PROGRAMS * 64 * 64
+"""Numbers of all parts of a product together. Fewer programs than are wanted have the outputs that several parts share,
+so that what ``tiles_of_few_rows`` chooses has room twice."""
+
 MOST_TILES = 1 << 16
 
 
@@ -283,7 +286,10 @@ def few_rows(
     tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
     results, arrived = workspace(states.device)
-    _few_rows_kernel[(triton.cdiv(outputs, tiles.block_n), tiles.parts)](
+    padded, programs = max(16, triton.next_power_of_2(rows)), triton.cdiv(outputs, tiles.block_n)
+    if tiles.parts > 1 and tiles.parts * programs * tiles.block_n * padded > MOST_RESULTS:
+        raise ValueError(f"the results of {tiles.parts} parts of {outputs} x {padded} have no room")
+    _few_rows_kernel[(programs, tiles.parts)](
         states,
         weight.view(torch.int8),
         scales,
@@ -297,7 +303,7 @@ def few_rows(
         K=columns,
         ROWS_PER_SCALE=block[0],
         COLUMNS_PER_SCALE=block[1],
-        ROWS=max(16, triton.next_power_of_2(rows)),
+        ROWS=padded,
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
         PARTS=tiles.parts,
