@@ -127,6 +127,21 @@ def alone(services: int, streams: int) -> float:
     return steps * streams / (time.process_time() - begun)
 
 
+def placing(services: int) -> tuple[float, float]:
+    """Seconds to take in and place a request with a long known beginning, and to look after all services once."""
+    loop = Loopback(services, services)
+    requests, looks = 200, 20
+    begun = time.process_time()
+    for number in range(requests):
+        prompt = "the same beginning " * 40 + f"{number % 24} " * 60
+        asked = Generate(id=f"placed-{number}", prompt=prompt, params=SamplingParams(max_tokens=50))
+        loop.router.receive(b"a", ClientMessage(b"a", asked), 0.0)
+    placed = time.process_time()
+    for _ in range(looks):
+        loop.router.look_after_services(0.5)
+    return (placed - begun) / requests, (time.process_time() - placed) / looks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,6 +152,11 @@ def main() -> None:
     for services, streams in ((1, 64), (4, 256), (16, 1024)):
         best = max(alone(services, streams) for _ in range(3))
         print(f"{services} services, {streams} streams: {best:,.0f} tokens/s of one core in the actor alone")
+    for services in (4, 64, 1024):
+        request_s, look_s = placing(services)
+        print(
+            f"{services} services: {request_s * 1e6:.0f} us for a request, {look_s * 1e3:.2f} ms for a look at all"
+        )
     asyncio.run(beside(found.streams, found.rounds))
 
 

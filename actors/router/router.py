@@ -60,6 +60,9 @@ WAIT_S = 30.0
 RETRY_S = 0.05
 """Between two tries to find one."""
 
+LEAST_BETWEEN_LOOKS_S = 0.02
+"""Between two looks after all services: of a thousand, some service wants to be looked at every millisecond."""
+
 LATE_S = 0.5
 """How much later than the service the router ends a request by its deadline: the service's own word comes first."""
 
@@ -108,6 +111,7 @@ class Router(PublicActor):
         }
         self.look_at = 0.0
         """When a service wants to be looked at, or a request tries again to find one."""
+        self.looked_at = float("-inf")
         self.set_services(services)
 
     @property
@@ -456,11 +460,11 @@ class Router(PublicActor):
 
     def look_by(self, when: float) -> None:
         """Look after the services at this time, or before."""
-        self.look_at = min(self.look_at, when)
+        self.look_at = min(self.look_at, max(when, self.looked_at + LEAST_BETWEEN_LOOKS_S))
         self.wake_by(self.look_at)
 
     def look_after_services(self, now: float) -> None:
-        self.look_at = float("inf")
+        self.look_at, self.looked_at = float("inf"), now
         for replica in list(self.replicas.values()):
             was_ready = replica.ready
             self.take_in(replica, replica.session.tick(now), was_ready, now)

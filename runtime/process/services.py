@@ -32,6 +32,8 @@ class Services:
         self.connections: dict[str, Connection] = {}
         self.readable: dict[str, None] = {}
         """Those that may have something, in the order in which it came: a turn looks at no others."""
+        self.touched: set[str] = set()
+        """Those that were read from or sent to in this turn, which may have used up the edge of their descriptors."""
         self.add_reader: Watch = lambda descriptor, call: None
         self.remove_reader: Callable[[int], object] = lambda descriptor: None
         self.turn: Callable[[], None] = lambda: None
@@ -57,6 +59,7 @@ class Services:
     def arrived_from(
         self, name: str, connection: Connection, most: int
     ) -> Iterator[ServiceFrame | ServiceInterrupted]:
+        self.touched.add(name)
         for _ in range(most):
             if connection.socket is None or not self.is_current(name, connection):
                 return  # what an older connection still brings is of no session
@@ -82,13 +85,19 @@ class Services:
             connection = self.connections.get(name)
             if connection is None:
                 connection = self.connections[name] = Connection(session.endpoint, self, name)
-            connection.flush(session)
+            if session.outbox or session.connection != connection.connection or session.state == "lost":
+                self.touched.add(name)
+                connection.flush(session)
         for name in self.connections.keys() - self.sessions.keys():
             self.connections.pop(name).disconnect()
 
     def look_again(self) -> bool:
-        """Whether something has arrived of which the descriptor does not tell: a send may use up its edge."""
-        for name, connection in self.connections.items():
+        """Whether something has arrived of which the descriptor does not tell any more."""
+        touched, self.touched = self.touched, set()
+        for name in touched:
+            connection = self.connections.get(name)
+            if connection is None:
+                continue
             if connection.socket is not None and int(connection.socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 self.readable[name] = None
         return self.has_more

@@ -375,7 +375,7 @@ def test_a_request_waits_for_a_service_and_not_for_ever() -> None:
     desk = Desk(EAST)
     desk.give(EAST, ServiceInterrupted(EAST))
     desk.ask("a")
-    desk.wait(1.0)
+    desk.wait(POLL_S + 0.1)
     desk.say(EAST, WELCOME)
     assert [one.prompt for one in desk.asked(EAST)] == ["hello"]
     desk.give(EAST, ServiceInterrupted(EAST))
