@@ -83,7 +83,7 @@ def alive(pid: int) -> bool:
 
 def test_sidecar_tells_where_it_is(sidecar: Sidecar) -> None:
     assert sidecar.endpoint.startswith("ipc://")
-    assert set(sidecar.pids) - {"executor.spare"} == ACTORS, "a spare comes when there is time"
+    assert set(sidecar.pids) == ACTORS
     assert all(alive(pid) for pid in [sidecar.pid, *sidecar.pids.values()])
     assert {sidecar.actors[name]["state"] for name in ACTORS} == {"ready"}
     assert sidecar.ready["protocol"] == [1, 0]
