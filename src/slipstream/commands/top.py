@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .common import DONE, Run, add_endpoint, need, reach_running
 
@@ -12,7 +15,7 @@ EVERY_S = 0.5
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     add_endpoint(parser)
-    parser.epilog = "Ctrl-C ends it. Where the output is no terminal, one view is printed."
+    parser.epilog = "q or Ctrl-C ends it. Where the output is no terminal, one view is printed."
 
     def run(found: argparse.Namespace) -> int:
         need("top", "top")
@@ -35,9 +38,41 @@ def declare(parser: argparse.ArgumentParser) -> Run:
                 time.sleep(EVERY_S)  # a rate needs two readings
                 console.print(look())
                 return DONE
-            with Live(look(), console=console, screen=True, auto_refresh=False) as live:
-                while True:
-                    time.sleep(EVERY_S)
+            with (
+                typed() as key,
+                Live(look(), console=console, screen=True, auto_refresh=False) as live,
+            ):
+                while key(EVERY_S) not in ("q", "Q"):
                     live.update(look(), refresh=True)
+        return DONE
 
     return run
+
+
+@contextmanager
+def typed() -> Iterator[Callable[[float], str]]:
+    """Waits so many seconds for a key, and says which; keys are not shown meanwhile. Without a terminal to type at, it
+    only waits."""
+    import select
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+
+        def wait(seconds: float) -> str:
+            time.sleep(seconds)
+            return ""
+
+        yield wait
+        return
+    before = termios.tcgetattr(sys.stdin)
+
+    def key(seconds: float) -> str:
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        return sys.stdin.read(1) if ready else ""
+
+    tty.setcbreak(sys.stdin)
+    try:
+        yield key
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

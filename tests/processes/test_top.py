@@ -1,0 +1,44 @@
+"""``slipstream top`` in a terminal of 80 by 24: it finds the one service, shows every actor, and ``q`` ends it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from slipstream import Sidecar
+
+ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer", "http")
+
+
+def test_all_actors_are_seen_and_q_quits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    with Sidecar(device="emulated", http="127.0.0.1:0"):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.environ.pop("SLIPSTREAM_ENDPOINT", None)
+            os.execv(sys.executable, [sys.executable, "-m", "slipstream", "top"])
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        shown = b""
+        give_up_at = time.monotonic() + 60.0
+        while not all(name.encode() in shown for name in ACTORS):
+            assert select.select([terminal], [], [], max(0.0, give_up_at - time.monotonic()))[0], shown
+            shown += os.read(terminal, 65536)
+        os.write(terminal, b"q")
+        while True:
+            try:
+                if not os.read(terminal, 65536):
+                    break
+            except OSError:  # the other end is closed
+                break
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
