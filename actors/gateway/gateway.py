@@ -167,6 +167,7 @@ class Gateway(PublicActor):
         param: str | None = None,
     ) -> None:
         self.measures.count("refused")
+        self.measures.errors[code] += 1
         self.send_to(
             connection, Error(code=code, message=message, id=id, retry_after_s=retry_after_s, param=param)
         )
@@ -230,6 +231,7 @@ class Gateway(PublicActor):
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """The request ends with an error, and with it what answers are not finished."""
         self.measures.count("failed")
+        self.measures.errors[code] += 1
         if request.unfinished:
             self.cancel([request])
         else:

@@ -8,6 +8,7 @@ the gateway's host: from a request's arrival to what leaves for its client.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 
 from ...protocol.messages import GAUGES
 from .delivery import News
@@ -57,6 +58,8 @@ class Measures:
             "request_prompt_tokens": Histogram(TOKENS),
             "request_generation_tokens": Histogram(TOKENS),
         }
+        self.errors: Counter[str] = Counter()
+        """Requests that were refused or ended with an error, by its code."""
         self.stepped_at: float | None = None
         """When the last step's tokens came; None if nothing was under way after it."""
         self.step = -1
@@ -109,6 +112,7 @@ class Measures:
 
     def as_counters(self, open_requests: int) -> dict[str, float]:
         found = self.counters | {"requests_open": float(open_requests)}
+        found |= {f"request_errors_{code}": float(requests) for code, requests in self.errors.items()}
         for name, histogram in self.histograms.items():
             found |= histogram.counters(name)
         return found

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from slipstream.actors.gateway.measures import Histogram
+from slipstream.protocol.errors import DeadlineExceeded, InvalidRequest
 
 from slipstream import AsyncClient, Client, SamplingParams, Sidecar, SlipstreamError
 
@@ -147,6 +148,21 @@ def test_prometheus_reads_what_the_service_counts(service: Sidecar, client: Clie
     ]
     assert ordered == sorted(ordered)
     assert ordered[-1] == told["slipstream_time_to_first_token_seconds_count"][()]
+
+
+def test_refusals_and_failures_are_counted_by_their_code(service: Sidecar, client: Client) -> None:
+    def errors() -> dict[str, float]:
+        counted = samples(service).get("slipstream_request_errors_total", {})
+        return {dict(labels)["code"]: value for labels, value in counted.items()}
+
+    before = errors()
+    with pytest.raises(InvalidRequest):
+        client.generate("x", SamplingParams(temperature=9.0))
+    with pytest.raises(DeadlineExceeded):
+        client.generate("x", SamplingParams(max_tokens=500, ignore_eos=True, deadline_s=0.01))
+    after = errors()
+    assert after["invalid_request"] - before.get("invalid_request", 0.0) == 1
+    assert after["deadline_exceeded"] - before.get("deadline_exceeded", 0.0) == 1
 
 
 def test_every_metric_that_the_board_names_is_there(service: Sidecar, client: Client) -> None:

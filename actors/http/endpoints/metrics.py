@@ -74,6 +74,7 @@ HISTOGRAMS = {
 }
 
 REASONS = "request_success_"
+ERRORS = "request_errors_"
 
 
 class Families(Collector):
@@ -106,6 +107,9 @@ class Families(Collector):
         reasons = {
             (key.removeprefix(REASONS),): left.pop(key) for key in list(left) if key.startswith(REASONS)
         }
+        codes = {(key.removeprefix(ERRORS),): left.pop(key) for key in list(left) if key.startswith(ERRORS)}
+        said = "Requests that were refused or ended with an error, by its code"
+        yield self.family(CounterMetricFamily, "request_errors", said, codes, ("code",))
         about = "Answers that are complete, by the reason of their end"
         yield self.family(CounterMetricFamily, "request_success", about, reasons, ("finished_reason",))
         for name, about in HISTOGRAMS.items():
