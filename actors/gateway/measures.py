@@ -18,6 +18,7 @@ SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 25.0, 50.0, 100.0),
 )
+COUNTS = (1.0, 2.0, 5.0, 10.0, 20.0)
 TOKENS = tuple(float(10**power * step) for power in range(6) for step in (1, 2, 5))
 
 
@@ -55,7 +56,11 @@ class Measures:
             "inter_token_latency_seconds": Histogram(SECONDS),
             "request_time_per_output_token_seconds": Histogram(SECONDS),
             "e2e_request_latency_seconds": Histogram(SECONDS),
+            "request_decode_time_seconds": Histogram(SECONDS),
             "request_prompt_tokens": Histogram(TOKENS),
+            "request_max_num_generation_tokens": Histogram(TOKENS),
+            "request_params_n": Histogram(COUNTS),
+            "request_params_max_tokens": Histogram(TOKENS),
             "request_generation_tokens": Histogram(TOKENS),
         }
         self.errors: Counter[str] = Counter()
@@ -106,6 +111,13 @@ class Measures:
         self.histograms["e2e_request_latency_seconds"].add(now - request.accepted_at)
         self.histograms["request_prompt_tokens"].add(request.prompt_tokens)
         self.histograms["request_generation_tokens"].add(tokens)
+        longest = max((len(answer.delivered) for answer in request.answers), default=0)
+        self.histograms["request_max_num_generation_tokens"].add(longest)
+        self.histograms["request_params_n"].add(request.params.n)
+        if request.params.max_tokens is not None:
+            self.histograms["request_params_max_tokens"].add(request.params.max_tokens)
+        if request.first_at is not None:
+            self.histograms["request_decode_time_seconds"].add(now - request.first_at)
         if request.first_at is not None and tokens > len(request.answers):
             per_token = (now - request.first_at) * len(request.answers) / (tokens - len(request.answers))
             self.histograms["request_time_per_output_token_seconds"].add(per_token)

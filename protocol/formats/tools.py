@@ -31,9 +31,27 @@ class FunctionName(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str
 
 
-class NamedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class AllowedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1)]
+
+
+class NamedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The function that has to be called; or, as ``allowed_tools``, those that alone may be."""
+
+    type: Literal["function", "allowed_tools"]
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def __post_init__(self) -> None:
+        others = {"function": self.allowed_tools, "allowed_tools": self.function}
+        if getattr(self, self.type) is None or others[self.type] is not None:
+            raise ValueError(f"of type {self.type} has {self.type} and nothing else")
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
@@ -116,14 +134,20 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     if choice == "none":
         return Offer()
     functions = {tool.function.name: tool.function for tool in tools}
-    offered = Offer(tools=[msgspec.to_builtins(tool) for tool in tools], functions=functions)
     places = {tool.function.name: f"tools[{number}].function.parameters" for number, tool in enumerate(tools)}
-    if isinstance(choice, NamedTool):
-        offered.forced = name = choice.function.name
+    for name in names_of(choice):
         if name not in functions:
             raise InvalidRequest(
                 f"tool_choice names {name!r:.80}, which is not in tools", param="tool_choice"
             )
+    if isinstance(choice, NamedTool) and choice.allowed_tools is not None:
+        functions = {name: functions[name] for name in names_of(choice)}
+        places = {name: places[name] for name in functions}
+        choice = choice.allowed_tools.mode
+    offered = Offer(tools=[msgspec.to_builtins(tool) for tool in tools], functions=functions)
+    if isinstance(choice, NamedTool):
+        [name] = names_of(choice)
+        offered.forced = name
         offered.schema = arguments_of(functions[name])
         offered.where = places[name]
         return offered
@@ -140,6 +164,15 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
             if function.strict
         }
     return offered
+
+
+def names_of(choice: ToolChoice | None) -> list[str]:
+    """The functions that a choice names."""
+    if not isinstance(choice, NamedTool):
+        return []
+    if choice.allowed_tools is not None:
+        return [tool.function.name for tool in choice.allowed_tools.tools]
+    return [] if choice.function is None else [choice.function.name]
 
 
 def any_call_of(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from slipstream.protocol.formats.formats import Formats, calls_reader
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.said import Said
 from slipstream.protocol.formats.schemas import Schema, moved
-from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer
+from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer, offer_of
 from slipstream.protocol.sampling import Grammar
 
 from slipstream.service import BUNDLED_MODEL
@@ -193,6 +195,41 @@ def test_a_forced_call_becomes_a_schema() -> None:
     assert (required["minItems"], required["maxItems"]) == (1, 1)
     names = [call["properties"]["name"]["const"] for call in required["items"]["anyOf"]]
     assert names == ["weather", "now"]
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_of_the_tools_that_the_model_is_shown_only_the_allowed_ones_are_called() -> None:
+    plain = msgspec.to_builtins(TOOLS)
+    some = offer_of(plain, allowed("auto", "now"), None)
+    assert some.tools == offer(TOOLS, None, None).tools
+    assert [*some.functions] == ["now"]
+    assert some.schema is None
+    must = offer_of(plain, allowed("required", "now"), None).schema
+    assert must is not None
+    assert [call["properties"]["name"]["const"] for call in must["items"]["anyOf"]] == ["now"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        (allowed("auto", "rm"), "'rm', which is not in tools"),
+        (allowed("auto"), "Expected `array` of length >= 1"),
+        (allowed("none", "now"), "Invalid enum value 'none'"),
+        ({"type": "allowed_tools"}, "of type allowed_tools has allowed_tools and nothing else"),
+        (
+            {"type": "function"} | {"allowed_tools": allowed("auto", "now")["allowed_tools"]},
+            "of type function has function",
+        ),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(choice: Any, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(named)) as refused:
+        offer_of(msgspec.to_builtins(TOOLS), choice, None)
+    assert (refused.value.param or "").startswith("tool_choice")
 
 
 def function(parameters: dict[str, Any], strict: bool | None = None) -> Tool:

@@ -22,7 +22,8 @@ VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc cache_co
     generation_tokens_total request_success_total num_preemptions_total prefix_cache_queries_total
     prefix_cache_hits_total time_to_first_token_seconds_bucket inter_token_latency_seconds_bucket
     request_time_per_output_token_seconds_count e2e_request_latency_seconds_sum
-    request_prompt_tokens_bucket request_generation_tokens_bucket"""
+    request_prompt_tokens_bucket request_generation_tokens_bucket request_max_num_generation_tokens_bucket
+    request_params_n_bucket request_params_max_tokens_bucket request_decode_time_seconds_bucket"""
 """What boards and endpoint pickers made for vLLM look for."""
 
 BOARD = Path(__file__).parents[2] / "examples" / "grafana.json"
@@ -125,7 +126,11 @@ def test_latencies_are_those_of_the_steps(service: Sidecar, client: Client) -> N
     assert mean("time_to_first_token_seconds") + pauses >= 0.1
     assert mean("inter_token_latency_seconds") <= mean("e2e_request_latency_seconds") / 50
     assert mean("time_to_first_token_seconds") < mean("e2e_request_latency_seconds")
-    assert mean("request_generation_tokens") == 100
+    assert mean("request_generation_tokens") == mean("request_max_num_generation_tokens") == 100
+    assert mean("request_params_max_tokens") == 100
+    assert mean("request_params_n") == 1
+    assert mean("request_decode_time_seconds") < mean("e2e_request_latency_seconds")
+    assert mean("request_decode_time_seconds") > 0.09
 
 
 def test_prometheus_reads_what_the_service_counts(service: Sidecar, client: Client) -> None:

@@ -287,7 +287,7 @@ def test_health_and_readiness_tell_of_every_actor(web: Web) -> None:
 
 
 def test_metrics_have_a_type_and_count_the_frontends_own_work_and_refusals(web: Web) -> None:
-    refused = 'slipstream_http_requests_total{code="400",model_name="slipstream-bundled"}'
+    refused = 'slipstream_http_requests_total{model_name="slipstream-bundled",status="400"}'
 
     def metrics() -> dict[str, float]:
         lines = web("/metrics").body.decode().splitlines()

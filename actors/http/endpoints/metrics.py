@@ -69,7 +69,11 @@ HISTOGRAMS = {
     "inter_token_latency_seconds": "Between two steps that brought tokens, once for each token",
     "request_time_per_output_token_seconds": "Of a request, from its first token to its end, per token",
     "e2e_request_latency_seconds": "From a request's arrival to the end of its answer",
+    "request_decode_time_seconds": "From a request's first token to the end of its answer",
     "request_prompt_tokens": "Prompt tokens of a request",
+    "request_max_num_generation_tokens": "Tokens of the longest answer of a request",
+    "request_params_n": "Answers that a request asks for",
+    "request_params_max_tokens": "Tokens that a request allows an answer",
     "request_generation_tokens": "Tokens generated for a request",
 }
 
@@ -117,7 +121,7 @@ class Families(Collector):
         yield from self.of_actors()
         answered = {(str(status),): float(count) for status, count in sorted(self.statuses.items())}
         about = "HTTP requests answered, by status; those that the gateway never saw are counted nowhere else"
-        yield self.family(CounterMetricFamily, "http_requests", about, answered, ("code",))
+        yield self.family(CounterMetricFamily, "http_requests", about, answered, ("status",))
         for name, value in sorted(left.items()):
             yield self.family(UnknownMetricFamily, name, "As the service counts it", {(): value})
 
