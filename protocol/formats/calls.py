@@ -127,15 +127,18 @@ class CallReader(Reader):
 
     def look_for_end(self) -> bool:
         end = self.end_of_call.find(self.buffer)
-        if end is None:
-            return False
+        if end is not None:
+            self.take_call(end)
+        return end is not None
+
+    def take_call(self, end: slice) -> None:
+        """Hand over the call that ends there, and go on behind it."""
         made = self.read(self.buffer[: end.start])
         if not made:
             self.say(self.opening + self.buffer[: end.stop])
         self.hand_over_all(made)
         self.after_call = bool(made)
         self.buffer, self.where = self.buffer[end.stop :], "text"
-        return True
 
     def read(self, inside: str) -> list[Call]:
         """The calls of what stands behind the mark."""
@@ -143,6 +146,11 @@ class CallReader(Reader):
         return read_call(begun + inside, self.offered)
 
     def end(self, *, at_limit: bool) -> None:
+        if self.where == "call" and self.end_of_call.likely is not None:
+            self.take_call(self.end_of_call.likely)
+            self.feed("")
+            self.end(at_limit=at_limit)
+            return
         buffer, self.buffer = self.buffer, ""
         if self.where in ("start", "whole"):
             calls = read_whole(buffer, self.offered, at_limit=at_limit)
@@ -168,7 +176,7 @@ QUOTED = re.compile(r'\\.|"|</tool_call>|[^"\\<]+|<', re.DOTALL)
 """What the text of a call in JSON is made of."""
 
 TAGGED = re.compile(
-    r"<parameter=|</parameter>|<arg_value>|</arg_value>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<"
+    r"<tool_call>|<parameter=|</parameter>|<arg_value>|</arg_value>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<"
 )
 """The same of a call that is written without quotes."""
 
@@ -187,6 +195,8 @@ class EndOfCall:
         self.inside = False
         """Of quotes, or of the value of a parameter."""
         self.at = 0
+        self.likely: slice | None = None
+        """Marks of an end inside of a value: they are it, unless the value goes on and ends by its own."""
 
     def find(self, buffer: str) -> slice | None:
         """The mark at the end of the call whose text ``buffer`` begins with; None: it has not come."""
@@ -202,10 +212,17 @@ class EndOfCall:
                 break
             if self.tagged and (text.startswith(FUNCTION_END) or text == CLOSE):
                 both = text.startswith(FUNCTION_END) and text.endswith(CLOSE)
-                if both or (not self.inside and self.bare == (text == FUNCTION_END)):
-                    return slice(self.at + len(FUNCTION_END) * text.startswith(FUNCTION_END), token.end())
+                end = slice(self.at + len(FUNCTION_END) * text.startswith(FUNCTION_END), token.end())
+                if not self.inside and (both or self.bare == (text == FUNCTION_END)):
+                    return end
+                if both and self.likely is None:
+                    self.likely = end
+            elif self.tagged and text == OPEN and self.likely is not None:
+                return self.likely
             elif self.tagged and text in VALUE_MARKS:
                 self.inside = text in (PARAMETER, VALUE)
+                if not self.inside:
+                    self.likely = None
             elif text == '"':
                 self.inside = not self.inside
             elif text == CLOSE and not self.inside:
@@ -220,7 +237,7 @@ LONGEST_MARK = 64
 
 def may_become_a_mark(rest: str) -> bool:
     """Whether more text could make a longer mark of the end of a text, which begins like one."""
-    if any(mark != rest and mark.startswith(rest) for mark in (*VALUE_MARKS, FUNCTION_END, CLOSE)):
+    if any(mark != rest and mark.startswith(rest) for mark in (*VALUE_MARKS, FUNCTION_END, CLOSE, OPEN)):
         return True
     return rest.startswith(FUNCTION_END) and CLOSE.startswith(rest.removeprefix(FUNCTION_END).lstrip())
 

@@ -147,6 +147,18 @@ ANSWERS = {
         " x",
         [NOW],
     ),
+    "marks of an end in a value": (
+        "<tool_call><function=weather><parameter=city>a</function>\n</tool_call> <function=now>b</parameter></function>"
+        "</tool_call> Bye",
+        " Bye",
+        [("weather", {"city": "a</function>\n</tool_call> <function=now>b"})],
+    ),
+    "a parameter that is never closed, and another call": (
+        "<tool_call><function=now><parameter=x>1</function></tool_call>\n"
+        "<tool_call><function=weather><parameter=city>Rome</parameter></function></tool_call>",
+        "",
+        [NOW, WEATHER],
+    ),
     "empty": ("", "", []),
     "space": (" \n", " \n", []),
     "deep": ("[" * 100_000, "[" * 100_000, []),
