@@ -378,6 +378,21 @@ def test_token_ids_are_returned_where_they_are_asked_for(stream: bool) -> None:
     assert [choice.get("prompt_token_ids") for choice in choices] == [[7, 8, 9], None, None]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_of_a_chat_are_returned_too(stream: bool) -> None:
+    frontend = Scripted(Script("a", "b", prompt_ids=[7, 8, 9]))
+    reply = frontend.post(CHAT, ASKED[CHAT] | {"return_token_ids": True, "stream": stream})
+    if not stream:
+        assert reply.json["prompt_token_ids"] == [7, 8, 9]
+        assert reply.json["choices"][0]["token_ids"] == [0, 1]
+        return
+    events = reply.events[:-1]
+    assert [event.get("prompt_token_ids") for event in events] == [[7, 8, 9], None, None, None]
+    choices = [event["choices"][0] for event in events]
+    assert [choice.get("token_ids") for choice in choices] == [None, [0], [1], None]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "ab"
+
+
 def test_a_suffix_makes_a_prompt_with_a_gap() -> None:
     frontend = Scripted(Script("a"))
     frontend.service.prompts.tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])

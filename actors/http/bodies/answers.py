@@ -56,11 +56,14 @@ class ChatChoice(Struct, kw_only=True):
     message: AnswerMessage
     logprobs: dict[str, Any] | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    token_ids: list[int] = []
+    """Here and below only with ``return_token_ids``."""
 
 
 class ChatCompletion(Struct, kw_only=True):
     id: str
     object: Literal["chat.completion"]
+    prompt_token_ids: list[int] = []
     created: int
     model: str
     choices: list[ChatChoice]
@@ -80,6 +83,10 @@ class CompletionChoice(Struct, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
+    token_ids: list[int] = []
+    prompt_token_ids: list[int] = []
+    prompt_logprobs: list[dict[str, dict[str, Any]] | None] = []
+    """Only where they are asked for."""
 
 
 class Completion(Struct, kw_only=True):

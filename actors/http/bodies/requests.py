@@ -63,7 +63,6 @@ FIXED_IN_CHAT: dict[str, Any] = FIXED | {
     "prompt_cache_options": None,
     "prompt_cache_retention": None,
     "prompt_logprobs": None,
-    "return_token_ids": False,
     "separate_reasoning": True,
     "stream_reasoning": True,
     "web_search_options": None,
@@ -195,6 +194,8 @@ class ChatFields(Sampling, kw_only=True):
     """The prompt ends with the beginning of the next message; by default true."""
     continue_final_message: bool | None = None
     """The answer goes on with the last message."""
+    return_token_ids: bool | None = None
+    """Each answer has its ``token_ids``, and the whole the ``prompt_token_ids``."""
 
 
 class CompletionFields(Sampling, kw_only=True):

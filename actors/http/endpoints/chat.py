@@ -45,7 +45,7 @@ async def create(service: Service, request: Request) -> Response:
     about = service.about(request, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
     stream = ask(service, request, body, about["id"])
     tokens = service.tokens if body.logprobs else None
-    answers = Answers(tokens, body.top_logprobs or 0)
+    answers = Answers(tokens, body.top_logprobs or 0, ids_wanted=bool(body.return_token_ids))
     batches = together([stream])
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
@@ -123,8 +123,9 @@ def new_ids(service: Service, body: ChatFields) -> CallIds:
 class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
-    def __init__(self, tokens: Tokens | None, top_logprobs: int) -> None:
+    def __init__(self, tokens: Tokens | None, top_logprobs: int, *, ids_wanted: bool = False) -> None:
         self.tokens = tokens
+        self.ids_wanted = ids_wanted
         self.top_logprobs = top_logprobs
         self.called: Counter[int] = Counter()
         """How many calls there were in each answer so far."""
@@ -173,8 +174,8 @@ class ChatEvents(Events):
         index, answers = delta.index, self.answers
         if index not in self.begun:
             self.begun.add(index)
-            self.write_choice(chunks, index, {"role": "assistant", "content": ""})
-        if answers.tokens is None and not delta.reasoning and not delta.tool_calls:
+            self.write_begin(delta, chunks)
+        if answers.tokens is None and not answers.ids_wanted and not delta.reasoning and not delta.tool_calls:
             if delta.text:  # the hot path: once for each token of the service
                 choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
                 chunks.append(self.chunk(choice % (index, encode(delta.text))))
@@ -183,6 +184,18 @@ class ChatEvents(Events):
         if delta.finish_reason is not None:
             self.write_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
 
+    def write_begin(self, delta: ChatDelta, chunks: list[bytes]) -> None:
+        choice = {
+            "index": delta.index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        prompt = b""
+        if self.answers.ids_wanted and delta.prompt_token_ids is not None:
+            prompt = b',"prompt_token_ids":' + encode(delta.prompt_token_ids)
+        chunks.append(self.chunk(encode(choice), prompt))
+
     def write_parts(self, delta: ChatDelta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
         answers.count(delta)
@@ -190,8 +203,9 @@ class ChatEvents(Events):
         brought: dict[str, Any] = as_thoughts(delta.reasoning)
         if delta.text or not (brought or delta.tool_calls):
             brought["content"] = delta.text
-        if (brought and (delta.text or delta.reasoning)) or (logprobs and logprobs["content"]):
-            self.write_choice(chunks, index, brought, logprobs)
+        ids = {"token_ids": delta.token_ids} if answers.ids_wanted and delta.token_ids else {}
+        if (brought and (delta.text or delta.reasoning)) or (logprobs and logprobs["content"]) or ids:
+            self.write_choice(chunks, index, brought, logprobs, beside=ids)
         for part in delta.tool_calls:
             self.write_choice(chunks, index, {"tool_calls": [as_call(part)]})
 
@@ -202,8 +216,10 @@ class ChatEvents(Events):
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
+        beside: dict[str, Any] | None = None,
     ) -> None:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice |= beside or {}
         chunks.append(self.chunk(encode(choice)))
 
 
@@ -236,8 +252,10 @@ class WholeChat:
             self.usage = total_usage([delta.usage])
 
     def body(self) -> dict[str, Any]:
-        choices = [self.choice(answer) for answer in self.collector.output().outputs]
-        return self.about | {"choices": choices, "usage": self.usage}
+        output = self.collector.output()
+        choices = [self.choice(answer) for answer in output.outputs]
+        prompt = {"prompt_token_ids": output.prompt_token_ids} if self.answers.ids_wanted else {}
+        return self.about | {"choices": choices, "usage": self.usage} | prompt
 
     def choice(self, answer: CompletionOutput) -> dict[str, Any]:
         calls = [
@@ -255,4 +273,5 @@ class WholeChat:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": self.reasons[answer.index],
+            **({"token_ids": answer.token_ids} if self.answers.ids_wanted else {}),
         }

@@ -88,9 +88,9 @@ class Events(EventWriter):
         """Append the events of one delta."""
         raise NotImplementedError
 
-    def chunk(self, choice: bytes) -> bytes:
-        """An event with one choice."""
-        return b'%b,"choices":[%b]%b' % (self.head, choice, self.tail)
+    def chunk(self, choice: bytes, beside: bytes = b"") -> bytes:
+        """An event with one choice, and fields ``beside`` it that begin with a comma."""
+        return b'%b,"choices":[%b]%b%b' % (self.head, choice, beside, self.tail)
 
     def fail(self, error: Exception) -> bytes:
         return event(problem_of(error).body)
