@@ -75,7 +75,8 @@ def attention_chunk_of(module: Any) -> int | None:
     """The positions of a chunk that a module's attention stays within; None: its layer is of another type."""
     config = getattr(module, "config", None)
     types = getattr(config, "layer_types", None) or ()
-    if module.layer_idx >= len(types) or types[module.layer_idx] != CHUNKED:
+    index = module.layer_idx  # None of what several layers share
+    if index is None or index >= len(types) or types[index] != CHUNKED:
         return None
     return config.attention_chunk_size  # type: ignore[union-attr]
 

@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention import transformers_hook
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
-from slipstream.actors.executor.attention.transformers_hook import temperature
+from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, temperature
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.load import from_config, load_model
@@ -84,6 +85,12 @@ def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
 def test_attention_that_asks_for_more(family: str, reason: str) -> None:
     with pytest.raises(ModelNotSupported, match=reason):
         from_config(make_config(family), CPU, torch.float32)
+
+
+def test_attention_that_layers_share_is_of_no_type() -> None:
+    config = make_config("llama4_text")
+    for layer, chunk in ((0, config.attention_chunk_size), (1, None), (None, None), (7, None)):
+        assert attention_chunk_of(SimpleNamespace(config=config, layer_idx=layer)) == chunk
 
 
 def test_attention_called_twice_in_a_layer() -> None:
