@@ -12,10 +12,12 @@ SEEDS = 10
 
 
 def test_nothing_that_a_request_may_ask_is_left_out() -> None:
-    world = Wishes(0)
-    world.load()
+    worlds = [Wishes(seed) for seed in range(4)]
+    for world in worlds:
+        world.load()
     changed = {
         name
+        for world in worlds
         for _, params in world.requests.values()
         for name in SamplingParams.__struct_fields__
         if getattr(params, name) != getattr(SamplingParams(), name)

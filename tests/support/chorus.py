@@ -22,6 +22,7 @@ from simulation import (
     World,
     expected_prompt_logprobs,
     expected_tokens,
+    grammar_of,
     idle,
 )
 from slipstream.actors.executor.devices.emulated import EmulatedProgram, known_logprobs
@@ -72,7 +73,8 @@ class Chorus(World):
 
     def check(self) -> None:
         """Each answer has the tokens, the logprobs and the end that it would have had alone."""
-        for key, (prompt, params) in self.requests.items():
+        for key, (asked, params) in self.requests.items():
+            prompt = seen_of(asked, params)
             for index in range(params.n):
                 expected = expected_tokens(prompt, answer_params(params, index))
                 got = self.tokens_of(key, index)
@@ -93,6 +95,12 @@ class Chorus(World):
                 assert wanted is not None
                 ids, values = known_logprobs(np.array([token]), 1 + wanted, VOCAB)
                 assert row == dict(zip(map(str, ids[0].tolist()), values[0].tolist(), strict=True))
+
+
+def seen_of(prompt: list[int], params: SamplingParams) -> list[int]:
+    """What a model sees of a prompt, which is never too long here."""
+    most = params.truncate_prompt_tokens
+    return prompt if most is None or most < 0 else prompt[-most:]
 
 
 class CountingProgram(EmulatedProgram):
@@ -164,6 +172,7 @@ WISHES: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "several answers": lambda rng: {"n": rng.choice([2, 3])},
     "a salt": lambda rng: {"cache_salt": rng.choice(["pepper", "thyme"])},
     "a priority": lambda rng: {"priority": rng.choice([-3, 1, 1000])},
+    "the end of a prompt": lambda rng: {"truncate_prompt_tokens": rng.choice([-1, 7, 40])},
     "a deadline": lambda rng: {"deadline_s": 3600.0},
     "no end": lambda rng: {"ignore_eos": True},
 }
@@ -172,10 +181,6 @@ TOGETHER = "logprobs of the prompt"
 """Most who wish this come at once, when the others are over, so that a step cannot report all that it is asked for."""
 
 PAIRS = list(itertools.combinations(WISHES, 2))
-
-
-def grammar_of(params: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in ("json_schema", "regex", "choice")}
 
 
 def wished(rng: random.Random, pair: tuple[str, str]) -> SamplingParams:
@@ -225,7 +230,8 @@ class Wishes(Chorus):
 
     def check(self) -> None:
         super().check()
-        for key, (prompt, params) in self.requests.items():
+        for key, (asked, params) in self.requests.items():
+            prompt = seen_of(asked, params)
             told = [d.prompt_logprobs for d in self.answers[(*key, 0)] if d.prompt_logprobs is not None]
             expected = expected_prompt_logprobs(prompt, params)
             assert told == ([] if expected is None else [expected]) or key in self.aborted, key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.detokenizer import Detokenizer
 from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
+from slipstream.protocol import sampling
 from slipstream.protocol.codec import decode_to_client
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Abort, Capacity, Deltas, Error, Generate, Hello
@@ -72,8 +74,22 @@ GRAMMARS = (
             "additionalProperties": False,
         }
     ),
+    SamplingParams(lark='start: ("up" | "down" | /[0-9]+/)+ "."'),
+    SamplingParams(
+        structural_tag={
+            "structures": [{"begin": "<n>", "schema": {"type": "integer"}, "end": "</n>"}],
+            "triggers": ["<n>"],
+        }
+    ),
+    SamplingParams(allowed_token_ids=[EOS, *range(65, 91)]),
+    SamplingParams(bad_words=["a", "no", "zz"]),
 )
 """What random requests are asked to match; each can end soon and late."""
+
+
+def grammar_of(params: SamplingParams) -> dict[str, Any]:
+    """The parameters of a grammar."""
+    return {name: getattr(params, name) for name in sampling.GRAMMARS}
 
 
 def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
@@ -270,9 +286,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         params = msgspec.structs.replace(params, prompt_logprobs=rng.choice([0, 2, 20]))
     if rng.random() < 0.3:
         grammar = rng.choice(GRAMMARS)
-        params = msgspec.structs.replace(
-            params, json_schema=grammar.json_schema, regex=grammar.regex, choice=grammar.choice
-        )
+        params = msgspec.structs.replace(params, **grammar_of(grammar))
     return params
 
 
