@@ -84,7 +84,7 @@ class Session:
         timeout_s: float = 10.0,
         lost_after_s: float = LOST_AFTER_S,
         client: str = "slipstream-python",
-        refuses: Callable[[Welcome], str | None] = lambda welcome: None,
+        refuses: Callable[[Welcome], str | None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
@@ -93,7 +93,7 @@ class Session:
         """Silence after a Ping, after which the connection counts as lost."""
         self.client = client
         self.refuses = refuses
-        """Why the service that answers is not the one that is wanted; None: it is."""
+        """Why the service that answers is not the one that is wanted; None: it is, and so is any without this."""
         self.state: Literal["lost", "greeting", "ready", "closed"] = "lost"
         self.welcome: Welcome | None = None
         self.connection = 0
@@ -315,7 +315,7 @@ class Session:
                 f" {list(PROTOCOL)}: install a slipstream of the same major protocol version"
             )
             return self.fail(lambda: ProtocolError(text))
-        refusal = self.refuses(welcome)
+        refusal = self.refuses(welcome) if self.refuses is not None else None
         if refusal is not None:
             return self.fail(lambda: ServiceUnavailable(refusal))
         self.state = "ready"

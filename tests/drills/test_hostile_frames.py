@@ -287,4 +287,9 @@ def test_whatever_is_said_at_the_supervisors_desk_the_next_question_is_answered(
                 for _ in range(100):
                     attack.socket.send_multipart([rng.randbytes(9) for _ in range(rng.choice([1, 2, 5]))])
                     assert attack.socket.poll(20_000)
-                    assert "actors" in msgpack.unpackb(attack.socket.recv_multipart()[-1])
+                    said = msgpack.unpackb(attack.socket.recv_multipart()[-1])
+                    assert "send nothing, or a map" in said["error"]
+            with Attack(zmq.REQ, paths["status"]) as asking:
+                asking.send(b"")
+                assert asking.socket.poll(20_000)
+                assert "actors" in msgpack.unpackb(asking.socket.recv_multipart()[-1])

@@ -8,9 +8,10 @@ import pty
 import select
 import struct
 import sys
+import tempfile
 import termios
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,9 +20,16 @@ from slipstream import Sidecar
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer", "http")
 
 
-def test_all_actors_are_seen_and_q_quits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    tmp_path.chmod(0o700)
+@pytest.fixture
+def run_parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where no other service runs; the path of pytest's own folders is too long for a socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield folder
+
+
+@pytest.mark.usefixtures("run_parent")
+def test_all_actors_are_seen_and_q_quits() -> None:
     with Sidecar(device="emulated", http="127.0.0.1:0"):
         pid, terminal = pty.fork()
         if pid == 0:

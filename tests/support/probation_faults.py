@@ -13,11 +13,11 @@ PROBATION_FAULTS = [
         "if not self.active or request is self.tried:",
         "if True:",
     ),
-    Fault("nobody-is-given-up", f"{PROBATION}.on_death", "held.requests == [self.tried]", "False"),
+    Fault("nobody-is-given-up", f"{PROBATION}.on_death", "suspicion.requests == [self.tried]", "False"),
     Fault(
         "only-prompts-are-suspect",
         f"{PROBATION}.on_death",
-        "self.streams = held.streams or (self.active and self.streams)",
+        "self.streams = suspicion.streams or (self.active and self.streams)",
         "self.streams = False",
     ),
     Fault(

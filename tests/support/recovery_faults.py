@@ -235,14 +235,14 @@ FAULTS = [
     Fault(
         "the-tokenizer-drops-what-was-delivered",
         f"{TOKENIZER}.pass_on",
-        "submit.delivered, submit.client",
-        'b"", submit.client',
+        "submit.delivered,",
+        'b"",',
     ),
     Fault(
         "the-tokenizer-drops-the-attempt",
         f"{TOKENIZER}.pass_on",
-        "submit.client, submit.attempt",
-        "submit.client, 0",
+        "submit.attempt,",
+        "0,",
     ),
     Fault(
         "the-gateway-is-not-told-of-the-prompt",
