@@ -25,9 +25,8 @@ from processes import NEAR, until
 
 from slipstream import Sidecar
 
-SLOWEST_S = 5.0
-"""For a request of 8 tokens on two cores that other tests use too, whose worst took 3.4 s; without any bounds some took
-10 to 20 s."""
+SLOWEST_S = 3.0
+"""For a request of 8 tokens on two cores that other programs use too; without any bounds some took 10 to 20 s."""
 
 MOST_GROWTH = 250e6
 """Bytes by which the frontend may grow: the budget of bodies, what one of them becomes, what streams hold. Without

@@ -134,8 +134,8 @@ def test_a_service_starts_with_its_standard_streams_closed(descriptors: tuple[in
         assert served.stop() == 0
 
 
-def test_what_the_environment_asks_of_python_does_not_show_in_the_log() -> None:
-    variables = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error"}
+@pytest.mark.parametrize("variables", [{"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error"}], ids=str)
+def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables: dict[str, str]) -> None:
     with service(
         "--http=127.0.0.1:0", device=("--device=cpu",), stderr=subprocess.PIPE, **variables
     ) as served:

@@ -16,7 +16,7 @@ from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, auto_class, make_checkpoint
 from slipstream import AsyncClient, SamplingParams, Sidecar
 
 FAMILY = "qwen3_5"
-TOKENS = 60
+TOKENS = 120
 STREAMS = 5
 
 

@@ -162,7 +162,7 @@ def test_one_bad_request_fails_alone(sidecar: Sidecar, client: Client) -> None:
 def test_stop_ends_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: an endpoint in the environment is another service's, and this one does not take it away."""
     monkeypatch.setenv("SLIPSTREAM_ENDPOINT", "ipc:///nowhere/at/all")
-    sidecar = Sidecar(device="emulated")
+    sidecar = Sidecar(device="cpu", max_num_seqs=2)
     assert sidecar.endpoint != "ipc:///nowhere/at/all"
     pids = [sidecar.pid, *sidecar.pids.values()]
     assert sidecar.stop() == 0
@@ -319,7 +319,7 @@ def test_llm_in_a_notebook(tmp_path: Path) -> None:
 import asyncio, io, json, sys
 cell = '''
 from slipstream import LLM, SamplingParams
-llm = LLM(device="emulated")
+llm = LLM(device="cpu", max_num_seqs=4)
 text = llm.generate("Once upon a time", SamplingParams(max_tokens=8, temperature=0))[0].outputs[0].text
 llm.shutdown()
 llm.shutdown()
@@ -344,7 +344,7 @@ def test_nothing_is_left_when_the_program_is_killed(tmp_path: Path) -> None:
 import json, sys, threading
 from slipstream import Sidecar
 made = []
-thread = threading.Thread(target=lambda: made.append(Sidecar(device="emulated")))
+thread = threading.Thread(target=lambda: made.append(Sidecar(device="cpu", max_num_seqs=2)))
 thread.start()
 thread.join()
 print(json.dumps([made[0].pid, *made[0].pids.values()]), flush=True)

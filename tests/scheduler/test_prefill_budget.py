@@ -62,7 +62,7 @@ def test_before_anything_is_known_a_step_takes_what_is_left_of_it() -> None:
 
 
 @pytest.mark.parametrize("known", [16, 100, 2048])
-@pytest.mark.parametrize("token", [30, 300])
+@pytest.mark.parametrize("token", [10, 30, 300])
 def test_a_slow_device_takes_at_most_twice_as_long_whatever_size_is_known(known: int, token: int) -> None:
     device = Device(16_000, token)
     device.stream()
@@ -79,8 +79,8 @@ def test_a_fast_device_makes_no_gap_that_is_felt_whatever_size_is_known(known: i
     device.stream()
     device.run(known)
     times = device.prompt(4000)
-    assert max(times) <= 24_000
-    assert len(times) <= 4000 * token / (24_000 - 5000) + 2
+    assert max(times) <= 22_000
+    assert len(times) <= 4000 * token / (22_000 - 5000) + 2
 
 
 def test_the_first_token_comes_after_at_most_a_third_more_time_than_the_prompt_takes_alone() -> None:
@@ -128,7 +128,7 @@ def test_where_any_prompt_makes_a_step_long_it_is_not_cut_into_small_chunks(nois
 def test_what_the_executor_timed_at_its_start_tells_the_first_prompt_too(noise: float) -> None:
     device = Device(5000, 22.5, noise=noise)
     device.budget.begin([(tokens, int(device.time(tokens) * 1000)) for tokens in (2047, 16)])
-    assert max(device.prompt(1024)) <= (1 + noise) * 24_000
+    assert max(device.prompt(1024)) <= (1 + noise) * 22_000
 
 
 def busy_for(device: Device, steps: int) -> None:
@@ -154,16 +154,16 @@ def test_one_prompt_among_many_steps_does_not_fill_them() -> None:
     device.run(500)
     for _ in range(20):
         device.stream(20)  # 100 ms, in which a prompt takes 23 ms
-        assert max(device.prompt(1024)) <= 24_500
+        assert max(device.prompt(1024)) <= 22_500
 
 
-@pytest.mark.parametrize(("decode", "token"), [(5000, 30), (16_000, 30), (16_000, 300)])
+@pytest.mark.parametrize(("decode", "token"), [(5000, 30), (16_000, 10), (16_000, 30), (16_000, 300)])
 def test_steps_that_would_be_too_long_are_never_filled(decode: int, token: int) -> None:
     device = Device(decode, token)
     device.stream()
     device.run(500)
     busy_for(device, 200)
-    assert device.run(device.budget.limit(BUDGET)) <= max(24_000, 2 * decode)
+    assert device.run(device.budget.limit(BUDGET)) <= max(22_000, 2 * decode)
 
 
 def test_a_prompt_goes_on_whatever_it_costs_and_never_beyond_what_is_left_of_a_step() -> None:

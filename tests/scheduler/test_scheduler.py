@@ -39,7 +39,7 @@ def test_what_the_executor_timed_tells_the_budget_of_the_first_prompts() -> None
     bench = Bench()
     bench.give(Capacity(65, 16, steps=[(16, 5_000_000), (2016, 51_000_000)]))
     limit = bench.scheduler.planner.prefill_budget.limit(2048)
-    assert limit == int((24_000_000 - 5_000_000) / (46_000_000 / 2016))
+    assert limit == int((22_000_000 - 5_000_000) / (46_000_000 / 2016))
 
 
 def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_does() -> None:

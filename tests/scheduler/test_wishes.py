@@ -26,7 +26,7 @@ def test_nothing_that_a_request_may_ask_is_left_out() -> None:
     assert changed == set(SamplingParams.__struct_fields__) - of_text
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(5))
 def test_any_two_wishes_together_are_answered_as_alone(part: int, more: int) -> None:
     """A failure names its seed: ``python tests/support/chorus.py SEED`` replays it."""
     full = False

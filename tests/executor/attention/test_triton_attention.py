@@ -302,9 +302,8 @@ class TestKernels:
             )
         )
 
-    @pytest.mark.parametrize(
-        ("window", "sinks"), [(1, False), (7, True), (16, False), (16, True), (100, True), (1000, False)]
-    )
+    @pytest.mark.parametrize("window", [1, 7, 16, 100, 1000])
+    @pytest.mark.parametrize("sinks", [False, True])
     def test_sliding_window(self, window: int, sinks: bool) -> None:
         check(
             Case(
@@ -345,7 +344,8 @@ class TestKernels:
         for target in (1, 3):
             check(Case(decode=(40, 0, 90, 0, 0), prefill=((20, 30),), target=target))
 
-    @pytest.mark.parametrize(("empty_rows", "spare_tokens"), [(0, 0), (0, 70), (3, 1), (3, 70), (300, 1)])
+    @pytest.mark.parametrize("empty_rows", [0, 3, 300])
+    @pytest.mark.parametrize("spare_tokens", [0, 1, 70])
     def test_rows_without_tokens_and_tokens_without_a_row(self, empty_rows: int, spare_tokens: int) -> None:
         case = Case(decode=(40, 1, 90), prefill=((20, 30), (2, 2), (70, 70)), target=2, shuffled=True)
         check(replace(case, empty_rows=empty_rows, spare_tokens=spare_tokens))

@@ -287,15 +287,15 @@ def test_a_state_that_changes_hands_too_early_is_found(fault: Fault, depth: int)
 
 
 @pytest.mark.parametrize("fault", HARMLESS, ids=lambda fault: fault.id)
-def test_a_change_that_keeps_the_order_is_not_reported(fault: Fault, more: int) -> None:
+def test_a_change_that_keeps_the_order_is_not_reported(fault: Fault) -> None:
     for depth in fault.depths:
-        assert next(drill(fault, depth, seeds=more), None) is None
+        assert next(drill(fault, depth, seeds=2), None) is None
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_the_pipeline_has_no_race_in_any_schedule(depth: int, more: int) -> None:
     reused: set[str] = set()
-    for seed in range(40 * more):
+    for seed in range(100 * more):
         load = (random_load, crowded_load, repeated_load)[seed % 3]
         world = RecordedWorld(seed, depth, slots=2 + seed % 4, graphed=seed % 4 == 0, stateful=seed % 5 == 1)
         if seed % 5 == 0:
