@@ -28,9 +28,8 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs 2 lint suite
 
-# Three workers for two cores: a fifth of the time a test waits for processes that start, die or drain.
 suite: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One long form alone: make soak DRILLS=tests/drills/test_overload.py
 DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulation.py tests/executor/step/test_equivalence.py tests/executor/devices/test_races.py \

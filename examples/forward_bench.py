@@ -12,7 +12,6 @@ matrix products one by one, and how far the logits of both are from those of flo
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 import traceback
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from model_shapes import MODELS
+from replays import captured, replay_ms
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.fuse import fuse
@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")
 BLOCK_SIZE = 16
-REPLAYS = 20
 KINDS = (
     ("attention", ("attend", "plan_kernel", "write_kernel")),
     ("ours", ("_add_norm", "_rotate", "_gate_kernel", "_angles", "_norm_kernel")),
@@ -70,23 +69,8 @@ def measure(work: Callable[[], object], detail: bool = True) -> Cost:
     """Capture ``work`` into a graph and replay it."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(2):
-            work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            work()
-        graph.replay()
-        times: list[float] = []
-        for _ in range(5):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize()
-            begin.record(stream)
-            for _ in range(REPLAYS):
-                graph.replay()
-            end.record(stream)
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) / REPLAYS)
+        graph = captured(work, stream)
+        ms = replay_ms(graph, stream)
         counts: Counter[str] = Counter()
         spent: Counter[str] = Counter()
         names: dict[str, list[float]] = {}
@@ -102,7 +86,7 @@ def measure(work: Callable[[], object], detail: bool = True) -> Cost:
                     spent[kind] += event.device_time
                     names.setdefault(event.name[:100], []).append(event.device_time)
     return Cost(
-        statistics.median(times),
+        ms,
         round(counts.total() / 3),
         {kind: (counts[kind] / 3, spent[kind] / 3e3) for kind, _ in spent.most_common()},
         sorted(((sum(each) / 3e3, len(each) / 3, name) for name, each in names.items()), reverse=True),

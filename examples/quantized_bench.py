@@ -12,13 +12,13 @@ product. ``--tune`` tries tiles of both kernels and prints the best.
 from __future__ import annotations
 
 import argparse
-import statistics
 import traceback
 from collections.abc import Callable
 from itertools import product
 
 import torch
 import torch.nn.functional as F
+from replays import captured, replay_ms
 from slipstream.actors.executor.model.quantization import kernels
 from slipstream.actors.executor.model.quantization.linear import quantize
 from slipstream.actors.executor.model.quantization.products import scaled_product
@@ -27,7 +27,6 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda:0")
 SHAPES = ("4096x6144", "4096x4096", "4096x28672", "14336x4096", "4096x128256")
-REPLAYS = 20
 TURNS_BYTES = 400 << 20
 """Weights that are multiplied in turn take at least this much together, which is more than any cache."""
 
@@ -39,23 +38,7 @@ def microseconds(work: Callable[[], object], times: int) -> float:
     """Of each of the ``times`` products that ``work`` makes."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream), torch.inference_mode():
-        work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            work()
-        graph.replay()
-        found: list[float] = []
-        for _ in range(5):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize()
-            begin.record(stream)
-            for _ in range(REPLAYS):
-                graph.replay()
-            end.record(stream)
-            torch.cuda.synchronize()
-            found.append(begin.elapsed_time(end) * 1e3 / REPLAYS / times)
-    return statistics.median(found)
+        return replay_ms(captured(work, stream), stream) * 1e3 / times
 
 
 def copy_rate() -> float:

@@ -6,10 +6,11 @@ largest numbers within what FP8 has, with room for larger ones than were seen.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..attention.backend import AttentionBackend
 from ..attention.torch_backend import TorchAttention
 from ..cache.layout import allocate
 from ..cache.paged import FP8_MAX, LayerScales, PagedBatch
@@ -23,43 +24,18 @@ ROOM = 4.0
 """How much larger numbers may be than those that were seen. What is larger still is stored as the largest."""
 
 
-class Greatest:
-    """An attention backend that notes the greatest absolute key and value of each head, by layer."""
+class Greatest(TorchAttention):
+    """Notes the greatest absolute key and value of each head, by layer, of what it attends to."""
 
-    name = "greatest"
-    capturable = False
-
-    def __init__(self, inner: AttentionBackend) -> None:
-        self.inner = inner
+    def __init__(self) -> None:
+        super().__init__()
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layer: int,
-        batch: PagedBatch,
-        *,
-        scale: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-        attention_chunk: int | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int, batch: PagedBatch, **how: Any
     ) -> Tensor:
         self.seen[layer] = (key.abs().amax((0, 2)).float(), value.abs().amax((0, 2)).float())
-        return self.inner(
-            query,
-            key,
-            value,
-            layer,
-            batch,
-            scale=scale,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
-            attention_chunk=attention_chunk,
-        )
+        return super().__call__(query, key, value, layer, batch, **how)
 
 
 def measure_scales(model: PagedModel) -> list[LayerScales]:
@@ -82,7 +58,7 @@ def measure_scales(model: PagedModel) -> list[LayerScales]:
         row_tokens=(count,),
     )
     tokens = positions * 7919 % model.vocab_size
-    backend, greatest = model.backend, Greatest(TorchAttention())
+    backend, greatest = model.backend, Greatest()
     model.backend = greatest
     try:
         model.forward(tokens, positions, batch, positions[-1:])
