@@ -1,6 +1,7 @@
 """What a step costs: on the host to stage and to launch, on a GPU to replay.
 
     python examples/step_bench.py [--models 8b 1.5b 0.5b] [--rows 256] [--quantization fp8] [--json FILE]
+    python examples/step_bench.py --models 8b --rows 32 --context 8000 [--kv-cache-dtype fp8]
 
 Staging is measured anywhere. With a GPU, models of these shapes with random weights are put together as the executor
 does it, every graph is captured, and steps of several sizes are run: of rows that decode, and of rows that decode
@@ -14,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,20 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.protocol.messages import Join, Plan
 
 LENGTH, BLOCK, BUDGET = 8192, 16, 2048
-CONTEXT = 900
-"""Tokens that rows that decode have."""
-
 DECODES = (1, 8, 32, 128, 256)
 MIXED = ((8, 16), (8, 128), (8, 512), (32, 512), (8, 1024), (8, 2040))
 """Rows that decode, and tokens of the prompt beside them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is measured of a model."""
+
+    slots: int
+    context: int
+    """Tokens that rows that decode have."""
+    quantization: str | None
+    kv_cache_dtype: str
 
 
 def join(slot: int, tokens: int, start: int, *, sampled: bool = False) -> Join:
@@ -67,12 +77,12 @@ def median_us(work: Callable[[], object], times: int = 200) -> float:
     return statistics.median(measured)
 
 
-def staging(rows: int) -> dict[str, float]:
+def staging(rows: int, context: int) -> dict[str, float]:
     """Microseconds to stage a step in which nothing changes, one with new blocks, and one with a chunk."""
     batch = RunningBatch(rows + 1, BUDGET, LENGTH // BLOCK, buckets_of(rows + 1, BUDGET, LENGTH))
     array = np.zeros(batch.input_capacity, np.int32)
     batch.decoding[:rows] = True
-    batch.position[:rows] = CONTEXT
+    batch.position[:rows] = context
     found = {"steady": median_us(lambda: batch.stage(Plan(0), array))}
     batch.num_blocks[:] = 0
     plan = Plan(0, blocks=as_bytes([(slot, 1) for slot in range(max(1, rows // 16))]))
@@ -86,27 +96,30 @@ def staging(rows: int) -> dict[str, float]:
 class Rig:
     """A model and its graphs, as ``build`` puts them together."""
 
-    def __init__(self, name: str, slots: int, quantization: str | None) -> None:
+    def __init__(self, name: str, variant: Variant) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
         from slipstream.actors.executor.model.fuse import fuse
         from slipstream.actors.executor.model.load import from_config
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
+        from slipstream.actors.executor.model.scales import measure_scales
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram
 
         where = torch.device("cuda:0")
         self.device = CudaDevice(0)
+        slots, self.context = variant.slots, variant.context
         with torch.inference_mode():
             model = from_config(MODELS[name](), where, torch.bfloat16, attention_backend="triton")
-            if quantization is not None:
-                quantize_layers(model.transformer, quantization, where)
+            if variant.quantization is not None:
+                quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
             fuse(model)
-            self.program = ModelProgram(model, slots, LENGTH, BLOCK)
+            scales = measure_scales(model) if variant.kv_cache_dtype == "fp8" else None
+            self.program = ModelProgram(model, slots, LENGTH, BLOCK, scales=scales)
             buckets = buckets_of(slots, BUDGET, LENGTH)
             self.graphs = CudaGraphs(self.device)
             self.graphed = GraphedProgram(self.program, self.graphs.capture, LENGTH, buckets)
-            self.program.allocate_cache(1 + slots * (CONTEXT + 200) // BLOCK + 2 * LENGTH // BLOCK)
+            self.program.allocate_cache(1 + slots * (self.context + 200) // BLOCK + 2 * LENGTH // BLOCK)
         torch.cuda.synchronize()
         self.graphed.capture_all()
         self.batch = RunningBatch(slots, BUDGET, LENGTH // BLOCK, buckets)
@@ -133,12 +146,12 @@ class Rig:
         return host, begin.elapsed_time(end)
 
     def joined(self, decodes: int, *, sampled: bool = False) -> None:
-        """Let ``decodes`` rows decode in a context of ``CONTEXT``."""
+        """Let ``decodes`` rows decode in contexts of the length asked for."""
         self.batch.clear()
         blocks, joins = [], []
         for slot in range(decodes):
-            joins.append(join(slot, CONTEXT, CONTEXT - 1, sampled=sampled))
-            blocks += blocks_of(slot, CONTEXT + 100, 1 + slot * (CONTEXT + 100) // BLOCK)
+            joins.append(join(slot, self.context, self.context - 1, sampled=sampled))
+            blocks += blocks_of(slot, self.context + 100, 1 + slot * (self.context + 100) // BLOCK)
         chunks = as_bytes([(slot, 1) for slot in range(decodes)])
         self.step(self.graphed.run, Plan(0, joins=joins, blocks=as_bytes(blocks), chunks=chunks))
 
@@ -150,7 +163,7 @@ class Rig:
     def mixed(self, run: Callable[..., None], decodes: int, tokens: int) -> tuple[float, float]:
         self.joined(decodes)
         slot, times = decodes, []
-        first = 1 + decodes * (CONTEXT + 100) // BLOCK
+        first = 1 + decodes * (self.context + 100) // BLOCK
         for number in range(8):
             plan = Plan(
                 0,
@@ -163,9 +176,9 @@ class Rig:
         return tuple(statistics.median(column) for column in zip(*times[2:], strict=True))  # type: ignore[return-value]
 
 
-def measure(name: str, slots: int, quantization: str | None) -> dict[str, Any]:
+def measure(name: str, variant: Variant) -> dict[str, Any]:
     begun = time.perf_counter()
-    rig = Rig(name, slots, quantization)
+    rig = Rig(name, variant)
     graphs, count = rig.graphs, rig.graphed.count
     found: dict[str, Any] = {
         "graphs": count,
@@ -178,7 +191,7 @@ def measure(name: str, slots: int, quantization: str | None) -> dict[str, Any]:
         f" all of it {time.perf_counter() - begun:.1f} s",
         flush=True,
     )
-    for decodes in DECODES:
+    for decodes in (rows for rows in DECODES if rows <= variant.slots):
         for sampled in (False, True):
             host, device = rig.decode(decodes, sampled=sampled)
             kind = "sampled" if sampled else "greedy"
@@ -187,7 +200,7 @@ def measure(name: str, slots: int, quantization: str | None) -> dict[str, Any]:
                 f"{name}: {decodes} rows decode, {kind}: host {host:.2f} ms, device {device:.2f} ms",
                 flush=True,
             )
-    for decodes, tokens in MIXED:
+    for decodes, tokens in (case for case in MIXED if case[0] < variant.slots):
         host, device = rig.mixed(rig.graphed.run, decodes, tokens)
         found[f"{decodes} rows and {tokens} tokens"] = host, device
         line = f"{name}: {decodes} rows and {tokens} tokens of a prompt: host {host:.2f} ms, device {device:.2f} ms"
@@ -205,11 +218,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rows", type=int, default=256, help="sequence slots of the models (default 256)")
     parser.add_argument("--quantization", choices=("fp8", "int8"), help="of the models' layers")
+    parser.add_argument("--context", type=int, default=900, help="tokens of rows that decode (default 900)")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if not 0 < options.context <= LENGTH - 100:
+        parser.error(
+            f"--context {options.context}: from 1 to {LENGTH - 100}, which leaves room for the steps"
+        )
+    variant = Variant(options.rows, options.context, options.quantization, options.kv_cache_dtype)
     results: dict[str, Any] = {}
     for rows in (1, 8, 256):
-        results[f"staging {rows}"] = found = staging(rows)
+        results[f"staging {rows}"] = found = staging(rows, options.context)
         print(
             f"staging {rows} rows:",
             ", ".join(f"{name} {us:.1f} µs" for name, us in found.items()),
@@ -217,7 +237,7 @@ def main() -> None:
         )
     if torch.cuda.is_available():
         for name in options.models:
-            results[name] = measure(name, options.rows, options.quantization)
+            results[name] = measure(name, variant)
             torch.cuda.empty_cache()
     else:
         print("no GPU here: only staging was measured")
