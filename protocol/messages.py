@@ -472,6 +472,8 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     """The stop text that ends the answer is part of it."""
     marks: bool = False
     """As in ``Generate``."""
+    special: bool = False
+    """Special tokens have their names as text."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):

@@ -51,6 +51,8 @@ class SamplingParams(
     """Texts that end the answer; they are not part of it."""
     include_stop_str_in_output: bool = False
     """The text that ends the answer is part of it after all."""
+    skip_special_tokens: bool = True
+    """Special tokens of the model have no text in the answer; false: they have their names."""
     stop_token_ids: list[int] = []
     """Tokens that end the answer, beside the model's own; the one that did is among its ``token_ids``."""
     ignore_eos: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codecs import utf_8_decode
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -25,6 +26,11 @@ class Tokens:
         self.tokenizer = tokenizer
         self.pieces = Pieces(tokenizer)
         self.known: dict[int, tuple[str, list[int]]] = {}
+
+    @cached_property
+    def named(self) -> Pieces:
+        """What each token adds to a text in which special tokens have their names."""
+        return Pieces(self.tokenizer, special=True)
 
     def __getitem__(self, token: int) -> tuple[str, list[int]]:
         found = self.known.get(token)
@@ -122,11 +128,11 @@ class Offsets:
 class TokenTable:
     """Makes the columns of what follows on each other in one text."""
 
-    def __init__(self, tokens: Tokens, count: int, offset: int = 0) -> None:
-        """``offset`` is where in the text the first token begins."""
+    def __init__(self, tokens: Tokens, count: int, offset: int = 0, *, named: bool = False) -> None:
+        """``offset`` is where in the text the first token begins; ``named``: it has the names of special tokens."""
         self.tokens = tokens
         self.count = count
-        self.offsets = Offsets(tokens.pieces, offset)
+        self.offsets = Offsets(tokens.named if named else tokens.pieces, offset)
 
     def take(self, ids: Sequence[int], rows: Sequence[dict[str, float] | None]) -> Columns:
         """A row is None for a token that nothing comes before."""

@@ -231,6 +231,7 @@ class Scheduler(Actor):
                 sequence.attempt,
                 sequence.params.include_stop_str_in_output,
                 sequence.marks,
+                not sequence.params.skip_special_tokens,
             )
         )
         self.report_prompt_logprobs(sequence)

@@ -54,7 +54,8 @@ class AnswerText:
         self.prefix = ""
         """What the text begins with before any token."""
         self.plain = False
-        """Nothing waits and nothing is looked for: a whole-character piece is the text that it adds."""
+        """Nothing waits and nothing is looked for: a whole-character piece, special tokens without text, is the text
+        that it adds."""
 
     def show(self, marks: Mapping[int, str], prefix: str) -> None:
         """Give these special tokens their text, and begin with ``prefix``, which stood in the prompt."""
@@ -70,7 +71,8 @@ class AnswerText:
             data = self.pending + (piece.encode() if isinstance(piece, str) else piece)
             piece, used = utf_8_decode(data, "replace", False)
             self.pending = data[used:]
-        self.plain = self.begun and not (self.pending or self.stops or self.shown or self.prefix)
+        waits = self.pending or self.stops or self.shown or self.prefix
+        self.plain = self.begun and not (waits or self.pieces.special)
         return piece
 
     def text(self, token: int) -> str:

@@ -46,6 +46,8 @@ class Detokenizer(Actor):
         self.thoughts = ThoughtTokens(tokenizer, formats)
         self.pieces = Pieces(tokenizer)
         self.pieces.check()
+        self.named = Pieces(tokenizer, special=True)
+        """The same with the names of special tokens, for answers that ask for them."""
         self.answers: dict[int, AnswerText] = {}
         self.handlers |= {Tokens: self.on_tokens}
         self.dropped_tokens = 0
@@ -114,7 +116,8 @@ class Detokenizer(Actor):
         context = memoryview(opened.context).cast("i").tolist()
         prompt = len(context) - opened.delivered
         begun = prompt < opened.prompt_tokens
-        answer = AnswerText(self.pieces, begun, opened.stop, opened.attempt, include_stop=opened.include_stop)
+        pieces = self.named if opened.special else self.pieces
+        answer = AnswerText(pieces, begun, opened.stop, opened.attempt, include_stop=opened.include_stop)
         if opened.marks:
             answer.show(self.thoughts.shown, self.thoughts.opening(context[:prompt]))
         for token in context[:prompt]:

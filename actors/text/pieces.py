@@ -21,13 +21,12 @@ BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(0x100
 
 
 class Pieces:
-    """What each token adds to a text: a ``str``, or ``bytes`` where they are not whole characters.
+    """What each token adds to a text: a ``str``, or ``bytes`` where they are not whole characters."""
 
-    Special tokens add nothing.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, special: bool = False) -> None:
+        """``special``: special tokens add their names; otherwise they add nothing."""
         self.tokenizer = tokenizer
+        self.special = special
         self.size = tokenizer.get_vocab_size()
         self.known: list[str | bytes | None] = [None] * self.size
         """By token, as far as tokens have been met: a list takes a quarter of the memory of a dict."""
@@ -52,20 +51,23 @@ class Pieces:
             return ""  # the model's vocabulary is often padded beyond the tokenizer's
         if token >= len(self.known):  # some vocabularies leave ids out
             self.known += [None] * (token + 1 - len(self.known))
-        text = self.tokenizer.decode([*self.before, token])[self.skip :]
+        text = self.decode([*self.before, token])[self.skip :]
         self.known[token] = piece = raw_bytes(name, text) if UNREADABLE in text else text
         return piece
 
     def at_start(self, token: int) -> str | bytes:
         """What the first token of a text adds."""
         piece = self[token]
-        return self.tokenizer.decode([token]) if isinstance(piece, str) else piece
+        return self.decode([token]) if isinstance(piece, str) else piece
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=not self.special)
 
     def check(self) -> None:
         """Compare a sample of the vocabulary, token by token, with the tokenizer's own decoding."""
         sample = range(0, self.size, max(1, self.size // 512))
         tokens = [token for token in sample if isinstance(self[token], str)]
-        whole = self.tokenizer.decode([*self.before, *tokens])[self.skip :]
+        whole = self.decode([*self.before, *tokens])[self.skip :]
         if whole != "".join(str(self[token]) for token in tokens):
             raise ModelNotSupported(
                 f"the decoder of this tokenizer ({type(self.tokenizer.decoder).__name__}) gives a token"

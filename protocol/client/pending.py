@@ -87,7 +87,9 @@ class Stream(Pending):
             if reader is None:
                 from ..formats.formats import AnswerReader  # here, since few clients need it
 
-                reader = self.readers[delta.index] = AnswerReader(formats, self.offered, self.new_ids())
+                special = not self.request.params.skip_special_tokens
+                reader = AnswerReader(formats, self.offered, self.new_ids(), special=special)
+                self.readers[delta.index] = reader
             said = reader.read(delta.text, delta.finish_reason)
         return ChatDelta(
             id=delta.id,

@@ -175,7 +175,7 @@ def own_marks(name: str) -> tuple[str, ...]:
     return tuple(token for token in tokens if token.startswith(("<", "[")))
 
 
-def calls_reader(formats: Formats, offered: Offer, ids: CallIds) -> Reader:
+def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: bool = False) -> Reader:
     """What reads the calls of an answer whose thoughts are parted off."""
     name = formats.tool_calls or ""
     if offered.forced is not None:
@@ -183,7 +183,7 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds) -> Reader:
     if offered.required:
         return RequiredCalls(offered, ids)
     if not offered.functions:
-        return Text(own_marks(name), offered, ids)
+        return Text(() if special else own_marks(name), offered, ids)
     if name in MARKED:
         return MarkedCalls(MARKED[name], offered, ids)
     if name in LISTS:
@@ -196,8 +196,9 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds) -> Reader:
 class AnswerReader:
     """Parts the text of one answer into thoughts, text and calls, in whatever parts it comes."""
 
-    def __init__(self, formats: Formats, offered: Offer, ids: CallIds) -> None:
-        calls = calls_reader(formats, offered, ids)
+    def __init__(self, formats: Formats, offered: Offer, ids: CallIds, *, special: bool = False) -> None:
+        """``special``: the names of special tokens are wanted, marks of calls that nobody offered among them."""
+        calls = calls_reader(formats, offered, ids, special=special)
         thoughts = REASONING.get(formats.reasoning or "")
         self.reader: Reader = calls
         if formats.reasoning == HARMONY or (formats.tool_calls == OPENAI and offered.functions):

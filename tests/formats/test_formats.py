@@ -48,9 +48,11 @@ def read(
     offered: Offer | None = None,
     finish_reason: str = "stop",
     plain: bool = False,
+    special: bool = False,
 ) -> Read:
     """What parts of an answer say together; the arguments of calls as text if they are ``plain``."""
-    reader = AnswerReader(formats, offer(TOOLS, None, None) if offered is None else offered, CallIds("any"))
+    offered = offer(TOOLS, None, None) if offered is None else offered
+    reader = AnswerReader(formats, offered, CallIds("any"), special=special)
     said = [reader.read(part) for part in parts] + [reader.read("", finish_reason)]
     result = Read("".join(one.reasoning for one in said), "".join(one.text for one in said))
     calls: dict[int, list[str]] = {}
@@ -306,6 +308,9 @@ def test_where_no_tools_are_offered_marks_of_calls_are_no_text_either(tool_calls
     assert "weather" in found.text
     unquoted = found.text.replace(json.dumps(QUOTED, ensure_ascii=False), "")
     assert not any(mark in unquoted for mark in marks_of(chosen) if mark[0] in "<[")
+    shown = read(chosen, *answer, offered=Offer(), special=True).text
+    assert answer.endswith(shown), "unless they are asked for"
+    assert any(mark in shown for mark in marks_of(chosen))
 
 
 @settings(deadline=None)

@@ -160,7 +160,7 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
         (TEXT, {"best_of": 2}, "best_of", "best_of=2 is not served here; leave it out, or give 1"),
         (TEXT, {"best_of": True}, "best_of", "best_of=True is not served"),
         (TEXT, {"suffix": "x"}, "suffix", "no tokens to fill in the middle with; leave it out"),
-        (TEXT, {"skip_special_tokens": False}, "skip_special_tokens", "leave it out, or give true"),
+        (TEXT, {"detokenize": False}, "detokenize", "leave it out, or give true"),
         (CHAT, {"modalities": ["audio"]}, "modalities", 'give ["text"]'),
         (TEXT, {"suffix": "x", "prompt": [1, 2]}, "suffix", "goes with prompts that are texts"),
         (TEXT, {"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low' is not served"),
@@ -262,6 +262,7 @@ VALUES: dict[str, Any] = {
     "logit_bias": {"5": 1.0},
     "ignore_eos": True,
     "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
     "cache_salt": "x",
     "bad_words": ["x"],
 }

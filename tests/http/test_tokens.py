@@ -55,6 +55,16 @@ def test_bytes_and_special_tokens_do_not_count_by_their_names() -> None:
     assert table["text_offset"] == [0, 3, 4, 4, 4, 5, 9, 9]
 
 
+def test_special_tokens_take_the_place_of_their_names_where_the_text_has_them() -> None:
+    tokenizer = load_tokenizer(Path(BUNDLED_MODEL))
+    special, cat = 0, tokenizer.encode("cat", add_special_tokens=False).ids
+    ids = [special, *cat, special, *cat]
+    expected = [len(tokenizer.decode(ids[:count], skip_special_tokens=False)) for count in range(len(ids))]
+    table = TokenTable(Tokens(tokenizer), 0, named=True).take(ids, [None] * len(ids))
+    assert table["text_offset"] == expected
+    assert expected[1] > 0
+
+
 def test_the_space_of_a_first_word_and_the_begin_token_take_no_place() -> None:
     tokenizer = sentencepiece()
     begin, the, cat, face = 0, 1, 2, [5 + byte for byte in "世".encode()]

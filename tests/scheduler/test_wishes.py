@@ -22,7 +22,7 @@ def test_nothing_that_a_request_may_ask_is_left_out() -> None:
         for name in SamplingParams.__struct_fields__
         if getattr(params, name) != getattr(SamplingParams(), name)
     }
-    of_text = {"stop", "include_stop_str_in_output"}  # what stops by text is the detokenizer's
+    of_text = {"stop", "include_stop_str_in_output", "skip_special_tokens"}  # the detokenizer's
     assert changed == set(SamplingParams.__struct_fields__) - of_text
 
 

@@ -250,6 +250,33 @@ def test_special_tokens_have_no_text_and_count_as_tokens() -> None:
     assert run(DETOKENIZERS["byte_level"], [5], [token_id(BYTE_LEVEL, "<tool>")]).text == "<tool>"
 
 
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+@pytest.mark.parametrize("delivered", [0, 3])
+def test_special_tokens_have_their_names_where_they_are_asked_for(name: str, delivered: int) -> None:
+    tokenizer, detokenizer = TOKENIZERS[name], DETOKENIZERS[name]
+    special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
+    prompt, cat = encode(tokenizer, "The"), encode(tokenizer, " cat" + CORPUS[2])
+    answer = [special[-1], *cat, special[0], *cat, special[-1]]
+    start = msgspec.structs.replace(opened(7, prompt, answer[:delivered]), special=True)
+    rows = [(7, token) for token in answer[delivered:]]
+    [(_, sent)] = detokenizer.receive("", message(rows, opened=[start]), 0.0)
+    assert isinstance(sent, Texts)
+    before = tokenizer.decode(prompt + answer[:delivered], skip_special_tokens=False)
+    whole = tokenizer.decode(prompt + answer, skip_special_tokens=False)
+    assert before + "".join(sent.texts) == whole
+    assert str(tokenizer.id_to_token(special[-1])) in whole
+    assert str(tokenizer.id_to_token(special[-1])) not in run(detokenizer, prompt, answer).text
+
+
+def test_a_special_token_can_be_a_stop_text_where_it_has_its_name() -> None:
+    end, cat = token_id(BYTE_LEVEL, "<|end|>"), encode(BYTE_LEVEL, "cat")
+    start = msgspec.structs.replace(opened(7, [5], stop=["<|end|>"]), special=True)
+    rows = [(7, token) for token in [*cat, end, *cat]]
+    [(_, sent), (_, matched)] = DETOKENIZERS["byte_level"].receive("", message(rows, opened=[start]), 0.0)
+    assert isinstance(sent, Texts)
+    assert ("".join(sent.texts), matched) == ("cat", Matched([7], [0]))
+
+
 def test_a_token_that_the_tokenizer_does_not_know_has_no_text() -> None:
     # A model's vocabulary is padded: it can sample such ids.
     assert run(DETOKENIZERS["byte_level"], [5], [99_999, *encode(BYTE_LEVEL, "cat"), 2**31 - 1]).text == "cat"

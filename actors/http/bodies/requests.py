@@ -41,7 +41,6 @@ FIXED: dict[str, Any] = {
     "no_stop_trim": False,
     "return_hidden_states": False,
     "return_tokens_as_token_ids": False,
-    "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "use_beam_search": False,
 }

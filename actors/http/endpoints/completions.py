@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.messages import Delta, Usage
+from ....protocol.sampling import SamplingParams
 from ...text.fill_in import with_gap
 from ..bodies.requests import (
     CompletionBody,
@@ -76,7 +77,7 @@ async def create(service: Service, request: Request) -> Response:
         echoes = await service.beside(
             request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
         )
-    answers = Answers(service, body, n, echoes, only_prompt=only_prompt)
+    answers = Answers(service, body, params, echoes, only_prompt=only_prompt)
     streams = [
         service.ask(
             request,
@@ -153,15 +154,23 @@ class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
     def __init__(
-        self, service: Service, body: CompletionFields, n: int, echoes: list[str], *, only_prompt: bool
+        self,
+        service: Service,
+        body: CompletionFields,
+        params: SamplingParams,
+        echoes: list[str],
+        *,
+        only_prompt: bool,
     ) -> None:
-        self.n = n
+        self.n = params.n
         self.echoes = echoes
         """The text of each prompt, where answers begin with it."""
         self.only_prompt = only_prompt
         """Nothing but the prompt is asked for; the one token that is computed behind it is left out."""
         self.tokens = service.tokens
         self.columns = body.logprobs
+        self.named = not params.skip_special_tokens
+        """Special tokens have text."""
         self.ids_wanted = bool(body.return_token_ids)
         self.prompt_columns = body.prompt_logprobs
         self.tables: dict[int, TokenTable] = {}
@@ -189,7 +198,8 @@ class Answers:
             return None
         table = self.tables.get(index)
         if table is None:
-            table = self.tables[index] = TokenTable(self.tokens, self.columns, len(self.echo(index)))
+            at = len(self.echo(index))
+            table = self.tables[index] = TokenTable(self.tokens, self.columns, at, named=self.named)
         return table.take(delta.token_ids, delta.logprobs)
 
     def echoed_logprobs(self, index: int) -> Columns | None:

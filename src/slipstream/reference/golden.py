@@ -141,6 +141,7 @@ PARAMS = SamplingParams(
     seed=7,
     stop=["\n\n", "END"],
     include_stop_str_in_output=True,
+    skip_special_tokens=False,
     stop_token_ids=[2],
     ignore_eos=True,
     deadline_s=30.0,
@@ -365,6 +366,7 @@ OPENED = Opened(
     attempt=1,
     include_stop=True,
     marks=True,
+    special=True,
 )
 
 JOIN = filled(
