@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 ENCODER = msgspec.msgpack.Encoder()
 
+FIRST_BYTES = 4096
+"""What msgpack takes for a frame before it knows how long it gets. By itself it takes a megabyte, which a process that
+gives memory back has to have cleared by the kernel each time: 34 us for a request, instead of 2."""
+
 
 @cache
 def to_client() -> msgspec.msgpack.Decoder[PublicOut]:
@@ -74,7 +78,7 @@ def encode_from_client(message: FromClient) -> bytes:
 
     A text with a lone surrogate is a ``UnicodeEncodeError``, and values that no message can hold raise other errors.
     """
-    packed = msgpack.packb(plain(message))
+    packed = msgpack.packb(plain(message), buf_size=FIRST_BYTES)
     assert packed is not None
     return packed
 
@@ -86,7 +90,7 @@ def plain(message: msgspec.Struct) -> Any:
 
 def pack(values: Any) -> bytes:
     """Plain values as MessagePack; a lone surrogate in a text becomes ``?``."""
-    packed = msgpack.packb(values, unicode_errors="replace")
+    packed = msgpack.packb(values, unicode_errors="replace", buf_size=FIRST_BYTES)
     assert packed is not None
     return packed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 DIGEST_BYTES = 16
@@ -14,6 +15,8 @@ class InHand:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        os.ftruncate(descriptor, DIGEST_BYTES)
+        self.memory = mmap.mmap(descriptor, DIGEST_BYTES)
 
     @staticmethod
     def create() -> InHand:
@@ -22,16 +25,17 @@ class InHand:
 
     def take(self, digest: bytes) -> None:
         """From now on this is in hand."""
-        os.pwrite(self.descriptor, digest, 0)
+        self.memory[:] = digest
 
     def put_down(self) -> None:
         """Nothing is in hand any more."""
-        os.pwrite(self.descriptor, NOTHING, 0)
+        self.memory[:] = NOTHING
 
     def read(self) -> bytes:
         """What is in hand, or was at the death; empty if nothing."""
-        found = os.pread(self.descriptor, DIGEST_BYTES, 0)
+        found = self.memory[:]
         return b"" if found == NOTHING else found
 
     def close(self) -> None:
+        self.memory.close()
         os.close(self.descriptor)
