@@ -165,6 +165,7 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
         (TEXT, {"suffix": "x", "prompt": [1, 2]}, "suffix", "goes with prompts that are texts"),
         (TEXT, {"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low' is not served"),
         (TEXT, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "are not streamed"),
+        (CHAT, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "are not streamed"),
         (
             TEXT,
             {"prompt_logprobs": 2, "echo": True, "logprobs": 1},

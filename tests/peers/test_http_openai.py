@@ -157,6 +157,25 @@ def test_echo_with_logprobs_tells_those_of_the_prompt_and_may_tell_nothing_else(
         api.completions.create(**fields, n=2, stream=True)
 
 
+def test_a_chat_tells_the_logprobs_of_its_prompt_as_vllm_does(api: OpenAI, direct: Client) -> None:
+    output = direct.chat(HELLO, SamplingParams(max_tokens=4, seed=1, prompt_logprobs=2))
+    ids, scores = output.prompt_token_ids, output.prompt_logprobs
+    assert ids is not None
+    assert scores is not None
+    fields: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 4, "seed": 1}
+    told = api.chat.completions.create(**fields, extra_body={"prompt_logprobs": 2})
+    first, *rows = (told.model_extra or {})["prompt_logprobs"]
+    assert first is None
+    assert len(rows) == len(ids) - 1 > 3
+    for token, row, score in zip(ids[1:], rows, scores[1:], strict=True):
+        assert score is not None
+        assert row[str(token)]["logprob"] == pytest.approx(score[token], abs=1e-4)
+        ranks = [entry["rank"] for entry in sorted(row.values(), key=lambda entry: -entry["logprob"])]
+        assert ranks == [1, 2, None][: len(row)]
+    with pytest.raises(openai.BadRequestError, match="prompt_logprobs are not streamed"):
+        api.chat.completions.create(**fields, stream=True, extra_body={"prompt_logprobs": 2})
+
+
 def test_logprobs_of_chat_name_each_token_and_the_most_likely_ones(api: OpenAI) -> None:
     fields: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 6, "seed": 1}
     told = api.chat.completions.create(**fields, logprobs=True, top_logprobs=3)

@@ -64,6 +64,8 @@ class ChatCompletion(Struct, kw_only=True):
     id: str
     object: Literal["chat.completion"]
     prompt_token_ids: list[int] = []
+    prompt_logprobs: list[dict[str, dict[str, Any]] | None] = []
+    """Only where they are asked for."""
     created: int
     model: str
     choices: list[ChatChoice]

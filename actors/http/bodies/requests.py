@@ -61,7 +61,6 @@ FIXED_IN_CHAT: dict[str, Any] = FIXED | {
     "prediction": None,
     "prompt_cache_options": None,
     "prompt_cache_retention": None,
-    "prompt_logprobs": None,
     "separate_reasoning": True,
     "stream_reasoning": True,
     "web_search_options": None,
@@ -195,6 +194,8 @@ class ChatFields(Sampling, kw_only=True):
     """The answer goes on with the last message."""
     return_token_ids: bool | None = None
     """Each answer has its ``token_ids``, and the whole the ``prompt_token_ids``."""
+    prompt_logprobs: int | None = None
+    """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 
 
 class CompletionFields(Sampling, kw_only=True):
@@ -312,6 +313,14 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     except InvalidRequest as error:
         raise as_written(error, names) from None
     return Asked(params, names)
+
+
+def of_prompt(body: ChatFields | CompletionFields) -> Given:
+    """How many logprobs of the prompt are asked for by themselves."""
+    if body.prompt_logprobs is not None and body.stream:
+        message = "prompt_logprobs are not streamed; leave out one of prompt_logprobs and stream"
+        raise Problem(400, message, param="prompt_logprobs")
+    return Given(body.prompt_logprobs, "prompt_logprobs")
 
 
 MATCHES = {

@@ -23,12 +23,13 @@ from ..bodies.requests import (
     Given,
     StreamOptions,
     ending_of,
+    of_prompt,
     sampling_params,
     schema_of,
 )
 from ..errors import Names, Problem, as_written
 from ..service import Service
-from ..tokens import Tokens
+from ..tokens import Tokens, prompt_logprobs
 from ..transport.events import (
     Events,
     encode,
@@ -51,7 +52,10 @@ async def create(service: Service, request: Request) -> Response:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
     whole = WholeChat(about, answers)
     await unless_left(request.receive, whole.take(batches))
-    return service.answer(whole.body())
+    if body.prompt_logprobs is None:
+        return service.answer(whole.body())
+    scores = prompt_logprobs(service.tokens, whole.prompt_scores, body.prompt_logprobs)
+    return service.answer(whole.body() | {"prompt_logprobs": scores})
 
 
 EFFORTS = ("reasoning_effort", "verbosity")
@@ -107,8 +111,14 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
     most = Given(body.max_tokens, "max_tokens")
     if body.max_completion_tokens is not None:
         most = Given(body.max_completion_tokens, "max_completion_tokens")
-    logprobs = Given((body.top_logprobs or 0) if body.logprobs else None, "top_logprobs")
-    params, names = sampling_params(body, bounds, max_tokens=most, logprobs=logprobs, json_schema=schema)
+    params, names = sampling_params(
+        body,
+        bounds,
+        max_tokens=most,
+        logprobs=Given((body.top_logprobs or 0) if body.logprobs else None, "top_logprobs"),
+        prompt_logprobs=of_prompt(body),
+        json_schema=schema,
+    )
     return params, offered.places | names
 
 
@@ -233,6 +243,7 @@ class WholeChat:
         self.logprobs: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         self.reasons: dict[int, str | None] = {}
         self.usage: dict[str, Any] = {}
+        self.prompt_scores: list[dict[str, float] | None] = []
 
     async def take(self, batches: Any) -> None:
         async for _, deltas in batches:
@@ -250,6 +261,8 @@ class WholeChat:
             self.reasons[index] = answers.finish_reason(delta)
         if delta.usage is not None:
             self.usage = total_usage([delta.usage])
+        if delta.prompt_logprobs is not None:
+            self.prompt_scores = delta.prompt_logprobs
 
     def body(self) -> dict[str, Any]:
         output = self.collector.output()

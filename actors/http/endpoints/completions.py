@@ -16,6 +16,7 @@ from ..bodies.requests import (
     CompletionFields,
     Given,
     StreamOptions,
+    of_prompt,
     sampling_params,
     schema_of,
 )
@@ -121,16 +122,13 @@ def prompt_logprobs_of(body: CompletionFields, *, echo_logprobs: bool) -> Given:
     """How many logprobs of the prompt are asked for, with its echo or by themselves."""
     if body.prompt_logprobs is None:
         return Given(body.logprobs if echo_logprobs else None, "logprobs")
-    if body.stream:
-        message = "prompt_logprobs are not streamed; leave out one of prompt_logprobs and stream"
-        raise Problem(400, message, param="prompt_logprobs")
     if echo_logprobs and body.prompt_logprobs != body.logprobs:
         message = (
             f"echo with logprobs={body.logprobs} asks for as many of the prompt, and prompt_logprobs for"
             f" {body.prompt_logprobs}; give the same number, or leave one out"
         )
         raise Problem(400, message, param="prompt_logprobs")
-    return Given(body.prompt_logprobs, "prompt_logprobs")
+    return of_prompt(body)
 
 
 def with_gaps(service: Service, prompts: list[tuple[Prompt, str]], suffix: str) -> list[tuple[Prompt, str]]:
