@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...protocol.limits import MAX_JOINED_TOKENS
 from ...protocol.messages import Capacity, Plan
 from .draft import Draft, OutstandingStep
 from .pool import BlockList, BlockPool, Pool
@@ -24,10 +25,6 @@ from .prefix import publish, share_beginning
 from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
-
-MAX_JOINED_TOKENS = 1 << 20
-"""A plan takes in no further sequence once those that join have this many tokens: it has to fit into a frame,
-and those that find their beginning in the prefix cache cost no budget."""
 
 PATIENCE_STEPS = 8
 """Steps that a client with nothing running waits for an end before another gives way: most batches have an end within

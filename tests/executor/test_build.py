@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from slipstream.actors.executor import build
 from slipstream.actors.executor.build import DeviceLost, choose_device, found_again, import_libraries
 from slipstream.actors.executor.engine import max_batched_tokens
+from slipstream.actors.executor.executor import Executor
 from slipstream.actors.options import ModelOptions
+from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.runtime.process.child import Build
 
@@ -95,3 +102,23 @@ def test_a_gpu_that_is_not_there_is_the_users_mistake_at_first_and_lost_later(re
     context = Build({}, restarted=restarted)
     with pytest.raises(DeviceLost if restarted else InvalidRequest, match="sees no CUDA device"):
         import_libraries(context, options)
+
+
+def test_the_ledger_of_an_emulated_cache_is_no_larger_than_one_that_is_built_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long and as many as options allow: 67 million blocks, whose lists took 4.8 GB and longer than the watch."""
+    monkeypatch.setattr(build, "load_grammars", lambda *about: "this model has no tokenizer")
+    slots, length = 1024, 1 << 20
+    served = ServeOptions(device="emulated", max_num_seqs=slots)
+    options = executor_options(served, replace(MODEL, max_model_len=length))
+    executor = build.build(Build(msgspec.to_builtins(options)))
+    assert isinstance(executor, Executor)
+    scheduler = Scheduler(SchedulerConfig(slots, None, length, 2, ()))
+    tracemalloc.start()
+    scheduler.receive("executor", executor.capacity, 1.0)
+    ledger_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ledger_bytes < 100 << 20
+    assert scheduler.planner.longest is not None
+    assert scheduler.planner.longest >= length, "and one sequence of the full length has its blocks"

@@ -6,9 +6,10 @@ The GPU is a CPU that says how much memory it has; what stands in for its graphs
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,50 @@ def test_the_cache_gets_what_steps_and_graphs_leave() -> None:
     assert engine_of(gpu).blocks == 7
     assert len(gpu.measured) == 2, "the largest step, and the one that asks for most, have run before"
     assert engine_of(Gpu(free=free - graphs, total=total), cuda_graphs="off").blocks == 7
+
+
+class CountingGpu(Gpu):
+    """Has the memory that tensors and buffers which were made since then leave."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total=total)
+        self.before = living()
+
+    def memory(self) -> tuple[int, int]:
+        return self.total - (living() - self.before), self.total
+
+
+def living() -> int:
+    """Bytes of all tensors that there are."""
+    gc.collect()
+    storages = [item.untyped_storage() for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("graphs", ["off", "lazy"])
+def test_the_cache_leaves_room_for_every_table_that_grows_with_slots_and_length(
+    monkeypatch: pytest.MonkeyPatch, graphs: str
+) -> None:
+    """Slots of 131,072 tokens: tables of 34 MB, where a tenth of 256 MB is left for all that follows."""
+    monkeypatch.setattr(build, "load_grammars", lambda *about: "this model has no tokenizer")
+    slots, length = 64, 131_072
+    options = executor_options(
+        ServeOptions(
+            max_num_seqs=slots, max_num_batched_tokens=slots, block_size=16, device="cuda", cuda_graphs=graphs
+        ),
+        replace(MODEL, max_model_len=length),
+    )
+    model, total = model_of(), 1 << 28
+    gpu = CountingGpu(total)
+    context: Any = Context(restarted=True)
+    made: Any = (context, options, model, gpu, Graphs())
+    executor = build.assemble(context, options, on_gpu(*made))
+    backend: Any = model.backend
+    backend._step = None  # the last step's masks: what steps work in is measured apart
+    of_host = sum(slot.staging.nbytes + slot.results.nbytes for slot in executor.pipeline.slots)
+    used = total - gpu.memory()[0] - of_host
+    assert 0.9 * total < used < total
+    gpu.close()
 
 
 def test_no_memory_is_kept_back_for_graphs_of_prompts_where_states_rule_them_out() -> None:

@@ -421,6 +421,29 @@ def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Pa
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("tekken.json", "mistral-common"),
+        ("tokenizer.model.v3", "mistral-common"),
+        ("tiktoken.model", "tiktoken"),
+        ("tokenizer.model", "sentencepiece"),
+        ("spiece.model", "sentencepiece"),
+    ],
+)
+def test_a_tokenizer_in_another_form_is_named_with_the_package_that_converts_it(
+    tmp_path: Path, name: str, package: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    folder = str(tmp_path)
+    with pytest.raises(ModelNotSupported) as refused:
+        load_tokenizer(tmp_path)
+    assert str(refused.value) == (
+        f"{folder} has no tokenizer.json, only {name}, which is not read; pip install {package}, then make one in"
+        f" Python with transformers: AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"
+    )
+
+
 def in_pairs(written: dict[str, Any]) -> dict[str, Any]:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in written["model"]["merges"]]
     return written | {"model": written["model"] | {"merges": pairs}}

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
+from ....protocol.limits import MAX_JOINED_TOKENS, MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from ....protocol.messages import Join, Plan
 from .buckets import Buckets, padded
 from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
@@ -360,6 +360,8 @@ class RunningBatch:
 def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> int:
     """int32 of the inputs of a step that has as much as can be of everything."""
     rows = min(max_batched_tokens, seq_slots)
+    # Those that join have a block for each token at most, and the last of them may be the longest; others get one each.
+    blocks = min(seq_slots * max_blocks, MAX_JOINED_TOKENS + max_blocks + seq_slots)
     return StepLayout(
         seq_slots,
         decode_only=False,
@@ -369,7 +371,7 @@ def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> 
         samples=seq_slots,
         joins=seq_slots,
         biases=seq_slots,
-        blocks=seq_slots * max_blocks,
+        blocks=blocks,
         copies=seq_slots,
         counts=max_batched_tokens,
         masked=seq_slots,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bench import Bench
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.sampling.sampler import IN_PROMPT
+from slipstream.actors.executor.step import batch as batching
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of
 from slipstream.actors.executor.step.fields import BIAS, JOIN, NO_STOP_TOKEN, column
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.scheduler import planner
 from slipstream.protocol.messages import Join, Plan
 from tiny_models import make_config
 
@@ -166,3 +169,25 @@ def test_only_a_least_length_bars_stop_tokens() -> None:
     )
     kinds += [batch.stage(Plan(number), staging).kind for number in (2, 3)]
     assert [kind.min_tokens for kind in kinds] == [False, True, True, False]
+
+
+def test_inputs_hold_what_a_scheduler_plans_at_once_and_grow_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts that are in the prefix cache join for a token each, as many as there are, with all of their blocks."""
+    most, slots, length = 100, 32, 128
+    for module in (planner, batching):
+        monkeypatch.setattr(module, "MAX_JOINED_TOKENS", most)
+    batch = RunningBatch(slots, BUDGET, length)
+    staging = np.zeros(batch.input_capacity, np.int32)
+    bench = Bench(slots=slots, budget=BUDGET, length=length, blocks=1 + slots * length, size=1)
+    for request in range(slots):
+        bench.ask(request, [*range(2, most - 8), 500 + request], max_tokens=5, ignore_eos=True)
+    bench.finish_all()
+    blocks = []
+    for plan in bench.plans:
+        blocks.append(batch.stage(plan, staging).layout.blocks)
+    assert len(bench.ends) == slots
+    assert max(blocks) > 1.5 * most
+    without = RunningBatch(slots, BUDGET, 0)
+    assert max(blocks) <= (batch.input_capacity - without.input_capacity) // 3 <= most + length + slots
