@@ -19,15 +19,19 @@ def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:
     Among those that have equally much of it, the one with least to do; and among these, one that follows from the
     beginning, so that several routers that know nothing of each other send the same beginning to the same service.
     """
-    mean = sum(replica.load for replica in replicas) / len(replicas)
-    most = mean * (1 + MOST_ABOVE_MEAN) + SLACK
+    loads = [replica.load for replica in replicas]
+    most = sum(loads) / len(loads) * (1 + MOST_ABOVE_MEAN) + SLACK
+    merits = [
+        ((replica.prefixes.matched(hashes) if hashes and replica.prefixes.count else 0, -load), replica)
+        for replica, load in zip(replicas, loads, strict=True)
+        if load <= most
+    ]
+    best = max(merit for merit, _ in merits)
+    equals = [replica for merit, replica in merits if merit == best]
+    if len(equals) == 1:
+        return equals[0]
     first = hashes[0] if hashes else b""
-
-    def merit(replica: Replica) -> tuple[int, float, bytes]:
-        matched = replica.prefixes.matched(hashes) if hashes and replica.prefixes.count else 0
-        return matched, -replica.load, affinity(first, replica.endpoint)
-
-    return max((replica for replica in replicas if replica.load <= most), key=merit)
+    return max(equals, key=lambda replica: affinity(first, replica.endpoint))
 
 
 def affinity(first: bytes, endpoint: str) -> bytes:

@@ -52,6 +52,49 @@ class Routed:
     sent_prompt_logprobs: bool = False
     """A service that continues it tells these anew."""
 
+    def go_to(self, replica: Replica) -> None:
+        """It is open there from now on."""
+        blocks, matched = len(self.hashes), replica.prefixes.matched(self.hashes)
+        self.expected = matched / blocks if blocks else 0.0
+        self.uncomputed = blocks - matched
+        self.replica, self.waits_until = replica, None
+        replica.uncomputed += self.uncomputed
+        replica.open_answers += self.answers
+
+    def leave(self) -> None:
+        """It is not open any more where it was."""
+        if self.replica is not None:
+            self.replica.open_answers -= self.answers
+            self.on_computed()
+            self.replica = None
+
+    def on_computed(self) -> None:
+        """Its prompt is no more work to its service."""
+        if self.replica is not None:
+            self.replica.uncomputed -= self.uncomputed
+            self.uncomputed = 0
+
+    def hand_on(self, items: list[Delta]) -> None:
+        """Add what has come of it, as its client is to get it."""
+        self.losses, self.accepted = 0, True
+        if self.uncomputed:
+            self.on_computed()
+        while self.stream.deltas:
+            delta = self.stream.deltas.popleft()
+            delta.id = self.id
+            if delta.prompt_token_ids is not None:
+                if self.sent_prompt_ids or not self.wants_prompt_ids:
+                    delta.prompt_token_ids = None
+                self.sent_prompt_ids = True
+            if delta.prompt_logprobs is not None:
+                if self.sent_prompt_logprobs:
+                    delta.prompt_logprobs = None
+                self.sent_prompt_logprobs = True
+            if delta.usage is not None and self.replica is not None:
+                expected = self.expected * delta.usage.prompt_tokens
+                self.replica.prefixes.learn(expected, delta.usage.cached_tokens)
+            items.append(delta)
+
 
 class OpenRequests:
     """All of them, by their own number and by what their clients call them."""

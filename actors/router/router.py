@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...protocol import limits
 from ...protocol.client.pending import Pending, Stream
 from ...protocol.client.request import answer_count
 from ...protocol.client.session import Session
-from ...protocol.endpoints import check_endpoint
-from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, Overloaded, SlipstreamError
+from ...protocol.errors import DEFAULT_RETRY_AFTER_S, SlipstreamError
 from ...protocol.limits import Limits
 from ...protocol.messages import (
-    GAUGES,
     NO_FORMATS,
     Abort,
     Actors,
@@ -42,39 +39,22 @@ from ..options import RouterOptions
 from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
 from ..public.keys import public_keys
-from .choice import choose
-from .open_requests import OpenRequests, Passing, Routed
-from .prefixes import hash_blocks, size_and_bytes
+from .admission import Admission
+from .open_requests import OpenRequests, Routed
+from .placement import Placement
+from .prefixes import size_and_bytes
 from .replica import MOVE_AFTER_S, Replica
+from .services_file import endpoints_in
+from .totals import totals
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
-
-MOST_LOSSES = 3
-"""A request that was open at this many services that went, one after the other, while nothing of it came from any, may
-be what they died of."""
-
-WAIT_S = 30.0
-"""How long a request waits while no service can take it."""
-
-RETRY_S = 0.05
-"""Between two tries to find one."""
 
 LEAST_BETWEEN_LOOKS_S = 0.02
 """Between two looks after all services: of a thousand, some service wants to be looked at every millisecond."""
 
 LATE_S = 0.5
 """How much later than the service the router ends a request by its deadline: the service's own word comes first."""
-
-MAX_OPEN_BYTES = 1 << 28
-"""Of all prompts that are open here."""
-
-MOST_KNOWN_BLOCKS = 1 << 19
-"""Blocks whose hashes are remembered, of all services together: about 60 MB."""
-
-
-MEANS = ("kv_cache_usage_perc", "kv_cache_block_size")
-"""Of these the mean of all services is told, and not the sum."""
 
 
 class Router(PublicActor):
@@ -96,13 +76,20 @@ class Router(PublicActor):
         """``services``: the endpoints behind. Each serves ``model`` with ``bounds``, or is not used."""
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.bounds_of_each = bounds
-        self.rng = rng
         self.replicas: dict[str, Replica] = {}
         self.session_of: dict[str, Session] = {}
         """Those of the replicas, by endpoint."""
         self.open = OpenRequests()
-        self.next_number = 0
         self.counters: Counter[str] = Counter(router_requests=0, router_requests_moved=0)
+        self.admission = Admission(self.open, rng)
+        self.placement = Placement(
+            self.open,
+            self.replicas,
+            self.counters,
+            fail=self.fail,
+            end_aborted=self.end_aborted,
+            look_by=self.look_by,
+        )
         self.handlers |= {
             ServiceFrame: self.on_service_frame,
             ServiceInterrupted: self.on_service_interrupted,
@@ -139,13 +126,7 @@ class Router(PublicActor):
 
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
-        good: list[str] = []
-        for endpoint in named_in(file.text):
-            try:
-                good.append(check_endpoint(endpoint, insecure=True))
-            except InvalidRequest as error:
-                self.send(HostService.LOG, f"{error}; the line is passed over")
-        self.set_services(good)
+        self.set_services(endpoints_in(file.text, lambda text: self.send(HostService.LOG, text)))
 
     def forget_those_that_left(self) -> None:
         for endpoint, replica in list(self.replicas.items()):
@@ -158,136 +139,27 @@ class Router(PublicActor):
     def on_generate(self, connection: Connection, message: Generate, now: float) -> None:
         size, beginning = size_and_bytes(message)
         answers = answer_count(message.params)
-        error = self.refusal(connection, message, size, answers)
+        error = self.admission.refusal(
+            connection, message, size, answers, self.bounds, draining=self.draining
+        )
         if error is not None:
             self.counters["router_requests_refused"] += 1
             self.send_to(connection, error)
             return
-        params = message.params
-        if params.seed is None:  # drawn here, so that every service continues the answer by the same
-            params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
-        asked = msgspec.structs.replace(
-            message,
-            id=f"r{self.next_number}",
-            params=params,
-            received=[],
-            received_of_others=[],
-            return_prompt_ids=message.return_prompt_ids or message.messages is not None,
-        )
-        stream = Passing(asked, now - message.age_s)
-        for index, received in enumerate([message.received, *message.received_of_others]):
-            if received:
-                stream.received[index] += received
-        hashes = hash_blocks(beginning, params.cache_salt)
-        request = Routed(
-            self.next_number, connection, message.id, stream, answers, size, hashes, message.return_prompt_ids
-        )
-        stream.waiter = request
-        self.next_number += 1
+        request = self.admission.take(connection, message, size, beginning, answers, now)
         self.counters["router_requests"] += 1
         self.open.add(request)
-        if params.deadline_s is not None:
-            due = now + params.deadline_s - message.age_s + LATE_S
+        deadline_s = message.params.deadline_s
+        if deadline_s is not None:
+            due = now + deadline_s - message.age_s + LATE_S
             self.open.deadlines.add(request.number, due)
             self.wake_by(due)
         self.connections.probe_by(now + PROBE_S)
-        self.place(request, now)
-
-    def refusal(self, connection: Connection, message: Generate, size: int, answers: int) -> Error | None:
-        """Why a request is not even tried; whether its values are valid, the services say."""
-        id = message.id
-        if not 1 <= len(id) <= limits.MAX_REQUEST_ID_CHARS or connection.uses(id):
-            # No id in the error: it would end the request that is open under it.
-            most = limits.MAX_REQUEST_ID_CHARS
-            text = f"id={id!r:.80} has to have 1 to {most} characters and to be of no open request"
-            return Error(code="invalid_request", message=text, param="id")
-        if self.draining:
-            return Error(code="unavailable", message="the router is stopping and accepts nothing new", id=id)
-        held, most = self.open.answers, self.bounds.max_queued_requests
-        if held + answers > most or self.open.bytes + size > MAX_OPEN_BYTES:
-            text = (
-                f"{held} requests with {self.open.bytes} bytes are open; the limits are {most} requests and"
-                f" {MAX_OPEN_BYTES} bytes: try again later"
-            )
-            return Error(code="overloaded", message=text, id=id, retry_after_s=DEFAULT_RETRY_AFTER_S)
-        return None
-
-    def place(self, request: Routed, now: float) -> None:
-        """Send it to the service that is best for it, or let it wait for one."""
-        stream = request.stream
-        if stream.aborted:
-            self.end_aborted(request, now)
-            return
-        free = [
-            replica
-            for replica in self.replicas.values()
-            if replica.takes(now) and replica.endpoint not in request.refused_by
-        ]
-        if not free:
-            self.wait(request, now)
-            return
-        # One that has not answered of late is not asked, unless there is no other.
-        replica = choose([one for one in free if one.answers(now)] or free, request.hashes)
-        try:
-            replica.session.adopt(stream, now)
-        except InvalidRequest as error:
-            self.fail(request, error)
-            return
-        blocks, matched = len(request.hashes), replica.prefixes.matched(request.hashes)
-        request.expected = matched / blocks if blocks else 0.0
-        request.uncomputed = blocks - matched
-        replica.uncomputed += request.uncomputed
-        replica.prefixes.note(request.hashes, MOST_KNOWN_BLOCKS // len(self.replicas))
-        request.replica, request.waits_until = replica, None
-        self.open.waiting.pop(request, None)
-        replica.open_answers += request.answers
-        self.look_by(replica.due)
-
-    def wait(self, request: Routed, now: float) -> None:
-        """No service can take it now. One that no service has taken yet is refused if all of them are full."""
-        request.refused_by.clear()
-        until = [one.full_until for one in self.replicas.values() if one.ready and one.full_until > now]
-        if until and not request.accepted:
-            text = f"all {len(until)} services behind this router are full: try again later"
-            self.fail(request, Overloaded(text, min(until) - now))
-            return
-        if request.waits_until is None:
-            request.waits_until = now + WAIT_S
-        elif now >= request.waits_until:
-            self.fail(request, SlipstreamError(self.nobody(), code="unavailable"))
-            return
-        self.open.waiting[request] = None
-        self.look_by(now + RETRY_S)
-
-    def nobody(self) -> str:
-        """Why no service takes a request."""
-        said = [f"{one.endpoint} ({one.trouble or one.state})" for one in self.replicas.values()]
-        those = "; ".join(said) or "there is none"
-        return f"no service behind this router takes requests, for {WAIT_S:g} s now: {those}"
-
-    def leave(self, request: Routed) -> None:
-        """It is not open any more where it was."""
-        replica = request.replica
-        if replica is not None:
-            replica.open_answers -= request.answers
-            self.on_computed(request, replica)
-            request.replica = None
-
-    def on_computed(self, request: Routed, replica: Replica) -> None:
-        """Its prompt is no more work to a service."""
-        replica.uncomputed -= request.uncomputed
-        request.uncomputed = 0
-
-    def close(self, request: Routed) -> None:
-        """It is over: nothing more of it goes to its client."""
-        if request.replica is not None:
-            request.replica.session.leave(request.stream)  # if it goes on there
-        self.leave(request)
-        self.open.forget(request)
+        self.placement.place(request, now)
 
     def fail(self, request: Routed, error: SlipstreamError) -> None:
         """It ends with an error, as it would at a service."""
-        self.close(request)
+        self.placement.close(request)
         retry_after_s = getattr(error, "retry_after_s", None)
         self.send_to(
             request.connection,
@@ -315,12 +187,12 @@ class Router(PublicActor):
             Delta(id=request.id, index=index, finish_reason="abort")
             for index in sorted(request.stream.unfinished)
         ]
-        self.close(request)
+        self.placement.close(request)
         self.connections.send_deltas(request.connection, items, now)
 
     def on_connection_lost(self, connection: Connection) -> None:
         for request in self.open.of(connection):
-            self.close(request)
+            self.placement.close(request)
 
     # --- services ---------------------------------------------------------------------------------
 
@@ -352,7 +224,9 @@ class Router(PublicActor):
             if isinstance(pending, Stream):
                 request: Routed = pending.waiter
                 if pending.deltas:
-                    self.relay(request, news[request.connection])
+                    request.hand_on(news[request.connection])
+                    if not pending.unfinished:
+                        self.placement.close(request)
                 if pending.error is not None:
                     failed.append(request)
             elif pending.error is not None:
@@ -368,87 +242,36 @@ class Router(PublicActor):
             self.on_not_ready(replica, now)
         self.look_by(replica.due)
 
-    def relay(self, request: Routed, items: list[Delta]) -> None:
-        """What has come of a request, as its client is to get it."""
-        stream = request.stream
-        request.losses, request.accepted = 0, True
-        if request.uncomputed and request.replica is not None:
-            self.on_computed(request, request.replica)
-        while stream.deltas:
-            delta = stream.deltas.popleft()
-            delta.id = request.id
-            if delta.prompt_token_ids is not None:
-                if request.sent_prompt_ids or not request.wants_prompt_ids:
-                    delta.prompt_token_ids = None
-                request.sent_prompt_ids = True
-            if delta.prompt_logprobs is not None:
-                if request.sent_prompt_logprobs:
-                    delta.prompt_logprobs = None
-                request.sent_prompt_logprobs = True
-            if delta.usage is not None and request.replica is not None:
-                expected = request.expected * delta.usage.prompt_tokens
-                request.replica.prefixes.learn(expected, delta.usage.cached_tokens)
-            items.append(delta)
-        if not stream.unfinished:
-            self.leave(request)
-            self.open.forget(request)
-
     def on_failed(self, replica: Replica, request: Routed, now: float) -> None:
         """A service ended a request with an error: the request's own, or one that only says that it has to go on."""
         stream = request.stream
         error, stream.error = stream.error, None
         assert error is not None
-        self.leave(request)
+        request.leave()
         if replica.session.state == "lost":
-            self.move(request, now, lost=True)
+            self.placement.move(request, now, lost=True)
         elif error.code == "overloaded":
             replica.full_until = now + getattr(error, "retry_after_s", DEFAULT_RETRY_AFTER_S)
             request.refused_by.add(replica.endpoint)
-            self.place(request, now)
+            self.placement.place(request, now)
         elif error.code == "unavailable":
             # What was open there when it stopped taking anything new is ended for its sake, or for the request's own.
             ended, replica.draining = replica.draining, True
             self.log_trouble(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
-            self.move(request, now, lost=ended)
+            self.placement.move(request, now, lost=ended)
         else:
             self.fail(request, error)
-
-    def move(self, request: Routed, now: float, *, lost: bool) -> None:
-        """Another service continues it. ``lost``: the one at which it was open is gone, perhaps because of it."""
-        request.accepted = True
-        request.losses += lost
-        if request.losses >= MOST_LOSSES:
-            text = (
-                f"{request.losses} services went, one after the other, while this request was open there and nothing"
-                " of it came: it is not tried again"
-            )
-            self.fail(request, SlipstreamError(text, code="quarantined"))
-            return
-        self.counters["router_requests_moved"] += 1
-        self.place(request, now)
-
-    def move_all(self, replica: Replica, now: float) -> None:
-        """The service is gone, for all that can be known: what is open there goes on elsewhere."""
-        requests: list[Routed] = [stream.waiter for stream in replica.session.release()]
-        replica.on_lost()
-        for request in requests:
-            request.replica, request.uncomputed = None, 0
-            self.move(request, now, lost=True)
 
     def on_ready(self, replica: Replica, now: float) -> None:
         """A service is there, or there again: what waits may go there."""
         replica.on_ready()
         self.send(HostService.LOG, f"the service at {replica.endpoint} is there")
-        self.place_waiting(now)
+        self.placement.place_waiting(now)
 
     def on_not_ready(self, replica: Replica, now: float) -> None:
         """Its connection is gone. One that was silent has been waited for already."""
         if replica.session.state == "lost" or replica.move_at is None:
             replica.move_at = now
-
-    def place_waiting(self, now: float) -> None:
-        for request in list(self.open.waiting):
-            self.place(request, now)
 
     def log_trouble(self, replica: Replica, why: str) -> None:
         """In the log, once for each reason."""
@@ -472,11 +295,11 @@ class Router(PublicActor):
                 self.send(
                     HostService.LOG, f"the service at {replica.endpoint} is gone; its streams go on elsewhere"
                 )
-                self.move_all(replica, now)
+                self.placement.move_all(replica, now)
             replica.poll(now)
             self.look_by(replica.due)
         self.forget_those_that_left()
-        self.place_waiting(now)
+        self.placement.place_waiting(now)
 
     def on_wake(self, now: float) -> None:
         if now >= self.look_at:
@@ -506,22 +329,13 @@ class Router(PublicActor):
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         """The sums of what the services have last said, and the router's own."""
         replicas = self.replicas.values()
-        totals: defaultdict[str, float] = defaultdict(float)
-        for replica in replicas:
-            for name, value in replica.counters.items():
-                if replica.ready or name not in GAUGES:
-                    totals[name] += value
-        for name in MEANS:
-            said = [one.counters[name] for one in replicas if one.ready and name in one.counters]
-            if said:
-                totals[name] = sum(said) / len(said)
         own = {name: float(value) for name, value in self.counters.items()} | {
             "router_requests_open": float(len(self.open.by_number)),
             "router_requests_waiting": float(len(self.open.waiting)),
             "router_services": float(len(replicas)),
             "router_services_ready": float(sum(replica.ready for replica in replicas)),
         }
-        self.send_to(connection, Stats(counters=totals | self.host_counters | own))
+        self.send_to(connection, Stats(counters=totals(replicas) | self.host_counters | own))
 
     def on_actors(self, actors: Actors, now: float) -> None:
         """The supervisor's answer, with the services as if they were actors."""
@@ -530,12 +344,6 @@ class Router(PublicActor):
         super().on_actors(
             msgspec.structs.replace(actors, actors=[*actors.actors, *services], ready=ready), now
         )
-
-
-def named_in(text: str) -> list[str]:
-    """The endpoints in a file of services: one on each line, but for empty ones and those that begin with #."""
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def build(context: StartContext) -> Router:

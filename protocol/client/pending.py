@@ -108,9 +108,9 @@ class Stream(Pending):
 
     def lacks_usage(self, delta: Delta) -> bool:
         """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""
-        if delta.usage is not None or self.aborted or answer_count(self.request.params) == 1:
+        if delta.finish_reason is None or delta.usage is not None or self.aborted:
             return False
-        return delta.finish_reason is not None and self.unfinished == {delta.index}
+        return answer_count(self.request.params) > 1 and self.unfinished == {delta.index}
 
     def resumed(self, now: float) -> Generate:
         """The request with what has arrived, to go on from there and by the same deadline."""

@@ -13,7 +13,7 @@ import msgspec
 from . import __version__
 from .actors.checkpoint import open_checkpoint
 from .actors.options import RouterOptions
-from .actors.router.router import named_in
+from .actors.router.services_file import named_in
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.client_key import ClientKey, client_key
 from .protocol.endpoints import check_endpoint

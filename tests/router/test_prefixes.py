@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from fleet import BOUNDS, Fleet, Front
 from simulation import VOCAB, World
-from slipstream.actors.router import router as router_module
+from slipstream.actors.router import admission
 from slipstream.actors.router.choice import MOST_ABOVE_MEAN, SLACK, choose
 from slipstream.actors.router.prefixes import BLOCK_BYTES, MOST_BLOCKS, Prefixes, hash_blocks, size_and_bytes
 from slipstream.actors.router.replica import Replica
@@ -183,7 +183,7 @@ def test_of_shared_beginnings_nearly_all_is_found_and_first_tokens_come_sooner_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     routed = shared_prefixes()
-    monkeypatch.setattr(router_module, "hash_blocks", lambda beginning, salt: [])
+    monkeypatch.setattr(admission, "hash_blocks", lambda beginning, salt: [])
     least_load = shared_prefixes()
     assert routed.share() >= 0.85 * 128 / 129
     assert least_load.share() < 0.7

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from slipstream.actors.router.open_requests import Routed
+from slipstream.actors.router.placement import MOST_LOSSES, WAIT_S
 from slipstream.actors.router.replica import LOST_AFTER_S, MOVE_AFTER_S, POLL_S
-from slipstream.actors.router.router import MOST_LOSSES, WAIT_S, Router
+from slipstream.actors.router.router import Router
 from slipstream.protocol.client.session import PING_AFTER_S
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.limits import Limits

@@ -14,6 +14,9 @@ from fleet import (
 from recovery_faults import Fault
 
 ROUTER = "actors.router.router:Router"
+ADMISSION = "actors.router.admission:Admission"
+PLACEMENT = "actors.router.placement:Placement"
+ROUTED = "actors.router.open_requests:Routed"
 OPEN = "actors.router.open_requests:OpenRequests"
 REPLICA = "actors.router.replica:Replica"
 SESSION = "protocol.client.session:Session"
@@ -24,51 +27,51 @@ FAULTS = [
     # --- requests ---------------------------------------------------------------------------------------
     Fault(
         "what-the-client-has-is-ignored",
-        f"{ROUTER}.on_generate",
+        f"{ADMISSION}.take",
         "stream.received[index] += received",
         fails=routers_die,
     ),
     Fault(
         "a-request-gets-another-seed",
-        f"{ROUTER}.on_generate",
+        f"{ADMISSION}.take",
         "if params.seed is None:",
         "if True:",
         fails=services_die,
     ),
     Fault(
         "what-waited-stays-in-line",
-        f"{ROUTER}.place",
+        f"{PLACEMENT}.place",
         "self.open.waiting.pop(request, None)",
         fails=all_services_die,
     ),
     Fault(
         "open-answers-are-not-counted",
-        f"{ROUTER}.place",
-        "replica.open_answers += request.answers",
+        f"{ROUTED}.go_to",
+        "replica.open_answers += self.answers",
         fails=services_die,
     ),
     Fault(
         "what-has-to-wait-is-forgotten",
-        f"{ROUTER}.wait",
+        f"{PLACEMENT}.wait",
         "self.open.waiting[request] = None",
         fails=all_services_die,
     ),
     Fault(
         "answers-that-are-over-stay-counted",
-        f"{ROUTER}.leave",
-        "replica.open_answers -= request.answers",
+        f"{ROUTED}.leave",
+        "self.replica.open_answers -= self.answers",
         fails=services_die,
     ),
     Fault(
         "a-client-that-left-is-answered-on",
-        f"{ROUTER}.close",
+        f"{PLACEMENT}.close",
         "request.replica.session.leave(request.stream)",
         fails=services_die,
     ),
     Fault(
         "requests-of-a-lost-connection-go-on",
         f"{ROUTER}.on_connection_lost",
-        "self.close(request)",
+        "self.placement.close(request)",
         fails=clients_are_cut_off,
     ),
     Fault(
@@ -86,19 +89,19 @@ FAULTS = [
     # --- what services say ------------------------------------------------------------------------------
     Fault(
         "deltas-have-the-routers-id",
-        f"{ROUTER}.relay",
-        "delta.id = request.id",
+        f"{ROUTED}.hand_on",
+        "delta.id = self.id",
         fails=services_die,
     ),
     Fault(
         "the-logprobs-of-a-prompt-are-told-twice",
-        f"{ROUTER}.relay",
-        "request.sent_prompt_logprobs = True",
+        f"{ROUTED}.hand_on",
+        "self.sent_prompt_logprobs = True",
         fails=services_die,
     ),
     Fault(
         "a-finished-request-stays",
-        f"{ROUTER}.relay",
+        f"{PLACEMENT}.close",
         "self.open.forget(request)",
         fails=services_die,
     ),
@@ -131,7 +134,7 @@ FAULTS = [
     # --- services that go -------------------------------------------------------------------------------
     Fault(
         "what-has-to-move-stays",
-        f"{ROUTER}.move",
+        f"{PLACEMENT}.move",
         "self.place(request, now)",
         fails=services_die,
     ),
@@ -162,13 +165,13 @@ FAULTS = [
     ),
     Fault(
         "a-lost-service-counts-on",
-        f"{ROUTER}.move_all",
+        f"{PLACEMENT}.move_all",
         "replica.on_lost()",
         fails=services_die,
     ),
     Fault(
         "what-waits-is-not-tried-again",
-        f"{ROUTER}.place_waiting",
+        f"{PLACEMENT}.place_waiting",
         "self.place(request, now)",
         fails=all_services_die,
     ),

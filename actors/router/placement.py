@@ -1,0 +1,127 @@
+"""Where each open request is, and where it goes next: to a service, into the line of those that wait, or to an end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from ...protocol.errors import InvalidRequest, Overloaded, SlipstreamError
+from .choice import choose
+from .open_requests import OpenRequests, Routed
+from .replica import Replica
+
+MOST_LOSSES = 3
+"""A request that was open at this many services that went, one after the other, while nothing of it came from any, may
+be what they died of."""
+
+WAIT_S = 30.0
+"""How long a request waits while no service can take it."""
+
+RETRY_S = 0.05
+"""Between two tries to find one."""
+
+MOST_KNOWN_BLOCKS = 1 << 19
+"""Blocks whose hashes are remembered, of all services together: about 60 MB."""
+
+
+class Placement:
+    """Sends requests to services, and on from those that are gone."""
+
+    def __init__(
+        self,
+        open: OpenRequests,
+        replicas: dict[str, Replica],
+        counters: Counter[str],
+        *,
+        fail: Callable[[Routed, SlipstreamError], None],
+        end_aborted: Callable[[Routed, float], None],
+        look_by: Callable[[float], None],
+    ) -> None:
+        """``fail`` and ``end_aborted`` end a request that no service ends; ``look_by`` says when to try again."""
+        self.open = open
+        self.replicas = replicas
+        self.counters = counters
+        self.fail = fail
+        self.end_aborted = end_aborted
+        self.look_by = look_by
+
+    def place(self, request: Routed, now: float) -> None:
+        """Send it to the service that is best for it, or let it wait for one."""
+        stream = request.stream
+        if stream.aborted:
+            self.end_aborted(request, now)
+            return
+        free = [
+            replica
+            for replica in self.replicas.values()
+            if replica.takes(now) and replica.endpoint not in request.refused_by
+        ]
+        if not free:
+            self.wait(request, now)
+            return
+        # One that has not answered of late is not asked, unless there is no other.
+        replica = choose([one for one in free if one.answers(now)] or free, request.hashes)
+        try:
+            replica.session.adopt(stream, now)
+        except InvalidRequest as error:
+            self.fail(request, error)
+            return
+        request.go_to(replica)
+        replica.prefixes.note(request.hashes, MOST_KNOWN_BLOCKS // len(self.replicas))
+        self.open.waiting.pop(request, None)
+        self.look_by(replica.due)
+
+    def wait(self, request: Routed, now: float) -> None:
+        """No service can take it now. One that no service has taken yet is refused if all of them are full."""
+        request.refused_by.clear()
+        until = [one.full_until for one in self.replicas.values() if one.ready and one.full_until > now]
+        if until and not request.accepted:
+            text = f"all {len(until)} services behind this router are full: try again later"
+            self.fail(request, Overloaded(text, min(until) - now))
+            return
+        if request.waits_until is None:
+            request.waits_until = now + WAIT_S
+        elif now >= request.waits_until:
+            self.fail(request, SlipstreamError(self.nobody(), code="unavailable"))
+            return
+        self.open.waiting[request] = None
+        self.look_by(now + RETRY_S)
+
+    def nobody(self) -> str:
+        """Why no service takes a request."""
+        said = [f"{one.endpoint} ({one.trouble or one.state})" for one in self.replicas.values()]
+        those = "; ".join(said) or "there is none"
+        return f"no service behind this router takes requests, for {WAIT_S:g} s now: {those}"
+
+    def place_waiting(self, now: float) -> None:
+        for request in list(self.open.waiting):
+            self.place(request, now)
+
+    def move(self, request: Routed, now: float, *, lost: bool) -> None:
+        """Another service continues it. ``lost``: the one at which it was open is gone, perhaps because of it."""
+        request.accepted = True
+        request.losses += lost
+        if request.losses >= MOST_LOSSES:
+            text = (
+                f"{request.losses} services went, one after the other, while this request was open there and nothing"
+                " of it came: it is not tried again"
+            )
+            self.fail(request, SlipstreamError(text, code="quarantined"))
+            return
+        self.counters["router_requests_moved"] += 1
+        self.place(request, now)
+
+    def move_all(self, replica: Replica, now: float) -> None:
+        """The service is gone, for all that can be known: what is open there goes on elsewhere."""
+        requests: list[Routed] = [stream.waiter for stream in replica.session.release()]
+        replica.on_lost()
+        for request in requests:
+            request.replica, request.uncomputed = None, 0
+            self.move(request, now, lost=True)
+
+    def close(self, request: Routed) -> None:
+        """It is over: nothing more of it goes to its client."""
+        if request.replica is not None:
+            request.replica.session.leave(request.stream)  # if it goes on there
+        request.leave()
+        self.open.forget(request)

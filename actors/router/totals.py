@@ -1,0 +1,27 @@
+"""What all services behind the router say of themselves, as if they were one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from ...protocol.messages import GAUGES
+from .replica import Replica
+
+MEANS = ("kv_cache_usage_perc", "kv_cache_block_size")
+"""Of these the mean of all services is told, and not the sum."""
+
+
+def totals(replicas: Iterable[Replica]) -> dict[str, float]:
+    """The sums of what they have last said; of what is true only at one time, of those that are there now."""
+    replicas = list(replicas)
+    found: defaultdict[str, float] = defaultdict(float)
+    for replica in replicas:
+        for name, value in replica.counters.items():
+            if replica.ready or name not in GAUGES:
+                found[name] += value
+    for name in MEANS:
+        said = [one.counters[name] for one in replicas if one.ready and name in one.counters]
+        if said:
+            found[name] = sum(said) / len(said)
+    return dict(found)
