@@ -14,6 +14,7 @@ from ..attention.transformers_hook import scale_by_position
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
 from . import gate
+from .stateful.kernels import choose_by_device
 from .stateful.running import StatefulModules
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
@@ -35,6 +36,7 @@ class PagedModel:
         self.device: torch.device = transformer.device
         self.dtype: torch.dtype = transformer.dtype
         self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
+        choose_by_device(transformer.modules())
         _freeze_rope(transformer)
         scale_by_position(transformer, here=True)
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.

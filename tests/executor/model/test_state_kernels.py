@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from slipstream.actors.executor.model.load import laid_out
+from slipstream.actors.executor.model.stateful import kernels
+from tiny_models import STATEFUL, make_config
 
 SUPPORT = Path(__file__).parents[2] / "support"
 
@@ -49,46 +53,114 @@ def counted(function):
 """Stand-ins, with the arguments that the real ones have names for."""
 
 PROGRAM = """
-import socket, sys, torch
+import socket, sys, torch, transformers
 def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.load import from_config, laid_out
 from slipstream.actors.executor.model.probe import probed
+from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import make_config
 torch.set_num_threads(1)
+assert not transformers.integrations.hub_kernels._kernels_enabled, "they would be fetched"
+kernels.DEVICES = {KERNEL_DEVICES!r}
 model = from_config(make_config("qwen3_next"), torch.device("cpu"), torch.float32)
-sys.modules.get("counted") and sys.modules["counted"].calls.clear()
+counted = sys.modules.get("counted")
+counted and counted.calls.clear()
 with probed(model):
     pass
-print(*sorted(set(sys.modules["counted"].calls) if "counted" in sys.modules else ()))
-print(model.stateful.notes()[-1])
+print(*sorted(set(counted.calls if counted else ())))
+counted and counted.calls.clear()
+assert laid_out(make_config("qwen3_next"), torch.bfloat16).stateful.notes() != []
+print(*sorted(set(counted.calls if counted else ())))
+print("; ".join(model.stateful.notes()[1:]))
 """
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_kernels_are_those_of_packages_that_are_installed(installed: bool, tmp_path: Path) -> None:
-    """The probe, which runs chunks and single tokens, passes with them."""
-    for name, text in PACKAGES.items() if installed else ():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    path = os.pathsep.join([str(tmp_path), str(SUPPORT)])
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "0"},
+CALLED = [
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "chunk_gated_delta_rule",
+    "fused_recurrent_gated_delta_rule",
+]
+
+
+def run(folder: Path, packages: dict[str, str], kernel_devices: set[str]) -> list[str]:
+    """What is called in a model on a CPU, what in one that is only laid out, and what is told of it."""
+    for name, text in packages.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("{KERNEL_DEVICES!r}", repr(kernel_devices))],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)])}
+        | {"HF_HUB_OFFLINE": "0", "USE_HUB_KERNELS": "YES"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0, run.stderr
-    used, told = run.stdout.splitlines()
-    if installed:
-        assert used.split() == [
-            "causal_conv1d_fn",
-            "causal_conv1d_update",
-            "chunk_gated_delta_rule",
-            "fused_recurrent_gated_delta_rule",
-        ]
-        assert told == "kernels of these layers are those of causal-conv1d and flash-linear-attention"
-    else:
-        assert used == ""
-        assert told.endswith("they are faster with causal-conv1d and flash-linear-attention installed")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+def test_kernels_are_those_of_packages_that_are_installed(tmp_path: Path) -> None:
+    """The probe, which runs chunks and single tokens, passes with them."""
+    called, laid_out, told = run(tmp_path, PACKAGES, {"cpu"})
+    assert called.split() == CALLED
+    assert laid_out == "", "the device of a model without memory is another"
+    assert told == "kernels of these layers on a GPU are those of causal-conv1d and flash-linear-attention"
+
+
+def test_kernels_are_called_on_a_gpu_alone(tmp_path: Path) -> None:
+    """The real ones fail anywhere else, also where a model is only laid out."""
+    called, laid_out, told = run(tmp_path, PACKAGES, {"cuda"})
+    assert called == laid_out == ""
+    assert told == "kernels of these layers on a GPU are those of causal-conv1d and flash-linear-attention"
+
+
+def test_packages_that_are_not_installed_are_named(tmp_path: Path) -> None:
+    called, laid_out, told = run(tmp_path, {}, {"cpu"})
+    assert called == laid_out == ""
+    assert told.endswith("they are faster with causal-conv1d and flash-linear-attention installed")
+
+
+def test_a_package_that_cannot_be_imported_is_not_said_to_be_used(tmp_path: Path) -> None:
+    """As one that was built for another torch."""
+    broken = PACKAGES | {"causal_conv1d/__init__.py": "import causal_conv1d_cuda"}
+    called, _, told = run(tmp_path, broken, {"cpu"})
+    assert called.split() == CALLED[2:]
+    assert told.split("; ", 1) == [
+        "kernels of these layers on a GPU are those of flash-linear-attention",
+        "others are torch's; on a GPU they are faster with causal-conv1d installed; "
+        "what is installed of causal-conv1d cannot be imported here",
+    ]
+
+
+CONVOLUTION, DELTA, SCAN = "causal-conv1d", "flash-linear-attention", "mamba-ssm"
+WANTED = {
+    "qwen3_5_text": [CONVOLUTION, DELTA],
+    "qwen3_5_moe_text": [CONVOLUTION, DELTA],
+    "qwen3_next": [CONVOLUTION, DELTA],
+    "olmo_hybrid": [CONVOLUTION, DELTA],
+    "lara_mini": [CONVOLUTION, DELTA],
+    "kimi_linear": [CONVOLUTION, DELTA],
+    "lfm2": [CONVOLUTION],
+    "lfm2_moe": [CONVOLUTION],
+    "lfm3": [CONVOLUTION],
+    "mamba": [CONVOLUTION, SCAN],
+    "falcon_mamba": [CONVOLUTION, SCAN],
+    "mamba2": [CONVOLUTION, SCAN],
+    "bamba": [CONVOLUTION, SCAN],
+    "falcon_h1": [CONVOLUTION, SCAN],
+    "granitemoehybrid": [CONVOLUTION, SCAN],
+    "nemotron_h": [CONVOLUTION, SCAN],
+    "jamba": [CONVOLUTION, SCAN],
+    "zaya": [],
+}
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_what_would_make_each_family_faster_is_told(family: str) -> None:
+    model = laid_out(make_config(family), torch.bfloat16)
+    assert model.stateful is not None
+    found = " ".join(kernels.notes(model.stateful.modules))
+    assert [package for package in (CONVOLUTION, DELTA, SCAN) if package in found] == WANTED[family]

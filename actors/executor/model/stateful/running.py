@@ -7,8 +7,6 @@ there is in a model sees the step as a whole.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from ...cache.paged import PagedBatch
 from ...cache.state import StateLayout, StateSlots
+from . import kernels
 from .module import RowStates, StatefulModule
 from .scan import going_on
 from .trial import Trial, trial_of
@@ -60,15 +59,7 @@ class StatefulModules:
                 "prompts are computed token by token in these layers: the scan that transformers has for them cannot"
                 " go on from a state"
             )
-        used, missing = packages_of_kernels(self.modules)
-        if used:
-            lines.append(f"kernels of these layers are those of {' and '.join(used)}")
-        if missing:
-            others = "others" if used else "kernels of these layers"
-            lines.append(
-                f"{others} are torch's; on a GPU they are faster with {' and '.join(missing)} installed"
-            )
-        return lines
+        return lines + kernels.notes(self.modules)
 
     def begin(self, batch: PagedBatch) -> None:
         assert batch.states is not None
@@ -145,21 +136,3 @@ def parts_of(batch: PagedBatch) -> list[tuple[slice, Tensor, bool]]:
         parts.append((slice(start, start + count), batch.rows[row : row + 1], False))
         start += count
     return parts
-
-
-KERNELS = {
-    "causal_conv1d": ("causal_conv1d", "causal-conv1d"),
-    "gated_delta_rule": ("fla", "flash-linear-attention"),
-    "kda": ("fla", "flash-linear-attention"),
-    "mamba_": ("mamba_ssm", "mamba-ssm"),
-}
-"""By a part of the names of functions that transformers takes from another package if it is there: that package as
-it is imported and as it is installed."""
-
-
-def packages_of_kernels(modules: list[nn.Module]) -> tuple[list[str], list[str]]:
-    """The packages whose kernels these modules use, and those that they would use if they were installed."""
-    functions = {name for module in modules for name in vars(sys.modules[type(module).__module__])}
-    wanted = {package for part, package in KERNELS.items() if any(part in name for name in functions)}
-    found = sorted((install, importlib.util.find_spec(name) is not None) for name, install in wanted)
-    return [install for install, there in found if there], [install for install, there in found if not there]

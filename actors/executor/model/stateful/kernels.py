@@ -1,0 +1,92 @@
+"""Kernels of other packages for modules that keep a state: which are there, and on which devices they run.
+
+transformers puts a function of such a package in front of one of its own, wherever the package can be imported. On a
+CPU, and where a model is only laid out, it would fail: its own function, in torch, is called there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+DEVICES = {"cuda"}
+"""Types of the devices on which kernels run."""
+
+INSTALLED_AS = {"fla": "flash-linear-attention"}
+"""What packages are installed as whose name in a program is not another spelling of that."""
+
+
+class Choice(NamedTuple):
+    """What transformers has for one function of a model."""
+
+    package: str
+    """That has a kernel for it, by its name in a program."""
+    kernel: Callable[..., Any] | None
+    """None: the package is not there, cannot be imported, or has no such function."""
+    plain: Callable[..., Any]
+    """In torch."""
+
+
+def choice_of(function: Any) -> Choice | None:
+    """What transformers chose from when it made this function; None if it is any other object."""
+    function = getattr(function, "chosen_by_device", function)
+    if not inspect.isfunction(function):
+        return None
+    kept = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    if not kept.keys() >= {"package", "is_new_implementation", "torch_function"}:
+        return None
+    is_kernel = kept["is_new_implementation"].cell_contents
+    return Choice(
+        kept["package"].cell_contents, function if is_kernel else None, kept["torch_function"].cell_contents
+    )
+
+
+def choose_by_device(modules: Iterable[nn.Module]) -> None:
+    """Have the code of these modules call kernels on `DEVICES` alone, from now on."""
+    for code in code_of(modules):
+        for name, value in list(vars(code).items()):
+            choice = choice_of(value)
+            if choice is not None and choice.kernel is not None:
+                setattr(code, name, chosen_by_device(choice.kernel, choice.plain))
+
+
+def chosen_by_device(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def run(first: Tensor, *given: Any, **named: Any) -> Any:
+        return (kernel if first.device.type in DEVICES else plain)(first, *given, **named)
+
+    run.chosen_by_device = kernel  # type: ignore[attr-defined]
+    return run
+
+
+def notes(modules: Iterable[nn.Module]) -> list[str]:
+    """Whose kernels these modules have, and what would make them faster on a GPU; a sentence a line."""
+    found = [choice_of(value) for code in code_of(modules) for value in vars(code).values()]
+    choices = [choice for choice in found if choice is not None]
+    used = {choice.package for choice in choices if choice.kernel is not None}
+    missing = {choice.package for choice in choices} - used
+    unusable = {package for package in missing if importlib.util.find_spec(package) is not None}
+    lines = []
+    if used:
+        lines.append(f"kernels of these layers on a GPU are those of {installed_as(used)}")
+    if missing:
+        others = "others" if used else "kernels of these layers"
+        lines.append(f"{others} are torch's; on a GPU they are faster with {installed_as(missing)} installed")
+    if unusable:
+        lines.append(f"what is installed of {installed_as(unusable)} cannot be imported here")
+    return lines
+
+
+def code_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """The files of transformers that these modules are written in, as they were imported."""
+    return [sys.modules[name] for name in {type(module).__module__ for module in modules}]
+
+
+def installed_as(packages: set[str]) -> str:
+    return " and ".join(sorted(INSTALLED_AS.get(name, name.replace("_", "-")) for name in packages))
