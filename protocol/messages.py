@@ -67,6 +67,9 @@ class Generate(FromClient, tag="generate"):
     """Write the marks of the model's ``formats``, which otherwise have no text where they are special tokens; and first
     the mark that a prompt ends with, if thoughts begin with it. The text can then be parted into thoughts, calls and
     the answer."""
+    calls: dict[str, dict[str, Any]] = {}
+    """With ``marks``: functions by name, each with a JSON Schema of its arguments, to which calls that the model
+    chooses to make are held, if ``formats`` has ``strict`` and nothing in ``params`` says what the answer matches."""
 
 
 class Abort(FromClient, tag="abort"):
@@ -113,6 +116,8 @@ class Formats(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Of its thoughts; null: it marks none."""
     tool_calls: str | None = None
     """Of its calls; null: in one that needs no marks of its own."""
+    strict: bool = False
+    """The service can hold calls in this format to schemas, as a request's ``calls`` asks."""
 
 
 NO_FORMATS = Formats()
@@ -309,6 +314,8 @@ class Submit(Internal):
     """As in ``Generate``."""
     marks: bool = False
     """As in ``Generate``."""
+    calls: dict[str, dict[str, Any]] = {}
+    """As in ``Generate``."""
 
 
 class Tokenized(Internal):
@@ -341,6 +348,8 @@ class Enqueue(Internal):
     """As in ``Generate``."""
     before: str = ""
     """As in ``Grammar``: thoughts, which the tokenizer knows from the prompt."""
+    calls: str = ""
+    """The answer's grammar where the parameters have none, as the source of one of the kind ``calls``."""
 
 
 class Cancel(Internal):

@@ -17,7 +17,7 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     """What an answer has to match."""
 
     kind: str
-    """The parameter that it was given as, one of ``GRAMMARS``."""
+    """The parameter that it was given as, one of ``GRAMMARS``; or ``calls``, of a conversation's functions."""
     source: str
     """What was given, as JSON text where it is no text."""
     before: str = ""

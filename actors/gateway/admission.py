@@ -9,7 +9,7 @@ from ...protocol import limits
 from ...protocol.errors import InvalidRequest, brief, context_length_exceeded
 from ...protocol.limits import Limits
 from ...protocol.messages import Generate
-from ...protocol.sampling import counted
+from ...protocol.sampling import as_json, counted
 from ..public.connections import Connection
 
 Prompt = str | bytes | list[dict[str, Any]]
@@ -31,6 +31,7 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
             "tools and chat_template_kwargs go with messages; give messages, not prompt", param="prompt"
         )
     message.params.check(bounds)
+    check_calls(message)
     if not 0.0 <= message.age_s <= limits.MAX_DEADLINE_S:
         raise InvalidRequest(
             f"age_s={message.age_s} is out of range; it must be 0 to {limits.MAX_DEADLINE_S:g}",
@@ -59,6 +60,15 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
             f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}", param="prompt"
         )
     return prompt, size
+
+
+def check_calls(message: Generate) -> None:
+    """What calls of the answer are held to; where it is read for them alone."""
+    if message.calls and not message.marks:
+        raise InvalidRequest(
+            "calls are read from the marks of an answer; give marks=true with them", param="calls"
+        )
+    counted("calls", len(as_json("calls", message.calls)), limits.MAX_GRAMMAR_BYTES, "bytes")
 
 
 def check_received(message: Generate, bounds: Limits) -> None:

@@ -40,6 +40,8 @@ class Request:
     add_special_tokens: bool = True
     marks: bool = False
     """As in ``Generate``."""
+    calls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """As in ``Generate``."""
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     digest: bytes = b""
@@ -120,6 +122,7 @@ class Answer:
             request.template,
             request.add_special_tokens,
             request.marks,
+            request.calls,
         )
 
 
@@ -158,6 +161,7 @@ class Ledger:
             template_of(message),
             message.add_special_tokens,
             message.marks,
+            message.calls,
             digest=digest_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):

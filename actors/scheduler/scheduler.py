@@ -155,6 +155,7 @@ class Scheduler(Actor):
             delivered=len(delivered),
             marks=message.marks,
             before=message.before,
+            calls=message.calls,
         )
 
     def refuse(self, sequence: Sequence, limit: int) -> None:
@@ -331,7 +332,7 @@ class Scheduler(Actor):
             return
         sequence = self.planner.holder(end.slot)
         if end.error:
-            grammar = sequence.params.grammar
+            grammar = sequence.grammar
             param = None if grammar is None else grammar.kind
             self.finished.append(Finished(sequence.request, "invalid_request", None, end.error, param))
             self.end(sequence)

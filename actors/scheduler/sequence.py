@@ -98,6 +98,8 @@ class Sequence:
     """Its text has the marks of the model's formats."""
     before: str = ""
     """What may stand before the answer that its grammar is for."""
+    calls: str = ""
+    """As in ``Enqueue``."""
     logprobs: LogprobLedger | None = field(init=False)
     """Of each token generated here, if the request asks for them."""
     prompt_logprobs: LogprobLedger | None = field(init=False)
@@ -166,6 +168,8 @@ class Sequence:
     def grammar(self) -> Grammar | None:
         """What the answer has to match, with what may stand before it."""
         grammar = self.params.grammar
+        if grammar is None and self.calls:
+            grammar = Grammar("calls", self.calls)
         return None if grammar is None else msgspec.structs.replace(grammar, before=self.before)
 
     @property

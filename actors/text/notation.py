@@ -19,6 +19,9 @@ JSON_STYLE = {
     "coerce_one_of": False,
 }
 
+LENIENT_STYLE = JSON_STYLE | {"lenient": True, "coerce_one_of": True}
+"""For arguments of calls that are looked at again where the library may have left something out."""
+
 NO_FORCING = '%llguidance {"no_forcing": true}'
 """The model chooses among all the ways to write the one text that can follow. To force one of them, the
 library would look ahead without a limit: 0.4 s for ``(a{1000}){1000}``."""
@@ -75,8 +78,8 @@ def json_schema(source: str, control: Collection[str]) -> str:
     return f"{NO_FORCING}\nstart: {json_rule(schema)}"
 
 
-def json_rule(schema: dict[str, Any]) -> str:
-    return f"%json {json.dumps(schema | {'x-guidance': JSON_STYLE})}"
+def json_rule(schema: dict[str, Any], style: dict[str, Any] = JSON_STYLE) -> str:
+    return f"%json {json.dumps(schema | {'x-guidance': style})}"
 
 
 def regex(source: str, control: Collection[str]) -> str:
@@ -159,6 +162,11 @@ def bad_words(source: str, control: Collection[str]) -> str:
     return f"{NO_FORCING}\nstart: TEXT\nTEXT: {ANY_TEXT} & ~/(?s:.*)({words})(?s:.*)/"
 
 
+def calls(source: str, control: Collection[str]) -> str:
+    """What ``CallMarkup`` has written, in the library's notation."""
+    return source
+
+
 def literal(text: str) -> str:
     """A regular expression for this text alone."""
     return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
@@ -172,5 +180,6 @@ NOTATIONS: dict[str, Callable[[str, Collection[str]], str]] = {
     "structural_tag": structural_tag,
     "allowed_token_ids": allowed_token_ids,
     "bad_words": bad_words,
+    "calls": calls,
 }
 """By kind of grammar."""

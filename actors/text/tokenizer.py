@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from ...protocol.messages import (
 from ...protocol.sampling import Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
+from .calls import CallMarkup
 from .chat_template import ChatTemplates
 from .grammar import GrammarCompiler, compiler_of
 from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
@@ -52,11 +54,13 @@ CHARACTERS_PER_SECOND = 1_000_000
 class Waiting:
     """A prompt on its way to token ids."""
 
-    __slots__ = ("asked_at", "left", "spent_s", "steps", "submit")
+    __slots__ = ("asked_at", "calls", "left", "spent_s", "steps", "submit")
 
-    def __init__(self, submit: Submit, steps: Steps, now: float) -> None:
+    def __init__(self, submit: Submit, prompt_of: Callable[[Waiting], Steps], now: float) -> None:
         self.submit = submit
-        self.steps = steps
+        self.steps = prompt_of(self)
+        self.calls = ""
+        """As in ``Enqueue``, when it is checked."""
         self.asked_at = now
         self.left = 0
         """Characters that are still to be done."""
@@ -90,6 +94,8 @@ class Tokenizer(Actor):
         super().__init__()
         self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, sanitize=sanitize)
         self.thoughts = ThoughtTokens(tokenizer, formats)
+        self.markup = CallMarkup(tokenizer, formats.tool_calls or "") if formats.strict else None
+        """Of calls that can be held to schemas."""
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
@@ -119,7 +125,7 @@ class Tokenizer(Actor):
         return super().receive(sender, message, now)
 
     def on_submit(self, submit: Submit, now: float) -> None:
-        waiting = Waiting(submit, self.prompt_of(submit), now)
+        waiting = Waiting(submit, self.prompt_of, now)
         self.waiting[submit.request] = waiting  # instead of an older attempt, if there is one
         self.work(waiting)
         if self.waiting:
@@ -165,7 +171,7 @@ class Tokenizer(Actor):
             waiting.left = next(waiting.steps)
             return
         except StopIteration as end:
-            self.pass_on(submit, end.value)
+            self.pass_on(waiting, end.value)
         except SlipstreamError as error:
             self.refuse(submit.request, error.code, str(error), error.param)
         except (KeyboardInterrupt, SystemExit):
@@ -176,8 +182,8 @@ class Tokenizer(Actor):
             self.refuse(submit.request, "internal", reason)
         del self.waiting[submit.request]
 
-    def pass_on(self, submit: Submit, prompt: array[int]) -> None:
-        ids = prompt.tobytes()
+    def pass_on(self, waiting: Waiting, prompt: array[int]) -> None:
+        submit, ids = waiting.submit, prompt.tobytes()
         self.mark("tokenized", submit.request)
         self.send("gateway", Tokenized(submit.request, ids))
         self.send(
@@ -190,17 +196,21 @@ class Tokenizer(Actor):
                 submit.client,
                 submit.attempt,
                 submit.marks,
-                self.before(submit, prompt),
+                self.before(waiting, prompt),
+                waiting.calls,
             ),
         )
 
-    def before(self, submit: Submit, prompt: array[int]) -> str:
+    def before(self, waiting: Waiting, prompt: array[int]) -> str:
         """What may stand before the answer that the request's grammar is for: thoughts, in a conversation."""
+        submit = waiting.submit
         conversation = submit.marks or isinstance(submit.prompt, list)
-        return self.thoughts.rule(prompt) if conversation and submit.params.grammar is not None else ""
+        grammar = submit.params.grammar is not None or waiting.calls
+        return self.thoughts.rule(prompt) if conversation and grammar else ""
 
-    def prompt_of(self, submit: Submit) -> Steps:
+    def prompt_of(self, waiting: Waiting) -> Steps:
         """The prompt of a request that can be served as it stands."""
+        submit = waiting.submit
         prompt = yield from self.token_ids(submit)
         self.check_ids("prompt", prompt)
         delivered = array("i", submit.delivered)
@@ -208,7 +218,8 @@ class Tokenizer(Actor):
         prompt = self.truncated(prompt, submit.params)
         where = "messages" if isinstance(submit.prompt, list) else "prompt"
         self.check_length(where, len(prompt), len(delivered))
-        self.check_grammar(submit.params)
+        self.check_grammar(submit.params.grammar)
+        waiting.calls = self.calls(submit)
         self.check_scores(submit.params, len(prompt))
         return prompt
 
@@ -260,9 +271,27 @@ class Tokenizer(Actor):
                 param="prompt_logprobs",
             )
 
-    def check_grammar(self, params: SamplingParams) -> None:
+    def calls(self, submit: Submit) -> str:
+        """What holds the calls of the answer to the schemas of their functions; empty: nothing, or another grammar
+        does. Refuses functions for which it cannot be, by the name of the one that it is."""
+        if not submit.calls or self.markup is None or submit.params.grammar is not None:
+            return ""
+        whole = self.markup.grammar(submit.calls)
+        try:
+            self.check_grammar(Grammar("calls", whole))
+        except InvalidRequest as refused:
+            for name, schema in submit.calls.items():
+                try:
+                    self.check_grammar(Grammar("calls", self.markup.grammar({name: schema})))
+                except InvalidRequest as error:
+                    place = f"calls.{name}"
+                    message = str(error).replace("calls", place, 1)
+                    raise InvalidRequest(f"{message}; leave out strict", param=place) from None
+            raise InvalidRequest(f"{refused}; leave out strict of some", param="calls") from None
+        return whole
+
+    def check_grammar(self, grammar: Grammar | None) -> None:
         """Compile the grammar, within limits, to see that it can be followed."""
-        grammar = params.grammar
         if grammar is None:
             return
         if isinstance(self.compiler, str):

@@ -88,7 +88,9 @@ class Stream(Pending):
                 from ..formats.formats import AnswerReader  # here, since few clients need it
 
                 special = not self.request.params.skip_special_tokens
-                reader = AnswerReader(formats, self.offered, self.new_ids(), special=special)
+                held = formats.strict and bool(self.request.calls) and self.request.params.grammar is None
+                offered = msgspec.structs.replace(self.offered, held=held) if held else self.offered
+                reader = AnswerReader(formats, offered, self.new_ids(), special=special)
                 self.readers[delta.index] = reader
             said = reader.read(delta.text, delta.finish_reason)
         return ChatDelta(

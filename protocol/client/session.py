@@ -160,6 +160,7 @@ class Session:
             chat_template_kwargs=chat_template_kwargs or {},
             add_special_tokens=add_special_tokens,
             marks=messages is not None,
+            calls=offered.calls,
         )
         frame = encode_request(request)
         self.ensure_connection(now)

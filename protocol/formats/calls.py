@@ -118,7 +118,7 @@ class CallReader(Reader):
     def look_for_arguments(self) -> bool:
         """Whether the arguments of a call begin that can be handed over before it is complete."""
         found = head_of(self.buffer) if self.opening == OPEN else None
-        if found is None or found[0] not in self.offered.functions or found[0] in self.offered.strict:
+        if found is None or found[0] not in self.offered.functions or self.offered.checks(found[0]):
             return False
         name, at = found
         self.begin_call(name)

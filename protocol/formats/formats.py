@@ -70,6 +70,11 @@ PYTHONIC = ("llama4_pythonic", "pythonic")
 
 OPENAI = "openai"
 
+HELD_BY_GRAMMAR = frozenset(
+    {"deepseek_v3", "deepseek_v31", "granite", "hermes", "kimi_k2", "mistral", "phi4_mini_json"}
+)
+"""Formats in which a grammar can begin at the mark of a call: arguments are JSON behind it."""
+
 TOOL_CALLS = tuple(sorted((*GENERAL, *LISTS, *MARKED, *PYTHONIC, OPENAI)))
 
 

@@ -76,7 +76,7 @@ class Reader:
 
     def begin_call(self, name: str) -> None:
         """Arguments follow as they come; those of a ``strict`` function are handed over when they are complete."""
-        self.kept = [] if name in self.offered.strict else None
+        self.kept = [] if self.offered.checks(name) else None
         self.name = name
         if self.kept is None:
             self.hand_over(name)

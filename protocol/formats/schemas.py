@@ -31,6 +31,9 @@ SILENT = frozenset(
 
 NUMBER = (int, float)
 
+LOOSE = frozenset({"oneOf", "allOf", "minProperties", "maxProperties"})
+"""Keywords that a grammar may follow in part alone."""
+
 CHECKED: dict[str, tuple[type, ...]] = {
     "$ref": (str,),
     "$defs": (dict,),
@@ -83,6 +86,23 @@ def moved(schema: Any, root: str, where: str, depth: int = 0) -> Any:
     return made
 
 
+def bare(schema: Any) -> Any:
+    """A schema that was looked into, without the keywords that no value can offend."""
+    if isinstance(schema, list):
+        return [bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in VALUES - SILENT:
+            made[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            made[key] = {name: bare(each) for name, each in value.items()}
+        elif key not in SILENT:
+            made[key] = bare(value)
+    return made
+
+
 def types_of(value: Any) -> frozenset[str]:
     """What JSON Schema calls the type of a plain value; a whole number has two."""
     if isinstance(value, bool):
@@ -101,6 +121,8 @@ class Schema:
         self.root = root
         self.where = where
         self.steps = 0
+        self.plain = True
+        """None of its keywords is ``LOOSE``; known when it was looked into."""
 
     # --- looked into --------------------------------------------------------------------------
 
@@ -162,6 +184,7 @@ class Schema:
                     f"has {key!r:.80}, which calls that a model chooses to make are not held to; leave out strict, or"
                     " set tool_choice to required or to the function"
                 )
+            self.plain = self.plain and key not in LOOSE
             names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
             if not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
                 raise self.problem(f"has {key}={brief(value)}, which is no JSON Schema")

@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import InvalidRequest
+from ..limits import MAX_GRAMMAR_BYTES
 from ..sampling import SamplingParams
-from .schemas import Schema, moved
+from .schemas import Schema, bare, moved
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,16 +72,34 @@ class Offer(msgspec.Struct, kw_only=True):
     where: str = "tools"
     """Path of the field that the schema is made of."""
     places: dict[str, str] = {}
-    """Paths of the fields that the parts of the schema are made of."""
+    """Paths of the fields that the parts of the schema, or the calls, are made of."""
     single: bool = False
     """Only the first call of an answer is one."""
     strict: dict[str, Schema] = {}
     """By function: what the arguments have to match where no schema forces them."""
+    held: bool = False
+    """A grammar holds calls between the format's marks to that, so that arguments can be handed over as they come."""
 
     @property
     def required(self) -> bool:
         """The answer is calls and nothing else."""
         return self.schema is not None and self.forced is None
+
+    @property
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """What the model's calls are held to, by function, if one of them is ``strict``; nothing where that would be
+        more than a grammar may have."""
+        if not self.strict:
+            return {}
+        found = {
+            name: bare(self.strict[name].root) if name in self.strict else {"type": "object"}
+            for name in self.functions
+        }
+        return found if len(json.dumps(found)) <= MAX_GRAMMAR_BYTES else {}
+
+    def checks(self, name: str) -> bool:
+        """Whether the arguments of a call are looked at before they are handed over."""
+        return name in self.strict and not (self.held and self.strict[name].plain)
 
     def fits(self, name: str, arguments: str) -> bool:
         """Whether JSON text is what the function takes; only of a ``strict`` one that is known."""
@@ -158,6 +177,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
             f"json_schema.$defs.{number}": place for number, place in enumerate(places.values())
         }
     else:
+        offered.places = {f"calls.{name}": place for name, place in places.items()}
         offered.strict = {
             name: Schema(arguments_of(function), places[name]).check()
             for name, function in functions.items()

@@ -31,7 +31,7 @@ from .options import ServeOptions
 from .protocol.client_key import ClientKey
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, ModelNotSupported, SlipstreamError
-from .protocol.formats.formats import formats_of
+from .protocol.formats.formats import HELD_BY_GRAMMAR, formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
 from .protocol.messages import Formats
 from .route_options import RouteOptions
@@ -336,9 +336,11 @@ def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelNotSupported(f"the chat template {file} cannot be read: {error}") from None
     found = formats_of(template, str(checkpoint.config.get("model_type", "")))
+    tool_calls = options.tool_call_parser or found.tool_calls
     return Formats(
         reasoning=options.reasoning_parser or found.reasoning,
-        tool_calls=options.tool_call_parser or found.tool_calls,
+        tool_calls=tool_calls,
+        strict=tool_calls in HELD_BY_GRAMMAR,
     )
 
 

@@ -18,6 +18,7 @@ from slipstream.protocol.codec import encode
 from slipstream.protocol.limits import (
     MAX_CHOICES,
     MAX_DEADLINE_S,
+    MAX_GRAMMAR_BYTES,
     MAX_LOGPROBS,
     MAX_REQUEST_ID_CHARS,
     MAX_SEED,
@@ -242,6 +243,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"prompt": [-1]}, ["prompt", "-1", "0 to 255"]),
     ({"prompt": [2**40]}, [str(2**40), "0 to 255"]),
     ({"received": [300]}, ["received", "300", "0 to 255"]),
+    ({"calls": {"now": {}}}, ["calls", "marks=true"]),
+    ({"marks": True, "calls": {"now": {"enum": ["x" * 40_000]}}}, ["calls", str(MAX_GRAMMAR_BYTES)]),
 ]
 
 BAD_PARAMS: list[tuple[dict[str, Any], list[str]]] = [
@@ -397,6 +400,13 @@ def test_a_request_without_a_seed_is_given_one_that_every_attempt_keeps(harness:
     harness.give("", PeerUp("scheduler", 9))
     again = harness.take("tokenizer")
     assert [submit.params.seed for submit in again] == [first.params.seed, 7]
+
+
+def test_what_calls_are_held_to_is_part_of_every_attempt(harness: Harness) -> None:
+    calls = {"now": {"type": "object"}}
+    assert harness.submitted(ANN, "1", marks=True, calls=calls).calls == calls
+    harness.give("", PeerUp("scheduler", 9))
+    assert [submit.calls for submit in harness.take("tokenizer")] == [calls]
 
 
 # --- the stream ---------------------------------------------------------------------------------

@@ -217,7 +217,12 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ),
     (
         "generate with the marks of thoughts and calls",
-        Generate(id="11", messages=[{"role": "user", "content": "Hi"}], marks=True),
+        Generate(
+            id="11",
+            messages=[{"role": "user", "content": "Hi"}],
+            marks=True,
+            calls={"now": {"type": "object"}},
+        ),
     ),
     ("generate what matches", Generate(id="6", prompt="1 + 1 =", params=SamplingParams(regex="[0-9]+"))),
     *(
@@ -254,7 +259,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
             server="slipstream 0.1.0",
             model="my-model",
             limits=LIMITS,
-            formats=Formats(reasoning="qwen3", tool_calls="hermes"),
+            formats=Formats(reasoning="qwen3", tool_calls="hermes", strict=True),
         ),
     ),
     (
@@ -401,7 +406,9 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ),
     (
         "submit a conversation, for its marks",
-        Submit(10, [{"role": "user", "content": "Hi"}], PARAMS, marks=True),
+        Submit(
+            10, [{"role": "user", "content": "Hi"}], PARAMS, marks=True, calls={"now": {"type": "object"}}
+        ),
     ),
     ("submit a text with its own special tokens", Submit(9, "<s>Once", PARAMS, add_special_tokens=False)),
     ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
@@ -416,7 +423,15 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     (
         "enqueue",
         Enqueue(
-            5, int32(759), FULL_PARAMS, int32(16), client=2, attempt=1, marks=True, before="before: /[ ]/"
+            5,
+            int32(759),
+            FULL_PARAMS,
+            int32(16),
+            client=2,
+            attempt=1,
+            marks=True,
+            before="before: /[ ]/",
+            calls='start: "a"',
         ),
     ),
     ("cancel", Cancel([5, 6])),
