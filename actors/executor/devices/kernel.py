@@ -15,15 +15,20 @@ import torch
 import triton
 import triton.language as tl
 
+from .nvml import least_capability
+
 jit: Any = triton.jit
 """Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""
 
 
 def _overlaps() -> bool:
-    """Whether the device overlaps the end of a kernel with the beginning of the next."""
+    """Whether the device overlaps the end of a kernel with the beginning of the next.
+
+    A spare imports this, so that CUDA cannot be asked: it would refuse to work in a fork.
+    """
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.version.hip or not torch.cuda.is_available():
         return False
-    return torch.cuda.get_device_capability() >= (9, 0)
+    return least_capability() >= (9, 0)
 
 
 OVERLAP = tl.constexpr(_overlaps())
