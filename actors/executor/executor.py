@@ -78,10 +78,10 @@ class Executor(StepActor):
         if self.pipeline.masks_due is not None:
             self.wake_at = now  # first let the tokens go
         self.welcome_scheduler()
-        if self.spare_work is not None and self.pipeline.idle:
-            self.wake_at = now + IDLE_S
-        elif self.may_catch_up(now):
+        if self.may_catch_up(now):
             self.wake_at = now
+        elif self.spare_work is not None and self.pipeline.idle:
+            self.wake_at = now + IDLE_S
 
     def on_wake(self, now: float) -> None:
         """Compute masks; or do a piece of what can wait, when nothing has come for a while or full speed is to come."""

@@ -329,6 +329,36 @@ def test_after_a_restart_graphs_are_captured_between_steps_in_a_bounded_share_of
     assert executor.full_speed_at == captured_at[-1]
 
 
+def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> None:
+    """Kernel by kernel, launching a step of a large model takes longer than the device needs for it: no step is under
+    way when one has come back, and the service is not idle either."""
+    pieces = [3]
+
+    def spare_work() -> float | None:
+        pieces[0] -= 1
+        return 0.02 if pieces[0] >= 0 else None
+
+    clock = [0]
+    device = EmulatedDevice(8.0, clock_ns=lambda: clock[0], realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work, catching_up=True)
+    for step in range(60):
+        executor.receive("scheduler", Plan(step), clock[0] * 1e-9)
+        clock[0] += 33_000_000
+        now = clock[0] * 1e-9
+        executor.receive("device", Completed(), now)
+        assert pipeline.idle
+        if executor.wake_at is not None and executor.wake_at <= now:
+            executor.wake(now)
+            clock[0] += 20_000_000
+        if executor.full_speed_at is not None:
+            break
+    rest = 0.02 / CATCHING_UP_SHARE
+    assert executor.full_speed_at is not None
+    assert 3 * rest <= executor.full_speed_at <= 3 * (rest + 2 * 0.053) + 0.053
+
+
 def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
     """Its logits are where those of a graph would be."""
     device = EmulatedDevice(1.0, clock_ns=lambda: 0, realtime=False)
