@@ -18,7 +18,9 @@ from typing import Any
 
 from . import __version__
 from .options import ServeOptions
+from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable
+from .ray_scaling import CACHE, OPEN, Progress, scaling
 from .runtime.config import resolve
 from .runtime.keys import KeyFolder
 from .sidecar import STOP_MARGIN_S, RouterSidecar, Sidecar
@@ -42,6 +44,12 @@ LOOK_EVERY_S = 0.5
 FIRST_SERVICE_S = 600.0
 """How long an ingress waits for the first of them: a large model takes its time."""
 
+ANSWER_WITHIN_S = 5.0
+"""How long a service may take to say what it counts: its gateway is back within this time if it was restarted."""
+
+HANG_S = 60.0
+"""After which a service's own supervisor ends an executor that hangs, where ``hang_timeout`` does not say."""
+
 ROUTER_KEY = "router"
 
 
@@ -52,6 +60,7 @@ def application(
     ingresses: int = 1,
     tensor_parallel_size: int = 1,
     options: dict[str, Any] | None = None,
+    autoscaling: dict[str, Any] | None = None,
     api_key: str | None = None,
     fleet: str = "slipstream",
 ) -> Any:
@@ -62,14 +71,21 @@ def application(
 
     ``options`` are those of ``slipstream serve``, for each service; ``InvalidRequest`` if they are none. A replica asks
     Ray for as many GPUs as it has ranks, unless its ``device`` is another.
+
+    ``autoscaling``: fields of Serve's ``AutoscalingConfig``, as ``{"max_replicas": 8}``; there are ``replicas``
+    services at least, and more as their open requests and caches ask for (``services_needed``). None: ``replicas``,
+    always.
     """
     given = dict(options or {}) | {"model": model, "tensor_parallel_size": tensor_parallel_size}
     given = {name: value for name, value in given.items() if value is not None}
     settled = resolve(ServeOptions, keywords=given, environ={}).options
     on_gpus = settled.device == "auto" or settled.device.startswith("cuda")
     drain_s = settled.shutdown_timeout + 2 * STOP_MARGIN_S  # longer than the service's own
+    many: dict[str, Any] = {"num_replicas": replicas}
+    if autoscaling is not None:
+        many = {"autoscaling_config": scaling(replicas, settled.max_num_seqs, autoscaling)}
     service = serve.deployment(Service).options(
-        num_replicas=replicas,
+        **many,
         health_check_period_s=CHECK_EVERY_S,
         health_check_timeout_s=2 * GONE_AFTER_S,
         graceful_shutdown_timeout_s=drain_s,
@@ -142,14 +158,37 @@ class Service:
     def __init__(self, fleet: str, options: dict[str, Any]) -> None:
         self.directory = directory_of(fleet)
         keys = write_keys(ray.get(self.directory.keys.remote()))
+        self.key = str(keys / f"{ROUTER_KEY}.key")
         endpoint = f"tcp://{ray.util.get_node_ip_address()}:0"
         self.sidecar = Sidecar(endpoint=endpoint, curve_keys=str(keys), **options)
+        hang_s = self.sidecar.options.hang_timeout or HANG_S
+        self.progress = Progress(3 * hang_s)
+        self.client: AsyncClient | None = None
         ray.get(self.directory.here.remote(self.sidecar.endpoint))
 
+    async def counters(self) -> dict[str, float]:
+        """What the service counts, as its gateway says; ``ServiceUnavailable`` if it does not say so in time."""
+        if self.client is None:  # in the loop that all of this runs in
+            self.client = AsyncClient(self.sidecar.endpoint, curve=self.key)
+        try:
+            return await asyncio.wait_for(self.client.stats(), ANSWER_WITHIN_S)
+        except TimeoutError:
+            text = f"the gateway at {self.sidecar.endpoint} does not answer for {ANSWER_WITHIN_S:g} s"
+            raise ServiceUnavailable(text) from None
+
     async def check_health(self) -> None:
-        """Raises if the service has ended, or cannot even say how its actors are; then Serve starts another replica."""
+        """Raises if the service has ended, its supervisor or its gateway is silent, or it runs requests and does not
+        come forward; if it does so three times in a row, Serve starts another replica."""
         await asyncio.to_thread(lambda: self.sidecar.actors)
+        stuck = self.progress.take(await self.counters(), time.monotonic())
+        if stuck is not None:
+            raise ServiceUnavailable(f"the service at {self.sidecar.endpoint} is stuck: {stuck}")
         await self.directory.here.remote(self.sidecar.endpoint)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: what ``services_needed`` decides by."""
+        counters = await self.counters()
+        return {name: counters.get(name, 0.0) for name in (OPEN, CACHE)}
 
     def where(self) -> dict[str, Any]:
         """For people and tests: its endpoint and processes."""
@@ -198,7 +237,6 @@ class Face:
         from .actors.http.app import Entrance, make_app
         from .actors.http.service import Service as Frontend
         from .actors.text.prompts import load_texts
-        from .protocol.client.asynchronous import AsyncClient
         from .route import tokenizer_folder
         from .route_options import RouteOptions
 

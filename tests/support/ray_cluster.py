@@ -20,6 +20,9 @@ from typing import Any
 
 STREAMS, TOKENS, PORT = 32, 200, 8123
 
+FAULTS = ("replica", "supervisor", "executor", "stopped", "fewer", "more", "update", "load", "delete")
+"""What happens under the streams, one after the other."""
+
 
 def ask(number: int) -> str:
     """One streamed completion, as text."""
@@ -56,6 +59,7 @@ def main(faults: list[str]) -> None:
 
     from slipstream.ray import application
 
+    os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"  # ten where it is not said
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -81,31 +85,62 @@ def main(faults: list[str]) -> None:
                 found[one["endpoint"]] = one
         return found
 
-    def strike(what: str) -> None:
+    def strike(what: str, how: signal.Signals = signal.SIGKILL) -> None:
         victim = sorted(services().values(), key=lambda one: one["replica"])[0]
-        os.kill(victim[what], signal.SIGKILL)
+        os.kill(victim[what], how)
 
     def scale(replicas: int) -> None:
         serve.run(application(replicas=replicas, options=options), name="slipstream", route_prefix="/")
+
+    def update() -> None:
+        """Other options: Serve replaces the services one after the other."""
+        options["max_num_seqs"] = 33
+        scale(2)
+
+    def settle(wanted: int) -> None:
+        """Until there are so many services, each of which answers: a dead or stopped one has been replaced."""
+        deadline = time.monotonic() + 120
+        while len(there := services()) != wanted:
+            assert time.monotonic() < deadline, f"{wanted} services are wanted and {there} are there"
+            time.sleep(0.5)
+
+    def equal(texts: list[str]) -> int:
+        return sum(one == other for one, other in zip(texts, undisturbed, strict=True))
+
+    def load() -> int:
+        """As many services as open requests ask for: one when there is nothing to do, and two under load."""
+        bounds = {"max_replicas": 2, "target_ongoing_requests": 8.0, "look_back_period_s": 2.0}
+        delays = {"upscale_delay_s": 0.5, "downscale_delay_s": 2.0}
+        made = application(replicas=1, options=options, autoscaling=bounds | delays)
+        serve.run(made, name="slipstream", route_prefix="/")
+        settle(1)
+        deadline = time.monotonic() + 120
+        while True:
+            found = equal(loop.run_until_complete(ask_all()))
+            if found != STREAMS or len(services()) == 2:
+                return found
+            assert time.monotonic() < deadline, "no second service was started"
 
     acts = {
         "replica": lambda: strike("replica"),
         "supervisor": lambda: strike("supervisor"),
         "executor": lambda: strike("executor"),
+        "stopped": lambda: strike("supervisor", signal.SIGSTOP),
         "fewer": lambda: scale(1),
         "more": lambda: scale(2),
+        "update": update,
         "delete": lambda: serve.delete("slipstream"),
     }
     wanted = 2
     for fault in faults:
-        deadline = time.monotonic() + 120
-        while len(services()) != wanted and time.monotonic() < deadline:
-            time.sleep(0.5)
+        settle(wanted)
+        if fault == "load":
+            result[fault] = load()
+            continue
         wanted = {"fewer": 1, "more": 2}.get(fault, wanted)
         acting = threading.Timer(0.7, acts[fault])
         acting.start()
-        texts = loop.run_until_complete(ask_all())
-        result[fault] = sum(one == other for one, other in zip(texts, undisturbed, strict=True))
+        result[fault] = equal(loop.run_until_complete(ask_all()))
         acting.join()
     serve.shutdown()
     ray.shutdown()
@@ -113,4 +148,4 @@ def main(faults: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["replica", "supervisor", "executor", "fewer", "more", "delete"])
+    main(sys.argv[1:] or [*FAULTS])

@@ -15,6 +15,12 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     )
     parser.add_argument("--replicas", type=count, default=1, metavar="N", help="services (default 1)")
     parser.add_argument(
+        "--max-replicas",
+        type=count,
+        metavar="N",
+        help="let Serve start as many as N when open requests or caches ask for it (default: --replicas, always)",
+    )
+    parser.add_argument(
         "--ingresses", type=count, default=1, metavar="N", help="faces with a router each (default 1)"
     )
     parser.add_argument(
@@ -47,12 +53,15 @@ def run(found: argparse.Namespace) -> int:
 
     from ..ray import application
 
+    if found.max_replicas is not None and found.max_replicas < found.replicas:
+        raise Stop(2, f"--max-replicas {found.max_replicas} is less than --replicas {found.replicas}")
     made = application(
         found.model,
         replicas=found.replicas,
         ingresses=found.ingresses,
         tensor_parallel_size=found.tensor_parallel_size,
         options=options_in(found.option),
+        autoscaling=None if found.max_replicas is None else {"max_replicas": found.max_replicas},
         fleet=found.name,
     )
     try:

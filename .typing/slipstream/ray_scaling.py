@@ -1,0 +1,1 @@
+../../src/slipstream/ray_scaling.py
