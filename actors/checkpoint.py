@@ -25,7 +25,15 @@ DEFAULT_TEMPLATE = "default"
 """The name of a chat template that has none."""
 
 HUB_TIMEOUT_S = 3.0
-LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+LENGTH_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "n_ctx",
+    "model_max_length",
+    "context_length",
+)
 """What configurations call the number of positions, the usual name first."""
 
 LEFT_OUT: dict[str, dict[str, int]] = {

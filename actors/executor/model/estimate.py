@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
-from ...checkpoint import open_checkpoint
+from ...checkpoint import max_model_len, open_checkpoint
 from ..cache.layout import cache_dtype
 from ..ranks.shard import check_heads, plan_of
 from .language_model import language_model_config
-from .load import DTYPES, laid_out, load_config
+from .load import DTYPES, META, laid_out, load_config
 from .paged_model import PagedModel
-from .quantization.scheme import scheme_of
+from .quantization.linear import quantize_layers
+from .quantization.scheme import Scheme, scheme_of
 
 RANKS = (2, 4, 8)
 """Numbers of ranks that are told of."""
@@ -35,10 +36,14 @@ class Estimate:
     """States of recurrent layers, of one sequence."""
     told: tuple[str, ...]
     """What one should know of such layers, a sentence each."""
-    max_model_len: int
-    """What the model itself is made for."""
-    quantized: str
-    """How its weights are stored, with the name of the method; empty: as they are computed with."""
+    max_model_len: int | None
+    """What the model itself is made for; None: its configuration does not say."""
+    left_out: tuple[str, ...]
+    """Parts of a multimodal checkpoint that are not built, by their names in the configuration."""
+    stored: str
+    """How its weights are quantized, and what becomes of them; empty: they are not."""
+    quantized_bytes: int
+    """Memory of weights that ``--quantization`` has made of them on a GPU; 0: it can make none."""
     graphs: str
     """Which of its steps are CUDA graphs on a GPU."""
     ranks: str
@@ -73,11 +78,36 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         kv_bytes_per_token=model.layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
         state_bytes=model.state_layout.bytes_per_slot,
         told=() if model.stateful is None else tuple(model.stateful.notes()),
-        max_model_len=model.max_model_len,
-        quantized="" if scheme is None else f"{scheme.title} ({scheme.method})",
+        max_model_len=max_model_len(model.config.to_dict()),
+        left_out=() if text is config else other_parts(config, text),
         graphs=graphs_of(model),
         ranks=ranks_of(model.transformer),
+        stored="" if scheme is None else stored(scheme, model),
+        quantized_bytes=0 if scheme is not None else quantized_bytes(model),
     )
+
+
+def other_parts(config: PreTrainedConfig, text: PreTrainedConfig) -> tuple[str, ...]:
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return tuple(name for name, part in parts.items() if part is not None and part is not text)
+
+
+def stored(scheme: Scheme, model: PagedModel) -> str:
+    where = (
+        "dequantized when they are loaded, as the weights above are counted"
+        if model.stateful is not None
+        else "on a GPU those of linear layers stay in 8 bits; above they are counted as dequantized"
+    )
+    return f"{scheme.title} ({scheme.method}): {where}"
+
+
+def quantized_bytes(model: PagedModel) -> int:
+    """As ``Estimate.quantized_bytes``. The model is a quantized one from then on."""
+    try:
+        quantize_layers(model.transformer, "fp8", META)
+    except InvalidRequest:
+        return 0
+    return sum(tensor.nbytes for tensor in (*model.transformer.parameters(), *model.transformer.buffers()))
 
 
 def graphs_of(model: PagedModel) -> str:

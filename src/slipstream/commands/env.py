@@ -101,36 +101,43 @@ def check_model(model: str, options: ServeOptions) -> int:
     except ModelNotSupported as refused:
         show("model", f"{model}: not supported: {refused}")
         return FAILED
-    length = options.max_model_len or found.max_model_len
-    if length > found.max_model_len:
-        raise InvalidRequest(
-            f"max_model_len={length} is over the model's own limit of {found.max_model_len} tokens"
-        )
+    limit, length = found.max_model_len, options.max_model_len or found.max_model_len
+    if limit is not None and length is not None and length > limit:
+        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
     show(
         "model",
         f"{model}: supported by its configuration, type {found.model_type!r}; the weights are checked at load",
     )
-    show_memory(found, options, length)
+    if found.left_out:
+        parts = " and ".join(found.left_out)
+        show("text", f"the language model alone, without {parts}; a picture in a request is an error")
+    show_parts(found)
+    size, each = options.block_size, f"{in_bytes(found.kv_bytes_per_token)} for each token"
+    if length is None:
+        show("cache", each)
+        show("length", "config.json states none: give --max-model-len, and to serve as well")
+        return DONE
+    show("cache", f"{each}, {in_bytes(found.cache_bytes(length, size))} for a request of {length:,}")
+    together, one = found.bytes_for(options.max_num_seqs, length, size), found.bytes_for(1, length, size)
+    show("together", f"{in_bytes(together)} for {options.max_num_seqs} requests of {length:,} tokens at once")
+    show("", f"{in_bytes(one)} at the least, for one of them at a time")
     return DONE
 
 
-def show_memory(found: Estimate, options: ServeOptions, length: int) -> None:
-    """The memory of weights and cache; activations and CUDA graphs come on top."""
-    request, size = found.cache_bytes(length, options.block_size), options.block_size
+def show_parts(found: Estimate) -> None:
+    """What is on a device, whatever is asked of it; activations and CUDA graphs come on top."""
     show("weights", f"{in_bytes(found.weight_bytes)}: {found.parameters:,} parameters in {found.dtype}")
-    show(
-        "cache",
-        f"{in_bytes(found.kv_bytes_per_token)} for each token, {in_bytes(request)} for a request of {length:,}",
-    )
-    if found.quantized:
-        show("quantized", f"{found.quantized}; the line above counts weights as dequantized")
+    if found.stored:
+        show("quantized", found.stored)
+    elif found.quantized_bytes:
+        in_8_bits = in_bytes(found.quantized_bytes)
+        show("quantized", f"no; with --quantization fp8 or int8 its weights take {in_8_bits} on a GPU")
+    else:
+        show("quantized", "no, and it has no layers that --quantization is for")
     for line in found.told:
         show("states", line)
     show("graphs", found.graphs)
     show("ranks", found.ranks)
-    together = found.bytes_for(options.max_num_seqs, length, size)
-    show("together", f"{in_bytes(together)} for {options.max_num_seqs} requests of {length:,} tokens at once")
-    show("", f"{in_bytes(found.bytes_for(1, length, size))} at the least, for one of them at a time")
 
 
 def in_bytes(count: int) -> str:

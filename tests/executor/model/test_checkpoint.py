@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from slipstream.actors.checkpoint import LEFT_OUT, Checkpoint, max_model_len, open_checkpoint
+from slipstream.actors.checkpoint import LEFT_OUT, LENGTH_NAMES, Checkpoint, max_model_len, open_checkpoint
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 
@@ -119,13 +120,22 @@ def test_what_a_published_configuration_leaves_out_is_what_transformers_takes(
     assert stated.vocab_size == 9
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "phi3", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "phi3", "opt", "kimi_linear"])
 def test_the_length_is_the_same_from_the_file_and_from_transformers(family: str, tmp_path: Path) -> None:
     family_config: Any = CONFIG_MAPPING[family]
     config = family_config(vocab_size=300)
     config.save_pretrained(tmp_path)
     found = open_checkpoint(str(tmp_path))
     assert found.max_model_len == max_model_len(config.to_dict()) is not None
+
+
+def test_every_name_that_transformers_has_for_a_length_is_read() -> None:
+    types = {
+        CONFIG_MAPPING[name].attribute_map.get(LENGTH_NAMES[0]) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    }
+    found = {name for name in types if name is not None}
+    assert found >= {"n_positions", "model_max_length"}
+    assert found <= set(LENGTH_NAMES)
 
 
 def test_every_file_may_name_tokens_that_end_an_answer(tmp_path: Path) -> None:

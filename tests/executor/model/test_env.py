@@ -110,6 +110,67 @@ def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Pa
     assert estimate(str(tmp_path), dtype).weight_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("gemma3", "vision_config"),
+        ("gemma4", "vision_config"),
+        ("qwen3_5", "vision_config"),
+        ("qwen2_5_vl", "vision_config"),
+    ],
+)
+def test_what_is_left_out_of_a_multimodal_checkpoint_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str, parts: str
+) -> None:
+    make_config(family).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path))
+    assert code == 0
+    assert (
+        f"text         the language model alone, without {parts}; a picture in a request is an error\n" in out
+    )
+    states = "states       recurrent layers: " in out
+    assert states == (family == "qwen3_5")
+
+
+def test_nothing_is_left_out_of_a_model_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--model", str(BUNDLED_MODEL))
+    assert code == 0
+    assert "text  " not in out
+
+
+def test_what_weights_in_8_bits_take_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of an 8B model all but the head, the embeddings and the norms, with a scale in float32 for each row."""
+    code, out, _ = run(capsys, "--model", folder_with(tmp_path, LLAMA_8B))
+    rows = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
+    layer = 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336)
+    others = 2 * (2 * 128256 * 4096 + 65 * 4096)
+    assert estimate(str(tmp_path)).quantized_bytes == pytest.approx(
+        32 * (layer + 4 * rows) + others, rel=1e-6
+    )
+    assert "quantized    no; with --quantization fp8 or int8 its weights take 8.463 GiB on a GPU\n" in out
+    assert code == 0
+    make_config("mamba").save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path), "--max-model-len=256")
+    assert "quantized    no, and it has no layers that --quantization is for\n" in out
+    assert code == 0
+
+
+def test_a_configuration_without_a_length_is_told_as_it_would_be_to_serve(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Those of mamba state none, those of kimi_linear do so by another name."""
+    config = make_config("mamba").to_dict()
+    config.pop("max_position_embeddings")
+    code, out, _ = run(capsys, "--model", folder_with(tmp_path, config))
+    assert code == 0
+    assert "length       config.json states none: give --max-model-len" in out
+    assert "together" not in out
+    make_config("kimi_linear").save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path))
+    assert code == 0
+    assert " for a request of 256\n" in out
+
+
 def test_a_request_takes_whole_blocks() -> None:
     found = estimate(str(BUNDLED_MODEL))
     assert found.cache_bytes(17, 16) == found.cache_bytes(32, 16) == 32 * found.kv_bytes_per_token
