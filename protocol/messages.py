@@ -483,6 +483,10 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     """As in ``Generate``."""
     special: bool = False
     """Special tokens have their names as text."""
+    queued_at: float = 0.0
+    """When it came to the scheduler, in seconds of the machine's monotonic clock."""
+    planned_at: float = 0.0
+    """When the first step that it is in was planned."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):

@@ -100,6 +100,8 @@ def take_opened(ledger: Ledger, opened: list[Opened]) -> None:
             request.cached_tokens = one.cached_tokens
         # ``Tokenized`` comes another way, and may be later.
         request.prompt_tokens = one.prompt_tokens
+        if request.planned_at is None:
+            request.queued_s, request.planned_at = one.planned_at - one.queued_at, one.planned_at
 
 
 def take_prompt(ledger: Ledger, prompt: PromptLogprobs) -> None:

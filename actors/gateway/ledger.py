@@ -63,6 +63,10 @@ class Request:
     accepted_at: float = 0.0
     first_at: float | None = None
     """When its first token came."""
+    queued_s: float = 0.0
+    """How long it waited in the scheduler for its first step."""
+    planned_at: float | None = None
+    """When that was planned."""
     suspected: int = 0
     """How often it was in hand when an actor ended by its own fault."""
     passes_at: int = 0

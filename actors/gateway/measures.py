@@ -7,10 +7,10 @@ the gateway's host: from a request's arrival to what leaves for its client.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 
 from ...protocol.messages import GAUGES
+from ..histogram import Histogram
 from .delivery import News
 from .ledger import Request
 
@@ -20,28 +20,6 @@ SECONDS = (
 )
 COUNTS = (1.0, 2.0, 5.0, 10.0, 20.0)
 TOKENS = tuple(float(10**power * step) for power in range(6) for step in (1, 2, 5))
-
-
-class Histogram:
-    """Values counted by the smallest bound that they do not exceed."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.sum += value * times
-
-    def counters(self, name: str) -> dict[str, float]:
-        """``NAME_bucket_BOUND``: how many were at most as large; ``NAME_sum``, ``NAME_count``."""
-        found: dict[str, float] = {}
-        total = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            total += count
-            found[f"{name}_bucket_{bound:g}"] = float(total)
-        return found | {f"{name}_sum": self.sum, f"{name}_count": float(total)}
 
 
 class Measures:
@@ -56,8 +34,12 @@ class Measures:
             "inter_token_latency_seconds": Histogram(SECONDS),
             "request_time_per_output_token_seconds": Histogram(SECONDS),
             "e2e_request_latency_seconds": Histogram(SECONDS),
+            "request_queue_time_seconds": Histogram(SECONDS),
+            "request_prefill_time_seconds": Histogram(SECONDS),
             "request_decode_time_seconds": Histogram(SECONDS),
+            "request_inference_time_seconds": Histogram(SECONDS),
             "request_prompt_tokens": Histogram(TOKENS),
+            "request_prefill_kv_computed_tokens": Histogram(TOKENS),
             "request_max_num_generation_tokens": Histogram(TOKENS),
             "request_params_n": Histogram(COUNTS),
             "request_params_max_tokens": Histogram(TOKENS),
@@ -110,14 +92,22 @@ class Measures:
         tokens = sum(len(answer.delivered) for answer in request.answers)
         self.histograms["e2e_request_latency_seconds"].add(now - request.accepted_at)
         self.histograms["request_prompt_tokens"].add(request.prompt_tokens)
+        computed = request.prompt_tokens - request.cached_tokens
+        self.histograms["request_prefill_kv_computed_tokens"].add(computed)
         self.histograms["request_generation_tokens"].add(tokens)
         longest = max((len(answer.delivered) for answer in request.answers), default=0)
         self.histograms["request_max_num_generation_tokens"].add(longest)
         self.histograms["request_params_n"].add(request.params.n)
         if request.params.max_tokens is not None:
             self.histograms["request_params_max_tokens"].add(request.params.max_tokens)
+        if request.planned_at is not None:
+            self.histograms["request_queue_time_seconds"].add(request.queued_s)
+            self.histograms["request_inference_time_seconds"].add(now - request.planned_at)
         if request.first_at is not None:
             self.histograms["request_decode_time_seconds"].add(now - request.first_at)
+            if request.planned_at is not None:
+                prefill = request.first_at - request.planned_at
+                self.histograms["request_prefill_time_seconds"].add(prefill)
         if request.first_at is not None and tokens > len(request.answers):
             per_token = (now - request.first_at) * len(request.answers) / (tokens - len(request.answers))
             self.histograms["request_time_per_output_token_seconds"].add(per_token)

@@ -28,7 +28,7 @@ from .bodies.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeB
 from .endpoints import about, chat, completions, texts
 from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
-from .errors import STOPPED, Problem, answer_error, problem_of
+from .errors import STOPPED, Problem, problem_at, problem_of
 from .messages import endpoints as messages
 from .messages.bodies import Counted, CountFields, MessagesAnswer, MessagesBody, MessagesError
 from .responses import endpoints as responses
@@ -167,6 +167,8 @@ class Entrance:
         self.on_busy()
         try:
             refusal = self.refusal(scope, headers)
+            if refusal is not None:
+                self.service.errors[refusal.reason] += 1
             app = self.app if refusal is None else refusal.response()
             await app(scope, receive, send_with_id)
         except ClientLeft:
@@ -259,6 +261,11 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
             return await by_method[request.method].respond(service, request)
 
         return Route(path, answer, methods=list(by_method))
+
+    async def answer_error(request: Request, error: Exception) -> Response:
+        problem = problem_at(request, error)
+        service.errors[problem.reason] += 1
+        return problem.response()
 
     handlers: dict[Any, Any] = dict.fromkeys(
         (Problem, SlipstreamError, HTTPException, Exception), answer_error

@@ -49,6 +49,11 @@ class Problem(Exception):
     def body(self) -> bytes:
         return msgspec.json.encode({"error": self.error})
 
+    @property
+    def reason(self) -> str:
+        """For those who count errors: the code, or where it has none, the type."""
+        return self.error["code"] or self.error["type"] or INVALID
+
     def response(self) -> Response:
         return Response(self.body, self.status, self.headers, media_type="application/json")
 
@@ -107,15 +112,15 @@ NOT_SERVED = {
 """Parts of OpenAI's API that are not served, and why or what to do instead."""
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler of all errors."""
+def problem_at(request: Request, error: Exception) -> Problem:
+    """Any error as a user gets it who asked for this path."""
     if isinstance(error, HTTPException) and error.status_code == 404:
         path = request.url.path
         why = next((why for start, why in NOT_SERVED.items() if path.startswith(start)), None)
         message = f"there is no {path:.200} here; {why or 'see /docs or /openapi.json'}"
-        return Problem(404, message).response()
+        return Problem(404, message)
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed: Any = (error.headers or {}).get("Allow", "")
         message = f"{request.url.path} takes {allowed}, not {request.method}"
-        return Problem(405, message, headers=dict(error.headers or {})).response()
-    return problem_of(error).response()
+        return Problem(405, message, headers=dict(error.headers or {}))
+    return problem_of(error)

@@ -130,6 +130,8 @@ class Service:
         """What is made of large bodies, one at a time: together they never take more than one core."""
         self.statuses: Counter[int] = Counter()
         """How many requests were answered with each status."""
+        self.errors: Counter[str] = Counter()
+        """How many were answered with an error, by its reason."""
 
     @property
     def client(self) -> AsyncClient:

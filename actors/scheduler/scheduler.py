@@ -30,6 +30,7 @@ from ...protocol.messages import (
     first_number,
 )
 from ...runtime.actor import Actor
+from ..histogram import Histogram
 from ..options import SchedulerOptions
 from .draft import OutstandingStep
 from .plan_timing import PlanTiming
@@ -66,6 +67,9 @@ COUNTERS = (
     "prefix_cache_evictions",
 )
 
+STEP_TOKENS = (1.0, 8.0, *(float(2**power) for power in range(4, 15)))
+"""Bounds of the histogram of tokens in a step."""
+
 
 class Scheduler(Actor):
     """The ledger of tokens, and what is sent to executor and detokenizer."""
@@ -88,6 +92,8 @@ class Scheduler(Actor):
         """Every request that has not ended, by number."""
         self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self.counters_due = 0.0
+        self.step_tokens = Histogram(STEP_TOKENS)
+        """Of prompts and sampled, in each step."""
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
@@ -156,6 +162,7 @@ class Scheduler(Actor):
             marks=message.marks,
             before=message.before,
             calls=message.calls,
+            queued_at=now,
         )
 
     def refuse(self, sequence: Sequence, limit: int) -> None:
@@ -233,6 +240,8 @@ class Scheduler(Actor):
                 sequence.params.include_stop_str_in_output,
                 sequence.marks,
                 not sequence.params.skip_special_tokens,
+                sequence.queued_at,
+                self.now,
             )
         )
         self.report_prompt_logprobs(sequence)
@@ -305,6 +314,7 @@ class Scheduler(Actor):
         if tokens.min(initial=0) < 0:
             raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
         counters["generation_tokens"] += len(rows)
+        self.step_tokens.add(prefill + len(rows))
         length = table.length[rows]
         table.tokens[rows, length] = tokens
         table.length[rows] = length + 1
@@ -378,7 +388,7 @@ class Scheduler(Actor):
         counters: dict[str, float] = {}
         if (now >= self.counters_due and now) or not self.outstanding:
             self.counters_due = now + COUNTERS_EVERY_S
-            counters = self.counters | self.gauges()
+            counters = self.counters | self.gauges() | self.step_tokens.counters("iteration_tokens_total")
         if requests is None or tokens is None:
             requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
         if len(requests) or self.opened or self.finished or self.prompts or counters:

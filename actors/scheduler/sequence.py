@@ -100,6 +100,8 @@ class Sequence:
     """What may stand before the answer that its grammar is for."""
     calls: str = ""
     """As in ``Enqueue``."""
+    queued_at: float = 0.0
+    """When it came, in seconds of the machine's monotonic clock."""
     logprobs: LogprobLedger | None = field(init=False)
     """Of each token generated here, if the request asks for them."""
     prompt_logprobs: LogprobLedger | None = field(init=False)

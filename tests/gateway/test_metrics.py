@@ -6,14 +6,16 @@ import asyncio
 import json
 import random
 import re
+import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from slipstream.actors.gateway.measures import Histogram
+from slipstream.actors.histogram import Histogram
 from slipstream.protocol.errors import DeadlineExceeded, InvalidRequest
 
 from slipstream import AsyncClient, Client, SamplingParams, Sidecar, SlipstreamError
@@ -23,7 +25,9 @@ VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc cache_co
     prefix_cache_hits_total time_to_first_token_seconds_bucket inter_token_latency_seconds_bucket
     request_time_per_output_token_seconds_count e2e_request_latency_seconds_sum
     request_prompt_tokens_bucket request_generation_tokens_bucket request_max_num_generation_tokens_bucket
-    request_params_n_bucket request_params_max_tokens_bucket request_decode_time_seconds_bucket"""
+    request_params_n_bucket request_params_max_tokens_bucket request_decode_time_seconds_bucket
+    request_queue_time_seconds_bucket request_prefill_time_seconds_bucket request_inference_time_seconds_bucket
+    iteration_tokens_total_bucket request_prefill_kv_computed_tokens_bucket"""
 """What boards and endpoint pickers made for vLLM look for."""
 
 BOARD = Path(__file__).parents[2] / "examples" / "grafana.json"
@@ -43,13 +47,15 @@ def client(service: Sidecar) -> Iterator[Client]:
 
 
 def samples(service: Sidecar) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """What Prometheus would read: by name, then by labels."""
+    """What Prometheus would read: by name, then by labels, less those that all have."""
     with urllib.request.urlopen(f"{service.ready['http']}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels = tuple(sorted((k, v) for k, v in sample.labels.items() if k != "model_name"))
+            assert sample.labels["engine"] == "0"
+            own = {k: v for k, v in sample.labels.items() if k not in ("model_name", "engine")}
+            labels = tuple(sorted(own.items()))
             found.setdefault(sample.name, {})[labels] = sample.value
     return found
 
@@ -131,6 +137,35 @@ def test_latencies_are_those_of_the_steps(service: Sidecar, client: Client) -> N
     assert mean("request_params_n") == 1
     assert mean("request_decode_time_seconds") < mean("e2e_request_latency_seconds")
     assert mean("request_decode_time_seconds") > 0.09
+    parts = mean("request_prefill_time_seconds") + mean("request_decode_time_seconds")
+    assert mean("request_inference_time_seconds") == pytest.approx(parts, abs=1e-6)
+    before_first = mean("request_queue_time_seconds") + mean("request_prefill_time_seconds")
+    assert 0 < before_first <= mean("time_to_first_token_seconds")
+
+
+def test_tokens_of_steps_are_prompts_and_answers(service: Sidecar, client: Client) -> None:
+    before = client.stats()
+    output = client.generate("Once upon a time", SamplingParams(max_tokens=20, ignore_eos=True))
+    after = client.stats()
+    steps, tokens = (
+        after[f"iteration_tokens_total_{part}"] - before[f"iteration_tokens_total_{part}"]
+        for part in ("count", "sum")
+    )
+    assert steps == after["steps"] - before["steps"]
+    computed = after["prefill_tokens"] - before["prefill_tokens"]
+    assert 0 < computed <= len(output.prompt_token_ids or [])
+    assert tokens == computed + 20
+
+
+def test_a_request_that_waits_for_a_slot_is_in_the_queue_and_not_in_prefill() -> None:
+    with (
+        Sidecar(device="emulated", emulated_step_ms=5, max_num_seqs=1) as sidecar,
+        sidecar.client() as client,
+    ):
+        client.generate_many(["a", "b"], SamplingParams(max_tokens=20, ignore_eos=True))
+        stats = client.stats()
+    assert stats["request_queue_time_seconds_sum"] > 0.09, "one waits for the 20 steps of the other"
+    assert stats["request_prefill_time_seconds_sum"] < stats["request_queue_time_seconds_sum"]
 
 
 def test_prometheus_reads_what_the_service_counts(service: Sidecar, client: Client) -> None:
@@ -168,6 +203,30 @@ def test_refusals_and_failures_are_counted_by_their_code(service: Sidecar, clien
     after = errors()
     assert after["invalid_request"] - before.get("invalid_request", 0.0) == 1
     assert after["deadline_exceeded"] - before.get("deadline_exceeded", 0.0) == 1
+
+
+def test_errors_over_http_are_counted_by_their_reason(service: Sidecar) -> None:
+    def errors() -> Counter[str]:
+        counted = samples(service).get("slipstream_http_errors_total", {})
+        return Counter({dict(labels)["reason"]: int(value) for labels, value in counted.items()})
+
+    before = errors()
+    url, hi = service.ready["http"], [{"role": "user", "content": "hi"}]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": hi, "no_such_field": 1}),
+        ("/v1/chat/completions", {"messages": hi, "model": "another"}),
+        ("/v1/completions", {"prompt": "x " * 3000}),
+        ("/v1/messages", {"messages": hi, "max_tokens": 1, "model": "another"}),
+        ("/v1/nothing", {}),
+    ]
+    for path, body in asked:
+        request = urllib.request.Request(
+            url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=30)
+    grown = errors() - before
+    assert grown == {"invalid_request_error": 2, "model_not_found": 2, "context_length_exceeded": 1}
 
 
 def test_every_metric_that_the_board_names_is_there(service: Sidecar, client: Client) -> None:

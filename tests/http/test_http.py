@@ -287,7 +287,7 @@ def test_health_and_readiness_tell_of_every_actor(web: Web) -> None:
 
 
 def test_metrics_have_a_type_and_count_the_frontends_own_work_and_refusals(web: Web) -> None:
-    refused = 'slipstream_http_requests_total{model_name="slipstream-bundled",status="400"}'
+    refused = 'slipstream_http_requests_total{engine="0",model_name="slipstream-bundled",status="400"}'
 
     def metrics() -> dict[str, float]:
         lines = web("/metrics").body.decode().splitlines()
@@ -301,7 +301,7 @@ def test_metrics_have_a_type_and_count_the_frontends_own_work_and_refusals(web: 
     for _ in range(3):
         assert web.chat(no_such_field=1).status == 400
     assert metrics()[refused] == before + 3
-    busy = 'slipstream_actor_busy_seconds_total{actor="http",model_name="slipstream-bundled"}'
+    busy = 'slipstream_actor_busy_seconds_total{actor="http",engine="0",model_name="slipstream-bundled"}'
     until(lambda: metrics()[busy] > 0.1, "the supervisor has asked what the frontend has done")
 
 

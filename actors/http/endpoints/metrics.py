@@ -69,13 +69,23 @@ HISTOGRAMS = {
     "inter_token_latency_seconds": "Between two steps that brought tokens, once for each token",
     "request_time_per_output_token_seconds": "Of a request, from its first token to its end, per token",
     "e2e_request_latency_seconds": "From a request's arrival to the end of its answer",
+    "request_queue_time_seconds": "Of a request in the scheduler, until the first step that it is in is planned",
+    "request_prefill_time_seconds": "From then to its first token",
+    "request_inference_time_seconds": "From then to the end of its answer",
     "request_decode_time_seconds": "From a request's first token to the end of its answer",
     "request_prompt_tokens": "Prompt tokens of a request",
+    "request_prefill_kv_computed_tokens": "Of these, those that were not in the prefix cache",
     "request_max_num_generation_tokens": "Tokens of the longest answer of a request",
     "request_params_n": "Answers that a request asks for",
     "request_params_max_tokens": "Tokens that a request allows an answer",
     "request_generation_tokens": "Tokens generated for a request",
+    "iteration_tokens_total": "Tokens of a step, of prompts and sampled",
 }
+
+LABELS = ("model_name", "engine")
+"""That every metric has, so that boards made for several engines of vLLM read it."""
+
+ENGINE = "0"
 
 REASONS = "request_success_"
 ERRORS = "request_errors_"
@@ -91,12 +101,14 @@ class Families(Collector):
         counters: dict[str, float],
         actors: Actors,
         statuses: Mapping[int, int] = MappingProxyType({}),
+        errors: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.prefix = prefix
         self.model = model
         self.counters = counters
         self.actors = actors
         self.statuses = statuses
+        self.errors = errors
 
     def collect(self) -> Iterator[Metric]:
         left = dict(self.counters)
@@ -122,6 +134,9 @@ class Families(Collector):
         answered = {(str(status),): float(count) for status, count in sorted(self.statuses.items())}
         about = "HTTP requests answered, by status; those that the gateway never saw are counted nowhere else"
         yield self.family(CounterMetricFamily, "http_requests", about, answered, ("status",))
+        refused = {(reason,): float(count) for reason, count in sorted(self.errors.items())}
+        about = "HTTP requests answered with an error, by its code or, where it has none, its type"
+        yield self.family(CounterMetricFamily, "http_errors", about, refused, ("reason",))
         for name, value in sorted(left.items()):
             yield self.family(UnknownMetricFamily, name, "As the service counts it", {(): value})
 
@@ -133,9 +148,9 @@ class Families(Collector):
         values: dict[tuple[str, ...], float],
         labels: Iterable[str] = (),
     ) -> Metric:
-        made = kind(self.prefix + name, about, labels=["model_name", *labels])
+        made = kind(self.prefix + name, about, labels=[*LABELS, *labels])
         for given, value in values.items():
-            made.add_metric([self.model, *given], value)
+            made.add_metric([self.model, ENGINE, *given], value)
         return made
 
     def cache_config(self, left: dict[str, float]) -> Metric:
@@ -150,10 +165,10 @@ class Families(Collector):
     def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
         mark = f"{name}_bucket_"
         buckets = [(key.removeprefix(mark), left.pop(key)) for key in list(left) if key.startswith(mark)]
-        made = HistogramMetricFamily(self.prefix + name, about, labels=["model_name"])
+        made = HistogramMetricFamily(self.prefix + name, about, labels=LABELS)
         bounds = [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets]
         left.pop(f"{name}_count", None)
-        made.add_metric([self.model], bounds or [("+Inf", 0.0)], left.pop(f"{name}_sum", 0.0))
+        made.add_metric([self.model, ENGINE], bounds or [("+Inf", 0.0)], left.pop(f"{name}_sum", 0.0))
         return made
 
     def of_actors(self) -> Iterator[Metric]:
@@ -189,5 +204,7 @@ class Families(Collector):
 async def metrics(service: Service, request: Request) -> Response:
     counters, actors = await service.client.stats(), await service.client.actors()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Families(service.metrics_prefix, service.model, counters, actors, service.statuses))
+    registry.register(
+        Families(service.metrics_prefix, service.model, counters, actors, service.statuses, service.errors)
+    )
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)

@@ -32,6 +32,7 @@ def with_own_errors(respond: Respond) -> Respond:
             return await respond(service, request)
         except (Problem, SlipstreamError) as error:
             problem, told = error_of(error)
+            service.errors[problem.reason] += 1
             body = msgspec.json.encode(told)
             return Response(body, problem.status, problem.headers, media_type="application/json")
 

@@ -372,6 +372,8 @@ OPENED = Opened(
     include_stop=True,
     marks=True,
     special=True,
+    queued_at=71.5,
+    planned_at=71.75,
 )
 
 JOIN = filled(
