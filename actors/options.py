@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..protocol.client_key import ClientKey
 from ..protocol.limits import Limits
@@ -101,6 +102,8 @@ class GatewayOptions:
     """The folder of the keys that clients need; None: no encryption."""
     curve_also: tuple[str, ...]
     """Public keys that may come in beside those of the folder."""
+    server_dev_mode: bool = False
+    """Clients may reset the prefix cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,3 +152,7 @@ class HttpOptions:
     api_key: str | None
     metrics_prefix: str
     allowed_origins: tuple[str, ...]
+    server_dev_mode: bool = False
+    """There are endpoints for developers of the service."""
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By a name of the model: fields that a request which calls it so has, unless it says otherwise."""

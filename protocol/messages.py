@@ -102,6 +102,11 @@ class GetActors(FromClient, tag="actors"):
     """Answered by ``Actors``: how the service and each of its actors are."""
 
 
+class ResetCache(FromClient, tag="reset_cache"):
+    """Answered by ``CacheReset``: what is asked from then on begins with nothing that was computed before. Only where
+    the service is started with ``--server-dev-mode``."""
+
+
 # --- public: gateway to client -------------------------------------------------------------------
 
 
@@ -271,8 +276,15 @@ class Actors(ToClient, tag="actors"):
     """The service is stopping: what is under way is finished, nothing new is taken."""
 
 
-PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors
-PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace | Actors
+class CacheReset(ToClient, tag="cache_reset"):
+    """Answers ``ResetCache``."""
+
+    done: bool
+    """False: this service does not do that."""
+
+
+PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors | ResetCache
+PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace | Actors | CacheReset
 
 # --- internal ------------------------------------------------------------------------------------
 
@@ -356,6 +368,13 @@ class Cancel(Internal):
     """gateway → tokenizer → scheduler: end these requests, by the path that brought them."""
 
     requests: list[int]
+
+
+class ForgetCache(Internal):
+    """gateway → tokenizer → scheduler: nothing that was computed before is found again, by the path of the requests."""
+
+    number: int
+    """Counts how often that was asked; each is done once."""
 
 
 class Capacity(Internal):
@@ -570,7 +589,7 @@ class Spans(Internal):
 
 
 AnyInternal = (
-    Submit | Tokenized | Refused | Enqueue | Cancel | Capacity | Plan | Sampled | Tokens | Texts | Matched
+    Submit | Tokenized | Refused | Enqueue | Cancel | ForgetCache | Capacity | Plan | Sampled | Tokens | Texts | Matched
     | Forget | CaptureNext | DumpTrace | Spans
 )  # fmt: skip
 

@@ -16,19 +16,23 @@ from ...protocol.limits import Limits
 from ...protocol.messages import (
     NO_FORMATS,
     Abort,
+    CacheReset,
     Cancel,
     Delta,
     Ending,
     Error,
+    ForgetCache,
     Formats,
     Generate,
     GetStats,
     PeerDown,
     PeerUp,
     Refused,
+    ResetCache,
     Stats,
     Texts,
     Tokenized,
+    first_number,
 )
 from ..options import GatewayOptions
 from ..public.actor import PublicActor
@@ -65,11 +69,16 @@ class Gateway(PublicActor):
         epoch: int = 0,
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
+        dev_mode: bool = False,
     ) -> None:
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.rng = rng
         self.max_open_bytes = max_open_bytes
         self.default_deadline_s = default_deadline_s
+        self.dev_mode = dev_mode
+        """Clients may reset the prefix cache."""
+        self.cache_resets = first_number(epoch)
+        """Numbers the last reset; no two incarnations give the same."""
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
         self.faulty: dict[str, Suspicion] = {}
@@ -97,6 +106,12 @@ class Gateway(PublicActor):
         self.measures.count("aborted", len(requests))
         self.cancel(requests)
         self.advance_probation()
+
+    def on_reset_cache(self, connection: Connection, message: ResetCache, now: float) -> None:
+        if self.dev_mode:
+            self.cache_resets += 1
+            self.send("tokenizer", ForgetCache(self.cache_resets))
+        self.send_to(connection, CacheReset(done=self.dev_mode))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -298,6 +313,8 @@ class Gateway(PublicActor):
             self.suspect(peer.name, self.faulty.pop(peer.name))
         self.ledger.cancelled.clear()
         self.ledger.unknown.clear()
+        if self.dev_mode:  # the last may be lost with the one that is gone
+            self.send("tokenizer", ForgetCache(self.cache_resets))
         for request in self.ledger.requests.values():
             request.attempt += 1
             self.submit(request)
@@ -368,6 +385,7 @@ def build(context: StartContext) -> Gateway:
         rng=rng,
         epoch=context.epoch,
         default_deadline_s=options.default_deadline,
+        dev_mode=options.server_dev_mode,
     )
     gateway.public_keys = public_keys(options.curve_keys, options.curve_also)
     return gateway

@@ -25,7 +25,7 @@ from .bodies import answers
 from .bodies.answers import ErrorAnswer
 from .bodies.openapi import Described, document
 from .bodies.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from .endpoints import about, chat, completions, texts
+from .endpoints import about, chat, completions, development, texts
 from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
 from .errors import STOPPED, Problem, problem_at, problem_of
@@ -127,6 +127,14 @@ ENDPOINTS = [
     ),
     Endpoint("GET", "/version", about.version, "The version", answer=answers.Version),
 ]
+
+
+DEVELOPMENT = [
+    Endpoint("POST", "/reset_prefix_cache", development.reset_prefix_cache, "Forget what was computed"),
+    Endpoint("POST", "/start_profile", development.start_profile, "Begin a profile"),
+    Endpoint("POST", "/stop_profile", development.stop_profile, "The timeline since then, for Perfetto"),
+]
+"""What is there with ``--server-dev-mode`` alone."""
 
 
 class Entrance:
@@ -270,9 +278,10 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys(
         (Problem, SlipstreamError, HTTPException, Exception), answer_error
     )
+    endpoints = [*ENDPOINTS, *DEVELOPMENT] if service.dev_mode else ENDPOINTS
     described = [
         Described(e.method, e.path, e.summary, e.body, e.answer, e.path not in OPEN, e.error)
-        for e in ENDPOINTS
+        for e in endpoints
     ]
     bounds = {"max_model_len": service.bounds.max_model_len, "vocab_size": service.bounds.vocab_size}
     described_as = document(described, service.version, bounds)
@@ -285,7 +294,7 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
 
     dashboard = Dashboard(service.client, service.model)
     by_path: defaultdict[str, list[Endpoint]] = defaultdict(list)
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         by_path[endpoint.path].append(endpoint)
     own = [route(path, endpoints) for path, endpoints in by_path.items()]
     routes = [*own, Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]

@@ -108,6 +108,10 @@ NOT_SERVED = {
     "/v1/images": "the model reads and writes text alone",
     "/v1/batches": "slipstream batch answers a file of requests",
     "/v1/files": "slipstream batch answers a file of requests",
+    **dict.fromkeys(
+        ("/reset_prefix_cache", "/start_profile", "/stop_profile"),
+        "start the service with --server-dev-mode for it",
+    ),
 }
 """Parts of OpenAI's API that are not served, and why or what to do instead."""
 

@@ -84,6 +84,8 @@ class HttpFrontend:
             options.metrics_prefix,
             options.sanitize_control_tokens,
             options.other_names,
+            dev_mode=options.server_dev_mode,
+            defaults=options.defaults,
         )
         self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]

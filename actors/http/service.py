@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -26,6 +26,7 @@ from ...protocol.sampling import SamplingParams
 from ..text.chat_template import ChatTemplates
 from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts
+from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
 from .responses.store import Store
 from .tokens import Tokens
@@ -106,14 +107,23 @@ class Service:
         metrics_prefix: str = "slipstream_",
         sanitize: bool = False,
         other_names: Sequence[str] = (),
+        *,
+        dev_mode: bool = False,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns."""
+        """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns. ``defaults`` are as in
+        ``HttpOptions``."""
         self.clients = GatewayClients(connect)
         self.model = model
         self.names = (model, *other_names)
         """What a request may call it; answers have the first."""
         self.version = version
         self.bounds = bounds
+        self.defaults = Defaults(defaults or {}, self.names, bounds)
+        self.dev_mode = dev_mode
+        """There are endpoints for developers of the service."""
+        self.profiled_since: float | None = None
+        """When a profile was started that nobody has stopped, in seconds of the monotonic clock."""
         self.metrics_prefix = metrics_prefix
         tokenizer, chat_templates = texts
         self.prompts = Prompts(tokenizer, chat_templates, self.bounds.max_prompt_bytes, sanitize=sanitize)

@@ -11,6 +11,7 @@ from ...protocol.messages import (
     NO_FORMATS,
     Abort,
     Actors,
+    CacheReset,
     ClientBlocked,
     ClientGone,
     ClientMessage,
@@ -25,6 +26,7 @@ from ...protocol.messages import (
     Hello,
     Ping,
     Pong,
+    ResetCache,
     Spans,
     ToClient,
     Welcome,
@@ -69,6 +71,7 @@ class PublicActor(Actor):
             GetStats: self.on_get_stats,
             GetTrace: self.on_get_trace,
             GetActors: self.on_get_actors,
+            ResetCache: self.on_reset_cache,
         }
 
     # --- what each does in its own way ------------------------------------------------------------
@@ -81,6 +84,9 @@ class PublicActor(Actor):
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         raise NotImplementedError
+
+    def on_reset_cache(self, connection: Connection, message: ResetCache, now: float) -> None:
+        self.send_to(connection, CacheReset(done=False))
 
     def on_connection_lost(self, connection: Connection) -> None:
         """The client is gone, or was cut off: its requests end."""

@@ -168,6 +168,13 @@ class BlockPool(Pool):
             found.append(block)
         return found
 
+    def forget(self) -> None:
+        """Find nothing again that was computed until now; whoever holds a block goes on with it."""
+        self.free.extend(self.unused)
+        self.unused.clear()
+        self.hashes_of.clear()
+        self.block_of.clear()
+
     def publish(self, block: int, hash: bytes, step: int) -> None:
         """Let a block be found by its content, which step ``step`` completes; the first with a content keeps it."""
         if self.caching and hash not in self.block_of:

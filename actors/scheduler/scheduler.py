@@ -20,6 +20,7 @@ from ...protocol.messages import (
     Capacity,
     Enqueue,
     Finished,
+    ForgetCache,
     GrammarEnd,
     Matched,
     Opened,
@@ -84,6 +85,7 @@ class Scheduler(Actor):
         self.handlers |= {
             Enqueue: self.on_enqueue,
             Cancel: self.on_cancel,
+            ForgetCache: self.on_forget_cache,
             Capacity: self.on_capacity,
             Sampled: self.on_sampled,
             Matched: self.on_matched,
@@ -103,6 +105,8 @@ class Scheduler(Actor):
         self.prompts: list[PromptLogprobs] = []
         self.opened: list[Opened] = []
         self.finished: list[Finished] = []
+        self.forgotten = 0
+        """Number of the last ``ForgetCache``."""
 
     @property
     def idle(self) -> bool:
@@ -203,6 +207,11 @@ class Scheduler(Actor):
                 self.finish(sequence, "abort")
         self.flush(-1)
         self.plan_ahead(now)
+
+    def on_forget_cache(self, message: ForgetCache, now: float) -> None:
+        if message.number > self.forgotten and self.planner.blocks is not None:
+            self.planner.blocks.forget()
+        self.forgotten = max(self.forgotten, message.number)
 
     def on_matched(self, message: Matched, now: float) -> None:
         for request, attempt in zip(message.requests, message.attempts, strict=True):

@@ -21,6 +21,7 @@ from ...protocol.messages import (
     NO_FORMATS,
     Cancel,
     Enqueue,
+    ForgetCache,
     Formats,
     PeerUp,
     Refused,
@@ -106,7 +107,7 @@ class Tokenizer(Actor):
         self.worked_at: Waiting | None = None
         """The one that the last turn was spent on, and when that began."""
         self.worked_since = 0.0
-        self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel}
+        self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel, ForgetCache: self.on_forget_cache}
         self.refused = 0
         """Requests that can never succeed as they stand."""
         self.failed = 0
@@ -144,6 +145,10 @@ class Tokenizer(Actor):
         for request in cancel.requests:
             self.waiting.pop(request, None)
         self.send("scheduler", cancel)
+
+    def on_forget_cache(self, message: ForgetCache, now: float) -> None:
+        """Passed on before every request that comes later."""
+        self.send("scheduler", message)
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """For a new gateway all requests are sent again."""

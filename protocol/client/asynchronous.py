@@ -19,13 +19,14 @@ import zmq
 
 from ..client_key import ClientKey, Curve, client_key
 from ..endpoints import check_endpoint
+from ..errors import InvalidRequest
 from ..formats.said import ChatDelta
-from ..messages import Actors, Delta, Stats, Trace, Welcome
+from ..messages import Actors, CacheReset, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .blocking import Prompt
 from .outputs import Collector, RequestOutput
 from .pending import Pending, Stream
-from .session import Message, Reply, Session
+from .session import NO_RESET, Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport
 
@@ -160,6 +161,12 @@ class AsyncClient:
     async def actors(self) -> Actors:
         """How the service and each of its actors are."""
         return await self._inquire(Actors)
+
+    async def reset_prefix_cache(self) -> None:
+        """Have what is asked from now on find nothing that was computed before; ``InvalidRequest`` where the service
+        was started without ``--server-dev-mode``."""
+        if not (await self._inquire(CacheReset)).done:
+            raise InvalidRequest(NO_RESET)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -22,11 +22,11 @@ from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, Overloaded, SlipstreamError
 from ..formats.said import ChatDelta
-from ..messages import Actors, Delta, Stats, Trace, Welcome
+from ..messages import Actors, CacheReset, Delta, Stats, Trace, Welcome
 from ..sampling import SamplingParams
 from .outputs import Collector, RequestOutput
 from .pending import Pending, Question, Stream
-from .session import Message, Reply, Session
+from .session import NO_RESET, Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport, close_unused
 
@@ -184,6 +184,12 @@ class Client:
     def actors(self) -> Actors:
         """How the service and each of its actors are."""
         return self._inquire(Actors)
+
+    def reset_prefix_cache(self) -> None:
+        """Have what is asked from now on find nothing that was computed before; ``InvalidRequest`` where the service
+        was started without ``--server-dev-mode``."""
+        if not (self._inquire(CacheReset)).done:
+            raise InvalidRequest(NO_RESET)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from ..messages import (
     NO_FORMATS,
     Abort,
     Actors,
+    CacheReset,
     Delta,
     Deltas,
     Error,
@@ -45,6 +46,7 @@ from ..messages import (
     GetTrace,
     Hello,
     Ping,
+    ResetCache,
     Stats,
     Trace,
     Welcome,
@@ -68,10 +70,12 @@ HELLO_TIMEOUT_S = 3.0
 MAX_UNANSWERED_CONNECTIONS = 5
 """Connections in a row that may bring nothing but a Welcome, before every open request fails."""
 
+NO_RESET = "this service resets no prefix cache; start it with --server-dev-mode"
+
 Message = dict[str, Any]
 """One message of a conversation: ``{"role": "user", "content": "…"}``."""
 
-Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors)
+Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors, CacheReset)
 
 
 class Session:
@@ -193,7 +197,8 @@ class Session:
         return streams
 
     def inquire(self, now: float, expects: type[Reply], seconds: float | None = None) -> Question:
-        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``."""
+        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``; or
+        to reset its cache."""
         self.check_open()
         if seconds is not None and not seconds > 0:
             raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
@@ -201,6 +206,7 @@ class Session:
             Stats: GetStats(),
             Trace: GetTrace(seconds=seconds),
             Actors: GetActors(),
+            CacheReset: ResetCache(),
         }
         question = Question(expects, messages.get(expects))
         self.ensure_connection(now)

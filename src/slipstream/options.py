@@ -47,7 +47,7 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
-NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix")
+NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,13 @@ class ServeOptions:
         group=EVERYDAY,
         metavar="NAME",
     )
+    model_defaults: str | None = option(
+        None,
+        "with --http: a JSON file of what requests have by default under each served name:"
+        ' {"NAME": {"temperature": 0.6, "chat_template_kwargs": {...}}}',
+        group=EVERYDAY,
+        metavar="FILE",
+    )
     chat_template: str | None = option(
         None,
         "a jinja file to write conversations with (default: the model's own template)",
@@ -102,6 +109,9 @@ class ServeOptions:
         "how the model writes calls of tools (default: as its chat template does)",
         group=EVERYDAY,
         choices=TOOL_CALLS,
+    )
+    server_dev_mode: bool = option(
+        False, "let clients reset the prefix cache and, over HTTP, take profiles", group=EVERYDAY
     )
     sanitize_control_tokens: bool = option(
         False, "take the names of control tokens in conversations for text", group=EVERYDAY

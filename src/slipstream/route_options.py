@@ -48,6 +48,7 @@ class RouteOptions:
     )
     chat_template: str | None = shared("chat_template")
     sanitize_control_tokens: bool = shared("sanitize_control_tokens")
+    model_defaults: str | None = shared("model_defaults")
     client_key: str | None = option(
         None,
         "the key file with which the services let the router in, where they ask for one",

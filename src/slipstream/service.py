@@ -263,10 +263,12 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         default_deadline=options.default_deadline,
         curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
         curve_also=(),
+        server_dev_mode=options.server_dev_mode,
     )
     http = None
     if options.http is not None:
         http = http_options(options, options.http, model.model, served_names(options), limits)
+        http = replace(http, server_dev_mode=options.server_dev_mode)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
     ranks = executors(options, model)
@@ -403,6 +405,18 @@ def served_names(options: ServeOptions) -> list[str]:
     return names or [options.model or "slipstream-bundled"]
 
 
+def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
+    """What ``--model-defaults`` says; whether the fields are good, the frontend sees."""
+    if file is None:
+        return {}
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=dict[str, dict[str, Any]])
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidRequest(
+            f'{file} cannot be read: {error}; it is a JSON file such as {{"NAME": {{"temperature": 0.6}}}}'
+        ) from None
+
+
 def http_options(
     options: ServeOptions | RouteOptions, address: str, folder: str, names: Sequence[str], limits: Limits
 ) -> HttpOptions:
@@ -425,5 +439,6 @@ def http_options(
         version=__version__,
         api_key=options.api_key,
         metrics_prefix=options.metrics_prefix,
+        defaults=model_defaults(options.model_defaults),
         allowed_origins=tuple(origin for origin in origins if origin),
     )

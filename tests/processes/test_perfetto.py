@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from slipstream.protocol import endpoints
+from slipstream.protocol.client.perfetto import write
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.endpoints import running_services
 from slipstream.protocol.trace import Mark, Span
@@ -21,7 +22,6 @@ from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
 from slipstream.commands.common import Stop, the_running_service
-from slipstream.observe.perfetto import write
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
 REQUESTS, TOKENS = 3, 60

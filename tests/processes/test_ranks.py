@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from processes import Background, Planted, until
+from slipstream.protocol.client.perfetto import write
 from slipstream.runtime.supervision.control import Failed, Report
 from slipstream.runtime.supervision.groups import end_together, hanging
 from slipstream.runtime.supervision.liveness import Liveness
@@ -23,7 +24,6 @@ from slipstream.runtime.supervision.liveness import Liveness
 from slipstream import SamplingParams, Sidecar
 from slipstream.cli import main
 from slipstream.drill import Drill, clean
-from slipstream.observe.perfetto import write
 
 RANKS = ("executor", "executor.1", "executor.2")
 FAR = 120.0

@@ -52,6 +52,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.last_step[self.numbers] = -1
         self.numbers += 1
 
+    @rule()
+    def forget(self) -> None:
+        """Nothing that was computed is found again, and no block is lost by it."""
+        available = self.pool.available
+        self.pool.forget()
+        assert self.pool.available == available
+        assert not any(self.pool.find([bytes([content, 0])]) for content in range(4))
+
     def grow_one(self, held: BlockList) -> None:
         before, owned = list(self.pool.generation), self.held()
         (block,) = self.pool.grow(held, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -108,12 +108,15 @@ class Scripted:
         api_key: str | None = None,
         hosts: frozenset[str] | None = frozenset(),
         other_names: Sequence[str] = (),
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
         client = cast("AsyncClient", self.script)
         texts = load_texts(BUNDLED_MODEL, datetime.now)
-        self.service = Service(lambda: client, texts, MODEL, "0", bounds, other_names=other_names)
+        self.service = Service(
+            lambda: client, texts, MODEL, "0", bounds, other_names=other_names, defaults=defaults
+        )
         self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:

@@ -78,6 +78,7 @@ def ask(
 ) -> AsyncGenerator[list[Delta], None]:
     """The answer to a conversation, as ``ChatDelta``; ``written`` are the names that fields of ``body`` have in the
     body of the request, if that was another."""
+    service.defaults.fill(body)
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
     try:
         params, names = params_of(body, offered, service.bounds)

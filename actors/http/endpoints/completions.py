@@ -41,6 +41,7 @@ Prompt = str | list[int]
 
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, CompletionBody)
+    service.defaults.fill(body)
     echo_logprobs = bool(body.echo) and body.logprobs is not None
     counted = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
     only_prompt = bool(body.echo) and body.max_tokens == 0

@@ -15,7 +15,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--output", required=True, metavar="FILE", help="open it at https://ui.perfetto.dev")
 
     def run(found: argparse.Namespace) -> int:
-        from ..observe.perfetto import write
+        from ..protocol.client.perfetto import write
 
         with reach_running(found) as client:
             timeline = client.trace(found.seconds)

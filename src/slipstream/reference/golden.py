@@ -27,6 +27,7 @@ from ..protocol.messages import (
     Actors,
     ActorState,
     AnyInternal,
+    CacheReset,
     Cancel,
     Capacity,
     Delta,
@@ -36,6 +37,7 @@ from ..protocol.messages import (
     Envelope,
     Error,
     Finished,
+    ForgetCache,
     Formats,
     FromClient,
     Generate,
@@ -54,6 +56,7 @@ from ..protocol.messages import (
     PublicIn,
     PublicOut,
     Refused,
+    ResetCache,
     Sampled,
     Spans,
     Stats,
@@ -240,6 +243,7 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ("trace", GetTrace()),
     ("trace, the last seconds", GetTrace(seconds=2.5)),
     ("actors", GetActors()),
+    ("reset the prefix cache", ResetCache()),
 ]
 
 RECORDED = Recorded(
@@ -325,6 +329,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("error about the connection", Error(code="protocol", message="say hello first")),
     ("pong", Pong(nonce=18446744073709551615)),
     ("pong, nonce left out", Pong()),
+    ("the prefix cache is reset", CacheReset(done=True)),
     ("stats", Stats(counters={"steps": 60.0, "kv_cache_usage_perc": 0.25})),
     (
         "trace",
@@ -437,6 +442,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
         ),
     ),
     ("cancel", Cancel([5, 6])),
+    ("forget cache", ForgetCache(1099511627777)),
     (
         "capacity",
         Capacity(

@@ -13,9 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from ..protocol.actors import ACTORS
-from ..protocol.client.timeline import STREAMS, Timeline
-from ..protocol.trace import Span
+from ..actors import ACTORS
+from ..trace import Span
+from .timeline import STREAMS, Timeline
 
 TITLES = {"h2d": "H2D stream", "compute": "compute stream", "d2h": "D2H stream"}
 
