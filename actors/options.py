@@ -104,6 +104,8 @@ class GatewayOptions:
     """Public keys that may come in beside those of the folder."""
     server_dev_mode: bool = False
     """Clients may reset the prefix cache."""
+    otlp_traces_endpoint: str | None = None
+    """Where spans of requests are sent; None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,5 +16,7 @@ def digest_of(message: FromClient) -> bytes:
     """
     if not isinstance(message, Generate):
         return b""
-    asked = msgspec.structs.replace(message, id="", received=[], received_of_others=[], age_s=0.0)
+    asked = msgspec.structs.replace(
+        message, id="", received=[], received_of_others=[], age_s=0.0, traceparent=""
+    )
     return blake2b(msgspec.msgpack.encode(asked), digest_size=16).digest()

@@ -70,6 +70,9 @@ class Generate(FromClient, tag="generate"):
     calls: dict[str, dict[str, Any]] = {}
     """With ``marks``: functions by name, each with a JSON Schema of its arguments, to which calls that the model
     chooses to make are held, if ``formats`` has ``strict`` and nothing in ``params`` says what the answer matches."""
+    traceparent: str = ""
+    """The trace that the request is part of, as W3C's Trace Context has it; empty: of none. Of no effect where the
+    service sends no traces."""
 
 
 class Abort(FromClient, tag="abort"):

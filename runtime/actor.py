@@ -28,6 +28,8 @@ class HostService(Enum):
     """Answers how all actors are."""
     LOG = "log"
     """Writes a line, a text, into the log."""
+    TRACES = "traces"
+    """Sends a ``RequestTrace`` to where ``traces_endpoint`` says."""
 
 
 Address = str | bytes | HostService
@@ -50,6 +52,8 @@ class Actor:
     """Who may connect to it; None: everybody who reaches it."""
     service_key: ClientKey | None = None
     """What the services of ``sessions`` ask of it; None: nothing."""
+    traces_endpoint: str | None = None
+    """Where the host sends what the actor tells of requests; None: it tells nothing."""
     watched_file: str | None = None
     """A file whose text the actor is to know, at first and whenever it changes."""
     completions_fd: int | None = None

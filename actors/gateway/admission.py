@@ -10,6 +10,7 @@ from ...protocol.errors import InvalidRequest, brief, context_length_exceeded
 from ...protocol.limits import Limits
 from ...protocol.messages import Generate
 from ...protocol.sampling import as_json, counted
+from ...runtime.request_trace import TRACEPARENT
 from ..public.connections import Connection
 
 Prompt = str | bytes | list[dict[str, Any]]
@@ -32,6 +33,12 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
         )
     message.params.check(bounds)
     check_calls(message)
+    if message.traceparent and not TRACEPARENT.fullmatch(message.traceparent):
+        raise InvalidRequest(
+            f"traceparent={message.traceparent!r:.80} is none; it is such as"
+            " 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            param="traceparent",
+        )
     if not 0.0 <= message.age_s <= limits.MAX_DEADLINE_S:
         raise InvalidRequest(
             f"age_s={message.age_s} is out of range; it must be 0 to {limits.MAX_DEADLINE_S:g}",

@@ -165,7 +165,7 @@ def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, De
     delta = deltas.get(answer.number) or begin(answer, [], "", news)
     delta.text += tail
     delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
-    answer.finished = True
+    answer.finished, answer.reason = True, finished.reason
     news.reasons[finished.reason] += 1
     if request.unfinished:
         return

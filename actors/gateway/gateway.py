@@ -34,6 +34,7 @@ from ...protocol.messages import (
     Tokenized,
     first_number,
 )
+from ...runtime.actor import HostService
 from ..options import GatewayOptions
 from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
@@ -43,6 +44,7 @@ from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
 from .probation import Probation, Suspicion
+from .tracing import trace_of
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -70,6 +72,7 @@ class Gateway(PublicActor):
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
         dev_mode: bool = False,
+        traces_endpoint: str | None = None,
     ) -> None:
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.rng = rng
@@ -87,6 +90,9 @@ class Gateway(PublicActor):
         self.quarantined = 0
         """Requests that were given up here; the scheduler counts its own."""
         self.measures = Measures()
+        self.traces_endpoint = traces_endpoint
+        if traces_endpoint is not None:
+            self.ledger.on_end = self.tell
         self.scheduler_counters = Carried()
         self.handlers |= {
             Tokenized: self.on_tokenized,
@@ -202,8 +208,13 @@ class Gateway(PublicActor):
             self.connections.send_deltas(connection, items, now)
             self.advance_probation()
 
+    def tell(self, request: Request) -> None:
+        """What a request took, for whoever gathers traces."""
+        self.send(HostService.TRACES, trace_of(request, self.model, self.now))
+
     def cancel(self, requests: list[Request]) -> None:
         for request in requests:
+            request.error = request.error or "abort"
             self.ledger.forget(request)
         if requests:
             numbers = [answer.number for request in requests for answer in request.unfinished]
@@ -247,6 +258,7 @@ class Gateway(PublicActor):
         """The request ends with an error, and with it what answers are not finished."""
         self.measures.count("failed")
         self.measures.errors[code] += 1
+        request.error = code
         if request.unfinished:
             self.cancel([request])
         else:
@@ -386,6 +398,7 @@ def build(context: StartContext) -> Gateway:
         epoch=context.epoch,
         default_deadline_s=options.default_deadline,
         dev_mode=options.server_dev_mode,
+        traces_endpoint=options.otlp_traces_endpoint,
     )
     gateway.public_keys = public_keys(options.curve_keys, options.curve_also)
     return gateway

@@ -42,6 +42,10 @@ class Request:
     """As in ``Generate``."""
     calls: dict[str, dict[str, Any]] = field(default_factory=dict)
     """As in ``Generate``."""
+    traceparent: str = ""
+    """As in ``Generate``."""
+    error: str = ""
+    """Why it ends without its whole answer."""
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     digest: bytes = b""
@@ -109,6 +113,8 @@ class Answer:
     opened: bool = False
     """The current attempt has reached the detokenizer; what comes now belongs to it."""
     finished: bool = False
+    reason: str = ""
+    """Of its end, when it came."""
 
     def submission(self) -> Submit:
         """What starts it, or starts it again from what was delivered."""
@@ -150,6 +156,8 @@ class Ledger:
         """Numbers of no open request whose tokens came: the ``Cancel`` was sent again. An end may come or not, since
         what sent the tokens may be gone; they are forgotten when an actor is new."""
         self.deadlines = Deadlines(self.requests)
+        self.on_end: Callable[[Request], None] | None = None
+        """Called with each request that is over."""
 
     def open(
         self, connection: Connection, message: Generate, prompt: Prompt, size: int, params: SamplingParams
@@ -166,6 +174,7 @@ class Ledger:
             message.add_special_tokens,
             message.marks,
             message.calls,
+            message.traceparent,
             digest=digest_of(message),
         )
         for index, received in enumerate(received_by_answer(message)):
@@ -192,6 +201,8 @@ class Ledger:
         )
 
     def forget(self, request: Request) -> None:
+        if self.on_end is not None:
+            self.on_end(request)
         del self.requests[request.number]
         for answer in request.answers:
             del self.answers[answer.number]

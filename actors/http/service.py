@@ -23,6 +23,7 @@ from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
+from ...runtime.request_trace import TRACEPARENT
 from ..text.chat_template import ChatTemplates
 from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts
@@ -168,6 +169,9 @@ class Service:
     ) -> AsyncGenerator[list[Delta], None]:
         """What the gateway answers; ``names`` are those that the parameters have in the body of the request."""
         address = "" if request.client is None else request.client.host
+        trace = request.headers.get("traceparent", "")
+        if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
+            asked["traceparent"] = trace
         stream = self.clients.of(address).batches(params=params, max_held=most_unread(params), **asked)
         try:
             async with aclosing(stream):

@@ -86,10 +86,16 @@ class AsyncClient:
     # --- asking -------------------------------------------------------------------------------
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        traceparent: str = "",
     ) -> AsyncGenerator[Delta, None]:
-        """The answer as it comes. Leaving the iterator early ends the request."""
-        return self._deltas(prompt=prompt, params=params, request_id=request_id)
+        """The answer as it comes. Leaving the iterator early ends the request. ``traceparent`` is the trace that it is
+        part of, where the service sends spans."""
+        return self._deltas(prompt=prompt, params=params, request_id=request_id, traceparent=traceparent)
 
     def chat(
         self,

@@ -133,6 +133,7 @@ class Session:
         chat_template_kwargs: dict[str, Any] | None = None,
         add_special_tokens: bool = True,
         max_held: int | None = None,
+        traceparent: str = "",
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent.
 
@@ -165,6 +166,7 @@ class Session:
             add_special_tokens=add_special_tokens,
             marks=messages is not None,
             calls=offered.calls,
+            traceparent=traceparent,
         )
         frame = encode_request(request)
         self.ensure_connection(now)

@@ -41,6 +41,7 @@ from ..actor import Actor, Address, HostService, Send
 from ..in_hand import InHand
 from ..links import Links
 from ..log import logger
+from ..request_trace import TraceExporter
 from ..supervision import control
 from .public_socket import PublicSocket
 from .services import Services
@@ -108,6 +109,9 @@ class Host:
         """The connections of an actor that is itself a client of services."""
         if actor.sessions is not None:
             self.services = Services(self.context, actor.sessions, actor.service_key)
+        self.traces: TraceExporter | None = None
+        if actor.traces_endpoint is not None:
+            self.traces = TraceExporter(actor.traces_endpoint)
         for name, (epoch, mailbox) in begin.peers.items():
             self.connect(name, epoch, mailbox)
 
@@ -195,6 +199,9 @@ class Host:
                 self.deliver_to_actor(to, message)
             elif to is HostService.LOG:
                 logger.info("%s", message)
+            elif to is HostService.TRACES:
+                assert self.traces is not None
+                self.traces.export(message)
             elif isinstance(to, HostService):
                 self.inform(control.AskActors())
             elif to in blocked:  # nothing overtakes what could not be sent
@@ -431,4 +438,6 @@ class Host:
             self.public.close()
         if self.services is not None:
             self.services.close()
+        if self.traces is not None:
+            self.traces.close()
         self.context.destroy(linger=0)

@@ -110,6 +110,13 @@ class ServeOptions:
         group=EVERYDAY,
         choices=TOOL_CALLS,
     )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "send OpenTelemetry spans of each request to this URL, by OTLP over HTTP, such as"
+        " http://127.0.0.1:4318/v1/traces",
+        group=EVERYDAY,
+        metavar="URL",
+    )
     server_dev_mode: bool = option(
         False, "let clients reset the prefix cache and, over HTTP, take profiles", group=EVERYDAY
     )

@@ -264,6 +264,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
         curve_also=(),
         server_dev_mode=options.server_dev_mode,
+        otlp_traces_endpoint=options.otlp_traces_endpoint,
     )
     http = None
     if options.http is not None:

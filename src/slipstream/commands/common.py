@@ -16,6 +16,7 @@ INTERRUPTED = 130
 EXTRAS = {
     "engine": ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "uvloop"),
     "top": ("rich",),
+    "otel": ("opentelemetry",),
     "ray": ("ray",),
     "http": ("starlette", "uvicorn", "httptools", "prometheus_client"),
 }

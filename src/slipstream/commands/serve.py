@@ -26,6 +26,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         need("serve", "engine")
         if resolved.options.http is not None:
             need("serve --http", "http")
+        if resolved.options.otlp_traces_endpoint is not None:
+            need("serve --otlp-traces-endpoint", "otel")
         from ..service import serve
 
         return serve(resolved.options)

@@ -224,6 +224,7 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
             id="11",
             messages=[{"role": "user", "content": "Hi"}],
             marks=True,
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             calls={"now": {"type": "object"}},
         ),
     ),
