@@ -51,16 +51,18 @@ class Placement:
         if stream.aborted:
             self.end_aborted(request, now)
             return
-        free = [
-            replica
-            for replica in self.replicas.values()
-            if replica.takes(now) and replica.endpoint not in request.refused_by
-        ]
+        free: list[Replica] = []
+        answering: list[Replica] = []
+        for replica in self.replicas.values():
+            if replica.takes(now) and replica.endpoint not in request.refused_by:
+                free.append(replica)
+                if replica.answers(now):
+                    answering.append(replica)
         if not free:
             self.wait(request, now)
             return
         # One that has not answered of late is not asked, unless there is no other.
-        replica = choose([one for one in free if one.answers(now)] or free, request.hashes)
+        replica = choose(answering or free, request.hashes)
         try:
             replica.session.adopt(stream, now)
         except InvalidRequest as error:

@@ -87,7 +87,8 @@ class Replica:
 
     def takes(self, now: float) -> bool:
         """Whether it may be sent something."""
-        return self.ready and not self.draining and not self.leaving and now >= self.full_until
+        ready = self.session.state == "ready"
+        return ready and not self.draining and not self.leaving and now >= self.full_until
 
     def answers(self, now: float) -> bool:
         """Whether it has answered what it was asked last, or may still be about to."""

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 LEAST_BETWEEN_LOOKS_S = 0.02
 """Between two looks after all services: of a thousand, some service wants to be looked at every millisecond."""
 
+AWAY_S = 0.5
+"""A look that is later than this was held up by the machine, or by one long turn: what services have said since is not
+read yet, so that their silence is the router's own."""
+
 LATE_S = 0.5
 """How much later than the service the router ends a request by its deadline: the service's own word comes first."""
 
@@ -302,6 +306,9 @@ class Router(PublicActor):
         self.placement.place_waiting(now)
 
     def on_wake(self, now: float) -> None:
+        if now >= self.look_at + AWAY_S:
+            for replica in self.replicas.values():
+                replica.session.forgive(now)
         if now >= self.look_at:
             self.look_after_services(now)
         self.wake_by(self.look_at)

@@ -407,6 +407,10 @@ class Session:
             return []
         return self.reconnect(now, f"no answer to a ping for {self.lost_after_s:g} s")
 
+    def forgive(self, now: float) -> None:
+        """The client itself was away: what the service said meanwhile is not read yet, and is no silence."""
+        self.heard_at, self.pinged_at = max(self.heard_at, now), None
+
     def interrupted(self, now: float) -> list[Pending]:
         """The connection broke: do not wait for silence to show it. Take in everything that has arrived first."""
         if self.state == "greeting":

@@ -278,6 +278,26 @@ def test_a_silent_service_is_given_up_within_six_seconds(desk: Desk) -> None:
     assert PING_AFTER_S + LOST_AFTER_S < 6.0
 
 
+def test_a_router_that_was_away_itself_takes_no_service_for_silent_until_it_has_listened_again(
+    desk: Desk,
+) -> None:
+    desk.ask()
+    service, request = desk.placed()
+    desk.answer(service, request, 1)
+    desk.wait(PING_AFTER_S + 0.1)  # a ping is on its way to the service
+    desk.now += (
+        2 * LOST_AFTER_S
+    )  # the machine did something else, and what the services said waits to be read
+    desk.turn()
+    desk.answer(service, request, 2)
+    desk.wait(0.1, answering=(EAST, WEST))
+    assert desk.asked(desk.other(service)) == []
+    assert desk.tokens() == [1, 2]
+    desk.wait(PING_AFTER_S + LOST_AFTER_S + POLL_S, answering=(desk.other(service),))
+    (moved,) = desk.asked(desk.other(service))
+    assert moved.received == [1, 2]
+
+
 def test_nothing_new_goes_to_a_service_that_owes_an_answer_while_others_speak(desk: Desk) -> None:
     desk.wait(4.0, answering=(EAST,))
     for number in range(4):
