@@ -99,7 +99,7 @@ def serve(endpoints: list[str], step_s: float) -> None:
     due = [time.monotonic() + step_s * place / len(services) for place in range(len(services))]
     while True:
         wait = min(due) - time.monotonic()
-        if wait <= 0 or poller.poll(wait * 1e3):
+        if wait <= 0 or poller.poll(int(wait * 1e3) + 1):
             for service in services:
                 service.take()
         now = time.monotonic()
