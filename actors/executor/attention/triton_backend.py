@@ -17,7 +17,7 @@ from .triton_common import pad
 from .triton_plan import AttentionPlan, make_plan
 from .triton_write import write
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE = 512
 
 WAVES = 4
 """Of resident programs, for which keys are divided into parts: with more, the last one does not matter."""
@@ -61,19 +61,22 @@ TILES: dict[tuple[int, int], Tiles] = {
     (1, 128): Tiles(Tile(16, 64, 4, 4, 3, 64), Tile(16, 64, 4, 4, 3, 64), Tile(64, 128, 4, 2, 1, 256)),
     (1, 256): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
     (1, 512): Tiles(Tile(16, 64, 4, 3, 2, 64), Tile(16, 64, 4, 3, 2, 64), Tile(64, 32, 4, 3, 1, 256)),
+    (1, 1024): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(32, 32, 8, 2, 1, 256)),
     (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
     (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
     (2, 512): Tiles(Tile(16, 64, 4, 3, 1, 64), Tile(16, 64, 4, 2, 3, 64), Tile(64, 32, 4, 3, 1, 256)),
+    (2, 1024): Tiles(Tile(16, 32, 8, 3, 1, 64), Tile(16, 32, 8, 2, 2, 64), Tile(32, 32, 8, 2, 1, 256)),
     (4, 128): Tiles(Tile(16, 64, 8, 3, 2, 64), Tile(16, 64, 8, 3, 2, 64), Tile(64, 64, 8, 3, 1, 256)),
     (4, 256): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(64, 32, 8, 3, 1, 256)),
     (4, 512): Tiles(Tile(16, 16, 8, 3, 2, 64), Tile(16, 16, 8, 3, 2, 64), Tile(64, 16, 8, 3, 1, 256)),
+    (4, 1024): Tiles(Tile(16, 16, 8, 2, 1, 64), Tile(16, 16, 8, 2, 1, 64), Tile(32, 16, 8, 1, 1, 256)),
 }
 
 
 class TritonAttention:
     """Our kernels, on any GPU that Triton compiles for.
 
-    Float32, bfloat16, float16 and FP8 caches, sums in float32; head sizes 1 to 256, different ones for keys and
+    Float32, bfloat16, float16 and FP8 caches, sums in float32; head sizes 1 to 512, different ones for keys and
     values; any block size; grouped query heads, sliding windows, chunks of the context, softcap and sinks. Nothing is
     read on the host, so that any step can be captured in a CUDA graph. A call launches the kernel that writes the
     cache, and then the one that attends: once for the rows with one token and, if there are others, once for those. In
@@ -117,7 +120,7 @@ class TritonAttention:
         of its own chunk of ``attention_chunk`` positions. Returns ``[T, Hq, DV]`` in
         the dtype of ``query``.
 
-        Raises ValueError for shapes that do not belong together, ModelNotSupported for heads over 256.
+        Raises ValueError for shapes that do not belong together, ModelNotSupported for heads over 512.
         """
         keys, values = batch.cache.keys[layer], batch.cache.values[layer]
         tokens, query_heads, key_dim = query.shape

@@ -285,7 +285,8 @@ class TestKernels:
         check(Case(decode=(9, 50), prefill=((30, 41),), query_heads=query_heads, kv_heads=kv_heads, target=2))
 
     @pytest.mark.parametrize(
-        ("key_dim", "value_dim"), [(16, 16), (8, 8), (80, 80), (96, 96), (192, 128), (24, 40), (256, 256)]
+        ("key_dim", "value_dim"),
+        [(16, 16), (8, 8), (80, 80), (96, 96), (192, 128), (24, 40), (256, 256), (512, 512)],
     )
     def test_head_sizes(self, key_dim: int, value_dim: int) -> None:
         check(Case(decode=(9, 50), prefill=((20, 41),), key_dim=key_dim, value_dim=value_dim, target=2))
