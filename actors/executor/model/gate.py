@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
 from ..attention.transformers_hook import CHUNKED
@@ -31,6 +32,9 @@ STATE_TYPES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 
 TOKENWISE_TYPES = frozenset({"mlp", "moe"})
 """Types of layers that see one token at a time, and keep nothing."""
+
+STATES_SINCE = "5.21"
+"""The version of transformers from which the states of a layer are read and written through its cache alone."""
 
 OTHER_LAYER_TYPES = {
     "indexed_attention": "choose by an index which tokens they attend to, which the attention does not know of",
@@ -57,6 +61,12 @@ def check_config(config: PreTrainedConfig) -> None:
         raise refusal(
             config, f"{model_class.__name__} computes attention by itself and lets no other implementation in"
         )
+    if keeps_state(text, model_class) and not hasattr(Cache, "get_conv_state"):
+        raise refusal(
+            config,
+            f"its recurrent states can be reached from transformers {STATES_SINCE} on, and"
+            f" {transformers.__version__} is installed",
+        )
     if getattr(text, "alibi", False):
         raise refusal(config, "it adds a bias by distance (ALiBi) to the attention scores")
     if getattr(text, "use_bidirectional_attention", None):
@@ -75,6 +85,11 @@ def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if found is None:
         raise refusal(config, "transformers has no causal language model of this type")
     return found
+
+
+def keeps_state(text: PreTrainedConfig, model_class: type[PreTrainedModel]) -> bool:
+    """Whether layers of the language model keep recurrent or convolution state."""
+    return bool(layer_types(text) & STATE_TYPES) or getattr(model_class, "_is_stateful", False)
 
 
 def layer_types(text: PreTrainedConfig) -> set[str]:

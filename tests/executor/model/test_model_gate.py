@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
@@ -91,6 +92,17 @@ def test_attention_that_layers_share_is_of_no_type() -> None:
     config = make_config("llama4_text")
     for layer, chunk in ((0, config.attention_chunk_size), (1, None), (None, None), (7, None)):
         assert attention_chunk_of(SimpleNamespace(config=config, layer_idx=layer)) == chunk
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba2", "qwen3_next"])
+def test_states_that_an_older_transformers_lets_nobody_reach(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(transformers.Cache, "get_conv_state")
+    folder = make_checkpoint(family, tmp_path)
+    reason = r"its recurrent states can be reached from transformers 5\.21 on, and .* is installed"
+    with pytest.raises(ModelNotSupported, match=reason):
+        load_model(str(folder), device=CPU, dtype="float32")
 
 
 def test_attention_called_twice_in_a_layer() -> None:
