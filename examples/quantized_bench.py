@@ -140,11 +140,11 @@ def tune(shape: str, rows: list[int], rate: float) -> None:
             ]
         else:
             tried = [
-                kernels.Tiles(n, k, warps, stages, parts)
-                for n, k, warps, stages, parts in product(
-                    (32, 64, 128), (128, 256), (4, 8), (3, 4, 6), (1, 2, 4, 8)
+                kernels.Tiles(n, k, warps, stages, shares)
+                for n, k, warps, stages, shares in product(
+                    (64, 128, 256), (128, 256), (4, 8), (3, 4, 5, 6), (1, 2, 3, 4, 8)
                 )
-                if 100 <= -(-outputs // n) * parts <= 2500 or parts == 1
+                if 100 <= -(-outputs // n) * shares <= 1000 and warps * 32 >= n and stages * k <= 768
             ]
         found: list[tuple[float, kernels.Tiles]] = []
         for tiles in tried:

@@ -127,15 +127,23 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     *(
         (
             "quantization:_few_rows_kernel",
-            dict(states=states, weight="*i8", scales="*fp32", out=states, results="*fp32")
+            dict(parts=stored, row_scales="*fp32", weight=stored, scales="*fp32", out=states, results="*fp32")
             | dict(arrived="*i32", rows="i32"),
-            scaled | dict(bias=None, FLOAT8=float8, ROWS=rows, BLOCK_N=64, BLOCK_K=128, PARTS=parts),
+            scaled | dict(bias=None, ROWS=rows, BLOCK_N=64, BLOCK_K=128, SHARES=shares),
         )
-        for float8, scaled, rows, parts, states in (
-            (True, BY_ROWS, 16, 4, "*bf16"),
-            (True, BY_BLOCKS, 64, 1, "*bf16"),
-            (False, BY_ROWS, 32, 4, "*fp16"),
+        for stored, scaled, rows, shares, states in (
+            ("*fp8e4nv", BY_ROWS, 8, 4, "*bf16"),
+            ("*fp8e4nv", BY_BLOCKS, 64, 1, "*bf16"),
+            ("*i8", BY_ROWS, 32, 4, "*fp16"),
         )
+    ),
+    *(
+        (
+            "quantization:_split_kernel",
+            dict(states="*bf16", parts=stored, scales="*fp32", rows="i32"),
+            dict(K=14336, PAD=16384),
+        )
+        for stored in ("*fp8e4nv", "*i8")
     ),
     (
         "quantization:_quantize_kernel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .paged_model import PagedModel
 from .probe import probed
 from .quantization.checkpoint import open_shards
 from .quantization.linear import check_products, quantize_layers
+from .quantization.products import multiplied_by
 from .quantization.scheme import scheme_of, unquantized
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
@@ -46,7 +48,7 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    transformer, told = load_transformer(path_or_name, dtype, keep=device.type == "cuda")
+    transformer, told = load_transformer(path_or_name, dtype, keep=multiplied_by(device))
     if quantization is not None:
         if told:
             raise InvalidRequest(
@@ -62,7 +64,9 @@ def load_model(
     return model
 
 
-def load_transformer(path_or_name: str, dtype: str, *, keep: bool = False) -> tuple[PreTrainedModel, str]:
+def load_transformer(
+    path_or_name: str, dtype: str, *, keep: Sequence[torch.dtype] = ()
+) -> tuple[PreTrainedModel, str]:
     """The model as transformers has it, in the memory of the host, and what one should know of its weights.
 
     ``keep`` as of ``read_quantized``; errors as of ``load_model``.

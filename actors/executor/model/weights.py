@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +65,23 @@ def only_errors(record: logging.LogRecord) -> bool:
 
 
 def read_quantized(
-    config: PreTrainedConfig, dtype: str, shards: Mapping[str, Any], scheme: Scheme, *, keep: bool
+    config: PreTrainedConfig,
+    dtype: str,
+    shards: Mapping[str, Any],
+    scheme: Scheme,
+    *,
+    keep: Sequence[torch.dtype],
 ) -> tuple[Any, dict[str, Any], str]:
     """As ``read_weights``, of quantized weights; and what one should know of them.
 
-    ``keep``: linear layers keep theirs in 8 bits, where there are products with such. All others become what
-    they stand for.
+    Linear layers keep theirs in 8 bits if those are of a dtype of ``keep`` and there are products with such. All others
+    become what they stand for.
     """
     own = getattr(language_model_config(config), "dtype", None) or torch.bfloat16
     chosen = own if dtype == "auto" else getattr(torch, dtype)
     name = str(chosen).removeprefix("torch.")
     weights = stored_weights(shards, scheme)
-    as_stored = layers_that_keep(config, weights) if keep else {}
+    as_stored = layers_that_keep(config, [weight for weight in weights if weight.kept_as in keep])
     dequantized = {weight.name: Dequantized(weight, chosen) for weight in weights}
     unread = {weight.name: Unread(weight.shape) for weight in as_stored.values()}
     tensors = plain_tensors(shards, weights) | dequantized | unread
@@ -121,7 +126,7 @@ def layers_that_keep(config: PreTrainedConfig, weights: list[StoredWeight]) -> d
     """The linear layers that can keep their weights in 8 bits, by their names in the model."""
     text = language_model_config(config)
     model_class = gate.causal_lm_class(config)
-    if gate.layer_types(text) & gate.STATE_TYPES or getattr(model_class, "_is_stateful", False):
+    if gate.keeps_state(text, model_class):
         return {}  # recurrent layers read their weights themselves
     with torch.device("meta"):
         skeleton: PreTrainedModel = model_class._from_config(

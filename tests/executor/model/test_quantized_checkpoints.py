@@ -20,6 +20,7 @@ from slipstream.actors.executor.model.quantization.linear import (
     check_products,
     quantize_layers,
 )
+from slipstream.actors.executor.model.quantization.products import STORED as MULTIPLIED
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from slipstream.runtime.config import resolve
 from tiny_models import MULTIMODAL, make_checkpoint, make_config
@@ -245,7 +246,7 @@ KEPT = [
 
 def kept_model(folder: Path, dtype: str = "float32") -> PagedModel:
     """What a GPU is given; a CPU computes the same more slowly."""
-    transformer, told = load_transformer(str(folder), dtype, keep=True)
+    transformer, told = load_transformer(str(folder), dtype, keep=MULTIPLIED)
     assert told.endswith("as they are stored") or "each in 8 bits" in told
     return PagedModel(transformer, TorchAttention())
 
@@ -271,7 +272,7 @@ def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
 
 def test_what_is_no_linear_layer_is_dequantized_and_told(tmp_path: Path) -> None:
     folder, plain = make_quantized("compressed fp8 by rows", tmp_path, "qwen3_moe")
-    transformer, told = load_transformer(str(folder), "bfloat16", keep=True)
+    transformer, told = load_transformer(str(folder), "bfloat16", keep=MULTIPLIED)
     assert told.startswith("weights FP8, 24 of 32, dequantized to bfloat16: they take 2.0 times"), told
     model = PagedModel(transformer, TorchAttention())
     expected = load_model(str(plain), device=CPU, dtype="bfloat16")
@@ -285,14 +286,14 @@ def test_what_is_no_linear_layer_is_dequantized_and_told(tmp_path: Path) -> None
 def test_weights_that_no_product_takes_are_dequantized(kind: str, tmp_path: Path) -> None:
     """Scales for parts of rows that are no tiles, groups in an order of their own, 8 bits and a zero point."""
     folder, _ = make_quantized(kind, tmp_path)
-    transformer, told = load_transformer(str(folder), "bfloat16", keep=True)
+    transformer, told = load_transformer(str(folder), "bfloat16", keep=MULTIPLIED)
     assert "dequantized to bfloat16: they take" in told
     assert not any(isinstance(module, QuantizedLinear) for module in transformer.modules())
 
 
 def test_a_product_that_is_wrong_is_named_with_its_layer(tmp_path: Path) -> None:
     folder, _ = make_quantized("gptq", tmp_path)
-    transformer, _ = load_transformer(str(folder), "float32", keep=True)
+    transformer, _ = load_transformer(str(folder), "float32", keep=MULTIPLIED)
     check_products(transformer, torch.float32)
     layer: Any = transformer.get_submodule("model.layers.0.mlp.down_proj")
     layer.forward = lambda states: QuantizedLinear.forward(layer, states) * 1.1

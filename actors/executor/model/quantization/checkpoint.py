@@ -20,6 +20,8 @@ from .weight import QuantizedWeight
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 """What safetensors call types that are no weights without scales."""
 
+FLOATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
 
 def open_shards(folder: Path) -> dict[str, Any]:
     """The files of a folder that hold each of its tensors; ModelNotSupported names one that is missing or cut short."""
@@ -65,6 +67,12 @@ class StoredWeight:
             case ".qweight":
                 return [stored[1] * 8, stored[0]]
         return stored
+
+    @property
+    def kept_as(self) -> torch.dtype:
+        """Of a layer that keeps it in 8 bits."""
+        stored = self.parts[self.form.main].get_slice(self.base + self.form.main).get_dtype()
+        return FLOATS.get(stored, torch.int8)
 
     @property
     def multiplied(self) -> bool:

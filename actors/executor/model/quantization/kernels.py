@@ -1,8 +1,10 @@
 """Products with weights of 8 bits, as Triton kernels.
 
-With few rows a product takes as long as its weights take to be read. These kernels read them as they are stored and
-turn them into numbers in registers; the states stay in their dtype. With ``TRITON_INTERPRET=1`` in the environment
-before the first import of ``triton`` they run on a CPU, for tests.
+With few rows a product takes as long as its weights take to be read, if they are multiplied as they are stored. One row
+is multiplied number by number. For several, tensor cores multiply 8 bits with 8 bits, so each row of states is *split*
+into two rows of 8 bits, the second of which is what the first leaves out: that is as precise as bfloat16, and twice the
+rows cost nothing while weights are what is waited for. With ``TRITON_INTERPRET=1`` in the environment before the first
+import of ``triton`` they run on a CPU, for tests.
 """
 
 from __future__ import annotations
@@ -18,28 +20,34 @@ from torch import Tensor
 from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
 
 FLOAT8_MOST = tl.constexpr(448.0)
+INT8_MOST = tl.constexpr(127.0)
+
+FLOAT8_REST = tl.constexpr(1 / 16)
+"""A number of float8_e4m3 is off by a sixteenth at most: what it leaves out is stored divided by this."""
+
+INT8_REST = tl.constexpr(1 / 254)
+"""What rounding leaves out is a half at most, which is stored as 127."""
+
+EXACT_COLUMNS = tl.constexpr(128)
+"""Columns that tensor cores add up with the 14 bits that they have for FP8, before the sum goes to float32."""
 
 DEQUANTIZED_TILE = 1024
 
 
 @jit
-def _numbers(stored, FLOAT8: tl.constexpr, dtype: tl.constexpr):
-    """What int8 ``stored`` stand for; of float8 as many times less as ``_shift`` says."""
-    if not FLOAT8:
-        numbers = stored.to(tl.float32).to(dtype)
-    elif dtype == tl.float32:
-        numbers = ((stored.to(tl.int32) << 20) & -2014314496).to(dtype, bitcast=True)
-    elif dtype == tl.bfloat16:
-        numbers = ((stored.to(tl.int16) << 4) & -30736).to(dtype, bitcast=True)
+def _numbers(stored, FLOAT8: tl.constexpr):
+    """What int8 ``stored`` stand for, in float32; of float8 ``_shift`` times less."""
+    if FLOAT8:
+        numbers = ((stored.to(tl.int32) << 20) & -2014314496).to(tl.float32, bitcast=True)
     else:
-        numbers = ((stored.to(tl.int16) << 7) & -16512).to(dtype, bitcast=True)
+        numbers = stored.to(tl.float32)
     return numbers
 
 
 @jit
-def _shift(FLOAT8: tl.constexpr, dtype: tl.constexpr):
-    """How many times larger a float8_e4m3 is than its sign, exponent and fraction in the places that ``dtype`` has."""
-    return (256.0 if dtype == tl.float16 else 2.0**120) if FLOAT8 else 1.0
+def _shift(FLOAT8: tl.constexpr):
+    """How many times larger a float8_e4m3 is than its sign, exponent and fraction in the places that float32 has."""
+    return 2.0**120 if FLOAT8 else 1.0
 
 
 @jit
@@ -77,10 +85,10 @@ def _one_row_kernel(
             state = tl.load(scales + place[:, None] + group[None, :], mask=known, other=0.0) * state[None, :]
         else:
             state = state[None, :]
-        sums += _numbers(stored, FLOAT8, tl.float32) * state
+        sums += _numbers(stored, FLOAT8) * state
         stored = following
     total = tl.sum(sums, 1)
-    total *= _shift(FLOAT8, tl.float32)
+    total *= _shift(FLOAT8)
     if COLUMNS_PER_SCALE >= K:
         total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)
     if bias is not None:
@@ -90,15 +98,15 @@ def _one_row_kernel(
 
 @jit(do_not_specialize=["rows"])
 def _few_rows_kernel(
-    states,  # of 16 bits [rows, K]
-    weight,  # int8 [N, K]
+    parts,  # as the weight [2, rows, K]: of the states what is stored first, and the rest
+    row_scales,  # float32 [rows]
+    weight,  # float8_e4m3 or int8 [N, K]
     scales,  # float32 [ceil(N / ROWS_PER_SCALE), ceil(K / COLUMNS_PER_SCALE)]
     bias,  # [N] or None
     out,  # [rows, N]
-    results,  # float32 [PARTS, tiles, BLOCK_N, ROWS]
+    results,  # float32 [SHARES, tiles, BLOCK_N, ROWS]
     arrived,  # int32 [tiles], zero before and after
     rows,
-    FLOAT8: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
@@ -106,62 +114,103 @@ def _few_rows_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
-    """Each program has ``BLOCK_N`` outputs of all rows, and one of ``PARTS`` parts of the columns.
+    """Each program has ``BLOCK_N`` outputs of all rows, and one of ``SHARES`` shares of the columns.
 
     The program that ends last of those with the same outputs adds their results, always in the same order.
     """
+    FLOAT8: tl.constexpr = weight.dtype.element_ty == tl.float8e4nv
+    SUM = tl.float32 if FLOAT8 else tl.int32
+    EXACT: tl.constexpr = min(EXACT_COLUMNS, BLOCK_K)
     wait_for_kernel_before()
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tile, share = tl.program_id(0), tl.program_id(1)
     output = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     here = output < N
-    row = tl.arange(0, ROWS)
-    steps: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    per_part: tl.constexpr = (steps + PARTS - 1) // PARTS
-    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    for step in range(part * per_part, min(steps, (part + 1) * per_part)):
-        column = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        known = column < K
+    both = tl.arange(0, 2 * ROWS)
+    known_row = both % ROWS < rows
+    state_row = parts + (both // ROWS * rows + both % ROWS)[None, :] * K
+    # Columns that share a scale may be fewer than a product has to have.
+    STEP: tl.constexpr = min(BLOCK_K, COLUMNS_PER_SCALE)
+    steps: tl.constexpr = (K + STEP - 1) // STEP
+    per_share: tl.constexpr = (steps + SHARES - 1) // SHARES
+    sums = tl.zeros([BLOCK_N, 2 * ROWS], tl.float32 if COLUMNS_PER_SCALE < K else SUM)
+    for step in range(share * per_share, min(steps, (share + 1) * per_share)):
+        column = step * STEP + tl.arange(0, BLOCK_K)
+        known = column < min(K, (step + 1) * STEP)
         stored = tl.load(
-            weight + output[:, None] * K + column[None, :], mask=here[:, None] & known[None, :], other=0
+            weight + output[:, None] * K + column[None, :], mask=here[:, None] & known[None, :], other=0.0
         )
-        state = tl.load(
-            states + row[None, :] * K + column[:, None],
-            mask=(row < rows)[None, :] & known[:, None],
-            other=0.0,
-        )
+        state = tl.load(state_row + column[:, None], mask=known_row[None, :] & known[:, None], other=0.0)
         if COLUMNS_PER_SCALE < K:
             place = (
-                output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + step * BLOCK_K // COLUMNS_PER_SCALE
+                output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + step * STEP // COLUMNS_PER_SCALE
             )
             scale = tl.load(scales + place, mask=here, other=0.0)
-            total += tl.dot(_numbers(stored, FLOAT8, states.dtype.element_ty), state) * scale[:, None]
+            sums += tl.dot(stored, state, out_dtype=SUM).to(tl.float32) * scale[:, None]
         else:
-            total = tl.dot(_numbers(stored, FLOAT8, states.dtype.element_ty), state, total)
-    if PARTS > 1:
+            sums = tl.dot(stored, state, sums, max_num_imprecise_acc=EXACT, out_dtype=SUM)
+    share_of = tl.where(tl.arange(0, 2) == 0, 1.0, FLOAT8_REST if FLOAT8 else INT8_REST)
+    halves = tl.reshape(sums.to(tl.float32), [BLOCK_N, 2, ROWS])
+    total = tl.sum(halves * share_of[None, :, None], 1)
+    row = tl.arange(0, ROWS)
+    if SHARES > 1:
         within = tl.arange(0, BLOCK_N)[:, None] * ROWS + row[None, :]
         size: tl.constexpr = BLOCK_N * ROWS
         tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-        tl.store(results + (part * tiles + tile) * size + within, total)
+        tl.store(results + (share * tiles + tile) * size + within, total)
         # What all threads of this program have stored is there before it says so, by one of them.
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SHARES - 1
         if last:
             total = tl.load(results + tile * size + within)
-            for other in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
+            for other in tl.static_range(1, SHARES):  # type: ignore[attr-defined]
                 total += tl.load(results + (other * tiles + tile) * size + within)
             tl.store(arrived + tile, 0)
     else:
         last = True
     if last:
-        total *= _shift(FLOAT8, states.dtype.element_ty)
+        total *= tl.load(row_scales + row, mask=row < rows, other=0.0)[None, :]
         if COLUMNS_PER_SCALE >= K:
             total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)[:, None]
         if bias is not None:
             total += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)[:, None]
         target = out + row[None, :].to(tl.int64) * N + output[:, None]
         tl.store(target, total.to(out.dtype.element_ty), mask=here[:, None] & (row < rows)[None, :])
+
+
+@jit
+def _nearest(number, dtype: tl.constexpr):
+    """What float8_e4m3 or int8 has next to ``number``, which is within its range, as float32.
+
+    Computed with bits and not by conversion to FP8 and back: of four numbers that share a register, ptxas 12.8 read two
+    back from another one. Below the least normal number of FP8 there are fewer than this says.
+    """
+    if dtype == tl.int8:
+        nearest = tl.floor(number + 0.5)
+    else:
+        bits = number.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    return nearest
+
+
+@jit(do_not_specialize=["rows"])
+def _split_kernel(states, parts, scales, rows, K: tl.constexpr, PAD: tl.constexpr):
+    """One row of ``states`` [rows, K] as two rows of ``parts`` [2, rows, K] with a scale of its own."""
+    wait_for_kernel_before()
+    stored: tl.constexpr = parts.dtype.element_ty
+    MOST: tl.constexpr = INT8_MOST if stored == tl.int8 else FLOAT8_MOST
+    REST: tl.constexpr = INT8_REST if stored == tl.int8 else FLOAT8_REST
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, PAD)
+    state = tl.load(states + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(state), 0), 1e-30) / MOST
+    number = tl.clamp(state / scale, -MOST, MOST)
+    first = _nearest(number, stored)
+    rest = _nearest((number - first) / REST, stored)
+    tl.store(parts + row * K + column, first.to(stored), mask=column < K)
+    tl.store(parts + (rows + row) * K + column, rest.to(stored), mask=column < K)
+    tl.store(scales + row, scale)
 
 
 @jit
@@ -191,8 +240,8 @@ def _dequantize_kernel(
     wait_for_kernel_before()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    number = _numbers(tl.load(weight + row * K + column, mask=column < K, other=0), FLOAT8, tl.float32)
-    number *= _shift(FLOAT8, tl.float32)
+    number = _numbers(tl.load(weight + row * K + column, mask=column < K, other=0), FLOAT8)
+    number *= _shift(FLOAT8)
     place = row // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + column // COLUMNS_PER_SCALE
     number *= tl.load(scales + place, mask=column < K, other=0.0)
     tl.store(out + row * K + column, number.to(out.dtype.element_ty), mask=column < K)
@@ -206,7 +255,7 @@ class Tiles:
     block_k: int
     warps: int
     stages: int = 1
-    parts: int = 1
+    shares: int = 1
 
 
 def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
@@ -216,26 +265,38 @@ def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
 
 
 def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> Tiles:
-    """Enough programs for all multiprocessors, where there are few outputs by parts of the columns."""
+    """Measured on an H200, for the shapes of an 8B model.
+
+    Where outputs make too few programs, each has a share of the columns and more of them under way.
+    """
     whole = columns_per_scale >= min(128, columns)
-    block_k = max(16, min(128, triton.next_power_of_2(columns))) if whole else columns_per_scale
-    parts = max(1, min(8, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
-    return Tiles(64, block_k, 4, 4, parts)
+    block_k = max(32, min(128, triton.next_power_of_2(columns)) if whole else columns_per_scale)
+    shares = max(1, min(4, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
+    stage = (64 + 2 * padded_rows(rows)) * block_k
+    return Tiles(64, block_k, 4, 3 if shares == 1 else min(5, SHARED_BYTES // stage), shares)
 
 
-PROGRAMS = 528
-"""How many programs are wanted: four for each multiprocessor of an H200."""
+def padded_rows(rows: int) -> int:
+    """The number of rows that a tile has."""
+    return max(8, triton.next_power_of_2(rows))
+
+
+PROGRAMS = 264
+"""How many programs are wanted at least: two for each multiprocessor of an H200."""
+
+SHARED_BYTES = 96 << 10
+"""Of shared memory for each of them."""
 
 MOST_RESULTS = 2 * PROGRAMS * 64 * 64
-"""Numbers of all parts of a product together. Fewer programs than are wanted have the outputs that several parts share,
-so that what ``tiles_of_few_rows`` chooses has room twice."""
+"""Numbers of all shares of a product together. Fewer programs than are wanted have outputs in common, so that what
+``tiles_of_few_rows`` chooses has room twice."""
 
 MOST_TILES = 1 << 16
 
 
 @cache
 def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the parts of a product meet. Products of a device run one after the other, and share it."""
+    """Where the shares of a product meet. Products of a device run one after the other, and share it."""
     results = torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
     return results, torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
 
@@ -286,19 +347,20 @@ def few_rows(
     tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
     results, arrived = workspace(states.device)
-    padded, programs = max(16, triton.next_power_of_2(rows)), triton.cdiv(outputs, tiles.block_n)
-    if tiles.parts > 1 and tiles.parts * programs * tiles.block_n * padded > MOST_RESULTS:
-        raise ValueError(f"the results of {tiles.parts} parts of {outputs} x {padded} have no room")
-    _few_rows_kernel[(programs, tiles.parts)](
-        states,
-        weight.view(torch.int8),
+    padded, programs = padded_rows(rows), triton.cdiv(outputs, tiles.block_n)
+    if tiles.shares > 1 and tiles.shares * programs * tiles.block_n * padded > MOST_RESULTS:
+        raise ValueError(f"the results of {tiles.shares} shares of {outputs} x {padded} have no room")
+    parts, row_scales = split(states, weight.dtype)
+    _few_rows_kernel[(programs, tiles.shares)](
+        parts,
+        row_scales,
+        weight,
         scales,
         bias,
         out,
         results,
         arrived,
         rows,
-        FLOAT8=weight.dtype == torch.float8_e4m3fn,
         N=outputs,
         K=columns,
         ROWS_PER_SCALE=block[0],
@@ -306,12 +368,26 @@ def few_rows(
         ROWS=padded,
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
-        PARTS=tiles.parts,
+        SHARES=tiles.shares,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         **FOLLOWING,
     )
     return out
+
+
+def split(states: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``states`` [rows, K] as twice the rows of ``dtype``, [2, rows, K], and the scale of each row, float32 [rows].
+
+    A row is its scale times the sum of the first and ``FLOAT8_REST`` or ``INT8_REST`` times the second.
+    """
+    rows, columns = states.shape
+    parts = torch.empty(2, rows, columns, dtype=dtype, device=states.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=states.device)
+    pad = triton.next_power_of_2(columns)
+    warps = max(1, min(16, pad // 512))
+    _split_kernel[(rows,)](states, parts, scales, rows, K=columns, PAD=pad, num_warps=warps, **FOLLOWING)
+    return parts, scales
 
 
 def quantized(states: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
-from .products import MOST_FEW_ROWS, product
+from .products import MOST_FEW_ROWS, multiplied_by, product
 from .weight import QuantizedWeight
 
 FLOAT8_MOST = 448.0
@@ -24,6 +24,7 @@ PROJECTIONS = frozenset(
 """The layers that are quantized at load. Those of recurrent layers, which read their weights themselves, are none."""
 
 TITLES = {"fp8": "FP8", "int8": "int8"}
+NAMES = {"cpu": "CPU", "cuda": "GPU without products of FP8"}
 
 
 class QuantizedLinear(nn.Linear):
@@ -85,8 +86,8 @@ def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> 
     """Quantize the projections of a model in place, on the device; what one should know of that.
 
     One at a time, so that a device needs room for the quantized model alone. The head and the embeddings stay as they
-    are. On a CPU, which has no products with such weights, each is only rounded. InvalidRequest where there is nothing
-    to quantize.
+    are. On a device without products with such weights, a CPU for one, each is only rounded. InvalidRequest where there
+    is nothing to quantize.
     """
     dtype = DTYPES[kind]
     names = [
@@ -99,13 +100,13 @@ def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> 
             f"quantization={kind!r}: {type(transformer).__name__} has no projections that are known;"
             " leave out --quantization"
         )
-    if device.type == "cpu":
+    if dtype not in multiplied_by(device):
         for name in names:
             weight = transformer.get_parameter(f"{name}.weight")
             weight.data = quantize(weight, dtype).dequantized(weight.dtype)
         return (
-            f"weights rounded to {TITLES[kind]} and kept as they were, which a CPU computes with: no memory or time is"
-            " saved"
+            f"weights rounded to {TITLES[kind]} and kept as they were, which a {NAMES[device.type]} computes with: no"
+            " memory or time is saved"
         )
     for name in names:
         layer: Any = transformer.get_submodule(name)

@@ -11,18 +11,30 @@ from torch import Tensor
 from .weight import QuantizedWeight
 
 MOST_FEW_ROWS = 64
-"""Up to this number of rows a product takes as long as reading its weight, and the states are not quantized."""
+"""Up to this number of rows a product takes as long as reading its weight, though states are split in two."""
 
 scaled_product: Any = torch._scaled_mm  # type: ignore[attr-defined]
 """torch's product of FP8 with FP8."""
 
 STORED = (torch.float8_e4m3fn, torch.int8)
 HALVES = (torch.bfloat16, torch.float16)
-SCALED_PRODUCTS = (8, 9)
+FP8_PRODUCTS = (8, 9)
 """The least compute capability of a GPU that multiplies FP8 with FP8."""
 
 MULTIPLE = 16
 """What the sizes of a product of FP8 have to be multiples of."""
+
+
+def multiplied_by(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The dtypes of 8 bits with which the device multiplies; weights of others are dequantized when they are loaded.
+
+    The meta device stands for a GPU that has all of them.
+    """
+    if device.type == "cpu":
+        return ()
+    if device.type == "meta":
+        return STORED
+    return STORED if torch.cuda.get_device_capability(device) >= FP8_PRODUCTS else (torch.int8,)
 
 
 def product(
@@ -42,7 +54,7 @@ def product(
         return kernels.one_row(states, weight, scales, block, bias)
     if rows <= MOST_FEW_ROWS and half:
         return kernels.few_rows(states, weight, scales, block, bias)
-    if half and multiplies_fp8(states.device, weight, scales):
+    if half and has_scaled_product(weight, scales):
         numbers, of_rows = kernels.quantized(states)
         found = scaled_product(
             numbers, weight.T, of_rows, scales.T, out_dtype=states.dtype, use_fast_accum=True
@@ -51,12 +63,11 @@ def product(
     return F.linear(states, kernels.dequantized(weight, scales, block, states.dtype), bias)
 
 
-def multiplies_fp8(device: torch.device, weight: Tensor, scales: Tensor) -> bool:
+def has_scaled_product(weight: Tensor, scales: Tensor) -> bool:
     """Whether torch has a product of FP8 for this weight: with one scale for each of its rows."""
     height, width = weight.shape
     return (
         weight.dtype == torch.float8_e4m3fn
         and scales.shape == (height, 1)
         and height % MULTIPLE == width % MULTIPLE == 0
-        and torch.cuda.get_device_capability(device) >= SCALED_PRODUCTS
     )
