@@ -64,6 +64,9 @@ class ExecutorOptions(ModelOptions):
     dtype: str
     quantization: str | None
     """What weights become at load: ``fp8`` or ``int8``; None: they stay as they are stored."""
+    adapters: tuple[tuple[str, str], ...]
+    """Names and folders of those that are loaded at the start."""
+    max_lora_rank: int
     attention_backend: str
     load_format: str
     cuda_graphs: str
@@ -146,6 +149,8 @@ class HttpOptions:
     model_name: str
     other_names: tuple[str, ...] = ()
     """What else the model is called; answers and metrics have the first name."""
+    adapters: bool = False
+    """Requests may name adapters as their model."""
     limits: Limits
     chat_template: str | None = None
     sanitize_control_tokens: bool = False

@@ -58,6 +58,9 @@ MAX_CHOICES = 64
 MAX_CACHE_SALT_CHARS = 256
 """Longest ``cache_salt``."""
 
+MAX_ADAPTER_NAME_CHARS = 256
+"""Longest name of an adapter."""
+
 MAX_LOGPROBS = 20
 """Largest ``logprobs`` and ``prompt_logprobs``."""
 

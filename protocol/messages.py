@@ -380,6 +380,16 @@ class ForgetCache(Internal):
     """Counts how often that was asked; each is done once."""
 
 
+class Adapter(msgspec.Struct, array_like=True, frozen=True):
+    """An adapter that the executor has loaded."""
+
+    id: int
+    """What the rows that it computes carry, from 1 on; 0 is none."""
+    name: str
+    path: str
+    """The folder that it was read from."""
+
+
 class Capacity(Internal):
     """executor → scheduler: loaded and empty. What an earlier executor held is lost."""
 
@@ -393,6 +403,8 @@ class Capacity(Internal):
     """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
     prefix_caching: bool = True
     """False: sequences have a state that is in no block, so that one cannot begin where another did."""
+    adapters: list[Adapter] = []
+    """Those that are loaded."""
 
 
 class Join(Internal):
@@ -427,6 +439,8 @@ class Join(Internal):
     """The same for the tokens of the prompt after the first."""
     grammar: Grammar | None = None
     """What the generated tokens, those among ``tokens`` included, have to match."""
+    adapter: int = 0
+    """The id of the one that computes the sequence; 0: none."""
 
 
 class Plan(OfStep):

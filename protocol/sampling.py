@@ -95,6 +95,8 @@ class SamplingParams(
     """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
     cache_salt: str = ""
     """Only requests of the same salt find each other's beginnings in the prefix cache."""
+    adapter: str = ""
+    """The adapter with which the model computes the answer, by the name that it was loaded under; empty: none."""
     deadline_s: float | None = None
     """Seconds from acceptance within which the request must be finished."""
 
@@ -167,6 +169,7 @@ class SamplingParams(
             )
             raise InvalidRequest(message, param="truncate_prompt_tokens")
         counted("cache_salt", len(self.cache_salt), limits.MAX_CACHE_SALT_CHARS, "characters")
+        counted("adapter", len(self.adapter), limits.MAX_ADAPTER_NAME_CHARS, "characters")
         self.check_grammar()
 
     def check_grammar(self) -> None:

@@ -60,7 +60,7 @@ class Option:
     """Returns what is wrong with a value."""
     positional: bool
     many: bool
-    """Several texts, which come as one with commas between them."""
+    """Several texts, which come as one with commas between them; as a flag it may be given several times."""
     in_file: bool
     """May stand in a file; what concerns one process only may not."""
     secret: bool
@@ -365,7 +365,8 @@ def add_arguments(parser: ArgumentParser, cls: type, only: Iterable[str] | None 
         if option.positional:
             group.add_argument(option.name, nargs="*" if option.many else "?", metavar=metavar, help=text)
         else:
-            group.add_argument(option.flag, dest=option.name, metavar=metavar, help=text)
+            action = "append" if option.many else "store"
+            group.add_argument(option.flag, dest=option.name, action=action, metavar=metavar, help=text)
 
 
 def to_arguments(cls: type, keywords: Mapping[str, Any]) -> list[str]:
@@ -382,6 +383,8 @@ def to_arguments(cls: type, keywords: Mapping[str, Any]) -> list[str]:
             flags.append(option.flag if on else f"--no-{option.key}")
         elif option.positional:
             positional += value.split(",") if option.many else [os.fspath(value)]
+        elif option.many and not isinstance(value, str):
+            flags += [f"{option.flag}={one}" for one in value]
         else:
             flags.append(f"{option.flag}={value}")
     return [*flags, "--", *positional] if positional else flags

@@ -14,7 +14,7 @@ from ...protocol.messages import Capacity
 from ..options import ExecutorOptions
 from .ahead import wake
 from .devices.kinds import kind_name, kind_of
-from .engine import Engine, facts_of, max_batched_tokens, program_of
+from .engine import Engine, adapters_of, facts_of, max_batched_tokens, program_of
 from .executor import Executor
 from .memory import check_states, count_blocks
 from .patience import Patience
@@ -74,6 +74,7 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor | F
             model = load(context, options, where)
     else:
         where = import_libraries(context, options)
+    load_adapters(context, options, model)
     if where.type == "cpu":
         return assemble(context, options, on_cpu(context, options, model))
     from .devices.cuda import CudaDevice, CudaGraphs
@@ -106,6 +107,16 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
     return where
 
 
+def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> None:
+    """Those that are there from the start, into places of this incarnation's own; InvalidRequest for a bad one."""
+    if not options.adapters:
+        return
+    context.phase("load adapters")
+    adapters = model.take_adapters(len(options.adapters), options.max_lora_rank)
+    for id, (name, path) in enumerate(options.adapters, 1):
+        adapters.load_now(id, name, path)
+
+
 def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -> Engine:
     """Steps run as large as they are, and nothing is compiled."""
     from .devices.cpu import CpuDevice
@@ -115,7 +126,13 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     context.phase("allocate cache")
     blocks = count_blocks(options, model, None)
     program.allocate_cache(blocks)
-    return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
+    return Engine(
+        device=CpuDevice(),
+        program=program,
+        blocks=blocks,
+        facts=facts_of(options, model, blocks),
+        adapters=adapters_of(model),
+    )
 
 
 def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
@@ -172,7 +189,13 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
         name = name_of(options.rank)
         return Follower(name, options.rank, pipeline, batch, facts, engine.spare_work, patience)
     capacity = Capacity(
-        engine.blocks, options.block_size, context.crashed, engine.steps, tokens, prefix_caching=not stateful
+        engine.blocks,
+        options.block_size,
+        context.crashed,
+        engine.steps,
+        tokens,
+        prefix_caching=not stateful,
+        adapters=engine.adapters,
     )
     given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
     if options.tensor_parallel_size > 1:

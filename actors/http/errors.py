@@ -65,7 +65,8 @@ def problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, InvalidRequest):
         code = None if error.code == InvalidRequest.code else error.code
-        return Problem(400, message, param=error.param, code=code)
+        status = 404 if code == "model_not_found" else 400
+        return Problem(status, message, param=error.param, code=code)
     if isinstance(error, Overloaded):
         return Problem(
             429,

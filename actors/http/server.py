@@ -86,6 +86,7 @@ class HttpFrontend:
             options.other_names,
             dev_mode=options.server_dev_mode,
             defaults=options.defaults,
+            adapters=options.adapters,
         )
         self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]

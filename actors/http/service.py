@@ -111,6 +111,7 @@ class Service:
         *,
         dev_mode: bool = False,
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        adapters: bool = False,
     ) -> None:
         """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns. ``defaults`` are as in
         ``HttpOptions``."""
@@ -118,6 +119,8 @@ class Service:
         self.model = model
         self.names = (model, *other_names)
         """What a request may call it; answers have the first."""
+        self.adapters = adapters
+        """Any other name may be that of an adapter, which the scheduler knows."""
         self.version = version
         self.bounds = bounds
         self.defaults = Defaults(defaults or {}, self.names, bounds)
@@ -152,13 +155,18 @@ class Service:
         """The body of a request that is for this service, and comes in time."""
         body = await self.uploads.read(request, kind)
         self.check(body.model)
+        request.state.adapter = "" if body.model in (None, *self.names) else body.model
         return body
+
+    def name_of(self, request: Request) -> str:
+        """What answers to a request call the model."""
+        return request.state.adapter or self.model
 
     def check(self, model: str | None) -> None:
         """Refuse what is for another model, and what comes too late."""
         if self.draining:
             raise ServiceUnavailable("the service is stopping and accepts nothing new")
-        if model is not None and model not in self.names:
+        if model is not None and model not in self.names and not self.adapters:
             message = (
                 f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
             )
@@ -172,6 +180,9 @@ class Service:
         trace = request.headers.get("traceparent", "")
         if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
             asked["traceparent"] = trace
+        if request.state.adapter:
+            params = msgspec.structs.replace(params, adapter=request.state.adapter)
+            names = names | {"adapter": "model"}
         stream = self.clients.of(address).batches(params=params, max_held=most_unread(params), **asked)
         try:
             async with aclosing(stream):
@@ -208,7 +219,7 @@ class Service:
         given = request.headers.get("x-request-id", "")[:MAX_GIVEN_CHARS]
         own = f"{given}-{uuid.uuid4().hex[:12]}" if GIVEN.fullmatch(given) else uuid.uuid4().hex
         id, created = f"{kind}-{own}", int(time.time())
-        return {"id": id, "object": object, "created": created, "model": self.model}
+        return {"id": id, "object": object, "created": created, "model": self.name_of(request)}
 
     def answer(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")

@@ -73,7 +73,7 @@ class Admission:
         for index, received in enumerate([message.received, *message.received_of_others]):
             if received:
                 stream.received[index] += received
-        hashes = hash_blocks(beginning, params.cache_salt)
+        hashes = hash_blocks(beginning, params.cache_salt, params.adapter)
         request = Routed(
             self.next_number, connection, message.id, stream, answers, size, hashes, message.return_prompt_ids
         )

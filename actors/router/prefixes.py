@@ -36,11 +36,13 @@ def size_and_bytes(request: Generate) -> tuple[int, bytes]:
     return sum(map(len, parts)), b"".join(parts)[:most]
 
 
-def hash_blocks(beginning: bytes, cache_salt: str) -> list[bytes]:
+def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[bytes]:
     """The hashes of all full blocks, each over everything up to its end."""
-    parent = blake2b(
-        cache_salt.encode("utf-8", "surrogatepass"), digest_size=8, person=b"cache salt"
-    ).digest()
+    parent = b""
+    for text, person in ((adapter, b"adapter"), (cache_salt, b"cache salt")):
+        parent = blake2b(
+            text.encode("utf-8", "surrogatepass"), key=parent, digest_size=8, person=person
+        ).digest()
     hashes: list[bytes] = []
     for start in range(0, len(beginning) - BLOCK_BYTES + 1, BLOCK_BYTES):
         parent = blake2b(beginning[start : start + BLOCK_BYTES], key=parent, digest_size=8).digest()

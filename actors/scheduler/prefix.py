@@ -14,14 +14,15 @@ from .pool import BlockList, BlockPool
 from .sequence import Sequence
 
 
-def salt_of(cache_salt: str) -> bytes:
-    """What the hashes of a prefix begin with under a ``cache_salt``; without one, nothing.
+def salt_of(cache_salt: str, adapter: bytes = b"") -> bytes:
+    """What the hashes of a prefix begin with under a ``cache_salt``, computed with an ``adapter`` that these bytes
+    stand for; without either, nothing.
 
     It is of a kind of its own (``person``): no tokens have this hash, whatever text a client chooses.
     """
-    if not cache_salt:
+    if not cache_salt and not adapter:
         return b""
-    return blake2b(cache_salt.encode(), digest_size=16, person=b"cache salt").digest()
+    return blake2b(cache_salt.encode(), key=adapter, digest_size=16, person=b"cache salt").digest()
 
 
 def digest(tokens: memoryview, parent: bytes) -> bytes:

@@ -33,6 +33,7 @@ from ...protocol.messages import (
 from ...runtime.actor import Actor
 from ..histogram import Histogram
 from ..options import SchedulerOptions
+from .adapters import Adapters
 from .draft import OutstandingStep
 from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig
@@ -99,6 +100,7 @@ class Scheduler(Actor):
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
+        self.adapters = Adapters()
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
         """Oldest first."""
@@ -120,9 +122,8 @@ class Scheduler(Actor):
             self.resend(known, message)
             return
         sequence = self.sequence_of(message, now)
-        limit = self.planner.longest
-        if limit is not None and sequence.target > limit:
-            self.refuse(sequence, limit)
+        if refusal := self.refusal_of(sequence):
+            self.refuse(refusal)
             return
         self.sequences[message.request] = sequence
         self.planner.enqueue(sequence)
@@ -169,14 +170,24 @@ class Scheduler(Actor):
             queued_at=now,
         )
 
-    def refuse(self, sequence: Sequence, limit: int) -> None:
-        message = (
-            f"the prompt's {sequence.prompt_len} tokens and max_tokens up to {sequence.target - sequence.prompt_len}"
-            f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
-            " shorten the prompt or lower max_tokens"
-        )
+    def refusal_of(self, sequence: Sequence) -> Finished | None:
+        """The end of a sequence that the executor cannot compute, as far as it has said what it can."""
+        limit = self.planner.longest
+        if limit is not None and sequence.target > limit:
+            most = sequence.target - sequence.prompt_len
+            message = (
+                f"the prompt's {sequence.prompt_len} tokens and max_tokens up to {most}"
+                f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
+                " shorten the prompt or lower max_tokens"
+            )
+            return Finished(sequence.request, "invalid_request", None, message)
+        if missing := self.adapters.resolve(sequence):
+            return Finished(sequence.request, "model_not_found", None, missing, "adapter")
+        return None
+
+    def refuse(self, refusal: Finished) -> None:
         self.counters["num_requests_refused"] += 1
-        self.finished.append(Finished(sequence.request, "invalid_request", None, message))
+        self.finished.append(refusal)
         self.flush(-1)
 
     def fail_quarantined(self, sequence: Sequence) -> None:
@@ -443,11 +454,11 @@ class Scheduler(Actor):
         planner.begin(message)
         for sequence in planner.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)
-        limit = planner.longest
-        assert limit is not None
-        for sequence in [s for s in self.sequences.values() if s.target > limit]:
-            self.end(sequence)
-            self.refuse(sequence, limit)
+        self.adapters.begin(message.adapters)
+        for sequence in list(self.sequences.values()):
+            if refusal := self.refusal_of(sequence):
+                self.end(sequence)
+                self.refuse(refusal)
         self.plan_ahead(now)
 
 

@@ -89,6 +89,8 @@ class Sequence:
     client: int = 0
     sort_key: float = 0.0
     """Place among the requests of its client, lowest first: see ``waiting.sort_key``."""
+    adapter: int = 0
+    """The id of the adapter that computes it; 0: none."""
     salt: bytes = b""
     """What the hashes of its prefix begin with."""
     attempt: int = 0
@@ -164,6 +166,7 @@ class Sequence:
             if params.prompt_logprobs is None or not self.needs_prompt_logprobs
             else params.prompt_logprobs,
             grammar=self.grammar,
+            adapter=self.adapter,
         )
 
     @property

@@ -43,6 +43,21 @@ def prefix_error(text: str) -> str | None:
     return "is no beginning of a metric's name; give letters, digits, _ and : and no digit first"
 
 
+def lora_error(text: str) -> str | None:
+    pairs = adapters_of(text)
+    names = [name for name, _ in pairs]
+    if not all(name and path for name, path in pairs):
+        return "is no NAME=PATH; give sql=/adapters/sql, for example"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return None if twice is None else f"has the name {twice!r} twice"
+
+
+def adapters_of(text: str | None) -> list[tuple[str, str]]:
+    """Names and paths of what ``--lora`` says."""
+    pairs = (pair.partition("=") for pair in (text or "").split(",") if pair)
+    return [(name.strip(), path.strip()) for name, _, path in pairs]
+
+
 def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
@@ -142,6 +157,14 @@ class ServeOptions:
         group=EVERYDAY,
         choices=("fp8", "int8"),
     )
+    lora: str | None = option(
+        None,
+        "an adapter (LoRA, as peft saves it) that requests may name as their model; may be given several times",
+        group=EVERYDAY,
+        metavar="NAME=PATH",
+        many=True,
+        verify=lora_error,
+    )
     max_model_len: int | None = option(
         None,
         "most tokens of prompt and answer (default: the model's)",
@@ -220,6 +243,14 @@ class ServeOptions:
         high=64,
     )
     attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
+    max_lora_rank: int = option(
+        16,
+        "highest rank of an adapter; each takes memory for it",
+        group=BATCHING,
+        metavar="N",
+        low=1,
+        high=1024,
+    )
     load_format: str = option(
         "auto",
         "where the weights come from; dummy: random ones made on the device, for measuring",
@@ -353,6 +384,11 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
                 " are not divided among ranks; leave out one"
+            )
+        if self.lora is not None and self.tensor_parallel_size > 1:
+            raise InvalidRequest(
+                f"{spell('lora')} is not possible with {spell('tensor_parallel_size')}: adapters are not divided among"
+                " ranks; leave out one"
             )
         check_reach(self, spell)
 

@@ -27,7 +27,7 @@ from .actors.options import (
     SchedulerOptions,
     TokenizerOptions,
 )
-from .options import ServeOptions
+from .options import ServeOptions, adapters_of
 from .protocol.client_key import ClientKey
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import BY_CODE, InvalidRequest, ModelNotSupported, SlipstreamError
@@ -385,6 +385,8 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         for_cuda_only=tuple(options.without_effect("cpu")),
         dtype=options.dtype,
         quantization=options.quantization,
+        adapters=tuple((name, os.path.abspath(path)) for name, path in adapters_of(options.lora)),
+        max_lora_rank=options.max_lora_rank,
         attention_backend=options.attention_backend,
         load_format=options.load_format,
         cuda_graphs=options.cuda_graphs,
@@ -434,6 +436,7 @@ def http_options(
         model=folder,
         model_name=names[0],
         other_names=tuple(names[1:]),
+        adapters=isinstance(options, ServeOptions) and options.lora is not None,
         limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,

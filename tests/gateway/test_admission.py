@@ -11,6 +11,7 @@ from slipstream.actors.public.connections import Connection
 from slipstream.protocol.codec import decode_from_client, pack
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.protocol.limits import (
+    MAX_ADAPTER_NAME_CHARS,
     MAX_ALL_ITEMS,
     MAX_CACHE_SALT_CHARS,
     MAX_CHOICE_STRINGS,
@@ -84,6 +85,12 @@ AT_THE_LIMIT: list[tuple[dict[str, Any], dict[str, Any], str, int]] = [
         asking(cache_salt="x" * (MAX_CACHE_SALT_CHARS + 1)),
         "cache_salt",
         MAX_CACHE_SALT_CHARS,
+    ),
+    (
+        asking(adapter="x" * MAX_ADAPTER_NAME_CHARS),
+        asking(adapter="x" * (MAX_ADAPTER_NAME_CHARS + 1)),
+        "adapter",
+        MAX_ADAPTER_NAME_CHARS,
     ),
     (saying(MAX_MESSAGES), saying(MAX_MESSAGES + 1), "messages", MAX_MESSAGES),
     (saying(tools=[{}] * MAX_TOOLS), saying(tools=[{}] * (MAX_TOOLS + 1)), "tools", MAX_TOOLS),

@@ -17,7 +17,7 @@ from slipstream.protocol.sampling import SamplingParams
 
 
 def hashes_of(request: Generate) -> list[bytes]:
-    return hash_blocks(size_and_bytes(request)[1], request.params.cache_salt)
+    return hash_blocks(size_and_bytes(request)[1], request.params.cache_salt, request.params.adapter)
 
 
 def replicas(count: int, loads: Iterable[int] = ()) -> list[Replica]:
@@ -42,8 +42,13 @@ def replicas(count: int, loads: Iterable[int] = ()) -> list[Replica]:
             {"prompt": "x" * 200, "params": SamplingParams(cache_salt="b")},
             0,
         ),
+        (
+            {"prompt": "x" * 200, "params": SamplingParams(cache_salt="a")},
+            {"prompt": "x" * 200, "params": SamplingParams(adapter="a")},
+            0,
+        ),
     ],
-    ids=["token ids", "text", "less than a block", "another beginning", "another salt"],
+    ids=["token ids", "text", "less than a block", "another beginning", "another salt", "an adapter"],
 )
 def test_requests_share_the_blocks_of_their_common_beginning(
     first: dict[str, object], second: dict[str, object], shared: int
@@ -183,7 +188,7 @@ def test_of_shared_beginnings_nearly_all_is_found_and_first_tokens_come_sooner_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     routed = shared_prefixes()
-    monkeypatch.setattr(admission, "hash_blocks", lambda beginning, salt: [])
+    monkeypatch.setattr(admission, "hash_blocks", lambda beginning, salt, adapter: [])
     least_load = shared_prefixes()
     assert routed.share() >= 0.85 * 128 / 129
     assert least_load.share() < 0.7

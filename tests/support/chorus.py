@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from simulation import (
+    ADAPTERS,
     EOS,
     GRAMMARS,
     MODEL_LEN,
@@ -171,6 +172,7 @@ WISHES: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "few candidates": lambda rng: {"top_k": 5, "top_p": 0.9, "min_p": 0.01},
     "several answers": lambda rng: {"n": rng.choice([2, 3])},
     "a salt": lambda rng: {"cache_salt": rng.choice(["pepper", "thyme"])},
+    "an adapter": lambda rng: {"adapter": rng.choice(ADAPTERS).name},
     "a priority": lambda rng: {"priority": rng.choice([-3, 1, 1000])},
     "the end of a prompt": lambda rng: {"truncate_prompt_tokens": rng.choice([-1, 7, 40])},
     "a deadline": lambda rng: {"deadline_s": 3600.0},

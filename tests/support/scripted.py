@@ -109,13 +109,21 @@ class Scripted:
         hosts: frozenset[str] | None = frozenset(),
         other_names: Sequence[str] = (),
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        adapters: bool = False,
     ) -> None:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
         client = cast("AsyncClient", self.script)
         texts = load_texts(BUNDLED_MODEL, datetime.now)
         self.service = Service(
-            lambda: client, texts, MODEL, "0", bounds, other_names=other_names, defaults=defaults
+            lambda: client,
+            texts,
+            MODEL,
+            "0",
+            bounds,
+            other_names=other_names,
+            defaults=defaults,
+            adapters=adapters,
         )
         self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
 

@@ -24,7 +24,7 @@ from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol import sampling
 from slipstream.protocol.codec import decode_to_client
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import Abort, Capacity, Deltas, Error, Generate, Hello
+from slipstream.protocol.messages import Abort, Adapter, Capacity, Deltas, Error, Generate, Hello
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.simulator import Simulator
 from tokenizers import Tokenizer as HFTokenizer
@@ -87,6 +87,10 @@ GRAMMARS = (
 """What random requests are asked to match; each can end soon and late."""
 
 
+ADAPTERS = [Adapter(1, "sql", "/sql"), Adapter(2, "verse", "/verse")]
+"""What the executor has loaded. The emulated model computes with one as with another seed."""
+
+
 def grammar_of(params: SamplingParams) -> dict[str, Any]:
     """The parameters of a grammar."""
     return {name: getattr(params, name) for name in sampling.GRAMMARS}
@@ -98,9 +102,10 @@ def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
     most = MODEL_LEN if params.max_tokens is None else min(MODEL_LEN, len(prompt) + params.max_tokens)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     assert params.seed is not None
+    seed = params.seed ^ next((one.id for one in ADAPTERS if one.name == params.adapter), 0)
     matcher = grammar_compiler().compile(params.grammar) if params.grammar else None
     while len(tokens) < most:
-        token = known_token(tokens[-1], len(tokens), params.seed, VOCAB)
+        token = known_token(tokens[-1], len(tokens), seed, VOCAB)
         if len(tokens) - len(prompt) < params.min_tokens:
             while token in stops:
                 token = (token + 1) % VOCAB
@@ -163,7 +168,7 @@ class World(Simulator):
 
         def executor(world: Simulator) -> Executor:
             pipeline, batch = pipeline_of(world, check=True)
-            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
+            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False), adapters=ADAPTERS)
             masks = Masks(grammar_compiler(), slots)
             if followers:
                 return Leader(pipeline, batch, capacity, {}, masks=masks, followers=followers)

@@ -168,7 +168,7 @@ def next_allowed(token: np.ndarray, masks: np.ndarray, vocab_size: int) -> np.nd
 class EmulatedProgram:
     """The token table, carry-over and stop test of the real program, around ``next_token``.
 
-    Of the sampling parameters only ``seed``, ``min_tokens`` and a grammar change its tokens.
+    Of the sampling parameters only ``seed``, ``adapter``, ``min_tokens`` and a grammar change its tokens.
     """
 
     def __init__(
@@ -228,7 +228,8 @@ class EmulatedProgram:
         slots = joins["slot"]
         self.position[slots] = joins["start"]
         self.finished[slots] = False
-        self.seed[slots] = joins["seed_high"].astype(np.int64) << 32 | joins["seed_low"].astype(np.uint32)
+        seed = joins["seed_high"].astype(np.int64) << 32 | joins["seed_low"].astype(np.uint32)
+        self.seed[slots] = seed ^ joins["adapter"]
         self.stops_from[slots] = joins["prompt_len"] + joins["min_tokens"]
         self.end[slots] = joins["end"]
         self.stop_tokens[slots] = joins["stop_tokens"]

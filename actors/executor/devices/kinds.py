@@ -37,6 +37,8 @@ KINDS = {
         without_effect=(
             "dtype",
             "quantization",
+            "lora",
+            "max_lora_rank",
             "gpu_memory_utilization",
             "kv_cache_dtype",
             "kv_cache_memory",

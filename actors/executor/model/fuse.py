@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..attention.ahead import compile_ahead
+from .adapters.adapters import Parts
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer
 from .operations import Operations, TorchOperations
 from .paged_model import PagedModel
@@ -49,6 +50,7 @@ def fuse(model: PagedModel, operations: Operations | None = None) -> None:
     except Unfit as reason:
         model.kept_because = str(reason)
         return
+    model.joined = joined_layers(transformer, parts)
     setattr(transformer, prefix, assemble(decoder, parts, operations))
     model.kept_because = ""
 
@@ -138,6 +140,23 @@ def assemble(decoder: Any, parts: DecoderParts, operations: Operations) -> Decod
     return Decoder(
         decoder.embed_tokens, parts.embedding_scale, layers, parts.residual_scale, parts.norm, operations
     )
+
+
+def joined_layers(transformer: PreTrainedModel, parts: DecoderParts) -> dict[str, Parts]:
+    """As ``PagedModel.joined``, of the decoder that will be assembled of ``parts``."""
+    names = {id(module): name for name, module in transformer.named_modules()}
+    found: dict[str, list[nn.Linear]] = {}
+    for index, layer in enumerate(parts.layers):
+        at = f"{transformer.base_model_prefix}.layers.{index}"
+        found[f"{at}.self_attn.qkv_proj"] = layer.projections
+        found[f"{at}.self_attn.o_proj"] = [layer.output]
+        if layer.down is not None:
+            found[f"{at}.mlp.gate_up_proj"] = layer.gate_up
+            found[f"{at}.mlp.down_proj"] = [layer.down]
+    return {
+        projection: [(names[id(linear)], linear.out_features) for linear in linears]
+        for projection, linears in found.items()
+    }
 
 
 def assemble_layer(parts: LayerParts, operations: Operations) -> Layer:

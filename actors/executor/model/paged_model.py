@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ....protocol.errors import InvalidRequest
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
 from ..attention.transformers_hook import scale_by_position
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
 from . import gate
+from .adapters.adapters import Adapters, Parts, projections_of
 from .stateful.kernels import choose_by_device
 from .stateful.running import StatefulModules
 
@@ -48,6 +50,10 @@ class PagedModel:
         """The ranks of which each has a part of the model; None: it is whole."""
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
+        self.joined: dict[str, Parts] = {}
+        """The projections of a decoder that ``fuse`` has made, by name."""
+        self.adapters: Adapters | None = None
+        """Those that it has loaded; None: there is no room for any."""
         self.weights_told = ""
         """What one should know of its weights, where they were quantized."""
 
@@ -68,6 +74,16 @@ class PagedModel:
                 self.config,
                 f"its recurrent layers cannot be run by themselves: {type(error).__name__}: {error}",
             ) from error
+
+    def take_adapters(self, count: int, max_rank: int) -> Adapters:
+        """Make room for ``count`` adapters of ranks up to ``max_rank``; InvalidRequest where none are served."""
+        if self.stateful is not None:
+            raise InvalidRequest(
+                "adapters are not served for models with recurrent layers, which run a step in parts; leave out --lora"
+            )
+        projections = projections_of(self.transformer) if self.kept_because else self.joined
+        self.adapters = Adapters(self.transformer, projections, count, max_rank)
+        return self.adapters
 
     @property
     def vocab_size(self) -> int:
@@ -107,6 +123,8 @@ class PagedModel:
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
+        if self.adapters is not None and batch.adapters is not None:
+            self.adapters.begin(batch.adapters)
         if self.stateful is None:
             return self.logits(input_ids, positions, batch, logits_index)
         self.stateful.begin(batch)

@@ -44,6 +44,7 @@ JOIN = np.dtype(
         ("repetition_penalty", np.float32),
         ("presence_penalty", np.float32),
         ("frequency_penalty", np.float32),
+        ("adapter", np.int32),
         ("stop_tokens", np.int32, (MAX_STOP_TOKEN_IDS,)),
     ]
 )

@@ -158,7 +158,7 @@ class ModelProgram:
             )
             self.check_written(input_ids)
             query_start = self.ordinals[: layout.rows + 1]
-            batch = self.batch_of(rows, kv_lens, query_start, write_index, True, max_kv_len, row_tokens)
+            batch = self.batch_of(rows, rows, kv_lens, query_start, write_index, True, max_kv_len, row_tokens)
             return self.model.forward(input_ids, positions, batch, self.ordinals[: layout.rows].long())
         return self.forward_mixed(inputs, layout, max_kv_len, row_tokens)
 
@@ -180,7 +180,9 @@ class ModelProgram:
         block = state.block_table[token_slots, positions // size]
         write_index = torch.add(positions % size, block, alpha=size)
         self.block_tokens[write_index] = input_ids
-        batch = self.batch_of(rows, after.int(), query_start, write_index, False, max_kv_len, row_tokens)
+        batch = self.batch_of(
+            rows, token_slots, after.int(), query_start, write_index, False, max_kv_len, row_tokens
+        )
         logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
         state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)
         return logits
@@ -188,6 +190,7 @@ class ModelProgram:
     def batch_of(
         self,
         rows: Tensor,
+        token_slots: Tensor,
         kv_lens: Tensor,
         query_start: Tensor,
         write_index: Tensor,
@@ -206,7 +209,14 @@ class ModelProgram:
             max_kv_len=max_kv_len,
             states=self.states,
             row_tokens=row_tokens,
+            adapters=self.adapters_of(token_slots),
         )
+
+    def adapters_of(self, token_slots: Tensor) -> Tensor | None:
+        """The id of the adapter of each token, whose slots are int64 [T]."""
+        if self.model.adapters is None:
+            return None
+        return column(self.state.requests, JOIN, "adapter")[token_slots]
 
     def check_written(self, input_ids: Tensor) -> None:
         if self.check_carry_over:

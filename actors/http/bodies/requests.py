@@ -25,6 +25,7 @@ from ..errors import Names, Problem, as_written
 
 OTHERWISE = frozenset(
     {"max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice", "lark", "structural_tag"}
+    | {"adapter"}  # which is the model
 )
 """Sampling parameters that OpenAI has in another form, which the bodies below declare."""
 

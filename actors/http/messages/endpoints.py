@@ -44,7 +44,7 @@ async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, MessagesBody)
     asked = conversation(body, service.prompts.chat_templates)
     id = service.about(request, "msg", "")["id"].replace("msg-", "msg_", 1)
-    blocks = Blocks({"id": id, "type": "message", "role": "assistant", "model": service.model})
+    blocks = Blocks({"id": id, "type": "message", "role": "assistant", "model": service.name_of(request)})
     batches = together([chat.ask(service, request, asked, id, WRITTEN)])
     if body.stream:
         return await open_stream(request, batches, MessageEvents(blocks))

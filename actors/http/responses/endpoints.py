@@ -153,7 +153,7 @@ def first_body(service: Service, request: Request, body: ResponseFields) -> dict
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
-        "model": service.model,
+        "model": service.name_of(request),
         "output": [],
         "error": None,
         "incomplete_details": None,

@@ -26,6 +26,7 @@ from ..protocol.messages import (
     Abort,
     Actors,
     ActorState,
+    Adapter,
     AnyInternal,
     CacheReset,
     Cancel,
@@ -159,6 +160,7 @@ OF_ANSWERS: dict[str, Any] = {
     "allowed_token_ids": [5, 7],
     "bad_words": ["cat"],
     "truncate_prompt_tokens": 2,
+    "adapter": "sql",
 }
 """Parameters of which a request can have but one, and one more."""
 
@@ -404,6 +406,7 @@ JOIN = filled(
     logprobs=1,
     prompt_logprobs=1,
     grammar=Grammar("regex", "[0-9]+", "before: /[ ]/"),
+    adapter=1,
 )
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
@@ -453,6 +456,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             steps=[(16, 28_500_000), (2047, 32_300_000)],
             max_num_batched_tokens=2048,
             prefix_caching=False,
+            adapters=[Adapter(1, "sql", "/adapters/sql")],
         ),
     ),
     ("plan of a steady step", Plan(59)),

@@ -6,40 +6,20 @@ The emulated device shows it over thousands of schedules (``test_simulation.py``
 from __future__ import annotations
 
 import functools
-import os
-import queue
 import random
 import re
-import select
-from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from llguidance import LLExecutor
-from replay import Replays, SpoilingProgram
+from rig import EOS, LENGTH, SLOTS, VOCAB, Rig
 from slipstream.actors.executor.cache.state import StateSlots
-from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.sampling.masks import Masks
-from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.graphs import GraphedProgram
-from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
-from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.protocol.messages import Cancel, Capacity, Completed, Enqueue, PeerUp, Tokens
+from slipstream.protocol.messages import Cancel
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.actor import Send
 from tiny_models import STATEFUL, make_config
-from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig
-from workers import ThreeWorkers
 
-VOCAB, LENGTH, SLOTS, BLOCK, BUDGET = 23, 64, 5, 4, 12
-EOS = 21
 SCHEDULES = 75
 """Random schedules per depth."""
 
@@ -59,101 +39,6 @@ def model() -> PagedModel:
         eos_token_id=EOS,
     )
     return from_config(config, torch.device("cpu"), torch.float32)
-
-
-@functools.cache
-def compiler() -> GrammarCompiler:
-    """Of a vocabulary of single letters."""
-    letters = {letter: token for token, letter in enumerate("abcdefghijklmnopqrstuvw")}
-    tokenizer = Tokenizer(models.BPE(letters, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    return GrammarCompiler(tokenizer, VOCAB, [EOS])
-
-
-class Rig:
-    """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
-
-    def __init__(self, model: PagedModel, depth: int, blocks: int, *, graphs: str = "off") -> None:
-        """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
-        self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
-        self.tokens: dict[int, list[int]] = {}
-        self.start = functools.partial(self.start_executor, model, depth, blocks, graphs)
-        self.start()
-
-    def start_executor(self, model: PagedModel, depth: int, blocks: int, graphs: str) -> None:
-        self.device = ThreeWorkers()
-        buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
-        stateful = model.stateful is not None
-        batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
-        spare_work = None
-        with torch.inference_mode():
-            program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
-            if buckets:
-                program = SpoilingProgram(program, Replays().capture, LENGTH, buckets)
-                if graphs == "all":
-                    program.capture_all()
-                if graphs == "meanwhile":
-                    spare_work = self.capturing(program)
-        pipeline = Pipeline(
-            self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
-        )
-        masks = Masks(compiler(), SLOTS, LLExecutor())
-        given = (pipeline, batch, Capacity(blocks, BLOCK), {}, spare_work, masks)
-        self.executor = Executor(*given, catching_up=spare_work is not None)
-        capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
-        self.carry(self.scheduler.receive("executor", capacity, 0.0))
-
-    def kill(self) -> None:
-        """The executor dies with all that it holds and has under way, and another takes its place."""
-        over = self.device.event()
-        self.device.compute.record(over)
-        over.wait()  # a process takes its threads with it: the next computes with the same model
-        self.device.close()
-        self.carry(self.scheduler.receive("supervisor", PeerUp("executor", 2), 0.0))
-        self.start()
-
-    def capturing(self, program: GraphedProgram) -> Callable[[], float | None]:
-        """Captures a graph on the compute stream, behind what is queued there, as on a GPU."""
-
-        def capture_next() -> float | None:
-            done: queue.SimpleQueue[bool] = queue.SimpleQueue()
-            self.device.compute.launch(lambda: done.put(program.capture_next()), (), ())
-            return 0.0 if done.get(timeout=30.0) else None
-
-        return capture_next
-
-    def carry(self, sends: list[Send]) -> None:
-        for to, message in sends:
-            if to == "executor":
-                self.carry(self.executor.receive("scheduler", message, 0.0))
-            elif to == "scheduler":
-                self.carry(self.scheduler.receive("executor", message, 0.0))
-            elif isinstance(message, Tokens):
-                requests = np.frombuffer(message.requests, np.int64).tolist()
-                for request, token in zip(
-                    requests, np.frombuffer(message.tokens, np.int32).tolist(), strict=True
-                ):
-                    self.tokens.setdefault(request, []).append(token)
-
-    def ask(self, request: int, prompt: list[int], params: SamplingParams) -> None:
-        self.tokens.setdefault(request, [])
-        ids = np.array(prompt, np.int32).tobytes()
-        self.carry(self.scheduler.receive("tokenizer", Enqueue(request, ids, params, b""), 0.0))
-
-    def wait(self) -> None:
-        """Until the device has finished a step."""
-        fd = self.device.completions_fd
-        assert fd is not None
-        assert select.select([fd], [], [], 30.0)[0], "the device is silent"
-        os.eventfd_read(fd)
-        self.carry(self.executor.receive("device", Completed(), 0.0))
-        if self.executor.wake_at is not None:
-            self.carry(self.executor.wake(0.0))
-
-    def finish(self) -> None:
-        while self.scheduler.sequences or not self.executor.pipeline.idle:
-            self.wait()
-        self.device.close()
 
 
 @pytest.fixture(scope="module", params=["qwen3_next", "falcon_h1", "mamba"])

@@ -1,0 +1,185 @@
+"""The adapters that a model has loaded, and what they add to its projections.
+
+Each projection has a place for the weights of ``count`` adapters, so that loading one allocates nothing and changes no
+address: the graphs that were captured before stay right. A step carries the id of each token's adapter, in device
+memory, and a token without one has 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .....protocol.errors import InvalidRequest
+from .....protocol.messages import Adapter
+from .folder import AdapterFolder, Pair
+from .products import Products, Stack, TorchProducts
+
+Parts = list[tuple[str, int]]
+"""The layers of the checkpoint that a projection consists of, and how many rows each has."""
+
+
+class Target(NamedTuple):
+    """A layer of the model that an adapter can be beside."""
+
+    stack: Stack
+    part: int
+
+
+class Adapters:
+    """The adapters of a model."""
+
+    def __init__(
+        self, transformer: PreTrainedModel, projections: Mapping[str, Parts], count: int, max_rank: int
+    ) -> None:
+        """Room for ``count`` of them, of ranks up to ``max_rank``, beside ``projections``, by their names."""
+        self.max_rank = max_rank
+        self.count = count
+        self.products: Products = products_for(transformer.device)
+        self.targets: dict[str, Target] = {}
+        """By the name of the layer in the model's checkpoint."""
+        self.stacks: list[Stack] = []
+        self.loaded: dict[int, Adapter] = {}
+        """By id, from 1 to ``count``."""
+        for name, parts in projections.items():
+            module = transformer.get_submodule(name)
+            stack = self.stack(module, [rows for _, rows in parts], transformer)
+            for part, (layer, _) in enumerate(parts):
+                self.targets[layer] = Target(stack, part)
+            module.register_forward_hook(self.adding(stack))
+
+    def stack(self, module: nn.Module, rows: list[int], transformer: PreTrainedModel) -> Stack:
+        columns, outputs = size_of(module)
+        starts = tuple(sum(rows[:part]) for part in range(len(rows)))
+        shapes = (len(rows) * self.max_rank, columns), (outputs, self.max_rank)
+        down, up = (
+            torch.zeros(self.count, *shape, dtype=transformer.dtype, device=transformer.device)
+            for shape in shapes
+        )
+        self.stacks.append(Stack(down, up, starts, self.max_rank))
+        return self.stacks[-1]
+
+    @property
+    def bytes(self) -> int:
+        """That the places take."""
+        return sum(stack.down.nbytes + stack.up.nbytes for stack in self.stacks)
+
+    def adding(self, stack: Stack) -> Any:
+        def add(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            self.products.add(output.flatten(0, -2), given[0].flatten(0, -2), stack)
+
+        return add
+
+    def begin(self, ids: Tensor) -> None:
+        """A forward pass begins; ``ids`` int32 [T] are those of its tokens."""
+        self.products.begin(ids)
+
+    # --- loading ------------------------------------------------------------------------------------
+
+    def load(self, id: int, name: str, path: str) -> Iterator[None]:
+        """Read an adapter into place ``id``, which no step under way reads, layer by layer.
+
+        InvalidRequest says why it cannot be; all but numbers that are not finite is seen before anything is
+        written.
+        """
+        try:
+            folder = AdapterFolder(path)
+            self.check(folder)
+            self.clear(id)
+            for layer, pair in folder.pairs.items():
+                self.write(id, folder, pair, self.targets[layer])
+                yield
+        except InvalidRequest as error:
+            raise InvalidRequest(f"the adapter {name!r} at {path!r} cannot be loaded: {error}") from None
+        self.loaded[id] = Adapter(id, name, path)
+
+    def load_now(self, id: int, name: str, path: str) -> None:
+        for _ in self.load(id, name, path):
+            pass
+
+    def unload(self, id: int) -> None:
+        """Give up place ``id``; no step under way reads it, and none will before something is loaded there again."""
+        del self.loaded[id]
+
+    def check(self, folder: AdapterFolder) -> None:
+        """Whether its layers are the model's, and within the rank that there is room for."""
+        for layer, pair in folder.pairs.items():
+            target = self.targets.get(layer)
+            if target is None:
+                raise InvalidRequest(
+                    f"it has weights for {layer!r:.200}, and this model has no layer of this name that adapters are"
+                    f" served for; it was trained for {folder.base}"
+                )
+            stack, part = target
+            outputs = stack.parts[part][0]
+            a, b = folder.shape(pair.a), folder.shape(pair.b)
+            rank = a[0]
+            if rank > self.max_rank:
+                raise InvalidRequest(
+                    f"its rank is {rank}, and there is room for {self.max_rank}; raise --max-lora-rank"
+                )
+            expected = [rank, stack.down.shape[2]], [outputs.stop - outputs.start, rank]
+            if (a, b) != expected:
+                raise InvalidRequest(
+                    f"beside {layer!r:.200} it has weights of the shapes {a} and {b}, and this model takes"
+                    f" {expected[0]} and {expected[1]}; it was trained for {folder.base}"
+                )
+        self.check_complete(folder)
+
+    def check_complete(self, folder: AdapterFolder) -> None:
+        """Of the layers that it was trained for, none is missing; as far as its configuration names them."""
+        config = folder.config
+        if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+            return
+        ends = tuple(f".{target}" for target in folder.targets)
+        missing = [
+            layer for layer in self.targets if f".{layer}".endswith(ends) and layer not in folder.pairs
+        ]
+        if missing:
+            raise InvalidRequest(
+                f"it has no weights for {missing[0]!r} and {len(missing) - 1} other layers that its target_modules"
+                f" name; it is incomplete, or was trained for another model ({folder.base})"
+            )
+
+    def clear(self, id: int) -> None:
+        for stack in self.stacks:
+            stack.down[id - 1].zero_()
+            stack.up[id - 1].zero_()
+
+    def write(self, id: int, folder: AdapterFolder, pair: Pair, target: Target) -> None:
+        stack, part = target
+        outputs, ranks = stack.parts[part]
+        a, b = folder.read(pair.a), folder.read(pair.b)
+        rank = a.shape[0]
+        stack.down[id - 1, ranks.start : ranks.start + rank].copy_(a)
+        stack.up[id - 1, outputs, :rank].copy_(b.float() * pair.scaling)
+
+
+def products_for(device: torch.device) -> Products:
+    return TorchProducts()
+
+
+def size_of(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a projection."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def projections_of(transformer: PreTrainedModel) -> dict[str, Parts]:
+    """Those of a decoder that is as transformers has it: each is a layer of the checkpoint.
+
+    Experts have only some of a step's tokens, and so none of the ids.
+    """
+    prefix = f"{transformer.base_model_prefix}."
+    return {
+        name: [(name, size_of(module)[1])]
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(prefix) and ".experts." not in name
+    }

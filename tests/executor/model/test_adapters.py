@@ -1,0 +1,138 @@
+"""With an adapter a model computes what the one computes that it was merged into, alone and beside others."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters import make_adapter, merge
+from rig import Rig
+from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.protocol.sampling import SamplingParams
+from tiny_models import VOCAB_SIZE, make_checkpoint
+
+CPU = torch.device("cpu")
+MAX_RANK = 8
+
+torch.set_num_threads(1)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sql": {"seed": 1},
+    "verse": {"seed": 2, "rank": 8, "targets": ("q_proj", "v_proj"), "use_rslora": True},
+    "terse": {
+        "seed": 3,
+        "rank": 2,
+        "targets": ("k_proj", "o_proj", "up_proj", "down_proj"),
+        "alpha_pattern": {"up_proj": 7},
+        "rank_pattern": {"down_proj": 5},
+    },
+}
+
+
+@dataclass
+class Trained:
+    """A checkpoint, adapters for it, and the checkpoint of each merged."""
+
+    base: Path
+    adapters: dict[str, Path]
+    merged: dict[str, Path]
+
+    def with_adapters(self) -> PagedModel:
+        model = load_model(str(self.base), device=CPU)
+        adapters = model.take_adapters(len(self.adapters), MAX_RANK)
+        for id, (name, path) in enumerate(self.adapters.items(), 1):
+            adapters.load_now(id, name, str(path))
+        return model
+
+
+@pytest.fixture(scope="module", params=["llama", "phi3", "qwen3_moe", "gpt_neox"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Projections apart in the checkpoint and joined in the model, joined in both, in part, and in neither."""
+    return train(request.param, tmp_path_factory.mktemp(request.param), KINDS)
+
+
+TARGETS = {
+    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+}
+
+
+def train(family: str, folder: Path, kinds: dict[str, dict[str, Any]]) -> Trained:
+    base = make_checkpoint(family, folder / "base", initializer_range=1.0)
+    targets: dict[str, Any] = {"targets": TARGETS[family]} if family in TARGETS else {}
+    adapters = {name: make_adapter(base, folder / name, **kind | targets) for name, kind in kinds.items()}
+    return Trained(
+        base,
+        adapters,
+        {name: merge(base, path, folder / f"{name} merged") for name, path in adapters.items()},
+    )
+
+
+def requests(names: list[str]) -> list[tuple[list[int], SamplingParams]]:
+    """Prompts of which many begin alike, for each of the adapters and for none."""
+    rng = random.Random(3)
+    beginning = [rng.randrange(VOCAB_SIZE) for _ in range(20)]
+    made = []
+    for number in range(16):
+        length = rng.randrange(1, 20)
+        prompt = beginning[:length] if number % 4 < 2 else [rng.randrange(VOCAB_SIZE) for _ in range(length)]
+        name = ["", *names][number % (len(names) + 1)]
+        made.append((prompt, SamplingParams(max_tokens=12, temperature=0.0, seed=number, adapter=name)))
+    return made
+
+
+def alone(model: PagedModel, prompt: list[int], params: SamplingParams) -> list[int]:
+    rig = Rig(model, depth=1, blocks=40)
+    rig.ask(0, prompt, params)
+    rig.finish()
+    return rig.tokens[0]
+
+
+@pytest.fixture(scope="module")
+def expected(trained: Trained) -> list[list[int]]:
+    """What the merged models answer, each request by itself."""
+    models = {"": load_model(str(trained.base), device=CPU)}
+    models |= {name: load_model(str(path), device=CPU) for name, path in trained.merged.items()}
+    answers = []
+    for prompt, params in requests(list(trained.adapters)):
+        plain = SamplingParams(max_tokens=params.max_tokens, temperature=0.0, seed=params.seed)
+        answers.append(alone(models[params.adapter], prompt, plain))
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("depth", "graphs"), [(1, "off"), (2, "off"), (3, "off"), (2, "all"), (3, "none"), (2, "meanwhile")]
+)
+def test_tokens_are_those_of_the_merged_models(
+    trained: Trained, expected: list[list[int]], depth: int, graphs: str
+) -> None:
+    asked = requests(list(trained.adapters))
+    rig = Rig(trained.with_adapters(), depth, blocks=30, graphs=graphs)
+    for request, (prompt, params) in enumerate(asked):
+        rig.ask(request, prompt, params)
+        if request % 3 == 2:
+            rig.wait()
+        if request == 9:
+            rig.kill()
+    rig.finish()
+    assert [rig.tokens[request] for request in range(len(asked))] == expected
+    assert rig.scheduler.counters["prefix_cache_hits"] > 0
+
+
+def test_a_planted_fault_of_the_prefix_cache_is_seen(
+    trained: Trained, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not know with which adapter a prefix was computed."""
+    monkeypatch.setattr("slipstream.actors.scheduler.adapters.salt_of", lambda salt, adapter: b"")
+    asked = requests(list(trained.adapters))
+    rig = Rig(trained.with_adapters(), depth=1, blocks=60)
+    for request, (prompt, params) in enumerate(asked):
+        rig.ask(request, prompt, params)
+    rig.finish()
+    assert [rig.tokens[request] for request in range(len(asked))] != expected
