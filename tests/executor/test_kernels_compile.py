@@ -145,6 +145,24 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         )
         for stored in ("*fp8e4nv", "*i8")
     ),
+    *(
+        (
+            "adapters:_shrink_kernel",
+            dict(states="*bf16", down="*bf16", ids="*i32", sums="*fp32")
+            | dict.fromkeys(("tokens", "state_stride", "K", "RANKS"), "i32"),
+            dict(TOKENS=tokens, SPLITS=splits, TILE=16, COLUMNS=columns),
+        )
+        for tokens, splits, columns in ((16, 8, 256), (64, 4, 64))
+    ),
+    *(
+        (
+            "adapters:_expand_kernel",
+            dict(output="*bf16", up="*bf16", ids="*i32", sums="*fp32")
+            | dict.fromkeys(("tokens", "N", "first_end", "second_end"), "i32"),
+            dict(RANK=rank, PARTS=parts, TOKENS=tokens, SPLITS=8, TILE=min(rank, 64), OUTPUTS=128),
+        )
+        for rank, parts, tokens in ((16, 1, 16), (16, 3, 16), (128, 2, 64))
+    ),
     (
         "quantization:_quantize_kernel",
         dict(states="*bf16", out="*fp8e4nv", scales="*fp32"),
@@ -230,7 +248,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     (
         "step:_settle_kernel",
         SLOTS | dict(sampled="*i32", requests="*i32", out="*i32"),
-        dict(RECORD=78, END=3, STOP_TOKENS=14, MOST=64, MOST_PAD=64, NO_STOP_TOKEN=-2, NO_TOKEN=-1, ROWS=32),
+        dict(RECORD=79, END=3, STOP_TOKENS=15, MOST=64, MOST_PAD=64, NO_STOP_TOKEN=-2, NO_TOKEN=-1, ROWS=32),
     ),
 ]
 
@@ -238,6 +256,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
 def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.attention import triton_attend, triton_plan, triton_write
     from slipstream.actors.executor.model import kernels as model
+    from slipstream.actors.executor.model.adapters import kernels as adapters
     from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.sampling import kernels as sampling
     from slipstream.actors.executor.step import kernels as step
@@ -248,6 +267,7 @@ def kernels() -> dict[str, Any]:
         f"{room}:{name}": found
         for room, module in (
             ("model", model),
+            ("adapters", adapters),
             ("quantization", quantization),
             ("sampling", sampling),
             ("step", step),

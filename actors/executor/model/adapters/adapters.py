@@ -161,7 +161,11 @@ class Adapters:
 
 
 def products_for(device: torch.device) -> Products:
-    return TorchProducts()
+    if device.type != "cuda":
+        return TorchProducts()
+    from .kernels import TritonProducts  # triton comes with torch where there is a GPU
+
+    return TritonProducts()
 
 
 def size_of(module: nn.Module) -> tuple[int, int]:

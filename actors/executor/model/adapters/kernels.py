@@ -1,0 +1,196 @@
+"""What adapters add, in two Triton kernels: the states times A of each token's adapter, and the result times B.
+
+A program is for a block of tokens, one adapter, and a part of the numbers that come out; where no token of the block
+has the adapter it ends at once. So a step's kernels are the same whichever adapters its tokens have, which are read
+from device memory: a graph holds them all. A token without an adapter has no program, and nothing is added to it.
+
+With few tokens the first product is divided along K among programs, so that there are enough of them; each writes its
+sum to a place of its own, and the second kernel adds them up in order. So the same states always give the same bits.
+
+With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from .products import Stack
+
+SIZES = ["tokens"]
+"""Of a step. By default Triton compiles a kernel anew for another kind of number, in the middle of serving."""
+
+
+class Tiles(NamedTuple):
+    """What one program computes."""
+
+    tokens: int
+    splits: int
+    """Parts of K, in the first product."""
+    columns: int
+    """Of K, at once."""
+    outputs: int
+    """Of N, in the second product."""
+    warps: int = 4
+
+
+FEW_TOKENS = 64
+FEW, MANY = Tiles(16, 8, 256, 128), Tiles(64, 4, 64, 128)
+"""For steps of up to ``FEW_TOKENS`` tokens, and of more."""
+
+MOST_RANKS = 64
+"""Of one tile."""
+
+
+@jit(do_not_specialize=SIZES)
+def _shrink_kernel(
+    states,  # [T, K]
+    down,  # [count, RANKS, K]
+    ids,  # int32 [T]
+    sums,  # float32 [SPLITS, T, RANKS]
+    tokens,
+    state_stride,
+    K,
+    RANKS,
+    TOKENS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    wait_for_kernel_before()
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    adapter = tl.program_id(1)
+    mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
+    if tl.max(mine.to(tl.int32), 0) != 0:
+        split = tl.program_id(2) % SPLITS
+        rank = tl.program_id(2) // SPLITS * TILE + tl.arange(0, TILE)
+        column = tl.arange(0, COLUMNS)
+        steps = tl.cdiv(tl.cdiv(K, COLUMNS), SPLITS)
+        first = split * steps * COLUMNS
+        row = states + token.to(tl.int64)[:, None] * state_stride
+        weights = down + (adapter.to(tl.int64) * RANKS + rank)[:, None] * K
+        total = tl.zeros((TOKENS, TILE), tl.float32)
+        for step in range(steps):
+            place = first + step * COLUMNS + column
+            inside = place < K
+            x = tl.load(row + place[None, :], mask=mine[:, None] & inside[None, :], other=0.0)
+            a = tl.load(weights + place[None, :], mask=(rank < RANKS)[:, None] & inside[None, :], other=0.0)
+            total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
+        target = sums + (split.to(tl.int64) * tokens + token)[:, None] * RANKS + rank[None, :]
+        tl.store(target, total, mask=mine[:, None] & (rank < RANKS)[None, :])
+
+
+@jit(do_not_specialize=SIZES)
+def _expand_kernel(
+    output,  # [T, N]
+    up,  # [count, N, RANK]
+    ids,  # int32 [T]
+    sums,  # float32 [SPLITS, T, PARTS * RANK]
+    tokens,
+    N,
+    first_end,  # of the first part, and of the second
+    second_end,
+    RANK: tl.constexpr,
+    PARTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    wait_for_kernel_before()
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    adapter = tl.program_id(1)
+    mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
+    if tl.max(mine.to(tl.int32), 0) != 0:
+        tile = tl.program_id(2)  # a tile is of one part
+        part, start, end = 0, 0, first_end
+        if PARTS > 1:
+            tiles = tl.cdiv(first_end, OUTPUTS)
+            if tile >= tiles:
+                tile, part, start, end = tile - tiles, 1, first_end, second_end
+        if PARTS > 2:
+            tiles = tl.cdiv(second_end - first_end, OUTPUTS)
+            if (part == 1) & (tile >= tiles):
+                tile, part, start, end = tile - tiles, 2, second_end, N
+        place = start + tile * OUTPUTS + tl.arange(0, OUTPUTS)
+        inside = place < end
+        total = tl.zeros((TOKENS, OUTPUTS), tl.float32)
+        for first in tl.static_range(0, RANK, TILE):  # type: ignore[misc]
+            rank = first + tl.arange(0, TILE)
+            there = mine[:, None] & (rank < RANK)[None, :]
+            source = sums + token.to(tl.int64)[:, None] * (PARTS * RANK) + part * RANK + rank[None, :]
+            small = tl.zeros((TOKENS, TILE), tl.float32)
+            for split in tl.static_range(SPLITS):  # type: ignore[misc]
+                small += tl.load(source + split * tokens.to(tl.int64) * (PARTS * RANK), mask=there, other=0.0)
+            weights = up + (adapter.to(tl.int64) * N + place)[:, None] * RANK + rank[None, :]
+            b = tl.load(weights, mask=inside[:, None] & (rank < RANK)[None, :], other=0.0)
+            total = tl.dot(small.to(b.dtype), tl.trans(b), total, input_precision="ieee")
+        target = output + token.to(tl.int64)[:, None] * N + place[None, :]
+        there = mine[:, None] & inside[None, :]
+        before = tl.load(target, mask=there, other=0.0)
+        tl.store(target, (before.to(tl.float32) + total).to(before.dtype), mask=there)
+
+
+class TritonProducts:
+    """For tokens on a GPU; the host never looks at the ids."""
+
+    def __init__(self) -> None:
+        self.ids = torch.zeros(0, dtype=torch.int32)
+        """Of the step under way."""
+
+    def begin(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
+        add(output, states, stack, self.ids, FEW if len(states) <= FEW_TOKENS else MANY)
+
+
+def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles) -> None:
+    """Add to ``output`` [T, N] what the adapters ``ids`` int32 [T] make of ``states`` [T, K], in two kernels."""
+    tokens, width = states.shape
+    count, ranks, _ = stack.down.shape
+    rank, ends = stack.rank, [outputs.stop for outputs, _ in stack.parts]
+    parts = len(ends)
+    sums = torch.empty(tiles.splits, tokens, ranks, dtype=torch.float32, device=states.device)
+    tile = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
+    blocks = triton.cdiv(tokens, tiles.tokens)
+    _shrink_kernel[(blocks, count, tiles.splits * triton.cdiv(ranks, tile))](
+        states,
+        stack.down,
+        ids,
+        sums,
+        tokens,
+        states.stride(0),
+        width,
+        ranks,
+        TOKENS=tiles.tokens,
+        SPLITS=tiles.splits,
+        TILE=tile,
+        COLUMNS=tiles.columns,
+        num_warps=tiles.warps,
+        **FOLLOWING,
+    )
+    rows = sum(triton.cdiv(outputs.stop - outputs.start, tiles.outputs) for outputs, _ in stack.parts)
+    _expand_kernel[(blocks, count, rows)](
+        output,
+        stack.up,
+        ids,
+        sums,
+        tokens,
+        stack.up.shape[1],
+        ends[0],
+        ends[1] if parts > 1 else ends[0],
+        RANK=rank,
+        PARTS=parts,
+        TOKENS=tiles.tokens,
+        SPLITS=tiles.splits,
+        TILE=tile,
+        OUTPUTS=tiles.outputs,
+        num_warps=tiles.warps,
+        **FOLLOWING,
+    )
