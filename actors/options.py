@@ -66,6 +66,8 @@ class ExecutorOptions(ModelOptions):
     """What weights become at load: ``fp8`` or ``int8``; None: they stay as they are stored."""
     adapters: tuple[tuple[str, str], ...]
     """Names and folders of those that are loaded at the start."""
+    max_loras: int
+    """How many there is room for; 0: none is served."""
     max_lora_rank: int
     attention_backend: str
     load_format: str
@@ -84,6 +86,8 @@ class ExecutorOptions(ModelOptions):
     """How many ranks the executor is."""
     rank: int
     """Which of them this is; 0 speaks with the scheduler."""
+    adapters_file: str = ""
+    """Where an executor notes which adapters it has loaded, for the next one."""
     rendezvous: str = ""
     """The path at which the ranks meet; the supervisor fills it in, anew for each of their lives."""
 
@@ -101,6 +105,8 @@ class GatewayOptions:
     """Of the seeds that requests without one are given; None: they differ from start to start."""
     default_deadline: float
     """Seconds."""
+    lora_updates: bool = False
+    """Clients may load and unload adapters."""
     curve_keys: str | None
     """The folder of the keys that clients need; None: no encryption."""
     curve_also: tuple[str, ...]

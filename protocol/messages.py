@@ -101,6 +101,27 @@ class GetTrace(FromClient, tag="trace"):
     """Only what ended within this time until now; None: all that is there."""
 
 
+class GetAdapters(FromClient, tag="adapters"):
+    """Answered by ``Adapters``: those that requests may name."""
+
+
+class LoadAdapter(FromClient, tag="load_adapter"):
+    """Load an adapter while the service runs, where it was started with ``--enable-lora-updates``; answered by
+    ``Adapters`` when requests may name it, or with an ``error``. One that is loaded already is no error."""
+
+    name: str
+    """By which requests name it; of no other adapter."""
+    path: str
+    """Its folder, on the machine of the service."""
+
+
+class UnloadAdapter(FromClient, tag="unload_adapter"):
+    """Take an adapter away. No request can name it from now on; those that are under way are finished with it, and
+    ``Adapters`` answers when they are."""
+
+    name: str
+
+
 class GetActors(FromClient, tag="actors"):
     """Answered by ``Actors``: how the service and each of its actors are."""
 
@@ -286,8 +307,31 @@ class CacheReset(ToClient, tag="cache_reset"):
     """False: this service does not do that."""
 
 
-PublicIn = Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors | ResetCache
-PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace | Actors | CacheReset
+class LoadedAdapter(msgspec.Struct, kw_only=True):
+    """An adapter that requests may name."""
+
+    name: str
+    path: str
+    """The folder that it was read from."""
+
+
+class Adapters(ToClient, tag="adapters"):
+    """Answers ``GetAdapters``, ``LoadAdapter`` and ``UnloadAdapter``, each by one, in the order of the questions of a
+    kind: ask for one change after the other."""
+
+    adapters: list[LoadedAdapter]
+    """Those that are loaded now."""
+    code: str = ""
+    """Of the error; empty: it was done."""
+    error: str = ""
+    """Why it was not done."""
+
+
+PublicIn = (
+    Hello | Generate | Abort | Ping | GetStats | GetTrace | GetActors | ResetCache | GetAdapters | LoadAdapter
+    | UnloadAdapter
+)  # fmt: skip
+PublicOut = Welcome | Deltas | Error | Pong | Stats | Trace | Actors | CacheReset | Adapters
 
 # --- internal ------------------------------------------------------------------------------------
 
@@ -405,6 +449,43 @@ class Capacity(Internal):
     """False: sequences have a state that is in no block, so that one cannot begin where another did."""
     adapters: list[Adapter] = []
     """Those that are loaded."""
+    adapter_places: int = 0
+    """How many it has room for."""
+
+
+class ChangeAdapter(Internal):
+    """gateway → scheduler: load the adapter at ``path`` under this name; without a path, unload it; without a name, say
+    which are loaded."""
+
+    number: int
+    """The gateway's, of the question."""
+    name: str = ""
+    path: str = ""
+    again: bool = False
+    """A scheduler before may have done it."""
+
+
+class AdapterChanged(Internal):
+    """scheduler → gateway: the answer to ``ChangeAdapter``."""
+
+    number: int
+    adapters: list[Adapter]
+    code: str = ""
+    """As in ``Adapters``."""
+    error: str = ""
+
+
+class PlaceAdapter(Internal):
+    """scheduler → executor: read this adapter; without a path, give up its place, with which no step computes."""
+
+    adapter: Adapter
+
+
+class AdapterPlaced(Internal):
+    """executor → scheduler: the adapter is there, or why it cannot be."""
+
+    adapter: Adapter
+    error: str = ""
 
 
 class Join(Internal):
@@ -607,7 +688,7 @@ class Spans(Internal):
 
 AnyInternal = (
     Submit | Tokenized | Refused | Enqueue | Cancel | ForgetCache | Capacity | Plan | Sampled | Tokens | Texts | Matched
-    | Forget | CaptureNext | DumpTrace | Spans
+    | Forget | CaptureNext | DumpTrace | Spans | ChangeAdapter | AdapterChanged | PlaceAdapter | AdapterPlaced
 )  # fmt: skip
 
 

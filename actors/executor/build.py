@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLExecutor
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
-from ...protocol.messages import Capacity
+from ...protocol.messages import Adapter, Capacity
 from ..options import ExecutorOptions
 from .ahead import wake
 from .devices.kinds import kind_name, kind_of
-from .engine import Engine, adapters_of, facts_of, max_batched_tokens, program_of
+from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .executor import Executor
+from .kept_adapters import KeptAdapters
 from .memory import check_states, count_blocks
 from .patience import Patience
 from .pipeline import Pipeline
@@ -74,15 +76,15 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor | F
             model = load(context, options, where)
     else:
         where = import_libraries(context, options)
-    load_adapters(context, options, model)
+    adapters = load_adapters(context, options, model)
     if where.type == "cpu":
-        return assemble(context, options, on_cpu(context, options, model))
+        return assemble(context, options, on_cpu(context, options, model), adapters)
     from .devices.cuda import CudaDevice, CudaGraphs
     from .gpu import on_gpu
 
     device = CudaDevice(where.index or 0)
     device.synchronize()  # the weights were made on the default stream
-    return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)))
+    return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)), adapters)
 
 
 def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.device:
@@ -107,14 +109,15 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
     return where
 
 
-def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> None:
-    """Those that are there from the start, into places of this incarnation's own; InvalidRequest for a bad one."""
-    if not options.adapters:
-        return
+def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> KeptAdapters | None:
+    """Those that are there from the start, into places of this incarnation's own; None: there is room for none."""
+    if not options.max_loras:
+        return None
     context.phase("load adapters")
-    adapters = model.take_adapters(len(options.adapters), options.max_lora_rank)
-    for id, (name, path) in enumerate(options.adapters, 1):
-        adapters.load_now(id, name, path)
+    places = model.take_adapters(options.max_loras, options.max_lora_rank)
+    kept = KeptAdapters(places, Path(options.adapters_file))
+    kept.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
+    return kept
 
 
 def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -> Engine:
@@ -126,13 +129,7 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     context.phase("allocate cache")
     blocks = count_blocks(options, model, None)
     program.allocate_cache(blocks)
-    return Engine(
-        device=CpuDevice(),
-        program=program,
-        blocks=blocks,
-        facts=facts_of(options, model, blocks),
-        adapters=adapters_of(model),
-    )
+    return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
 
 
 def load(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
@@ -151,7 +148,9 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
     return check_length(options, model)
 
 
-def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) -> Executor | Follower:
+def assemble(
+    context: StartContext, options: ExecutorOptions, engine: Engine, adapters: KeptAdapters | None = None
+) -> Executor | Follower:
     """The executor around an engine."""
     slots, facts = options.max_num_seqs, engine.facts
     tokens = max_batched_tokens(options, facts["device"])
@@ -195,13 +194,12 @@ def assemble(context: StartContext, options: ExecutorOptions, engine: Engine) ->
         engine.steps,
         tokens,
         prefix_caching=not stateful,
-        adapters=engine.adapters,
     )
     given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
         return Leader(*given, catching_up=engine.catching_up, followers=followers)
-    return Executor(*given, catching_up=engine.catching_up)
+    return Executor(*given, catching_up=engine.catching_up, adapters=adapters)
 
 
 class DeviceLost(SlipstreamError):

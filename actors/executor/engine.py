@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...protocol.messages import Adapter
 from ..options import ExecutorOptions
 from .devices.device import Device
 from .devices.kinds import kind_of
@@ -28,8 +27,6 @@ class Engine:
     blocks: int
     """Of the cache."""
     facts: dict[str, Any]
-    adapters: list[Adapter] = field(default_factory=list)
-    """As ``Capacity.adapters``."""
     steps: list[tuple[int, int]] = field(default_factory=list)
     """As ``Capacity.steps``."""
     buckets: Buckets | None = None
@@ -73,11 +70,6 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "states": [] if states is None else states.notes(),
         "state_bytes": model.state_layout.bytes_per_slot * (options.max_num_seqs + 1),
     }
-
-
-def adapters_of(model: PagedModel) -> list[Adapter]:
-    """Those that it has loaded."""
-    return [] if model.adapters is None else list(model.adapters.loaded.values())
 
 
 def max_batched_tokens(options: ExecutorOptions, device: str) -> int:

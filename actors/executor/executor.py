@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ...protocol.messages import Capacity, Completed, GrammarEnd, PeerUp, Plan, Sampled
+from ...protocol.errors import InvalidRequest
+from ...protocol.messages import (
+    Adapter,
+    AdapterPlaced,
+    Capacity,
+    Completed,
+    GrammarEnd,
+    PeerUp,
+    PlaceAdapter,
+    Plan,
+    Sampled,
+)
+from .kept_adapters import KeptAdapters
 from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
@@ -37,12 +50,14 @@ class Executor(StepActor):
         patience: Patience | None = None,
         *,
         catching_up: bool = False,
+        adapters: KeptAdapters | None = None,
     ) -> None:
         """``spare_work`` does a piece of what can wait while there are steps to run, and returns the seconds that it
         took; None: nothing was left. ``catching_up``: until then steps are slower than they will be, so that pieces
         are done between steps too.
 
-        ``masks`` are left out where no sequence has a grammar; ``patience`` as of `StepActor`.
+        ``masks`` are left out where no sequence has a grammar; ``patience`` as of `StepActor`. ``adapters``
+        are left out where there is no room for any.
         """
         super().__init__(pipeline, batch, facts, patience)
         self.spare_work = spare_work
@@ -56,7 +71,15 @@ class Executor(StepActor):
         self.capacity = capacity
         self.scheduler_is_new = False
         """There is a new scheduler, and what the old one started is not over yet."""
-        self.handlers |= {Plan: self.on_plan, Completed: self.on_completed}
+        self.adapters = adapters
+        self.placing: deque[tuple[Adapter, Iterator[None]]] = deque()
+        """Adapters that are being read, a piece in each turn; the first one is under way."""
+        self.tell_adapters()
+        self.handlers |= {
+            Plan: self.on_plan,
+            Completed: self.on_completed,
+            PlaceAdapter: self.on_place_adapter,
+        }
 
     def on_plan(self, plan: Plan, now: float) -> None:
         step = self.launch(plan)
@@ -82,12 +105,49 @@ class Executor(StepActor):
             self.wake_at = now
         elif self.spare_work is not None and self.pipeline.idle:
             self.wake_at = now + IDLE_S
+        if self.placing:
+            self.wake_at = now
 
     def on_wake(self, now: float) -> None:
-        """Compute masks; or do a piece of what can wait, when nothing has come for a while or full speed is to come."""
+        """Compute masks; read a piece of an adapter; or do a piece of what can wait, when nothing has come for a while
+        or full speed is to come."""
         self.fill_masks()
-        if self.pipeline.idle or self.may_catch_up(now):
+        if self.placing:
+            self.place_next(now)
+        elif self.pipeline.idle or self.may_catch_up(now):
             self.do_spare_work(now)
+
+    def on_place_adapter(self, message: PlaceAdapter, now: float) -> None:
+        assert self.adapters is not None
+        adapter = message.adapter
+        if adapter.path:
+            self.placing.append((adapter, self.adapters.load(adapter)))
+            self.wake_at = now
+        else:
+            self.adapters.unload(adapter.id)
+            self.tell_adapters()
+            self.send("scheduler", AdapterPlaced(adapter))
+
+    def place_next(self, now: float) -> None:
+        """Read a piece of an adapter; at its end the scheduler hears of it."""
+        adapter, pieces = self.placing[0]
+        self.wake_at = now
+        error = ""
+        try:
+            next(pieces)
+            return
+        except StopIteration:
+            self.tell_adapters()
+        except InvalidRequest as reason:
+            error = str(reason)
+        self.placing.popleft()
+        self.send("scheduler", AdapterPlaced(adapter, error))
+
+    def tell_adapters(self) -> None:
+        """A new scheduler will hear of those that are loaded now."""
+        if self.adapters is not None:
+            self.capacity.adapters = list(self.adapters.loaded.values())
+            self.capacity.adapter_places = self.adapters.places.count
 
     def do_spare_work(self, now: float) -> None:
         """A piece of it, if there is any."""
@@ -120,6 +180,7 @@ class Executor(StepActor):
             self.scheduler_is_new = False
             self.batch.clear()
             self.masks.clear()
+            self.placing.clear()  # the new one asks for them again
             self.send("scheduler", self.capacity)
 
 

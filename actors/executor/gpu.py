@@ -13,7 +13,7 @@ from ...runtime.process.child import StartContext
 from ..options import ExecutorOptions
 from .attention.ahead import compile_ahead
 from .devices.cuda import CudaDevice, CudaGraphs
-from .engine import Engine, adapters_of, facts_of, max_batched_tokens, program_of
+from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
 from .model.paged_model import PagedModel
 from .step.buckets import Buckets, buckets_of
@@ -63,9 +63,7 @@ def on_gpu(
     run = program.run if graphed is None else graphed.run
     with device.computing():
         steps = warm_up(program, run, buckets, length, device.synchronize)
-    engine = Engine(
-        device=device, program=program, blocks=blocks, facts=facts, adapters=adapters_of(model), steps=steps
-    )
+    engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
         engine.catching_up = capturing.announces = bool(graphed.missing)

@@ -11,11 +11,13 @@ import msgspec
 
 from ...protocol import limits
 from ...protocol.digest import digest_of
-from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest
+from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, brief
 from ...protocol.limits import Limits
 from ...protocol.messages import (
     NO_FORMATS,
     Abort,
+    AdapterChanged,
+    Adapters,
     CacheReset,
     Cancel,
     Delta,
@@ -24,7 +26,10 @@ from ...protocol.messages import (
     ForgetCache,
     Formats,
     Generate,
+    GetAdapters,
     GetStats,
+    LoadAdapter,
+    LoadedAdapter,
     PeerDown,
     PeerUp,
     Refused,
@@ -32,6 +37,7 @@ from ...protocol.messages import (
     Stats,
     Texts,
     Tokenized,
+    UnloadAdapter,
     first_number,
 )
 from ...runtime.actor import HostService
@@ -40,6 +46,7 @@ from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
 from ..public.keys import public_keys
 from .admission import check
+from .changes import CHANGES_AGAIN_S, Changes
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
@@ -73,6 +80,7 @@ class Gateway(PublicActor):
         default_deadline_s: float = 3600.0,
         dev_mode: bool = False,
         traces_endpoint: str | None = None,
+        lora_updates: bool = False,
     ) -> None:
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.rng = rng
@@ -82,6 +90,8 @@ class Gateway(PublicActor):
         """Clients may reset the prefix cache."""
         self.cache_resets = first_number(epoch)
         """Numbers the last reset; no two incarnations give the same."""
+        self.lora_updates = lora_updates
+        self.changes = Changes()
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
         self.faulty: dict[str, Suspicion] = {}
@@ -98,6 +108,7 @@ class Gateway(PublicActor):
             Tokenized: self.on_tokenized,
             Refused: self.on_refused,
             Texts: self.on_texts,
+            AdapterChanged: self.on_adapter_changed,
             Ending: self.on_ending,
         }
 
@@ -149,6 +160,10 @@ class Gateway(PublicActor):
             self.refuse(connection, message.id, "overloaded", full, retry_after_s=DEFAULT_RETRY_AFTER_S)
             return
         params = message.params
+        if self.changes.is_leaving(params.adapter):
+            text = f"adapter={brief(params.adapter)} is being unloaded"
+            self.refuse(connection, message.id, "model_not_found", text, param="adapter")
+            return
         if self.probation.quarantined and (why := self.probation.quarantined.get(digest_of(message))):
             self.refuse(connection, message.id, "quarantined", why)
             return
@@ -298,6 +313,8 @@ class Gateway(PublicActor):
                 late = f"{self.default_deadline_s:g} s, this service's deadline for requests that state no deadline_s"
             self.fail(request, "deadline_exceeded", f"not finished within {late}")
         self.advance_probation()
+        if self.changes.waiting:
+            self.send_changes(now)
         if self.ledger.deadlines.next is not None:
             self.wake_by(self.ledger.deadlines.next)
         super().on_wake(now)
@@ -321,6 +338,7 @@ class Gateway(PublicActor):
             return  # what it held, another actor has
         if peer.name == "scheduler":
             self.scheduler_counters.restart()
+            self.changes.ask_again()
         if peer.name in self.faulty:
             self.suspect(peer.name, self.faulty.pop(peer.name))
         self.ledger.cancelled.clear()
@@ -331,6 +349,7 @@ class Gateway(PublicActor):
             request.attempt += 1
             self.submit(request)
         self.advance_probation()
+        self.send_changes(now)
 
     def suspect(self, actor: str, suspicion: Suspicion) -> None:
         """One of the requests that a dead actor had in hand may have killed it."""
@@ -373,6 +392,45 @@ class Gateway(PublicActor):
             for answer in request.answers:
                 answer.opened = False
 
+    # --- adapters ---------------------------------------------------------------------------------
+
+    def on_adapters(
+        self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
+    ) -> None:
+        """The scheduler knows, and decides."""
+        name, path = getattr(message, "name", ""), getattr(message, "path", "")
+        error = "" if isinstance(message, GetAdapters) else self.unwanted(message)
+        if error:
+            self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=error))
+            return
+        self.changes.open(connection.address, name, path)
+        self.send_changes(now)
+
+    def send_changes(self, now: float) -> None:
+        """Hand on what may be done now: an adapter stays while a request that names it is open."""
+        used = {request.params.adapter for request in self.ledger.requests.values()}
+        for change in self.changes.take(used):
+            self.send("scheduler", change)
+        if self.changes.waiting:
+            self.wake_by(now + CHANGES_AGAIN_S)
+
+    def unwanted(self, message: LoadAdapter | UnloadAdapter) -> str:
+        """Why adapters are not changed so; nothing: they may be."""
+        if not self.lora_updates:
+            return "adapters are not changed while this service runs; start it with --enable-lora-updates"
+        if not 0 < len(message.name) <= limits.MAX_ADAPTER_NAME_CHARS:
+            return f"name has {len(message.name)} characters; give 1 to {limits.MAX_ADAPTER_NAME_CHARS}"
+        if message.name == self.model:
+            return f"name={brief(message.name)} is that of the model itself; take another"
+        if isinstance(message, LoadAdapter) and not message.path.startswith("/"):
+            return f"path={brief(message.path)} is no absolute path; give one that begins with /"
+        return ""
+
+    def on_adapter_changed(self, message: AdapterChanged, now: float) -> None:
+        address = self.changes.close(message.number)
+        found = [LoadedAdapter(name=one.name, path=one.path) for one in message.adapters]
+        self.send_if_there(address, Adapters(adapters=found, code=message.code, error=message.error))
+
     # --- looking inside ---------------------------------------------------------------------------
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
@@ -399,6 +457,7 @@ def build(context: StartContext) -> Gateway:
         default_deadline_s=options.default_deadline,
         dev_mode=options.server_dev_mode,
         traces_endpoint=options.otlp_traces_endpoint,
+        lora_updates=options.lora_updates,
     )
     gateway.public_keys = public_keys(options.curve_keys, options.curve_also)
     return gateway

@@ -24,8 +24,15 @@ from ...protocol.errors import ServiceUnavailable, SlipstreamError
 from .bodies import answers
 from .bodies.answers import ErrorAnswer
 from .bodies.openapi import Described, document
-from .bodies.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from .endpoints import about, chat, completions, development, texts
+from .bodies.requests import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    LoadAdapterBody,
+    TokenizeBody,
+    UnloadAdapterBody,
+)
+from .endpoints import about, adapters, chat, completions, development, texts
 from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
 from .errors import STOPPED, Problem, problem_at, problem_of
@@ -112,6 +119,16 @@ ENDPOINTS = [
     ),
     Endpoint("GET", "/v1/models", about.models, "The model", answer=answers.ModelList),
     Endpoint("GET", "/v1/models/{model:path}", about.model, "The model", answer=answers.ModelCard),
+    Endpoint(
+        "POST",
+        "/v1/load_lora_adapter",
+        adapters.load,
+        "Load an adapter while the service runs",
+        LoadAdapterBody,
+    ),
+    Endpoint(
+        "POST", "/v1/unload_lora_adapter", adapters.unload, "Take an adapter away again", UnloadAdapterBody
+    ),
     Endpoint("POST", "/tokenize", texts.tokenize, "Tokens of a text", TokenizeBody, answers.Tokenized),
     Endpoint("POST", "/detokenize", texts.detokenize, "Text of tokens", DetokenizeBody, answers.Detokenized),
     Endpoint("GET", "/health", about.health, "Whether no actor hangs", answer=answers.Condition),

@@ -167,10 +167,11 @@ class Service:
         if self.draining:
             raise ServiceUnavailable("the service is stopping and accepts nothing new")
         if model is not None and model not in self.names and not self.adapters:
-            message = (
-                f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
-            )
-            raise Problem(404, message, param="model", code="model_not_found")
+            raise self.not_served(model)
+
+    def not_served(self, model: str) -> Problem:
+        message = f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
+        return Problem(404, message, param="model", code="model_not_found")
 
     async def ask(
         self, request: Request, names: Names, params: SamplingParams, **asked: Any

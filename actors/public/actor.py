@@ -21,14 +21,17 @@ from ...protocol.messages import (
     Formats,
     Generate,
     GetActors,
+    GetAdapters,
     GetStats,
     GetTrace,
     Hello,
+    LoadAdapter,
     Ping,
     Pong,
     ResetCache,
     Spans,
     ToClient,
+    UnloadAdapter,
     Welcome,
 )
 from ...runtime.actor import Actor, HostService
@@ -72,6 +75,7 @@ class PublicActor(Actor):
             GetTrace: self.on_get_trace,
             GetActors: self.on_get_actors,
             ResetCache: self.on_reset_cache,
+            **dict.fromkeys((GetAdapters, LoadAdapter, UnloadAdapter), self.on_adapters),
         }
 
     # --- what each does in its own way ------------------------------------------------------------
@@ -87,6 +91,11 @@ class PublicActor(Actor):
 
     def on_reset_cache(self, connection: Connection, message: ResetCache, now: float) -> None:
         self.send_to(connection, CacheReset(done=False))
+
+    def on_adapters(
+        self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
+    ) -> None:
+        raise NotImplementedError
 
     def on_connection_lost(self, connection: Connection) -> None:
         """The client is gone, or was cut off: its requests end."""

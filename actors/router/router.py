@@ -23,15 +23,19 @@ from ...protocol.messages import (
     NO_FORMATS,
     Abort,
     Actors,
+    Adapters,
     Delta,
     Ending,
     Error,
     Formats,
     Generate,
+    GetAdapters,
     GetStats,
+    LoadAdapter,
     ServiceFrame,
     ServiceInterrupted,
     Stats,
+    UnloadAdapter,
     WatchedFile,
 )
 from ...runtime.actor import HostService
@@ -332,6 +336,13 @@ class Router(PublicActor):
         self.connections.on_wake(now)
 
     # --- looking inside ---------------------------------------------------------------------------
+
+    def on_adapters(
+        self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
+    ) -> None:
+        """Each service has its own; a request that names one finds it where all have it."""
+        text = "a router has no adapters; ask each of its services"
+        self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=text))
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         """The sums of what the services have last said, and the router's own."""

@@ -1,33 +1,192 @@
-"""Which adapters requests may name, and what follows for a sequence that is computed with one."""
+"""Which adapters requests may name, what follows for a sequence that is computed with one, and how they change.
+
+The executor has a number of places, each with an id. An adapter is loaded into one that is free, and requests may name
+it from when the executor says that it is there. One that is unloaded can be named no more; its place is free when the
+last sequence that is computed with it has ended, and with it the last step that was planned until then.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
 from ...protocol.errors import brief
-from ...protocol.messages import Adapter
+from ...protocol.messages import Adapter, AdapterChanged, Capacity, ChangeAdapter, PlaceAdapter
 from .prefix import salt_of
 from .sequence import Sequence
 
 
+@dataclass(slots=True)
+class Place:
+    """What an adapter's place holds, or is to hold."""
+
+    adapter: Adapter
+    serial: int
+    """Counts what was loaded: two adapters that had one place after the other have nothing in common."""
+    asked: list[int] = field(default_factory=list)
+    """The changes that wait for it to be loaded, or unloaded."""
+    last_step: int = -1
+    """Of one that is unloaded: the last step that may compute with it."""
+    given_up: bool = False
+    """The executor was told that it is unloaded."""
+
+
 class Adapters:
-    """Those that the executor has loaded; what is cached of one is found by no request that names another."""
+    """The adapters of an executor, by what it says and what it is told."""
 
-    def __init__(self) -> None:
-        self.by_name: dict[str, Adapter] | None = None
-        """None: no executor has said yet."""
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        self.send = send
+        self.known = False
+        """An executor has said what it has."""
+        self.free: list[int] = []
+        """Ids of places, the next one last."""
+        self.count = 0
+        self.serial = 0
+        self.by_name: dict[str, Place] = {}
+        """Those that requests may name."""
+        self.loading: dict[int, Place] = {}
+        """By id: those that the executor is reading."""
+        self.leaving: dict[int, Place] = {}
+        """By id: those that are unloaded and still computed with."""
+        self.waiting: deque[ChangeAdapter] = deque()
+        """What was asked before an executor was there."""
 
-    def begin(self, loaded: list[Adapter]) -> None:
-        """A new executor has these."""
-        self.by_name = {adapter.name: adapter for adapter in loaded}
+    # --- sequences ----------------------------------------------------------------------------------
 
     def resolve(self, sequence: Sequence) -> str:
         """Find the adapter that the sequence names; why there is none, or nothing."""
         name = sequence.params.adapter
-        if not name or self.by_name is None:
+        if not name or not self.known:
             return ""
-        found = self.by_name.get(name)
-        if found is None:
-            names = ", ".join(sorted(self.by_name)) or "none"
-            return f"adapter={brief(name)} is not loaded; those that are: {names}"
-        sequence.adapter = found.id
-        sequence.salt = salt_of(sequence.params.cache_salt, f"{found.id}".encode())
+        place = self.by_name.get(name)
+        old = self.leaving.get(sequence.adapter)
+        if old is not None and old.adapter.name == name:
+            place = old
+        if place is None:
+            return f"adapter={brief(name)} is not loaded; those that are: {self.names()}"
+        sequence.adapter = place.adapter.id
+        sequence.salt = salt_of(sequence.params.cache_salt, f"{place.serial}".encode())
         return ""
+
+    def names(self) -> str:
+        return ", ".join(sorted(self.by_name)) or "none"
+
+    def place_of(self, adapter: Adapter) -> Place:
+        self.serial += 1
+        return Place(adapter, self.serial)
+
+    # --- changes ------------------------------------------------------------------------------------
+
+    def change(self, message: ChangeAdapter, planned: int) -> None:
+        """Load or unload one, or say which there are; ``planned`` is the last step that was."""
+        if not self.known:
+            self.waiting.append(message)
+        elif message.path:
+            self.load(message)
+        elif message.name:
+            self.unload(message, planned)
+        else:
+            self.answer(message.number)
+
+    def load(self, message: ChangeAdapter) -> None:
+        name, path = message.name, message.path
+        same = self.by_name.get(name)
+        same = same or next((place for place in self.loading.values() if place.adapter.name == name), None)
+        if same is not None and same.adapter.path != path:
+            self.answer(
+                message.number,
+                "invalid_request",
+                f"name={brief(name)} is the adapter at {brief(same.adapter.path)}; unload it, or take another name",
+            )
+        elif same is not None and name in self.by_name:
+            self.answer(message.number)
+        elif same is not None:
+            same.asked.append(message.number)
+        elif not self.free:
+            self.answer(
+                message.number,
+                "invalid_request",
+                f"all {self.count} places for adapters are taken; unload one, or raise --max-loras",
+            )
+        else:
+            place = self.place_of(Adapter(self.free.pop(), name, path))
+            place.asked.append(message.number)
+            self.loading[place.adapter.id] = place
+            self.send("executor", PlaceAdapter(place.adapter))
+
+    def placed(self, adapter: Adapter, error: str) -> None:
+        """The executor has read one, or says why it cannot; or it has given one up."""
+        if not adapter.path:
+            place = self.leaving.pop(adapter.id)
+            self.free.append(adapter.id)
+            for number in place.asked:
+                self.answer(number)
+            return
+        place = self.loading.pop(adapter.id)
+        if error:
+            self.free.append(adapter.id)
+        else:
+            self.by_name[adapter.name] = place
+        asked, place.asked = place.asked, []
+        for number in asked:
+            self.answer(number, "invalid_request" if error else "", error)
+
+    def unload(self, message: ChangeAdapter, planned: int) -> None:
+        place = self.by_name.pop(message.name, None)
+        leaving = place or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
+        if leaving is None and message.again:
+            self.answer(message.number)
+            return
+        if leaving is None:
+            text = f"name={brief(message.name)} is not loaded; those that are: {self.names()}"
+            self.answer(message.number, "model_not_found", text)
+            return
+        leaving.asked.append(message.number)
+        leaving.last_step = planned
+        self.leaving[leaving.adapter.id] = leaving
+
+    def settle(self, used: set[int], planned: int, completed: int) -> None:
+        """Give up the places of those that left: of ``used`` ids sequences are under way."""
+        for id, place in list(self.leaving.items()):
+            if id in used:
+                place.last_step = planned
+            elif place.last_step <= completed and not place.given_up:
+                place.given_up = True
+                self.send("executor", PlaceAdapter(Adapter(id, place.adapter.name, "")))
+
+    def answer(self, number: int, code: str = "", error: str = "") -> None:
+        there = [place.adapter for place in self.by_name.values()]
+        self.send("gateway", AdapterChanged(number, there, code, error))
+
+    # --- executors ----------------------------------------------------------------------------------
+
+    def begin(self, capacity: Capacity, planned: int) -> None:
+        """A new executor has these, or the one that is there says so to a new scheduler."""
+        before = {place.adapter: place for place in (*self.by_name.values(), *self.leaving.values())}
+        there = {adapter.id: before.get(adapter) or self.place_of(adapter) for adapter in capacity.adapters}
+        lost, loading = self.leaving.keys() - there.keys(), list(self.loading.values())
+        gone = [self.leaving.pop(id) for id in lost]
+        self.by_name = {p.adapter.name: p for id, p in there.items() if id not in self.leaving}
+        for place in self.leaving.values():
+            place.given_up = False
+        self.loading = {}
+        self.known, self.count = True, capacity.adapter_places
+        self.free = [id for id in range(self.count, 0, -1) if id not in there]
+        for number in (number for place in gone for number in place.asked):
+            self.answer(number)
+        for place in loading:
+            self.again(place, crashed=capacity.crashed)
+        while self.waiting:
+            self.change(self.waiting.popleft(), planned)
+
+    def again(self, place: Place, *, crashed: bool) -> None:
+        """The executor ended while it read this one: read it anew, unless it may be what ended it."""
+        adapter = place.adapter
+        for number in place.asked:
+            if crashed:
+                text = f"the executor ended while it read {brief(adapter.path)}; it is not tried again"
+                self.answer(number, "invalid_request", text)
+            else:
+                self.load(ChangeAdapter(number, adapter.name, adapter.path))

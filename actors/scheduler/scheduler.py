@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...protocol.messages import (
+    AdapterPlaced,
     Cancel,
     Capacity,
+    ChangeAdapter,
     Enqueue,
     Finished,
     ForgetCache,
@@ -90,6 +92,8 @@ class Scheduler(Actor):
             Capacity: self.on_capacity,
             Sampled: self.on_sampled,
             Matched: self.on_matched,
+            ChangeAdapter: self.on_change_adapter,
+            AdapterPlaced: self.on_adapter_placed,
         }
         self.sequences: dict[int, Sequence] = {}
         """Every request that has not ended, by number."""
@@ -100,7 +104,7 @@ class Scheduler(Actor):
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.planner = Planner(config, self.counters)
-        self.adapters = Adapters()
+        self.adapters = Adapters(self.send)
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
         """Oldest first."""
@@ -218,6 +222,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "abort")
         self.flush(-1)
         self.plan_ahead(now)
+        self.settle_adapters()
 
     def on_forget_cache(self, message: ForgetCache, now: float) -> None:
         if message.number > self.forgotten and self.planner.blocks is not None:
@@ -265,6 +270,23 @@ class Scheduler(Actor):
             )
         )
         self.report_prompt_logprobs(sequence)
+
+    # --- adapters ---------------------------------------------------------------------------------
+
+    def on_change_adapter(self, message: ChangeAdapter, now: float) -> None:
+        self.adapters.change(message, self.planner.step - 1)
+        self.settle_adapters()
+
+    def on_adapter_placed(self, message: AdapterPlaced, now: float) -> None:
+        self.adapters.placed(message.adapter, message.error)
+
+    def settle_adapters(self) -> None:
+        """Free the places of adapters that were unloaded and are needed no more."""
+        if self.adapters.leaving:
+            used = {sequence.adapter for sequence in self.sequences.values()}
+            last = self.planner.step - 1
+            completed = self.outstanding[0].step - 1 if self.outstanding else last
+            self.adapters.settle(used, last, completed)
 
     # --- plans and results ------------------------------------------------------------------------
 
@@ -353,6 +375,7 @@ class Scheduler(Actor):
         planner.end_probation()
         planner.complete(step)
         self.plan_ahead(now)
+        self.settle_adapters()
         self.free_since_ns = message.ended_ns if self.outstanding else None
         self.flush(step, requests, tokens, now, logprobs)
 
@@ -454,7 +477,8 @@ class Scheduler(Actor):
         planner.begin(message)
         for sequence in planner.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)
-        self.adapters.begin(message.adapters)
+        self.adapters.begin(message, planner.step - 1)
+        self.settle_adapters()
         for sequence in list(self.sequences.values()):
             if refusal := self.refusal_of(sequence):
                 self.end(sequence)

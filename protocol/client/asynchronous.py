@@ -21,7 +21,20 @@ from ..client_key import ClientKey, Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest
 from ..formats.said import ChatDelta
-from ..messages import Actors, CacheReset, Delta, Stats, Trace, Welcome
+from ..messages import (
+    Actors,
+    Adapters,
+    CacheReset,
+    Delta,
+    FromClient,
+    GetAdapters,
+    LoadAdapter,
+    LoadedAdapter,
+    Stats,
+    Trace,
+    UnloadAdapter,
+    Welcome,
+)
 from ..sampling import SamplingParams
 from .blocking import Prompt
 from .outputs import Collector, RequestOutput
@@ -174,6 +187,22 @@ class AsyncClient:
         if not (await self._inquire(CacheReset)).done:
             raise InvalidRequest(NO_RESET)
 
+    async def adapters(self) -> list[LoadedAdapter]:
+        """The adapters that requests may name."""
+        return (await self._inquire(Adapters, message=GetAdapters())).adapters
+
+    async def load_adapter(self, name: str, path: str) -> list[LoadedAdapter]:
+        """Load the adapter in a folder of the service's machine; returns all that are loaded when it is.
+
+        ``InvalidRequest`` says why it cannot be.
+        """
+        change = LoadAdapter(name=name, path=path)
+        return (await self._inquire(Adapters, message=change)).adapters
+
+    async def unload_adapter(self, name: str) -> list[LoadedAdapter]:
+        """Take an adapter away; returns those that are left when no request is computed with it any more."""
+        return (await self._inquire(Adapters, message=UnloadAdapter(name=name))).adapters
+
     # --- waiting ------------------------------------------------------------------------------
 
     async def _deltas(self, **asked: Any) -> AsyncGenerator[Delta, None]:
@@ -212,9 +241,11 @@ class AsyncClient:
             self._leave(stream)
         return collector.output()
 
-    async def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
+    async def _inquire(
+        self, expects: type[Reply], seconds: float | None = None, message: FromClient | None = None
+    ) -> Reply:
         loop = self._attach()
-        question = self._session.inquire(loop.time(), expects, seconds)
+        question = self._session.inquire(loop.time(), expects, seconds, message)
         self._send()
         while question.answer is None:
             await self._wait_for(question)

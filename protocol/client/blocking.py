@@ -22,7 +22,20 @@ from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, Overloaded, SlipstreamError
 from ..formats.said import ChatDelta
-from ..messages import Actors, CacheReset, Delta, Stats, Trace, Welcome
+from ..messages import (
+    Actors,
+    Adapters,
+    CacheReset,
+    Delta,
+    FromClient,
+    GetAdapters,
+    LoadAdapter,
+    LoadedAdapter,
+    Stats,
+    Trace,
+    UnloadAdapter,
+    Welcome,
+)
 from ..sampling import SamplingParams
 from .outputs import Collector, RequestOutput
 from .pending import Pending, Question, Stream
@@ -191,6 +204,22 @@ class Client:
         if not (self._inquire(CacheReset)).done:
             raise InvalidRequest(NO_RESET)
 
+    def adapters(self) -> list[LoadedAdapter]:
+        """The adapters that requests may name."""
+        return self._inquire(Adapters, message=GetAdapters()).adapters
+
+    def load_adapter(self, name: str, path: str) -> list[LoadedAdapter]:
+        """Load the adapter in a folder of the service's machine; returns all that are loaded when it is.
+
+        ``InvalidRequest`` says why it cannot be.
+        """
+        change = LoadAdapter(name=name, path=path)
+        return self._inquire(Adapters, message=change).adapters
+
+    def unload_adapter(self, name: str) -> list[LoadedAdapter]:
+        """Take an adapter away; returns those that are left when no request is computed with it any more."""
+        return self._inquire(Adapters, message=UnloadAdapter(name=name)).adapters
+
     # --- waiting ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -309,9 +338,11 @@ class Client:
                 self._turn(wait=False)
         return [result for result in results if result is not None]
 
-    def _inquire(self, expects: type[Reply], seconds: float | None = None) -> Reply:
+    def _inquire(
+        self, expects: type[Reply], seconds: float | None = None, message: FromClient | None = None
+    ) -> Reply:
         with self._use():
-            question: Question = self._session.inquire(time.monotonic(), expects, seconds)
+            question: Question = self._session.inquire(time.monotonic(), expects, seconds, message)
             while question.answer is None:
                 if question.error is not None:
                     raise question.error

@@ -34,6 +34,7 @@ from ..messages import (
     NO_FORMATS,
     Abort,
     Actors,
+    Adapters,
     CacheReset,
     Delta,
     Deltas,
@@ -75,7 +76,7 @@ NO_RESET = "this service resets no prefix cache; start it with --server-dev-mode
 Message = dict[str, Any]
 """One message of a conversation: ``{"role": "user", "content": "…"}``."""
 
-Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors, CacheReset)
+Reply = TypeVar("Reply", Welcome, Stats, Trace, Actors, CacheReset, Adapters)
 
 
 class Session:
@@ -198,9 +199,15 @@ class Session:
         self.streams.clear()
         return streams
 
-    def inquire(self, now: float, expects: type[Reply], seconds: float | None = None) -> Question:
-        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``; or
-        to reset its cache."""
+    def inquire(
+        self,
+        now: float,
+        expects: type[Reply],
+        seconds: float | None = None,
+        message: FromClient | None = None,
+    ) -> Question:
+        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors``, its ``Welcome``, or
+        by a ``message`` of one's own for its ``Adapters``; or to reset its cache."""
         self.check_open()
         if seconds is not None and not seconds > 0:
             raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
@@ -210,7 +217,7 @@ class Session:
             Actors: GetActors(),
             CacheReset: ResetCache(),
         }
-        question = Question(expects, messages.get(expects))
+        question = Question(expects, message or messages.get(expects))
         self.ensure_connection(now)
         if self.state == "ready" and expects is Welcome:
             question.answer = self.welcome
@@ -364,7 +371,10 @@ class Session:
         """Welcome answers every question of its kind, Pong none, the others the oldest."""
         answered: list[Pending] = []
         for question in [q for q in self.questions if q.expects is kind]:
-            question.answer = answer
+            if isinstance(answer, Adapters) and answer.error:
+                question.error = from_wire(answer.code, answer.error)
+            else:
+                question.answer = answer
             self.questions.remove(question)
             answered.append(question)
             if kind is not Welcome:

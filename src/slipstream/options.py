@@ -62,6 +62,9 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
+UPDATED_LORAS = 8
+"""Adapters that there is room for, at least, where they come at run time."""
+
 NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 
 
@@ -165,6 +168,11 @@ class ServeOptions:
         many=True,
         verify=lora_error,
     )
+    enable_lora_updates: bool = option(
+        False,
+        "let clients load and unload adapters while the service runs, from any folder that it can read",
+        group=EVERYDAY,
+    )
     max_model_len: int | None = option(
         None,
         "most tokens of prompt and answer (default: the model's)",
@@ -243,6 +251,15 @@ class ServeOptions:
         high=64,
     )
     attention_backend: str = option("auto", "how attention is computed", group=BATCHING, metavar="NAME")
+    max_loras: int | None = option(
+        None,
+        "most adapters that are loaded at once; each takes memory (default: those of --lora, and with"
+        f" --enable-lora-updates at least {UPDATED_LORAS})",
+        group=BATCHING,
+        metavar="N",
+        low=1,
+        high=1024,
+    )
     max_lora_rank: int = option(
         16,
         "highest rank of an adapter; each takes memory for it",
@@ -385,12 +402,33 @@ class ServeOptions:
                 f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
                 " are not divided among ranks; leave out one"
             )
-        if self.lora is not None and self.tensor_parallel_size > 1:
+        self.check_adapters(spell)
+        check_reach(self, spell)
+
+    @property
+    def adapter_places(self) -> int:
+        """How many adapters there is room for."""
+        given = len(adapters_of(self.lora))
+        return self.max_loras or max(given, UPDATED_LORAS if self.enable_lora_updates else 0)
+
+    def check_adapters(self, spell: Callable[[str], str]) -> None:
+        if self.lora is None and not self.enable_lora_updates:
+            unused = [name for name in ("max_loras", "max_lora_rank") if self.changed(name)]
+            if unused:
+                raise InvalidRequest(
+                    f"{spell(unused[0])} has no effect without adapters; add --lora or --enable-lora-updates"
+                )
+            return
+        if self.adapter_places < len(adapters_of(self.lora)):
             raise InvalidRequest(
-                f"{spell('lora')} is not possible with {spell('tensor_parallel_size')}: adapters are not divided among"
+                f"{spell('lora')} are more adapters than {spell('max_loras')}; raise the latter"
+            )
+        if self.tensor_parallel_size > 1:
+            asked = "lora" if self.lora is not None else "enable_lora_updates"
+            raise InvalidRequest(
+                f"{spell(asked)} is not possible with {spell('tensor_parallel_size')}: adapters are not divided among"
                 " ranks; leave out one"
             )
-        check_reach(self, spell)
 
 
 class Reach(Protocol):

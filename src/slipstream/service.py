@@ -261,6 +261,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         server=f"slipstream {__version__}",
         seed=options.seed,
         default_deadline=options.default_deadline,
+        lora_updates=options.enable_lora_updates,
         curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
         curve_also=(),
         server_dev_mode=options.server_dev_mode,
@@ -272,7 +273,7 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         http = replace(http, server_dev_mode=options.server_dev_mode)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
-    ranks = executors(options, model)
+    ranks = executors(options, model, directory)
     children = [
         *spares(options, ranks[0]),
         *ranks,
@@ -287,10 +288,13 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
 
 
-def executors(options: ServeOptions, model: ModelOptions) -> list[ChildSpec]:
+def executors(options: ServeOptions, model: ModelOptions, directory: Path) -> list[ChildSpec]:
     """The executor, or its ranks: ``executor`` is the first of them."""
     size = options.tensor_parallel_size
-    ranks = [executor_options(options, model, rank) for rank in range(size)]
+    ranks = [
+        replace(executor_options(options, model, rank), adapters_file=str(directory / "adapters.json"))
+        for rank in range(size)
+    ]
     group = "executor" if size > 1 else None
     return [
         replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)
@@ -386,6 +390,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         dtype=options.dtype,
         quantization=options.quantization,
         adapters=tuple((name, os.path.abspath(path)) for name, path in adapters_of(options.lora)),
+        max_loras=options.adapter_places,
         max_lora_rank=options.max_lora_rank,
         attention_backend=options.attention_backend,
         load_format=options.load_format,
@@ -436,7 +441,7 @@ def http_options(
         model=folder,
         model_name=names[0],
         other_names=tuple(names[1:]),
-        adapters=isinstance(options, ServeOptions) and options.lora is not None,
+        adapters=isinstance(options, ServeOptions) and options.adapter_places > 0,
         limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,

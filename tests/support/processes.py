@@ -85,13 +85,13 @@ class Raw:
 class Background:
     """A stream that another thread reads."""
 
-    def __init__(self, sidecar: Sidecar, prompt: str, params: SamplingParams) -> None:
+    def __init__(self, sidecar: Sidecar, prompt: str | list[int], params: SamplingParams) -> None:
         self.deltas: list[Delta] = []
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self.read, args=(sidecar, prompt, params))
         self.thread.start()
 
-    def read(self, sidecar: Sidecar, prompt: str, params: SamplingParams) -> None:
+    def read(self, sidecar: Sidecar, prompt: str | list[int], params: SamplingParams) -> None:
         try:
             with sidecar.client() as client:
                 for delta in client.stream(prompt, params):

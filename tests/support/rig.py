@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from llguidance import LLExecutor
 from replay import Replays, SpoilingProgram
-from slipstream.actors.executor.engine import adapters_of
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
@@ -23,7 +23,15 @@ from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, Tokens
+from slipstream.protocol.messages import (
+    AdapterChanged,
+    Capacity,
+    ChangeAdapter,
+    Completed,
+    Enqueue,
+    PeerUp,
+    Tokens,
+)
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from tokenizers import Tokenizer, decoders, models
@@ -45,10 +53,21 @@ def compiler() -> GrammarCompiler:
 class Rig:
     """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
 
-    def __init__(self, model: PagedModel, depth: int, blocks: int, *, graphs: str = "off") -> None:
+    def __init__(
+        self,
+        model: PagedModel,
+        depth: int,
+        blocks: int,
+        *,
+        graphs: str = "off",
+        adapters: KeptAdapters | None = None,
+    ) -> None:
         """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
+        self.adapters = adapters
+        self.changed: list[AdapterChanged] = []
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, str] = {}
         self.start = functools.partial(self.start_executor, model, depth, blocks, graphs)
         self.start()
 
@@ -70,9 +89,9 @@ class Rig:
             self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
         )
         masks = Masks(compiler(), SLOTS, LLExecutor())
-        given = (pipeline, batch, Capacity(blocks, BLOCK), {}, spare_work, masks)
-        self.executor = Executor(*given, catching_up=spare_work is not None)
-        capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful, adapters=adapters_of(model))
+        capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
+        given = (pipeline, batch, capacity, {}, spare_work, masks)
+        self.executor = Executor(*given, catching_up=spare_work is not None, adapters=self.adapters)
         self.carry(self.scheduler.receive("executor", capacity, 0.0))
 
     def kill(self) -> None:
@@ -82,6 +101,9 @@ class Rig:
         over.wait()  # a process takes its threads with it: the next computes with the same model
         self.device.close()
         self.carry(self.scheduler.receive("supervisor", PeerUp("executor", 2), 0.0))
+        if self.adapters is not None:
+            self.adapters = KeptAdapters(self.adapters.places, self.adapters.file)
+            self.adapters.start([])
         self.start()
 
     def capturing(self, program: GraphedProgram) -> Callable[[], float | None]:
@@ -100,17 +122,24 @@ class Rig:
                 self.carry(self.executor.receive("scheduler", message, 0.0))
             elif to == "scheduler":
                 self.carry(self.scheduler.receive("executor", message, 0.0))
+            elif isinstance(message, AdapterChanged):
+                self.changed.append(message)
             elif isinstance(message, Tokens):
                 requests = np.frombuffer(message.requests, np.int64).tolist()
                 for request, token in zip(
                     requests, np.frombuffer(message.tokens, np.int32).tolist(), strict=True
                 ):
                     self.tokens.setdefault(request, []).append(token)
+                self.ends |= {end.request: end.reason for end in message.finished}
 
     def ask(self, request: int, prompt: list[int], params: SamplingParams) -> None:
         self.tokens.setdefault(request, [])
         ids = np.array(prompt, np.int32).tobytes()
         self.carry(self.scheduler.receive("tokenizer", Enqueue(request, ids, params, b""), 0.0))
+
+    def change(self, number: int, name: str, path: str = "") -> None:
+        """Load an adapter, or without a path unload it."""
+        self.carry(self.scheduler.receive("gateway", ChangeAdapter(number, name, path), 0.0))
 
     def wait(self) -> None:
         """Until the device has finished a step."""
@@ -121,6 +150,13 @@ class Rig:
         self.carry(self.executor.receive("device", Completed(), 0.0))
         if self.executor.wake_at is not None:
             self.carry(self.executor.wake(0.0))
+
+    def turn(self) -> None:
+        """A turn of the executor that it wants by itself, or the end of a step."""
+        if self.executor.wake_at is not None:
+            self.carry(self.executor.wake(0.0))
+        else:
+            self.wait()
 
     def finish(self) -> None:
         while self.scheduler.sequences or not self.executor.pipeline.idle:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader, name_of
@@ -23,6 +24,7 @@ from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol import sampling
 from slipstream.protocol.codec import decode_to_client
+from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Abort, Adapter, Capacity, Deltas, Error, Generate, Hello
 from slipstream.protocol.sampling import SamplingParams
@@ -90,6 +92,9 @@ GRAMMARS = (
 ADAPTERS = [Adapter(1, "sql", "/sql"), Adapter(2, "verse", "/verse")]
 """What the executor has loaded. The emulated model computes with one as with another seed."""
 
+THIRD = Adapter(3, "third", "/third")
+"""What there is room for beside these."""
+
 
 def grammar_of(params: SamplingParams) -> dict[str, Any]:
     """The parameters of a grammar."""
@@ -102,7 +107,7 @@ def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
     most = MODEL_LEN if params.max_tokens is None else min(MODEL_LEN, len(prompt) + params.max_tokens)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     assert params.seed is not None
-    seed = params.seed ^ next((one.id for one in ADAPTERS if one.name == params.adapter), 0)
+    seed = params.seed ^ next((one.id for one in (*ADAPTERS, THIRD) if one.name == params.adapter), 0)
     matcher = grammar_compiler().compile(params.grammar) if params.grammar else None
     while len(tokens) < most:
         token = known_token(tokens[-1], len(tokens), seed, VOCAB)
@@ -131,6 +136,18 @@ def expected_prompt_logprobs(
     ids, values = known_logprobs(np.array(prompt[1:], np.int64), 1 + params.prompt_logprobs, VOCAB)
     rows = zip(ids.tolist(), values.tolist(), strict=True)
     return [None, *(dict(zip(map(str, tokens), told, strict=True)) for tokens, told in rows)]
+
+
+class EmulatedPlaces:
+    """Places for adapters of the emulated model: reading one takes a few turns, and one in ``/bad`` cannot be read."""
+
+    count = 3
+
+    def load(self, adapter: Adapter) -> Iterator[None]:
+        for _ in range(3):
+            yield
+        if adapter.path.startswith("/bad"):
+            raise InvalidRequest(f"the adapter at {adapter.path} cannot be loaded")
 
 
 class World(Simulator):
@@ -168,11 +185,15 @@ class World(Simulator):
 
         def executor(world: Simulator) -> Executor:
             pipeline, batch = pipeline_of(world, check=True)
-            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False), adapters=ADAPTERS)
+            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
+            adapters = KeptAdapters(EmulatedPlaces())
+            adapters.loaded = self.kept_adapters  # what a file has, and so the next incarnation
             masks = Masks(grammar_compiler(), slots)
             if followers:
-                return Leader(pipeline, batch, capacity, {}, masks=masks, followers=followers)
-            return Executor(pipeline, batch, capacity, {}, masks=masks)
+                return Leader(
+                    pipeline, batch, capacity, {}, masks=masks, adapters=adapters, followers=followers
+                )
+            return Executor(pipeline, batch, capacity, {}, masks=masks, adapters=adapters)
 
         def follower(rank: int) -> Callable[[Simulator], Follower]:
             """Its tokens are its own, since the emulated device has no collectives: nobody reads them."""
@@ -184,8 +205,11 @@ class World(Simulator):
         def gateway(world: Simulator) -> Gateway:
             bounds = Limits(max_model_len=MODEL_LEN, vocab_size=VOCAB, max_prompt_bytes=10_000)
             rng = random.Random(seed)
-            return self.gateway("", "emulated", bounds, server="simulated", rng=rng, epoch=world.epoch)
+            return self.gateway(
+                "", "emulated", bounds, server="simulated", rng=rng, epoch=world.epoch, lora_updates=True
+            )
 
+        self.kept_adapters = {adapter.id: adapter for adapter in ADAPTERS}
         self.requests: dict[tuple[bytes, str], tuple[list[int], SamplingParams]] = {}
         self.tokens: dict[tuple[bytes, str], list[int]] = {}
         self.texts: dict[tuple[bytes, str], str] = {}

@@ -38,6 +38,8 @@ KINDS = {
             "dtype",
             "quantization",
             "lora",
+            "enable_lora_updates",
+            "max_loras",
             "max_lora_rank",
             "gpu_memory_utilization",
             "kv_cache_dtype",

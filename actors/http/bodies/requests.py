@@ -244,6 +244,23 @@ class DetokenizeBody(Body, kw_only=True):
     tokens: list[int]
 
 
+class LoadAdapterBody(Body, kw_only=True):
+    """``POST /v1/load_lora_adapter``"""
+
+    lora_name: str
+    lora_path: str
+    """Its folder, on the machine of the service."""
+    load_inplace: Literal[False] | None = None
+    """Another adapter under a name that is taken: unload the one that is there first."""
+
+
+class UnloadAdapterBody(Body, kw_only=True):
+    """``POST /v1/unload_lora_adapter``"""
+
+    lora_name: str
+    lora_int_id: None = None
+
+
 def completed(name: str, kind: type[B], fixed: Mapping[str, Any]) -> type[B]:
     """``kind`` with fields that are taken at a fixed value alone and, where it is to be sampled, all parameters."""
     fields: list[tuple[str, Any, Any]] = []

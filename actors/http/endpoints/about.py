@@ -18,23 +18,35 @@ ANSWER_S = 2.0
 
 
 async def models(service: Service, request: Request) -> Response:
-    return service.answer({"object": "list", "data": [model_card(service, name) for name in service.names]})
+    return service.answer({"object": "list", "data": await model_cards(service)})
 
 
 async def model(service: Service, request: Request) -> Response:
     name = request.path_params["model"]
     service.check(name)
-    return service.answer(model_card(service, name))
+    found = [card for card in await model_cards(service) if card["id"] == name]
+    if not found:
+        raise service.not_served(name)
+    return service.answer(found[0])
 
 
-def model_card(service: Service, name: str) -> dict[str, object]:
+async def model_cards(service: Service) -> list[dict[str, object]]:
+    """The model by each of its names, and the adapters, whose parent it is."""
+    cards = [model_card(service, name, service.model, None) for name in service.names]
+    if service.adapters:
+        loaded = await service.client.adapters()
+        cards += [model_card(service, one.name, one.path, service.model) for one in loaded]
+    return cards
+
+
+def model_card(service: Service, name: str, root: str, parent: str | None) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "slipstream",
-        "root": service.model,
-        "parent": None,
+        "root": root,
+        "parent": parent,
         "max_model_len": service.bounds.max_model_len,
     }
 

@@ -27,10 +27,14 @@ from ..protocol.messages import (
     Actors,
     ActorState,
     Adapter,
+    AdapterChanged,
+    AdapterPlaced,
+    Adapters,
     AnyInternal,
     CacheReset,
     Cancel,
     Capacity,
+    ChangeAdapter,
     Delta,
     Deltas,
     DumpTrace,
@@ -43,14 +47,18 @@ from ..protocol.messages import (
     FromClient,
     Generate,
     GetActors,
+    GetAdapters,
     GetStats,
     GetTrace,
     GrammarEnd,
     Hello,
     Join,
+    LoadAdapter,
+    LoadedAdapter,
     Matched,
     Opened,
     Ping,
+    PlaceAdapter,
     Plan,
     Pong,
     PromptLogprobs,
@@ -66,6 +74,7 @@ from ..protocol.messages import (
     Tokenized,
     Tokens,
     Trace,
+    UnloadAdapter,
     Usage,
     Welcome,
 )
@@ -247,6 +256,9 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
     ("trace, the last seconds", GetTrace(seconds=2.5)),
     ("actors", GetActors()),
     ("reset the prefix cache", ResetCache()),
+    ("adapters", GetAdapters()),
+    ("load an adapter", LoadAdapter(name="sql", path="/adapters/sql")),
+    ("unload an adapter", UnloadAdapter(name="sql")),
 ]
 
 RECORDED = Recorded(
@@ -363,9 +375,16 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
             draining=True,
         ),
     ),
+    ("adapters", Adapters(adapters=[LoadedAdapter(name="sql", path="/adapters/sql")])),
+    (
+        "adapters, after a change that could not be made",
+        Adapters(adapters=[], code="model_not_found", error="name='sql' is not loaded; those that are: none"),
+    ),
 ]
 
 # --- internal -----------------------------------------------------------------------------------
+
+SQL = Adapter(1, "sql", "/adapters/sql")
 
 FULL_PARAMS = SamplingParams(max_tokens=3, seed=9223372036854775807)
 
@@ -456,9 +475,14 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             steps=[(16, 28_500_000), (2047, 32_300_000)],
             max_num_batched_tokens=2048,
             prefix_caching=False,
-            adapters=[Adapter(1, "sql", "/adapters/sql")],
+            adapters=[SQL],
+            adapter_places=8,
         ),
     ),
+    ("change adapter", ChangeAdapter(3, "sql", "/adapters/sql", again=True)),
+    ("adapter changed", AdapterChanged(3, [SQL], "invalid_request", "name='sql' is taken")),
+    ("place adapter", PlaceAdapter(SQL)),
+    ("adapter placed", AdapterPlaced(SQL, "there is no such folder")),
     ("plan of a steady step", Plan(59)),
     (
         "plan with joins",

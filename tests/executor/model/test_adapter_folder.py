@@ -12,9 +12,11 @@ import pytest
 import torch
 from adapters import PREFIX, change_config, make_adapter, write_adapter
 from safetensors.torch import load_file, save_file
+from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.adapters.adapters import Adapters
 from slipstream.actors.executor.model.load import load_model
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.messages import Adapter
 from tiny_models import make_checkpoint
 from torch import Tensor
 
@@ -30,11 +32,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> KeptAdapters:
+    """With one in the first of two places."""
     model = load_model(str(base), device=torch.device("cpu"))
-    made = model.take_adapters(2, max_rank=8)
-    made.load_now(1, "first", str(make_adapter(base, tmp_path_factory.mktemp("first"), seed=1)))
+    made = KeptAdapters(model.take_adapters(2, max_rank=8))
+    load(made, 1, make_adapter(base, tmp_path_factory.mktemp("first"), seed=1))
     return made
+
+
+def load(adapters: KeptAdapters, id: int, folder: Path) -> None:
+    for _ in adapters.load(Adapter(id, folder.name, str(folder))):
+        pass
+
+
+def weights(adapters: KeptAdapters, id: int) -> list[Tensor]:
+    assert isinstance(adapters.places, Adapters)
+    return [stack.down[id - 1].clone() for stack in adapters.places.stacks]
 
 
 def with_tensors(**changed: Tensor | None) -> Callable[[Path], None]:
@@ -143,59 +156,57 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_wrong_with_an_adapter_is_said(
-    kind: str, base: Path, adapters: Adapters, tmp_path: Path
+    kind: str, base: Path, adapters: KeptAdapters, tmp_path: Path
 ) -> None:
     spoil, message = BAD[kind]
     folder = make_adapter(base, tmp_path / "bad", seed=2)
-    adapters.load_now(2, "bad", str(folder))
+    load(adapters, 2, folder)
     adapters.unload(2)
-    first = [stack.down[0].clone() for stack in adapters.stacks]
+    first = weights(adapters, 1)
     spoil(folder)
     with pytest.raises(InvalidRequest) as refusal:
-        adapters.load_now(2, "bad", str(folder))
+        load(adapters, 2, folder)
     assert str(refusal.value).startswith(f"the adapter 'bad' at '{folder}' cannot be loaded: ")
     assert message in str(refusal.value)
     assert list(adapters.loaded) == [1]
-    assert all(
-        torch.equal(stack.down[0], before) for stack, before in zip(adapters.stacks, first, strict=True)
-    )
+    assert all(map(torch.equal, weights(adapters, 1), first))
 
 
-def test_a_folder_that_is_not_there(adapters: Adapters, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there(adapters: KeptAdapters, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="there is no such folder"):
-        adapters.load_now(2, "bad", str(tmp_path / "nowhere"))
+        load(adapters, 2, tmp_path / "nowhere")
 
 
-def test_a_rank_for_which_there_is_no_room(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_a_rank_for_which_there_is_no_room(base: Path, adapters: KeptAdapters, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "high", seed=2, rank=9)
     with pytest.raises(InvalidRequest, match="its rank is 9, and there is room for 8; raise --max-lora-rank"):
-        adapters.load_now(2, "high", str(folder))
+        load(adapters, 2, folder)
 
 
-def test_an_adapter_of_another_model(adapters: Adapters, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model(adapters: KeptAdapters, tmp_path: Path) -> None:
     other = make_checkpoint("llama", tmp_path / "other", hidden_size=64)
     folder = make_adapter(other, tmp_path / "of another", seed=2)
     with pytest.raises(InvalidRequest, match=r"it was trained for .*other"):
-        adapters.load_now(2, "of another", str(folder))
+        load(adapters, 2, folder)
 
 
-def test_an_adapter_of_a_model_with_fewer_layers(adapters: Adapters, tmp_path: Path) -> None:
+def test_an_adapter_of_a_model_with_fewer_layers(adapters: KeptAdapters, tmp_path: Path) -> None:
     other = make_checkpoint("llama", tmp_path / "other", num_hidden_layers=1)
     folder = make_adapter(other, tmp_path / "of another", seed=2)
     with pytest.raises(
         InvalidRequest, match=r"no weights for 'model\.layers\.1\.self_attn\.q_proj' and 6 other"
     ):
-        adapters.load_now(2, "of another", str(folder))
+        load(adapters, 2, folder)
 
 
 def test_one_that_says_which_layers_it_is_for_may_leave_out_others(
-    base: Path, adapters: Adapters, tmp_path: Path
+    base: Path, adapters: KeptAdapters, tmp_path: Path
 ) -> None:
     folder = make_adapter(base, tmp_path / "some", seed=2)
     tensors = {name: tensor for name, tensor in load_file(folder / WEIGHTS).items() if ".layers.1." in name}
     config = json.loads((folder / "adapter_config.json").read_text()) | {"layers_to_transform": [1]}
     write_adapter(folder, tensors, config)
-    adapters.load_now(2, "some", str(folder))
+    load(adapters, 2, folder)
     assert adapters.loaded[2].name == "some"
-    assert not adapters.stacks[0].down[1].any()
+    assert not weights(adapters, 2)[0].any()
     adapters.unload(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import torch
 from adapters import make_adapter, merge
 from rig import Rig
+from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.protocol.messages import Adapter
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
+NUMBERS = itertools.count()
 CPU = torch.device("cpu")
 MAX_RANK = 8
 
@@ -42,12 +46,14 @@ class Trained:
     adapters: dict[str, Path]
     merged: dict[str, Path]
 
-    def with_adapters(self) -> PagedModel:
+    def rig(self, depth: int, blocks: int, graphs: str = "off", *, loaded: bool = True) -> Rig:
+        """With places for all adapters, which are loaded or will be."""
         model = load_model(str(self.base), device=CPU)
-        adapters = model.take_adapters(len(self.adapters), MAX_RANK)
-        for id, (name, path) in enumerate(self.adapters.items(), 1):
-            adapters.load_now(id, name, str(path))
-        return model
+        places = model.take_adapters(len(self.adapters), MAX_RANK)
+        kept = KeptAdapters(places, self.base.parent / f"kept {next(NUMBERS)}.json")
+        given = [Adapter(id, name, str(path)) for id, (name, path) in enumerate(self.adapters.items(), 1)]
+        kept.start(given if loaded else [])
+        return Rig(model, depth, blocks, graphs=graphs, adapters=kept)
 
 
 @pytest.fixture(scope="module", params=["llama", "phi3", "qwen3_moe", "gpt_neox"])
@@ -113,7 +119,7 @@ def test_tokens_are_those_of_the_merged_models(
     trained: Trained, expected: list[list[int]], depth: int, graphs: str
 ) -> None:
     asked = requests(list(trained.adapters))
-    rig = Rig(trained.with_adapters(), depth, blocks=30, graphs=graphs)
+    rig = trained.rig(depth, 30, graphs)
     for request, (prompt, params) in enumerate(asked):
         rig.ask(request, prompt, params)
         if request % 3 == 2:
@@ -131,8 +137,39 @@ def test_a_planted_fault_of_the_prefix_cache_is_seen(
     """One that does not know with which adapter a prefix was computed."""
     monkeypatch.setattr("slipstream.actors.scheduler.adapters.salt_of", lambda salt, adapter: b"")
     asked = requests(list(trained.adapters))
-    rig = Rig(trained.with_adapters(), depth=1, blocks=60)
+    rig = trained.rig(1, 60)
     for request, (prompt, params) in enumerate(asked):
         rig.ask(request, prompt, params)
     rig.finish()
     assert [rig.tokens[request] for request in range(len(asked))] != expected
+
+
+def test_adapters_come_and_go_while_others_are_computed(trained: Trained, expected: list[list[int]]) -> None:
+    """Loaded under streams, unloaded when their last answer is over, and there again after a death."""
+    asked = requests(list(trained.adapters))
+    rig = trained.rig(2, 60, loaded=False)
+    waiting = dict(enumerate(asked))
+    for request, (prompt, params) in list(waiting.items()):
+        if not params.adapter:
+            rig.ask(request, prompt, params)
+            del waiting[request]
+    for number, (name, path) in enumerate(trained.adapters.items()):
+        rig.change(number, name, str(path))
+        while len(rig.changed) <= number:
+            rig.turn()
+        for request, (prompt, params) in list(waiting.items()):
+            if params.adapter == name:
+                rig.ask(request, prompt, params)
+                del waiting[request]
+    assert not waiting
+    rig.kill()
+    first = next(iter(trained.adapters))
+    rig.change(10, first)
+    rig.ask(99, [1], SamplingParams(max_tokens=3, seed=0, adapter=first))
+    assert rig.ends[99] == "model_not_found"
+    assert rig.changed[-1].number != 10, "it is still computed with"
+    rig.finish()
+    assert [(change.number, change.error) for change in rig.changed] == [(0, ""), (1, ""), (2, ""), (10, "")]
+    assert [adapter.name for adapter in rig.changed[-1].adapters] == list(trained.adapters)[1:]
+    assert [rig.tokens[request] for request in range(len(asked))] == expected
+    assert [adapter.name for adapter in rig.executor.capacity.adapters] == list(trained.adapters)[1:]

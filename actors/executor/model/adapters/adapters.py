@@ -37,15 +37,15 @@ class Adapters:
     def __init__(
         self, transformer: PreTrainedModel, projections: Mapping[str, Parts], count: int, max_rank: int
     ) -> None:
-        """Room for ``count`` of them, of ranks up to ``max_rank``, beside ``projections``, by their names."""
+        """Room for ``count`` of them, whose ids count from 1, of ranks up to ``max_rank``, beside ``projections``,
+        by their names."""
         self.max_rank = max_rank
         self.count = count
         self.products: Products = products_for(transformer.device)
         self.targets: dict[str, Target] = {}
         """By the name of the layer in the model's checkpoint."""
         self.stacks: list[Stack] = []
-        self.loaded: dict[int, Adapter] = {}
-        """By id, from 1 to ``count``."""
+        self.device = transformer.device
         for name, parts in projections.items():
             module = transformer.get_submodule(name)
             stack = self.stack(module, [rows for _, rows in parts], transformer)
@@ -81,30 +81,26 @@ class Adapters:
 
     # --- loading ------------------------------------------------------------------------------------
 
-    def load(self, id: int, name: str, path: str) -> Iterator[None]:
-        """Read an adapter into place ``id``, which no step under way reads, layer by layer.
+    def load(self, adapter: Adapter) -> Iterator[None]:
+        """Read an adapter into its place, which no step under way reads, layer by layer.
 
         InvalidRequest says why it cannot be; all but numbers that are not finite is seen before anything is
         written.
         """
+        id = adapter.id
         try:
-            folder = AdapterFolder(path)
+            folder = AdapterFolder(adapter.path)
             self.check(folder)
             self.clear(id)
             for layer, pair in folder.pairs.items():
-                self.write(id, folder, pair, self.targets[layer])
                 yield
+                self.write(id, folder, pair, self.targets[layer])
         except InvalidRequest as error:
-            raise InvalidRequest(f"the adapter {name!r} at {path!r} cannot be loaded: {error}") from None
-        self.loaded[id] = Adapter(id, name, path)
-
-    def load_now(self, id: int, name: str, path: str) -> None:
-        for _ in self.load(id, name, path):
-            pass
-
-    def unload(self, id: int) -> None:
-        """Give up place ``id``; no step under way reads it, and none will before something is loaded there again."""
-        del self.loaded[id]
+            raise InvalidRequest(
+                f"the adapter {adapter.name!r:.200} at {adapter.path!r} cannot be loaded: {error}"
+            ) from None
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # steps run on another
 
     def check(self, folder: AdapterFolder) -> None:
         """Whether its layers are the model's, and within the rank that there is room for."""

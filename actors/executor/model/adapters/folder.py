@@ -163,7 +163,10 @@ class AdapterFolder:
 
     def read(self, name: str) -> Tensor:
         """InvalidRequest where it has numbers that are none."""
-        tensor = self.file.get_tensor(name)
+        try:
+            tensor = self.file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise InvalidRequest(f"{name!r:.200} cannot be read: {error}") from None
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise InvalidRequest(f"{name!r:.200} has numbers that are not finite")
         return tensor

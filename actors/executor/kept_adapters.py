@@ -1,0 +1,73 @@
+"""The adapters of an executor, and a file from which its next incarnation loads the same ones again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ...protocol.errors import InvalidRequest
+from ...protocol.messages import Adapter
+from ...runtime.log import logger
+
+
+class Places(Protocol):
+    """What holds the weights of adapters."""
+
+    count: int
+
+    def load(self, adapter: Adapter) -> Iterator[None]:
+        """Read it into its place, piece by piece; InvalidRequest says why it cannot be."""
+        ...
+
+
+class KeptAdapters:
+    """Which adapter is in which place."""
+
+    def __init__(self, places: Places, file: Path | None = None) -> None:
+        """``file`` is that of all incarnations; None: there is but one."""
+        self.places = places
+        self.file = file
+        self.loaded: dict[int, Adapter] = {}
+        """By id, from 1 to ``places.count``."""
+
+    def start(self, given: Sequence[Adapter]) -> None:
+        """Load what the incarnation before had, or at the first start what was ``given``.
+
+        InvalidRequest for one that was given and cannot be loaded. One that could be before and cannot be now is left
+        out: all others go on.
+        """
+        again = self.file is not None and self.file.exists()
+        wanted = (
+            msgspec.json.decode(self.file.read_bytes(), type=list[Adapter]) if again and self.file else given
+        )
+        for adapter in wanted:
+            try:
+                for _ in self.load(adapter):
+                    pass
+            except InvalidRequest as error:
+                if not again:
+                    raise
+                logger.warning("%s; requests that name it are refused", error)
+        self.save()
+
+    def load(self, adapter: Adapter) -> Iterator[None]:
+        """As of ``Places``; at its end the adapter is there, for the next incarnation too."""
+        yield from self.places.load(adapter)
+        self.loaded[adapter.id] = adapter
+        self.save()
+
+    def unload(self, id: int) -> None:
+        """Give up a place that no step under way computes with."""
+        self.loaded.pop(id, None)
+        self.save()
+
+    def save(self) -> None:
+        if self.file is None:
+            return
+        new = self.file.with_suffix(".new")
+        new.write_bytes(msgspec.json.encode(list(self.loaded.values())))
+        os.replace(new, self.file)

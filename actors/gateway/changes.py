@@ -1,0 +1,53 @@
+"""What clients want to know, or to change, of the adapters: who asked, and what has no answer yet."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ...protocol.messages import ChangeAdapter
+
+CHANGES_AGAIN_S = 0.05
+"""How long until it is looked again whether an adapter that is to go is still computed with."""
+
+
+class Changes:
+    """The open questions of all clients, by number."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, tuple[bytes, ChangeAdapter]] = {}
+        self.waiting: set[int] = set()
+        """Those that the scheduler was not asked yet."""
+        self.count = 0
+
+    def open(self, client: bytes, name: str, path: str) -> None:
+        self.count += 1
+        self.asked[self.count] = client, ChangeAdapter(self.count, name, path)
+        self.waiting.add(self.count)
+
+    def take(self, used: set[str]) -> list[ChangeAdapter]:
+        """Those that the scheduler is to be asked now: no adapter of the names ``used`` is unloaded."""
+        changes = [self.asked[number][1] for number in sorted(self.waiting)]
+        found = [change for change in changes if not unloads(change) or change.name not in used]
+        self.waiting.difference_update(change.number for change in found)
+        return found
+
+    def ask_again(self) -> None:
+        """A new scheduler knows nothing of them."""
+        for number, (client, change) in self.asked.items():
+            if number not in self.waiting:
+                self.asked[number] = client, msgspec.structs.replace(change, again=True)
+        self.waiting = set(self.asked)
+
+    def close(self, number: int) -> bytes:
+        """Who asked this, which has its answer; empty: nobody, as far as is known."""
+        return self.asked.pop(number, (b"", None))[0]
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether an adapter is to be unloaded, so that no further request can name it."""
+        return bool(name) and any(
+            unloads(change) and change.name == name for _, change in self.asked.values()
+        )
+
+
+def unloads(change: ChangeAdapter) -> bool:
+    return bool(change.name) and not change.path
