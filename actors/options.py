@@ -70,6 +70,8 @@ class ExecutorOptions(ModelOptions):
     """How many there is room for; 0: none is served."""
     max_lora_rank: int
     attention_backend: str
+    batch_invariant: bool
+    """A token's logits have the same bits whatever else is computed with it."""
     load_format: str
     cuda_graphs: str
     """``auto``, ``start``, ``lazy`` or ``off``."""

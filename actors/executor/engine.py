@@ -63,6 +63,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.backend.name,
         "decoder": model.kept_because or "fused",
+        "batch_invariant": model.batch_invariant,
         "weights": model.weights_told,
         "weight_bytes": model.weight_bytes,
         "kv_cache_dtype": options.kv_cache_dtype,

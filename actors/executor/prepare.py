@@ -119,6 +119,7 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
         dtype=options.dtype,
         attention_backend=backend_of(options, where),
         quantization=options.quantization,
+        batch_invariant=options.batch_invariant,
     )
     return check_length(options, model)
 

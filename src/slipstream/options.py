@@ -268,6 +268,12 @@ class ServeOptions:
         low=1,
         high=1024,
     )
+    batch_invariant: bool = option(
+        False,
+        "give a token logits of the same bits whatever else is computed with it, so that the same request has the same"
+        " answer in any dtype, after a restart too; slower",
+        group=BATCHING,
+    )
     load_format: str = option(
         "auto",
         "where the weights come from; dummy: random ones made on the device, for measuring",
@@ -396,6 +402,11 @@ class ServeOptions:
         if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):
             raise InvalidRequest(
                 f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
+            )
+        if self.batch_invariant and self.tensor_parallel_size > 1:
+            raise InvalidRequest(
+                f"{spell('batch_invariant')} is not possible with {spell('tensor_parallel_size')}: the sums of"
+                " ranks are left to the library that exchanges them; leave out one"
             )
         if self.quantization is not None and self.tensor_parallel_size > 1:
             raise InvalidRequest(

@@ -170,6 +170,10 @@ def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     )
     if facts.get("decoder", "fused") != "fused":
         logger.info(f"  decoder as transformers has it, of several times as many kernels: {facts['decoder']}")
+    if facts.get("batch_invariant"):
+        logger.info(
+            "  batch-invariant: a token's logits have the same bits whatever else is computed with it"
+        )
     if facts.get("weights"):
         logger.info(f"  {facts['weights']}")
     logger.info(
@@ -393,6 +397,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         max_loras=options.adapter_places,
         max_lora_rank=options.max_lora_rank,
         attention_backend=options.attention_backend,
+        batch_invariant=options.batch_invariant,
         load_format=options.load_format,
         cuda_graphs=options.cuda_graphs,
         kv_cache_dtype=options.kv_cache_dtype,

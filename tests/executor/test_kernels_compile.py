@@ -163,6 +163,17 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         )
         for rank, parts, tokens in ((16, 1, 16), (16, 3, 16), (128, 2, 64))
     ),
+    *(
+        (
+            "invariant:product_kernel",
+            dict.fromkeys(("states", "weight", "bias", "out"), "*bf16")
+            | dict(rows="i32")
+            | (dict(results="*fp32", arrived="*i32") if split else {}),
+            dict(N=4096, K=4096, PARTS=2, PART=2048, ROWS=rows, BLOCK_N=outputs, BLOCK_K=columns)
+            | ({} if split else dict(results=None, arrived=None)),
+        )
+        for rows, outputs, columns, split in ((16, 64, 128, True), (128, 128, 64, False))
+    ),
     (
         "quantization:_quantize_kernel",
         dict(states="*bf16", out="*fp8e4nv", scales="*fp32"),
@@ -197,6 +208,15 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             dict(TOKENS=16, BLOCK_M=64, BLOCK_N=64, AT_ONCE=1),
         )
     ),
+    *(
+        (
+            "attention:attend_in_order_kernel",
+            ATTEND | scaled,
+            (HEADS if scaled == {} else without_scales(HEADS)) | tile | dict(PART=512, BLOCK_N=64),
+        )
+        for scaled in ({}, FP8)
+        for tile in (dict(TOKENS=1, BLOCK_M=16), dict(TOKENS=16, BLOCK_M=64))
+    ),
     (
         "attention:plan_kernel",
         PLAN,
@@ -208,6 +228,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             KEYS=128,
             ALIGN=16,
             LEAST=128,
+            FIXED=0,
             KV_HEADS=8,
             HEADS_PAD=8,
         ),
@@ -223,6 +244,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             KEYS=64,
             ALIGN=16,
             LEAST=256,
+            FIXED=8,
             KV_HEADS=6,
             HEADS_PAD=8,
         ),
@@ -254,14 +276,22 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
 
 
 def kernels() -> dict[str, Any]:
-    from slipstream.actors.executor.attention import triton_attend, triton_plan, triton_write
+    from slipstream.actors.executor.attention import (
+        triton_attend,
+        triton_invariant,
+        triton_plan,
+        triton_write,
+    )
     from slipstream.actors.executor.model import kernels as model
     from slipstream.actors.executor.model.adapters import kernels as adapters
+    from slipstream.actors.executor.model.invariant import kernels as invariant
     from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.sampling import kernels as sampling
     from slipstream.actors.executor.step import kernels as step
 
-    attention = (("attention", module) for module in (triton_attend, triton_plan, triton_write))
+    attention = (
+        ("attention", module) for module in (triton_attend, triton_invariant, triton_plan, triton_write)
+    )
 
     return {
         f"{room}:{name}": found
@@ -269,6 +299,7 @@ def kernels() -> dict[str, Any]:
             ("model", model),
             ("adapters", adapters),
             ("quantization", quantization),
+            ("invariant", invariant),
             ("sampling", sampling),
             ("step", step),
             *attention,

@@ -7,7 +7,7 @@ imported when they are first wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -48,12 +48,25 @@ class AttentionBackend(Protocol):
         ...
 
 
-_factories: dict[str, Callable[[], AttentionBackend]] = {}
+class Factories(NamedTuple):
+    usual: Callable[[], AttentionBackend]
+    invariant: Callable[[], AttentionBackend] | None
+    """Of the backend in which a token's bits do not depend on its step."""
 
 
-def register(name: str, factory: Callable[[], AttentionBackend]) -> None:
-    """Make a backend known; ``factory`` runs, and imports what it needs, when the backend is first wanted."""
-    _factories[name] = factory
+_factories: dict[str, Factories] = {}
+
+
+def register(
+    name: str,
+    factory: Callable[[], AttentionBackend],
+    invariant: Callable[[], AttentionBackend] | None = None,
+) -> None:
+    """Make a backend known; ``factory`` runs, and imports what it needs, when the backend is first wanted.
+
+    ``invariant`` makes one in which what a token is given has the same bits whatever else is in the step.
+    """
+    _factories[name] = Factories(factory, invariant)
 
 
 def names() -> list[str]:
@@ -61,11 +74,18 @@ def names() -> list[str]:
     return sorted(_factories)
 
 
-def create(name: str) -> AttentionBackend:
-    """A new backend. InvalidRequest when there is none of that name."""
+def create(name: str, *, batch_invariant: bool = False) -> AttentionBackend:
+    """A new backend. InvalidRequest when there is none of that name, or none that is ``batch_invariant``."""
     if name not in _factories:
         raise InvalidRequest(f"attention backend {name!r} is unknown: use one of {', '.join(names())}")
-    return _factories[name]()
+    factory = _factories[name].invariant if batch_invariant else _factories[name].usual
+    if factory is None:
+        others = ", ".join(other for other in names() if _factories[other].invariant)
+        raise InvalidRequest(
+            f"attention backend {name!r} adds in an order that depends on the step: leave out --batch-invariant,"
+            f" or use one of {others}"
+        )
+    return factory()
 
 
 def _torch() -> AttentionBackend:
@@ -80,5 +100,19 @@ def _triton() -> AttentionBackend:
     return TritonAttention()
 
 
-register("torch", _torch)
-register("triton", _triton)
+def _invariant_torch() -> AttentionBackend:
+    from .torch_invariant import InvariantTorchAttention
+
+    return InvariantTorchAttention()
+
+
+register("torch", _torch, _invariant_torch)
+
+
+def _invariant_triton() -> AttentionBackend:
+    from .triton_invariant import InvariantTritonAttention
+
+    return InvariantTritonAttention()
+
+
+register("triton", _triton, _invariant_triton)

@@ -53,8 +53,8 @@ class TorchAttention:
         attention_chunk: int | None = None,
     ) -> Tensor:
         scales = batch.cache.scales_of(layer)
-        keys = _Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
-        values = _Pool(batch.cache.values[layer], None if scales is None else scales.values)
+        keys = Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
+        values = Pool(batch.cache.values[layer], None if scales is None else scales.values)
         keys.write(batch.write_index, key)
         values.write(batch.write_index, value)
         if layer == 0 or self._step is None or self._step.batch is not batch:
@@ -62,7 +62,7 @@ class TorchAttention:
             self._step = _Step(batch)
         step = self._step
 
-        attend = _Attend(scale, softcap, sinks)
+        attend = Attend(scale, softcap, sinks)
         positions = attention_chunk or sliding_window
         reach = None if positions is None else Reach(positions, chunked=attention_chunk is not None)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
@@ -73,10 +73,10 @@ class TorchAttention:
             table, bias = step.single_context(batch, reach, query.dtype)
             tokens = step.single_tokens
             if isinstance(tokens, slice):
-                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
+                attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
             else:
                 found = torch.empty_like(output[tokens])
-                _attend_gathered(attend, query[tokens, None], keys, values, table, bias, found[:, None])
+                attend_gathered(attend, query[tokens, None], keys, values, table, bias, found[:, None])
                 output[tokens] = found
 
         for row, first, alike, tokens, kv_len in step.chunks:
@@ -91,7 +91,7 @@ class TorchAttention:
             else:
                 slots = batch.rows[row : row + alike]
                 table, bias = _chunk_context(batch, slots, tokens, kv_len, reach, query.dtype)
-                _attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
+                attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
         return output
 
 
@@ -199,7 +199,7 @@ def _single_context(
     visible = position < kv_len
     if reach is not None:
         visible &= position >= reach.first(kv_len - 1)
-    return table, _bias(visible, dtype)[:, None, None]
+    return table, bias_of(visible, dtype)[:, None, None]
 
 
 def _chunk_context(
@@ -217,11 +217,11 @@ def _chunk_context(
     visible = position <= own
     if reach is not None:
         visible &= position >= reach.first(own)
-    return table, _bias(visible, dtype)[None, None]
+    return table, bias_of(visible, dtype)[None, None]
 
 
-def _attend_gathered(
-    attend: _Attend, query: Tensor, keys: _Pool, values: _Pool, table: Tensor, bias: Tensor, output: Tensor
+def attend_gathered(
+    attend: Attend, query: Tensor, keys: Pool, values: Pool, table: Tensor, bias: Tensor, output: Tensor
 ) -> None:
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
     row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))
@@ -233,7 +233,7 @@ def _attend_gathered(
         output[rows] = attend.biased(query[rows], key, value, bias[rows] if len(bias) > 1 else bias)
 
 
-class _Attend:
+class Attend:
     """The arithmetic of attention, without a cache: n rows of Q queries each over L keys and values.
 
     ``query`` [n, Q, Hq, D], ``key`` [n, L, Hkv, D], ``value`` [n, L, Hkv, Dv] give [n, Q, Hq, Dv]. ``bias``
@@ -265,7 +265,7 @@ class _Attend:
         """Rows from their first position on: Q = L, and every query sees up to its own position."""
         if self.softcap is not None or self.sinks is not None:
             position = torch.arange(query.shape[1], device=query.device)
-            bias = _bias(position <= position[:, None], query.dtype)
+            bias = bias_of(position <= position[:, None], query.dtype)
             return self._in_full(query, key, value, bias[None, None])
         return F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
@@ -294,12 +294,13 @@ class _Attend:
         return output.unflatten(2, shape[2:]).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def bias_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: zero where a position is ``visible``, otherwise minus infinity."""
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return zeros.masked_fill_(~visible, float("-inf"))
 
 
-class _Pool:
+class Pool:
     """The keys or the values of one layer in the cache, ``states`` [num_blocks, block_size, H, D].
 
     ``scale`` float32 [H] of an FP8 cache, otherwise None.

@@ -39,6 +39,9 @@ several parts the index of its first result, otherwise -1; which part this is, a
 MAX_PARTS = 32
 """Of one tile. More cost more to combine than they save."""
 
+MOST_FIXED = 1024
+"""Items of rows whose parts have a fixed length. More rows, or longer ones, occupy the device without being divided."""
+
 OVERHEAD = 3.0
 """Steps of the inner loop that a program could have made while it begins and ends."""
 
@@ -77,6 +80,7 @@ def make_plan(
     kv_heads: int,
     multiprocessors: int,
     resident: int,
+    part: int = 0,
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
@@ -84,6 +88,9 @@ def make_plan(
     2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Parts begin with a block of
     ``block_size`` tokens where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs
     at once.
+
+    ``part``: parts have this many keys, counted from the first position, whatever the load is; with a window there
+    is one.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
@@ -92,6 +99,10 @@ def make_plan(
         # As many as are full, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
         most_parts = MAX_PARTS if tiles <= target else 1
+    if part:
+        most_parts = triton.cdiv(batch.max_kv_len, part) if single and not window else 1
+        most_parts = most_parts if tiles * most_parts <= MOST_FIXED else 1
+        target = tiles * most_parts
     split = most_parts > 1
     items = min(tiles + target, tiles * most_parts) if split else tiles
     results = min(items, target)
@@ -120,8 +131,9 @@ def make_plan(
         WINDOW=window,
         CHUNKED=chunked,
         KEYS=keys,
-        ALIGN=block_size if keys % block_size == 0 else 1,
+        ALIGN=keys if part else block_size if keys % block_size == 0 else 1,
         LEAST=least,
+        FIXED=part // keys,
         KV_HEADS=kv_heads,
         HEADS_PAD=triton.next_power_of_2(kv_heads),
         **FOLLOWING,
@@ -169,10 +181,14 @@ def _tiles_of(
 
 
 @jit
-def _divided(steps, goal, most_parts):
-    """Into how many parts tiles of ``steps`` are divided, and the steps of a part; the last may have fewer."""
-    parts = tl.maximum(tl.minimum(steps // goal, most_parts), 1)
-    each = tl.maximum(tl.cdiv(steps, parts), 1)
+def _divided(steps, goal, most_parts, FIXED: tl.constexpr):
+    """Into how many parts tiles of ``steps`` are divided, and the steps of a part, ``FIXED`` if that is not 0; the last
+    may have fewer."""
+    if FIXED > 0:
+        each = tl.where(most_parts > 1, FIXED, tl.maximum(steps, 1))
+    else:
+        parts = tl.maximum(tl.minimum(steps // goal, most_parts), 1)
+        each = tl.maximum(tl.cdiv(steps, parts), 1)
     return tl.maximum(tl.cdiv(steps, each), 1), each
 
 
@@ -218,7 +234,7 @@ def _steps_of_a_part(
         tiles, steps = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, each = _divided(steps[None, :], goal[:, None], most_parts)
+        parts, each = _divided(steps[None, :], goal[:, None], most_parts, 0)
         items += tl.sum(tiles[None, :] * parts, 1)
         longest_part = tl.maximum(longest_part, tl.max(each, 1))
         all_tiles += tl.sum(tiles, 0)
@@ -265,13 +281,14 @@ def plan_kernel(
     KEYS: tl.constexpr,
     ALIGN: tl.constexpr,
     LEAST: tl.constexpr,
+    FIXED: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEADS_PAD: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     wait_for_kernel_before()
     goal = tl.zeros([], tl.int32) + 2147483647  # steps of a part, or more
-    if arrived is not None:
+    if (arrived is not None) & (FIXED == 0):
         goal = _steps_of_a_part(
             kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
@@ -288,7 +305,7 @@ def plan_kernel(
         tiles, steps = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, _ = _divided(steps, goal, most_parts)
+        parts, _ = _divided(steps, goal, most_parts, FIXED)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
@@ -309,7 +326,7 @@ def plan_kernel(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    parts, each = _divided(tl.cdiv(longest, KEYS), goal, most_parts)
+    parts, each = _divided(tl.cdiv(longest, KEYS), goal, most_parts, FIXED)
     part = each * KEYS
 
     in_row_items = item - items_before

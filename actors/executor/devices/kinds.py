@@ -45,6 +45,7 @@ KINDS = {
             "kv_cache_dtype",
             "kv_cache_memory",
             "attention_backend",
+            "batch_invariant",
             "load_format",
             "cuda_graphs",
         ),

@@ -17,6 +17,7 @@ from ..attention import backend as attention
 from ..attention.transformers_hook import IMPLEMENTATION
 from . import gate
 from .fuse import fuse
+from .invariant.apply import make_invariant, prove_invariant
 from .language_model import language_model_config
 from .paged_model import PagedModel
 from .probe import probed
@@ -38,12 +39,14 @@ def load_model(
     dtype: str = "auto",
     attention_backend: str = "torch",
     quantization: str | None = None,
+    batch_invariant: bool = False,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
     is no such model, ModelNotSupported when there is one that cannot be served. The decoder
     is replaced by one of few kernels where ``fuse`` can. ``quantization`` is what the layers' weights become.
+    ``batch_invariant`` as of ``make_invariant``.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -59,9 +62,7 @@ def load_model(
     model.weights_told = told
     with torch.inference_mode():
         check_products(model.transformer, model.dtype)
-    with probed(model):
-        fuse(model)
-    return model
+    return fused(model, batch_invariant)
 
 
 def load_transformer(
@@ -99,6 +100,7 @@ def make_model(
     dtype: str = "auto",
     attention_backend: str = "torch",
     quantization: str | None = None,
+    batch_invariant: bool = False,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
@@ -109,8 +111,17 @@ def make_model(
     if quantization is not None:
         model.weights_told = quantize_layers(model.transformer, quantization, device)
         model.measure()
+    return fused(model, batch_invariant)
+
+
+def fused(model: PagedModel, batch_invariant: bool) -> PagedModel:
+    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order."""
     with probed(model):
         fuse(model)
+        if batch_invariant:
+            make_invariant(model)
+    if batch_invariant:
+        prove_invariant(model)
     return model
 
 

@@ -54,6 +54,8 @@ class PagedModel:
         """The projections of a decoder that ``fuse`` has made, by name."""
         self.adapters: Adapters | None = None
         """Those that it has loaded; None: there is no room for any."""
+        self.batch_invariant = False
+        """A token's logits have the same bits whatever else is in its step."""
         self.weights_told = ""
         """What one should know of its weights, where they were quantized."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,19 +45,19 @@ def probed(model: PagedModel) -> Iterator[None]:
         raise refusal(
             model.config, f"its weights are {model.dtype}; load them with --dtype float32 or bfloat16"
         )
-    tokens = _probe_tokens(model)
+    tokens = probe_tokens(model)
     with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
         expected = _plain_logits(model.transformer, tokens)
     if not bool(expected.isfinite().all()):
         raise refusal(model.config, f"its logits are not finite in {model.dtype}: try another --dtype")
     yield
     with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
-        compile_ahead(model.device, lambda: _paged_logits(model, tokens))
-        measured = _paged_logits(model, tokens)
+        compile_ahead(model.device, lambda: paged_logits(model, tokens))
+        measured = paged_logits(model, tokens)
     _compare(model, tokens, expected, measured)
 
 
-def _probe_tokens(model: PagedModel) -> Tensor:
+def probe_tokens(model: PagedModel) -> Tensor:
     tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
     return tokens.view(2, PROBE_TOKENS)
 
@@ -114,8 +114,12 @@ def _attention_of_authors(transformer: PreTrainedModel) -> Iterator[None]:
         transformer.set_attn_implementation(IMPLEMENTATION)
 
 
-def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
-    """The same logits step by step. A step is the tokens it feeds to each of the two sequences."""
+STEPS = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
+"""A step is how many tokens it feeds to each of the two sequences."""
+
+
+def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, int]] = STEPS) -> Tensor:
+    """The same logits step by step."""
     blocks = -(-PROBE_TOKENS // PROBE_BLOCK_SIZE)
     device = tokens.device
     cache = allocate(model.layout, 2 * blocks + 1, PROBE_BLOCK_SIZE, device, model.dtype)
@@ -124,7 +128,6 @@ def _paged_logits(model: PagedModel, tokens: Tensor) -> Tensor:
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
     logits = torch.empty(2, PROBE_TOKENS, model.vocab_size, device=device)
     done = [0, 0]
-    steps = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
     for step in steps:
         rows = [row for row in (0, 1) if step[row]]
         spans = [(row, done[row], done[row] + step[row]) for row in rows]

@@ -134,17 +134,42 @@ class Sampler:
             logits = logits.index_copy(0, rows, masked(logits[rows], masks))
         if kind.greedy:
             return logits.argmax(dim=-1).int()
-        return sample(
+        return self.sample(
             logits,
             asked("temperature"),
             asked("top_k").long(),
             asked("top_p"),
             asked("min_p"),
             uniform(seed_of(asked("seed_low"), asked("seed_high")), index),
+            kind,
+        ).int()
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        draws: Tensor,
+        kind: SamplingKind,
+    ) -> Tensor:
+        """As `sampler.sample`."""
+        return sample(
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            draws,
             truncated=kind.truncated,
             candidates=kind.candidates,
             nucleus=kind.nucleus,
-        ).int()
+        )
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """As `sampler.logprobs`."""
+        return logprobs(logits, tokens, columns)
 
 
 def choose_by_kernels(

@@ -15,7 +15,7 @@ from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.load import from_config, load_model, make_model
 from slipstream.actors.executor.model.operations import Norm, TorchOperations
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import _paged_logits, _probe_tokens
+from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import FAMILIES, make_checkpoint, make_config
 from torch import Tensor
@@ -63,7 +63,7 @@ def make(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Pag
 
 def logits_of(model: PagedModel) -> Tensor:
     with torch.inference_mode():
-        return _paged_logits(model, _probe_tokens(model))
+        return paged_logits(model, probe_tokens(model))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -14,7 +14,7 @@ from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import _paged_logits, _probe_tokens
+from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import (
     QuantizedLinear,
     check_products,
@@ -39,7 +39,7 @@ def logits_of(folder: Path, dtype: str = "float32") -> Tensor:
     model = load_model(str(folder), device=CPU, dtype=dtype)
     assert model.kept_because == ""
     with torch.inference_mode():
-        return _paged_logits(model, _probe_tokens(model))
+        return paged_logits(model, probe_tokens(model))
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -259,10 +259,10 @@ def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
     quantized, plain = make_quantized(kind, tmp_path, family)
     model = kept_model(quantized)
     with torch.inference_mode():
-        before = _paged_logits(model, _probe_tokens(model))
+        before = paged_logits(model, probe_tokens(model))
         fuse(model)
         assert model.kept_because == ""
-        found = _paged_logits(model, _probe_tokens(model))
+        found = paged_logits(model, probe_tokens(model))
     layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
     assert len(layers) == 4 * len(model.layout.layers), "what each layer multiplies with"
     expected = logits_of(plain)
@@ -278,8 +278,8 @@ def test_what_is_no_linear_layer_is_dequantized_and_told(tmp_path: Path) -> None
     expected = load_model(str(plain), device=CPU, dtype="bfloat16")
     with torch.inference_mode():
         fuse(model)
-        tokens = _probe_tokens(model)
-        assert torch.equal(_paged_logits(model, tokens), _paged_logits(expected, tokens))
+        tokens = probe_tokens(model)
+        assert torch.equal(paged_logits(model, tokens), paged_logits(expected, tokens))
 
 
 @pytest.mark.parametrize("kind", ["fp8 by blocks", "gptq in shuffled groups", "gptq of 8 bits"])

@@ -1,0 +1,213 @@
+"""Products on a GPU whose sums have one order, however many rows there are.
+
+A product adds along the columns of its weight. They are cut into *parts*, by the shape of the weight alone: the
+columns of a part are added one step of the matrix unit after another, and then the parts, the first to the last. Who
+adds does not matter. With few rows each part has a program of its own, so that all multiprocessors read weights, and
+the one that ends last adds the parts; with many, one program goes through all parts.
+
+The weight is the first operand of the matrix unit and the states the second, whose width alone depends on how many
+rows there are: the instruction that adds is the same. With ``TRITON_INTERPRET=1`` in the environment before the first
+import of ``triton`` they run on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+
+UNIT = 128
+"""Parts begin at multiples of this many columns, which are whole steps in any tile."""
+
+FEW_OUTPUTS = 64
+"""Outputs of a program where rows are few."""
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200. What is best for them is taken on any GPU, so that the order is the same on all."""
+
+MOST_PARTS = 4
+
+
+@jit
+def _sum_of_part(
+    states,
+    weight,
+    output,  # [BLOCK_N]
+    row,  # [ROWS]
+    rows,
+    begin,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The products [BLOCK_N, ROWS] of the columns from ``begin`` on, of which a part has ``PART``."""
+    total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
+    for start in range(begin, min(begin + PART, K), BLOCK_K):
+        column = start + tl.arange(0, BLOCK_K)
+        here = output[:, None] < N
+        there = row[None, :] < rows
+        if K % BLOCK_K > 0:
+            here = here & (column < K)[None, :]
+            there = there & (column < K)[:, None]
+        numbers = tl.load(weight + output[:, None] * K + column[None, :], mask=here, other=0.0)
+        state = tl.load(states + row[None, :] * K + column[:, None], mask=there, other=0.0)
+        total = tl.dot(numbers, state, total, input_precision="ieee")
+    return total
+
+
+@jit(do_not_specialize=["rows"])
+def product_kernel(
+    states,  # [rows, K]
+    weight,  # [N, K]
+    bias,  # [N] or None
+    out,  # [rows, N]
+    results,  # float32 [PARTS, tiles, BLOCK_N, ROWS], or None: one program goes through all parts
+    arrived,  # int32 [tiles], zero before and after, or None
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PART: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``BLOCK_N`` outputs of ``ROWS`` rows. Grid: (row tiles, tiles of outputs, parts if there are ``results``).
+
+    Row tiles vary fastest: what is read of the weight then comes from memory once.
+    """
+    wait_for_kernel_before()
+    output = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    if results is None:
+        total = _sum_of_part(states, weight, output, row, rows, 0, N, K, PART, BLOCK_K)
+        for part in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
+            total += _sum_of_part(states, weight, output, row, rows, part * PART, N, K, PART, BLOCK_K)
+        last = True
+    else:
+        part = tl.program_id(2)
+        total = _sum_of_part(states, weight, output, row, rows, part * PART, N, K, PART, BLOCK_K)
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        size: tl.constexpr = BLOCK_N * ROWS
+        within = tl.arange(0, BLOCK_N)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        tl.store(results + (part * tiles + tile).to(tl.int64) * size + within, total)
+        # What all threads of this program have stored is there before it says so, by one of them.
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1
+        if last:
+            total = tl.load(results + tile.to(tl.int64) * size + within, cache_modifier=".cg")
+            for other in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
+                place = (other * tiles + tile).to(tl.int64) * size + within
+                total += tl.load(results + place, cache_modifier=".cg")
+            tl.store(arrived + tile, 0)
+    if last:
+        if bias is not None:
+            total += tl.load(bias + output, mask=output < N, other=0.0).to(tl.float32)[:, None]
+        target = out + row[None, :] * N + output[:, None]
+        here = (output < N)[:, None] & (row < rows)[None, :]
+        tl.store(target, total.to(out.dtype.element_ty), mask=here)
+
+
+class Tile(NamedTuple):
+    """How a product is divided among programs; none of it changes a bit of what comes out."""
+
+    rows: int
+    outputs: int
+    columns: int
+    warps: int
+    stages: int
+    split: bool
+    """Each part has a program of its own."""
+
+
+MOST_SPLIT = 256
+"""Rows up to which there are not enough programs for all multiprocessors unless parts are spread over several."""
+
+MOST_TILES = 1 << 16
+
+
+def tile_for(rows: int, itemsize: int) -> Tile:
+    if rows <= MOST_SPLIT:
+        padded = max(16, min(128, triton.next_power_of_2(rows)))
+        columns = UNIT if itemsize == 2 and padded <= 64 else 64 if itemsize == 2 else 32
+        return Tile(padded, FEW_OUTPUTS, columns, 4, 4, True)
+    return Tile(128, 128, 64 if itemsize == 2 else 32, 8, 3, False)
+
+
+@cache
+def parts_of(outputs: int, columns: int) -> tuple[int, int]:
+    """Into how many parts the columns of a weight are cut, and how many columns each has.
+
+    As few as occupy the multiprocessors best: their number is what differs least from a multiple of them.
+    """
+    tiles, units = triton.cdiv(outputs, FEW_OUTPUTS), triton.cdiv(columns, UNIT)
+
+    def idle(parts: int) -> float:
+        waves = tiles * parts / MULTIPROCESSORS
+        return round(1 - waves / -(-waves // 1), 2)
+
+    wanted = min(range(1, min(MOST_PARTS, units) + 1), key=idle)
+    part = triton.cdiv(units, wanted) * UNIT
+    return triton.cdiv(columns, part), part
+
+
+@cache
+def arrivals(device: torch.device) -> Tensor:
+    """Zeros where the parts of a product are counted. Products of a device run one after the other, and share it."""
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
+    """``states`` [rows, K] times the transposed ``weight`` [N, K], and ``bias`` [N]: [rows, N]; sums in float32."""
+    (rows, columns), outputs = states.shape, len(weight)
+    tile = tile or tile_for(rows, states.element_size())
+    parts, part = parts_of(outputs, columns)
+    out = states.new_empty(rows, outputs)
+    grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs))
+    results = arrived = None
+    if tile.split and parts > 1:
+        if grid[0] * grid[1] > MOST_TILES:
+            raise ValueError(f"{grid[0]} x {grid[1]} tiles are over the {MOST_TILES} that are counted")
+        results = states.new_empty(parts * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
+        arrived = arrivals(states.device)
+    product_kernel[(*grid, parts if results is not None else 1)](
+        states.contiguous(),
+        weight,
+        bias,
+        out,
+        results,
+        arrived,
+        rows,
+        N=outputs,
+        K=columns,
+        PARTS=parts,
+        PART=part,
+        ROWS=tile.rows,
+        BLOCK_N=tile.outputs,
+        BLOCK_K=tile.columns,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **FOLLOWING,
+    )
+    return out
+
+
+class FixedOrderLinear(nn.Linear):
+    """A linear layer whose product is `product`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, bias=False)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = product(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return found.view(*input.shape[:-1], self.out_features)
