@@ -1,10 +1,11 @@
 """``slipstream drill``: kill the actors of a service of your own, and compare every token with what it must be.
 
 Streams are kept open, each asking again and again for an answer that is known; actors are hit at random
-instants. In a dtype in which tokens that are computed again may come out otherwise (all but float32), an answer is
-checked instead against the model: it has the length that was asked for, and each of its tokens is one that may
-follow what stands before it. **Recovery** is what a user sees of it: for every stream that was open, the longest time
-without a token, counted from the kill at the earliest, until the service is whole again and the stream goes on.
+instants. Where tokens that are computed again may come out otherwise (in all dtypes but float32, unless the service
+is batch-invariant), an answer is checked instead against the model: it has the length that was asked for, and each of
+its tokens is one that may follow what stands before it. **Recovery** is what a user sees of it: for every stream that
+was open, the longest time without a token, counted from the kill at the earliest, until the service is whole again and
+the stream goes on.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class Drill:
         fault: str = "kill",
         seed: int = 0,
         say: Callable[[str], None] = lambda text: None,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
         self.targets = targets
         self.rounds = rounds
@@ -142,8 +145,8 @@ class Drill:
         self.say = say
         self.options: dict[str, Any] = load_of(device).options | {"tensor_parallel_size": ranks_for(targets)}
         if device != "emulated":
-            self.options["dtype"] = dtype
-        self.exact = device == "emulated" or dtype == "float32"
+            self.options |= {"dtype": dtype, "batch_invariant": batch_invariant}
+        self.exact = device == "emulated" or dtype == "float32" or batch_invariant
         """The same request has the same answer, whenever and however often its tokens are computed."""
         self.cases = make_cases(streams, device, 0 if self.exact else TOP_K)
         self.answers: list[Answer] = []
@@ -358,6 +361,7 @@ class Drill:
             "fault": self.fault,
             "device": self.device,
             "dtype": self.options.get("dtype"),
+            "batch_invariant": self.options.get("batch_invariant", False),
             "services": self.services,
             "errors": self.errors,
         }
@@ -406,7 +410,8 @@ def clean(result: dict[str, Any]) -> bool:
 def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['kills']} faults ({result['fault']}), {result['streams']} streams on the {result['device']} device"
-        f"{'' if result['dtype'] is None else ' in ' + result['dtype']}, {result['tokens']} tokens compared",
+        f"{'' if result['dtype'] is None else ' in ' + result['dtype']}"
+        f"{', batch-invariant' if result['batch_invariant'] else ''}, {result['tokens']} tokens compared",
         f"  lost {result['lost']}, duplicated {result['duplicated']}, changed {result['changed']},"
         f" unfinished {result['unfinished']}",
         "  milliseconds without a token     p50     p99     max",

@@ -43,9 +43,12 @@ class ReplicaDrill(Drill):
         dtype: str = "float32",
         seed: int = 0,
         say: Callable[[str], None] = lambda text: None,
+        batch_invariant: bool = False,
     ) -> None:
         """``over_tcp``: with keys, as between machines."""
-        super().__init__((target,), rounds, streams, device, dtype, "kill", seed, say)
+        super().__init__(
+            (target,), rounds, streams, device, dtype, "kill", seed, say, batch_invariant=batch_invariant
+        )
         self.replicas = replicas
         self.over_tcp = over_tcp
         self.keys: dict[str, Any] = {}

@@ -66,6 +66,17 @@ def test_in_the_default_dtype_nothing_delivered_changes_and_the_rest_is_an_answe
     assert result["tokens"] > streams * 60
 
 
+def test_a_batch_invariant_service_gives_the_same_answers_in_bfloat16_after_any_death(soak: bool) -> None:
+    """Greedy and sampled, token by token and with their text."""
+    targets = ACTORS if soak else ("scheduler", "executor")
+    rounds, streams = (20, 64) if soak else (1, 16)
+    result = drill(
+        targets=targets, rounds=rounds, streams=streams, device="cpu", dtype="auto", batch_invariant=True
+    )
+    assert result["kills"] == rounds * len(targets)
+    assert result["tokens"] > streams * 60
+
+
 def test_a_second_kill_during_the_recovery_changes_nothing(soak: bool) -> None:
     result = drill(targets=ACTORS, rounds=20 if soak else 1, streams=32, fault="twice")
     assert result["kills"] > (100 if soak else 5)

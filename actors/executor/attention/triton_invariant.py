@@ -12,6 +12,7 @@ the same numbers by the same operations:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -107,7 +108,7 @@ def _mean_of_part(
         acc = tl.dot(weight, v.to(q.dtype), acc * rescale, input_precision="ieee")
         m = m_new
     summed = tl.max(total, 1)  # all columns are the same
-    return acc / summed[:, None], m + tl.log2(summed)
+    return acc / summed[:, None], m + tl.log2(summed)  # type: ignore[index]
 
 
 @jit
@@ -250,7 +251,7 @@ class InvariantTritonAttention(TritonAttention):
     """As `TritonAttention`, with sums of one order."""
 
     single, several = SINGLE, SEVERAL
-    keys = KEYS
+    keys: Mapping[int, int] = KEYS
     least_part = LEAST_PART
 
     def _attend(

@@ -288,7 +288,7 @@ def plan_kernel(
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     wait_for_kernel_before()
     goal = tl.zeros([], tl.int32) + 2147483647  # steps of a part, or more
-    if (arrived is not None) & (FIXED == 0):
+    if arrived is not None and FIXED == 0:
         goal = _steps_of_a_part(
             kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,

@@ -27,10 +27,12 @@ class OneByOneSampler(Sampler):
         kind: SamplingKind,
     ) -> Tensor:
         tensors = (logits, temperature, top_k, top_p, min_p, draws)
-        rows = zip(*(tensor.split(1) for tensor in tensors), strict=True)
-        return torch.cat([super(OneByOneSampler, self).sample(*row, kind) for row in rows])
+        sample, found = super().sample, []
+        for row in zip(*(tensor.split(1) for tensor in tensors), strict=True):
+            found.append(sample(*row, kind))  # type: ignore[call-arg]
+        return torch.cat(found)
 
     def logprobs(self, logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-        rows = zip(logits.split(1), tokens.split(1), strict=True)
-        found = [super(OneByOneSampler, self).logprobs(*row, columns) for row in rows]
+        logprobs, rows = super().logprobs, zip(logits.split(1), tokens.split(1), strict=True)
+        found = [logprobs(logit, token, columns) for logit, token in rows]
         return torch.cat([ids for ids, _ in found]), torch.cat([values for _, values in found])

@@ -48,6 +48,11 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         " each answer is a continuation that the model could have given",
     )
     parser.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="of a model: in any dtype compare with the answer of an undisturbed service (without --dtype: in its own)",
+    )
+    parser.add_argument(
         "--fault",
         choices=FAULTS,
         default="kill",
@@ -80,6 +85,10 @@ def run(found: argparse.Namespace) -> int:
 
     if found.dtype is not None and found.device == "emulated":
         raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")
+    if found.batch_invariant and found.device == "emulated":
+        raise InvalidRequest(
+            "--batch-invariant has no effect on the emulated device; add --device cpu or leave it out"
+        )
     drill = drill_of(found, lambda text: print(text, file=sys.stderr))
     try:
         result = asyncio.run(drill.run())
@@ -98,14 +107,24 @@ def drill_of(found: argparse.Namespace, say: Callable[[str], None]) -> Drill:
     from ..drill_replicas import TARGETS, ReplicaDrill
     from ..protocol.errors import InvalidRequest
 
-    dtype = found.dtype or "float32"
+    dtype = found.dtype or ("auto" if found.batch_invariant else "float32")
     if found.kill not in TARGETS:
         if found.replicas is not None or found.over != "ipc":
             raise InvalidRequest(
                 f"--replicas and --over have no effect with --kill {found.kill}; leave them out"
             )
         targets = ACTORS if found.kill == "all" else (found.kill,)
-        return Drill(targets, found.rounds, found.streams, found.device, dtype, found.fault, found.seed, say)
+        return Drill(
+            targets,
+            found.rounds,
+            found.streams,
+            found.device,
+            dtype,
+            found.fault,
+            found.seed,
+            say,
+            batch_invariant=found.batch_invariant,
+        )
     if found.replicas is None or found.replicas < 2:
         raise InvalidRequest(
             f"--kill {found.kill} needs --replicas N, with at least 2 services behind the router"
@@ -122,4 +141,5 @@ def drill_of(found: argparse.Namespace, say: Callable[[str], None]) -> Drill:
         dtype=dtype,
         seed=found.seed,
         say=say,
+        batch_invariant=found.batch_invariant,
     )

@@ -13,18 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
+from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.cache.paged import FP8, KVCache, LayerScales, PagedBatch
 from torch import Tensor
 
-if KERNELS_RUN:
-    from slipstream.actors.executor.attention import triton_plan
-    from slipstream.actors.executor.attention.triton_backend import TritonAttention
-    from slipstream.actors.executor.attention.triton_invariant import InvariantTritonAttention, Tile
-    from slipstream.actors.executor.model.invariant import kernels
-    from slipstream.actors.executor.model.invariant.kernels import parts_of, product, tile_for
-
-needs_kernels = pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 
 
@@ -73,21 +65,23 @@ def cancelling(outputs: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, 
 def test_a_row_of_a_product_is_the_same_wherever_it_stands(
     outputs: int, columns: int, parts: int, dtype: torch.dtype
 ) -> None:
-    assert parts_of(outputs, columns)[0] == parts
+    from slipstream.actors.executor.model.invariant import kernels
+
+    assert kernels.parts_of(outputs, columns)[0] == parts
     if INTERPRETED and outputs > 1000:
         pytest.skip("too large for the interpreter")
     weight, row = cancelling(outputs, columns, dtype)
     bias = draw_of(1)(outputs).to(DEVICE, dtype)
-    expected = product(row[None], weight, None)
+    expected = kernels.product(row[None], weight, None)
     assert bool(expected.any()), "nothing is left of the sums that could differ"
-    with_bias = product(row[None], weight, bias)
-    draw = draw_of(2)
+    with_bias = kernels.product(row[None], weight, bias)
+    draw, states, place = draw_of(2), row[None], 0
     for rows in (3, 16, 40, 300):
         for place in {0, rows - 1}:
             states = draw(rows, columns).to(DEVICE, dtype)
             states[place] = row
-            assert torch.equal(product(states, weight, None)[place], expected[0]), (rows, place)
-    assert torch.equal(product(states, weight, bias)[place], with_bias[0])
+            assert torch.equal(kernels.product(states, weight, None)[place], expected[0]), (rows, place)
+    assert torch.equal(kernels.product(states, weight, bias)[place], with_bias[0])
     assert not bool(kernels.arrivals(DEVICE).any())
 
 
@@ -95,6 +89,8 @@ def test_a_row_of_a_product_is_the_same_wherever_it_stands(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 20, 260])
 def test_a_product_is_that_of_torch(rows: int, dtype: torch.dtype) -> None:
+    from slipstream.actors.executor.model.invariant.kernels import product
+
     draw = draw_of(3)
     states, weight, bias = (draw(*shape).to(DEVICE, dtype) for shape in ((rows, 300), (70, 300), (70,)))
     expected = torch.nn.functional.linear(states.double(), weight.double(), bias.double())
@@ -104,10 +100,12 @@ def test_a_product_is_that_of_torch(rows: int, dtype: torch.dtype) -> None:
 
 @needs_kernels
 def test_a_part_that_is_cut_by_the_number_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.actors.executor.model.invariant import kernels
+
     weight, row = cancelling(40, 512, torch.float32)
-    expected = product(row[None], weight, None)
+    expected = kernels.product(row[None], weight, None)
     monkeypatch.setattr(kernels, "parts_of", lambda outputs, columns: (2, 256))
-    assert not torch.equal(product(row[None], weight, None), expected)
+    assert not torch.equal(kernels.product(row[None], weight, None), expected)
 
 
 # --- attention --------------------------------------------------------------------------------------------
@@ -195,6 +193,9 @@ def ends(last: int) -> Iterator[list[int]]:
 def test_a_token_is_given_the_same_however_its_text_is_cut_and_whoever_is_beside_it(
     kind: str, group: int, dims: int, value_dims: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from slipstream.actors.executor.attention import triton_plan
+    from slipstream.actors.executor.attention.triton_backend import TritonAttention
+
     how: dict[str, Any] = {}
     texts = Texts(group, dims, value_dims, dtype, fp8=kind == "fp8")
     if kind in ("window", "softcap and sinks"):
@@ -215,8 +216,10 @@ def test_a_token_is_given_the_same_however_its_text_is_cut_and_whoever_is_beside
     assert torch.equal(texts.attended(backend, ends(2), **how)[:, -2:], expected[:, -2:])
 
 
-def small() -> InvariantTritonAttention:
+def small() -> Any:
     """With several parts and several tiles even in short texts."""
+    from slipstream.actors.executor.attention.triton_invariant import InvariantTritonAttention, Tile
+
     backend = InvariantTritonAttention()
     backend.least_part = 16
     backend.keys = dict.fromkeys((1, 2, 4), 16)
@@ -235,6 +238,8 @@ def test_parts_that_the_load_decides_are_seen() -> None:
 
 @needs_kernels
 def test_any_number_of_rows_has_a_tile() -> None:
+    from slipstream.actors.executor.model.invariant.kernels import tile_for
+
     for rows in range(1, 600):
         tile = tile_for(rows, 2)
         assert tile.rows >= rows or tile.rows == 128
