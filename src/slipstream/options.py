@@ -408,6 +408,11 @@ class ServeOptions:
                 f"{spell('batch_invariant')} is not possible with {spell('tensor_parallel_size')}: the sums of"
                 " ranks are left to the library that exchanges them; leave out one"
             )
+        if self.batch_invariant and self.lora is not None:
+            raise InvalidRequest(
+                f"{spell('batch_invariant')} is not possible with {spell('lora')}: what adapters add is the product of as"
+                " many rows as have one; leave out one"
+            )
         if self.quantization is not None and self.tensor_parallel_size > 1:
             raise InvalidRequest(
                 f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
