@@ -410,8 +410,8 @@ class ServeOptions:
             )
         if self.batch_invariant and self.lora is not None:
             raise InvalidRequest(
-                f"{spell('batch_invariant')} is not possible with {spell('lora')}: what adapters add is the product of as"
-                " many rows as have one; leave out one"
+                f"{spell('batch_invariant')} is not possible with {spell('lora')}: what adapters add is made"
+                " of as many rows as have one; leave out one"
             )
         if self.quantization is not None and self.tensor_parallel_size > 1:
             raise InvalidRequest(
