@@ -38,6 +38,7 @@ LENGTH_NAMES = (
 
 LEFT_OUT: dict[str, dict[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072},
+    "gemma3n_text": {"vocab_size": 262_400, "max_position_embeddings": 32_768},
     "gemma4_text": {"vocab_size": 262_144, "max_position_embeddings": 131_072},
     "llama4_text": {"vocab_size": 202_048, "max_position_embeddings": 131_072},
 }

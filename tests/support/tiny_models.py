@@ -10,9 +10,12 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Gemma3nVisionConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 END_OF_TEXT = "<|endoftext|>"
@@ -157,8 +160,21 @@ QWEN_EYES: dict[str, Any] = dict(depth=1, hidden_size=16, intermediate_size=24, 
 QWEN2_ROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 2])
 QWEN3_ROPE = QWEN2_ROPE | dict(mrope_interleaved=True)
 
+GEMMA3N: dict[str, Any] = SLIDING | dict(
+    num_hidden_layers=4,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=VOCAB_SIZE,
+    laurel_rank=4,
+    altup_num_inputs=2,
+    activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+)
+"""The last two layers attend to the keys and values of the first two."""
+
 MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": (FAMILIES["gemma3_text"], EYES),
+    "gemma3n": (GEMMA3N, dict(hidden_size=16, vocab_offset=VOCAB_SIZE, vocab_size=4)),
     "gemma4": (SLIDING | dict(hidden_size_per_layer_input=8), EYES),
     "llama4": (
         LLAMA4,
@@ -180,9 +196,50 @@ MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3_5": (DELTA_NET, QWEN_EYES | dict(out_hidden_size=32)),
     "qwen3_5_moe": (DELTA_NET | SHARED_EXPERTS, QWEN_EYES | dict(out_hidden_size=32)),
     "lfm2_vl": (STATEFUL["lfm2"] | dict(model_type="lfm2"), EYES | dict(model_type="siglip2_vision_model")),
+    "mllama": (
+        dict(num_hidden_layers=3, cross_attention_layers=[1]),
+        dict(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_global_layers=1,
+            attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            intermediate_layers_indices=[0],
+            vision_output_dim=32,
+        ),
+    ),
     "aya_vision": (dict(model_type="cohere2") | SLIDING, EYES | dict(model_type="siglip_vision_model")),
 }
 """Of a text and a vision configuration each, by its type."""
+
+EARS: dict[str, dict[str, Any]] = {
+    "gemma3n": dict(
+        hidden_size=16,
+        conf_num_attention_heads=2,
+        conf_num_hidden_layers=1,
+        input_feat_size=16,
+        sscp_conv_channel_size=[4, 4],
+        vocab_offset=VOCAB_SIZE,
+        vocab_size=4,
+    )
+}
+"""The audio configuration of those that have one."""
+
+
+class NoEyes(PreTrainedModel):
+    """In the place of gemma3n's part for pictures, which asks for a package that text does not need."""
+
+    config_class = Gemma3nVisionConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.eye = torch.nn.Linear(2, 2)
+        self.post_init()
+
+
+AutoModel.register(Gemma3nVisionConfig, NoEyes, exist_ok=True)
 
 
 def make_config(family: str, **changes: Any) -> PreTrainedConfig:
@@ -190,7 +247,8 @@ def make_config(family: str, **changes: Any) -> PreTrainedConfig:
     config: Any = CONFIG_MAPPING[family]
     if family in MULTIMODAL:
         text, vision = MULTIMODAL[family]
-        return config(text_config=SIZES | text | changes, vision_config=vision)
+        ears = {"audio_config": EARS[family]} if family in EARS else {}
+        return config(text_config=SIZES | text | changes, vision_config=vision, **ears)
     return config(**(SIZES | (FAMILIES | STATEFUL).get(family, {}) | changes))
 
 

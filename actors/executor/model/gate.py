@@ -36,6 +36,9 @@ TOKENWISE_TYPES = frozenset({"mlp", "moe"})
 STATES_SINCE = "5.21"
 """The version of transformers from which the states of a layer are read and written through its cache alone."""
 
+PICTURES = "cross_attention_layers"
+"""What configurations call the layers that attend to pictures, which are left out of a language model."""
+
 OTHER_LAYER_TYPES = {
     "indexed_attention": "choose by an index which tokens they attend to, which the attention does not know of",
 }
@@ -124,11 +127,10 @@ def check_layers(transformer: PreTrainedModel) -> Layers:
         raise refusal(config, f"its forward pass fails with {type(error).__name__}: {error}") from error
     attending = [layer for layer, _ in calls]
     types = getattr(config, "layer_types", None) or ()
+    silent = {layer for layer, kind in enumerate(types) if kind in TOKENWISE_TYPES} | states.layers
+    silent |= set(getattr(config, PICTURES, None) or ())
     expected = [
-        layer
-        for layer in range(config.num_hidden_layers)
-        if layer in attending
-        or not (layer in states.layers or (layer < len(types) and types[layer] in TOKENWISE_TYPES))
+        layer for layer in range(config.num_hidden_layers) if layer in attending or layer not in silent
     ]
     if attending != expected:
         kept = f" and a state is kept by {sorted(states.layers)}" if states else ""

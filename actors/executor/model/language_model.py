@@ -24,6 +24,7 @@ PLAIN_HEAD = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 SERVED_AS_TEXT = PLAIN_HEAD | {
     "aya_vision",
     "gemma3",
+    "gemma3n",
     "gemma4",
     "internvl",
     "lfm2_vl",
@@ -32,6 +33,7 @@ SERVED_AS_TEXT = PLAIN_HEAD | {
     "llava_next",
     "llava_onevision",
     "mistral3",
+    "mllama",
     "qwen3_5",
     "qwen3_5_moe",
     "smolvlm",
@@ -76,4 +78,8 @@ def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | No
     """The class of the language model of ``config``, multimodal or not; None if there is none."""
     if config.model_type in PLAIN_HEAD:
         return PlainCausalLM
+    if config.model_type == "mllama":
+        from .mllama import MllamaText  # no other model needs what it imports
+
+        return MllamaText
     return AutoModelForCausalLM._model_mapping.get(type(language_model_config(config)), None)  # type: ignore[attr-defined]

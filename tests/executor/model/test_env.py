@@ -114,6 +114,8 @@ def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Pa
     ("family", "parts"),
     [
         ("gemma3", "vision_config"),
+        ("gemma3n", "vision_config and audio_config"),
+        ("mllama", "vision_config"),
         ("gemma4", "vision_config"),
         ("qwen3_5", "vision_config"),
         ("qwen2_5_vl", "vision_config"),

@@ -43,7 +43,7 @@ REFUSED = {
     "mpt": "computes attention by itself",
     "t5": "encoder-decoder",
     "paligemma": "parts beside its language model .*not known that text needs none",
-    "mllama": "parts beside its language model",
+    "fuyu": "parts beside its language model",
     "resnet": "no causal language model",
 }
 
