@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
-from ...protocol.messages import Delta
 from ...protocol.sampling import SamplingParams
 from ...runtime.request_trace import TRACEPARENT
 from ..text.chat_template import ChatTemplates
@@ -31,6 +30,7 @@ from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
 from .responses.store import Store
 from .tokens import Tokens
+from .transport.events import Batches
 from .transport.uploads import Uploads
 
 MAX_GATEWAY_CLIENTS = 16
@@ -174,9 +174,10 @@ class Service:
         return Problem(404, message, param="model", code="model_not_found")
 
     async def ask(
-        self, request: Request, names: Names, params: SamplingParams, **asked: Any
-    ) -> AsyncGenerator[list[Delta], None]:
-        """What the gateway answers; ``names`` are those that the parameters have in the body of the request."""
+        self, request: Request, names: Names, params: SamplingParams, number: int = 0, **asked: Any
+    ) -> Batches:
+        """What the gateway answers to prompt ``number`` of a request; ``names`` are those that the parameters have in
+        its body."""
         address = "" if request.client is None else request.client.host
         trace = request.headers.get("traceparent", "")
         if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
@@ -188,7 +189,7 @@ class Service:
         try:
             async with aclosing(stream):
                 async for deltas in stream:
-                    yield deltas
+                    yield number, deltas
         except InvalidRequest as error:
             raise as_written(error, names) from None
         except ServiceUnavailable:

@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import SlipstreamError
 from ..formats.ids import CallIds
-from ..formats.said import ChatDelta, Said
+from ..formats.said import ChatDelta
 from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
 from ..messages import NO_FORMATS, Delta, Formats, FromClient, Generate
@@ -41,6 +41,7 @@ class Stream(Pending):
         "max_held",
         "new_ids",
         "offered",
+        "plain",
         "prompt_ids",
         "readers",
         "received",
@@ -74,6 +75,8 @@ class Stream(Pending):
         self.offered = offered
         """What the answer may call, or has to."""
         self.new_ids = new_ids
+        self.plain: bool | None = None
+        """There is nothing to part; None: that is not known yet."""
         self.readers: dict[int, AnswerReader] = {}
         """What parts the answers of a conversation, by their index."""
 
@@ -81,32 +84,37 @@ class Stream(Pending):
         """A delta of a conversation, parted into thoughts, calls and the answer; any other as it is."""
         if not self.request.marks:
             return delta
-        said = Said(text=delta.text)
-        if formats != NO_FORMATS or self.offered.functions:
-            reader = self.readers.get(delta.index)
-            if reader is None:
-                from ..formats.formats import AnswerReader  # here, since few clients need it
-
-                special = not self.request.params.skip_special_tokens
-                held = formats.strict and bool(self.request.calls) and self.request.params.grammar is None
-                offered = msgspec.structs.replace(self.offered, held=held) if held else self.offered
-                reader = AnswerReader(formats, offered, self.new_ids(), special=special)
-                self.readers[delta.index] = reader
+        if self.plain is None:
+            self.plain = formats == NO_FORMATS and not self.offered.functions
+        # Once for each token of a service's chats: what most deltas do not have is looked at and not copied.
+        made = ChatDelta(id=delta.id, text=delta.text, token_ids=delta.token_ids, index=delta.index)
+        if not self.plain:
+            reader = self.readers.get(delta.index) or self.new_reader(delta.index, formats)
             said = reader.read(delta.text, delta.finish_reason)
-        return ChatDelta(
-            id=delta.id,
-            text=said.text,
-            token_ids=delta.token_ids,
-            index=delta.index,
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
-            usage=delta.usage,
-            prompt_token_ids=delta.prompt_token_ids,
-            logprobs=delta.logprobs,
-            prompt_logprobs=delta.prompt_logprobs,
-            reasoning=said.reasoning,
-            tool_calls=said.calls,
-        )
+            made.text, made.reasoning, made.tool_calls = said.text, said.reasoning, said.calls
+        if delta.finish_reason is not None:
+            made.finish_reason, made.stop_reason = delta.finish_reason, delta.stop_reason
+        if delta.usage is not None:
+            made.usage = delta.usage
+        if delta.logprobs:
+            made.logprobs = delta.logprobs
+        if delta.prompt_token_ids is not None:
+            made.prompt_token_ids = delta.prompt_token_ids
+        if delta.prompt_logprobs is not None:
+            made.prompt_logprobs = delta.prompt_logprobs
+        return made
+
+    def new_reader(self, index: int, formats: Formats) -> AnswerReader:
+        """What parts answer ``index`` of a conversation."""
+        from ..formats.formats import AnswerReader  # here, since few clients need it
+
+        params = self.request.params
+        held = formats.strict and bool(self.request.calls) and params.grammar is None
+        offered = msgspec.structs.replace(self.offered, held=held) if held else self.offered
+        special = not params.skip_special_tokens
+        reader = AnswerReader(formats, offered, self.new_ids(), special=special)
+        self.readers[index] = reader
+        return reader
 
     def lacks_usage(self, delta: Delta) -> bool:
         """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
@@ -31,11 +30,11 @@ from ..errors import Names, Problem, as_written
 from ..service import Service
 from ..tokens import Tokens, prompt_logprobs
 from ..transport.events import (
+    Batches,
     Events,
     encode,
     finish_reason_of,
     open_stream,
-    together,
     total_usage,
     unless_left,
 )
@@ -44,10 +43,9 @@ from ..transport.events import (
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, ChatBody)
     about = service.about(request, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-    stream = ask(service, request, body, about["id"])
+    batches = ask(service, request, body, about["id"])
     tokens = service.tokens if body.logprobs else None
     answers = Answers(tokens, body.top_logprobs or 0, ids_wanted=bool(body.return_token_ids))
-    batches = together([stream])
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
     whole = WholeChat(about, answers)
@@ -75,7 +73,7 @@ def template_arguments(service: Service, body: ChatFields) -> dict[str, Any]:
 
 def ask(
     service: Service, request: Request, body: ChatFields, id: str, written: Names | None = None
-) -> AsyncGenerator[list[Delta], None]:
+) -> Batches:
     """The answer to a conversation, as ``ChatDelta``; ``written`` are the names that fields of ``body`` have in the
     body of the request, if that was another."""
     service.defaults.fill(body)
@@ -172,30 +170,32 @@ def as_thoughts(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
+BEHIND_TEXT = b'},"logprobs":null,"finish_reason":null}]'
+
+
 class ChatEvents(Events):
     """The role first, then thoughts, text and calls as they come, then the reason of the end."""
 
     def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
         super().__init__(about, options)
         self.answers = answers
-        self.begun: set[int] = set()
+        self.texts_alone = answers.tokens is None and not answers.ids_wanted
+        self.heads: dict[int, bytes] = {}
+        """By answer that has begun: what each event with a text of it begins with."""
 
     def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         assert isinstance(delta, ChatDelta)
-        index, answers = delta.index, self.answers
-        if index not in self.begun:
-            self.begun.add(index)
-            self.write_begin(delta, chunks)
-        if answers.tokens is None and not answers.ids_wanted and not delta.reasoning and not delta.tool_calls:
+        index = delta.index
+        head = self.heads.get(index) or self.write_begin(delta, chunks)
+        if self.texts_alone and not delta.reasoning and not delta.tool_calls:
             if delta.text:  # the hot path: once for each token of the service
-                choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
-                chunks.append(self.chunk(choice % (index, encode(delta.text))))
+                chunks.append(head + encode(delta.text) + BEHIND_TEXT + self.tail)
         else:
             self.write_parts(delta, chunks)
         if delta.finish_reason is not None:
-            self.write_choice(chunks, index, {}, finish_reason=answers.finish_reason(delta))
+            self.write_choice(chunks, index, {}, finish_reason=self.answers.finish_reason(delta))
 
-    def write_begin(self, delta: ChatDelta, chunks: list[bytes]) -> None:
+    def write_begin(self, delta: ChatDelta, chunks: list[bytes]) -> bytes:
         choice = {
             "index": delta.index,
             "delta": {"role": "assistant", "content": ""},
@@ -206,6 +206,8 @@ class ChatEvents(Events):
         if self.answers.ids_wanted and delta.prompt_token_ids is not None:
             prompt = b',"prompt_token_ids":' + encode(delta.prompt_token_ids)
         chunks.append(self.chunk(encode(choice), prompt))
+        head = b'%b,"choices":[{"index":%d,"delta":{"content":' % (self.head, delta.index)
+        return self.heads.setdefault(delta.index, head)
 
     def write_parts(self, delta: ChatDelta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
@@ -246,9 +248,10 @@ class WholeChat:
         self.usage: dict[str, Any] = {}
         self.prompt_scores: list[dict[str, float] | None] = []
 
-    async def take(self, batches: Any) -> None:
+    async def take(self, batches: Batches) -> None:
         async for _, deltas in batches:
             for delta in deltas:
+                assert isinstance(delta, ChatDelta)
                 self.add(delta)
 
     def add(self, delta: ChatDelta) -> None:

@@ -84,6 +84,7 @@ async def create(service: Service, request: Request) -> Response:
         service.ask(
             request,
             names | {"prompt": where},
+            number=number,
             prompt=prompt,
             params=params,
             add_special_tokens=body.add_special_tokens is not False,
@@ -92,7 +93,7 @@ async def create(service: Service, request: Request) -> Response:
         )
         for number, (prompt, where) in enumerate(asked)
     ]
-    batches = together(streams)
+    batches = streams[0] if len(streams) == 1 else together(streams)
     if body.stream:
         return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
     whole = WholeCompletion(about, answers)
@@ -219,28 +220,35 @@ class Answers:
         return {"prompt_logprobs": prompt_logprobs(self.tokens, rows, self.prompt_columns)}
 
 
+BEHIND_TEXT = b',"logprobs":null,"finish_reason":null}]'
+
+
 class CompletionEvents(Events):
     """Text as it comes; the last event of an answer has the reason of its end."""
 
     def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
         super().__init__(about, options)
         self.answers = answers
-        self.begun: set[int] = set()
+        self.texts_alone = answers.columns is None and not answers.ids_wanted
+        self.heads: dict[int, bytes] = {}
+        """By answer that has begun: what each event with a text of it begins with."""
 
     def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         answers = self.answers
         index = answers.take(prompt, delta)
+        head = self.heads.get(index)
+        if head is not None and self.texts_alone and delta.finish_reason is None:
+            if delta.text:  # the hot path: once for each token of the service
+                chunks.append(head + encode(delta.text) + BEHIND_TEXT + self.tail)
+            return
         text, logprobs = delta.text, answers.logprobs(index, delta)
         ids: dict[str, Any] = {"token_ids": delta.token_ids} if answers.ids_wanted else {}
-        if index not in self.begun:
-            self.begun.add(index)
+        if head is None:
+            self.heads[index] = b'%b,"choices":[{"index":%d,"text":' % (self.head, index)
             ids |= answers.prompt_ids_of(index)
             text = answers.echo(index) + text
             logprobs = joined(answers.echoed_logprobs(index), logprobs)
-        if logprobs is None and not ids and delta.finish_reason is None:  # the hot path: for each token
-            if text:
-                choice = b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}'
-                chunks.append(self.chunk(choice % (index, encode(text))))
+        if not (text or logprobs or ids or delta.finish_reason):
             return
         choice = {
             "index": index,

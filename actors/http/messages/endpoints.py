@@ -16,7 +16,7 @@ from ..endpoints import chat
 from ..endpoints.texts import finish
 from ..errors import Problem
 from ..service import Service
-from ..transport.events import Batches, open_stream, together, unless_left
+from ..transport.events import Batches, open_stream, unless_left
 from .bodies import CountFields, MessagesBody
 from .reading import WRITTEN, conversation
 from .writing import Blocks, MessageEvents, error_of
@@ -45,7 +45,7 @@ async def create(service: Service, request: Request) -> Response:
     asked = conversation(body, service.prompts.chat_templates)
     id = service.about(request, "msg", "")["id"].replace("msg-", "msg_", 1)
     blocks = Blocks({"id": id, "type": "message", "role": "assistant", "model": service.name_of(request)})
-    batches = together([chat.ask(service, request, asked, id, WRITTEN)])
+    batches = chat.ask(service, request, asked, id, WRITTEN)
     if body.stream:
         return await open_stream(request, batches, MessageEvents(blocks))
     await unless_left(request.receive, take(batches, blocks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -12,12 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.formats.said import ChatDelta
-from ....protocol.messages import Delta
 from ..bodies.requests import PARAMETERS
 from ..endpoints import chat
 from ..errors import Problem
 from ..service import Service
-from ..transport.events import open_stream, together, unless_left
+from ..transport.events import Batches, open_stream, unless_left
 from .bodies import ResponseBody, ResponseFields, all_tools, plain
 from .reading import WRITTEN, conversation
 from .store import Stored
@@ -51,7 +49,7 @@ async def create(service: Service, request: Request) -> Response:
         service.responses.put(stored)
         return service.answer(about)
     if body.stream:
-        return await open_stream(request, together([batches]), ResponseEvents(output, keep))
+        return await open_stream(request, batches, ResponseEvents(output, keep))
     await unless_left(request.receive, take(batches, output))
     output.end()
     keep()
@@ -70,9 +68,7 @@ def messages_before(service: Service, body: ResponseFields) -> list[dict[str, An
     return previous.messages
 
 
-async def make(
-    service: Service, batches: AsyncGenerator[list[Delta], None], output: Output, stored: Stored
-) -> None:
+async def make(service: Service, batches: Batches, output: Output, stored: Stored) -> None:
     """A response in the background."""
     try:
         stored.body["status"] = "in_progress"
@@ -128,8 +124,8 @@ async def cancel(service: Service, request: Request) -> Response:
     return service.answer(stored.body)
 
 
-async def take(batches: AsyncGenerator[list[Delta], None], output: Output) -> None:
-    async for deltas in batches:
+async def take(batches: Batches, output: Output) -> None:
+    async for _, deltas in batches:
         for delta in deltas:
             assert isinstance(delta, ChatDelta)
             output.add(delta)

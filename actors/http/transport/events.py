@@ -155,26 +155,21 @@ def finish_reason_of(reason: str | None) -> str | None:
     return reason
 
 
-async def together(streams: list[AsyncGenerator[list[Delta], None]]) -> Batches:
+async def together(streams: list[Batches]) -> Batches:
     """Several streams as one. The first that fails ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for deltas in only:
-                yield 0, deltas
-        return
     news: asyncio.Queue[Batch | BaseException | None] = asyncio.Queue()
 
-    async def pump(number: int, stream: AsyncGenerator[list[Delta], None]) -> None:
+    async def pump(stream: Batches) -> None:
         try:
             async with aclosing(stream):
-                async for deltas in stream:
-                    news.put_nowait((number, deltas))
+                async for batch in stream:
+                    news.put_nowait(batch)
         except BaseException as error:
             news.put_nowait(error)
             raise
         news.put_nowait(None)
 
-    pumps = [asyncio.ensure_future(pump(number, stream)) for number, stream in enumerate(streams)]
+    pumps = [asyncio.ensure_future(pump(stream)) for stream in streams]
     left = len(pumps)
     try:
         while left:
