@@ -8,13 +8,18 @@ from __future__ import annotations
 import functools
 import random
 import re
+from typing import Any
 
 import pytest
 import torch
 from rig import EOS, LENGTH, SLOTS, VOCAB, Rig
 from slipstream.actors.executor.cache.state import StateSlots
+from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.invariant.apply import make_invariant
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.step.fields import JOIN, column
+from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.messages import Cancel
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import STATEFUL, make_config
@@ -210,6 +215,87 @@ def test_a_planted_fault_of_a_state_slot_is_seen(
     monkeypatch.setattr(StateSlots, "clear", cleared)
     found = scheduled(stateful_model, 2, 0).tokens
     assert any(answer != expected[request % len(expected)] for request, answer in found.items())
+
+
+# --- batch-invariant ----------------------------------------------------------------------------------------
+
+
+def in_bfloat16(*, invariant: bool) -> PagedModel:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.5,
+        eos_token_id=EOS,
+    )
+    model = from_config(config, torch.device("cpu"), torch.bfloat16)
+    fuse(model)
+    if invariant:
+        make_invariant(model)
+    return model
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], set[bytes]]:
+    """The bits of all logits, by the seed of the request and the position of the token."""
+    found: dict[tuple[int, int], set[bytes]] = {}
+    choose = ModelProgram.choose
+
+    def choose_and_note(self: ModelProgram, logits: torch.Tensor, slots: torch.Tensor, *others: Any) -> None:
+        rows = slots.long()
+        seeds = column(self.state.requests[rows], JOIN, "seed_low").tolist()
+        given = zip(
+            seeds, self.state.position[rows].tolist(), self.state.finished[rows].tolist(), strict=True
+        )
+        for row, (seed, position, finished) in enumerate(given):
+            if not finished:
+                bits = logits[row].view(torch.int16).numpy().tobytes()
+                found.setdefault((seed, position), set()).add(bits)
+        choose(self, logits, slots, *others)
+
+    monkeypatch.setattr(ModelProgram, "choose", choose_and_note)
+    return found
+
+
+def bits_in_random_schedules(model: PagedModel, depth: int, schedules: int) -> tuple[float, float]:
+    """Run some; how many sequences gave way, and how much of the prompts was found in the cache."""
+    preempted, found = 0.0, 0.0
+    for schedule in range(schedules):
+        rng = random.Random(schedule)
+        rig = Rig(model, depth, blocks=rng.choice([18, 24, 60]))
+        for request in range(10):
+            prompt, params = long_requests()[rng.randrange(8)]
+            rig.ask(request, prompt, params)
+            for _ in range(rng.randrange(3)):
+                if rig.executor.pipeline.under_way:
+                    rig.wait()
+            if rng.random() < 0.1 and rig.executor.pipeline.under_way:
+                rig.kill()
+        rig.finish()
+        preempted += rig.scheduler.counters["num_preemptions"]
+        found += rig.scheduler.counters["prefix_cache_hits"]
+    return preempted, found
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_batch_invariant_model_gives_every_token_logits_of_the_same_bits(
+    depth: int, seen: dict[tuple[int, int], set[bytes]], more: int
+) -> None:
+    """In bfloat16, in any company, however prompts are cut, found in the cache, or computed again after a death."""
+    preempted, found = bits_in_random_schedules(in_bfloat16(invariant=True), depth, 6 * more)
+    assert preempted > 0
+    assert found > 0
+    assert len(seen) > 60
+    assert {len(bits) for bits in seen.values()} == {1}
+
+
+def test_another_model_does_not(seen: dict[tuple[int, int], set[bytes]]) -> None:
+    bits_in_random_schedules(in_bfloat16(invariant=False), 2, 6)
+    assert max(len(bits) for bits in seen.values()) > 1
 
 
 def test_answers_with_a_grammar_match_it(alone: list[list[int]]) -> None:
