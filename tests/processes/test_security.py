@@ -27,8 +27,9 @@ SHORT = SamplingParams(max_tokens=3, ignore_eos=True)
 
 
 def keys(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What the command does where the umask takes no right from anybody."""
     command = [sys.executable, "-m", "slipstream", "keys", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", umask=0)
 
 
 @pytest.fixture(scope="module")

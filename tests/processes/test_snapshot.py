@@ -174,6 +174,12 @@ def test_top_of_a_service_that_has_done_nothing_says_so() -> None:
     assert "Nothing has run lately." in shown(snapshot_of(reading([], S)), 100)
 
 
+def test_a_name_with_escape_sequences_does_not_reach_the_terminal_of_top() -> None:
+    text = shown(snapshot_of(reading([], S), Observer("a\x1b[2Jb\x9bc")), 100)
+    assert r"a\x1b[2Jb\x9bc" in text
+    assert not {"\x1b", "\x9b"} & set(text)
+
+
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
     with Sidecar(device="emulated", emulated_step_ms=5.0, max_num_seqs=8) as started:

@@ -111,6 +111,7 @@ def submit(tokenizer: Tokenizer, request: int, **params: Any) -> list[Send]:
         ({"regex": ""}, "empty"),
         ({"regex": r"[^\s\S]"}, "regex cannot be followed: no text matches"),
         ({"regex": "a{2,1}"}, "regex"),
+        ({"regex": "[a&&b]"}, "regex cannot be followed: no text matches"),
         ({"lark": 'a ::= "x"'}, "No 'root' rule found"),
     ],
 )

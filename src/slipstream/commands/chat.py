@@ -18,11 +18,14 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     def run(found: argparse.Namespace) -> int:
         import readline  # gives input() its history and its line editing
 
+        from ..runtime.log import printable
+
         readline.set_auto_history(True)
         params = sampling(found)
         messages: list[dict[str, Any]] = []
         with reach(found, "chat") as client:
-            print(f"{client.welcome.model}. Ctrl-C ends an answer, Ctrl-D ends the talk.", file=sys.stderr)
+            model = printable(client.welcome.model)
+            print(f"{model}. Ctrl-C ends an answer, Ctrl-D ends the talk.", file=sys.stderr)
             while True:
                 try:
                     words = input("> ")

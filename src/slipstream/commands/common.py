@@ -109,7 +109,8 @@ def the_running_service() -> str:
         return named
     running = running_services()
     if len(running) != 1:
-        which = f"which one? {', '.join(running)}" if running else "no service of yours is running here"
+        none = "no service of yours is running here that was given no --endpoint of its own"
+        which = f"which one? {', '.join(running)}" if running else none
         raise Stop(USAGE, f"give --endpoint: {which}")
     return running[0]
 

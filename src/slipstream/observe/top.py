@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..protocol.client.snapshot import Latency, ShownLane, Snapshot
 from ..protocol.client.timeline import STREAMS
+from ..runtime.log import printable
 
 STEP_COLOURS = ("#4a8fdc", "#dc8f1f", "#33a877", "#c96ba8")
 """A step has one colour in every lane; the fifth has the first again."""
@@ -59,7 +60,7 @@ class View:
         row.add_column(no_wrap=True, overflow="ellipsis")
         row.add_column(justify="right", no_wrap=True)
         row.add_row(
-            Text.assemble(("slipstream", "bold"), f"  {snapshot.model}  ", (self.endpoint, "dim")),
+            Text.assemble(("slipstream", "bold"), f"  {printable(snapshot.model)}  ", (self.endpoint, "dim")),
             Text.assemble(("● ", colour), state),
         )
         return row
