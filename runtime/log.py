@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import select
 import sys
 from typing import Any
+
+from ..protocol.printable import printable
 
 logger = logging.getLogger("slipstream")
 
@@ -21,14 +22,6 @@ MAX_LINE = 64 * 1024
 
 PATIENCE_MS = 100
 """How long a line waits for a reader that is behind; then it is lost."""
-
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Characters that a terminal acts on, or that turn the direction of what follows."""
-
-
-def printable(text: str) -> str:
-    """Text that changes nothing but its own place on a terminal: control characters are written out."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def wants_json(kind: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class News:
     """Answers that got their first token."""
     finished: list[Request] = field(default_factory=list)
     """Requests that are over."""
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     """How many answers ended for which reason."""
 
 

@@ -315,8 +315,9 @@ class Gateway(PublicActor):
         self.advance_probation()
         if self.changes.waiting:
             self.send_changes(now)
-        if self.ledger.deadlines.next is not None:
-            self.wake_by(self.ledger.deadlines.next)
+        due = self.ledger.deadlines.next
+        if due is not None:
+            self.wake_by(due)
         super().on_wake(now)
 
     def on_ending(self, ending: Ending, now: float) -> None:

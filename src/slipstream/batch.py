@@ -50,6 +50,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
 class Result(msgspec.Struct):
     custom_id: str
+    url: str | None = None
+    """Only a request has one."""
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -94,16 +96,19 @@ def take_up(path: Path, requests: Sequence[Request]) -> list[Request]:
             if not line.endswith(b"\n"):
                 break
             try:
-                answered.add(msgspec.json.decode(line, type=Result).custom_id)
+                result = msgspec.json.decode(line, type=Result)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise BatchError(f"{path} is there and is no output of a batch: {error}") from None
+            if result.url is not None:
+                raise BatchError(f"{path} has requests, not answers; name another file for the output")
+            answered.add(result.custom_id)
             whole += len(line)
+        others = answered - {request.custom_id for request in requests}
+        if others:
+            raise BatchError(
+                f"{path} has answers to other requests, {min(others)!r:.80} for one; name another file for these"
+            )
         file.truncate(whole)
-    others = answered - {request.custom_id for request in requests}
-    if others:
-        raise BatchError(
-            f"{path} has answers to other requests, {min(others)!r:.80} for one; name another file for these"
-        )
     return [request for request in requests if request.custom_id not in answered]
 
 
@@ -143,7 +148,7 @@ class Asker:
                 status, headers, body = self.post(request)
                 if status not in AGAIN:
                     return line_of(request, status, headers.get("x-request-id", ""), body)
-                why, wait_s = f"status {status}", float(headers.get("retry-after", pause))
+                why, wait_s = f"status {status}", seconds(headers.get("retry-after"), pause)
             except (OSError, HTTPException) as error:
                 why = str(error) or type(error).__name__
             late = time.monotonic() + wait_s > give_up_at
@@ -166,6 +171,15 @@ class Asker:
         except (OSError, HTTPException):
             connection.close()
             raise
+
+
+def seconds(written: str | None, otherwise: float) -> float:
+    """What a ``Retry-After`` says, which may be a date or nonsense too."""
+    try:
+        found = float(written or otherwise)
+    except ValueError:
+        return otherwise
+    return found if found >= 0.0 else otherwise
 
 
 def line_of(request: Request, status: int, id: str, body: bytes) -> bytes:

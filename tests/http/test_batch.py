@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from slipstream.batch import Asker, BatchError, ProgressBar, read_requests, take_up
+from slipstream.batch import Asker, BatchError, ProgressBar, read_requests, seconds, take_up
 from slipstream.cli import main
 
 
@@ -131,6 +131,35 @@ def test_an_output_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match="is no output of a batch"):
         take_up(letter, requests)
     assert letter.read_text() == "Dear all,\n"
+
+
+def test_the_requests_themselves_are_no_answers(tmp_path: Path) -> None:
+    """Nor is the last line of another file taken for one that a kill has cut off."""
+    path = tmp_path / "in"
+    path.write_text(json.dumps(asked(1)) + "\n" + json.dumps(asked(2)))
+    with pytest.raises(BatchError, match="has requests, not answers"):
+        take_up(path, read_requests(path))
+    assert len(read_requests(path)) == 2
+    other = tmp_path / "other"
+    other.write_text(json.dumps({"custom_id": "z", "response": {}}) + "\nthe end")
+    with pytest.raises(BatchError, match="has answers to other requests, 'z' for one"):
+        take_up(other, read_requests(path))
+    assert other.read_text().endswith("\nthe end")
+
+
+@pytest.mark.parametrize(
+    ("written", "waits"),
+    [
+        (None, 0.5),
+        ("2", 2.0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5),
+        ("-1", 0.5),
+        ("nan", 0.5),
+        ("9999", 9999.0),
+    ],
+)
+def test_a_time_to_come_again_that_is_no_number_is_not_waited_for(written: str | None, waits: float) -> None:
+    assert seconds(written, 0.5) == waits
 
 
 def test_a_service_that_is_not_there_is_waited_for_and_then_named(

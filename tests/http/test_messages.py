@@ -162,6 +162,13 @@ def test_what_is_not_served_is_refused_in_anthropics_form(fields: dict[str, Any]
     assert said in answer.json["error"]["message"]
 
 
+def test_a_form_that_a_forced_call_rules_out_is_named_as_it_was_written() -> None:
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    answer = post(Script("x"), tools=TOOLS, tool_choice={"type": "any"}, output_config=form)
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith("output_config.format cannot be kept")
+
+
 def test_a_stream_that_fails_says_so_in_its_last_event() -> None:
     name, data = events_of(post(Script("Yes", finish=RuntimeError("secret")), stream=True))[-1]
     assert name == data["type"] == "error"

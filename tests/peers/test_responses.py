@@ -188,6 +188,28 @@ def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
     ]
 
 
+def test_the_input_of_a_response_comes_in_pages() -> None:
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        said: Any = [{"role": "user", "content": str(number)} for number in range(30)]
+        asked = await client.responses.create(model=MODEL, input=said)
+        pages = client.responses.input_items
+        first = await pages.list(asked.id)
+        rest = await pages.list(asked.id, after=first.data[-1].id)
+        for wrong in ({"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "nobody"}):
+            with pytest.raises(openai.BadRequestError) as refused:
+                await pages.list(asked.id, extra_query=wrong)
+            assert [refused.value.param] == list(wrong)
+        with pytest.raises(openai.BadRequestError, match="told whole"):
+            await client.responses.retrieve(asked.id, extra_query={"stream": "true"})
+        return first, rest, (await pages.list(asked.id, order="asc", limit=2)).data
+
+    first, rest, begin = talk(Script("Yes."), ask)
+    assert [item.content for item in first.data] == [str(number) for number in range(29, 9, -1)]
+    assert [item.content for item in rest.data] == [str(number) for number in range(9, -1, -1)]
+    assert (first.has_more, rest.has_more) == (True, False)
+    assert [item.content for item in begin] == ["0", "1"]
+
+
 def test_the_oldest_responses_are_forgotten_when_there_is_no_room() -> None:
     for store in (Store(max_responses=2), Store(max_bytes=700)):
         for number in range(5):
@@ -244,8 +266,12 @@ def test_an_answer_at_its_limit_is_incomplete() -> None:
 
 
 def test_a_stream_that_fails_says_so_in_its_last_event() -> None:
-    last = stream(Script("Yes", finish=RuntimeError("secret")))[-1]
+    events = stream(Script("Yes", finish=RuntimeError("secret")))
+    last = events[-1]
     assert last.type == "response.failed"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    [done] = [event.item for event in events if event.type == "response.output_item.done"]
+    assert (done.status, done.content[0].text) == ("incomplete", "Yes")
     assert last.response.error.code == "internal"
     assert "secret" not in last.response.error.message
 
@@ -255,6 +281,13 @@ def test_a_custom_tool_is_called_with_a_text() -> None:
     script = Script('<tool_call>{"name": "patch", "arguments": {"input": "*** a"}}</tool_call>')
     response = create(script, tools=[tool])
     assert (response.output[0].type, response.output[0].input) == ("custom_tool_call", "*** a")
+
+
+def allowed(name: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": name}]}
+
+
+FORMAT: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +303,12 @@ def test_a_custom_tool_is_called_with_a_text() -> None:
         ({"include": ["web_search_call.results"]}, "include"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": "reasoning", "content": 5}]}, "input[0].content"),
+        ({"input": [{"type": "reasoning", "summary": ["I thought"]}]}, "input[0].summary[0]"),
+        ({"tools": TOOLS, "tool_choice": allowed([])}, "tool_choice.tools[0]"),
+        ({"tools": TOOLS, "tool_choice": allowed("another")}, "tool_choice.tools[0]"),
+        ({"tools": TOOLS, "tool_choice": "required", "text": FORMAT}, "text.format"),
+        ({"text": {"format": {**FORMAT["format"], "schema": {"title": "x" * 40_000}}}}, "text.format.schema"),
         ({"extra_body": {"n": 2}}, "n"),
         ({"extra_body": {"no_such": 2}}, "no_such"),
     ],

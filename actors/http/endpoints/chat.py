@@ -105,7 +105,7 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
             message = (
                 "response_format cannot be kept where tool_choice makes the answer a call; leave one out"
             )
-            raise Problem(400, message, param="response_format")
+            raise InvalidRequest(message, param="response_format")
         schema = Given(offered.schema, offered.where)
     most = Given(body.max_tokens, "max_tokens")
     if body.max_completion_tokens is not None:

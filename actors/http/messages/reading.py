@@ -14,7 +14,12 @@ from .bodies import Choice, CountFields, MessagesBody, MessagesTool
 
 Message = dict[str, Any]
 
-WRITTEN = {"stop": "stop_sequences", "json_schema": "output_config.format.schema"}
+WRITTEN = {
+    "stop": "stop_sequences",
+    "json_schema": "output_config.format.schema",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "response_format": "output_config.format",
+}
 """Names of a conversation's fields to those of this API."""
 
 

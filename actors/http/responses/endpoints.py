@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -22,6 +23,9 @@ from .store import Stored
 from .writing import Output, ResponseEvents, new_id
 
 NAMES = tuple(field.name for field in PARAMETERS)
+
+MOST_ITEMS = 100
+"""Of one page of a response's input, as OpenAI has it."""
 
 
 async def create(service: Service, request: Request) -> Response:
@@ -94,16 +98,32 @@ def asked_for(service: Service, request: Request) -> Stored:
 
 
 async def get(service: Service, request: Request) -> Response:
+    if request.query_params.get("stream", "false") != "false":
+        message = (
+            "stream: a response that is kept is told whole; leave stream out and ask until it is complete"
+        )
+        raise Problem(400, message, param="stream")
     return service.answer(asked_for(service, request).body)
 
 
 async def items(service: Service, request: Request) -> Response:
-    data = asked_for(service, request).items
+    """A page of what a response was asked, the last item first unless ``order=asc``."""
+    query = request.query_params
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise Problem(400, f"order={order!r:.80}; give asc or desc", param="order")
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= MOST_ITEMS:
+        raise Problem(400, f"limit={limit!r:.80} is out of range: give 1 to {MOST_ITEMS}", param="limit")
+    data = asked_for(service, request).items[:: -1 if order == "desc" else 1]
     ids = [str(item["id"]) for item in data]
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return service.answer(
-        {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": False}
-    )
+    if after is not None and after not in ids:
+        raise Problem(400, f"after={after!r:.80} is the id of no item of this response", param="after")
+    begin = 0 if after is None else ids.index(after) + 1
+    end = begin + int(limit)
+    told = ids[begin:end]
+    first, last = (told[0], told[-1]) if told else (None, None)
+    page = {"object": "list", "data": data[begin:end], "first_id": first, "last_id": last}
+    return service.answer(page | {"has_more": end < len(data)})
 
 
 async def delete(service: Service, request: Request) -> Response:

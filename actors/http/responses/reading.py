@@ -11,7 +11,7 @@ from ....protocol.formats.tools import Tool, ToolChoice, converted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
-from .bodies import INCLUDED, ResponseFields, ResponseTool, all_tools
+from .bodies import INCLUDED, OFFERED_NOWHERE, ResponseFields, ResponseTool, all_tools
 
 Message = dict[str, Any]
 
@@ -19,6 +19,8 @@ WRITTEN = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "json_schema": "text.format.schema",
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format": "text.format",
 }
 """Names of a conversation's fields to those of this API."""
 
@@ -47,12 +49,7 @@ def conversation(
     }
     tools, choice = tools_of(body.tools or []), body.tool_choice
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = choice.get("tools")
-        names = (
-            {tool.get("name") for tool in allowed if isinstance(tool, dict)}
-            if isinstance(allowed, list)
-            else set()
-        )
+        names = allowed_names(choice.get("tools"), {tool.function.name for tool in tools})
         tools, choice = [tool for tool in tools if tool.function.name in names], choice.get("mode", "auto")
     return ChatBody(
         **given,
@@ -125,6 +122,24 @@ def tools_of(tools: list[ResponseTool]) -> list[Tool]:
     return converted("tools", made, list[Tool])
 
 
+def allowed_names(allowed: Any, offered: set[str]) -> set[str]:
+    """The functions and custom tools among ``allowed``, each of which is offered."""
+    where, names = "tool_choice.tools", set[str]()
+    if not isinstance(allowed, list):
+        raise Problem(400, f"{where} is {brief(allowed)}; give a list of tools", param=where)
+    for number, tool in enumerate(allowed):
+        if isinstance(tool, dict) and str(tool.get("type")) in OFFERED_NOWHERE:
+            continue
+        name = tool.get("name") if isinstance(tool, dict) else None
+        if not isinstance(name, str) or name not in offered:
+            place = f"{where}[{number}]"
+            raise Problem(
+                400, f"{place} is {brief(tool)}, which is none of tools; name one of them", param=place
+            )
+        names.add(name)
+    return names
+
+
 def choice_of(choice: str | dict[str, Any] | None) -> Any:
     if isinstance(choice, dict) and choice.get("type") in ("function", "custom") and "name" in choice:
         choice = {"type": "function", "function": {"name": choice["name"]}}
@@ -178,8 +193,7 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
         content = text_of(f"{where}.output", item.get("output"))
         yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
     elif kind == "reasoning":
-        parts = [*(item.get("content") or ()), *(() if item.get("content") else item.get("summary") or ())]
-        thoughts = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        thoughts = thoughts_of(where, item)
         if thoughts:
             yield {"role": "assistant", "reasoning": thoughts}
     else:
@@ -188,6 +202,21 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
             f"{where}.type is {brief(kind)}; give message, function_call, function_call_output or reasoning",
             param=f"{where}.type",
         )
+
+
+def thoughts_of(where: str, item: dict[str, Any]) -> str:
+    """What was thought, or else its summary; empty where it is told only encrypted."""
+    name = "content" if item.get("content") else "summary"
+    parts = item.get(name) or []
+    place = f"{where}.{name}"
+    if not isinstance(parts, list):
+        raise Problem(400, f"{place} is {brief(parts)}; give a list of parts", param=place)
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            place = f"{place}[{number}]"
+            raise Problem(400, f"{place} is {brief(parts[number])}; expected a part with text", param=place)
+    return "\n".join(map(str, texts))
 
 
 def text_of(where: str, content: Any) -> Any:

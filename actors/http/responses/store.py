@@ -46,11 +46,15 @@ class Store:
         stored.size = len(msgspec.json.encode([stored.body, stored.items, stored.messages]))
         self.kept[stored.body["id"]] = stored
         self.bytes += stored.size
-        for id in list(self.kept):
-            if len(self.kept) <= self.max_responses and self.bytes <= self.max_bytes:
-                break
-            if self.kept[id].task is None:
-                self.drop(id)
+        if self.is_over():
+            for id in list(self.kept):
+                if self.kept[id].task is None:
+                    self.drop(id)
+                if not self.is_over():
+                    break
+
+    def is_over(self) -> bool:
+        return len(self.kept) > self.max_responses or self.bytes > self.max_bytes
 
     def drop(self, id: str) -> None:
         stored = self.kept.pop(id, None)

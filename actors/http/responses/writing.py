@@ -160,13 +160,13 @@ class Output:
 
     def fail(self, error: Exception) -> list[bytes]:
         told = problem_of(error).error
-        self.close("incomplete")
+        events = self.close("incomplete")
         self.body |= {
             "status": "failed",
             "output": self.items,
             "error": {"code": told["code"] or told["type"], "message": told["message"]},
         }
-        return [self.event("response.failed", response=self.body)]
+        return [*events, self.event("response.failed", response=self.body)]
 
     def message(self) -> dict[str, Any]:
         """The answer as a message of the conversation."""

@@ -18,7 +18,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     def run(found: argparse.Namespace) -> int:
         import readline  # gives input() its history and its line editing
 
-        from ..runtime.log import printable
+        from ..protocol.printable import printable
 
         readline.set_auto_history(True)
         params = sampling(found)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..protocol.client.snapshot import Latency, ShownLane, Snapshot
 from ..protocol.client.timeline import STREAMS
-from ..runtime.log import printable
+from ..protocol.printable import printable
 
 STEP_COLOURS = ("#4a8fdc", "#dc8f1f", "#33a877", "#c96ba8")
 """A step has one colour in every lane; the fifth has the first again."""
