@@ -4,6 +4,9 @@
 # make clients   programs of others on the HTTP frontend, in an environment of their own
 .PHONY: demo test suite soak vocabularies clients lint setup clean
 
+# The suite starts some two thousand processes: none has to compile what another has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from ..protocol.errors import InvalidRequest, ModelNotSupported
 
@@ -159,6 +158,8 @@ def find_folder(model: str, files: Sequence[str] = SERVED_FILES) -> Path:
 
 def hub_answers() -> bool:
     """Without a network the Hub's library tries again for half a minute, even for what is in its cache."""
+    from urllib.request import getproxies  # 20 ms, which actors whose model is a folder need not wait for
+
     if getproxies():
         return True
     from huggingface_hub import constants

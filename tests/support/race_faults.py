@@ -560,8 +560,10 @@ CHECKER_FAULTS = {
     "own-clock-stands-still": (("clock[stream] = operation.number", "pass"),),
     "join-takes-the-earlier": (("number > clock[stream]", "number < clock[stream]"),),
     "ordered-one-too-few": (("operation.number <= known", "operation.number < known"),),
-    "overwritten-reads-ignored": (("*(unordered(reads, known) if writing else ())", "*()"),),
-    "only-the-last-pair": (("        yield operation\n", "        yield operation\n        return\n"),),
+    "overwritten-reads-ignored": (("(writes, reads) if writing else (writes,)", "(writes,)"),),
+    "only-the-last-pair": (
+        ("        found.append(operation)\n", "        found.append(operation)\n        break\n"),
+    ),
     "generations-ignored": (("life[0] != location.generation", "life[0] is None"),),
     "frees-ignored": (('location.generation if kind == "allocate" else None', "location.generation"),),
 }

@@ -103,9 +103,10 @@ def races(recording: Recording) -> Iterator[Race]:
                 if other == stream:
                     continue
                 known = clock[other]
-                for first in (*unordered(writes, known), *(unordered(reads, known) if writing else ())):
-                    what = explain(first, operation, place)
-                    yield Race(place, recording.name(place), what, first, operation, known)
+                for history in (writes, reads) if writing else (writes,):
+                    for first in unordered(history, known):
+                        what = explain(first, operation, place)
+                        yield Race(place, recording.name(place), what, first, operation, known)
             by_stream[stream][writing].append(operation)
 
 
@@ -116,12 +117,14 @@ def join(clock: list[int], other: list[int]) -> None:
             clock[stream] = number
 
 
-def unordered(history: list[Operation], known: int) -> Iterator[Operation]:
-    """The operations of a stream after ``known``, latest first."""
+def unordered(history: list[Operation], known: int) -> list[Operation]:
+    """The operations of a stream after ``known``, latest first; most often none."""
+    found: list[Operation] = []
     for operation in reversed(history):
         if operation.number <= known:
-            return
-        yield operation
+            break
+        found.append(operation)
+    return found
 
 
 def explain(first: Operation, second: Operation, place: Place) -> str:
