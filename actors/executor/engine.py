@@ -68,6 +68,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "weight_bytes": model.weight_bytes,
         "kv_cache_dtype": options.kv_cache_dtype,
         "kv_cache_bytes": blocks * bytes_per_block(options, model),
+        "adapters": "" if model.adapters is None else model.adapters.told(),
         "states": [] if states is None else states.notes(),
         "state_bytes": model.state_layout.bytes_per_slot * (options.max_num_seqs + 1),
     }

@@ -340,9 +340,11 @@ class Router(PublicActor):
     def on_adapters(
         self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
     ) -> None:
-        """Each service has its own; a request that names one finds it where all have it."""
-        text = "a router has no adapters; ask each of its services"
-        self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=text))
+        """Each service has its own, and answers the requests that name one; none is listed here."""
+        change = not isinstance(message, GetAdapters)
+        text = "adapters are changed at each of the services, not at their router" if change else ""
+        code = "invalid_request" if change else ""
+        self.send_to(connection, Adapters(adapters=[], code=code, error=text))
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         """The sums of what the services have last said, and the router's own."""

@@ -435,6 +435,12 @@ class ServeOptions:
                     f"{spell(unused[0])} has no effect without adapters; add --lora or --enable-lora-updates"
                 )
             return
+        served = [name.strip() for name in (self.served_model_name or self.model or "").split(",")]
+        taken = next((name for name, _ in adapters_of(self.lora) if name in served), None)
+        if taken is not None:
+            raise InvalidRequest(
+                f"{spell('lora')} has an adapter of the name {taken!r}, which is the model's own; take another"
+            )
         if self.adapter_places < len(adapters_of(self.lora)):
             raise InvalidRequest(
                 f"{spell('lora')} are more adapters than {spell('max_loras')}; raise the latter"

@@ -183,6 +183,8 @@ def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     )
     if spare is not None and spare.state == "ready":
         logger.info(f"  spare executor (pid {spare.process.pid}): {spare.memory()}")
+    if facts.get("adapters"):
+        logger.info(f"  {facts['adapters']}")
     for line in facts.get("states", ()):
         logger.info(f"  {line}")
     ready = announce_addresses(supervisor, gateway, served.model_name)
@@ -446,7 +448,7 @@ def http_options(
         model=folder,
         model_name=names[0],
         other_names=tuple(names[1:]),
-        adapters=isinstance(options, ServeOptions) and options.adapter_places > 0,
+        adapters=isinstance(options, RouteOptions) or options.adapter_places > 0,
         limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,

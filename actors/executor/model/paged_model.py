@@ -84,7 +84,13 @@ class PagedModel:
                 "adapters are not served for models with recurrent layers, which run a step in parts; leave out --lora"
             )
         projections = projections_of(self.transformer) if self.kept_because else self.joined
-        self.adapters = Adapters(self.transformer, projections, count, max_rank)
+        try:
+            self.adapters = Adapters(self.transformer, projections, count, max_rank)
+        except torch.OutOfMemoryError as error:
+            raise InvalidRequest(
+                f"{count} adapters of ranks up to {max_rank} do not fit beside the weights; lower --max-loras or"
+                " --max-lora-rank"
+            ) from error
         return self.adapters
 
     @property

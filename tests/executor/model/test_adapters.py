@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapters import make_adapter, merge
+from adapters import PREFIX, config_of, make_adapter, merge, write_adapter
+from quantized import make_quantized
 from rig import Rig
+from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.kept_adapters import KeptAdapters
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.messages import Adapter
 from slipstream.protocol.sampling import SamplingParams
-from tiny_models import VOCAB_SIZE, make_checkpoint
+from tiny_models import VOCAB_SIZE, make_checkpoint, make_config
 
 NUMBERS = itertools.count()
 CPU = torch.device("cpu")
@@ -173,3 +177,57 @@ def test_adapters_come_and_go_while_others_are_computed(trained: Trained, expect
     assert [adapter.name for adapter in rig.changed[-1].adapters] == list(trained.adapters)[1:]
     assert [rig.tokens[request] for request in range(len(asked))] == expected
     assert [adapter.name for adapter in rig.executor.capacity.adapters] == list(trained.adapters)[1:]
+
+
+def test_beside_quantized_weights_they_add_what_they_add_beside_any(tmp_path: Path) -> None:
+    """A layer of 8 bits computes its product, and the adapter's is added to it."""
+    quantized, plain = make_quantized("fp8 by blocks", tmp_path)
+    adapter = make_adapter(plain, tmp_path / "adapter", seed=1)
+    logits = []
+    for base in (quantized, plain):
+        model = load_model(str(base), device=CPU)
+        kept = KeptAdapters(model.take_adapters(1, MAX_RANK))
+        kept.start([Adapter(1, "a", str(adapter))])
+        rig = Rig(model, 1, 40, adapters=kept)
+        rig.ask(0, [5, 6, 7], SamplingParams(max_tokens=8, temperature=0.0, seed=0, adapter="a"))
+        rig.ask(1, [5, 6, 7], SamplingParams(max_tokens=8, temperature=0.0, seed=0))
+        rig.finish()
+        logits.append(rig.tokens)
+    assert logits[0] == logits[1]
+    assert logits[0][0] != logits[0][1]
+
+
+def test_a_projection_that_is_stored_the_other_way_round(tmp_path: Path) -> None:
+    """GPT-2's weights are [in, out], and an adapter's are as of any layer."""
+    base = make_checkpoint("gpt2", tmp_path / "base", initializer_range=1.0)
+    stored = load_file(base / "model.safetensors")
+    layer = "transformer.h.0.mlp.c_fc"
+    inputs, outputs = stored[f"{layer}.weight"].shape
+    assert inputs != outputs
+    a, b = torch.randn(4, inputs) / inputs**0.5, torch.randn(outputs, 4)
+    config = config_of(base, 4, ("c_fc",)) | {"layers_to_transform": [0], "fan_in_fan_out": True}
+    tensors = {f"{PREFIX}{layer}.lora_A.weight": a, f"{PREFIX}{layer}.lora_B.weight": b}
+    write_adapter(tmp_path / "adapter", tensors, config)
+    shutil.copytree(base, tmp_path / "merged")
+    stored[f"{layer}.weight"] += 2.0 * (b @ a).T
+    save_file(stored, tmp_path / "merged" / "model.safetensors", {"format": "pt"})
+    model = load_model(str(base), device=CPU)
+    kept = KeptAdapters(model.take_adapters(1, MAX_RANK))
+    kept.start([Adapter(1, "a", str(tmp_path / "adapter"))])
+    rig = Rig(model, 1, 40, adapters=kept)
+    params = SamplingParams(max_tokens=12, temperature=0.0, seed=0, adapter="a")
+    rig.ask(0, [5, 6, 7], params)
+    rig.finish()
+    merged = load_model(str(tmp_path / "merged"), device=CPU)
+    plain = SamplingParams(max_tokens=12, temperature=0.0, seed=0)
+    assert (
+        rig.tokens[0]
+        == alone(merged, [5, 6, 7], plain)
+        != alone(load_model(str(base), device=CPU), [5, 6, 7], plain)
+    )
+
+
+def test_models_with_states_take_none() -> None:
+    model = from_config(make_config("mamba"), CPU, torch.float32)
+    with pytest.raises(InvalidRequest, match="adapters are not served for models with recurrent layers"):
+        model.take_adapters(1, MAX_RANK)

@@ -69,6 +69,10 @@ class Adapters:
         """That the places take."""
         return sum(stack.down.nbytes + stack.up.nbytes for stack in self.stacks)
 
+    def told(self) -> str:
+        """What one should know of the places."""
+        return f"room for {self.count} adapters of ranks up to {self.max_rank}, {self.bytes >> 20} MiB"
+
     def adding(self, stack: Stack) -> Any:
         def add(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             self.products.add(output.flatten(0, -2), given[0].flatten(0, -2), stack)
