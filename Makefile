@@ -36,7 +36,7 @@ suite: $(STAMP)
 
 # One long form alone: make soak DRILLS=tests/drills/test_overload.py
 DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulation.py tests/executor/step/test_equivalence.py tests/executor/devices/test_races.py \
-	tests/drills/test_drill.py tests/processes/test_supervision.py tests/drills/test_disk_full.py tests/drills/test_drain.py tests/drills/test_overload.py \
+	tests/drills/test_drill.py tests/processes/test_supervision.py tests/processes/test_models.py tests/drills/test_disk_full.py tests/drills/test_drain.py tests/drills/test_overload.py \
 	tests/protocol/test_protocol.py tests/drills/test_hostile_frames.py tests/drills/test_hostile_requests.py
 
 soak: $(STAMP)
