@@ -92,6 +92,9 @@ def recovery(sidecar: Sidecar, client: Client, ranks: int) -> None:
 
 # --- vLLM ---------------------------------------------------------------------------------------------
 
+WITHOUT_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+"""Rented machines have the multicast of their links off, and what tries it fails when it starts."""
+
 VLLM = """
 import json, sys, time
 from vllm import LLM, SamplingParams
@@ -120,8 +123,9 @@ def vllm(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) -> li
         capture_output=True,
         text=True,
         timeout=max(60.0, lab.left()),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+        env=os.environ | WITHOUT_MULTICAST | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
+    (lab.out / f"vllm-{model}-{ranks}.log").write_text(done.stdout + done.stderr)
     found = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
     if not found:
         print(done.stderr[-3000:], flush=True)
