@@ -8,7 +8,7 @@ scripted; everything else is as its users have it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anthropic
@@ -26,9 +26,8 @@ from agents import (
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from scripted import MODEL, Script, Scripted
-from slipstream.protocol.messages import Delta, Formats
+from served import THINKS, Turns
 
-THINKS = Formats(reasoning="qwen3", tool_calls="hermes")
 CALL = (
     "<think>I lo",
     "ok.</think>Let me see.<tool_",
@@ -37,19 +36,6 @@ CALL = (
 )
 
 set_tracing_disabled(True)
-
-
-class Turns(Script):
-    """A model that says one thing after the other, request by request."""
-
-    def __init__(self, *turns: tuple[str, ...]) -> None:
-        super().__init__(formats=THINKS)
-        self.turns = iter(turns)
-
-    async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
-        self.parts = next(self.turns)
-        async for deltas in super().batches(**asked):
-            yield deltas
 
 
 def http_to(script: Script) -> httpx2.AsyncClient:

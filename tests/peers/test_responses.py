@@ -210,6 +210,31 @@ def test_the_input_of_a_response_comes_in_pages() -> None:
     assert [item.content for item in begin] == ["0", "1"]
 
 
+def test_items_of_kept_responses_can_be_referred_to() -> None:
+    """As the AI SDK does with what it has had before, since responses are kept by default."""
+
+    async def ask(client: AsyncOpenAI, frontend: Scripted) -> Any:
+        first = await client.responses.create(model=MODEL, input="Weather?", tools=TOOLS)
+        refer: Any = [{"type": "item_reference", "id": item.id} for item in first.output]
+        call = first.output[-1]
+        done: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny"}  # type: ignore[union-attr]
+        given: Any = [{"role": "user", "content": "Weather?"}, *refer, done]
+        await client.responses.create(model=MODEL, input=given, tools=TOOLS)
+        again: Any = frontend.script.asked["messages"]
+        assert [message["role"] for message in again] == ["user", "assistant", "tool"]
+        assert again[1]["tool_calls"][0]["id"] == call.call_id  # type: ignore[union-attr]
+        assert again[1]["content"] == "Let me see."
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError, match=r"input\[1\].id is .*send the item itself") as gone:
+            await client.responses.create(
+                model=MODEL, input=[given[0], {"type": "item_reference", "id": "x"}]
+            )
+        return gone.value
+
+    gone = talk(Script(*CALL, formats=THINKS), ask)
+    assert (gone.param, gone.code) == ("input[1].id", "item_not_found")
+
+
 def test_the_oldest_responses_are_forgotten_when_there_is_no_room() -> None:
     for store in (Store(max_responses=2), Store(max_bytes=700)):
         for number in range(5):

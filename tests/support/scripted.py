@@ -16,7 +16,7 @@ from slipstream.protocol.errors import ServiceUnavailable
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.tools import NO_OFFER
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import NO_FORMATS, Delta, Formats, Generate, Usage
+from slipstream.protocol.messages import NO_FORMATS, Actors, Delta, Formats, Generate, Usage
 
 from slipstream import AsyncClient
 from slipstream.service import BUNDLED_MODEL
@@ -73,6 +73,9 @@ class Script:
             yield parted(Delta(id=id, finish_reason=self.finish, usage=usage))
         finally:
             self.running -= 1
+
+    async def actors(self) -> Actors:
+        return Actors(actors=[], live=True, ready=True)
 
     async def close(self) -> None:
         self.closed.set()

@@ -199,7 +199,8 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
     else:
         raise Problem(
             400,
-            f"{where}.type is {brief(kind)}; give message, function_call, function_call_output or reasoning",
+            f"{where}.type is {brief(kind)}; give message, function_call, function_call_output, reasoning or"
+            " item_reference",
             param=f"{where}.type",
         )
 

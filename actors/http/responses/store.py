@@ -30,6 +30,12 @@ class Stored:
     """Makes it in the background; None: it is made."""
     size: int = 0
 
+    def all_items(self) -> list[dict[str, Any]]:
+        return [*self.items, *self.body.get("output", ())]
+
+    def item_ids(self) -> list[str]:
+        return [item["id"] for item in self.all_items() if isinstance(item.get("id"), str)]
+
 
 class Store:
     """The newest responses by id. An older one is forgotten first."""
@@ -39,6 +45,8 @@ class Store:
         self.max_bytes = max_bytes
         self.kept: OrderedDict[str, Stored] = OrderedDict()
         self.bytes = 0
+        self.holder_of: dict[str, str] = {}
+        """The newest response that has an item, by the ids of both."""
 
     def put(self, stored: Stored) -> None:
         """Keep a response, or what has become of it."""
@@ -46,6 +54,7 @@ class Store:
         stored.size = len(msgspec.json.encode([stored.body, stored.items, stored.messages]))
         self.kept[stored.body["id"]] = stored
         self.bytes += stored.size
+        self.holder_of |= {item: stored.body["id"] for item in stored.item_ids()}
         if self.is_over():
             for id in list(self.kept):
                 if self.kept[id].task is None:
@@ -60,6 +69,21 @@ class Store:
         stored = self.kept.pop(id, None)
         if stored is not None:
             self.bytes -= stored.size
+            for item in stored.item_ids():
+                if self.holder_of.get(item) == id:
+                    del self.holder_of[item]
+
+    def item(self, id: Any, param: str) -> dict[str, Any]:
+        """An item of a response that is kept; ``Problem`` if none has it."""
+        holder = self.kept.get(self.holder_of.get(id, "")) if isinstance(id, str) else None
+        if holder is None:
+            raise Problem(
+                404,
+                f"{param} is {id!r:.100}, which is an item of no response that is kept here; send the item itself",
+                param=param,
+                code="item_not_found",
+            )
+        return next(item for item in holder.all_items() if item.get("id") == id)
 
     def get(self, id: str, param: str | None = None) -> Stored:
         """``Problem`` if it is not there."""
