@@ -92,6 +92,8 @@ class ExecutorOptions(ModelOptions):
     """Where an executor notes which adapters it has loaded, for the next one."""
     rendezvous: str = ""
     """The path at which the ranks meet; the supervisor fills it in, anew for each of their lives."""
+    keeper: str = ""
+    """The path at which the keeper of the weights is asked; empty: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

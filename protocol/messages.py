@@ -263,7 +263,8 @@ class ActorState(msgspec.Struct, kw_only=True):
     name: str
     role: str = "actor"
     """``actor``; ``frontend``, a client of the others; ``spare``: it waits to be the next incarnation of an actor, and
-    nobody waits for it; or ``service``: one that a router stands before, by its endpoint, of which it knows no pid."""
+    nobody waits for it; ``keeper``: it holds the weights while the executor starts again, and nobody waits for it;
+    or ``service``: one that a router stands before, by its endpoint, of which it knows no pid."""
     state: str
     """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead``: it waits for
     its restart."""

@@ -55,7 +55,8 @@ def prepare(context: StartContext) -> Prepared:
 
         return Prepared(load_grammars(context, options))
     gpu = uses_gpu(options.device)
-    shares = not gpu and options.tensor_parallel_size == 1 and has_room(context, options)
+    alone = options.tensor_parallel_size == 1
+    shares = not gpu and alone and not options.keeper and has_room(context, options)
     with reading_ahead(options) if shares else nullcontext():
         context.phase("import torch")
         import torch
@@ -109,9 +110,17 @@ def load_grammars(context: StartContext, options: ExecutorOptions) -> GrammarCom
 
 
 def load_whole(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
-    """The model, on its device."""
-    from .model.load import load_model, make_model
+    """The model on its device, as it is served; with weights that are kept, if there are any."""
+    from .keeping.weights import KeptWeights
+    from .model.load import load_model, make_model, nothing_around
 
+    kept = KeptWeights(options.keeper) if options.keeper else None
+    model = None
+    if kept is not None and context.restarted:
+        context.phase("take weights over")
+        model = kept.taken_over(options.model, where, backend_of(options, where), options.batch_invariant)
+    if model is not None:
+        return check_length(options, model)
     context.phase("load weights")
     model = (make_model if options.load_format == "dummy" else load_model)(
         options.model,
@@ -120,6 +129,7 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
         attention_backend=backend_of(options, where),
         quantization=options.quantization,
         batch_invariant=options.batch_invariant,
+        around=nothing_around if kept is None else kept.keeping,
     )
     return check_length(options, model)
 

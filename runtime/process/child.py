@@ -10,8 +10,6 @@ import ctypes
 import gc
 import importlib
 import os
-import resource
-import signal
 import socket
 import sys
 import time
@@ -23,12 +21,12 @@ import msgspec
 
 from ...protocol.codec import prepare
 from ..actor import Actor
-from ..log import configure
 from ..supervision import control
 from .frontend import Frontend, FrontendHost
 from .host import Host
 from .loops import run_blocking, run_events
 from .priority import come_first, stand_back
+from .settle import settle
 
 T = TypeVar("T")
 
@@ -92,22 +90,6 @@ class Build:
         return {name: round(seconds, 3) for name, seconds in self.phases.items()}
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when its parent ends, and make sure that it has not yet."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pr_set_pdeathsig = 1
-    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def raise_file_limit() -> None:
-    """ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def give_memory_back() -> None:
     """Give what was needed only for the start back to the system: as much again as what is kept, for a large
     vocabulary. From now on map what takes over 128 KB, a long prompt or a trace, so that it goes back when it is freed.
@@ -126,18 +108,6 @@ def main(factory: str, fd: int, parent: int) -> int:
     settle(parent)
     with socket.socket(fileno=fd) as channel:
         return live(factory, channel)
-
-
-def settle(parent: int) -> None:
-    """What every process of a service does first; it ends with ``parent``, the supervisor."""
-    die_with_parent(parent)
-    for number in (
-        signal.SIGINT,
-        *control.IDLE_SIGNALS,
-    ):  # what reaches the whole group, the supervisor decides upon
-        signal.signal(number, signal.SIG_IGN)
-    raise_file_limit()
-    configure(as_json=False)
 
 
 def live(factory: str, channel: socket.socket, *, in_hand: int | None = None, prepared: Any = None) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..supervision import control
-from .child import Build, StartContext, die_with_parent, end, failure, live, named, settle
+from .child import Build, StartContext, end, failure, live, named
+from .settle import die_with_parent, settle
 
 NICENESS = 19
 """Of imports while others serve."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...protocol.actors import HELPERS
 from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
 from ..log import Output, logger, standard_error
@@ -55,10 +56,14 @@ class ChildSpec:
     actor's peer, and its death is no death of the service."""
     from_the_first: bool = False
     """Of a spare: their first incarnations are forked from it too, and wait for it."""
+    keeps_at: str | None = None
+    """Of a keeper (`keeping`): the path at which it is asked. It has no factory; its death is none of the service."""
 
     @property
     def role(self) -> str:
         """``ActorState.role``."""
+        if self.keeps_at:
+            return "keeper"
         return "spare" if self.prepare else "frontend" if self.frontend_of else "actor"
 
 
@@ -184,8 +189,8 @@ class Child:
 
     def end(self, reason: str = "") -> None:
         """Stop it, with a last message to those who wait for it; kill it if it does not end."""
-        if self.spec.role == "spare":
-            self.process.kill()  # nobody waits for it, and it may be importing
+        if self.spec.role in HELPERS:
+            self.process.kill()  # nobody waits for it; a spare may be importing
         self.send(control.Stop(reason=reason))
         try:
             self.process.wait(STOP_TIMEOUT_S)
@@ -257,10 +262,12 @@ def start_process(
     spec: ChildSpec, channel: socket.socket, in_hand: InHand, output: Output | None
 ) -> subprocess.Popen[bytes]:
     """A new process, with these files."""
-    if spec.prepare is None:
-        command = [f"{PROCESS}.child", spec.factory]
-    else:
+    if spec.keeps_at is not None:
+        command = [f"{PROCESS}.keeper", spec.keeps_at]
+    elif spec.prepare is not None:
         command = [f"{PROCESS}.spare", spec.prepare, spec.factory]
+    else:
+        command = [f"{PROCESS}.child", spec.factory]
     ours_to_print_to = standard_error()
     stderr = subprocess.DEVNULL if ours_to_print_to is None else ours_to_print_to
     return subprocess.Popen(

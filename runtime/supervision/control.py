@@ -50,10 +50,11 @@ class Begin(Control):
 
 
 class Prepare(Control):
-    """supervisor → spare: import what the actor needs. The first message; answered by ``Ready`` or ``Failed``."""
+    """supervisor → spare: import what the actor needs; → keeper: begin. The first message; answered by ``Ready`` or
+    ``Failed``."""
 
     options: dict[str, Any]
-    """Of the actor."""
+    """Of the actor; a keeper has none."""
     background: bool
     """Others serve meanwhile and come first."""
 

@@ -13,32 +13,24 @@ from .restarts import PERIOD_S
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 
 
-class Spares:
-    """Those of one factory, one after the other."""
+class Beside:
+    """The incarnations of a child beside the actors, one after the other."""
 
-    def __init__(self, *, from_the_first: bool) -> None:
-        """``from_the_first``: the first incarnations are forked too."""
-        self.from_the_first = from_the_first
+    def __init__(self, first_pause_s: float = 0.0) -> None:
+        """``first_pause_s``: after the first death of a row; then come ``FIRST_PAUSE_S`` more, and twice as many."""
+        self.first_pause_s = first_pause_s
         self.number = 0
         """Of the latest."""
         self.there = False
         self.ready_at: float | None = None
-        """Since when the one that is there waits."""
+        """Since when the one that is there is ready."""
         self.not_before = 0.0
         self.in_a_row = 0
         """That did not last."""
 
-    def due(self, *, serving: bool, whole: bool) -> float | None:
-        """When the next one may be started; None: not now. ``whole``: every actor is ready."""
-        if self.there or not (whole if serving else self.from_the_first and not self.number):
-            return None
-        return self.not_before
-
-    def source(self, *, first: bool) -> Literal["spare", "nothing", "later"]:
-        """What the next incarnation is made of; ``later``: that is not known yet. ``first``: none was before it."""
-        if self.ready_at is not None:
-            return "spare"
-        return "later" if first and self.from_the_first and self.there else "nothing"
+    def next_due(self) -> float | None:
+        """When the next one may be started; None: there is one."""
+        return None if self.there else self.not_before
 
     def on_start(self) -> None:
         self.number += 1
@@ -51,8 +43,30 @@ class Spares:
         if self.ready_at is not None and now - self.ready_at >= PERIOD_S:
             self.in_a_row = 0
         self.there, self.ready_at = False, None
-        self.not_before = now + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**self.in_a_row)
+        pause_s = self.first_pause_s + FIRST_PAUSE_S * (2**self.in_a_row - 1)
+        self.not_before = now + min(MOST_PAUSE_S, pause_s)
         self.in_a_row += 1
+
+
+class Spares(Beside):
+    """Those of one factory."""
+
+    def __init__(self, *, from_the_first: bool) -> None:
+        """``from_the_first``: the first incarnations are forked too."""
+        super().__init__(FIRST_PAUSE_S)
+        self.from_the_first = from_the_first
+
+    def due(self, *, serving: bool, whole: bool) -> float | None:
+        """When the next one may be started; None: not now. ``whole``: every actor is ready."""
+        if self.there or not (whole if serving else self.from_the_first and not self.number):
+            return None
+        return self.not_before
+
+    def source(self, *, first: bool) -> Literal["spare", "nothing", "later"]:
+        """What the next incarnation is made of; ``later``: that is not known yet. ``first``: none was before it."""
+        if self.ready_at is not None:
+            return "spare"
+        return "later" if first and self.from_the_first and self.there else "nothing"
 
     def is_to_blame(self, *, was_ready: bool, own_fault: bool) -> bool:
         """Whether a fork that has ended lets believe that further ones would end as it did.

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from ...protocol.actors import HELPERS
 from ...protocol.codec import pack
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import Actors, ActorState
@@ -128,7 +129,7 @@ class Status:
             live=all(state.state != "hung" for state in states),
             ready=serving
             and not draining
-            and all(state.state == "ready" for state in states if state.role != "spare"),
+            and all(state.state == "ready" for state in states if state.role not in HELPERS),
             draining=draining,
         )
 

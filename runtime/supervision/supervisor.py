@@ -16,15 +16,16 @@ from pathlib import Path
 
 import zmq
 
+from ...protocol.actors import HELPERS
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, hanging, members_of
+from .helpers import Helpers
 from .liveness import Liveness
 from .notify import Notify
 from .restarts import INTENSITY, TRIES, Restarts
-from .spares import Spares
 from .status import Status
 
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
@@ -51,9 +52,7 @@ class Supervisor:
         start_timeout_s: float = 600.0,
     ) -> None:
         """``collect_output``: what children print goes through the log instead of straight to standard error."""
-        self.specs = [spec for spec in specs if spec.role != "spare"]
-        self.spare = next((spec for spec in specs if spec.role == "spare"), None)
-        self.spares = self.new_spares()
+        self.specs = [spec for spec in specs if spec.role not in HELPERS]
         self.waiting_for_spare: list[ChildSpec] = []
         """Whose first incarnation is forked from the spare, when that is ready."""
         self.directory = directory
@@ -81,6 +80,7 @@ class Supervisor:
         self.key = os.urandom(16)
         """What frames between the actors begin with, so that nobody else's are taken for theirs."""
         self.status = Status(self.children, f"ipc://{directory}/control")
+        self.helpers = Helpers(specs, self.status, directory, collect_output=collect_output)
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.signals: list[int] = []
         self.idle_signals: list[int] = []
@@ -126,11 +126,11 @@ class Supervisor:
     def start(self) -> bool:
         """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
         deadline = time.monotonic() + self.start_timeout_s
-        self.start_spare()
+        self.start_helpers()
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            if self.source(spec, first=True) == "later":
+            if self.helpers.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
             else:
                 self.spawn(spec)
@@ -139,6 +139,8 @@ class Supervisor:
         return self.serving
 
     def spawn(self, spec: ChildSpec) -> None:
+        if spec.options.get("keeper") and self.has_served and (silent := self.helpers.silent_keeper()):
+            self.end_helper(silent)
         self.epoch += 1
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         group = [other for other in others if spec.group is not None and other.spec.group == spec.group]
@@ -173,7 +175,7 @@ class Supervisor:
             self.directory,
             begin,
             collect_output=self.collect_output,
-            spare=self.spare_for(spec),
+            spare=self.helpers.spare_for(spec),
         )
 
     def wait_ready(self, deadline: float) -> bool:
@@ -195,14 +197,14 @@ class Supervisor:
         return waiting + [
             child.spec.name
             for child in self.children.values()
-            if child.state == "starting" and child.spec.role != "spare"
+            if child.state == "starting" and child.spec.role not in HELPERS
         ]
 
     def on_ready(self, child: Child, ready: control.Ready) -> None:
         name, now = child.spec.name, time.monotonic()
         child.state, child.facts, child.phases, child.ready_at = "ready", ready.facts, ready.phases, now
-        if child.spec.role == "spare":
-            self.on_spare_ready(child, now)
+        if child.spec.role in HELPERS:
+            self.helpers.on_ready(child, now, serving=self.serving)
             return
         child.liveness = Liveness(child.hang_timeout_s, now)
         self.first_start_s.setdefault(name, now - child.since)
@@ -240,7 +242,7 @@ class Supervisor:
         waits = [
             *(
                 self.restart_due(),
-                self.start_spare(),
+                self.start_helpers(),
                 self.check_liveness(),
                 self.status.report_actors(self.serving, self.stopping),
                 self.feed_watchdog(),
@@ -281,8 +283,8 @@ class Supervisor:
             if child.there and child.channel.fileno() in ready:
                 self.hear(child)
             if child.there and child.pidfd in ready:
-                if child.spec.role == "spare":
-                    self.on_spare_death(child)
+                if child.spec.role in HELPERS:
+                    self.on_helper_death(child)
                 else:
                     self.on_death(child)
 
@@ -338,8 +340,8 @@ class Supervisor:
             raise failed
         were_ready = all(member.liveness is not None for member in members)
         was_ready = child.liveness is not None
-        if child.forked and self.spares.is_to_blame(was_ready=was_ready, own_fault=own_fault):
-            self.end_spare()
+        if child.forked and self.helpers.spares.is_to_blame(was_ready=was_ready, own_fault=own_fault):
+            self.end_helper(self.helpers.waiting_spare())
         for member in members:
             self.died_at[member.spec.name] = now
             self.status.keep_counters(member)
@@ -379,7 +381,7 @@ class Supervisor:
     def restart_due(self) -> float | None:
         """Start what has waited long enough; returns how long to wait for the next."""
         now = time.monotonic()
-        if self.waiting_for_spare and self.source(self.waiting_for_spare[0], first=True) != "later":
+        if self.waiting_for_spare and self.helpers.source(self.waiting_for_spare[0], first=True) != "later":
             waiting, self.waiting_for_spare = self.waiting_for_spare, []
             for spec in waiting:
                 self.spawn(spec)
@@ -403,74 +405,33 @@ class Supervisor:
                 child.reap()
         self.status.restarts.update(spec.name for spec in self.specs)
         self.children.clear()
-        self.spares = self.new_spares()
+        self.helpers.begin_anew()
         self.status.asking.clear()
         if not self.start() and not self.parent_gone:
             raise SlipstreamError(
                 "told to stop while all actors were starting again: what was under way could not be finished"
             )
 
-    # --- the spare ----------------------------------------------------------------------------------
+    # --- beside the actors --------------------------------------------------------------------------
 
-    def new_spares(self) -> Spares:
-        return Spares(from_the_first=self.spare is not None and self.spare.from_the_first)
-
-    def start_spare(self) -> float | None:
-        """Start one if it is time; returns how long until then."""
-        if self.spare is None or self.stopping:
+    def start_helpers(self) -> float | None:
+        """Start the spare and the keeper if it is time; returns how long until then."""
+        if self.stopping:
             return None
         whole = all(child.state == "ready" for child in self.children.values() if child.spec.role == "actor")
-        due = self.spares.due(serving=self.serving, whole=whole and not self.due)
-        now = time.monotonic()
-        if due is None or due > now:
-            return None if due is None else due - now
-        self.spares.on_start()
-        name, options = self.spare.name, self.spare.options
-        self.status.restarts[name] += self.spares.number > 1
-        first = control.Prepare(options, background=self.serving)
-        self.children[name] = Child.spawn(
-            self.spare, self.spares.number, self.directory, first, collect_output=self.collect_output
-        )
-        return None
+        return self.helpers.start(serving=self.serving, whole=whole and not self.due)
 
-    def source(self, spec: ChildSpec, *, first: bool) -> str:
-        """As of `Spares`, of the next incarnation of a child."""
-        if self.spare is None or spec.factory != self.spare.factory:
-            return "nothing"
-        return self.spares.source(first=first)
+    def end_helper(self, child: Child) -> None:
+        child.process.kill()
+        self.on_helper_death(child)
 
-    def spare_for(self, spec: ChildSpec) -> Child | None:
-        """The spare that the next incarnation of a child is forked from, if any."""
-        if self.spare is None or self.source(spec, first=False) != "spare":
-            return None
-        return self.children[self.spare.name]
-
-    def on_spare_ready(self, child: Child, now: float) -> None:
-        self.spares.on_ready(now)
-        if self.serving:
-            logger.info("%s (pid %d) waits: %s", child.spec.name, child.process.pid, child.memory())
-
-    def end_spare(self) -> None:
-        """What was forked from it could not start: the next one is started from nothing."""
-        assert self.spare is not None
-        spare = self.children[self.spare.name]
-        spare.process.kill()
-        self.on_spare_death(spare)
-
-    def on_spare_death(self, child: Child) -> None:
-        """Nobody waits for it: another one is started when that holds up no stream."""
+    def on_helper_death(self, child: Child) -> None:
+        """Nobody waits for it, but for a spare before the first incarnations are there: what it says of why it could
+        not prepare them is why they cannot start."""
         self.hear(child)
-        failed = ChildFailed(child, child.process.wait())
-        child.reap()
-        if child.failure is not None and self.waiting_for_spare:
-            raise failed  # those that wait for it would fail as it did
-        self.spares.on_death(time.monotonic())
-        logger.warning(
-            "%s (pid %d) ended: %s; another is started when all actors are ready",
-            child.spec.name,
-            child.process.pid,
-            failed.cause,
-        )
+        if child.spec.role == "spare" and child.failure is not None and self.waiting_for_spare:
+            raise ChildFailed(child, child.process.wait())
+        self.helpers.on_death(child)
 
     # --- liveness ---------------------------------------------------------------------------------
 
@@ -495,7 +456,7 @@ class Supervisor:
                 continue
             liveness = child.liveness
             if liveness is None:
-                if child.spec.role != "spare":
+                if child.spec.role not in HELPERS:
                     dues += self.check_start(child, now)
                 continue
             if liveness.hung(now):

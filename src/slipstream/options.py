@@ -333,6 +333,13 @@ class ServeOptions:
         group=LIFE,
         choices=("auto", "on", "off"),
     )
+    weights_keeper: str = option(
+        "auto",
+        "hold the weights in a process of their own, so that an executor that starts again finds them where they were;"
+        " auto: with a GPU, where the driver can do it",
+        group=LIFE,
+        choices=("auto", "on", "off"),
+    )
     ready_fd: int | None = option(
         None,
         "write one line of JSON to this file descriptor when ready",
@@ -417,6 +424,11 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
                 " are not divided among ranks; leave out one"
+            )
+        if self.weights_keeper == "on" and self.tensor_parallel_size > 1:
+            raise InvalidRequest(
+                f"{spell('weights_keeper')} is not possible with {spell('tensor_parallel_size')}: each rank loads its"
+                " part anew; leave out one"
             )
         self.check_adapters(spell)
         check_reach(self, spell)

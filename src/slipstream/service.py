@@ -183,6 +183,9 @@ def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     )
     if spare is not None and spare.state == "ready":
         logger.info(f"  spare executor (pid {spare.process.pid}): {spare.memory()}")
+    keeper = supervisor.children.get("weights.keeper")
+    if keeper is not None and keeper.state == "ready":
+        logger.info(f"  keeper of the weights (pid {keeper.process.pid}): {keeper.memory()}")
     if facts.get("adapters"):
         logger.info(f"  {facts['adapters']}")
     for line in facts.get("states", ()):
@@ -279,8 +282,10 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         http = replace(http, server_dev_mode=options.server_dev_mode)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
-    ranks = executors(options, model, directory)
+    keepers = keepers_for(options, directory)
+    ranks = executors(options, model, directory, keepers)
     children = [
+        *keepers,
         *spares(options, ranks[0]),
         *ranks,
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
@@ -294,18 +299,31 @@ def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
 
 
-def executors(options: ServeOptions, model: ModelOptions, directory: Path) -> list[ChildSpec]:
+def executors(
+    options: ServeOptions, model: ModelOptions, directory: Path, keepers: list[ChildSpec]
+) -> list[ChildSpec]:
     """The executor, or its ranks: ``executor`` is the first of them."""
     size = options.tensor_parallel_size
-    ranks = [
-        replace(executor_options(options, model, rank), adapters_file=str(directory / "adapters.json"))
-        for rank in range(size)
-    ]
+    paths = {
+        "adapters_file": str(directory / "adapters.json"),
+        "keeper": next((spec.keeps_at or "" for spec in keepers), ""),
+    }
+    ranks = [replace(executor_options(options, model, rank), **paths) for rank in range(size)]
     group = "executor" if size > 1 else None
     return [
         replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)
         for own in ranks
     ]
+
+
+def keepers_for(options: ServeOptions, directory: Path) -> list[ChildSpec]:
+    """The keeper of the weights, if there is one: on a CPU the spare has them already."""
+    alone = options.tensor_parallel_size == 1
+    if options.weights_keeper == "on" or (
+        options.weights_keeper == "auto" and alone and uses_gpu(options.device)
+    ):
+        return [ChildSpec("weights.keeper", "", {}, keeps_at=f"{directory}/keeper")]
+    return []
 
 
 SPARE_BYTES = 2 << 30

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
 from .options import ServeOptions
+from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .route_options import RouteOptions
@@ -134,12 +135,12 @@ class Sidecar:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process id of each actor as it is now; a spare is none."""
-        return {name: actor["pid"] for name, actor in self.actors.items() if actor["role"] != "spare"}
+        """The process id of each actor as it is now; spare and keeper are none."""
+        return {name: actor["pid"] for name, actor in self.actors.items() if actor["role"] not in HELPERS}
 
     @property
     def actors(self) -> dict[str, dict[str, Any]]:
-        """What the supervisor says of each actor, and of a spare: role, pid, state, epoch and restarts."""
+        """What the supervisor says of each actor, of a spare and of a keeper: role, pid, state, epoch and restarts."""
         return self._ask()
 
     def restart(self, actor: str) -> None:

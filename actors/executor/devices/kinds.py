@@ -48,6 +48,7 @@ KINDS = {
             "batch_invariant",
             "load_format",
             "cuda_graphs",
+            "weights_keeper",
         ),
     ),
 }

@@ -21,6 +21,7 @@ from .operations import Operations, TorchOperations
 from .paged_model import PagedModel
 from .quantization.linear import QuantizedLinear
 from .quantization.linear import joined as joined_quantized
+from .quantization.stacked import stacked
 from .understand import (
     CHECKED_POSITIONS,
     CHECKED_TOKENS,
@@ -185,7 +186,7 @@ def assemble_layer(parts: LayerParts, operations: Operations) -> Layer:
 
 
 def joined(layers: list[nn.Linear]) -> nn.Linear:
-    """One linear layer that computes what all of them do, one after the other."""
+    """One linear layer that computes what all of them do, one after the other; its weights are theirs from now on."""
     if len(layers) == 1:
         return layers[0]
     quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
@@ -193,8 +194,7 @@ def joined(layers: list[nn.Linear]) -> nn.Linear:
         return joined_quantized(quantized)
     with torch.device("meta"):
         found = nn.Linear(layers[0].in_features, sum(one.out_features for one in layers), bias=False)
-    found.weight = nn.Parameter(torch.cat([one.weight for one in layers]), requires_grad=False)
+    found.weight = nn.Parameter(stacked([one.weight for one in layers]), requires_grad=False)
     if layers[0].bias is not None:
-        bias = torch.cat([one.bias for one in layers])
-        found.bias = nn.Parameter(bias, requires_grad=False)
+        found.bias = nn.Parameter(stacked([one.bias for one in layers]), requires_grad=False)
     return found

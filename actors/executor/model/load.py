@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ META = torch.device("meta")
 """Where tensors have a shape and no memory."""
 
 
+Around = Callable[[PagedModel], AbstractContextManager[None]]
+"""What is to happen around a model's being finished: it is of transformers first, and as it is served afterwards."""
+
+
+def nothing_around(model: PagedModel) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def load_model(
     path_or_name: str,
     *,
@@ -40,6 +49,7 @@ def load_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
+    around: Around = nothing_around,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
 
@@ -60,9 +70,26 @@ def load_model(
         told = quantize_layers(transformer, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.weights_told = told
+    with around(model):
+        finish(model, batch_invariant)
+    return model
+
+
+def finish(model: PagedModel, batch_invariant: bool) -> None:
+    """Make sure that a model computes what it should, and fuse it where that is possible; ModelNotSupported if not."""
     with torch.inference_mode():
         check_products(model.transformer, model.dtype)
-    return fused(model, batch_invariant)
+    with probed(model):
+        replace(model, batch_invariant)
+    if batch_invariant:
+        prove_invariant(model)
+
+
+def replace(model: PagedModel, batch_invariant: bool) -> None:
+    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order."""
+    fuse(model)
+    if batch_invariant:
+        make_invariant(model)
 
 
 def load_transformer(
@@ -101,6 +128,7 @@ def make_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
+    around: Around = nothing_around,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
@@ -111,17 +139,8 @@ def make_model(
     if quantization is not None:
         model.weights_told = quantize_layers(model.transformer, quantization, device)
         model.measure()
-    return fused(model, batch_invariant)
-
-
-def fused(model: PagedModel, batch_invariant: bool) -> PagedModel:
-    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order."""
-    with probed(model):
-        fuse(model)
-        if batch_invariant:
-            make_invariant(model)
-    if batch_invariant:
-        prove_invariant(model)
+    with around(model):
+        finish(model, batch_invariant)
     return model
 
 
@@ -133,28 +152,45 @@ def from_config(
     attention_backend: str = "torch",
 ) -> PagedModel:
     """A model of this configuration with random weights, made on the device, as transformers has it."""
+    return PagedModel(made(config, device, dtype, seed), attention.create(attention_backend))
+
+
+def made(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> PreTrainedModel:
+    """The model of transformers, with random weights."""
     gate.check_config(config)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        transformer = gate.causal_lm_class(config)._from_config(
+        return gate.causal_lm_class(config)._from_config(
             unquantized(language_model_config(config)), dtype=dtype, attn_implementation=IMPLEMENTATION
         )
-    return PagedModel(transformer, attention.create(attention_backend))
 
 
-def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
-    """A model of this configuration without memory: its layers show what they are, and compute nothing."""
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of transformers without memory."""
     text: Any = language_model_config(config)
     own = text._experts_implementation
     # Grouped products of experts ask for bfloat16 before anything else, also where nothing is computed.
     text._experts_implementation = "batched_mm"
     try:
-        model = from_config(config, META, dtype)
+        transformer: Any = made(config, META, dtype)
     finally:
         text._experts_implementation = own
-    transformer: Any = model.transformer
-    transformer.config._experts_implementation = transformer.get_correct_experts_implementation(own)
+    return transformer
+
+
+def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
+    """A model of this configuration without memory: its layers show what they are, and compute nothing."""
+    model = PagedModel(skeleton(config, dtype), attention.create("torch"))
+    use_own_experts(model.transformer, config)
     return model
+
+
+def use_own_experts(transformer: Any, config: PreTrainedConfig) -> None:
+    """Let a skeleton that has memory now compute its experts as its configuration says."""
+    own = language_model_config(config)._experts_implementation
+    transformer.config._experts_implementation = transformer.get_correct_experts_implementation(own)
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
 from .products import MOST_FEW_ROWS, multiplied_by, product
+from .stacked import stacked
 from .weight import QuantizedWeight
 
 FLOAT8_MOST = 448.0
@@ -78,8 +79,8 @@ def joined(layers: list[QuantizedLinear]) -> QuantizedLinear:
         scales = [layer.scales.repeat_interleave(rows, 0)[: layer.out_features] for layer in layers]
         rows = 1
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    weight = torch.cat([layer.weight.view(torch.int8) for layer in layers]).view(layers[0].weight.dtype)
-    return QuantizedLinear(weight, torch.cat(scales), (rows, columns), torch.cat(biases) if biases else None)
+    weight = stacked([layer.weight for layer in layers])
+    return QuantizedLinear(weight, stacked(scales), (rows, columns), stacked(biases) if biases else None)
 
 
 def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> str:

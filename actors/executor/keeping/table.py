@@ -1,0 +1,195 @@
+"""What of a model is where in an arena: its tensors by the names that transformers has for them.
+
+What `fuse` joins is one tensor, of which the layers that it was made of are views; so a model of transformers made of
+the table is fused again without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from ..model.paged_model import PagedModel
+from ..model.quantization.linear import QuantizedLinear
+from .arena import Arena, aligned
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A tensor in an arena."""
+
+    start: int
+    """Byte."""
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def view(self, memory: Tensor) -> Tensor:
+        """The tensor, of the bytes of an arena."""
+        dtype = getattr(torch, self.dtype)
+        span = span_of(self.shape, self.stride) * dtype.itemsize
+        return memory[self.start : self.start + span].view(dtype).as_strided(self.shape, self.stride)
+
+
+class Table(msgspec.Struct):
+    """Of one model."""
+
+    dtype: str
+    """Of the model."""
+    told: str
+    """`PagedModel.weights_told`."""
+    tensors: dict[str, Place]
+    blocks: dict[str, tuple[int, int]]
+    """Of layers whose weights are quantized: how many rows and columns share a scale."""
+    piece_bytes: int
+    """Of the arena."""
+
+
+class Named(NamedTuple):
+    """A parameter or buffer of a model of transformers, found again when ``fuse`` has taken that apart."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.attribute)
+
+    @property
+    def is_buffer(self) -> bool:
+        return self.attribute in self.module._buffers
+
+
+def named_tensors(transformer: nn.Module) -> list[Named]:
+    """All parameters and buffers, by each of their names."""
+    found: list[Named] = []
+    for path, module in transformer.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                found.append(Named(f"{path}.{attribute}" if path else attribute, module, attribute))
+    return found
+
+
+def span_of(shape: Iterable[int], stride: Iterable[int]) -> int:
+    """Elements from the first to the last of a tensor."""
+    sizes = tuple(shape)
+    return 0 if 0 in sizes else 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True))
+
+
+class Region:
+    """Bytes of a storage that belong together, and the tensors in them."""
+
+    def __init__(self, start: int) -> None:
+        self.start = self.end = start
+        self.tensors: list[Tensor] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+def regions_of(tensors: Iterable[Tensor]) -> list[Region]:
+    """The memory of ``tensors``: each byte in one region alone, and each tensor in one."""
+    spans: list[tuple[int, int, int, Tensor]] = []
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        storage = tensor.untyped_storage().data_ptr()
+        start = tensor.data_ptr() - storage
+        spans.append(
+            (storage, start, start + span_of(tensor.shape, tensor.stride()) * tensor.itemsize, tensor)
+        )
+    found: list[Region] = []
+    last = None
+    for storage, start, end, tensor in sorted(spans, key=lambda span: span[:2]):
+        if storage != last or start >= found[-1].end:
+            found.append(Region(start))
+            last = storage
+        found[-1].end = max(found[-1].end, end)
+        found[-1].tensors.append(tensor)
+    return found
+
+
+def move(regions: list[Region], arena: Arena) -> None:
+    """Move the memory of all tensors into the arena, region by region; who holds a tensor holds it there."""
+    for region in regions:
+        storage = region.tensors[0].untyped_storage()
+        offsets = [tensor.data_ptr() - storage.data_ptr() - region.start for tensor in region.tensors]
+        source = torch.empty(0, dtype=torch.uint8, device=region.tensors[0].device)
+        source.set_(storage, region.start, (region.nbytes,), (1,))  # type: ignore[call-overload]
+        target = arena.place(region.nbytes)
+        target.copy_(source)
+        for tensor, offset in zip(region.tensors, offsets, strict=True):
+            tensor.data = typed(target[offset:], tensor.dtype).as_strided(tensor.shape, tensor.stride())
+
+
+def typed(memory: Tensor, dtype: torch.dtype) -> Tensor:
+    """As many numbers as the bytes have room for."""
+    return memory[: memory.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
+
+
+def put(buffers: list[Named], arena: Arena) -> dict[str, Place]:
+    """Copies of buffers in the arena. They stay where they are: they are small, and some are written to."""
+    memory = arena.whole()
+    found: dict[str, Place] = {}
+    for each in buffers:
+        tensor = each.tensor.contiguous()
+        target = arena.place(tensor.nbytes)
+        target.copy_(tensor.view(-1).view(torch.uint8))
+        found[each.name] = place_of(tensor, target.data_ptr() - memory.data_ptr())
+    return found
+
+
+def place_of(tensor: Tensor, start: int) -> Place:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return Place(start, name, tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
+    """Move a model's tensors into an arena of ``bytes_of`` them; ``named`` before it was fused, and now no more."""
+    parameters = [each for each in named if not each.is_buffer]
+    move(regions_of(tensors_of(model, parameters)), arena)
+    base = arena.whole().data_ptr()
+    places = {each.name: place_of(each.tensor, each.tensor.data_ptr() - base) for each in parameters}
+    places |= put([each for each in named if each.is_buffer], arena)
+    blocks = {
+        each.name.rpartition(".")[0]: each.module.block
+        for each in named
+        if isinstance(each.module, QuantizedLinear)
+    }
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Table(dtype, model.weights_told, places, blocks, arena.piece_bytes)
+
+
+def bytes_of(model: PagedModel, named: list[Named]) -> int:
+    """How much an arena has to hold."""
+    regions = regions_of(tensors_of(model, [each for each in named if not each.is_buffer]))
+    moved = sum(aligned(region.nbytes) for region in regions)
+    return moved + sum(aligned(each.tensor.nbytes) for each in named if each.is_buffer)
+
+
+def tensors_of(model: PagedModel, parameters: list[Named]) -> list[Tensor]:
+    """Those of transformers, and those that were made of them."""
+    return [*(each.tensor for each in parameters), *model.transformer.parameters()]
+
+
+def bind(transformer: nn.Module, table: Table, memory: Tensor) -> None:
+    """Give a model without memory the tensors of the table; ValueError where they are not those that it has."""
+    for name, block in table.blocks.items():
+        weight, scales = (table.tensors[f"{name}.{part}"].view(memory) for part in ("weight", "scales"))
+        bias = table.tensors.get(f"{name}.bias")
+        layer = QuantizedLinear(weight, scales, block, None if bias is None else bias.view(memory))
+        transformer.set_submodule(name, layer)
+    known: dict[Place, nn.Parameter] = {}
+    for each in named_tensors(transformer):
+        place = table.tensors.get(each.name)
+        if place is None:
+            raise ValueError(f"nothing is kept of {each.name}")
+        if each.is_buffer:
+            each.module._buffers[each.attribute] = place.view(memory).clone()
+            continue
+        if place not in known:
+            known[place] = nn.Parameter(place.view(memory), requires_grad=False)
+        each.module._parameters[each.attribute] = known[place]

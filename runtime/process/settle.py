@@ -1,0 +1,39 @@
+"""What every process of a service does first, whatever it will be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+
+from ..log import configure
+from ..supervision import control
+
+
+def settle(parent: int) -> None:
+    """What every process of a service does first; it ends with ``parent``, the supervisor."""
+    die_with_parent(parent)
+    for number in (
+        signal.SIGINT,
+        *control.IDLE_SIGNALS,
+    ):  # what reaches the whole group, the supervisor decides upon
+        signal.signal(number, signal.SIG_IGN)
+    raise_file_limit()
+    configure(as_json=False)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, and make sure that it has not yet."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_pdeathsig = 1
+    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def raise_file_limit() -> None:
+    """ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,112 @@
+"""Children beside the actors, which no stream needs: a spare, of which incarnations are forked, and a keeper.
+
+Nobody waits for them, and their deaths are no deaths of the service. One that ends is started again, after a pause
+that grows where it does not last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..keeping import Keeper
+from ..log import logger
+from . import control
+from .children import Child, ChildFailed, ChildSpec
+from .spares import Beside, Spares
+from .status import Status
+
+
+class Helpers:
+    """Those of one service."""
+
+    def __init__(
+        self, specs: Sequence[ChildSpec], status: Status, directory: Path, *, collect_output: bool
+    ) -> None:
+        self.spare = next((spec for spec in specs if spec.role == "spare"), None)
+        self.keeper = next((spec for spec in specs if spec.role == "keeper"), None)
+        self.status = status
+        self.children = status.children
+        self.directory = directory
+        self.collect_output = collect_output
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """All children are gone, and start again."""
+        self.spares = Spares(from_the_first=self.spare is not None and self.spare.from_the_first)
+        self.keepers = Beside()
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self, *, serving: bool, whole: bool) -> float | None:
+        """Start those whose time it is; returns how long until that of the next. ``whole``: every actor is ready."""
+        now = time.monotonic()
+        waits: list[float] = []
+        for spec, state, due in (
+            (self.keeper, self.keepers, self.keepers.next_due()),
+            (self.spare, self.spares, self.spares.due(serving=serving, whole=whole)),
+        ):
+            if spec is None or due is None:
+                continue
+            if due > now:
+                waits.append(due - now)
+            else:
+                self.spawn(spec, state, control.Prepare(spec.options, background=serving))
+        return min(waits, default=None)
+
+    def spawn(self, spec: ChildSpec, state: Beside, first: control.Prepare) -> None:
+        state.on_start()
+        self.status.restarts[spec.name] += state.number > 1
+        self.children[spec.name] = Child.spawn(
+            spec, state.number, self.directory, first, collect_output=self.collect_output
+        )
+
+    def on_ready(self, child: Child, now: float, *, serving: bool) -> None:
+        self.state_of(child).on_ready(now)
+        if serving:
+            logger.info("%s (pid %d) waits: %s", child.spec.name, child.process.pid, child.memory())
+
+    def state_of(self, child: Child) -> Beside:
+        return self.spares if child.spec.role == "spare" else self.keepers
+
+    # --- death ------------------------------------------------------------------------------------
+
+    def on_death(self, child: Child) -> None:
+        """It has ended, and its last words were heard."""
+        failed = ChildFailed(child, child.process.wait())
+        child.reap()
+        self.state_of(child).on_death(time.monotonic())
+        then = (
+            "another is started when all actors are ready"
+            if child.spec.role == "spare"
+            else "who has what it kept goes on with it; another keeper is started"
+        )
+        logger.warning("%s (pid %d) ended: %s; %s", child.spec.name, child.process.pid, failed.cause, then)
+
+    def silent_keeper(self) -> Child | None:
+        """The keeper if it is ready and does not answer: what it holds would be there twice with what is made anew."""
+        if self.keeper is None or self.keeper.keeps_at is None or self.keepers.ready_at is None:
+            return None
+        child = self.children[self.keeper.name]
+        if Keeper(self.keeper.keeps_at, "-").answers():
+            return None
+        logger.warning("%s (pid %d) does not answer: ending it", child.spec.name, child.process.pid)
+        return child
+
+    # --- what incarnations are made of ------------------------------------------------------------
+
+    def source(self, spec: ChildSpec, *, first: bool) -> str:
+        """As of `Spares`, of the next incarnation of a child."""
+        if self.spare is None or spec.factory != self.spare.factory:
+            return "nothing"
+        return self.spares.source(first=first)
+
+    def spare_for(self, spec: ChildSpec) -> Child | None:
+        """The spare that the next incarnation of a child is forked from, if any."""
+        return self.waiting_spare() if self.source(spec, first=False) == "spare" else None
+
+    def waiting_spare(self) -> Child:
+        """The one that is there."""
+        assert self.spare is not None
+        return self.children[self.spare.name]
