@@ -7,7 +7,7 @@ the pipeline, and again after a restart. What a row does not ask for leaves its 
 On a CPU a neighbour's wishes therefore change nothing. On a GPU a step whose rows ask for no more than a
 temperature is sampled by Triton kernels (`kernels.py`); their exponentials differ in the last bits from those of
 torch, by which all rows are sampled beside one that asks for more. Another token follows only if the draw falls
-between the two.
+between the two, and in a batch-invariant service (`invariant.py`) none.
 
 A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency
 and presence, the grammar's mask, temperature, top-k, top-p, min-p, the draw. The order is that of transformers' logits
@@ -134,42 +134,27 @@ class Sampler:
             logits = logits.index_copy(0, rows, masked(logits[rows], masks))
         if kind.greedy:
             return logits.argmax(dim=-1).int()
-        return self.sample(
+        return self.sample(logits, position, asked, kind).int()
+
+    def sample(
+        self, logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], kind: SamplingKind
+    ) -> Tensor:
+        """As `sampler.sample`, with what the rows ``asked`` for and the draws of the tokens at ``position``."""
+        return sample(
             logits,
             asked("temperature"),
             asked("top_k").long(),
             asked("top_p"),
             asked("min_p"),
-            uniform(seed_of(asked("seed_low"), asked("seed_high")), index),
-            kind,
-        ).int()
-
-    def sample(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        draws: Tensor,
-        kind: SamplingKind,
-    ) -> Tensor:
-        """As `sampler.sample`."""
-        return sample(
-            logits,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            draws,
+            uniform(seed_of(asked("seed_low"), asked("seed_high")), position - asked("prompt_len")),
             truncated=kind.truncated,
             candidates=kind.candidates,
             nucleus=kind.nucleus,
         )
 
-    def logprobs(self, logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-        """As `sampler.logprobs`."""
-        return logprobs(logits, tokens, columns)
+    def totals(self, logits: Tensor) -> Tensor:
+        """The logarithms [S, 1] of the sums of the exponentials of ``logits`` float32 [S, V]."""
+        return logits.logsumexp(dim=-1, keepdim=True)
 
 
 def choose_by_kernels(
@@ -242,13 +227,38 @@ def sample(
     """
     greedy = logits.argmax(dim=-1)
     is_greedy = (temperature == 0) | (top_k == 1)
-    # Less the greatest before the division: no temperature, however small, makes an infinity of it.
-    scaled = logits - logits.gather(1, greedy[:, None])
-    scaled /= torch.where(is_greedy, 1.0, temperature)[:, None]
+    scaled = below_best(logits, at(logits, greedy), torch.where(is_greedy, 1.0, temperature))
     weights = scaled.exp()
     if truncated:
         weights = truncate(weights, scaled, top_k, top_p, min_p, candidates=candidates, nucleus=nucleus)
     return torch.where(is_greedy, greedy, draw(weights, draws))
+
+
+def below_best(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """``logits`` [S, V] less the ``best`` of each row [S], by its ``temperature`` [S].
+
+    Less the best before the division: no temperature, however small, makes an infinity of it.
+    """
+    scaled = logits - best[:, None]
+    scaled /= temperature[:, None]
+    return scaled
+
+
+def truncated_logits(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    *,
+    candidates: int,
+    nucleus: bool,
+) -> Tensor:
+    """``logits`` float32 [S, V] without those that `truncate` leaves out, which are minus infinity."""
+    best, temperature = logits.amax(dim=-1), torch.where(temperature == 0, 1.0, temperature)
+    scaled = below_best(logits, best, temperature)
+    weights = truncate(scaled.exp(), scaled, top_k, top_p, min_p, candidates=candidates, nucleus=nucleus)
+    return torch.where(weights > 0, logits, float("-inf"))
 
 
 def truncate(
@@ -346,10 +356,11 @@ def at(values: Tensor, place: Tensor) -> Tensor:
     return values.gather(1, place[:, None])[:, 0]
 
 
-def logprobs(logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+def logprobs(logits: Tensor, totals: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """Token ids int32 and logprobs float32, both [S, ``columns``]: the sampled token's, then the most likely ones.
 
-    ``logits`` float32 [S, V] are the model's own, ``tokens`` int32 [S] what was sampled. Columns for which
+    ``logits`` float32 [S, V] are the model's own, and ``totals`` [S, 1] as of `Sampler.totals`; ``tokens`` int32 [S]
+    what was sampled. Columns for which
     the vocabulary has no tokens are zero.
     """
     ids = tokens[:, None]
@@ -358,7 +369,7 @@ def logprobs(logits: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tens
         best = logits.topk(min(columns - 1, logits.shape[1]))
         ids = torch.cat([ids, best.indices.int()], dim=1)
         values = torch.cat([values, best.values], dim=1)
-    values = values - logits.logsumexp(dim=-1, keepdim=True)
+    values = values - totals
     unused = (0, columns - values.shape[1])
     return F.pad(ids, unused), F.pad(values, unused)
 

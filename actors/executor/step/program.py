@@ -10,7 +10,8 @@ from ..cache.paged import FP8, LayerScales, PagedBatch
 from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
-from ..sampling.one_by_one import OneByOneSampler
+from ..sampling.invariant import invariant_sampler
+from ..sampling.sampler import logprobs
 from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, SamplingKind, Step, StepLayout
 from .slots import SlotState
@@ -48,7 +49,7 @@ class ModelProgram:
         """What recurrent layers keep of each sequence slot; None where the model has none."""
         self.null_slots = torch.tensor([seq_slots], device=model.device)
         sizes = (seq_slots + 1, model.vocab_size, model.device)
-        self.sampler = OneByOneSampler(*sizes) if model.batch_invariant else sampler_of(model.group, *sizes)
+        self.sampler = invariant_sampler(*sizes) if model.batch_invariant else sampler_of(model.group, *sizes)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
         self.logits: Tensor | None = None
@@ -250,7 +251,8 @@ class ModelProgram:
         if kind.penalties:
             sampler.count_sampled(slots, tokens)
         if kind.logprobs:
-            ids, values = sampler.logprobs(logits.float(), tokens, kind.logprobs)
+            exact = logits.float()
+            ids, values = logprobs(exact, sampler.totals(exact), tokens, kind.logprobs)
             results.view(outputs, "logprob_tokens").copy_(ids.flatten())
             results.view(outputs, "logprobs").copy_(values.view(torch.int32).flatten())
 
@@ -259,7 +261,8 @@ class ModelProgram:
         layout, results = step.layout, step.results
         first = layout.sample_logits
         prompt = logits[first : first + layout.prompt_logprobs].float()
-        ids, values = self.sampler.logprobs(prompt, layout.view(inputs, "prompt_tokens"), step.prompt_columns)
+        totals, tokens = self.sampler.totals(prompt), layout.view(inputs, "prompt_tokens")
+        ids, values = logprobs(prompt, totals, tokens, step.prompt_columns)
         results.view(outputs, "prompt_logprob_tokens").copy_(ids.flatten())
         results.view(outputs, "prompt_logprobs").copy_(values.view(torch.int32).flatten())
 

@@ -22,6 +22,8 @@ from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.operations import Norm
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import PROBE_TOKENS, paged_logits, probe_tokens
+from slipstream.actors.executor.sampling.invariant import invariant_sampler
+from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
 from tiny_models import make_config
 from torch import Tensor, nn
@@ -290,3 +292,30 @@ def test_a_model_that_cannot_be_is_refused_with_the_reason(family: str, reason: 
         InvalidRequest, match=f"^batch_invariant is not possible: {reason}.*; leave out --batch-invariant$"
     ):
         invariant(family)
+
+
+def test_a_row_is_drawn_for_and_its_logprobs_are_the_same_whoever_is_beside_it() -> None:
+    vocab, draw = 40_001, random_of(6)
+    logits = draw(20, vocab)
+    sampler = invariant_sampler(1, vocab, CPU)
+    parameters = {
+        "temperature": draw(20).abs(),
+        "top_k": torch.arange(20, dtype=torch.int32) % 3 * 50,
+        "top_p": torch.linspace(0.5, 1.0, 20),
+        "min_p": torch.zeros(20),
+        "prompt_len": torch.zeros(20, dtype=torch.int32),
+        "seed_low": torch.arange(20, dtype=torch.int32),
+        "seed_high": torch.zeros(20, dtype=torch.int32),
+    }
+    position = torch.arange(20)
+    kind = SamplingKind(greedy=False, truncated=True, candidates=100, nucleus=True)
+    tokens = sampler.sample(logits, position, parameters.__getitem__, kind)
+    totals = sampler.totals(logits)
+    for row in range(20):
+        one = slice(row, row + 1)
+
+        def asked(name: str, one: slice = one) -> Tensor:
+            return parameters[name][one]
+
+        assert torch.equal(sampler.sample(logits[one], position[one], asked, kind), tokens[one])
+        assert torch.equal(sampler.totals(logits[one]), totals[one])

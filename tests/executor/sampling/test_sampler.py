@@ -449,7 +449,7 @@ def test_logprobs_are_those_of_the_log_softmax(vocab: int) -> None:
     tokens = torch.tensor([0, 1, 2, vocab - 1], dtype=torch.int32)
     expected = logits.log_softmax(dim=-1)
     for columns in (1, 1 + MAX_LOGPROBS):
-        ids, values = logprobs(logits, tokens, columns)
+        ids, values = logprobs(logits, logits.logsumexp(-1, True), tokens, columns)
         assert (ids.dtype, values.dtype) == (torch.int32, torch.float32)
         assert ids.shape == values.shape == (4, columns)
         assert torch.equal(ids[:, 0], tokens)

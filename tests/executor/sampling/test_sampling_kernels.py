@@ -81,3 +81,27 @@ def test_a_row_that_is_not_a_number_gets_some_token_of_the_vocabulary() -> None:
         sampled_tokens(logits, position, *(column(requests, JOIN, name) for name in names)),
     ):
         assert 0 <= int(found.min()) <= int(found.max()) < 5003
+
+
+@needs_kernels
+def test_a_batch_invariant_row_is_drawn_for_by_the_same_kernels_beside_one_that_asks_for_more() -> None:
+    from slipstream.actors.executor.sampling.invariant import SameKernelsSampler
+    from slipstream.actors.executor.sampling.kernels import sampled_tokens
+
+    logits, requests = make_logits(5003, torch.float32), make_requests()
+    choosing = column(requests, JOIN, "top_k")
+    choosing[::3] = 5
+    column(requests, JOIN, "top_p")[1::3] = 0.9
+    position = torch.arange(ROWS, device=DEVICE) + 100
+    kind = SamplingKind(greedy=False, truncated=True, candidates=5, nucleus=True)
+    sampler = SameKernelsSampler(1, 5003, DEVICE)
+
+    def asked(name: str) -> Tensor:
+        return column(requests, JOIN, name)
+
+    found = sampler.sample(logits, position, asked, kind)
+    names = ("temperature", "top_k", "prompt_len", "seed_low", "seed_high")
+    alone = sampled_tokens(logits, position, *(asked(name) for name in names))
+    assert torch.equal(found[2::3], alone[2::3]), "those that ask for nothing"
+    assert found.tolist() == plain(logits, requests, position, kind)
+    assert not torch.equal(found, alone), "what is left out must matter"
