@@ -350,7 +350,8 @@ class Scheduler(Actor):
         counters["device_idle_s"] += waited_s
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
         counters["scheduled_rows"] += len(rows)
-        wasted = len(rows) - np.count_nonzero(alive)  # a quarter of what a reduction costs
+        # A quarter of what a reduction costs; some versions of numpy count with numbers of their own.
+        wasted = len(rows) - int(np.count_nonzero(alive))
         if wasted:
             counters["wasted_rows"] += wasted
             rows, tokens = rows[alive], tokens[alive]

@@ -120,6 +120,7 @@ def test_a_ghost_token_after_a_stop_goes_no_further_and_is_counted(depth: int) -
     assert bench.ends[1] == Finished(1, "stop", stop)
     assert len(bench.tokens[2]) == 50
     assert bench.scheduler.counters["wasted_rows"] == depth - 1
+    assert {type(value) for value in bench.scheduler.counters.values()} == {float}, "others cannot be sent"
     assert bench.scheduler.counters["generation_tokens"] == 55
     bench.nothing_left()
 
