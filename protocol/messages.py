@@ -69,7 +69,9 @@ class Generate(FromClient, tag="generate"):
     the answer."""
     calls: dict[str, dict[str, Any]] = {}
     """With ``marks``: functions by name, each with a JSON Schema of its arguments, to which calls that the model
-    chooses to make are held, if ``formats`` has ``strict`` and nothing in ``params`` says what the answer matches."""
+    chooses to make are held, if ``formats`` has ``strict``. What ``params`` say that a whole answer matches
+    (``json_schema``, ``regex``, ``choice``, ``lark``) then holds for one that is no calls; beside other grammars calls
+    are held to nothing."""
     traceparent: str = ""
     """The trace that the request is part of, as W3C's Trace Context has it; empty: of none. Of no effect where the
     service sends no traces."""
@@ -409,7 +411,7 @@ class Enqueue(Internal):
     before: str = ""
     """As in ``Grammar``: thoughts, which the tokenizer knows from the prompt."""
     calls: str = ""
-    """The answer's grammar where the parameters have none, as the source of one of the kind ``calls``."""
+    """The answer's grammar in place of that of the parameters, as the source of one of the kind ``calls``."""
 
 
 class Cancel(Internal):

@@ -209,6 +209,10 @@ GRAMMARS = ("json_schema", "regex", "choice", "lark", "structural_tag", "allowed
 """Parameters that say what an answer must match, of which it can have one."""
 
 
+MATCHED_AS_A_WHOLE = ("json_schema", "regex", "choice", "lark")
+"""Those that leave no room for a call in the answer, which may so be calls instead."""
+
+
 def as_json(name: str, value: dict[str, Any] | list[Any]) -> str:
     """The value of the parameter ``name`` as JSON text; one that is far too large or deep is not written first."""
     layer: list[Any] = [value]

@@ -172,9 +172,7 @@ class Sequence:
     @property
     def grammar(self) -> Grammar | None:
         """What the answer has to match, with what may stand before it."""
-        grammar = self.params.grammar
-        if grammar is None and self.calls:
-            grammar = Grammar("calls", self.calls)
+        grammar = Grammar("calls", self.calls) if self.calls else self.params.grammar
         return None if grammar is None else msgspec.structs.replace(grammar, before=self.before)
 
     @property

@@ -18,6 +18,9 @@ from .notation import ANY_TEXT, LENIENT_STYLE, NO_FORCING, json_rule, literal
 GAP = r"/\n?/"
 """Space between a mark and JSON: with more of it a weak model would go on for ever."""
 
+ANSWER = "answer_itself"
+"""The name of the grammar that holds where nothing is called."""
+
 ID = "/[a-zA-Z0-9]{9}/"
 """What some models write for the id of a call."""
 
@@ -49,6 +52,15 @@ class CallMarkup:
                 f"TEXT: {text}",
             ]
         )
+
+    def instead(self, functions: Schemas, answer: str) -> str:
+        """Nothing but calls of these functions; or else what ``answer`` says, a grammar in llguidance's notation."""
+        opening, calls = OPENING[self.name], CALLS[self.name](self, functions)
+        whole = f"{NO_FORCING}\nstart: ({self.mark(opening)} {calls} {GAP})+ | @{ANSWER}"
+        if not answer.startswith("{"):
+            answer = json.dumps({"grammars": [{"lark_grammar": answer}]})
+        [first, *others] = json.loads(answer)["grammars"]
+        return json.dumps({"grammars": [{"lark_grammar": whole}, first | {"name": ANSWER}, *others]})
 
     def has(self, mark: str) -> bool:
         """Whether the vocabulary has a mark as one token."""

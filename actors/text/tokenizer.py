@@ -29,12 +29,13 @@ from ...protocol.messages import (
     Tokenized,
     first_number,
 )
-from ...protocol.sampling import Grammar, SamplingParams
+from ...protocol.sampling import MATCHED_AS_A_WHOLE, Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
 from .calls import CallMarkup
 from .chat_template import ChatTemplates
 from .grammar import GrammarCompiler, compiler_of
+from .notation import as_llguidance
 from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
 from .thoughts import ThoughtTokens
 
@@ -277,11 +278,17 @@ class Tokenizer(Actor):
             )
 
     def calls(self, submit: Submit) -> str:
-        """What holds the calls of the answer to the schemas of their functions; empty: nothing, or another grammar
-        does. Refuses functions for which it cannot be, by the name of the one that it is."""
-        if not submit.calls or self.markup is None or submit.params.grammar is not None:
+        """What holds the calls of the answer to the schemas of their functions, with what the parameters say of the
+        rest; empty: nothing does. Refuses functions for which it cannot be, by the name of the one that it is."""
+        other = submit.params.grammar
+        if not submit.calls or self.markup is None:
             return ""
-        whole = self.markup.grammar(submit.calls)
+        if other is None or isinstance(self.compiler, str):  # which is refused below
+            whole = self.markup.grammar(submit.calls)
+        elif other.kind in MATCHED_AS_A_WHOLE:
+            whole = self.markup.instead(submit.calls, as_llguidance(other, self.compiler.control))
+        else:
+            return ""
         try:
             self.check_grammar(Grammar("calls", whole))
         except InvalidRequest as refused:

@@ -14,6 +14,7 @@ from ..formats.said import ChatDelta
 from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
 from ..messages import NO_FORMATS, Delta, Formats, FromClient, Generate
+from ..sampling import MATCHED_AS_A_WHOLE
 from .request import answer_count
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Stream(Pending):
         from ..formats.formats import AnswerReader  # here, since few clients need it
 
         params = self.request.params
-        held = formats.strict and bool(self.request.calls) and params.grammar is None
+        kind = None if params.grammar is None else params.grammar.kind
+        held = formats.strict and bool(self.request.calls) and kind in (None, *MATCHED_AS_A_WHOLE)
         offered = msgspec.structs.replace(self.offered, held=held) if held else self.offered
         special = not params.skip_special_tokens
         reader = AnswerReader(formats, offered, self.new_ids(), special=special)

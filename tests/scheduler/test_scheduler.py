@@ -53,17 +53,16 @@ def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_do
     assert pairs(plan.chunks) == [(0, 32)]
 
 
-@pytest.mark.parametrize(("regex", "kind"), [(None, "calls"), ("a+", "regex")])
-def test_calls_are_held_to_a_grammar_where_no_parameter_has_one(regex: str | None, kind: str) -> None:
+@pytest.mark.parametrize(("calls", "kind"), [("start: /c/", "calls"), ("", "regex")])
+def test_the_grammar_of_calls_has_that_of_the_parameters_in_it(calls: str, kind: str) -> None:
     scheduler = Scheduler(SchedulerConfig(4, 64, 256, 1, (EOS,)))
     scheduler.receive("executor", Capacity(65, 16), 1.0)
-    params = SamplingParams(seed=1, max_tokens=5, regex=regex)
-    asked = Enqueue(1, int32(prompt(1, 10)), params, b"", before="before: /b/", calls="start: /c/")
+    params = SamplingParams(seed=1, max_tokens=5, regex="a+")
+    asked = Enqueue(1, int32(prompt(1, 10)), params, b"", before="before: /b/", calls=calls)
     sent = scheduler.receive("tokenizer", asked, 1.0)
     (plan,) = [message for to, message in sent if to == "executor"]
     (join,) = plan.joins
-    source = "start: /c/" if regex is None else regex
-    assert join.grammar == Grammar(kind, source, "before: /b/")
+    assert join.grammar == Grammar(kind, calls or "a+", "before: /b/")
 
 
 def test_steps_are_numbered_without_gaps() -> None:

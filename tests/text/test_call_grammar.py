@@ -139,11 +139,51 @@ def test_the_grammar_of_calls_is_for_conversations_in_which_nothing_else_says_wh
     answers = [(f"{thoughts}Well. {before}{RIGHT}{behind}", True), (f"{thoughts}{before}{WRONG}", False)]
     for answer, right in answers:
         assert followed(tokenizer, compiler, grammar, answer)[0] is right, "thoughts are free"
-    other = enqueued(actor, asked(OFFERED.calls, regex="[a-z]+"))
+    other = enqueued(actor, asked(OFFERED.calls, bad_words=["cat"]))
     assert isinstance(other, Enqueue)
     assert other.calls == ""
     unheld = Tokenizer(tokenizer, "none", 1000, compiler=compiler, formats=Formats(tool_calls="qwen3_coder"))
     assert enqueued(unheld, asked(OFFERED.calls)).calls == ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(
+    ("matches", "answer", "wrong"),
+    [
+        ({"json_schema": {"enum": [{"sky": "blue"}]}}, '{"sky": "blue"}', '{"sky": "red"}'),
+        ({"regex": "[0-9]+"}, "42", "It is 42."),
+        ({"choice": ["yes", "no"]}, "yes", "maybe"),
+        ({"lark": 'start: "up" | "down"'}, "up", "left"),
+    ],
+)
+def test_what_matches_as_a_whole_may_be_calls_instead(
+    name: str, matches: dict[str, Any], answer: str, wrong: str
+) -> None:
+    """An agent with structured output calls its tools first, and then answers so."""
+    formats = Formats(reasoning="qwen3", tool_calls=name, strict=True)
+    tokenizer = vocabulary(formats, special=True)
+    compiler = compiler_for(tokenizer)
+    actor = Tokenizer(tokenizer, "none", 1000, compiler=compiler, formats=formats)
+    told = enqueued(actor, asked(OFFERED.calls, **matches))
+    assert isinstance(told, Enqueue)
+    grammar = Grammar("calls", told.calls, told.before)
+    before, behind = ANSWERS[name]
+    for thoughts in ("", "<think>Hm.</think>\n\n"):
+        assert followed(tokenizer, compiler, grammar, thoughts + answer) == (True, True)
+        assert followed(tokenizer, compiler, grammar, f"{thoughts}{before}{RIGHT}{behind}") == (True, True)
+        assert followed(tokenizer, compiler, grammar, f"{thoughts}{before}{WRONG}") == (False, False)
+        assert followed(tokenizer, compiler, grammar, thoughts + wrong)[1] is False
+        assert followed(tokenizer, compiler, grammar, f"{thoughts}Well. {before}")[1] is False
+
+
+def test_without_grammars_a_strict_function_is_refused() -> None:
+    formats = Formats(tool_calls="hermes", strict=True)
+    actor = Tokenizer(
+        vocabulary(formats, special=True), "none", 1000, compiler="it has none", formats=formats
+    )
+    told = enqueued(actor, asked(OFFERED.calls))
+    assert isinstance(told, Refused)
+    assert "it has none" in told.message
 
 
 def test_a_schema_that_no_call_can_follow_is_refused_by_its_function() -> None:
