@@ -415,9 +415,10 @@ class ServeOptions:
                 f"{spell('batch_invariant')} is not possible with {spell('tensor_parallel_size')}: the sums of"
                 " ranks are left to the library that exchanges them; leave out one"
             )
-        if self.batch_invariant and self.lora is not None:
+        if self.batch_invariant and self.adapter_places:
+            asked = "lora" if self.lora is not None else "enable_lora_updates"
             raise InvalidRequest(
-                f"{spell('batch_invariant')} is not possible with {spell('lora')}: what adapters add is made"
+                f"{spell('batch_invariant')} is not possible with {spell(asked)}: what adapters add is made"
                 " of as many rows as have one; leave out one"
             )
         if self.quantization is not None and self.tensor_parallel_size > 1:

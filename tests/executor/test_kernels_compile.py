@@ -152,7 +152,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             | dict.fromkeys(("tokens", "state_stride", "K", "RANKS"), "i32"),
             dict(TOKENS=tokens, SPLITS=splits, TILE=16, COLUMNS=columns),
         )
-        for tokens, splits, columns in ((16, 8, 256), (64, 4, 64))
+        for tokens, splits, columns in ((16, 8, 512), (32, 14, 512), (64, 4, 64))
     ),
     *(
         (

@@ -51,6 +51,10 @@ def test_places_for_adapters(given: dict[str, Any], places: int) -> None:
             {"enable_lora_updates": True, "tensor_parallel_size": 2},
             "enable_lora_updates=True is not possible",
         ),
+        (
+            {"enable_lora_updates": True, "batch_invariant": True},
+            "with enable_lora_updates=True: what adapters add",
+        ),
         ({"lora": "a=/a", "device": "emulated"}, "has no effect with"),
     ],
 )

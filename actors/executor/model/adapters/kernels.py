@@ -5,7 +5,7 @@ has the adapter it ends at once. So a step's kernels are the same whichever adap
 from device memory: a graph holds them all. A token without an adapter has no program, and nothing is added to it.
 
 With few tokens the first product is divided along K among programs, so that there are enough of them; each writes its
-sum to a place of its own, and the second kernel adds them up in order. So the same states always give the same bits.
+sum to a place of its own, and the second kernel adds them up in order. So the same step always gives the same bits.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .products import Stack
 
 SIZES = ["tokens"]
@@ -30,18 +30,29 @@ class Tiles(NamedTuple):
     """What one program computes."""
 
     tokens: int
-    splits: int
-    """Parts of K, in the first product."""
     columns: int
     """Of K, at once."""
+    splits: int
+    """Most parts of K, in the first product."""
     outputs: int
     """Of N, in the second product."""
-    warps: int = 4
+    warps: int
 
+    def splits_of(self, width: int) -> int:
+        """Parts of ``width`` columns, each of which has some."""
+        steps = triton.cdiv(width, self.columns)
+        return triton.cdiv(steps, triton.cdiv(steps, self.splits))
+
+
+ONE, FEW, MANY = Tiles(16, 512, 16, 128, 2), Tiles(32, 512, 16, 128, 2), Tiles(64, 64, 4, 128, 4)
+"""For steps of up to 16 tokens, of up to ``FEW_TOKENS``, and of more."""
 
 FEW_TOKENS = 64
-FEW, MANY = Tiles(16, 8, 256, 128), Tiles(64, 4, 64, 128)
-"""For steps of up to ``FEW_TOKENS`` tokens, and of more."""
+
+
+def tiles_for(tokens: int) -> Tiles:
+    return ONE if tokens <= ONE.tokens else FEW if tokens <= FEW_TOKENS else MANY
+
 
 MOST_RANKS = 64
 """Of one tile."""
@@ -63,6 +74,7 @@ def _shrink_kernel(
     COLUMNS: tl.constexpr,
 ):
     wait_for_kernel_before()
+    let_kernel_after_begin()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     adapter = tl.program_id(1)
     mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
@@ -103,6 +115,7 @@ def _expand_kernel(
     OUTPUTS: tl.constexpr,
 ):
     wait_for_kernel_before()
+    let_kernel_after_begin()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     adapter = tl.program_id(1)
     mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
@@ -147,7 +160,7 @@ class TritonProducts:
         self.ids = ids
 
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
-        add(output, states, stack, self.ids, FEW if len(states) <= FEW_TOKENS else MANY)
+        add(output, states, stack, self.ids, tiles_for(len(states)))
 
 
 def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles) -> None:
@@ -156,10 +169,11 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
     count, ranks, _ = stack.down.shape
     rank, ends = stack.rank, [outputs.stop for outputs, _ in stack.parts]
     parts = len(ends)
-    sums = torch.empty(tiles.splits, tokens, ranks, dtype=torch.float32, device=states.device)
+    splits = tiles.splits_of(width)
+    sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
     tile = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
     blocks = triton.cdiv(tokens, tiles.tokens)
-    _shrink_kernel[(blocks, count, tiles.splits * triton.cdiv(ranks, tile))](
+    _shrink_kernel[(blocks, count, splits * triton.cdiv(ranks, tile))](
         states,
         stack.down,
         ids,
@@ -169,10 +183,11 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         width,
         ranks,
         TOKENS=tiles.tokens,
-        SPLITS=tiles.splits,
+        SPLITS=splits,
         TILE=tile,
         COLUMNS=tiles.columns,
         num_warps=tiles.warps,
+        num_stages=2,  # with more, few programs have room at once
         **FOLLOWING,
     )
     rows = sum(triton.cdiv(outputs.stop - outputs.start, tiles.outputs) for outputs, _ in stack.parts)
@@ -188,7 +203,7 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         RANK=rank,
         PARTS=parts,
         TOKENS=tiles.tokens,
-        SPLITS=tiles.splits,
+        SPLITS=splits,
         TILE=tile,
         OUTPUTS=tiles.outputs,
         num_warps=tiles.warps,
