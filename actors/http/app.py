@@ -149,7 +149,13 @@ ENDPOINTS = [
 DEVELOPMENT = [
     Endpoint("POST", "/reset_prefix_cache", development.reset_prefix_cache, "Forget what was computed"),
     Endpoint("POST", "/start_profile", development.start_profile, "Begin a profile"),
-    Endpoint("POST", "/stop_profile", development.stop_profile, "The timeline since then, for Perfetto"),
+    Endpoint(
+        "POST",
+        "/stop_profile",
+        development.stop_profile,
+        "The timeline since then, for Perfetto",
+        answer=answers.Profile,
+    ),
 ]
 """What is there with ``--server-dev-mode`` alone."""
 

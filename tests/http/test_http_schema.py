@@ -13,7 +13,7 @@ from slipstream import Sidecar
 def test_schemathesis_finds_nothing(tmp_path: Path, more: int) -> None:
     """All its checks but one: that what fits the schema is accepted. A schema cannot say all that must hold, such
     as that a prompt fits the model's length."""
-    options: dict[str, Any] = {"max_model_len": 64, "emulated_step_ms": 0}
+    options: dict[str, Any] = {"max_model_len": 64, "emulated_step_ms": 0, "server_dev_mode": True}
     with Sidecar(device="emulated", http="127.0.0.1:0", **options) as sidecar:
         done = subprocess.run(
             [

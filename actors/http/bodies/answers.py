@@ -137,6 +137,14 @@ class Load(Struct, kw_only=True):
     """Requests that are open."""
 
 
+class Profile(Struct, kw_only=True):
+    """A timeline in Chrome's trace format."""
+
+    displayTimeUnit: Literal["ms"]
+    traceEvents: list[dict[str, Any]]
+    otherData: dict[str, Any]
+
+
 class TokenizerInfo(Struct, kw_only=True):
     tokenizer_class: str
     chat_template: str | None

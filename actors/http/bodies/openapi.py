@@ -70,6 +70,8 @@ def document(endpoints: Sequence[Described], version: str, bounds: dict[str, int
 
 def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
     codes = ERRORS if endpoint.body is not None else dict.fromkeys(WITHOUT_BODY, "")
+    if endpoint.method == "POST":
+        codes = codes | {"400": ""}
     if "{" in endpoint.path:
         codes = codes | {"404": ""}
     schema = {"anyOf": [schema_of[kind] for kind in dict.fromkeys((endpoint.error, ErrorAnswer))]}

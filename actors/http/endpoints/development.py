@@ -6,7 +6,7 @@ import io
 import time
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ....protocol.client.perfetto import write
 from ....protocol.client.timeline import Timeline
@@ -17,13 +17,13 @@ from ..service import Service
 async def reset_prefix_cache(service: Service, request: Request) -> Response:
     """What is asked from now on begins with nothing that was computed before."""
     await service.client.reset_prefix_cache()
-    return Response()
+    return PlainTextResponse()
 
 
 async def start_profile(service: Service, request: Request) -> Response:
     """The next ``stop_profile`` tells what happened from now on."""
     service.profiled_since = time.monotonic()
-    return Response()
+    return PlainTextResponse()
 
 
 async def stop_profile(service: Service, request: Request) -> Response:
