@@ -1,7 +1,7 @@
 """What a step costs: on the host to stage and to launch, on a GPU to replay.
 
     python examples/step_bench.py [--models 8b 1.5b 0.5b] [--rows 256] [--quantization fp8] [--json FILE]
-    python examples/step_bench.py --models 8b --rows 32 --context 8000 [--kv-cache-dtype fp8]
+    python examples/step_bench.py --models 8b --rows 32 --context 8000 [--kv-cache-dtype fp8] [--adapters 8]
 
 Staging is measured anywhere. With a GPU, models of these shapes with random weights are put together as the executor
 does it, every graph is captured, and steps of several sizes are run: of rows that decode, and of rows that decode
@@ -27,6 +27,7 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.protocol.messages import Join, Plan
 
 LENGTH, BLOCK, BUDGET = 8192, 16, 2048
+ADAPTER_RANK = 16
 DECODES = (1, 8, 32, 128, 256)
 MIXED = ((8, 16), (8, 128), (8, 512), (32, 512), (8, 1024), (8, 2040))
 """Rows that decode, and tokens of the prompt beside them."""
@@ -41,9 +42,11 @@ class Variant:
     """Tokens that rows that decode have."""
     quantization: str | None
     kv_cache_dtype: str
+    adapters: int
+    """That there is room for; the rows have them in turn. Their weights are random, and small."""
 
 
-def join(slot: int, tokens: int, start: int, *, sampled: bool = False) -> Join:
+def join(slot: int, tokens: int, start: int, *, sampled: bool = False, adapters: int = 0) -> Join:
     return Join(
         slot=slot,
         tokens=np.full(tokens, 7, np.int32).tobytes(),
@@ -57,6 +60,7 @@ def join(slot: int, tokens: int, start: int, *, sampled: bool = False) -> Join:
         min_tokens=0,
         stop_tokens=b"",
         end=LENGTH,
+        adapter=1 + slot % adapters if adapters else 0,
     )
 
 
@@ -114,6 +118,11 @@ class Rig:
                 quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
             fuse(model)
+            self.adapters = variant.adapters
+            if variant.adapters:
+                for stack in model.take_adapters(variant.adapters, ADAPTER_RANK).stacks:
+                    stack.down.normal_(0.0, 0.01)
+                    stack.up.normal_(0.0, 0.001)
             scales = measure_scales(model) if variant.kv_cache_dtype == "fp8" else None
             self.program = ModelProgram(model, slots, LENGTH, BLOCK, scales=scales)
             buckets = buckets_of(slots, BUDGET, LENGTH)
@@ -150,7 +159,7 @@ class Rig:
         self.batch.clear()
         blocks, joins = [], []
         for slot in range(decodes):
-            joins.append(join(slot, self.context, self.context - 1, sampled=sampled))
+            joins.append(join(slot, self.context, self.context - 1, sampled=sampled, adapters=self.adapters))
             blocks += blocks_of(slot, self.context + 100, 1 + slot * (self.context + 100) // BLOCK)
         chunks = as_bytes([(slot, 1) for slot in range(decodes)])
         self.step(self.graphed.run, Plan(0, joins=joins, blocks=as_bytes(blocks), chunks=chunks))
@@ -168,7 +177,7 @@ class Rig:
             plan = Plan(
                 0,
                 leaves=np.array([slot] if number else [], np.int32).tobytes(),
-                joins=[join(slot, tokens, 0)],
+                joins=[join(slot, tokens, 0, adapters=self.adapters)],
                 blocks=as_bytes(blocks_of(slot, tokens, first)),
                 chunks=as_bytes([(slot, tokens)]),
             )
@@ -220,13 +229,16 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("fp8", "int8"), help="of the models' layers")
     parser.add_argument("--context", type=int, default=900, help="tokens of rows that decode (default 900)")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
+    parser.add_argument("--adapters", type=int, default=0, help="that the rows have in turn (default none)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not 0 < options.context <= LENGTH - 100:
         parser.error(
             f"--context {options.context}: from 1 to {LENGTH - 100}, which leaves room for the steps"
         )
-    variant = Variant(options.rows, options.context, options.quantization, options.kv_cache_dtype)
+    variant = Variant(
+        options.rows, options.context, options.quantization, options.kv_cache_dtype, options.adapters
+    )
     results: dict[str, Any] = {}
     for rows in (1, 8, 256):
         results[f"staging {rows}"] = found = staging(rows, options.context)
