@@ -239,7 +239,7 @@ class Host:
         return outcome != "blocked"
 
     def drain_mailbox(self) -> bool:
-        """Hand over what has arrived from other actors; True if there may be more."""
+        """Hand over what has arrived from other actors; True if there may be more, and that comes first."""
         for _ in range(TURN):
             try:
                 frame = self.mailbox.recv(zmq.DONTWAIT)
@@ -266,7 +266,10 @@ class Host:
                     self.handle_parts(sender, message)
                 else:
                     self.handle(sender, message)
-                self.complete_first(self.busy_ns - before_ns)
+                turn_ns = self.busy_ns - before_ns
+                self.complete_first(turn_ns)
+                if turn_ns >= LONG_TURN_NS and self.is_due(time.monotonic()):
+                    return False  # before the next message, which may have come meanwhile, and so would one after it
         return True
 
     def handle_parts(self, sender: Address, message: Any) -> None:
@@ -414,7 +417,7 @@ class Host:
         """What is due by the clock; returns the seconds until the next wake, None if there is none."""
         now = time.monotonic()
         self.look_at_file(now)
-        if self.actor.wake_at is not None and self.actor.wake_at <= now:
+        if self.is_due(now):
             self.wake(now)
         if self.draining and self.actor.idle:
             self.draining = False
@@ -423,6 +426,10 @@ class Host:
             self.services.flush()
         wake_at = self.actor.wake_at
         return None if wake_at is None else max(0.0, wake_at - now)
+
+    def is_due(self, now: float) -> bool:
+        """Whether the actor is to be woken."""
+        return self.actor.wake_at is not None and self.actor.wake_at <= now
 
     def wake(self, now: float) -> None:
         """Let the actor do what is due, and send it."""

@@ -27,6 +27,19 @@ def test_steps_whose_launch_takes_as_long_as_they_are_handed_over_one_by_one() -
         assert len(told) > 0.8 * steps
 
 
+def test_what_is_due_between_steps_is_done_where_the_next_plan_is_there_when_a_step_was_launched() -> None:
+    """As after a restart on a GPU, where each launch takes longer than the step: else full speed never came."""
+    with (
+        Planted({"executor": "planted:catching_up_executor"}, "--emulated-step-ms=5") as service,
+        service.client() as client,
+    ):
+        client.generate([5, 6, 7], SamplingParams(max_tokens=150, ignore_eos=True))
+        (state,) = [actor for actor in client.actors().actors if actor.name == "executor"]
+    assert state.full_speed_s is not None, "not while 150 steps were launched, of which 60 leave time enough"
+    assert state.ready_s is not None
+    assert state.full_speed_s > state.ready_s
+
+
 PIECES = """
 import psutil
 from slipstream.runtime.process.child import give_memory_back

@@ -126,6 +126,33 @@ def launching_executor(context: Any) -> Any:
     return actor
 
 
+def catching_up_executor(context: Any) -> Any:
+    """Launches each step for longer than it runs, until it has done 20 pieces of work between steps."""
+    from slipstream.actors.executor.build import build
+    from slipstream.protocol.messages import Plan
+
+    actor: Any = build(context)
+    pieces = 20
+    handle = actor.handlers[Plan]
+
+    def piece() -> float | None:
+        nonlocal pieces
+        pieces -= 1
+        if pieces < 0:
+            return None
+        time.sleep(0.02)
+        return 0.02
+
+    def launch(plan: Any, now: float) -> None:
+        handle(plan, now)
+        if actor.full_speed_at is None:
+            time.sleep(0.03)
+
+    actor.spare_work, actor.full_speed_at, actor.wake_at = piece, None, None
+    actor.handlers[Plan] = launch
+    return actor
+
+
 def impatient_executor(context: Any) -> Any:
     """Takes a step to hang after a second if it takes ten times as long as expected, where a service waits for ten."""
     from slipstream.actors.executor import patience
