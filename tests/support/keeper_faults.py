@@ -1,0 +1,64 @@
+"""Faults to plant in what a keeper answers, and in what decides when it comes again."""
+
+from __future__ import annotations
+
+from recovery_faults import Fault
+
+SHELF = "runtime.keeping:Shelf"
+BESIDE = "runtime.supervision.spares:Beside"
+
+FAULTS = [
+    Fault(
+        "files-of-the-life-before-stay",
+        f"{SHELF}.answer",
+        "self.forget(wanted)\n        self.files",
+        "self.files",
+    ),
+    Fault("only-some-files-are-kept", f"{SHELF}.answer", "list(files)", "list(files)[:1]"),
+    Fault("files-are-kept-in-another-order", f"{SHELF}.answer", "list(files)", "list(files)[::-1]"),
+    Fault(
+        "all-names-are-one",
+        f"{SHELF}.answer",
+        'wanted = name.decode(errors="replace")',
+        "wanted = str(bool(name))",
+    ),
+    Fault(
+        "what-is-fetched-is-gone",
+        f"{SHELF}.answer",
+        "self.files.get(wanted, [])",
+        "self.files.pop(wanted, [])",
+    ),
+    Fault("nothing-is-found", f"{SHELF}.answer", "self.files.get(wanted, [])", "[]"),
+    Fault("files-that-nobody-wanted-stay-open", f"{SHELF}.answer", "self.close(file)"),
+    Fault("nothing-is-refused", f"{SHELF}.answer", "return REFUSED, []", "return DONE, []"),
+    Fault("no-files-take-the-place-of-some", f"{SHELF}.answer", "and wanted and files", "and wanted"),
+    Fault("files-without-a-name-are-kept", f"{SHELF}.answer", "and wanted and files", "and files"),
+    Fault(
+        "what-is-let-go-stays",
+        f"{SHELF}.answer",
+        "if what == FORGET and wanted:\n        self.forget(wanted)",
+        "if what == FORGET and wanted:",
+    ),
+    Fault("files-that-are-let-go-stay-open", f"{SHELF}.forget", "self.close(file)"),
+    Fault(
+        "closed-files-are-handed-out",
+        f"{SHELF}.forget",
+        "self.files.pop(name, [])",
+        "self.files.get(name, [])",
+    ),
+    Fault(
+        "a-second-keeper-is-started",
+        f"{BESIDE}.next_due",
+        "None if self.there else self.not_before",
+        "self.not_before",
+    ),
+    Fault("no-keeper-comes-after-the-first", f"{BESIDE}.on_death", "self.there, self.ready_at = False, None"),
+    Fault(
+        "the-first-death-is-followed-by-a-pause",
+        f"{BESIDE}.on_death",
+        "2**self.in_a_row - 1",
+        "2**self.in_a_row",
+    ),
+    Fault("keepers-that-do-not-last-come-at-once", f"{BESIDE}.on_death", "self.in_a_row += 1"),
+    Fault("the-pause-never-gets-shorter", f"{BESIDE}.on_death", "self.in_a_row = 0"),
+]
