@@ -145,6 +145,21 @@ STATEFUL: dict[str, dict[str, Any]] = {
         mamba_dt_rank=4,
     ),
     "zaya": {},
+    "zamba2": dict(
+        num_hidden_layers=4,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        num_key_value_heads=4,
+        num_mem_blocks=1,
+        n_mamba_heads=8,
+        mamba_headdim=8,
+        mamba_d_state=8,
+        mamba_ngroups=2,
+        chunk_size=4,
+        use_shared_attention_adapter=True,
+        adapter_rank=4,
+        use_mem_rope=True,
+        time_step_min=1e-9,  # a bound that transformers keeps to in a text, and not when it decodes
+    ),
 }
 """Families whose layers keep a recurrent state or that of a convolution."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ CHUNKED = "chunked_attention"
 
 TEMPERATURE = "attn_temperature_tuning"
 """The attribute of a module of transformers that has it scale its queries by position."""
+
+SHARED = -1
+"""The layer of a module that several layers share."""
 
 SCALED_BY_POSITION = "scaled_by_position"
 """The attribute of such a module whose queries are scaled here."""
@@ -79,6 +83,20 @@ def attention_chunk_of(module: Any) -> int | None:
     if index is None or index >= len(types) or types[index] != CHUNKED:
         return None
     return config.attention_chunk_size  # type: ignore[union-attr]
+
+
+def tell_layers(model: nn.Module) -> None:
+    """Let the modules of attention that several layers share, and are told at each call of which one, know it."""
+    for module in model.modules():
+        if (
+            getattr(module, "layer_idx", None) == SHARED
+            and "layer_idx" in signature(module.forward).parameters
+        ):
+            module.register_forward_pre_hook(note_layer, with_kwargs=True)
+
+
+def note_layer(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    module.layer_idx = signature(module.forward).bind(*given, **named).arguments["layer_idx"]
 
 
 def scale_by_position(model: nn.Module, *, here: bool) -> None:

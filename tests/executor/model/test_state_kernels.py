@@ -155,6 +155,7 @@ WANTED = {
     "nemotron_h": [CONVOLUTION, SCAN],
     "jamba": [CONVOLUTION, SCAN],
     "zaya": [],
+    "zamba2": [CONVOLUTION, SCAN],
 }
 
 
