@@ -11,6 +11,7 @@ from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import max_model_len, open_checkpoint
 from ..cache.layout import cache_dtype
 from ..ranks.shard import check_heads, plan_of
+from .invariant.apply import EXPERTS, RECURRENT
 from .language_model import language_model_config
 from .load import DTYPES, META, laid_out, load_config
 from .paged_model import PagedModel
@@ -48,6 +49,8 @@ class Estimate:
     """Which of its steps are CUDA graphs on a GPU."""
     ranks: str
     """Among how many GPUs it can be divided."""
+    invariant: str
+    """Whether it can be batch-invariant."""
 
     def cache_bytes(self, tokens: int, block_size: int) -> int:
         """The cache of one request of ``tokens`` tokens, which takes whole blocks."""
@@ -82,6 +85,7 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         left_out=() if text is config else other_parts(config, text),
         graphs=graphs_of(model),
         ranks=ranks_of(model.transformer),
+        invariant=invariant_of(model),
         stored="" if scheme is None else stored(scheme, model),
         quantized_bytes=0 if scheme is not None else quantized_bytes(model),
     )
@@ -90,6 +94,15 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
 def other_parts(config: PreTrainedConfig, text: PreTrainedConfig) -> tuple[str, ...]:
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     return tuple(name for name, part in parts.items() if part is not None and part is not text)
+
+
+def invariant_of(model: PagedModel) -> str:
+    """As ``Estimate.invariant``, as far as it shows without weights."""
+    if model.stateful is not None:
+        return f"no: {RECURRENT}"
+    if any(parameter.dim() == 3 for parameter in model.transformer.parameters()):
+        return f"on a CPU alone, since {EXPERTS}, and if its decoder can be replaced, which shows at load"
+    return "if its decoder can be replaced, which shows at load"
 
 
 def stored(scheme: Scheme, model: PagedModel) -> str:

@@ -138,6 +138,7 @@ def show_parts(found: Estimate) -> None:
         show("states", line)
     show("graphs", found.graphs)
     show("ranks", found.ranks)
+    show("invariant", f"--batch-invariant: {found.invariant}")
 
 
 def in_bytes(count: int) -> str:

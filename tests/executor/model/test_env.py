@@ -103,6 +103,23 @@ def test_graphs_and_ranks_are_told(
     assert f"ranks        {ranks}" in out
 
 
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("llama", "if its decoder can be replaced"),
+        ("mixtral", "on a CPU alone, since a mixture of experts multiplies as many rows"),
+        ("mamba", "no: its recurrent layers compute a chunk of a prompt in another way"),
+    ],
+)
+def test_it_is_told_whether_a_model_can_be_batch_invariant(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str, told: str
+) -> None:
+    make_config(family).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path))
+    assert code == 0
+    assert f"invariant    --batch-invariant: {told}" in out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_next", "granitemoehybrid", "qwen3_5_moe"])
 def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Path) -> None:

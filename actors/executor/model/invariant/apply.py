@@ -21,6 +21,9 @@ from ..probe import PROBE_TOKENS, STEPS, paged_logits, probe_tokens
 from ..quantization.linear import QuantizedLinear
 from .on_cpu import BlockedLinear, FewRowsOperations, KeptByToken
 
+RECURRENT = "its recurrent layers compute a chunk of a prompt in another way than single tokens"
+EXPERTS = "a mixture of experts multiplies as many rows at once as want an expert"
+
 SCHEDULES = (
     STEPS,
     [(PROBE_TOKENS, 0), (0, PROBE_TOKENS)],
@@ -63,7 +66,7 @@ def reasons(model: PagedModel) -> Iterator[str]:
     """Why a model cannot be batch-invariant, as far as it shows without running it."""
     on_cpu = model.device.type == "cpu"
     if model.stateful is not None:
-        yield "its recurrent layers compute a chunk of a prompt in another way than single tokens"
+        yield RECURRENT
     if model.kept_because:
         yield f"its decoder stays as transformers has it: {model.kept_because}"
     if any(isinstance(module, QuantizedLinear) for module in model.transformer.modules()):
@@ -71,7 +74,7 @@ def reasons(model: PagedModel) -> Iterator[str]:
     if on_cpu and getattr(model.config, "final_logit_softcapping", None):
         yield "its logits are bent by a function that torch computes otherwise at the ends of its threads' parts"
     if not on_cpu and any(isinstance(module, Kept) for module in model.transformer.modules()):
-        yield "a mixture of experts multiplies as many rows at once as want an expert"
+        yield EXPERTS
     if not on_cpu and model.backend.name == "torch":
         yield "torch's own attention chooses its kernels by the rows of a step; take --attention-backend triton"
 

@@ -146,16 +146,11 @@ def tile_for(rows: int, itemsize: int) -> Tile:
 def parts_of(outputs: int, columns: int) -> tuple[int, int]:
     """Into how many parts the columns of a weight are cut, and how many columns each has.
 
-    As few as occupy the multiprocessors best: their number is what differs least from a multiple of them.
+    As many as give each multiprocessor about one program where rows are few. More cost more to add than they save.
     """
-    tiles, units = triton.cdiv(outputs, FEW_OUTPUTS), triton.cdiv(columns, UNIT)
-
-    def idle(parts: int) -> float:
-        waves = tiles * parts / MULTIPROCESSORS
-        return round(1 - waves / -(-waves // 1), 2)
-
-    wanted = min(range(1, min(MOST_PARTS, units) + 1), key=idle)
-    part = triton.cdiv(units, wanted) * UNIT
+    units = triton.cdiv(columns, UNIT)
+    wanted = round(MULTIPROCESSORS / triton.cdiv(outputs, FEW_OUTPUTS))
+    part = triton.cdiv(units, max(1, min(MOST_PARTS, units, wanted))) * UNIT
     return triton.cdiv(columns, part), part
 
 
