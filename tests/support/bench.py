@@ -20,6 +20,7 @@ from slipstream.protocol.messages import (
 )
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
+from wire import over_a_socket
 
 EOS = 1
 VOCAB = 1000
@@ -114,7 +115,8 @@ class Bench:
         self.carry(self.scheduler.wake(self.now))
 
     def carry(self, sends: list[Send]) -> None:
-        for to, sent in sends:
+        for to, message in sends:
+            sent = over_a_socket(message)
             if to == "executor":
                 self.plans.append(sent)
                 self.outstanding.append(sent)

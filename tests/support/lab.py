@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.codec import decode_envelope, encode
 from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from slipstream.protocol.messages import (
     Cancel,
     Capacity,
     Enqueue,
-    Envelope,
     GrammarEnd,
     Matched,
     PeerUp,
@@ -39,6 +37,7 @@ from slipstream.protocol.messages import (
     Tokens,
 )
 from slipstream.protocol.sampling import Grammar, SamplingParams
+from wire import over_a_socket
 
 EOS, VOCAB, LENGTH = 1, 40, 64
 EVERYTHING_EVERY = 32
@@ -161,7 +160,7 @@ class Lab:
             if to == "executor":
                 self.launch(sent)
             else:
-                self.hear(sent)
+                self.hear(over_a_socket(sent) if sent.counters else sent)
 
     def ask(self, answers: int) -> None:
         """One request, or several that share a prompt, as ``n`` answers do."""
@@ -500,13 +499,6 @@ class Lab:
             self.ended["matched"] += 1
         else:
             self.restart()
-
-
-def over_a_socket(plan: Plan) -> Plan:
-    """The plan as it comes out of its frame."""
-    body = decode_envelope(encode(Envelope("scheduler", 1, 1, 0, plan))).body
-    assert isinstance(body, Plan)
-    return body
 
 
 def main() -> None:
