@@ -150,7 +150,11 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/ranks",
         "actors/executor/model/quantization",
     },
-    "actors/executor/model/adapters": {"protocol", "actors/executor/devices"},
+    "actors/executor/model/adapters": {
+        "protocol",
+        "actors/executor/attention",
+        "actors/executor/devices",
+    },
     "actors/executor/model/invariant": {
         "protocol",
         "actors/executor/attention",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
+from slipstream.actors.executor.model.adapters.check import check_products
 from slipstream.actors.executor.model.adapters.products import Products, Stack, TorchProducts
+from slipstream.protocol.errors import ModelNotSupported
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -104,3 +106,24 @@ def test_a_token_gets_the_same_whoever_is_beside_it(products: Products) -> None:
         products.begin(ids[token : token + 1])
         products.add(own, states[token : token + 1], stack)
         assert torch.allclose(own[0], together[token], rtol=1e-5, atol=1e-5)
+
+
+def test_products_are_compared_with_torch_before_any_is_served(products: Products) -> None:
+    for dtype in DTYPES:
+        check_products(products, [stack_of(2, [40, 24], 96, 8, dtype), stack_of(2, [48], 40, 8, dtype)])
+
+
+@pytest.mark.parametrize("fault", ["of the other adapter", "left out", "of the first part alone"])
+def test_a_planted_fault_of_the_products_is_seen(fault: str) -> None:
+    class Faulty(TorchProducts):
+        def begin(self, ids: Tensor) -> None:
+            super().begin(ids.where(ids == 0, 3 - ids) if fault == "of the other adapter" else ids)
+
+        def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
+            if fault != "left out":
+                super().add(output, states, stack)
+            if fault == "of the first part alone":
+                output[:, stack.parts[0][0].stop :] = 0
+
+    with pytest.raises(ModelNotSupported, match=r"differs by .* of its size"):
+        check_products(Faulty(), [stack_of(2, [40, 24], 96, 8, torch.float32)])

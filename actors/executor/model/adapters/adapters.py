@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .....protocol.errors import InvalidRequest
 from .....protocol.messages import Adapter
+from .check import check_products
 from .folder import AdapterFolder, Pair
 from .products import Products, Stack, TorchProducts
 
@@ -52,6 +53,9 @@ class Adapters:
             for part, (layer, _) in enumerate(parts):
                 self.targets[layer] = Target(stack, part)
             module.register_forward_hook(self.adding(stack))
+        if self.stacks and self.device.type == "cuda":
+            with torch.inference_mode():
+                check_products(self.products, self.stacks)
 
     def stack(self, module: nn.Module, rows: list[int], transformer: PreTrainedModel) -> Stack:
         columns, outputs = size_of(module)
