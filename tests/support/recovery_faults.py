@@ -160,7 +160,12 @@ FAULTS = [
     ),
     Fault("delivered-tokens-are-not-noted", f"{DELIVERY}:take_tokens", "answer.delivered.append(token)"),
     Fault("an-end-of-an-older-attempt-counts", f"{DELIVERY}:take_end", "if not answer.opened:", "if False:"),
-    Fault("an-end-is-not-noted", f"{DELIVERY}:take_end", "answer.finished = True"),
+    Fault(
+        "an-end-is-not-noted",
+        f"{DELIVERY}:take_end",
+        "answer.finished, answer.reason = True, finished.reason",
+        "answer.reason = finished.reason",
+    ),
     Fault("a-tail-is-dropped", f"{DELIVERY}:take_end", "delta.text += tail"),
     Fault("a-finished-request-stays", f"{DELIVERY}:take_end", "ledger.forget(request)"),
     Fault("usage-is-not-told", f"{DELIVERY}:take_end", "delta.usage = request.usage"),
@@ -221,7 +226,7 @@ FAULTS = [
     Fault(
         "usage-of-a-finished-answer-is-dropped",
         f"{STREAM}.lacks_usage",
-        "return delta.finish_reason is not None and self.unfinished == {delta.index}",
+        "return answer_count(self.request.params) > 1 and self.unfinished == {delta.index}",
         "return False",
         fails=gateway_fails,
     ),
