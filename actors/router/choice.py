@@ -22,7 +22,7 @@ def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:
     loads = [replica.load for replica in replicas]
     most = sum(loads) / len(loads) * (1 + MOST_ABOVE_MEAN) + SLACK
     merits = [
-        ((replica.prefixes.matched(hashes) if hashes and replica.prefixes.count else 0, -load), replica)
+        ((matched(replica, hashes), -load), replica)
         for replica, load in zip(replicas, loads, strict=True)
         if load <= most
     ]
@@ -32,6 +32,13 @@ def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:
         return equals[0]
     first = hashes[0] if hashes else b""
     return max(equals, key=lambda replica: affinity(first, replica.endpoint))
+
+
+def matched(replica: Replica, hashes: list[bytes]) -> int:
+    """How many of the blocks count for it: none where what is sent would wait, longer than they take to compute."""
+    if not hashes or replica.crowded or not replica.prefixes.count:
+        return 0
+    return replica.prefixes.matched(hashes)
 
 
 def affinity(first: bytes, endpoint: str) -> bytes:

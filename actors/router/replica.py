@@ -24,6 +24,9 @@ POLL_S = 1.0
 BLOCKS_PER_ANSWER = 32
 """Blocks of prompts that a service still has to compute, about 500 tokens, which weigh as much as an open answer."""
 
+FAR_LESS = 0.75
+"""Of the answers that a service ran when requests waited there: below this share it is taken to have room."""
+
 SILENT_S = 2.0
 """A service that is silent for this long after a question gets nothing new until it speaks."""
 
@@ -57,6 +60,8 @@ class Replica:
         """Blocks of prompts that were sent there and have to be computed, as no token of their answers has come."""
         self.others = 0
         """Requests that others have open there, as it last said."""
+        self.room = float("inf")
+        """Answers that it runs at once, as far as it has shown by letting others wait."""
         self.counters: dict[str, float] = {}
         self.question: Question | None = None
         self.polled_at = float("-inf")
@@ -120,10 +125,25 @@ class Replica:
         if question is not None and question.answer is not None:
             self.counters = question.answer.counters
             self.others = max(0, int(self.counters.get("requests_open", 0)) - len(self.session.streams))
+            self.learn_room()
             self.question = None
+
+    def learn_room(self) -> None:
+        """One that lets requests wait runs no more than it runs now; one that runs far less has room again."""
+        running = self.counters.get("num_requests_running", 0.0)
+        if self.counters.get("num_requests_waiting", 0.0) > 0:
+            self.room = running
+        elif running < FAR_LESS * self.room:
+            self.room = float("inf")
+
+    @property
+    def crowded(self) -> bool:
+        """What it is sent now waits until another answer ends."""
+        return self.open_answers + self.others >= self.room
 
     def on_ready(self) -> None:
         self.move_at, self.draining, self.full_until, self.trouble = None, False, 0.0, ""
+        self.room = float("inf")
 
     def on_lost(self) -> None:
         """What was open there is open there no more, and who answers next may be another."""

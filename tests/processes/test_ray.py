@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ import pytest
 from ray_cluster import FAULTS, STREAMS
 from slipstream.protocol.errors import InvalidRequest
 
+from slipstream.commands.common import Stop
+from slipstream.commands.deploy import check_reachable
 from slipstream.ray_scaling import CACHE, MOST_CACHE, OPEN, Progress, scaling, services_needed
 
 CLUSTER = Path(__file__).parents[1] / "support" / "ray_cluster.py"
@@ -96,3 +99,13 @@ def test_a_service_that_completes_no_step_while_requests_are_open_is_stuck_and_a
     )
     assert progress.take({"steps": 6.0, OPEN: 2.0}, 211.0) is None
     assert progress.take({"steps": 6.0, OPEN: 2.0}, 220.0) is None
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(Stop, match=f"no Ray cluster is at RAY_ADDRESS={address}"):
+            check_reachable(address)
+    check_reachable("")
+    check_reachable("ray://head:10001")

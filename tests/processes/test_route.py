@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from slipstream.protocol.client.outputs import RequestOutput
+from slipstream.protocol.errors import ServiceUnavailable
 
-from slipstream import AsyncClient, SamplingParams, Sidecar
+from slipstream import AsyncClient, SamplingParams, Sidecar, route
 
 STREAMS = 12
 
@@ -126,6 +127,23 @@ def test_the_router_has_openais_face_too() -> None:
             assert json.load(answer)["usage"]["completion_tokens"] == 4
         with urllib.request.urlopen(f"{ready['http']}/health") as answer:
             assert answer.status == 200
+
+
+def test_a_service_that_never_answers_is_named_at_the_start_and_the_others_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(route, "FIRST_ANSWER_S", 0.5)
+    monkeypatch.setattr(route, "FURTHER_ANSWERS_S", 0.1)
+    monkeypatch.setattr(route.logger, "warning", lambda form, *values: told.append(form % values))
+    nobody = f"ipc://{tmp_path}/nobody"
+    with pytest.raises(ServiceUnavailable, match=nobody):
+        asyncio.run(route.first_welcome({nobody: None}))
+    monkeypatch.setattr(route, "FIRST_ANSWER_S", 30.0)
+    with service() as one:
+        welcome = asyncio.run(route.first_welcome({nobody: None, one.endpoint: None}))
+    assert welcome.model
+    assert told == [f"{nobody} has not answered yet"]
 
 
 @pytest.mark.parametrize(

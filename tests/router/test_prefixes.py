@@ -110,6 +110,23 @@ def test_a_service_far_above_the_mean_gets_nothing_for_its_caches_sake() -> None
     assert choose([busy, *rest], [b"a"]) is not busy
 
 
+def test_a_service_at_which_requests_wait_gets_nothing_for_its_caches_sake_until_it_has_room() -> None:
+    crowded, other = replicas(2, [8, 6])
+    crowded.prefixes.note([b"a"], 100)
+    for running, waiting, chosen in (
+        (8, 0, crowded),
+        (8, 2, other),
+        (8, 0, other),
+        (7, 0, other),
+        (5, 0, crowded),
+    ):
+        crowded.counters = {"num_requests_running": float(running), "num_requests_waiting": float(waiting)}
+        crowded.learn_room()
+        assert choose([crowded, other], [b"a"]) is chosen, (running, waiting)
+    other.room = crowded.room = 1.0
+    assert choose([crowded, other], [b"a"]) is other  # where all are, the one with least to do
+
+
 def test_what_nobody_has_goes_to_who_has_least_to_do_and_several_routers_agree() -> None:
     assert choose(found := replicas(3, [2, 1, 2]), [b"a"]) is found[1]
     chosen = {choose(replicas(3), [first]).endpoint for first in (b"a", b"a", b"a")}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 
 from .common import COULD_NOT_START, DONE, Run, Stop, need
+
+REACH_S = 5.0
+"""How long a Ray cluster may take to accept a connection."""
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
@@ -64,6 +69,7 @@ def run(found: argparse.Namespace) -> int:
         autoscaling=None if found.max_replicas is None else {"max_replicas": found.max_replicas},
         fleet=found.name,
     )
+    check_reachable(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(address="auto", logging_level=logging.ERROR)
     except ConnectionError as error:
@@ -75,6 +81,18 @@ def run(found: argparse.Namespace) -> int:
     serve.run(made, name=found.name, route_prefix="/")
     print(f"{found.name} is deployed; Ray Serve answers for it, at port 8000 unless it was started otherwise")
     return DONE
+
+
+def check_reachable(address: str) -> None:
+    """Stop if nobody listens at HOST:PORT, where Ray itself waits for minutes; other forms are Ray's own matter."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except OSError as error:
+        text = f"no Ray cluster is at RAY_ADDRESS={address}: {error}; start one with ray start --head"
+        raise Stop(COULD_NOT_START, text) from None
 
 
 def options_in(texts: list[str]) -> dict[str, str]:
