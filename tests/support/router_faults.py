@@ -184,8 +184,8 @@ FAULTS = [
     Fault(
         "a-service-that-is-back-counts-as-gone",
         f"{REPLICA}.takes",
-        "self.ready",
-        "not self.ready",
+        'self.session.state == "ready"',
+        'self.session.state != "ready"',
         fails=everything_fails,
     ),
 ]
