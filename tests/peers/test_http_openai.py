@@ -19,8 +19,10 @@ from openai.resources.chat import Completions as ChatCompletions
 from scripted import MODEL, Script, Scripted
 from slipstream.actors.text.chat_template import ChatTemplate
 from slipstream.actors.text.conversation import plain_messages
+from slipstream.actors.text.tokenizer_files import load_tokenizer
 
 from slipstream import Client, SamplingParams, Sidecar
+from slipstream.service import BUNDLED_MODEL
 
 NEAR = 60.0
 
@@ -155,6 +157,17 @@ def test_echo_with_logprobs_tells_those_of_the_prompt_and_may_tell_nothing_else(
     assert (text_of, tokens) == (whole.text, whole.logprobs.tokens)
     with pytest.raises(openai.BadRequestError, match="cannot be streamed"):
         api.completions.create(**fields, n=2, stream=True)
+
+
+def test_offsets_of_an_echo_of_ids_count_the_names_of_special_tokens(api: OpenAI) -> None:
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    ids = [0, *tokenizer.encode("Once upon", add_special_tokens=False).ids, 0]
+    told = api.completions.create(model=MODEL, prompt=ids, echo=True, logprobs=0, max_tokens=1, seed=1)
+    [choice] = told.choices
+    assert choice.logprobs is not None
+    texts = [tokenizer.decode(ids[:count], skip_special_tokens=False) for count in range(len(ids) + 1)]
+    assert choice.logprobs.text_offset == [len(text) for text in texts]
+    assert choice.text.startswith(texts[-1])
 
 
 def test_a_chat_tells_the_logprobs_of_its_prompt_as_vllm_does(api: OpenAI, direct: Client) -> None:
