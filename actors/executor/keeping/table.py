@@ -41,6 +41,8 @@ class Table(msgspec.Struct):
     """Of the model."""
     told: str
     """`PagedModel.weights_told`."""
+    kept_because: str
+    """`PagedModel.kept_because`."""
     tensors: dict[str, Place]
     blocks: dict[str, tuple[int, int]]
     """Of layers whose weights are quantized: how many rows and columns share a scale."""
@@ -160,7 +162,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
         if isinstance(each.module, QuantizedLinear)
     }
     dtype = str(model.dtype).removeprefix("torch.")
-    return Table(dtype, model.weights_told, places, blocks, arena.piece_bytes)
+    return Table(dtype, model.weights_told, model.kept_because, places, blocks, arena.piece_bytes)
 
 
 def bytes_of(model: PagedModel, named: list[Named]) -> int:

@@ -92,7 +92,7 @@ def model_of(
     use_own_experts(transformer, config)
     model = PagedModel(transformer, attention.create(attention_backend))
     model.weights_told = table.told
-    replace(model, batch_invariant)
+    replace(model, batch_invariant, checked=not table.kept_because)
     return model
 
 

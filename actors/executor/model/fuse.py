@@ -36,8 +36,11 @@ from .understand import (
 )
 
 
-def fuse(model: PagedModel, operations: Operations | None = None) -> None:
-    """Replace the decoder of ``model`` in place where it can be; ``model.kept_because`` says why it stays as it is."""
+def fuse(model: PagedModel, operations: Operations | None = None, *, checked: bool = False) -> None:
+    """Replace the decoder of ``model`` in place where it can be; ``model.kept_because`` says why it stays as it is.
+
+    ``checked``: it was replaced before, with the same weights, and computed the same.
+    """
     transformer = model.transformer
     prefix = transformer.base_model_prefix
     decoder: Any = getattr(transformer, prefix, None)
@@ -47,7 +50,8 @@ def fuse(model: PagedModel, operations: Operations | None = None) -> None:
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
         with torch.inference_mode():
             parts = understand(decoder, observe(decoder))
-            check(transformer, parts, operations)
+            if not checked:
+                check(transformer, parts, operations)
     except Unfit as reason:
         model.kept_because = str(reason)
         return

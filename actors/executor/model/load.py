@@ -85,9 +85,10 @@ def finish(model: PagedModel, batch_invariant: bool) -> None:
         prove_invariant(model)
 
 
-def replace(model: PagedModel, batch_invariant: bool) -> None:
-    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order."""
-    fuse(model)
+def replace(model: PagedModel, batch_invariant: bool, *, checked: bool = False) -> None:
+    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` as of
+    ``fuse``."""
+    fuse(model, checked=checked)
     if batch_invariant:
         make_invariant(model)
 
