@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 
+from ..file_limit import raise_file_limit
 from ..log import configure
 from ..supervision import control
 
@@ -30,10 +30,3 @@ def die_with_parent(parent: int) -> None:
     libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def raise_file_limit() -> None:
-    """ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

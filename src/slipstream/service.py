@@ -35,6 +35,7 @@ from .protocol.formats.formats import HELD_BY_GRAMMAR, formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, PROTOCOL, Limits
 from .protocol.messages import Formats
 from .route_options import RouteOptions
+from .runtime.file_limit import check_file_limit
 from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.memory import available
@@ -72,6 +73,7 @@ def plan_and_run(
     parent = os.getppid()
     with run_directory() as directory:
         try:
+            check_file_limit()
             specs = plan(directory)
         except SlipstreamError as error:
             log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")

@@ -207,6 +207,19 @@ def test_a_frontend_that_dies_again_and_again_is_started_again_and_nobody_else_n
 # --- strangers ----------------------------------------------------------------------------------
 
 
+def test_with_too_few_descriptors_a_service_says_so_instead_of_ending_later() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "slipstream", "serve", *EMULATED],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+        capture_output=True,
+        text=True,
+        timeout=NEAR,
+    )
+    assert done.returncode == 3
+    assert "a process may open 256 files here, and a service needs 384 at least" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_more_connections_than_descriptors_end_nothing_and_those_that_were_there_go_on() -> None:
     few = 400
     with service(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))) as served:
