@@ -32,6 +32,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 META = torch.device("meta")
 """Where tensors have a shape and no memory."""
 
+WITHOUT_MEMORY = "batched_mm"
+"""How experts are computed there: grouped products ask for bfloat16 first of all, and others for their shares."""
+
 
 Around = Callable[[PagedModel], AbstractContextManager[None]]
 """What is to happen around a model's being finished: it is of transformers first, and as it is served afterwards."""
@@ -172,8 +175,7 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of transformers without memory."""
     text: Any = language_model_config(config)
     own = text._experts_implementation
-    # Grouped products of experts ask for bfloat16 before anything else, also where nothing is computed.
-    text._experts_implementation = "batched_mm"
+    text._experts_implementation = WITHOUT_MEMORY
     try:
         transformer: Any = made(config, META, dtype)
     finally:
@@ -183,7 +185,13 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
     """A model of this configuration without memory: its layers show what they are, and compute nothing."""
-    model = PagedModel(skeleton(config, dtype), attention.create("torch"))
+    text: Any = language_model_config(config)
+    own, transformer = text._experts_implementation, skeleton(config, dtype)
+    transformer.config._experts_implementation = WITHOUT_MEMORY  # it is run once, to see what attends
+    try:
+        model = PagedModel(transformer, attention.create("torch"))
+    finally:
+        text._experts_implementation = own
     use_own_experts(model.transformer, config)
     return model
 
