@@ -25,8 +25,11 @@ from slipstream.actors.executor.model.probe import PROBE_TOKENS, paged_logits, p
 from slipstream.actors.executor.sampling.invariant import invariant_sampler
 from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.runtime.config import resolve
 from tiny_models import make_config
 from torch import Tensor, nn
+
+from slipstream.options import ServeOptions
 
 CPU = torch.device("cpu")
 HALF = (torch.bfloat16, torch.float16)
@@ -319,3 +322,18 @@ def test_a_row_is_drawn_for_and_its_logprobs_are_the_same_whoever_is_beside_it()
 
         assert torch.equal(sampler.sample(logits[one], position[one], asked, kind), tokens[one])
         assert torch.equal(sampler.totals(logits[one]), totals[one])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tensor_parallel_size": 2}, "is not possible with tensor_parallel_size=2: the sums of ranks"),
+        ({"lora": ["a=/a"]}, "what adapters add is made of as many rows as have one"),
+        ({"device": "emulated"}, "batch_invariant=True has no effect with device=emulated"),
+    ],
+)
+def test_what_it_does_not_go_with_is_refused_before_anything_starts(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        resolve(ServeOptions, keywords={"batch_invariant": True} | options)
