@@ -11,6 +11,7 @@ from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ...checkpoint import max_model_len, open_checkpoint
 from ..cache.layout import cache_dtype
 from ..ranks.shard import check_heads, plan_of
+from .adapters.adapters import projections_of
 from .invariant.apply import EXPERTS, RECURRENT
 from .language_model import language_model_config
 from .load import DTYPES, META, laid_out, load_config
@@ -45,6 +46,8 @@ class Estimate:
     """How its weights are quantized, and what becomes of them; empty: they are not."""
     quantized_bytes: int
     """Memory of weights that ``--quantization`` has made of them on a GPU; 0: it can make none."""
+    adapters: str
+    """Whether adapters can be beside its layers."""
     graphs: str
     """Which of its steps are CUDA graphs on a GPU."""
     ranks: str
@@ -83,6 +86,7 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         told=() if model.stateful is None else tuple(model.stateful.notes()),
         max_model_len=max_model_len(model.config.to_dict()),
         left_out=() if text is config else other_parts(config, text),
+        adapters=adapters_of(model),
         graphs=graphs_of(model),
         ranks=ranks_of(model.transformer),
         invariant=invariant_of(model),
@@ -121,6 +125,13 @@ def quantized_bytes(model: PagedModel) -> int:
     except InvalidRequest:
         return 0
     return sum(tensor.nbytes for tensor in (*model.transformer.parameters(), *model.transformer.buffers()))
+
+
+def adapters_of(model: PagedModel) -> str:
+    if model.stateful is not None:
+        return "none: it has recurrent layers, which run a step in parts"
+    beside = sum(len(parts) for parts in projections_of(model.transformer).values())
+    return f"--lora NAME=FOLDER, beside {beside} of its layers" if beside else "none: no layer of it is known"
 
 
 def graphs_of(model: PagedModel) -> str:

@@ -136,6 +136,7 @@ def show_parts(found: Estimate) -> None:
         show("quantized", "no, and it has no layers that --quantization is for")
     for line in found.told:
         show("states", line)
+    show("adapters", found.adapters)
     show("graphs", found.graphs)
     show("ranks", found.ranks)
     show("invariant", f"--batch-invariant: {found.invariant}")

@@ -157,6 +157,22 @@ def test_nothing_is_left_out_of_a_model_of_text(capsys: pytest.CaptureFixture[st
     assert "text  " not in out
 
 
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("llama", "--lora NAME=FOLDER, beside 14 of its layers"),  # 7 of each of two
+        ("qwen3_5", "none: it has recurrent layers"),
+    ],
+)
+def test_whether_adapters_are_served_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str, told: str
+) -> None:
+    make_config(family).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path))
+    assert code == 0
+    assert f"adapters     {told}" in out
+
+
 def test_what_weights_in_8_bits_take_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Of an 8B model all but the head, the embeddings and the norms, with a scale in float32 for each row."""
     code, out, _ = run(capsys, "--model", folder_with(tmp_path, LLAMA_8B))
