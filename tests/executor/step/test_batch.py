@@ -143,6 +143,7 @@ def test_joins_say_what_the_request_asked_for() -> None:
     assert packed.pop("stop_tokens") == [8, 9] + [NO_STOP_TOKEN] * 62
     assert packed == {
         "slot": 2,
+        "adapter": 0,
         "start": 0,
         "prompt_len": 3,
         "end": 9,
