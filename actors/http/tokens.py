@@ -101,8 +101,10 @@ class Offsets:
     """Where in a text each of its tokens begins, by the characters that they add to it: a special token adds none,
     and of several that share a character the last one does."""
 
-    def __init__(self, pieces: Pieces, at: int) -> None:
+    def __init__(self, pieces: Pieces, at: int, written: tuple[str, Pieces] | None = None) -> None:
+        """``written``: the text itself, with the names of the special tokens that may stand in it."""
         self.pieces = pieces
+        self.written = written
         self.at = at
         """Where the next token begins."""
         self.begun = at > 0
@@ -113,7 +115,7 @@ class Offsets:
     def add(self, token: int) -> int:
         """Where ``token``, which comes next, begins."""
         begins = self.at
-        piece = self.pieces[token]
+        piece = self.pieces[token] or self.written_name(token)
         if piece and not self.begun:
             self.begun = True
             piece = self.pieces.at_start(token)
@@ -124,15 +126,27 @@ class Offsets:
         self.at += len(piece)
         return begins
 
+    def written_name(self, token: int) -> str | bytes:
+        """The name of a special token where the text has it; the tokenizer adds others, of which no text tells."""
+        if self.written is None:
+            return ""
+        text, named = self.written
+        name = named[token]
+        return name if isinstance(name, str) and text.startswith(name, self.at) else ""
+
 
 class TokenTable:
     """Makes the columns of what follows on each other in one text."""
 
-    def __init__(self, tokens: Tokens, count: int, offset: int = 0, *, named: bool = False) -> None:
-        """``offset`` is where in the text the first token begins; ``named``: it has the names of special tokens."""
+    def __init__(
+        self, tokens: Tokens, count: int, offset: int = 0, *, named: bool = False, written: str | None = None
+    ) -> None:
+        """``offset`` is where in the text the first token begins; ``named``: it has the names of special tokens;
+        ``written``: of those alone that stand in this text, as in a prompt."""
         self.tokens = tokens
         self.count = count
-        self.offsets = Offsets(tokens.named if named else tokens.pieces, offset)
+        known = None if written is None else (written, tokens.named)
+        self.offsets = Offsets(tokens.named if named else tokens.pieces, offset, known)
 
     def take(self, ids: Sequence[int], rows: Sequence[dict[str, float] | None]) -> Columns:
         """A row is None for a token that nothing comes before."""

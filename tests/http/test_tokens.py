@@ -74,6 +74,19 @@ def test_the_space_of_a_first_word_and_the_begin_token_take_no_place() -> None:
     assert offsets(tokenizer, [cat, 4], at=5) == [5, 9], "behind a prompt the space stays"
 
 
+def test_special_tokens_of_a_prompt_take_the_place_that_they_have_in_its_text() -> None:
+    """Those that its writer named stand in it; those that the tokenizer adds do not."""
+    bundled = load_tokenizer(Path(BUNDLED_MODEL))
+    text = "q <|end|> x<|user|>y"
+    ids = bundled.encode(text, add_special_tokens=False).ids
+    table = TokenTable(Tokens(bundled), 0, written=text).take(ids, [None] * len(ids))
+    assert table["tokens"] == ["q", " ", "<|end|>", " ", "x", "<|user|>", "y"]
+    assert table["text_offset"] == [0, 1, 2, 9, 10, 11, 19]
+
+    added = TokenTable(Tokens(sentencepiece()), 0, written="The<s> cat").take([0, 1, 0, 2], [None] * 4)
+    assert added["text_offset"] == [0, 0, 3, 6]
+
+
 @pytest.mark.parametrize("character", ["世", "é", "😀"])
 def test_an_echo_of_ids_has_a_character_that_is_cut_once(character: str) -> None:
     tokenizer = load_tokenizer(Path(BUNDLED_MODEL))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -69,7 +69,7 @@ async def create(service: Service, request: Request) -> Response:
             param="prompt",
         )
     about = service.about(request, "cmpl", "text_completion")
-    echoes: list[Echo] = []
+    echoes: list[str] = []
     if body.echo and params.truncate_prompt_tokens is not None:
         message = (
             "echo repeats the whole prompt, and truncate_prompt_tokens takes the end of it; leave one out"
@@ -77,11 +77,7 @@ async def create(service: Service, request: Request) -> Response:
         raise Problem(400, message, param="truncate_prompt_tokens")
     if body.echo:
         echoes = await service.beside(
-            request,
-            lambda: [
-                Echo(service.echo(prompt, where, answered=not only_prompt), not isinstance(prompt, str))
-                for prompt, where in prompts
-            ],
+            request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
         )
     answers = Answers(service, body, params, echoes, only_prompt=only_prompt)
     streams = [
@@ -154,14 +150,6 @@ def joined(first: Columns | None, then: Columns | None) -> Columns | None:
     return {name: first[name] + then[name] for name in first}
 
 
-class Echo(NamedTuple):
-    """A prompt that answers begin with."""
-
-    text: str
-    named: bool
-    """It was given as token ids: special tokens have their names in it."""
-
-
 class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
@@ -170,13 +158,13 @@ class Answers:
         service: Service,
         body: CompletionFields,
         params: SamplingParams,
-        echoes: list[Echo],
+        echoes: list[str],
         *,
         only_prompt: bool,
     ) -> None:
         self.n = params.n
         self.echoes = echoes
-        """Each prompt, where answers begin with it."""
+        """The text of each prompt, where answers begin with it."""
         self.only_prompt = only_prompt
         """Nothing but the prompt is asked for; the one token that is computed behind it is left out."""
         self.tokens = service.tokens
@@ -203,7 +191,7 @@ class Answers:
         return prompt * self.n + delta.index
 
     def echo(self, index: int) -> str:
-        return self.echoes[index // self.n].text if self.echoes else ""
+        return self.echoes[index // self.n] if self.echoes else ""
 
     def logprobs(self, index: int, delta: Delta) -> Columns | None:
         if self.columns is None:
@@ -219,7 +207,7 @@ class Answers:
         prompt = index // self.n
         if self.columns is None or not self.echoes:
             return None
-        table = TokenTable(self.tokens, self.columns, named=self.echoes[prompt].named)
+        table = TokenTable(self.tokens, self.columns, written=self.echo(index))
         return table.take(self.prompt_ids[prompt], self.prompt_scores[prompt])
 
     def prompt_ids_of(self, index: int) -> dict[str, Any]:
