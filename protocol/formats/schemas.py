@@ -64,26 +64,43 @@ CHECKED: dict[str, tuple[type, ...]] = {
 """Keywords that ``Schema.fits`` knows, and what each may be."""
 
 
-def moved(schema: Any, root: str, where: str, depth: int = 0) -> Any:
-    """A schema as it has to be at the place ``root`` of a larger one: its references lead there. ``where`` is the
-    field of the request that it is."""
+def moved(schema: dict[str, Any], root: str, where: str) -> dict[str, Any]:
+    """A schema as it has to be at the place ``root`` of a larger one: its references lead there, and it has no ``$id``,
+    to which they would be relative. ``where`` is the field of the request that it is."""
+    own = schema.get("$id")
+    own = own.removesuffix("#") if isinstance(own, str) else ""
+    made: dict[str, Any] = move(
+        {key: value for key, value in schema.items() if key != "$id"}, root, own, where
+    )
+    return made
+
+
+def move(schema: Any, root: str, own: str, where: str, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} lists and maps", param=where)
     if isinstance(schema, list):
-        return [moved(item, root, where, depth + 1) for item in schema]
+        return [move(item, root, own, where, depth + 1) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    if isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#"):
+        return schema  # a schema of its own, whose references lead into itself
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in VALUES:
             made[key] = value
         elif key in NAMED and isinstance(value, dict):
-            made[key] = {name: moved(each, root, where, depth + 2) for name, each in value.items()}
-        elif key == "$ref" and isinstance(value, str) and value[:2] in ("#", "#/"):
-            made[key] = root + value[1:]
+            made[key] = {name: move(each, root, own, where, depth + 2) for name, each in value.items()}
+        elif key == "$ref" and isinstance(value, str):
+            made[key] = root + value.removeprefix(own)[1:] if leads_into(value, own) else value
         else:
-            made[key] = moved(value, root, where, depth + 1)
+            made[key] = move(value, root, own, where, depth + 1)
     return made
+
+
+def leads_into(reference: str, own: str) -> bool:
+    """Whether a reference leads into the schema that has it, whose ``$id`` is ``own``."""
+    path = reference.removeprefix(own)
+    return path in ("", "#") or path.startswith("#/")
 
 
 def bare(schema: Any) -> Any:

@@ -519,6 +519,39 @@ def test_schemas_of_nested_models_can_be_followed_wherever_a_call_is_forced() ->
     compiler.check(Grammar("json_schema", json.dumps(schema)))
 
 
+def test_a_schema_with_an_id_of_its_own_can_be_followed_wherever_a_call_is_forced() -> None:
+    """Generators of schemas write one; references are relative to it, so that it cannot go where the schema goes."""
+    number = {"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"]}
+    inner = {"$id": "https://a.example/i", "items": {"$ref": "#/$defs/N"}, "$defs": {"N": {"const": 8}}}
+    parameters = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$id": "https://a.example/f",
+        "type": "object",
+        "properties": {
+            "short": {"$ref": "#/definitions/N"},
+            "long": {"$ref": "https://a.example/f#/definitions/N"},
+            "whole": {"$ref": "https://a.example/f"},
+            "$id": {"type": "string"},
+            "inner": inner,
+        },
+        "required": ["short"],
+        "additionalProperties": False,
+        "definitions": {"N": number},
+    }
+    tools = [Tool(type="function", function=Function(name="f", parameters=parameters))]
+    schema = offer(tools, "required", None).schema
+    assert schema is not None
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    short = {"short": {"n": 7}}
+    for more in ({}, {"long": {"n": 7}}, {"whole": short}, {"$id": "x"}, {"inner": [8]}):
+        assert valid([{"name": "f", "arguments": short | more}])
+    for wrong in ({"long": {"n": 8}}, {"whole": {}}, {"$id": 1}, {"inner": [7]}, {"short": {"n": 8}}):
+        assert not valid([{"name": "f", "arguments": short | wrong}])
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    compiler = GrammarCompiler(tokenizer, tokenizer.get_vocab_size(), [0])
+    compiler.check(Grammar("json_schema", json.dumps(schema)))
+
+
 def test_the_id_of_a_call_is_one_that_every_chat_template_takes() -> None:
     ids = {CallIds("any").new("now") for _ in range(1000)}
     assert len(ids) == 1000
