@@ -115,8 +115,11 @@ class Offsets:
     def add(self, token: int) -> int:
         """Where ``token``, which comes next, begins."""
         begins = self.at
-        piece = self.pieces[token] or self.written_name(token)
-        if piece and not self.begun:
+        piece = self.pieces[token]
+        if not piece:
+            piece = self.written_name(token)
+            self.begun = self.begun or bool(piece)
+        elif not self.begun:
             self.begun = True
             piece = self.pieces.at_start(token)
         if self.pending or isinstance(piece, bytes):

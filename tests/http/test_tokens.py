@@ -83,6 +83,9 @@ def test_special_tokens_of_a_prompt_take_the_place_that_they_have_in_its_text() 
     assert table["tokens"] == ["q", " ", "<|end|>", " ", "x", "<|user|>", "y"]
     assert table["text_offset"] == [0, 1, 2, 9, 10, 11, 19]
 
+    first = TokenTable(Tokens(bundled), 0, written="<|end|>q").take([4, 85], [None] * 2)
+    assert first["text_offset"] == [0, 7]
+
     added = TokenTable(Tokens(sentencepiece()), 0, written="The<s> cat").take([0, 1, 0, 2], [None] * 4)
     assert added["text_offset"] == [0, 0, 3, 6]
 
