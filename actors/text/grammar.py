@@ -21,15 +21,26 @@ from .notation import as_llguidance
 from .pieces import Pieces
 from .tokenizer_files import load_tokenizer
 
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,  # to compile: about 10 ms
-    max_grammar_size=100_000,
-    step_lexer_fuel=20_000,  # one mask: about 2 ms of lexing,
-    step_max_items=20_000,  # and 1 ms of parsing
-    max_lexer_states=10_000,  # up to 2 kB each
-    verbose_errors=False,
-)
-"""What one grammar may take. Fuel is counted, not timed: the same on every machine."""
+
+def limits(ways: int) -> LLParserLimits:
+    """What one grammar may take, with ``ways`` in which its text may go on. Fuel is counted, not timed: the same on
+    every machine."""
+    return LLParserLimits(
+        initial_lexer_fuel=500_000,  # to compile: about 10 ms
+        max_grammar_size=100_000,
+        step_lexer_fuel=20_000,  # one mask: about 2 ms of lexing,
+        step_max_items=20_000,  # and 1 ms of parsing
+        max_lexer_states=10_000,  # up to 2 kB each
+        max_items_in_row=ways,
+        verbose_errors=False,
+    )
+
+
+LIMITS = limits(2000)
+
+AMBIGUOUS = limits(500)
+"""Of a grammar that the user wrote, whose rules may part a text in many ways: with ``e: e e | e e e | "a"`` a token
+takes time as the cube of those before it: 5 ms at the 100th, where this ends it, and 130 ms at the 350th."""
 
 MAX_REASON_CHARS = 300
 
@@ -117,7 +128,8 @@ class GrammarCompiler:
         """A matcher at the beginning of an answer; ``InvalidRequest`` says what is wrong with the grammar."""
         try:
             notation = as_llguidance(grammar, self.control)
-            matcher = LLMatcher(self.vocabulary, notation, log_level=0, limits=LIMITS)
+            bounds = AMBIGUOUS if grammar.kind == "lark" else LIMITS
+            matcher = LLMatcher(self.vocabulary, notation, log_level=0, limits=bounds)
         except (ValueError, TypeError, RecursionError) as error:
             raise refusal(grammar, str(error)) from None
         if matcher.is_error():

@@ -50,6 +50,15 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "integer", "multipleOf": 999_983, "minimum": 1, "maximum": 10**1000},
 ]
 
+AMBIGUOUS = [
+    'start: e\ne: e e | "a"',
+    'start: e\ne: e e | e e e | "a"',
+    'start: e\ne: e e | e e e | e e e e | "a" | "aa"',
+    "start: e\ne: " + " | ".join(" ".join("e" * count) for count in range(2, 12)) + ' | "a"',
+    'start: e\ne: e? e? e? "a" e? e?',
+]
+"""In Lark's notation: rules that part a text in ever more ways. Each matches any number of ``a``."""
+
 HOSTILE_GRAMMARS = [Grammar("regex", regex) for regex in REGEXES]
 HOSTILE_GRAMMARS += [Grammar("json_schema", json.dumps(schema)) for schema in SCHEMAS]
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from grammar_schemas import schemas
-from hostile_grammars import HOSTILE_GRAMMARS, longest_times
+from hostile_grammars import AMBIGUOUS, HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
 from rings import read
 from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
@@ -199,6 +199,26 @@ def test_no_grammar_takes_long_to_check_or_to_follow(grammar: Grammar) -> None:
     checked, longest = longest_times(bundled_compiler(), grammar)
     assert checked < 2.0
     assert longest < 0.2
+
+
+@pytest.mark.parametrize("source", AMBIGUOUS)
+def test_a_grammar_that_parts_its_text_in_ever_more_ways_ends_before_that_takes_long(source: str) -> None:
+    """Each token takes more time than the one before it, so that a long answer would hold up every step."""
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    [letter] = tokenizer.encode("a", add_special_tokens=False).ids
+    matcher = bundled_compiler().compile(Grammar("lark", source))
+    followed = 0
+    while matcher.compute_bitmask() and not matcher.is_error() and matcher.consume_token(letter):
+        followed += 1
+        assert followed < 300, "half a second of work in all, and 5 ms for this token, with the milder ones"
+    assert "Current row has" in matcher.get_error()
+
+
+def test_a_list_that_is_written_from_the_right_may_be_long() -> None:
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    matcher = bundled_compiler().compile(Grammar("lark", 'start: "[" l "]"\nl: "a" | "a" "," l'))
+    items = tokenizer.encode("[" + "a," * 400, add_special_tokens=False).ids
+    assert all(matcher.consume_token(item) for item in items)
 
 
 def test_a_model_without_an_end_has_a_mask_without_one() -> None:
