@@ -23,6 +23,7 @@ from ...protocol import limits
 from ...protocol.codec import encode
 from ...protocol.errors import SlipstreamError
 from ..guard import PublicSocketKeys, guard
+from ..socket_file import path_of, somebody_listens
 
 CLIENT_MESSAGES = 64
 """Most messages waiting in the socket for one client, and most that wait from it.
@@ -130,22 +131,18 @@ class PublicSocket:
 
 def refuse_endpoint_in_use(endpoint: str) -> None:
     """ZeroMQ takes an ipc path away from the process that is bound to it, without a word: look first."""
-    scheme, _, path = endpoint.partition("://")
-    if scheme != "ipc" or not os.path.exists(path):
+    path = path_of(endpoint)
+    if path is None or not os.path.exists(path):
         return
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise SlipstreamError(
             f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return  # left behind by a process that is gone; binding replaces it
-        except OSError as error:
-            raise SlipstreamError(
-                f"cannot bind {endpoint}: {error.strerror}; choose another endpoint"
-            ) from None
-    raise SlipstreamError(
-        f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
-    )
+    try:
+        in_use = somebody_listens(path)  # otherwise binding replaces it
+    except OSError as error:
+        raise SlipstreamError(f"cannot bind {endpoint}: {error.strerror}; choose another endpoint") from None
+    if in_use:
+        raise SlipstreamError(
+            f"cannot bind {endpoint}: another process is listening there; choose another endpoint"
+        )

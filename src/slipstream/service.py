@@ -40,6 +40,7 @@ from .runtime.keys import KeyFolder, new_pair
 from .runtime.log import configure, log_failure, logger, wants_json
 from .runtime.memory import available
 from .runtime.run_directory import run_directory
+from .runtime.socket_file import remove_left
 from .runtime.supervision.children import Child, ChildFailed, ChildSpec
 from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify
@@ -79,7 +80,10 @@ def plan_and_run(
             log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
             report_failed(options.ready_fd, error.code, str(error))
             return COULD_NOT_START
-        return run(specs, options, directory, parent, announce)
+        try:
+            return run(specs, options, directory, parent, announce)
+        finally:
+            remove_left(options.endpoint or "")
 
 
 Announce = Callable[[Supervisor, float], dict[str, Any]]

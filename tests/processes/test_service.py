@@ -613,3 +613,21 @@ def test_the_ready_line_says_where_the_service_is_and_stop_leaves_no_file_behind
         process.send_signal(signal.SIGINT)
         assert process.wait(NEAR) == 0
     assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "gateway killed"])
+def test_an_endpoint_of_the_users_own_leaves_no_file_behind(killed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Sidecar(device="emulated", endpoint=f"ipc://{path}") as sidecar:
+        assert path.is_socket()
+        refused = subprocess.run(
+            [sys.executable, "-m", "slipstream", "serve", "--device=emulated", f"--endpoint=ipc://{path}"],
+            capture_output=True,
+            text=True,
+            timeout=NEAR,
+        )
+        assert "another process is listening there" in refused.stderr
+        assert path.is_socket(), "that of the first service stays"
+        if killed:
+            os.kill(sidecar.pids["gateway"], signal.SIGKILL)
+    assert not path.exists()
