@@ -95,6 +95,13 @@ def plain_message(where: str, message: Message, style: Style, ids: CallIds) -> M
             message["tool_calls"] = [
                 plain_call(f"{where}.tool_calls[{i}]", call, ids) for i, call in enumerate(calls)
             ]
+    if (
+        "refusal" in message
+    ):  # what another model said instead of an answer: a part of its own, as in lists of parts
+        said = {"type": "refusal", "refusal": message.pop("refusal")}
+        content = message.get("content") or []
+        content = [{"text": content}] if isinstance(content, str) else content
+        message["content"] = [*content, said] if isinstance(content, list) else content
     if isinstance(message.get("tool_call_id"), str):
         message["tool_call_id"] = ids.of_result(message["tool_call_id"])
     if "content" in message:
@@ -118,7 +125,7 @@ def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str
         )
     texts: list[str] = []
     for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+        text = text_of(part)
         if not isinstance(text, str):
             place = f"{where}[{index}]"
             raise InvalidRequest(
@@ -128,6 +135,12 @@ def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str
     if style.takes_parts:
         return [{"type": "text", "text": text} for text in texts]
     return "\n".join(texts)
+
+
+def text_of(part: Any) -> Any:
+    """What a part says, which may be a refusal as OpenAI's models write one; None of a part that is no text."""
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    return part.get(kind) if kind in ("text", "refusal") else None
 
 
 def only_text(part: Any) -> str:

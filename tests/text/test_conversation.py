@@ -157,6 +157,20 @@ def test_parts_are_joined_only_for_a_template_that_does_not_read_them() -> None:
     assert written(READS_PARTS, parts) == "[user]onetwo"
 
 
+def test_a_refusal_is_what_an_assistant_said() -> None:
+    user = {"role": "user", "content": "Do."}
+    for content in (None, "", []):
+        message = {"role": "assistant", "content": content, "refusal": "I cannot."}
+        assert written(READS_TEXT, [user, message]) == "[user]Do.[assistant]I cannot."
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]}
+    assert written(READS_TEXT, [user, part]) == "[user]Do.[assistant]I cannot."
+    both = {"role": "assistant", "content": "Well.", "refusal": "I cannot."}
+    assert written(READS_PARTS, [user, both]) == "[user]Do.[assistant]Well.I cannot."
+    no_text = {"role": "assistant", "content": None, "refusal": 3}
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.content\[0\]"):
+        written(READS_TEXT, [no_text])
+
+
 def test_a_developer_is_the_system_for_a_template_that_knows_no_other() -> None:
     messages = [{"role": "developer", "content": "be"}]
     assert written(READS_TEXT, messages) == "[system]be"
