@@ -215,6 +215,8 @@ class Entrance:
 
     def refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why this request is not let in."""
+        if len(headers.getlist("host")) > 1:
+            return Problem(400, "the header Host is there more than once; send one")
         if self.key is None:
             host = headers.get("host", "")
             if self.hosts is None or not host or is_address(name_of(host)) or name_of(host) in self.hosts:

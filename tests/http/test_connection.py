@@ -89,6 +89,14 @@ def post(body: dict[str, Any], version: str = "1.1", extra: str = "") -> bytes:
 # --- as spoken ------------------------------------------------------------------------------------
 
 
+def test_two_hosts_are_one_too_many() -> None:
+    with served() as server:
+        asked = b"GET /version HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+        status, _, body = server.talk(asked)
+        assert status.endswith(b" 400 Bad Request")
+        assert b"the header Host is there more than once" in body
+
+
 def test_a_stream_to_an_old_client_has_no_chunks_and_ends_with_the_connection() -> None:
     with served() as server:
         status, headers, body = server.talk(post({"messages": HELLO, "stream": True}, "1.0"))

@@ -124,6 +124,7 @@ def test_what_would_take_much_memory_is_refused_before_it_is_decoded(
 def test_what_is_written_in_a_text_is_no_container(text: str) -> None:
     body = {"prompt": text, "n": [1, 2, 3]}
     assert decode_body(json.dumps(body).encode(), dict[str, Any]) == body
+    assert decode_body(json.dumps(body).encode("utf-8-sig"), dict[str, Any]) == body
     cut = json.dumps(body).encode()[:-20]  # no JSON, and not to be counted wrong for it
     with pytest.raises(Problem, match="no JSON"):
         decode_body(cut, dict[str, Any])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,8 @@ async def parts_of(request: Request) -> AsyncIterator[bytes]:
 
 def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
     """``data`` as ``kind``; a ``Problem`` names the field, the value and what was expected."""
+    if data.startswith(codecs.BOM_UTF8):  # PowerShell and others put it before what they send
+        data = data[len(codecs.BOM_UTF8) :]
     try:
         check_bounds(data)
         return msgspec.json.decode(data, type=kind)
