@@ -196,6 +196,7 @@ EXAMPLE_VALUES = {
     "http": "127.0.0.1:0",
     "endpoint": "tcp://127.0.0.1:0",
     "allowed_origins": "https://example.org",
+    "lora": "sql=/adapters/sql",
 }
 
 
@@ -210,10 +211,13 @@ def test_every_option_can_be_given_in_the_environment(name: str) -> None:
         text = next(choice for choice in option.choices if choice != option.default)
     else:
         text = {int: "3", float: "0.5"}.get(option.kind, "something")
-    needs = {key: {"http": "127.0.0.1:0"} for key in ("api_key", "allowed_origins", "metrics_prefix")}
+    of_http = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
+    needs = {key: {"http": "127.0.0.1:0"} for key in of_http}
     others = {
         "emulated_step_ms": {"device": "emulated"},
         "max_num_batched_tokens": {"max_num_seqs": "1"},
+        "max_loras": {"enable_lora_updates": "1"},
+        "max_lora_rank": {"enable_lora_updates": "1"},
     } | needs
     given = {name: text} | others.get(name, {})
     environ = {f"SLIPSTREAM_{key.upper()}": value for key, value in given.items()}

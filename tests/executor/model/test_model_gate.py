@@ -165,7 +165,7 @@ class Faulty(TorchAttention):
 def test_probe_refuses_a_planted_fault(
     family: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(attention._factories, "faulty", lambda: Faulty(fault))
+    monkeypatch.setitem(attention._factories, "faulty", attention.Factories(lambda: Faulty(fault), None))
     # A window far beyond the probe's tokens, as real models have.
     wide = {"sliding_window": 4096} if fault.endswith("window") else {}
     if fault.endswith("chunks"):
@@ -197,7 +197,7 @@ def test_probe_refuses_queries_that_are_not_scaled_by_position(
 def test_probe_refuses_a_planted_fault_in_half_precision(
     family: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(attention._factories, "faulty", lambda: Faulty(fault))
+    monkeypatch.setitem(attention._factories, "faulty", attention.Factories(lambda: Faulty(fault), None))
     with pytest.raises(ModelNotSupported, match="differ from plain attention by"):
         load(make_checkpoint(family, tmp_path), "faulty", "bfloat16")
 
