@@ -101,8 +101,13 @@ class Checkpoint:
         )
         found: set[int] = set(self._eos_of_tokenizer())
         for source in sources:
-            ids = source.get("eos_token_id")
-            found.update([ids] if isinstance(ids, int) else ids or ())
+            given = source.get("eos_token_id")
+            ids = given if isinstance(given, list) else [] if given is None else [given]
+            if not all(isinstance(token, int) for token in ids):
+                raise ModelNotSupported(
+                    f"{self.folder} names {given!r:.80} as eos_token_id; expected a number or a list of numbers"
+                )
+            found.update(ids)
         return sorted(found)
 
     def _eos_of_tokenizer(self) -> Iterator[int]:
@@ -179,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelNotSupported(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ModelNotSupported(f"{path} holds a {type(found).__name__}; expected an object")
@@ -191,11 +196,18 @@ def chat_template_sources(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
         given = read_json(folder / name).get("chat_template")
-        if isinstance(given, list):
-            given = {entry["name"]: entry["template"] for entry in given}
+        if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
+            given = {entry.get("name"): entry.get("template") for entry in given}
         if isinstance(given, str):
             given = {DEFAULT_TEMPLATE: given}
-        found |= given or {}
+        given = {} if given is None else given
+        if not isinstance(given, dict) or not all(
+            isinstance(text, str) for pair in given.items() for text in pair
+        ):
+            raise ModelNotSupported(
+                f"{folder / name} has {given!r:.80} as chat_template; expected a text, or texts by their names"
+            )
+        found |= given
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[path.stem] = path.read_text(encoding="utf-8")
     path = folder / "chat_template.jinja"

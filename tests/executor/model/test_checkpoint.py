@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from slipstream.actors.checkpoint import LEFT_OUT, LENGTH_NAMES, Checkpoint, max_model_len, open_checkpoint
+from slipstream.actors.checkpoint import (
+    LEFT_OUT,
+    LENGTH_NAMES,
+    Checkpoint,
+    chat_template_sources,
+    max_model_len,
+    open_checkpoint,
+)
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -63,6 +70,26 @@ def test_a_broken_configuration_is_refused_by_its_path(text: str, reason: str, t
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelNotSupported, match=rf"{tmp_path}{os.sep}config\.json {reason}"):
         open_checkpoint(str(tmp_path))
+
+
+def test_a_configuration_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
+    with pytest.raises(ModelNotSupported, match=r"config\.json is not JSON"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("given", ["x", 2.5, [10**9, "x"], {"a": 1}])
+def test_an_end_token_of_another_type_is_refused_by_its_value(given: Any, tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, config={"model_type": "llama", "eos_token_id": given})
+    with pytest.raises(ModelNotSupported, match=r"names .* as eos_token_id; expected a number or a list"):
+        checkpoint.eos_token_ids()
+
+
+@pytest.mark.parametrize("given", [7, ["x"], [{"name": "a"}], {"a": 7}, True])
+def test_a_chat_template_of_another_type_is_refused_by_its_value(given: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    with pytest.raises(ModelNotSupported, match=r"tokenizer_config\.json has .* as chat_template; expected"):
+        chat_template_sources(tmp_path)
 
 
 def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
