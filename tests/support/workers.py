@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from functools import partial
+
 from slipstream.actors.executor.devices.cpu import CpuDevice, CpuStream
 
 
@@ -19,6 +23,16 @@ class ThreeWorkers(CpuDevice):
                 raise stream.failure
 
     def close(self) -> None:
-        super().close()
-        for stream in (self.h2d, self.d2h):
+        """What all write to is closed by the last of them: a process that runs many tests has no end of descriptors."""
+        streams = (self.h2d, self.compute, self.d2h)
+        lock, ended = threading.Lock(), list[str]()
+
+        def end(name: str) -> None:
+            with lock:
+                ended.append(name)
+                if len(ended) == len(streams) and self.completions_fd is not None:
+                    os.close(self.completions_fd)
+
+        for stream in streams:
+            stream.queue.put(partial(end, stream.name))
             stream.queue.put(None)
