@@ -52,19 +52,14 @@ class TorchAttention:
         sinks: Tensor | None,
         attention_chunk: int | None = None,
     ) -> Tensor:
-        scales = batch.cache.scales_of(layer)
-        keys = Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
-        values = Pool(batch.cache.values[layer], None if scales is None else scales.values)
-        keys.write(batch.write_index, key)
-        values.write(batch.write_index, value)
+        keys, values = written(batch, layer, key, value)
         if layer == 0 or self._step is None or self._step.batch is not batch:
             # The tensors of a new step may be those of the step before, with other contents.
             self._step = _Step(batch)
         step = self._step
 
         attend = Attend(scale, softcap, sinks)
-        positions = attention_chunk or sliding_window
-        reach = None if positions is None else Reach(positions, chunked=attention_chunk is not None)
+        reach = reach_of(sliding_window, attention_chunk)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.tokens < len(output):
             output[step.tokens :] = 0
@@ -84,7 +79,7 @@ class TorchAttention:
             fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
             fresh_row = tokens == kv_len and (reach is None or tokens <= reach.positions)
-            if fresh_row and scales is None:
+            if fresh_row and keys.scale is None:
                 # Nothing of these rows was in the cache before: attend to what is at hand.
                 now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
                 into[:] = attend.causal(*now)
@@ -113,6 +108,12 @@ class Reach(NamedTuple):
         """Most blocks of ``size`` positions that hold what one query sees."""
         whole = self.chunked and self.positions % size == 0
         return self.positions // size if whole else _ceil_div(self.positions - 1, size) + 1
+
+
+def reach_of(sliding_window: int | None, attention_chunk: int | None) -> Reach | None:
+    """Of the queries of a layer; None if they see all before them."""
+    positions = attention_chunk or sliding_window
+    return None if positions is None else Reach(positions, chunked=attention_chunk is not None)
 
 
 class _Step:
@@ -337,6 +338,16 @@ class Pool:
     def block_bytes(self, dtype: torch.dtype) -> int:
         """Of one block that is gathered in ``dtype``."""
         return self.states[0].numel() * dtype.itemsize
+
+
+def written(batch: PagedBatch, layer: int, key: Tensor, value: Tensor) -> tuple[Pool, Pool]:
+    """The keys and the values of a layer, with those of the step in their places."""
+    scales = batch.cache.scales_of(layer)
+    keys = Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
+    values = Pool(batch.cache.values[layer], None if scales is None else scales.values)
+    keys.write(batch.write_index, key)
+    values.write(batch.write_index, value)
+    return keys, values
 
 
 def _ceil_div(a: int, b: int) -> int:

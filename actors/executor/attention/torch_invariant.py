@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from .torch_backend import CPU_GATHER_BYTES, Attend, Pool, Reach, bias_of
+from .torch_backend import CPU_GATHER_BYTES, Attend, Pool, Reach, bias_of, reach_of, written
 
 LEAST_KEYS = 128
 """Contexts are filled up to a multiple of this many positions, or of a block that is larger."""
@@ -56,16 +56,11 @@ class InvariantTorchAttention:
         sinks: Tensor | None,
         attention_chunk: int | None = None,
     ) -> Tensor:
-        scales = batch.cache.scales_of(layer)
-        keys = Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
-        values = Pool(batch.cache.values[layer], None if scales is None else scales.values)
-        keys.write(batch.write_index, key)
-        values.write(batch.write_index, value)
+        keys, values = written(batch, layer, key, value)
         if layer == 0 or batch is not self._batch:
             # The tensors of a new step may be those of the step before, with other contents.
             self._batch, self._groups = batch, {}
-        positions = attention_chunk or sliding_window
-        reach = None if positions is None else Reach(positions, chunked=attention_chunk is not None)
+        reach = reach_of(sliding_window, attention_chunk)
         if reach not in self._groups:
             self._groups[reach] = list(groups_of(batch, reach, query.dtype))
         attend = Attend(scale, softcap, sinks)

@@ -199,11 +199,7 @@ class TritonAttention:
                 resident=tile.resident,
             )
         plan = self._plans[plan_of]
-        results = sums = None
-        if plan.arrived is not None:
-            shape = (*plan.arrived.shape, tokens * group)
-            results = query.new_empty(*shape, value_dim, dtype=torch.float32)
-            sums = query.new_empty(shape, dtype=torch.float32)
+        results, sums = plan.room(tokens * group, value_dim)
         attend_kernel[(kv_heads, len(plan.items))](
             out,
             results,

@@ -277,11 +277,7 @@ class InvariantTritonAttention(TritonAttention):
         tokens = 1 if single else queries // group
         part = self.part_of(batch.block_table.shape[1] * block_size, step)
         plan = self._plan(batch, single, tokens, window, chunked, step, part, kv_heads, query.device)
-        results = sums = None
-        if plan.arrived is not None:
-            shape = (*plan.arrived.shape, tokens * group)
-            results = query.new_empty(*shape, value_dim, dtype=torch.float32)
-            sums = query.new_empty(shape, dtype=torch.float32)
+        results, sums = plan.room(tokens * group, value_dim)
         attend_in_order_kernel[(kv_heads, len(plan.items))](
             out,
             results,

@@ -65,6 +65,13 @@ class AttentionPlan:
     """int32 [results, kv_heads], zero between layers: at the first result of a tile in several parts, how many of
     them have been computed. There are no more results than this has places. None: no tile can be in several parts."""
 
+    def room(self, queries: int, value_dim: int) -> tuple[Tensor | None, Tensor | None]:
+        """For results of parts, float32 [results, kv_heads, queries, value_dim], and their sums, without the last."""
+        if self.arrived is None:
+            return None, None
+        sums = torch.empty(*self.arrived.shape, queries, dtype=torch.float32, device=self.arrived.device)
+        return sums.new_empty(*sums.shape, value_dim), sums
+
 
 def make_plan(
     batch: PagedBatch,
