@@ -160,6 +160,27 @@ def _combine(
     return acc / tl.where(total > 0, total, 1.0)[:, None]
 
 
+@jit
+def places_of(index, kv_head, first, tokens, GROUP: tl.constexpr, TOKENS: tl.constexpr):
+    """Of the queries ``index`` [M] of an item: query head, token in the step, and whether there is such a query."""
+    token = index // GROUP
+    head = (kv_head * GROUP + index % GROUP).to(tl.int64)
+    return head, (first + token).to(tl.int64), (index < TOKENS * GROUP) & (token < tokens)
+
+
+@jit
+def load_queries(rows, valid, scale, keys, key_scales, kv_head, DK: tl.constexpr, DK_PAD: tl.constexpr):
+    """The queries [M, DK_PAD] that begin at the pointers ``rows`` [M, 1], and the scale of their scores."""
+    k_dim = tl.arange(0, DK_PAD)
+    q = tl.load(rows + k_dim[None, :], mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
+    if key_scales is None:
+        q = q.to(keys.dtype.element_ty)
+    else:
+        q = q.to(tl.float16)
+        scale *= tl.load(key_scales + kv_head)
+    return q, scale
+
+
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_kernel(
     out,  # [T, query_heads, DV]
@@ -209,19 +230,10 @@ def attend_kernel(
     hi = tl.load(items + 5)
 
     index = tl.arange(0, BLOCK_M)
-    token = index // GROUP
-    head = (kv_head * GROUP + index % GROUP).to(tl.int64)
-    valid = (index < TOKENS * GROUP) & (token < tokens)
-    q_pos = position + token
-    k_dim = tl.arange(0, DK_PAD)
-    place = (first + token).to(tl.int64)
-    q_ptr = query + (place * query_token_stride + head * query_head_stride)[:, None] + k_dim[None, :]
-    q = tl.load(q_ptr, mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
-    if key_scales is None:
-        q = q.to(keys.dtype.element_ty)
-    else:
-        q = q.to(tl.float16)
-        scale *= tl.load(key_scales + kv_head)
+    head, place, valid = places_of(index, kv_head, first, tokens, GROUP, TOKENS)
+    q_pos = position + index // GROUP
+    rows = query + (place * query_token_stride + head * query_head_stride)[:, None]
+    q, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..cache.paged import PagedBatch
 from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
-from .triton_attend import LOG2E, MASKED
+from .triton_attend import LOG2E, MASKED, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad
 from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
@@ -185,20 +185,11 @@ def attend_in_order_kernel(
     hi = tl.load(items + 5)
 
     index = tl.arange(0, BLOCK_M)
-    token = index // GROUP
-    head = (kv_head * GROUP + index % GROUP).to(tl.int64)
-    valid = (index < TOKENS * GROUP) & (token < tokens)
-    q_pos = position + token
-    k_dim = tl.arange(0, DK_PAD)
+    head, place, valid = places_of(index, kv_head, first, tokens, GROUP, TOKENS)
+    q_pos = position + index // GROUP
     v_dim = tl.arange(0, DV_PAD)
-    place = (first + token).to(tl.int64)
-    q_ptr = query + (place * query_token_stride + head * query_head_stride)[:, None] + k_dim[None, :]
-    q = tl.load(q_ptr, mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
-    if key_scales is None:
-        q = q.to(keys.dtype.element_ty)
-    else:
-        q = q.to(tl.float16)
-        scale *= tl.load(key_scales + kv_head)
+    rows = query + (place * query_token_stride + head * query_head_stride)[:, None]
+    q, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD)
     context = (block_table + slot * table_stride, keys + kv_head * DK, values + kv_head * DV)
     mask = valid[:, None] & (v_dim < DV)[None, :]
 
