@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...protocol.errors import InvalidRequest
+from ...runtime.log import logger
 from ...runtime.memory import available
 from ..options import ExecutorOptions
 from ..text.grammar import GrammarCompiler, load_compiler
@@ -158,3 +159,7 @@ def import_transformers(context: StartContext) -> None:
 
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log
+    # It quotes what folders say: as in every line of ours, no control character reaches a terminal.
+    transformers.logging.disable_default_handler()
+    for handler in logger.handlers:
+        transformers.logging.add_handler(handler)

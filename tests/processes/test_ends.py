@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from processes import NEAR, Background, alive, until
 from slipstream.protocol.messages import ActorState
 
 from slipstream import Client, SamplingParams
+from slipstream.service import BUNDLED_MODEL
 
 EMULATED = ("--device=emulated", "--emulated-step-ms=5")
 
@@ -122,6 +125,22 @@ def test_a_name_with_escape_sequences_does_not_reach_the_terminal_of_the_log() -
         log = served.process.stderr.read().decode()
     assert r"serves a\x1b[2Jb\x9bc" in log
     assert "\x1b" not in log
+
+
+def test_what_transformers_quotes_of_a_folder_has_no_escape_sequences_either(tmp_path: Path) -> None:
+    folder = shutil.copytree(BUNDLED_MODEL, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "a\x1b[31m", "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "slipstream", "serve", str(folder), "--device=cpu"],
+        capture_output=True,
+        timeout=NEAR,
+    )
+    assert done.returncode == 3
+    assert rb"KeyError: 'a\x1b[31m'" in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 # --- surroundings -------------------------------------------------------------------------------

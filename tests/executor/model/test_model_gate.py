@@ -288,6 +288,20 @@ def test_configuration_that_transformers_cannot_read(changes: dict[str, Any], tm
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_act": "nope"}, {"rope_parameters": {"rope_type": "nope", "rope_theta": 1e4}}],
+    ids=["activation", "rope"],
+)
+def test_a_configuration_of_which_transformers_makes_no_model(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    file = make_checkpoint("llama", tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelNotSupported, match=r"makes no model of this configuration: KeyError: .*nope"):
+        load(tmp_path)
+
+
 def test_code_of_the_folder_never_runs(tmp_path: Path) -> None:
     file = make_checkpoint("llama", tmp_path) / "config.json"
     (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
