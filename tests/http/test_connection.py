@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from scripted import Script, Scripted
@@ -87,6 +87,37 @@ def post(body: dict[str, Any], version: str = "1.1", extra: str = "") -> bytes:
 
 
 # --- as spoken ------------------------------------------------------------------------------------
+
+
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+"""As ``curl --http2`` sends it with the first request of a connection."""
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["by length", "in chunks"])
+@pytest.mark.parametrize("cut", [None, 1, 40], ids=["at once", "byte by byte", "in parts"])
+def test_an_offer_of_http_2_is_passed_over_and_the_request_answered(chunked: bool, cut: int | None) -> None:
+    asked = post({"messages": HELLO}, extra=UPGRADE)
+    if chunked:
+        head, _, body = asked.partition(b"\r\n\r\n")
+        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:9], body[9:]))
+        asked = b"\r\n".join([*lines, b"Transfer-Encoding: chunked"]) + b"\r\n\r\n" + chunks + b"0\r\n\r\n"
+    with served() as server, server.connect() as line:
+        reader = line.makefile("rb")
+        for first in range(0, len(asked), cut or len(asked)):
+            line.sendall(asked[first : first + (cut or len(asked))])
+        assert json.loads(answer_of(reader))["choices"][0]["message"]["content"] == "ab"
+        line.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE.encode() + b"\r\n")
+        assert b"version" in answer_of(reader)
+        line.sendall(post({"messages": HELLO}))
+        assert json.loads(answer_of(reader))["choices"][0]["message"]["content"] == "ab"
+
+
+def answer_of(reader: BinaryIO) -> bytes:
+    """The body of the next answer on a connection that stays."""
+    assert reader.readline().endswith(b" 200 OK\r\n")
+    headers = dict(line.split(b": ", 1) for line in iter(reader.readline, b"\r\n"))
+    return reader.read(int(headers[b"content-length"]))
 
 
 def test_two_hosts_are_one_too_many() -> None:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ....protocol.errors import DEFAULT_RETRY_AFTER_S
 from ..app import new_request_id
 from ..errors import Problem, retry_after
+from .upgrades import Parser, framing
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of the path and all headers of a request."""
@@ -72,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *given: Any, all: Connections, **named: Any) -> None:
         super().__init__(*given, **named)
+        self.parser = Parser(self)
         self.all = all
         self.header_bytes = 0
         self.headers_due: asyncio.TimerHandle | None = None
@@ -133,6 +135,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self.scope["http_version"] == "1.0":
             cycle: Any = self.cycle
             cycle.send = Unframed(self.cycle).send
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and framing(self.headers):
+            return  # its body is still to come
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         if self.header_bytes > MAX_HEADER_BYTES:
