@@ -23,7 +23,7 @@ from slipstream.actors.executor.model.load import make_model
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.client.timeline import utilization
-from slipstream.protocol.messages import Join, Plan
+from slipstream.protocol.internal import Join, Plan
 
 import slipstream
 from slipstream import Client, SamplingParams, Sidecar

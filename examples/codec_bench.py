@@ -21,8 +21,9 @@ from slipstream.protocol.codec import (
     pack,
     plain,
 )
+from slipstream.protocol.internal import Envelope, Plan, Sampled, Texts, Tokens
 from slipstream.protocol.limits import MAX_INTERNAL_FRAME_BYTES
-from slipstream.protocol.messages import Delta, Deltas, Envelope, Plan, PublicOut, Sampled, Texts, Tokens
+from slipstream.protocol.messages import Delta, Deltas, PublicOut
 
 ROUNDS, ROUND_S = 15, 0.05
 """How many rounds, of which the best counts, and about how long each is: what other programs took is not in it."""

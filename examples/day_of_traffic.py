@@ -32,10 +32,10 @@ from slipstream.actors.router import admission
 from slipstream.actors.router.prefixes import Prefixes, hash_blocks, size_and_bytes
 from slipstream.actors.router.router import Router
 from slipstream.protocol.codec import decode_from_client, encode
+from slipstream.protocol.events import ClientMessage, ServiceFrame
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import (
     Abort,
-    ClientMessage,
     Delta,
     Deltas,
     Error,
@@ -44,7 +44,6 @@ from slipstream.protocol.messages import (
     Hello,
     Ping,
     Pong,
-    ServiceFrame,
     Stats,
     Usage,
     Welcome,

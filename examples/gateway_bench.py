@@ -16,8 +16,10 @@ import time
 from array import array
 
 from slipstream.actors.gateway.gateway import Gateway
+from slipstream.protocol.events import ClientMessage
+from slipstream.protocol.internal import Opened, Submit, Texts
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import ClientMessage, Generate, Hello, Opened, Submit, Texts
+from slipstream.protocol.messages import Generate, Hello
 from slipstream.protocol.sampling import SamplingParams
 
 BUSY = b"busy"

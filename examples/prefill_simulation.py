@@ -24,7 +24,7 @@ from slipstream.actors.scheduler.plan_timing import PlanTiming
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.prefill_budget import PrefillBudget
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.messages import Capacity, Enqueue, Finished, Plan, Sampled, Tokens
+from slipstream.protocol.internal import Capacity, Enqueue, Finished, Plan, Sampled, Tokens
 from slipstream.protocol.sampling import SamplingParams
 
 BLOCK_SIZE, LENGTH, ROWS = 16, 4096, 256

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from slipstream.actors.router.router import Router
 from slipstream.protocol.codec import encode
+from slipstream.protocol.events import ClientMessage, ServiceFrame
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import ClientMessage, Delta, Deltas, Generate, Hello, ServiceFrame, Welcome
+from slipstream.protocol.messages import Delta, Deltas, Generate, Hello, Welcome
 
 from slipstream import AsyncClient, SamplingParams, Sidecar
 from slipstream.sidecar import RouterSidecar

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.messages import Capacity, Enqueue, Sampled
+from slipstream.protocol.internal import Capacity, Enqueue, Sampled
 from slipstream.protocol.sampling import SamplingParams
 
 ROWS, WAITING, CLIENTS = 256, 10_000, 20

@@ -24,7 +24,7 @@ import torch
 from model_shapes import MODELS
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.protocol.messages import Join, Plan
+from slipstream.protocol.internal import Join, Plan
 
 LENGTH, BLOCK, BUDGET = 8192, 16, 2048
 ADAPTER_RANK = 16

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import zmq
 from slipstream.protocol.client.timeline import utilization
-from slipstream.protocol.messages import Spans
+from slipstream.protocol.internal import Spans
 from slipstream.runtime.links import Links
 from slipstream.runtime.trace import RING, Ring
 

@@ -16,6 +16,7 @@ import msgpack
 import msgspec
 
 from .errors import ProtocolError, brief
+from .internal import Envelope
 from .limits import (
     MAX_ALL_ITEMS,
     MAX_CONTAINERS,
@@ -25,7 +26,7 @@ from .limits import (
     MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
 )
-from .messages import Envelope, FromClient, PublicIn, PublicOut
+from .messages import FromClient, PublicIn, PublicOut
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.client_key import ClientKey
-from ..protocol.messages import PeerDown, PeerUp
+from ..protocol.events import PeerDown, PeerUp
 from .guard import PublicSocketKeys
 from .trace import Ring
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..protocol.codec import decode_envelope, encode_behind
 from ..protocol.errors import ProtocolError
-from ..protocol.messages import Envelope, PeerUp
+from ..protocol.events import PeerUp
+from ..protocol.internal import Envelope
 
 
 class LostMessage(Exception):

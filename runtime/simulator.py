@@ -17,15 +17,8 @@ from typing import Any
 
 from ..protocol.codec import decode_from_client, encode, encode_from_client, request_id
 from ..protocol.digest import digest_of
-from ..protocol.messages import (
-    ClientBlocked,
-    ClientGone,
-    ClientMessage,
-    Completed,
-    Error,
-    PeerDown,
-    PeerUp,
-)
+from ..protocol.events import ClientBlocked, ClientGone, ClientMessage, Completed, PeerDown, PeerUp
+from ..protocol.messages import Error
 from .actor import Actor, Address, Send
 from .links import Links, LostMessage
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLExecutor
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
-from ...protocol.messages import Adapter, Capacity
+from ...protocol.internal import Adapter, Capacity
 from ..options import ExecutorOptions
 from .ahead import wake
 from .devices.kinds import kind_name, kind_of

@@ -9,17 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...protocol.errors import InvalidRequest
-from ...protocol.messages import (
-    Adapter,
-    AdapterPlaced,
-    Capacity,
-    Completed,
-    GrammarEnd,
-    PeerUp,
-    PlaceAdapter,
-    Plan,
-    Sampled,
-)
+from ...protocol.events import Completed, PeerUp
+from ...protocol.internal import Adapter, AdapterPlaced, Capacity, GrammarEnd, PlaceAdapter, Plan, Sampled
 from .kept_adapters import KeptAdapters
 from .patience import Patience
 from .pipeline import Pipeline, StepResult

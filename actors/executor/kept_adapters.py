@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from ...protocol.errors import InvalidRequest
-from ...protocol.messages import Adapter
+from ...protocol.internal import Adapter
 from ...runtime.log import logger
 
 

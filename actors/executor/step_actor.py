@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...protocol.messages import Plan
+from ...protocol.internal import Plan
 from ...runtime.actor import Actor
 from .patience import Patience
 from .pipeline import Pipeline, StepResult

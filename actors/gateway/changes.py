@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...protocol.messages import ChangeAdapter
+from ...protocol.internal import ChangeAdapter
 
 CHANGES_AGAIN_S = 0.05
 """How long until it is looked again whether an adapter that is to go is still computed with."""

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...protocol.messages import Delta, Finished, Opened, PromptLogprobs, Texts
+from ...protocol.internal import Finished, Opened, PromptLogprobs, Texts
+from ...protocol.messages import Delta
 from ..public.connections import Connection
 from .ledger import Answer, Ledger, Request
 

@@ -12,33 +12,25 @@ import msgspec
 from ...protocol import limits
 from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, brief
+from ...protocol.events import Ending, PeerDown, PeerUp
+from ...protocol.internal import AdapterChanged, Cancel, ForgetCache, Refused, Texts, Tokenized, first_number
 from ...protocol.limits import Limits
 from ...protocol.messages import (
     NO_FORMATS,
     Abort,
-    AdapterChanged,
     Adapters,
     CacheReset,
-    Cancel,
     Delta,
-    Ending,
     Error,
-    ForgetCache,
     Formats,
     Generate,
     GetAdapters,
     GetStats,
     LoadAdapter,
     LoadedAdapter,
-    PeerDown,
-    PeerUp,
-    Refused,
     ResetCache,
     Stats,
-    Texts,
-    Tokenized,
     UnloadAdapter,
-    first_number,
 )
 from ...runtime.actor import HostService
 from ..options import GatewayOptions

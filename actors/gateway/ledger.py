@@ -16,7 +16,8 @@ import msgspec
 
 from ...protocol import limits
 from ...protocol.digest import digest_of
-from ...protocol.messages import Delta, Generate, Submit, Usage, first_number
+from ...protocol.internal import Submit, first_number
+from ...protocol.messages import Delta, Generate, Usage
 from ...protocol.sampling import SamplingParams
 from ..public.connections import Connection
 from ..public.deadlines import Deadlines

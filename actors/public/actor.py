@@ -6,17 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ...protocol.events import ClientBlocked, ClientGone, ClientMessage, Counted, Drain
+from ...protocol.internal import Spans
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
     NO_FORMATS,
     Abort,
     Actors,
     CacheReset,
-    ClientBlocked,
-    ClientGone,
-    ClientMessage,
-    Counted,
-    Drain,
     Error,
     Formats,
     Generate,
@@ -29,7 +26,6 @@ from ...protocol.messages import (
     Ping,
     Pong,
     ResetCache,
-    Spans,
     ToClient,
     UnloadAdapter,
     Welcome,

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ...protocol.messages import ClientBlocked, Delta, Deltas, Pong, ToClient, Trace
+from ...protocol.events import ClientBlocked
+from ...protocol.messages import Delta, Deltas, Pong, ToClient, Trace
 
 PROBE_S = 1.0
 """A client that has requests and was sent nothing for this long is probed, to learn whether it is there."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...protocol.messages import DumpTrace, Spans, Trace
+from ...protocol.internal import DumpTrace, Spans
+from ...protocol.messages import Trace
 from ...protocol.trace import Recorded
 
 TRACE_TIMEOUT_S = 2.0

@@ -18,6 +18,7 @@ from ...protocol.client.pending import Pending, Stream
 from ...protocol.client.request import answer_count
 from ...protocol.client.session import Session
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, SlipstreamError
+from ...protocol.events import Ending, ServiceFrame, ServiceInterrupted, WatchedFile
 from ...protocol.limits import Limits
 from ...protocol.messages import (
     NO_FORMATS,
@@ -25,18 +26,14 @@ from ...protocol.messages import (
     Actors,
     Adapters,
     Delta,
-    Ending,
     Error,
     Formats,
     Generate,
     GetAdapters,
     GetStats,
     LoadAdapter,
-    ServiceFrame,
-    ServiceInterrupted,
     Stats,
     UnloadAdapter,
-    WatchedFile,
 )
 from ...runtime.actor import HostService
 from ..options import RouterOptions

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocol.errors import brief
-from ...protocol.messages import Adapter, AdapterChanged, Capacity, ChangeAdapter, PlaceAdapter
+from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, PlaceAdapter
 from .prefix import salt_of
 from .sequence import Sequence
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...protocol.internal import Join, Plan
 from ...protocol.limits import PROMPT_LOGPROBS_PER_STEP
-from ...protocol.messages import Join, Plan
 from .sequence import Sequence
 
 

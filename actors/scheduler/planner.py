@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...protocol.internal import Capacity, Plan
 from ...protocol.limits import MAX_JOINED_TOKENS
-from ...protocol.messages import Capacity, Plan
 from .draft import Draft, OutstandingStep
 from .pool import BlockList, BlockPool, Pool
 from .prefill_budget import PrefillBudget

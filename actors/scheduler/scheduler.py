@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...protocol.messages import (
+from ...protocol.events import PeerUp
+from ...protocol.internal import (
     AdapterPlaced,
     Cancel,
     Capacity,
@@ -26,7 +27,6 @@ from ...protocol.messages import (
     GrammarEnd,
     Matched,
     Opened,
-    PeerUp,
     PromptLogprobs,
     Sampled,
     Tokens,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from ...protocol.internal import Join
 from ...protocol.limits import MAX_STOP_TOKEN_IDS
-from ...protocol.messages import Join
 from ...protocol.sampling import Grammar, SamplingParams
 from .pool import BlockList
 

@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tokenizers
 
-from ...protocol.messages import (
-    NO_FORMATS,
-    Finished,
-    Formats,
-    Matched,
-    Opened,
-    PeerUp,
-    Texts,
-    Tokens,
-    first_number,
-)
+from ...protocol.events import PeerUp
+from ...protocol.internal import Finished, Matched, Opened, Texts, Tokens, first_number
+from ...protocol.messages import NO_FORMATS, Formats
 from ...runtime.actor import Actor
 from ..options import DetokenizerOptions
 from .answer_text import AnswerText

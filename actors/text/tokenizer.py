@@ -16,19 +16,10 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from ...protocol.errors import InvalidRequest, SlipstreamError, context_length_exceeded
+from ...protocol.events import PeerUp
+from ...protocol.internal import Cancel, Enqueue, ForgetCache, Refused, Submit, Tokenized, first_number
 from ...protocol.limits import MAX_PROMPT_LOGPROBS
-from ...protocol.messages import (
-    NO_FORMATS,
-    Cancel,
-    Enqueue,
-    ForgetCache,
-    Formats,
-    PeerUp,
-    Refused,
-    Submit,
-    Tokenized,
-    first_number,
-)
+from ...protocol.messages import NO_FORMATS, Formats
 from ...protocol.sampling import MATCHED_AS_A_WHOLE, Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions

@@ -20,23 +20,20 @@ from ...protocol import limits
 from ...protocol.codec import decode_from_client, request_id
 from ...protocol.digest import digest_of
 from ...protocol.errors import ProtocolError, Quarantined, SlipstreamError
-from ...protocol.messages import (
+from ...protocol.events import (
     ClientBlocked,
     ClientGone,
     ClientMessage,
     Completed,
     Counted,
     Drain,
-    DumpTrace,
     Ending,
-    Error,
-    OfStep,
     PeerDown,
     PeerUp,
-    PublicIn,
-    Spans,
     WatchedFile,
 )
+from ...protocol.internal import DumpTrace, OfStep, Spans
+from ...protocol.messages import Error, PublicIn
 from ..actor import Actor, Address, HostService, Send
 from ..in_hand import InHand
 from ..links import Links

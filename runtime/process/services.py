@@ -13,7 +13,7 @@ import zmq
 from ...protocol.client.session import Session
 from ...protocol.client.transport import Transport
 from ...protocol.client_key import ClientKey
-from ...protocol.messages import ServiceFrame, ServiceInterrupted
+from ...protocol.events import ServiceFrame, ServiceInterrupted
 
 Watch = Callable[[int, Callable[[], None]], object]
 """Call the function whenever the file descriptor is readable."""

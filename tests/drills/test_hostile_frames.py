@@ -21,8 +21,9 @@ import pytest
 import zmq
 from hostile import mutated
 from slipstream.protocol.codec import decode_to_client, encode, encode_from_client
+from slipstream.protocol.internal import Envelope
 from slipstream.protocol.limits import MAX_FRAME_BYTES, PROTOCOL
-from slipstream.protocol.messages import Envelope, Error, Hello, PublicOut
+from slipstream.protocol.messages import Error, Hello, PublicOut
 from slipstream.runtime.process.host import MAILBOX_MESSAGES
 
 from slipstream import Sidecar

@@ -18,27 +18,10 @@ from slipstream.actors.gateway.ledger import answer_params
 from slipstream.protocol.client.outputs import Collector
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.codec import decode_from_client, encode
+from slipstream.protocol.events import ClientBlocked, ClientGone, ClientMessage
+from slipstream.protocol.internal import Cancel, Finished, Opened, Refused, Submit, Texts, Tokenized
 from slipstream.protocol.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_SEED, Limits
-from slipstream.protocol.messages import (
-    Abort,
-    Cancel,
-    ClientBlocked,
-    ClientGone,
-    ClientMessage,
-    Delta,
-    Deltas,
-    Error,
-    Finished,
-    Generate,
-    Hello,
-    Opened,
-    Refused,
-    Submit,
-    Texts,
-    Tokenized,
-    Usage,
-    Welcome,
-)
+from slipstream.protocol.messages import Abort, Delta, Deltas, Error, Generate, Hello, Usage, Welcome
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 

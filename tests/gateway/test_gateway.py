@@ -15,6 +15,19 @@ from slipstream.actors.public.connections import PROBE_S, RETRY_S
 from slipstream.actors.public.timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.codec import encode
+from slipstream.protocol.events import ClientBlocked, ClientGone, ClientMessage, Drain, Ending, PeerUp
+from slipstream.protocol.internal import (
+    Cancel,
+    DumpTrace,
+    Envelope,
+    Finished,
+    Opened,
+    Refused,
+    Spans,
+    Submit,
+    Texts,
+    Tokenized,
+)
 from slipstream.protocol.limits import (
     MAX_CHOICES,
     MAX_DEADLINE_S,
@@ -27,33 +40,17 @@ from slipstream.protocol.limits import (
 from slipstream.protocol.messages import (
     Abort,
     Actors,
-    Cancel,
-    ClientBlocked,
-    ClientGone,
-    ClientMessage,
     Delta,
     Deltas,
-    Drain,
-    DumpTrace,
-    Ending,
-    Envelope,
     Error,
-    Finished,
     Generate,
     GetActors,
     GetStats,
     GetTrace,
     Hello,
-    Opened,
-    PeerUp,
     Ping,
     Pong,
-    Refused,
-    Spans,
     Stats,
-    Submit,
-    Texts,
-    Tokenized,
     Trace,
     Usage,
     Welcome,

@@ -14,7 +14,7 @@ from rig import Rig
 from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.protocol.messages import Adapter
+from slipstream.protocol.internal import Adapter
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import make_checkpoint
 from transformers import AutoModelForCausalLM

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from slipstream.protocol.messages import AnyInternal
+from slipstream.protocol.internal import AnyInternal
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {

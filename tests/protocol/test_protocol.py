@@ -39,6 +39,7 @@ from slipstream.protocol.errors import (
     SlipstreamError,
     from_wire,
 )
+from slipstream.protocol.internal import AnyInternal, Envelope, Submit
 from slipstream.protocol.limits import (
     MAX_ALL_ITEMS,
     MAX_CONTAINERS,
@@ -48,18 +49,7 @@ from slipstream.protocol.limits import (
     MAX_REQUEST_ID_CHARS,
     Limits,
 )
-from slipstream.protocol.messages import (
-    AnyInternal,
-    Delta,
-    Deltas,
-    Envelope,
-    FromClient,
-    Generate,
-    Pong,
-    PublicIn,
-    PublicOut,
-    Submit,
-)
+from slipstream.protocol.messages import Delta, Deltas, FromClient, Generate, Pong, PublicIn, PublicOut
 from slipstream.protocol.sampling import RANGES, SamplingParams
 
 from slipstream.reference import golden

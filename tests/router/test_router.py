@@ -13,28 +13,30 @@ from slipstream.actors.router.replica import LOST_AFTER_S, MOVE_AFTER_S, POLL_S
 from slipstream.actors.router.router import Router
 from slipstream.protocol.client.session import PING_AFTER_S
 from slipstream.protocol.codec import decode_from_client, encode
+from slipstream.protocol.events import (
+    ClientGone,
+    ClientMessage,
+    Drain,
+    Ending,
+    ServiceFrame,
+    ServiceInterrupted,
+    WatchedFile,
+)
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import (
     Abort,
     Actors,
     ActorState,
-    ClientGone,
-    ClientMessage,
     Delta,
     Deltas,
-    Drain,
-    Ending,
     Error,
     Generate,
     GetActors,
     GetStats,
     Hello,
     Pong,
-    ServiceFrame,
-    ServiceInterrupted,
     Stats,
     Usage,
-    WatchedFile,
     Welcome,
 )
 from slipstream.protocol.sampling import SamplingParams

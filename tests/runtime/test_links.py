@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from slipstream.protocol.codec import encode
 from slipstream.protocol.errors import ProtocolError
-from slipstream.protocol.messages import Cancel, Envelope, PeerUp
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Cancel, Envelope
 from slipstream.runtime.links import Links, LostMessage
 
 

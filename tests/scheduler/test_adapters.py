@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bench import FREE, Bench, prompt
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.messages import Adapter, Capacity, PeerUp
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Adapter, Capacity
 
 SQL, VERSE = Adapter(3, "sql", "/sql"), Adapter(1, "verse", "/verse")
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from processes import Planted
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
-from slipstream.protocol.messages import Cancel, Capacity, Enqueue, PeerUp, Plan, Sampled, Tokens
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Cancel, Capacity, Enqueue, Plan, Sampled, Tokens
 from slipstream.protocol.sampling import SamplingParams
 
 from slipstream import Client, Quarantined

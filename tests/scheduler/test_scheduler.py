@@ -9,15 +9,8 @@ from bench import EOS, FREE, VOCAB, Bench, alone, int32, pairs, prompt
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.codec import encode
-from slipstream.protocol.messages import (
-    Cancel,
-    Capacity,
-    Enqueue,
-    Finished,
-    Matched,
-    PeerUp,
-    Sampled,
-)
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Cancel, Capacity, Enqueue, Finished, Matched, Sampled
 from slipstream.protocol.sampling import Grammar, SamplingParams
 
 # --- the step protocol --------------------------------------------------------------------------

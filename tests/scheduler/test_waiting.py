@@ -11,7 +11,7 @@ from bench import FREE, VOCAB, Bench, alone, pairs, prompt
 from slipstream.actors.scheduler.planner import PATIENCE_STEPS
 from slipstream.actors.scheduler.sequence import Sequence
 from slipstream.actors.scheduler.waiting import PRIORITY_S, PRIORITY_TOKENS, WaitingQueue, sort_key
-from slipstream.protocol.messages import Cancel
+from slipstream.protocol.internal import Cancel
 from slipstream.protocol.sampling import SamplingParams
 
 

@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
-from slipstream.protocol.messages import (
-    Capacity,
-    Enqueue,
-    Finished,
-    Opened,
-    Plan,
-    Sampled,
-    Tokens,
-)
+from slipstream.protocol.internal import Capacity, Enqueue, Finished, Opened, Plan, Sampled, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from wire import over_a_socket

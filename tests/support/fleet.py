@@ -20,8 +20,9 @@ import msgspec
 from chaos import ACTORS, LONGEST_S, Asking, chaos_params
 from simulation import GRAMMARS, MODEL_LEN, VOCAB, World, expected_prompt_logprobs, idle, random_prompt
 from slipstream.actors.router.router import LATE_S, Router
+from slipstream.protocol.events import Drain, Ending, ServiceFrame, ServiceInterrupted
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import Delta, Drain, Ending, ServiceFrame, ServiceInterrupted
+from slipstream.protocol.messages import Delta
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from slipstream.runtime.simulator import Simulator

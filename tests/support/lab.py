@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
-from slipstream.protocol.messages import (
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import (
     Cancel,
     Capacity,
     Enqueue,
     GrammarEnd,
     Matched,
-    PeerUp,
     Plan,
     PromptLogprobs,
     Sampled,
     Tokens,
 )
+from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from wire import over_a_socket
 

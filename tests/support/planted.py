@@ -28,7 +28,7 @@ def fault_is_due() -> bool:
 def spinning_detokenizer(context: Any) -> Any:
     """Spins for ever in the middle of a message."""
     from slipstream.actors.text.detokenizer import build
-    from slipstream.protocol.messages import Tokens
+    from slipstream.protocol.internal import Tokens
 
     actor = build(context)
     handle = actor.handlers[Tokens]
@@ -46,7 +46,7 @@ def spinning_detokenizer(context: Any) -> Any:
 def stalling_executor(context: Any) -> Any:
     """Its device finishes no step any more, while its loop goes on."""
     from slipstream.actors.executor.build import build
-    from slipstream.protocol.messages import Completed
+    from slipstream.protocol.events import Completed
 
     actor = build(context)
     handle = actor.handlers[Completed]
@@ -96,7 +96,7 @@ def unable_rank(context: Any) -> Any:
 def failing_rank(context: Any) -> Any:
     """Fails at a step."""
     from slipstream.actors.executor.build import build
-    from slipstream.protocol.messages import Plan
+    from slipstream.protocol.internal import Plan
 
     actor = build(context)
     handle = actor.handlers[Plan]
@@ -113,7 +113,7 @@ def failing_rank(context: Any) -> Any:
 def launching_executor(context: Any) -> Any:
     """Launching a step takes as long as the step, but for a little, as on a GPU without a graph."""
     from slipstream.actors.executor.build import build
-    from slipstream.protocol.messages import Plan
+    from slipstream.protocol.internal import Plan
 
     actor = build(context)
     handle = actor.handlers[Plan]
@@ -129,7 +129,7 @@ def launching_executor(context: Any) -> Any:
 def catching_up_executor(context: Any) -> Any:
     """Launches each step for longer than it runs, until it has done 20 pieces of work between steps."""
     from slipstream.actors.executor.build import build
-    from slipstream.protocol.messages import Plan
+    from slipstream.protocol.internal import Plan
 
     actor: Any = build(context)
     pieces = 20
@@ -165,7 +165,7 @@ def impatient_executor(context: Any) -> Any:
 def poisoned_executor(context: Any) -> Any:
     """Dies by a signal of its own when a prompt has the token 666."""
     from slipstream.actors.executor.build import build
-    from slipstream.protocol.messages import Plan
+    from slipstream.protocol.internal import Plan
 
     actor = build(context)
     handle = actor.handlers[Plan]
@@ -182,7 +182,7 @@ def poisoned_executor(context: Any) -> Any:
 def poisoned_gateway(context: Any) -> Any:
     """Dies by a signal of its own when a client asks with the token 666."""
     from slipstream.actors.gateway.gateway import build
-    from slipstream.protocol.messages import ClientMessage
+    from slipstream.protocol.events import ClientMessage
 
     return dies_of(
         build(context), ClientMessage, lambda arrived: getattr(arrived.message, "prompt", None) or ()
@@ -192,7 +192,7 @@ def poisoned_gateway(context: Any) -> Any:
 def poisoned_by_texts_gateway(context: Any) -> Any:
     """Dies by a signal of its own when it takes in texts of a request that continues the token 666."""
     from slipstream.actors.gateway.gateway import build
-    from slipstream.protocol.messages import Texts
+    from slipstream.protocol.internal import Texts
 
     return dies_of(
         build(context),
@@ -204,7 +204,7 @@ def poisoned_by_texts_gateway(context: Any) -> Any:
 def poisoned_tokenizer(context: Any) -> Any:
     """Dies by a signal of its own when it is to look at a prompt with the token 666."""
     from slipstream.actors.text.tokenizer import build
-    from slipstream.protocol.messages import Submit
+    from slipstream.protocol.internal import Submit
 
     return dies_of(build(context), Submit, lambda submit: array("i", submit.prompt_ids))
 
@@ -212,7 +212,7 @@ def poisoned_tokenizer(context: Any) -> Any:
 def poisoned_scheduler(context: Any) -> Any:
     """Dies by a signal of its own when a request has the token 666."""
     from slipstream.actors.scheduler.scheduler import build
-    from slipstream.protocol.messages import Enqueue
+    from slipstream.protocol.internal import Enqueue
 
     return dies_of(build(context), Enqueue, lambda enqueue: array("i", enqueue.prompt))
 
@@ -220,7 +220,7 @@ def poisoned_scheduler(context: Any) -> Any:
 def poisoned_detokenizer(context: Any) -> Any:
     """Dies by a signal of its own when a text continues the token 666."""
     from slipstream.actors.text.detokenizer import build
-    from slipstream.protocol.messages import Tokens
+    from slipstream.protocol.internal import Tokens
 
     return dies_of(
         build(context),
@@ -266,7 +266,7 @@ def evaluating_tokenizer(context: Any) -> Any:
     import pickle
 
     from slipstream.actors.text.tokenizer import build
-    from slipstream.protocol.messages import Submit
+    from slipstream.protocol.internal import Submit
 
     actor = build(context)
     handle = actor.handlers[Submit]

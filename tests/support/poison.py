@@ -11,16 +11,9 @@ from simulation import World
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.detokenizer import Detokenizer
-from slipstream.protocol.messages import (
-    ClientMessage,
-    Enqueue,
-    Generate,
-    Plan,
-    Sampled,
-    Submit,
-    Texts,
-    Tokens,
-)
+from slipstream.protocol.events import ClientMessage
+from slipstream.protocol.internal import Enqueue, Plan, Sampled, Submit, Texts, Tokens
+from slipstream.protocol.messages import Generate
 
 ACTORS = ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"]
 

@@ -33,7 +33,8 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, Tokens
+from slipstream.protocol.events import Completed, PeerUp
+from slipstream.protocol.internal import Capacity, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tokenizer

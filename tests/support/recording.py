@@ -26,7 +26,7 @@ import torch
 from slipstream.actors.executor.devices.device import Buffer, Device, Event, Stream
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.layout import Step
-from slipstream.protocol.messages import Plan
+from slipstream.protocol.internal import Plan
 
 if TYPE_CHECKING:
     from slipstream.actors.executor.pipeline import PipelineSlot, Program

@@ -23,15 +23,8 @@ from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.protocol.messages import (
-    AdapterChanged,
-    Capacity,
-    ChangeAdapter,
-    Completed,
-    Enqueue,
-    PeerUp,
-    Tokens,
-)
+from slipstream.protocol.events import Completed, PeerUp
+from slipstream.protocol.internal import AdapterChanged, Capacity, ChangeAdapter, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from tokenizers import Tokenizer, decoders, models

@@ -25,8 +25,9 @@ from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol import sampling
 from slipstream.protocol.codec import decode_to_client
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.internal import Adapter, Capacity
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import Abort, Adapter, Capacity, Deltas, Error, Generate, Hello
+from slipstream.protocol.messages import Abort, Deltas, Error, Generate, Hello
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.simulator import Simulator
 from tokenizers import Tokenizer as HFTokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 from slipstream.protocol.codec import decode_envelope, encode
-from slipstream.protocol.messages import Envelope
+from slipstream.protocol.internal import Envelope
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.formats.formats import HELD_BY_GRAMMAR, AnswerReader, marks_of
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.tools import Function, Tool, offer
-from slipstream.protocol.messages import Enqueue, Formats, Refused, Submit
+from slipstream.protocol.internal import Enqueue, Refused, Submit
+from slipstream.protocol.messages import Formats
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from tokenizers import AddedToken
 

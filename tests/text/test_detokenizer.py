@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slipstream.actors.text.detokenizer import Detokenizer
 from slipstream.protocol.errors import ModelNotSupported
-from slipstream.protocol.messages import Finished, Matched, Opened, PeerUp, Texts, Tokens
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Finished, Matched, Opened, Texts, Tokens
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [

@@ -28,17 +28,10 @@ from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.events import Completed
+from slipstream.protocol.internal import Capacity, Enqueue, Join, Refused, Sampled, Submit
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
-from slipstream.protocol.messages import (
-    Capacity,
-    Completed,
-    Enqueue,
-    Generate,
-    Join,
-    Refused,
-    Sampled,
-    Submit,
-)
+from slipstream.protocol.messages import Generate
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from slipstream.runtime.actor import Send
 

@@ -17,7 +17,8 @@ from slipstream.actors.text.chat_template import ChatTemplates
 from slipstream.actors.text.cutting import LONGEST_PART, PART, Cutter
 from slipstream.actors.text.prompts import Prompts
 from slipstream.actors.text.tokenizer import Tokenizer
-from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized, first_number
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Cancel, Enqueue, Refused, Submit, Tokenized, first_number
 from slipstream.protocol.sampling import SamplingParams
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 

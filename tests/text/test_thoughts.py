@@ -12,7 +12,8 @@ from slipstream.actors.text.grammar import GrammarCompiler
 from slipstream.actors.text.thoughts import ThoughtTokens
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.tokenizer_files import load_tokenizer
-from slipstream.protocol.messages import Enqueue, Finished, Formats, Opened, Submit, Texts, Tokens
+from slipstream.protocol.internal import Enqueue, Finished, Opened, Submit, Texts, Tokens
+from slipstream.protocol.messages import Formats
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from tokenizers import AddedToken
 

@@ -18,7 +18,8 @@ from slipstream.actors.text.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
 from slipstream.actors.text.tokenizer_files import load_tokenizer, read_tokenizer
 from slipstream.protocol.errors import ModelNotSupported
-from slipstream.protocol.messages import Cancel, Enqueue, PeerUp, Refused, Submit, Tokenized
+from slipstream.protocol.events import PeerUp
+from slipstream.protocol.internal import Cancel, Enqueue, Refused, Submit, Tokenized
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.process.child import Build
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ....protocol.messages import CaptureNext, Completed, Forget, Plan
+from ....protocol.events import Completed
+from ....protocol.internal import CaptureNext, Forget, Plan
 from ..patience import Patience
 from ..pipeline import Pipeline
 from ..step.batch import RunningBatch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....protocol.messages import CaptureNext, Completed, Forget, PeerUp, Plan
+from ....protocol.events import Completed, PeerUp
+from ....protocol.internal import CaptureNext, Forget, Plan
 from ..executor import Executor
 
 

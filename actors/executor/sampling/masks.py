@@ -17,7 +17,7 @@ from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from ....protocol.errors import InvalidRequest
-from ....protocol.messages import GrammarEnd, Join
+from ....protocol.internal import GrammarEnd, Join
 from ....protocol.sampling import Grammar
 from ...text.grammar import GrammarCompiler, said
 

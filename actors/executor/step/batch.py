@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ....protocol.internal import Join, Plan
 from ....protocol.limits import MAX_JOINED_TOKENS, MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
-from ....protocol.messages import Join, Plan
 from .buckets import Buckets, padded
 from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
 from .layout import History, SamplingKind, Step, StepLayout, layout_of

@@ -7,6 +7,7 @@ any other (RFC 9110, 7.8): its body, where it has one, is read by a parser that 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Parser(httptools.HttpRequestParser):
         # An answer may be sent to the first of several requests that came at once, as uvicorn has it.
         self.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: bytes | bytearray | memoryview[int] | array[int]) -> None:
         try:
             super().feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:

@@ -39,7 +39,8 @@ from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
-from slipstream.protocol.messages import Capacity, Completed, Enqueue, PeerUp, Tokens
+from slipstream.protocol.events import Completed, PeerUp
+from slipstream.protocol.internal import Capacity, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Actor
 from slipstream.runtime.simulator import Simulator

@@ -16,7 +16,7 @@ from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.adapters.adapters import Adapters
 from slipstream.actors.executor.model.load import load_model
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.protocol.messages import Adapter
+from slipstream.protocol.internal import Adapter
 from tiny_models import make_checkpoint
 from torch import Tensor
 

@@ -19,7 +19,7 @@ from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.protocol.messages import Adapter
+from slipstream.protocol.internal import Adapter
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import VOCAB_SIZE, make_checkpoint, make_config
 

@@ -15,7 +15,7 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.protocol.messages import Capacity
+from slipstream.protocol.internal import Capacity
 from slipstream.runtime.actor import Actor
 from slipstream.runtime.process.host import Host
 from slipstream.runtime.process.loops import run_blocking

@@ -25,7 +25,8 @@ from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.ranks.sampler import FollowingSampler
 from slipstream.protocol.errors import SlipstreamError
-from slipstream.protocol.messages import Capacity, CaptureNext, Completed, Forget, PeerUp, Plan
+from slipstream.protocol.events import Completed, PeerUp
+from slipstream.protocol.internal import Capacity, CaptureNext, Forget, Plan
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import VOCAB_SIZE, make_config
 from torch import Tensor

@@ -16,7 +16,7 @@ from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.layout import Step
-from slipstream.protocol.messages import Forget, Plan
+from slipstream.protocol.internal import Forget, Plan
 from slipstream.runtime.simulator import Simulator
 
 RANKS = ("executor", "executor.1", "executor.2")

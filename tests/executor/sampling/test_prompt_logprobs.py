@@ -11,8 +11,9 @@ from simulation import World, byte_tokenizer
 from slipstream.actors.public.connections import MAX_WAITING_TOKENS, by_weight, weight_of
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.internal import Plan, Refused, Submit
 from slipstream.protocol.limits import MAX_PROMPT_LOGPROBS, PROMPT_LOGPROBS_PER_STEP, Limits
-from slipstream.protocol.messages import Delta, Plan, Refused, Submit
+from slipstream.protocol.messages import Delta
 from transformers import AutoModelForCausalLM
 
 from slipstream import LLM, SamplingParams

@@ -40,8 +40,9 @@ from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.events import Completed
+from slipstream.protocol.internal import Capacity, Enqueue, Tokens
 from slipstream.protocol.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, Limits
-from slipstream.protocol.messages import Capacity, Completed, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from tiny_models import make_config

@@ -15,7 +15,7 @@ from slipstream.actors.executor.step.fields import BIAS, JOIN, NO_STOP_TOKEN, co
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler import planner
-from slipstream.protocol.messages import Join, Plan
+from slipstream.protocol.internal import Join, Plan
 from tiny_models import make_config
 
 SLOTS, LENGTH, BLOCK, BUDGET = 4, 64, 8, 32

@@ -11,7 +11,7 @@ from slipstream.actors.executor.devices.emulated import EmulatedProgram
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.protocol.messages import Join, Plan
+from slipstream.protocol.internal import Join, Plan
 from transformers import LlamaConfig
 
 SLOTS, LENGTH, BLOCK, VOCAB = 3, 32, 4, 40

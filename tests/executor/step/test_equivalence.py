@@ -20,7 +20,7 @@ from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.step.fields import JOIN, column
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.protocol.messages import Cancel
+from slipstream.protocol.internal import Cancel
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import STATEFUL, make_config
 from transformers import LlamaConfig

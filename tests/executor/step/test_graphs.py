@@ -27,7 +27,8 @@ from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey
 from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
-from slipstream.protocol.messages import Capacity, Completed, Plan
+from slipstream.protocol.events import Completed
+from slipstream.protocol.internal import Capacity, Plan
 from tiny_models import make_config
 
 SLOTS, LENGTH, BLOCK = 4, 64, 8

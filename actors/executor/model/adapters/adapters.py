@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .....protocol.errors import InvalidRequest
-from .....protocol.messages import Adapter
+from .....protocol.internal import Adapter
 from .check import check_products
 from .folder import AdapterFolder, Pair
 from .products import Products, Stack, TorchProducts

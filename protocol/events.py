@@ -1,0 +1,81 @@
+"""What a host tells its own actor; it never goes over a wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .messages import PublicIn, PublicOut
+
+
+class PeerUp(msgspec.Struct, frozen=True):
+    """A new incarnation of the actor ``name`` is there; whatever was on its way to or from the old is lost."""
+
+    name: str
+    epoch: int
+
+
+class PeerDown(msgspec.Struct, frozen=True):
+    """The actor ``name`` has ended; a new incarnation will come."""
+
+    name: str
+    own_fault: bool
+    """Not by a signal from outside: what it was working at may be the cause."""
+
+
+class ClientMessage(msgspec.Struct, frozen=True):
+    """A public message and the connection that it came from."""
+
+    client: bytes
+    message: PublicIn
+
+
+class ClientGone(msgspec.Struct, frozen=True):
+    """The connection is no longer there."""
+
+    client: bytes
+
+
+class ClientBlocked(msgspec.Struct, frozen=True):
+    """The client does not read: this message to it was not sent."""
+
+    client: bytes
+    message: PublicOut
+
+
+class ServiceFrame(msgspec.Struct, frozen=True):
+    """A frame of a service that the actor is a client of, by the name that the actor has for it."""
+
+    service: str
+    frame: bytes
+
+
+class ServiceInterrupted(msgspec.Struct, frozen=True):
+    """The connection to that service broke; all that had arrived was handed over."""
+
+    service: str
+
+
+class WatchedFile(msgspec.Struct, frozen=True):
+    """The text of the file that the actor has the host watch, as it is now."""
+
+    text: str
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """The device finished at least one step."""
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Accept nothing new."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """The host ends now: answer whatever is still open."""
+
+    reason: str
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What the hosts of all actors have counted since the start of the service."""
+
+    counters: dict[str, float]
