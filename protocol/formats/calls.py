@@ -223,7 +223,7 @@ class EndOfCall:
                 self.inside = text in (PARAMETER, VALUE)
                 if not self.inside:
                     self.likely = None
-            elif text == '"':
+            elif not self.tagged and text == '"':
                 self.inside = not self.inside
             elif text == CLOSE and not self.inside:
                 return slice(self.at, token.end())

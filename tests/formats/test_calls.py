@@ -182,6 +182,15 @@ def test_however_an_answer_is_cut_it_is_read_the_same(name: str, data: st.DataOb
     assert read(*parts) == (text, calls)
 
 
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "deep"])
+def test_each_character_may_be_a_piece_of_its_own(name: str) -> None:
+    answer, text, calls = ANSWERS[name]
+    for place in range(len(answer)):
+        assert read(answer[:place], answer[place], answer[place + 1 :]) == (text, calls), place
+    for size in (1, 2, 3, 5):
+        assert read(*[answer[start : start + size] for start in range(0, len(answer), size)]) == (text, calls)
+
+
 @settings(deadline=None)
 @given(st.text('<>/tool_cal{}[]" :,nowame\n', max_size=60), st.integers(1, 7))
 def test_nothing_of_a_text_without_calls_is_lost(answer: str, size: int) -> None:
