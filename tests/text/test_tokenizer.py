@@ -503,7 +503,7 @@ def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_p
 import re, sys
 from pathlib import Path
 from slipstream.actors.text import tokenizer
-from slipstream.protocol.messages import Submit
+from slipstream.protocol.internal import Submit
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.process.child import Build
 told = {{"model": {str(tmp_path)!r}, "vocab_size": 300, "max_model_len": 2000, "eos_token_ids": []}}
