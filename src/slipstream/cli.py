@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from . import __version__
-from .commands.common import DONE, FAILED, INTERRUPTED, USAGE, Run, Stop
+from .commands.common import Run, Stop
+from .exit_codes import DONE, FAILED, INTERRUPTED, USAGE
 from .runtime.standard_streams import open_missing
 
 COMMANDS = {

@@ -14,16 +14,19 @@ from . import __version__
 from .actors.checkpoint import open_checkpoint
 from .actors.options import RouterOptions
 from .actors.router.services_file import named_in
+from .banner import announce_addresses
+from .children import child, http_options
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.client_key import ClientKey, client_key
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from .protocol.messages import Welcome
 from .route_options import RouteOptions
+from .running import plan_and_run
 from .runtime.log import logger
 from .runtime.supervision.children import ChildSpec
 from .runtime.supervision.supervisor import Supervisor
-from .service import BUNDLED_MODEL, announce_addresses, child, http_options, plan_and_run
+from .service import BUNDLED_MODEL
 
 FIRST_ANSWER_S = 30.0
 """How long the services may take until the first of them answers."""

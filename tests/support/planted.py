@@ -287,8 +287,10 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     from slipstream.runtime.log import configure, wants_json
     from slipstream.runtime.run_directory import run_directory
 
+    from slipstream.banner import announce_service
     from slipstream.options import ServeOptions
-    from slipstream.service import announce_service, plan_service, run
+    from slipstream.running import run
+    from slipstream.service import plan_service
 
     parser = argparse.ArgumentParser()
     add_arguments(parser, ServeOptions)

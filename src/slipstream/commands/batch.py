@@ -8,7 +8,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from .common import DONE, FAILED, USAGE, Run, Stop, need
+from ..exit_codes import DONE, FAILED, USAGE
+from .common import Run, Stop, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

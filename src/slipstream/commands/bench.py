@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .common import DONE, Run, need
+from ..exit_codes import DONE
+from .common import Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

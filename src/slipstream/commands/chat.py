@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .common import DONE, Run, add_service, reach, sampling
+from ..exit_codes import DONE
+from .common import Run, add_service, reach, sampling
 
 if TYPE_CHECKING:
     from ..protocol.client.blocking import Client

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, how a command ends, extras, and reaching a service."""
+"""What the commands share: how a command ends, extras, and reaching a service."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..exit_codes import COULD_NOT_START, USAGE
+
 if TYPE_CHECKING:
     from ..protocol.client.blocking import Client
-
-DONE, USAGE, COULD_NOT_START, FAILED = 0, 2, 3, 4
-INTERRUPTED = 130
 
 EXTRAS = {
     "engine": ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "uvloop"),

@@ -6,7 +6,8 @@ import argparse
 import os
 import socket
 
-from .common import COULD_NOT_START, DONE, Run, Stop, need
+from ..exit_codes import COULD_NOT_START, DONE
+from .common import Run, Stop, need
 
 REACH_S = 5.0
 """How long a Ray cluster may take to accept a connection."""

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .common import COULD_NOT_START, DONE, FAILED, Run, Stop, need
+from ..exit_codes import COULD_NOT_START, DONE, FAILED
+from .common import Run, Stop, need
 
 if TYPE_CHECKING:
     from ..drill import Drill

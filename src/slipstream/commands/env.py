@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from .common import DONE, EXTRAS, FAILED, USAGE, Run, Stop, missing, need
+from ..exit_codes import DONE, FAILED, USAGE
+from .common import EXTRAS, Run, Stop, missing, need
 
 if TYPE_CHECKING:
     from ..actors.executor.model.estimate import Estimate

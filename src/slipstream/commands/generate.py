@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .common import DONE, Run, add_service, reach, sampling
+from ..exit_codes import DONE
+from .common import Run, add_service, reach, sampling
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
-from .common import DONE, Run
+from ..exit_codes import DONE
+from .common import Run
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

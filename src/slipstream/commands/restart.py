@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from .common import COULD_NOT_START, DONE, FAILED, USAGE, Run, Stop, add_endpoint, the_running_service
+from ..exit_codes import COULD_NOT_START, DONE, FAILED, USAGE
+from .common import Run, Stop, add_endpoint, the_running_service
 
 EVERY_S = 0.02
 

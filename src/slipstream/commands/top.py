@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .common import DONE, Run, add_endpoint, need, reach_running
+from ..exit_codes import DONE
+from .common import Run, add_endpoint, need, reach_running
 
 EVERY_S = 0.5
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .common import DONE, FAILED, Run, Stop, add_endpoint, reach_running
+from ..exit_codes import DONE, FAILED
+from .common import Run, Stop, add_endpoint, reach_running
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

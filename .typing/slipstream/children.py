@@ -1,0 +1,1 @@
+../../src/slipstream/children.py

@@ -1,0 +1,1 @@
+../../src/slipstream/exit_codes.py

@@ -1,0 +1,72 @@
+"""Children that a service and a router specify alike: an actor, and the OpenAI frontend with its options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import __version__
+from .actors.options import HttpOptions
+from .options import ServeOptions
+from .protocol.client_key import ClientKey
+from .protocol.errors import InvalidRequest
+from .protocol.limits import Limits
+from .route_options import RouteOptions
+from .runtime.keys import KeyFolder, new_pair
+from .runtime.supervision.children import ChildSpec
+
+
+def child(
+    name: str, module: str, options: Any, *, waits: bool = False, frontend_of: str | None = None
+) -> ChildSpec:
+    """An actor that ``build`` of a module makes, with its options."""
+    factory = f"{__package__}.actors.{module}:build"
+    return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, frontend_of=frontend_of)
+
+
+def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
+    return None if options.chat_template is None else os.path.abspath(options.chat_template)
+
+
+def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
+    """What ``--model-defaults`` says; whether the fields are good, the frontend sees."""
+    if file is None:
+        return {}
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=dict[str, dict[str, Any]])
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidRequest(
+            f'{file} cannot be read: {error}; it is a JSON file such as {{"NAME": {{"temperature": 0.6}}}}'
+        ) from None
+
+
+def http_options(
+    options: ServeOptions | RouteOptions, address: str, folder: str, names: Sequence[str], limits: Limits
+) -> HttpOptions:
+    """The frontend is a client too: where clients need a key, it has one that is made for this start."""
+    key = None
+    if options.curve_keys is not None:
+        public, secret = new_pair()
+        server, _ = KeyFolder(Path(options.curve_keys)).server()
+        key = ClientKey(server=server, public=public, secret=secret)
+    origins = [origin.strip() for origin in (options.allowed_origins or "").split(",")]
+    return HttpOptions(
+        endpoint=address,
+        curve=key,
+        model=folder,
+        model_name=names[0],
+        other_names=tuple(names[1:]),
+        adapters=isinstance(options, RouteOptions) or options.adapter_places > 0,
+        limits=limits,
+        chat_template=chat_template_of(options),
+        sanitize_control_tokens=options.sanitize_control_tokens,
+        version=__version__,
+        api_key=options.api_key,
+        metrics_prefix=options.metrics_prefix,
+        defaults=model_defaults(options.model_defaults),
+        allowed_origins=tuple(origin for origin in origins if origin),
+    )

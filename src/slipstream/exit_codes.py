@@ -1,0 +1,15 @@
+"""How a command ends, for the shell and for process managers."""
+
+DONE = 0
+"""Of a service: all that was accepted was answered in full."""
+
+USAGE = 2
+"""The command line is wrong, or an extra is missing."""
+
+COULD_NOT_START = 3
+
+FAILED = 4
+"""While it ran."""
+
+INTERRUPTED = 130
+"""By Ctrl-C, as shells have it."""

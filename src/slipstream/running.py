@@ -1,0 +1,141 @@
+"""Run the children of a service or of a router under a supervisor, from the plan to the exit code.
+
+Whoever waits for a start reads one line on the descriptor of ``--ready-fd``: the ready line, or why it will not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .exit_codes import COULD_NOT_START, DONE, FAILED
+from .options import ServeOptions
+from .protocol.errors import BY_CODE, SlipstreamError
+from .route_options import RouteOptions
+from .runtime.file_limit import check_file_limit
+from .runtime.log import configure, log_failure, logger, wants_json
+from .runtime.run_directory import run_directory
+from .runtime.socket_file import remove_left
+from .runtime.supervision.children import ChildFailed, ChildSpec
+from .runtime.supervision.control import IDLE_SIGNALS
+from .runtime.supervision.notify import Notify
+from .runtime.supervision.supervisor import Supervisor
+
+KINDS = {kind.__name__: kind for kind in BY_CODE.values()}
+"""The errors that are the user's to mend, by name."""
+
+Announce = Callable[[Supervisor, float], dict[str, Any]]
+"""Writes the banner, given what the start took in seconds; returns the ready line."""
+
+
+def plan_and_run(
+    options: ServeOptions | RouteOptions, plan: Callable[[Path], list[ChildSpec]], announce: Announce
+) -> int:
+    """Run the children that ``plan`` makes for a run directory; returns the exit code."""
+    configure(as_json=wants_json(options.log_format))
+    parent = os.getppid()
+    with run_directory() as directory:
+        try:
+            check_file_limit()
+            specs = plan(directory)
+        except SlipstreamError as error:
+            log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
+            report_failed(options.ready_fd, error.code, str(error))
+            return COULD_NOT_START
+        try:
+            return run(specs, options, directory, parent, announce)
+        finally:
+            remove_left(options.endpoint or "")
+
+
+def run(
+    specs: list[ChildSpec],
+    options: ServeOptions | RouteOptions,
+    directory: Path,
+    parent: int,
+    announce: Announce,
+) -> int:
+    """Run these children until told to stop; returns the exit code."""
+    notify = Notify(os.environ)
+    supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # as nohup asks
+    supervisor.handle(signal.SIGTERM, signal.SIGINT, *hang_up, signal.SIGCHLD, *IDLE_SIGNALS)
+    if options.exit_with_parent:
+        supervisor.end_with(parent)
+    begun = time.monotonic()
+    try:
+        if not supervisor.start():
+            supervisor.stop()
+            return DONE
+        ready = announce(supervisor, time.monotonic() - begun)
+        if options.ready_fd is not None:
+            report_ready(options.ready_fd, ready)
+        notify.send("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
+    except (SlipstreamError, OSError) as error:
+        block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
+        log_failure("slipstream could not start", block)
+        log_trace(error)
+        supervisor.stop()
+        kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
+        report_failed(options.ready_fd, kind.code, block)
+        return COULD_NOT_START
+    return serve_until_stopped(supervisor, notify, options.shutdown_timeout)
+
+
+def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout_s: float) -> int:
+    """Watch the children until told to stop, drain them and end them; returns the exit code."""
+    last_words = "the service has stopped"
+    try:
+        supervisor.run()
+        with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
+            notify.send("STOPPING=1")
+        if not supervisor.parent_gone:
+            logger.info(
+                f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)"
+            )
+            answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
+            if not supervisor.drain(answering, shutdown_timeout_s):
+                last_words = "the service was stopped before this request was finished"
+                log_failure(
+                    "slipstream stopped before everything was finished",
+                    f"  cause   {'told twice to stop' if len(supervisor.signals) > 1 else 'the drain took too long'}"
+                    "; what was left is answered with an error",
+                )
+                return FAILED
+        return DONE
+    except SlipstreamError as error:
+        last_words = f"the service failed: {getattr(error, 'cause', error)}"
+        log_failure("slipstream failed", str(error))
+        log_trace(error)
+        return FAILED
+    finally:
+        supervisor.stop(last_words)
+
+
+def log_trace(error: Exception) -> None:
+    """The child's stack, for an error that is ours: not the user's, and not the machine's."""
+    failure = getattr(error, "failure", None)
+    if failure is not None and failure.kind not in KINDS and not failure.for_good:
+        logger.error("%s", failure.trace)
+
+
+def report_failed(fd: int | None, code: str, message: str) -> None:
+    """Report on the descriptor of the ready line that it will not come, and why."""
+    if fd is not None:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(fd, json.dumps({"error": code, "message": message}).encode() + b"\n")
+
+
+def report_ready(fd: int, ready: dict[str, Any]) -> None:
+    """Write the ready line; ``SlipstreamError`` if the descriptor cannot be written."""
+    try:
+        os.write(fd, json.dumps(ready).encode() + b"\n")
+    except OSError as error:
+        raise SlipstreamError(f"--ready-fd {fd} cannot be written: {error.strerror}") from None
+    os.close(fd)
