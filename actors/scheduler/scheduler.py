@@ -33,10 +33,10 @@ from ...protocol.internal import (
     first_number,
 )
 from ...runtime.actor import Actor
-from ..histogram import Histogram
 from ..options import SchedulerOptions
 from .adapters import Adapters
 from .draft import OutstandingStep
+from .measures import Measures
 from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig
 from .prefix import salt_of
@@ -49,30 +49,6 @@ if TYPE_CHECKING:
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that the detokenizer gets to continue the text of."""
-
-COUNTERS_EVERY_S = 0.2
-
-COUNTERS = (
-    "steps",
-    "device_busy_s",
-    "device_idle_s",
-    "scheduled_rows",
-    "wasted_rows",
-    "prompt_tokens",
-    "generation_tokens",
-    "num_preemptions",
-    "num_preemptions_for_fairness",
-    "num_requests_refused",
-    "num_requests_quarantined",
-    "num_block_copies",
-    "prefill_tokens",
-    "prefix_cache_queries",
-    "prefix_cache_hits",
-    "prefix_cache_evictions",
-)
-
-STEP_TOKENS = (1.0, 8.0, *(float(2**power) for power in range(4, 15)))
-"""Bounds of the histogram of tokens in a step."""
 
 
 class Scheduler(Actor):
@@ -97,12 +73,8 @@ class Scheduler(Actor):
         }
         self.sequences: dict[int, Sequence] = {}
         """Every request that has not ended, by number."""
-        self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
-        self.counters_due = 0.0
-        self.step_tokens = Histogram(STEP_TOKENS)
-        """Of prompts and sampled, in each step."""
-        self.free_since_ns: int | None = None
-        """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
+        self.measures = Measures()
+        self.counters = self.measures.counters
         self.planner = Planner(config, self.counters)
         self.adapters = Adapters(self.send)
         self.timing = PlanTiming()
@@ -338,50 +310,42 @@ class Scheduler(Actor):
         logprobs = None
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
-        counters = self.counters
-        busy_ns = message.ended_ns - message.started_ns - message.stalled_ns
+        busy_ns, waited_s = self.measures.on_step(message)
         planner.prefill_budget.learn(prefill, busy_ns)
-        counters["steps"] += 1
-        counters["device_busy_s"] += busy_ns * 1e-9
-        counters["device_idle_s"] += message.stalled_ns * 1e-9
-        waited_s = 0.0
-        if self.free_since_ns is not None:
-            waited_s = max(0, message.started_ns - self.free_since_ns) * 1e-9
-        counters["device_idle_s"] += waited_s
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
-        counters["scheduled_rows"] += len(rows)
+        scheduled = len(rows)
         # A quarter of what a reduction costs; some versions of numpy count with numbers of their own.
-        wasted = len(rows) - int(np.count_nonzero(alive))
-        if wasted:
-            counters["wasted_rows"] += wasted
+        if int(np.count_nonzero(alive)) != scheduled:
             rows, tokens = rows[alive], tokens[alive]
         if np.count_nonzero(tokens < 0):
             raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
-        counters["generation_tokens"] += len(rows)
-        self.step_tokens.add(prefill + len(rows))
+        self.measures.on_rows(scheduled, len(rows), prefill)
         length = table.length[rows]
         table.tokens[rows, length] = tokens
         table.length[rows] = length + 1
         if logprobs is not None:
             logprobs = self.keep_logprobs(rows, logprobs)
-        stops = table.stop.take(rows, axis=0) == tokens[:, None]
         requests = table.request[rows]
-        over = length + 1 >= table.target[rows]
+        self.end_rows(rows, tokens, length + 1 >= table.target[rows])
+        planner.end_probation()
+        planner.complete(step)
+        self.plan_ahead(now)
+        self.settle_adapters()
+        self.measures.free_since_ns = message.ended_ns if self.outstanding else None
+        self.flush(step, requests, tokens, now, logprobs)
+
+    def end_rows(self, rows: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
+        """End the sequences whose new token is one that they stop at, or that are ``over`` by their length."""
+        stops = self.planner.table.stop.take(rows, axis=0) == tokens[:, None]
         if np.count_nonzero(stops):  # few steps have one, and to look row by row costs ten times as much
             over |= stops.any(axis=1)
         for row in over.nonzero()[0].tolist():
-            sequence = planner.holder(int(rows[row]))
+            sequence = self.planner.holder(int(rows[row]))
             if stops[row].any():
                 token = int(tokens[row])
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
             else:
                 self.finish(sequence, "length")
-        planner.end_probation()
-        planner.complete(step)
-        self.plan_ahead(now)
-        self.settle_adapters()
-        self.free_since_ns = message.ended_ns if self.outstanding else None
-        self.flush(step, requests, tokens, now, logprobs)
 
     def end_by_grammar(self, end: GrammarEnd) -> None:
         """The sequence got no token, since its grammar allows none."""
@@ -433,9 +397,8 @@ class Scheduler(Actor):
     ) -> None:
         """One message to the detokenizer with everything that is new."""
         counters: dict[str, float] = {}
-        if (now >= self.counters_due and now) or not self.outstanding:
-            self.counters_due = now + COUNTERS_EVERY_S
-            counters = self.counters | self.gauges() | self.step_tokens.counters("iteration_tokens_total")
+        if self.measures.due(now) or not self.outstanding:
+            counters = self.measures.take(now) | self.gauges()
         if requests is None or tokens is None:
             requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
         if len(requests) or self.opened or self.finished or self.prompts or counters:
@@ -468,7 +431,7 @@ class Scheduler(Actor):
         if peer.name == "executor":
             computing = bool(self.outstanding)
             self.outstanding.clear()
-            self.free_since_ns = None
+            self.measures.free_since_ns = None
             self.planner.invalidate_device_state(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
