@@ -25,7 +25,7 @@ from slipstream.runtime.links import Links
 from slipstream.runtime.trace import RING, Ring
 
 from slipstream import SamplingParams, Sidecar
-from slipstream.bench.offline import long_model
+from slipstream.bench.emulated import long_model
 
 SPANS_PER_STEP = 5
 

@@ -14,7 +14,8 @@ from slipstream.protocol.messages import Delta
 from slipstream.protocol.trace import Span
 
 from slipstream import SlipstreamError, cli
-from slipstream.bench.offline import Arrivals, full_steps, percentile
+from slipstream.bench.latency import Arrivals, percentile
+from slipstream.bench.overlap import full_steps
 from slipstream.observe.timeline import Panel, as_svg, as_text, gaps, host_ms, typical
 
 OVERLAP_KEYS = [
@@ -141,7 +142,7 @@ def test_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
     arrivals = Arrivals(2)
     arrivals.begun = 10.0
     clock = iter((10.5, 11.0, 12.0, 10.25))
-    monkeypatch.setattr("slipstream.bench.offline.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("slipstream.bench.latency.time.perf_counter", lambda: next(clock))
     for number, tokens in ((0, [1]), (0, []), (0, [2]), (0, [3, 4]), (1, [5])):
         arrivals.add(number, Delta(id="", token_ids=tokens))
     latencies = arrivals.latencies()

@@ -11,22 +11,11 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+from ..arguments import add_json, count, milliseconds, show_progress, write_json
 from ..protocol.client.blocking import Client
 from ..protocol.sampling import SamplingParams
-from ..sidecar import Sidecar
-from .offline import (
-    PROMPT_TOKENS,
-    WARM_UP_STEPS,
-    Arrivals,
-    add_json,
-    count,
-    fixed_length,
-    long_model,
-    milliseconds,
-    percentile,
-    show_progress,
-    write_json,
-)
+from .emulated import PROMPT_TOKENS, WARM_UP_STEPS, emulated_service, fixed_length, long_model, short_prompts
+from .latency import Arrivals, percentile
 
 ENDLESS = {
     "type": "array",
@@ -46,7 +35,7 @@ ENDLESS = {
 
 
 @dataclass(frozen=True)
-class Paces:
+class TokenGaps:
     """Time from one token to the next of the rows without a grammar, in ms."""
 
     mean_itl_ms: float
@@ -56,12 +45,14 @@ class Paces:
 
 @dataclass(frozen=True)
 class GrammarCost:
+    """What two runs of ``rows`` requests of ``steps`` tokens show, a step of which takes ``step_ms`` milliseconds."""
+
     rows: int
     step_ms: float
     steps: int
-    without: Paces
+    without: TokenGaps
     """Nobody has a grammar."""
-    beside: Paces
+    beside: TokenGaps
     """Every other row has one."""
     slowed: float
     """The mean of ``beside`` over that of ``without``, less 1."""
@@ -72,20 +63,12 @@ def grammar_cost(rows: int, step_ms: float, steps: int, rounds: int) -> GrammarC
     with long_model(PROMPT_TOKENS + steps) as folder:
         show_progress("starting a service")
         with (
-            Sidecar(
-                folder,
-                device="emulated",
-                emulated_step_ms=step_ms,
-                max_num_seqs=rows,
-                max_num_batched_tokens=max(2048, PROMPT_TOKENS * rows),
-                max_queued_requests=max(1024, rows),
-                max_model_len=PROMPT_TOKENS + max(steps, WARM_UP_STEPS),
-            ) as sidecar,
+            emulated_service(folder, rows, step_ms, steps) as sidecar,
             sidecar.client() as client,
         ):
             run(client, mixed(rows, WARM_UP_STEPS))
-            without: list[Paces] = []
-            beside: list[Paces] = []
+            without: list[TokenGaps] = []
+            beside: list[TokenGaps] = []
             for round_ in range(rounds):
                 show_progress(f"round {round_ + 1} of {rounds}: {steps} steps of {step_ms:g} ms")
                 without.append(run(client, [fixed_length(steps)] * rows))
@@ -97,12 +80,14 @@ def grammar_cost(rows: int, step_ms: float, steps: int, rounds: int) -> GrammarC
 
 
 def mixed(rows: int, steps: int) -> list[SamplingParams]:
+    """Parameters of ``rows`` requests of ``steps`` tokens, every other one with a grammar."""
     bound = SamplingParams(max_tokens=steps, temperature=0.0, json_schema=ENDLESS)
     return [bound if row % 2 else fixed_length(steps) for row in range(rows)]
 
 
-def run(client: Client, mixture: list[SamplingParams]) -> Paces:
-    prompts = [[1 + (row + token) % 100 for token in range(PROMPT_TOKENS)] for row in range(len(mixture))]
+def run(client: Client, mixture: list[SamplingParams]) -> TokenGaps:
+    """Answer a request for each of ``mixture`` at once, and measure those that have no grammar."""
+    prompts = short_prompts(len(mixture))
     arrivals = Arrivals(len(prompts))
     client.generate_many(prompts, mixture, on_delta=arrivals.add)
     gaps: list[float] = []
@@ -111,11 +96,12 @@ def run(client: Client, mixture: list[SamplingParams]) -> Paces:
             gaps += [1e3 * (later - earlier) for earlier, later in pairwise(times)]
     gaps.sort()
     mean, median, last = statistics.fmean(gaps), percentile(gaps, 0.5), percentile(gaps, 0.99)
-    return Paces(round(mean, 4), round(median, 4), round(last, 4))
+    return TokenGaps(round(mean, 4), round(median, 4), round(last, 4))
 
 
-def median_of(rounds: list[Paces]) -> Paces:
-    return sorted(rounds, key=lambda paces: paces.mean_itl_ms)[len(rounds) // 2]
+def median_of(rounds: list[TokenGaps]) -> TokenGaps:
+    """The round whose mean is the median."""
+    return sorted(rounds, key=lambda gaps: gaps.mean_itl_ms)[len(rounds) // 2]
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -141,10 +127,10 @@ def measure(found: Namespace) -> None:
     print(f"{result.rows} rows, {result.step_ms:g} ms a step, {result.steps} steps, emulated device")
     print("ms from token to token of the rows without a grammar:\n")
     print(f"{'':>28}  {'mean':>8}  {'p50':>8}  {'p99':>8}")
-    for title, paces in (
+    for title, gaps in (
         ("no row has one", result.without),
         ("every other row has one", result.beside),
     ):
-        row = "  ".join(f"{value:>8.3f}" for value in (paces.mean_itl_ms, paces.p50_itl_ms, paces.p99_itl_ms))
+        row = "  ".join(f"{value:>8.3f}" for value in (gaps.mean_itl_ms, gaps.p50_itl_ms, gaps.p99_itl_ms))
         print(f"{title:>28}  {row}")
     print(f"\nslowed by {result.slowed:.2%}")

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..arguments import above_0, add_json, count, ratio, show_progress, write_json
 from ..protocol.errors import InvalidRequest, SlipstreamError
-from .offline import add_json, count, percentile, show_progress, write_json
+from .latency import percentile
 from .targets import HttpTarget, Record, Target, ZmqTarget
 
 TOKEN_IDS = (1, 255)
@@ -162,7 +163,7 @@ def figures(load: Load, records: list[Record], seconds: float) -> dict[str, Any]
 # --- the command --------------------------------------------------------------------------------
 
 
-def add_serve(parser: ArgumentParser) -> None:
+def declare(parser: ArgumentParser) -> None:
     parser.description = "How a running server answers a load, over ZeroMQ or HTTP."
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--endpoint", metavar="E", help="of a service, over ZeroMQ")
@@ -209,7 +210,7 @@ def add_serve(parser: ArgumentParser) -> None:
     add_json(parser)
 
 
-def run_serve_command(found: Namespace) -> None:
+def measure(found: Namespace) -> None:
     load = Load(
         num_prompts=found.num_prompts,
         input_len=found.input_len,
@@ -261,26 +262,6 @@ def print_result(load: Load, result: dict[str, Any]) -> None:
     print(f"\n{'ms':>6}" + "".join(f"{name:>12}" for name in names))
     for kind in KINDS:
         print(f"{kind.upper():>6}" + "".join(f"{result[f'{name}_{kind}_ms']:>12.3f}" for name in names))
-
-
-def above_0(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def ratio(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-    return value
 
 
 def shares(text: str) -> tuple[float, ...]:

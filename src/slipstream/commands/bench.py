@@ -9,13 +9,13 @@ from .common import Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench import grammar as bench_grammar
-    from ..bench.offline import COMMANDS
-    from ..bench.serve import add_serve, run_serve_command
+    from ..bench import grammar, overlap, serve, throughput
 
-    benches = COMMANDS | {
-        "serve": (add_serve, run_serve_command),
-        "grammar": (bench_grammar.declare, bench_grammar.measure),
+    benches = {
+        "overlap": (overlap.declare, overlap.measure),
+        "throughput": (throughput.declare, throughput.measure),
+        "serve": (serve.declare, serve.measure),
+        "grammar": (grammar.declare, grammar.measure),
     }
     kinds = parser.add_subparsers(metavar="|".join(benches), required=True)
     for name, (declare, measure) in benches.items():

@@ -14,7 +14,7 @@ REACH_S = 5.0
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench.offline import count
+    from ..arguments import count
 
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a local folder or a hub name; left out: the bundled model"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..bench.offline import add_json, count
+    from ..arguments import add_json, count
     from ..drill import ACTORS, DEVICES, FAULTS
     from ..drill_replicas import TARGETS
 
@@ -80,7 +80,7 @@ def run(found: argparse.Namespace) -> int:
     import asyncio
     import sys
 
-    from ..bench.offline import write_json
+    from ..arguments import write_json
     from ..drill import clean, summary
     from ..protocol.errors import InvalidRequest, SlipstreamError
 

@@ -1,0 +1,67 @@
+"""Kinds of arguments that several commands take, and how a command shows progress and writes its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
+from typing import Any
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 60_000:
+        raise ArgumentTypeError(f"{text!r} is not a number of milliseconds above 0 and at most 60,000")
+    return value
+
+
+def above_0(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
+def depth_list(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
+def add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE|-", help="write the result as JSON; -: to stdout")
+
+
+def write_json(target: str, result: Any) -> None:
+    text = json.dumps(result, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text)
+
+
+def show_progress(text: str) -> None:
+    """What is being done, on a terminal, in one line that is written over."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
