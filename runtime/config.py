@@ -34,6 +34,9 @@ PREFIX = "SLIPSTREAM_"
 NOT_OURS = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)|CLIENT_KEY")
 """What Kubernetes puts into the environment for a service that is named like us, and what concerns clients."""
 
+HALF = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that are no UTF-8: half of a character, which nobody can be told."""
+
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -284,7 +287,7 @@ def did_you_mean(wrong: str, known: Iterable[str], spell: Callable[[str], str] =
 
 def convert(option: Option, raw: Any, where: str) -> Any:
     """The value that ``raw`` stands for; ``where`` is how it was given, ``--max-num-seqs `` for example."""
-    shown = f"{where}{raw}"
+    shown = f"{where}{'(secret)' if option.secret else raw}"
     if isinstance(raw, os.PathLike):
         raw = os.fspath(raw)
     try:
@@ -296,6 +299,8 @@ def convert(option: Option, raw: Any, where: str) -> Any:
     if option.choices and value not in option.choices:
         near = did_you_mean(str(value), option.choices)
         raise InvalidRequest(f"{shown} is none of {', '.join(option.choices)}{near}")
+    if isinstance(value, str) and HALF.search(value):
+        raise InvalidRequest(f"{shown} is no UTF-8; give it in UTF-8")
     limits = [
         (option.low, "at least", lambda limit: value >= limit),
         (option.above, "above", lambda limit: value > limit),

@@ -13,7 +13,7 @@ import select
 import sys
 from typing import Any
 
-from ..protocol.printable import printable
+from ..protocol.printable import CONTROL, printable, printable_lines
 
 logger = logging.getLogger("slipstream")
 
@@ -74,7 +74,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         cause = getattr(record, "cause", "")
-        return printable("\n".join(filter(None, (record.getMessage(), cause))))
+        return "\n".join(filter(None, (printable(record.getMessage()), printable_lines(cause))))
 
 
 class JsonFormatter(logging.Formatter):
@@ -89,7 +89,8 @@ class JsonFormatter(logging.Formatter):
         }
         if hasattr(record, "cause"):
             fields["cause"] = getattr(record, "cause")  # noqa: B009
-        return json.dumps(fields, ensure_ascii=False)
+        text = json.dumps(fields, ensure_ascii=False)
+        return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def log_failure(title: str, cause: str) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 
 from ...protocol.errors import SlipstreamError
+from ...protocol.printable import printable
 
 PATIENCE_S = 0.1
 """How long news may wait for a reader that is behind: the supervisor has other things to do."""
@@ -34,7 +35,7 @@ class Notify:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.settimeout(PATIENCE_S)
             try:
-                sender.sendto("\n".join(news).encode(), address)
+                sender.sendto("\n".join(map(printable, news)).encode(), address)
             except OSError as error:
                 raise SlipstreamError(
                     f"NOTIFY_SOCKET={self.address} does not take {news[0]}: {error}"

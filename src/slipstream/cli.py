@@ -12,6 +12,7 @@ from typing import NoReturn
 from . import __version__
 from .commands.common import Run, Stop
 from .exit_codes import DONE, FAILED, INTERRUPTED, USAGE
+from .protocol.printable import printable_lines
 from .runtime.standard_streams import open_missing
 
 COMMANDS = {
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run(parser.read(rest))
         return overview(name)
     except Stop as stop:
-        print(f"{prog}: {stop}", file=sys.stderr)
+        print(f"{prog}: {printable_lines(str(stop))}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -86,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, SlipstreamError):
             raise
         wrong = isinstance(error, InvalidRequest)
-        print(f"{prog}: {error}" if wrong else f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        text = printable_lines(str(error) if wrong else f"{type(error).__name__}: {error}")
+        print(f"{prog}: {text}", file=sys.stderr)
         return USAGE if wrong else FAILED
 
 

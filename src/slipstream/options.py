@@ -37,6 +37,12 @@ def http_error(text: str) -> str | None:
     return "is no HOST:PORT; give 127.0.0.1:8000, for example"
 
 
+def key_error(text: str) -> str | None:
+    if text and text.isascii() and text.isprintable() and text == text.strip():
+        return None
+    return "is no key that a header can carry: give letters, digits and signs of ASCII, and no space at either end"
+
+
 def prefix_error(text: str) -> str | None:
     if re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
         return None
@@ -95,6 +101,7 @@ class ServeOptions:
         group=EVERYDAY,
         metavar="KEY",
         secret=True,
+        verify=key_error,
     )
     served_model_name: str | None = option(
         None,

@@ -21,7 +21,7 @@ from .options import ServeOptions
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable
 from .ray_scaling import CACHE, OPEN, Progress, scaling
-from .runtime.config import resolve
+from .runtime.config import convert, resolve, table
 from .runtime.keys import KeyFolder
 from .sidecar import STOP_MARGIN_S, RouterSidecar, Sidecar
 
@@ -79,6 +79,8 @@ def application(
     given = dict(options or {}) | {"model": model, "tensor_parallel_size": tensor_parallel_size}
     given = {name: value for name, value in given.items() if value is not None}
     settled = resolve(ServeOptions, keywords=given, environ={}).options
+    if api_key is not None:
+        convert(table(ServeOptions)["api_key"], api_key, "api_key=")
     on_gpus = settled.device == "auto" or settled.device.startswith("cuda")
     drain_s = settled.shutdown_timeout + 2 * STOP_MARGIN_S  # longer than the service's own
     many: dict[str, Any] = {"num_replicas": replicas}

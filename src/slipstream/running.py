@@ -122,7 +122,7 @@ def log_trace(error: Exception) -> None:
     """The child's stack, for an error that is ours: not the user's, and not the machine's."""
     failure = getattr(error, "failure", None)
     if failure is not None and failure.kind not in KINDS and not failure.for_good:
-        logger.error("%s", failure.trace)
+        logger.error("this is where it happened:", extra={"cause": failure.trace})
 
 
 def report_failed(fd: int | None, code: str, message: str) -> None:

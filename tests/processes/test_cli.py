@@ -135,3 +135,23 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_what_is_complained_about_changes_nothing_but_its_own_place_on_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("a\x1b[2J\u202e", "a\udcff"):
+        code, _, err = run(capsys, "serve", f"--dtype={name}")
+        assert code == 2
+        assert err.rstrip("\n").isprintable()
+        assert err.encode()
+
+
+def test_a_terminal_is_shown_the_control_characters_of_an_answer_and_a_program_gets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = "a\x1b[2J\n\tb\u202e"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert common.for_standard_output(answer) == "a\\x1b[2J\n\tb\\u202e"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert common.for_standard_output(answer) == answer

@@ -118,13 +118,20 @@ def test_a_log_on_a_full_disk_is_lost_and_nothing_else() -> None:
         assert served.stop() == 0
 
 
-def test_a_name_with_escape_sequences_does_not_reach_the_terminal_of_the_log() -> None:
-    with service("--served-model-name=a\x1b[2Jb\x9bc", stderr=subprocess.PIPE) as served:
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_name_with_control_characters_changes_nothing_but_its_own_place_in_the_log(form: str) -> None:
+    name = "a\x1b[2Jb\x9bc\nready in 0 s\r\u2028\u202ed"
+    with service(f"--served-model-name={name}", f"--log-format={form}", stderr=subprocess.PIPE) as served:
         assert served.stop() == 0
         assert served.process.stderr is not None
         log = served.process.stderr.read().decode()
-    assert r"serves a\x1b[2Jb\x9bc" in log
-    assert "\x1b" not in log
+    lines = log.split("\n")
+    if form == "json":
+        assert any(name in json.loads(line)["event"] for line in lines[:-1])
+    else:
+        assert r"serves a\x1b[2Jb\x9bc\nready in 0 s\r\u2028\u202ed" in log
+    assert not set(log) & set("\x1b\x9b\r\u2028\u202e")
+    assert "ready in 0 s" not in [line.strip() for line in lines]
 
 
 def test_what_transformers_quotes_of_a_folder_has_no_escape_sequences_either(tmp_path: Path) -> None:

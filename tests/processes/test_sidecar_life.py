@@ -155,8 +155,8 @@ def test_a_watchdog_of_another_process_is_not_fed_and_an_abstract_socket_works()
         environ = {"NOTIFY_SOCKET": "@" + name[1:], "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
         notify = Notify(environ)
         assert notify.beat(0.0, alive=True) is None
-        notify.send("READY=1", "STATUS=x")
-        assert listener.recv(64) == b"READY=1\nSTATUS=x"
+        notify.send("READY=1", "STATUS=x\nSTOPPING=1")
+        assert listener.recv(64) == rb"READY=1" + b"\n" + rb"STATUS=x\nSTOPPING=1", "a name is no news"
     with pytest.raises(SlipstreamError, match=r"does not take STOPPING=1: .*Connection refused"):
         notify.send("STOPPING=1")
 

@@ -175,8 +175,8 @@ def test_top_of_a_service_that_has_done_nothing_says_so() -> None:
 
 
 def test_a_name_with_escape_sequences_does_not_reach_the_terminal_of_top() -> None:
-    text = shown(snapshot_of(reading([], S), Observer("a\x1b[2Jb\x9bc")), 100)
-    assert r"a\x1b[2Jb\x9bc" in text
+    text = shown(snapshot_of(reading([], S), Observer("a\x1b[2Jb\x9bc\nd")), 100)
+    assert r"a\x1b[2Jb\x9bc\nd" in text
     assert not {"\x1b", "\x9b"} & set(text)
 
 

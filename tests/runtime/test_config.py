@@ -269,3 +269,15 @@ def test_the_help_of_a_boolean_says_what_is_so_when_it_is_on() -> None:
         if option.kind is bool:
             assert f"{option.flag}, --no-{option.key} {' '.join(option.help.split())}" in text
             assert not re.match(r"(do not|don't|no|never|without)\b", option.help), option.name
+
+
+@pytest.mark.parametrize("key", ["", " x", "x\n", "\u00e4", "a\tb"])
+def test_a_key_that_no_client_can_send_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        resolved("--http=127.0.0.1:0", environ={"SLIPSTREAM_API_KEY": key})
+    assert str(refused.value).startswith("SLIPSTREAM_API_KEY=(secret) is no key that a header can carry")
+
+
+def test_a_text_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"--served-model-name .* is no UTF-8; give it in UTF-8"):
+        resolved("--served-model-name=a\udcff")

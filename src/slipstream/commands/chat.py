@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..exit_codes import DONE
-from .common import Run, add_service, reach, sampling
+from .common import Run, add_service, for_standard_output, reach, sampling
 
 if TYPE_CHECKING:
     from ..protocol.client.blocking import Client
@@ -45,6 +45,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
 def answer_turn(client: Client, messages: list[dict[str, Any]], words: str, params: Any) -> None:
     """One question and its answer, which Ctrl-C ends; both then belong to the conversation."""
     from ..protocol.errors import SlipstreamError
+    from ..protocol.printable import printable
 
     messages.append({"role": "user", "content": words})
     answer = ""
@@ -52,12 +53,12 @@ def answer_turn(client: Client, messages: list[dict[str, Any]], words: str, para
     try:
         for delta in stream:
             answer += delta.text
-            print(delta.text, end="", flush=True)
+            print(for_standard_output(delta.text), end="", flush=True)
     except KeyboardInterrupt:
         stream.close()
     except SlipstreamError as error:
         messages.pop()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return
     print()
     messages.append({"role": "assistant", "content": answer})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..exit_codes import COULD_NOT_START, USAGE
+from ..protocol.printable import printable_lines
 
 if TYPE_CHECKING:
     from ..protocol.client.blocking import Client
@@ -71,6 +73,11 @@ def sampling(found: argparse.Namespace) -> Any:
 
     temperature = 1.0 if found.temperature is None else found.temperature
     return SamplingParams(max_tokens=found.max_tokens, temperature=temperature)
+
+
+def for_standard_output(text: str) -> str:
+    """A model's text: as it is where a program reads it, and so that it is harmless where a terminal shows it."""
+    return printable_lines(text) if sys.stdout.isatty() else text
 
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:

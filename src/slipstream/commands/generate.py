@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..exit_codes import DONE
-from .common import Run, add_service, reach, sampling
+from .common import Run, add_service, for_standard_output, reach, sampling
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
@@ -25,7 +25,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
                     print(msgspec.json.encode(output).decode())
             elif len(found.prompts) == 1:
                 for delta in client.stream(found.prompts[0], params[0]):
-                    print(delta.text, end="", flush=True)
+                    print(for_standard_output(delta.text), end="", flush=True)
                 print()
             else:
                 printer = Interleaved()
@@ -33,7 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
                     found.prompts,
                     params,
                     on_delta=lambda number, delta: printer.add(
-                        number, delta.text, delta.finish_reason is not None
+                        number, for_standard_output(delta.text), delta.finish_reason is not None
                     ),
                 )
         return DONE
