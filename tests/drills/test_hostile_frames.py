@@ -28,7 +28,7 @@ from slipstream.runtime.process.host import MAILBOX_MESSAGES
 
 from slipstream import Sidecar
 from slipstream.drill import known_answer, make_cases
-from slipstream.reference import golden
+from slipstream.reference import internal_examples, public_examples
 
 FRAMES, ALL_FRAMES = 200_000, 10_000_000
 
@@ -40,8 +40,8 @@ SENT_AHEAD = 200
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
-PUBLIC = [encode_from_client(message) for _, message in golden.FROM_CLIENT]
-INTERNAL = [message for _, message in golden.INTERNAL]
+PUBLIC = [encode_from_client(message) for _, message in public_examples.FROM_CLIENT]
+INTERNAL = [message for _, message in internal_examples.INTERNAL]
 ACTORS = ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"]
 
 

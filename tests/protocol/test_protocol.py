@@ -52,15 +52,15 @@ from slipstream.protocol.limits import (
 from slipstream.protocol.messages import Delta, Deltas, FromClient, Generate, Pong, PublicIn, PublicOut
 from slipstream.protocol.sampling import RANGES, SamplingParams
 
-from slipstream.reference import golden
+from slipstream.reference import golden, internal_examples, public_examples
 
 PUBLIC_FRAMES = [
-    *(encode_from_client(message) for _, message in golden.FROM_CLIENT),
-    *(encode(message) for _, message in golden.TO_CLIENT),
+    *(encode_from_client(message) for _, message in public_examples.FROM_CLIENT),
+    *(encode(message) for _, message in public_examples.TO_CLIENT),
 ]
 INTERNAL_FRAMES = [
     encode(Envelope("scheduler", 3, 2, number, message))
-    for number, (_, message) in enumerate(golden.INTERNAL)
+    for number, (_, message) in enumerate(internal_examples.INTERNAL)
 ]
 
 
@@ -79,9 +79,9 @@ def test_no_other_file_lies_among_the_vectors() -> None:
 @pytest.mark.parametrize(
     ("vectors", "kinds"),
     [
-        (golden.FROM_CLIENT, PublicIn),
-        (golden.TO_CLIENT, PublicOut),
-        (golden.INTERNAL, AnyInternal),
+        (public_examples.FROM_CLIENT, PublicIn),
+        (public_examples.TO_CLIENT, PublicOut),
+        (internal_examples.INTERNAL, AnyInternal),
     ],
     ids=["from a client", "to a client", "internal"],
 )
@@ -105,7 +105,7 @@ class New(msgspec.Struct, array_like=True):
 
 
 def test_a_message_without_an_example_is_shown_with_a_value_in_every_field() -> None:
-    message = golden.filled(New, number=7, perhaps=None)
+    message = internal_examples.filled(New, number=7, perhaps=None)
     told = (message.number, message.inner, message.pairs, message.counters, message.sure, message.either)
     assert told == (7, [Inner(0.5)], [(1, "text")], {"name": 0.5}, True, "text")
     assert message.late
@@ -114,7 +114,11 @@ def test_a_message_without_an_example_is_shown_with_a_value_in_every_field() -> 
 
 @pytest.mark.parametrize(
     ("vectors", "kinds"),
-    [(golden.FROM_CLIENT, PublicIn), (golden.TO_CLIENT, PublicOut), (golden.INTERNAL, AnyInternal)],
+    [
+        (public_examples.FROM_CLIENT, PublicIn),
+        (public_examples.TO_CLIENT, PublicOut),
+        (internal_examples.INTERNAL, AnyInternal),
+    ],
     ids=["from a client", "to a client", "internal"],
 )
 def test_the_vectors_of_a_message_together_give_each_of_its_fields_a_value(
@@ -162,7 +166,11 @@ def test_a_client_that_knows_only_messagepack_can_use_the_public_vectors(vector:
 
 @pytest.mark.parametrize(
     "message",
-    [message for _, message in [*golden.TO_CLIENT, *golden.INTERNAL] if not hasattr(message, "params")],
+    [
+        message
+        for _, message in [*public_examples.TO_CLIENT, *internal_examples.INTERNAL]
+        if not hasattr(message, "params")
+    ],
     ids=lambda message: type(message).__name__,
 )
 def test_what_the_service_writes_is_in_the_shortest_form_but_for_sampling_parameters(message: Any) -> None:
@@ -174,7 +182,7 @@ def test_what_the_service_writes_is_in_the_shortest_form_but_for_sampling_parame
 def test_internal_vectors_decode_to_what_they_were_made_of(vector: dict[str, Any]) -> None:
     envelope = decode_envelope(bytes.fromhex(vector["hex"]))
     assert (envelope.sender, envelope.epoch, envelope.receiver_epoch) == ("scheduler", 3, 2)
-    assert envelope.body == golden.INTERNAL[envelope.sequence][1]
+    assert envelope.body == internal_examples.INTERNAL[envelope.sequence][1]
     assert golden.shown(msgpack.unpackb(bytes.fromhex(vector["hex"]))) == vector["message"]
 
 
@@ -514,7 +522,7 @@ def test_any_plain_values_are_a_message_or_a_protocol_error(plain: Any, tag: str
 
 
 @settings(max_examples=300, deadline=None)
-@given(PLAIN, st.sampled_from([message for _, message in golden.TO_CLIENT]), st.data())
+@given(PLAIN, st.sampled_from([message for _, message in public_examples.TO_CLIENT]), st.data())
 def test_a_frame_of_the_service_with_a_wrong_value_is_refused_in_the_same_words_as_one_of_a_client(
     wrong: Any, message: Any, data: st.DataObject
 ) -> None:
