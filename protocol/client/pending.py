@@ -91,7 +91,7 @@ class Stream(Pending):
         made = ChatDelta(id=delta.id, text=delta.text, token_ids=delta.token_ids, index=delta.index)
         if not self.plain:
             reader = self.readers.get(delta.index) or self.new_reader(delta.index, formats)
-            said = reader.read(delta.text, delta.finish_reason)
+            said = reader.read(delta.text, delta.finish_reason, delta.stop_reason)
             made.text, made.reasoning, made.tool_calls = said.text, said.reasoning, said.calls
         if delta.finish_reason is not None:
             made.finish_reason, made.stop_reason = delta.finish_reason, delta.stop_reason

@@ -211,10 +211,11 @@ class AnswerReader:
         elif thoughts is not None:
             self.reader = Thoughts(thoughts, offered, ids, calls)
 
-    def read(self, text: str, finish_reason: str | None = None) -> Said:
-        """What is new with more of the answer; with ``finish_reason`` that was all."""
+    def read(self, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None) -> Said:
+        """What is new with more of the answer; with ``finish_reason`` that was all. A stop text is a limit too: the
+        model would have written more."""
         if text:
             self.reader.feed(text)
         if finish_reason is not None:
-            self.reader.end(at_limit=finish_reason == "length")
+            self.reader.end(at_limit=finish_reason == "length" or isinstance(stop_reason, str))
         return self.reader.take()

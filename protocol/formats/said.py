@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 from ..messages import Delta
@@ -19,6 +21,15 @@ class CallPart(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     name: str = ""
     arguments: str = ""
     """JSON text, to be put behind what came before."""
+
+
+def is_complete(arguments: str) -> bool:
+    """Whether the arguments of a call are more than the beginning of some."""
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class ChatDelta(Delta, kw_only=True, omit_defaults=True, gc=False):

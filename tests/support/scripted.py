@@ -33,6 +33,7 @@ class Script:
         self,
         *parts: str,
         finish: str | Exception = "stop",
+        stop_reason: str | int | None = None,
         ends: bool = True,
         prompt_ids: list[int] | None = None,
         formats: Formats = NO_FORMATS,
@@ -41,6 +42,7 @@ class Script:
         self.formats = formats
         self.parts = parts
         self.finish = finish
+        self.stop_reason = stop_reason
         self.ends = ends
         self.prompt_ids = prompt_ids
         self.asked: dict[str, Any] = {}
@@ -70,7 +72,7 @@ class Script:
             if isinstance(self.finish, Exception):
                 raise self.finish
             usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
-            yield parted(Delta(id=id, finish_reason=self.finish, usage=usage))
+            yield parted(Delta(id=id, finish_reason=self.finish, stop_reason=self.stop_reason, usage=usage))
         finally:
             self.running -= 1
 

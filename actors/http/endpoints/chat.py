@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 from starlette.requests import Request
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from ....protocol.client.outputs import Collector, CompletionOutput
 from ....protocol.errors import InvalidRequest
 from ....protocol.formats.ids import CallIds
-from ....protocol.formats.said import CallPart, ChatDelta
-from ....protocol.formats.tools import Offer, offer
+from ....protocol.formats.said import CallPart, ChatDelta, is_complete
+from ....protocol.formats.tools import NamedTool, Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta
 from ....protocol.sampling import SamplingParams
@@ -45,7 +45,10 @@ async def create(service: Service, request: Request) -> Response:
     about = service.about(request, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
     batches = ask(service, request, body, about["id"])
     tokens = service.tokens if body.logprobs else None
-    answers = Answers(tokens, body.top_logprobs or 0, ids_wanted=bool(body.return_token_ids))
+    forced = isinstance(body.tool_choice, NamedTool) and body.tool_choice.function is not None
+    answers = Answers(
+        tokens, body.top_logprobs or 0, ids_wanted=bool(body.return_token_ids), calls_end=not forced
+    )
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
     whole = WholeChat(about, answers)
@@ -132,15 +135,23 @@ def new_ids(service: Service, body: ChatFields) -> CallIds:
 class Answers:
     """What each delta brings, the same for a whole answer and for events."""
 
-    def __init__(self, tokens: Tokens | None, top_logprobs: int, *, ids_wanted: bool = False) -> None:
+    def __init__(
+        self, tokens: Tokens | None, top_logprobs: int, *, ids_wanted: bool = False, calls_end: bool = True
+    ) -> None:
+        """``calls_end``: an answer with calls says so by its ``finish_reason``. Where the caller named the function,
+        OpenAI's says ``stop``."""
         self.tokens = tokens
         self.ids_wanted = ids_wanted
         self.top_logprobs = top_logprobs
-        self.called: Counter[int] = Counter()
-        """How many calls there were in each answer so far."""
+        self.calls_end = calls_end
+        self.arguments: dict[int, list[str]] = {}
+        """Of the last call of each answer that has one."""
 
-    def count(self, delta: ChatDelta) -> None:
-        self.called[delta.index] += sum(bool(part.name) for part in delta.tool_calls)
+    def note(self, delta: ChatDelta) -> None:
+        for part in delta.tool_calls:
+            if part.name:
+                self.arguments[delta.index] = []
+            self.arguments[delta.index].append(part.arguments)
 
     def logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self.tokens is None:
@@ -149,7 +160,10 @@ class Answers:
 
     def finish_reason(self, delta: Delta) -> str | None:
         reason = finish_reason_of(delta.finish_reason)
-        return "tool_calls" if reason == "stop" and self.called[delta.index] else reason
+        if reason != "stop" or delta.index not in self.arguments or not self.calls_end:
+            return reason
+        cut = delta.stop_reason is not None and not is_complete("".join(self.arguments[delta.index]))
+        return reason if cut else "tool_calls"
 
 
 def as_call(part: CallPart) -> dict[str, Any]:
@@ -211,7 +225,7 @@ class ChatEvents(Events):
 
     def write_parts(self, delta: ChatDelta, chunks: list[bytes]) -> None:
         index, answers = delta.index, self.answers
-        answers.count(delta)
+        answers.note(delta)
         logprobs = answers.logprobs(delta)
         brought: dict[str, Any] = as_thoughts(delta.reasoning)
         if delta.text or not (brought or delta.tool_calls):
@@ -256,7 +270,7 @@ class WholeChat:
 
     def add(self, delta: ChatDelta) -> None:
         index, answers = delta.index, self.answers
-        answers.count(delta)
+        answers.note(delta)
         self.collector.add(delta)
         logprobs = answers.logprobs(delta)
         if logprobs is not None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ....protocol.formats.said import CallPart, ChatDelta
+from ....protocol.formats.said import CallPart, ChatDelta, is_complete
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event
@@ -31,6 +31,8 @@ class Output:
         self.sequence = 0
         self.reasoning_tokens = 0
         self.reason: str | None = None
+        self.cut = False
+        """A stop text ended the answer inside of a call."""
         self.usage: Usage | None = None
 
     def event(self, name: str, /, **fields: Any) -> bytes:
@@ -56,6 +58,8 @@ class Output:
             self.usage = delta.usage
         if delta.finish_reason is not None:
             self.reason = finish_reason_of(delta.finish_reason)
+            if delta.stop_reason is not None and self.open is not None and "arguments" in self.open:
+                self.cut = not is_complete("".join(self.written))
         return events
 
     # --- items --------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ class Output:
     def end(self) -> list[bytes]:
         """The end of the response, as it was asked for or at its limit."""
         status = "incomplete" if self.reason == "length" else "completed"
-        events = self.close(status)
+        events = self.close("incomplete" if self.cut else status)
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
         self.body |= {
             "status": status,
