@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_DEPTH
@@ -67,12 +68,21 @@ CHECKED: dict[str, tuple[type, ...]] = {
 def moved(schema: dict[str, Any], root: str, where: str) -> dict[str, Any]:
     """A schema as it has to be at the place ``root`` of a larger one: its references lead there, and it has no ``$id``,
     to which they would be relative. ``where`` is the field of the request that it is."""
-    own = schema.get("$id")
-    own = own.removesuffix("#") if isinstance(own, str) else ""
     made: dict[str, Any] = move(
-        {key: value for key, value in schema.items() if key != "$id"}, root, own, where
+        {key: value for key, value in schema.items() if key != "$id"}, root, own_id(schema), where
     )
     return made
+
+
+def own_id(schema: dict[str, Any]) -> str:
+    """What references into the whole of a schema may begin with; empty if it has no ``$id``."""
+    own = schema.get("$id")
+    return own.removesuffix("#") if isinstance(own, str) else ""
+
+
+def is_another(schema: dict[str, Any]) -> bool:
+    """Whether a schema inside of one is another, into which its references lead."""
+    return isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#")
 
 
 def move(schema: Any, root: str, own: str, where: str, depth: int = 0) -> Any:
@@ -82,8 +92,8 @@ def move(schema: Any, root: str, own: str, where: str, depth: int = 0) -> Any:
         return [move(item, root, own, where, depth + 1) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    if isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#"):
-        return schema  # a schema of its own, whose references lead into itself
+    if is_another(schema):
+        return schema
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in VALUES:
@@ -136,6 +146,7 @@ class Schema:
     def __init__(self, root: dict[str, Any], where: str) -> None:
         """``where`` is the field of the request that it is."""
         self.root = root
+        self.own = own_id(root)
         self.where = where
         self.steps = 0
         self.plain = True
@@ -166,18 +177,19 @@ class Schema:
         return frozenset().union(*found)
 
     def target(self, reference: str) -> Any:
-        """What a reference leads to; False, which nothing fits, if to nothing here."""
-        if reference[:2] not in ("#", "#/"):
-            return False
+        """What a reference leads to; None if to nothing here."""
+        reference = reference.removeprefix(self.own)
+        if reference[:2] not in ("", "#", "#/"):
+            return None
         found: Any = self.root
         for part in reference.split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
                 found = found[int(name)]
             elif isinstance(found, dict) and name in found:
                 found = found[name]
             else:
-                return False
+                return None
         return found
 
     def check(self) -> Schema:
@@ -185,14 +197,16 @@ class Schema:
         self.look(self.root, 0)
         return self
 
-    def look(self, schema: Any, depth: int) -> None:
+    def look(self, schema: Any, depth: int, *, another: bool = False) -> None:
+        """``another``: it is inside of a schema with an ``$id``."""
         if depth > MAX_DEPTH:
             raise self.problem(f"is nested deeper than {MAX_DEPTH} lists and maps")
         if isinstance(schema, list):
             for item in schema:
-                self.look(item, depth + 1)
+                self.look(item, depth + 1, another=another)
         if not isinstance(schema, dict):
             return
+        another = another or (depth > 0 and is_another(schema))
         for key, value in schema.items():
             if key in SILENT:
                 continue
@@ -205,11 +219,16 @@ class Schema:
             names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
             if not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
                 raise self.problem(f"has {key}={brief(value)}, which is no JSON Schema")
+            if key == "$ref" and isinstance(value, str) and (another or self.target(value) is None):
+                raise self.problem(
+                    f"has a $ref to {brief(value)}, which leads to nothing that calls could be held to; put what it"
+                    " means into its $defs"
+                )
             if key in NAMED and isinstance(value, dict):
                 for each in value.values():
-                    self.look(each, depth + 2)
+                    self.look(each, depth + 2, another=another)
             elif key not in VALUES:
-                self.look(value, depth + 1)
+                self.look(value, depth + 1, another=another)
 
     def problem(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"{self.where} {what}", param=self.where)

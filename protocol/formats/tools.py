@@ -179,7 +179,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     else:
         offered.places = {f"calls.{name}": place for name, place in places.items()}
         offered.strict = {
-            name: Schema(arguments_of(function), places[name]).check()
+            name: Schema(moved(arguments_of(function), "#", places[name]), places[name]).check()
             for name, function in functions.items()
             if function.strict
         }

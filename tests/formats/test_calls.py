@@ -561,6 +561,51 @@ def test_a_schema_with_an_id_of_its_own_can_be_followed_wherever_a_call_is_force
     compiler.check(Grammar("json_schema", json.dumps(schema)))
 
 
+def test_a_strict_function_may_have_a_schema_with_an_id_where_the_model_chooses_too() -> None:
+    number = {"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"]}
+    parameters = {
+        "$id": "https://a.example/f",
+        "type": "object",
+        "properties": {
+            "short": {"$ref": "#/definitions/a%20number"},
+            "long": {"$ref": "https://a.example/f#/definitions/a%20number"},
+            "whole": {"$ref": "https://a.example/f"},
+            "text": {"$ref": "https://a.example/f#/definitions/text"},
+        },
+        "definitions": {"a number": number, "text": {"type": "string"}},
+    }
+    function = Function(name="f", parameters=parameters, strict=True)
+    offered = offer([Tool(type="function", function=function)], "auto", None)
+    n = {"n": 7}
+    for right in ({}, {"short": n}, {"long": n}, {"whole": {"short": n}}, {"text": "5"}):
+        assert offered.fits("f", json.dumps(right)), right
+    for wrong in ({"short": {}}, {"long": {"n": 8}}, {"whole": {"long": {}}}, {"text": 5}):
+        assert not offered.fits("f", json.dumps(wrong)), wrong
+    tokenizer = load_tokenizer(BUNDLED_MODEL)
+    compiler = GrammarCompiler(tokenizer, tokenizer.get_vocab_size(), [0])
+    compiler.check(Grammar("json_schema", json.dumps(offered.calls["f"])))
+    told = "<tool_call><function=f><parameter=text>5</parameter></function></tool_call>"
+    loose = offer([Tool(type="function", function=Function(name="f", parameters=parameters))], "auto", None)
+    assert read(told, offered=loose) == ("", [("f", {"text": "5"})]), "it is read by what the function takes"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/nothing"},
+        {"$ref": "https://a.example/f"},
+        {"$ref": "#anchor"},
+        {"$id": "https://a.example/i", "items": {"$ref": "#/$defs/N"}, "$defs": {"N": {}}},
+    ],
+)
+def test_references_to_what_calls_cannot_be_held_to_are_refused_by_name(schema: dict[str, Any]) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}, "$defs": {"N": {}}}
+    tools = [Tool(type="function", function=Function(name="f", parameters=parameters, strict=True))]
+    with pytest.raises(InvalidRequest, match=r"has a \$ref to .*, which leads to nothing") as refused:
+        offer(tools, "auto", None)
+    assert refused.value.param == "tools[0].function.parameters"
+
+
 def test_the_id_of_a_call_is_one_that_every_chat_template_takes() -> None:
     ids = {CallIds("any").new("now") for _ in range(1000)}
     assert len(ids) == 1000

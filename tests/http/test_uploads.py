@@ -194,3 +194,29 @@ def test_a_body_that_is_nested_too_deep_to_be_read_is_not_said_to_be_no_json() -
     nested = b'{"chat_template_kwargs": ' + b'{"a": ' * 50_000 + b"1" + b"}" * 50_001
     with pytest.raises(Problem, match="nested too deep; the limit is 32"):
         decode_body(nested, ChatBody)
+
+
+# --- UTF-8 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "type", ["application/json", "APPLICATION/JSON;charset=UTF-8", 'application/json; x=1 ; Charset = "utf8"']
+)
+def test_json_in_utf_8_is_taken_whether_it_is_said_or_not(type: str) -> None:
+    body = '{"prompt": "\u00e4", "max_tokens": 1}'.encode()
+    assert Scripted(Script("a")).post("/v1/completions", body, content_type=type).status == 200
+
+
+@pytest.mark.parametrize("charset", ["utf-16", '"ISO-8859-1"', "utf-16le", "us-ascii", ""])
+def test_another_charset_is_refused_by_its_name(charset: str) -> None:
+    type = f"application/json; charset={charset}"
+    reply = Scripted(Script("a")).post("/v1/completions", {"prompt": "a"}, content_type=type)
+    assert reply.status == 415
+    assert f"charset={charset.strip(chr(34))}; send JSON in UTF-8" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_body_in_another_encoding_is_not_said_to_be_no_json(encoding: str) -> None:
+    reply = Scripted(Script("a")).post("/v1/completions", '{"prompt": "a"}'.encode(encoding))
+    assert reply.status == 400
+    assert "UTF-16 or UTF-32; send it in UTF-8" in reply.json["error"]["message"]

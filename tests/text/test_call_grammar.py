@@ -214,7 +214,9 @@ def test_arguments_that_are_held_come_as_they_are_written(name: str) -> None:
         [
             Tool(
                 type="function",
-                function=Function(name="weather", parameters={"oneOf": [CITY, {}]}, strict=True),
+                function=Function(
+                    name="weather", parameters={"oneOf": [CITY, {}], "$defs": CITY["$defs"]}, strict=True
+                ),
             )
         ],
         None,

@@ -38,6 +38,9 @@ BODY_S = 60.0
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading hostile bytes raises, beyond that they are JSON of another type."""
 
+CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]*)', re.IGNORECASE)
+"""The parameter of a ``Content-Type``."""
+
 UNKNOWN = "Object contains unknown field"
 """How msgspec says so; its errors have no fields."""
 
@@ -115,11 +118,14 @@ class Uploads:
 
 
 def check_headers(request: Request) -> None:
-    """Refuse a body that is no plain JSON."""
+    """Refuse a body that is no plain JSON in UTF-8."""
     type = request.headers.get("content-type", "")
     if type.partition(";")[0].strip().lower() != "application/json":
         # Besides, a web page of another origin can send any other type without asking.
         raise Problem(415, f"the content type is {type!r:.80}; send JSON as application/json")
+    charset = CHARSET.search(type)
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
+        raise Problem(415, f"Content-Type says charset={charset[1]:.40}; send JSON in UTF-8, as JSON is")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         message = f"Content-Encoding is {encoding!r:.80}; send the body as it is, without one"
@@ -165,6 +171,8 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
     except RecursionError:
         raise Problem(400, f"the body is nested too deep; the limit is {MAX_DEPTH} lists and maps") from None
     except NOT_JSON as error:
+        if b"\0" in data[:4] or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise Problem(400, "the body is in UTF-16 or UTF-32; send it in UTF-8") from None
         raise Problem(400, f"the body is no JSON: {error}") from None
 
 
