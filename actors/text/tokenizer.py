@@ -201,6 +201,8 @@ class Tokenizer(Actor):
     def before(self, waiting: Waiting, prompt: array[int]) -> str:
         """What may stand before the answer that the request's grammar is for: thoughts, in a conversation."""
         submit = waiting.submit
+        if waiting.calls and self.markup is not None and self.markup.has_thoughts:
+            return ""
         conversation = submit.marks or isinstance(submit.prompt, list)
         grammar = submit.params.grammar is not None or waiting.calls
         return self.thoughts.rule(prompt) if conversation and grammar else ""
@@ -274,13 +276,13 @@ class Tokenizer(Actor):
         other = submit.params.grammar
         if not submit.calls or self.markup is None:
             return ""
-        if other is None or isinstance(self.compiler, str):  # which is refused below
-            whole = self.markup.grammar(submit.calls)
-        elif other.kind in MATCHED_AS_A_WHOLE:
-            whole = self.markup.instead(submit.calls, as_llguidance(other, self.compiler.control))
-        else:
+        if other is not None and other.kind not in MATCHED_AS_A_WHOLE:
             return ""
         try:
+            if other is None or isinstance(self.compiler, str):  # which is refused below
+                whole = self.markup.grammar(submit.calls)
+            else:
+                whole = self.markup.instead(submit.calls, as_llguidance(other, self.compiler.control))
             self.check_grammar(Grammar("calls", whole))
         except InvalidRequest as refused:
             for name, schema in submit.calls.items():

@@ -5,6 +5,8 @@ The names are vLLM's, so that its users find theirs.
 
 from __future__ import annotations
 
+import msgspec
+
 from ..messages import Formats
 from . import harmony
 from .calls import CallReader
@@ -70,11 +72,6 @@ PYTHONIC = ("llama4_pythonic", "pythonic")
 
 OPENAI = "openai"
 
-HELD_BY_GRAMMAR = frozenset(
-    {"deepseek_v3", "deepseek_v31", "granite", "hermes", "kimi_k2", "mistral", "phi4_mini_json"}
-)
-"""Formats in which a grammar can begin at the mark of a call: arguments are JSON behind it."""
-
 TOOL_CALLS = tuple(sorted((*GENERAL, *LISTS, *MARKED, *PYTHONIC, OPENAI)))
 
 
@@ -107,6 +104,7 @@ TOOL_CALLS_BY_MARK = (
     ("<|tool_call_start|>", "pythonic"),
     ("<|python_start|>", "llama4_pythonic"),
     ("<tool_call>", "hermes"),
+    ('"parameters": dictionary of argument name', "llama3_json"),
 )
 """Texts that a template has in it, the more telling ones first, and the format that they are of."""
 
@@ -193,6 +191,8 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: boo
         return MarkedCalls(MARKED[name], offered, ids)
     if name in LISTS:
         return MarkedLists(LISTS[name], offered, ids)
+    if name != "hermes":  # calls in these are read when they are complete, and then looked at
+        offered = msgspec.structs.replace(offered, held=False)
     if name in PYTHONIC:
         return PythonCalls(offered, ids)
     return CallReader(offered, ids)

@@ -11,8 +11,13 @@ from .ids import CallIds
 from .said import Reader
 from .tools import Offer
 
-MARKS = ("<|python_start|>", "<|python_end|>", "<|python_tag|>", "<|tool_call_start|>", "<|tool_call_end|>")
-"""What may stand around them."""
+OPENING = ("<|python_start|>", "<|python_tag|>", "<|tool_call_start|>")
+"""What may stand before them."""
+
+CLOSING = ("<|python_end|>", "<|tool_call_end|>")
+"""What may stand behind them."""
+
+MARKS = (*OPENING, *CLOSING)
 
 BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*(?:\(.*)?)?", re.DOTALL)
 """What a list of calls begins with, however much of it has come."""

@@ -25,7 +25,7 @@ from .children import chat_template_of, child, http_options
 from .options import ServeOptions, adapters_of
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest, ModelNotSupported
-from .protocol.formats.formats import HELD_BY_GRAMMAR, formats_of
+from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from .protocol.messages import Formats
 from .running import plan_and_run
@@ -170,7 +170,7 @@ def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
     return Formats(
         reasoning=options.reasoning_parser or found.reasoning,
         tool_calls=tool_calls,
-        strict=tool_calls in HELD_BY_GRAMMAR,
+        strict=tool_calls is not None,
     )
 
 

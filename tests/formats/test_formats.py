@@ -353,6 +353,11 @@ def test_no_text_breaks_a_reader(reasoning: str, tool_calls: str, data: st.DataO
         ("<|START_THINKING|><|START_ACTION|>", "cohere2", formats("cohere_command3", "cohere_command3")),
         ("Here is my thought process:<|tool_call|>", "granite", formats("granite", "granite")),
         ("<|python_start|>", "llama4", formats(None, "llama4_pythonic")),
+        (
+            'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.',
+            "llama",
+            formats(None, "llama3_json"),
+        ),
         ("", "llama", formats(None)),
     ],
 )
