@@ -44,6 +44,9 @@ LONGEST = (
 """Files of more than a quarter minute. They begin first, so that no worker still has one when the others are done."""
 
 
+gc.disable()  # until all is imported: looking through it again and again is half of what collecting the tests takes
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help=f"make the drills {SOAK} times longer")
 
@@ -69,6 +72,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: looking through it for garbage is a tenth of the simulations' time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 50)
 
 

@@ -29,6 +29,7 @@ from .prepare import (
     load_grammars,
     load_whole,
     reading_ahead,
+    uncollected,
 )
 from .ranks.follower import Follower
 from .ranks.leader import Leader, name_of
@@ -87,6 +88,7 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor | F
     return assemble(context, options, on_gpu(context, options, model, device, CudaGraphs(device)), adapters)
 
 
+@uncollected()
 def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.device:
     """Import what is slow, set it up, and say where the model runs."""
     context.phase("import torch")

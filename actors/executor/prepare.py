@@ -6,6 +6,7 @@ use it in a fork. On a CPU the model itself is loaded, as it will be used: its f
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -59,16 +60,17 @@ def prepare(context: StartContext) -> Prepared:
     alone = options.tensor_parallel_size == 1
     shares = not gpu and alone and not options.keeper and has_room(context, options)
     with reading_ahead(options) if shares else nullcontext():
-        context.phase("import torch")
-        import torch
+        with uncollected():
+            context.phase("import torch")
+            import torch
 
-        import_transformers(context)
-        if gpu:
-            from . import gpu
-            from .attention import triton_backend  # noqa: F401
-        else:
-            from .devices import cpu  # noqa: F401
-            from .step import program  # noqa: F401
+            import_transformers(context)
+            if gpu:
+                from . import gpu
+                from .attention import triton_backend  # noqa: F401
+            else:
+                from .devices import cpu  # noqa: F401
+                from .step import program  # noqa: F401
         model = None
         if shares:
             torch.set_num_threads(1)  # a fork has no other threads, and would wait for them
@@ -103,6 +105,17 @@ def reading_ahead(options: ExecutorOptions) -> Iterator[None]:
     finally:
         if ahead is not None:
             ahead.stop()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For imports: what they make stays. To look through it for cycles, again and again, is a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def load_grammars(context: StartContext, options: ExecutorOptions) -> GrammarCompiler | str:
