@@ -2,14 +2,13 @@
 
 It handles no bytes of a user. What it knows of a child is a process file descriptor, which shows
 its death within a millisecond, and a control channel, over which the child shows that it lives
-(``liveness``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
+(``probes``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
 when that does not help the service ends, after every open request was answered.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,19 +20,17 @@ from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec, mailbox_of
-from .groups import end_together, hanging, members_of
+from .groups import end_together, members_of
 from .helpers import Helpers
 from .liveness import Liveness
 from .notify import Notify
+from .probes import Probes
 from .restarts import INTENSITY, TRIES, Restarts
 from .status import Status
-
-START_MARGIN_S, START_FACTOR = 30.0, 3.0
-"""A restarted child has this long to be ready, or this many times what it took at first, whichever is more."""
+from .stop_requests import StopRequests
 
 AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
-
 
 SAYING_SO_S = 0.1
 """How long after a second signal it may still turn out that nothing was left to finish."""
@@ -71,8 +68,6 @@ class Supervisor:
         self.deaths_with: Counter[bytes] = Counter()
         """How many actors have ended by their own fault while they had a request in hand, by its digest."""
         self.died_at: dict[str, float] = {}
-        self.first_start_s: dict[str, float] = {}
-        """What the first start of each took."""
         self.due: list[tuple[float, ChildSpec]] = []
         """Restarts that wait for their back-off."""
         self.all_due: ChildFailed | None = None
@@ -81,45 +76,13 @@ class Supervisor:
         """What frames between the actors begin with, so that nobody else's are taken for theirs."""
         self.status = Status(self.children, f"ipc://{directory}/control")
         self.helpers = Helpers(specs, self.status, directory, collect_output=collect_output)
-        self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.signals: list[int] = []
-        self.idle_signals: list[int] = []
-        """Received and not yet told of: they ask for nothing here."""
-        self.parent_fd: int | None = None
-        self.parent_gone = False
-
-    # --- from outside -----------------------------------------------------------------------------
-
-    def on_signal(self, number: int, frame: object) -> None:
-        """A signal handler for SIGTERM, SIGINT and SIGHUP: the first drains, the second ends at once.
-
-        SIGCHLD only wakes: it comes for a child that was stopped, which its process file descriptor does not. For
-        SIGUSR1 and SIGUSR2, by which other servers open their logs again or start anew, there is nothing to do.
-        """
-        if number in control.IDLE_SIGNALS:
-            self.idle_signals.append(number)
-        elif number != signal.SIGCHLD:
-            self.signals.append(number)
-
-    def handle(self, *numbers: int) -> None:
-        """Let these signals come here. What waits is woken by C: a handler in Python runs only when it does not wait,
-        and a signal may come just before it begins to."""
-        signal.set_wakeup_fd(self.wake_writer, warn_on_full_buffer=False)
-        for number in numbers:
-            signal.signal(number, self.on_signal)
-
-    def end_with(self, parent: int) -> None:
-        """Stop, without a drain, as soon as process ``parent`` is gone."""
-        try:
-            self.parent_fd = os.pidfd_open(parent)
-        except ProcessLookupError:
-            self.parent_gone = True
-        if os.getppid() != parent:
-            self.parent_gone = True
+        self.probes = Probes(self.children, self.status)
+        self.stop_requests = StopRequests()
 
     @property
     def stopping(self) -> bool:
-        return bool(self.signals) or self.parent_gone
+        """Whether the service was told to stop."""
+        return self.stop_requests.pending
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -207,7 +170,7 @@ class Supervisor:
             self.helpers.on_ready(child, now, serving=self.serving)
             return
         child.liveness = Liveness(child.hang_timeout_s, now)
-        self.first_start_s.setdefault(name, now - child.since)
+        self.probes.first_start_s.setdefault(name, now - child.since)
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
         child.spec.options.update(ready.facts.get("settled", {}))
@@ -243,7 +206,7 @@ class Supervisor:
             *(
                 self.restart_due(),
                 self.start_helpers(),
-                self.check_liveness(),
+                self.probes.check(serving=self.serving),
                 self.status.report_actors(self.serving, self.stopping),
                 self.feed_watchdog(),
             ),
@@ -252,9 +215,7 @@ class Supervisor:
         timeout_s = min((wait for wait in waits if wait is not None), default=None)
         poller = zmq.Poller()
         poller.register(self.status.socket, zmq.POLLIN)
-        poller.register(self.wake_reader, zmq.POLLIN)
-        if self.parent_fd is not None:
-            poller.register(self.parent_fd, zmq.POLLIN)
+        self.stop_requests.register(poller)
         for child in self.children.values():
             if child.there:
                 poller.register(child.channel.fileno(), zmq.POLLIN)
@@ -265,16 +226,9 @@ class Supervisor:
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
         now = time.monotonic()
         if timeout_s is not None and now - begun > timeout_s + AWAY_S:
-            for liveness in self.livenesses():
-                liveness.forgive(now)
-        if self.wake_reader in ready:
-            os.read(self.wake_reader, 4096)
-            while self.idle_signals:
-                name = signal.Signals(self.idle_signals.pop(0)).name
-                logger.info("%s changes nothing here: the log is standard error, and SIGTERM drains", name)
-            self.look_for_stopped(now)
-        if self.parent_fd in ready:
-            self.parent_gone = True
+            self.probes.forgive(now)
+        if self.stop_requests.take_in(ready):
+            self.probes.look_for_stopped(now)
         if self.status.socket in ready:
             self.status.answer_program(self.restart)
         for child in list(self.children.values()):
@@ -407,7 +361,7 @@ class Supervisor:
         self.children.clear()
         self.helpers.begin_anew()
         self.status.asking.clear()
-        if not self.start() and not self.parent_gone:
+        if not self.start() and not self.stop_requests.parent_gone:
             raise SlipstreamError(
                 "told to stop while all actors were starting again: what was under way could not be finished"
             )
@@ -433,64 +387,6 @@ class Supervisor:
             raise ChildFailed(child, child.process.wait())
         self.helpers.on_death(child)
 
-    # --- liveness ---------------------------------------------------------------------------------
-
-    def livenesses(self) -> list[Liveness]:
-        """Of all children that are there."""
-        return [
-            child.liveness for child in self.children.values() if child.liveness is not None and child.there
-        ]
-
-    def look_for_stopped(self, now: float) -> None:
-        """One that was stopped while it had nothing to do would say nothing of what comes."""
-        for child in self.children.values():
-            if child.liveness is not None and child.stopped():
-                child.liveness.wake(now)
-
-    def check_liveness(self) -> float | None:
-        """Probe the actors whose time it is, and end those that hang; returns how long until the next look."""
-        now = time.monotonic()
-        dues: list[float] = []
-        for child in self.children.values():
-            if not child.there or child.hung:
-                continue
-            liveness = child.liveness
-            if liveness is None:
-                if child.spec.role not in HELPERS:
-                    dues += self.check_start(child, now)
-                continue
-            if liveness.hung(now):
-                blamed = hanging(child, members_of(child, self.children), now)
-                if not blamed.hung:
-                    self.end_hung(
-                        blamed,
-                        f"made no progress for {liveness.limit_s:g} s although it has something to do",
-                    )
-                continue
-            if liveness.probe_due(now):
-                liveness.ask(now)
-                child.send(control.Probe())
-            if liveness.due is not None:
-                dues.append(liveness.due)
-        return min((max(0.0, due - now) for due in dues), default=None)
-
-    def check_start(self, child: Child, now: float) -> list[float]:
-        """When a restarted child has to be ready; it is ended if it is not."""
-        first = self.first_start_s.get(child.spec.name)
-        if first is None or not self.serving:
-            return []  # the first start has a limit of its own
-        limit = max(START_MARGIN_S, START_FACTOR * first)
-        if now - child.since >= limit:
-            self.end_hung(child, f"was not ready within {limit:.0f} s")
-            return []
-        return [child.since + limit]
-
-    def end_hung(self, child: Child, why: str) -> None:
-        child.hung, child.state = True, "hung"
-        self.status.counted["actor_hangs"] += 1
-        logger.warning("%s (pid %d) %s: ending it", child.spec.name, child.process.pid, why)
-        child.process.kill()
-
     def feed_watchdog(self) -> float | None:
         """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
         if not self.has_served:
@@ -505,7 +401,8 @@ class Supervisor:
 
     def drain(self, names: list[str], timeout_s: float) -> bool:
         """Let these finish what is under way and accept nothing new; True if all did in time."""
-        asked = len(self.signals)
+        signals = self.stop_requests.signals
+        asked = len(signals)
         asked_to_drain: set[int] = set()
         deadline = time.monotonic() + timeout_s
         while busy := [child for name in names if not is_drained(child := self.children[name])]:
@@ -514,11 +411,11 @@ class Supervisor:
                     asked_to_drain.add(child.epoch)
                     child.state = "draining"
                     child.send(control.Stop(drain=True))
-            if len(self.signals) > asked:  # at once, but for who has finished and is just saying so
+            if len(signals) > asked:  # at once, but for a child that has finished and is just saying so
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
-                asked = len(self.signals)
+                asked = len(signals)
             left = deadline - time.monotonic()
-            if left <= 0 or self.parent_gone:
+            if left <= 0 or self.stop_requests.parent_gone:
                 return False
             self.turn(left)
             if self.all_due is not None:

@@ -65,9 +65,9 @@ def run(
     notify = Notify(os.environ)
     supervisor = Supervisor(specs, directory, notify, collect_output=wants_json(options.log_format))
     hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # as nohup asks
-    supervisor.handle(signal.SIGTERM, signal.SIGINT, *hang_up, signal.SIGCHLD, *IDLE_SIGNALS)
+    supervisor.stop_requests.handle(signal.SIGTERM, signal.SIGINT, *hang_up, signal.SIGCHLD, *IDLE_SIGNALS)
     if options.exit_with_parent:
-        supervisor.end_with(parent)
+        supervisor.stop_requests.end_with(parent)
     begun = time.monotonic()
     try:
         if not supervisor.start():
@@ -95,17 +95,18 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
         supervisor.run()
         with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
             notify.send("STOPPING=1")
-        if not supervisor.parent_gone:
+        if not supervisor.stop_requests.parent_gone:
             logger.info(
                 f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)"
             )
             answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
             if not supervisor.drain(answering, shutdown_timeout_s):
                 last_words = "the service was stopped before this request was finished"
+                twice = len(supervisor.stop_requests.signals) > 1
+                cause = "told twice to stop" if twice else "the drain took too long"
                 log_failure(
                     "slipstream stopped before everything was finished",
-                    f"  cause   {'told twice to stop' if len(supervisor.signals) > 1 else 'the drain took too long'}"
-                    "; what was left is answered with an error",
+                    f"  cause   {cause}; what was left is answered with an error",
                 )
                 return FAILED
         return DONE

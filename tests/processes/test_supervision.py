@@ -21,7 +21,7 @@ from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
 from slipstream.runtime.supervision.liveness import Liveness
-from slipstream.runtime.supervision.notify import Notify
+from slipstream.runtime.supervision.probes import START_FACTOR, Probes
 from slipstream.runtime.supervision.restarts import (
     BACK_OFF_S,
     INTENSITY,
@@ -30,7 +30,8 @@ from slipstream.runtime.supervision.restarts import (
     TRIES,
     Restarts,
 )
-from slipstream.runtime.supervision.supervisor import START_FACTOR, Supervisor
+from slipstream.runtime.supervision.status import Status
+from slipstream.runtime.supervision.stop_requests import StopRequests
 
 from slipstream import SamplingParams, ServiceUnavailable, Sidecar
 
@@ -175,31 +176,32 @@ def test_a_restarted_child_has_its_time_to_be_ready_and_is_ended_then(tmp_path: 
     child: Any = SimpleNamespace(
         spec=SimpleNamespace(name="executor"), since=100.0, hung=False, state="starting", process=process
     )
-    supervisor = Supervisor([], tmp_path, Notify({}))
-    assert supervisor.check_start(child, 1e6) == [], "the first start has a limit of its own"
-    supervisor.serving = True
-    supervisor.first_start_s["executor"] = 20.0
+    status = Status({}, f"ipc://{tmp_path}/control")
+    probes = Probes({}, status)
+    assert probes.check_start(child, 1e6, serving=False) == [], "the first start has a limit of its own"
+    probes.first_start_s["executor"] = 20.0
     due = 100.0 + START_FACTOR * 20.0
-    assert supervisor.check_start(child, due - 0.1) == [due]
+    assert probes.check_start(child, due - 0.1, serving=True) == [due]
     assert not ended
-    assert supervisor.check_start(child, due) == []
+    assert probes.check_start(child, due, serving=True) == []
     assert (ended, child.hung, child.state) == ([4711], True, "hung")
-    supervisor.stop()
+    status.close()
 
 
-def test_a_signal_wakes_a_supervisor_that_is_just_about_to_wait(tmp_path: Path) -> None:
+def test_a_signal_wakes_a_supervisor_that_is_just_about_to_wait() -> None:
     """Its handler in Python has run already or not: what wakes is written by C."""
-    supervisor = Supervisor([], tmp_path, Notify({}))
+    requests = StopRequests()
     before = signal.getsignal(signal.SIGUSR1)
     try:
-        supervisor.handle(signal.SIGUSR1)
+        requests.handle(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
-        assert os.read(supervisor.wake_reader, 16) == bytes([signal.SIGUSR1])
-        assert supervisor.idle_signals == [signal.SIGUSR1]
+        assert os.read(requests.wake_reader, 16) == bytes([signal.SIGUSR1])
+        assert requests.idle_signals == [signal.SIGUSR1]
     finally:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGUSR1, before)
-        supervisor.stop()
+        for descriptor in (requests.wake_reader, requests.wake_writer):
+            os.close(descriptor)
 
 
 # --- real processes -----------------------------------------------------------------------------

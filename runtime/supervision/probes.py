@@ -1,0 +1,87 @@
+"""Probes the children of a supervisor, and ends those that hang: that make no progress, or do not get ready.
+
+Whether a child hangs shows in what it answers (``liveness``). In a group the member to blame is ended (``groups``).
+"""
+
+from __future__ import annotations
+
+import time
+
+from ...protocol.actors import HELPERS
+from ..log import logger
+from . import control
+from .children import Child
+from .groups import hanging, members_of
+from .liveness import Liveness
+from .status import Status
+
+START_MARGIN_S, START_FACTOR = 30.0, 3.0
+"""A restarted child has this long to be ready, or this many times what it took at first, whichever is more."""
+
+
+class Probes:
+    """Those of one supervisor."""
+
+    def __init__(self, children: dict[str, Child], status: Status) -> None:
+        """``children``: those of the supervisor, by name, as they come and go. ``status`` counts those that hang."""
+        self.children = children
+        self.status = status
+        self.first_start_s: dict[str, float] = {}
+        """What the first start of each took."""
+
+    def forgive(self, now: float) -> None:
+        """The supervisor itself was stopped: no child is blamed for that time."""
+        for child in self.children.values():
+            if child.liveness is not None and child.there:
+                child.liveness.forgive(now)
+
+    def look_for_stopped(self, now: float) -> None:
+        """A child that was stopped while it had nothing to do would not say that something has come: probe it."""
+        for child in self.children.values():
+            if child.liveness is not None and child.stopped():
+                child.liveness.wake(now)
+
+    def check(self, *, serving: bool) -> float | None:
+        """Probe the children whose time it is, and end those that hang; returns the seconds until the next look."""
+        now = time.monotonic()
+        dues: list[float] = []
+        for child in self.children.values():
+            if not child.there or child.hung:
+                continue
+            liveness = child.liveness
+            if liveness is None:
+                if child.spec.role not in HELPERS:
+                    dues += self.check_start(child, now, serving=serving)
+                continue
+            if liveness.hung(now):
+                self.end_hanging(child, liveness, now)
+                continue
+            if liveness.probe_due(now):
+                liveness.ask(now)
+                child.send(control.Probe())
+            if liveness.due is not None:
+                dues.append(liveness.due)
+        return min((max(0.0, due - now) for due in dues), default=None)
+
+    def check_start(self, child: Child, now: float, *, serving: bool) -> list[float]:
+        """When a restarted child has to be ready; it is ended if it is not."""
+        first = self.first_start_s.get(child.spec.name)
+        if first is None or not serving:
+            return []  # the first start has a limit of its own
+        limit = max(START_MARGIN_S, START_FACTOR * first)
+        if now - child.since >= limit:
+            self.end(child, f"was not ready within {limit:.0f} s")
+            return []
+        return [child.since + limit]
+
+    def end_hanging(self, child: Child, liveness: Liveness, now: float) -> None:
+        """End a child that makes no progress, or the member of its group that keeps it from making any."""
+        blamed = hanging(child, members_of(child, self.children), now)
+        if not blamed.hung:
+            self.end(blamed, f"made no progress for {liveness.limit_s:g} s although it has something to do")
+
+    def end(self, child: Child, why: str) -> None:
+        child.hung, child.state = True, "hung"
+        self.status.counted["actor_hangs"] += 1
+        logger.warning("%s (pid %d) %s: ending it", child.spec.name, child.process.pid, why)
+        child.process.kill()
