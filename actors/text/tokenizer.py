@@ -66,6 +66,10 @@ class Waiting:
         return self.asked_at + self.left / CHARACTERS_PER_SECOND
 
 
+def field_of_prompt(submit: Submit) -> str:
+    return "messages" if isinstance(submit.prompt, list) else "prompt"
+
+
 class Tokenizer(Actor):
     """Makes token ids of prompts, and refuses those that the model cannot take."""
 
@@ -163,7 +167,8 @@ class Tokenizer(Actor):
             if waiting.spent_s > ENCODING_BUDGET_S:
                 raise InvalidRequest(
                     f"the prompt took {waiting.spent_s:.1f} s until {waiting.left} characters before its end; the limit"
-                    f" is {ENCODING_BUDGET_S:g} s: shorten it, or send token ids"
+                    f" is {ENCODING_BUDGET_S:g} s: shorten it, or send token ids",
+                    param=field_of_prompt(submit),
                 )
             waiting.left = next(waiting.steps)
             return
@@ -215,8 +220,7 @@ class Tokenizer(Actor):
         delivered = array("i", submit.delivered)
         self.check_ids("received", delivered)
         prompt = self.truncated(prompt, submit.params)
-        where = "messages" if isinstance(submit.prompt, list) else "prompt"
-        self.check_length(where, len(prompt), len(delivered))
+        self.check_length(field_of_prompt(submit), len(prompt), len(delivered))
         self.check_grammar(submit.params.grammar)
         waiting.calls = self.calls(submit)
         self.check_scores(submit.params, len(prompt))

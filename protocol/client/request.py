@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+import msgpack
 import msgspec
 
 from ..codec import encode_from_client, unpack
@@ -44,6 +46,32 @@ def outsized(value: object, path: str) -> str | None:
     return next((one for one in found if one is not None), None)
 
 
+def at_fault(request: Generate) -> str:
+    """The field of a request that cannot be sent that is to blame: the one that could not be even alone, or else the
+    largest."""
+    held = request.params if isinstance(request.params, SamplingParams) else ()
+    parts = {
+        name: getattr(struct, name)
+        for struct in (request, held)
+        if isinstance(struct, msgspec.Struct)
+        for name in struct.__struct_fields__
+    }
+    if held:
+        del parts["params"]
+    return max(parts, key=lambda name: weight(parts[name]))
+
+
+def weight(value: object) -> float:
+    """Bytes of a value in a frame; infinite if it cannot be in one."""
+    try:
+        packed = msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)))
+        assert packed is not None
+        unpack(packed)
+    except Exception:  # as many kinds as there are values
+        return math.inf
+    return len(packed)
+
+
 def encode_request(request: Generate) -> bytes:
     """The frame of a request. Whether its values are valid the gateway decides; here, whether it can be sent at all."""
     try:
@@ -51,7 +79,8 @@ def encode_request(request: Generate) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"a text of the request has the lone surrogate {error.object[error.start]!r} at character"
-            f" {error.start}, which no UTF-8 can hold; send whole characters"
+            f" {error.start}, which no UTF-8 can hold; send whole characters",
+            param=at_fault(request),
         ) from None
     except OverflowError:
         path = outsized(request, "")
@@ -63,10 +92,14 @@ def encode_request(request: Generate) -> bytes:
     except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
         raise InvalidRequest(
             f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
-            " of int, or for chat a list of messages of plain values"
+            " of int, or for chat a list of messages of plain values",
+            param=at_fault(request),
         ) from None
     if len(frame) > MAX_FRAME_BYTES:
-        raise InvalidRequest(f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}")
+        raise InvalidRequest(
+            f"the request has {len(frame)} bytes; a message has at most {MAX_FRAME_BYTES}",
+            param=at_fault(request),
+        )
     try:
         unpack(frame)
     except Exception as error:  # what the service cannot even read, it cannot report as this request's error
@@ -74,6 +107,7 @@ def encode_request(request: Generate) -> bytes:
         raise InvalidRequest(
             f"the request cannot be sent: {reason}; keys are texts, and a message has at most"
             f" {MAX_CONTAINERS} arrays and maps, {MAX_ITEMS} items in an array, {MAX_KEYS} keys in a map"
-            f" and {MAX_ALL_ITEMS} items in all: send less"
+            f" and {MAX_ALL_ITEMS} items in all: send less",
+            param=at_fault(request),
         ) from None
     return frame

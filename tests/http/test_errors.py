@@ -74,6 +74,13 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (TEXT, {"prompt": [[1], [99999]], "echo": True}, "prompt[1]", "prompt[1] has 99999"),
     (TEXT, {"prompt": [1] * 2000, "echo": True}, "prompt", "prompt has 2000 tokens; the limit is 1024"),
     ("/detokenize", {"tokens": [1] * 2000}, "tokens", "tokens has 2000 tokens; the limit is 1024"),
+    ("/tokenize", {"prompt": "x", "tools": [TOOL]}, "tools", "go with messages, not with prompt"),
+    (
+        "/tokenize",
+        {"prompt": "x", "add_generation_prompt": True},
+        "add_generation_prompt",
+        "go with messages",
+    ),
     (CHAT, {"no_such_field": 1}, "no_such_field", "no_such_field is no field of this request"),
     (CHAT, {"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x is no field of this request"),
     (CHAT, {"messages": [5]}, "messages[0]", "the value is 5"),

@@ -42,6 +42,8 @@ from slipstream import (
     SlipstreamError,
 )
 
+HELLO = [{"role": "user", "content": "hello"}]
+
 
 def ready(now: float = 0.0) -> Session:
     session = Session("ipc:///x", timeout_s=10)
@@ -224,3 +226,28 @@ def test_a_number_that_no_frame_can_hold_is_refused_by_its_place(asked: dict[str
         encode_request(Generate(id="a", **asked))
     assert refused.value.param == param
     assert str(refused.value).startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        (
+            {"messages": HELLO, "chat_template_kwargs": {str(n): 1 for n in range(90_000)}},
+            "chat_template_kwargs",
+        ),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages"),
+        ({"prompt": "a" * (17 << 20)}, "prompt"),
+        ({"prompt": "a", "params": SamplingParams(stop=["a\ud800"])}, "stop"),
+        ({"messages": HELLO, "tools": [{"a": [[] for _ in range(100_001)]}]}, "tools"),
+        (
+            {"prompt": [1] * 999_999, "params": SamplingParams(stop_token_ids=[1] * 1_000_001)},
+            "stop_token_ids",
+        ),
+        ({"messages": [{"role": "user", "content": object()}]}, "messages"),
+    ],
+    ids=["keys", "surrogate", "bytes", "parameter", "containers", "items", "type"],
+)
+def test_what_cannot_be_sent_is_refused_by_its_field(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        encode_request(Generate(id="a", **asked))
+    assert refused.value.param == param

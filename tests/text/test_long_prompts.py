@@ -279,6 +279,7 @@ def test_a_request_that_takes_too_long_is_refused_alone() -> None:
     assert refused.message == (
         "the prompt took 11.0 s until 81000 characters before its end; the limit is 10 s: shorten it, or send token ids"
     )
+    assert refused.param == "prompt"
 
 
 def test_the_time_of_others_is_not_counted() -> None:

@@ -23,7 +23,8 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 
 def tokenized(service: Service, body: TokenizeFields) -> Response:
-    tokens = finish(steps_of(service, body)).tolist()
+    what = "messages" if body.prompt is None else "prompt"
+    tokens = finish(steps_of(service, body), what).tolist()
     name_of = service.prompts.tokenizer.id_to_token
     return service.answer(
         {
@@ -40,10 +41,12 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
         raise Problem(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
         if body.tools is not None or body.chat_template_kwargs or body.add_generation_prompt is not None:
+            given = {"tools": body.tools, "chat_template_kwargs": body.chat_template_kwargs}
+            param = next((name for name, value in given.items() if value), "add_generation_prompt")
             message = (
                 "tools, chat_template_kwargs and add_generation_prompt go with messages, not with prompt"
             )
-            raise Problem(400, message)
+            raise Problem(400, message, param=param)
         special = body.add_special_tokens is not False
         return service.prompts.of_text(body.prompt, add_special_tokens=special)
     if body.add_special_tokens is not None:
@@ -56,8 +59,9 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
     return service.prompts.of_conversation(body.messages or [], given)
 
 
-def finish(steps: Steps) -> array[int]:
-    """The ids; ``InvalidRequest`` if they take longer than the tokenizer itself would take over them."""
+def finish(steps: Steps, what: str) -> array[int]:
+    """The ids of the field ``what``; ``InvalidRequest`` if they take longer than the tokenizer itself would take over
+    them."""
     begun = time.monotonic()
     while True:
         try:
@@ -66,7 +70,8 @@ def finish(steps: Steps) -> array[int]:
             return end.value
         if time.monotonic() - begun > ENCODING_BUDGET_S:
             raise InvalidRequest(
-                f"the text took {ENCODING_BUDGET_S:g} s, the limit, until {left} characters before its end: shorten it"
+                f"the text took {ENCODING_BUDGET_S:g} s, the limit, until {left} characters before its end: shorten it",
+                param=what,
             )
 
 

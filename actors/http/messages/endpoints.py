@@ -73,4 +73,4 @@ def counted(service: Service, asked: ChatFields) -> int:
     given = chat.template_arguments(service, asked)
     if offered.tools:
         given["tools"] = offered.tools
-    return len(finish(service.prompts.of_conversation(asked.messages, given)))
+    return len(finish(service.prompts.of_conversation(asked.messages, given), "messages"))
