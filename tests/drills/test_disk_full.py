@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from slipstream import Sidecar
-from slipstream.drill import known_answer, make_cases
+from slipstream.drill.answers import known_answer, make_cases
 
 ACTORS = ["detokenizer", "tokenizer", "scheduler", "executor", "gateway"]
 

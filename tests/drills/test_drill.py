@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from slipstream.protocol.actors import ACTORS
 from slipstream.protocol.messages import Delta
 
 from slipstream import Sidecar
-from slipstream.drill import ACTORS, STOPPED_S, Answer, Case, Drill, clean, make_cases
+from slipstream.drill.actors import STOPPED_S, Drill
+from slipstream.drill.answers import Answer, Case, make_cases
+from slipstream.drill.result import clean
 
 BUSY = 10
 """By how much recovery may be slower in the short form, which other work shares the machine with."""
@@ -106,8 +109,8 @@ def compared(got: list[int], text: str = "", *, finished: bool = True) -> tuple[
     answer = Answer(case)
     answer.take(Delta(id="1", token_ids=got, text=text or "abc"))
     answer.finished = finished
-    drilled.compare(answer)
-    return drilled.lost, drilled.duplicated, drilled.changed
+    drilled.counts.compare(answer)
+    return drilled.counts.lost, drilled.counts.duplicated, drilled.counts.changed
 
 
 def test_a_drill_counts_what_is_lost_repeated_and_changed() -> None:
@@ -137,12 +140,12 @@ def test_an_answer_with_a_token_lost_repeated_or_changed_is_not_one_of_the_model
     }
 
     async def counted(case: Case, tokens: list[int]) -> tuple[int, int, int]:
-        drilled.lost = drilled.duplicated = drilled.changed = 0
+        drilled.counts.lost = drilled.counts.duplicated = drilled.counts.changed = 0
         read = Answer(case)
         read.tokens, read.finished = tokens, True
         async with sidecar_cpu.async_client() as client:
-            await drilled.check(read, client)
-        return drilled.lost, drilled.duplicated, drilled.changed
+            await drilled.counts.check(read, client)
+        return drilled.counts.lost, drilled.counts.duplicated, drilled.counts.changed
 
     for case, answer in zip(drilled.cases, answers, strict=True):
         found = {name: asyncio.run(counted(case, spoil(answer))) for name, spoil in spoilt.items()}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from slipstream.drill import clean
-from slipstream.drill_replicas import ReplicaDrill
+from slipstream.drill.replicas import ReplicaDrill
+from slipstream.drill.result import clean
 
 BUSY = 10
 """By how much a pause may be longer in the short form, which other work shares the machine with."""

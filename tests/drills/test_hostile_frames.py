@@ -27,7 +27,7 @@ from slipstream.protocol.messages import Error, Hello, PublicOut
 from slipstream.runtime.process.host import MAILBOX_MESSAGES
 
 from slipstream import Sidecar
-from slipstream.drill import known_answer, make_cases
+from slipstream.drill.answers import known_answer, make_cases
 from slipstream.reference import internal_examples, public_examples
 
 FRAMES, ALL_FRAMES = 200_000, 10_000_000

@@ -23,7 +23,8 @@ from slipstream.runtime.supervision.liveness import Liveness
 
 from slipstream import SamplingParams, Sidecar
 from slipstream.cli import main
-from slipstream.drill import Drill, clean
+from slipstream.drill.actors import Drill
+from slipstream.drill.result import clean
 
 RANKS = ("executor", "executor.1", "executor.2")
 FAR = 120.0

@@ -195,6 +195,14 @@ ROOMS: dict[str, set[str]] = {
         "src/slipstream",
         "src/slipstream/observe",
     },
+    "src/slipstream/drill": {
+        "protocol",
+        "protocol/client",
+        "runtime",
+        "runtime/supervision",
+        "actors/executor/devices",
+        "src/slipstream",
+    },
     "src/slipstream/commands": {
         "protocol",
         "protocol/client",
@@ -202,6 +210,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/model",
         "src/slipstream",
         "src/slipstream/bench",
+        "src/slipstream/drill",
         "src/slipstream/observe",
         "src/slipstream/reference",
     },

@@ -11,13 +11,15 @@ from ..exit_codes import COULD_NOT_START, DONE, FAILED
 from .common import Run, Stop, need
 
 if TYPE_CHECKING:
-    from ..drill import Drill
+    from ..drill.streams import StreamsDrill
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..arguments import add_json, count
-    from ..drill import ACTORS, DEVICES, FAULTS
-    from ..drill_replicas import TARGETS
+    from ..drill.actors import FAULTS
+    from ..drill.answers import DEVICES
+    from ..drill.replicas import TARGETS
+    from ..protocol.actors import ACTORS
 
     def target(name: str) -> str:
         if name in (*ACTORS, *TARGETS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
@@ -81,7 +83,7 @@ def run(found: argparse.Namespace) -> int:
     import sys
 
     from ..arguments import write_json
-    from ..drill import clean, summary
+    from ..drill.result import clean, summary
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
     if found.dtype is not None and found.device == "emulated":
@@ -102,10 +104,11 @@ def run(found: argparse.Namespace) -> int:
     return DONE if clean(result) else FAILED
 
 
-def drill_of(found: argparse.Namespace, say: Callable[[str], None]) -> Drill:
+def drill_of(found: argparse.Namespace, say: Callable[[str], None]) -> StreamsDrill:
     """The drill that was asked for."""
-    from ..drill import ACTORS, Drill
-    from ..drill_replicas import TARGETS, ReplicaDrill
+    from ..drill.actors import Drill
+    from ..drill.replicas import TARGETS, ReplicaDrill
+    from ..protocol.actors import ACTORS
     from ..protocol.errors import InvalidRequest
 
     dtype = found.dtype or ("auto" if found.batch_invariant else "float32")

@@ -1,4 +1,4 @@
-"""``slipstream drill --replicas N``: kill whole services behind a router, or the router, and compare every token.
+"""A drill of replicas: whole services behind a router are killed, or the router.
 
 A service that was killed is started again at the same endpoint. The next is killed when it is there, so that
 one at a time is away, as in a fleet whose machines fail one by one.
@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .drill import MOST_PAUSE_S, PATIENCE_S, Drill
-from .protocol.client.asynchronous import AsyncClient
-from .protocol.errors import SlipstreamError
-from .runtime.keys import KeyFolder
-from .sidecar import RouterSidecar, Sidecar
+from ..protocol.client.asynchronous import AsyncClient
+from ..protocol.errors import SlipstreamError
+from ..runtime.keys import KeyFolder
+from ..sidecar import RouterSidecar, Sidecar
+from .streams import MOST_PAUSE_S, PATIENCE_S, StreamsDrill
 
 TARGETS = ("replica", "router")
 
@@ -28,7 +28,7 @@ SETTLED_S = 1.0
 """A stream that still gets tokens this long after a kill goes on: what was on its way then has arrived."""
 
 
-class ReplicaDrill(Drill):
+class ReplicaDrill(StreamsDrill):
     """A drill of services behind one router."""
 
     def __init__(
@@ -47,7 +47,7 @@ class ReplicaDrill(Drill):
     ) -> None:
         """``over_tcp``: with keys, as between machines."""
         super().__init__(
-            (target,), rounds, streams, device, dtype, "kill", seed, say, batch_invariant=batch_invariant
+            (target,), rounds, streams, device, dtype, seed, say, batch_invariant=batch_invariant
         )
         self.replicas = replicas
         self.over_tcp = over_tcp
@@ -67,16 +67,11 @@ class ReplicaDrill(Drill):
             try:
                 if self.exact:
                     await self.learn(clients)
-                streams = [
-                    asyncio.create_task(self.keep_asking(number, clients[number % len(clients)]))
-                    for number in range(len(self.cases))
-                ]
+                streams = self.open_streams(clients)
                 for target in plan:
                     await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
                     await (self.kill_replica() if target == "replica" else self.kill_router())
-                self.stopping = True
-                await asyncio.gather(*streams)
-                await asyncio.gather(*(self.check(answer, clients[0]) for answer in self.answers))
+                await self.end_streams(streams, clients[0])
             finally:
                 for client in clients:
                     await client.close()
@@ -122,28 +117,19 @@ class ReplicaDrill(Drill):
         """A whole service; the wait until every stream goes on, and until another is there in its place."""
         number = self.rng.randrange(self.replicas)
         victim = self.services_there[number]
-        await self.hit("replica", victim.pid)
+        await self.strike("replica", victim.pid)
         self.services_there[number] = await asyncio.to_thread(self.start_service, victim.endpoint)
         await self.wait_for_services()
 
     async def kill_router(self) -> None:
         before = (await asyncio.to_thread(lambda: self.router_there.pids))["router"]
-        await self.hit("router", before)
+        await self.strike("router", before)
 
-    async def hit(self, target: str, pid: int) -> None:
-        struck = [answer for answer in self.open.values() if not answer.over]
-        begun = time.monotonic()
-        for answer in struck:
-            answer.hit(begun)
+    async def strike(self, target: str, pid: int) -> None:
+        begun, struck = self.begin_recovery()
         self.kills[target] += 1
         os.kill(pid, signal.SIGKILL)
-        while any(not answer.over and answer.heard_at <= begun + SETTLED_S for answer in struck):
-            if time.monotonic() > begun + PATIENCE_S:
-                break
-            await asyncio.sleep(0.005)
-        self.recovery_s[target] += [answer.longest_s for answer in struck]
-        worst = max((answer.longest_s for answer in struck), default=0.0)
-        self.say(f"{target} kill: {len(struck)} streams open, the slowest went on after {worst:.3f} s")
+        await self.wait_for_recovery(target, struck, since=begun + SETTLED_S)
 
     async def wait_for_services(self) -> None:
         """Until the router has the new service too."""

@@ -1,1 +1,0 @@
-../../src/slipstream/drill_replicas.py
