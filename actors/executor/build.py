@@ -138,15 +138,28 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
     """The model on its device, or of several ranks the part of this one."""
     if options.tensor_parallel_size == 1:
         return load_whole(context, options, where)
+    from .keeping.weights import KeptWeights
+    from .model.load import nothing_around
     from .ranks.load import load_part, make_part
     from .ranks.meeting import meet
 
     context.phase("meet the other ranks")
     group = meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
-    context.phase("load weights")
-    model = (make_part if options.load_format == "dummy" else load_part)(
-        options.model, group, device=where, dtype=options.dtype, attention_backend=backend_of(options, where)
-    )
+    kept = KeptWeights(options.keeper, options.rank) if options.keeper else None
+    backend, model = backend_of(options, where), None
+    if kept is not None and context.restarted:
+        context.phase("take weights over")
+        model = kept.taken_over(options.model, where, backend, group=group)
+    if model is None:
+        context.phase("load weights")
+        model = (make_part if options.load_format == "dummy" else load_part)(
+            options.model,
+            group,
+            device=where,
+            dtype=options.dtype,
+            attention_backend=backend,
+            around=nothing_around if kept is None else kept.keeping,
+        )
     return check_length(options, model)
 
 

@@ -132,7 +132,8 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
     model = None
     if kept is not None and context.restarted:
         context.phase("take weights over")
-        model = kept.taken_over(options.model, where, backend_of(options, where), options.batch_invariant)
+        backend = backend_of(options, where)
+        model = kept.taken_over(options.model, where, backend, batch_invariant=options.batch_invariant)
     if model is not None:
         return check_length(options, model)
     context.phase("load weights")

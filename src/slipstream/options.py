@@ -433,11 +433,6 @@ class ServeOptions:
                 f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
                 " are not divided among ranks; leave out one"
             )
-        if self.weights_keeper == "on" and self.tensor_parallel_size > 1:
-            raise InvalidRequest(
-                f"{spell('weights_keeper')} is not possible with {spell('tensor_parallel_size')}: each rank loads its"
-                " part anew; leave out one"
-            )
         self.check_adapters(spell)
         check_reach(self, spell)
 

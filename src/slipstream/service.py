@@ -129,10 +129,7 @@ def executors(
 
 def keepers_for(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     """The keeper of the weights, if there is one: on a CPU the spare has them already."""
-    alone = options.tensor_parallel_size == 1
-    if options.weights_keeper == "on" or (
-        options.weights_keeper == "auto" and alone and uses_gpu(options.device)
-    ):
+    if options.weights_keeper == "on" or (options.weights_keeper == "auto" and uses_gpu(options.device)):
         return [ChildSpec("weights.keeper", "", {}, keeps_at=f"{directory}/keeper")]
     return []
 

@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = dict(
 ANEW = "the weights are loaded anew"
 
 
-def whole(sidecar: Sidecar) -> dict[str, dict[str, Any]]:
+def whole(sidecar: Sidecar, names: set[str] = ALL) -> dict[str, dict[str, Any]]:
     """All processes, when each is ready."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -40,7 +40,7 @@ def whole(sidecar: Sidecar) -> dict[str, dict[str, Any]]:
             found = sidecar.actors
         except ServiceUnavailable:
             return False
-        return found.keys() == ALL and all(state["state"] == "ready" for state in found.values())
+        return found.keys() == names and all(state["state"] == "ready" for state in found.values())
 
     until(ready, "all are ready")
     return found
@@ -184,8 +184,26 @@ def test_a_keeper_that_is_stopped_does_not_outlive_a_killed_supervisor() -> None
     sidecar.stop()
 
 
-def test_a_keeper_has_no_effect_on_the_emulated_device_and_keeps_no_parts_of_ranks() -> None:
+def test_ranks_that_start_again_have_their_parts_of_the_ones_before() -> None:
+    with Sidecar(**OPTIONS, tensor_parallel_size=2) as sidecar:
+        names = {*ALL, "executor.1"}
+        first = whole(sidecar, names)
+        weights = {rank: weights_of(first[rank]["pid"]) for rank in (EXECUTOR, "executor.1")}
+        both = weights[EXECUTOR] | weights["executor.1"]
+        until(lambda: held_by(first[KEEPER]["pid"]) == both, "the keeper has the parts of both")
+        assert len(both) == 2
+        expected = Background(sidecar, "Once upon a time", PARAMS)
+        assert expected.end() == "length"
+        stream = Background(sidecar, "Once upon a time", PARAMS).begun()
+        os.kill(first["executor.1"]["pid"], signal.SIGKILL)
+        assert stream.end() == "length"
+        assert stream.tokens == expected.tokens
+        second = whole(sidecar, names)
+        assert all(second[rank]["pid"] != first[rank]["pid"] for rank in weights)
+        assert {rank: weights_of(second[rank]["pid"]) for rank in weights} == weights
+        assert ANEW not in sidecar.log
+
+
+def test_a_keeper_has_no_effect_on_the_emulated_device() -> None:
     with pytest.raises(InvalidRequest, match="weights_keeper=on has no effect"):
         Sidecar(device="emulated", weights_keeper="on")
-    with pytest.raises(InvalidRequest, match="weights_keeper=on is not possible with tensor_parallel_size=2"):
-        Sidecar(device="cpu", tensor_parallel_size=2, weights_keeper="on")

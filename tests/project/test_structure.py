@@ -136,6 +136,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/attention",
         "actors/executor/model",
         "actors/executor/model/quantization",
+        "actors/executor/ranks",
     },
     "actors/executor/attention": {"protocol", "actors/executor/cache", "actors/executor/devices"},
     "actors/executor/model": {

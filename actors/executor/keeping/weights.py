@@ -6,9 +6,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 import torch
+from transformers import PreTrainedModel
 
 from ....protocol.errors import SlipstreamError
 from ....runtime.keeping import Keeper, NotKept
@@ -17,41 +19,83 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.load import load_config, replace, skeleton, use_own_experts
 from ..model.paged_model import PagedModel
+from ..ranks.group import RankGroup
+from ..ranks.shard import shard
 from .arena import Arena, pages_of
 from .table import Table, bind, bytes_of, fill, named_tensors
 
-NAME = "weights"
+ANEW = "the weights are loaded anew: %s"
+OF_NO_USE = "the weights are loaded anew: those that are kept are of no use: %s"
 
 
 class KeptWeights:
-    """Those that a keeper has, or will have. It is handed open files: the table first, then the arena's."""
+    """Those of one rank that a keeper has, or will have. It is handed open files: the table, then the arena's."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, rank: int = 0) -> None:
         """``path``: where the keeper is asked."""
-        self.keeper = Keeper(path, NAME)
+        self.keeper = Keeper(path, f"weights.{rank}" if rank else "weights")
 
     def taken_over(
-        self, path: str, device: torch.device, attention_backend: str, batch_invariant: bool
+        self,
+        path: str,
+        device: torch.device,
+        attention_backend: str,
+        *,
+        batch_invariant: bool = False,
+        group: RankGroup | None = None,
     ) -> PagedModel | None:
         """The model of a folder with the weights that are kept, of which nothing is read or copied; None if there are
-        none. If they are of no use they are kept no longer."""
-        try:
-            files = self.keeper.fetch()
-        except NotKept as error:
-            logger.warning("the weights are loaded anew: %s", error)
+        none. If they are of no use they are kept no longer. All ranks of a ``group`` take theirs over, or none does:
+        what one reads anew may not be what the others have."""
+        files = self.fetched()
+        found = self.opened(path, files, device, group) if files else None
+        if group is not None and not group.least(int(found is not None), device) and found is not None:
+            logger.warning(ANEW, "another rank has none that are of use")
+            found = None
+        if found is None:
+            self.let_go(files)
             return None
-        if not files:
-            logger.warning("the weights are loaded anew: the keeper has none")
-            return None
         try:
-            model = model_of(path, files, device, attention_backend, batch_invariant)
+            model = model_of(found, attention_backend, batch_invariant, group)
         except Exception as error:
-            close(files)
-            logger.warning("the weights are loaded anew: those that are kept are of no use: %s", error)
-            self.keeper.forget()
+            self.let_go(files)
+            if group is not None:
+                raise  # the others wait for this rank, which starts again with them
+            logger.warning(OF_NO_USE, error)
             return None
         self.hold(files)
         return model
+
+    def fetched(self) -> list[int]:
+        """The files that are kept; none, and why in the log, if there are none."""
+        try:
+            files = self.keeper.fetch()
+        except NotKept as error:
+            logger.warning(ANEW, error)
+            return []
+        if not files:
+            logger.warning(ANEW, "the keeper has none")
+        return files
+
+    def opened(
+        self, path: str, files: Sequence[int], device: torch.device, group: RankGroup | None
+    ) -> Opened | None:
+        """As ``open_weights``; None, and why in the log, if the files are of no use."""
+        try:
+            return open_weights(path, files, device, group)
+        except Exception as error:
+            logger.warning(OF_NO_USE, error)
+            return None
+
+    def let_go(self, files: Sequence[int]) -> None:
+        """Have them kept no longer, if there are any."""
+        if not files:
+            return
+        close(files)
+        try:
+            self.keeper.forget()
+        except NotKept as error:
+            logger.warning("weights that are of no use are still kept: %s", error)
 
     @contextmanager
     def keeping(self, model: PagedModel) -> Iterator[None]:
@@ -76,23 +120,36 @@ class KeptWeights:
         threading.Thread(target=self.keeper.hold, args=(files,), name="kept weights", daemon=True).start()
 
 
-def model_of(
-    path: str,
-    files: Sequence[int],
-    device: torch.device,
-    attention_backend: str,
-    batch_invariant: bool = False,
-) -> PagedModel:
-    """The model, of the table and the pieces of an arena. It was probed before they were kept."""
+class Opened(NamedTuple):
+    """Weights that were kept, in a model of transformers."""
+
+    transformer: PreTrainedModel
+    table: Table
+
+
+def open_weights(
+    path: str, files: Sequence[int], device: torch.device, group: RankGroup | None = None
+) -> Opened:
+    """Of the table and the pieces of an arena. A rank asks no other for anything here: what is kept may be of no use to
+    it alone."""
     table = msgspec.msgpack.decode(os.pread(files[0], os.fstat(files[0]).st_size, 0), type=Table)
     memory = Arena.opened(pages_of(device), files[1:], table.piece_bytes)
     config = load_config(open_checkpoint(path).folder)
     transformer = skeleton(config, getattr(torch, table.dtype))
+    if group is not None:
+        shard(transformer, group)
     bind(transformer, table, memory)
     use_own_experts(transformer, config)
-    model = PagedModel(transformer, attention.create(attention_backend))
-    model.weights_told = table.told
-    replace(model, batch_invariant, checked=not table.kept_because)
+    return Opened(transformer, table)
+
+
+def model_of(
+    opened: Opened, attention_backend: str, batch_invariant: bool = False, group: RankGroup | None = None
+) -> PagedModel:
+    """The model, or a rank's part of it. It was probed before its weights were kept."""
+    model = PagedModel(opened.transformer, attention.create(attention_backend))
+    model.group, model.weights_told = group, opened.table.told
+    replace(model, batch_invariant, checked=not opened.table.kept_because)
     return model
 
 

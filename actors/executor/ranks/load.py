@@ -18,7 +18,7 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.fuse import fuse
 from ..model.language_model import language_model_config
-from ..model.load import from_config, laid_out, load_config, load_transformer
+from ..model.load import Around, from_config, laid_out, load_config, load_transformer, nothing_around
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
 from .group import RankGroup
@@ -37,7 +37,13 @@ SHORT_LAYERS = 4
 
 
 def load_part(
-    path_or_name: str, group: RankGroup, *, device: torch.device, dtype: str, attention_backend: str
+    path_or_name: str,
+    group: RankGroup,
+    *,
+    device: torch.device,
+    dtype: str,
+    attention_backend: str,
+    around: Around = nothing_around,
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
     backend = attention.create(attention_backend)
@@ -45,19 +51,26 @@ def load_part(
     if fits(transformer, group, device):
         model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
         model.weights_told = told
-        divide(model, group)
+        divide(model, group, around)
         return model
     config = load_config(open_checkpoint(path_or_name).folder)
     probe_short_model(config, group, device, transformer.dtype, attention_backend)
     shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.group, model.weights_told = group, told
-    fuse(model)
+    with around(model):
+        fuse(model)
     return model
 
 
 def make_part(
-    path_or_name: str, group: RankGroup, *, device: torch.device, dtype: str, attention_backend: str
+    path_or_name: str,
+    group: RankGroup,
+    *,
+    device: torch.device,
+    dtype: str,
+    attention_backend: str,
+    around: Around = nothing_around,
 ) -> PagedModel:
     """As ``make_model``, for one rank: no device holds the whole at any time."""
     config = load_config(open_checkpoint(path_or_name).folder)
@@ -72,7 +85,8 @@ def make_part(
     fill(transformer, device)
     model = PagedModel(transformer, attention.create(attention_backend))
     model.group = group
-    fuse(model)
+    with around(model):
+        fuse(model)
     return model
 
 
@@ -84,7 +98,7 @@ def fill(transformer: PreTrainedModel, device: torch.device) -> None:
         transformer.initialize_weights()
 
 
-def divide(model: PagedModel, group: RankGroup) -> None:
+def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around) -> None:
     """Leave of a whole model a rank's part, fused where it can be; ModelNotSupported if it computes anything else."""
     model.group = group
     with probed(model):
@@ -92,7 +106,8 @@ def divide(model: PagedModel, group: RankGroup) -> None:
         if model.device.type == "cuda":
             torch.cuda.empty_cache()  # of the whole weights
         model.measure()
-        fuse(model)
+        with around(model):
+            fuse(model)
 
 
 def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -> bool:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_threads import at_once, groups
 from slipstream.actors.executor.keeping.arena import Arena, aligned
-from slipstream.actors.executor.keeping.weights import KeptWeights, model_of
+from slipstream.actors.executor.keeping.weights import KeptWeights, written
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.load import load_part
 from slipstream.runtime.keeping import MOST_FILES, Shelf
 from tiny_models import FAMILIES, make_checkpoint
 
@@ -38,12 +41,21 @@ class OwnShelf:
 
 
 @pytest.fixture
-def kept() -> Iterator[KeptWeights]:
-    found = KeptWeights("/nowhere")
-    own = OwnShelf()
-    found.keeper, found.hold = own, own.hold  # type: ignore[assignment]
+def shelves() -> Iterator[list[KeptWeights]]:
+    """Those of two ranks."""
+    found = [KeptWeights("/nowhere", rank) for rank in range(2)]
+    for each in found:
+        own = OwnShelf()
+        each.keeper, each.hold = own, own.hold  # type: ignore[assignment]
     yield found
-    found.keeper.forget()
+    for each in found:
+        each.keeper.forget()
+
+
+@pytest.fixture
+def kept(shelves: list[KeptWeights]) -> KeptWeights:
+    """Those of one executor."""
+    return shelves[0]
 
 
 def logits(model: PagedModel) -> torch.Tensor:
@@ -66,7 +78,8 @@ def test_a_model_of_kept_weights_computes_the_same_bits_reads_no_file_and_copies
     assert torch.equal(logits(first), expected)
     for file in folder.glob("*.safetensors"):
         file.unlink()
-    second = model_of(str(folder), kept.keeper.fetch(), CPU, "torch")
+    second = kept.taken_over(str(folder), CPU, "torch")
+    assert second is not None
     assert torch.equal(logits(second), expected)
     assert second.kept_because == first.kept_because
     assert second.weight_bytes == first.weight_bytes
@@ -77,7 +90,8 @@ def test_a_model_of_kept_weights_computes_the_same_bits_reads_no_file_and_copies
 def test_a_batch_invariant_model_of_kept_weights_is_one_too(kept: KeptWeights, tmp_path: Path) -> None:
     folder = make_checkpoint("llama", tmp_path / "llama")
     first = load_model(str(folder), device=CPU, batch_invariant=True, around=kept.keeping)
-    second = model_of(str(folder), kept.keeper.fetch(), CPU, "torch", batch_invariant=True)
+    second = kept.taken_over(str(folder), CPU, "torch", batch_invariant=True)
+    assert second is not None
     assert second.batch_invariant
     assert torch.equal(logits(first), logits(second))
 
@@ -99,6 +113,61 @@ def test_what_writes_to_kept_weights_dies_of_it(kept: KeptWeights, tmp_path: Pat
         next(model.transformer.parameters()).data.zero_()
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGSEGV
+
+
+# --- ranks --------------------------------------------------------------------------------------
+
+
+def loaded(folder: Path, shelves: list[KeptWeights]) -> list[PagedModel]:
+    """The parts of two ranks, which are kept."""
+
+    def load(group: RankGroup, kept: KeptWeights) -> PagedModel:
+        return load_part(
+            str(folder), group, device=CPU, dtype="auto", attention_backend="torch", around=kept.keeping
+        )
+
+    return at_once(load, groups(2), shelves)
+
+
+def taken_over(folder: Path, shelves: list[KeptWeights]) -> list[PagedModel | None]:
+    def take(group: RankGroup, kept: KeptWeights) -> PagedModel | None:
+        return kept.taken_over(str(folder), CPU, "torch", group=group)
+
+    return at_once(take, groups(2), shelves)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss", "gemma3_text"])
+def test_ranks_take_their_parts_over_and_compute_the_same_bits(
+    family: str, shelves: list[KeptWeights], tmp_path: Path
+) -> None:
+    folder = make_checkpoint(family, tmp_path / family)
+    first = loaded(folder, shelves)
+    expected = at_once(logits, first)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    second = taken_over(folder, shelves)
+    assert all(torch.equal(found, expected[0]) for found in at_once(logits, second))
+    for one, other in zip(first, second, strict=True):
+        assert other is not None
+        assert other.group is not None
+        assert (other.weight_bytes, other.kept_because) == (one.weight_bytes, one.kept_because)
+        assert len(held(other)) == 1, "all is in the arena"
+
+
+@pytest.mark.parametrize("damage", ["nothing is kept", "what is kept is of no use"])
+def test_a_rank_whose_part_cannot_be_taken_over_has_all_parts_loaded_anew(
+    damage: str, shelves: list[KeptWeights], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_checkpoint("llama", tmp_path / "llama")
+    loaded(folder, shelves)
+    shelves[1].keeper.forget()
+    if damage == "what is kept is of no use":
+        table = written(b"no table")
+        shelves[1].hold([table])
+        os.close(table)
+    assert taken_over(folder, shelves) == [None, None]
+    assert not any(each.keeper.fetch() for each in shelves), "they would be there twice"
+    assert "the weights are loaded anew: another rank has none that are of use" in caplog.text
 
 
 class Counted:
