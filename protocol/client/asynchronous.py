@@ -255,15 +255,21 @@ class AsyncClient:
         """Wait until something has come for ``pending``, or raise its error."""
         if pending.error is not None:
             raise pending.error
-        pending.waiter = self._attach().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._transport.loop:  # whose thread and process are the client's
+            loop = self._attach()
+        pending.waiter = loop.create_future()
         await pending.waiter
 
     def _wake(self, touched: list[Pending]) -> None:
+        loop = self._transport.loop
+        if loop is None or loop.is_closed():
+            return  # nobody waits in it any more
         for pending in touched:
             waiter = pending.waiter
             if waiter is not None:
                 pending.waiter = None
-                if not waiter.done() and not waiter.get_loop().is_closed():
+                if not waiter.done():
                     waiter.set_result(None)
 
     # --- the connection -----------------------------------------------------------------------

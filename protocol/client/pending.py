@@ -81,10 +81,8 @@ class Stream(Pending):
         self.readers: dict[int, AnswerReader] = {}
         """What parts the answers of a conversation, by their index."""
 
-    def parted(self, delta: Delta, formats: Formats) -> Delta:
-        """A delta of a conversation, parted into thoughts, calls and the answer; any other as it is."""
-        if not self.request.marks:
-            return delta
+    def parted(self, delta: Delta, formats: Formats) -> ChatDelta:
+        """A delta of a conversation, parted into thoughts, calls and the answer."""
         if self.plain is None:
             self.plain = formats == NO_FORMATS and not self.offered.functions
         # Once for each token of a service's chats: what most deltas do not have is looked at and not copied.
@@ -116,11 +114,13 @@ class Stream(Pending):
         special = not params.skip_special_tokens
         reader = AnswerReader(formats, offered, self.new_ids(), special=special)
         self.readers[index] = reader
+        self.plain = reader.plain
         return reader
 
     def lacks_usage(self, delta: Delta) -> bool:
-        """The last end of all has no usage: an answer that had ended here is not over there when it is resent."""
-        if delta.finish_reason is None or delta.usage is not None or self.aborted:
+        """The end of an answer is the last of all and has no usage: one that had ended here is not over when it is
+        resent."""
+        if delta.usage is not None or self.aborted:
             return False
         return answer_count(self.request.params) > 1 and self.unfinished == {delta.index}
 

@@ -286,25 +286,27 @@ class Session:
 
     def take_deltas(self, deltas: list[Delta]) -> list[Pending]:
         touched: list[Pending] = []
-        for delta in deltas:
+        formats = self.formats
+        for delta in deltas:  # the hot path of every client: once for each token
             stream = self.streams.get(delta.id)
             if stream is None:
                 continue  # on its way while the consumer left
+            ends = delta.finish_reason is not None
             if stream.last is not None:
                 if delta.usage is None:
                     continue
-                stream.last.usage, delta = delta.usage, stream.last
+                stream.last.usage, delta, ends = delta.usage, stream.last, True
             elif delta.index not in stream.unfinished:
                 continue  # resent with the rest of the request
             else:
                 stream.received[delta.index] += delta.token_ids
-                if stream.lacks_usage(delta):
+                if ends and stream.lacks_usage(delta):
                     stream.last = delta
                     continue
             if delta.prompt_token_ids is not None and stream.request.messages is not None:
                 stream.prompt_ids = delta.prompt_token_ids
-            stream.deltas.append(stream.parted(delta, self.formats))
-            if delta.finish_reason is not None:
+            stream.deltas.append(stream.parted(delta, formats) if stream.request.marks else delta)
+            if ends:
                 stream.unfinished.remove(delta.index)
                 if not stream.unfinished:
                     del self.streams[delta.id]

@@ -211,6 +211,11 @@ class AnswerReader:
         elif thoughts is not None:
             self.reader = Thoughts(thoughts, offered, ids, calls)
 
+    @property
+    def plain(self) -> bool:
+        """Every answer is told as it is: there is nothing to part."""
+        return isinstance(self.reader, Text) and self.reader.unwrapped is None
+
     def read(self, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None) -> Said:
         """What is new with more of the answer; with ``finish_reason`` that was all. A stop text is a limit too: the
         model would have written more."""

@@ -52,9 +52,19 @@ def beginning_of(mark: str, text: str) -> int:
     return found.length
 
 
+def may_hold(text: str, marks: tuple[str, ...]) -> bool:
+    """Whether one of the marks can begin in a text: most tokens have nothing of them, and that has to be cheap."""
+    for mark in marks:  # noqa: SIM110 - a generator takes three times as long
+        if mark[0] in text:
+            return True
+    return False
+
+
 def cut_at(text: str, marks: tuple[str, ...]) -> tuple[str, str | None, str]:
     """What stands before the first of the marks, the mark, and what is behind it. Where there is none yet: what is
     none for sure, None, and what may become one."""
+    if not may_hold(text, marks):
+        return text, None, ""
     places = [(text.find(mark), -len(mark), mark) for mark in marks]
     found = min((place for place in places if place[0] >= 0), default=None)
     if found is not None:

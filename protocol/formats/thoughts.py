@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .ids import CallIds
-from .marks import beginning_of
+from .marks import beginning_of, cut_at, may_hold
 from .said import Reader
 from .tools import Offer
 
@@ -72,17 +72,13 @@ class Thoughts(Reader):
         if not self.thinking:
             buffer = self.buffer = buffer.lstrip()
             self.thinking = bool(buffer)
-        places = [(buffer.find(mark), mark) for mark in self.marks.closing]
-        found = min((place for place in places if place[0] >= 0), default=None)
-        if found is not None:
-            at, mark = found
-            self.think(buffer[:at].rstrip())
-            self.where, self.buffer = "behind", buffer[at + len(mark) :]
-            return
-        waits = max(beginning_of(mark, buffer) for mark in self.marks.closing)
-        thought = buffer[: len(buffer) - waits].rstrip()
+        before, found, rest = cut_at(buffer, self.marks.closing)
+        thought = before.rstrip()
         self.think(thought)
-        self.buffer = buffer[len(thought) :]
+        if found is not None:
+            self.where, self.buffer = "behind", rest
+        else:
+            self.buffer = buffer[len(thought) :]
 
     def end(self, *, at_limit: bool) -> None:
         self.answer.said = self.said
@@ -108,6 +104,9 @@ class Unwrapped:
 
     def feed(self, text: str) -> str:
         buffer = self.buffer + text
+        if not may_hold(buffer, self.marks):
+            self.buffer = ""
+            return buffer
         for mark in self.marks:
             buffer = buffer.replace(mark, "")
         waits = max(beginning_of(mark, buffer) for mark in self.marks)

@@ -58,7 +58,7 @@ class Script:
         stream = Stream(request, 0.0, None, asked.get("offered", NO_OFFER), asked.get("new_ids", CallIds))
 
         def parted(delta: Delta) -> list[Delta]:
-            return [stream.parted(delta, self.formats)]
+            return [stream.parted(delta, self.formats) if request.marks else delta]
 
         self.running += 1
         try:
