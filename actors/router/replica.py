@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...protocol.client.pending import Question
+from ...protocol.client.questions import Question
 from ...protocol.client.session import Session
 from ...protocol.limits import Limits
 from ...protocol.messages import ActorState, Stats, Welcome

@@ -13,14 +13,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
 
 import zmq
 
 from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
-from ..errors import InvalidRequest, Overloaded, SlipstreamError
+from ..errors import InvalidRequest, SlipstreamError
 from ..formats.said import ChatDelta
 from ..messages import (
     Actors,
@@ -37,16 +37,15 @@ from ..messages import (
     Welcome,
 )
 from ..sampling import SamplingParams
-from .outputs import Collector, RequestOutput
-from .pending import Pending, Question, Stream
+from .many import ManyRequests, OnDelta
+from .outputs import RequestOutput
+from .pending import Pending, Stream
+from .questions import Question
 from .session import NO_RESET, Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport, close_unused
 
 Prompt = str | list[int]
-
-OnDelta = Callable[[int, Delta], None]
-"""Called with the number of the prompt and what has come for it."""
 
 
 class Client:
@@ -289,54 +288,20 @@ class Client:
         params: Sequence[SamplingParams | None],
         on_delta: OnDelta | None,
     ) -> list[RequestOutput]:
-        results: list[RequestOutput | None] = [None] * len(asked)
-        waiting = deque(range(len(asked)))
-        running: dict[Stream, tuple[int, Collector]] = {}
-        news: deque[Stream] = deque()
-        room = self.welcome.limits.max_queued_requests
-        not_before = 0.0
-        number = 0
+        many = ManyRequests(self._session, asked, params, on_delta, self.welcome.limits.max_queued_requests)
         try:
-            while waiting or running:
-                now = time.monotonic()
-                while waiting and len(running) < room and now >= not_before:
-                    number = waiting.popleft()
-                    request = {**asked[number], "params": params[number], "return_prompt_ids": True}
-                    stream = self._session.ask(now, **request)
-                    stream.waiter = news
-                    running[stream] = (number, Collector(stream.request.id, request.get("prompt")))
-                self._turn(until=not_before if waiting and now < not_before else None)
-                while news:
-                    stream = news.popleft()
-                    if stream not in running:
-                        continue  # two deltas of one message: the first look took both
-                    number, collector = running[stream]
-                    while stream.deltas:
-                        delta = stream.deltas.popleft()
-                        collector.add(delta)
-                        if on_delta is not None:
-                            on_delta(number, delta)
-                    if isinstance(stream.error, Overloaded) and len(asked) > 1:
-                        # Others use the service too. Nothing of this request has begun: it waits.
-                        waiting.append(number)
-                        not_before = time.monotonic() + stream.error.retry_after_s
-                    elif stream.error is not None:
-                        raise stream.error
-                    elif stream.unfinished:
-                        continue
-                    else:
-                        results[number] = collector.output()
-                    del running[stream]
+            while many.left:
+                self._turn(until=many.ask(time.monotonic()))
+                many.take_in(time.monotonic())
         except SlipstreamError as error:
             if len(asked) > 1:
-                error.add_note(f"this was prompt {number} of {len(asked)}, counted from 0")
+                error.add_note(f"this was prompt {many.number} of {len(asked)}, counted from 0")
             raise
         finally:
-            for stream in running:
-                self._session.leave(stream)
+            many.leave()
             if self._session.outbox:
                 self._turn(wait=False)
-        return [result for result in results if result is not None]
+        return [result for result in many.results if result is not None]
 
     def _inquire(
         self, expects: type[Reply], seconds: float | None = None, message: FromClient | None = None

@@ -1,4 +1,4 @@
-"""What a client waits for: an open request, or a question with one answer."""
+"""What a client waits for, above all a stream: the answers to an open request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..formats.ids import CallIds
 from ..formats.said import ChatDelta
 from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
-from ..messages import NO_FORMATS, Delta, Formats, FromClient, Generate
+from ..messages import NO_FORMATS, Delta, Formats, Generate
 from ..sampling import MATCHED_AS_A_WHOLE
 from .request import answer_count
 
@@ -136,15 +136,3 @@ class Stream(Pending):
             request.received = self.received.get(0, [])
             request.received_of_others = [self.received.get(i, []) for i in range(1, max(self.received) + 1)]
         return request
-
-
-class Question(Pending):
-    """Something that has one answer, of type ``expects``."""
-
-    __slots__ = ("answer", "expects", "message")
-
-    def __init__(self, expects: type, message: FromClient | None) -> None:
-        super().__init__()
-        self.expects = expects
-        self.message = message
-        self.answer: Any = None

@@ -20,7 +20,20 @@ def answer_count(params: SamplingParams) -> int:
     return params.n if isinstance(params.n, int) and 1 <= params.n <= MAX_CHOICES else 1
 
 
+def check_asked(prompt: object, messages: object) -> None:
+    """``InvalidRequest`` unless there are messages, or else a prompt, of a type that can be asked."""
+    if messages is not None and not isinstance(messages, list):
+        raise InvalidRequest(
+            f"messages is of type {type(messages).__name__}; give a list of dict", param="messages"
+        )
+    if messages is None and not isinstance(prompt, str | list):
+        raise InvalidRequest(
+            f"prompt is of type {type(prompt).__name__}; give a str or a list of int", param="prompt"
+        )
+
+
 def check_params(params: SamplingParams | None) -> SamplingParams:
+    """The parameters, or the default ones for None; ``InvalidRequest`` if they are of another type."""
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):

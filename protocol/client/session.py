@@ -42,19 +42,17 @@ from ..messages import (
     Formats,
     FromClient,
     Generate,
-    GetActors,
-    GetStats,
     GetTrace,
     Hello,
     Ping,
-    ResetCache,
     Stats,
     Trace,
     Welcome,
 )
 from ..sampling import SamplingParams
-from .pending import Pending, Question, Stream
-from .request import check_params, encode_request
+from .pending import Pending, Stream
+from .questions import ASKED_BY, Question, Questions
+from .request import check_asked, check_params, encode_request
 
 PING_AFTER_S = 1.0
 """Silence while a request is open, after which the session asks whether the gateway is there."""
@@ -105,7 +103,7 @@ class Session:
         """Which connection ``outbox`` is for; when it grows, the client closes the old and opens a new."""
         self.outbox: deque[bytes] = deque()
         self.streams: dict[str, Stream] = {}
-        self.questions: list[Question] = []
+        self.questions = Questions()
         self.unanswered_connections = 0
         """Connections, this one included, that have brought nothing but a Welcome."""
         self.heard_at = 0.0
@@ -144,14 +142,7 @@ class Session:
         With more than ``max_held`` deltas that its consumer has not taken, it ends with ``Overloaded``.
         """
         self.check_open()
-        if messages is not None and not isinstance(messages, list):
-            raise InvalidRequest(
-                f"messages is of type {type(messages).__name__}; give a list of dict", param="messages"
-            )
-        if messages is None and not isinstance(prompt, str | list):
-            raise InvalidRequest(
-                f"prompt is of type {type(prompt).__name__}; give a str or a list of int", param="prompt"
-            )
+        check_asked(prompt, messages)
         params = check_params(params)
         if offered is None:
             offered = offer_of(tools, tool_choice, parallel_tool_calls)
@@ -211,31 +202,20 @@ class Session:
         self.check_open()
         if seconds is not None and not seconds > 0:
             raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
-        messages: dict[type, FromClient] = {
-            Stats: GetStats(),
-            Trace: GetTrace(seconds=seconds),
-            Actors: GetActors(),
-            CacheReset: ResetCache(),
-        }
-        question = Question(expects, message or messages.get(expects))
+        asked_by = GetTrace(seconds=seconds) if expects is Trace else ASKED_BY.get(expects)
+        question = Question(expects, message or asked_by)
         self.ensure_connection(now)
         if self.state == "ready" and expects is Welcome:
             question.answer = self.welcome
-            return question
-        first = all(other.expects is not expects for other in self.questions)
-        self.questions.append(question)
-        if first:
+        elif self.questions.add(question):
             self.send_next_question(expects)
         return question
 
     def send_next_question(self, kind: type) -> None:
-        """Send the oldest open question of a kind; the others wait until it is answered.
-
-        A service that is asked too much at once does not say which question it refuses, and all that is open would end.
-        """
-        question = next((question for question in self.questions if question.expects is kind), None)
-        if self.state == "ready" and question is not None and question.message is not None:
-            self.outbox.append(encode_from_client(question.message))
+        """Send the oldest open question of a kind."""
+        message = self.questions.next_message(kind)
+        if self.state == "ready" and message is not None:
+            self.outbox.append(encode_from_client(message))
 
     def abort(self, request_id: str) -> None:
         """Ask the gateway to end a request; its last delta then has ``finish_reason="abort"``."""
@@ -353,7 +333,7 @@ class Session:
                 )
                 continue
             self.outbox.append(encode_from_client(stream.resumed(now)))
-        for kind in dict.fromkeys(question.expects for question in self.questions):
+        for kind in self.questions.kinds():
             self.send_next_question(kind)
         return ended
 
@@ -370,17 +350,8 @@ class Session:
         return [stream]
 
     def take_answer(self, kind: type, answer: Any) -> list[Pending]:
-        """Welcome answers every question of its kind, Pong none, the others the oldest."""
-        answered: list[Pending] = []
-        for question in [q for q in self.questions if q.expects is kind]:
-            if isinstance(answer, Adapters) and answer.error:
-                question.error = from_wire(answer.code, answer.error)
-            else:
-                question.answer = answer
-            self.questions.remove(question)
-            answered.append(question)
-            if kind is not Welcome:
-                break
+        """Take in the answer to a question, and ask the next one of its kind."""
+        answered: list[Pending] = [*self.questions.take(kind, answer)]
         if answered:
             self.send_next_question(kind)
         return answered
@@ -465,11 +436,11 @@ class Session:
 
     def fail(self, make: Callable[[], SlipstreamError]) -> list[Pending]:
         """Everything open ends with an error, one of its own each; the next request connects anew."""
-        failed: list[Pending] = [*self.streams.values(), *self.questions]
+        failed: list[Pending] = [*self.streams.values(), *self.questions.open]
         for pending in failed:
             pending.error = make()
         self.streams.clear()
-        self.questions.clear()
+        self.questions.open.clear()
         self.unanswered_connections = 0
         self.state = "lost"
         return failed
