@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -17,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...protocol.errors import ServiceUnavailable, SlipstreamError
@@ -48,6 +52,9 @@ OPEN = frozenset({"/", "/docs", "/health", "/ready", "/version", "/metrics", "/o
 
 MAX_REQUEST_ID_CHARS = 128
 """Of an ``X-Request-Id`` that is kept: as long as an id of the protocol, and too short to fill logs with."""
+
+
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
 
 
 class Endpoint(NamedTuple):
@@ -189,7 +196,8 @@ class Entrance:
             if message["type"] == "http.response.start":
                 begun = True
                 self.service.statuses[message["status"]] += 1
-                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
+                more = [(b"date", date_at(int(time.time()))), (b"x-request-id", id.encode())]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         task = asyncio.current_task()
@@ -215,8 +223,15 @@ class Entrance:
 
     def refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why this request is not let in."""
-        if len(headers.getlist("host")) > 1:
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
             return Problem(400, "the header Host is there more than once; send one")
+        if not hosts and scope["http_version"] == "1.1":
+            return Problem(400, "the header Host is missing, which HTTP/1.1 asks for; send it")
+        if hosts and HOST.fullmatch(hosts[0]) is None:
+            return Problem(
+                400, f"Host is {hosts[0]!r:.80}, which is no name or address with or without a port"
+            )
         if self.key is None:
             host = headers.get("host", "")
             if self.hosts is None or not host or is_address(name_of(host)) or name_of(host) in self.hosts:
@@ -258,6 +273,12 @@ class Entrance:
             task.cancel()
 
 
+@lru_cache(maxsize=1)
+def date_at(second: int) -> bytes:
+    """``Date`` for answers of that second since 1970."""
+    return formatdate(second, usegmt=True).encode()
+
+
 def new_request_id() -> str:
     return uuid.uuid4().hex
 
@@ -283,6 +304,14 @@ def hosts_of(origins: Sequence[str]) -> frozenset[str]:
     return frozenset(urlsplit(origin).hostname or "" for origin in origins)
 
 
+def path_without_slash(scope: Scope, routes: Sequence[Route]) -> bool:
+    """Whether there is what was asked for, but for a slash at the end of its path."""
+    path = scope["path"]
+    return path.endswith("/") and any(
+        route.matches(dict(scope) | {"path": path.removesuffix("/")})[0] is not Match.NONE for route in routes
+    )
+
+
 def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
     def route(path: str, endpoints: list[Endpoint]) -> Route:
         """All methods of a path are one route, so that it can say which there are."""
@@ -297,6 +326,11 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
 
     async def answer_error(request: Request, error: Exception) -> Response:
         problem = problem_at(request, error)
+        if problem.status == 404 and path_without_slash(request.scope, routes):
+            name = quote(request.scope["path"].removesuffix("/").rpartition("/")[2])
+            query = request.url.query and f"?{request.url.query}"
+            # Relative, since a proxy in front may be asked by another scheme, and below another path.
+            return RedirectResponse(f"../{name}{query}")
         service.errors[problem.reason] += 1
         return problem.response()
 
@@ -323,7 +357,9 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
         by_path[endpoint.path].append(endpoint)
     own = [route(path, endpoints) for path, endpoints in by_path.items()]
     routes = [*own, Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]
-    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    starlette = Starlette(routes=routes, exception_handlers=handlers)
+    starlette.router.redirect_slashes = False
+    app: ASGIApp = starlette
     if allowed_origins:
         app = CORSMiddleware(
             app,

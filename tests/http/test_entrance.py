@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import pytest
 from scripted import Exchange, Script, Scripted, until
@@ -152,3 +154,58 @@ def test_the_id_of_an_answer_holds_that_of_its_request() -> None:
 def test_the_front_page_is_the_dashboard() -> None:
     answer = Scripted(api_key="sesame").get("/")
     assert (answer.status, answer.headers["location"]) == (307, "/dashboard")
+
+
+# --- as HTTP has it --------------------------------------------------------------------------------
+
+
+def test_a_request_of_http_1_1_names_its_host_and_in_its_form() -> None:
+    for given in (
+        b"",
+        b"Host: local host\r\n",
+        b"Host: a@localhost\r\n",
+        b"Host: localhost:x\r\n",
+        b"Host: a/b\r\n",
+    ):
+        head = [(name.strip().lower(), value.strip()) for name, _, value in [given.partition(b":")] if name]
+        for frontend in (Scripted(), Scripted(api_key="sesame"), Scripted(hosts=None)):
+            exchange = Exchange("GET", "/version", {}, [b""])
+            exchange.scope["headers"] = head
+            asyncio.run(exchange.run(frontend.app))
+            assert exchange.answer.status == 400, given
+            assert "Host" in exchange.answer.json["error"]["message"]
+    for host in ("localhost", "localhost:", "127.0.0.1:8000", "[::1]:8000", "a.localhost:80"):
+        assert Scripted().get("/version", host=host).status == 200, host
+    old = Exchange("GET", "/version", {}, [b""])
+    old.scope |= {"headers": [], "http_version": "1.0"}
+    asyncio.run(old.run(Scripted().app))
+    assert old.answer.status == 200
+
+
+def test_every_answer_has_a_date() -> None:
+    for path in ("/version", "/nothing"):
+        told = parsedate_to_datetime(Scripted().get(path).headers["date"])
+        assert abs((told - datetime.now(UTC)).total_seconds()) < 60
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/v1/models/", "../models"),
+        ("/v1/models/m/", "../m"),
+        ("/dashboard/", "../dashboard"),
+    ],
+)
+def test_a_slash_too_many_leads_to_where_it_was_meant_by_whatever_way_it_came(path: str, place: str) -> None:
+    """An absolute place has the scheme and the path behind a proxy, not those before it."""
+    answer = Scripted().get(path)
+    assert (answer.status, answer.headers["location"]) == (307, place)
+    for nowhere in ("/nothing/", "//evil.example/", "/health//"):
+        assert Scripted().get(nowhere).status == 404
+
+
+def test_a_body_in_a_transfer_coding_is_refused_by_its_name() -> None:
+    answer = Scripted().post(CHAT, {"messages": HELLO}, transfer_encoding="gzip, chunked")
+    assert answer.status == 501
+    assert "Transfer-Encoding is 'gzip, chunked'" in answer.json["error"]["message"]
+    assert Scripted(Script("a")).post(CHAT, {"messages": HELLO}, transfer_encoding="Chunked").status == 200

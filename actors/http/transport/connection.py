@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ....protocol.errors import DEFAULT_RETRY_AFTER_S
-from ..app import new_request_id
+from ..app import date_at, new_request_id
 from ..errors import Problem, retry_after
 from .upgrades import Parser, framing
 
@@ -156,6 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
             "content-type": "application/json",
             "content-length": str(len(body)),
             "connection": "close",
+            "date": date_at(int(time.time())).decode(),
             "x-request-id": new_request_id(),
         } | (headers or {})
         head = "".join(f"{name}: {value}\r\n" for name, value in named.items())

@@ -126,6 +126,9 @@ def check_headers(request: Request) -> None:
     charset = CHARSET.search(type)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
         raise Problem(415, f"Content-Type says charset={charset[1]:.40}; send JSON in UTF-8, as JSON is")
+    coding = request.headers.get("transfer-encoding", "chunked")
+    if coding.strip().lower() != "chunked":
+        raise Problem(501, f"Transfer-Encoding is {coding!r:.80}; send the body as it is, chunked at most")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         message = f"Content-Encoding is {encoding!r:.80}; send the body as it is, without one"
