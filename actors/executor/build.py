@@ -158,6 +158,7 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
             device=where,
             dtype=options.dtype,
             attention_backend=backend,
+            quantization=options.quantization,
             around=nothing_around if kept is None else kept.keeping,
         )
     return check_length(options, model)

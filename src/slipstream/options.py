@@ -428,11 +428,6 @@ class ServeOptions:
                 f"{spell('batch_invariant')} is not possible with {spell(asked)}: what adapters add is made"
                 " of as many rows as have one; leave out one"
             )
-        if self.quantization is not None and self.tensor_parallel_size > 1:
-            raise InvalidRequest(
-                f"{spell('quantization')} is not possible with {spell('tensor_parallel_size')}: quantized weights"
-                " are not divided among ranks; leave out one"
-            )
         self.check_adapters(spell)
         check_reach(self, spell)
 

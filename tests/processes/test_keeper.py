@@ -185,7 +185,8 @@ def test_a_keeper_that_is_stopped_does_not_outlive_a_killed_supervisor() -> None
 
 
 def test_ranks_that_start_again_have_their_parts_of_the_ones_before() -> None:
-    with Sidecar(**OPTIONS, tensor_parallel_size=2) as sidecar:
+    with Sidecar(**OPTIONS, tensor_parallel_size=2, quantization="int8") as sidecar:
+        assert "rounded to int8" in sidecar.log
         names = {*ALL, "executor.1"}
         first = whole(sidecar, names)
         weights = {rank: weights_of(first[rank]["pid"]) for rank in (EXECUTOR, "executor.1")}

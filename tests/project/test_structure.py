@@ -165,7 +165,14 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/executor/model/quantization": {"protocol", "actors", "actors/executor/devices"},
     "actors/executor/model/stateful": {"actors/executor/cache"},
-    "actors/executor/ranks": {"protocol", "runtime", "actors", "actors/executor", *EXECUTOR},
+    "actors/executor/ranks": {
+        "protocol",
+        "runtime",
+        "actors",
+        "actors/executor",
+        "actors/executor/model/quantization",
+        *EXECUTOR,
+    },
     "actors/executor/sampling": {
         "protocol",
         "actors/text",

@@ -7,7 +7,7 @@ the table is fused again without a copy.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..model.paged_model import PagedModel
 from ..model.quantization.linear import QuantizedLinear
+from ..ranks.quantized import in_place_of
 from .arena import Arena, aligned
 
 
@@ -183,7 +184,8 @@ def bind(transformer: nn.Module, table: Table, memory: Tensor) -> None:
         weight, scales = (table.tensors[f"{name}.{part}"].view(memory) for part in ("weight", "scales"))
         bias = table.tensors.get(f"{name}.bias")
         layer = QuantizedLinear(weight, scales, block, None if bias is None else bias.view(memory))
-        transformer.set_submodule(name, layer)
+        plain: Any = transformer.get_submodule(name)
+        transformer.set_submodule(name, in_place_of(plain, layer))
     known: dict[Place, nn.Parameter] = {}
     for each in named_tensors(transformer):
         place = table.tensors.get(each.name)

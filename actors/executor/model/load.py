@@ -64,18 +64,26 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    transformer, told = load_transformer(path_or_name, dtype, keep=multiplied_by(device))
-    if quantization is not None:
-        if told:
-            raise InvalidRequest(
-                f"quantization={quantization!r}: this model is quantized already ({told}); leave out --quantization"
-            )
-        told = quantize_layers(transformer, quantization, device)
+    transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.weights_told = told
     with around(model):
         finish(model, batch_invariant)
     return model
+
+
+def read_or_quantized(
+    path_or_name: str, dtype: str, quantization: str | None, device: torch.device
+) -> tuple[PreTrainedModel, str]:
+    """As ``load_transformer``, for a device; its layers quantized if that is asked for."""
+    transformer, told = load_transformer(path_or_name, dtype, keep=multiplied_by(device))
+    if quantization is None:
+        return transformer, told
+    if told:
+        raise InvalidRequest(
+            f"quantization={quantization!r}: this model is quantized already ({told}); leave out --quantization"
+        )
+    return transformer, quantize_layers(transformer, quantization, device)
 
 
 def finish(model: PagedModel, batch_invariant: bool) -> None:

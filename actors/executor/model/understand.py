@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..cache.paged import PagedBatch
 from ..ranks.layers import SummedLinear
+from ..ranks.quantized import SummedQuantized
 from .decoder import Rotary
 from .operations import ACTIVATIONS, Norm
 from .quantization.linear import QuantizedLinear
@@ -301,15 +302,16 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
     return found
 
 
+KNOWN_LINEARS = (nn.Linear, SummedLinear, QuantizedLinear, SummedQuantized)
+
+
 def linears(parts: dict[str, nn.Module], *choices: tuple[str, ...]) -> list[nn.Linear]:
     """Take the layers of these names, which can be joined."""
     for names in choices:
         if all(name in parts for name in names):
             found = [parts.pop(name) for name in names]
             layers = [
-                layer
-                for layer in found
-                if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, SummedLinear, QuantizedLinear)
+                layer for layer in found if isinstance(layer, nn.Linear) and type(layer) in KNOWN_LINEARS
             ]
             if len(layers) < len(found) or len({kind_of(one) for one in layers}) > 1:
                 raise Unfit(f"its {', '.join(names)} are no plain linear layers, or differ in kind")

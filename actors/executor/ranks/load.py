@@ -18,10 +18,12 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.fuse import fuse
 from ..model.language_model import language_model_config
-from ..model.load import Around, from_config, laid_out, load_config, load_transformer, nothing_around
+from ..model.load import Around, from_config, laid_out, load_config, nothing_around, read_or_quantized
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
+from ..model.quantization.linear import check_products, quantize_layers
 from .group import RankGroup
+from .quantized import in_place_of
 from .shard import shard
 
 MOST_OF_DEVICE = 0.8
@@ -43,23 +45,26 @@ def load_part(
     device: torch.device,
     dtype: str,
     attention_backend: str,
+    quantization: str | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
     backend = attention.create(attention_backend)
-    transformer, told = load_transformer(path_or_name, dtype)
-    if fits(transformer, group, device):
-        model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-        model.weights_told = told
-        divide(model, group, around)
-        return model
-    config = load_config(open_checkpoint(path_or_name).folder)
-    probe_short_model(config, group, device, transformer.dtype, attention_backend)
-    shard(transformer, group)
+    transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
+    whole = fits(transformer, group, device)
+    if not whole:
+        config = load_config(open_checkpoint(path_or_name).folder)
+        probe_short_model(config, group, device, transformer.dtype, attention_backend)
+        shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.group, model.weights_told = group, told
-    with around(model):
-        fuse(model)
+    if whole:
+        divide(model, group, around)
+    else:
+        with around(model):
+            fuse(model)
+    with torch.inference_mode():
+        check_products(model.transformer, model.dtype)
     return model
 
 
@@ -70,6 +75,7 @@ def make_part(
     device: torch.device,
     dtype: str,
     attention_backend: str,
+    quantization: str | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``make_model``, for one rank: no device holds the whole at any time."""
@@ -83,10 +89,15 @@ def make_part(
     transformer = planned.transformer
     shard(transformer, group)
     fill(transformer, device)
+    told = ""
+    if quantization is not None:
+        told = quantize_layers(transformer, quantization, device, in_place_of)
     model = PagedModel(transformer, attention.create(attention_backend))
-    model.group = group
+    model.group, model.weights_told = group, told
     with around(model):
         fuse(model)
+    with torch.inference_mode():
+        check_products(model.transformer, model.dtype)
     return model
 
 
@@ -111,11 +122,11 @@ def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around)
 
 
 def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -> bool:
-    """Whether every rank's device has room for the whole model."""
+    """Whether every rank's device has room for what it lacks of the whole model."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    weights = sum(parameter.nbytes for parameter in transformer.parameters())
+    weights = sum(parameter.nbytes for parameter in transformer.parameters() if not parameter.is_cuda)
     return bool(group.least(int(weights <= MOST_OF_DEVICE * free), device))
 
 

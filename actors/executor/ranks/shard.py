@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from ....protocol.errors import InvalidRequest
 from ..model.gate import refusal
+from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
 from .layers import GatheredLinear, SummedExperts, SummedLinear
+from .quantized import SummedQuantized, columns_of, rows_of
 
 OWN_PLANS = {
     "gpt_oss": {
@@ -143,11 +145,14 @@ class Sharding:
         if style == "moe_tp_experts":
             setattr(parent, own, SummedExperts(module, self.group))
             return
+        if type(module) is QuantizedLinear and (style == "colwise" or style in SUMMED):
+            setattr(parent, own, self.part_of_quantized(module, name, style))
+            return
         if type(module) is not nn.Linear:
             raise self.unknown(f"{name}, a {type(module).__name__}", style)
         weight, bias = module.weight, module.bias
         if style == "colwise":
-            self.divide_outputs(module, name, own in ("k_proj", "v_proj"))
+            self.divide_outputs(module, name)
         elif style in SUMMED:
             bias = bias if self.group.rank == 0 else None
             part = kept(self.part(weight, 1, name))
@@ -159,12 +164,24 @@ class Sharding:
         else:
             raise self.unknown(name, style)
 
-    def divide_outputs(self, layer: nn.Linear, name: str, of_keys: bool) -> None:
-        """Keep a rank's outputs of a layer. Several ranks have the same ones where there are fewer key heads."""
-        group, heads = self.group, key_heads_of(self.transformer)
-        size, rank = group.size, group.rank
-        if of_keys and heads < size:
-            size, rank = heads, rank * heads // size
+    def part_of_quantized(self, layer: QuantizedLinear, name: str, style: str) -> QuantizedLinear:
+        if style == "colwise":
+            return rows_of(layer, *self.parts_of_outputs(name), name)
+        part = columns_of(layer, self.group, name)
+        return SummedQuantized(part, self.group, of_whole=SUMMED[style])
+
+    def parts_of_outputs(self, name: str) -> tuple[int, int]:
+        """Into how many parts the outputs of a layer are divided, and which of them is this rank's. Several ranks have
+        the same one where there are fewer key heads."""
+        size, rank = self.group.size, self.group.rank
+        heads = key_heads_of(self.transformer)
+        if name.endswith((".k_proj", ".v_proj")) and heads < size:
+            return heads, rank * heads // size
+        return size, rank
+
+    def divide_outputs(self, layer: nn.Linear, name: str) -> None:
+        """Keep a rank's outputs of a layer."""
+        size, rank = self.parts_of_outputs(name)
         layer.weight = kept(self.part(layer.weight, 0, name, size, rank))
         layer.out_features = len(layer.weight)
         if layer.bias is not None:

@@ -12,10 +12,12 @@ import torch
 from rank_threads import at_once, groups
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
 from slipstream.actors.executor.ranks.load import divide, load_part, make_part, shortened
+from slipstream.actors.executor.ranks.quantized import SummedQuantized
 from slipstream.actors.executor.ranks.shard import Sharding, shard
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import FAMILIES, make_checkpoint, make_config
@@ -232,7 +234,7 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(load, name, alone)
 
-    for name in ("load_transformer", "from_config", "laid_out", "fill"):
+    for name in ("read_or_quantized", "from_config", "laid_out", "fill"):
         locked(name)
 
 
@@ -314,3 +316,86 @@ def test_a_short_configuration_has_every_type_of_layer() -> None:
     assert shortened(config).layer_types == types
     assert config.num_hidden_layers == 6
     assert shortened(make_config("llama", num_hidden_layers=9)).num_hidden_layers == 4
+
+
+# --- quantized weights ------------------------------------------------------------------------------
+
+BLOCKS = {
+    "a scale for each row": (1, 0),
+    "for blocks": (8, 8),
+    "for blocks of which ranks share rows": (32, 8),
+    "for all": (0, 0),
+}
+"""Rows and columns that share a scale; 0: all."""
+
+
+def quantized_whole(family: str, block: tuple[int, int], dtype: torch.dtype = torch.int8) -> PagedModel:
+    """A model whose projections are kept in 8 bits, as on a GPU."""
+    model = whole(family)
+    names = [name for name, _ in model.transformer.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    for number, name in enumerate(names):
+        layer: Any = model.transformer.get_submodule(name)
+        height, width = layer.weight.shape
+        rows, columns = (block[0] or height), (block[1] or width)
+        generator = torch.Generator().manual_seed(number)
+        values = torch.randint(-127, 128, (height, width), generator=generator).to(dtype)
+        scales = torch.rand(-(-height // rows), -(-width // columns), generator=generator) * 1e-3 + 1e-4
+        model.transformer.set_submodule(name, QuantizedLinear(values, scales, (rows, columns), layer.bias))
+    return model
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_quantized_weights_are_divided_with_their_scales_and_joined(
+    family: str, block: tuple[int, int]
+) -> None:
+    models = [quantized_whole(family, block) for _ in range(2)]
+    at_once(divide, models, groups(2))
+    for model in models:
+        assert model.kept_because == ""
+        layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
+        assert len(layers) == 4 * len(model.layout.layers)
+        assert sum(isinstance(layer, SummedQuantized) for layer in layers) == len(layers) // 2
+
+
+def test_ranks_share_quantized_key_heads_where_there_are_fewer() -> None:
+    models = [quantized_whole("llama", (1, 0)) for _ in range(4)]
+    at_once(divide, models, groups(4))
+    assert [model.layout.layers[0].kv_heads for model in models] == [1, 1, 1, 1]
+
+
+def test_scales_for_columns_of_several_ranks_are_refused_with_the_layer() -> None:
+    models = [quantized_whole("llama", (8, 24)) for _ in range(2)]
+    with pytest.raises(
+        InvalidRequest, match=r"each scale of model\.layers\.0\.\S+ is for 24 columns, of which 2"
+    ):
+        at_once(divide, models, groups(2))
+
+
+@pytest.mark.parametrize("fault", ["scales of rank 0", "no sum"])
+def test_the_probe_finds_a_quantized_part_that_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "no sum":
+        monkeypatch.setattr(SummedQuantized, "forward", QuantizedLinear.forward)
+    else:
+        right = QuantizedLinear.multiply
+        monkeypatch.setattr(SummedQuantized, "multiply", lambda layer, states: right(layer, states) * 1.05)
+    models = [quantized_whole("llama", (1, 0)) for _ in range(2)]
+    with pytest.raises(ModelNotSupported, match="differ from plain attention"):
+        at_once(divide, models, groups(2))
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("load", [load_part, make_part])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> None:
+    folder = str(make_checkpoint("llama", tmp_path))
+
+    def own(group: RankGroup) -> PagedModel:
+        return load(folder, group, device=CPU, dtype="float32", attention_backend="torch", quantization=kind)
+
+    for model in at_once(own, groups(2)):
+        assert model.weights_told.startswith("weights rounded to"), "as a CPU does"
+        for name in ("qkv_proj", "o_proj"):
+            weight = model.transformer.get_parameter(f"model.layers.0.self_attn.{name}.weight")
+            distinct = len({round(float(value), 6) for value in weight[0] / weight[0].abs().max()})
+            assert distinct <= 256, "few enough numbers for 8 bits"

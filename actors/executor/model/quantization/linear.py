@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class QuantizedLinear(nn.Linear):
         self.block = block
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.multiply(input)
+
+    def multiply(self, input: Tensor) -> Tensor:
+        """The products with this weight, and nothing that a rank does with those of others."""
         states = input.flatten(0, -2)
         found = product(states, self.weight, self.scales, self.block, self.bias)
         return found.unflatten(0, input.shape[:-1])
@@ -83,8 +88,18 @@ def joined(layers: list[QuantizedLinear]) -> QuantizedLinear:
     return QuantizedLinear(weight, stacked(scales), (rows, columns), stacked(biases) if biases else None)
 
 
-def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> str:
-    """Quantize the projections of a model in place, on the device; what one should know of that.
+def alone(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear:
+    return quantized
+
+
+def quantize_layers(
+    transformer: nn.Module,
+    kind: str,
+    device: torch.device,
+    in_place_of: Callable[[nn.Linear, QuantizedLinear], QuantizedLinear] = alone,
+) -> str:
+    """Quantize the projections of a model in place, on the device; what one should know of that. ``in_place_of`` says
+    what takes the place of a layer that was quantized.
 
     One at a time, so that a device needs room for the quantized model alone. The head and the embeddings stay as they
     are. On a device without products with such weights, a CPU for one, each is only rounded. InvalidRequest where there
@@ -94,7 +109,7 @@ def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> 
     names = [
         name
         for name, module in transformer.named_modules()
-        if type(module) is nn.Linear and name.rpartition(".")[2] in PROJECTIONS
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in PROJECTIONS
     ]
     if not names:
         raise InvalidRequest(
@@ -112,7 +127,8 @@ def quantize_layers(transformer: nn.Module, kind: str, device: torch.device) -> 
     for name in names:
         layer: Any = transformer.get_submodule(name)
         bias = None if layer.bias is None else layer.bias.to(device)
-        transformer.set_submodule(name, kept(quantize(layer.weight.to(device), dtype), bias))
+        found = kept(quantize(layer.weight.to(device), dtype), bias)
+        transformer.set_submodule(name, in_place_of(layer, found))
     return f"weights quantized to {TITLES[kind]} at load"
 
 
@@ -144,7 +160,7 @@ def check_products(transformer: nn.Module, dtype: torch.dtype) -> None:
             generator = torch.Generator().manual_seed(rows)
             states = torch.randn(rows, layer.in_features, generator=generator).to(exact.device, dtype)
             expected = F.linear(states.float(), exact, bias)
-            error = float((layer(states).float() - expected).norm() / expected.norm())
+            error = float((layer.multiply(states).float() - expected).norm() / expected.norm())
             if not error <= TOLERANCE:
                 raise ModelNotSupported(
                     f"products of {rows} rows with the quantized weight of {name} differ by {error:.2g} of their size"

@@ -1,0 +1,78 @@
+"""A rank's part of a layer whose weights are quantized: numbers and scales are divided together."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ....protocol.errors import InvalidRequest
+from ..model.quantization.linear import QuantizedLinear
+from .group import RankGroup
+from .layers import SummedLinear
+
+
+class SummedQuantized(QuantizedLinear):
+    """Columns of a whole quantized weight; otherwise as ``SummedLinear``."""
+
+    def __init__(self, part: QuantizedLinear, group: RankGroup, *, of_whole: bool) -> None:
+        super().__init__(part.weight, part.scales, part.block, part.bias)
+        self.group, self.of_whole = group, of_whole
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.of_whole:
+            input = input.tensor_split(self.group.size, -1)[self.group.rank]
+        return self.group.sum(self.multiply(input))
+
+
+def in_place_of(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear:
+    """What takes the place of a rank's layer when its weight has been quantized."""
+    if isinstance(layer, SummedLinear):
+        return SummedQuantized(quantized, layer.group, of_whole=layer.of_whole)
+    return quantized
+
+
+def rows_of(layer: QuantizedLinear, size: int, rank: int, name: str) -> QuantizedLinear:
+    """One of ``size`` equal parts of the outputs."""
+    rows, columns = layer.block
+    height = part_of(layer.out_features, size, name, "rows")
+    scales = layer.scales
+    if height % rows:
+        scales, rows = scales.repeat_interleave(rows, 0)[: layer.out_features], 1
+    bias: Tensor | None = layer.bias
+    return QuantizedLinear(
+        layer.weight[rank * height :][:height].clone(),
+        scales[rank * height // rows :][: height // rows].clone(),
+        (rows, columns),
+        None if bias is None else bias[rank * height :][:height].clone(),
+    )
+
+
+def columns_of(layer: QuantizedLinear, group: RankGroup, name: str) -> QuantizedLinear:
+    """The part of a rank of the inputs. The bias, which is summed with the products, is rank 0's alone.
+
+    InvalidRequest where a scale is for columns of two ranks, but not of all.
+    """
+    rows, columns = layer.block
+    width = part_of(layer.in_features, group.size, name, "columns")
+    scales = layer.scales
+    if scales.shape[1] == 1:
+        columns = width
+    elif width % columns:
+        raise InvalidRequest(
+            f"tensor_parallel_size={group.size}: each scale of {name} is for {columns} columns, of which"
+            f" {group.size} ranks cannot have equally many of its {layer.in_features}; use fewer ranks"
+        )
+    else:
+        scales = scales[:, group.rank * width // columns :][:, : width // columns].clone()
+    bias = layer.bias if group.rank == 0 else None
+    return QuantizedLinear(
+        layer.weight[:, group.rank * width :][:, :width].clone(), scales, (rows, columns), bias
+    )
+
+
+def part_of(whole: int, size: int, name: str, what: str) -> int:
+    if whole % size:
+        raise InvalidRequest(
+            f"tensor_parallel_size={size}: {name} has {whole} {what}, which {size} ranks cannot divide; give a"
+            " divisor of that"
+        )
+    return whole // size
