@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
+from ...protocol.formats.json_parts import HALF
 from ..checkpoint import DEFAULT_TEMPLATE, chat_template_sources
 from .conversation import Message, Style
 from .tokenizer_files import special_tokens
@@ -221,4 +222,5 @@ def tojson(
 ) -> str:
     """JSON as it is, with the options that templates use: jinja2's own filter escapes for HTML."""
     options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    return json.dumps(value, **options) if HALF.search(text) else text

@@ -15,14 +15,13 @@ missing. What looks like a call, but is none of a function that was offered, or 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import msgspec
 
 from .ids import CallIds
-from .json_parts import ObjectEnd, head_of
+from .json_parts import DECODER, ObjectEnd, as_json, head_of
 from .marks import cut_at
 from .said import Reader
 from .schemas import Schema, types_of
@@ -289,7 +288,7 @@ def read_value(text: str, types: frozenset[str]) -> Any:
     """A value that is written without quotes: JSON of one of these types, or else a text. ``types`` is empty where
     the function does not say."""
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError):
         return text
     if "string" in types and not types & types_of(value):
@@ -307,13 +306,12 @@ def read_whole(text: str, offered: Offer, *, at_limit: bool = False) -> list[Cal
     for mark in MARKS:
         text = text.removeprefix(mark).lstrip()
     found: list[Any] = []
-    decoder = json.JSONDecoder()
     inside = at_limit and text.startswith("[")
     between = COMMA if inside else SEMICOLON
     place = SPACE.match(text, 1).end() if inside else 0  # type: ignore[union-attr]
     try:
         while place < len(text):
-            value, place = decoder.raw_decode(text, place)
+            value, place = DECODER.raw_decode(text, place)
             found += value if isinstance(value, list) else [value]
             place = between.match(text, place).end()  # type: ignore[union-attr]
     except (ValueError, RecursionError):
@@ -335,12 +333,12 @@ def as_call(value: Any, offered: Offer) -> Call | None:
     schema = offered.strict.get(name)
     if isinstance(arguments, str):
         try:
-            plain = json.loads(arguments) if schema is not None else {}
+            plain = DECODER.decode(arguments) if schema is not None else {}
         except (ValueError, RecursionError):
             return None
         text = arguments
     else:
-        plain, text = arguments, json.dumps(arguments, ensure_ascii=False)
+        plain, text = arguments, as_json(arguments)
     if not isinstance(plain, dict) or (schema is not None and not schema.fits(plain)):
         return None
     return Call(name=name, arguments=text)

@@ -1,8 +1,33 @@
-"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come."""
+"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come, and JSON as other programs
+read it: what Python's own takes and writes beyond it, they do not."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from typing import Any
+
+
+def finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number:.40} is no number of JSON")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_constant=finite, parse_float=finite)
+"""Takes no NaN and no Infinity, nor what would become one, such as 1e999: a ``ValueError``."""
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Of a character that UTF-8 has in one: JSON text can name it, and no frame can hold it."""
+
+
+def as_json(value: Any) -> str:
+    """Plain values as JSON text that can be sent; ``ValueError`` if a number is not finite."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value) if HALF.search(text) else text
+
 
 HEAD = re.compile(
     r'\s*\{\s*(?:"(?:id|tool_call_id|type)"\s*:\s*(?:"[^"\\]*"|\d+)\s*,\s*)?'

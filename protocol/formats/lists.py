@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 from .calls import as_call
 from .ids import CallIds
-from .json_parts import LONGEST_HEAD, ObjectEnd, head_of
+from .json_parts import DECODER, LONGEST_HEAD, ObjectEnd, head_of
 from .marks import cut_at
 from .said import CallPart, Reader
 from .tools import Offer
@@ -77,7 +76,7 @@ class CallList:
         written = "".join(self.written)
         if not self.begun:
             try:
-                call = as_call(json.loads(written), self.reader.offered)
+                call = as_call(DECODER.decode(written), self.reader.offered)
             except (ValueError, RecursionError):
                 call = None
             if call is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from typing import Any, ClassVar
 
 from .ids import CallIds
+from .json_parts import as_json
 from .said import Reader
 from .tools import Offer
 
@@ -67,7 +67,7 @@ class PythonCalls(Reader):
             return
         for name, arguments in calls:
             self.begin_call(name)
-            self.add_arguments(json.dumps(arguments, ensure_ascii=False))
+            self.add_arguments(as_json(arguments))
             self.end_call(buffer)
 
 
@@ -94,7 +94,7 @@ def read_call(node: ast.expr, offered: Offer) -> tuple[str, dict[str, Any]]:
     arguments = {keyword.arg: ast.literal_eval(JsonNames().visit(keyword.value)) for keyword in node.keywords}
     if None in arguments:
         raise ValueError("arguments without names")
-    json.dumps(arguments, allow_nan=False)
+    as_json(arguments)
     return name, {str(key): value for key, value in arguments.items()}
 
 

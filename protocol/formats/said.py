@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 
 from ..messages import Delta
 from .ids import CallIds
+from .json_parts import DECODER
 from .tools import Offer
 
 
@@ -26,7 +25,7 @@ class CallPart(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 def is_complete(arguments: str) -> bool:
     """Whether the arguments of a call are more than the beginning of some."""
     try:
-        json.loads(arguments)
+        DECODER.decode(arguments)
     except (ValueError, RecursionError):
         return False
     return True

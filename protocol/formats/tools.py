@@ -12,6 +12,7 @@ from msgspec import Meta
 from ..errors import InvalidRequest
 from ..limits import MAX_GRAMMAR_BYTES
 from ..sampling import SamplingParams
+from .json_parts import DECODER
 from .schemas import Schema, bare, moved
 
 
@@ -104,7 +105,7 @@ class Offer(msgspec.Struct, kw_only=True):
     def fits(self, name: str, arguments: str) -> bool:
         """Whether JSON text is what the function takes; only of a ``strict`` one that is known."""
         try:
-            value = json.loads(arguments)
+            value = DECODER.decode(arguments)
         except (ValueError, RecursionError):
             return False
         schema = self.strict.get(name)

@@ -626,3 +626,47 @@ def test_many_small_values_are_read_in_proportion_to_their_number() -> None:
     answer = "{};" * 500_000
     assert read(answer) == (answer, [])
     assert time.process_time() - begun < 5
+
+
+# --- JSON as other programs read it --------------------------------------------------------------
+
+HALF = r'{"name": "weather", "parameters": {"city": "\ud800"}}'
+
+
+def plain_json(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        (HALF, {"city": "\ud800"}),
+        ("<tool_call><function=weather><parameter=n>NaN</parameter></function></tool_call>", {"n": "NaN"}),
+        (
+            "<tool_call><function=weather><parameter=n>1e999</parameter></function></tool_call>",
+            {"n": "1e999"},
+        ),
+        (
+            r'<tool_call>weather<arg_key>n</arg_key><arg_value>["\udfff"]</arg_value></tool_call>',
+            {"n": ["\udfff"]},
+        ),
+        (
+            "<tool_call>weather<arg_key>n</arg_key><arg_value>[-Infinity]</arg_value></tool_call>",
+            {"n": "[-Infinity]"},
+        ),
+    ],
+)
+def test_arguments_can_be_sent_and_are_json_whatever_the_model_writes(answer: str, arguments: object) -> None:
+    for parts in ((answer,), answer):
+        text, [(name, told)] = read_raw(*parts)
+        assert (text, name, plain_json(told)) == ("", "weather", arguments)
+        assert told.encode()
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_call_in_json_with_what_is_no_number_of_json_is_none(number: str) -> None:
+    answer = '{"name": "weather", "parameters": {"city": ' + number + "}}"
+    assert read(answer) == (answer, [])

@@ -181,3 +181,17 @@ def test_a_key_may_come_as_anthropics_clients_send_it() -> None:
     body = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
     assert frontend.post(PATH, body, x_api_key="sesame").status == 200
     assert frontend.post(PATH, body, x_api_key="wrong").status == 401
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_input_of_a_call_is_what_the_model_wrote_whatever_that_is(stream: bool) -> None:
+    arguments = r'{"city": "\ud800", "n": 123456789012345678901234567890, "e": 1.0}'
+    script = Script('[{"name": "weather", "arguments": ' + arguments + "}]")
+    answer = post(script, tools=TOOLS, tool_choice={"type": "any"}, stream=stream)
+    assert answer.status == 200
+    if stream:
+        parts = [data["delta"] for name, data in events_of(answer) if name == "content_block_delta"]
+        assert "".join(part["partial_json"] for part in parts) == arguments
+    else:
+        [block] = answer.json["content"]
+        assert block["input"] == json.loads(arguments)

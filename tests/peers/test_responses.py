@@ -306,6 +306,8 @@ def test_a_custom_tool_is_called_with_a_text() -> None:
     script = Script('<tool_call>{"name": "patch", "arguments": {"input": "*** a"}}</tool_call>')
     response = create(script, tools=[tool])
     assert (response.output[0].type, response.output[0].input) == ("custom_tool_call", "*** a")
+    half = Script(r'<tool_call>{"name": "patch", "arguments": {"input": "a\ud800b"}}</tool_call>')
+    assert create(half, tools=[tool]).output[0].input == "a\ufffdb", "half a character cannot be sent"
 
 
 def allowed(name: Any) -> dict[str, Any]:

@@ -383,3 +383,13 @@ def test_the_template_itself_still_writes_control_tokens(tmp_path: Path) -> None
     assert ids(False) == [3, 3]
     assert ids(True)[0] == 3
     assert ids(True).count(3) == 1
+
+
+def test_half_a_character_in_the_arguments_of_a_call_is_written_as_json_has_it() -> None:
+    """So an answer whose calls have one can be sent back."""
+    template = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments | tojson }}", {}, datetime.now)
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": r'{"a": "\ud800"}'}}
+    steps = plain_messages([{"role": "assistant", "tool_calls": [call]}], 1000, template.style)
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert "".join(template.write(end.value.value)) == r'{"a": "\ud800"}'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
+
+from ....protocol.formats.json_parts import DECODER
 from ....protocol.formats.said import CallPart, ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..errors import Problem, problem_of
@@ -121,13 +123,13 @@ class Blocks:
         }
 
 
-def input_of(arguments: str) -> dict[str, Any]:
-    """The arguments of a call; empty where they were cut off, which ``stop_reason`` says."""
+def input_of(arguments: str) -> msgspec.Raw:
+    """The arguments of a call as they were written; empty where they were cut off, which ``stop_reason`` says."""
     try:
-        value = json.loads(arguments)
+        value = DECODER.decode(arguments)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = None
+    return msgspec.Raw(arguments.encode() if isinstance(value, dict) else b"{}")
 
 
 class MessageEvents(EventWriter):

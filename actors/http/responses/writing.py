@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ....protocol.formats.json_parts import HALF
 from ....protocol.formats.said import CallPart, ChatDelta, is_complete
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
@@ -198,7 +199,7 @@ def part_of(kind: str, text: str) -> dict[str, Any]:
 def input_of(arguments: str) -> str:
     """The text that a custom tool is called with; arguments that were cut off stay what they are."""
     try:
-        return str(json.loads(arguments)["input"])
+        return HALF.sub("\ufffd", str(json.loads(arguments)["input"]))
     except (ValueError, TypeError, LookupError, RecursionError):
         return arguments
 
