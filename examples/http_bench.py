@@ -1,6 +1,6 @@
 """What a token of a stream costs the HTTP frontend, beside that of another version if its command is given.
 
-    python examples/http_bench.py [--streams 64] [--rounds 5] [--step-ms 5] [--than FOLDER/.venv/bin/slipstream]
+    python examples/http_bench.py [--streams 64] [--rounds 15] [--step-ms 5] [--than FOLDER/.venv/bin/slipstream]
 
 Services on emulated devices, one of this version and one of the other, have the same streams in turns: chats, then
 completions. Printed are microseconds of processor time of the frontend's process for one token, all that it does for it
@@ -25,7 +25,7 @@ from urllib.request import urlopen
 
 from slipstream.service import BUNDLED_MODEL
 
-TOKENS = 512
+TOKENS = 256
 
 ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "chats": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Tell me a story."}]}),
@@ -100,7 +100,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--step-ms", type=float, default=5.0)
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="folder that both serve")
     parser.add_argument("--than", metavar="COMMAND", help="the command slipstream of another version")

@@ -234,7 +234,16 @@ GAUGES = frozenset(
         *("kv_cache_usage_perc", "kv_cache_blocks", "kv_cache_block_size"),
     )
 )
-"""Names in ``Stats`` that say how something is now; all others only grow."""
+"""Names in ``Stats`` that say how something is now; all others only grow, but for those of ``is_gauge``."""
+
+ADAPTER_GAUGE = "adapter_"
+"""What the names of gauges of adapters begin with: ``adapter_places``, and ``adapter_running_`` or ``adapter_waiting_``
+with the name of one behind it, as long as there are such requests."""
+
+
+def is_gauge(name: str) -> bool:
+    """Whether this in ``Stats`` says how something is now."""
+    return name in GAUGES or name.startswith(ADAPTER_GAUGE)
 
 
 class Stats(ToClient, tag="stats"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ...protocol.messages import GAUGES
+from ...protocol.messages import is_gauge
 from ..histogram import Histogram
 from .delivery import News
 from .ledger import Request
@@ -134,8 +134,8 @@ class Carried:
     def restart(self) -> None:
         """A new incarnation: what was counted is kept, and what was only so at the time is so no more."""
         totals = self.totals()
-        self.before = {name: value for name, value in totals.items() if name not in GAUGES}
-        self.newest = {name: 0.0 for name in totals if name in GAUGES}
+        self.before = {name: value for name, value in totals.items() if not is_gauge(name)}
+        self.newest = {name: 0.0 for name in totals if is_gauge(name)}
 
     def totals(self) -> dict[str, float]:
         return self.before | {name: value + self.before.get(name, 0.0) for name, value in self.newest.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ...protocol.messages import GAUGES
+from ...protocol.messages import is_gauge
 from .replica import Replica
 
 MEANS = ("kv_cache_usage_perc", "kv_cache_block_size")
@@ -18,7 +18,7 @@ def totals(replicas: Iterable[Replica]) -> dict[str, float]:
     found: defaultdict[str, float] = defaultdict(float)
     for replica in replicas:
         for name, value in replica.counters.items():
-            if replica.ready or name not in GAUGES:
+            if replica.ready or not is_gauge(name):
                 found[name] += value
     for name in MEANS:
         said = [one.counters[name] for one in replicas if one.ready and name in one.counters]

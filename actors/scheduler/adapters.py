@@ -7,13 +7,14 @@ last sequence that is computed with it has ended, and with it the last step that
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocol.errors import brief
 from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, PlaceAdapter
+from ...protocol.messages import ADAPTER_GAUGE
 from .prefix import salt_of
 from .sequence import Sequence
 
@@ -76,6 +77,17 @@ class Adapters:
     def place_of(self, adapter: Adapter) -> Place:
         self.serial += 1
         return Place(adapter, self.serial)
+
+    def gauges(self, sequences: Iterable[Sequence]) -> dict[str, float]:
+        """How many places there are, and how many requests run with each adapter, or wait for a slot."""
+        if not self.count:
+            return {}
+        found: Counter[str] = Counter()
+        for sequence in sequences:
+            if sequence.adapter:
+                state = "running" if sequence.slot >= 0 else "waiting"
+                found[f"{ADAPTER_GAUGE}{state}_{sequence.params.adapter}"] += 1
+        return {f"{ADAPTER_GAUGE}places": float(self.count), **found}
 
     # --- changes ------------------------------------------------------------------------------------
 

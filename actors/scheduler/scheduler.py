@@ -422,6 +422,7 @@ class Scheduler(Actor):
             "kv_cache_block_size": 0.0 if blocks is None else float(blocks.block_size),
             "prefix_cache_evictions": self.counters["prefix_cache_evictions"]
             + (0.0 if blocks is None else blocks.evictions),
+            **self.adapters.gauges(self.sequences.values()),
         }
 
     # --- peers ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from slipstream.actors.gateway.measures import Carried
 from slipstream.actors.histogram import Histogram
 from slipstream.protocol.errors import DeadlineExceeded, InvalidRequest
 
@@ -259,3 +260,16 @@ def test_a_histogram_counts_a_value_by_the_smallest_bound_that_holds_it() -> Non
         "x_sum": 13.0,
         "x_count": 5.0,
     }
+
+
+def test_what_is_only_so_now_ends_with_the_actor_that_said_it() -> None:
+    carried = Carried()
+    carried.take(
+        {"steps": 3.0, "num_requests_running": 2.0, "adapter_places": 4.0, "adapter_running_sql": 2.0}
+    )
+    carried.restart()
+    assert carried.totals() == {
+        "steps": 3.0, "num_requests_running": 0.0, "adapter_places": 0.0, "adapter_running_sql": 0.0,
+    }  # fmt: skip
+    carried.take({"steps": 1.0, "adapter_places": 4.0})
+    assert carried.totals() == {"steps": 4.0, "adapter_places": 4.0}

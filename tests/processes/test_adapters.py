@@ -94,6 +94,11 @@ def test_adapters_come_and_go_at_run_time_and_survive_the_executor(
     assert over_http(web, "verse").status == 404
     assert [adapter.name for adapter in client.adapters()] == ["sql"]
     assert web("/v1/unload_lora_adapter", {"lora_name": "verse"}).status == 404
+    [info] = [
+        line for line in web("/metrics").body.decode().splitlines() if line.startswith("slipstream_lora_")
+    ]
+    assert 'max_lora="8",' in info
+    assert 'running_lora_adapters="",waiting_lora_adapters=""' in info
 
 
 def test_a_bad_adapter_is_refused_with_the_reason_and_everything_else_goes_on(

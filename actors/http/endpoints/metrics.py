@@ -6,6 +6,7 @@ their names. What is not in the tables below is there too, under the name that t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -102,13 +103,16 @@ class Families(Collector):
         actors: Actors,
         statuses: Mapping[int, int] = MappingProxyType({}),
         errors: Mapping[str, int] = MappingProxyType({}),
+        now: float = 0.0,
     ) -> None:
+        """``now`` in seconds since 1970."""
         self.prefix = prefix
         self.model = model
         self.counters = counters
         self.actors = actors
         self.statuses = statuses
         self.errors = errors
+        self.now = now
 
     def collect(self) -> Iterator[Metric]:
         left = dict(self.counters)
@@ -118,6 +122,7 @@ class Families(Collector):
         for name, about in GAUGES.items():
             yield self.family(GaugeMetricFamily, name, about, {(): left.pop(name, 0.0)})
         yield self.cache_config(left)
+        yield from self.adapters(left)
         for key, (name, about) in COUNTERS.items():
             yield self.family(CounterMetricFamily, name, about, {(): left.pop(key, 0.0)})
         reasons = {
@@ -162,6 +167,22 @@ class Families(Collector):
             GaugeMetricFamily, "cache_config_info", about, known, ("block_size", "num_gpu_blocks")
         )
 
+    def adapters(self, left: dict[str, float]) -> Iterator[Metric]:
+        """Which adapters requests run and wait with, as labels, since gateways of clusters read them there; the value
+        is the time. Nothing where there are none."""
+        places = left.pop("adapter_places", 0.0)
+        running, waiting = (
+            ",".join(
+                sorted(key.removeprefix(mark) for key in list(left) if key.startswith(mark) and left.pop(key))
+            )
+            for mark in ("adapter_running_", "adapter_waiting_")
+        )
+        if places:
+            labels = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
+            values = {(str(int(places)), running, waiting): self.now}
+            about = "When it was so, in seconds since 1970"
+            yield self.family(GaugeMetricFamily, "lora_requests_info", about, values, labels)
+
     def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
         mark = f"{name}_bucket_"
         buckets = [(key.removeprefix(mark), left.pop(key)) for key in list(left) if key.startswith(mark)]
@@ -205,6 +226,14 @@ async def metrics(service: Service, request: Request) -> Response:
     counters, actors = await service.client.stats(), await service.client.actors()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(
-        Families(service.metrics_prefix, service.model, counters, actors, service.statuses, service.errors)
+        Families(
+            service.metrics_prefix,
+            service.model,
+            counters,
+            actors,
+            service.statuses,
+            service.errors,
+            time.time(),
+        )
     )
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)
