@@ -6,13 +6,16 @@ whole process.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
+import math
 import os
 import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,8 +56,53 @@ def look_once() -> None:
     patch._patch_builtin = patch_builtin
 
 
+def check_overflow_in_numpy() -> None:
+    """Let the interpreter find overflows of integers with three operations of numpy.
+
+    It adds, subtracts and multiplies every time again in 64 bits of its own, with casts and comparisons: another third.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    operations = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+    semantic: Any = TritonSemantic
+    assert callable(semantic.binary_op_sanitize_overflow_impl), "Triton has changed: see what it does instead"
+
+    def check(_: Any, left: Any, right: Any, operation: Any) -> None:
+        kind = left.type.scalar
+        if not 1 < kind.int_bitwidth < 64:
+            return
+        exact = operations[operation.__name__](left.handle.data, right.handle.data, dtype=np.int64)
+        low, high = kind.get_int_min_value(), kind.get_int_max_value()
+        assert exact.min() >= low, f"{kind}: {operation.__name__} gives {exact.min()}"
+        assert exact.max() <= high, f"{kind}: {operation.__name__} gives {exact.max()}"
+
+    semantic.binary_op_sanitize_overflow_impl = check
+
+
+def make_shapes_once() -> None:
+    """Let tensors of one shape share what is made of it: more than what is computed with small ones."""
+    from triton.language import core
+
+    tensor: Any = core.tensor
+    assert {"shape", "numel"} <= set(tensor.__init__.__code__.co_names), (
+        "Triton has changed: see what it does instead"
+    )
+
+    @functools.cache
+    def shape_and_size(shape: tuple[int, ...]) -> tuple[Any, Any]:
+        return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shape_and_size(type.shape if type.is_block() else ())
+
+    tensor.__init__ = init
+
+
 if HAS_TRITON and INTERPRETED:
     look_once()
+    check_overflow_in_numpy()
+    make_shapes_once()
 
 
 def run_interpreted(file: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from interpreter import (
     DEVICE,
+    INTERPRETED,
     KERNELS_RUN,
     needs_interpreter,
     run_interpreted,
@@ -25,6 +26,23 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 @needs_interpreter
 def test_under_the_interpreter() -> None:
     run_interpreted(__file__)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter looks for it")
+@pytest.mark.parametrize("operation", ["add", "sub", "mul"])
+def test_an_integer_that_overflows_is_found(operation: str) -> None:
+    import overflows
+    from triton.runtime.errors import InterpreterError
+
+    numbers = torch.tensor([3, 2**30, -(2**30)], dtype=torch.int32)
+    result = torch.zeros(3, dtype=torch.int32)
+    most = {"add": 2**30 - 1, "sub": 2**30, "mul": 1}[operation]
+    overflows.KERNELS[operation][(1,)](numbers, result, most, 2)
+    assert result[1] == {"add": 2**31 - 1, "sub": 0, "mul": 2**30}[operation]
+    with pytest.raises(InterpreterError, match=f"int32: {operation} gives -?{2**31}"):
+        overflows.KERNELS[operation][(1,)](
+            numbers, result, {"add": 2**30, "sub": -(2**30), "mul": 2}[operation], 2
+        )
 
 
 def triton_operations() -> Operations:
