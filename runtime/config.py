@@ -135,6 +135,11 @@ def bare(hint: Any) -> type:
     return hint
 
 
+def changed(options: Any, name: str) -> bool:
+    """Whether an option of a filled table has another value than its default."""
+    return getattr(options, name) != type(options).__dataclass_fields__[name].default
+
+
 # --- layers -------------------------------------------------------------------------------------
 
 

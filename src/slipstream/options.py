@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from .actors.executor.devices.kinds import KINDS, kind_of
-from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
 from .protocol.formats.formats import REASONING, TOOL_CALLS
 from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
-from .runtime.config import option, size
+from .reach import check_reach, http_error, key_error
+from .runtime.config import changed, option, size
 
 EVERYDAY = "everyday"
 BATCHING = "batching and memory"
@@ -28,19 +28,6 @@ def device_error(name: str) -> str | None:
     if name == "auto" or (kind in KINDS and (not colon or (KINDS[kind].numbered and number.isdecimal()))):
         return None
     return f"is no device; give {DEVICES}"
-
-
-def http_error(text: str) -> str | None:
-    port = text.rpartition(":")[2]
-    if host_of(text) and port.isdecimal() and int(port) <= 65535:
-        return None
-    return "is no HOST:PORT; give 127.0.0.1:8000, for example"
-
-
-def key_error(text: str) -> str | None:
-    if text and text.isascii() and text.isprintable() and text == text.strip():
-        return None
-    return "is no key that a header can carry: give letters, digits and signs of ASCII, and no space at either end"
 
 
 def prefix_error(text: str) -> str | None:
@@ -64,14 +51,8 @@ def adapters_of(text: str | None) -> list[tuple[str, str]]:
     return [(name.strip(), path.strip()) for name, _, path in pairs]
 
 
-def host_of(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
-
-
 UPDATED_LORAS = 8
 """Adapters that there is room for, at least, where they come at run time."""
-
-NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,13 +372,9 @@ class ServeOptions:
             return {"max_num_seqs": (tokens, "lowered to max-num-batched-tokens")}
         return {}
 
-    def changed(self, name: str) -> bool:
-        """Whether an option is other than where nothing is said."""
-        return getattr(self, name) != type(self).__dataclass_fields__[name].default
-
     def without_effect(self, device: str) -> list[str]:
         """Options that were changed, and that ``device`` does nothing with."""
-        return [name for name in kind_of(device).without_effect if self.changed(name)]
+        return [name for name in kind_of(device).without_effect if changed(self, name)]
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together; ``spell`` shows an option as the user gave it."""
@@ -413,7 +390,7 @@ class ServeOptions:
         unused = [] if self.device == "auto" else self.without_effect(self.device)
         if unused:
             raise InvalidRequest(f"{spell(unused[0])} has no effect with {spell('device')}; leave it out")
-        if self.changed("kv_cache_memory") and self.changed("gpu_memory_utilization"):
+        if changed(self, "kv_cache_memory") and changed(self, "gpu_memory_utilization"):
             raise InvalidRequest(
                 f"{spell('gpu_memory_utilization')} has no effect with {spell('kv_cache_memory')}; leave out one"
             )
@@ -439,7 +416,7 @@ class ServeOptions:
 
     def check_adapters(self, spell: Callable[[str], str]) -> None:
         if self.lora is None and not self.enable_lora_updates:
-            unused = [name for name in ("max_loras", "max_lora_rank") if self.changed(name)]
+            unused = [name for name in ("max_loras", "max_lora_rank") if changed(self, name)]
             if unused:
                 raise InvalidRequest(
                     f"{spell(unused[0])} has no effect without adapters; add --lora or --enable-lora-updates"
@@ -461,35 +438,3 @@ class ServeOptions:
                 f"{spell(asked)} is not possible with {spell('tensor_parallel_size')}: adapters are not divided among"
                 " ranks; leave out one"
             )
-
-
-class Reach(Protocol):
-    """The options that say where clients come in, and who may."""
-
-    @property
-    def endpoint(self) -> str | None: ...
-    @property
-    def http(self) -> str | None: ...
-    @property
-    def api_key(self) -> str | None: ...
-    @property
-    def insecure(self) -> bool: ...
-    @property
-    def curve_keys(self) -> str | None: ...
-
-
-def check_reach(options: Reach, spell: Callable[[str], str]) -> None:
-    """Refuse what lets in everybody without its being said, and what concerns a frontend that is not there."""
-    defaults = ServeOptions.__dataclass_fields__
-    needs_http = [name for name in NEEDS_HTTP if getattr(options, name) != defaults[name].default]
-    if options.http is None and needs_http:
-        flag = needs_http[0].replace("_", "-")
-        raise InvalidRequest(f"{flag} has no effect without the OpenAI frontend; add --http HOST:PORT")
-    known = options.api_key or options.insecure
-    if options.http is not None and not (known or is_loopback(host_of(options.http))):
-        raise InvalidRequest(
-            f"{spell('http')} can be reached from other machines, and anyone there could use it:"
-            " listen on a loopback address such as 127.0.0.1:8000, or give --api-key, or add --insecure"
-        )
-    if options.endpoint is not None:
-        check_endpoint(options.endpoint, insecure=options.insecure or options.curve_keys is not None)

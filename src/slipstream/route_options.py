@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .options import EVERYDAY, ServeOptions, check_reach
+from .options import EVERYDAY, ServeOptions
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest
+from .reach import check_reach
 from .runtime.config import PREFIX, option, table
 
 

@@ -1,0 +1,1 @@
+../../src/slipstream/reach.py
