@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
-from ...runtime.memory import available
+from ...runtime.machine.memory import available
 from ..options import ExecutorOptions
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...protocol.errors import InvalidRequest
 from ...runtime.log import logger
-from ...runtime.memory import available
+from ...runtime.machine.memory import available
 from ..options import ExecutorOptions
 from ..text.grammar import GrammarCompiler, load_compiler
 from .ahead import ReadAhead

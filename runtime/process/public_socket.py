@@ -23,7 +23,7 @@ from ...protocol import limits
 from ...protocol.codec import encode
 from ...protocol.errors import SlipstreamError
 from ..guard import PublicSocketKeys, guard
-from ..socket_file import path_of, somebody_listens
+from ..machine.socket_file import path_of, somebody_listens
 
 CLIENT_MESSAGES = 64
 """Most messages waiting in the socket for one client, and most that wait from it.

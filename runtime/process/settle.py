@@ -6,8 +6,8 @@ import ctypes
 import os
 import signal
 
-from ..file_limit import raise_file_limit
 from ..log import configure
+from ..machine.file_limit import raise_file_limit
 from ..supervision import control
 
 

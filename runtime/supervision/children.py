@@ -17,7 +17,7 @@ from ...protocol.actors import HELPERS
 from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
 from ..log import Output, logger, standard_error
-from ..memory import private_bytes
+from ..machine.memory import private_bytes
 from . import control
 from .forked import ForkedProcess, fork_from
 from .liveness import Liveness

@@ -13,7 +13,7 @@ from . import __version__
 from .commands.common import Run, Stop
 from .exit_codes import DONE, FAILED, INTERRUPTED, USAGE
 from .protocol.printable import printable_lines
-from .runtime.standard_streams import open_missing
+from .runtime.machine.standard_streams import open_missing
 
 COMMANDS = {
     "serve": "start a service and run it until SIGTERM or Ctrl-C",

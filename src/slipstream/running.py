@@ -18,10 +18,10 @@ from .exit_codes import COULD_NOT_START, DONE, FAILED
 from .options import ServeOptions
 from .protocol.errors import BY_CODE, SlipstreamError
 from .route_options import RouteOptions
-from .runtime.file_limit import check_file_limit
 from .runtime.log import configure, log_failure, logger, wants_json
-from .runtime.run_directory import run_directory
-from .runtime.socket_file import remove_left
+from .runtime.machine.file_limit import check_file_limit
+from .runtime.machine.run_directory import run_directory
+from .runtime.machine.socket_file import remove_left
 from .runtime.supervision.children import ChildFailed, ChildSpec
 from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify

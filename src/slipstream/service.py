@@ -29,7 +29,7 @@ from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from .protocol.messages import Formats
 from .running import plan_and_run
-from .runtime.memory import available
+from .runtime.machine.memory import available
 from .runtime.supervision.children import ChildSpec
 
 ACTOR_HANGS_S = 10.0

@@ -29,7 +29,7 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import InvalidRequest, SlipstreamError
-from slipstream.runtime.memory import available
+from slipstream.runtime.machine.memory import available
 from tiny_models import make_config
 
 from slipstream.options import ServeOptions

@@ -83,8 +83,9 @@ ROOMS: dict[str, set[str]] = {
     "protocol/client": {"protocol", "protocol/formats"},
     "protocol/formats": {"protocol"},
     "runtime": {"protocol", "protocol/client"},
-    "runtime/supervision": {"protocol", "runtime"},
-    "runtime/process": {"protocol", "protocol/client", "runtime", "runtime/supervision"},
+    "runtime/machine": {"protocol"},
+    "runtime/supervision": {"protocol", "runtime", "runtime/machine"},
+    "runtime/process": {"protocol", "protocol/client", "runtime", "runtime/machine", "runtime/supervision"},
     "actors": {"protocol"},
     "actors/public": {"protocol", "runtime"},
     "actors/router": {
@@ -122,6 +123,7 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor": {
         "protocol",
         "runtime",
+        "runtime/machine",
         "runtime/process",
         "actors",
         "actors/text",
@@ -191,6 +193,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/router",
         "actors/text",
         "runtime",
+        "runtime/machine",
         "runtime/supervision",
         "src/slipstream/commands",
     },

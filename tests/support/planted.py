@@ -285,7 +285,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
 
     from slipstream.runtime.config import add_arguments, resolve
     from slipstream.runtime.log import configure, wants_json
-    from slipstream.runtime.run_directory import run_directory
+    from slipstream.runtime.machine.run_directory import run_directory
 
     from slipstream.banner import announce_service
     from slipstream.options import ServeOptions

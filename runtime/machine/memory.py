@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..protocol.errors import SlipstreamError
+from ...protocol.errors import SlipstreamError
 
 
 def available(meminfo: Path = Path("/proc/meminfo")) -> int:

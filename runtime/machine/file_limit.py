@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from ..protocol.errors import InvalidRequest
+from ...protocol.errors import InvalidRequest
 
 LEAST_FILES = 384
 """With 256, processes that connect as fast as they can make ZeroMQ end the gateway, and with 512 they do not."""

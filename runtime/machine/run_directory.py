@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..protocol.endpoints import RUN_PREFIX
+from ...protocol.endpoints import RUN_PREFIX
 
 LONGEST_PARENT = 60
 """Bytes: a socket's path has at most 107."""
