@@ -1,7 +1,8 @@
-"""The process host: ZeroMQ sockets around one actor.
+"""The process host: what runs one actor, turn by turn.
 
-The host binds the actor's mailbox and then turns: everything that has arrived goes to the actor,
-everything that the actor returns goes out. How it waits between two turns says ``loops.py``.
+Everything that has arrived goes to the actor, and everything that the actor returns goes out: to its peers
+(``mailboxes``), to clients (``public_socket``), to services that it is a client of (``services``), to the supervisor.
+How a host waits between two turns is in ``loops``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from typing import Any
 
 import zmq
 
-from ...protocol import limits
 from ...protocol.codec import decode_from_client, request_id
 from ...protocol.digest import digest_of
-from ...protocol.errors import ProtocolError, Quarantined, SlipstreamError
+from ...protocol.errors import ProtocolError, Quarantined
 from ...protocol.events import (
     ClientBlocked,
     ClientGone,
@@ -36,15 +36,13 @@ from ...protocol.internal import DumpTrace, OfStep, Spans
 from ...protocol.messages import Error, PublicIn
 from ..actor import Actor, Address, HostService, Send
 from ..in_hand import InHand
-from ..links import Links
 from ..log import logger
 from ..request_trace import TraceExporter
 from ..supervision import control
+from .mailboxes import Mailboxes
 from .public_socket import PublicSocket
 from .services import Services
-
-MAILBOX_MESSAGES = 20_000
-"""Most messages on their way between two actors; admission keeps the number far below."""
+from .watched_file import FileWatch
 
 LONG_TURN_NS = 5_000_000
 """A turn that took this long may have taken as long as the work that it started on the device, which then ends about
@@ -54,20 +52,16 @@ COMPLETION_WAIT = 0.1
 """How long to wait for that end, relative to the turn: more than the few tenths of a millisecond that it lags behind,
 and where it does not come, the next message is late by no more than this."""
 
-LOOK_EVERY_S = 0.5
-"""Between two looks at a file that the actor has watched, at least: it is looked at when something happens, too."""
-
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
 
 
 class Host:
-    """Sockets, epochs and tracing around one actor."""
+    """Feeds one actor from its sockets, and times its turns."""
 
     def __init__(self, actor: Actor, begin: control.Begin, channel: socket.socket) -> None:
         self.actor = actor
         self.channel = channel
-        self.links = Links(begin.name, begin.epoch, begin.key)
         self.in_hand = InHand(begin.in_hand)
         self.quarantined = frozenset(begin.quarantined)
         self.careful = begin.crashed
@@ -77,15 +71,6 @@ class Host:
         """What is left to send of each trace that was asked for."""
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
-        self.outgoing: dict[str, zmq.Socket[bytes]] = {}
-        self.early: dict[str, list[tuple[int, Any]]] = {}
-        """Answers to a new incarnation (its epoch) that was heard before the supervisor's news of its mailbox came."""
-        self.connected: dict[str, int] = {}
-        """The epoch of each peer that ``outgoing`` leads to."""
-        self.dead_letters = 0
-        """Messages to an actor that is not there; it is sent them anew when it is."""
-        self.malformed = 0
-        """Frames in the mailbox that are no message; only a stranger sends such."""
         self.turns = 0
         """Messages handled."""
         self.busy_ns = 0
@@ -95,30 +80,19 @@ class Host:
         """The supervisor probes this host, since it knows that there is something to do."""
         self.draining = False
         self.stopped = False
-        self.look_at = 0.0
-        """When the file that the actor has watched is looked at next."""
-        self.file_as_of = (0, 0)
-        """When it was changed last, as far as the actor knows, and its size."""
-        self.mailbox = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
-        self.mailbox.bind(begin.mailbox)
+        self.mailboxes = Mailboxes(self.context, begin)
+        self.links = self.mailboxes.links
         self.public: PublicSocket | None = None
         self.services: Services | None = None
         """The connections of an actor that is itself a client of services."""
         if actor.sessions is not None:
             self.services = Services(self.context, actor.sessions, actor.service_key)
+        self.file_watch = None if actor.watched_file is None else FileWatch(actor.watched_file)
         self.traces: TraceExporter | None = None
         if actor.traces_endpoint is not None:
             self.traces = TraceExporter(actor.traces_endpoint)
         for name, (epoch, mailbox) in begin.peers.items():
             self.connect(name, epoch, mailbox)
-
-    def socket(self, kind: int, **options: int) -> zmq.Socket[bytes]:
-        made = self.context.socket(kind)
-        made.set(zmq.LINGER, 0)
-        made.set(zmq.MAXMSGSIZE, limits.MAX_INTERNAL_FRAME_BYTES)
-        for name, value in options.items():
-            made.set(getattr(zmq, name), value)
-        return made
 
     def open_public(self, endpoint: str) -> str:
         """Bind the public socket; returns where it really is."""
@@ -126,18 +100,12 @@ class Host:
         return self.public.endpoint
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
-        """A new incarnation of a peer: a new socket to its new mailbox."""
-        if epoch < self.links.peers.get(name, 0) or epoch == self.connected.get(name):
+        """A new incarnation of a peer: let the actor know, and send to its new mailbox, also what waited for that."""
+        if not self.mailboxes.connect(name, epoch, mailbox):
             return
-        old = self.outgoing.pop(name, None)
-        if old is not None:
-            old.close()
-        self.outgoing[name] = self.socket(zmq.PUSH, SNDHWM=MAILBOX_MESSAGES)
-        self.outgoing[name].connect(mailbox)
-        self.connected[name] = epoch
         if self.links.peer_up(name, epoch):
             self.handle(name, PeerUp(name, epoch))
-        self.deliver([(name, message) for meant, message in self.early.pop(name, ()) if meant == epoch])
+        self.deliver([(name, message) for message in self.mailboxes.take_early(name)])
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -209,21 +177,8 @@ class Host:
     def deliver_to_actor(self, to: str, message: Any) -> None:
         if to == self.links.name:
             self.handle(to, message)
-            return
-        epoch = self.links.peers.get(to, 0)
-        if epoch > self.connected.get(to, 0):
-            self.early.setdefault(to, []).append((epoch, message))
-            return
-        out = self.outgoing.get(to)
-        if out is None:
-            self.dead_letters += 1
-            return
-        try:
-            out.send(self.links.seal(to, message), zmq.DONTWAIT)
-        except zmq.Again:
-            raise SlipstreamError(
-                f"the mailbox of {to} is full ({MAILBOX_MESSAGES} messages): it does not read any more"
-            ) from None
+        else:
+            self.mailboxes.send(to, message)
 
     def deliver_to_client(self, client: bytes, message: Any) -> bool:
         """False if the client does not read, which the actor hears."""
@@ -238,22 +193,9 @@ class Host:
     def drain_mailbox(self) -> bool:
         """Hand over what has arrived from other actors; True if there may be more, and that comes first."""
         for _ in range(TURN):
-            try:
-                frame = self.mailbox.recv(zmq.DONTWAIT)
-            except zmq.Again:
+            opened = self.mailboxes.receive()
+            if opened is None:
                 return False
-            try:
-                opened = self.links.open(frame)
-            except ProtocolError as error:
-                self.malformed += 1
-                if self.malformed.bit_count() == 1:  # 1, 2, 4, 8, …: a stranger cannot fill the log
-                    logger.warning(
-                        "%s dropped a frame from a stranger, %d until now: %s",
-                        self.links.name,
-                        self.malformed,
-                        error,
-                    )
-                continue
             # What the supervisor reported before this was sent is known before it is handled: a request that is
             # sent again because of a new peer must not meet an actor that still speaks to the old one.
             self.drain_control()
@@ -387,9 +329,9 @@ class Host:
                 sent={name: (epoch, self.links.sent[name]) for name, epoch in peers.items()},
                 received={name: (epoch, self.links.received[name]) for name, epoch in peers.items()},
                 counters={
-                    "dead_letters": self.dead_letters,
+                    "dead_letters": self.mailboxes.dead_letters,
                     "stale": self.links.stale,
-                    "malformed": self.malformed,
+                    "malformed": self.mailboxes.malformed,
                     "unexpected": self.actor.unexpected,
                 },
                 patience_s=self.actor.patience_s,
@@ -397,23 +339,13 @@ class Host:
             )
         )
 
-    def look_at_file(self, now: float) -> None:
-        """Tell the actor the text of the file that it has watched, if it is another than before."""
-        path = self.actor.watched_file
-        if path is None or now < self.look_at:
-            return
-        self.look_at = now + LOOK_EVERY_S
-        with contextlib.suppress(FileNotFoundError):  # whoever writes it may be about to
-            found = os.stat(path)
-            if (found.st_mtime_ns, found.st_size) != self.file_as_of:
-                self.file_as_of = found.st_mtime_ns, found.st_size
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    self.handle(path, WatchedFile(file.read()))
-
     def settle(self) -> float | None:
         """What is due by the clock; returns the seconds until the next wake, None if there is none."""
         now = time.monotonic()
-        self.look_at_file(now)
+        if self.file_watch is not None:
+            text = self.file_watch.changed_text(now)
+            if text is not None:
+                self.handle(self.file_watch.path, WatchedFile(text))
         if self.is_due(now):
             self.wake(now)
         if self.draining and self.actor.idle:

@@ -20,7 +20,7 @@ TURNS_PER_COLLECTION = 10_000
 def run_blocking(host: Host) -> None:
     """Wait in a poller; nothing runs while nothing happens."""
     poller = zmq.Poller()
-    poller.register(host.mailbox, zmq.POLLIN)
+    poller.register(host.mailboxes.own, zmq.POLLIN)
     poller.register(host.channel.fileno(), zmq.POLLIN)
     device = host.actor.completions_fd
     if device is not None:
@@ -36,7 +36,7 @@ def run_blocking(host: Host) -> None:
         ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
         if device is not None and device in ready:
             host.completed(device)
-        more = host.drain_mailbox() if host.mailbox in ready else False
+        more = host.drain_mailbox() if host.mailboxes.own in ready else False
         if host.channel.fileno() in ready:
             host.drain_control()
 
@@ -78,7 +78,7 @@ def run_events(host: Host) -> None:
                     timer.cancel()
                 timer = loop.call_later(wait, turn)
 
-        sockets = [host.mailbox]
+        sockets = [host.mailboxes.own]
         if host.public is not None:
             sockets.append(host.public.socket)
         for s in sockets:

@@ -24,7 +24,7 @@ from slipstream.protocol.codec import decode_to_client, encode, encode_from_clie
 from slipstream.protocol.internal import Envelope
 from slipstream.protocol.limits import MAX_FRAME_BYTES, PROTOCOL
 from slipstream.protocol.messages import Error, Hello, PublicOut
-from slipstream.runtime.process.host import MAILBOX_MESSAGES
+from slipstream.runtime.process.mailboxes import MAILBOX_MESSAGES
 
 from slipstream import Sidecar
 from slipstream.drill.answers import known_answer, make_cases

@@ -93,7 +93,7 @@ def test_ranks_capture_together_whichever_is_ready_first(first: str, tmp_path: P
             for loop in running:
                 loop.result(PATIENCE_S)
         assert captured
-        assert [host.dead_letters for host in hosts] == [0, 0], "each was told of every graph"
+        assert [host.mailboxes.dead_letters for host in hosts] == [0, 0], "each was told of every graph"
     finally:
         for host, channel in zip(hosts, channels, strict=True):
             host.close()

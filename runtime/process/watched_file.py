@@ -1,0 +1,33 @@
+"""A file whose text an actor is to know: read at first, and whenever it has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+LOOK_EVERY_S = 0.5
+"""Between two looks, at least: a host looks when something happens, too."""
+
+
+class FileWatch:
+    """Looks at one file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.look_at = 0.0
+        """When to look next, in seconds of the host's clock."""
+        self.as_of = (0, 0)
+        """When the file was changed last, as far as is known, and its size."""
+
+    def changed_text(self, now: float) -> str | None:
+        """The text, if it is another than at the last look; None if not, or if it is not time to look."""
+        if now < self.look_at:
+            return None
+        self.look_at = now + LOOK_EVERY_S
+        with contextlib.suppress(FileNotFoundError):  # whoever writes it may be about to
+            found = os.stat(self.path)
+            if (found.st_mtime_ns, found.st_size) != self.as_of:
+                self.as_of = found.st_mtime_ns, found.st_size
+                with open(self.path, encoding="utf-8", errors="replace") as file:
+                    return file.read()
+        return None
