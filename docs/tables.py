@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slipstream.actors.executor.model.quantization.scheme import METHODS, OTHER_METHODS
 from slipstream.actors.http.bodies import requests
-from slipstream.runtime.config import Option, table
+from slipstream.runtime.options.table import Option, table
 
 from slipstream.options import ServeOptions
 from slipstream.reference import schema as reference

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def read(self, arguments: list[str]) -> argparse.Namespace:
         found, unknown = self.parse_known_args(arguments)
         if unknown:
-            from .runtime.config import did_you_mean
+            from .runtime.options.values import did_you_mean
 
             word = unknown[0].partition("=")[0]
             for action in self._actions:
@@ -104,7 +104,7 @@ def overview(name: str) -> int:
             print(f"  {known:<10} {summary}")
         print("\n'slipstream COMMAND --help' shows the options of a command.")
     else:
-        from .runtime.config import did_you_mean
+        from .runtime.options.values import did_you_mean
 
         raise Stop(USAGE, f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (see slipstream --help)")
     return DONE

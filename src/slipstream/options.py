@@ -12,7 +12,8 @@ from .protocol.errors import InvalidRequest
 from .protocol.formats.formats import REASONING, TOOL_CALLS
 from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
 from .reach import check_reach, http_error, key_error
-from .runtime.config import changed, option, size
+from .runtime.options.table import changed, option
+from .runtime.options.values import size
 
 EVERYDAY = "everyday"
 BATCHING = "batching and memory"

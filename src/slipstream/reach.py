@@ -7,7 +7,7 @@ from typing import Protocol
 
 from .protocol.endpoints import check_endpoint, is_loopback
 from .protocol.errors import InvalidRequest
-from .runtime.config import changed
+from .runtime.options.table import changed
 
 NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 """Options of the OpenAI frontend, by their names."""

@@ -11,7 +11,7 @@ from .options import EVERYDAY, ServeOptions
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest
 from .reach import check_reach
-from .runtime.config import PREFIX, option, table
+from .runtime.options.table import PREFIX, option, table
 
 
 def shared(name: str) -> Any:

@@ -24,7 +24,9 @@ from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .route_options import RouteOptions
-from .runtime.config import PREFIX, resolve, to_arguments
+from .runtime.options.command_line import to_arguments
+from .runtime.options.layers import resolve
+from .runtime.options.table import PREFIX
 from .status import ask
 
 if TYPE_CHECKING:

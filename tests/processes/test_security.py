@@ -15,9 +15,9 @@ import pytest
 from processes import Planted, alive, serve, until
 from slipstream.protocol.client_key import CLIENT_KEY_VARIABLE, ClientKey, client_key
 from slipstream.protocol.endpoints import check_endpoint
-from slipstream.runtime.config import resolve
 from slipstream.runtime.keys import KeyFolder
 from slipstream.runtime.machine.run_directory import clear_stale, run_directory, try_lock
+from slipstream.runtime.options.layers import resolve
 from web import Web
 
 from slipstream import AsyncClient, Client, InvalidRequest, SamplingParams, ServiceUnavailable, Sidecar

@@ -24,8 +24,10 @@ from typing import Any
 import pytest
 import yaml
 from slipstream.protocol.errors import SlipstreamError
-from slipstream.runtime.config import add_arguments, resolve, table
 from slipstream.runtime.log import Output, configure, wants_json
+from slipstream.runtime.options.command_line import add_arguments
+from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.table import table
 from slipstream.runtime.supervision.notify import Notify
 
 from slipstream import Client, SamplingParams, Sidecar

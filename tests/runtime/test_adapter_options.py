@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.runtime.config import add_arguments, resolve, to_arguments
+from slipstream.runtime.options.command_line import add_arguments, to_arguments
+from slipstream.runtime.options.layers import resolve
 
 from slipstream.options import ServeOptions, adapters_of
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slipstream.runtime.config import Resolved, add_arguments, resolve, show, size, table, to_arguments
+from slipstream.runtime.options.command_line import add_arguments, show, to_arguments
+from slipstream.runtime.options.layers import Resolved, resolve
+from slipstream.runtime.options.table import table
+from slipstream.runtime.options.values import size
 
 from slipstream import InvalidRequest
 from slipstream.options import ServeOptions

@@ -283,9 +283,10 @@ def evaluating_tokenizer(context: Any) -> Any:
 def main(factories: dict[str, str], arguments: list[str]) -> int:
     import argparse
 
-    from slipstream.runtime.config import add_arguments, resolve
     from slipstream.runtime.log import configure, wants_json
     from slipstream.runtime.machine.run_directory import run_directory
+    from slipstream.runtime.options.command_line import add_arguments
+    from slipstream.runtime.options.layers import resolve
 
     from slipstream.banner import announce_service
     from slipstream.options import ServeOptions

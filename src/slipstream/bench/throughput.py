@@ -14,7 +14,9 @@ from typing import Any
 from ..arguments import add_json, count, show_progress, write_json
 from ..observe.timeline import utilization
 from ..options import ServeOptions
-from ..runtime.config import add_arguments, resolve, table
+from ..runtime.options.command_line import add_arguments
+from ..runtime.options.layers import resolve
+from ..runtime.options.table import table
 from ..sidecar import Sidecar
 from .emulated import WARM_UP_STEPS, fixed_length
 from .latency import Arrivals

@@ -31,7 +31,8 @@ SIZING = ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "block_siz
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..options import ServeOptions
-    from ..runtime.config import add_arguments, resolve
+    from ..runtime.options.command_line import add_arguments
+    from ..runtime.options.layers import resolve
 
     parser.add_argument(
         "--model",

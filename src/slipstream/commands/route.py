@@ -10,7 +10,8 @@ from .common import Run, need
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..route_options import RouteOptions, environment
-    from ..runtime.config import add_arguments, resolve, show
+    from ..runtime.options.command_line import add_arguments, show
+    from ..runtime.options.layers import resolve
 
     add_arguments(parser, RouteOptions)
     parser.usage = "slipstream route ENDPOINT... [options]"

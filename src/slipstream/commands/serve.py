@@ -10,7 +10,8 @@ from .common import Run, need
 
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..options import ServeOptions
-    from ..runtime.config import add_arguments, resolve, show
+    from ..runtime.options.command_line import add_arguments, show
+    from ..runtime.options.layers import resolve
 
     add_arguments(parser, ServeOptions)
     parser.usage = "slipstream serve [MODEL] [options]"

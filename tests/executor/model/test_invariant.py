@@ -25,7 +25,7 @@ from slipstream.actors.executor.model.probe import PROBE_TOKENS, paged_logits, p
 from slipstream.actors.executor.sampling.invariant import invariant_sampler
 from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.runtime.config import resolve
+from slipstream.runtime.options.layers import resolve
 from tiny_models import make_config
 from torch import Tensor, nn
 
