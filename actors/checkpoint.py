@@ -191,6 +191,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_template(path: Path) -> str:
+    """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
+    try:
+        return path.read_text(
+            encoding="utf-8-sig"
+        )  # some editors begin a file with a mark that is none of its text
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelNotSupported(f"the chat template {path} cannot be read: {error}") from None
+
+
 def chat_template_sources(folder: Path) -> dict[str, str]:
     """A model's chat templates by name, from every place where transformers writes them or once wrote them."""
     found: dict[str, str] = {}
@@ -209,10 +219,10 @@ def chat_template_sources(folder: Path) -> dict[str, str]:
             )
         found |= given
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
+        found[path.stem] = read_template(path)
     path = folder / "chat_template.jinja"
     if path.is_file():
-        found[DEFAULT_TEMPLATE] = path.read_text(encoding="utf-8")
+        found[DEFAULT_TEMPLATE] = read_template(path)
     return found
 
 

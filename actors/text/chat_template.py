@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
 from ...protocol.formats.json_parts import HALF
-from ..checkpoint import DEFAULT_TEMPLATE, chat_template_sources
+from ..checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
 from .conversation import Message, Style
 from .tokenizer_files import special_tokens
 
@@ -65,17 +65,11 @@ def load_chat_templates(folder: Path, file: Path | None, clock: Clock) -> ChatTe
     ``ModelNotSupported`` if one does not compile, or cannot be read.
     """
     try:
-        sources = (
-            chat_template_sources(folder)
-            if file is None
-            else {DEFAULT_TEMPLATE: file.read_text(encoding="utf-8")}
-        )
+        sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
         return ChatTemplates(sources, special_tokens(folder), clock) if sources else None
     except TemplateError as error:
         where = f"the chat template of {folder}" if file is None else str(file)
         raise ModelNotSupported(f"{where} does not compile: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelNotSupported(f"the chat template {file or folder} cannot be read: {error}") from None
 
 
 class ChatTemplate:

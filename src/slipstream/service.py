@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import __version__
-from .actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint
+from .actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint, read_template
 from .actors.executor.devices.kinds import uses_gpu
 from .actors.options import (
     DetokenizerOptions,
@@ -24,7 +24,7 @@ from .banner import announce_service
 from .children import chat_template_of, child, http_options
 from .options import ServeOptions, adapters_of
 from .protocol.endpoints import check_endpoint
-from .protocol.errors import InvalidRequest, ModelNotSupported
+from .protocol.errors import InvalidRequest
 from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from .protocol.messages import Formats
@@ -158,10 +158,7 @@ def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
     if file is None:
         template = "\n".join(chat_template_sources(checkpoint.folder).values())
     else:
-        try:
-            template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelNotSupported(f"the chat template {file} cannot be read: {error}") from None
+        template = read_template(Path(file))
     found = formats_of(template, str(checkpoint.config.get("model_type", "")))
     tool_calls = options.tool_call_parser or found.tool_calls
     return Formats(

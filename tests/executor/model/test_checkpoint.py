@@ -92,6 +92,19 @@ def test_a_chat_template_of_another_type_is_refused_by_its_value(given: Any, tmp
         chat_template_sources(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"])
+def test_a_chat_template_is_text_in_utf_8(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"\xef\xbb\xbf{{ x }}")
+    assert list(chat_template_sources(tmp_path).values()) == ["{{ x }}"], (
+        "the mark of an editor is none of it"
+    )
+    file.write_bytes(b"\xff{{ x }}")
+    with pytest.raises(ModelNotSupported, match=rf"the chat template .*{name} cannot be read"):
+        chat_template_sources(tmp_path)
+
+
 def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.json has no vocab_size"):
         _ = write(tmp_path, config={"model_type": "resnet"}).vocab_size
