@@ -12,6 +12,7 @@ from llguidance import LLExecutor
 
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ...protocol.internal import Adapter, Capacity
+from ...runtime.log import logger
 from ..options import ExecutorOptions
 from .ahead import wake
 from .devices.kinds import kind_name, kind_of
@@ -119,6 +120,14 @@ def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedM
     places = model.take_adapters(options.max_loras, options.max_lora_rank)
     kept = KeptAdapters(places, Path(options.adapters_file))
     kept.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
+    if model.group is not None:
+        for id in range(1, options.max_loras + 1):
+            everywhere = model.group.least(int(id in kept.loaded), model.device)
+            if not everywhere and id in kept.loaded:
+                logger.warning(
+                    "the adapter %r is not loaded on another rank: it is left out", kept.loaded[id].name
+                )
+                kept.unload(id)
     return kept
 
 
@@ -214,7 +223,7 @@ def assemble(
     given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
-        return Leader(*given, catching_up=engine.catching_up, followers=followers)
+        return Leader(*given, catching_up=engine.catching_up, adapters=adapters, followers=followers)
     return Executor(*given, catching_up=engine.catching_up, adapters=adapters)
 
 

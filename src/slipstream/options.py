@@ -433,9 +433,8 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('lora')} are more adapters than {spell('max_loras')}; raise the latter"
             )
-        if self.tensor_parallel_size > 1:
-            asked = "lora" if self.lora is not None else "enable_lora_updates"
+        if self.enable_lora_updates and self.tensor_parallel_size > 1:
             raise InvalidRequest(
-                f"{spell(asked)} is not possible with {spell('tensor_parallel_size')}: adapters are not divided among"
-                " ranks; leave out one"
+                f"{spell('enable_lora_updates')} is not possible with {spell('tensor_parallel_size')}: ranks load"
+                " adapters when they start; name them with --lora"
             )

@@ -115,11 +115,15 @@ def executors(
 ) -> list[ChildSpec]:
     """The executor, or its ranks: ``executor`` is the first of them."""
     size = options.tensor_parallel_size
-    paths = {
-        "adapters_file": str(directory / "adapters.json"),
-        "keeper": next((spec.keeps_at or "" for spec in keepers), ""),
-    }
-    ranks = [replace(executor_options(options, model, rank), **paths) for rank in range(size)]
+    keeper = next((spec.keeps_at or "" for spec in keepers), "")
+    ranks = [
+        replace(
+            executor_options(options, model, rank),
+            adapters_file=str(directory / f"adapters.{rank}.json"),
+            keeper=keeper,
+        )
+        for rank in range(size)
+    ]
     group = "executor" if size > 1 else None
     return [
         replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)

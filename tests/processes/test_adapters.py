@@ -121,6 +121,19 @@ def test_a_bad_adapter_is_refused_with_the_reason_and_everything_else_goes_on(
     assert [adapter.name for adapter in client.adapters()] == ["sql"]
 
 
+def test_ranks_have_adapters_from_the_start_and_again_after_a_kill(
+    service: Sidecar, base: Path, sql: Path
+) -> None:
+    """The tokens are those of one process."""
+    one = service.client()
+    expected = answer(one), answer(one, adapter="sql")
+    with Sidecar(base, lora=[f"sql={sql}"], tensor_parallel_size=2, **OPTIONS) as sidecar:
+        client = sidecar.client()
+        assert (answer(client), answer(client, adapter="sql")) == expected
+        os.kill(sidecar.pids["executor.1"], signal.SIGKILL)
+        assert (answer(client, adapter="sql"), answer(client)) == expected[::-1]
+
+
 def test_a_service_that_cannot_load_one_does_not_start(base: Path, tmp_path: Path) -> None:
     bad = make_adapter(base, tmp_path / "bad", seed=5, rank=17)
     code, lines, _ = serve(str(base), "--device", "cpu", "--lora", f"bad={bad}")

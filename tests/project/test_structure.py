@@ -158,6 +158,7 @@ ROOMS: dict[str, set[str]] = {
         "protocol",
         "actors/executor/attention",
         "actors/executor/devices",
+        "actors/executor/ranks",
     },
     "actors/executor/model/invariant": {
         "protocol",

@@ -47,7 +47,6 @@ def test_places_for_adapters(given: dict[str, Any], places: int) -> None:
         ),
         ({"max_loras": 1}, "has no effect without adapters; add --lora or --enable-lora-updates"),
         ({"max_lora_rank": 8}, "has no effect without adapters"),
-        ({"lora": "a=/a", "tensor_parallel_size": 2}, "not divided among ranks"),
         (
             {"enable_lora_updates": True, "tensor_parallel_size": 2},
             "enable_lora_updates=True is not possible",

@@ -20,6 +20,7 @@ from ..attention import backend as attention
 from ..model.load import load_config, replace, skeleton, use_own_experts
 from ..model.paged_model import PagedModel
 from ..ranks.group import RankGroup
+from ..ranks.layers import Division
 from ..ranks.shard import shard
 from .arena import Arena, pages_of
 from .table import Table, bind, bytes_of, fill, named_tensors
@@ -125,6 +126,8 @@ class Opened(NamedTuple):
 
     transformer: PreTrainedModel
     table: Table
+    divided: dict[str, Division]
+    """As of ``PagedModel``."""
 
 
 def open_weights(
@@ -136,11 +139,10 @@ def open_weights(
     memory = Arena.opened(pages_of(device), files[1:], table.piece_bytes)
     config = load_config(open_checkpoint(path).folder)
     transformer = skeleton(config, getattr(torch, table.dtype))
-    if group is not None:
-        shard(transformer, group)
+    divided = {} if group is None else shard(transformer, group)
     bind(transformer, table, memory)
     use_own_experts(transformer, config)
-    return Opened(transformer, table)
+    return Opened(transformer, table, divided)
 
 
 def model_of(
@@ -148,7 +150,7 @@ def model_of(
 ) -> PagedModel:
     """The model, or a rank's part of it. It was probed before its weights were kept."""
     model = PagedModel(opened.transformer, attention.create(attention_backend))
-    model.group, model.weights_told = group, opened.table.told
+    model.group, model.divided, model.weights_told = group, opened.divided, opened.table.told
     replace(model, batch_invariant, checked=not opened.table.kept_because)
     return model
 

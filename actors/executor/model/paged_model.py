@@ -14,6 +14,7 @@ from ..attention.backend import AttentionBackend
 from ..attention.transformers_hook import scale_by_position, tell_layers
 from ..cache.paged import PagedBatch
 from ..ranks.group import RankGroup
+from ..ranks.layers import Division
 from . import gate
 from .adapters.adapters import Adapters, Parts, projections_of
 from .stateful.kernels import choose_by_device
@@ -49,6 +50,8 @@ class PagedModel:
         self.measure()
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
+        self.divided: dict[str, Division] = {}
+        """What this rank has of the layers that are divided, by their names in the checkpoint."""
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
         self.joined: dict[str, Parts] = {}
@@ -86,7 +89,7 @@ class PagedModel:
             )
         projections = projections_of(self.transformer) if self.kept_because else self.joined
         try:
-            self.adapters = Adapters(self.transformer, projections, count, max_rank)
+            self.adapters = Adapters(self.transformer, projections, self.divided, count, max_rank)
         except torch.OutOfMemoryError as error:
             raise InvalidRequest(
                 f"{count} adapters of ranks up to {max_rank} do not fit beside the weights; lower --max-loras or"

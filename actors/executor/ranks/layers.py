@@ -5,13 +5,47 @@ A layer whose outputs are divided and stay so needs none of these: it is an ``nn
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .group import RankGroup
+
+
+class Division(NamedTuple):
+    """What of a layer a rank has."""
+
+    outputs: tuple[int, int] = (1, 0)
+    """Into how many equal parts they are divided, and which of them it is."""
+    inputs: tuple[int, int] = (1, 0)
+
+
+WHOLE = Division()
+
+
+class Summed(nn.Linear):
+    """Columns of the whole weight: the products of all ranks are summed. The bias, summed too, is one rank's alone."""
+
+    group: RankGroup
+    of_whole: bool
+    """What comes in is not divided yet."""
+    adding: Callable[[Tensor, Tensor], None] | None = None
+    """Adds to the products of this rank what its part of an adapter makes of what comes in."""
+
+    def multiply(self, input: Tensor) -> Tensor:
+        """The products of this rank."""
+        return F.linear(input, self.weight, self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.of_whole:
+            input = input.tensor_split(self.group.size, -1)[self.group.rank]
+        products = self.multiply(input)
+        if self.adding is not None:
+            self.adding(input, products)
+        return self.group.sum(products)
 
 
 class PartOfLinear(nn.Linear):
@@ -24,20 +58,14 @@ class PartOfLinear(nn.Linear):
         self.group = group
 
 
-class SummedLinear(PartOfLinear):
-    """Columns of the whole weight: the products of all ranks are summed. The bias, summed too, is one rank's alone."""
+class SummedLinear(PartOfLinear, Summed):
+    """A plain layer, of which a rank has columns."""
 
     def __init__(
         self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup, *, of_whole: bool
     ) -> None:
-        """``of_whole``: what comes in is not divided yet."""
         super().__init__(weight, bias, group)
         self.of_whole = of_whole
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.of_whole:
-            input = input.tensor_split(self.group.size, -1)[self.group.rank]
-        return self.group.sum(F.linear(input, self.weight, self.bias))
 
 
 class GatheredLinear(PartOfLinear):

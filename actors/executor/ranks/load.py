@@ -51,13 +51,13 @@ def load_part(
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
     backend = attention.create(attention_backend)
     transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
-    whole = fits(transformer, group, device)
+    whole, divided = fits(transformer, group, device), {}
     if not whole:
         config = load_config(open_checkpoint(path_or_name).folder)
         probe_short_model(config, group, device, transformer.dtype, attention_backend)
-        shard(transformer, group)
+        divided = shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.group, model.weights_told = group, told
+    model.group, model.divided, model.weights_told = group, divided, told
     if whole:
         divide(model, group, around)
     else:
@@ -87,13 +87,13 @@ def make_part(
     if planned.stateful is not None:
         planned.stateful.undo()  # its modules become those of another model
     transformer = planned.transformer
-    shard(transformer, group)
+    divided = shard(transformer, group)
     fill(transformer, device)
     told = ""
     if quantization is not None:
         told = quantize_layers(transformer, quantization, device, in_place_of)
     model = PagedModel(transformer, attention.create(attention_backend))
-    model.group, model.weights_told = group, told
+    model.group, model.divided, model.weights_told = group, divided, told
     with around(model):
         fuse(model)
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around)
     """Leave of a whole model a rank's part, fused where it can be; ModelNotSupported if it computes anything else."""
     model.group = group
     with probed(model):
-        shard(model.transformer, group)
+        model.divided = shard(model.transformer, group)
         if model.device.type == "cuda":
             torch.cuda.empty_cache()  # of the whole weights
         model.measure()

@@ -7,25 +7,23 @@ from torch import Tensor, nn
 from ....protocol.errors import InvalidRequest
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import SummedLinear
+from .layers import Summed
 
 
-class SummedQuantized(QuantizedLinear):
-    """Columns of a whole quantized weight; otherwise as ``SummedLinear``."""
+class SummedQuantized(Summed, QuantizedLinear):
+    """A quantized layer, of which a rank has columns."""
 
     def __init__(self, part: QuantizedLinear, group: RankGroup, *, of_whole: bool) -> None:
-        super().__init__(part.weight, part.scales, part.block, part.bias)
+        QuantizedLinear.__init__(self, part.weight, part.scales, part.block, part.bias)
         self.group, self.of_whole = group, of_whole
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.of_whole:
-            input = input.tensor_split(self.group.size, -1)[self.group.rank]
-        return self.group.sum(self.multiply(input))
+    def multiply(self, input: Tensor) -> Tensor:
+        return QuantizedLinear.multiply(self, input)
 
 
 def in_place_of(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear:
     """What takes the place of a rank's layer when its weight has been quantized."""
-    if isinstance(layer, SummedLinear):
+    if isinstance(layer, Summed):
         return SummedQuantized(quantized, layer.group, of_whole=layer.of_whole)
     return quantized
 

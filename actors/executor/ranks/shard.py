@@ -19,7 +19,7 @@ from ....protocol.errors import InvalidRequest
 from ..model.gate import refusal
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import GatheredLinear, SummedExperts, SummedLinear
+from .layers import Division, GatheredLinear, SummedExperts, SummedLinear
 from .quantized import SummedQuantized, columns_of, rows_of
 
 OWN_PLANS = {
@@ -50,15 +50,17 @@ GROUPED_PRODUCT_BYTES = 16
 
 
 @torch.no_grad()
-def shard(transformer: PreTrainedModel, group: RankGroup) -> None:
-    """Leave of a model the part of ``group.rank``, in place.
+def shard(transformer: PreTrainedModel, group: RankGroup) -> dict[str, Division]:
+    """Leave of a model the part of ``group.rank``, in place; returns what it has of each layer that is divided.
 
     InvalidRequest where the number of ranks does not divide what has to be divided, ModelNotSupported for a
     family without a plan, or with one that is not known here.
     """
     plan = plan_of(transformer)
     check_heads(transformer, group.size)
-    Sharding(transformer, plan, group).run()
+    sharding = Sharding(transformer, plan, group)
+    sharding.run()
+    return sharding.divided
 
 
 def plan_of(transformer: PreTrainedModel) -> dict[str, str]:
@@ -100,6 +102,7 @@ class Sharding:
 
     def __init__(self, transformer: PreTrainedModel, plan: dict[str, str], group: RankGroup) -> None:
         self.transformer, self.plan, self.group = transformer, plan, group
+        self.divided: dict[str, Division] = {}
 
     def run(self) -> None:
         for name, module in list(self.transformer.named_modules()):
@@ -145,6 +148,10 @@ class Sharding:
         if style == "moe_tp_experts":
             setattr(parent, own, SummedExperts(module, self.group))
             return
+        if style == "colwise":
+            self.divided[name] = Division(outputs=self.parts_of_outputs(name))
+        elif style in SUMMED:
+            self.divided[name] = Division(inputs=(self.group.size, self.group.rank))
         if type(module) is QuantizedLinear and (style == "colwise" or style in SUMMED):
             setattr(parent, own, self.part_of_quantized(module, name, style))
             return

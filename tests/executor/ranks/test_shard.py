@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import EVERY_PROJECTION, make_adapter, merge
 from rank_threads import at_once, groups
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.adapters.products import Stack, TorchProducts
+from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
@@ -20,6 +23,7 @@ from slipstream.actors.executor.ranks.load import divide, load_part, make_part, 
 from slipstream.actors.executor.ranks.quantized import SummedQuantized
 from slipstream.actors.executor.ranks.shard import Sharding, shard
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
+from slipstream.protocol.internal import Adapter
 from tiny_models import FAMILIES, make_checkpoint, make_config
 from torch import Tensor, nn
 
@@ -399,3 +403,60 @@ def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> No
             weight = model.transformer.get_parameter(f"model.layers.0.self_attn.{name}.weight")
             distinct = len({round(float(value), 6) for value in weight[0] / weight[0].abs().max()})
             assert distinct <= 256, "few enough numbers for 8 bits"
+
+
+# --- adapters ---------------------------------------------------------------------------------------
+
+
+def logits(model: PagedModel) -> Tensor:
+    with torch.inference_mode():
+        return paged_logits(model, probe_tokens(model))
+
+
+class Everywhere(TorchProducts):
+    """Every token has the first adapter."""
+
+    def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
+        self.begin(torch.ones(len(states), dtype=torch.int32))
+        super().add(output, states, stack)
+
+
+def with_adapter(model: PagedModel, adapter: Path) -> PagedModel:
+    adapters = model.take_adapters(1, 8)
+    adapters.products = Everywhere()
+    for _ in adapters.load(Adapter(1, "own", str(adapter))):
+        pass
+    return model
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [("llama", EVERY_PROJECTION), ("qwen3_moe", ("q_proj", "k_proj", "v_proj", "o_proj"))],
+)
+def test_ranks_add_their_parts_of_an_adapter(
+    family: str, targets: tuple[str, ...], ranks: int, tmp_path: Path
+) -> None:
+    changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {}
+    base = make_checkpoint(family, tmp_path / "base", **changes)
+    adapter = make_adapter(base, tmp_path / "adapter", seed=1, targets=targets)
+    expected = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
+
+    def own(group: RankGroup) -> Tensor:
+        part = load_part(str(base), group, device=CPU, dtype="auto", attention_backend="torch")
+        return logits(with_adapter(part, adapter))
+
+    for found in at_once(own, groups(ranks)):
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_an_adapter_for_another_model_is_refused_by_a_rank_with_the_shapes_of_the_whole(
+    tmp_path: Path,
+) -> None:
+    other = make_checkpoint("llama", tmp_path / "other", hidden_size=96)
+    adapter = make_adapter(other, tmp_path / "adapter", seed=1)
+    part = in_parts("llama")[1]
+    whole_down = r"down_proj' .* \[4, 48\] and \[96, 4\], and this model takes \[4, 48\] and \[32, 4\]"
+    with pytest.raises(InvalidRequest, match=whole_down):
+        with_adapter(part, adapter)

@@ -7,6 +7,7 @@ memory, and a token without one has 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .....protocol.errors import InvalidRequest
 from .....protocol.internal import Adapter
+from ...ranks.layers import WHOLE, Division, Summed
 from .check import check_products
 from .folder import AdapterFolder, Pair
 from .products import Products, Stack, TorchProducts
@@ -30,16 +32,23 @@ class Target(NamedTuple):
 
     stack: Stack
     part: int
+    division: Division
+    """What of the layer this rank has."""
 
 
 class Adapters:
     """The adapters of a model."""
 
     def __init__(
-        self, transformer: PreTrainedModel, projections: Mapping[str, Parts], count: int, max_rank: int
+        self,
+        transformer: PreTrainedModel,
+        projections: Mapping[str, Parts],
+        divided: Mapping[str, Division],
+        count: int,
+        max_rank: int,
     ) -> None:
         """Room for ``count`` of them, whose ids count from 1, of ranks up to ``max_rank``, beside ``projections``,
-        by their names."""
+        by their names. ``divided`` as of ``PagedModel``."""
         self.max_rank = max_rank
         self.count = count
         self.products: Products = products_for(transformer.device)
@@ -51,8 +60,11 @@ class Adapters:
             module = transformer.get_submodule(name)
             stack = self.stack(module, [rows for _, rows in parts], transformer)
             for part, (layer, _) in enumerate(parts):
-                self.targets[layer] = Target(stack, part)
-            module.register_forward_hook(self.adding(stack))
+                self.targets[layer] = Target(stack, part, divided.get(layer, WHOLE))
+            if isinstance(module, Summed):
+                module.adding = functools.partial(self.add, stack)
+            else:
+                module.register_forward_hook(self.hook(stack))
         if self.stacks and self.device.type == "cuda":
             with torch.inference_mode():
                 check_products(self.products, self.stacks)
@@ -77,11 +89,15 @@ class Adapters:
         """What one should know of the places."""
         return f"room for {self.count} adapters of ranks up to {self.max_rank}, {self.bytes >> 20} MiB"
 
-    def adding(self, stack: Stack) -> Any:
-        def add(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            self.products.add(output.flatten(0, -2), given[0].flatten(0, -2), stack)
+    def add(self, stack: Stack, input: Tensor, output: Tensor) -> None:
+        """Add to what a projection makes of its input, in place."""
+        self.products.add(output.flatten(0, -2), input.flatten(0, -2), stack)
 
-        return add
+    def hook(self, stack: Stack) -> Any:
+        def added(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            self.add(stack, given[0], output)
+
+        return added
 
     def begin(self, ids: Tensor) -> None:
         """A forward pass begins; ``ids`` int32 [T] are those of its tokens."""
@@ -119,7 +135,7 @@ class Adapters:
                     f"it has weights for {layer!r:.200}, and this model has no layer of this name that adapters are"
                     f" served for; it was trained for {folder.base}"
                 )
-            stack, part = target
+            stack, part, division = target
             outputs = stack.parts[part][0]
             a, b = folder.shape(pair.a), folder.shape(pair.b)
             rank = a[0]
@@ -127,7 +143,8 @@ class Adapters:
                 raise InvalidRequest(
                     f"its rank is {rank}, and there is room for {self.max_rank}; raise --max-lora-rank"
                 )
-            expected = [rank, stack.down.shape[2]], [outputs.stop - outputs.start, rank]
+            columns, rows = stack.down.shape[2], outputs.stop - outputs.start
+            expected = [rank, columns * division.inputs[0]], [rows * division.outputs[0], rank]
             if (a, b) != expected:
                 raise InvalidRequest(
                     f"beside {layer!r:.200} it has weights of the shapes {a} and {b}, and this model takes"
@@ -156,12 +173,20 @@ class Adapters:
             stack.up[id - 1].zero_()
 
     def write(self, id: int, folder: AdapterFolder, pair: Pair, target: Target) -> None:
-        stack, part = target
+        stack, part, division = target
         outputs, ranks = stack.parts[part]
-        a, b = folder.read(pair.a), folder.read(pair.b)
+        a, b = (
+            part_of(folder.read(pair.a), 1, *division.inputs),
+            part_of(folder.read(pair.b), 0, *division.outputs),
+        )
         rank = a.shape[0]
         stack.down[id - 1, ranks.start : ranks.start + rank].copy_(a)
         stack.up[id - 1, outputs, :rank].copy_(b.float() * pair.scaling)
+
+
+def part_of(weight: Tensor, dim: int, size: int, part: int) -> Tensor:
+    """One of ``size`` equal parts."""
+    return weight.tensor_split(size, dim)[part]
 
 
 def products_for(device: torch.device) -> Products:
