@@ -12,24 +12,30 @@ their places later.
 
 It prints a row for each third hour: what came, what was found in caches, when first tokens came, how full services
 were, and what share of a core the router's actor took. That share is measured on the machine that runs this; what it
-takes to read and write sockets is not in it.
+takes to read and write sockets is not in it. Meanwhile the error stream gets a row when an hour is over, without the
+answers that end later.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import math
 import random
+import sys
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 from unittest.mock import patch
 
 from slipstream.actors.router import admission
-from slipstream.actors.router.prefixes import Prefixes, hash_blocks, size_and_bytes
+from slipstream.actors.router.prefixes import Prefixes
 from slipstream.actors.router.router import Router
 from slipstream.protocol.codec import decode_from_client, encode
 from slipstream.protocol.events import ClientMessage, ServiceFrame
@@ -50,8 +56,8 @@ from slipstream.protocol.messages import (
 )
 from slipstream.protocol.sampling import SamplingParams
 
-SLOTS, STEP_S, PROMPT_TOKENS_S, CACHE_BLOCKS = 32, 0.025, 16_000.0, 8192
-"""A service: sequences at once, a step, tokens of prompts in a second, blocks of 16 tokens in the cache."""
+SLOTS, STEP_S, PROMPT_TOKENS_S, CACHE_BLOCKS, BLOCK = 32, 0.025, 16_000.0, 8192, 16
+"""A service: sequences at once, a step, tokens of prompts in a second, blocks in the cache and tokens in each."""
 
 TURNS, INSTRUCTIONS, INSTRUCTION, QUESTION, ANSWER, THINK_S = 8, 400, 512, 64, 160, 2.0
 """Clients: turns of a conversation; instructions that there are, their tokens; tokens of a question and of an answer;
@@ -63,7 +69,9 @@ TRAVEL_S = 0.0005
 FAULT_HOUR, FAULT_SHARE, SILENT_S = 15, 16, 10.0
 """When services fall silent, one of how many, and for how long."""
 
-VOCAB = 32_000
+VOCAB = 256
+"""Small numbers are one object each: there are 44,000 conversations before 1,024 services."""
+
 BOUNDS = Limits(max_model_len=8192, vocab_size=VOCAB, max_prompt_bytes=100_000, max_queued_requests=4 * SLOTS)
 WELCOME = encode(Welcome(protocol=[1, 0], server="model", model="day", limits=BOUNDS))
 CLIENT = b"client"
@@ -143,6 +151,7 @@ class Service:
             "requests_open": float(len(self.open)),
             "num_requests_running": float(self.running),
             "num_requests_waiting": float(len(self.waiting)),
+            "max_num_seqs": float(SLOTS),
         }
 
     def begin(self) -> None:
@@ -155,28 +164,36 @@ class Service:
 
     def compute(self, gate: Gate, request: Generate) -> None:
         assert isinstance(request.prompt, list)
-        prompt = [*request.prompt, *request.received]
-        hashes = hash_blocks(size_and_bytes(Generate(id="", prompt=prompt))[1], "")
-        cached = min(16 * self.cache.matched(hashes), len(prompt) - 1)
+        tokens = len(request.prompt) + len(request.received)
+        blocks = gate.day.blocks_of(request)
+        hashes = blocks[: tokens // BLOCK]
+        cached = min(BLOCK * self.cache.matched(hashes), tokens - 1)
         self.cache.note(hashes, CACHE_BLOCKS)
         now, life = self.clock.now, self.life
-        self.prompts_until = max(now, self.prompts_until) + (len(prompt) - cached) / PROMPT_TOKENS_S
+        self.prompts_until = max(now, self.prompts_until) + (tokens - cached) / PROMPT_TOKENS_S
         first = self.prompts_until + STEP_S
         left = (request.params.max_tokens or 1) - len(request.received)
-        usage = Usage(prompt_tokens=len(prompt), completion_tokens=left, cached_tokens=cached)
-        self.clock.at(first, lambda: self.say(life, gate, request, 1, None))
-        self.clock.at(first + (left - 1) * STEP_S, lambda: self.say(life, gate, request, left - 1, usage))
+        usage = Usage(prompt_tokens=tokens, completion_tokens=left, cached_tokens=cached)
+        self.clock.at(first, lambda: self.say(life, gate, request, 1, None, blocks))
+        self.clock.at(
+            first + (left - 1) * STEP_S, lambda: self.say(life, gate, request, left - 1, usage, blocks)
+        )
 
-    def say(self, life: int, gate: Gate, request: Generate, tokens: int, usage: Usage | None) -> None:
-        """Some of an answer; ``usage``: the rest of it."""
+    def say(
+        self,
+        life: int,
+        gate: Gate,
+        request: Generate,
+        tokens: int,
+        usage: Usage | None,
+        blocks: list[bytes],
+    ) -> None:
+        """Some of an answer; ``usage``: the rest of it, after which the cache has all its ``blocks``."""
         if life != self.life:
             return
         if usage is not None:
             self.running -= 1
-            prompt = request.prompt
-            assert isinstance(prompt, list)
-            whole = [*prompt, *answer_of(request)]
-            self.cache.note(hash_blocks(size_and_bytes(Generate(id="", prompt=whole))[1], ""), CACHE_BLOCKS)
+            self.cache.note(blocks, CACHE_BLOCKS)
         if (gate.number, request.id) in self.open:
             delta = Delta(id=request.id, token_ids=answer_of(request)[:tokens], usage=usage)
             if usage is not None:
@@ -201,6 +218,19 @@ class Service:
 def answer_of(request: Generate) -> list[int]:
     """The same wherever it is computed."""
     return [(request.params.seed or 0) % VOCAB] * (request.params.max_tokens or 1)
+
+
+def some_tokens(rng: random.Random, count: int) -> list[int]:
+    return list(rng.randbytes(count))
+
+
+def more_blocks(known: list[bytes], tokens: list[int]) -> list[bytes]:
+    """The names of all full blocks, each of everything up to its end; ``known`` are those of a beginning."""
+    names = list(known)
+    for start in range(len(names) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
+        block = array("i", tokens[start : start + BLOCK]).tobytes()
+        names.append(blake2b(block, key=names[-1] if names else b"", digest_size=8).digest())
+    return names
 
 
 @dataclass
@@ -299,13 +329,15 @@ class Talk:
         """``turns``: those that it has behind it, for one that is found under way."""
         self.gate, self.number, self.rng = gate, number, rng
         popular = min(int(rng.paretovariate(0.7)), INSTRUCTIONS)
-        self.said = [(popular + place) % VOCAB for place in range(INSTRUCTION)]
-        self.said += (rng.randrange(VOCAB) for _ in range(turns * (QUESTION + ANSWER)))
+        self.said = some_tokens(random.Random(popular), INSTRUCTION)
+        self.said += some_tokens(rng, turns * (QUESTION + ANSWER))
+        self.blocks: list[bytes] = []
         self.turns = turns
+        gate.day.talks[number] = self
         self.next_turn()
 
     def next_turn(self) -> None:
-        self.said += (self.rng.randrange(VOCAB) for _ in range(QUESTION))
+        self.said = [*self.said, *some_tokens(self.rng, QUESTION)]
         self.got: list[int] = []
         self.asked_at = self.gate.clock.now
         self.hour = self.gate.day.hour
@@ -313,6 +345,7 @@ class Talk:
         seed = self.number * TURNS + self.turns + 1
         params = SamplingParams(max_tokens=ANSWER, seed=seed, ignore_eos=True)
         self.request = Generate(id=f"{self.number}.{self.turns}", prompt=self.said, params=params)
+        self.blocks = more_blocks(self.blocks, [*self.said, *answer_of(self.request)])
         self.gate.ask(self, self.request)
 
     def hear(self, delta: Delta) -> None:
@@ -332,12 +365,22 @@ class Talk:
         self.said = [*self.said, *self.got]
         self.turns += 1
         think_s = self.rng.expovariate(1 / THINK_S)
-        self.gate.clock.after(think_s, self.next_turn if self.turns < TURNS else self.gate.day.on_left)
+        self.gate.clock.after(think_s, self.go_on)
+
+    def go_on(self) -> None:
+        if self.turns < TURNS:
+            self.next_turn()
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        del self.gate.day.talks[self.number]
+        self.gate.day.on_left()
 
     def fail(self, error: Error) -> None:
         """The client gives up."""
         self.hour.refused[error.code] += 1
-        self.gate.day.on_left()
+        self.leave()
 
 
 class Day:
@@ -355,6 +398,12 @@ class Day:
         self.most = peak * services * SLOTS * (1 + THINK_S / (ANSWER * STEP_S))
         """Conversations that are held at once in the fullest hour."""
         self.wanted = self.held = self.begun = 0
+        self.talks: dict[int, Talk] = {}
+        """Those that are held, by their number."""
+
+    def blocks_of(self, request: Generate) -> list[bytes]:
+        """Of all that an open request asks and will be answered; its seed says whose it is."""
+        return self.talks[((request.params.seed or 0) - 1) // TURNS].blocks
 
     def begin(self, turns: int = 0) -> None:
         """A conversation begins, at one router for good."""
@@ -375,7 +424,8 @@ class Day:
             turns = self.rng.randrange(TURNS)
             self.clock.after(self.rng.random() * self.hour_s / 2, lambda turns=turns: self.begin(turns))
 
-    def run(self, *, faults: bool) -> list[Hour]:
+    def run(self, *, faults: bool, on_hour: Callable[[int], None] = lambda number: None) -> list[Hour]:
+        """``on_hour`` is told when one is over."""
         self.clock.run(1.0)  # routers and services meet
         for hour in range(24):
             self.hour = Hour()
@@ -389,8 +439,10 @@ class Day:
             opened = [len(service.open) for service in self.services if not service.silent]
             self.hour.open = sum(opened) / len(opened)
             self.hour.fullest = max(opened) / max(self.hour.open, 1.0)
+            on_hour(hour)
         self.wanted = 0
-        self.clock.run(self.clock.now + 120.0)  # all conversations end
+        while self.held:  # all conversations end
+            self.clock.run(self.clock.now + 1.0)
         return self.hours
 
 
@@ -405,15 +457,18 @@ def table(day: Day) -> str:
         " | Routers' cores |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for number, hour in list(enumerate(day.hours))[::3]:
-        rate = hour.asked / day.hour_s
-        p50, p99 = (1e3 * percentile(hour.first_s, share) for share in (0.5, 0.99))
-        lines.append(
-            f"| {number} | {rate:,.0f} | {rate * ANSWER:,.0f} | {hour.cached / max(hour.prompt, 1):.1%} | {p50:.0f} /"
-            f" {p99:.0f} ms | {hour.open:.0f}, {hour.open * hour.fullest:.0f} | {hour.refused.total()} |"
-            f" {hour.router_s / day.hour_s:.2f} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(row(day, number) for number in range(0, len(day.hours), 3))])
+
+
+def row(day: Day, number: int) -> str:
+    hour = day.hours[number]
+    rate = hour.asked / day.hour_s
+    p50, p99 = (1e3 * percentile(hour.first_s, share) for share in (0.5, 0.99))
+    return (
+        f"| {number} | {rate:,.0f} | {rate * ANSWER:,.0f} | {hour.cached / max(hour.prompt, 1):.1%} | {p50:.0f} /"
+        f" {p99:.0f} ms | {hour.open:.0f}, {hour.open * hour.fullest:.0f} | {hour.refused.total()} |"
+        f" {hour.router_s / day.hour_s:.2f} |"
+    )
 
 
 def summary(day: Day) -> str:
@@ -441,12 +496,14 @@ def main() -> None:
     parser.add_argument("--by-load", action="store_true", help="choose by load alone, to compare")
     parser.add_argument("--no-faults", action="store_true", help="no service falls silent")
     found = parser.parse_args()
+    gc.disable()  # nothing here is in a cycle, and to look for one among millions of objects takes most of the time
     day = Day(found.services, found.routers, found.hour_s, found.peak)
-    if found.by_load:
-        with patch.object(admission, "hash_blocks", lambda *asked: []):
-            day.run(faults=not found.no_faults)
-    else:
-        day.run(faults=not found.no_faults)
+
+    def on_hour(number: int) -> None:
+        print(row(day, number), file=sys.stderr, flush=True)
+
+    with patch.object(admission, "hash_blocks", lambda *asked: []) if found.by_load else nullcontext():
+        day.run(faults=not found.no_faults, on_hour=on_hour)
     print(table(day))
     print()
     print(summary(day))

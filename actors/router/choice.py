@@ -1,9 +1,13 @@
-"""Where a request goes: to the service that has most of its beginning, of those that have not far more to do."""
+"""Where a request goes: to where least is to be computed before its first token, of services that have room for it."""
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from collections.abc import Container, Sequence
+from itertools import repeat
+from operator import attrgetter
+from typing import Any
 
+from .prefixes import blocks_of
 from .replica import Replica
 
 MOST_ABOVE_MEAN = 0.5
@@ -12,35 +16,98 @@ MOST_ABOVE_MEAN = 0.5
 SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""
 
+MOST_LOOKED_AT = 32
+"""Of many services that are alike this many are looked at for one request: the best of them is hardly worse than the
+best of all, and a thousand cost no more than these."""
 
-def choose(replicas: list[Replica], hashes: list[bytes]) -> Replica:
+LOAD = attrgetter("load")
+WORK = attrgetter("uncomputed", "load")
+PLACE = attrgetter("place")
+
+
+def choose(
+    replicas: Sequence[Replica], hashes: list[bytes], among: Container[Replica] | None = None
+) -> Replica:
     """One of ``replicas`` for a request whose blocks have these hashes; there must be one.
 
-    Among those that have equally much of it, the one with least to do; and among these, one that follows from the
-    beginning, so that several routers that know nothing of each other send the same beginning to the same service.
+    The service with least to do, unless one that has more of the beginning computes the rest sooner, the prompts
+    before it included. Among equals it is one that follows from the beginning, so that several routers that know
+    nothing of each other send the same beginning to the same service.
+
+    ``among``: the same as ``replicas``, to look one up.
     """
-    loads = [replica.load for replica in replicas]
+    among = replicas if among is None else among
+    looked_at = some(replicas, hashes)
+    loads = [replica.load for replica in looked_at]
     most = sum(loads) / len(loads) * (1 + MOST_ABOVE_MEAN) + SLACK
-    merits = [
-        ((matched(replica, hashes), -load), replica)
-        for replica, load in zip(replicas, loads, strict=True)
-        if load <= most
-    ]
-    best = max(merit for merit, _ in merits)
-    equals = [replica for merit, replica in merits if merit == best]
-    if len(equals) == 1:
-        return equals[0]
-    first = hashes[0] if hashes else b""
-    return max(equals, key=lambda replica: affinity(first, replica.endpoint))
+    best: Replica | None = None
+    least_work = 0
+    for has, group in holders(replicas[0].prefixes.holders, hashes):
+        able = [one for one in some(group, hashes) if one in among and counts(one, most)]
+        if not able:
+            continue
+        replica = first_by(WORK, able, hashes)
+        work = replica.uncomputed - has
+        if best is None or work < least_work:
+            best, least_work = replica, work
+        if best.uncomputed <= 0:  # nobody has more, and nothing is before it
+            return best
+    other = first_by(LOAD, looked_at, hashes)
+    if best is None or other.uncomputed - has_of(other, hashes, most) < least_work:
+        return other
+    return best
 
 
-def matched(replica: Replica, hashes: list[bytes]) -> int:
-    """How many of the blocks count for it: none where what is sent would wait, longer than they take to compute."""
-    if not hashes or replica.crowded or not replica.prefixes.count:
-        return 0
-    return replica.prefixes.matched(hashes)
+def some(replicas: Sequence[Replica], hashes: list[bytes]) -> Sequence[Replica]:
+    """All, or of many a part that follows from the end of the prompt, so that it is another for each."""
+    if len(replicas) <= MOST_LOOKED_AT or not hashes:
+        return replicas
+    start = int.from_bytes(hashes[-1]) % len(replicas)
+    found = replicas[start : start + MOST_LOOKED_AT]
+    return [*found, *replicas[: MOST_LOOKED_AT - len(found)]]
 
 
-def affinity(first: bytes, endpoint: str) -> bytes:
-    """The highest decides (rendezvous hashing): a service that comes or goes changes only what is its own."""
-    return blake2b(first + endpoint.encode(), digest_size=8).digest()
+def holders(
+    known: dict[bytes, tuple[Replica, ...]], hashes: list[bytes]
+) -> list[tuple[int, Sequence[Replica]]]:
+    """How many blocks services have, and which; first those that have most of all, and then ever more that have less.
+
+    Who has a block has all before it, so that the longest beginning that anybody has is found by halving.
+    """
+    found: list[tuple[int, Sequence[Replica]]] = []
+    has, lacks = 0, len(hashes) + 1
+    middle = 1
+    while lacks - has > 1:
+        group = known.get(hashes[middle - 1])
+        if group is None:
+            lacks = middle
+        else:
+            has = middle
+            found.append((blocks_of(has), group))
+        middle = (has + lacks) // 2
+    found.reverse()
+    return found
+
+
+def counts(replica: Replica, most: float) -> bool:
+    """Whether its cache counts for it: not where what is sent would wait for others to end, or does not find it."""
+    return replica.load <= most and replica.prefixes.count and not replica.crowded
+
+
+def has_of(replica: Replica, hashes: list[bytes], most: float) -> int:
+    """Blocks that count for it."""
+    return blocks_of(replica.prefixes.matched(hashes)) if counts(replica, most) else 0
+
+
+def first_by(key: attrgetter[Any], replicas: Sequence[Replica], hashes: list[bytes]) -> Replica:
+    """The one with the least ``key``; of several, by rendezvous hashing, so that a service that comes or goes changes
+    only what is its own."""
+    values = list(map(key, replicas))
+    least = min(values)
+    if values.count(least) == 1:
+        return replicas[values.index(least)]
+    first = int.from_bytes(hashes[0]) if hashes else 0
+    equals = [replica for replica, value in zip(replicas, values, strict=True) if value == least]
+    # Pairs of numbers have the same hash in every process, and many of them take no time.
+    merits = list(map(hash, zip(map(PLACE, equals), repeat(first))))
+    return equals[merits.index(max(merits))]

@@ -8,6 +8,7 @@ from ...protocol.client.pending import Stream
 from ...protocol.messages import Delta, Formats
 from ..public.connections import Connection
 from ..public.deadlines import Deadlines
+from .prefixes import blocks_of
 from .replica import Replica
 
 
@@ -54,24 +55,23 @@ class Routed:
 
     def go_to(self, replica: Replica) -> None:
         """It is open there from now on."""
-        blocks, matched = len(self.hashes), replica.prefixes.matched(self.hashes)
+        blocks = blocks_of(len(self.hashes))
+        matched = blocks_of(replica.prefixes.matched(self.hashes))
         self.expected = matched / blocks if blocks else 0.0
         self.uncomputed = blocks - matched
         self.replica, self.waits_until = replica, None
-        replica.uncomputed += self.uncomputed
-        replica.open_answers += self.answers
+        replica.carry(self.answers, self.uncomputed)
 
     def leave(self) -> None:
         """It is not open any more where it was."""
         if self.replica is not None:
-            self.replica.open_answers -= self.answers
-            self.on_computed()
-            self.replica = None
+            self.replica.carry(-self.answers, -self.uncomputed)
+            self.replica, self.uncomputed = None, 0
 
     def on_computed(self) -> None:
         """Its prompt is no more work to its service."""
         if self.replica is not None:
-            self.replica.uncomputed -= self.uncomputed
+            self.replica.carry(0, -self.uncomputed)
             self.uncomputed = 0
 
     def hand_on(self, items: list[Delta]) -> None:

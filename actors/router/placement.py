@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ...protocol.errors import InvalidRequest, Overloaded, SlipstreamError
 from .choice import choose
 from .open_requests import OpenRequests, Routed
-from .replica import Replica
+from .replica import SILENT_S, Replica
 
 MOST_LOSSES = 3
 """A request that was open at this many services that went, one after the other, while nothing of it came from any, may
@@ -20,8 +20,8 @@ WAIT_S = 30.0
 RETRY_S = 0.05
 """Between two tries to find one."""
 
-MOST_KNOWN_BLOCKS = 1 << 19
-"""Blocks whose hashes are remembered, of all services together: about 60 MB."""
+MOST_KNOWN, MOST_KNOWN_OF_ONE = 1 << 21, 1 << 17
+"""Hashes that are remembered, of all services together and of one: 200 bytes each."""
 
 
 class Placement:
@@ -36,14 +36,47 @@ class Placement:
         fail: Callable[[Routed, SlipstreamError], None],
         end_aborted: Callable[[Routed, float], None],
         look_by: Callable[[float], None],
+        look_after: Callable[[Replica], None],
     ) -> None:
-        """``fail`` and ``end_aborted`` end a request that no service ends; ``look_by`` says when to try again."""
+        """``fail`` and ``end_aborted`` end a request that no service ends; ``look_by`` says when to try again, and
+        ``look_after`` that a service was sent something."""
         self.open = open
         self.replicas = replicas
         self.counters = counters
         self.fail = fail
         self.end_aborted = end_aborted
         self.look_by = look_by
+        self.look_after = look_after
+        self.candidates: list[Replica] = []
+        """Services that take requests: those that answer, or, where none does, the others."""
+        self.candidate_set: frozenset[Replica] = frozenset()
+        self.candidates_until = float("-inf")
+        """Until when they are those, if nothing happens to a service (``on_change``)."""
+
+    def on_change(self) -> None:
+        """Another service takes requests, or one takes none any more."""
+        self.candidates_until = float("-inf")
+
+    def find_candidates(self, now: float) -> list[Replica]:
+        """Those that are remembered or, if their time is over, those of now."""
+        if now < self.candidates_until:
+            return self.candidates
+        taking: list[Replica] = []
+        answering: list[Replica] = []
+        until = now + SILENT_S  # what is asked from now on is not silent before
+        for replica in self.replicas.values():
+            if replica.takes(now):
+                taking.append(replica)
+                if replica.answers(now):
+                    answering.append(replica)
+                    if replica.question is not None:
+                        until = min(until, replica.polled_at + SILENT_S)
+            elif replica.full_until > now:
+                until = min(until, replica.full_until)
+        # One that has not answered of late is not asked, unless there is no other.
+        self.candidates, self.candidates_until = answering or taking, until
+        self.candidate_set = frozenset(self.candidates)
+        return self.candidates
 
     def place(self, request: Routed, now: float) -> None:
         """Send it to the service that is best for it, or let it wait for one."""
@@ -51,27 +84,22 @@ class Placement:
         if stream.aborted:
             self.end_aborted(request, now)
             return
-        free: list[Replica] = []
-        answering: list[Replica] = []
-        for replica in self.replicas.values():
-            if replica.takes(now) and replica.endpoint not in request.refused_by:
-                free.append(replica)
-                if replica.answers(now):
-                    answering.append(replica)
+        free = self.find_candidates(now)
+        if request.refused_by:
+            free = [replica for replica in free if replica.endpoint not in request.refused_by]
         if not free:
             self.wait(request, now)
             return
-        # One that has not answered of late is not asked, unless there is no other.
-        replica = choose(answering or free, request.hashes)
+        replica = choose(free, request.hashes, free if request.refused_by else self.candidate_set)
         try:
             replica.session.adopt(stream, now)
         except InvalidRequest as error:
             self.fail(request, error)
             return
         request.go_to(replica)
-        replica.prefixes.note(request.hashes, MOST_KNOWN_BLOCKS // len(self.replicas))
+        replica.prefixes.note(request.hashes, min(MOST_KNOWN // len(self.replicas), MOST_KNOWN_OF_ONE))
         self.open.waiting.pop(request, None)
-        self.look_by(replica.due)
+        self.look_after(replica)
 
     def wait(self, request: Routed, now: float) -> None:
         """No service can take it now. One that no service has taken yet is refused if all of them are full."""

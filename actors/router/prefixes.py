@@ -8,16 +8,28 @@ ids, of text, or of the messages of a conversation.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from ...protocol.codec import pack
 from ...protocol.messages import Generate
+
+if TYPE_CHECKING:
+    from .replica import Replica
+
+Holders = dict[bytes, "tuple[Replica, ...]"]
+"""Who has the beginning of a hash, of all services that share one."""
 
 BLOCK_BYTES = 64
 """Of what was asked: 16 token ids, or about as many in text."""
 
 MOST_BLOCKS = 1024
 """Of one prompt that are looked at: what differs only behind them is the same beginning."""
+
+ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MOST_BLOCKS + 1, 8))
+"""Numbers of blocks behind which there is a hash: long beginnings that differ do so long before their ends, and a
+thousand services have very many."""
 
 
 def size_and_bytes(request: Generate) -> tuple[int, bytes]:
@@ -37,25 +49,36 @@ def size_and_bytes(request: Generate) -> tuple[int, bytes]:
 
 
 def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[bytes]:
-    """The hashes of all full blocks, each over everything up to its end."""
+    """Hashes of the full blocks, those that ``ENDS`` names, each over everything up to its end."""
     parent = b""
     for text, person in ((adapter, b"adapter"), (cache_salt, b"cache salt")):
         parent = blake2b(
             text.encode("utf-8", "surrogatepass"), key=parent, digest_size=8, person=person
         ).digest()
     hashes: list[bytes] = []
-    for start in range(0, len(beginning) - BLOCK_BYTES + 1, BLOCK_BYTES):
-        parent = blake2b(beginning[start : start + BLOCK_BYTES], key=parent, digest_size=8).digest()
+    start = 0
+    for blocks in ENDS[: bisect_right(ENDS, len(beginning) // BLOCK_BYTES)]:
+        end = blocks * BLOCK_BYTES
+        parent = blake2b(beginning[start:end], key=parent, digest_size=8).digest()
         hashes.append(parent)
+        start = end
     return hashes
+
+
+def blocks_of(hashes: int) -> int:
+    """How many blocks so many hashes of one beginning cover."""
+    return ENDS[hashes - 1] if hashes else 0
 
 
 class Prefixes:
     """What one service is taken to have in its cache: what was sent there, but for what was sent longest ago."""
 
-    def __init__(self) -> None:
-        self.known: dict[bytes, None] = {}
+    def __init__(self, holder: Replica | None = None, holders: Holders | None = None) -> None:
+        """``holders`` is told what ``holder`` has."""
+        self.known: dict[bytes, bool] = {}
         """Hashes, those that were needed last behind all others."""
+        self.holders: Holders = {} if holders is None else holders
+        self.alone = (holder,) if holder is not None else ()
         self.found = 1.0
         """Which share of what was expected in the cache the service reports to have found there, of late."""
 
@@ -65,7 +88,7 @@ class Prefixes:
         return self.found >= LEAST_FOUND
 
     def matched(self, hashes: list[bytes]) -> int:
-        """How many of the blocks it has, from the first on."""
+        """How many of the hashes it has, from the first on."""
         known = self.known
         for count, one in enumerate(hashes):
             if one not in known:
@@ -76,10 +99,21 @@ class Prefixes:
         """The service is sent a prompt of these blocks. The ends of beginnings are forgotten before their starts."""
         known = self.known
         for one in reversed(hashes):
-            known.pop(one, None)
-            known[one] = None
+            if not known.pop(one, False):
+                self.holders[one] = self.holders.get(one, ()) + self.alone
+            known[one] = True
         while len(known) > most:
-            del known[next(iter(known))]
+            one = next(iter(known))
+            del known[one]
+            self.drop(one)
+
+    def drop(self, one: bytes) -> None:
+        """The service is no holder of this any more."""
+        left = tuple(holder for holder in self.holders[one] if holder not in self.alone)
+        if left:
+            self.holders[one] = left
+        else:
+            del self.holders[one]
 
     def learn(self, expected: float, reported: int) -> None:
         """Of a prompt, ``expected`` tokens were taken to be in the cache; the service says that ``reported`` were."""
@@ -89,6 +123,8 @@ class Prefixes:
 
     def forget(self) -> None:
         """The service is another: its cache is empty, and whether it finds what it has is to be seen."""
+        for one in self.known:
+            self.drop(one)
         self.known.clear()
         self.found = 1.0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Literal
 
 from ...protocol.client.questions import Question
 from ...protocol.client.session import Session
 from ...protocol.limits import Limits
 from ...protocol.messages import ActorState, Stats, Welcome
-from .prefixes import Prefixes
+from .prefixes import Holders, Prefixes
 
 MOVE_AFTER_S = 0.5
 """How long a service whose connection broke may take to be back before its streams move: its gateway alone, which is
@@ -34,8 +35,11 @@ SILENT_S = 2.0
 class Replica:
     """What the router knows of one service, and its session there."""
 
-    def __init__(self, endpoint: str, model: str, bounds: Limits) -> None:
+    def __init__(self, endpoint: str, model: str, bounds: Limits, holders: Holders) -> None:
+        """``holders``: of all services of a router, who has which beginning."""
         self.endpoint = endpoint
+        self.place = int.from_bytes(blake2b(endpoint.encode(), digest_size=7).digest())
+        """A number that follows from the endpoint, the same at every router."""
         self.model = model
         self.bounds = bounds
         self.refusal: str | None = None
@@ -53,18 +57,24 @@ class Replica:
         """It has said that it has no room."""
         self.losses = 0
         """How often it went while something was open there."""
-        self.prefixes = Prefixes()
+        self.prefixes = Prefixes(self, holders)
         self.open_answers = 0
         """That this router has sent there."""
         self.uncomputed = 0
         """Blocks of prompts that were sent there and have to be computed, as no token of their answers has come."""
         self.others = 0
         """Requests that others have open there, as it last said."""
+        self.load = 0.0
+        """Answers that are open there, and prompts that have to be computed before others, in the same measure."""
+        self.slots = float("inf")
+        """Answers that it can run at once, as it says."""
         self.room = float("inf")
-        """Answers that it runs at once, as far as it has shown by letting others wait."""
+        """Answers that it runs at once: its slots, or fewer, as it has shown by letting others wait."""
         self.counters: dict[str, float] = {}
         self.question: Question | None = None
         self.polled_at = float("-inf")
+        self.look_at = float("inf")
+        """When it is looked at next (``Looks``)."""
         self.trouble = ""
         """Why nothing answers there, as the log was told."""
 
@@ -85,10 +95,14 @@ class Replica:
     def ready(self) -> bool:
         return self.session.state == "ready"
 
-    @property
-    def load(self) -> float:
-        """Answers that are open there, and prompts that have to be computed before others, in the same measure."""
-        return self.open_answers + self.others + self.uncomputed / BLOCKS_PER_ANSWER
+    def carry(self, answers: int, blocks: int) -> None:
+        """That many more are open there, or fewer, with so many blocks to compute."""
+        self.open_answers += answers
+        self.uncomputed += blocks
+        self.weigh()
+
+    def weigh(self) -> None:
+        self.load = self.open_answers + self.others + self.uncomputed / BLOCKS_PER_ANSWER
 
     def takes(self, now: float) -> bool:
         """Whether it may be sent something."""
@@ -116,8 +130,11 @@ class Replica:
     @property
     def due(self) -> float:
         """When it wants to be looked at."""
-        times = (self.session.deadline, self.move_at, self.poll_at)
-        return min(time for time in times if time is not None)
+        due = self.poll_at
+        for other in (self.session.deadline, self.move_at):
+            if other is not None and other < due:
+                due = other
+        return due
 
     def take_counters(self) -> None:
         """Take in what it has answered."""
@@ -125,16 +142,18 @@ class Replica:
         if question is not None and question.answer is not None:
             self.counters = question.answer.counters
             self.others = max(0, int(self.counters.get("requests_open", 0)) - len(self.session.streams))
+            self.weigh()
             self.learn_room()
             self.question = None
 
     def learn_room(self) -> None:
         """One that lets requests wait runs no more than it runs now; one that runs far less has room again."""
+        self.slots = self.counters.get("max_num_seqs") or float("inf")
         running = self.counters.get("num_requests_running", 0.0)
         if self.counters.get("num_requests_waiting", 0.0) > 0:
-            self.room = running
+            self.room = min(running, self.slots)
         elif running < FAR_LESS * self.room:
-            self.room = float("inf")
+            self.room = self.slots
 
     @property
     def crowded(self) -> bool:
@@ -143,12 +162,13 @@ class Replica:
 
     def on_ready(self) -> None:
         self.move_at, self.draining, self.full_until, self.trouble = None, False, 0.0, ""
-        self.room = float("inf")
+        self.room = self.slots = float("inf")
 
     def on_lost(self) -> None:
         """What was open there is open there no more, and who answers next may be another."""
         self.losses += bool(self.open_answers)
         self.move_at, self.open_answers, self.uncomputed, self.others = None, 0, 0, 0
+        self.weigh()
         self.prefixes.forget()
 
     @property

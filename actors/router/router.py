@@ -41,10 +41,11 @@ from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
 from ..public.keys import public_keys
 from .admission import Admission
+from .looks import Looks
 from .open_requests import OpenRequests, Routed
 from .placement import Placement
-from .prefixes import size_and_bytes
-from .replica import MOVE_AFTER_S, Replica
+from .prefixes import Holders, size_and_bytes
+from .replica import MOVE_AFTER_S, POLL_S, SILENT_S, Replica
 from .services_file import endpoints_in
 from .totals import totals
 
@@ -82,6 +83,7 @@ class Router(PublicActor):
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.bounds_of_each = bounds
         self.replicas: dict[str, Replica] = {}
+        self.holders: Holders = {}
         self.session_of: dict[str, Session] = {}
         """Those of the replicas, by endpoint."""
         self.open = OpenRequests()
@@ -94,7 +96,9 @@ class Router(PublicActor):
             fail=self.fail,
             end_aborted=self.end_aborted,
             look_by=self.look_by,
+            look_after=self.look_after,
         )
+        self.looks = Looks()
         self.handlers |= {
             ServiceFrame: self.on_service_frame,
             ServiceInterrupted: self.on_service_interrupted,
@@ -121,10 +125,15 @@ class Router(PublicActor):
         wanted = dict.fromkeys(endpoints)
         for endpoint in wanted:
             if endpoint not in self.replicas:
-                replica = self.replicas[endpoint] = Replica(endpoint, self.model, self.bounds_of_each)
+                replica = self.replicas[endpoint] = Replica(
+                    endpoint, self.model, self.bounds_of_each, self.holders
+                )
                 self.session_of[endpoint] = replica.session
+                replica.polled_at = self.now - POLL_S  # asked at once
         for endpoint, replica in self.replicas.items():
             replica.leaving = endpoint not in wanted
+            self.look_after(replica)
+        self.placement.on_change()
         most = self.bounds_of_each.max_queued_requests * max(1, len(wanted))
         self.bounds = msgspec.structs.replace(self.bounds_of_each, max_queued_requests=most)
         self.look_by(self.now)
@@ -137,6 +146,8 @@ class Router(PublicActor):
         for endpoint, replica in list(self.replicas.items()):
             if replica.leaving and not replica.session.streams:
                 replica.session.close()
+                replica.prefixes.forget()
+                replica.look_at = float("-inf")  # never again
                 del self.replicas[endpoint], self.session_of[endpoint]
 
     # --- requests ---------------------------------------------------------------------------------
@@ -208,6 +219,8 @@ class Router(PublicActor):
         was_ready = replica.ready
         touched = replica.session.receive(message.frame, now)
         if replica.question is not None:
+            if now >= replica.polled_at + SILENT_S:
+                self.placement.on_change()  # it may have spoken again
             replica.take_counters()
         self.take_in(replica, touched, was_ready, now)
 
@@ -223,6 +236,8 @@ class Router(PublicActor):
 
     def take_in(self, replica: Replica, touched: list[Pending], was_ready: bool, now: float) -> None:
         """Hand on what came, and deal with what the session of a service has become."""
+        if replica.ready != was_ready:
+            self.placement.on_change()
         news: defaultdict[Connection, list[Delta]] = defaultdict(list)
         failed: list[Routed] = []
         for pending in touched:
@@ -245,7 +260,7 @@ class Router(PublicActor):
             self.on_ready(replica, now)
         elif was_ready and not replica.ready:
             self.on_not_ready(replica, now)
-        self.look_by(replica.due)
+        self.look_after(replica)
 
     def on_failed(self, replica: Replica, request: Routed, now: float) -> None:
         """A service ended a request with an error: the request's own, or one that only says that it has to go on."""
@@ -253,6 +268,7 @@ class Router(PublicActor):
         error, stream.error = stream.error, None
         assert error is not None
         request.leave()
+        self.placement.on_change()
         if replica.session.state == "lost":
             self.placement.move(request, now, lost=True)
         elif error.code == "overloaded":
@@ -270,6 +286,7 @@ class Router(PublicActor):
     def on_ready(self, replica: Replica, now: float) -> None:
         """A service is there, or there again: what waits may go there."""
         replica.on_ready()
+        self.placement.on_change()
         self.send(HostService.LOG, f"the service at {replica.endpoint} is there")
         self.placement.place_waiting(now)
 
@@ -286,14 +303,20 @@ class Router(PublicActor):
 
     # --- time -------------------------------------------------------------------------------------
 
+    def look_after(self, replica: Replica) -> None:
+        """Look after a service when it wants that, or before."""
+        self.looks.at_its_time(replica)
+        if self.looks.next < self.look_at:
+            self.look_by(self.looks.next)
+
     def look_by(self, when: float) -> None:
-        """Look after the services at this time, or before."""
+        """Look after the services that want it, and after what waits, at this time or before."""
         self.look_at = min(self.look_at, max(when, self.looked_at + LEAST_BETWEEN_LOOKS_S))
         self.wake_by(self.look_at)
 
     def look_after_services(self, now: float) -> None:
         self.look_at, self.looked_at = float("inf"), now
-        for replica in list(self.replicas.values()):
+        for replica in self.looks.take(now):
             was_ready = replica.ready
             self.take_in(replica, replica.session.tick(now), was_ready, now)
             if replica.move_at is not None and now >= replica.move_at:
@@ -302,7 +325,8 @@ class Router(PublicActor):
                 )
                 self.placement.move_all(replica, now)
             replica.poll(now)
-            self.look_by(replica.due)
+            self.look_after(replica)
+        self.look_by(self.looks.next)
         self.forget_those_that_left()
         self.placement.place_waiting(now)
 

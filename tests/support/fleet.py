@@ -320,6 +320,14 @@ class Fleet:
             assert replica.uncomputed == sum(stream.waiter.uncomputed for stream in streams), (
                 "blocks are counted"
             )
+            load = replica.load
+            replica.weigh()
+            assert replica.load == load, "the load is that of what is open"
+        placement = router.placement
+        if front.now < placement.candidates_until:
+            remembered = list(placement.candidates)
+            placement.on_change()
+            assert placement.find_candidates(front.now) == remembered, "who takes requests is known"
         held.update(request.number for request in router.open.waiting)
         assert held == Counter(router.open.by_number.keys()), "each open request is in one place"
         known = router.connections.known

@@ -47,7 +47,7 @@ FAULTS = [
     Fault(
         "open-answers-are-not-counted",
         f"{ROUTED}.go_to",
-        "replica.open_answers += self.answers",
+        "replica.carry(self.answers, self.uncomputed)",
         fails=services_die,
     ),
     Fault(
@@ -59,7 +59,7 @@ FAULTS = [
     Fault(
         "answers-that-are-over-stay-counted",
         f"{ROUTED}.leave",
-        "self.replica.open_answers -= self.answers",
+        "self.replica.carry(-self.answers, -self.uncomputed)",
         fails=services_die,
     ),
     Fault(
