@@ -81,7 +81,7 @@ class Stream(Pending):
         self.readers: dict[int, AnswerReader] = {}
         """What parts the answers of a conversation, by their index."""
 
-    def parted(self, delta: Delta, formats: Formats) -> ChatDelta:
+    def parted(self, delta: Delta, formats: Formats) -> Delta:
         """A delta of a conversation, parted into thoughts, calls and the answer."""
         if self.plain is None:
             self.plain = formats == NO_FORMATS and not self.offered.functions

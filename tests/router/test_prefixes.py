@@ -21,7 +21,7 @@ from slipstream.actors.router.prefixes import (
     size_and_bytes,
 )
 from slipstream.actors.router.replica import Replica
-from slipstream.protocol.client.pending import Question
+from slipstream.protocol.client.questions import Question
 from slipstream.protocol.messages import Delta, Generate, Stats
 from slipstream.protocol.sampling import SamplingParams
 
@@ -162,8 +162,8 @@ def test_a_beginning_that_many_want_goes_where_less_is_before_it_than_it_takes_t
 def test_a_service_has_as_much_room_as_it_says_before_anything_waits_there() -> None:
     full, other = replicas(2, [8, 7])
     full.prefixes.note([b"a"], 100)
-    full.question = Question(Stats, None)
-    full.question.answer = Stats(counters={"max_num_seqs": 8.0, "num_requests_running": 3.0})
+    full.question = question = Question(Stats, None)
+    question.answer = Stats(counters={"max_num_seqs": 8.0, "num_requests_running": 3.0})
     full.take_counters()
     assert choose([full, other], [b"a"]) is other
     full.carry(-1, 0)
