@@ -10,16 +10,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ...protocol.codec import pack
 from ...protocol.messages import Generate
 
-if TYPE_CHECKING:
-    from .replica import Replica
-
-Holders = dict[bytes, "tuple[Replica, ...]"]
-"""Who has the beginning of a hash, of all services that share one."""
+Holders = dict[bytes, tuple[Any, ...]]
+"""Who has the beginning of a hash, of all services behind a router."""
 
 BLOCK_BYTES = 64
 """Of what was asked: 16 token ids, or about as many in text."""
@@ -73,7 +70,7 @@ def blocks_of(hashes: int) -> int:
 class Prefixes:
     """What one service is taken to have in its cache: what was sent there, but for what was sent longest ago."""
 
-    def __init__(self, holder: Replica | None = None, holders: Holders | None = None) -> None:
+    def __init__(self, holder: object = None, holders: Holders | None = None) -> None:
         """``holders`` is told what ``holder`` has."""
         self.known: dict[bytes, bool] = {}
         """Hashes, those that were needed last behind all others."""
