@@ -230,7 +230,7 @@ class Pong(ToClient, tag="pong"):
 
 GAUGES = frozenset(
     (
-        *("num_requests_running", "num_requests_waiting", "requests_open"),
+        *("num_requests_running", "num_requests_waiting", "requests_open", "max_num_seqs"),
         *("kv_cache_usage_perc", "kv_cache_blocks", "kv_cache_block_size"),
     )
 )

@@ -417,6 +417,7 @@ class Scheduler(Actor):
                 sum(1 for s in planner.holders if s is not None and not s.finished)
             ),
             "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine)),
+            "max_num_seqs": float(self.config.max_num_seqs),
             "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
             "kv_cache_blocks": 0.0 if blocks is None else float(blocks.count),
             "kv_cache_block_size": 0.0 if blocks is None else float(blocks.block_size),
@@ -438,6 +439,8 @@ class Scheduler(Actor):
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
                     self.end(sequence)
+        if peer.name == "detokenizer" and self.planner.blocks is not None:
+            self.flush(-1)
 
     def on_capacity(self, message: Capacity, now: float) -> None:
         """The executor is loaded, and this is its cache."""
@@ -452,6 +455,8 @@ class Scheduler(Actor):
                 self.end(sequence)
                 self.refuse(refusal)
         self.plan_ahead(now)
+        if not self.outstanding:
+            self.flush(-1)
 
 
 def build(context: StartContext) -> Scheduler:

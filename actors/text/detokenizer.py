@@ -41,6 +41,8 @@ class Detokenizer(Actor):
         self.named = Pieces(tokenizer, special=True)
         """The same with the names of special tokens, for answers that ask for them."""
         self.answers: dict[int, AnswerText] = {}
+        self.counters: dict[str, float] = {}
+        """What the scheduler has last said of itself, for a gateway that was not there."""
         self.handlers |= {Tokens: self.on_tokens}
         self.dropped_tokens = 0
         """Tokens of requests that are not open, most of them on their way when a stop text was met."""
@@ -49,6 +51,8 @@ class Detokenizer(Actor):
 
     def on_tokens(self, message: Tokens, now: float) -> None:
         """One ``Texts`` for every ``Tokens``."""
+        if message.counters:
+            self.counters = message.counters
         answers, known = self.answers, self.pieces.known
         matched: dict[int, AnswerText] = {}
         for opened in message.opened:
@@ -137,7 +141,10 @@ class Detokenizer(Actor):
         if peer.name == "scheduler":
             self.resets += len(self.answers)
             self.answers.clear()
+            self.counters = {}
         if peer.name == "gateway":
+            if self.counters:
+                self.send("gateway", Texts(-1, [], b"", b"", [], [], [], self.counters))
             for request in [number for number in self.answers if number < first_number(peer.epoch)]:
                 self.resets += 1
                 del self.answers[request]

@@ -94,6 +94,40 @@ def test_a_service_that_is_killed_under_streams_changes_none_of_them() -> None:
         asyncio.run(run(ready["endpoint"], one.pid))
 
 
+def test_how_full_services_are_is_told_before_anything_is_asked_and_after_any_actor_was_restarted() -> None:
+    async def told_by(client: AsyncClient, services: int) -> None:
+        wanted = {"max_num_seqs": 32.0 * services, "num_requests_running": 0.0, "num_requests_waiting": 0.0}
+        while True:
+            stats = await client.stats()
+            if wanted.items() <= stats.items() and stats["kv_cache_blocks"] > 0:
+                assert stats["kv_cache_block_size"] == 16.0
+                assert stats["kv_cache_usage_perc"] == 0.0
+                assert stats["requests_accepted"] == 0.0
+                return
+            await asyncio.sleep(0.02)
+
+    async def run(endpoint: str, one: str) -> None:
+        async with AsyncClient(one) as direct, AsyncClient(endpoint) as client:
+            await asyncio.wait_for(told_by(direct, 1), 30)
+            await asyncio.wait_for(told_by(client, 2), 30)
+            for name in ("gateway", "detokenizer", "scheduler", "executor"):
+                pids = {actor.name: actor.pid for actor in (await direct.actors()).actors}
+                os.kill(pids[name], signal.SIGKILL)
+                await asyncio.wait_for(back(direct, name, pids[name]), 30)
+                await asyncio.wait_for(told_by(direct, 1), 30)
+
+    async def back(client: AsyncClient, name: str, gone: int) -> None:
+        """Another process is the actor."""
+        while True:
+            found = await client.actors()
+            if found.ready and all(one.pid != gone for one in found.actors if one.name == name):
+                return
+            await asyncio.sleep(0.02)
+
+    with service() as one, service() as two, routing(one.endpoint, two.endpoint) as ready:
+        asyncio.run(run(ready["endpoint"], one.endpoint))
+
+
 def test_services_come_and_go_by_a_file(tmp_path: Path) -> None:
     async def until(client: AsyncClient, services: int) -> None:
         while (await client.stats())["router_services_ready"] != services:

@@ -31,6 +31,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GAUGES = {
     "num_requests_running": "Requests that hold a sequence slot",
     "num_requests_waiting": "Requests that wait for one",
+    "max_num_seqs": "Sequence slots, which is how many requests can run at once",
     "kv_cache_usage_perc": "Share of the KV cache in use, 0 to 1",
     "requests_open": "Requests that were accepted and have not ended",
 }
