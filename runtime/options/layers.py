@@ -73,9 +73,9 @@ def resolve(
             origins[name] = layer.origin
             spelling[name] = layer.spell
     given = {name for name, origin in origins.items() if origin != "default"}
-    settle: Callable[..., dict[str, tuple[Any, str]]] | None = getattr(cls, "settle", None)
-    if settle is not None:
-        for name, (value, why) in settle(values, given).items():
+    derive: Callable[..., dict[str, tuple[Any, str]]] | None = getattr(cls, "derive", None)
+    if derive is not None:
+        for name, (value, why) in derive(values, given).items():
             values[name], origins[name] = value, why
     filled = cls(**values)
     check: Callable[..., None] | None = getattr(filled, "check", None)

@@ -3,7 +3,7 @@
 Everything else follows from it: the arguments of argparse (``--max-num-seqs``), the environment variables
 (``SLIPSTREAM_MAX_NUM_SEQS``), the keys of a file and the keywords of a call (``max_num_seqs``).
 
-A table may have ``settle(values, given)``, which returns what follows from the given options for those
+A table may have ``derive(values, given)``, which returns what follows from the given options for those
 that were not given, with the reason, and ``check(spell)``, which refuses what does not fit together.
 """
 

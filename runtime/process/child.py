@@ -26,7 +26,7 @@ from .frontend import Frontend, FrontendHost
 from .host import Host
 from .loops import run_blocking, run_events
 from .priority import come_first, stand_back
-from .settle import settle
+from .set_up import set_up
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def give_memory_back() -> None:
 
 def main(factory: str, fd: int, parent: int) -> int:
     """Build the actor that ``factory`` names and run it until the supervisor ends it."""
-    settle(parent)
+    set_up(parent)
     with socket.socket(fileno=fd) as channel:
         return live(factory, channel)
 

@@ -339,8 +339,8 @@ class Host:
             )
         )
 
-    def settle(self) -> float | None:
-        """What is due by the clock; returns the seconds until the next wake, None if there is none."""
+    def do_due(self) -> float | None:
+        """Do what is due by the clock; returns the seconds until the next wake, None if there is none."""
         now = time.monotonic()
         if self.file_watch is not None:
             text = self.file_watch.changed_text(now)

@@ -15,7 +15,7 @@ import sys
 
 from ..keeping import MAX_PACKET, MOST_FILES, REFUSED, Shelf
 from ..supervision import control
-from .settle import settle
+from .set_up import set_up
 
 MOST_WAITING = 64
 """Connections that are not accepted yet; each rank of an executor has one at a time."""
@@ -23,7 +23,7 @@ MOST_WAITING = 64
 
 def main(path: str, fd: int, parent: int) -> int:
     """Keep until the supervisor says stop, or is gone."""
-    settle(parent)
+    set_up(parent)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # of an incarnation before
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

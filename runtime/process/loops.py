@@ -28,7 +28,7 @@ def run_blocking(host: Host) -> None:
     more = False
     turns = 0
     while not host.stopped:
-        wait = 0.0 if host.dump_on() or more else host.settle()
+        wait = 0.0 if host.dump_on() or more else host.do_due()
         turns += 1
         if wait is None and turns > TURNS_PER_COLLECTION and host.actor.idle:
             gc.collect()
@@ -57,7 +57,7 @@ def run_events(host: Host) -> None:
             try:
                 host.drain_control()
                 more = host.drain_mailbox() | host.drain_public() | host.drain_services() | host.dump_on()
-                wait = host.settle()
+                wait = host.do_due()
             except Exception as error:
                 if not done.done():
                     done.set_exception(error)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..supervision import control
 from .child import Build, StartContext, end, failure, live, named
-from .settle import die_with_parent, settle
+from .set_up import die_with_parent, set_up
 
 NICENESS = 19
 """Of imports while others serve."""
@@ -26,7 +26,7 @@ NICENESS = 19
 
 def main(prepare: str, factory: str, fd: int, parent: int) -> int:
     """Prepare, and fork whenever the supervisor asks for it, until it is gone; in what is forked, live."""
-    settle(parent)
+    set_up(parent)
     with socket.socket(fileno=fd) as channel:
         message = control.receive(channel)
         if not isinstance(message, control.Prepare):

@@ -14,7 +14,7 @@ from ..keeping import Keeper
 from ..log import logger
 from . import control
 from .children import Child, ChildFailed, ChildSpec
-from .spares import Beside, Spares
+from .spares import HelperRestarts, Spares
 from .status import Status
 
 
@@ -35,7 +35,7 @@ class Helpers:
     def begin_anew(self) -> None:
         """All children are gone, and start again."""
         self.spares = Spares(from_the_first=self.spare is not None and self.spare.from_the_first)
-        self.keepers = Beside()
+        self.keepers = HelperRestarts()
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ class Helpers:
                 self.spawn(spec, state, control.Prepare(spec.options, background=serving))
         return min(waits, default=None)
 
-    def spawn(self, spec: ChildSpec, state: Beside, first: control.Prepare) -> None:
+    def spawn(self, spec: ChildSpec, state: HelperRestarts, first: control.Prepare) -> None:
         state.on_start()
         self.status.restarts[spec.name] += state.number > 1
         self.children[spec.name] = Child.spawn(
@@ -67,7 +67,7 @@ class Helpers:
         if serving:
             logger.info("%s (pid %d) waits: %s", child.spec.name, child.process.pid, child.memory())
 
-    def state_of(self, child: Child) -> Beside:
+    def state_of(self, child: Child) -> HelperRestarts:
         return self.spares if child.spec.role == "spare" else self.keepers
 
     # --- death ------------------------------------------------------------------------------------

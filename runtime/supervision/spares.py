@@ -13,11 +13,12 @@ from .restarts import PERIOD_S
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 
 
-class Beside:
-    """The incarnations of a child beside the actors, one after the other."""
+class HelperRestarts:
+    """When the next incarnation of a helper may be started, after the last one has ended."""
 
     def __init__(self, first_pause_s: float = 0.0) -> None:
-        """``first_pause_s``: after the first death of a row; then come ``FIRST_PAUSE_S`` more, and twice as many."""
+        """``first_pause_s``: after the first death of a row. Each further one adds to it, first ``FIRST_PAUSE_S`` and
+        then twice as much as before."""
         self.first_pause_s = first_pause_s
         self.number = 0
         """Of the latest."""
@@ -48,7 +49,7 @@ class Beside:
         self.in_a_row += 1
 
 
-class Spares(Beside):
+class Spares(HelperRestarts):
     """Those of one factory."""
 
     def __init__(self, *, from_the_first: bool) -> None:

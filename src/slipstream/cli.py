@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from . import __version__
-from .commands.common import Run, Stop
+from .commands.common import Exit, Run
 from .exit_codes import DONE, FAILED, INTERRUPTED, USAGE
 from .protocol.printable import printable_lines
 from .runtime.machine.standard_streams import open_missing
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """Complains in one line, and says which option may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise Stop(USAGE, f"{message} (see {self.prog} --help)")
+        raise Exit(USAGE, f"{message} (see {self.prog} --help)")
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         found, unknown = self.parse_known_args(arguments)
@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
             run = declare(parser)
             return run(parser.read(rest))
         return overview(name)
-    except Stop as stop:
-        print(f"{prog}: {printable_lines(str(stop))}", file=sys.stderr)
-        return stop.code
+    except Exit as ended:
+        print(f"{prog}: {printable_lines(str(ended))}", file=sys.stderr)
+        return ended.code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -106,5 +106,5 @@ def overview(name: str) -> int:
     else:
         from .runtime.options.values import did_you_mean
 
-        raise Stop(USAGE, f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (see slipstream --help)")
+        raise Exit(USAGE, f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (see slipstream --help)")
     return DONE

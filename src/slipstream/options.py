@@ -366,7 +366,7 @@ class ServeOptions:
     insecure: bool = option(False, "let anyone reach a TCP or HTTP endpoint from other machines", group=LIFE)
 
     @staticmethod
-    def settle(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
+    def derive(values: dict[str, Any], given: set[str]) -> dict[str, tuple[Any, str]]:
         """Each running sequence decodes one token per step: the number of sequences yields if it was not given."""
         seqs, tokens = values["max_num_seqs"], values["max_num_batched_tokens"]
         if tokens is not None and seqs > tokens and "max_num_seqs" not in given:

@@ -22,7 +22,7 @@ from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from .protocol.messages import Welcome
 from .route_options import RouteOptions
-from .running import plan_and_run
+from .running import specify_and_run
 from .runtime.log import logger
 from .runtime.supervision.children import ChildSpec
 from .runtime.supervision.supervisor import Supervisor
@@ -50,10 +50,10 @@ def route(options: RouteOptions) -> int:
         logger.info(f"ready in {seconds:.1f} s")
         return ready
 
-    return plan_and_run(options, lambda directory: plan_router(options, directory), announce)
+    return specify_and_run(options, lambda directory: router_specs(options, directory), announce)
 
 
-def plan_router(options: RouteOptions, directory: Path) -> list[ChildSpec]:
+def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     """The children; ``ServiceUnavailable`` if none of the services answers."""
     endpoints = options.endpoints or read_services(options.services_file)
     keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in endpoints}

@@ -1,4 +1,4 @@
-"""Run the children of a service or of a router under a supervisor, from the plan to the exit code.
+"""Run the children of a service or of a router under a supervisor, from their specifications to the exit code.
 
 Whoever waits for a start reads one line on the descriptor of ``--ready-fd``: the ready line, or why it will not come.
 """
@@ -27,23 +27,23 @@ from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify
 from .runtime.supervision.supervisor import Supervisor
 
-KINDS = {kind.__name__: kind for kind in BY_CODE.values()}
-"""The errors that are the user's to mend, by name."""
+USERS_ERRORS = {kind.__name__: kind for kind in BY_CODE.values()}
+"""The errors that a user can mend, by name."""
 
 Announce = Callable[[Supervisor, float], dict[str, Any]]
 """Writes the banner, given what the start took in seconds; returns the ready line."""
 
 
-def plan_and_run(
-    options: ServeOptions | RouteOptions, plan: Callable[[Path], list[ChildSpec]], announce: Announce
+def specify_and_run(
+    options: ServeOptions | RouteOptions, specify: Callable[[Path], list[ChildSpec]], announce: Announce
 ) -> int:
-    """Run the children that ``plan`` makes for a run directory; returns the exit code."""
+    """Run the children that ``specify`` names for a run directory; returns the exit code."""
     configure(as_json=wants_json(options.log_format))
     parent = os.getppid()
     with run_directory() as directory:
         try:
             check_file_limit()
-            specs = plan(directory)
+            specs = specify(directory)
         except SlipstreamError as error:
             log_failure("slipstream could not start", f"  cause   {type(error).__name__}: {error}")
             report_failed(options.ready_fd, error.code, str(error))
@@ -82,7 +82,7 @@ def run(
         log_failure("slipstream could not start", block)
         log_trace(error)
         supervisor.stop()
-        kind = KINDS.get(getattr(error, "kind", ""), SlipstreamError)
+        kind = USERS_ERRORS.get(getattr(error, "kind", ""), SlipstreamError)
         report_failed(options.ready_fd, kind.code, block)
         return COULD_NOT_START
     return serve_until_stopped(supervisor, notify, options.shutdown_timeout)
@@ -122,7 +122,7 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
 def log_trace(error: Exception) -> None:
     """The child's stack, for an error that is ours: not the user's, and not the machine's."""
     failure = getattr(error, "failure", None)
-    if failure is not None and failure.kind not in KINDS and not failure.for_good:
+    if failure is not None and failure.kind not in USERS_ERRORS and not failure.for_good:
         logger.error("this is where it happened:", extra={"cause": failure.trace})
 
 

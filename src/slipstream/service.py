@@ -28,7 +28,7 @@ from .protocol.errors import InvalidRequest
 from .protocol.formats.formats import formats_of
 from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from .protocol.messages import Formats
-from .running import plan_and_run
+from .running import specify_and_run
 from .runtime.machine.memory import available
 from .runtime.supervision.children import ChildSpec
 
@@ -50,10 +50,10 @@ BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
 
 def serve(options: ServeOptions) -> int:
     """Run a service until SIGTERM, SIGINT or SIGHUP; returns the exit code."""
-    return plan_and_run(options, lambda directory: plan_service(options, directory), announce_service)
+    return specify_and_run(options, lambda directory: service_specs(options, directory), announce_service)
 
 
-def plan_service(options: ServeOptions, directory: Path) -> list[ChildSpec]:
+def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     """The children in the order of their start, each with all that it needs to know."""
     checkpoint = open_checkpoint(options.model or str(BUNDLED_MODEL))
     needs_weights = options.device != "emulated" and options.load_format != "dummy"

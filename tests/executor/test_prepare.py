@@ -28,9 +28,9 @@ for name in ("_lazy_init", "get_device_capability", "get_device_properties", "cu
 
 from slipstream.options import ServeOptions
 from slipstream.runtime.process.child import Build
-from slipstream.service import plan_service
+from slipstream.service import service_specs
 
-spare = next(spec for spec in plan_service(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
+spare = next(spec for spec in service_specs(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
 prepare(Build(spare.options))
 
 import slipstream.actors.executor.build

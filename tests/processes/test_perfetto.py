@@ -21,7 +21,7 @@ from slipstream.protocol.trace import Mark, Span
 from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
-from slipstream.commands.common import Stop, the_running_service
+from slipstream.commands.common import Exit, the_running_service
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
 REQUESTS, TOKENS = 3, 60
@@ -231,9 +231,9 @@ def test_without_an_endpoint_the_one_service_that_runs_is_meant(
         assert mine() == [first]
         monkeypatch.setattr(endpoints, "running_services", mine)
         assert the_running_service() == first
-        with listening(run_directory / "slipstream-run-b"), pytest.raises(Stop, match="which one"):
+        with listening(run_directory / "slipstream-run-b"), pytest.raises(Exit, match="which one"):
             the_running_service()
-    with pytest.raises(Stop, match="no service of yours is running"):
+    with pytest.raises(Exit, match="no service of yours is running"):
         the_running_service()
     monkeypatch.setenv("SLIPSTREAM_ENDPOINT", "ipc:///tmp/named")
     assert the_running_service() == "ipc:///tmp/named"

@@ -16,7 +16,7 @@ import pytest
 from ray_cluster import FAULTS, STREAMS
 from slipstream.protocol.errors import InvalidRequest
 
-from slipstream.commands.common import Stop
+from slipstream.commands.common import Exit
 from slipstream.commands.deploy import check_reachable
 from slipstream.ray_scaling import CACHE, MOST_CACHE, OPEN, Progress, scaling, services_needed
 
@@ -105,7 +105,7 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # nobody listens there
         address = f"127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(Stop, match=f"no Ray cluster is at RAY_ADDRESS={address}"):
+        with pytest.raises(Exit, match=f"no Ray cluster is at RAY_ADDRESS={address}"):
             check_reachable(address)
     check_reachable("")
     check_reachable("ray://head:10001")

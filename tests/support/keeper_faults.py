@@ -5,7 +5,7 @@ from __future__ import annotations
 from recovery_faults import Fault
 
 SHELF = "runtime.keeping:Shelf"
-BESIDE = "runtime.supervision.spares:Beside"
+HELPER_RESTARTS = "runtime.supervision.spares:HelperRestarts"
 
 FAULTS = [
     Fault(
@@ -48,17 +48,21 @@ FAULTS = [
     ),
     Fault(
         "a-second-keeper-is-started",
-        f"{BESIDE}.next_due",
+        f"{HELPER_RESTARTS}.next_due",
         "None if self.there else self.not_before",
         "self.not_before",
     ),
-    Fault("no-keeper-comes-after-the-first", f"{BESIDE}.on_death", "self.there, self.ready_at = False, None"),
+    Fault(
+        "no-keeper-comes-after-the-first",
+        f"{HELPER_RESTARTS}.on_death",
+        "self.there, self.ready_at = False, None",
+    ),
     Fault(
         "the-first-death-is-followed-by-a-pause",
-        f"{BESIDE}.on_death",
+        f"{HELPER_RESTARTS}.on_death",
         "2**self.in_a_row - 1",
         "2**self.in_a_row",
     ),
-    Fault("keepers-that-do-not-last-come-at-once", f"{BESIDE}.on_death", "self.in_a_row += 1"),
-    Fault("the-pause-never-gets-shorter", f"{BESIDE}.on_death", "self.in_a_row = 0"),
+    Fault("keepers-that-do-not-last-come-at-once", f"{HELPER_RESTARTS}.on_death", "self.in_a_row += 1"),
+    Fault("the-pause-never-gets-shorter", f"{HELPER_RESTARTS}.on_death", "self.in_a_row = 0"),
 ]

@@ -1,7 +1,7 @@
 """The life of a keeper and of two executors in virtual time: all die at any instant, and some weights are of no use.
 
-What the keeper answers is the production `Shelf`, and when it comes again says the production `Beside`; who asks is
-played here, and holds both to what weights need of them.
+What the keeper answers is the production `Shelf`, and when it comes again says the production `HelperRestarts`; who
+asks is played here, and holds both to what weights need of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from slipstream.runtime.keeping import DONE, FETCH, FORGET, KEEP, REFUSED, Shelf
 from slipstream.runtime.simulator import Simulator
 from slipstream.runtime.supervision.restarts import PERIOD_S
-from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, Beside
+from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, HelperRestarts
 
 NAMES = (b"executor", b"executor.1")
 KEEPER_S = 0.02
@@ -40,7 +40,7 @@ class KeeperLife:
 
     def __init__(self, seed: int) -> None:
         self.world, self.rng = Simulator(seed, {}), random.Random(seed)
-        self.states = Beside()
+        self.states = HelperRestarts()
         self.shelf: Shelf | None = None
         self.open: dict[int, tuple[bytes, int, int]] = {}
         """Files that the keeper has open: whose, of which weights, and the place of each among them."""

@@ -291,7 +291,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     from slipstream.banner import announce_service
     from slipstream.options import ServeOptions
     from slipstream.running import run
-    from slipstream.service import plan_service
+    from slipstream.service import service_specs
 
     parser = argparse.ArgumentParser()
     add_arguments(parser, ServeOptions)
@@ -299,7 +299,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     with run_directory() as directory:
         specs = [
             dataclasses.replace(spec, factory=factories.get(spec.name, spec.factory))
-            for spec in plan_service(options, directory)
+            for spec in service_specs(options, directory)
         ]
         configure(as_json=wants_json(options.log_format))
         return run(specs, options, directory, os.getppid(), announce_service)

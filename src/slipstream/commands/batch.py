@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..exit_codes import DONE, FAILED, USAGE
-from .common import Run, Stop, need
+from .common import Exit, Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
@@ -37,11 +37,11 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         from ..batch import BatchError
 
         if found.concurrency < 1:
-            raise Stop(USAGE, f"--concurrency={found.concurrency}: give at least 1")
+            raise Exit(USAGE, f"--concurrency={found.concurrency}: give at least 1")
         try:
             return answer(found)
         except BatchError as error:
-            raise Stop(FAILED, str(error)) from None
+            raise Exit(FAILED, str(error)) from None
 
     return run
 
@@ -57,7 +57,7 @@ def answer(found: argparse.Namespace) -> int:
             None if found.base_url is None else Asker(found.base_url, os.environ.get("SLIPSTREAM_API_KEY"))
         )
     except BatchError as error:
-        raise Stop(USAGE, str(error)) from None
+        raise Exit(USAGE, str(error)) from None
     refused = 0
     with ExitStack() as stack:
         if left and asker is None:
@@ -68,7 +68,7 @@ def answer(found: argparse.Namespace) -> int:
             try:
                 service = stack.enter_context(Sidecar(found.model, http="127.0.0.1:0"))
             except SlipstreamError as error:
-                raise Stop(FAILED, str(error)) from None
+                raise Exit(FAILED, str(error)) from None
             asker = Asker(service.ready["http"], None)
         output = stack.enter_context(found.output.open("ab"))
         if asker is not None:

@@ -26,7 +26,7 @@ EXTRAS = {
 Run = Callable[[argparse.Namespace], int]
 
 
-class Stop(Exception):
+class Exit(Exception):
     """End the command with this exit code, after one sentence on stderr."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -46,7 +46,7 @@ def need(name: str, extra: str, otherwise: str = "") -> None:
     lacking = missing(extra)
     if lacking:
         hint = f", {otherwise}" if otherwise else ""
-        raise Stop(
+        raise Exit(
             USAGE,
             f"slipstream {name} needs the extra \"{extra}\": pip install 'slipstream[{extra}]'{hint}"
             f" (not there: {', '.join(lacking)})",
@@ -97,9 +97,9 @@ def reach_running(found: argparse.Namespace) -> Iterator[Client]:
     try:
         client = Client(found.endpoint or the_running_service())
     except InvalidRequest as error:
-        raise Stop(USAGE, str(error)) from None
+        raise Exit(USAGE, str(error)) from None
     except SlipstreamError as error:
-        raise Stop(COULD_NOT_START, str(error)) from None
+        raise Exit(COULD_NOT_START, str(error)) from None
     with client:
         yield client
 
@@ -117,7 +117,7 @@ def the_running_service() -> str:
     if len(running) != 1:
         none = "no service of yours is running here that was given no --endpoint of its own"
         which = f"which one? {', '.join(running)}" if running else none
-        raise Stop(USAGE, f"give --endpoint: {which}")
+        raise Exit(USAGE, f"give --endpoint: {which}")
     return running[0]
 
 
@@ -139,7 +139,7 @@ def reach(found: argparse.Namespace, name: str) -> Iterator[Client]:
 
                 client = stack.enter_context(stack.enter_context(Sidecar(found.model)).client())
         except InvalidRequest as error:
-            raise Stop(USAGE, str(error)) from None
+            raise Exit(USAGE, str(error)) from None
         except SlipstreamError as error:
-            raise Stop(COULD_NOT_START, str(error)) from None
+            raise Exit(COULD_NOT_START, str(error)) from None
         yield client

@@ -6,8 +6,8 @@ import argparse
 import os
 import socket
 
-from ..exit_codes import COULD_NOT_START, DONE
-from .common import Run, Stop, need
+from ..exit_codes import COULD_NOT_START, DONE, USAGE
+from .common import Exit, Run, need
 
 REACH_S = 5.0
 """How long a Ray cluster may take to accept a connection."""
@@ -60,7 +60,7 @@ def run(found: argparse.Namespace) -> int:
     from ..ray import application
 
     if found.max_replicas is not None and found.max_replicas < found.replicas:
-        raise Stop(2, f"--max-replicas {found.max_replicas} is less than --replicas {found.replicas}")
+        raise Exit(USAGE, f"--max-replicas {found.max_replicas} is less than --replicas {found.replicas}")
     made = application(
         found.model,
         replicas=found.replicas,
@@ -74,7 +74,7 @@ def run(found: argparse.Namespace) -> int:
     try:
         ray.init(address="auto", logging_level=logging.ERROR)
     except ConnectionError as error:
-        raise Stop(
+        raise Exit(
             COULD_NOT_START,
             "no Ray cluster is there: start one with ray start --head, or name one by RAY_ADDRESS"
             f" ({str(error).splitlines()[0]})",
@@ -85,7 +85,7 @@ def run(found: argparse.Namespace) -> int:
 
 
 def check_reachable(address: str) -> None:
-    """Stop if nobody listens at HOST:PORT, where Ray itself waits for minutes; other forms are Ray's own matter."""
+    """Exit if nobody listens at HOST:PORT, where Ray itself waits for minutes; other forms are Ray's own matter."""
     host, _, port = address.rpartition(":")
     if "/" in host or not host or not port.isdigit():
         return
@@ -93,7 +93,7 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), REACH_S).close()
     except OSError as error:
         text = f"no Ray cluster is at RAY_ADDRESS={address}: {error}; start one with ray start --head"
-        raise Stop(COULD_NOT_START, text) from None
+        raise Exit(COULD_NOT_START, text) from None
 
 
 def options_in(texts: list[str]) -> dict[str, str]:
@@ -102,6 +102,6 @@ def options_in(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise Stop(2, f"--option {text} is no NAME=VALUE; give --option max_num_seqs=64, for example")
+            raise Exit(USAGE, f"--option {text} is no NAME=VALUE; give --option max_num_seqs=64, for example")
         found[name.replace("-", "_")] = value
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..exit_codes import COULD_NOT_START, DONE, FAILED
-from .common import Run, Stop, need
+from .common import Exit, Run, need
 
 if TYPE_CHECKING:
     from ..drill.streams import StreamsDrill
@@ -96,7 +96,7 @@ def run(found: argparse.Namespace) -> int:
     try:
         result = asyncio.run(drill.run())
     except SlipstreamError as error:
-        raise Stop(COULD_NOT_START if not drill.kills else FAILED, str(error)) from None
+        raise Exit(COULD_NOT_START if not drill.kills else FAILED, str(error)) from None
     if found.json != "-":
         print(summary(result))
     if found.json is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..exit_codes import DONE, FAILED, USAGE
-from .common import EXTRAS, Run, Stop, missing, need
+from .common import EXTRAS, Exit, Run, missing, need
 
 if TYPE_CHECKING:
     from ..actors.executor.model.estimate import Estimate
@@ -45,7 +45,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     def run(found: argparse.Namespace) -> int:
         given = {name: value for name in SIZING if (value := getattr(found, name)) is not None}
         if found.model is None and given:
-            raise Stop(USAGE, f"--{next(iter(given)).replace('_', '-')} has no effect without --model M")
+            raise Exit(USAGE, f"--{next(iter(given)).replace('_', '-')} has no effect without --model M")
         show_place()
         if found.model is None:
             return DONE

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from ..exit_codes import COULD_NOT_START, DONE, FAILED, USAGE
-from .common import Run, Stop, add_endpoint, the_running_service
+from .common import Exit, Run, add_endpoint, the_running_service
 
 EVERY_S = 0.02
 
@@ -35,9 +35,9 @@ def declare(parser: argparse.ArgumentParser) -> Run:
                     return DONE
                 time.sleep(EVERY_S)
         except InvalidRequest as error:
-            raise Stop(USAGE, str(error)) from None
+            raise Exit(USAGE, str(error)) from None
         except ServiceUnavailable as error:
-            raise Stop(COULD_NOT_START, str(error)) from None
-        raise Stop(FAILED, f"{found.actor} is not ready after {PATIENCE_S:g} s")
+            raise Exit(COULD_NOT_START, str(error)) from None
+        raise Exit(FAILED, f"{found.actor} is not ready after {PATIENCE_S:g} s")
 
     return run

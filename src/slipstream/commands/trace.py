@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..exit_codes import DONE, FAILED
-from .common import Run, Stop, add_endpoint, reach_running
+from .common import Exit, Run, add_endpoint, reach_running
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
@@ -24,7 +24,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
             with open(found.output, "w", encoding="utf-8") as file:
                 events = write(timeline, file)
         except OSError as error:
-            raise Stop(FAILED, f"cannot write {found.output}: {error.strerror}") from None
+            raise Exit(FAILED, f"cannot write {found.output}: {error.strerror}") from None
         spans = sum(map(len, timeline.tracks.values()))
         print(
             f"{found.output}: {spans} spans in {len(timeline.tracks)} tracks, {events} events;"

@@ -46,7 +46,7 @@ class Drill(StreamsDrill):
         self.deaths: Counter[str] = Counter()
         """Of each actor of the present service."""
 
-    async def run_service(self, plan: list[str]) -> list[str]:
+    async def run_service(self, targets: list[str]) -> list[str]:
         self.services += 1
         self.deaths.clear()
         sidecar = await asyncio.to_thread(lambda: Sidecar(max_num_seqs=len(self.cases), **self.options))
@@ -55,16 +55,16 @@ class Drill(StreamsDrill):
             if self.exact and self.services == 1:
                 await self.learn(clients)
             streams = self.open_streams(clients)
-            while plan and self.bears(plan[0]):
+            while targets and self.bears(targets[0]):
                 await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
-                await self.strike(sidecar, plan[0])
-                plan = plan[1:]
+                await self.strike(sidecar, targets[0])
+                targets = targets[1:]
             await self.end_streams(streams, clients[0])
         finally:
             for client in clients:
                 await client.close()
             await asyncio.to_thread(sidecar.stop)
-        return plan
+        return targets
 
     def bears(self, actor: str) -> bool:
         """Whether the service still restarts the actor: it gives one up that dies again and again."""

@@ -57,8 +57,8 @@ class ReplicaDrill(StreamsDrill):
         self.router: RouterSidecar | None = None
         self.services_there: list[Sidecar] = []
 
-    async def run_service(self, plan: list[str]) -> list[str]:
-        """Carry out the whole plan; nothing is left of it."""
+    async def run_service(self, targets: list[str]) -> list[str]:
+        """Carry out the faults of all targets; nothing is left of them."""
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipstream-drill-")))
             stack.callback(self.stop_all)
@@ -68,7 +68,7 @@ class ReplicaDrill(StreamsDrill):
                 if self.exact:
                     await self.learn(clients)
                 streams = self.open_streams(clients)
-                for target in plan:
+                for target in targets:
                     await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
                     await (self.kill_replica() if target == "replica" else self.kill_router())
                 await self.end_streams(streams, clients[0])

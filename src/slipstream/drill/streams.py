@@ -74,15 +74,15 @@ class StreamsDrill:
 
     async def run(self) -> dict[str, Any]:
         """Carry out all rounds; returns the result."""
-        plan = [
+        targets = [
             actor for _ in range(self.rounds) for actor in self.rng.sample(self.targets, len(self.targets))
         ]
-        while plan:
-            plan = await self.run_service(plan)
+        while targets:
+            targets = await self.run_service(targets)
         return self.result()
 
-    async def run_service(self, plan: list[str]) -> list[str]:
-        """Carry out as much of the plan, a target for each fault, as one service may bear; returns the rest of it."""
+    async def run_service(self, targets: list[str]) -> list[str]:
+        """Carry out a fault at each of the targets, as many as one service may bear; returns the other targets."""
         raise NotImplementedError
 
     def clients_of(self, sidecar: Sidecar) -> list[AsyncClient]:

@@ -11,8 +11,8 @@ from ..machine.file_limit import raise_file_limit
 from ..supervision import control
 
 
-def settle(parent: int) -> None:
-    """What every process of a service does first; it ends with ``parent``, the supervisor."""
+def set_up(parent: int) -> None:
+    """Prepare this process, whatever it will be, and have it end with ``parent``, the supervisor."""
     die_with_parent(parent)
     for number in (
         signal.SIGINT,
