@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 
+FAULTS = frozenset({"internal", "quarantined"})
+"""Codes of errors that are the service's own, so that the operator wants to know."""
+
 PATH = ("tokenizer", "scheduler", "detokenizer")
 """The actors that hold something of each open request for the gateway. The executor's part the scheduler has."""
 
@@ -265,6 +268,8 @@ class Gateway(PublicActor):
         """The request ends with an error, and with it what answers are not finished."""
         self.measures.count("failed")
         self.measures.errors[code] += 1
+        if code in FAULTS:
+            self.send(HostService.LOG, f"request {request.id} failed ({code}): {message}")
         request.error = code
         if request.unfinished:
             self.cancel([request])

@@ -39,7 +39,7 @@ from .bodies.requests import (
 from .endpoints import about, adapters, chat, completions, development, texts
 from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
-from .errors import STOPPED, Problem, problem_at, problem_of
+from .errors import STOPPED, Problem, log_fault, problem_at, problem_of
 from .messages import endpoints as messages
 from .messages.bodies import Counted, CountFields, MessagesAnswer, MessagesBody, MessagesError
 from .responses import endpoints as responses
@@ -189,6 +189,7 @@ class Entrance:
         given = headers.get("x-request-id", "")
         usable = 0 < len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
         id = given if usable else new_request_id()
+        scope.setdefault("state", {})["request_id"] = id
         begun = False
 
         async def send_with_id(message: Message) -> None:
@@ -217,6 +218,10 @@ class Entrance:
                 raise
             if not begun:
                 await problem_of(ServiceUnavailable(STOPPED)).response()(scope, receive, send_with_id)
+        except Exception as error:  # those that are no fault of ours were answered further in
+            log_fault(f"request {id} ({scope['method']} {scope['path']:.200})", error)
+            if not begun:
+                await problem_of(error).response()(scope, receive, send_with_id)
         finally:
             self.under_way.discard(task)
             self.changed.set()

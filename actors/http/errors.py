@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from ...protocol.errors import (
     ServiceUnavailable,
     SlipstreamError,
 )
+from ...runtime.log import log_failure
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -84,6 +86,16 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     return Problem(500, "an error of the service; its log says more", type=SERVER, code="internal")
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether an error is a fault of this frontend, of which a user hears only that it happened."""
+    return not isinstance(error, (Problem, SlipstreamError, HTTPException))
+
+
+def log_fault(what: str, error: Exception) -> None:
+    """Into the log goes what of: the ids that the answer has, and where it happened."""
+    log_failure(f"{what} failed, by a fault of the service", "".join(traceback.format_exception(error)))
 
 
 def as_written(error: InvalidRequest, names: Names) -> InvalidRequest:

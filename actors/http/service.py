@@ -216,10 +216,12 @@ class Service:
         await self.clients.close()
 
     def about(self, request: Request, kind: str, object: str) -> dict[str, Any]:
-        """What every answer begins with. Its id, which traces and logs have too, holds the request's own if it has
-        one; a client may give the same to several."""
-        given = request.headers.get("x-request-id", "")[:MAX_GIVEN_CHARS]
-        own = f"{given}-{uuid.uuid4().hex[:12]}" if GIVEN.fullmatch(given) else uuid.uuid4().hex
+        """What every answer begins with. Its id, which traces and logs have too, holds that of its request; a client
+        may give the same to several."""
+        own = request.state.request_id
+        if "x-request-id" in request.headers:
+            given = own[:MAX_GIVEN_CHARS]
+            own = f"{given}-{uuid.uuid4().hex[:12]}" if GIVEN.fullmatch(given) else uuid.uuid4().hex
         id, created = f"{kind}-{own}", int(time.time())
         return {"id": id, "object": object, "created": created, "model": self.name_of(request)}
 

@@ -496,6 +496,19 @@ def test_what_the_tokenizer_refuses_ends_the_request_with_its_reason(harness: Ha
     assert harness.nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("code", "logged"), [("internal", True), ("quarantined", True), ("invalid_request", False)]
+)
+def test_a_fault_of_the_service_is_logged_with_the_id_of_its_request(
+    harness: Harness, code: str, logged: bool
+) -> None:
+    request = harness.submitted(ANN, "chatcmpl-mine-1").request
+    harness.give("tokenizer", Refused(request, code, "it broke"))
+    assert harness.one(ANN) == Error(code=code, message="it broke", id="chatcmpl-mine-1")
+    lines = harness.said.get(HostService.LOG, [])
+    assert lines == ([f"request chatcmpl-mine-1 failed ({code}): it broke"] if logged else [])
+
+
 def test_what_the_scheduler_refuses_ends_the_request_with_its_reason(harness: Harness) -> None:
     """It never opened the sequence."""
     request = harness.submitted(ANN, "1").request

@@ -138,6 +138,46 @@ def test_every_answer_has_an_id_and_is_counted_by_its_status() -> None:
     assert frontend.service.statuses == {200: 2, 404: 1, 401: 1, 400: 1}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_service_is_logged_with_the_id_of_the_answer(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client hears only that it happened, and what to look for."""
+    frontend = Scripted(Script("a", finish=RuntimeError("secret")))
+    answer = frontend.post(CHAT, {"messages": HELLO, "stream": stream})
+    told = answer.events[-2] if stream else answer.json
+    assert told["error"]["message"] == "an error of the service; its log says more"
+    [record] = [record for record in caplog.records if record.name == "slipstream"]
+    id = answer.headers["x-request-id"]
+    assert record.getMessage() == f"request {id} (POST {CHAT}) failed, by a fault of the service"
+    assert "RuntimeError: secret" in record.__dict__["cause"]
+    assert frontend.script.asked["request_id"] == f"chatcmpl-{id}", "and the gateway knows it by the same id"
+
+
+def test_a_response_that_fails_in_the_background_is_logged_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    frontend = Scripted(Script("a", finish=RuntimeError("secret")))
+
+    async def go() -> str:
+        asking = Exchange("POST", "/v1/responses", JSON, [b'{"input": "hi", "background": true}'])
+        await asking.run(frontend.app)
+        await until(lambda: not frontend.service.background)
+        return asking.answer.json["id"]
+
+    id = asyncio.run(go())
+    [record] = [record for record in caplog.records if record.name == "slipstream"]
+    assert record.getMessage() == f"response {id} failed, by a fault of the service"
+    assert "RuntimeError: secret" in record.__dict__["cause"]
+
+
+def test_what_the_caller_did_wrong_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    frontend = Scripted(Script("a"))
+    assert frontend.post(CHAT, b"{").status == 400
+    assert frontend.get("/nothing").status == 404
+    assert [record for record in caplog.records if record.name == "slipstream"] == []
+
+
 def test_the_id_of_an_answer_holds_that_of_its_request() -> None:
     """So that it is found in traces and logs; overlapping requests may have the same."""
     frontend = Scripted(Script("a"))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from ....protocol.formats.said import ChatDelta
 from ..bodies.requests import PARAMETERS
 from ..endpoints import chat
-from ..errors import Problem
+from ..errors import Problem, is_fault, log_fault
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
 from .bodies import ResponseBody, ResponseFields, all_tools, plain
@@ -93,6 +93,8 @@ async def make(service: Service, batches: Batches, output: Output, stored: Store
         stored.body |= {"status": "cancelled", "output": output.items}
     except Exception as error:
         output.fail(error)
+        if is_fault(error):
+            log_fault(f"response {stored.body['id']}", error)
     finally:
         stored.task = None
         if stored.body["id"] in service.responses.kept:

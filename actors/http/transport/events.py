@@ -17,7 +17,7 @@ from ....protocol.errors import ServiceUnavailable
 from ....protocol.formats.said import ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..bodies.requests import StreamOptions
-from ..errors import problem_of
+from ..errors import is_fault, problem_of
 
 T = TypeVar("T")
 
@@ -232,6 +232,7 @@ class EventStream(Response):
             return
 
     async def send_all(self, send: Send) -> None:
+        fault = None
         async with aclosing(self.rest):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -244,8 +245,11 @@ class EventStream(Response):
                 last = self.events.end()
             except Exception as error:
                 last = self.events.fail(error)
+                fault = error if is_fault(error) else None
             body = last + self.events.last
             await send({"type": "http.response.body", "body": body, "more_body": False})
+        if fault is not None:
+            raise fault  # the client was told, and the log is to have it too
 
 
 def part(data: bytes) -> dict[str, Any]:
