@@ -330,11 +330,12 @@ def test_a_request_that_kills_an_actor_is_given_up_after_few_deaths_and_all_othe
         assert tokens == expected
         until(lambda: all(s.state == "ready" for s in client.actors().actors), "all are ready")
         with pytest.raises(Quarantined):
-            victim.generate([5, 666, 7], params)
+            list(victim.stream([5, 666, 7], params))
         restarts = {state.name: state.restarts for state in client.actors().actors}
         assert restarts == dict.fromkeys(restarts, 0) | {actor: deaths}
         _, log = service.stop()
-        assert f"request the-culprit failed (quarantined): the {actor} died" in log
+        if actor != "gateway":  # the next gateway refuses it at once
+            assert f"request the-culprit failed (quarantined): the {actor} died" in log
 
 
 def test_how_the_actors_are_is_told_while_one_of_them_hangs(patient: Sidecar) -> None:
