@@ -56,7 +56,7 @@ def test_what_was_computed_before_a_reset_is_not_found_again(service: Sidecar, w
 def test_a_profile_is_the_timeline_from_its_start_to_its_end(web: Web) -> None:
     assert web("/stop_profile", {}).json["error"]["message"].endswith("POST /start_profile first")
     assert web("/start_profile", {}).status == 200
-    web(TEXT, {"prompt": "Once", "max_tokens": 5})
+    web(TEXT, {"prompt": "Once", "max_tokens": 5, "ignore_eos": True})
     told = web("/stop_profile", {}).json
     since, until = told["otherData"]["since_ns"] * 1e-3, told["otherData"]["until_ns"] * 1e-3
     names = {event["name"] for event in told["traceEvents"] if event["ph"] == "X"}

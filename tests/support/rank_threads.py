@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import ModuleType
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from slipstream.actors.executor.ranks.group import RankGroup
 from torch.distributed import HashStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 T = TypeVar("T")
+
+LOADING = ("read_or_quantized", "from_config", "laid_out", "fill")
+"""What ranks do of loading each by itself."""
 
 PATIENCE = timedelta(seconds=60)
 """A collective that not all take part in fails after this."""
@@ -39,3 +45,20 @@ def at_once(work: Callable[..., T], *given: Sequence[Any]) -> list[T]:
 
     with ThreadPoolExecutor(len(given[0])) as pool:
         return list(pool.map(alone, *given))
+
+
+def take_turns(monkeypatch: pytest.MonkeyPatch, functions: Mapping[ModuleType, Sequence[str]]) -> None:
+    """Let one thread at a time be in any of these functions: they share torch's random numbers, and what transformers
+    notes while it makes and loads a model."""
+    lock = threading.Lock()
+
+    def alone(real: Callable[..., T]) -> Callable[..., T]:
+        def run(*given: Any, **named: Any) -> T:
+            with lock:
+                return real(*given, **named)
+
+        return run
+
+    for module, names in functions.items():
+        for name in names:
+            monkeypatch.setattr(module, name, alone(getattr(module, name)))

@@ -61,6 +61,7 @@ COUNTERS = {
     "dead_letters": ("dead_letters", "Messages to an actor that was not there"),
     "stale": ("stale_messages", "Messages of an actor's earlier life, dropped"),
     "malformed": ("malformed_frames", "Frames that were no message"),
+    "unexpected": ("unexpected_messages", "Messages of which the actor knows nothing"),
     "device_busy_s": ("device_busy_seconds", "Time in which the device computed"),
     "device_idle_s": ("device_idle_seconds", "Time in which it waited, for a step or masks, with work there"),
 }
@@ -137,6 +138,7 @@ class Families(Collector):
         for name, about in HISTOGRAMS.items():
             yield self.histogram(name, about, left)
         yield from self.of_actors()
+        left.pop("actor_restarts", None)  # those of all actors together
         answered = {(str(status),): float(count) for status, count in sorted(self.statuses.items())}
         about = "HTTP requests answered, by status; those that the gateway never saw are counted nowhere else"
         yield self.family(CounterMetricFamily, "http_requests", about, answered, ("status",))

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_threads import at_once, groups
+from rank_threads import LOADING, at_once, groups, take_turns
+from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
+from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_part
 from slipstream.runtime.keeping import MOST_FILES, Shelf
@@ -50,6 +52,11 @@ def shelves() -> Iterator[list[KeptWeights]]:
     yield found
     for each in found:
         each.keeper.forget()
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_turns(monkeypatch, {load: LOADING, weights: ("skeleton",)})
 
 
 @pytest.fixture

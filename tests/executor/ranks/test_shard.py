@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import EVERY_PROJECTION, make_adapter, merge
-from rank_threads import at_once, groups
+from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.model.adapters.products import Stack, TorchProducts
 from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -226,20 +225,7 @@ def test_a_number_of_ranks_that_does_not_divide_is_refused(
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share torch's random numbers, and what transformers notes while it loads."""
-    lock = threading.Lock()
-
-    def locked(name: str) -> None:
-        real = getattr(load, name)
-
-        def alone(*given: Any, **named: Any) -> Any:
-            with lock:
-                return real(*given, **named)
-
-        monkeypatch.setattr(load, name, alone)
-
-    for name in ("read_or_quantized", "from_config", "laid_out", "fill"):
-        locked(name)
+    take_turns(monkeypatch, {load: LOADING})
 
 
 def loaded(folder: Path, of: Callable[..., PagedModel], dtype: str = "auto") -> list[PagedModel]:
