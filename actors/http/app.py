@@ -171,12 +171,18 @@ class Entrance:
     """What every request passes: it gets an id, shows that it may ask, and is counted while it is under way."""
 
     def __init__(
-        self, service: Service, app: ASGIApp, api_key: str | None, hosts: frozenset[str] | None = None
+        self,
+        service: Service,
+        app: ASGIApp,
+        api_key: str | None,
+        hosts: frozenset[str] | None = None,
+        allowed_origins: Sequence[str] = (),
     ) -> None:
         """``hosts``, where no key is asked, are the names that the service may be called by, beside IP addresses;
-        None: any."""
+        None: any. ``allowed_origins`` are those of web pages that may ask."""
         self.service = service
-        self.app = app
+        self.app = for_pages(app, allowed_origins)
+        self.origins = allowed_origins
         self.key = None if api_key is None else api_key.encode()
         self.hosts = hosts
         self.under_way: set[asyncio.Task[Any]] = set()
@@ -209,7 +215,7 @@ class Entrance:
             refusal = self.refusal(scope, headers)
             if refusal is not None:
                 self.service.errors[refusal.reason] += 1
-            app = self.app if refusal is None else refusal.response()
+            app = self.app if refusal is None else for_pages(refusal.response(), self.origins)
             await app(scope, receive, send_with_id)
         except ClientLeft:
             pass  # nobody is left to be answered
@@ -247,6 +253,8 @@ class Entrance:
                 " that no web page can ask it under a name of its own: use one of these, set --api-key, or list"
                 " the name's origin in --allowed-origins",
             )
+        if self.origins and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return None  # a browser asks whether a page may ask, and sends no key yet
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if "x-api-key" in headers:  # as Anthropic's clients send it
             scheme, key = "bearer", headers["x-api-key"]
@@ -317,7 +325,20 @@ def path_without_slash(scope: Scope, routes: Sequence[Route]) -> bool:
     )
 
 
-def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
+def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """The same with what browsers need to let pages of these origins ask and read the answers."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["DELETE", "GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id"],
+    )
+
+
+def make_app(service: Service) -> ASGIApp:
     def route(path: str, endpoints: list[Endpoint]) -> Route:
         """All methods of a path are one route, so that it can say which there are."""
         by_method = {endpoint.method: endpoint for endpoint in endpoints}
@@ -364,13 +385,4 @@ def make_app(service: Service, allowed_origins: Sequence[str]) -> ASGIApp:
     routes = [*own, Route("/openapi.json", openapi), Route("/", home), *dashboard.routes()]
     starlette = Starlette(routes=routes, exception_handlers=handlers)
     starlette.router.redirect_slashes = False
-    app: ASGIApp = starlette
-    if allowed_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=allowed_origins,
-            allow_methods=["DELETE", "GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id"],
-        )
-    return app
+    return starlette

@@ -95,8 +95,8 @@ class HttpFrontend:
         # With --insecure, at other addresses, anybody may ask by any name, and with * any page may.
         local = ip_address(host).is_loopback and "*" not in options.allowed_origins
         hosts = hosts_of(options.allowed_origins) if local else None
-        app = make_app(self.service, options.allowed_origins)
-        self.entrance = Entrance(self.service, app, options.api_key, hosts)
+        app = make_app(self.service)
+        self.entrance = Entrance(self.service, app, options.api_key, hosts, options.allowed_origins)
         self.server: Server | None = None
 
     @property

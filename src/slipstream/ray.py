@@ -259,7 +259,7 @@ class Face:
         frontend = Frontend(
             lambda: AsyncClient(router.endpoint), texts, welcome.model, __version__, welcome.limits
         )
-        self.app = Entrance(frontend, make_app(frontend, ()), self.api_key, None)
+        self.app = Entrance(frontend, make_app(frontend), self.api_key, None)
 
     async def first_services(self, file: Path) -> None:
         deadline = time.monotonic() + FIRST_SERVICE_S

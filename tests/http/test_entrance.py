@@ -249,3 +249,20 @@ def test_a_body_in_a_transfer_coding_is_refused_by_its_name() -> None:
     assert answer.status == 501
     assert "Transfer-Encoding is 'gzip, chunked'" in answer.json["error"]["message"]
     assert Scripted(Script("a")).post(CHAT, {"messages": HELLO}, transfer_encoding="Chunked").status == 200
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_a_page_of_an_allowed_origin_can_ask_where_a_key_is_needed() -> None:
+    """Before it sends the key, the browser asks without one whether the page may."""
+    frontend = Scripted(Script("a"), api_key="sesame", origins=["https://a.example"])
+    asked = {"origin": "https://a.example", "access_control_request_method": "POST"}
+    first = frontend.ask("OPTIONS", CHAT, [], asked | {"access_control_request_headers": "authorization"})
+    assert (first.status, first.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    assert "authorization" in first.headers["access-control-allow-headers"]
+    assert frontend.ask("OPTIONS", CHAT, [], asked | {"origin": "https://b.example"}).status == 400
+    refused = frontend.post(CHAT, {"messages": HELLO}, origin="https://a.example")
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, "https://a.example")
+    assert frontend.get("/v1/models").status == 401
+    assert Scripted(api_key="sesame").ask("OPTIONS", CHAT, [], asked).status == 401

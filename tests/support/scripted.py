@@ -115,6 +115,7 @@ class Scripted:
         other_names: Sequence[str] = (),
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
         adapters: bool = False,
+        origins: Sequence[str] = (),
     ) -> None:
         self.script = script or Script()
         bounds = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=65536, max_queued_requests=8)
@@ -130,7 +131,7 @@ class Scripted:
             defaults=defaults,
             adapters=adapters,
         )
-        self.app = Entrance(self.service, make_app(self.service, []), api_key, hosts)
+        self.app = Entrance(self.service, make_app(self.service), api_key, hosts, origins)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:
         """``body`` is sent as JSON, or as it is if it is bytes."""
