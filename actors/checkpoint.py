@@ -194,9 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_template(path: Path) -> str:
     """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
     try:
-        return path.read_text(
-            encoding="utf-8-sig"
-        )  # some editors begin a file with a mark that is none of its text
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ModelNotSupported(f"the chat template {path} cannot be read: {error}") from None
 

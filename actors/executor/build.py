@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ...runtime.process.child import StartContext
     from .model.paged_model import PagedModel
+    from .ranks.group import RankGroup
 
 EMULATED_BLOCKS = 1 << 20
 """Most blocks on the emulated device, which stores nothing in them; the scheduler's ledger of them takes 80 MB."""
@@ -121,14 +122,19 @@ def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedM
     kept = KeptAdapters(places, Path(options.adapters_file))
     kept.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
     if model.group is not None:
-        for id in range(1, options.max_loras + 1):
-            everywhere = model.group.least(int(id in kept.loaded), model.device)
-            if not everywhere and id in kept.loaded:
-                logger.warning(
-                    "the adapter %r is not loaded on another rank: it is left out", kept.loaded[id].name
-                )
-                kept.unload(id)
+        leave_out_what_others_lack(kept, model.group, model.device)
     return kept
+
+
+def leave_out_what_others_lack(kept: KeptAdapters, group: RankGroup, device: torch.device) -> None:
+    """An adapter that was there before may be gone for one rank, and not yet for another: they compute together."""
+    for id in range(1, kept.places.count + 1):
+        everywhere = group.least(int(id in kept.loaded), device)
+        if not everywhere and id in kept.loaded:
+            logger.warning(
+                "the adapter %r is not loaded on another rank: it is left out", kept.loaded[id].name
+            )
+            kept.unload(id)
 
 
 def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -> Engine:

@@ -55,6 +55,7 @@ MAX_REQUEST_ID_CHARS = 128
 
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
+"""The form of ``Host``: that of a URI's host and port (RFC 9110, 7.2; RFC 3986, 3.2.2)."""
 
 
 class Endpoint(NamedTuple):

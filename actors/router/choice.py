@@ -17,8 +17,8 @@ SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""
 
 MOST_LOOKED_AT = 32
-"""Of many services that are alike this many are looked at for one request: the best of them is hardly worse than the
-best of all, and a thousand cost no more than these."""
+"""Of many services that are alike this many are looked at for one request, so that a choice costs the same before a
+thousand; others for each prompt, so that none is left out."""
 
 LOAD = attrgetter("load")
 WORK = attrgetter("uncomputed", "load")

@@ -91,8 +91,8 @@ class Routed:
                     delta.prompt_logprobs = None
                 self.sent_prompt_logprobs = True
             if delta.usage is not None and self.replica is not None:
-                expected = self.expected * delta.usage.prompt_tokens
-                self.replica.prefixes.learn(expected, delta.usage.cached_tokens)
+                prompt, cached = delta.usage.prompt_tokens, delta.usage.cached_tokens
+                self.replica.prefixes.learn(self.expected * prompt, cached, prompt)
             items.append(delta)
 
 

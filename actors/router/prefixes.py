@@ -112,10 +112,11 @@ class Prefixes:
         else:
             del self.holders[one]
 
-    def learn(self, expected: float, reported: int) -> None:
-        """Of a prompt, ``expected`` tokens were taken to be in the cache; the service says that ``reported`` were."""
+    def learn(self, expected: float, reported: int, prompt: int) -> None:
+        """Of a prompt of ``prompt`` tokens, ``expected`` were taken to be in the cache; the service says that
+        ``reported`` were. More than there are is no report."""
         if expected > 0:
-            share = min(max(reported / expected, 0.0), 1.0)
+            share = min(max(reported / expected, 0.0), 1.0) if reported <= prompt else 0.0
             self.found += (share - self.found) * LEARNING
 
     def forget(self) -> None:

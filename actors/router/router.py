@@ -253,6 +253,8 @@ class Router(PublicActor):
                 self.log_trouble(replica, str(pending.error))
         for connection, items in news.items():
             self.connections.send_deltas(connection, items, now)
+        if replica.prefixes.count != replica.cache_counts:
+            self.log_cache(replica)
         for request in failed:
             if request.number in self.open.by_number:  # its connection was not cut off just now
                 self.on_failed(replica, request, now)
@@ -294,6 +296,17 @@ class Router(PublicActor):
         """Its connection is gone. One that was silent has been waited for already."""
         if replica.session.state == "lost" or replica.move_at is None:
             replica.move_at = now
+
+    def log_cache(self, replica: Replica) -> None:
+        """Say that what was sent to a service counts no more, or again."""
+        replica.cache_counts = replica.prefixes.count
+        what = (
+            "finds what it was sent before in its cache again: that counts"
+            if replica.cache_counts
+            else "says that it finds little of what it was sent before in its cache, or more than there is: it is"
+            " chosen by its load alone until it does; look at its --enable-prefix-caching and the size of its cache"
+        )
+        self.send(HostService.LOG, f"the service at {replica.endpoint} {what}")
 
     def log_trouble(self, replica: Replica, why: str) -> None:
         """In the log, once for each reason."""

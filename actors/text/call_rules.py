@@ -25,9 +25,9 @@ ANSWER = "answer_itself"
 Schemas = Mapping[str, dict[str, Any]]
 """Of the arguments of each function that may be called, by its name."""
 
-
 Begun = Mapping[str, Mapping[str, str]]
-"""Regular expressions of what calls begin with, up to the name, and of names with what closes them; and the rest."""
+"""What calls begin with, up to the name: for each such regular expression, by the regular expression of a name and what
+closes it, the rest of the call."""
 
 
 class Ways(NamedTuple):

@@ -14,10 +14,8 @@ from ..supervision import control
 def set_up(parent: int) -> None:
     """Prepare this process, whatever it will be, and have it end with ``parent``, the supervisor."""
     die_with_parent(parent)
-    for number in (
-        signal.SIGINT,
-        *control.IDLE_SIGNALS,
-    ):  # what reaches the whole group, the supervisor decides upon
+    # These reach the whole process group; what follows from them the supervisor decides.
+    for number in (signal.SIGINT, *control.IDLE_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
     configure(as_json=False)

@@ -95,7 +95,7 @@ def application(
         graceful_shutdown_timeout_s=drain_s,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": tensor_parallel_size if on_gpus else 0},
     )
-    ingress = serve.deployment(serve.ingress(Face(fleet, model, api_key))(Ingress)).options(
+    ingress = serve.deployment(serve.ingress(IngressApp(fleet, model, api_key))(Ingress)).options(
         num_replicas=ingresses,
         max_ongoing_requests=4096,
         graceful_shutdown_timeout_s=drain_s,
@@ -211,13 +211,13 @@ class Service:
 
 
 class Ingress:
-    """The replica around a ``Face``. It holds the handle so that Serve deploys the services too."""
+    """The replica around an ``IngressApp``. It holds the handle so that Serve deploys the services too."""
 
     def __init__(self, services: Any) -> None:
         self.services = services
 
 
-class Face:
+class IngressApp:
     """The ASGI application of an ingress: the frontend, before a router. It begins with the first request."""
 
     def __init__(self, fleet: str, model: str | None, api_key: str | None) -> None:

@@ -15,7 +15,7 @@ from .actors.checkpoint import open_checkpoint
 from .actors.options import RouterOptions
 from .actors.router.services_file import named_in
 from .banner import announce_addresses
-from .children import child, http_options
+from .child_specs import child, http_options
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.client_key import ClientKey, client_key
 from .protocol.endpoints import check_endpoint

@@ -21,7 +21,7 @@ from .actors.options import (
     TokenizerOptions,
 )
 from .banner import announce_service
-from .children import chat_template_of, child, http_options
+from .child_specs import chat_template_of, child, http_options
 from .options import ServeOptions, adapters_of
 from .protocol.endpoints import check_endpoint
 from .protocol.errors import InvalidRequest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,23 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from rank_threads import at_once, groups
 from slipstream.actors.executor import build
-from slipstream.actors.executor.build import DeviceLost, choose_device, found_again, import_libraries
+from slipstream.actors.executor.build import (
+    DeviceLost,
+    choose_device,
+    found_again,
+    import_libraries,
+    leave_out_what_others_lack,
+)
 from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.options import ModelOptions
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.internal import Adapter
 from slipstream.runtime.process.child import Build
 
 from slipstream.options import ServeOptions
@@ -122,3 +132,25 @@ def test_the_ledger_of_an_emulated_cache_is_no_larger_than_one_that_is_built_at_
     assert ledger_bytes < 100 << 20
     assert scheduler.planner.longest is not None
     assert scheduler.planner.longest >= length, "and one sequence of the full length has its blocks"
+
+
+class Places:
+    """Room for adapters, without weights."""
+
+    count = 3
+
+    def load(self, adapter: Adapter) -> Iterator[None]:
+        yield from ()
+
+
+def test_an_adapter_that_one_rank_could_not_load_again_is_left_out_by_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ranks = [KeptAdapters(Places()), KeptAdapters(Places())]
+    for kept, ids in zip(ranks, ([1, 2], [2]), strict=True):
+        kept.start([Adapter(id, f"adapter {id}", "/a") for id in ids])
+    at_once(
+        lambda kept, group: leave_out_what_others_lack(kept, group, torch.device("cpu")), ranks, groups(2)
+    )
+    assert [sorted(kept.loaded) for kept in ranks] == [[2], [2]]
+    assert "the adapter 'adapter 1' is not loaded on another rank: it is left out" in caplog.text

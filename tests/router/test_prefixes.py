@@ -210,12 +210,15 @@ def test_a_service_that_does_not_find_what_it_was_sent_is_chosen_by_load_until_i
     liar, honest = replicas(2, [1, 0])
     liar.prefixes.note([b"a"], 100)
     for _ in range(50):
-        liar.prefixes.learn(100.0, 0)
+        liar.prefixes.learn(100.0, 0, 200)
     assert choose([liar, honest], [b"a"]) is honest
     for _ in range(50):
-        liar.prefixes.learn(100.0, 10**9)  # nor does it count for more than was expected
+        liar.prefixes.learn(100.0, 200, 200)  # nor does it count for more than was expected
     assert liar.prefixes.found <= 1.0
     assert choose([liar, honest], [b"a"]) is liar
+    for _ in range(50):
+        liar.prefixes.learn(100.0, 10**9, 200)  # more than the prompt has
+    assert choose([liar, honest], [b"a"]) is honest
 
 
 # --- what it is worth -----------------------------------------------------------------------------

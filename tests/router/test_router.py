@@ -267,6 +267,28 @@ def test_what_a_client_has_to_part_is_passed_on_as_it_came(desk: Desk) -> None:
     assert type(desk.told[-1].items[0]) is Delta
 
 
+@pytest.mark.parametrize("cached", [0, 10**6], ids=["nothing", "more than there is"])
+def test_a_service_whose_word_on_its_cache_does_not_fit_is_named_once_and_serves_on(cached: int) -> None:
+    desk = Desk(EAST)
+
+    def served(number: int, cached: int) -> None:
+        desk.ask(f"{number}", prompt="the same beginning " * 20)
+        service, request = desk.placed()
+        usage = Usage(prompt_tokens=100, completion_tokens=1, cached_tokens=cached)
+        delta = Delta(id=request.id, token_ids=[1], text="x", finish_reason="stop", usage=usage)
+        desk.say(service, Deltas(items=[delta]))
+
+    for number in range(40):
+        served(number, cached)
+    (line,) = [line for line in desk.log if "cache" in line]
+    assert line.startswith(f"the service at {EAST} says that it finds little of what it was sent before")
+    for number in range(40, 80):
+        served(number, 100)
+    _, line = [line for line in desk.log if "cache" in line]
+    assert line.startswith(f"the service at {EAST} finds what it was sent before in its cache again")
+    assert (len(desk.tokens()), desk.errors()) == (80, [])
+
+
 # --- services that go -----------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ....protocol.errors import InvalidRequest
 from .group import RankGroup
 
 
@@ -24,6 +25,17 @@ class Division(NamedTuple):
 
 
 WHOLE = Division()
+
+
+def part_of(tensor: Tensor, dim: int, size: int, part: int, name: str) -> Tensor:
+    """One of ``size`` equal parts of a tensor along ``dim``, in memory of its own; InvalidRequest where they cannot be
+    equal."""
+    if tensor.shape[dim] % size:
+        raise InvalidRequest(
+            f"tensor_parallel_size={size}: {name} has {tensor.shape[dim]} rows or columns, which {size} ranks cannot"
+            " divide; give a divisor of that"
+        )
+    return tensor.tensor_split(size, dim)[part].clone()
 
 
 class Summed(nn.Linear):

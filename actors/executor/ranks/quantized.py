@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ....protocol.errors import InvalidRequest
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import Summed
+from .layers import Summed, part_of
 
 
 class SummedQuantized(Summed, QuantizedLinear):
@@ -31,17 +31,12 @@ def in_place_of(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear
 def rows_of(layer: QuantizedLinear, size: int, rank: int, name: str) -> QuantizedLinear:
     """One of ``size`` equal parts of the outputs."""
     rows, columns = layer.block
-    height = part_of(layer.out_features, size, name, "rows")
     scales = layer.scales
-    if height % rows:
+    if layer.out_features % (size * rows):
         scales, rows = scales.repeat_interleave(rows, 0)[: layer.out_features], 1
-    bias: Tensor | None = layer.bias
-    return QuantizedLinear(
-        layer.weight[rank * height :][:height].clone(),
-        scales[rank * height // rows :][: height // rows].clone(),
-        (rows, columns),
-        None if bias is None else bias[rank * height :][:height].clone(),
-    )
+    bias = None if layer.bias is None else part_of(layer.bias, 0, size, rank, name)
+    weight, scales = (part_of(tensor, 0, size, rank, name) for tensor in (layer.weight, scales))
+    return QuantizedLinear(weight, scales, (rows, columns), bias)
 
 
 def columns_of(layer: QuantizedLinear, group: RankGroup, name: str) -> QuantizedLinear:
@@ -50,8 +45,8 @@ def columns_of(layer: QuantizedLinear, group: RankGroup, name: str) -> Quantized
     InvalidRequest where a scale is for columns of two ranks, but not of all.
     """
     rows, columns = layer.block
-    width = part_of(layer.in_features, group.size, name, "columns")
-    scales = layer.scales
+    weight = part_of(layer.weight, 1, group.size, group.rank, name)
+    scales, width = layer.scales, weight.shape[1]
     if scales.shape[1] == 1:
         columns = width
     elif width % columns:
@@ -60,17 +55,5 @@ def columns_of(layer: QuantizedLinear, group: RankGroup, name: str) -> Quantized
             f" {group.size} ranks cannot have equally many of its {layer.in_features}; use fewer ranks"
         )
     else:
-        scales = scales[:, group.rank * width // columns :][:, : width // columns].clone()
-    bias = layer.bias if group.rank == 0 else None
-    return QuantizedLinear(
-        layer.weight[:, group.rank * width :][:, :width].clone(), scales, (rows, columns), bias
-    )
-
-
-def part_of(whole: int, size: int, name: str, what: str) -> int:
-    if whole % size:
-        raise InvalidRequest(
-            f"tensor_parallel_size={size}: {name} has {whole} {what}, which {size} ranks cannot divide; give a"
-            " divisor of that"
-        )
-    return whole // size
+        scales = part_of(scales, 1, group.size, group.rank, name)
+    return QuantizedLinear(weight, scales, (rows, columns), layer.bias if group.rank == 0 else None)

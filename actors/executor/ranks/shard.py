@@ -19,7 +19,7 @@ from ....protocol.errors import InvalidRequest
 from ..model.gate import refusal
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import Division, GatheredLinear, SummedExperts, SummedLinear
+from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, part_of
 from .quantized import SummedQuantized, columns_of, rows_of
 
 OWN_PLANS = {
@@ -173,7 +173,7 @@ class Sharding:
 
     def part_of_quantized(self, layer: QuantizedLinear, name: str, style: str) -> QuantizedLinear:
         if style == "colwise":
-            return rows_of(layer, *self.parts_of_outputs(name), name)
+            return rows_of(layer, *self.divided[name].outputs, name)
         part = columns_of(layer, self.group, name)
         return SummedQuantized(part, self.group, of_whole=SUMMED[style])
 
@@ -188,7 +188,7 @@ class Sharding:
 
     def divide_outputs(self, layer: nn.Linear, name: str) -> None:
         """Keep a rank's outputs of a layer."""
-        size, rank = self.parts_of_outputs(name)
+        size, rank = self.divided[name].outputs
         layer.weight = kept(self.part(layer.weight, 0, name, size, rank))
         layer.out_features = len(layer.weight)
         if layer.bias is not None:
@@ -198,13 +198,13 @@ class Sharding:
         self, tensor: Tensor, dim: int, name: str, size: int | None = None, rank: int | None = None
     ) -> Tensor:
         """One of ``size`` equal parts along ``dim``, in memory of its own."""
-        size = self.group.size if size is None else size
-        if tensor.shape[dim] % size:
-            raise InvalidRequest(
-                f"tensor_parallel_size={self.group.size}: {name} has {tensor.shape[dim]} rows or columns, which"
-                f" {size} ranks cannot divide; give a divisor of that"
-            )
-        return tensor.tensor_split(size, dim)[self.group.rank if rank is None else rank].clone()
+        return part_of(
+            tensor,
+            dim,
+            self.group.size if size is None else size,
+            self.group.rank if rank is None else rank,
+            name,
+        )
 
     def filled_part(self, tensor: Tensor) -> Tensor:
         """A part along the first dimension, the last ones filled up with zeros if it does not divide."""

@@ -27,7 +27,11 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         help="let Serve start as many as N when open requests or caches ask for it (default: --replicas, always)",
     )
     parser.add_argument(
-        "--ingresses", type=count, default=1, metavar="N", help="faces with a router each (default 1)"
+        "--ingresses",
+        type=count,
+        default=1,
+        metavar="N",
+        help="OpenAI frontends, with a router each (default 1)",
     )
     parser.add_argument(
         "--tensor-parallel-size", type=count, default=1, metavar="N", help="ranks of each service (default 1)"

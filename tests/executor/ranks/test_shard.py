@@ -335,11 +335,12 @@ def quantized_whole(family: str, block: tuple[int, int], dtype: torch.dtype = to
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
 def test_quantized_weights_are_divided_with_their_scales_and_joined(
-    family: str, block: tuple[int, int]
+    family: str, dtype: torch.dtype, block: tuple[int, int]
 ) -> None:
-    models = [quantized_whole(family, block) for _ in range(2)]
+    models = [quantized_whole(family, block, dtype) for _ in range(2)]
     at_once(divide, models, groups(2))
     for model in models:
         assert model.kept_because == ""
@@ -385,10 +386,11 @@ def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> No
 
     for model in at_once(own, groups(2)):
         assert model.weights_told.startswith("weights rounded to"), "as a CPU does"
-        for name in ("qkv_proj", "o_proj"):
-            weight = model.transformer.get_parameter(f"model.layers.0.self_attn.{name}.weight")
-            distinct = len({round(float(value), 6) for value in weight[0] / weight[0].abs().max()})
-            assert distinct <= 256, "few enough numbers for 8 bits"
+        weight = model.transformer.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
+        numbers = weight / weight.abs().amax(1, keepdim=True) * (127 if kind == "int8" else 448)
+        rounded = numbers.round() if kind == "int8" else numbers.to(torch.float8_e4m3fn).float()
+        assert torch.allclose(numbers, rounded, rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(numbers * 0.99, rounded, rtol=1e-4, atol=1e-3), "so near is no accident"
 
 
 # --- adapters ---------------------------------------------------------------------------------------

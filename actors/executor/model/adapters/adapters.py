@@ -173,19 +173,17 @@ class Adapters:
             stack.up[id - 1].zero_()
 
     def write(self, id: int, folder: AdapterFolder, pair: Pair, target: Target) -> None:
-        stack, part, division = target
+        stack, part, (outputs_here, inputs_here) = target
         outputs, ranks = stack.parts[part]
-        a, b = (
-            part_of(folder.read(pair.a), 1, *division.inputs),
-            part_of(folder.read(pair.b), 0, *division.outputs),
-        )
+        a = cut(folder.read(pair.a), 1, *inputs_here)
+        b = cut(folder.read(pair.b), 0, *outputs_here)
         rank = a.shape[0]
         stack.down[id - 1, ranks.start : ranks.start + rank].copy_(a)
         stack.up[id - 1, outputs, :rank].copy_(b.float() * pair.scaling)
 
 
-def part_of(weight: Tensor, dim: int, size: int, part: int) -> Tensor:
-    """One of ``size`` equal parts."""
+def cut(weight: Tensor, dim: int, size: int, part: int) -> Tensor:
+    """One of ``size`` equal parts along ``dim``."""
     return weight.tensor_split(size, dim)[part]
 
 

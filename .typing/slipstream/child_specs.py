@@ -1,0 +1,1 @@
+../../src/slipstream/child_specs.py
