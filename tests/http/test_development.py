@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,21 @@ def test_a_profile_is_the_timeline_from_its_start_to_its_end(web: Web) -> None:
     assert len([name for name in names if name.startswith("Plan ")]) >= 5, "each token is a step"
     assert since < until
     assert web("/stop_profile", {}).status == 400, "it was stopped"
+
+
+def test_a_profile_has_its_beginning_however_late_the_question_for_it_arrives(
+    service: Sidecar, web: Web
+) -> None:
+    gateway = service.pids["gateway"]
+    assert web("/start_profile", {}).status == 200
+    web(TEXT, {"prompt": "Once", "max_tokens": 5, "ignore_eos": True})
+    os.kill(gateway, signal.SIGSTOP)
+    late = threading.Timer(0.3, os.kill, (gateway, signal.SIGCONT))
+    late.start()
+    told = web("/stop_profile", {}).json
+    late.join()
+    names = {event["name"] for event in told["traceEvents"] if event["ph"] == "X"}
+    assert len([name for name in names if name.startswith("Plan ")]) >= 5
 
 
 def test_without_the_switch_there_are_no_such_endpoints() -> None:

@@ -13,6 +13,9 @@ from ....protocol.client.timeline import Timeline
 from ..errors import Problem
 from ..service import Service
 
+ON_ITS_WAY_S = 5.0
+"""A question after the last seconds is answered from when it arrives: so much later, at most."""
+
 
 async def reset_prefix_cache(service: Service, request: Request) -> Response:
     """What is asked from now on begins with nothing that was computed before."""
@@ -31,7 +34,8 @@ async def stop_profile(service: Service, request: Request) -> Response:
     since, service.profiled_since = service.profiled_since, None
     if since is None:
         raise Problem(400, "no profile was started; POST /start_profile first")
-    timeline = await service.client.trace(max(time.monotonic() - since, 1e-3))
+    timeline = await service.client.trace(time.monotonic() - since + ON_ITS_WAY_S)
+    timeline = timeline.after(round(since * 1e9))  # of the same clock, since this is a process of the service
     request.state.large = True
     text = await service.beside(request, drawn, timeline)
     return Response(text, media_type="application/json")
