@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import zmq
 
 from ..log import logger
 from . import control
+
+SAME_S = 0.3
+"""A signal that follows the first sooner than this asks for the same: ``timeout`` signals its child and then the group
+that the child is in, and programs that start others hand on a Ctrl-C that the terminal has sent to those too."""
 
 
 class StopRequests:
@@ -21,7 +26,11 @@ class StopRequests:
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """A signal that comes writes to this pipe, and so ends a wait."""
         self.signals: list[int] = []
-        """Those that ask to stop, in the order in which they came: the first drains, the second ends at once."""
+        """Those that ask to stop, in the order in which they came."""
+        self.signalled_at = 0.0
+        """When the first came."""
+        self.at_once = False
+        """Asked again, so that nothing more is waited for."""
         self.idle_signals: list[int] = []
         """Received and not logged yet: they ask for nothing here."""
         self.parent_fd: int | None = None
@@ -36,12 +45,20 @@ class StopRequests:
     def on_signal(self, number: int, frame: object) -> None:
         """A signal handler for SIGTERM, SIGINT and SIGHUP, which ask to stop.
 
+        A terminal that closes sends SIGHUP more than once, the shell's and the kernel's, and systemd may send it right
+        after SIGTERM: it never asks for more than a drain.
+
         SIGCHLD only wakes: it comes for a child that was stopped, which its process file descriptor does not. For
         SIGUSR1 and SIGUSR2, by which other servers open their logs again or start anew, there is nothing to do.
         """
         if number in control.IDLE_SIGNALS:
             self.idle_signals.append(number)
         elif number != signal.SIGCHLD:
+            now = time.monotonic()
+            if not self.signals:
+                self.signalled_at = now
+            elif number != signal.SIGHUP and now - self.signalled_at >= SAME_S:
+                self.at_once = True
             self.signals.append(number)
 
     def handle(self, *numbers: int) -> None:

@@ -401,9 +401,8 @@ class Supervisor:
 
     def drain(self, names: list[str], timeout_s: float) -> bool:
         """Let these finish what is under way and accept nothing new; True if all did in time."""
-        signals = self.stop_requests.signals
-        asked = len(signals)
         asked_to_drain: set[int] = set()
+        hurried = False
         deadline = time.monotonic() + timeout_s
         while busy := [child for name in names if not is_drained(child := self.children[name])]:
             for child in busy:
@@ -411,9 +410,11 @@ class Supervisor:
                     asked_to_drain.add(child.epoch)
                     child.state = "draining"
                     child.send(control.Stop(drain=True))
-            if len(signals) > asked:  # at once, but for a child that has finished and is just saying so
+            if (
+                self.stop_requests.at_once and not hurried
+            ):  # but for a child that has finished and is just saying so
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
-                asked = len(signals)
+                hurried = True
             left = deadline - time.monotonic()
             if left <= 0 or self.stop_requests.parent_gone:
                 return False

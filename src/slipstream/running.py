@@ -25,6 +25,7 @@ from .runtime.machine.socket_file import remove_left
 from .runtime.supervision.children import ChildFailed, ChildSpec
 from .runtime.supervision.control import IDLE_SIGNALS
 from .runtime.supervision.notify import Notify
+from .runtime.supervision.stop_requests import SAME_S
 from .runtime.supervision.supervisor import Supervisor
 
 USERS_ERRORS = {kind.__name__: kind for kind in BY_CODE.values()}
@@ -96,13 +97,9 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
         with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
             notify.send("STOPPING=1")
         if not supervisor.stop_requests.parent_gone:
-            logger.info(
-                f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)"
-            )
-            answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
-            if not supervisor.drain(answering, shutdown_timeout_s):
+            if not finish(supervisor, shutdown_timeout_s):
                 last_words = "the service was stopped before this request was finished"
-                twice = len(supervisor.stop_requests.signals) > 1
+                twice = supervisor.stop_requests.at_once
                 cause = "told twice to stop" if twice else "the drain took too long"
                 log_failure(
                     "slipstream stopped before everything was finished",
@@ -117,6 +114,18 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
         return FAILED
     finally:
         supervisor.stop(last_words)
+
+
+def finish(supervisor: Supervisor, shutdown_timeout_s: float) -> bool:
+    """Have what is under way finished; False if that took too long, or was told to end at once."""
+    answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
+    soon = min(SAME_S, shutdown_timeout_s)
+    if supervisor.drain(answering, soon):
+        logger.info("stopping; everything is finished")
+        return True
+    # Said when it has become true: a signal that came sooner would have been taken for the first one.
+    logger.info(f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)")
+    return supervisor.drain(answering, shutdown_timeout_s - soon)
 
 
 def log_trace(error: Exception) -> None:

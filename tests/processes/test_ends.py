@@ -188,6 +188,27 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
         assert served.process.wait(NEAR) == 0
 
 
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(first: int) -> None:
+    """The shell sends SIGHUP to its jobs, and the kernel to the foreground when the shell ends; systemd may send it right
+    after SIGTERM (SendSIGHUP=)."""
+    with service(
+        before=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), stderr=subprocess.PIPE
+    ) as served:
+        with served.client() as client:
+            stream = client.stream("Once", SamplingParams(max_tokens=200, ignore_eos=True))
+            tokens = list(next(stream).token_ids)
+            served.process.send_signal(first)
+            assert served.process.stderr is not None
+            for line in served.process.stderr:
+                if b"stopping" in line:
+                    break
+            served.process.send_signal(signal.SIGHUP)
+            tokens += [token for delta in stream for token in delta.token_ids]
+        assert len(tokens) == 200
+        assert served.process.wait(NEAR) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_that_mean_other_things_to_other_servers_change_nothing_and_say_so(number: int) -> None:
     """``kill -USR1`` opens nginx's logs again: a script that does so to every server must end none."""

@@ -31,7 +31,7 @@ from slipstream.runtime.supervision.restarts import (
     Restarts,
 )
 from slipstream.runtime.supervision.status import Status
-from slipstream.runtime.supervision.stop_requests import StopRequests
+from slipstream.runtime.supervision.stop_requests import SAME_S, StopRequests
 
 from slipstream import SamplingParams, ServiceUnavailable, Sidecar
 
@@ -200,6 +200,30 @@ def test_a_signal_wakes_a_supervisor_that_is_just_about_to_wait() -> None:
     finally:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGUSR1, before)
+        for descriptor in (requests.wake_reader, requests.wake_writer):
+            os.close(descriptor)
+
+
+def test_a_signal_that_comes_twice_at_once_asks_for_one_drain_and_later_for_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``timeout`` signals its child, and then the group that the child is in."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    requests = StopRequests()
+    try:
+        requests.on_signal(signal.SIGTERM, None)
+        requests.on_signal(signal.SIGTERM, None)
+        now += SAME_S - 0.01
+        requests.on_signal(signal.SIGINT, None)
+        assert requests.pending
+        assert not requests.at_once
+        now += 0.01
+        requests.on_signal(signal.SIGHUP, None)
+        assert not requests.at_once
+        requests.on_signal(signal.SIGINT, None)
+        assert requests.at_once
+    finally:
         for descriptor in (requests.wake_reader, requests.wake_writer):
             os.close(descriptor)
 
