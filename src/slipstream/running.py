@@ -96,16 +96,15 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
         supervisor.run()
         with contextlib.suppress(SlipstreamError):  # a drain goes on even if nobody can be notified
             notify.send("STOPPING=1")
-        if not supervisor.stop_requests.parent_gone:
-            if not finish(supervisor, shutdown_timeout_s):
-                last_words = "the service was stopped before this request was finished"
-                twice = supervisor.stop_requests.at_once
-                cause = "told twice to stop" if twice else "the drain took too long"
-                log_failure(
-                    "slipstream stopped before everything was finished",
-                    f"  cause   {cause}; what was left is answered with an error",
-                )
-                return FAILED
+        if not supervisor.stop_requests.parent_gone and not finish(supervisor, shutdown_timeout_s):
+            last_words = "the service was stopped before this request was finished"
+            twice = supervisor.stop_requests.at_once
+            cause = "told twice to stop" if twice else "the drain took too long"
+            log_failure(
+                "slipstream stopped before everything was finished",
+                f"  cause   {cause}; what was left is answered with an error",
+            )
+            return FAILED
         return DONE
     except SlipstreamError as error:
         last_words = f"the service failed: {getattr(error, 'cause', error)}"

@@ -190,8 +190,8 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
 
 @pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(first: int) -> None:
-    """The shell sends SIGHUP to its jobs, and the kernel to the foreground when the shell ends; systemd may send it right
-    after SIGTERM (SendSIGHUP=)."""
+    """The shell sends SIGHUP to its jobs, and the kernel to the foreground when the shell ends; systemd may send
+    it right after SIGTERM (SendSIGHUP=)."""
     with service(
         before=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), stderr=subprocess.PIPE
     ) as served:
