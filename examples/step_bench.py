@@ -131,7 +131,8 @@ class Rig:
             self.program.allocate_cache(1 + slots * (self.context + 200) // BLOCK + 2 * LENGTH // BLOCK)
         torch.cuda.synchronize()
         self.graphed.capture_all()
-        self.batch = RunningBatch(slots, BUDGET, LENGTH // BLOCK, buckets)
+        stateful = model.stateful is not None
+        self.batch = RunningBatch(slots, BUDGET, LENGTH // BLOCK, buckets, stateful=stateful)
         self.array = np.zeros(self.batch.input_capacity, np.int32)
         self.inputs = self.device.buffer(self.batch.input_capacity)
         self.outputs = self.device.buffer(self.batch.output_capacity)
@@ -164,9 +165,11 @@ class Rig:
         chunks = as_bytes([(slot, 1) for slot in range(decodes)])
         self.step(self.graphed.run, Plan(0, joins=joins, blocks=as_bytes(blocks), chunks=chunks))
 
-    def decode(self, decodes: int, *, sampled: bool = False) -> tuple[float, float]:
+    def decode(
+        self, decodes: int, *, sampled: bool = False, run: Callable[..., None] | None = None
+    ) -> tuple[float, float]:
         self.joined(decodes, sampled=sampled)
-        times = [self.step(self.graphed.run, Plan(0)) for _ in range(12)]
+        times = [self.step(run or self.graphed.run, Plan(0)) for _ in range(12)]
         return tuple(statistics.median(column) for column in zip(*times[2:], strict=True))  # type: ignore[return-value]
 
     def mixed(self, run: Callable[..., None], decodes: int, tokens: int) -> tuple[float, float]:

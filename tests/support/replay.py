@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
 from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.layout import Step
 from torch import Tensor
@@ -40,6 +41,20 @@ class Replays:
         work()
         self.count += 1
         return Replay(work, self.replays)
+
+
+class CountedGraphs:
+    """Graphs of a GPU, whose replays are counted as those of the stand-in are."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.graphs = CudaGraphs(device)
+        self.count = 0
+        self.replays = [0]
+
+    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+        graph = self.graphs.capture(prepare, work)
+        self.count += 1
+        return Replay(graph.replay, self.replays)
 
 
 class SpoilingProgram(GraphedProgram):

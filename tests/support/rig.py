@@ -1,4 +1,4 @@
-"""Scheduler and executor around one CPU device, where torch computes: what tests of whole schedules share."""
+"""Scheduler and executor around one device, where torch computes: what tests of whole schedules share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from llguidance import LLExecutor
-from replay import Replays, SpoilingProgram
+from replay import CountedGraphs, Replays, SpoilingProgram
+from slipstream.actors.executor.devices.cuda import CudaDevice
+from slipstream.actors.executor.devices.device import Device
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -44,7 +46,8 @@ def compiler() -> GrammarCompiler:
 
 
 class Rig:
-    """Scheduler and executor around one CPU device; its threads, one for each stream, give the timing."""
+    """Scheduler and executor around the device of a model: a GPU, or a CPU whose threads, one for each stream, give the
+    timing."""
 
     def __init__(
         self,
@@ -65,15 +68,22 @@ class Rig:
         self.start()
 
     def start_executor(self, model: PagedModel, depth: int, blocks: int, graphs: str) -> None:
-        self.device = ThreeWorkers()
+        on_gpu = model.device.type == "cuda"
+        device = CudaDevice(model.device.index or 0) if on_gpu else ThreeWorkers()
+        self.device: Device = device
+        self.graphs = CountedGraphs(device) if isinstance(device, CudaDevice) else Replays()
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
         stateful = model.stateful is not None
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
         spare_work = None
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
+            if on_gpu:
+                torch.cuda.synchronize(model.device)  # it was made on the default stream
             if buckets:
-                program = SpoilingProgram(program, Replays().capture, LENGTH, buckets)
+                program = SpoilingProgram(program, self.graphs.capture, LENGTH, buckets)
+                if on_gpu:
+                    torch.cuda.synchronize(model.device)
                 if graphs == "all":
                     program.capture_all()
                 if graphs == "meanwhile":

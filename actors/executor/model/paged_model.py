@@ -17,7 +17,7 @@ from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import gate
 from .adapters.adapters import Adapters, Parts, projections_of
-from .stateful.kernels import choose_by_device
+from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
@@ -39,7 +39,7 @@ class PagedModel:
         self.device: torch.device = transformer.device
         self.dtype: torch.dtype = transformer.dtype
         self.max_model_len = max_model_len(self.config.to_dict()) or UNBOUNDED_LENGTH
-        choose_by_device(transformer.modules())
+        choose_by_inputs(transformer.modules())
         _freeze_rope(transformer)
         scale_by_position(transformer, here=True)
         tell_layers(transformer)

@@ -119,14 +119,15 @@ STEPS = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
 
 
 def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, int]] = STEPS) -> Tensor:
-    """The same logits step by step."""
-    blocks = -(-PROBE_TOKENS // PROBE_BLOCK_SIZE)
+    """The same logits of ``tokens`` [2, T] step by step: float32 [2, T, vocab]."""
+    count = tokens.shape[1]
+    blocks = -(-count // PROBE_BLOCK_SIZE)
     device = tokens.device
     cache = allocate(model.layout, 2 * blocks + 1, PROBE_BLOCK_SIZE, device, model.dtype)
     states = StateSlots(model.state_layout, 2, device) if model.state_layout else None
-    # 10 blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
+    # Blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
-    logits = torch.empty(2, PROBE_TOKENS, model.vocab_size, device=device)
+    logits = torch.empty(2, count, model.vocab_size, device=device)
     done = [0, 0]
     for step in steps:
         rows = [row for row in (0, 1) if step[row]]

@@ -63,7 +63,7 @@ from tiny_models import make_config
 torch.set_num_threads(1)
 assert not transformers.integrations.hub_kernels._kernels_enabled, "they would be fetched"
 kernels.DEVICES = {KERNEL_DEVICES!r}
-model = from_config(make_config("qwen3_next"), torch.device("cpu"), torch.float32)
+model = from_config(make_config("qwen3_next"), torch.device("cpu"), torch.{dtype})
 counted = sys.modules.get("counted")
 counted and counted.calls.clear()
 with probed(model):
@@ -84,13 +84,25 @@ CALLED = [
 ]
 
 
-def run(folder: Path, packages: dict[str, str], kernel_devices: set[str]) -> list[str]:
+TOLD = (
+    "kernels of these layers on a GPU are those of causal-conv1d and flash-linear-attention, in bfloat16 and"
+    " float16; in float32 they are torch's"
+)
+
+
+def run(
+    folder: Path, packages: dict[str, str], kernel_devices: set[str], dtype: str = "bfloat16"
+) -> list[str]:
     """What is called in a model on a CPU, what in one that is only laid out, and what is told of it."""
     for name, text in packages.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("{KERNEL_DEVICES!r}", repr(kernel_devices))],
+        [
+            sys.executable,
+            "-c",
+            PROGRAM.replace("{KERNEL_DEVICES!r}", repr(kernel_devices)).replace("{dtype}", dtype),
+        ],
         env=os.environ
         | {"PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)])}
         | {"HF_HUB_OFFLINE": "0", "USE_HUB_KERNELS": "YES"},
@@ -107,14 +119,21 @@ def test_kernels_are_those_of_packages_that_are_installed(tmp_path: Path) -> Non
     called, laid_out, told = run(tmp_path, PACKAGES, {"cpu"})
     assert called.split() == CALLED
     assert laid_out == "", "the device of a model without memory is another"
-    assert told == "kernels of these layers on a GPU are those of causal-conv1d and flash-linear-attention"
+    assert told == TOLD
 
 
 def test_kernels_are_called_on_a_gpu_alone(tmp_path: Path) -> None:
     """The real ones fail anywhere else, also where a model is only laid out."""
     called, laid_out, told = run(tmp_path, PACKAGES, {"cuda"})
     assert called == laid_out == ""
-    assert told == "kernels of these layers on a GPU are those of causal-conv1d and flash-linear-attention"
+    assert told == TOLD
+
+
+def test_kernels_are_not_called_in_float32(tmp_path: Path) -> None:
+    """The real ones multiply in TF32 there, which is not what transformers computes."""
+    called, _, told = run(tmp_path, PACKAGES, {"cpu"}, "float32")
+    assert called == ""
+    assert told == TOLD
 
 
 def test_packages_that_are_not_installed_are_named(tmp_path: Path) -> None:
@@ -128,9 +147,9 @@ def test_a_package_that_cannot_be_imported_is_not_said_to_be_used(tmp_path: Path
     broken = PACKAGES | {"causal_conv1d/__init__.py": "import causal_conv1d_cuda"}
     called, _, told = run(tmp_path, broken, {"cpu"})
     assert called.split() == CALLED[2:]
-    assert told.split("; ", 1) == [
-        "kernels of these layers on a GPU are those of flash-linear-attention",
-        "others are torch's; on a GPU they are faster with causal-conv1d installed; "
+    assert told.split("; others", 1) == [
+        TOLD.replace("causal-conv1d and ", ""),
+        " are torch's; on a GPU they are faster with causal-conv1d installed; "
         "what is installed of causal-conv1d cannot be imported here",
     ]
 

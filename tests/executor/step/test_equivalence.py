@@ -5,13 +5,13 @@ The emulated device shows it over thousands of schedules (``test_simulation.py``
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from typing import Any
 
 import pytest
 import torch
+from recurrent import alone_with, long_requests, model_with_states, scheduled
 from rig import EOS, LENGTH, SLOTS, VOCAB, Rig
 from slipstream.actors.executor.cache.state import StateSlots
 from slipstream.actors.executor.model.fuse import fuse
@@ -22,7 +22,7 @@ from slipstream.actors.executor.step.fields import JOIN, column
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.internal import Cancel
 from slipstream.protocol.sampling import SamplingParams
-from tiny_models import STATEFUL, make_config
+from tiny_models import STATEFUL
 from transformers import LlamaConfig
 
 SCHEDULES = 75
@@ -50,27 +50,6 @@ def model() -> PagedModel:
 def stateful_model(request: pytest.FixtureRequest) -> PagedModel:
     """Recurrent layers beside layers that attend, both in one, and nothing else."""
     return model_with_states(request.param)
-
-
-def model_with_states(family: str) -> PagedModel:
-    config = make_config(family, vocab_size=VOCAB, eos_token_id=EOS, bos_token_id=0, initializer_range=1.0)
-    model = from_config(config, torch.device("cpu"), torch.float32)
-    for name, parameter in model.transformer.named_parameters():
-        if name.endswith("A_log"):
-            parameter.fill_(-3.0)  # remember for long: random layers forget within a token or two
-    return model
-
-
-def long_requests() -> list[tuple[list[int], SamplingParams]]:
-    """More than fit at once, some of which end by themselves."""
-    rng = random.Random(7)
-    return [
-        (
-            [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 26))],
-            SamplingParams(max_tokens=24, temperature=seed % 2 * 0.8, seed=seed, ignore_eos=seed % 4 > 0),
-        )
-        for seed in range(8)
-    ]
 
 
 def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
@@ -161,43 +140,6 @@ def test_states_of_any_family_are_computed_again_after_a_preemption_and_after_a_
     assert rig.scheduler.counters["num_preemptions"] > 0
     for request, answer in rig.tokens.items():
         assert answer == alone_with(model, 3)[request % 3], request
-
-
-def scheduled(
-    model: PagedModel,
-    depth: int,
-    schedule: int,
-    graphs: str = "off",
-    *,
-    many: int = 8,
-    deaths: tuple[int, ...] = (),
-) -> Rig:
-    """``many`` requests, each twice, more than there are slots and blocks for; the executor is killed when one of
-    ``deaths`` has been asked."""
-    rng = random.Random(schedule)
-    known = long_requests()[:many]
-    rig = Rig(model, depth, blocks=14, graphs=graphs)
-    for request in range(2 * len(known)):
-        rig.ask(request, *known[request % len(known)])
-        if request in deaths:
-            assert rig.executor.pipeline.under_way
-            rig.kill()
-        for _ in range(rng.randrange(3)):
-            if rig.executor.pipeline.under_way:
-                rig.wait()
-    rig.finish()
-    return rig
-
-
-@functools.cache
-def alone_with(model: PagedModel, many: int = 8) -> list[list[int]]:
-    answers = []
-    for prompt, params in long_requests()[:many]:
-        rig = Rig(model, depth=1, blocks=40)
-        rig.ask(0, prompt, params)
-        rig.finish()
-        answers.append(rig.tokens[0])
-    return answers
 
 
 @pytest.mark.parametrize("fault", ["kept", "of the neighbour"])

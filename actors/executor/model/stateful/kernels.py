@@ -1,7 +1,9 @@
-"""Kernels of other packages for modules that keep a state: which are there, and on which devices they run.
+"""Kernels of other packages for modules that keep a state: which are there, and what they compute.
 
 transformers puts a function of such a package in front of one of its own, wherever the package can be imported. On a
-CPU, and where a model is only laid out, it would fail: its own function, in torch, is called there.
+CPU, and where a model is only laid out, it would fail: its own function, in torch, is called there. So it is in
+float32, of which these kernels multiply 11 bits of 24 (TF32): a model in float32 would not be what transformers
+computes in float32.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 DEVICES = {"cuda"}
 """Types of the devices on which kernels run."""
+
+HALF = frozenset({torch.bfloat16, torch.float16})
+"""What kernels compute in. A state may be in float32 beside it."""
 
 INSTALLED_AS = {"fla": "flash-linear-attention"}
 """What packages are installed as whose name in a program is not another spelling of that."""
@@ -35,7 +41,7 @@ class Choice(NamedTuple):
 
 def choice_of(function: Any) -> Choice | None:
     """What transformers chose from when it made this function; None if it is any other object."""
-    function = getattr(function, "chosen_by_device", function)
+    function = getattr(function, "chosen_by_inputs", function)
     if not inspect.isfunction(function):
         return None
     kept = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -47,21 +53,24 @@ def choice_of(function: Any) -> Choice | None:
     )
 
 
-def choose_by_device(modules: Iterable[nn.Module]) -> None:
-    """Have the code of these modules call kernels on `DEVICES` alone, from now on."""
+def choose_by_inputs(modules: Iterable[nn.Module]) -> None:
+    """Have the code of these modules call kernels on `DEVICES` and in `HALF` alone, from now on."""
     for code in code_of(modules):
         for name, value in list(vars(code).items()):
             choice = choice_of(value)
             if choice is not None and choice.kernel is not None:
-                setattr(code, name, chosen_by_device(choice.kernel, choice.plain))
+                setattr(code, name, chosen_by_inputs(choice.kernel, choice.plain))
 
 
-def chosen_by_device(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+def chosen_by_inputs(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def run(first: Tensor, *given: Any, **named: Any) -> Any:
-        return (kernel if first.device.type in DEVICES else plain)(first, *given, **named)
+        takes = first.device.type in DEVICES and any(
+            isinstance(one, Tensor) and one.dtype in HALF for one in (first, *given, *named.values())
+        )
+        return (kernel if takes else plain)(first, *given, **named)
 
-    run.chosen_by_device = kernel  # type: ignore[attr-defined]
+    run.chosen_by_inputs = kernel  # type: ignore[attr-defined]
     return run
 
 
@@ -74,7 +83,10 @@ def notes(modules: Iterable[nn.Module]) -> list[str]:
     unusable = {package for package in missing if importlib.util.find_spec(package) is not None}
     lines = []
     if used:
-        lines.append(f"kernels of these layers on a GPU are those of {installed_as(used)}")
+        lines.append(
+            f"kernels of these layers on a GPU are those of {installed_as(used)}, in bfloat16 and float16; in float32"
+            " they are torch's"
+        )
     if missing:
         others = "others" if used else "kernels of these layers"
         lines.append(f"{others} are torch's; on a GPU they are faster with {installed_as(missing)} installed")

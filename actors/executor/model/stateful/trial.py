@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...cache.state import StateLayout, StateSlots
@@ -58,54 +58,67 @@ class HostReads(TorchDispatchMode):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What shows when a module is run by itself, in float32 and on inputs of its own."""
+    """What shows when a module is run by itself, on inputs of its own."""
 
     takes_chunks: bool
-    """It goes on from its state when it is given several tokens; some scans begin from nothing."""
+    """It goes on from its state when it is given several tokens, in float32; some scans begin from nothing."""
     host_read: str
-    """The operation of a step with one token that asks the host; empty: there is none."""
+    """The operation of a step with one token that asks the host, as the module is served; empty: there is none."""
 
 
 def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
-    module = copy.deepcopy(one.module).float()
-    device = next(module.parameters()).device
-    if device.type == "meta":
+    if next(one.module.parameters()).device.type == "meta":
         return Trial(takes_chunks=True, host_read="")
-    forward = going_on(module)
-    generator = torch.Generator().manual_seed(0)
+    exact = copy.deepcopy(one.module).float()
+    # A state that is rounded between two chunks, and not within one, would look like one that is forgotten.
+    of_exact = StateLayout(tuple((key, shape, torch.float32) for key, shape, _ in layout.shapes))
+    half = CHECKED_TOKENS // 2
+    with torch.inference_mode():
+        whole = outputs_of(one, exact, of_exact, (CHECKED_TOKENS,), torch.float32)
+        parted = outputs_of(one, exact, of_exact, (half, CHECKED_TOKENS - half), torch.float32)
+        with HostReads() as reads:
+            outputs_of(one, one.module, layout, (1, 1))
+    alike = float((parted - whole).norm()) <= CHUNK_TOLERANCE * float(whole.norm())
+    return Trial(alike, reads.first)
+
+
+def outputs_of(
+    one: StatefulModule,
+    module: nn.Module,
+    layout: StateLayout,
+    lengths: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What ``module`` makes of chunks of these lengths of some inputs, one after the other: [1, tokens, ...].
+
+    The inputs are in ``dtype``, or as the model gives them.
+    """
+    device = next(module.parameters()).device
+    forward, generator = going_on(module), torch.Generator().manual_seed(0)
 
     def drawn(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(drawn(one) for one in value)
         if not isinstance(value, Tensor) or value.shape[:2] != (1, 1) or not value.is_floating_point():
             return value
-        return torch.randn(1, CHECKED_TOKENS, *value.shape[2:], generator=generator).to(device)
+        return torch.randn(1, CHECKED_TOKENS, *value.shape[2:], generator=generator).to(
+            device, dtype or value.dtype
+        )
 
     given, named = drawn(one.given), {name: drawn(value) for name, value in one.named.items()}
     rows = torch.zeros(1, dtype=torch.int64, device=device)
-    # A state that is rounded between two chunks, and not within one, would look like one that is forgotten.
-    exact = StateLayout(tuple((key, shape, torch.float32) for key, shape, _ in layout.shapes))
-
-    def run(*lengths: int) -> Tensor:
-        states = RowStates(StateSlots(exact, 1, device), rows)
-        outputs, start = [], 0
-        for length in lengths:
-            tokens = slice(start, start := start + length)
-            some, others = one.with_cache(
-                tuple(some_of(value, tokens) for value in given),
-                {name: some_of(value, tokens) for name, value in named.items()},
-                states,
-            )
-            found = forward(*some, **others)
-            outputs.append(found[0] if isinstance(found, tuple) else found)
-        return torch.cat(outputs, 1)
-
-    with torch.inference_mode():
-        whole, parted = run(CHECKED_TOKENS), run(CHECKED_TOKENS // 2, CHECKED_TOKENS // 2)
-        with HostReads() as reads:
-            run(1, 1)
-    alike = float((parted - whole).norm()) <= CHUNK_TOLERANCE * float(whole.norm())
-    return Trial(alike, reads.first)
+    states = RowStates(StateSlots(layout, 1, device), rows)
+    outputs, start = [], 0
+    for length in lengths:
+        tokens = slice(start, start := start + length)
+        some, others = one.with_cache(
+            tuple(some_of(value, tokens) for value in given),
+            {name: some_of(value, tokens) for name, value in named.items()},
+            states,
+        )
+        found = forward(*some, **others)
+        outputs.append(found[0] if isinstance(found, tuple) else found)
+    return torch.cat(outputs, 1)
 
 
 def some_of(value: Any, tokens: slice) -> Any:
