@@ -68,6 +68,9 @@ class Completed(msgspec.Struct, frozen=True):
 class Drain(msgspec.Struct, frozen=True):
     """Accept nothing new."""
 
+    returning_s: float = 0.0
+    """How long the clients of an incarnation that has just died have to ask again for what it had taken."""
+
 
 class Ending(msgspec.Struct, frozen=True):
     """The host ends now: answer whatever is still open."""

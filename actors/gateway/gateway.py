@@ -109,7 +109,7 @@ class Gateway(PublicActor):
 
     @property
     def idle(self) -> bool:
-        return not self.ledger.requests and self.connections.idle
+        return not self.ledger.requests and super().idle
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Gateway(PublicActor):
             id = message.id if usable else None
             self.refuse(connection, id, error.code, str(error), param=error.param)
             return
-        if self.draining:
+        if self.refuses(message):
             self.refuse(
                 connection, message.id, "unavailable", "the service is stopping and accepts nothing new"
             )

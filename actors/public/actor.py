@@ -49,6 +49,8 @@ class PublicActor(Actor):
         self.formats = formats
         self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.draining = False
+        self.returning_until = 0.0
+        """Until then a drain waits for those who had asked an incarnation that has just died, and takes them in."""
         self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
         self.timelines.peers.add(self.name)
         self.asking: list[bytes] = []
@@ -156,6 +158,18 @@ class PublicActor(Actor):
 
     def on_drain(self, drain: Drain, now: float) -> None:
         self.draining = True
+        if drain.returning_s > 0:
+            self.returning_until = now + drain.returning_s
+            self.wake_by(self.returning_until)
+
+    @property
+    def idle(self) -> bool:
+        return self.connections.idle and self.now >= self.returning_until
+
+    def refuses(self, message: Generate) -> bool:
+        """Whether a drain takes this in no more: it is new, and not asked again."""
+        again = message.age_s > 0 or message.received or any(message.received_of_others)
+        return self.draining and not (again and self.now < self.returning_until)
 
     # --- looking inside ---------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Router(PublicActor):
 
     @property
     def idle(self) -> bool:
-        return not self.open.by_number and self.connections.idle
+        return not self.open.by_number and super().idle
 
     @property
     def sessions(self) -> dict[str, Session]:
@@ -156,7 +156,7 @@ class Router(PublicActor):
         size, beginning = size_and_bytes(message)
         answers = answer_count(message.params)
         error = self.admission.refusal(
-            connection, message, size, answers, self.bounds, draining=self.draining
+            connection, message, size, answers, self.bounds, draining=self.refuses(message)
         )
         if error is not None:
             self.counters["router_requests_refused"] += 1

@@ -304,7 +304,7 @@ class Host:
                 self.handle(HostService.SUPERVISOR, message.actors)
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
-                self.handle(b"", Drain())
+                self.handle(b"", Drain(message.returning_s))
             elif isinstance(message, control.ReportCounters):
                 self.handle(HostService.SUPERVISOR, Counted(message.counters))
             elif message is None:

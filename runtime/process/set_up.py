@@ -14,11 +14,18 @@ from ..supervision import control
 def set_up(parent: int) -> None:
     """Prepare this process, whatever it will be, and have it end with ``parent``, the supervisor."""
     die_with_parent(parent)
-    # These reach the whole process group; what follows from them the supervisor decides.
+    # These may reach every process of a service, from a terminal or a process manager; what follows from them the
+    # supervisor decides. A handler is not inherited by programs that an actor starts, as an ignored signal would be.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave_to_supervisor)
     for number in (signal.SIGINT, *control.IDLE_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
     configure(as_json=False)
+
+
+def leave_to_supervisor(number: int, frame: object) -> None:
+    """A signal handler that does nothing."""
 
 
 def die_with_parent(parent: int) -> None:

@@ -209,6 +209,11 @@ class Child:
         """How long it has been ready."""
         return 0.0 if self.ready_at is None else now - self.ready_at
 
+    @property
+    def has_work(self) -> bool:
+        """Whether something is under way in it, as far as it has said."""
+        return self.liveness is not None and self.liveness.awake
+
     def out_of_memory(self, status: int) -> bool:
         """Whether the kernel may have killed it to get its memory."""
         return status == -signal.SIGKILL and not self.hung and kills_for_memory() > self.kills_for_memory

@@ -93,6 +93,9 @@ class Stop(Control):
     drain: bool = False
     reason: str = ""
     """Without ``drain``: what answers whatever is still open."""
+    returning_s: float = 0.0
+    """With ``drain``: how long the clients of an incarnation that has just died have to ask again for what it had
+    taken, which is nothing new."""
 
 
 class Ready(Control):

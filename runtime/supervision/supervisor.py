@@ -32,6 +32,9 @@ from .stop_requests import StopRequests
 AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
 
+RETURN_S = 2.0
+"""How long clients have, in a drain, to come to the successor of an actor that had taken in what they asked."""
+
 SAYING_SO_S = 0.1
 """How long after a second signal it may still turn out that nothing was left to finish."""
 
@@ -78,6 +81,8 @@ class Supervisor:
         self.helpers = Helpers(specs, self.status, directory, collect_output=collect_output)
         self.probes = Probes(self.children, self.status)
         self.stop_requests = StopRequests()
+        self.cut_off = ""
+        """What ended in a drain before it had answered, and cannot come back to it."""
 
     @property
     def stopping(self) -> bool:
@@ -282,6 +287,10 @@ class Supervisor:
     def on_death(self, child: Child) -> None:
         """Start it again, or all; ``ChildFailed`` if it never was ready or nothing helps."""
         self.hear(child)  # its last words, if any
+        if child.spec.frontend_of is not None and self.stopping and child.has_work and not child.drained:
+            self.cut_off = (
+                f"{child.spec.name} ended in the middle of answers"  # its connections ended with it
+            )
         members = members_of(child, self.children)
         child, status = end_together(child, members, self.hear)
         now, name = time.monotonic(), child.spec.name
@@ -409,7 +418,7 @@ class Supervisor:
                 if child.state == "ready" and child.epoch not in asked_to_drain:
                     asked_to_drain.add(child.epoch)
                     child.state = "draining"
-                    child.send(control.Stop(drain=True))
+                    child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
             if (
                 self.stop_requests.at_once and not hurried
             ):  # but for a child that has finished and is just saying so
@@ -422,6 +431,11 @@ class Supervisor:
             if self.all_due is not None:
                 raise self.all_due
         return True
+
+    def returning_s(self, child: Child) -> float:
+        """How much longer the clients of its last incarnation may come to it."""
+        again = self.status.restarts[child.spec.name] > 0
+        return max(0.0, RETURN_S - child.lived_s(time.monotonic())) if again else 0.0
 
     def stop(self, reason: str = "the service has stopped") -> None:
         """End every child, in the reverse order of their start; ``reason`` answers what is still open."""

@@ -79,6 +79,11 @@ def run(
             report_ready(options.ready_fd, ready)
         notify.send("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
     except (SlipstreamError, OSError) as error:
+        if (
+            supervisor.stopping
+        ):  # a signal to all processes ends those that are not yet set up to leave it to us
+            supervisor.stop()
+            return DONE
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
         log_failure("slipstream could not start", block)
         log_trace(error)
@@ -99,7 +104,7 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
         if not supervisor.stop_requests.parent_gone and not finish(supervisor, shutdown_timeout_s):
             last_words = "the service was stopped before this request was finished"
             twice = supervisor.stop_requests.at_once
-            cause = "told twice to stop" if twice else "the drain took too long"
+            cause = "told twice to stop" if twice else supervisor.cut_off or "the drain took too long"
             log_failure(
                 "slipstream stopped before everything was finished",
                 f"  cause   {cause}; what was left is answered with an error",
@@ -120,11 +125,11 @@ def finish(supervisor: Supervisor, shutdown_timeout_s: float) -> bool:
     answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
     soon = min(SAME_S, shutdown_timeout_s)
     if supervisor.drain(answering, soon):
-        logger.info("stopping; everything is finished")
-        return True
+        logger.info("stopping; nothing is under way")
+        return not supervisor.cut_off
     # Said when it has become true: a signal that came sooner would have been taken for the first one.
     logger.info(f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)")
-    return supervisor.drain(answering, shutdown_timeout_s - soon)
+    return supervisor.drain(answering, shutdown_timeout_s - soon) and not supervisor.cut_off
 
 
 def log_trace(error: Exception) -> None:

@@ -873,6 +873,34 @@ def test_a_draining_gateway_finishes_what_runs_and_takes_nothing_new(harness: Ha
     assert harness.gateway.idle
 
 
+@pytest.mark.parametrize(
+    "again", [{"age_s": 3.0}, {"received": [5]}, {"received_of_others": [[5]], "params": SamplingParams(n=2)}]
+)
+def test_a_gateway_whose_last_incarnation_died_in_a_drain_waits_for_those_who_ask_again(
+    harness: Harness, again: dict[str, Any]
+) -> None:
+    harness.give(b"", Drain(returning_s=2.0))
+    harness.pass_time(1.5)
+    assert not harness.gateway.idle
+    harness.ask(BEN, Generate(id="new", prompt="Once"))
+    assert harness.one(BEN).code == "unavailable"
+    request = harness.submitted(ANN, "again", **again).request
+    harness.open(request)
+    harness.pass_time(0.6)
+    assert not harness.gateway.idle
+    harness.ask(BEN, Generate(id="late", prompt="Once", age_s=3.0))
+    assert harness.one(BEN).code == "unavailable"
+    harness.ask(ANN, Abort(id="again"))
+    assert harness.gateway.idle
+
+
+def test_a_gateway_that_nobody_comes_back_to_ends_its_drain_by_itself(harness: Harness) -> None:
+    harness.give(b"", Drain(returning_s=2.0))
+    assert not harness.gateway.idle
+    harness.pass_time(2.1)
+    assert harness.gateway.idle
+
+
 def test_a_draining_gateway_waits_until_a_slow_client_has_its_end(harness: Harness) -> None:
     request = harness.submitted(ANN, "1").request
     harness.open(request)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from typing import Any
 
-from processes import NEAR, until
+from processes import NEAR, alive, until
 from web import HELLO, Reply, Web
 
 from slipstream import Sidecar
@@ -38,6 +40,19 @@ def test_what_a_drain_leaves_is_answered_with_an_error_and_no_traceback_is_logge
         assert whole.status == 503
         assert whole.json["error"] == stopped
         assert "Traceback" not in sidecar.log
+
+
+def test_a_frontend_that_dies_in_a_drain_has_cut_off_its_answers_and_the_exit_code_says_so() -> None:
+    with Sidecar(device="emulated", http="127.0.0.1:0", emulated_step_ms=20) as sidecar:
+        stream = Web(sidecar.ready["http"]).open(CHAT, LONG | {"stream": True})
+        assert stream.readline().startswith(b"data: ")
+        pid = sidecar.pids["http"]
+        os.kill(sidecar.pid, signal.SIGTERM)
+        until(lambda: "stopping" in sidecar.log, "the drain has begun")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: alive([sidecar.pid]) == [], "the drain is over")
+        assert sidecar.stop() == 4
+        assert "http ended in the middle of answers" in sidecar.log
 
 
 def test_an_upload_that_stalls_or_breaks_neither_holds_a_drain_nor_is_worth_a_traceback() -> None:

@@ -489,6 +489,36 @@ def test_a_second_sigterm_ends_the_drain() -> None:
     assert sidecar.stop() == 4  # something was cut off
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_every_process_of_a_service_drains_it(number: int) -> None:
+    """As systemd sends it, unless a unit says KillMode=mixed, and as a shell does to what it has started."""
+    sidecar = Sidecar(device="emulated", emulated_step_ms=5.0, spare_executor="on")
+    stream = Background(sidecar, "Once", SamplingParams(max_tokens=200, ignore_eos=True)).begun()
+    for pid in (sidecar.pid, *sidecar.pids.values()):
+        os.kill(pid, number)
+    assert stream.end() == "length"
+    assert len(stream.tokens) == 200
+    until(lambda: alive([sidecar.pid]) == [], "the drain is over")
+    assert sidecar.stop() == 0
+
+
+def test_a_stream_goes_on_though_the_gateway_dies_in_a_drain() -> None:
+    sidecar = Sidecar(device="emulated", emulated_step_ms=10.0)
+    params = SamplingParams(max_tokens=200, ignore_eos=True, seed=1)
+    with sidecar.client() as client:
+        expected = client.generate("1", params).outputs[0].token_ids
+        stream = client.stream("1", params)
+        tokens = list(next(stream).token_ids)
+        gateway = sidecar.pids["gateway"]
+        os.kill(sidecar.pid, signal.SIGTERM)
+        until(lambda: "stopping" in sidecar.log, "the drain has begun")
+        os.kill(gateway, signal.SIGKILL)
+        tokens += [token for delta in stream for token in delta.token_ids]
+        assert tokens == expected
+    until(lambda: alive([sidecar.pid]) == [], "the drain is over")
+    assert sidecar.stop() == 0
+
+
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 def test_no_process_is_left_a_second_after_the_supervisor_was_killed(busy: bool) -> None:
     sidecar = Sidecar(device="emulated", emulated_step_ms=5.0)

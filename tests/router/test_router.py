@@ -252,6 +252,19 @@ def test_a_router_that_drains_takes_nothing_new_and_finishes_what_it_has(desk: D
     assert desk.router.idle
 
 
+def test_a_router_whose_last_incarnation_died_in_a_drain_takes_in_what_is_asked_again(desk: Desk) -> None:
+    desk.give(b"", Drain(returning_s=2.0))
+    assert not desk.router.idle
+    desk.ask("new")
+    assert [(error.code, error.id) for error in desk.errors()] == [("unavailable", "new")]
+    desk.ask("again", age_s=3.0)
+    service, request = desk.placed()
+    desk.answer(service, request, 1, finish="stop")
+    assert not desk.router.idle
+    desk.wait(2.1)
+    assert desk.router.idle
+
+
 def test_the_end_of_the_router_answers_what_is_open(desk: Desk) -> None:
     desk.ask()
     desk.give(HostService.SUPERVISOR, Ending("the router has stopped"))
