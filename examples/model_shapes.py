@@ -66,7 +66,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "mamba_d_ssm": 3072,
         "mamba_n_heads": 48,
         "mamba_d_head": 64,
-        "mamba_d_state": 256,
+        "mamba_d_state": 128,
         "mamba_n_groups": 1,
         "vocab_size": 65537,
         "max_position_embeddings": 16384,

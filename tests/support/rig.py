@@ -81,7 +81,9 @@ class Rig:
             if on_gpu:
                 torch.cuda.synchronize(model.device)  # it was made on the default stream
             if buckets:
-                program = SpoilingProgram(program, self.graphs.capture, LENGTH, buckets)
+                # What graphs of a GPU leave is written over by the next: they share their memory.
+                graphed = GraphedProgram if on_gpu else SpoilingProgram
+                program = graphed(program, self.graphs.capture, LENGTH, buckets)
                 if on_gpu:
                     torch.cuda.synchronize(model.device)
                 if graphs == "all":
