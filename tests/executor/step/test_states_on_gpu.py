@@ -6,7 +6,9 @@ That each family generates what transformers does, on a GPU as on a CPU, is in `
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,20 @@ import torch
 from recurrent import alone_with, model_with_states, scheduled
 from rig import VOCAB
 from slipstream.actors.executor.attention.transformers_hook import IMPLEMENTATION
+from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
+from slipstream.actors.executor.gpu import on_gpu as start_on_gpu
+from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits
 from slipstream.actors.executor.model.stateful import kernels
-from tiny_models import STATEFUL
+from slipstream.actors.executor.step.buckets import buckets_of
+from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.options import ModelOptions
+from tiny_models import STATEFUL, make_checkpoint
 from torch import Tensor
+
+from slipstream.options import ServeOptions
+from slipstream.service import executor_options
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda", 0)
@@ -142,6 +153,37 @@ def test_kernels_of_packages_compute_chunks_and_rows_that_decode(
     in_torch = error_of(plain_logits(model, tokens))
     print(f"{family}: served {served:.4f}, transformers {theirs:.4f}, without kernels {in_torch:.4f}")
     assert served <= min(MOST, 1.5 * max(theirs, in_torch))
+
+
+class Context:
+    """What the start of an executor tells."""
+
+    crashed = restarted = False
+    prepared = None
+
+    def phase(self, name: str) -> None:
+        print(f"{time.monotonic():.1f} s: {name}")
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1"])
+def test_an_executor_starts_with_the_kernels_that_are_installed(family: str, tmp_path: Path) -> None:
+    """They choose how they run when they are first called, which is before steps are captured."""
+    settings, _ = AS_SERVED[family]
+    folder = make_checkpoint(family, tmp_path, **settings)
+    model = load_model(str(folder), device=CUDA, dtype="bfloat16", attention_backend="triton")
+    assert model.stateful is not None
+    assert not model.stateful.token_by_token
+    about = ModelOptions(model=str(folder), vocab_size=model.vocab_size, max_model_len=256, eos_token_ids=())
+    asked = ServeOptions(
+        device="cuda", max_num_seqs=4, max_num_batched_tokens=256, block_size=16, kv_cache_memory=64 << 20
+    )
+    device, context = CudaDevice(0), Context()
+    made: Any = (context, executor_options(asked, about), model, device, CudaGraphs(device))
+    engine = start_on_gpu(*made)
+    assert isinstance(engine.program, GraphedProgram)
+    assert len(engine.program.forwards) == len(buckets_of(4, 256, 256).decode)
+    assert not engine.program.missing
+    device.close()
 
 
 def can_be_imported(package: str) -> bool:
