@@ -32,16 +32,17 @@ needs_interpreter = pytest.mark.skipif(
 
 
 def look_once() -> None:
-    """Let the interpreter look through Triton's language once.
+    """Let the interpreter look through Triton's language once, and replace its functions once a kernel.
 
-    It does so for every call of a function within a kernel, to replace what it has replaced already: a third of the
-    time of these tests.
+    It does both for every call of a function within a kernel, where all is replaced already: half of the time of these
+    tests.
     """
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
 
     patch: Any = interpreter
     found: dict[Any, list[str]] = {}
+    whole = patch._patch_lang
 
     def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
         if package not in found:
@@ -52,8 +53,18 @@ def look_once() -> None:
             if is_builtin(member):
                 patch._patch_attr(package, name, member, builder, scope)
 
+    def patch_lang(function: Any) -> Any:
+        languages = [value for value in function.__globals__.values() if value in (patch.tl, patch.tl.core)]
+        if languages and all(language.static_print is print for language in languages):
+            return patch._LangPatchScope()  # with nothing in it to restore
+        return whole(function)
+
     assert callable(patch._patch_builtin), "Triton has changed: see what it does instead"
+    assert "static_print" in patch._patch_lang_core.__code__.co_consts, (
+        "Triton has changed: see what it replaces"
+    )
     patch._patch_builtin = patch_builtin
+    patch._patch_lang = patch_lang
 
 
 def check_overflow_in_numpy() -> None:
@@ -81,12 +92,14 @@ def check_overflow_in_numpy() -> None:
 
 def make_shapes_once() -> None:
     """Let tensors of one shape share what is made of it: more than what is computed with small ones."""
+    from triton._utils import validate_block_shape
     from triton.language import core
 
+    changed = "Triton has changed: see what it does instead"
     tensor: Any = core.tensor
-    assert {"shape", "numel"} <= set(tensor.__init__.__code__.co_names), (
-        "Triton has changed: see what it does instead"
-    )
+    block: Any = core.block_type
+    assert {"shape", "numel"} <= set(tensor.__init__.__code__.co_names), changed
+    assert {"element_ty", "shape", "numel", "name"} <= set(block.__init__.__code__.co_names), changed
 
     @functools.cache
     def shape_and_size(shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -94,15 +107,105 @@ def make_shapes_once() -> None:
 
     def init(self: Any, handle: Any, type: Any) -> None:
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.shape, self.numel = shape_and_size(type.shape if type.is_block() else ())
+        self.shape, self.numel = type.shape_and_size if type.is_block() else shape_and_size(())
 
     tensor.__init__ = init
+
+    @functools.cache
+    def of_block(sizes: tuple[int, ...]) -> tuple[Any, int, Any]:
+        if not sizes:
+            raise TypeError("0d block_type is forbidden")
+        shape = core.tuple(sizes)
+        return shape, validate_block_shape(list(sizes)), shape_and_size(sizes)
+
+    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = tuple(plain(size) for size in plain(shape))
+        self.element_ty = element_ty
+        self.shape, self.numel, self.shape_and_size = of_block(sizes)
+
+    block.__init__ = init_block
+    block.name = property(lambda self: f"<{self.shape}, {self.element_ty}>")
+
+    def plain(value: Any) -> Any:
+        return value.value if isinstance(value, core.constexpr) else value
+
+
+def compare_at_once() -> None:
+    """Let types and shapes be compared without unwrapping what is the same or plain."""
+    from triton.language import core
+
+    dtype: Any = core.dtype
+    sequence: Any = core.tuple
+    same_type, same_shape = dtype.__eq__, sequence.__eq__
+    true, false = core.constexpr(True), core.constexpr(False)
+
+    def is_type(self: Any, other: Any) -> bool:
+        return self is other or same_type(self, other)
+
+    def is_shape(self: Any, other: Any) -> Any:
+        if self is other:
+            return true
+        others = other.values if isinstance(other, sequence) else other
+        if isinstance(others, list) and all(type(value) is int for value in (*self.values, *others)):
+            return true if self.values == others else false
+        return same_shape(self, other)
+
+    dtype.__eq__ = is_type
+    sequence.__eq__ = is_shape
+
+
+def combine_at_once() -> None:
+    """Let tensors of one shape be combined as they are, and the type of a result be found once for each two types."""
+    from triton.language.semantic import TritonSemantic
+
+    semantic: Any = TritonSemantic
+    broadcast, computed = semantic.broadcast_impl_value, semantic.computation_type_impl
+    found: dict[tuple[Any, ...], Any] = {}
+
+    def broadcast_impl_value(self: Any, left: Any, right: Any) -> Any:
+        if left.type.is_block() and right.type.is_block() and left.type.shape is right.type.shape:
+            return left, right
+        return broadcast(self, left, right)
+
+    def computation_type_impl(
+        self: Any, left: Any, is_left: bool, right: Any, is_right: bool, divides: bool
+    ) -> Any:
+        kinds = (left.name, is_left, right.name, is_right, divides)
+        if kinds not in found:
+            found[kinds] = computed(self, left, is_left, right, is_right, divides)
+        return found[kinds]
+
+    semantic.broadcast_impl_value = broadcast_impl_value
+    semantic.computation_type_impl = computation_type_impl
+
+
+def find_dtypes_once() -> None:
+    """Let the table of numpy's dtypes not be made anew for each look into it."""
+    from triton.runtime import interpreter
+
+    patch: Any = interpreter
+    look = patch._get_np_dtype
+    found: dict[str, Any] = {}
+
+    def get_np_dtype(of: Any) -> Any:
+        scalar = of.scalar
+        if scalar.is_ptr():
+            return np.dtype(np.uint64)
+        if scalar.name not in found:
+            found[scalar.name] = look(scalar)
+        return found[scalar.name]
+
+    assert callable(look), "Triton has changed: see what it does instead"
+    patch._get_np_dtype = get_np_dtype
 
 
 if HAS_TRITON and INTERPRETED:
     look_once()
     check_overflow_in_numpy()
     make_shapes_once()
+    compare_at_once()
+    combine_at_once()
+    find_dtypes_once()
 
 
 def run_interpreted(file: str) -> None:
