@@ -27,6 +27,8 @@ class Fault:
     new: str = "pass"
     fails: Callable[[Any], None] = everything_fails
     """In which worlds it shows best."""
+    first: int = 0
+    """The seed of the world to begin with: where a fault that shows in few of them has shown."""
 
 
 def planted(fault: Fault) -> tuple[Any, str, Callable[..., Any]]:
@@ -73,6 +75,7 @@ FAULTS = [
         f"{LINKS}.open",
         "envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0)",
         "envelope.receiver_epoch != self.epoch",
+        first=30,
     ),
     Fault(
         "a-gap-is-not-noticed",
@@ -113,6 +116,7 @@ FAULTS = [
         f"{GATEWAY}.on_peer_up",
         RESENT,
         'if peer.name not in PATH or peer.name == "tokenizer":',
+        first=12,
     ),
     Fault(
         "a-new-scheduler-gets-nothing",
@@ -132,6 +136,7 @@ FAULTS = [
         f"{GATEWAY}.on_tokenized",
         "if answer is request.leader:",
         "if request.leader is not None:",
+        first=141,
     ),
     Fault(
         "the-other-answers-are-not-started",
@@ -159,7 +164,13 @@ FAULTS = [
         "if answer.finished:",
     ),
     Fault("delivered-tokens-are-not-noted", f"{DELIVERY}:take_tokens", "answer.delivered.append(token)"),
-    Fault("an-end-of-an-older-attempt-counts", f"{DELIVERY}:take_end", "if not answer.opened:", "if False:"),
+    Fault(
+        "an-end-of-an-older-attempt-counts",
+        f"{DELIVERY}:take_end",
+        "if not answer.opened:",
+        "if False:",
+        first=15,
+    ),
     Fault(
         "an-end-is-not-noted",
         f"{DELIVERY}:take_end",
@@ -229,6 +240,7 @@ FAULTS = [
         "return answer_count(self.request.params) > 1 and self.unfinished == {delta.index}",
         "return False",
         fails=gateway_fails,
+        first=20,
     ),
     Fault(
         "a-gateway-that-forgot-us-fails-the-requests",
@@ -339,7 +351,11 @@ FAULTS = [
         "sequence.tokens = self.table.known(sequence.slot).copy()",
     ),
     Fault(
-        "ended-sequences-run-again", f"{PLANNER}.invalidate_sequence", "if sequence.finished:", "if False:"
+        "ended-sequences-run-again",
+        f"{PLANNER}.invalidate_sequence",
+        "if sequence.finished:",
+        "if False:",
+        first=111,
     ),
     Fault("the-batch-of-a-dead-scheduler-stays", f"{EXECUTOR}.welcome_scheduler", "self.batch.clear()"),
     Fault(
@@ -347,6 +363,7 @@ FAULTS = [
         f"{EXECUTOR}.on_completed",
         "if not self.scheduler_is_new:",
         "if True:",
+        first=41,
     ),
     Fault("a-new-scheduler-is-not-welcomed", f"{EXECUTOR}.on_peer_up", "self.scheduler_is_new = True"),
     Fault("the-prompts-last-character-is-forgotten", f"{DETOKENIZER}.open", "answer.characters(token)"),

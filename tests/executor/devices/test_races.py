@@ -257,7 +257,8 @@ def crowded_load(world: World, requests: int, lengths: Sequence[int] = range(1, 
 def drill(fault: Fault, depth: int, seeds: int, *, stateful: bool = False) -> Iterator[Race]:
     """What is found in random schedules with the fault. It may break the service; the recording remains."""
     code = plant(fault)
-    for seed in range(seeds):
+    assert fault.first < seeds
+    for seed in (fault.first, *range(seeds)) if fault.first else range(seeds):
         for load, slots in ((crowded_load, 4), (random_load, 2), (repeated_load, 3)):
             world = RecordedWorld(seed, depth, code, slots=slots, graphed=fault.graphed, stateful=stateful)
             with contextlib.suppress(Exception):
