@@ -247,5 +247,5 @@ class Service:
         if isinstance(prompt, str):
             return prompt
         text = self.text_of(prompt, where)
-        unfinished = self.tokens.unfinished_bytes(prompt) if answered else 0
+        unfinished = len(self.tokens.unfinished(prompt)) if answered else 0
         return text[: max(len(text) - unfinished, len(text.rstrip(UNREADABLE)))]

@@ -46,13 +46,13 @@ class Tokens:
             return piece, list(piece.encode(errors="replace"))
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece), list(piece)
 
-    def unfinished_bytes(self, ids: Sequence[int]) -> int:
-        """Bytes at the end of a text of tokens that are the beginning of a character."""
+    def unfinished(self, ids: Sequence[int]) -> bytes:
+        """The bytes at the end of a text of tokens that are the beginning of a character."""
         last = b"".join(
             piece.encode() if isinstance(piece, str) else piece
             for piece in map(self.pieces.__getitem__, ids[-4:])
         )
-        return len(last) - utf_8_decode(last, "replace", False)[1]
+        return last[utf_8_decode(last, "replace", False)[1] :]
 
     def most_likely(self, row: dict[str, float], count: int) -> list[tuple[int, float]]:
         """The ``count`` most likely tokens of a row; the sampled one is in it even if it is none of them."""
@@ -101,15 +101,18 @@ class Offsets:
     """Where in a text each of its tokens begins, by the characters that they add to it: a special token adds none,
     and of several that share a character the last one does."""
 
-    def __init__(self, pieces: Pieces, at: int, written: tuple[str, Pieces] | None = None) -> None:
-        """``written``: the text itself, with the names of the special tokens that may stand in it."""
+    def __init__(
+        self, pieces: Pieces, at: int, written: tuple[str, Pieces] | None = None, pending: bytes = b""
+    ) -> None:
+        """``written``: the text itself, with the names of the special tokens that may stand in it. ``pending`` are the
+        bytes before the first token of a character that the text has the whole of."""
         self.pieces = pieces
         self.written = written
         self.at = at
         """Where the next token begins."""
         self.begun = at > 0
         """Some token has had text: the next is not the first, which may lose its space."""
-        self.pending = b""
+        self.pending = pending
         """The bytes of an unfinished character."""
 
     def add(self, token: int) -> int:
@@ -142,14 +145,22 @@ class TokenTable:
     """Makes the columns of what follows on each other in one text."""
 
     def __init__(
-        self, tokens: Tokens, count: int, offset: int = 0, *, named: bool = False, written: str | None = None
+        self,
+        tokens: Tokens,
+        count: int,
+        offset: int = 0,
+        *,
+        named: bool = False,
+        written: str | None = None,
+        pending: bytes = b"",
     ) -> None:
         """``offset`` is where in the text the first token begins; ``named``: it has the names of special tokens;
-        ``written``: of those alone that stand in this text, as in a prompt."""
+        ``written``: of those alone that stand in this text, as in a prompt; ``pending``: the bytes of a character in
+        the middle of which a prompt ends, and which its answer has the whole of."""
         self.tokens = tokens
         self.count = count
         known = None if written is None else (written, tokens.named)
-        self.offsets = Offsets(tokens.named if named else tokens.pieces, offset, known)
+        self.offsets = Offsets(tokens.named if named else tokens.pieces, offset, known, pending)
 
     def take(self, ids: Sequence[int], rows: Sequence[dict[str, float] | None]) -> Columns:
         """A row is None for a token that nothing comes before."""

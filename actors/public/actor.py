@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,9 @@ from ...runtime.actor import Actor, HostService
 from .connections import Connection, Connections
 from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
+SUPERVISOR_S = 5.0
+"""How long the supervisor has to say how the actors are. One that was stopped does not."""
+
 
 class PublicActor(Actor):
     """Connections, and the answers that every client gets."""
@@ -53,8 +57,8 @@ class PublicActor(Actor):
         """Until then a drain waits for those who had asked an incarnation that has just died, and takes them in."""
         self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
         self.timelines.peers.add(self.name)
-        self.asking: list[bytes] = []
-        """Clients that want to know how the actors are."""
+        self.asking: deque[tuple[bytes, float]] = deque()
+        """Clients that want to know how the actors are, and when they have waited long enough; the oldest first."""
         self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
             ClientMessage: self.on_client_message,
@@ -155,6 +159,8 @@ class PublicActor(Actor):
     def on_wake(self, now: float) -> None:
         self.connections.on_wake(now)
         self.timelines.finish(now)
+        if self.asking:
+            self.answer_for_supervisor(now)
 
     def on_drain(self, drain: Drain, now: float) -> None:
         self.draining = True
@@ -177,13 +183,23 @@ class PublicActor(Actor):
         self.host_counters |= counted.counters
 
     def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
-        self.asking.append(connection.address)
+        due = now + SUPERVISOR_S
+        self.asking.append((connection.address, due))
+        self.wake_by(due)
         self.send(HostService.SUPERVISOR, message)
+
+    def answer_for_supervisor(self, now: float) -> None:
+        """A service whose supervisor does not answer is not well; who asks is to hear so, and not to wait for it."""
+        while self.asking and self.asking[0][1] <= now:
+            address, _ = self.asking.popleft()
+            self.send_if_there(address, Actors(actors=[], live=False, ready=False, draining=self.draining))
+        if self.asking:
+            self.wake_by(self.asking[0][1])
 
     def on_actors(self, actors: Actors, now: float) -> None:
         """The supervisor's answer, for all clients that have asked until now."""
-        asking, self.asking = self.asking, []
-        for address in asking:
+        asking, self.asking = self.asking, deque()
+        for address, _ in asking:
             self.send_if_there(address, actors)
 
     def on_get_trace(self, connection: Connection, message: GetTrace, now: float) -> None:

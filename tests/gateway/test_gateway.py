@@ -1026,6 +1026,29 @@ def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:
     assert not harness.take(ANN), "each question has one answer"
 
 
+def test_who_asks_after_the_actors_of_a_service_whose_supervisor_is_stopped_is_told_that_it_is_not_well() -> (
+    None
+):
+    harness = Harness()
+    for client in (ANN, BEN):
+        harness.ask(client, Hello(protocol=[1, 0]))
+    harness.said.clear()
+    harness.ask(ANN, GetActors())
+    harness.pass_time(3.0)
+    harness.ask(BEN, GetActors())
+    harness.pass_time(2.5)
+    assert harness.one(ANN) == Actors(actors=[], live=False, ready=False)
+    assert not harness.take(BEN)
+    harness.pass_time(3.0)
+    assert harness.one(BEN) == Actors(actors=[], live=False, ready=False)
+    harness.give(HostService.SUPERVISOR, Actors(actors=[], live=True, ready=True))
+    assert not harness.take(ANN), "each question has one answer"
+    harness.ask(ANN, GetActors())
+    told = Actors(actors=[], live=True, ready=True)
+    harness.give(HostService.SUPERVISOR, told)
+    assert harness.take(ANN)[-1] == told
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
 def test_a_trace_of_no_time_at_all_is_refused(harness: Harness, seconds: float) -> None:
     harness.ask(ANN, GetTrace(seconds=seconds))

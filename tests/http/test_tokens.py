@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import Script, Scripted
 from slipstream.actors.http.tokens import Offsets, Tokens, TokenTable
 from slipstream.actors.text.pieces import Pieces
 from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.protocol.messages import Delta, Usage
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from slipstream.service import BUNDLED_MODEL
@@ -88,6 +91,47 @@ def test_special_tokens_of_a_prompt_take_the_place_that_they_have_in_its_text() 
 
     added = TokenTable(Tokens(sentencepiece()), 0, written="The<s> cat").take([0, 1, 0, 2], [None] * 4)
     assert added["text_offset"] == [0, 0, 3, 6]
+
+
+def test_an_answer_that_ends_a_character_of_its_prompt_begins_with_it() -> None:
+    """Four bytes, of which the prompt has the first one, two or three."""
+    tokenizer = load_tokenizer(Path(BUNDLED_MODEL))
+    tokens = Tokens(tokenizer)
+    ids = tokenizer.encode("The 😀 cat", add_special_tokens=False).ids
+    whole = TokenTable(tokens, 0).take(ids, [None] * len(ids))["text_offset"]
+    assert whole == [0, 3, 4, 4, 4, 4, 5]
+    for cut in (3, 4, 5):
+        table = TokenTable(tokens, 0, len("The "), pending=tokens.unfinished(ids[:cut]))
+        assert table.take(ids[cut:], [None] * len(ids[cut:]))["text_offset"] == whole[cut:]
+
+
+class Known(Script):
+    """Answers with these tokens, one by one, and says how likely they were."""
+
+    def __init__(self, ids: list[int], texts: list[str]) -> None:
+        super().__init__()
+        self.known = list(zip(ids, texts, strict=True))
+
+    async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+        for number, (token, text) in enumerate(self.known, 1):
+            end: dict[str, Any] = (
+                {"finish_reason": "length", "usage": Usage(prompt_tokens=3, completion_tokens=4)}
+                if number == len(self.known)
+                else {}
+            )
+            yield [Delta(id="1", text=text, token_ids=[token], logprobs=[{str(token): -1.0}], **end)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_offsets_of_an_answer_know_where_its_prompt_ends(stream: bool) -> None:
+    tokenizer = load_tokenizer(Path(BUNDLED_MODEL))
+    ids = tokenizer.encode("The 😀 cat", add_special_tokens=False).ids
+    frontend = Scripted(Known(ids[3:], ["", "", "😀", " cat"]))
+    body = {"prompt": ids[:3], "logprobs": 0, "stream": stream}
+    reply = frontend.post("/v1/completions", body)
+    choices = [each["choices"][0] for each in (reply.events[:-1] if stream else [reply.json])]
+    assert "".join(choice["text"] for choice in choices) == "😀 cat"
+    assert [at for choice in choices for at in choice["logprobs"]["text_offset"]] == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("character", ["世", "é", "😀"])

@@ -79,7 +79,7 @@ async def create(service: Service, request: Request) -> Response:
         echoes = await service.beside(
             request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
         )
-    answers = Answers(service, body, params, echoes, only_prompt=only_prompt)
+    answers = Answers(service, body, params, prompts, echoes, only_prompt=only_prompt)
     streams = [
         service.ask(
             request,
@@ -158,11 +158,13 @@ class Answers:
         service: Service,
         body: CompletionFields,
         params: SamplingParams,
+        prompts: list[tuple[Prompt, str]],
         echoes: list[str],
         *,
         only_prompt: bool,
     ) -> None:
         self.n = params.n
+        self.prompts = prompts
         self.echoes = echoes
         """The text of each prompt, where answers begin with it."""
         self.only_prompt = only_prompt
@@ -198,8 +200,11 @@ class Answers:
             return None
         table = self.tables.get(index)
         if table is None:
+            prompt, _ = self.prompts[index // self.n]
+            begun = b"" if isinstance(prompt, str) else self.tokens.unfinished(prompt)
             at = len(self.echo(index))
-            table = self.tables[index] = TokenTable(self.tokens, self.columns, at, named=self.named)
+            table = TokenTable(self.tokens, self.columns, at, named=self.named, pending=begun)
+            self.tables[index] = table
         return table.take(delta.token_ids, delta.logprobs)
 
     def echoed_logprobs(self, index: int) -> Columns | None:
