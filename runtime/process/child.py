@@ -15,18 +15,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
 from ...protocol.codec import prepare
 from ..actor import Actor
 from ..supervision import control
-from .frontend import Frontend, FrontendHost
 from .host import Host
 from .loops import run_blocking, run_events
 from .priority import come_first, stand_back
 from .set_up import set_up
+
+if TYPE_CHECKING:
+    from .frontend import Frontend, FrontendHost
 
 T = TypeVar("T")
 
@@ -152,6 +154,8 @@ def start(factory: str, begin: control.Begin, build: Build, channel: socket.sock
         if made.endpoint is not None:
             facts["endpoint"] = host.open_public(made.endpoint)
     else:
+        from .frontend import FrontendHost  # an actor that blocks has no use for asyncio
+
         host = FrontendHost(made, channel)
     gc.collect()
     gc.freeze()
@@ -175,7 +179,7 @@ def run(host: Host | FrontendHost) -> None:
         return
     stand_back()
     give_memory_back()
-    host.run() if isinstance(host, FrontendHost) else run_events(host)
+    run_events(host) if isinstance(host, Host) else host.run()
 
 
 def failure(phase: str, error: Exception) -> control.Failed:

@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -40,9 +40,11 @@ from ..log import logger
 from ..request_trace import TraceExporter
 from ..supervision import control
 from .mailboxes import Mailboxes
-from .public_socket import PublicSocket
 from .services import Services
 from .watched_file import FileWatch
+
+if TYPE_CHECKING:
+    from .public_socket import PublicSocket
 
 LONG_TURN_NS = 5_000_000
 """A turn that took this long may have taken as long as the work that it started on the device, which then ends about
@@ -96,6 +98,8 @@ class Host:
 
     def open_public(self, endpoint: str) -> str:
         """Bind the public socket; returns where it really is."""
+        from .public_socket import PublicSocket  # which only the actor that clients speak to has
+
         self.public = PublicSocket(self.context, endpoint, self.actor.public_keys)
         return self.public.endpoint
 

@@ -10,6 +10,9 @@ from ..log import configure
 from ..machine.file_limit import raise_file_limit
 from ..supervision import control
 
+THREADS_OF_NUMPY = "OPENBLAS_NUM_THREADS"
+"""Its import starts one for every other core, each of which spins for 50 ms; no actor has work for them."""
+
 
 def set_up(parent: int) -> None:
     """Prepare this process, whatever it will be, and have it end with ``parent``, the supervisor."""
@@ -21,6 +24,7 @@ def set_up(parent: int) -> None:
     for number in (signal.SIGINT, *control.IDLE_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
+    os.environ.setdefault(THREADS_OF_NUMPY, "1")
     configure(as_json=False)
 
 

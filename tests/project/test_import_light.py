@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -51,6 +52,25 @@ def test_the_package_itself_loads_nothing() -> None:
     modules = imported("import slipstream")[1]
     assert modules.isdisjoint([*HEAVY, "zmq", "msgspec", "msgpack", "asyncio"])
     assert {name for name in modules if name.startswith("slipstream.")} == set()
+
+
+def test_an_actor_that_blocks_loads_no_event_loop() -> None:
+    modules = imported("import slipstream.runtime.process.child, slipstream.actors.scheduler.scheduler")[1]
+    assert modules.isdisjoint(["asyncio", "uvloop", "ssl", "torch", "tokenizers"])
+
+
+def test_the_process_of_an_actor_has_no_threads_of_numpy() -> None:
+    """Its library starts one for every other core, each of which spins for a while."""
+    program = """
+import os
+from slipstream.runtime.process.set_up import set_up
+set_up(os.getppid())
+import numpy
+print(len(os.listdir("/proc/self/task")))
+"""
+    given = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=given)
+    assert done.stdout.split() == ["1"], done.stderr
 
 
 def test_every_public_name_is_there() -> None:
