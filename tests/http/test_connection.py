@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pytest
+from processes import until
 from scripted import Script, Scripted
 from slipstream.actors.http.server import listen, make_server
 from slipstream.actors.http.transport import connection
@@ -126,6 +127,44 @@ def test_two_hosts_are_one_too_many() -> None:
         status, _, body = server.talk(asked)
         assert status.endswith(b" 400 Bad Request")
         assert b"the header Host is there more than once" in body
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "status"),
+    [
+        (b"http://localhost/version", b"1.1", b"200 OK"),
+        (b"HTTP://127.0.0.1:8000/version?x=/y", b"1.1", b"200 OK"),
+        (b"http://evil.example/version", b"1.1", b"421 Misdirected Request"),
+        (b"http://evil.example/version", b"1.0", b"421 Misdirected Request"),
+        (b"http://user@localhost/version", b"1.1", b"400 Bad Request"),
+        (b"http://localhost", b"1.1", b"307 Temporary Redirect"),
+        (b"http://localhost?x", b"1.1", b"307 Temporary Redirect"),
+        (b"/version", b"2.0", b"505 HTTP Version Not Supported"),
+    ],
+)
+def test_a_whole_uri_says_what_host_is_meant_and_another_version_is_not_taken_for_this(
+    target: bytes, version: bytes, status: bytes
+) -> None:
+    with served() as server:
+        host = b"" if version == b"1.0" else b"Host: localhost\r\n"
+        asked = b"GET %b HTTP/%b\r\n%bConnection: close\r\n\r\n" % (target, version, host)
+        assert server.talk(asked)[0] == b"HTTP/1.1 " + status
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_client_that_leaves_ends_its_request_though_others_wait_behind_it(
+    stream: bool, more: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script("a", ends=False)
+    with served(script) as server:
+        with server.connect() as line:
+            line.sendall(post({"messages": HELLO, "stream": stream}) * (1 + more))
+            until(lambda: script.running == 1, "the first one runs")
+        until(lambda: script.running == 0, "it has ended")
+        until(lambda: not server.frontend.app.under_way, "nothing is under way")
+        assert server.status() == 200
+    assert "Traceback" not in caplog.text
 
 
 def test_a_stream_to_an_old_client_has_no_chunks_and_ends_with_the_connection() -> None:

@@ -7,6 +7,7 @@ bounded in ``pyproject.toml`` and each of them has a test.
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import time
 from typing import Any
@@ -26,6 +27,13 @@ HEADERS_S = 20.0
 
 UNREAD_S = 30.0
 """How long a client may read nothing of an answer while more than 64 KiB of it wait, before it is cut off."""
+
+MOST_WAITING = 8
+"""Requests that may wait on a connection for the answer to another while it is read on: only by reading is it seen that
+the client has left."""
+
+ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+"""What is asked for in the form that proxies are asked in."""
 
 RESERVED_DESCRIPTORS = 256
 """Left for everything but HTTP connections: the event loop, pages, 17 connections to the gateway."""
@@ -77,6 +85,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = Parser(self)
         self.all = all
         self.header_bytes = 0
+        self.unknown_version = False
+        self.unanswered: list[RequestResponseCycle] = []
+        """The request that is being answered, and those that wait for that."""
         self.headers_due: asyncio.TimerHandle | None = None
         self.reading_due: asyncio.TimerHandle | None = None
 
@@ -92,6 +103,10 @@ class HttpProtocol(HttpToolsProtocol):
         for timer in (self.headers_due, self.reading_due):
             if timer is not None:
                 timer.cancel()
+        for cycle in self.unanswered:  # uvicorn tells only the last one
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -132,10 +147,31 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers_due.cancel()
             self.headers_due = None
         self.all.set_busy(self)
+        if self.parser.get_http_version() >= "2":
+            self.unknown_version = True
+            raise ValueError("a version of HTTP that is not spoken in the clear")
+        self.take_target()
         super().on_headers_complete()
+        self.unanswered = [cycle for cycle in self.unanswered if not cycle.response_complete]
+        self.unanswered.append(self.cycle)
+        if 0 < len(self.pipeline) <= MOST_WAITING:
+            self.flow.resume_reading()
         if self.scope["http_version"] == "1.0":
             cycle: Any = self.cycle
             cycle.send = Unframed(self.cycle).send
+
+    def take_target(self) -> None:
+        """Take the host of a request that names the whole URI from there, whatever its header says (RFC 9112, 3.2.2)."""
+        named = ABSOLUTE.fullmatch(self.url)
+        if named is None:
+            return
+        host, path = named.groups()
+        self.url = path if path.startswith(b"/") else b"/" + path
+        places = [place for place, (name, _) in enumerate(self.headers) if name == b"host"]
+        if len(places) == 1:
+            self.headers[places[0]] = (b"host", host)
+        elif not places and self.parser.get_http_version() == "1.0":
+            self.headers.append((b"host", host))
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and framing(self.headers):
@@ -145,6 +181,8 @@ class HttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if self.header_bytes > MAX_HEADER_BYTES:
             self.leave(431, f"path and headers have more than {MAX_HEADER_BYTES} bytes, the limit")
+        elif self.unknown_version:
+            self.leave(505, "HTTP/1.1 and 1.0 are spoken here; for HTTP/2 put a proxy in front")
         else:
             self.leave(400, "this is no HTTP request")
 
