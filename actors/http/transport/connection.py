@@ -161,7 +161,7 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.send = Unframed(self.cycle).send
 
     def take_target(self) -> None:
-        """Take the host of a request that names the whole URI from there, whatever its header says (RFC 9112, 3.2.2)."""
+        """Take the host of a request that names a whole URI from there, whatever its header says (RFC 9112, 3.2.2)."""
         named = ABSOLUTE.fullmatch(self.url)
         if named is None:
             return
