@@ -10,13 +10,17 @@ The query heads that share a key/value head ("group") are rows of one tile: keys
 Of a tile whose keys are in several parts, the program that comes to its end last combines them, in the order of
 the keys, so that the output does not depend on which that was (the "fix-up" of Stream-K, Osama et al. 2023). A kernel
 of its own for that took longer than attention itself where contexts are short.
+
+Where a row has one token, an FP8 cache is read in *pairs*: as 16-bit words of two numbers, one of an even and one of an
+odd column. The matrix unit multiplies 16-bit numbers, and takes what it multiplies from shared memory in the order that
+it needs, but only in words of 16 bits. Numbers of 8 bits would be loaded one by one, which takes more time than memory.
 """
 
 from __future__ import annotations
 
 import triton.language as tl
 
-from ..devices.kernel import jit, wait_for_kernel_before
+from ..devices.kernel import PTX, jit, wait_for_kernel_before
 from .triton_common import STEP_INPUTS
 from .triton_plan import ITEM_FIELDS, first_seen
 
@@ -27,10 +31,37 @@ the difference of two infinities would be NaN; the next visible key rescales wha
 
 
 @jit
+def unpack(pairs):
+    """The even and the odd columns, float16, of int16 ``pairs`` of numbers of an FP8 cache. Nothing is rounded."""
+    if PTX:
+        # Of two pairs at once: the bytes of the even columns together and those of the odd, then one conversion for
+        # each. The compiler takes twice the instructions for the lines below.
+        even, odd = tl.inline_asm_elementwise(  # type: ignore[misc]
+            """{
+            .reg .b32 sorted;
+            .reg .b16 low, high;
+            prmt.b32 sorted, $2, $2, 0x3120;
+            mov.b32 {low, high}, sorted;
+            cvt.rn.f16x2.e4m3x2 $0, low;
+            cvt.rn.f16x2.e4m3x2 $1, high;
+            }""",
+            "=r,=r,r",
+            [pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        even = pairs.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+        odd = (pairs >> 8).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    return even, odd
+
+
+@jit
 def _attend(
-    q,  # [M, DK_PAD]
+    q,  # ([M, DK_PAD],), or the even and the odd columns where the cache is read in pairs
     q_pos,  # [M]: position of each query in its sequence
-    state,  # (acc [M, DV_PAD], m [M], total [M]), float32: what earlier keys gave
+    state,  # (acc ([M, DV_PAD],), in columns as q; m [M]; total [M]), float32: what earlier keys gave
     context,  # pointers: the sequence's blocks, its head's first key and first value in the cache
     scale,
     lo,
@@ -51,13 +82,16 @@ def _attend(
     whole blocks. Returns the new state, of which ``acc / total`` is the output.
     """
     acc, m, total = state
+    PAIRS: tl.constexpr = len(q) == 2  # type: ignore[assignment]
+    KEY: tl.constexpr = DK // 2 if PAIRS else DK  # numbers, or pairs of them, of a key and of a value
+    VALUE: tl.constexpr = DV // 2 if PAIRS else DV
     blocks, keys, values = context
-    DK_PAD: tl.constexpr = q.shape[1]
-    DV_PAD: tl.constexpr = acc.shape[1]
+    KEY_PAD: tl.constexpr = q[0].shape[1]
+    VALUE_PAD: tl.constexpr = acc[0].shape[1]
     WHOLE: tl.constexpr = BLOCK_N % BLOCK_SIZE == 0
     offset = tl.arange(0, BLOCK_N)
-    k_dim = tl.arange(0, DK_PAD)[None, :]
-    v_dim = tl.arange(0, DV_PAD)[None, :]
+    k_dim = tl.arange(0, KEY_PAD)[None, :]
+    v_dim = tl.arange(0, VALUE_PAD)[None, :]
     # Addresses are half of the work where they are computed anew: all that tiles have in common is added here.
     keys += k_dim
     values += v_dim
@@ -82,21 +116,26 @@ def _attend(
             next_blocks = blocks + (following + offset) // BLOCK_SIZE
             token = pos % BLOCK_SIZE
         place = (block * BLOCK_SIZE + token).to(tl.int64)[:, None]
-        k_ptr = keys + place * (KV_HEADS * DK)
-        v_ptr = values + place * (KV_HEADS * DV)
+        k_ptr = keys + place * (KV_HEADS * KEY)
+        v_ptr = values + place * (KV_HEADS * VALUE)
         if MASK:
             next_block = tl.load(next_blocks, mask=following + offset < hi, other=0)
             # Past the end the block table and the cache hold anything, NaN too: read zeros instead.
             inside = (pos < hi)[:, None]
-            k = tl.load(k_ptr, mask=inside & (k_dim < DK), other=0.0)
-            v = tl.load(v_ptr, mask=inside & (v_dim < DV), other=0.0)
+            k = tl.load(k_ptr, mask=inside & (k_dim < KEY), other=0.0)
+            v = tl.load(v_ptr, mask=inside & (v_dim < VALUE), other=0.0)
         else:
             next_block = tl.load(next_blocks)
-            k = tl.load(k_ptr, mask=k_dim < DK, other=0.0) if DK < DK_PAD else tl.load(k_ptr)
-            v = tl.load(v_ptr, mask=v_dim < DV, other=0.0) if DV < DV_PAD else tl.load(v_ptr)
+            k = tl.load(k_ptr, mask=k_dim < KEY, other=0.0) if KEY < KEY_PAD else tl.load(k_ptr)
+            v = tl.load(v_ptr, mask=v_dim < VALUE, other=0.0) if VALUE < VALUE_PAD else tl.load(v_ptr)
 
         # The numbers of an FP8 cache are exact in float16, which ``q`` is then.
-        score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+        if PAIRS:
+            k_even, k_odd = unpack(k)
+            score = tl.dot(q[0], tl.trans(k_even))
+            score = tl.dot(q[1], tl.trans(k_odd), score)  # type: ignore[misc]
+        else:
+            score = tl.dot(q[0], tl.trans(k.to(q[0].dtype)), input_precision="ieee")
         if SOFTCAP > 0:
             # SOFTCAP * tanh(score / SOFTCAP), by way of the exponential.
             score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
@@ -116,8 +155,13 @@ def _attend(
             weight = tl.exp2(score * unit - m_new[:, None])
         rescale = tl.exp2(m - m_new)
         total = total * rescale + tl.sum(weight, 1)
-        acc = acc * rescale[:, None]
-        acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
+        weight = weight.to(q[0].dtype)
+        if PAIRS:
+            v_even, v_odd = unpack(v)
+            even = tl.dot(weight, v_even, acc[0] * rescale[:, None])
+            acc = (even, tl.dot(weight, v_odd, acc[1] * rescale[:, None]))  # type: ignore[misc]
+        else:
+            acc = (tl.dot(weight, v.to(q[0].dtype), acc[0] * rescale[:, None], input_precision="ieee"),)
         m = m_new
     return acc, m, total
 
@@ -169,10 +213,21 @@ def places_of(index, kv_head, first, tokens, GROUP: tl.constexpr, TOKENS: tl.con
 
 
 @jit
-def load_queries(rows, valid, scale, keys, key_scales, kv_head, DK: tl.constexpr, DK_PAD: tl.constexpr):
-    """The queries [M, DK_PAD] that begin at the pointers ``rows`` [M, 1], and the scale of their scores."""
+def load_queries(
+    rows,
+    valid,
+    scale,
+    keys,
+    key_scales,
+    kv_head,
+    DK: tl.constexpr,
+    DK_PAD: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """The queries [M, DK_PAD] that begin at the pointers ``rows`` [M, 1], every ``STRIDE``-th number, and the scale of
+    their scores."""
     k_dim = tl.arange(0, DK_PAD)
-    q = tl.load(rows + k_dim[None, :], mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
+    q = tl.load(rows + (k_dim * STRIDE)[None, :], mask=valid[:, None] & (k_dim < DK)[None, :], other=0.0)
     if key_scales is None:
         q = q.to(keys.dtype.element_ty)
     else:
@@ -188,8 +243,8 @@ def attend_kernel(
     result_sums,  # float32 [results, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
     arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its parts have theirs
     query,  # [T, query_heads, DK]
-    keys,  # [num_blocks, block_size, kv_heads, DK]
-    values,  # [num_blocks, block_size, kv_heads, DV]
+    keys,  # [num_blocks, block_size, kv_heads, DK], or int16 […, DK / 2] to be read in pairs
+    values,  # the same with DV
     key_scales,  # float32 [kv_heads] of an FP8 cache, or None
     value_scales,
     sinks,  # [query_heads] or None
@@ -233,7 +288,17 @@ def attend_kernel(
     head, place, valid = places_of(index, kv_head, first, tokens, GROUP, TOKENS)
     q_pos = position + index // GROUP
     rows = query + (place * query_token_stride + head * query_head_stride)[:, None]
-    q, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD)
+    PAIRS: tl.constexpr = keys.dtype.element_ty == tl.int16
+    if PAIRS:
+        even, _ = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK // 2, DK_PAD // 2, 2)
+        odd, scale = load_queries(rows + 1, valid, scale, keys, key_scales, kv_head, DK // 2, DK_PAD // 2, 2)
+        q = (even, odd)
+        nothing = tl.zeros([BLOCK_M, DV_PAD // 2], tl.float32)
+        acc = (nothing, nothing)
+    else:
+        whole_rows, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD, 1)
+        q = (whole_rows,)
+        acc = (tl.zeros([BLOCK_M, DV_PAD], tl.float32),)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -244,11 +309,10 @@ def attend_kernel(
         m = tl.where(is_first, sink, m)
         total = tl.where(is_first, 1.0, total)
 
-    acc = tl.zeros([BLOCK_M, DV_PAD], tl.float32)
     context = (
         block_table + slot * table_stride,
-        keys + kv_head * DK,
-        values + kv_head * DV,
+        keys + kv_head * (DK // 2 if PAIRS else DK),
+        values + kv_head * (DV // 2 if PAIRS else DV),
     )
     if TOKENS > 1:
         # Most keys lie before the first query and inside the window of the last: nothing of them need be masked.
@@ -272,10 +336,11 @@ def attend_kernel(
         True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
     )  # fmt: skip
 
+    mean = tl.interleave(acc[0], acc[1]) if PAIRS else acc[0]
     # Where there was no key, as for a token that belongs to no row, the output is zero.
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    mean = mean / tl.where(total > 0, total, 1.0)[:, None]
     if value_scales is not None:
-        acc *= tl.load(value_scales + kv_head)
+        mean *= tl.load(value_scales + kv_head)
     v_dim = tl.arange(0, DV_PAD)
     mask = valid[:, None] & (v_dim < DV)[None, :]
     out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]
@@ -288,12 +353,12 @@ def attend_kernel(
             queries = query_of * (TOKENS * GROUP) + index
             mine = queries + part * (KV_HEADS * TOKENS * GROUP)
             tl.store(result_sums + mine, m + tl.log2(total), mask=valid)
-            tl.store(results + (mine * DV)[:, None] + v_dim[None, :], acc, mask=mask)
+            tl.store(results + (mine * DV)[:, None] + v_dim[None, :], mean, mask=mask)
             # What all threads of this program have stored is there before it says so, by one of them.
             tl.debug_barrier()
             before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
             if before == parts - 1:
-                acc = _combine(
+                mean = _combine(
                     results,
                     result_sums,
                     queries,
@@ -304,9 +369,9 @@ def attend_kernel(
                     DV_PAD,
                     AT_ONCE,
                 )
-                tl.store(out_ptr, acc, mask=mask)
+                tl.store(out_ptr, mean, mask=mask)
                 tl.store(arrived + query_of, 0)  # for the next layer
         else:
-            tl.store(out_ptr, acc, mask=mask)
+            tl.store(out_ptr, mean, mask=mask)
     else:
-        tl.store(out_ptr, acc, mask=mask)
+        tl.store(out_ptr, mean, mask=mask)

@@ -200,6 +200,9 @@ class TritonAttention:
             )
         plan = self._plans[plan_of]
         results, sums = plan.room(tokens * group, value_dim)
+        block_size = keys.shape[1]
+        if single and scales is not None and in_pairs(key_dim, value_dim):
+            keys, values = keys.view(torch.int16), values.view(torch.int16)
         attend_kernel[(kv_heads, len(plan.items))](
             out,
             results,
@@ -220,7 +223,7 @@ class TritonAttention:
             WINDOW=window,
             CHUNKED=chunked,
             SOFTCAP=softcap,
-            BLOCK_SIZE=keys.shape[1],
+            BLOCK_SIZE=block_size,
             DK=key_dim,
             DV=value_dim,
             DK_PAD=pad(key_dim),
@@ -252,6 +255,11 @@ def choose_tile(dims: int, dtype: torch.dtype, kind: str, shared_memory: int) ->
     stages = max(1, min(tile.stages, (shared_memory - fixed) // stage + unkept))
     fit = shared_memory // (fixed + max(1, stages - unkept) * stage)
     return tile._replace(stages=stages, resident=max(1, min(tile.resident, fit)))
+
+
+def in_pairs(key_dim: int, value_dim: int) -> bool:
+    """Whether an FP8 cache with heads of these sizes can be read two numbers at a time, each in a matrix of its own."""
+    return all(dim % 2 == 0 and pad(dim) >= 32 for dim in (key_dim, value_dim))
 
 
 def interpreted() -> bool:

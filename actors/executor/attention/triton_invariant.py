@@ -189,7 +189,7 @@ def attend_in_order_kernel(
     q_pos = position + index // GROUP
     v_dim = tl.arange(0, DV_PAD)
     rows = query + (place * query_token_stride + head * query_head_stride)[:, None]
-    q, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD)
+    q, scale = load_queries(rows, valid, scale, keys, key_scales, kv_head, DK, DK_PAD, 1)
     context = (block_table + slot * table_stride, keys + kv_head * DK, values + kv_head * DV)
     mask = valid[:, None] & (v_dim < DV)[None, :]
 

@@ -31,6 +31,9 @@ def _overlaps() -> bool:
     return least_capability() >= (9, 0)
 
 
+PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and not torch.version.hip)
+"""Whether kernels can hold NVIDIA's assembly: the interpreter and other devices have the same in Triton's own words."""
+
 OVERLAP = tl.constexpr(_overlaps())
 FOLLOWING: dict[str, Any] = {"launch_pdl": True} if OVERLAP.value else {}
 """Further arguments of every launch."""
