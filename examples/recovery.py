@@ -127,6 +127,18 @@ async def ready_again(sidecar: Sidecar, pid: int, what: str) -> float:
         await asyncio.sleep(0.02)
 
 
+async def helpers_wait(sidecar: Sidecar) -> None:
+    """Until the spare executor can be forked: it begins to import when the service is ready."""
+    end = time.monotonic() + PATIENCE_S
+    while any(
+        actor["role"] == "spare" and actor["state"] != "ready"
+        for actor in (await asyncio.to_thread(lambda: sidecar.actors)).values()
+    ):
+        if time.monotonic() > end:
+            raise TimeoutError(f"no spare for {PATIENCE_S:g} s\n{sidecar.log}")
+        await asyncio.sleep(0.1)
+
+
 def inflict(fault: str, sidecar: Sidecar, pid: int) -> None:
     if fault == "restart":
         sidecar.restart("executor")
@@ -136,6 +148,7 @@ def inflict(fault: str, sidecar: Sidecar, pid: int) -> None:
 
 async def suffer(fault: str, sidecar: Sidecar, streams: Streams, full_speed: bool) -> Row:
     """One fault, from a moment in which every stream runs until it is over."""
+    await helpers_wait(sidecar)
     await streams.all_have_one(time.monotonic_ns())
     pid = sidecar.pids["executor"]
     begun_ns = streams.watch()
@@ -197,7 +210,7 @@ def main() -> int:
     )
     parser.add_argument("--faults", type=parse_faults, default=parse_faults("kill:10,illegal:3"))
     parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--new", type=int, default=2000, help="tokens of each answer")
+    parser.add_argument("--new", type=int, default=512, help="tokens of each answer")
     parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--model", default="8b", choices=sorted(h200.MODELS))
     parser.add_argument("--out", type=Path, default=Path("results"))

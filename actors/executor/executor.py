@@ -21,8 +21,9 @@ from .step_actor import StepActor
 IDLE_S = 0.1
 """Pause after which the executor counts as idle: between the requests of one client there is less."""
 
-CATCHING_UP_SHARE = 1 / 3
-"""Of the time, while there are steps to run, what is spent on being at full speed soon: graphs in 3 s take 9 s then."""
+CATCHING_UP_SHARE = 0.6
+"""Of the time, while there are steps to run, what is spent on being at full speed soon: graphs in 3 s take 5 s then.
+Those that steps have met come first, so that most of what follows is fast before."""
 
 
 class Executor(StepActor):

@@ -32,8 +32,7 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    restarted = agreed(model, context.restarted)
-    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, restarted=restarted)
+    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
@@ -70,14 +69,14 @@ def on_gpu(
     return engine
 
 
-def graph_mode(asked: str, uncapturable: str, *, restarted: bool) -> tuple[str, str]:
+def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
-    A service that starts is at full speed when it listens; after a restart streams wait, and go on at once.
+    Nobody waits for graphs by default, at the start of a service as little as after the death of an executor.
     InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
     """
     if asked == "auto":
-        return ("off", uncapturable) if uncapturable else ("lazy" if restarted else "start", "")
+        return ("off", uncapturable) if uncapturable else ("lazy", "")
     if asked != "off" and uncapturable:
         raise InvalidRequest(
             f"cuda_graphs={asked!r} is not possible: {uncapturable}; leave out --cuda-graphs"

@@ -138,21 +138,21 @@ def engine_of(
 # --- when graphs are captured ---------------------------------------------------------------------------
 
 
-def test_all_graphs_are_captured_before_it_is_ready_where_nothing_else_is_asked() -> None:
-    engine = engine_of()
+def test_all_graphs_are_captured_before_it_is_ready_where_that_is_asked() -> None:
+    engine = engine_of(cuda_graphs="start")
     buckets = buckets_of(SLOTS, BUDGET, LENGTH)
     count = buckets.forwards + 2 * len(buckets.decode)
     assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s, 3 MiB (")
     assert engine.buckets == buckets
 
 
-def test_after_a_restart_streams_do_not_wait_for_graphs(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_nobody_waits_for_graphs(caplog: pytest.LogCaptureFixture, restarted: bool) -> None:
     graphs = Graphs()
-    engine = engine_of(graphs=graphs, restarted=True)
+    engine = engine_of(graphs=graphs, restarted=restarted)
     assert graphs.count == 1
     assert engine.facts["graphs"].startswith("1 in ")
     assert engine.catching_up
-    assert not engine_of().catching_up
     assert engine.spare_work is not None
     with caplog.at_level(logging.INFO, "slipstream"):
         while (took_s := engine.spare_work()) is not None:
@@ -160,7 +160,8 @@ def test_after_a_restart_streams_do_not_wait_for_graphs(caplog: pytest.LogCaptur
     [said] = [record.getMessage() for record in caplog.records]
     assert said == f"the executor is at full speed; CUDA graphs {engine.facts['graphs']}"
     assert engine.facts["graphs"].startswith(f"{graphs.count} in ")
-    assert engine_of(restarted=True, cuda_graphs="start").catching_up is False, "as it was asked"
+    asked = engine_of(restarted=restarted, cuda_graphs="start")
+    assert asked.catching_up is False
 
 
 def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
@@ -192,7 +193,7 @@ def test_a_mixture_of_experts_is_captured_in_bfloat16_alone() -> None:
 
 
 def test_of_a_model_with_states_only_steps_that_decode_are_captured() -> None:
-    engine = engine_of(model=model_of("qwen3_5_text"))
+    engine = engine_of(model=model_of("qwen3_5_text"), cuda_graphs="start")
     count = 3 * len(buckets_of(SLOTS, BUDGET, LENGTH).decode)
     assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s")
     assert "share nothing, since a state is in no block" in engine.facts["states"][0]
@@ -264,7 +265,7 @@ def test_no_memory_is_kept_back_for_graphs_of_prompts_where_states_rule_them_out
     decode = buckets_of(SLOTS, BUDGET, LENGTH).decode
     kept = (3 << 20) + len(decode) * len(model.layout.layers) * GRAPH_BYTES_PER_LAYER
     gpu = Gpu(takes=(50 << 20, 60 << 20, 3 << 20))
-    engine = engine_of(gpu, model=model)
+    engine = engine_of(gpu, model=model, cuda_graphs="start")
     assert engine.facts["graphs"].endswith(f"({kept >> 20} were kept back)")
     assert len(gpu.measured) == 3, "prompts too have run before the cache takes its memory"
 
@@ -313,7 +314,7 @@ def test_where_memory_is_short_what_to_lower_is_told(
 def test_a_graph_without_memory_ends_nothing_but_the_capturing(caplog: pytest.LogCaptureFixture) -> None:
     """At the start and while the service runs; it is told once."""
     with caplog.at_level(logging.WARNING, "slipstream"):
-        engine = engine_of(graphs=Graphs(room=5))
+        engine = engine_of(graphs=Graphs(room=5), cuda_graphs="start")
     assert engine.facts["graphs"].startswith("5 in ")
     assert engine.facts["graphs"].endswith(", no memory for more")
     assert engine.spare_work is not None
@@ -426,13 +427,13 @@ def test_no_rank_begins_to_capture_what_another_has_no_room_to_run(two_ranks: li
     assert all(text.endswith("no memory for more") for text in told)
 
 
-def test_ranks_are_restarted_for_graphs_only_if_all_are(two_ranks: list[PagedModel]) -> None:
-    """Each is told by itself whether it was there before, and they have to capture the same."""
-    for ranks, lazily in (((True, True), True), ((True, False), False)):
-        engines = at_once(
-            lambda restarted, model: engine_of(model=model, restarted=restarted), ranks, two_ranks
-        )
-        assert [engine.catching_up for engine in engines] == [lazily, lazily]
+def test_ranks_capture_alike_whether_they_were_there_before_or_not(two_ranks: list[PagedModel]) -> None:
+    """Each is told by itself whether it was, and they have to capture the same."""
+    engines = at_once(
+        lambda restarted, model: engine_of(model=model, restarted=restarted), (True, False), two_ranks
+    )
+    assert [engine.catching_up for engine in engines] == [True, True]
+    assert len({engine.facts["graphs"] for engine in engines}) == 1
 
 
 def test_a_rank_that_has_all_its_graphs_waits_for_no_other(two_ranks: list[PagedModel]) -> None:
