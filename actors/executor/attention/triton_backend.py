@@ -58,8 +58,8 @@ another program reads while one begins or ends than that each has more loads und
 # The first two of one and of two bytes are from sweeps on one H200 (`examples/attention_bench.py --tune`, and
 # `--fp8`); the others have like them 32 or 64 KiB under way per stage. Float32 needs more registers, so more warps.
 TILES: dict[tuple[int, int], Tiles] = {
-    (1, 128): Tiles(Tile(16, 64, 4, 4, 3, 64), Tile(16, 64, 4, 4, 3, 64), Tile(64, 128, 4, 2, 1, 256)),
-    (1, 256): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
+    (1, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
+    (1, 256): Tiles(Tile(16, 128, 8, 3, 2, 128), Tile(16, 128, 4, 3, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
     (1, 512): Tiles(Tile(16, 64, 4, 3, 2, 64), Tile(16, 64, 4, 3, 2, 64), Tile(64, 32, 4, 3, 1, 256)),
     (1, 1024): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(32, 32, 8, 2, 1, 256)),
     (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
