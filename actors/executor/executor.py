@@ -26,6 +26,11 @@ CATCHING_UP_SHARE = 0.6
 Those that steps have met come first, so that most of what follows is fast before."""
 
 
+FIRST_TOKENS_S = 1.0
+"""After a pause steps alone have the time, though they are slower than they will be: after a death all streams wait for
+their next token, and after a start the first requests for their first."""
+
+
 class Executor(StepActor):
     """Launches every plan of the scheduler, and sends it back the tokens of every step that is done."""
 
@@ -59,6 +64,8 @@ class Executor(StepActor):
             self.full_speed_at = None
         self.rest_until = 0.0
         """When the next piece may be done between steps."""
+        self.busy_at = -IDLE_S
+        """When there was something to run last."""
         self.masks = masks or Masks(None, 0)
         self.capacity = capacity
         self.scheduler_is_new = False
@@ -74,6 +81,9 @@ class Executor(StepActor):
         }
 
     def on_plan(self, plan: Plan, now: float) -> None:
+        if self.full_speed_at is None and now - self.busy_at >= IDLE_S and self.pipeline.idle:
+            self.rest_until = max(self.rest_until, now + FIRST_TOKENS_S)
+        self.busy_at = now
         step = self.launch(plan)
         self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, step.masked)
         self.fill_masks()
@@ -86,6 +96,7 @@ class Executor(StepActor):
             self.pipeline.sample()
 
     def on_completed(self, message: Completed, now: float) -> None:
+        self.busy_at = now
         for result in self.collect():
             ends = self.masks.sampled(result.tokens)
             if not self.scheduler_is_new:

@@ -20,7 +20,7 @@ from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
 from .step.layout import Step
 from .step.program import ModelProgram
-from .step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
+from .step.warm_up import TIMES, decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 
 
 def on_gpu(
@@ -32,6 +32,7 @@ def on_gpu(
 ) -> Engine:
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
+    restarted = agreed(model, context.restarted)
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
@@ -39,7 +40,7 @@ def on_gpu(
     graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
 
     context.phase("compile kernels")
-    step_bytes = measure(options, program, device, buckets)
+    step_bytes = measure(options, program, device, buckets, compiled=restarted)
     layers = len(model.layout.layers)
     kept = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
@@ -61,7 +62,9 @@ def on_gpu(
     context.phase("warm up")
     run = program.run if graphed is None else graphed.run
     with device.computing():
-        steps = warm_up(program, run, buckets, length, device.synchronize)
+        # After a death streams wait: kernels are in the caches of Triton and the device, and one run says enough.
+        times = 1 if restarted else TIMES
+        steps = warm_up(program, run, buckets, length, device.synchronize, times)
     engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
@@ -148,9 +151,17 @@ class Capturing:
         self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"
 
 
-def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice, buckets: Buckets) -> int:
+def measure(
+    options: ExecutorOptions,
+    program: ModelProgram,
+    device: CudaDevice,
+    buckets: Buckets,
+    *,
+    compiled: bool = False,
+) -> int:
     """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
 
+    ``compiled``: an incarnation before has compiled them; to load them one by one then takes less than to look ahead.
     Returns the bytes in which the largest works that can be captured and asks nothing rare of its sampling.
     """
     torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
@@ -158,7 +169,7 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
     device.synchronize()
     length = options.max_model_len
 
-    def compiled() -> None:
+    def run_all_kernels() -> None:
         for step in steps_of_all_kernels(buckets, length):
             null_run(program, program.run, step, length)()
 
@@ -167,7 +178,10 @@ def measure(options: ExecutorOptions, program: ModelProgram, device: CudaDevice,
 
     try:
         with device.computing():
-            compile_ahead(program.model.device, compiled)
+            if compiled:
+                run_all_kernels()
+            else:
+                compile_ahead(program.model.device, run_all_kernels)
         captured = most_memory(largest_step(buckets, length, everything=False))
         most_memory(largest_step(buckets, length, everything=True))
         if program.states is not None:

@@ -68,6 +68,9 @@ def prepare(context: StartContext) -> Prepared:
             if gpu:
                 from . import gpu
                 from .attention import triton_backend  # noqa: F401
+                from .devices.kernel import know_compiler
+
+                know_compiler()
             else:
                 from .devices import cpu  # noqa: F401
                 from .step import program  # noqa: F401

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 import pytest
@@ -51,7 +52,11 @@ HEADS = dict(
     DV_PAD=128,
     KV_HEADS=8,
 )
+PAIRS = dict(keys="*i16", values="*i16", key_scales="*fp32", value_scales="*fp32")
 FP8 = dict(keys="*fp8e4nv", values="*fp8e4nv", key_scales="*fp32", value_scales="*fp32")
+
+
+ONE_TOKEN = dict(TOKENS=1, BLOCK_M=16, BLOCK_N=128, AT_ONCE=4)
 
 
 def without_scales(constants: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +206,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=1, BLOCK_M=16, BLOCK_N=128, AT_ONCE=4)),
     ("attention:attend_kernel", ATTEND, HEADS | dict(TOKENS=16, BLOCK_M=64, BLOCK_N=64, AT_ONCE=1)),
+    ("attention:attend_kernel", ATTEND | PAIRS, without_scales(HEADS) | ONE_TOKEN),
     *(
         ("attention:attend_kernel", ATTEND | FP8, without_scales(HEADS) | tile)
         for tile in (
@@ -317,6 +323,20 @@ def test_every_kernel_is_compiled_here() -> None:
     ("name", "arguments", "constants"), KERNELS, ids=[f"{name}-{i}" for i, (name, _, _) in enumerate(KERNELS)]
 )
 def test_it_compiles(name: str, arguments: dict[str, str], constants: dict[str, Any]) -> None:
+    assert compiled(name, arguments, constants).asm["cubin"]
+
+
+def test_where_rows_decode_no_byte_of_an_fp8_cache_is_loaded_by_itself() -> None:
+    """From shared memory, where that takes longer than all the rest."""
+    by_bytes, in_pairs = (
+        compiled("attention:attend_kernel", ATTEND | cache, without_scales(HEADS) | ONE_TOKEN).asm["ptx"]
+        for cache in (FP8, PAIRS)
+    )
+    assert re.search(r"ld\.shared\.[bsu]8", by_bytes)
+    assert not re.search(r"ld\.shared\.[bsu]8", in_pairs)
+
+
+def compiled(name: str, arguments: dict[str, str], constants: dict[str, Any]) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -334,5 +354,4 @@ def test_it_compiles(name: str, arguments: dict[str, str], constants: dict[str, 
             if arguments.get(name, "fp32") != "fp32"
         },
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert compiled.asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32))

@@ -22,7 +22,7 @@ from llguidance import LLExecutor
 from rank_threads import at_once
 from replay import Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cpu import CpuDevice
-from slipstream.actors.executor.executor import Executor
+from slipstream.actors.executor.executor import FIRST_TOKENS_S, Executor
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
@@ -166,6 +166,7 @@ class Service:
             self.executor = Leader(*given, masks, catching_up=graphs == "meanwhile", followers=names)
             for number, name in enumerate(names, 1):
                 self.followers[name] = FollowerThread(self.ranks[number], number, lazy)
+        self.now = 0.0
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, int] = {}
         """How many of the columns of logprobs that a step brought are each request's."""
@@ -176,9 +177,9 @@ class Service:
     def carry(self, sends: list[Send]) -> None:
         for to, message in sends:
             if to == "executor":
-                self.carry(self.executor.receive("scheduler", message, 0.0))
+                self.carry(self.executor.receive("scheduler", message, self.now))
             elif to == "scheduler":
-                self.carry(self.scheduler.receive("executor", message, 0.0))
+                self.carry(self.scheduler.receive("executor", message, self.now))
             elif to in self.followers:
                 self.followers[str(to)].post(message)
             elif isinstance(message, Tokens):
@@ -198,12 +199,13 @@ class Service:
         assert fd is not None
         assert select.select([fd], [], [], PATIENCE_S)[0], "the device is silent"
         os.eventfd_read(fd)
-        self.carry(self.executor.receive("device", Completed(), 0.0))
+        self.now = FIRST_TOKENS_S  # from now on there may be captures between steps
+        self.carry(self.executor.receive("device", Completed(), self.now))
         self.wake()
 
     def wake(self) -> None:
         if self.executor.wake_at is not None:
-            self.carry(self.executor.wake(0.0))
+            self.carry(self.executor.wake(self.now))
 
     def finish(self) -> None:
         """Until all that was asked is answered; then the ranks must know the same."""

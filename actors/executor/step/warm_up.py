@@ -23,7 +23,7 @@ TIMED_SIZES = 6
 """Sizes of steps that are timed, from the smallest to the largest: what a prompt costs is nearly a line in them."""
 
 TIMES = 3
-"""How often each is run; the fastest counts."""
+"""How often each is run by default; the fastest counts."""
 
 
 def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> StepLayout:
@@ -135,6 +135,7 @@ def warm_up(
     buckets: Buckets,
     max_model_len: int,
     synchronize: Callable[[], None],
+    times: int = TIMES,
 ) -> list[tuple[int, int]]:
     """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs, and some that decode.
 
@@ -150,14 +151,14 @@ def warm_up(
             short = replace(step, kind=SamplingKind(greedy=False), max_kv_len=1)
             null_run(program, run, short, max_model_len)()
         once = null_run(program, run, step, max_model_len)
-        times: list[int] = []
-        for _ in range(TIMES):
+        took: list[int] = []
+        for _ in range(times):
             synchronize()
             begun = time.monotonic_ns()
             once()
             synchronize()
-            times.append(time.monotonic_ns() - begun)
-        timed.append((tokens, min(times)))
+            took.append(time.monotonic_ns() - begun)
+        timed.append((tokens, min(took)))
     for rows in (buckets.decode[0], buckets.decode[-1]):
         null_run(program, run, decode_step(buckets, rows, max_model_len), max_model_len)()
     synchronize()

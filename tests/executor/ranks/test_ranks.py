@@ -15,6 +15,7 @@ import pytest
 import torch
 from rank_threads import at_once, groups
 from ranks import LENGTH, Service
+from slipstream.actors.executor.executor import CATCHING_UP_SHARE
 from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -348,7 +349,7 @@ def test_after_a_restart_ranks_capture_between_steps_too_in_a_share_of_the_time(
     assert actor.wake_at == 1.0, "the others wait in what they have begun"
     actor.receive("scheduler", Plan(1), 1.0)
     assert captures == ["capture"], "before the next step"
-    assert actor.wake(1.1) == [], "half a second is a third of what passes until the next"
     actor.receive("device", Completed(), 1.1)
-    actor.receive("scheduler", Plan(2), 2.6)
-    assert [type(message) for _, message in actor.wake(2.6)] == [CaptureNext, CaptureNext]
+    actor.receive("scheduler", Plan(2), 1.15)
+    assert actor.wake(1.8) == [], "half a second is three fifths of what passes until the next"
+    assert [type(message) for _, message in actor.wake(1.0 + 0.5 / CATCHING_UP_SHARE)] == [CaptureNext, CaptureNext]
