@@ -174,7 +174,9 @@ def measure(
             null_run(program, program.run, step, length)()
 
     def most_memory(step: Step) -> int:
-        return device.most_memory(null_run(program, program.run, step, length))
+        with device.computing():  # the inputs too: on another stream they may be written after they are read
+            run = null_run(program, program.run, step, length)
+        return device.most_memory(run)
 
     try:
         with device.computing():

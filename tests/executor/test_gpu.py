@@ -30,6 +30,7 @@ from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import InvalidRequest, SlipstreamError
 from slipstream.runtime.machine.memory import available
+from stream_order import StreamOrder
 from tiny_models import make_config
 
 from slipstream.options import ServeOptions
@@ -198,6 +199,48 @@ def test_of_a_model_with_states_only_steps_that_decode_are_captured() -> None:
     assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s")
     assert "share nothing, since a state is in no block" in engine.facts["states"][0]
     assert engine_of().facts["states"] == []
+
+
+# --- streams ----------------------------------------------------------------------------------------------
+
+
+class StreamingGpu(Gpu):
+    """Has a compute stream, which only a wait puts in order with the default one."""
+
+    def __init__(self, order: StreamOrder) -> None:
+        super().__init__()
+        self.order = order
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        with self.order.on_compute(), super().computing():
+            yield
+
+    def synchronize(self) -> None:
+        self.order.waited()
+
+
+class StreamingGraphs(Graphs):
+    """Captures on the compute stream, for which it waits."""
+
+    def __init__(self, gpu: StreamingGpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+        with self.gpu.computing():
+            return super().capture(prepare, work)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "falcon_h1"])
+@pytest.mark.parametrize("graphs", ["off", "lazy", "start"])
+def test_no_step_of_the_start_reads_what_another_stream_has_yet_to_write(family: str, graphs: str) -> None:
+    """It would take whatever is in memory for slots of sequences: an index out of bounds ends the GPU's context."""
+    model, order = model_of(family), StreamOrder()
+    gpu = StreamingGpu(order)
+    with order:
+        engine_of(gpu, StreamingGraphs(gpu), model, cuda_graphs=graphs)
+    assert order.unordered == []
 
 
 # --- memory -----------------------------------------------------------------------------------------------

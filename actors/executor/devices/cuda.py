@@ -138,7 +138,10 @@ class CudaDevice:
         return torch.cuda.mem_get_info(self.device)
 
     def most_memory(self, work: Callable[[], None]) -> int:
-        """Run ``work`` on the compute stream; the bytes that it took at once. They stay with this process."""
+        """Run ``work`` on the compute stream; the bytes that it took at once. They stay with this process.
+
+        What ``work`` reads was written on that stream, or on another that was waited for.
+        """
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         with self.computing():

@@ -82,7 +82,10 @@ def null_run(
     step: Step,
     max_model_len: int,
 ) -> Callable[[], None]:
-    """A run of ``step`` by ``run`` with inputs and outputs of its own, all of whose rows are padding."""
+    """A run of ``step`` by ``run`` with inputs and outputs of its own, all of whose rows are padding.
+
+    They are written on the current stream, on which the run belongs.
+    """
     device = program.model.device
     inputs = torch.zeros(step.layout.input_size, dtype=torch.int32, device=device)
     outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
