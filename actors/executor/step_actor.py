@@ -45,7 +45,8 @@ class StepActor(Actor):
 
     @property
     def patience_s(self) -> float | None:
-        return None if self.patience is None else self.patience.limit_s
+        patience = self.patience
+        return None if patience is None or not patience.measured else patience.limit_s
 
     def next_completion(self) -> float | None:
         under_way = self.pipeline.under_way

@@ -5,6 +5,7 @@ Whether a child hangs shows in what it answers (``liveness``). In a group the me
 
 from __future__ import annotations
 
+import math
 import time
 
 from ...protocol.actors import HELPERS
@@ -28,6 +29,19 @@ class Probes:
         self.status = status
         self.first_start_s: dict[str, float] = {}
         """What the first start of each took."""
+        self.limits_s: dict[str, float] = {}
+        """The limit that the last incarnation of each had at its end: what it had learned holds for the next one."""
+
+    def begin(self, child: Child, now: float) -> None:
+        """Watch a child that is ready."""
+        limit_s = self.limits_s.get(child.spec.name, math.inf)
+        child.liveness = Liveness(min(child.hang_timeout_s, limit_s), now)
+        self.first_start_s.setdefault(child.spec.name, now - child.since)
+
+    def end_watch(self, child: Child) -> None:
+        """It has ended."""
+        if child.liveness is not None:
+            self.limits_s[child.spec.name] = child.liveness.limit_s
 
     def forgive(self, now: float) -> None:
         """The supervisor itself was stopped: no child is blamed for that time."""

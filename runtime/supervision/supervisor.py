@@ -22,7 +22,6 @@ from . import control
 from .children import Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, members_of
 from .helpers import Helpers
-from .liveness import Liveness
 from .notify import Notify
 from .probes import Probes
 from .restarts import INTENSITY, TRIES, Restarts
@@ -174,8 +173,7 @@ class Supervisor:
         if child.spec.role in HELPERS:
             self.helpers.on_ready(child, now, serving=self.serving)
             return
-        child.liveness = Liveness(child.hang_timeout_s, now)
-        self.probes.first_start_s.setdefault(name, now - child.since)
+        self.probes.begin(child, now)
         if "endpoint" in ready.facts:
             child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
         child.spec.options.update(ready.facts.get("settled", {}))
@@ -297,6 +295,7 @@ class Supervisor:
         failed = ChildFailed(child, status)
         in_hand, own_fault = child.in_hand.read(), child.crashed(status)
         for member in members:
+            self.probes.end_watch(member)
             member.reap()
         frontend = child.spec.frontend_of is not None
         if not self.serving and not (frontend and self.has_served):

@@ -284,6 +284,31 @@ def test_an_executor_on_a_cpu_that_is_stopped_is_found_in_seconds_by_what_its_st
     assert 1.0 <= float(limit) < kind_of("cpu").step_hangs_s / 10
 
 
+def test_what_an_executor_on_a_cpu_has_learned_of_its_steps_holds_for_the_next_one() -> None:
+    factories = {"executor": "planted:impatient_executor"}
+    with (
+        Planted(factories, "--device=cpu", "--max-num-batched-tokens=32") as service,
+        service.client() as client,
+    ):
+
+        def executor() -> ActorState:
+            return next(state for state in client.actors().actors if state.name == "executor")
+
+        params = SamplingParams(max_tokens=300, ignore_eos=True, seed=5)
+        assert client.generate("Once upon a time there was", params).finished
+        killed = executor().pid
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: executor().pid != killed and executor().state == "ready", "there is another one")
+        pid = executor().pid
+        os.kill(pid, signal.SIGSTOP)
+        assert client.generate("Once upon a time there was", params).finished
+        assert not alive([pid])
+        code, log = service.stop()
+    assert code == 0
+    (limit,) = re.findall(r"executor .* made no progress for ([0-9.]+) s", log)
+    assert 1.0 <= float(limit) < kind_of("cpu").step_hangs_s / 10
+
+
 def test_an_actor_that_was_stopped_while_the_service_was_idle_is_found_too(patient: Sidecar) -> None:
     before = state_of(patient, "gateway")
     time.sleep(1.5)  # until nobody is probed any more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -82,12 +83,42 @@ def without_config(folder: Path) -> None:
     (folder / "adapter_config.json").unlink()
 
 
+def with_pipe(name: str) -> Callable[[Path], None]:
+    """Whoever opens it waits for ever."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def with_size(name: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def larger_than_memory(folder: Path) -> None:
+    """A file of 200 GB as its header has it, which takes no room on the disk."""
+    size = 200_000_000_000
+    about = {"dtype": "F32", "shape": [4, size // 16], "data_offsets": [0, size]}
+    header = json.dumps({f"{Q}.lora_A.weight": about, f"{Q}.lora_B.weight": about}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / WEIGHTS, 8 + len(header) + size)
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (pickled, "adapter_model.bin and no adapter_model.safetensors; a pickle can run any code"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "the folder has no adapter_model.safetensors"),
     "cut short": (cut_short, "adapter_model.safetensors cannot be read"),
     "no configuration": (without_config, "the folder has no adapter_config.json"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read: "),
+    "weights that are a pipe": (with_pipe(WEIGHTS), "cannot be read: it is a device, a pipe or a folder"),
+    "a configuration that is a pipe": (
+        with_pipe("adapter_config.json"),
+        "cannot be read: it is a device, a pipe",
+    ),
+    "a long configuration": (with_size("adapter_config.json", 1 << 30), "has 1073741824 bytes; the limit is"),
+    "weights larger than memory": (larger_than_memory, "adapter_model.safetensors"),
     "no fields": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "holds a list"),
     "another type": (with_config(peft_type="LOHA"), "it is of the type 'LOHA'; LORA is served"),
     "another rank": (with_config(r=3), "has rank 4, and its adapter_config.json says 3"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ from torch import Tensor
 from .....protocol.errors import InvalidRequest, brief
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+MAX_CONFIG_BYTES = 16 << 20
+"""Of a configuration, which is read as a whole: a thousand times what peft writes."""
+
+UNREADABLE = (OSError, SafetensorError, RuntimeError, MemoryError)
+"""What reading weights raises; the third is torch's, where a file is larger than what can be mapped."""
 
 PREFIX = "base_model.model."
 """What peft puts before the names of the model's layers."""
@@ -165,7 +172,7 @@ class AdapterFolder:
         """InvalidRequest where it has numbers that are none."""
         try:
             tensor = self.file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{name!r:.200} cannot be read: {error}") from None
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise InvalidRequest(f"{name!r:.200} has numbers that are not finite")
@@ -176,6 +183,9 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     if not folder.is_dir():
         raise InvalidRequest("there is no such folder")
     try:
+        size = regular_size(folder / CONFIG)
+        if size > MAX_CONFIG_BYTES:
+            raise InvalidRequest(f"its {CONFIG} has {size} bytes; the limit is {MAX_CONFIG_BYTES}")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidRequest(f"the folder has no {CONFIG}; is it an adapter as peft saves it?") from None
@@ -195,11 +205,20 @@ def open_weights(folder: Path) -> Any:
             )
         raise InvalidRequest(f"the folder has no {WEIGHTS}")
     try:
+        regular_size(folder / WEIGHTS)
         return safe_open(folder / WEIGHTS, framework="pt")
-    except (OSError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise InvalidRequest(
             f"its {WEIGHTS} cannot be read: {error}; if it is cut short, copy it again"
         ) from None
+
+
+def regular_size(file: Path) -> int:
+    """Bytes of a file; OSError if it is none. Whoever opens a pipe waits until somebody writes to it."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is a device, a pipe or a folder, and no file")
+    return found.st_size
 
 
 def meaning(name: str) -> str:
