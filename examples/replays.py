@@ -13,6 +13,7 @@ REPLAYS = 20
 
 def captured(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """The graph of what ``work`` launches on ``stream``, which is the current one, after it has run twice."""
+    torch.cuda.synchronize()  # what it reads was made on another stream, with which nothing else puts it in order
     for _ in range(2):
         work()
     torch.cuda.synchronize()

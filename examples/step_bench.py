@@ -25,6 +25,7 @@ from model_shapes import MODELS
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.protocol.internal import Join, Plan
+from transformers import PreTrainedConfig
 
 LENGTH, BLOCK, BUDGET = 8192, 16, 2048
 ADAPTER_RANK = 16
@@ -100,7 +101,7 @@ def staging(rows: int, context: int) -> dict[str, float]:
 class Rig:
     """A model and its graphs, as ``build`` puts them together."""
 
-    def __init__(self, name: str, variant: Variant) -> None:
+    def __init__(self, config: PreTrainedConfig, variant: Variant) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
         from slipstream.actors.executor.model.fuse import fuse
         from slipstream.actors.executor.model.load import from_config
@@ -113,7 +114,7 @@ class Rig:
         self.device = CudaDevice(0)
         slots, self.context = variant.slots, variant.context
         with torch.inference_mode():
-            model = from_config(MODELS[name](), where, torch.bfloat16, attention_backend="triton")
+            model = from_config(config, where, torch.bfloat16, attention_backend="triton")
             if variant.quantization is not None:
                 quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
@@ -190,7 +191,7 @@ class Rig:
 
 def measure(name: str, variant: Variant) -> dict[str, Any]:
     begun = time.perf_counter()
-    rig = Rig(name, variant)
+    rig = Rig(MODELS[name](), variant)
     graphs, count = rig.graphs, rig.graphed.count
     found: dict[str, Any] = {
         "graphs": count,

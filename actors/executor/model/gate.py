@@ -61,8 +61,11 @@ def check_config(config: PreTrainedConfig) -> None:
     # Families with a state are not marked so, and let it in nevertheless; whether they do shows when it is called.
     marked = getattr(model_class, "_supports_attention_backend", False) or layer_types(text) & STATE_TYPES
     if not marked:
+        package = model_class.__module__.partition(".")[0]
+        whose = "" if package == "transformers" else f", which the package {package!r} has registered,"
         raise refusal(
-            config, f"{model_class.__name__} computes attention by itself and lets no other implementation in"
+            config,
+            f"{model_class.__name__}{whose} computes attention by itself and lets no other implementation in",
         )
     if keeps_state(text, model_class) and not hasattr(Cache, "get_conv_state"):
         raise refusal(

@@ -26,7 +26,7 @@ from slipstream.actors.executor.model.probe import probed
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import make_checkpoint, make_config
 from torch import Tensor
-from transformers import CONFIG_MAPPING, GPTJConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPTJConfig, PreTrainedConfig, PreTrainedModel
 
 CPU = torch.device("cpu")
 
@@ -64,6 +64,23 @@ def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_i
     else:
         with pytest.raises(ModelNotSupported, match="computes attention by itself"):
             gate.check_config(config)
+
+
+def test_a_class_that_another_package_has_put_in_the_place_of_transformers_own_is_named_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """flash-linear-attention does so with mamba2, when its kernels are imported for another model."""
+    config = make_config("mamba2")
+    gate.check_config(config)
+    theirs = type(
+        "Mamba2ForCausalLM", (PreTrainedModel,), {"__module__": "fla.models.mamba2.modeling_mamba2"}
+    )
+    theirs_config = type("Mamba2Config", (PreTrainedConfig,), {"model_type": "mamba2"})
+    mapping: Any = AutoModelForCausalLM._model_mapping  # type: ignore[attr-defined]
+    monkeypatch.setitem(mapping._extra_content, theirs_config, theirs)
+    with pytest.raises(ModelNotSupported, match="Mamba2ForCausalLM, which the package 'fla' has registered,"):
+        gate.check_config(theirs_config())
+    gate.check_config(config)
 
 
 def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
