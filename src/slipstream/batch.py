@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -78,7 +79,10 @@ def read_requests(path: Path) -> list[Request]:
 def lines_of(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file):
+                line = (
+                    line.removeprefix(BOM_UTF8) if number == 0 else line
+                )  # which some editors begin files with
                 if line.strip():
                     yield line
     except OSError as error:
@@ -91,7 +95,11 @@ def take_up(path: Path, requests: Sequence[Request]) -> list[Request]:
         return list(requests)
     answered: set[str] = set()
     whole = 0
-    with path.open("r+b") as file:
+    try:
+        file = path.open("r+b")
+    except OSError as error:
+        raise BatchError(f"{path} cannot be written: {error.strerror}") from None
+    with file:
         for line in file:
             if not line.endswith(b"\n"):
                 break

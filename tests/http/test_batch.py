@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from slipstream.batch import Asker, BatchError, ProgressBar, read_requests, seconds, take_up
 from slipstream.cli import main
+from slipstream.exit_codes import FAILED, USAGE
 
 
 def asked(number: int, **others: Any) -> dict[str, Any]:
@@ -120,6 +122,42 @@ def test_a_file_with_a_wrong_line_is_refused_before_anything_is_asked(
     assert main(["batch", str(requests), str(tmp_path / "out"), "--base-url", "http://127.0.0.1:1"]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_for_which_there_is_no_room_is_told_in_a_sentence_and_taken_up_later(
+    tmp_path: Path,
+) -> None:
+    """Where a file may have no more bytes, as on a full disk."""
+    source, out = write(tmp_path / "in", [asked(number) for number in range(20, 60)]), tmp_path / "out"
+    with serving() as (url, _):
+        command = [sys.executable, "-m", "slipstream", "batch", str(source), str(out), "--base-url", url]
+        full = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        )
+        assert full.returncode == FAILED
+        assert full.stderr.splitlines()[-1].startswith(f"slipstream batch: {out} cannot be written: ")
+        assert "Traceback" not in full.stderr
+        assert subprocess.run(command).returncode == 0
+    assert Counter(each["custom_id"] for each in answers(out)) == {f"r{n}": 1 for n in range(20, 60)}
+
+
+def test_an_output_that_cannot_be_made_is_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in", [asked(1)])
+    with serving() as (url, _):
+        assert main(["batch", str(source), str(tmp_path / "none" / "out"), "--base-url", url]) == FAILED
+        assert main(["batch", str(source), str(tmp_path), "--base-url", url]) == USAGE
+    assert capsys.readouterr().err.count("cannot be written: ") == 2
+
+
+def test_a_file_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_text(json.dumps(asked(1)) + "\r\n" + json.dumps(asked(2)), encoding="utf-8-sig")
+    assert [request.custom_id for request in read_requests(path)] == ["r1", "r2"]
 
 
 def test_an_output_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -7,9 +7,13 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..exit_codes import DONE, FAILED, USAGE
 from .common import Exit, Run, need
+
+if TYPE_CHECKING:
+    from ..batch import Asker, Request
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
@@ -47,8 +51,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
 
 
 def answer(found: argparse.Namespace) -> int:
-    from ..batch import Asker, BatchError, ProgressBar, read_requests, run_batch, sync, take_up
-    from ..protocol.errors import SlipstreamError
+    from ..batch import Asker, BatchError, read_requests, take_up
 
     try:
         requests = read_requests(found.input)
@@ -58,6 +61,25 @@ def answer(found: argparse.Namespace) -> int:
         )
     except BatchError as error:
         raise Exit(USAGE, str(error)) from None
+    try:
+        refused = answer_into(found, requests, left, asker)
+    except OSError as error:
+        why = error.strerror or error
+        raise BatchError(
+            f"{found.output} cannot be written: {why}; once it can be, run the same command again to go on"
+        ) from None
+    before = len(requests) - len(left)
+    print(f"{len(left)} answers in {found.output}, {refused} of them errors; {before} were there before")
+    return DONE
+
+
+def answer_into(
+    found: argparse.Namespace, requests: list[Request], left: list[Request], asker: Asker | None
+) -> int:
+    """Write what is missing; returns how many were refused. OSError where the output cannot be written."""
+    from ..batch import Asker, ProgressBar, run_batch, sync
+    from ..protocol.errors import SlipstreamError
+
     refused = 0
     with ExitStack() as stack:
         if left and asker is None:
@@ -81,6 +103,4 @@ def answer(found: argparse.Namespace) -> int:
             if shows:
                 sys.stderr.write("\n")
         sync(output)
-    before = len(requests) - len(left)
-    print(f"{len(left)} answers in {found.output}, {refused} of them errors; {before} were there before")
-    return DONE
+    return refused
