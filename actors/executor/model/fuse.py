@@ -30,7 +30,6 @@ from .understand import (
     LayerParts,
     Observed,
     Unfit,
-    checked_tokens,
     observe,
     understand,
 )
@@ -112,7 +111,7 @@ def states_of(transformer: PreTrainedModel, decoder: nn.Module, backend: Observe
     device = transformer.device
     positions = torch.tensor([CHECKED_POSITIONS], device=device)
     return around(
-        input_ids=checked_tokens(device), position_ids=positions, use_cache=False, paged=None, backend=backend
+        input_ids=backend.tokens, position_ids=positions, use_cache=False, paged=None, backend=backend
     ).logits
 
 

@@ -51,6 +51,8 @@ class Call:
 class Observed:
     """One run of transformers' decoder, as an attention backend that stands in for the cache's."""
 
+    tokens: Tensor | None = None
+    """[1, T], their ids."""
     embedded: Tensor | None = None
     """[1, T, H], what its first layer is given."""
     calls: dict[int, Call] = field(default_factory=dict)
@@ -177,8 +179,10 @@ def observe(decoder: Any) -> Observed:
         hooks.append(parts["mlp"].register_forward_hook(returned(index)))
     positions = torch.tensor([CHECKED_POSITIONS], device=decoder.device)
     try:
-        tokens = checked_tokens(decoder.device)
-        decoder(input_ids=tokens, position_ids=positions, use_cache=False, paged=None, backend=observed)
+        observed.tokens = checked_tokens(decoder)
+        decoder(
+            input_ids=observed.tokens, position_ids=positions, use_cache=False, paged=None, backend=observed
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -207,7 +211,7 @@ def embedding_scale(embed: nn.Module, observed: Observed) -> float:
     embedded = observed.embedded
     if embedded is None:
         raise Unfit("its layers are not called one after the other")
-    own = embed(checked_tokens(embedded.device)).float()
+    own = embed(observed.tokens).float()
     scale = float((embedded.float() * own).sum() / (own * own).sum())
     nearest = next((known for known in (1.0,) if abs(scale - known) < 1e-3), scale)
     if float((own * nearest - embedded.float()).norm()) > 1e-2 * float(embedded.float().norm()):
@@ -215,8 +219,10 @@ def embedding_scale(embed: nn.Module, observed: Observed) -> float:
     return nearest
 
 
-def checked_tokens(device: torch.device) -> Tensor:
-    return torch.arange(len(CHECKED_POSITIONS), device=device)[None] * 7 % CHECKED_TOKENS
+def checked_tokens(decoder: Any) -> Tensor:
+    """One for each of the positions, of a vocabulary that may be smaller."""
+    known = min(CHECKED_TOKENS, getattr(decoder.config, "vocab_size", CHECKED_TOKENS))
+    return torch.arange(len(CHECKED_POSITIONS), device=decoder.device)[None] * 7 % known
 
 
 def rotaries_of(module: nn.Module | None) -> list[Rotary]:

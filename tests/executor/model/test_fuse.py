@@ -70,6 +70,14 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def test_a_vocabulary_of_a_few_letters_is_enough() -> None:
+    model = make("llama", vocab_size=23, bos_token_id=0, eos_token_id=1)
+    expected = logits_of(model)
+    fuse(model)
+    assert not model.kept_because
+    assert difference(logits_of(model), expected) < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_from_before(family: str) -> None:
     model = make(family)
