@@ -6,6 +6,8 @@ differ in heads and head sizes, and each family of models writes that into its c
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +61,10 @@ def allocate(
     """
 
     def pool(heads: int, dim: int) -> Tensor:
-        return torch.zeros(num_blocks, block_size, heads, dim, device=device, dtype=dtype)
+        shape = (num_blocks, block_size, heads, dim)
+        if device.type == "cpu" and math.prod(shape):
+            return untouched_zeros(shape, dtype)
+        return torch.zeros(shape, device=device, dtype=dtype)
 
     return KVCache(
         block_size=block_size,
@@ -67,6 +72,16 @@ def allocate(
         values=[pool(layer.kv_heads, layer.value_dim) for layer in layout.layers],
         scales=scales,
     )
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU that take memory, and the time to fill it, only when they are first written.
+
+    Many services never fill their cache, and an executor that is started anew is to serve at once.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)
 
 
 class CallRecorder:

@@ -1,0 +1,50 @@
+"""What the cache of a CPU takes of the machine's memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate
+from slipstream.actors.executor.cache.paged import FP8
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_cache_takes_memory_as_it_is_filled() -> None:
+    layout = KVLayout((LayerLayout(kv_heads=2, key_dim=32, value_dim=32),) * 4)
+    blocks = 512 * MIB // layout.bytes_per_block(16, torch.float32)
+    before = resident()
+    cache = allocate(layout, blocks, 16, CPU, torch.float32)
+    assert resident() - before < 16 * MIB
+    for pool in (*cache.keys, *cache.values):
+        pool[: blocks // 4] = 1.0
+    assert 96 * MIB < resident() - before < 160 * MIB
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8])
+def test_it_is_zeros_until_it_is_written_and_then_what_was_written(dtype: torch.dtype) -> None:
+    layout = KVLayout((LayerLayout(2, 8, 4), LayerLayout(0, 0, 0)))
+    cache = allocate(layout, 3, 16, CPU, dtype)
+    gc.collect()  # nothing but the tensors holds the memory
+    assert [tuple(pool.shape) for pool in (*cache.keys, *cache.values)] == [
+        (3, 16, 2, 8),
+        (3, 16, 0, 0),
+        (3, 16, 2, 4),
+        (3, 16, 0, 0),
+    ]
+    assert all(pool.dtype == dtype and pool.is_contiguous() for pool in (*cache.keys, *cache.values))
+    assert not any(pool.float().any() for pool in (*cache.keys, *cache.values))
+    cache.keys[0][1] = 1.0
+    assert cache.keys[0].float().sum() == 16 * 2 * 8
+    assert not cache.values[0].float().any()
