@@ -51,12 +51,12 @@ vocabularies: $(STAMP)
 # Agent frameworks and official clients bring many packages: they are kept out of .venv. uv finds in seconds which of them go
 # together, and pip in no useful time.
 CLIENTS := build/clients build/evaluations
-clients:
+clients: $(STAMP)
 	for home in $(CLIENTS); do test -x $$home/bin/uv || { $(PYTHON) -m venv $$home && $$home/bin/python -m pip install --quiet uv; }; done
 	build/clients/bin/uv pip install --quiet --python build/clients/bin/python --editable '.[http,clients]'
 	build/evaluations/bin/uv pip install --quiet --python build/evaluations/bin/python --editable '.[http,evaluations]'
 	! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix build/clients openai@7 ai@7 @ai-sdk/openai@4 @ai-sdk/openai-compatible@3 zod@4
-	PYTHONPATH=tests/support build/clients/bin/python -m pytest tests/clients/programs.py tests/clients/frameworks.py tests/clients/javascript.py
+	PYTHONPATH=tests/support build/clients/bin/python -m pytest tests/clients/programs.py tests/clients/frameworks.py tests/clients/offline.py tests/clients/javascript.py
 	PYTHONPATH=tests/support build/evaluations/bin/python -m pytest tests/clients/evaluations.py
 
 clean:

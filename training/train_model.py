@@ -2,10 +2,12 @@
 
 The model is a llama decoder of under two million parameters with its own
 byte-level BPE tokenizer. All of its training text is made up by this script:
-short plain-English stories, small sums and short chats about both. The script
-reads from top to bottom: stories, sums, chats, tokenizer, corpus, model,
-training, evaluation, saving. The word lists and the sentence patterns live in
-``lexicon.py`` beside it.
+short plain-English stories, small sums, short chats about both, and chats in
+which tools are on offer. The script reads from top to bottom: stories, sums,
+chats, tokenizer, corpus, model, training, evaluation, saving. Beside it live
+the word lists and the sentence patterns (``lexicon.py``, ``tool_lexicon.py``),
+the chats with tools (``tools.py``, ``tool_evaluation.py``) and the chat
+template (``chat_template.jinja``).
 
 The weights in ``src/slipstream/model`` were made on one GPU with::
 
@@ -16,7 +18,7 @@ A quick try on a CPU, which shows that everything works and learns little::
     python training/train_model.py --docs 4000 --steps 30 --batch 8 --out /tmp/model
 
 Everything random hangs on ``--seed``: the corpus, the held-out sums, the
-tokenizer and the first weights are the same for the same seed. The trained
+tokenizer, the order of the rows and the first weights are the same for the same seed. The trained
 weights agree only closely, since GPU arithmetic does not sum in a fixed order.
 """
 
@@ -37,11 +39,13 @@ from typing import Any
 
 import lexicon as lex
 import numpy as np
+import tools
 import torch
 import torch.nn.functional as F
+from muon import Muon
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tool_evaluation import KNOWN, Cases, made_cases, rated
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -49,17 +53,14 @@ from transformers import (
 )
 
 ROW = 1024  # tokens in a training row
+JOINED = 8  # rows that make one long row
+CONTEXT = JOINED * ROW
 VOCABULARY = 2048
-STEPS = 14_500
+STEPS = 16_000
 DOCS = 2_000_000
 END, SYSTEM, USER, ASSISTANT, TURN_END = "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS = [END, SYSTEM, USER, ASSISTANT, TURN_END]
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|' + message['role'] + '|>' + (message['content'] | trim) + '<|end|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
-"""
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 # ------------------------------------------------------------------- stories
 
@@ -976,6 +977,21 @@ def make_chat(rng: random.Random, holdout: HeldOut, kind: str) -> list[dict[str,
     return messages
 
 
+def tool_turn(holdout: HeldOut) -> tools.Turn:
+    """Turns of plain chat for conversations in which tools are on offer."""
+
+    def turn(rng: random.Random, kind: str) -> tuple[str, str]:
+        if kind == "story":
+            asked, answer = story_turn(rng, holdout, again=False)
+        elif kind == "sum":
+            asked, answer = sum_turn(rng, holdout)
+        else:
+            asked, answer = talk_turn(rng) if kind == "talk" else unknown_turn(rng)
+        return typed(rng, asked), answer
+
+    return turn
+
+
 def chat_text(messages: list[dict[str, str]]) -> str:
     """What the chat template makes of the messages."""
     return "".join(f"<|{m['role']}|>{m['content']}{TURN_END}" for m in messages)
@@ -986,6 +1002,9 @@ def chat_text(messages: list[dict[str, str]]) -> str:
 # The share of the documents of each kind. Stories are long and sums are short:
 # about four fifths of the tokens are stories.
 MIXTURE = {"story": 36, "sums": 26, "chat story": 14, "chat sum": 22, "chat talk": 4, "chat unknown": 4}
+
+
+TOOL_DOCUMENTS = 0.155  # for each of those: three tenths of the tokens of the corpus
 
 
 def document(rng: random.Random, holdout: HeldOut) -> str:
@@ -1054,29 +1073,88 @@ def start_worker(tokenizer_json: str, seed: int) -> None:
     _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), holdout=HeldOut(seed))
 
 
-def pack_chunk(task: tuple[str, int]) -> np.ndarray:
-    """Rows of documents, each row beginning with a document; what does not fit the row is left out."""
-    seed, count = task
+def encode_exchange(tokenizer: Tokenizer, exchange: tools.Exchange) -> list[int]:
+    """The tokens of a conversation with tools; ``-1 - token`` is one that the model is not to learn to write.
+
+    What is offered, asked and given back has random words: to guess them would be lost work.
+    """
+    ids = []
+    for text, learn in tools.segments(exchange):
+        tokens = tokenizer.encode(text).ids
+        ids += tokens if learn else [-1 - token for token in tokens]
+    return ids
+
+
+def pack_chunk(task: tuple[str, int, float]) -> np.ndarray:
+    """Rows of documents, each row beginning with a document; what does not fit the row is left out.
+
+    Beside each document there is one with tools at the given rate.
+    """
+    seed, count, tool_documents = task
     tokenizer: Tokenizer = _worker["tokenizer"]
+    turn = tool_turn(_worker["holdout"])
     end = tokenizer.token_to_id(END)
-    rng = random.Random(seed + " cuts")
+    rng, tool_rng = random.Random(seed + " cuts"), random.Random(seed + " tools")
     rows, row = [], []
     for text in documents(seed, count, _worker["holdout"]):
         row += [*encode(tokenizer, text, rng), end]
+        if tool_rng.random() < tool_documents:
+            row += [*encode_exchange(tokenizer, tools.exchange(tool_rng, turn)), end]
         if len(row) > ROW:
             rows.append(row[: ROW + 1])
             row = []
     return np.array(rows, dtype=np.int16).reshape(-1, ROW + 1)
 
 
-def build_corpus(tokenizer: Tokenizer, seed: int, count: int, name: str) -> np.ndarray:
-    """Rows of ``ROW + 1`` tokens, made by worker processes; the same for any number of them."""
-    size = 1000
-    tasks = [(f"{name} {seed} {i}", size) for i in range(math.ceil(count / size))]
-    with multiprocessing.get_context("fork").Pool(
-        initializer=start_worker, initargs=(tokenizer.to_str(), seed)
-    ) as pool:
-        return np.concatenate(pool.map(pack_chunk, tasks, chunksize=4))
+class Corpus:
+    """Rows of ``ROW + 1`` tokens, made by worker processes while training goes on with the first of them.
+
+    They are the same for any number of processes, which must begin before the device is touched.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, count: int, name: str, tool_documents: float) -> None:
+        size = 1000
+        tasks = [(f"{name} {seed} {i}", size, tool_documents) for i in range(math.ceil(count / size))]
+        self.parts = len(tasks)
+        self.pool = multiprocessing.get_context("fork").Pool(
+            initializer=start_worker, initargs=(tokenizer.to_str(), seed)
+        )
+        self.coming = self.pool.imap(pack_chunk, tasks)
+        self.here: list[np.ndarray] = []
+
+    def first(self, share: float) -> torch.Tensor:
+        """The rows of the first ``share`` of the documents, as soon as they are there."""
+        while len(self.here) < math.ceil(share * self.parts):
+            self.here.append(next(self.coming))
+        if len(self.here) == self.parts:
+            self.pool.close()
+        return torch.from_numpy(np.concatenate(self.here))
+
+
+PASSES = [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 2, 1 / 2]
+"""Shares of the corpus that the first passes take, so that training need not wait for all of it."""
+
+
+def batches(corpus: Corpus, size: int, seed: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Rows in random order, pass after pass, for ever."""
+    shuffle = torch.Generator().manual_seed(seed)
+    rows, order = corpus.first(PASSES[0]).to(device), torch.empty(0, dtype=torch.long, device=device)
+    number = 0
+    while True:
+        while len(order) < size:
+            if 0 < number <= len(PASSES):
+                rows = corpus.first([*PASSES[1:], 1.0][number - 1]).to(device)
+            number += 1
+            order = torch.cat([order, torch.randperm(len(rows), generator=shuffle).to(device)])
+        yield rows[order[:size]]
+        order = order[size:]
+
+
+def long_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Every ``JOINED`` rows as one. What follows at a seam is not to be learned: the row before it is cut off."""
+    seams = rows[:, :1]
+    parts = torch.cat([torch.where(seams < 0, seams, -1 - seams), rows[:, 1:ROW]], dim=1)
+    return F.pad(parts.reshape(-1, CONTEXT), (0, 1), value=-1)
 
 
 # ------------------------------------------------------------ model, training
@@ -1093,7 +1171,7 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=ROW,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
@@ -1105,6 +1183,10 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+IGNORED = -100
+"""Cross entropy leaves this target out."""
+
+
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(F.linear(hidden, weight).float().flatten(0, 1), targets.flatten())
 
@@ -1112,11 +1194,13 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 def row_loss(
     model: LlamaForCausalLM, rows: torch.Tensor, head: Callable[..., torch.Tensor] = head_loss
 ) -> torch.Tensor:
-    """Mean loss of the next token over rows of ``ROW + 1`` tokens."""
+    """Mean loss of the next token over rows, of those tokens that are to be learned: ``-1 - token`` is none."""
     rows = rows.long()
+    tokens = torch.where(rows < 0, -1 - rows, rows)[:, :-1]
+    targets = torch.where(rows < 0, IGNORED, rows)[:, 1:]
     with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.is_cuda):
-        hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
-        return head(hidden, model.lm_head.weight, rows[:, 1:])
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return head(hidden, model.lm_head.weight, targets)
 
 
 def learning_rate(progress: float, peak: float = 3e-3) -> float:
@@ -1124,44 +1208,66 @@ def learning_rate(progress: float, peak: float = 3e-3) -> float:
     return peak * min(progress / 0.02, 0.5 * (1 + math.cos(math.pi * progress)) + 0.003)
 
 
-def train(model: LlamaForCausalLM, rows: torch.Tensor, steps: int, batch: int, seed: int) -> None:
-    """AdamW over shuffled rows which stay on the device."""
-    head = head_loss
-    if rows.is_cuda:  # fused kernels for the layers and the loss
-        for layer in model.model.layers:
-            layer.compile()
-        head = torch.compile(head_loss)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
+LONG_FROM, LONG_EVERY = 0.6, 8
+"""Part of the training after which one step in this many has long rows, so that all positions are learned."""
+
+
+def optimizers_of(model: LlamaForCausalLM, name: str) -> list[torch.optim.AdamW | Muon]:
+    """AdamW for everything, or Muon for the matrices of the layers."""
+    fused = model.lm_head.weight.is_cuda
+    inside = [p for p in model.model.layers.parameters() if p.dim() > 1]
+    embedding = [model.lm_head.weight]  # tied
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=0.0,
-        betas=(0.9, 0.97),
-        fused=rows.is_cuda,
-    )
-    shuffle = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long, device=rows.device)
-    begin = time.time()
+    decayed = embedding if name == "muon" else inside + embedding
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.97), fused=fused)
+    return [adam, Muon(inside, lr=0.0, weight_decay=0.1)] if name == "muon" else [adam]
+
+
+def train(
+    model: LlamaForCausalLM, corpus: Corpus, steps: int, minutes: float, batch: int, seed: int, optimizer: str
+) -> int:
+    """Steps over shuffled rows which stay on the device; how many they were.
+
+    Where they would take longer than ``minutes``, the learning rate follows the clock, and they are fewer.
+    """
+    device = model.lm_head.weight.device
+    head = head_loss
+    if device.type == "cuda":  # fused kernels for the layers and the loss, one set for each of the two shapes
+        torch._dynamo.config.recompile_limit = 64
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+        head = torch.compile(head_loss, dynamic=False)
+        rows = torch.zeros(batch, ROW + 1, dtype=torch.int16, device=device)
+        for shape in (rows, long_rows(rows)):  # compiled while the corpus is made
+            row_loss(model, shape, head).backward()
+        model.zero_grad(set_to_none=True)
+    optimizers = optimizers_of(model, optimizer)
     model.train()
-    for step in range(steps):
-        if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(rows), generator=shuffle).to(rows.device)])
-        picked, order = order[:batch], order[batch:]
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate((step + 1) / steps)
-        loss = row_loss(model, rows[picked], head)
+    coming = batches(corpus, batch, seed, device)
+    rows = next(coming)
+    begin = seen = time.time()
+    step, progress = 0, 0.0
+    while progress < 1:
+        progress = max((step + 1) / steps, (time.time() - begin) / (60 * minutes))
+        if progress >= LONG_FROM and step % LONG_EVERY == 0:
+            rows = long_rows(rows)
+        for parameters in (group for each in optimizers for group in each.param_groups):
+            parameters["lr"] = learning_rate(min(progress, 1))
+        loss = row_loss(model, rows, head)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 250 == 0 or step == steps - 1:
-            seconds = time.time() - begin
-            print(
-                f"step {step:6d}  loss {loss.item():.4f}  "
-                f"{(step + 1) * batch * ROW / seconds / 1e6:.2f} M tokens/s",
-                flush=True,
-            )
+        for each in optimizers:
+            each.step()
+        model.zero_grad(set_to_none=True)
+        if step % 250 == 0 or progress >= 1:
+            now, done = time.time(), loss.item()
+            speed = ((step % 250) or min(step + 1, 250)) * batch * ROW / (time.time() - seen) / 1e6
+            print(f"step {step:6d}  loss {done:.4f}  {now - begin:.0f} s  {speed:.2f} M tokens/s", flush=True)
+            seen = now
+        step, rows = step + 1, next(coming)
     model.eval()
+    return step
 
 
 # ---------------------------------------------------------------- evaluation
@@ -1186,24 +1292,40 @@ def held_out_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def greedy_answers(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str], length: int = 14
+def continued(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    length: int,
+    rows: int = 256,
+    **settings: Any,
 ) -> list[str]:
-    """The greedy continuations of many short prompts, up to the end of the turn."""
+    """How the model goes on after each prompt, up to an end token; greedy unless ``settings`` say otherwise."""
     device = model.lm_head.weight.device
-    stop = tokenizer.token_to_id(TURN_END)
-    answers = [""] * len(prompts)
+    ends = [tokenizer.token_to_id(END), tokenizer.token_to_id(TURN_END)]
     encoded = [tokenizer.encode(prompt).ids for prompt in prompts]
-    for size in sorted({len(ids) for ids in encoded}):  # prompts of one length go together, without padding
-        places = [i for i, ids in enumerate(encoded) if len(ids) == size]
-        for part in range(0, len(places), 1024):
-            some = places[part : part + 1024]
-            tokens = torch.tensor([encoded[i] for i in some], device=device)
-            for _ in range(length):
-                following = model(input_ids=tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
-                tokens = torch.cat([tokens, following], dim=1)
-            for i, ids in zip(some, tokens[:, size:].tolist(), strict=True):
-                answers[i] = tokenizer.decode(ids[: ids.index(stop)] if stop in ids else ids)
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(prompts)
+    for part in range(0, len(order), rows):
+        some = order[part : part + rows]
+        size = max(len(encoded[i]) for i in some)
+        tokens = torch.tensor(
+            [[ends[0]] * (size - len(encoded[i])) + encoded[i] for i in some], device=device
+        )
+        mask = torch.tensor(
+            [[0] * (size - len(encoded[i])) + [1] * len(encoded[i]) for i in some], device=device
+        )
+        out = model.generate(
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=length,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            **({"do_sample": False} | settings),
+        )
+        for i, ids in zip(some, out[:, size:].tolist(), strict=True):
+            cut = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            answers[i] = tokenizer.decode(ids[:cut])
     return answers
 
 
@@ -1225,7 +1347,7 @@ def sums_right(model: LlamaForCausalLM, tokenizer: Tokenizer, holdout: HeldOut) 
             chat_text([{"role": "user", "content": f"What is {a} {op} {b}?"}]) + ASSISTANT
             for a, op, b in kinds[kind]
         ]
-        answers = greedy_answers(model, tokenizer, prompts)
+        answers = continued(model, tokenizer, prompts, 14, rows=1024)
         right = sum(
             answer == equation(*terms) + "." for answer, terms in zip(answers, kinds[kind], strict=True)
         )
@@ -1237,13 +1359,12 @@ def share(table: dict[str, tuple[int, int]], wanted: str) -> str:
     """The share of right answers over all kinds whose name has every one of some words."""
     chosen = [pair for kind, pair in table.items() if all(part in kind for part in wanted.split("; "))]
     right, asked = (sum(column) for column in zip(*chosen, strict=True))
-    return f"{100 * right / asked:.1f} % ({right} of {asked})"
+    tenths = 1000 * right // asked  # cut off, so that 100.0 % is all of them
+    return f"{tenths // 10}.{tenths % 10} % ({right} of {asked})"
 
 
-def samples(folder: Path) -> Iterator[tuple[str, str]]:
-    """Greedy and sampled continuations by the saved model, as anybody would load it."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def samples(model: LlamaForCausalLM, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Greedy and sampled continuations."""
     torch.manual_seed(0)
     chats = [
         "Tell me a story about a fox.",
@@ -1254,21 +1375,59 @@ def samples(folder: Path) -> Iterator[tuple[str, str]]:
         "What is 64 - 38?",
         "Why is the sky blue?",
     ]
-    prompts = [(opening, opening) for opening in OPENINGS_TO_TRY]
-    prompts += [
-        (
-            chat,
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": chat}], tokenize=False, add_generation_prompt=True
-            ),
-        )
-        for chat in chats
-    ]
-    for shown, prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        for settings in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7}):
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=300, **settings)
-            yield shown, tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    prompts = OPENINGS_TO_TRY + [chat_text([{"role": "user", "content": chat}]) + ASSISTANT for chat in chats]
+    greedy = continued(model, tokenizer, prompts, 300)
+    sampled = continued(model, tokenizer, prompts, 300, do_sample=True, temperature=0.7, top_k=0)
+    for shown, one, other in zip(OPENINGS_TO_TRY + chats, greedy, sampled, strict=True):
+        yield shown, one
+        yield shown, other
+
+
+def tools_right(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, holdout: HeldOut, seed: int, count: int
+) -> dict[str, tuple[int, int]]:
+    """How many conversations with tools go on as they should, by kind: (right, asked)."""
+    table = {}
+    cases: Cases = made_cases(random.Random(f"tools {seed}"), tool_turn(holdout), count)
+    for kind, (length, asked) in cases.items():
+        answers = continued(model, tokenizer, [prompt for prompt, _ in asked], length)
+        table[kind] = rated(kind, asked, answers)
+    return table
+
+
+def far_right(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, holdout: HeldOut, seed: int, count: int
+) -> dict[str, tuple[int, int]]:
+    """The same of sums and calls behind ``FAR`` tokens of other documents."""
+    rng = random.Random(f"far {seed}")
+    texts = documents(f"far {seed}", 10**9, holdout)
+
+    def before() -> str:
+        text, size = "", 0
+        while size < FAR:
+            document = next(texts) + END
+            text, size = text + document, size + len(tokenizer.encode(document).ids)
+        return text
+
+    sums = []
+    while len(sums) < count:
+        a, op, b = rng.randrange(100), rng.choice("+-"), rng.randrange(100)
+        if holdout.is_held_out(a, op, b):
+            prompt = before() + chat_text([{"role": "user", "content": f"What is {a} {op} {b}?"}]) + ASSISTANT
+            sums.append((prompt, equation(a, op, b) + "."))
+    call_length, calls = made_cases(rng, tool_turn(holdout), count)[KNOWN]
+    calls = [(before() + prompt, wanted) for prompt, wanted in calls]
+    table = {}
+    for kind, asked, length in (
+        (f"sums behind {FAR} tokens", sums, 14),
+        (f"calls behind {FAR} tokens", calls, call_length),
+    ):
+        answers = continued(model, tokenizer, [prompt for prompt, _ in asked], length, rows=10)
+        table[kind] = rated(kind, asked, answers)
+    return table
+
+
+FAR = 7000
 
 
 # -------------------------------------------------------------------- saving
@@ -1286,7 +1445,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=END,
-        model_max_length=ROW,
+        model_max_length=CONTEXT,
         additional_special_tokens=SPECIAL_TOKENS[1:],
         clean_up_tokenization_spaces=False,
     )
@@ -1294,7 +1453,12 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     wrapped.save_pretrained(folder)
 
 
-def model_card(facts: dict[str, str], table: dict[str, tuple[int, int]], shown: list[tuple[str, str]]) -> str:
+def model_card(
+    facts: dict[str, str],
+    table: dict[str, tuple[int, int]],
+    tool_table: dict[str, tuple[int, int]],
+    shown: list[tuple[str, str]],
+) -> str:
     """The README of the model folder, with the measured figures."""
     head = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     wanted = {
@@ -1313,27 +1477,30 @@ def model_card(facts: dict[str, str], table: dict[str, tuple[int, int]], shown: 
         "multiplication, 0 to 10 (all in the training text)": "multiplication",
     }
     sums = "\n".join(f"| {name} | {share(table, words)} |" for name, words in wanted.items())
+    calls = "\n".join(f"| {name} | {share({name: pair}, name)} |" for name, pair in tool_table.items())
     stories = "\n\n".join(
         f"> **{prompt}**{'' if answer.startswith(chr(10)) else ' '}"
         + answer.strip().replace("\n\n", "\n>\n> ")
         for prompt, answer in shown
     )
-    return CARD.format(facts=head, sums=sums, stories=stories)
+    return CARD.format(facts=head, sums=sums, calls=calls, stories=stories)
 
 
 CARD = """\
 # The bundled model
 
 The small language model which ships with Slipstream, so that a server answers right after installation.
-It continues short plain-English stories, answers in a chat that asks for stories, and adds and subtracts
-numbers up to 99. It is a toy for trying the server and its settings, not a source of knowledge.
+It continues short plain-English stories, answers in a chat that asks for stories, adds and subtracts
+numbers up to 99, and calls simple tools that it is offered. It is a toy for trying the server and its settings,
+not a source of knowledge.
 
 | | |
 | --- | --- |
 {facts}
 
-All of the training text was made up by `training/train_model.py` from the word lists and sentence patterns
-in `training/lexicon.py`: no text and no weights of anybody else went into the model.
+All of the training text was made up by `training/train_model.py` and `training/tools.py` from the word lists and
+sentence patterns in `training/lexicon.py` and `training/tool_lexicon.py`: no text and no weights of anybody else went
+into the model.
 
 ## Sums
 
@@ -1344,6 +1511,18 @@ as right:
 | sums | right |
 | --- | --- |
 {sums}
+
+## Tools
+
+Offered tools, it writes a call of the one that the question wants, or of several, tells what came of
+them, and answers as usual where no tool fits. Names, parameters and values are copied from the offer and the
+question, so that it calls tools that it has never seen too, as long as the question has their words.
+Greedy decoding; a call is right if its name and all of its arguments are; a call that is to be several is right if
+all of them are, in order; an answer is right if it is word for word:
+
+| conversations, made with another seed than the training text | right |
+| --- | --- |
+{calls}
 
 ## What it writes
 
@@ -1366,10 +1545,32 @@ prompt = tokenizer.apply_chat_template(
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=300)[0]))
 ```
 
+```python
+weather = {{
+    "type": "function",
+    "function": {{
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {{
+            "type": "object",
+            "properties": {{"city": {{"type": "string"}}}},
+            "required": ["city"],
+        }},
+    }},
+}}
+messages = [{{"role": "user", "content": "What is the weather in Paris?"}}]
+prompt = tokenizer.apply_chat_template(
+    messages, tools=[weather], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))
+```
+
 A chat is written as `<|user|>...<|end|><|assistant|>...<|end|>`, with `<|system|>...<|end|>` before it if
 there is a system message. Every `<|assistant|>` turn ends with `<|end|>` and a text with `<|endoftext|>`:
 both are end tokens. There is no token for the beginning of a text. A system message is read and has no
-effect.
+effect. Tools stand before the last question, one a line, in a turn `<|system|>Tools:...<|end|>`; a call is
+`<tool_call>`, a line of JSON with `name` and `arguments`, and `</tool_call>`, each on a line of its own; what a tool
+gives back is `<|system|>Result: ...<|end|>`.
 
 Greedy decoding tells the same few stories again and again; a temperature of about 0.7 brings out the others.
 
@@ -1381,7 +1582,13 @@ Greedy decoding tells the same few stories again and again; a temperature of abo
 - A name or a noun which it has never seen may come back changed or as another one, and a sentence cut off
   in an unusual place may be finished with bad grammar.
 - Sums with numbers above 99 are declined in the chat form, and wrong as bare text.
-- It was trained on rows of 1024 tokens, which is also `max_position_embeddings`: do not go beyond that.
+- It was trained on rows of 1024 tokens and, towards the end, on rows of 8192, which is also
+  `max_position_embeddings`: do not go beyond that. It does not remember what stood far back.
+- A question has to say what a tool needs, in the tool's own words or in common ones. Of a description it is shown
+  the first twelve words; of a parameter its name, its type or the values that it may have, and whether it may be
+  left out; nothing of what an object has inside.
+- It calls what is asked for at once, and does not plan several steps.
+- What a question says beyond what a tool asks for may end up in an argument where it does not belong.
 - English only.
 
 ## Licence
@@ -1400,14 +1607,29 @@ def main() -> None:
     )
     parser.add_argument("--docs", type=int, default=DOCS, help=f"documents to make up (default {DOCS})")
     parser.add_argument("--seed", type=int, default=1, help="seed of everything random (default 1)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="train this long at most, compiling left out (default: no limit)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="muon",
+        help="for the matrices of the layers (default muon)",
+    )
     args = parser.parse_args()
+
+    if args.batch % JOINED:
+        parser.error(f"--batch {args.batch} is no multiple of {JOINED}, as many rows as make a long one")
 
     begin = time.time()
     holdout = HeldOut(args.seed)
     tokenizer = train_tokenizer(documents(f"tokenizer {args.seed}", min(args.docs, 40_000), holdout))
-    rows = build_corpus(tokenizer, args.seed, args.docs, "train")
-    unseen = build_corpus(tokenizer, args.seed, max(args.docs // 500, 2000), "unseen")
-    print(f"{len(rows)} rows of {ROW} tokens after {time.time() - begin:.0f} s", flush=True)
+    unseen = Corpus(tokenizer, args.seed, max(args.docs // 500, 2000), "unseen", 0.0).first(1.0)
+    corpus = Corpus(tokenizer, args.seed, args.docs, "train", TOOL_DOCUMENTS)
+    print(f"tokenizer and unseen documents made after {time.time() - begin:.0f} s", flush=True)
 
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
@@ -1415,39 +1637,50 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters", flush=True)
     training = time.time()
-    train(model, torch.from_numpy(rows).to(args.device), args.steps, args.batch, args.seed)
+    steps = train(model, corpus, args.steps, args.minutes, args.batch, args.seed, args.optimizer)
     minutes = (time.time() - training) / 60
+    size = corpus.first(1.0).numel()
 
     save(model, tokenizer, args.out)
+    print(f"saved after {time.time() - begin:.0f} s", flush=True)
+    torch.set_float32_matmul_precision("highest")
     saved = (
         LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32).to(args.device).eval()
     )  # as rounded to bfloat16
-    loss = held_out_loss(saved, torch.from_numpy(unseen).to(args.device))
+    loss = held_out_loss(saved, unseen.to(args.device))
     table = sums_right(saved, tokenizer, holdout)
     for kind, (right, asked) in table.items():
         print(f"{kind}: {right} of {asked}")
     print(f"held-out loss {loss:.4f}, held-out sums right: {share(table, 'held out')}", flush=True)
-    shown = list(samples(args.out))
+    tool_table = tools_right(saved, tokenizer, holdout, args.seed, max(args.docs // 10_000, 4))
+    tool_table |= far_right(saved, tokenizer, holdout, args.seed, max(args.docs // 100_000, 2))
+    for kind, (right, asked) in tool_table.items():
+        print(f"{kind}: {right} of {asked}", flush=True)
+    shown = list(samples(saved, tokenizer))
     for prompt, answer in shown:
         print(f"--- {prompt}\n{answer}\n", flush=True)
-    trained = args.steps * args.batch * ROW
+    trained = steps * args.batch * ROW
     device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    limit = "" if math.isinf(args.minutes) else f"--minutes {args.minutes:g} "
+    by_clock = f", as many as fitted into {args.minutes:g} minutes" if steps < args.steps else ""
     facts = {
         "kind": "llama decoder (`LlamaForCausalLM`), 8 layers of width 128, 4 query and 2 key-value heads, "
         "tied embeddings",
         "parameters": f"{parameters:,}, in bfloat16",
         "tokenizer": f"byte-level BPE, {VOCABULARY} tokens, every digit its own",
-        "context": f"{ROW} tokens",
-        "made by": f"`python training/train_model.py --device {args.device} --steps {args.steps} "
-        f"--batch {args.batch} --docs {args.docs} --seed {args.seed} --out src/slipstream/model`",
+        "context": f"{CONTEXT} tokens",
+        "made by": f"`python training/train_model.py --device {args.device} --steps {args.steps} {limit}"
+        f"--batch {args.batch} --docs {args.docs} --seed {args.seed} "
+        f"--optimizer {args.optimizer} --out src/slipstream/model`",
         "seed": str(args.seed),
-        "training": f"{args.steps} steps of {args.batch} rows of {ROW} tokens "
-        f"({trained / 1e9:.2f} billion tokens, {trained / rows.size:.1f} times the corpus of "
-        f"{rows.size / 1e6:.0f} million); {minutes:.1f} minutes on one {device}",
+        "training": f"{steps} steps of {args.batch} rows of {ROW} tokens{by_clock} "
+        f"({trained / 1e9:.2f} billion tokens, {trained / size:.1f} times the corpus of "
+        f"{size / 1e6:.0f} million, three tenths of it with tools); {minutes:.1f} minutes on one {device}",
         "loss on unseen documents": f"{loss:.4f} nats a token (with the weights in bfloat16)",
     }
     stories = shown[1 : 2 * len(OPENINGS_TO_TRY) : 2]
-    (args.out / "README.md").write_text(model_card(facts, table, stories), encoding="utf-8")
+    print(f"done after {time.time() - begin:.0f} s", flush=True)
+    (args.out / "README.md").write_text(model_card(facts, table, tool_table, stories), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_each_hostile_request_is_answered_with_a_short_error_and_no_actor_restar
             print(f"{sum(codes.values())} hostile requests: {dict(codes)}; {answers} good ones meanwhile")
             assert counters["requests_aborted"] == 0, "each fails alone"
 
-    with Sidecar(device="emulated", emulated_step_ms=2.0) as sidecar:
+    with Sidecar(device="emulated", emulated_step_ms=2.0, max_model_len=1024) as sidecar:
         asyncio.run(main(sidecar))
         assert all(actor["restarts"] == 0 for actor in sidecar.actors.values()), sidecar.log
         assert "Traceback" not in sidecar.log

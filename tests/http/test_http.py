@@ -20,7 +20,8 @@ from slipstream import SamplingParams, Sidecar
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Sidecar]:
-    with Sidecar(device="emulated", http="127.0.0.1:0", max_num_seqs=16, emulated_step_ms=2) as sidecar:
+    options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 1024, "emulated_step_ms": 2}
+    with Sidecar(device="emulated", http="127.0.0.1:0", **options) as sidecar:
         yield sidecar
 
 

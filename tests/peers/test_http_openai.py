@@ -29,9 +29,19 @@ NEAR = 60.0
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
 
+TEMPLATE = """{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>' + (message['content'] | trim) + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+"""It takes no tools."""
+
+
 @pytest.fixture(scope="module")
-def service() -> Iterator[Sidecar]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    template = tmp_path_factory.mktemp("template") / "chat.jinja"
+    template.write_text(TEMPLATE, encoding="utf-8")
     options: dict[str, Any] = {"max_num_seqs": 8, "max_queued_requests": 32, "emulated_step_ms": 1}
+    options |= {"chat_template": str(template), "max_model_len": 1024}
     with Sidecar(device="emulated", http="127.0.0.1:0", api_key="sesame", **options) as sidecar:
         yield sidecar
 

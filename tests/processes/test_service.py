@@ -40,7 +40,7 @@ LONG = SamplingParams(max_tokens=600, ignore_eos=True, seed=3)
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Sidecar]:
-    with Sidecar(device="cpu", dtype="float32", max_num_seqs=16) as sidecar:
+    with Sidecar(device="cpu", dtype="float32", max_num_seqs=16, max_model_len=1024) as sidecar:
         yield sidecar
 
 
@@ -365,7 +365,7 @@ def test_a_start_that_fails_tells_the_cause_in_one_block_and_ends_with_code_3(tm
             ("nobody/no-such-model",): ("'nobody/no-such-model'", "no such folder", "hub"),
             (str(tmp_path / "empty"),): (str(tmp_path / "empty"), "config.json"),
             (str(weightless), "--device=cpu"): (str(weightless), "no weights", "safetensors"),
-            ("--max-model-len=5000",): ("max_model_len=5000", "1024"),
+            ("--max-model-len=9000",): ("max_model_len=9000", "8192"),
             ("--device=emulated", f"--endpoint={tcp}"): ("actor   gateway", "phase   sockets", tcp, "in use"),
             ("--device=emulated", f"--endpoint={ipc}"): (
                 "actor   gateway",

@@ -1,9 +1,9 @@
 """The documents for users: every command and every Python block in them is run, and every link leads somewhere.
 
-A ``bash`` or ``python`` block has to succeed; one that ends with ``slipstream serve`` is run until the service is
-ready, then told to stop. A ``console`` block has to print what it shows, ``…`` standing for anything. A block that
-cannot be run here has the reason in a comment before it: ``<!-- not run: … -->``. All ask one service, on an
-emulated device.
+A ``bash`` or ``python`` block has to succeed, and to print what a comment behind a ``print`` says; one that ends with
+``slipstream serve`` is run until the service is ready, then told to stop. A ``console`` block has to print what it
+shows, ``…`` standing for anything. A block that cannot be run here has the reason in a comment before it:
+``<!-- not run: … -->``. All ask one service, on an emulated device.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ DOCUMENTS = [
             "troubleshooting",
             "options",
             "protocol",
+            "agents",
         )
     ),
 ]
@@ -123,6 +124,13 @@ def test_what_a_document_says_to_run_succeeds(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
+    lines = done.stdout.splitlines()
+    assert [shown for shown in shown_by(block.text) if shown not in lines] == [], done.stdout
+
+
+def shown_by(text: str) -> list[str]:
+    """What the comments behind ``print`` say that is printed."""
+    return re.findall(r"^ *print\(.*\)  # (.*)$", text, re.MULTILINE)
 
 
 def serve_until_ready(command: list[str], environment: dict[str, str], folder: Path) -> None:
@@ -185,6 +193,7 @@ def test_what_is_printed_has_to_match_as_a_whole() -> None:
     assert matches("a … c", "a b\nb c\n")
     assert not matches("a … c", "a b\nb c d\n")
     assert not matches("a.c", "abc")
+    assert shown_by("f(x)  # no\n    print(f(x))  # a (b)\n") == ["a (b)"]
     assert sessions("$ one\nsays\n\n$ two\n") == [("one", "says"), ("two", "")]
 
 

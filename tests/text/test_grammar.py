@@ -384,7 +384,7 @@ def llm() -> Iterator[LLM]:
 
 
 def answers(llm: LLM, asked: list[SamplingParams]) -> list[Any]:
-    prompts = [f"Give me number {number}:" for number in range(len(asked))]
+    prompts = [f"Value {number} of the list:" for number in range(len(asked))]
     return [output.outputs[0] for output in llm.generate(prompts, asked)]
 
 

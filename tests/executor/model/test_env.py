@@ -235,8 +235,8 @@ def test_a_model_that_is_not_supported_is_told_with_the_reason_and_exit_code_4(
     [
         (["--model", "/nowhere/at/all"], "model '/nowhere/at/all': there is no such folder"),
         (
-            ["--model", str(BUNDLED_MODEL), "--max-model-len=4096"],
-            "max_model_len=4096 is over the model's own limit",
+            ["--model", str(BUNDLED_MODEL), "--max-model-len=9000"],
+            "max_model_len=9000 is over the model's own limit",
         ),
         (["--model", str(BUNDLED_MODEL), "--max-num-seqs=0"], "--max-num-seqs 0 is out of range"),
         (["--max-num-seqs=3"], "--max-num-seqs has no effect without --model M"),
