@@ -65,6 +65,10 @@ class Completed(msgspec.Struct, frozen=True):
     """The device finished at least one step."""
 
 
+class HandedOn(msgspec.Struct, frozen=True):
+    """From an actor to itself: what it has sent to others in the turn before is on its way."""
+
+
 class Drain(msgspec.Struct, frozen=True):
     """Accept nothing new."""
 

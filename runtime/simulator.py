@@ -228,6 +228,8 @@ class Simulator:
                     self.turn(name, b"", ClientBlocked(to, message))
                 elif not self.deliver_to_client(name, to, message):
                     blocked.add(to)
+            elif to == name:
+                self.turn(name, to, message)
             elif isinstance(to, str) and to in self.actors and to in links.peers:
                 frame = links.seal(to, message)
                 epoch = links.peers[to]

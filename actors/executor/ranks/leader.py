@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
-from ....protocol.events import Completed, PeerUp
+from ....protocol.events import Completed, HandedOn, PeerUp
 from ....protocol.internal import CaptureNext, Forget, Plan
 from ..executor import Executor
 
@@ -15,7 +16,11 @@ def name_of(rank: int) -> str:
 
 
 class Leader(Executor):
-    """A plan is complete for any rank: each stages and launches it by itself, in the order in which they are sent."""
+    """A plan is complete for any rank: each stages and launches it by itself, in the order in which they are sent.
+
+    The others have a plan before it is launched here. A step that is launched kernel by kernel can fill the queue of
+    the device, behind sums that wait for the other ranks: the launch returns when those begin, and they never would.
+    """
 
     def __init__(self, *given: Any, followers: tuple[str, ...], **named: Any) -> None:
         """``followers`` are the actors of the other ranks; the rest as of `Executor`."""
@@ -25,6 +30,9 @@ class Leader(Executor):
         """Of the other ranks, those that are not ready."""
         self.captures_next = False
         """The others were told to capture a graph, which comes before any further plan here too."""
+        self.handed_on: deque[Plan] = deque()
+        """Sent to the others, and to be launched here."""
+        self.handlers[HandedOn] = self.on_handed_on
 
     def send_to_followers(self, message: Plan | Forget | CaptureNext) -> None:
         """RuntimeError while one is not ready: the others would wait for it in what all do together."""
@@ -39,7 +47,11 @@ class Leader(Executor):
         if self.captures_next:
             self.do_spare_work(now)
         self.send_to_followers(plan)
-        super().on_plan(plan, now)
+        self.handed_on.append(plan)
+        self.send(self.name, HandedOn())
+
+    def on_handed_on(self, message: HandedOn, now: float) -> None:
+        super().on_plan(self.handed_on.popleft(), now)
 
     def on_wake(self, now: float) -> None:
         """As an executor, but the others hear of a capture a turn before: what it computes, all compute together.

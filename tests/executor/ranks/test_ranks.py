@@ -26,7 +26,7 @@ from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.ranks.sampler import FollowingSampler
 from slipstream.protocol.errors import SlipstreamError
-from slipstream.protocol.events import Completed, PeerUp
+from slipstream.protocol.events import Completed, HandedOn, PeerUp
 from slipstream.protocol.internal import Capacity, CaptureNext, Forget, Plan
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import VOCAB_SIZE, make_config
@@ -285,6 +285,16 @@ def test_a_follower_does_what_comes_early_later_and_in_its_order() -> None:
     assert not actor.working
 
 
+def plan(actor: Leader, step: int, now: float) -> None:
+    """Give the actor a plan, and then what it sends to itself."""
+    [*told, to_itself] = actor.receive("scheduler", Plan(step), now)
+    assert to_itself == (actor.name, HandedOn())
+    assert [(to, type(message)) for to, message in told] == [("a", Plan), ("b", Plan)]
+    assert f"step {step}" not in actor.pipeline.done, "before the others have it"  # type: ignore[attr-defined]
+    assert actor.receive(*to_itself, now) == []
+    assert actor.pipeline.done[-1] == f"step {step}"  # type: ignore[attr-defined]
+
+
 def leader(captures: list[str], *, catching_up: bool = False) -> Leader:
     step = SimpleNamespace(layout=SimpleNamespace(tokens=1), masked=())
     batch = SimpleNamespace(stage=lambda plan, staging: step, clear=lambda: None)
@@ -331,9 +341,8 @@ def test_every_rank_captures_at_the_same_place_among_the_plans() -> None:
     told = actor.wake(0.0)
     assert [(to, type(message)) for to, message in told] == [("a", CaptureNext), ("b", CaptureNext)]
     assert captures == [], "the others have to hear of it first"
-    told = actor.receive("scheduler", Plan(0), 0.0)
+    plan(actor, 0, 0.0)
     assert captures == ["capture"]
-    assert [(to, type(message)) for to, message in told] == [("a", Plan), ("b", Plan)]
 
 
 def test_after_a_restart_ranks_capture_between_steps_too_in_a_share_of_the_time() -> None:
@@ -341,15 +350,15 @@ def test_after_a_restart_ranks_capture_between_steps_too_in_a_share_of_the_time(
     actor = leader(captures, catching_up=True)
     for name in ("a", "b"):
         actor.receive(name, PeerUp(name, 2), 0.0)
-    actor.receive("scheduler", Plan(0), 0.0)
+    plan(actor, 0, 0.0)
     assert not actor.pipeline.idle
     assert [type(message) for _, message in actor.wake(1.0)] == [CaptureNext, CaptureNext]
     assert captures == []
     actor.receive("device", Completed(), 1.0)
     assert actor.wake_at == 1.0, "the others wait in what they have begun"
-    actor.receive("scheduler", Plan(1), 1.0)
+    plan(actor, 1, 1.0)
     assert captures == ["capture"], "before the next step"
     actor.receive("device", Completed(), 1.1)
-    actor.receive("scheduler", Plan(2), 1.15)
+    plan(actor, 2, 1.15)
     assert actor.wake(1.8) == [], "half a second is three fifths of what passes until the next"
     assert [type(message) for _, message in actor.wake(1.0 + 0.5 / CATCHING_UP_SHARE)] == [CaptureNext, CaptureNext]
