@@ -1,6 +1,6 @@
-"""What an executor never uses of torch, and would import with transformers: a quarter of what its start takes.
+"""What of torch is used nowhere here, and comes with transformers: a quarter of what the start of an executor takes.
 
-That are torch's compiler, and tensors divided over several processes. The modules of transformers mark a few functions
+They are torch's compiler, and tensors divided over several processes. The modules of transformers mark a few functions
 for the one and look out for the other, whether anybody compiles or divides.
 """
 
@@ -23,6 +23,8 @@ def leave_out() -> None:
     """Before anything of transformers that has models is imported: keep it from importing what is not used."""
     import transformers.utils
 
+    if "transformers.modeling_utils" in sys.modules:
+        return  # it has done so
     delay_compiler()
     # Divided tensors are its own way to several processes, which it leaves alone where torch cannot divide them.
     for module in (transformers.utils, transformers.utils.import_utils):
