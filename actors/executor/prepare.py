@@ -172,7 +172,7 @@ def import_transformers(context: StartContext) -> None:
     context.phase("import transformers")
     import transformers
 
-    from .unused import leave_out
+    from .model.unused import leave_out
 
     leave_out()
     from .model import load  # noqa: F401

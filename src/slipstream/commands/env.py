@@ -95,7 +95,7 @@ def devices() -> list[str]:
 
 def check_model(model: str, options: ServeOptions) -> int:
     """Whether a model is supported as far as its configuration shows, why not, and what memory it takes."""
-    from ..actors.executor.unused import leave_out
+    from ..actors.executor.model.unused import leave_out
 
     leave_out()
     from ..actors.executor.model.estimate import estimate

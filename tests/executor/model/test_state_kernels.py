@@ -56,7 +56,7 @@ PROGRAM = """
 import socket, sys, torch, transformers
 def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
-from slipstream.actors.executor.unused import leave_out
+from slipstream.actors.executor.model.unused import leave_out
 leave_out()
 from slipstream.actors.executor.model.load import from_config, laid_out
 from slipstream.actors.executor.model.probe import probed
