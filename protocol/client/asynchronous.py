@@ -13,7 +13,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import zmq
 
@@ -62,6 +62,9 @@ class AsyncClient:
         self._transport = LoopTransport(self.endpoint, client_key(curve, self.endpoint), self._drain)
         self._release = weakref.finalize(self, self._transport.close)  # for a client that nobody closes
         self._timer: asyncio.TimerHandle | None = None
+
+    def __copy__(self) -> NoReturn:
+        self._transport.__reduce__()
 
     async def __aenter__(self) -> AsyncClient:
         try:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import zmq
 
@@ -74,6 +74,9 @@ class Client:
         except BaseException:
             self.close()
             raise
+
+    def __copy__(self) -> NoReturn:
+        self._transport.__reduce__()
 
     def __enter__(self) -> Client:
         return self

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...protocol.endpoints import RUN_PREFIX
+from ...protocol.errors import SlipstreamError
 
 LONGEST_PARENT = 60
 """Bytes: a socket's path has at most 107."""
@@ -36,6 +37,24 @@ def run_directory() -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
+
+
+def restore(path: Path) -> int | None:
+    """Make a folder of ours again that somebody has cleared away, and return the lock on it; None if it is there.
+
+    SlipstreamError if another user has taken its name.
+    """
+    while True:
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise SlipstreamError(f"the run directory {path} is not this service's any more") from None
+            return None
+        lock = try_lock(path)
+        if lock is not None:
+            return lock  # else another service has taken it for a stale one
 
 
 def run_parent() -> Path:

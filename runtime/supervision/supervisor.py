@@ -18,6 +18,7 @@ import zmq
 from ...protocol.actors import HELPERS
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..log import logger
+from ..machine.run_directory import restore
 from . import control
 from .children import Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, members_of
@@ -55,6 +56,8 @@ class Supervisor:
         self.waiting_for_spare: list[ChildSpec] = []
         """Whose first incarnation is forked from the spare, when that is ready."""
         self.directory = directory
+        self.locks: list[int | None] = []
+        """On the directory, for life, each time that it had to be made again."""
         self.collect_output = collect_output
         self.notify = notify
         self.start_timeout_s = start_timeout_s
@@ -97,7 +100,9 @@ class Supervisor:
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            if self.helpers.source(spec, first=True) == "later":
+            if spec.name in self.children:  # a frontend that has stayed, and ends before the gateway as ever
+                self.children[spec.name] = self.children.pop(spec.name)
+            elif self.helpers.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
             else:
                 self.spawn(spec)
@@ -121,10 +126,8 @@ class Supervisor:
             life = min((other.epoch for other in group if other.there), default=self.epoch)
             options = options | {"rendezvous": f"{self.directory}/{spec.group}.group.{life}"}
         if spec.frontend_of is not None:
-            peers, options = (
-                {},
-                options | {"service": self.children[spec.frontend_of].spec.options["endpoint"]},
-            )
+            server = next(other for other in self.specs if other.name == spec.frontend_of)
+            peers, options = {}, options | {"service": server.options["endpoint"]}
         begin = control.Begin(
             spec.name,
             self.epoch,
@@ -354,19 +357,23 @@ class Supervisor:
         return min((when - now for when, _ in self.due), default=None)
 
     def restart_all(self) -> None:
-        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start.
+        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start. A frontend stays, with the
+        streams of its clients: to it this is the death of the gateway.
 
         Told to stop meanwhile: ``SlipstreamError``, as nobody is there who could finish what is under way.
         """
         self.all_due, self.serving = None, False
         self.due.clear()
-        for child in reversed(self.children.values()):
+        self.locks.append(restore(self.directory))
+        for name, child in reversed(list(self.children.items())):
+            if child.spec.frontend_of is not None and child.state == "ready":
+                continue
             if child.there:
                 self.status.keep_counters(child)
                 child.process.kill()
                 child.reap()
-        self.status.restarts.update(spec.name for spec in self.specs)
-        self.children.clear()
+            del self.children[name]
+        self.status.restarts.update(spec.name for spec in self.specs if spec.name not in self.children)
         self.helpers.begin_anew()
         self.status.asking.clear()
         if not self.start() and not self.stop_requests.parent_gone:

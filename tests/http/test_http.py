@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from processes import NEAR, until
-from web import HELLO, Web
+from web import HELLO, Reply, Web
 
 from slipstream import SamplingParams, Sidecar
 
@@ -348,6 +348,24 @@ def test_a_stream_survives_the_death_of_the_gateway(service: Sidecar, web: Web) 
     chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == expected
+
+
+def test_a_stream_survives_that_all_actors_start_again() -> None:
+    with Sidecar(device="emulated", http="127.0.0.1:0", emulated_step_ms=5) as sidecar:
+        web = Web(sidecar.ready["http"])
+        body: dict[str, Any] = {"messages": HELLO, "max_tokens": 1000, "ignore_eos": True, "seed": 5}
+        whole = web("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+        frontend = sidecar.pids["http"]
+        stream = web.open("/v1/chat/completions", body | {"stream": True})
+        while "restarting all" not in sidecar.log:
+            pid = sidecar.pids["tokenizer"]
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: sidecar.pids.get("tokenizer") not in (None, pid), "there is another one")
+        *events, done = Reply(stream).events
+        assert done == "[DONE]"
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == whole
+        assert sidecar.pids["http"] == frontend
+        assert sidecar.stop() == 0
 
 
 def test_a_drain_lets_a_stream_end_and_refuses_what_is_new() -> None:

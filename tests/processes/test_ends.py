@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from processes import NEAR, Background, alive, until
 from slipstream.protocol.messages import ActorState
+from slipstream.runtime.machine.run_directory import try_lock
 
 from slipstream import Client, SamplingParams
 from slipstream.service import BUNDLED_MODEL
@@ -232,6 +233,23 @@ def test_a_service_that_was_started_to_outlive_its_terminal_does() -> None:
         served.process.send_signal(signal.SIGHUP)
         kill_and_await(served, "detokenizer")
         assert served.stop() == 0
+
+
+def test_a_run_directory_that_somebody_clears_away_is_made_again_and_streams_go_on() -> None:
+    with service() as served:
+        folder = Path(served.ready["endpoint"].removeprefix("ipc://")).parent
+        background = Background(served, "Once", SamplingParams(max_tokens=1000, ignore_eos=True))  # type: ignore[arg-type]
+        detokenizer = served.actor("detokenizer").pid
+        shutil.rmtree(folder)
+        os.kill(detokenizer, signal.SIGKILL)
+        assert background.end() == "length"
+        assert len(background.tokens) == 1000
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert try_lock(folder) is None, "no other service takes it for one that was left behind"
+        with served.client() as client:
+            assert client.generate("Once", SamplingParams(max_tokens=2, ignore_eos=True)).finished
+        assert served.stop() == 0
+    assert not folder.exists()
 
 
 # --- frontends ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
 import pickle
@@ -222,6 +223,9 @@ def test_a_client_that_is_sent_to_another_process_is_refused_with_what_to_send(
     client = kind(endpoint)
     with pytest.raises(TypeError, match=f"send its endpoint, '{endpoint}', and make a new client there"):
         pickle.dumps(client)
+    for copied in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="a client cannot be pickled or copied"):
+            copied(client)
     if isinstance(client, Client):
         client.close()
 
