@@ -220,3 +220,14 @@ def test_a_body_in_another_encoding_is_not_said_to_be_no_json(encoding: str) -> 
     reply = Scripted(Script("a")).post("/v1/completions", '{"prompt": "a"}'.encode(encoding))
     assert reply.status == 400
     assert "UTF-16 or UTF-32; send it in UTF-8" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "half", ["\\ud83d", "\\ud83dx", "\\ude00", "\\ud83d\\u0041", "\\uD83D\\ud83d\\ude00"]
+)
+def test_half_a_character_is_named_and_not_taken_for_a_body_that_is_cut_short(half: str) -> None:
+    """What a text becomes in JavaScript that was cut in the middle of an emoji."""
+    body = f'{{"prompt": "\\\\ud83d \\ud83d\\ude00 {half}"}}'.encode()
+    reply = Scripted().post("/v1/completions", body)
+    assert reply.status == 400
+    assert f"the body has {half[:6]}, half of a character" in reply.json["error"]["message"]

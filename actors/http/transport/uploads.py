@@ -176,7 +176,22 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
     except NOT_JSON as error:
         if b"\0" in data[:4] or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise Problem(400, "the body is in UTF-16 or UTF-32; send it in UTF-8") from None
+        if half := lone_surrogate(data):
+            message = f"the body has {half}, half of a character that needs two; cut texts between characters"
+            raise Problem(400, message) from None
         raise Problem(400, f"the body is no JSON: {error}") from None
+
+
+SURROGATES = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+"""In JSON text: a backslash, a character as two escapes, and, as its group, one of them alone."""
+
+
+def lone_surrogate(data: bytes | bytearray) -> str:
+    """The first escape that is half of a character, as of texts that were cut by their UTF-16; empty if none is."""
+    found = next((match[1] for match in SURROGATES.finditer(data) if match[1]), b"")
+    return found.decode()
 
 
 def complaint(error: msgspec.ValidationError, data: bytes | bytearray) -> str:
