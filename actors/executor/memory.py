@@ -41,7 +41,8 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
     """Blocks of the cache: what ``memory`` holds, and no more than all sequences could fill; None: that of a CPU.
     Of several ranks all have as many as the one that has room for fewest.
 
-    SlipstreamError with a hint where there is no room for two, or less than what was stated.
+    SlipstreamError with a hint where there is no room for two, or less than what was stated: on a CPU the cache takes
+    memory, which ranks share, as it is filled, and an executor that finds none is ended while it serves.
     """
     size, per_block = options.block_size, bytes_per_block(options, model)
     most = 1 + options.max_num_seqs * -(-options.max_model_len // size)
@@ -59,6 +60,10 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
         raise no_room(options, max(0, room), per_block, memory)
     if memory is not None and blocks * per_block > memory.free - memory.graphs:
         raise no_room(options, max(0, memory.free - memory.graphs), per_block, memory, blocks)
+    if memory is None and given is not None:
+        left = available() // options.tensor_parallel_size
+        if blocks * per_block > left:
+            raise no_room(options, left, per_block, memory, blocks)
     return blocks if model.group is None else model.group.least(blocks, model.device)
 
 
@@ -100,7 +105,8 @@ def no_room(
     error = SlipstreamError(
         f"the KV cache has {room} bytes{kept} and one block takes {per_block}; {wanted} blocks are needed"
     )
-    stated = "--gpu-memory-utilization" if options.kv_cache_memory is None else "--kv-cache-memory"
+    share = memory is not None and options.kv_cache_memory is None
+    stated = "--gpu-memory-utilization" if share else "--kv-cache-memory"
     error.hint = f"lower {stated}" if wanted > 2 else f"raise {stated}"
     if memory is not None:
         error.hint += ", or lower --max-num-batched-tokens or --max-num-seqs, with which a step takes less"

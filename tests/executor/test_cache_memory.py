@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate
+from slipstream.actors.executor import memory
+from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate, untouched_zeros
 from slipstream.actors.executor.cache.paged import FP8
+from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.options import ModelOptions
+from slipstream.protocol.errors import SlipstreamError
+
+from slipstream.options import ServeOptions
+from slipstream.service import BUNDLED_MODEL, executor_options
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
+BOUNDS = ModelOptions(model=str(BUNDLED_MODEL), vocab_size=512, max_model_len=512, eos_token_ids=())
 
 
 def resident() -> int:
@@ -48,3 +56,27 @@ def test_it_is_zeros_until_it_is_written_and_then_what_was_written(dtype: torch.
     cache.keys[0][1] = 1.0
     assert cache.keys[0].float().sum() == 16 * 2 * 8
     assert not cache.values[0].float().any()
+
+
+def test_what_the_system_does_not_promise_is_told_with_its_size_and_what_to_do() -> None:
+    with pytest.raises(SlipstreamError, match=f"gives no {1 << 48} bytes") as refused:
+        untouched_zeros((1 << 48,), torch.uint8)  # more than a process has addresses
+    assert refused.value.hint == "lower --kv-cache-memory"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_more_than_the_machine_has_left_is_refused_at_the_start_and_not_found_while_serving(
+    monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    model = load_model(str(BUNDLED_MODEL), device=CPU)
+    asked = ServeOptions(kv_cache_memory=8 * MIB, tensor_parallel_size=ranks)
+    options = executor_options(asked, BOUNDS)
+    blocks = memory.count_blocks(options, model, None)
+    taken = blocks * memory.bytes_per_block(options, model)
+    assert 7 * MIB < taken <= 8 * MIB
+    monkeypatch.setattr(memory, "available", lambda: ranks * taken)
+    assert memory.count_blocks(options, model, None) == blocks
+    monkeypatch.setattr(memory, "available", lambda: ranks * taken - 1)
+    with pytest.raises(SlipstreamError, match=f"{blocks} blocks are needed") as refused:
+        memory.count_blocks(options, model, None)
+    assert refused.value.hint == "lower --kv-cache-memory"

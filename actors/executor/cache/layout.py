@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ....protocol.errors import SlipstreamError
 from .paged import FP8, KVCache, LayerScales, PagedBatch
 
 
@@ -77,10 +78,18 @@ def allocate(
 def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros on the CPU that take memory, and the time to fill it, only when they are first written.
 
-    Many services never fill their cache, and an executor that is started anew is to serve at once.
+    Many services never fill their cache, and an executor that is started anew is to serve at once. SlipstreamError with
+    a hint where the system does not promise so much.
     """
     size = math.prod(shape) * dtype.itemsize
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        refused = SlipstreamError(
+            f"the system gives no {size} bytes for a part of the KV cache: {error.strerror}"
+        )
+        refused.hint = "lower --kv-cache-memory"
+        raise refused from error
     return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)
 
 
