@@ -37,7 +37,7 @@ class LaneDefinition(NamedTuple):
 
 LANES = (
     LaneDefinition("scheduler", "scheduler", ("Plan",), "update N−1, prepare N+1", "plan"),
-    LaneDefinition("executor", "executor", ("Plan", "Sampled"), "stage, launch, hand over"),
+    LaneDefinition("executor", "executor", ("Plan", "HandedOn", "Sampled"), "stage, launch, hand over"),
     LaneDefinition("h2d", "H2D", ("step",), "inputs"),
     LaneDefinition("compute", "compute", ("step",), "the step", "step"),
     LaneDefinition("d2h", "D2H", ("step",), "tokens"),

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from processes import Background, Planted, until
 from slipstream.protocol.client.perfetto import write
+from slipstream.protocol.client.timeline import LANES, in_lane
+from slipstream.protocol.events import HandedOn
 from slipstream.runtime.supervision.control import Failed, Report
 from slipstream.runtime.supervision.groups import end_together, hanging
 from slipstream.runtime.supervision.liveness import Liveness
@@ -66,6 +68,12 @@ def test_the_steps_of_every_rank_are_on_the_timeline(three: Sidecar, tmp_path: P
     assert len(steps["compute"]) > 100
     for follower in ("compute.1", "compute.2"):
         assert len(steps["compute"] - steps[follower]) <= 1, "the last may still run"
+    lane = next(lane for lane in LANES if lane.track == "executor")
+    turns = timeline.spans("executor")
+    shown = {(start, end) for _, start, end in in_lane({lane.track: turns}, lane)}
+    launches = {(turn.start, turn.end) for turn in turns if turn.name == HandedOn.__name__}
+    assert len(launches) > 100
+    assert launches <= shown, "the plan's own turn hands it on, and this one launches it"
     with (tmp_path / "trace.json").open("w") as file:
         write(timeline, file)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
