@@ -175,6 +175,23 @@ def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables:
     assert "Warning" not in log
 
 
+def test_a_process_manager_that_is_not_there_is_told_as_why_a_service_does_not_start(tmp_path: Path) -> None:
+    """As where NOTIFY_SOCKET was inherited from something that is gone."""
+    told, tell = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "slipstream", "serve", *EMULATED, f"--ready-fd={tell}"],
+        env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "none")},
+        pass_fds=(tell,),
+        capture_output=True,
+        timeout=NEAR,
+    )
+    os.close(tell)
+    with open(told, "rb") as reader:
+        (line,) = reader.readlines()
+    assert done.returncode == 3
+    assert "does not take READY=1" in json.loads(line)["message"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
     # The suite may itself have been started by nohup, which a service honours.
