@@ -220,9 +220,10 @@ def embedding_scale(embed: nn.Module, observed: Observed) -> float:
 
 
 def checked_tokens(decoder: Any) -> Tensor:
-    """One for each of the positions, of a vocabulary that may be smaller."""
+    """[1, T]: one for each of the positions, as different as a vocabulary allows that may be smaller."""
     known = min(CHECKED_TOKENS, getattr(decoder.config, "vocab_size", CHECKED_TOKENS))
-    return torch.arange(len(CHECKED_POSITIONS), device=decoder.device)[None] * 7 % known
+    step = 7 if known % 7 else 1  # of 7 or 14 tokens, steps of 7 would meet one or two
+    return torch.arange(len(CHECKED_POSITIONS), device=decoder.device)[None] * step % known
 
 
 def rotaries_of(module: nn.Module | None) -> list[Rotary]:

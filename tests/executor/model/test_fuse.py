@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from slipstream.actors.executor.model.load import from_config, load_model, make_
 from slipstream.actors.executor.model.operations import Norm, TorchOperations
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
+from slipstream.actors.executor.model.understand import checked_tokens
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import FAMILIES, make_checkpoint, make_config
 from torch import Tensor
@@ -76,6 +78,15 @@ def test_a_vocabulary_of_a_few_letters_is_enough() -> None:
     fuse(model)
     assert not model.kept_because
     assert difference(logits_of(model), expected) < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [1, 6, 7, 14, 21, 63, 64, 1000])
+def test_a_decoder_is_tried_with_as_many_different_tokens_as_it_has(vocabulary: int) -> None:
+    """Where all were the same, attention to whichever of them would give the same."""
+    decoder = SimpleNamespace(config=SimpleNamespace(vocab_size=vocabulary), device=torch.device("cpu"))
+    (tokens,) = checked_tokens(decoder).tolist()
+    assert len(set(tokens)) == min(vocabulary, len(tokens))
+    assert max(tokens) < vocabulary
 
 
 @pytest.mark.parametrize("family", FAMILIES)
