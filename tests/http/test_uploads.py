@@ -230,4 +230,4 @@ def test_half_a_character_is_named_and_not_taken_for_a_body_that_is_cut_short(ha
     body = f'{{"prompt": "\\\\ud83d \\ud83d\\ude00 {half}"}}'.encode()
     reply = Scripted().post("/v1/completions", body)
     assert reply.status == 400
-    assert f"the body has {half[:6]}, half of a character" in reply.json["error"]["message"]
+    assert f"it has {half[:6]}, half of a character" in reply.json["error"]["message"]

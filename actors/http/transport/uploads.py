@@ -177,7 +177,7 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         if b"\0" in data[:4] or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise Problem(400, "the body is in UTF-16 or UTF-32; send it in UTF-8") from None
         if half := lone_surrogate(data):
-            message = f"the body has {half}, half of a character that needs two; cut texts between characters"
+            message = f"the body is no JSON: it has {half}, half of a character; cut texts between characters"
             raise Problem(400, message) from None
         raise Problem(400, f"the body is no JSON: {error}") from None
 
