@@ -21,7 +21,7 @@ from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
 from slipstream.runtime.supervision.liveness import Liveness
-from slipstream.runtime.supervision.probes import START_FACTOR, Probes
+from slipstream.runtime.supervision.probes import MORE_PATIENCE, START_FACTOR, Probes
 from slipstream.runtime.supervision.restarts import (
     BACK_OFF_S,
     INTENSITY,
@@ -63,6 +63,31 @@ def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> No
     liveness.take(answer, 5.0)
     assert not liveness.hung(14.9)
     assert liveness.hung(15.0)
+
+
+def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and_no_more_than_the_most() -> (
+    None
+):
+    """Else a step that is slower than it looked would end one executor after the other, each as soon."""
+    probes = Probes({}, Status({}, "ipc://control"))
+    limits = []
+    for learned, hung in (
+        (10.0, False),
+        (None, True),
+        (None, True),
+        (None, False),
+        (None, True),
+        (None, True),
+    ):
+        child: Any = SimpleNamespace(
+            spec=SimpleNamespace(name="executor"), since=0.0, hang_timeout_s=45.0, hung=hung, liveness=None
+        )
+        probes.begin(child, 1.0)
+        limits.append(child.liveness.limit_s)
+        child.liveness.limit_s = learned or child.liveness.limit_s
+        probes.end_watch(child)
+    assert MORE_PATIENCE == 2.0
+    assert limits == [45.0, 10.0, 20.0, 40.0, 40.0, 45.0]
 
 
 def test_the_patience_with_a_step_follows_from_the_largest_one_that_was_measured() -> None:
