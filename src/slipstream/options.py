@@ -212,7 +212,7 @@ class ServeOptions:
     )
     kv_cache_memory: int | None = option(
         None,
-        "bytes for the cache, 512M or 2G for example (default: what is left)",
+        "bytes for the cache, 512M or 2G for example (default: what is left on a GPU, 1 GiB on a CPU)",
         group=BATCHING,
         metavar="BYTES",
         low=1,
