@@ -36,6 +36,7 @@ prepare(Build(spare.options))
 import slipstream.actors.executor.build
 
 assert "slipstream.actors.executor.devices.kernel" in sys.modules, "its kernels are not imported"
+assert "torch.fx.experimental.symbolic_shapes" in sys.modules, "a fork would import it, with the algebra it needs"
 print(len(os.listdir("/proc/self/task")))
 """
 
