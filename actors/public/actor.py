@@ -161,6 +161,8 @@ class PublicActor(Actor):
         self.timelines.finish(now)
         if self.asking:
             self.answer_for_supervisor(now)
+        if now < self.returning_until:
+            self.wake_by(self.returning_until)
 
     def on_drain(self, drain: Drain, now: float) -> None:
         self.draining = True
