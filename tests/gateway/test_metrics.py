@@ -216,7 +216,7 @@ def test_errors_over_http_are_counted_by_their_reason(service: Sidecar) -> None:
     asked: list[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", {"messages": hi, "no_such_field": 1}),
         ("/v1/chat/completions", {"messages": hi, "model": "another"}),
-        ("/v1/completions", {"prompt": "x " * 3000}),
+        ("/v1/completions", {"prompt": "x " * 9000}),
         ("/v1/messages", {"messages": hi, "max_tokens": 1, "model": "another"}),
         ("/v1/nothing", {}),
     ]
