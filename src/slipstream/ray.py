@@ -14,7 +14,7 @@ import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .options import ServeOptions
@@ -27,11 +27,15 @@ from .runtime.options.table import table
 from .runtime.options.values import convert
 from .sidecar import STOP_MARGIN_S, RouterSidecar, Sidecar
 
-try:
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray import serve  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise ImportError(f"slipstream.ray needs Ray Serve: pip install 'slipstream[ray]' ({error})") from None
+if TYPE_CHECKING:  # it is not installed where types are checked, and this file has its name
+    ray: Any
+    serve: Any
+else:
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ImportError(f"slipstream.ray needs Ray Serve: pip install 'slipstream[ray]' ({error})") from None
 
 CHECK_EVERY_S = 1.0
 """How often Serve checks a service, which thereby shows that it is there."""
@@ -165,7 +169,9 @@ class Service:
         self.key = str(keys / f"{ROUTER_KEY}.key")
         endpoint = f"tcp://{ray.util.get_node_ip_address()}:0"
         self.sidecar = Sidecar(endpoint=endpoint, curve_keys=str(keys), **options)
-        hang_s = self.sidecar.options.hang_timeout or HANG_S
+        settled = self.sidecar.options
+        assert isinstance(settled, ServeOptions)
+        hang_s = settled.hang_timeout or HANG_S
         self.progress = Progress(3 * hang_s)
         self.client: AsyncClient | None = None
         ray.get(self.directory.here.remote(self.sidecar.endpoint))
@@ -234,6 +240,7 @@ class IngressApp:
             if self.beginning is None or (self.beginning.done() and self.beginning.exception() is not None):
                 self.beginning = asyncio.create_task(self.begin())
             await asyncio.shield(self.beginning)
+        assert self.app is not None, "made by what was waited for"
         await self.app(scope, receive, send)
 
     async def begin(self) -> None:

@@ -468,13 +468,22 @@ def test_importing_a_folder_from_the_repository_root_says_what_to_import_instead
 
 
 def test_the_type_checkers_view_has_a_link_to_every_file_of_the_face_and_to_nothing_else() -> None:
-    view = ROOT / ".typing" / "slipstream"
+    view = ROOT / "typing_layout" / "slipstream"
     links = {path.name: path.resolve() for path in view.iterdir()}
     assert all(path.is_symlink() for path in view.iterdir())
     expected = {path.name: path for path in FOLDERS["face"].glob("*.py")}
     expected |= {name: FOLDERS[name] for name in ("protocol", "runtime", "actors")}
     expected |= {path.parent.name: path.parent for path in FOLDERS["face"].glob("*/__init__.py")}
     assert links == expected
+
+
+def test_the_type_checker_is_shown_no_hidden_folder() -> None:
+    """Pyright leaves out what is in one without a word, also where it is asked to look there."""
+    import tomllib
+
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pyright"]["include"]
+    assert "typing_layout/slipstream" in told
+    assert not [path for path in told if any(part.startswith(".") for part in Path(path).parts)]
 
 
 def test_every_package_is_named_in_the_project_file() -> None:
