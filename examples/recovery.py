@@ -34,6 +34,7 @@ from slipstream import AsyncClient, SamplingParams, Sidecar
 
 Row = dict[str, Any]
 
+FAULTS = ("kill", "illegal", "restart")
 PROMPT = 128
 PATIENCE_S = 120.0
 FAULTS_OF_A_SERVICE = 4
@@ -49,7 +50,7 @@ ILLEGAL = f"""
 import signal
 
 def write_where_nothing_is(number, frame):
-    import torch, triton, triton.language as tl
+    import torch
     import illegal_kernel
     illegal_kernel.write[(1,)](torch.zeros(1, dtype=torch.int32, device="cuda"), 1 << 42)
 
@@ -201,6 +202,8 @@ def one_service(lab: h200.Lab, faults: list[str], found: argparse.Namespace) -> 
 
 def parse_faults(text: str) -> list[str]:
     parts = [part.partition(":") for part in text.split(",")]
+    if unknown := {name for name, _, _ in parts} - set(FAULTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: a fault is one of {', '.join(FAULTS)}")
     return [name for name, _, times in parts for _ in range(int(times or 1))]
 
 
@@ -217,6 +220,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--smoke", action="store_true")
     found = parser.parse_args()
+    if found.smoke and "illegal" in found.faults:
+        parser.error("illegal needs a GPU: give --smoke with --faults kill or restart")
     lab = h200.Lab(found)
     with tempfile.TemporaryDirectory() as path:
         (Path(path) / "sitecustomize.py").write_text(ILLEGAL)

@@ -66,11 +66,12 @@ def prepare(context: StartContext) -> Prepared:
 
             import_transformers(context)
             if gpu:
+                from triton.runtime.cache import triton_key
+
                 from . import gpu
                 from .attention import triton_backend  # noqa: F401
-                from .devices.kernel import know_compiler
 
-                know_compiler()
+                triton_key()  # Triton hashes its own files once a process, 0.35 s; entries of its cache have that hash
             else:
                 from .devices import cpu  # noqa: F401
                 from .step import program  # noqa: F401

@@ -425,9 +425,8 @@ class Supervisor:
                     asked_to_drain.add(child.epoch)
                     child.state = "draining"
                     child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
-            if (
-                self.stop_requests.at_once and not hurried
-            ):  # but for a child that has finished and is just saying so
+            if self.stop_requests.at_once and not hurried:
+                # A child that has finished and is just saying so is still heard.
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
                 hurried = True
             left = deadline - time.monotonic()

@@ -80,9 +80,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file):
-                line = (
-                    line.removeprefix(BOM_UTF8) if number == 0 else line
-                )  # which some editors begin files with
+                if number == 0:
+                    line = line.removeprefix(BOM_UTF8)  # which some editors begin files with
                 if line.strip():
                     yield line
     except OSError as error:

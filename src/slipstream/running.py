@@ -80,9 +80,8 @@ def run(
         if options.ready_fd is not None:
             report_ready(options.ready_fd, ready)
     except (SlipstreamError, OSError) as error:
-        if (
-            supervisor.stopping
-        ):  # a signal to all processes ends those that are not yet set up to leave it to us
+        # A signal to all processes ends those that are not yet set up to leave it to the supervisor.
+        if supervisor.stopping:
             supervisor.stop()
             return DONE
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"

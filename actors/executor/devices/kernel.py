@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.cache import triton_key
 
 from .nvml import least_capability
 
@@ -34,11 +33,6 @@ def _overlaps() -> bool:
 
 PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and not torch.version.hip)
 """Whether kernels can hold NVIDIA's assembly: the interpreter and other devices have the same in Triton's own words."""
-
-
-def know_compiler() -> None:
-    """Have Triton read its own files, which it does once in a process and takes 0.35 s: its cache is found by them."""
-    triton_key()
 
 
 OVERLAP = tl.constexpr(_overlaps())
