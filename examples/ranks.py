@@ -9,6 +9,10 @@ median, the utilisation of each rank's device by its own records, and how much f
 of a few steps in text shows what the actors do. Everything is also in ``results/ranks.json``. Where vLLM is on the
 path (``VLLM_PATH`` names further folders), it runs the same afterwards, in a process of its own. ``--smoke`` is the
 same with a toy model on a CPU. A model whose weights do not fit on these devices is left out, and the output says so.
+
+    python examples/ranks.py --sums --ranks 2                       # half a minute
+
+times only the sums between ranks, over the memory of each other's GPUs and through NCCL (`rank_sums.py`).
 """
 
 from __future__ import annotations
@@ -175,7 +179,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=560.0, help="what is left undone then is not begun")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--sums", action="store_true", help="time the sums alone, for each number of --ranks")
     found = parser.parse_args()
+    if found.sums:
+        import rank_sums
+
+        for ranks in map(int, found.ranks.split(",")):
+            if ranks > 1:
+                print(rank_sums.table(ranks), flush=True)
+        return
     lab = h200.Lab(found)
     rows = [int(count) for count in found.rows.split(",")]
     engines = [measure, *([vllm] if serving.vllm_found() and not found.smoke else [])]

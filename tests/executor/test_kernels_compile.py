@@ -273,6 +273,14 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         | dict.fromkeys(("rows", "positions", "input_ids", "write_index"), "*i64"),
         dict(BLOCK_SIZE=16, ROWS=32),
     ),
+    *(
+        (
+            "ranks:_sum_kernel",
+            dict(tensor=dtype, rooms="*i64", peers="*i64", turns="*i32", words="i32"),
+            dict(RANK=1, SIZE=size, STRIDE=65536, CHANNEL=1024, LANES=lanes, TILE=512),
+        )
+        for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
+    ),
     (
         "step:_settle_kernel",
         SLOTS | dict(sampled="*i32", requests="*i32", out="*i32"),
@@ -292,6 +300,7 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.model.adapters import kernels as adapters
     from slipstream.actors.executor.model.invariant import kernels as invariant
     from slipstream.actors.executor.model.quantization import kernels as quantization
+    from slipstream.actors.executor.ranks import kernels as ranks
     from slipstream.actors.executor.sampling import kernels as sampling
     from slipstream.actors.executor.step import kernels as step
 
@@ -306,6 +315,7 @@ def kernels() -> dict[str, Any]:
             ("adapters", adapters),
             ("quantization", quantization),
             ("invariant", invariant),
+            ("ranks", ranks),
             ("sampling", sampling),
             ("step", step),
             *attention,
@@ -334,6 +344,21 @@ def test_where_rows_decode_no_byte_of_an_fp8_cache_is_loaded_by_itself() -> None
     )
     assert re.search(r"ld\.shared\.[bsu]8", by_bytes)
     assert not re.search(r"ld\.shared\.[bsu]8", in_pairs)
+
+
+def test_ranks_write_to_each_other_and_wait_past_the_caches_word_by_word() -> None:
+    """A word that came in two parts would be taken when the first is there."""
+    sums = [case for case in KERNELS if case[0] == "ranks:_sum_kernel"]
+    assert sums
+    for case in sums:
+        ptx = compiled(*case).asm["ptx"]
+        size, words_of_a_thread = case[2]["SIZE"], 4
+        sent = re.findall(r"st\.relaxed\.sys\.global\.b64", ptx)
+        assert len(sent) == (size - 1) * words_of_a_thread
+        awaited = re.findall(r"ld\.volatile\.global\.(\S+)", ptx)
+        assert awaited == ["b32"] + ["v2.b64"] * 2 * 2 * (size - 1), (
+            "a turn; a first look and the further ones"
+        )
 
 
 def compiled(name: str, arguments: dict[str, str], constants: dict[str, Any]) -> Any:

@@ -137,6 +137,7 @@ ROOMS: dict[str, set[str]] = {
         "runtime",
         "actors",
         "actors/executor/attention",
+        "actors/executor/devices",
         "actors/executor/model",
         "actors/executor/model/quantization",
         "actors/executor/ranks",

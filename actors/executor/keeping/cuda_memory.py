@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....protocol.errors import SlipstreamError
+from ..devices.driver import Bytes, Driver
 
 PINNED = 1
 """CU_MEM_ALLOCATION_TYPE_PINNED."""
@@ -45,33 +44,6 @@ class Access(ctypes.Structure):
     """CUmemAccessDesc."""
 
     _fields_ = [("location", Location), ("flags", c_int)]
-
-
-class Driver:
-    """The functions of ``libcuda``; SlipstreamError, with its name for the error, where one fails."""
-
-    def __init__(self) -> None:
-        self.library = ctypes.CDLL("libcuda.so.1")
-
-    def __call__(self, function: str, *arguments: Any) -> None:
-        status = getattr(self.library, function)(*arguments)
-        if status:
-            name = ctypes.c_char_p()
-            self.library.cuGetErrorName(status, byref(name))
-            raise SlipstreamError(f"{function}: {name.value.decode() if name.value else status}")
-
-
-class Bytes:
-    """Addresses on a device, as torch takes them in."""
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": (nbytes,),
-            "typestr": "|u1",
-            "data": (address, False),
-            "strides": None,
-            "version": 3,
-        }
 
 
 class CudaMemory:

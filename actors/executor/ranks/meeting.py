@@ -12,6 +12,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from ....protocol.errors import SlipstreamError
 from .group import RankGroup
 from .leader import name_of
+from .peer_sum import peer_sum_of
 
 MEET_WITHIN = timedelta(seconds=120)
 """How long the last rank may come after the first; until here they only import, all at the same time."""
@@ -48,4 +49,9 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
         timeout=NEVER,
         device_id=device if device.type == "cuda" else None,
     )
-    return RankGroup(rank, size, dist.group.WORLD)
+    group = RankGroup(rank, size, dist.group.WORLD)
+    if device.type == "cuda":
+        from .peer_memory import PeerMemory
+
+        group.small = peer_sum_of(group, device, lambda nbytes: PeerMemory(device, nbytes))
+    return group

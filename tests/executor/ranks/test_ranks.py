@@ -361,4 +361,7 @@ def test_after_a_restart_ranks_capture_between_steps_too_in_a_share_of_the_time(
     actor.receive("device", Completed(), 1.1)
     plan(actor, 2, 1.15)
     assert actor.wake(1.8) == [], "half a second is three fifths of what passes until the next"
-    assert [type(message) for _, message in actor.wake(1.0 + 0.5 / CATCHING_UP_SHARE)] == [CaptureNext, CaptureNext]
+    assert [type(message) for _, message in actor.wake(1.0 + 0.5 / CATCHING_UP_SHARE)] == [
+        CaptureNext,
+        CaptureNext,
+    ]

@@ -1,0 +1,66 @@
+"""Memory of a GPU that the other ranks write to, by the driver's handles for other processes.
+
+A handle is a few bytes, and nothing else has to go between the ranks. Whoever opens one reaches the memory from its own
+GPU, where the hardware has a way from one to the other. It is freed when all that have it have ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_size_t, c_uint, c_uint64
+
+import torch
+from torch import Tensor
+
+from ..devices.driver import Bytes, Driver
+
+HANDLE_BYTES = 64
+"""CU_IPC_HANDLE_SIZE."""
+REACH_PEERS = 1
+"""CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS."""
+EMPTY = -0x7FFF_FFFF_8000_0000
+"""The word where nothing has come: zeros, some of them negative, whether as two numbers of 32 bits or as four of 16.
+The same zeros without a sign are sent instead."""
+GRANULE = 2 << 20
+"""A handle opens all of so many bytes, with whatever else is in them."""
+
+
+class Handle(ctypes.Structure):
+    """CUipcMemHandle."""
+
+    _fields_ = [("bytes", ctypes.c_ubyte * HANDLE_BYTES)]
+
+
+class PeerMemory:
+    """So much of a device, whose context becomes the current one; SlipstreamError where the driver refuses anything."""
+
+    def __init__(self, device: torch.device, nbytes: int) -> None:
+        self.device, self.nbytes = device, nbytes
+        self.driver = Driver()
+        torch.empty(1, device=device)  # there is a context now
+        self.base = c_uint64(0)
+        self.driver("cuMemAlloc_v2", byref(self.base), c_size_t(-(-nbytes // GRANULE) * GRANULE))
+
+    def words(self) -> Tensor:
+        """All of it, int64."""
+        return torch.as_tensor(Bytes(self.base.value, self.nbytes), device=self.device).view(torch.int64)
+
+    def handle(self) -> bytes:
+        """What another process opens it by."""
+        handle = Handle()
+        self.driver("cuIpcGetMemHandle", byref(handle), self.base)
+        return bytes(handle.bytes)
+
+    def open(self, handle: bytes) -> int:
+        """The address of a peer's memory."""
+        address = c_uint64(0)
+        opened = Handle.from_buffer_copy(handle)
+        self.driver("cuIpcOpenMemHandle_v2", byref(address), opened, c_uint(REACH_PEERS))
+        return address.value
+
+    def write(self, address: int, word: int) -> None:
+        """Put ``word`` into a peer's memory, and wait until it is there."""
+        source = torch.full((1,), word, dtype=torch.int64, device=self.device)
+        torch.cuda.synchronize(self.device)
+        self.driver("cuMemcpyDtoD_v2", c_uint64(address), c_uint64(source.data_ptr()), c_size_t(8))
+        torch.cuda.synchronize(self.device)

@@ -1,0 +1,86 @@
+"""Sums over peer memory between two GPUs, beside NCCL's: their bits, in graphs, at unequal speeds, and after a death.
+
+pytest tests/executor/ranks/test_peer_gpus.py -rA         # on two GPUs that reach each other; about a minute
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SUPPORT = Path(__file__).parents[2] / "support"
+PATIENCE_S = 240.0
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+def begin(folder: Path, work: str) -> list[subprocess.Popen[bytes]]:
+    """Both ranks; each writes what it finds to ``results N``."""
+    script = str(SUPPORT / "peer_gpus.py")
+    files = [(str(folder / "met"), str(folder / f"results {rank}")) for rank in range(2)]
+    return [subprocess.Popen([sys.executable, script, str(rank), *files[rank], work]) for rank in range(2)]
+
+
+def results(folder: Path, rank: int) -> dict[str, Any]:
+    return json.loads((folder / f"results {rank}").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank found of all that they summed."""
+    folder = tmp_path_factory.mktemp("sums")
+    ranks = begin(folder, "sums")
+    try:
+        statuses = [process.wait(PATIENCE_S) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    found = [results(folder, rank) for rank in range(2)]
+    if found[0].get("reached") is False:
+        pytest.skip("these GPUs do not reach each other's memory")
+    assert statuses == [0, 0], found
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_have_the_bits_of_the_sum_in_float32(found: list[dict[str, Any]], rank: int) -> None:
+    compared = found[rank]["compare"]
+    assert compared["sums"] > 10
+    assert compared["wrong"] == compared["unlike"] == 0
+    assert compared["nccl_differs"] == 0, "of two numbers there is one sum"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("part", ["replay", "at_unequal_speeds", "of_any_size"])
+def test_no_number_of_any_sum_is_wrong(found: list[dict[str, Any]], part: str, rank: int) -> None:
+    assert found[rank][part]["wrong"] == 0
+
+
+def test_a_rank_that_waits_for_a_dead_one_can_be_ended_and_its_gpu_is_free(tmp_path: Path) -> None:
+    """As the supervisor ends it: nothing is asked of it any more."""
+    first, second = begin(tmp_path, "last_words")
+    try:
+        assert second.wait(PATIENCE_S) == -9
+        until = time.monotonic() + 30.0
+        while not (tmp_path / "results 0").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        met = results(tmp_path, 0)
+        print(f"what the other rank met: {met}")
+        assert met["waits"] or met["failure"], "a sum without one of the ranks"
+        assert first.poll() is None
+    finally:
+        first.kill()
+        second.kill()
+    begun = time.monotonic()
+    assert first.wait(30.0) == -9
+    print(f"ended within {time.monotonic() - begun:.2f} s")
+    code = "import torch; [print(int(torch.ones(9, device=f'cuda:{n}').sum())) for n in (0, 1)]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60.0, check=False)
+    assert done.stdout.split() == [b"9", b"9"], done.stderr

@@ -1,0 +1,258 @@
+"""Sums of small tensors over memory that all ranks reach: the kernel between processes, and how ranks come to it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import multiprocessing
+import random
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from interpreter import INTERPRETED, needs_interpreter, run_interpreted
+from rank_threads import at_once, groups
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.peer_memory import EMPTY
+from slipstream.actors.executor.ranks.peer_sum import (
+    CHANNELS,
+    MOST_BYTES,
+    TILE,
+    WORD,
+    Memory,
+    PeerSum,
+    peer_sum_of,
+    shape_of_rooms,
+)
+from slipstream.protocol.errors import SlipstreamError
+from torch import Tensor
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+CPU = torch.device("cpu")
+PATIENCE_S = 20.0
+
+
+# --- the kernel, in the interpreter, whose ranks are processes that share memory ------------------------
+
+
+@needs_interpreter
+def test_under_the_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+needs_processes = pytest.mark.skipif(not INTERPRETED, reason="on a GPU these are tests of test_peer_gpus.py")
+
+SUMS = 40
+ROOMS = (3, 2 * 8)
+"""Channels, and words of each in two tiles."""
+SMALL_TILE = 8
+MOST = 3 * 2 * 8 * 8
+"""Bytes of the largest sum."""
+
+
+def shared(nbytes: int) -> Tensor:
+    """Memory that this process and its forks have at the same address, int64."""
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.int64)
+
+
+def given(number: int, rank: int) -> Tensor:
+    """What a rank has of a sum: of any size and kind, with zeros that are negative and words that would be empty."""
+    rng = random.Random(number)
+    dtype = rng.choice(DTYPES)
+    count = rng.randrange(1, 1 + MOST // WORD) * WORD // dtype.itemsize
+    numbers = torch.Generator().manual_seed(100 * number + rank)
+    tensor = torch.randn(count, generator=numbers)
+    if dtype == torch.bfloat16:  # to which the interpreter does not round, but cuts off
+        tensor = (4 * tensor).round()
+    tensor = tensor.to(dtype)
+    tensor[torch.rand(count, generator=numbers) < 0.3] = -0.0
+    words = tensor.view(torch.int64)
+    words[torch.rand(len(words), generator=numbers) < 0.3] = EMPTY
+    return tensor
+
+
+def expected(number: int, size: int) -> Tensor:
+    """Summed in the order of ranks and rounded once."""
+    parts = [given(number, rank) for rank in range(size)]
+    total = torch.zeros(len(parts[0]))
+    for part in parts:
+        total += part.float()
+    return total.to(parts[0].dtype)
+
+
+def run_rank(rank: int, rooms: list[Tensor], results: Tensor) -> None:
+    """One rank, which is slower than the others now and then."""
+    channels, words = ROOMS
+    mine = rooms[rank].view(2, len(rooms), channels, words)
+    peer_sum = PeerSum(rank, mine, [other.data_ptr() for other in rooms])
+    rng = random.Random(rank)
+    busy = torch.zeros(2000)
+    for number in range(SUMS):
+        for _ in range(rng.choice((0, 0, 0, 100))):
+            busy.sin_()
+        tensor = given(number, rank)
+        peer_sum.tile = SMALL_TILE
+        peer_sum(tensor)
+        results[number, rank, : tensor.nbytes // WORD] = tensor.view(torch.int64)
+
+
+@needs_processes
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_ranks_have_the_same_sums_however_fast_each_is(size: int) -> None:
+    words = 2 * size * ROOMS[0] * ROOMS[1]
+    rooms = [shared(words * WORD) for _ in range(size)]
+    for room in rooms:
+        room.fill_(EMPTY)
+    results = shared(SUMS * size * MOST).view(SUMS, size, MOST // WORD)
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_rank, args=(rank, rooms, results), daemon=True) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(PATIENCE_S)
+    stuck = [process.is_alive() for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert not any(stuck), "a rank waits for ever"
+    assert [process.exitcode for process in ranks] == [0] * size
+    assert all(bool((room == EMPTY).all()) for room in rooms), "nothing is left for later sums"
+    for number in range(SUMS):
+        wanted = expected(number, size)
+        for rank in range(size):
+            found = results[number, rank, : wanted.nbytes // WORD].view(wanted.dtype)
+            assert torch.equal(found, wanted), (number, rank)
+        bits = results[number]
+        assert bool((bits == bits[0]).all()), "to the last bit"
+
+
+# --- what is summed so ----------------------------------------------------------------------------------
+
+
+def peer_sum(size: int = 2) -> PeerSum:
+    return PeerSum(0, torch.zeros(shape_of_rooms(size, MOST_BYTES), dtype=torch.int64), [0] * size)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_a_rank_is_sent_a_bounded_number_of_bytes_by_all_others(size: int) -> None:
+    rooms = shape_of_rooms(size, MOST_BYTES)
+    most = peer_sum(size).most_bytes
+    assert MOST_BYTES <= most * (size - 1) < MOST_BYTES + (size - 1) * CHANNELS * TILE * WORD
+    assert rooms[3] % TILE == 0
+
+
+def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    found = peer_sum()
+    group = RankGroup(0, 2, SimpleNamespace(allreduce=lambda tensors, options: large.append(tensors[0])))
+
+    class Small:
+        takes = staticmethod(found.takes)
+
+        def __call__(self, tensor: Tensor) -> None:
+            small.append(tensor)
+
+    group.small = Small()
+    most = found.most_bytes
+    for dtype in DTYPES:
+        fits = torch.zeros(most // dtype.itemsize, dtype=dtype)
+        assert group.sum(fits) is fits
+        assert small.pop() is fits
+        for other in (
+            torch.zeros(most // dtype.itemsize + WORD, dtype=dtype),
+            torch.zeros(1, dtype=dtype),
+            torch.zeros(0, dtype=dtype),
+        ):
+            assert group.sum(other) is other
+            assert large.pop() is other
+    for dtype in (torch.int64, torch.float64, torch.uint8):
+        group.sum(torch.zeros(64, dtype=dtype))
+        large.pop()
+    group.sum(torch.zeros(64, device="meta"))
+    assert small == large == []
+
+
+# --- how the ranks come to it ---------------------------------------------------------------------------
+
+
+class SharedMemory:
+    """Of threads: a handle is its number."""
+
+    all: ClassVar[list[SharedMemory]] = []
+
+    def __init__(self, nbytes: int) -> None:
+        self.tensor = torch.zeros(nbytes // WORD, dtype=torch.int64)
+        self.all.append(self)
+        self.number = len(self.all) - 1
+
+    def words(self) -> Tensor:
+        return self.tensor
+
+    def handle(self) -> bytes:
+        return self.number.to_bytes(64, "little")
+
+    def open(self, handle: bytes) -> int:
+        return self.all[int.from_bytes(handle, "little")].tensor.data_ptr()
+
+    def write(self, address: int, word: int) -> None:
+        ctypes.c_int64.from_address(address).value = word
+
+
+def refuse(*given: object) -> int:
+    raise SlipstreamError("cuIpcOpenMemHandle_v2: CUDA_ERROR_PEER_ACCESS_UNSUPPORTED")
+
+
+def no_driver(nbytes: int) -> Memory:
+    raise OSError("libcuda.so.1: cannot open shared object file")
+
+
+class Refused(SharedMemory):
+    open = refuse  # type: ignore[assignment]
+
+
+class Unreached(SharedMemory):
+    def write(self, address: int, word: int) -> None:
+        """It does not arrive, and nobody says so."""
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_that_reach_each_other_know_where(size: int) -> None:
+    SharedMemory.all.clear()
+    found = at_once(lambda group: peer_sum_of(group, CPU, SharedMemory), groups(size))
+    assert all(found)
+    rooms = [one.rooms for one in found if one is not None]
+    for rank, one in enumerate(found):
+        assert one is not None
+        assert one.rank == rank
+        assert one.peers.tolist() == [room.data_ptr() for room in rooms]
+        assert bool((one.rooms == EMPTY).all())
+        assert one.rooms.shape == shape_of_rooms(size, MOST_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("memory_of", "reason"),
+    [
+        (no_driver, "rank 1 does not reach the memory of all GPUs: libcuda.so.1"),
+        (Refused, "rank 1 does not .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
+        (Unreached, "what rank 1 writes does not arrive"),
+    ],
+)
+def test_where_one_rank_does_not_reach_another_all_stay_with_nccl_and_say_so_once(
+    memory_of: Callable[[int], Memory], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    SharedMemory.all.clear()
+    with caplog.at_level(logging.WARNING, "slipstream"):
+        found = at_once(
+            lambda group, memory: peer_sum_of(group, CPU, memory),
+            groups(3),
+            [SharedMemory, memory_of, SharedMemory],
+        )
+    assert found == [None] * 3
+    assert len(caplog.records) == 1
+    said = caplog.records[0].getMessage()
+    assert said.startswith("small sums go through NCCL")
+    assert re.search(reason, said)

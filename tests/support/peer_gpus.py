@@ -1,0 +1,177 @@
+"""One of two ranks on two GPUs: sums of small tensors over peer memory, as `test_peer_gpus.py` has them run.
+
+python peer_gpus.py RANK MEETING_FILE RESULTS_FILE sums | last_words
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.meeting import meet
+from slipstream.actors.executor.ranks.peer_memory import PeerMemory
+from slipstream.actors.executor.ranks.peer_sum import PeerSum, peer_sum_of
+from torch import Tensor
+
+SIZE = 2
+WIDTH = 4096
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096)
+REPLAYS, SUMS_OF_GRAPH = 1000, 64
+SLEEPS, LONGEST_SLEEP = 2000, 200_000
+"""Rounds at unequal speeds, and the most cycles of one."""
+
+
+def given(count: int, dtype: torch.dtype, rank: int, device: torch.device) -> Tensor:
+    """What a rank has of a sum; zeros of either sign among it."""
+    numbers = torch.Generator(device).manual_seed(count + rank)
+    tensor = torch.randn(count, device=device, generator=numbers)
+    tensor[torch.rand(count, device=device, generator=numbers) < 0.2] = -0.0
+    return tensor.to(dtype)
+
+
+def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
+    """Sums of all kinds and sizes: those with other bits than the sum in float32, those that differ between the ranks,
+    and those that NCCL gives other numbers of."""
+    found = {"sums": 0, "wrong": 0, "unlike": 0, "nccl_differs": 0}
+    by_nccl = RankGroup(group.rank, group.size, group.backend)
+    assert group.small is not None
+    for dtype in DTYPES:
+        for count in COUNTS:
+            mine = given(count, dtype, group.rank, device)
+            if not group.small.takes(mine):
+                continue
+            parts = [given(count, dtype, rank, device).float() for rank in range(SIZE)]
+            nccl = by_nccl.sum(mine.clone())
+            summed = group.sum(mine)
+            every = group.gather(summed.view(torch.int16)[None].contiguous()).view(SIZE, -1)
+            found["sums"] += 1
+            found["wrong"] += not torch.equal(summed, (parts[0] + parts[1]).to(dtype))
+            found["unlike"] += not torch.equal(every[0], every[1])
+            found["nccl_differs"] += not torch.equal(summed, nccl)
+    return found
+
+
+class Counted:
+    """Sums whose numbers the device makes and checks by itself, each time others."""
+
+    def __init__(self, group: RankGroup, device: torch.device) -> None:
+        self.group, self.device = group, device
+        self.count = torch.zeros((), device=device)
+        self.wrong = torch.zeros((), device=device, dtype=torch.int64)
+        self.places = torch.arange(64 * WIDTH, device=device, dtype=torch.float32) % 1000
+
+    def run(self, numbers: int) -> None:
+        self.count.add_(1).remainder_(4000)
+        places = self.places[:numbers]
+        summed = self.group.sum((places + self.count) * (1 + self.group.rank))
+        self.wrong.add_((summed != 3 * (places + self.count)).sum())
+
+
+def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
+    """A graph of many sums of three sizes, over and over."""
+    counted = Counted(group, device)
+    stream = torch.cuda.Stream(device)
+
+    def work() -> None:
+        for number in range(SUMS_OF_GRAPH):
+            counted.run((WIDTH, 8 * WIDTH, 32 * WIDTH)[number % 3])
+
+    with torch.cuda.stream(stream):
+        work()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        work()
+        graph.capture_end()
+        for _ in range(REPLAYS):
+            graph.replay()
+        stream.synchronize()
+    return {"replays": REPLAYS, "wrong": int(counted.wrong)}
+
+
+def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
+    """Each rank dawdles now and then, before a sum or after it; NCCL's sums and gathers come between."""
+    own, alike = random.Random(group.rank), random.Random(7)
+    counted = Counted(group, device)
+    large = torch.ones(8 << 20, device=device)
+    for _ in range(SLEEPS):
+        if own.random() < 0.3:
+            torch.cuda._sleep(own.randrange(LONGEST_SLEEP))
+        counted.run(alike.choice((4, WIDTH, 3 * WIDTH, 16 * WIDTH, 32 * WIDTH)))
+        if alike.random() < 0.1:
+            group.sum(large).mul_(0.5)
+            group.gather(large[None, :4])
+    counted.wrong.add_((large != 1).sum())
+    return {"rounds": SLEEPS, "wrong": int(counted.wrong)}
+
+
+def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
+    """With rooms for larger sums than are summed so by default."""
+    larger = RankGroup(group.rank, group.size, group.backend)
+    larger.small = peer_sum_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
+    assert isinstance(larger.small, PeerSum)
+    counted = Counted(larger, device)
+    for _ in range(200):
+        for rows in (1, 64, 33, 2, 48):
+            counted.run(rows * WIDTH)
+    return {"bytes": larger.small.most_bytes, "wrong": int(counted.wrong)}
+
+
+def sums(group: RankGroup, device: torch.device, results: Path) -> None:
+    parts: tuple[Callable[[RankGroup, torch.device], dict[str, int]], ...] = (
+        compare,
+        replay,
+        at_unequal_speeds,
+        of_any_size,
+    )
+    found: dict[str, Any] = {}
+    for part in parts:
+        found[part.__name__] = part(group, device)
+        torch.cuda.synchronize(device)
+        results.write_text(json.dumps(found))
+
+
+def last_words(group: RankGroup, device: torch.device, results: Path) -> None:
+    """Rank 1 is killed; rank 0 goes on, into a sum that never ends or finds no memory, and says which."""
+    small = torch.ones(WIDTH, device=device, dtype=torch.bfloat16)
+    group.sum(small)
+    torch.cuda.synchronize(device)
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.sum(small)
+    ended = torch.cuda.Event()
+    ended.record()
+    until, failure = time.monotonic() + 2.0, ""
+    try:
+        while not ended.query() and time.monotonic() < until:
+            time.sleep(0.01)
+        waits = not ended.query()
+    except RuntimeError as error:
+        waits, failure = False, str(error).splitlines()[0]
+    results.write_text(json.dumps({"waits": waits, "failure": failure}))
+    signal.pause()
+
+
+def main() -> None:
+    rank, met, results, work = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    device = torch.device("cuda", rank)
+    with torch.inference_mode():
+        group = meet(rank, SIZE, met, device)
+        if group.small is None:
+            results.write_text(json.dumps({"reached": False}))
+            return
+        {"sums": sums, "last_words": last_words}[work](group, device, results)
+
+
+if __name__ == "__main__":
+    main()
