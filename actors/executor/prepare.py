@@ -98,6 +98,7 @@ def import_model(options: ExecutorOptions) -> None:
     causal_lm_class(load_config(Path(options.model)))
     # How torch follows the shapes of tensors without memory, of which a model is made at first.
     import torch.fx.experimental.symbolic_shapes  # noqa: F401
+
     if options.tensor_parallel_size > 1:
         from .ranks import load  # noqa: F401
 

@@ -35,7 +35,9 @@ else:
         import ray
         from ray import serve
     except ImportError as error:
-        raise ImportError(f"slipstream.ray needs Ray Serve: pip install 'slipstream[ray]' ({error})") from None
+        raise ImportError(
+            f"slipstream.ray needs Ray Serve: pip install 'slipstream[ray]' ({error})"
+        ) from None
 
 CHECK_EVERY_S = 1.0
 """How often Serve checks a service, which thereby shows that it is there."""

@@ -47,7 +47,9 @@ def test_a_container_has_what_its_limits_leave(
     where = machine(tmp_path, groups)
     top = where[2] / below
     group(top / "pod" / "box", names, 4 * GIB, 3 * GIB, GIB)
-    assert available(*where) == 2 * GIB, "the limit, less what is used, and Linux takes back what it has of files"
+    assert available(*where) == 2 * GIB, (
+        "the limit, less what is used, and Linux takes back what it has of files"
+    )
     group(top / "pod", names, 4 * GIB, 3 * GIB + GIB // 2, 0)
     assert available(*where) == GIB // 2, "the limit around it is nearer"
     group(top / "pod", names, 4 * GIB, 5 * GIB, 0)
