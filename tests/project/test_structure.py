@@ -478,13 +478,26 @@ def test_the_type_checkers_view_has_a_link_to_every_file_of_the_face_and_to_noth
     assert links == expected
 
 
-def test_the_type_checker_is_shown_no_hidden_folder() -> None:
-    """Pyright leaves out what is in one without a word, also where it is asked to look there."""
+def type_checked() -> list[str]:
+    """Where pyright is asked to look."""
     import tomllib
 
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pyright"]["include"]
-    assert "typing_layout/slipstream" in told
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"]["pyright"]["include"]
+
+
+def test_the_type_checker_is_shown_no_hidden_folder() -> None:
+    """Pyright leaves out what is in one without a word, also where it is asked to look there."""
+    told = type_checked()
     assert not [path for path in told if any(part.startswith(".") for part in Path(path).parts)]
+
+
+def test_the_type_checker_is_shown_every_file_once() -> None:
+    """Pyright follows a link to a folder only where it is asked to look there, and then looks there each time."""
+    told = type_checked()
+    view = Path("typing_layout", "slipstream")
+    folders = [view / path.name for path in (ROOT / view).iterdir() if path.is_dir()]
+    assert sorted(told) == sorted(map(str, [view, *folders, "tests", "examples", "training"]))
 
 
 def test_every_package_is_named_in_the_project_file() -> None:

@@ -32,6 +32,7 @@ def throughput(
     options.setdefault("max_queued_requests", max(1024, num_prompts))
     show_progress("starting a service")
     with Sidecar(model, **options) as sidecar, sidecar.client() as client:
+        assert isinstance(sidecar.options, ServeOptions)
         rng = random.Random(SEED)
         highest = client.welcome.limits.vocab_size - 1
 

@@ -76,7 +76,8 @@ def run(found: argparse.Namespace) -> int:
     )
     check_reachable(os.environ.get("RAY_ADDRESS", ""))
     try:
-        ray.init(address="auto", logging_level=logging.ERROR)
+        # Without Ray the type checker takes the package's own ray.py for it.
+        ray.init(address="auto", logging_level=logging.ERROR)  # pyright: ignore[reportAttributeAccessIssue]
     except ConnectionError as error:
         raise Exit(
             COULD_NOT_START,

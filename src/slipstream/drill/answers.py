@@ -150,6 +150,8 @@ def known_answer(case: Case, vocab_size: int) -> list[int]:
     assert case.params.max_tokens is not None
     tokens = list(case.prompt)
     for _ in range(case.params.max_tokens):
-        row = (np.array([value]) for value in (tokens[-1], len(tokens), case.params.seed))
-        tokens.append(int(next_token(*row, vocab_size)[0]))
+        previous, position, seed = (
+            np.array([value]) for value in (tokens[-1], len(tokens), case.params.seed)
+        )
+        tokens.append(int(next_token(previous, position, seed, vocab_size)[0]))
     return tokens[len(case.prompt) :]
