@@ -106,6 +106,7 @@ class Rig:
         from slipstream.actors.executor.model.fuse import fuse
         from slipstream.actors.executor.model.load import from_config
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
+        from slipstream.actors.executor.model.room import Room
         from slipstream.actors.executor.model.scales import measure_scales
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram
@@ -118,6 +119,8 @@ class Rig:
             if variant.quantization is not None:
                 quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
+            if variant.adapters:
+                model.room = Room(variant.adapters, ADAPTER_RANK)
             fuse(model)
             self.adapters = variant.adapters
             if variant.adapters:

@@ -30,6 +30,7 @@ from .prepare import (
     load_grammars,
     load_whole,
     reading_ahead,
+    room_of,
     uncollected,
 )
 from .ranks.follower import Follower
@@ -161,10 +162,10 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
     context.phase("meet the other ranks")
     group = meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
     kept = KeptWeights(options.keeper, options.rank) if options.keeper else None
-    backend, model = backend_of(options, where), None
+    backend, room, model = backend_of(options, where), room_of(options, where), None
     if kept is not None and context.restarted:
         context.phase("take weights over")
-        model = kept.taken_over(options.model, where, backend, group=group)
+        model = kept.taken_over(options.model, where, backend, group=group, room=room)
     if model is None:
         context.phase("load weights")
         model = (make_part if options.load_format == "dummy" else load_part)(
@@ -174,6 +175,7 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
             dtype=options.dtype,
             attention_backend=backend,
             quantization=options.quantization,
+            room=room,
             around=nothing_around if kept is None else kept.keeping,
         )
     return check_length(options, model)

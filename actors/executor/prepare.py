@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ...runtime.process.child import StartContext
     from .model.paged_model import PagedModel
+    from .model.room import Room
 
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads, which a fork loses
@@ -136,11 +137,16 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
     from .model.load import load_model, make_model, nothing_around
 
     kept = KeptWeights(options.keeper) if options.keeper else None
-    model = None
+    model, room = None, room_of(options, where)
     if kept is not None and context.restarted:
         context.phase("take weights over")
-        backend = backend_of(options, where)
-        model = kept.taken_over(options.model, where, backend, batch_invariant=options.batch_invariant)
+        model = kept.taken_over(
+            options.model,
+            where,
+            backend_of(options, where),
+            batch_invariant=options.batch_invariant,
+            room=room,
+        )
     if model is not None:
         return check_length(options, model)
     context.phase("load weights")
@@ -151,9 +157,19 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
         attention_backend=backend_of(options, where),
         quantization=options.quantization,
         batch_invariant=options.batch_invariant,
+        room=room,
         around=nothing_around if kept is None else kept.keeping,
     )
     return check_length(options, model)
+
+
+def room_of(options: ExecutorOptions, where: torch.device) -> Room | None:
+    """For adapters in the weights themselves. On a CPU these have none: forks share what nothing ever writes to."""
+    from .model.room import Room
+
+    return (
+        Room(options.max_loras, options.max_lora_rank) if options.max_loras and where.type == "cuda" else None
+    )
 
 
 def check_length(options: ExecutorOptions, model: PagedModel) -> PagedModel:

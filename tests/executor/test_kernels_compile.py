@@ -170,6 +170,28 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     *(
         (
+            "adapters:_extend_kernel",
+            dict.fromkeys(("states", "down", "out"), "*bf16")
+            | dict(ids="*i32", sums="*fp32", arrived="*i32", tokens="i32", state_stride="i32"),
+            dict(
+                K=4096,
+                COUNT=8,
+                RANKS=16 * parts,
+                TAIL=128 * parts,
+                SPLITS=splits,
+                STEPS=4096 // splits // columns,
+            )
+            | dict(TOKENS=tokens, OUTPUTS=64, COLUMNS=columns, COPIED=256),
+        )
+        for parts, tokens, splits, columns in (
+            (3, 16, 16, 256),
+            (1, 32, 16, 256),
+            (2, 64, 8, 64),
+            (2, 64, 1, 64),
+        )
+    ),
+    *(
+        (
             "invariant:product_kernel",
             dict.fromkeys(("states", "weight", "bias", "out"), "*bf16")
             | dict(rows="i32")
@@ -297,6 +319,7 @@ def kernels() -> dict[str, Any]:
         triton_write,
     )
     from slipstream.actors.executor.model import kernels as model
+    from slipstream.actors.executor.model.adapters import extend
     from slipstream.actors.executor.model.adapters import kernels as adapters
     from slipstream.actors.executor.model.invariant import kernels as invariant
     from slipstream.actors.executor.model.quantization import kernels as quantization
@@ -313,6 +336,7 @@ def kernels() -> dict[str, Any]:
         for room, module in (
             ("model", model),
             ("adapters", adapters),
+            ("adapters", extend),
             ("quantization", quantization),
             ("invariant", invariant),
             ("ranks", ranks),

@@ -38,8 +38,8 @@ class Pages(Protocol):
         """Memory for these addresses, which begin at ``start``; the file that it is."""
         ...
 
-    def open(self, start: int, nbytes: int, file: int) -> None:
-        """The memory of a file at these addresses, to be read alone."""
+    def open(self, start: int, nbytes: int, file: int, *, writable: bool) -> None:
+        """The memory of a file at these addresses, to be read alone or written too."""
         ...
 
     def tensor(self, nbytes: int) -> Tensor:
@@ -86,11 +86,11 @@ class Arena:
         self.pages.protect(len(self.files) * self.piece_bytes)
 
     @staticmethod
-    def opened(pages: Pages, files: Sequence[int], piece_bytes: int) -> Tensor:
-        """All bytes of an arena of which these are the files, uint8, to be read alone."""
+    def opened(pages: Pages, files: Sequence[int], piece_bytes: int, *, writable: bool = False) -> Tensor:
+        """All bytes of an arena of which these are the files, uint8, to be read alone or written too."""
         pages.reserve(len(files) * piece_bytes)
         for number, file in enumerate(files):
-            pages.open(number * piece_bytes, piece_bytes, file)
+            pages.open(number * piece_bytes, piece_bytes, file, writable=writable)
         return pages.tensor(len(files) * piece_bytes)
 
 
@@ -123,13 +123,12 @@ class SharedMemory:
     def create(self, start: int, nbytes: int) -> int:
         file = os.memfd_create("weights", os.MFD_CLOEXEC)
         os.ftruncate(file, nbytes)
-        self.map(
-            self.base + start, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, file
-        )
+        self.open(start, nbytes, file, writable=True)
         return file
 
-    def open(self, start: int, nbytes: int, file: int) -> None:
-        self.map(self.base + start, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file)
+    def open(self, start: int, nbytes: int, file: int, *, writable: bool) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.map(self.base + start, nbytes, protection, mmap.MAP_SHARED | MAP_FIXED, file)
 
     def tensor(self, nbytes: int) -> Tensor:
         return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(self.base), dtype=torch.uint8)

@@ -73,10 +73,10 @@ class CudaMemory:
         self.map(start, nbytes, handle, READ_AND_WRITE)
         return file.value
 
-    def open(self, start: int, nbytes: int, file: int) -> None:
+    def open(self, start: int, nbytes: int, file: int, *, writable: bool) -> None:
         handle = c_uint64()
         self.driver("cuMemImportFromShareableHandle", byref(handle), c_void_p(file), c_int(FILE))
-        self.map(start, nbytes, handle, READ)
+        self.map(start, nbytes, handle, READ_AND_WRITE if writable else READ)
 
     def map(self, start: int, nbytes: int, handle: c_uint64, flags: int) -> None:
         at = c_uint64(self.base.value + start)

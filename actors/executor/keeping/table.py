@@ -49,6 +49,8 @@ class Table(msgspec.Struct):
     """Of layers whose weights are quantized: how many rows and columns share a scale."""
     piece_bytes: int
     """Of the arena."""
+    tails: bool
+    """Adapters are written between the weights, so that nothing can protect these."""
 
 
 class Named(NamedTuple):
@@ -163,7 +165,15 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
         if isinstance(each.module, QuantizedLinear)
     }
     dtype = str(model.dtype).removeprefix("torch.")
-    return Table(dtype, model.weights_told, model.kept_because, places, blocks, arena.piece_bytes)
+    return Table(
+        dtype,
+        model.weights_told,
+        model.kept_because,
+        places,
+        blocks,
+        arena.piece_bytes,
+        model.has_tails,
+    )
 
 
 def bytes_of(model: PagedModel, named: list[Named]) -> int:

@@ -19,6 +19,7 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.load import load_config, replace, skeleton, use_own_experts
 from ..model.paged_model import PagedModel
+from ..model.room import Room
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from ..ranks.shard import shard
@@ -44,6 +45,7 @@ class KeptWeights:
         *,
         batch_invariant: bool = False,
         group: RankGroup | None = None,
+        room: Room | None = None,
     ) -> PagedModel | None:
         """The model of a folder with the weights that are kept, of which nothing is read or copied; None if there are
         none. If they are of no use they are kept no longer. All ranks of a ``group`` take theirs over, or none does:
@@ -57,7 +59,7 @@ class KeptWeights:
             self.let_go(files)
             return None
         try:
-            model = model_of(found, attention_backend, batch_invariant, group)
+            model = model_of(found, attention_backend, batch_invariant, group, room)
         except Exception as error:
             self.let_go(files)
             if group is not None:
@@ -108,7 +110,8 @@ class KeptWeights:
             arena = Arena(pages_of(model.device), bytes_of(model, named))
             files = arena.files
             table = fill(arena, model, named)
-            protect(arena)
+            if not table.tails:
+                protect(arena)
             files.insert(0, written(msgspec.msgpack.encode(table)))
         except (OSError, SlipstreamError, RuntimeError, ValueError) as error:
             close(files)
@@ -136,7 +139,7 @@ def open_weights(
     """Of the table and the pieces of an arena. A rank asks no other for anything here: what is kept may be of no use to
     it alone."""
     table = msgspec.msgpack.decode(os.pread(files[0], os.fstat(files[0]).st_size, 0), type=Table)
-    memory = Arena.opened(pages_of(device), files[1:], table.piece_bytes)
+    memory = Arena.opened(pages_of(device), files[1:], table.piece_bytes, writable=table.tails)
     config = load_config(open_checkpoint(path).folder)
     transformer = skeleton(config, getattr(torch, table.dtype))
     divided = {} if group is None else shard(transformer, group)
@@ -146,11 +149,16 @@ def open_weights(
 
 
 def model_of(
-    opened: Opened, attention_backend: str, batch_invariant: bool = False, group: RankGroup | None = None
+    opened: Opened,
+    attention_backend: str,
+    batch_invariant: bool = False,
+    group: RankGroup | None = None,
+    room: Room | None = None,
 ) -> PagedModel:
     """The model, or a rank's part of it. It was probed before its weights were kept."""
     model = PagedModel(opened.transformer, attention.create(attention_backend))
     model.group, model.divided, model.weights_told = group, opened.divided, opened.table.told
+    model.room = room
     replace(model, batch_invariant, checked=not opened.table.kept_because)
     return model
 

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 
 from ..attention.ahead import compile_ahead
 from .adapters.adapters import Parts
+from .adapters.tail import tailed
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer
 from .operations import Operations, TorchOperations
 from .paged_model import PagedModel
 from .quantization.linear import QuantizedLinear
 from .quantization.linear import joined as joined_quantized
 from .quantization.stacked import stacked
+from .room import Room
 from .understand import (
     CHECKED_POSITIONS,
     CHECKED_TOKENS,
@@ -55,7 +57,8 @@ def fuse(model: PagedModel, operations: Operations | None = None, *, checked: bo
         model.kept_because = str(reason)
         return
     model.joined = joined_layers(transformer, parts)
-    setattr(transformer, prefix, assemble(decoder, parts, operations))
+    room = None if shares_weights(parts) else model.room
+    setattr(transformer, prefix, assemble(decoder, parts, operations, room))
     model.kept_because = ""
 
 
@@ -133,11 +136,13 @@ def first_layers(decoder: Any, parts: DecoderParts) -> Any:
 # --- the replacement --------------------------------------------------------------------------------
 
 
-def assemble(decoder: Any, parts: DecoderParts, operations: Operations) -> Decoder:
-    """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``parts`` are used up."""
+def assemble(decoder: Any, parts: DecoderParts, operations: Operations, room: Room | None = None) -> Decoder:
+    """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``parts`` are used up.
+
+    ``room`` as of ``PagedModel``."""
     layers: list[Layer] = []
     while parts.layers:
-        layers.append(assemble_layer(parts.layers.pop(0), operations))
+        layers.append(assemble_layer(parts.layers.pop(0), operations, room))
         decoder.layers[len(layers) - 1] = nn.Identity()
         if decoder.device.type == "cuda":
             torch.cuda.empty_cache()  # what is free would not fit the larger weights that come next
@@ -149,25 +154,39 @@ def assemble(decoder: Any, parts: DecoderParts, operations: Operations) -> Decod
 def joined_layers(transformer: PreTrainedModel, parts: DecoderParts) -> dict[str, Parts]:
     """As ``PagedModel.joined``, of the decoder that will be assembled of ``parts``."""
     names = {id(module): name for name, module in transformer.named_modules()}
-    found: dict[str, list[nn.Linear]] = {}
-    for index, layer in enumerate(parts.layers):
-        at = f"{transformer.base_model_prefix}.layers.{index}"
-        found[f"{at}.self_attn.qkv_proj"] = layer.projections
-        found[f"{at}.self_attn.o_proj"] = [layer.output]
-        if layer.down is not None:
-            found[f"{at}.mlp.gate_up_proj"] = layer.gate_up
-            found[f"{at}.mlp.down_proj"] = [layer.down]
     return {
-        projection: [(names[id(linear)], linear.out_features) for linear in linears]
-        for projection, linears in found.items()
+        f"{transformer.base_model_prefix}.layers.{index}.{projection}": [
+            (names[id(linear)], linear.out_features) for linear in linears
+        ]
+        for index, layer in enumerate(parts.layers)
+        for projection, linears in projections_of(layer).items()
     }
 
 
-def assemble_layer(parts: LayerParts, operations: Operations) -> Layer:
+def projections_of(layer: LayerParts) -> dict[str, list[nn.Linear]]:
+    """The layers that each projection will be made of."""
+    found = {"self_attn.qkv_proj": layer.projections, "self_attn.o_proj": [layer.output]}
+    if layer.down is not None:
+        found |= {"mlp.gate_up_proj": layer.gate_up, "mlp.down_proj": [layer.down]}
+    return found
+
+
+def shares_weights(parts: DecoderParts) -> bool:
+    """Whether some weight is that of several layers, beside each of which an adapter has weights of its own."""
+    weights = [
+        id(linear.weight)
+        for layer in parts.layers
+        for linears in projections_of(layer).values()
+        for linear in linears
+    ]
+    return len(set(weights)) < len(weights)
+
+
+def assemble_layer(parts: LayerParts, operations: Operations, room: Room | None) -> Layer:
     call = parts.call
     attention = Attention(
-        joined(parts.projections),
-        parts.output,
+        projection(parts.projections, room),
+        projection([parts.output], room),
         layer_idx=parts.index,
         query_heads=call.query_heads,
         kv_heads=call.kv_heads,
@@ -184,8 +203,19 @@ def assemble_layer(parts: LayerParts, operations: Operations) -> Layer:
         assert parts.kept is not None
         mlp = Kept(parts.kept)
     else:
-        mlp = FeedForward(joined(parts.gate_up), parts.down, parts.activation, operations)
+        gate_up, down = projection(parts.gate_up, room), projection([parts.down], room)
+        mlp = FeedForward(gate_up, down, parts.activation, operations)
     return Layer(attention, mlp, *parts.norms)
+
+
+def projection(layers: list[nn.Linear], room: Room | None) -> nn.Linear:
+    """As ``joined``, with a tail where there is to be one."""
+    tail = 0 if room is None else room.tail(layers)
+    if not tail:
+        return joined(layers)
+    weight = stacked([layer.weight for layer in layers], tail)
+    bias = None if layers[0].bias is None else stacked([layer.bias for layer in layers])
+    return tailed(layers[0], weight, bias)
 
 
 def joined(layers: list[nn.Linear]) -> nn.Linear:

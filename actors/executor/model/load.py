@@ -26,6 +26,7 @@ from .quantization.checkpoint import open_shards
 from .quantization.linear import check_products, quantize_layers
 from .quantization.products import multiplied_by
 from .quantization.scheme import scheme_of, unquantized
+from .room import Room
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -52,6 +53,7 @@ def load_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
+    room: Room | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
@@ -59,14 +61,14 @@ def load_model(
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
     is no such model, ModelNotSupported when there is one that cannot be served. The decoder
     is replaced by one of few kernels where ``fuse`` can. ``quantization`` is what the layers' weights become.
-    ``batch_invariant`` as of ``make_invariant``.
+    ``batch_invariant`` as of ``make_invariant``, ``room`` as of ``PagedModel``.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
     transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.weights_told = told
+    model.weights_told, model.room = told, room
     with around(model):
         finish(model, batch_invariant)
     return model
@@ -140,6 +142,7 @@ def make_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
+    room: Room | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
@@ -151,6 +154,7 @@ def make_model(
     if quantization is not None:
         model.weights_told = quantize_layers(model.transformer, quantization, device)
         model.measure()
+    model.room = room
     with around(model):
         finish(model, batch_invariant)
     return model

@@ -17,6 +17,8 @@ from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import gate
 from .adapters.adapters import Adapters, Parts, projections_of
+from .adapters.tail import TailedLinear
+from .room import Room
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
 
@@ -56,6 +58,8 @@ class PagedModel:
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
         self.joined: dict[str, Parts] = {}
         """The projections of a decoder that ``fuse`` has made, by name."""
+        self.room: Room | None = None
+        """For adapters in the weights of the decoder that ``fuse`` makes; None: they get no tails."""
         self.adapters: Adapters | None = None
         """Those that it has loaded; None: there is no room for any."""
         self.batch_invariant = False
@@ -96,6 +100,11 @@ class PagedModel:
                 " --max-lora-rank"
             ) from error
         return self.adapters
+
+    @property
+    def has_tails(self) -> bool:
+        """Whether adapters are written into its weights."""
+        return any(isinstance(module, TailedLinear) for module in self.transformer.modules())
 
     @property
     def vocab_size(self) -> int:

@@ -22,6 +22,7 @@ from ..model.load import Around, from_config, laid_out, load_config, nothing_aro
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
 from ..model.quantization.linear import check_products, quantize_layers
+from ..model.room import Room
 from .group import RankGroup
 from .quantized import in_place_of
 from .shard import shard
@@ -46,6 +47,7 @@ def load_part(
     dtype: str,
     attention_backend: str,
     quantization: str | None = None,
+    room: Room | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
@@ -57,7 +59,7 @@ def load_part(
         probe_short_model(config, group, device, transformer.dtype, attention_backend)
         divided = shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.group, model.divided, model.weights_told = group, divided, told
+    model.group, model.divided, model.weights_told, model.room = group, divided, told, room
     if whole:
         divide(model, group, around)
     else:
@@ -76,6 +78,7 @@ def make_part(
     dtype: str,
     attention_backend: str,
     quantization: str | None = None,
+    room: Room | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``make_model``, for one rank: no device holds the whole at any time."""
@@ -93,7 +96,7 @@ def make_part(
     if quantization is not None:
         told = quantize_layers(transformer, quantization, device, in_place_of)
     model = PagedModel(transformer, attention.create(attention_backend))
-    model.group, model.divided, model.weights_told = group, divided, told
+    model.group, model.divided, model.weights_told, model.room = group, divided, told, room
     with around(model):
         fuse(model)
     with torch.inference_mode():

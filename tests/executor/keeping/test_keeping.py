@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import make_adapter, merge
 from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
+from slipstream.actors.executor.model import room
+from slipstream.actors.executor.model.adapters.tail import TailedLinear
 from slipstream.actors.executor.model.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
+from slipstream.actors.executor.model.room import Room
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_part
+from slipstream.protocol.internal import Adapter
 from slipstream.runtime.keeping import MOST_FILES, Shelf
 from tiny_models import FAMILIES, make_checkpoint
 
@@ -122,23 +127,101 @@ def test_what_writes_to_kept_weights_dies_of_it(kept: KeptWeights, tmp_path: Pat
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGSEGV
 
 
+# --- weights with tails for adapters ----------------------------------------------------------------
+
+ROOM = Room(2, 8)
+
+
+@pytest.fixture
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tails for models so narrow that they are not worth it."""
+    monkeypatch.setattr(room, "MOST_OF_WIDTH", 100)
+
+
+def with_adapter(model: PagedModel, adapter: Path) -> torch.Tensor:
+    """The logits with an adapter that every token has."""
+    places = model.take_adapters(ROOM.count, ROOM.max_rank)
+    for _ in places.load(Adapter(2, "own", str(adapter))):
+        pass
+    places.products.groups = [(2, slice(None))]  # type: ignore[attr-defined]
+    return logits(model)
+
+
+def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.usefixtures("_narrow")
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_oss"])
+def test_kept_weights_have_their_tails_in_which_nothing_is_left(
+    family: str, kept: KeptWeights, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(family, tmp_path / family)
+    targets = ("qkv_proj", "o_proj") if family == "phi3" else ("q_proj", "v_proj", "o_proj")
+    adapter = make_adapter(folder, tmp_path / "adapter", seed=1, targets=targets)
+    merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=CPU))
+    expected = logits(load_model(str(folder), device=CPU))
+    first = load_model(str(folder), device=CPU, room=ROOM, around=kept.keeping)
+    assert near(with_adapter(first, adapter), merged)
+    for module in first.transformer.modules():
+        if isinstance(module, TailedLinear):
+            module.weight.data[:, module.in_features :] = 7.0  # it dies while it loads another
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    second = kept.taken_over(str(folder), CPU, "torch", room=ROOM)
+    assert second is not None
+    assert len(held(first)) == len(held(second)) == 1, "all is in the arena"
+    assert near(logits(second), expected)
+    assert near(with_adapter(second, adapter), merged)
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_kept_weights_with_room_for_others_are_copied_into_new_ones(
+    kept: KeptWeights, tmp_path: Path
+) -> None:
+    folder = make_checkpoint("llama", tmp_path / "llama")
+    adapter = make_adapter(folder, tmp_path / "adapter", seed=1, rank=8)
+    merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=CPU))
+    load_model(str(folder), device=CPU, room=Room(20, 8), around=kept.keeping)
+    second = kept.taken_over(str(folder), CPU, "torch", room=ROOM)
+    assert second is not None
+    assert near(with_adapter(second, adapter), merged)
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_ranks_keep_their_parts_with_tails(shelves: list[KeptWeights], tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path / "llama")
+    adapter = make_adapter(folder, tmp_path / "adapter", seed=1)
+    merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=CPU))
+    loaded(folder, shelves, ROOM)
+    second = taken_over(folder, shelves, ROOM)
+    assert all(model is not None and len(held(model)) == 1 for model in second)
+    assert all(near(found, merged) for found in at_once(with_adapter, second, [adapter] * 2))
+
+
 # --- ranks --------------------------------------------------------------------------------------
 
 
-def loaded(folder: Path, shelves: list[KeptWeights]) -> list[PagedModel]:
+def loaded(folder: Path, shelves: list[KeptWeights], room: Room | None = None) -> list[PagedModel]:
     """The parts of two ranks, which are kept."""
 
     def load(group: RankGroup, kept: KeptWeights) -> PagedModel:
         return load_part(
-            str(folder), group, device=CPU, dtype="auto", attention_backend="torch", around=kept.keeping
+            str(folder),
+            group,
+            device=CPU,
+            dtype="auto",
+            attention_backend="torch",
+            room=room,
+            around=kept.keeping,
         )
 
     return at_once(load, groups(2), shelves)
 
 
-def taken_over(folder: Path, shelves: list[KeptWeights]) -> list[PagedModel | None]:
+def taken_over(folder: Path, shelves: list[KeptWeights], room: Room | None = None) -> list[PagedModel | None]:
     def take(group: RankGroup, kept: KeptWeights) -> PagedModel | None:
-        return kept.taken_over(str(folder), CPU, "torch", group=group)
+        return kept.taken_over(str(folder), CPU, "torch", group=group, room=room)
 
     return at_once(take, groups(2), shelves)
 

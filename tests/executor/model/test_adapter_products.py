@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
 from slipstream.actors.executor.model.adapters.check import check_products
-from slipstream.actors.executor.model.adapters.products import Products, Stack, TorchProducts
+from slipstream.actors.executor.model.adapters.products import Products, Stack, Tail, TorchProducts
 from slipstream.protocol.errors import ModelNotSupported
 from torch import Tensor
 
@@ -108,22 +109,148 @@ def test_a_token_gets_the_same_whoever_is_beside_it(products: Products) -> None:
         assert torch.allclose(own[0], together[token], rtol=1e-5, atol=1e-5)
 
 
+# --- weights with a tail --------------------------------------------------------------------------------
+
+
+def tail_of(count: int, parts: list[int], width: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tail]:
+    """A weight of random numbers and the tail in it, which has columns to spare."""
+    columns = -(-count * len(parts) * rank // 64) * 64
+    weight = random(sum(parts), width + columns, dtype=dtype) / width**0.5
+    weight[:, width:] = 0
+    down = random(count, len(parts) * rank, width, dtype=dtype) / width**0.5
+    tail = Tail.of(weight, down, tuple(sum(parts[:part]) for part in range(len(parts))))
+    for id in range(1, count + 1):
+        for part, rows in enumerate(parts):
+            tail.b(id, part).copy_(random(rows + id, rank, dtype=dtype)[id:])
+    return weight, tail
+
+
+def product_with_tail(weight: Tensor, states: Tensor, ids: Tensor, tail: Tail) -> Tensor:
+    """In float32, for each token and each part."""
+    found = states.float() @ weight[:, : states.shape[1]].float().T
+    for token, id in enumerate(ids.tolist()):
+        if id:
+            for part, (outputs, _) in enumerate(tail.parts):
+                small = tail.a(id, part).float() @ states[token].float()
+                found[token, outputs] += tail.b(id, part).float() @ small
+    return found
+
+
+TAILS = [
+    (8, [24], 40, 4, 1),
+    (8, [24], 40, 16, 5),
+    (3, [16, 8, 8], 300, 8, 33),
+    (8, [16, 16], 520, 16, 40),
+    (2, [24], 1100, 64, 20),
+    (3, [12, 20], 64, 24, 70),
+    (4, [16, 8, 8], 96, 16, 100),
+    (2, [16], 72, 8, 2000),
+]
+"""Adapters, outputs of the parts, inputs, the rank, and tokens: less than a tile of each, several, and odd ones."""
+
+
+def ids_of(tokens: int, count: int) -> Tensor:
+    return torch.tensor([(5 * token) % (count + 1) for token in range(tokens)], dtype=torch.int32).to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TAILS, ids=str)
+def test_the_product_with_a_tail_is_the_layers_and_the_adapters(
+    products: Products, case: tuple[int, list[int], int, int, int], dtype: torch.dtype
+) -> None:
+    count, parts, width, rank, tokens = case
+    weight, tail = tail_of(count, parts, width, rank, dtype)
+    states, ids = random(tokens, width, dtype=dtype), ids_of(tokens, count)
+    products.begin(ids)
+    extended = products.extend(states, tail)
+    assert torch.equal(extended[:, :width], states)
+    behind = extended[:, width:].unflatten(1, (-1, rank))
+    of = torch.arange(behind.shape[1], device=DEVICE) // len(parts) + 1
+    assert not behind[ids[:, None] != of].any(), "zero for all adapters but the token's own"
+    expected = product_with_tail(weight, states, ids, tail)
+    found = F.linear(extended.float(), weight.float())
+    assert float((found - expected).norm() / expected.norm()) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("tokens", [7, 70])
+def test_states_of_which_each_rank_has_columns_lie_apart(products: Products, tokens: int) -> None:
+    _, tail = tail_of(3, [16], 80, 8, torch.float32)
+    states = random(tokens, 160, dtype=torch.float32)[:, 80:]
+    products.begin(ids_of(tokens, 3))
+    assert torch.equal(products.extend(states, tail), products.extend(states.contiguous(), tail))
+
+
+@pytest.mark.parametrize("tokens", [7, 40, 70])
+def test_tokens_without_an_adapter_are_copied(products: Products, tokens: int) -> None:
+    weight, tail = tail_of(8, [16, 8], 600, 16, torch.float32)
+    states = random(tokens, 600, dtype=torch.float32)
+    products.begin(torch.zeros(tokens, dtype=torch.int32, device=DEVICE))
+    assert torch.equal(products.extend(states, tail), F.pad(states, (0, weight.shape[1] - 600)))
+
+
+def test_what_is_not_a_number_stays_with_its_token(products: Products) -> None:
+    _, tail = tail_of(3, [16], 300, 8, torch.float32)
+    states, ids = random(20, 300, dtype=torch.float32), ids_of(20, 3)
+    products.begin(ids)
+    expected = products.extend(states, tail)
+    states[4] = torch.nan
+    found = products.extend(states, tail)
+    others = torch.arange(20, device=DEVICE) != 4
+    assert torch.equal(found[others], expected[others])
+
+
+@pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
+def test_the_kernel_counts_from_zero_again_and_gives_the_same_bits() -> None:
+    from slipstream.actors.executor.model.adapters.extend import arrivals
+
+    products = triton_products()
+    _, tail = tail_of(8, [16, 8, 8], 4096, 16, torch.float32)
+    states = random(5, 4096, dtype=torch.float32)
+    products.begin(ids_of(5, 8))
+    expected = products.extend(states, tail)
+    assert not arrivals(DEVICE).any()
+    assert all(torch.equal(products.extend(states, tail), expected) for _ in range(3))
+
+
+# --- before any is served -------------------------------------------------------------------------------
+
+
 def test_products_are_compared_with_torch_before_any_is_served(products: Products) -> None:
     for dtype in DTYPES:
         check_products(products, [stack_of(2, [40, 24], 96, 8, dtype), stack_of(2, [48], 40, 8, dtype)])
+        check_products(products, [tail_of(3, [40, 24], 96, 8, dtype)[1], tail_of(8, [48], 80, 8, dtype)[1]])
 
 
-@pytest.mark.parametrize("fault", ["of the other adapter", "left out", "of the first part alone"])
-def test_a_planted_fault_of_the_products_is_seen(fault: str) -> None:
+@pytest.mark.parametrize("tailed", [False, True])
+@pytest.mark.parametrize(
+    "fault", ["of the other adapter", "left out", "of the first part alone", "the states are not there"]
+)
+def test_a_planted_fault_of_the_products_is_seen(fault: str, tailed: bool) -> None:
     class Faulty(TorchProducts):
         def begin(self, ids: Tensor) -> None:
             super().begin(ids.where(ids == 0, 3 - ids) if fault == "of the other adapter" else ids)
 
         def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
-            if fault != "left out":
+            if fault not in ("left out", "the states are not there"):
                 super().add(output, states, stack)
             if fault == "of the first part alone":
                 output[:, stack.parts[0][0].stop :] = 0
 
+        def extend(self, states: Tensor, tail: Tail) -> Tensor:
+            extended = super().extend(states, tail)
+            width = states.shape[1]
+            if fault == "left out":
+                extended[:, width:] = 0
+            if fault == "of the first part alone":
+                extended[:, width:].unflatten(1, (-1, tail.rank))[:, 1::2] = 0
+            if fault == "the states are not there":
+                extended[:, :width] = 0
+            return extended
+
+    like = (
+        tail_of(2, [40, 24], 96, 16, torch.float32)[1]
+        if tailed
+        else stack_of(2, [40, 24], 96, 8, torch.float32)
+    )
     with pytest.raises(ModelNotSupported, match=r"differs by .* of its size"):
-        check_products(Faulty(), [stack_of(2, [40, 24], 96, 8, torch.float32)])
+        check_products(Faulty(), [like])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.kept_adapters import KeptAdapters
+from slipstream.actors.executor.model import room
 from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.room import Room
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from slipstream.protocol.sampling import SamplingParams
@@ -49,10 +52,13 @@ class Trained:
     base: Path
     adapters: dict[str, Path]
     merged: dict[str, Path]
+    room: Room | None = None
+    """For tails of the weights, as on a GPU."""
 
     def rig(self, depth: int, blocks: int, graphs: str = "off", *, loaded: bool = True) -> Rig:
         """With places for all adapters, which are loaded or will be."""
-        model = load_model(str(self.base), device=CPU)
+        model = load_model(str(self.base), device=CPU, room=self.room)
+        assert model.has_tails == (self.room is not None)
         places = model.take_adapters(len(self.adapters), MAX_RANK)
         kept = KeptAdapters(places, self.base.parent / f"kept {next(NUMBERS)}.json")
         given = [Adapter(id, name, str(path)) for id, (name, path) in enumerate(self.adapters.items(), 1)]
@@ -60,10 +66,29 @@ class Trained:
         return Rig(model, depth, blocks, graphs=graphs, adapters=kept)
 
 
-@pytest.fixture(scope="module", params=["llama", "phi3", "qwen3_moe", "gpt_neox"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Projections apart in the checkpoint and joined in the model, joined in both, in part, and in neither."""
-    return train(request.param, tmp_path_factory.mktemp(request.param), KINDS)
+WITH_TAILS = " with tails"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llama",
+        "phi3",
+        "qwen3_moe",
+        "gpt_neox",
+        *(f"{name}{WITH_TAILS}" for name in ("llama", "qwen3_moe")),
+    ],
+)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """Projections apart in the checkpoint and joined in the model, joined in both, in part, and in neither; and some
+    with B of the adapters in the weights, which are narrow for that."""
+    family = request.param.removesuffix(WITH_TAILS)
+    found = train(family, tmp_path_factory.mktemp(family), KINDS)
+    with pytest.MonkeyPatch.context() as patch:
+        if family != request.param:
+            patch.setattr(room, "MOST_OF_WIDTH", 100)
+            found = replace(found, room=Room(len(KINDS), MAX_RANK))
+        yield found
 
 
 TARGETS = {

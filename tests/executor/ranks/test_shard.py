@@ -10,11 +10,14 @@ import pytest
 import torch
 from adapters import EVERY_PROJECTION, make_adapter, merge
 from rank_threads import LOADING, at_once, groups, take_turns
-from slipstream.actors.executor.model.adapters.products import Stack, TorchProducts
+from slipstream.actors.executor.model import room as rooms
+from slipstream.actors.executor.model.adapters.products import Stack, Tail, TorchProducts
+from slipstream.actors.executor.model.adapters.tail import TailedSummed
 from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
+from slipstream.actors.executor.model.room import Room
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
@@ -408,6 +411,10 @@ class Everywhere(TorchProducts):
         self.begin(torch.ones(len(states), dtype=torch.int32))
         super().add(output, states, stack)
 
+    def extend(self, states: Tensor, tail: Tail) -> Tensor:
+        self.begin(torch.ones(len(states), dtype=torch.int32))
+        return super().extend(states, tail)
+
 
 def with_adapter(model: PagedModel, adapter: Path) -> PagedModel:
     adapters = model.take_adapters(1, 8)
@@ -418,21 +425,30 @@ def with_adapter(model: PagedModel, adapter: Path) -> PagedModel:
 
 
 @pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("room", [None, Room(1, 8)], ids=["beside the weights", "in their tails"])
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(
     ("family", "targets"),
     [("llama", EVERY_PROJECTION), ("qwen3_moe", ("q_proj", "k_proj", "v_proj", "o_proj"))],
 )
 def test_ranks_add_their_parts_of_an_adapter(
-    family: str, targets: tuple[str, ...], ranks: int, tmp_path: Path
+    family: str,
+    targets: tuple[str, ...],
+    ranks: int,
+    room: Room | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rooms, "MOST_OF_WIDTH", 100)
     changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {}
     base = make_checkpoint(family, tmp_path / "base", **changes)
     adapter = make_adapter(base, tmp_path / "adapter", seed=1, targets=targets)
     expected = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
 
     def own(group: RankGroup) -> Tensor:
-        part = load_part(str(base), group, device=CPU, dtype="auto", attention_backend="torch")
+        part = load_part(str(base), group, device=CPU, dtype="auto", attention_backend="torch", room=room)
+        summed = [module for module in part.transformer.modules() if isinstance(module, TailedSummed)]
+        assert bool(summed) == (room is not None)
         return logits(with_adapter(part, adapter))
 
     for found in at_once(own, groups(ranks)):

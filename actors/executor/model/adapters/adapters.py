@@ -21,7 +21,8 @@ from .....protocol.internal import Adapter
 from ...ranks.layers import WHOLE, Division, Summed
 from .check import check_products
 from .folder import AdapterFolder, Pair
-from .products import Products, Stack, TorchProducts
+from .products import Products, Stack, Tail, TorchProducts
+from .tail import TailedLinear
 
 Parts = list[tuple[str, int]]
 """The layers of the checkpoint that a projection consists of, and how many rows each has."""
@@ -61,7 +62,9 @@ class Adapters:
             stack = self.stack(module, [rows for _, rows in parts], transformer)
             for part, (layer, _) in enumerate(parts):
                 self.targets[layer] = Target(stack, part, divided.get(layer, WHOLE))
-            if isinstance(module, Summed):
+            if isinstance(module, TailedLinear) and isinstance(stack, Tail):
+                module.extend = functools.partial(self.extend, stack)
+            elif isinstance(module, Summed):
                 module.adding = functools.partial(self.add, stack)
             else:
                 module.register_forward_hook(self.hook(stack))
@@ -72,18 +75,20 @@ class Adapters:
     def stack(self, module: nn.Module, rows: list[int], transformer: PreTrainedModel) -> Stack:
         columns, outputs = size_of(module)
         starts = tuple(sum(rows[:part]) for part in range(len(rows)))
-        shapes = (len(rows) * self.max_rank, columns), (outputs, self.max_rank)
-        down, up = (
-            torch.zeros(self.count, *shape, dtype=transformer.dtype, device=transformer.device)
-            for shape in shapes
-        )
-        self.stacks.append(Stack(down, up, starts, self.max_rank))
-        return self.stacks[-1]
+        made = functools.partial(torch.zeros, dtype=transformer.dtype, device=transformer.device)
+        down = made(self.count, len(rows) * self.max_rank, columns)
+        if isinstance(module, TailedLinear):
+            stack = Tail.of(module.weight.detach(), down, starts)
+            stack.up.zero_()  # an incarnation before may have left some in weights that were kept
+        else:
+            stack = Stack(down, made(self.count, outputs, self.max_rank), starts, self.max_rank)
+        self.stacks.append(stack)
+        return stack
 
     @property
     def bytes(self) -> int:
         """That the places take."""
-        return sum(stack.down.nbytes + stack.up.nbytes for stack in self.stacks)
+        return sum(stack.bytes for stack in self.stacks)
 
     def told(self) -> str:
         """What one should know of the places."""
@@ -92,6 +97,10 @@ class Adapters:
     def add(self, stack: Stack, input: Tensor, output: Tensor) -> None:
         """Add to what a projection makes of its input, in place."""
         self.products.add(output.flatten(0, -2), input.flatten(0, -2), stack)
+
+    def extend(self, tail: Tail, input: Tensor) -> Tensor:
+        """What the weight of a layer with a tail is multiplied by."""
+        return self.products.extend(input.flatten(0, -2), tail).unflatten(0, input.shape[:-1])
 
     def hook(self, stack: Stack) -> Any:
         def added(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -169,17 +178,21 @@ class Adapters:
 
     def clear(self, id: int) -> None:
         for stack in self.stacks:
-            stack.down[id - 1].zero_()
-            stack.up[id - 1].zero_()
+            stack.clear(id)
 
     def write(self, id: int, folder: AdapterFolder, pair: Pair, target: Target) -> None:
         stack, part, (outputs_here, inputs_here) = target
-        outputs, ranks = stack.parts[part]
         a = cut(folder.read(pair.a), 1, *inputs_here)
         b = cut(folder.read(pair.b), 0, *outputs_here)
         rank = a.shape[0]
-        stack.down[id - 1, ranks.start : ranks.start + rank].copy_(a)
-        stack.up[id - 1, outputs, :rank].copy_(b.float() * pair.scaling)
+        a, b = (weight.to(stack.down.dtype) for weight in (a, b.float() * pair.scaling))
+        if not bool(a.isfinite().all() and b.isfinite().all()):
+            # In a tail they would be multiplied by the zeros of all tokens without this adapter, which gives no number.
+            raise InvalidRequest(
+                f"{pair.b!r:.200} is out of the range of {stack.down.dtype} with its scaling"
+            )
+        stack.a(id, part)[:rank].copy_(a)
+        stack.b(id, part)[:, :rank].copy_(b)
 
 
 def cut(weight: Tensor, dim: int, size: int, part: int) -> Tensor:

@@ -20,7 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
-from .products import Stack
+from .extend import extend
+from .extend import tiles_for as tiles_to_extend
+from .products import Stack, Tail
 
 SIZES = ["tokens"]
 """Of a step. By default Triton compiles a kernel anew for another kind of number, in the middle of serving."""
@@ -161,6 +163,9 @@ class TritonProducts:
 
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
         add(output, states, stack, self.ids, tiles_for(len(states)))
+
+    def extend(self, states: Tensor, tail: Tail) -> Tensor:
+        return extend(states, tail, self.ids, tiles_to_extend(len(states)))
 
 
 def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles) -> None:

@@ -30,6 +30,47 @@ class Stack:
             for part, (start, end) in enumerate(zip(self.starts, ends, strict=True))
         ]
 
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+    def a(self, id: int, part: int) -> Tensor:
+        """[rank, K]: of one adapter and one part."""
+        return self.down[id - 1, self.parts[part][1]]
+
+    def b(self, id: int, part: int) -> Tensor:
+        """[rows of the part, rank]"""
+        return self.up[id - 1, self.parts[part][0]]
+
+    def clear(self, id: int) -> None:
+        """An adapter adds nothing."""
+        self.down[id - 1].zero_()
+        self.up[id - 1].zero_()
+
+
+@dataclass(slots=True)
+class Tail(Stack):
+    """Of which B lies in the tail of the layer's weight: ``up`` [count, N, parts * rank] is a view of that, zero where
+    it is of one part and in the rows of another. Each column of the tail is for a row of A."""
+
+    columns: int
+    """Of the tail: some are left over."""
+
+    @classmethod
+    def of(cls, weight: Tensor, down: Tensor, starts: tuple[int, ...]) -> Tail:
+        """In ``weight`` [N, K + C], with A in ``down``."""
+        count, ranks, width = down.shape
+        up = weight[:, width : width + count * ranks].unflatten(1, (count, ranks)).transpose(0, 1)
+        return cls(down, up, starts, ranks // len(starts), weight.shape[1] - width)
+
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.shape[1] * self.columns * self.up.itemsize
+
+    def b(self, id: int, part: int) -> Tensor:
+        outputs, ranks = self.parts[part]
+        return self.up[id - 1, outputs, ranks]
+
 
 class Products(Protocol):
     """How what adapters add is computed."""
@@ -40,6 +81,11 @@ class Products(Protocol):
 
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
         """Add to ``output`` [T, N] in place what each token's adapter makes of ``states`` [T, K]."""
+        ...
+
+    def extend(self, states: Tensor, tail: Tail) -> Tensor:
+        """[T, K + C]: ``states`` [T, K], and behind them, for each column of the tail, what its row of A makes of them
+        where that is of the token's own adapter, or zero."""
         ...
 
 
@@ -60,5 +106,14 @@ class TorchProducts:
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
         for id, tokens in self.groups:
             small = states[tokens] @ stack.down[id - 1].T
-            added = [small[:, ranks] @ stack.up[id - 1, outputs].T for outputs, ranks in stack.parts]
+            added = [small[:, ranks] @ stack.b(id, part).T for part, (_, ranks) in enumerate(stack.parts)]
             output[tokens] += torch.cat(added, 1)
+
+    def extend(self, states: Tensor, tail: Tail) -> Tensor:
+        ranks, width = tail.down.shape[1:]
+        extended = states.new_zeros(len(states), width + tail.columns)
+        extended[:, :width] = states
+        for id, tokens in self.groups:
+            first = width + (id - 1) * ranks
+            extended[tokens, first : first + ranks] = states[tokens] @ tail.down[id - 1].T
+        return extended

@@ -1,0 +1,176 @@
+"""What a weight with a tail is multiplied by, in one Triton kernel: the states, and behind them what A of each token's
+own adapter makes of them.
+
+One program copies a part of the states. Another multiplies a part of them by the rows of A of several adapters, of
+which each token needs its own alone: its columns are zero for all others. A program of whose adapters no token of
+its block has any ends at once; which they have is read from device memory, so that a graph holds them all.
+
+With few tokens the product is divided along K among programs, so that there are enough of them. Each writes its sum to
+a place of its own, and the one that comes to its end last adds them up in order: the same step always gives the same
+bits.
+
+With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` it runs on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from .products import Tail
+
+
+class Tiles(NamedTuple):
+    """What one program computes."""
+
+    tokens: int
+    outputs: int
+    """Rows of A at once."""
+    columns: int
+    """Of K, at once."""
+    splits: int
+    """Most parts of K."""
+    copied: int
+    """Columns of K that are copied at once."""
+    warps: int
+    stages: int
+
+
+ONE = Tiles(16, 64, 256, 16, 256, 4, 2)
+FEW = Tiles(32, 64, 256, 16, 256, 4, 2)
+MANY = Tiles(64, 64, 64, 8, 256, 4, 3)
+"""For steps of up to 16 tokens, of up to ``FEW_TOKENS``, and of more. ``examples/adapter_bench.py`` measures others."""
+
+FEW_TOKENS = 64
+
+MOST_TILES = 1 << 16
+
+
+def tiles_for(tokens: int) -> Tiles:
+    return ONE if tokens <= ONE.tokens else FEW if tokens <= FEW_TOKENS else MANY
+
+
+@jit(do_not_specialize=["tokens"])
+def _extend_kernel(
+    states,  # [T, K]
+    down,  # [COUNT * RANKS, K]
+    ids,  # int32 [T]
+    out,  # [T, K + TAIL]
+    sums,  # float32 [SPLITS, T, RANKS]
+    arrived,  # int32 [programs of one part], zero before and after
+    tokens,
+    state_stride,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    RANKS: tl.constexpr,
+    TAIL: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STEPS: tl.constexpr,  # of COLUMNS each that a part has
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    COPIED: tl.constexpr,
+):
+    """Grid: (blocks of tokens, tiles of the tail and one more that copies, SPLITS)."""
+    block, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    there = token < tokens
+    place = token.to(tl.int64)[:, None]
+    row = states + place * state_stride
+    target = out + place * (K + TAIL)
+    first = split * (STEPS * COLUMNS)
+    if tile == tl.num_programs(1) - 1:
+        wait_for_kernel_before()
+        end = tl.minimum(first + STEPS * COLUMNS, K)
+        for start in range(first, end, COPIED):
+            column = start + tl.arange(0, COPIED)[None, :]
+            here = there[:, None] & (column < end)
+            tl.store(target + column, tl.load(row + column, mask=here, other=0.0), mask=here)
+    else:
+        output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+        known = (output < COUNT * RANKS)[:, None]
+        column = first + tl.arange(0, COLUMNS)[None, :]
+        weights = down + output.to(tl.int64)[:, None] * K
+        # Weights may be read sooner: of an adapter that is being loaded, what it makes is for no token here.
+        a = tl.load(weights + column, mask=known & (column < K), other=0.0)
+        wait_for_kernel_before()
+        adapter = tl.load(ids + token, mask=there, other=0) - 1
+        x = tl.load(row + column, mask=there[:, None] & (column < K), other=0.0)
+        mine = adapter[:, None] == (output // RANKS)[None, :]
+        tail = target + K + output[None, :]
+        inside = there[:, None] & (output < TAIL)[None, :]
+        of_tile = (adapter >= tile * OUTPUTS // RANKS) & (adapter <= (tile * OUTPUTS + OUTPUTS - 1) // RANKS)
+        if tl.max(of_tile.to(tl.int32), 0) != 0:
+            total = tl.dot(x, tl.trans(a), input_precision="ieee")
+            for step in range(1, STEPS):
+                column = first + step * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+                x = tl.load(row + column, mask=there[:, None] & (column < K), other=0.0)
+                a = tl.load(weights + column, mask=known & (column < K), other=0.0)
+                total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
+            if SPLITS > 1:
+                sum_of = sums + place * RANKS + (output % RANKS)[None, :]
+                part = tokens.to(tl.int64) * RANKS
+                tl.store(sum_of + split * part, total, mask=mine)
+                # What all threads of this program have stored is there before it says so, by one of them.
+                tl.debug_barrier()
+                counter = arrived + block * (tl.num_programs(1) - 1) + tile
+                if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
+                    total = tl.load(sum_of, mask=mine, other=0.0, cache_modifier=".cg")
+                    for other in tl.static_range(1, SPLITS):  # type: ignore[attr-defined]
+                        total += tl.load(sum_of + other * part, mask=mine, other=0.0, cache_modifier=".cg")
+                    tl.store(tail, total.to(out.dtype.element_ty), mask=inside)
+                    tl.store(counter, 0)
+            else:
+                total = tl.where(mine, total, 0.0)
+                tl.store(tail, total.to(out.dtype.element_ty), mask=inside)
+        elif split == 0:
+            tl.store(tail, tl.zeros((TOKENS, OUTPUTS), out.dtype.element_ty), mask=inside)
+
+
+@cache
+def arrivals(device: torch.device) -> Tensor:
+    """Zeros where parts are counted. These kernels run one after the other on a device, and share it."""
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
+    """As of ``Products``, for the adapters ``ids`` int32 [T]."""
+    tokens, width = states.shape
+    count, ranks, _ = tail.down.shape
+    steps = triton.cdiv(triton.cdiv(width, tiles.columns), tiles.splits)
+    splits = triton.cdiv(width, steps * tiles.columns)
+    grid = triton.cdiv(tokens, tiles.tokens), triton.cdiv(tail.columns, tiles.outputs) + 1, splits
+    if grid[0] * grid[1] > MOST_TILES:
+        raise ValueError(f"{grid[0]} x {grid[1]} tiles are over the {MOST_TILES} that are counted")
+    out = states.new_empty(tokens, width + tail.columns)
+    sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
+    _extend_kernel[grid](
+        states,
+        tail.down,
+        ids,
+        out,
+        sums,
+        arrivals(states.device),
+        tokens,
+        states.stride(0),
+        K=width,
+        COUNT=count,
+        RANKS=ranks,
+        TAIL=tail.columns,
+        SPLITS=splits,
+        STEPS=steps,
+        TOKENS=tiles.tokens,
+        OUTPUTS=tiles.outputs,
+        COLUMNS=tiles.columns,
+        COPIED=tiles.copied,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **FOLLOWING,
+    )
+    return out

@@ -1,0 +1,57 @@
+"""Layers whose weights have a tail: further columns, in which B of all adapters lies.
+
+The product of such a weight [N, K + C] with the states and, behind them, what A of each token's own adapter makes of
+them, is the layer's and the adapter's at once. So an adapter costs one small kernel a layer instead of two, and each
+product reads a few more columns. A layer without a tail has what adapters make of its input added to its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ranks.layers import Summed, SummedLinear
+
+
+class TailedLinear(nn.Linear):
+    """``weight`` is [N, K + C], of which the first K columns are the layer's own."""
+
+    extend: Callable[[Tensor], Tensor] | None = None
+    """Makes of the states [T, K] what the whole weight is multiplied by, [T, K + C]; None: there are no adapters."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, columns: int) -> None:
+        """``columns`` are K."""
+        with torch.device("meta"):
+            super().__init__(columns, len(weight), bias=False)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.multiply(input)
+
+    def multiply(self, input: Tensor) -> Tensor:
+        """The products with this weight, and nothing that a rank does with those of others."""
+        if self.extend is None:
+            return F.linear(input, self.weight[:, : self.in_features], self.bias)
+        return F.linear(self.extend(input), self.weight, self.bias)
+
+
+class TailedSummed(TailedLinear, Summed):
+    """Of which a rank has columns, and a tail of its own for them."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: SummedLinear) -> None:
+        super().__init__(weight, bias, like.in_features)
+        self.group, self.of_whole = like.group, like.of_whole
+
+    def forward(self, input: Tensor) -> Tensor:
+        return Summed.forward(self, input)
+
+
+def tailed(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> TailedLinear:
+    """A layer with this ``weight`` [N, K + C] that does with its products what ``like`` does with its own."""
+    if isinstance(like, SummedLinear):
+        return TailedSummed(weight, bias, like)
+    return TailedLinear(weight, bias, like.in_features)

@@ -1,0 +1,31 @@
+"""How much room a model has for adapters, and which of its weights get a tail for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..ranks.layers import SummedLinear
+
+ALIGNMENT = 64
+"""Columns of which a tail has a multiple, so that the rows of a weight begin where a GPU reads at once."""
+
+MOST_OF_WIDTH = 1 / 4
+"""A longer tail, relative to the K columns of the layer, takes longer to read than the kernels that it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """For adapters."""
+
+    count: int
+    max_rank: int
+
+    def tail(self, layers: Sequence[nn.Linear]) -> int:
+        """Columns of the tail beside ``layers``, which will be joined; 0: they get none."""
+        if any(type(layer) not in (nn.Linear, SummedLinear) for layer in layers):
+            return 0
+        columns = -(-self.count * self.max_rank * len(layers) // ALIGNMENT) * ALIGNMENT
+        return columns if columns <= MOST_OF_WIDTH * layers[0].in_features else 0
