@@ -85,4 +85,4 @@ class PagedBatch:
     row_tokens: tuple[int, ...] = ()
     """Tokens of each row that has any, as the host knows them: of a step with prompts of a model with ``states``."""
     adapters: Tensor | None = None
-    """int32 [T]: the id of each token's adapter, 0 for none; None where the model has no room for adapters."""
+    """int32 [T]: the id of each token's adapter, 0 for none; None: no token has one."""

@@ -144,8 +144,9 @@ class PagedModel:
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
-        if self.adapters is not None and batch.adapters is not None:
-            self.adapters.begin(batch.adapters)
+        if self.adapters is not None:
+            ids = batch.adapters
+            self.adapters.begin(torch.zeros_like(input_ids, dtype=torch.int32) if ids is None else ids)
         if self.stateful is None:
             return self.logits(input_ids, positions, batch, logits_index)
         self.stateful.begin(batch)

@@ -208,7 +208,7 @@ def test_the_kernel_counts_from_zero_again_and_gives_the_same_bits() -> None:
     states = random(5, 4096, dtype=torch.float32)
     products.begin(ids_of(5, 8))
     expected = products.extend(states, tail)
-    assert not arrivals(DEVICE).any()
+    assert not arrivals(states.device).any()
     assert all(torch.equal(products.extend(states, tail), expected) for _ in range(3))
 
 

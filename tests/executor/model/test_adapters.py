@@ -20,6 +20,7 @@ from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model import room
 from slipstream.actors.executor.model.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.room import Room
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
@@ -250,6 +251,18 @@ def test_a_projection_that_is_stored_the_other_way_round(tmp_path: Path) -> None
         == alone(merged, [5, 6, 7], plain)
         != alone(load_model(str(base), device=CPU), [5, 6, 7], plain)
     )
+
+
+def test_a_pass_that_names_no_adapters_is_computed_without_any(tmp_path: Path) -> None:
+    """As the one that measures the scales of an FP8 cache, whatever step was before."""
+    base = make_checkpoint("llama", tmp_path / "base")
+    model = load_model(str(base), device=CPU)
+    expected = paged_logits(model, probe_tokens(model))
+    places = model.take_adapters(1, MAX_RANK)
+    for _ in places.load(Adapter(1, "a", str(make_adapter(base, tmp_path / "adapter", seed=1)))):
+        pass
+    places.begin(torch.ones(1, dtype=torch.int32))
+    assert torch.equal(paged_logits(model, probe_tokens(model)), expected)
 
 
 def test_models_with_states_take_none() -> None:

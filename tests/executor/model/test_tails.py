@@ -53,7 +53,10 @@ class Everywhere(TorchProducts):
 
     def __init__(self, id: int) -> None:
         super().__init__()
-        self.groups = [(id, slice(None))]
+        self.id = id
+
+    def begin(self, ids: Tensor) -> None:
+        super().begin(torch.full_like(ids, self.id))
 
 
 def load(model: PagedModel, path: Path, id: int = 1) -> None:
