@@ -111,27 +111,41 @@ class Child:
         collect_output: bool,
         spare: Child | None = None,
     ) -> Child:
-        """Start a process with its ``first`` message; fork it from ``spare`` if there is one that can."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.set_inheritable(False)
-        in_hand = InHand.create()
-        output = Output(spec.name) if collect_output else None
-        with theirs:
-            process = None
-            if spare is not None:
-                process = spare.fork(theirs, in_hand, output)
-            if process is None:
-                process = start_process(spec, theirs, in_hand, output)
-        if output is not None:
-            os.close(output.writer)
-        pidfd = os.pidfd_open(process.pid)
+        """Start a process with its ``first`` message; fork it from ``spare`` if there is one that can.
+
+        ``CannotStart`` if the machine has no room for it.
+        """
+        with contextlib.ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(ours.close)
+                ours.set_inheritable(False)
+                with theirs:
+                    in_hand = InHand.create()
+                    undo.callback(in_hand.close)
+                    output = Output(spec.name) if collect_output else None
+                    if output is not None:
+                        undo.callback(output.close)
+                    try:
+                        process = None if spare is None else spare.fork(theirs, in_hand, output)
+                        if process is None:
+                            process = start_process(spec, theirs, in_hand, output)
+                    finally:
+                        if output is not None:
+                            os.close(output.writer)
+                undo.callback(end_unknown, process)
+                pidfd = os.pidfd_open(process.pid)
+            except OSError as error:
+                raise CannotStart(spec.name, error) from None
+            undo.pop_all()
         child = Child(
             spec, epoch, mailbox_of(spec, epoch, directory), process, ours, pidfd, time.monotonic(),
             kills_for_memory(), in_hand, forked=isinstance(process, ForkedProcess), output=output,
         )  # fmt: skip
         if isinstance(first, control.Begin):
             first.in_hand = in_hand.descriptor
-        control.send(ours, first)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, which is noticed in a moment
+            control.send(ours, first)
         ours.setblocking(False)
         return child
 
@@ -257,6 +271,19 @@ class ChildFailed(SlipstreamError):
             next(line for line in lines if line.startswith("  cause")).removeprefix("  cause").strip()
         )
         super().__init__("\n".join(lines))
+
+
+class CannotStart(SlipstreamError):
+    """The machine has no room for another process, or for the files that it needs: now, at least."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"{name} cannot be started: {error.strerror}")
+
+
+def end_unknown(process: subprocess.Popen[bytes] | ForkedProcess) -> None:
+    """End a process that nobody has come to know."""
+    process.kill()
+    process.wait()
 
 
 def mailbox_of(spec: ChildSpec, epoch: int, directory: Path) -> str:

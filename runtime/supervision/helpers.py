@@ -13,7 +13,7 @@ from pathlib import Path
 from ..keeping import Keeper
 from ..log import logger
 from . import control
-from .children import Child, ChildFailed, ChildSpec
+from .children import CannotStart, Child, ChildFailed, ChildSpec
 from .spares import HelperRestarts, Spares
 from .status import Status
 
@@ -57,10 +57,18 @@ class Helpers:
 
     def spawn(self, spec: ChildSpec, state: HelperRestarts, first: control.Prepare) -> None:
         state.on_start()
+        try:
+            child = Child.spawn(
+                spec, state.number, self.directory, first, collect_output=self.collect_output
+            )
+        except CannotStart as error:
+            if not first.background:
+                raise
+            state.on_death(time.monotonic())
+            logger.warning("%s; it is tried again later", error)
+            return
         self.status.restarts[spec.name] += state.number > 1
-        self.children[spec.name] = Child.spawn(
-            spec, state.number, self.directory, first, collect_output=self.collect_output
-        )
+        self.children[spec.name] = child
 
     def on_ready(self, child: Child, now: float, *, serving: bool) -> None:
         self.state_of(child).on_ready(now)

@@ -20,7 +20,7 @@ from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..log import logger
 from ..machine.run_directory import restore
 from . import control
-from .children import Child, ChildFailed, ChildSpec, mailbox_of
+from .children import CannotStart, Child, ChildFailed, ChildSpec, mailbox_of
 from .groups import end_together, members_of
 from .helpers import Helpers
 from .notify import Notify
@@ -34,6 +34,9 @@ AWAY_S = 1.0
 
 RETURN_S = 2.0
 """How long clients have, in a drain, to come to the successor of an actor that had taken in what they asked."""
+
+ROOM_PAUSE_S, ROOM_WITHIN_S = 0.5, 60.0
+"""Where the machine has no room for a process that is due: when it is tried again, and how long."""
 
 SAYING_SO_S = 0.1
 """How long after a second signal it may still turn out that nothing was left to finish."""
@@ -75,6 +78,8 @@ class Supervisor:
         self.died_at: dict[str, float] = {}
         self.due: list[tuple[float, ChildSpec]] = []
         """Restarts that wait for their back-off."""
+        self.no_room_since: dict[str, float] = {}
+        """Who is due and has found no room on the machine, since when."""
         self.all_due: ChildFailed | None = None
         """All have to start again, because of this."""
         self.key = os.urandom(16)
@@ -353,8 +358,22 @@ class Supervisor:
         for when, spec in [due for due in self.due if due[0] <= now]:
             self.due.remove((when, spec))
             self.status.restarts[spec.name] += 1
-            self.spawn(spec)
+            try:
+                self.spawn(spec)
+            except CannotStart as error:
+                self.status.restarts[spec.name] -= 1
+                self.put_off(spec, now, error)
+            else:
+                self.no_room_since.pop(spec.name, None)
         return min((when - now for when, _ in self.due), default=None)
+
+    def put_off(self, spec: ChildSpec, now: float, error: CannotStart) -> None:
+        """Try again in a moment to start a child for which the machine has no room; not for ever."""
+        if spec.name not in self.no_room_since:
+            logger.warning("%s; trying again for %g s", error, ROOM_WITHIN_S)
+        if now - self.no_room_since.setdefault(spec.name, now) > ROOM_WITHIN_S:
+            raise error
+        self.due.append((now + ROOM_PAUSE_S, spec))
 
     def restart_all(self) -> None:
         """End what is left and begin anew; ``ChildFailed`` if one of them cannot start. A frontend stays, with the
@@ -364,6 +383,7 @@ class Supervisor:
         """
         self.all_due, self.serving = None, False
         self.due.clear()
+        self.no_room_since.clear()
         self.locks.append(restore(self.directory))
         for name, child in reversed(list(self.children.items())):
             if child.spec.frontend_of is not None and child.state == "ready":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -458,6 +459,25 @@ def ready_pid(sidecar: Sidecar, actor: str) -> int | None:
         return None
     ready = len(found) == 5 and all(state["state"] == "ready" for state in found.values())
     return found[actor]["pid"] if ready else None
+
+
+def test_an_actor_that_finds_no_room_on_the_machine_is_started_when_there_is_some() -> None:
+    """Processes and files run out for a while, on a machine that others use too. Here the supervisor may open no
+    further file."""
+    sidecar = Sidecar(device="emulated", emulated_step_ms=20.0)
+    stream = Background(sidecar, "Once upon a time", SamplingParams(max_tokens=400, ignore_eos=True)).begun()
+    limits = resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE)
+    lowest = min(set(range(limits[0])) - set(map(int, os.listdir(f"/proc/{sidecar.pid}/fd"))))
+    killed = sidecar.pids["detokenizer"]
+    resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (lowest + 1, limits[1]))
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: not alive([sidecar.pid]) or "cannot be started" in sidecar.log, "that there is no room is said")
+    resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, limits)
+    until(lambda: not alive([sidecar.pid]) or ready_pid(sidecar, "detokenizer") not in (None, killed), "it is back")
+    assert stream.end() == "length"
+    assert len(stream.tokens) == 400
+    assert sidecar.stop() == 0
+    assert sidecar.log.count("detokenizer cannot be started: Too many open files; trying again for 60 s") == 1
 
 
 def test_an_actor_that_dies_again_and_again_takes_all_with_it_once_and_then_ends_the_service() -> None:
