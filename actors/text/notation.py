@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
+from ...protocol.formats.schemas import NAMED, VALUES
 from ...protocol.sampling import Grammar
 
 JSON_STYLE = {
@@ -79,7 +81,32 @@ def json_schema(source: str, control: Collection[str]) -> str:
 
 
 def json_rule(schema: dict[str, Any], style: dict[str, Any] = JSON_STYLE) -> str:
-    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+    return f"%json {json.dumps(with_references(schema) | {'x-guidance': style})}"
+
+
+NO_URI = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%!$&'()*+,./0-9:;=?@A-Z_a-z~-]")
+"""What a URI can only have in the form ``%20``."""
+
+
+def with_references(schema: Any) -> Any:
+    """A schema whose references are URIs, as the library wants them. pydantic writes the names of classes into them as
+    they are, in any script."""
+    if isinstance(schema, list):
+        return [with_references(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in VALUES:
+            made[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            made[key] = {name: with_references(each) for name, each in value.items()}
+        elif key == "$ref" and isinstance(value, str):
+            before, mark, path = value.partition("#")
+            made[key] = before + mark + NO_URI.sub(lambda found: quote(found[0], safe=""), path)
+        else:
+            made[key] = with_references(value)
+    return made
 
 
 def regex(source: str, control: Collection[str]) -> str:

@@ -25,10 +25,12 @@ from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.notation import with_references
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
+from slipstream.protocol.formats.schemas import moved
 from slipstream.protocol.internal import Capacity, Enqueue, Join, Refused, Sampled, Submit
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
 from slipstream.protocol.messages import Generate
@@ -136,6 +138,19 @@ def test_of_several_definitions_the_one_that_is_wrong_is_named(tokenizer: Tokeni
         [(_, refused)] = submit(tokenizer, 2, json_schema=other | {"type": "strin"})
         assert isinstance(refused, Refused)
         assert refused.param == "json_schema"
+
+
+@pytest.mark.parametrize("name", ["Größe", "用户", "a b", "List[int]", "A<B>", "50%", "x#y", "a|b^c"])
+def test_a_reference_may_have_the_name_as_it_is(tokenizer: Tokenizer, name: str) -> None:
+    """As pydantic writes those of classes and the library takes no URI to have: with letters of any script."""
+    schema = {"properties": {"r": {"$ref": f"#/$defs/{name}"}}, "$defs": {name: {"const": "ä"}}}
+    for where in (schema, {"$defs": {"0": moved(schema, "#/$defs/0", "x")}, "items": {"$ref": "#/$defs/0"}}):
+        assert isinstance(submit(tokenizer, 1, json_schema=where)[1][1], Enqueue)
+    matcher = grammar_compiler().compile(Grammar("json_schema", json.dumps(schema | {"required": ["r"]})))
+    tokens = byte_tokenizer().encode('{"r": "ä"}').ids
+    assert matcher.try_consume_tokens(tokens) == len(tokens)
+    plain = {"const": {"$ref": f"#/{name}"}, "properties": {"$ref": {"enum": [{"$ref": "ä"}]}}}
+    assert with_references(plain) == plain
 
 
 @functools.cache
