@@ -14,9 +14,12 @@ from urllib.parse import unquote
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_DEPTH
 
+STEPS = 50
+"""Pairs of a schema and a value that a check may look at for each value in what it checks."""
+
 MAX_STEPS = 100_000
-"""Pairs of a schema and a value that one check may look at, about 0.1 s. Schemas that refer to themselves in several
-ways can ask for exponentially many."""
+"""How many more all checks of a request may look at together, about 0.1 s. Its answers can have thousands of calls,
+each of which takes as long as its schema asks for."""
 
 NAMED = frozenset({"properties", "$defs", "definitions"})
 """Keywords whose value has schemas by names of the user's."""
@@ -143,12 +146,17 @@ def types_of(value: Any) -> frozenset[str]:
 class Schema:
     """The schema of a function's arguments."""
 
-    def __init__(self, root: dict[str, Any], where: str) -> None:
-        """``where`` is the field of the request that it is."""
+    def __init__(self, root: dict[str, Any], where: str, reserve: Reserve | None = None) -> None:
+        """``where`` is the field of the request that it is; ``reserve`` is what its request has for all of them."""
         self.root = root
         self.own = own_id(root)
         self.where = where
+        self.reserve = reserve or Reserve()
         self.steps = 0
+        """Left to the check that is under way."""
+        self.known: dict[tuple[int, int], bool] = {}
+        """What that has found of a schema and a value, by their addresses. Without it, schemas that refer to themselves
+        in several ways would have the same looked at exponentially often."""
         self.plain = True
         """None of its keywords is ``LOOSE``; known when it was looked into."""
 
@@ -237,8 +245,8 @@ class Schema:
 
     def fits(self, value: Any) -> bool:
         """Whether ``value`` is valid; one that takes too many steps to say is not."""
-        self.steps = MAX_STEPS
         try:
+            self.steps = STEPS * count(value) + self.reserve.steps
             return self.holds(self.root, value)
         except (
             OutOfSteps,
@@ -247,13 +255,24 @@ class Schema:
             ValueError,
         ):  # the last two of numbers beyond all bounds
             return False
+        finally:
+            self.known.clear()
+            self.reserve.steps = min(self.reserve.steps, max(self.steps, 0))
 
     def holds(self, schema: Any, value: Any) -> bool:
         if not isinstance(schema, dict):
             return schema is not False
-        self.steps -= 1 + len(schema.get("enum", ())) + len(schema.get("required", ()))
+        self.steps -= 1
         if self.steps < 0:
             raise OutOfSteps
+        place = id(schema), id(value)
+        found = self.known.get(place)
+        if found is None:
+            found = self.known[place] = self.holds_here(schema, value)
+        return found
+
+    def holds_here(self, schema: dict[str, Any], value: Any) -> bool:
+        self.steps -= (len(schema.get("enum", ())) + len(schema.get("required", ()))) // PLAIN_A_STEP
         if "$ref" in schema and not self.holds(self.target(schema["$ref"]), value):
             return False
         kinds = schema.get("type")
@@ -261,7 +280,9 @@ class Schema:
             return False
         if "const" in schema and not same(schema["const"], value):
             return False
-        if "enum" in schema and not any(same(each, value) for each in schema["enum"]):
+        if "enum" in schema and not (
+            value in schema["enum"] and any(same(each, value) for each in schema["enum"])
+        ):
             return False
         if "anyOf" in schema and not any(self.holds(way, value) for way in schema["anyOf"]):
             return False
@@ -293,8 +314,25 @@ class Schema:
         )
 
 
+PLAIN_A_STEP = 50
+"""Plain values that are compared in the time of a step."""
+
+
+class Reserve:
+    """What the checks of one request have beyond what each is granted."""
+
+    def __init__(self) -> None:
+        self.steps = MAX_STEPS
+
+
 class OutOfSteps(Exception):
     """A check has taken too long."""
+
+
+def count(value: Any) -> int:
+    """Values in a value, itself included."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(count, inside))
 
 
 def same(one: Any, other: Any) -> bool:

@@ -13,7 +13,7 @@ from ..errors import InvalidRequest
 from ..limits import MAX_GRAMMAR_BYTES
 from ..sampling import SamplingParams
 from .json_parts import DECODER
-from .schemas import Schema, bare, moved
+from .schemas import Reserve, Schema, bare, moved
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -179,8 +179,9 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
         }
     else:
         offered.places = {f"calls.{name}": place for name, place in places.items()}
+        reserve = Reserve()
         offered.strict = {
-            name: Schema(moved(arguments_of(function), "#", places[name]), places[name]).check()
+            name: Schema(moved(arguments_of(function), "#", places[name]), places[name], reserve).check()
             for name, function in functions.items()
             if function.strict
         }

@@ -485,6 +485,20 @@ def test_a_check_takes_a_bounded_time_whatever_the_schema() -> None:
         assert time.process_time() - begun < 5
 
 
+def test_the_checks_of_all_calls_of_a_request_take_a_bounded_time_together() -> None:
+    """An answer can have thousands of calls, and a request 64 answers: at 0.1 s for each, nothing else would run."""
+    inner = {"$ref": "#/$defs/T"}
+    ways: list[Any] = [{"type": "array", "items": inner, "maxItems": most} for most in range(2, 40)]
+    parameters = {"properties": {"a": inner}, "$defs": {"T": {"anyOf": [*ways, {"type": "integer"}]}}}
+    offered = offer(strictly(parameters), None, None)
+    right, wrong = '{"a": [[[[1], 899]]]}', f'{{"a": {"[" * 12}true{"]" * 12}}}'
+    begun = time.process_time()
+    for _ in range(300):
+        assert offered.fits("f", right)
+        assert not offered.fits("f", wrong)
+    assert time.process_time() - begun < 5
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "1" * 400])
 def test_numbers_beyond_all_bounds_do_no_harm(number: str) -> None:
     schema = {"properties": {"a": {"type": "integer", "multipleOf": 0.1}}}
