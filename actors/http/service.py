@@ -28,6 +28,7 @@ from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts
 from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
+from .kept import MANY, Room
 from .responses.store import Store
 from .tokens import Tokens
 from .transport.events import Batches
@@ -136,6 +137,7 @@ class Service:
         self.draining = False
         self.stopped = False
         self.uploads = Uploads()
+        self.logprobs = Room()
         self.responses = Store()
         """What the Responses API keeps."""
         self.background: set[asyncio.Task[None]] = set()
@@ -227,6 +229,12 @@ class Service:
 
     def answer(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")
+
+    async def put_together(self, body: Callable[[], Any], *, many: int) -> Response:
+        """The answer with what ``body`` returns, which has so ``many`` logprobs in it."""
+        if many < MANY:
+            return self.answer(body())
+        return await asyncio.to_thread(lambda: self.answer(body()))
 
     def text_of(self, tokens: list[int], where: str) -> str:
         """The text of token ids that stand in the field ``where`` of a body."""

@@ -144,7 +144,9 @@ class Child:
         )  # fmt: skip
         if isinstance(first, control.Begin):
             first.in_hand = in_hand.descriptor
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, which is noticed in a moment
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it has ended, which is noticed in a moment
             control.send(ours, first)
         ours.setblocking(False)
         return child

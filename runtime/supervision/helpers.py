@@ -58,9 +58,7 @@ class Helpers:
     def spawn(self, spec: ChildSpec, state: HelperRestarts, first: control.Prepare) -> None:
         state.on_start()
         try:
-            child = Child.spawn(
-                spec, state.number, self.directory, first, collect_output=self.collect_output
-            )
+            child = Child.spawn(spec, state.number, self.directory, first, collect_output=self.collect_output)
         except CannotStart as error:
             if not first.background:
                 raise

@@ -471,9 +471,15 @@ def test_an_actor_that_finds_no_room_on_the_machine_is_started_when_there_is_som
     killed = sidecar.pids["detokenizer"]
     resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (lowest + 1, limits[1]))
     os.kill(killed, signal.SIGKILL)
-    until(lambda: not alive([sidecar.pid]) or "cannot be started" in sidecar.log, "that there is no room is said")
+    until(
+        lambda: not alive([sidecar.pid]) or "cannot be started" in sidecar.log,
+        "that there is no room is said",
+    )
     resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, limits)
-    until(lambda: not alive([sidecar.pid]) or ready_pid(sidecar, "detokenizer") not in (None, killed), "it is back")
+    until(
+        lambda: not alive([sidecar.pid]) or ready_pid(sidecar, "detokenizer") not in (None, killed),
+        "it is back",
+    )
     assert stream.end() == "length"
     assert len(stream.tokens) == 400
     assert sidecar.stop() == 0

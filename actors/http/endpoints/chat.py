@@ -27,6 +27,7 @@ from ..bodies.requests import (
     schema_of,
 )
 from ..errors import Names, Problem, as_written
+from ..kept import Kept, Share, count, count_prompt
 from ..service import Service
 from ..tokens import Tokens, prompt_logprobs
 from ..transport.events import (
@@ -51,12 +52,19 @@ async def create(service: Service, request: Request) -> Response:
     )
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
-    whole = WholeChat(about, answers)
-    await unless_left(request.receive, whole.take(batches))
-    if body.prompt_logprobs is None:
-        return service.answer(whole.body())
-    scores = prompt_logprobs(service.tokens, whole.prompt_scores, body.prompt_logprobs)
-    return service.answer(whole.body() | {"prompt_logprobs": scores})
+    with service.logprobs.share() as share:
+        whole = WholeChat(about, answers, share)
+        await unless_left(request.receive, whole.take(batches))
+        scored = body.prompt_logprobs
+
+        def made() -> dict[str, Any]:
+            if scored is None:
+                return whole.body()
+            return whole.body() | {
+                "prompt_logprobs": prompt_logprobs(service.tokens, whole.prompt_scores, scored)
+            }
+
+        return await service.put_together(made, many=share.taken)
 
 
 EFFORTS = ("reasoning_effort", "verbosity")
@@ -253,11 +261,12 @@ class ChatEvents(Events):
 class WholeChat:
     """Folds the deltas of one request into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers) -> None:
+    def __init__(self, about: dict[str, Any], answers: Answers, share: Share) -> None:
         self.about = about
         self.answers = answers
+        self.share = share
         self.collector = Collector(about["id"])
-        self.logprobs: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        self.logprobs: defaultdict[int, Kept] = defaultdict(Kept)
         self.reasons: dict[int, str | None] = {}
         self.usage: dict[str, Any] = {}
         self.prompt_scores: list[dict[str, float] | None] = []
@@ -271,16 +280,18 @@ class WholeChat:
     def add(self, delta: ChatDelta) -> None:
         index, answers = delta.index, self.answers
         answers.note(delta)
-        self.collector.add(delta)
-        logprobs = answers.logprobs(delta)
-        if logprobs is not None:
-            self.logprobs[index] += logprobs["content"]
+        if answers.tokens is not None:
+            self.share.take(count(delta))
+            self.logprobs[index].add({"content": answers.tokens.for_chat(delta, answers.top_logprobs)})
+            delta.logprobs = []
         if delta.finish_reason is not None:
             self.reasons[index] = answers.finish_reason(delta)
         if delta.usage is not None:
             self.usage = total_usage([delta.usage])
         if delta.prompt_logprobs is not None:
-            self.prompt_scores = delta.prompt_logprobs
+            self.share.take(count_prompt(delta))
+            self.prompt_scores, delta.prompt_logprobs = delta.prompt_logprobs, None
+        self.collector.add(delta)
 
     def body(self) -> dict[str, Any]:
         output = self.collector.output()
@@ -298,7 +309,8 @@ class WholeChat:
         if calls:
             message |= {"content": answer.text or None, "tool_calls": calls}
         wanted = self.answers.tokens is not None
-        logprobs = {"content": self.logprobs[answer.index], "refusal": None} if wanted else None
+        content = {"content": [], "refusal": None} | self.logprobs[answer.index].lists()
+        logprobs = content if wanted else None
         return {
             "index": answer.index,
             "message": message,

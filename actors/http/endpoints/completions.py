@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +23,7 @@ from ..bodies.requests import (
     schema_of,
 )
 from ..errors import Problem
+from ..kept import Kept, Share, count, count_prompt
 from ..service import Service
 from ..tokens import Columns, TokenTable, prompt_logprobs
 from ..transport.events import (
@@ -93,12 +96,15 @@ async def create(service: Service, request: Request) -> Response:
         )
         for number, (prompt, where) in enumerate(asked)
     ]
-    batches = streams[0] if len(streams) == 1 else together(streams)
+    scored = 0 if params.prompt_logprobs is None else 1 + params.prompt_logprobs
+    weights = [scored * min(len(prompt), service.bounds.max_model_len) for prompt, _ in asked]
+    batches = streams[0] if len(streams) == 1 else together(streams, weights)
     if body.stream:
         return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
-    whole = WholeCompletion(about, answers)
-    await unless_left(request.receive, whole.take(batches))
-    return service.answer(whole.body())
+    with service.logprobs.share() as share:
+        whole = WholeCompletion(about, answers, share)
+        await unless_left(request.receive, whole.take(batches))
+        return await service.put_together(whole.body, many=share.taken)
 
 
 def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, str]]:
@@ -219,11 +225,11 @@ class Answers:
         """The ids of the prompt of an answer, where they are asked for."""
         return {"prompt_token_ids": self.prompt_ids[index // self.n]} if self.ids_wanted else {}
 
-    def prompt_logprobs_of(self, index: int) -> dict[str, Any]:
+    def prompt_logprobs_of(self, prompt: int) -> list[dict[str, Any] | None] | None:
+        """Those of the prompt by themselves, where they are asked for."""
         if self.prompt_columns is None:
-            return {}
-        rows = self.prompt_scores[index // self.n]
-        return {"prompt_logprobs": prompt_logprobs(self.tokens, rows, self.prompt_columns)}
+            return None
+        return prompt_logprobs(self.tokens, self.prompt_scores[prompt], self.prompt_columns)
 
 
 BEHIND_TEXT = b',"logprobs":null,"finish_reason":null}]'
@@ -254,6 +260,7 @@ class CompletionEvents(Events):
             ids |= answers.prompt_ids_of(index)
             text = answers.echo(index) + text
             logprobs = joined(answers.echoed_logprobs(index), logprobs)
+            answers.prompt_scores.pop(prompt, None)
         if not (text or logprobs or ids or delta.finish_reason):
             return
         choice = {
@@ -268,30 +275,48 @@ class CompletionEvents(Events):
 class WholeCompletion:
     """Folds the deltas of all prompts into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers) -> None:
+    def __init__(self, about: dict[str, Any], answers: Answers, share: Share) -> None:
         self.about = about
         self.answers = answers
+        self.share = share
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
         self.token_ids: defaultdict[int, list[int]] = defaultdict(list)
-        self.logprobs: dict[int, Columns] = {}
+        self.logprobs: defaultdict[int, Kept] = defaultdict(Kept)
+        self.echoed: dict[int, Kept] = {}
+        """By prompt: its logprobs, where answers begin with it."""
+        self.prompt_logprobs: dict[int, msgspec.Raw] = {}
         self.reasons: dict[int, str | None] = {}
         self.usages: list[Usage] = []
 
     async def take(self, batches: Any) -> None:
         async for prompt, deltas in batches:
             for delta in deltas:
-                self.add(prompt, delta)
+                index = self.answers.take(prompt, delta)
+                if delta.prompt_logprobs is not None:
+                    self.share.take(count_prompt(delta) * self.answers.n)
+                    await asyncio.to_thread(self.keep_prompt, prompt)
+                self.add(index, delta)
 
-    def add(self, prompt: int, delta: Delta) -> None:
-        index = self.answers.take(prompt, delta)
+    def keep_prompt(self, prompt: int) -> None:
+        """Keep the logprobs of a prompt as they are told: a hundred thousand take a tenth of a second."""
+        answers = self.answers
+        echoed = answers.echoed_logprobs(prompt * answers.n)
+        if echoed is not None:
+            self.echoed[prompt] = Kept()
+            self.echoed[prompt].add(echoed)
+        scores = answers.prompt_logprobs_of(prompt)
+        if scores is not None:
+            self.prompt_logprobs[prompt] = msgspec.Raw(encode(scores))
+        del answers.prompt_scores[prompt]
+
+    def add(self, index: int, delta: Delta) -> None:
         self.texts[index].append(delta.text)
         if self.answers.ids_wanted:
             self.token_ids[index] += delta.token_ids
         columns = self.answers.logprobs(index, delta)
         if columns is not None:
-            known = self.logprobs.setdefault(index, {name: [] for name in columns})
-            for name, values in columns.items():
-                known[name] += values
+            self.share.take(count(delta))
+            self.logprobs[index].add(columns)
         if delta.finish_reason is not None:
             self.reasons[index] = finish_reason_of(delta.finish_reason)
         if delta.usage is not None:
@@ -302,14 +327,16 @@ class WholeCompletion:
         return self.about | {"choices": choices, "usage": total_usage(self.usages)}
 
     def choice(self, index: int) -> dict[str, Any]:
-        answers = self.answers
+        answers, prompt = self.answers, index // self.answers.n
         ids = {"token_ids": self.token_ids[index]} if answers.ids_wanted else {}
+        scores = {"prompt_logprobs": self.prompt_logprobs[prompt]} if prompt in self.prompt_logprobs else {}
+        wanted = answers.columns is not None
         return {
             "index": index,
             "text": answers.echo(index) + "".join(self.texts[index]),
-            "logprobs": joined(answers.echoed_logprobs(index), self.logprobs.get(index)),
+            "logprobs": self.logprobs[index].lists(self.echoed.get(prompt)) if wanted else None,
             "finish_reason": self.reasons[index],
             **ids,
             **answers.prompt_ids_of(index),
-            **answers.prompt_logprobs_of(index),
+            **scores,
         }

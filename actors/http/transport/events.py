@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -155,25 +155,36 @@ def finish_reason_of(reason: str | None) -> str | None:
     return reason
 
 
-async def together(streams: list[Batches]) -> Batches:
-    """Several streams as one. The first that fails ends them all."""
-    news: asyncio.Queue[Batch | BaseException | None] = asyncio.Queue()
+MOST_AT_ONCE = 1_000_000
+"""Logprobs of prompts that may be on their way for one request: 200 bytes each until they are told."""
 
-    async def pump(stream: Batches) -> None:
+
+async def together(streams: list[Batches], weights: Sequence[int] | None = None) -> Batches:
+    """Several streams as one. The first that fails ends them all. Of those that weigh something no more are asked for
+    at once than weigh ``MOST_AT_ONCE``."""
+    news: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue()
+    waiting = deque(zip(streams, weights or [0] * len(streams), strict=True))
+    pumps: list[asyncio.Task[None]] = []
+    left, weighing = len(streams), 0
+
+    async def pump(stream: Batches, weight: int) -> None:
         try:
             async with aclosing(stream):
                 async for batch in stream:
-                    news.put_nowait(batch)
+                    news.put_nowait((0, batch))
         except BaseException as error:
-            news.put_nowait(error)
+            news.put_nowait((0, error))
             raise
-        news.put_nowait(None)
+        news.put_nowait((weight, None))
 
-    pumps = [asyncio.ensure_future(pump(stream)) for stream in streams]
-    left = len(pumps)
     try:
         while left:
-            found = await news.get()
+            while waiting and (weighing == 0 or weighing + waiting[0][1] <= MOST_AT_ONCE):
+                stream, weight = waiting.popleft()
+                weighing += weight
+                pumps.append(asyncio.ensure_future(pump(stream, weight)))
+            weight, found = await news.get()
+            weighing -= weight
             if isinstance(found, BaseException):
                 raise found
             if found is None:
@@ -184,6 +195,8 @@ async def together(streams: list[Batches]) -> Batches:
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        for stream, _ in waiting:
+            await stream.aclose()
 
 
 def event(data: bytes) -> bytes:
@@ -237,10 +250,10 @@ class EventStream(Response):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await send(part(self.events.add(*self.first)))
+            await send(part(await events_of(self.events, *self.first)))
             try:
                 async for prompt, deltas in self.rest:
-                    if data := self.events.add(prompt, deltas):
+                    if data := await events_of(self.events, prompt, deltas):
                         await send(part(data))
                 last = self.events.end()
             except Exception as error:
@@ -250,6 +263,14 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": body, "more_body": False})
         if fault is not None:
             raise fault  # the client was told, and the log is to have it too
+
+
+async def events_of(events: EventWriter, prompt: int, deltas: list[Delta]) -> bytes:
+    """What is to be sent for a batch. A hundred thousand logprobs of a prompt, which are told with its first delta, are
+    written beside the loop that serves streams."""
+    if any(delta.prompt_logprobs is not None for delta in deltas):
+        return await asyncio.to_thread(events.add, prompt, deltas)
+    return events.add(prompt, deltas)
 
 
 def part(data: bytes) -> dict[str, Any]:

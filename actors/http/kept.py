@@ -1,0 +1,100 @@
+"""Logprobs of answers that are told whole: kept as the JSON that they become, within bounds.
+
+There can be twenty of them for each token of each answer, and for each of a prompt, so that one request of 16 MiB asks
+for more than any machine has memory for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ...protocol.errors import InvalidRequest, Overloaded
+from ...protocol.messages import Delta
+
+MOST_OF_ONE = 2_000_000
+"""Logprobs of one answer, some 25 bytes each, and 70 in a chat."""
+
+MOST_OF_ALL = 2 * MOST_OF_ONE
+"""Of all answers that are being put together."""
+
+MANY = 1_000
+"""Logprobs that are looked up beside the loop that serves streams: these take a few milliseconds."""
+
+encode = msgspec.json.encode
+
+
+class Room:
+    """How many logprobs are kept, by all requests."""
+
+    def __init__(self, most_of_one: int = MOST_OF_ONE, most_of_all: int = MOST_OF_ALL) -> None:
+        self.most_of_one = most_of_one
+        self.most_of_all = most_of_all
+        self.taken = 0
+
+    def share(self) -> Share:
+        return Share(self)
+
+
+class Share:
+    """What one request keeps of it, for as long as it is put together."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.taken = 0
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.room.taken -= self.taken
+
+    def take(self, count: int) -> None:
+        """Keep ``count`` more; ``InvalidRequest`` beyond what one answer may have, ``Overloaded`` beyond the rest."""
+        self.taken += count
+        self.room.taken += count
+        if self.taken > self.room.most_of_one:
+            raise InvalidRequest(
+                f"the answer has more than {self.room.most_of_one} logprobs, the most of one that is told whole: ask"
+                " for fewer prompts, tokens or logprobs at once, or for a stream",
+                param="logprobs",
+            )
+        if self.room.taken > self.room.most_of_all:
+            raise Overloaded(
+                f"answers with {self.room.most_of_all} logprobs are being put together, the most at once; send it again"
+                " later, ask for fewer logprobs, or for a stream"
+            )
+
+
+def count(delta: Delta) -> int:
+    """Logprobs of the tokens that a delta brings."""
+    return sum(map(len, delta.logprobs))
+
+
+def count_prompt(delta: Delta) -> int:
+    """Those of the prompt."""
+    return sum(len(row) for row in delta.prompt_logprobs or () if row is not None)
+
+
+class Kept:
+    """Lists by their names, each put together from parts."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[bytes]] = {}
+
+    def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        for name, values in columns.items():
+            known = self.parts.setdefault(name, [])
+            if values:
+                known.append(encode(values)[1:-1])
+
+    def lists(self, before: Kept | None = None) -> dict[str, msgspec.Raw]:
+        """The lists, with those of ``before`` in front."""
+        earlier = {} if before is None else before.parts
+        names = dict.fromkeys((*earlier, *self.parts))
+        return {
+            name: msgspec.Raw(b"[%b]" % b",".join((*earlier.get(name, ()), *self.parts.get(name, ()))))
+            for name in names
+        }
