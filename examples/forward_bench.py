@@ -26,9 +26,8 @@ from model_shapes import MODELS
 from replays import captured, replay_ms
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import make_invariant, prove_invariant
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.load import from_config, replace
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.sampling.sampler import Sampler
 from slipstream.actors.executor.step.fields import JOIN
@@ -148,7 +147,7 @@ def bench_forward(name: str, rows: list[int], context: int, rate: float) -> None
         say(f"  {count:3} rows, unfused {measure(forward_of(model, count, context))}")
     begun, before = time.perf_counter(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    fuse(model)
+    replace(model)
     torch.cuda.synchronize()
     more = torch.cuda.max_memory_allocated() - before
     what = model.kept_because or "fused"
@@ -221,7 +220,7 @@ def check_logits(name: str) -> None:
             ):
                 own.copy_(other)
         if fused:
-            fuse(model)
+            replace(model)
             assert model.kept_because == "", model.kept_because
         torch.manual_seed(0)
         with torch.inference_mode():

@@ -192,14 +192,19 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     *(
         (
-            "invariant:product_kernel",
+            "fixed_order:product_kernel",
             dict.fromkeys(("states", "weight", "bias", "out"), "*bf16")
-            | dict(rows="i32")
-            | (dict(results="*fp32", arrived="*i32") if split else {}),
-            dict(N=4096, K=4096, PARTS=2, PART=2048, ROWS=rows, BLOCK_N=outputs, BLOCK_K=columns)
-            | ({} if split else dict(results=None, arrived=None)),
+            | dict.fromkeys(("rows", "N", "K", "part_width", "parts"), "i32")
+            | (dict(results="*fp32", arrived="*i32") if spread else {}),
+            dict(SPREAD=spread, ROWS=rows, BLOCK_N=outputs, BLOCK_K=columns, PREFETCHED=256, EVEN=True)
+            | ({} if spread else dict(results=None, arrived=None)),
         )
-        for rows, outputs, columns, split in ((16, 64, 128, True), (128, 128, 64, False))
+        for rows, outputs, columns, spread in ((16, 64, 128, True), (128, 128, 64, False))
+    ),
+    (
+        "one_row:one_row_kernel",
+        dict.fromkeys(("row", "weight", "bias", "out"), "*bf16") | dict(N="i32", K="i32"),
+        dict(OUTPUTS=8, COLUMNS=2048, EVEN=True),
     ),
     (
         "quantization:_quantize_kernel",
@@ -321,7 +326,7 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.model import kernels as model
     from slipstream.actors.executor.model.adapters import extend
     from slipstream.actors.executor.model.adapters import kernels as adapters
-    from slipstream.actors.executor.model.invariant import kernels as invariant
+    from slipstream.actors.executor.model.products import fixed_order, one_row
     from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.ranks import kernels as ranks
     from slipstream.actors.executor.sampling import kernels as sampling
@@ -338,7 +343,8 @@ def kernels() -> dict[str, Any]:
             ("adapters", adapters),
             ("adapters", extend),
             ("quantization", quantization),
-            ("invariant", invariant),
+            ("fixed_order", fixed_order),
+            ("one_row", one_row),
             ("ranks", ranks),
             ("sampling", sampling),
             ("step", step),

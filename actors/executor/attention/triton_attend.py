@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ..devices.kernel import PTX, jit, wait_for_kernel_before
+from ..devices.kernel import PTX, follow, jit
 from .triton_common import STEP_INPUTS
 from .triton_plan import ITEM_FIELDS, first_seen
 
@@ -270,7 +270,7 @@ def attend_kernel(
     AT_ONCE: tl.constexpr,  # parts that are loaded before they are added up
 ):
     """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
-    wait_for_kernel_before()
+    follow()
     # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
     # the most keys: they start first, so that no long program runs alone at the end.
     kv_head = tl.program_id(0)

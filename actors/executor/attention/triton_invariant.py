@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 from .triton_attend import LOG2E, MASKED, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad
@@ -172,7 +172,7 @@ def attend_in_order_kernel(
 
     Grid: (kv_heads, items).
     """
-    wait_for_kernel_before()
+    follow()
     kv_head = tl.program_id(0)
     items += (tl.num_programs(1) - 1 - tl.program_id(1)) * ITEM_FIELDS
     tokens = tl.load(items + 2)

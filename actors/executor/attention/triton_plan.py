@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS
 
 ITEM_FIELDS = tl.constexpr(9)
@@ -293,7 +293,7 @@ def plan_kernel(
     HEADS_PAD: tl.constexpr,
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
-    wait_for_kernel_before()
+    follow()
     goal = tl.zeros([], tl.int32) + 2147483647  # steps of a part, or more
     if arrived is not None and FIXED == 0:
         goal = _steps_of_a_part(

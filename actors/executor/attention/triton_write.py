@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import FP8_MAX, LayerScales
-from ..devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS, pad
 
 FP8_LIMIT = tl.constexpr(FP8_MAX)
@@ -85,8 +85,7 @@ def write_kernel(
     HEADS: tl.constexpr,
 ):
     """Copy one token's key and value, ``HEADS`` heads of them. Grid: (T, heads / HEADS)."""
-    wait_for_kernel_before()
-    let_kernel_after_begin()
+    follow()
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]).to(tl.int64)
     place = tl.load(write_index + token)

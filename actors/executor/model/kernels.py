@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 from .operations import Norm
 
 HEADS = 4
@@ -39,7 +39,7 @@ def _angles_kernel(
     PAD: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    wait_for_kernel_before()
+    follow()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
     place = tl.arange(0, PAD)[None, :]
     mask = (token < tokens) & (place < COUNT)
@@ -75,7 +75,7 @@ def _add_norm_kernel(
     N: tl.constexpr,
     PAD: tl.constexpr,
 ):
-    wait_for_kernel_before()
+    follow()
     token = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, PAD)
     mask = place < N
@@ -96,7 +96,7 @@ def _add_norm_kernel(
 
 @jit
 def _norm_kernel(states, weight, stride, epsilon, offset, N: tl.constexpr, PAD: tl.constexpr):
-    wait_for_kernel_before()
+    follow()
     place = tl.arange(0, PAD)
     mask = place < N
     pointer = states + tl.program_id(0).to(tl.int64) * stride + place
@@ -126,8 +126,7 @@ def _rotate_kernel(
     REST: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    wait_for_kernel_before()
-    let_kernel_after_begin()
+    follow()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
@@ -175,7 +174,7 @@ def _rotate_kernel(
 
 @jit
 def _gate_kernel(states, out, N: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr):
-    wait_for_kernel_before()
+    follow()
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = place < N

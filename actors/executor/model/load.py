@@ -98,12 +98,16 @@ def finish(model: PagedModel, batch_invariant: bool) -> None:
         prove_invariant(model)
 
 
-def replace(model: PagedModel, batch_invariant: bool, *, checked: bool = False) -> None:
+def replace(model: PagedModel, batch_invariant: bool = False, *, checked: bool = False) -> None:
     """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` as of
     ``fuse``."""
     fuse(model, checked=checked)
     if batch_invariant:
         make_invariant(model)
+    elif model.device.type == "cuda":
+        from .products.few_rows import begin_products_early  # triton comes with torch where there is a GPU
+
+        begin_products_early(model.transformer, checked=checked)
 
 
 def load_transformer(

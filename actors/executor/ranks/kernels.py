@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, PTX, follow, jit
 from . import peer_memory
 
 EMPTY = tl.constexpr(peer_memory.EMPTY)
@@ -125,8 +125,7 @@ def _sum_kernel(
     TILE: tl.constexpr,
 ):
     """Put the sum of all ranks' tensors into each of them."""
-    wait_for_kernel_before()
-    let_kernel_after_begin()
+    follow()
     channel = tl.program_id(0)
     turn = tl.load(turns + channel, volatile=True)
     place = tl.arange(0, TILE)

@@ -63,6 +63,9 @@ class Summed(nn.Linear):
 class PartOfLinear(nn.Linear):
     """A layer with given weights, which need not be all of its own."""
 
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(F.linear)
+    """Of what comes in, the weight and the bias."""
+
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup) -> None:
         with torch.device("meta"):
             super().__init__(weight.shape[1], weight.shape[0], bias=False)
@@ -79,6 +82,9 @@ class SummedLinear(PartOfLinear, Summed):
         super().__init__(weight, bias, group)
         self.of_whole = of_whole
 
+    def multiply(self, input: Tensor) -> Tensor:
+        return self.product(input, self.weight, self.bias)
+
 
 class GatheredLinear(PartOfLinear):
     """Rows of the whole weight, the last rank's filled up to as many: the products of all ranks stand side by side."""
@@ -91,7 +97,7 @@ class GatheredLinear(PartOfLinear):
         self.whole = whole
 
     def forward(self, input: Tensor) -> Tensor:
-        product = F.linear(input, self.weight, self.bias)
+        product = self.product(input, self.weight, self.bias)
         if product.is_meta:
             return product.new_empty(*product.shape[:-1], self.whole)
         gathered = self.group.gather(product.flatten(0, -2))

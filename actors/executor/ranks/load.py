@@ -16,9 +16,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..model.fuse import fuse
 from ..model.language_model import language_model_config
-from ..model.load import Around, from_config, laid_out, load_config, nothing_around, read_or_quantized
+from ..model.load import (
+    Around,
+    from_config,
+    laid_out,
+    load_config,
+    nothing_around,
+    read_or_quantized,
+    replace,
+)
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
 from ..model.quantization.linear import check_products, quantize_layers
@@ -64,7 +71,7 @@ def load_part(
         divide(model, group, around)
     else:
         with around(model):
-            fuse(model)
+            replace(model)
     with torch.inference_mode():
         check_products(model.transformer, model.dtype)
     return model
@@ -98,7 +105,7 @@ def make_part(
     model = PagedModel(transformer, attention.create(attention_backend))
     model.group, model.divided, model.weights_told, model.room = group, divided, told, room
     with around(model):
-        fuse(model)
+        replace(model)
     with torch.inference_mode():
         check_products(model.transformer, model.dtype)
     return model
@@ -121,7 +128,7 @@ def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around)
             torch.cuda.empty_cache()  # of the whole weights
         model.measure()
         with around(model):
-            fuse(model)
+            replace(model)
 
 
 def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -> bool:

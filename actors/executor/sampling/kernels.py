@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 
 PART = 2048
 """Tokens of the vocabulary that one program looks at: few, so that a single row occupies the whole GPU."""
@@ -40,7 +40,7 @@ def _logits(row, place, V: tl.constexpr):
 @jit
 def _best_of_part_kernel(logits, values, places, stride, parts, V: tl.constexpr, PART: tl.constexpr):
     """The greatest logit of each part of each row, and where it is first."""
-    wait_for_kernel_before()
+    follow()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = part * PART + tl.arange(0, PART)
     logit = _logits(logits + row * stride, place, V)
@@ -61,7 +61,7 @@ def _best(values, places, row, parts, PARTS: tl.constexpr):
 
 @jit
 def _best_kernel(values, places, out, parts, PARTS: tl.constexpr):
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0).to(tl.int64)
     _, place = _best(values, places, row, parts, PARTS)
     tl.store(out + row, place)
@@ -90,7 +90,7 @@ def _weights_kernel(
     PARTS: tl.constexpr,
 ):
     """The sum of the weights of each block of each row."""
-    wait_for_kernel_before()
+    follow()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, _ = _best(values, places, row, parts, PARTS)
     temperature = tl.load(temperatures + row * request_stride)
@@ -124,7 +124,7 @@ def _draw_kernel(
     BLOCKS: tl.constexpr,
 ):
     """The token of each row."""
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0).to(tl.int64)
     request = row * request_stride
     best, greedy = _best(values, places, row, parts, PARTS)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ..devices.kernel import FOLLOWING, follow, jit
 from .fields import INT, JOIN, NO_STOP_TOKEN, NO_TOKEN
 
 ROWS = 32
@@ -49,7 +49,7 @@ def _decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < count
     slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)
@@ -87,7 +87,7 @@ def _settle_kernel(
     NO_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < count
     slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)

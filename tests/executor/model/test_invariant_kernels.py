@@ -65,7 +65,7 @@ def cancelling(outputs: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, 
 def test_a_row_of_a_product_is_the_same_wherever_it_stands(
     outputs: int, columns: int, parts: int, dtype: torch.dtype
 ) -> None:
-    from slipstream.actors.executor.model.invariant import kernels
+    from slipstream.actors.executor.model.products import fixed_order as kernels
 
     assert kernels.parts_of(outputs, columns)[0] == parts
     if INTERPRETED and outputs > 1000:
@@ -89,7 +89,7 @@ def test_a_row_of_a_product_is_the_same_wherever_it_stands(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 20, 260])
 def test_a_product_is_that_of_torch(rows: int, dtype: torch.dtype) -> None:
-    from slipstream.actors.executor.model.invariant.kernels import product
+    from slipstream.actors.executor.model.products.fixed_order import product
 
     draw = draw_of(3)
     states, weight, bias = (draw(*shape).to(DEVICE, dtype) for shape in ((rows, 300), (70, 300), (70,)))
@@ -100,7 +100,7 @@ def test_a_product_is_that_of_torch(rows: int, dtype: torch.dtype) -> None:
 
 @needs_kernels
 def test_a_part_that_is_cut_by_the_number_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slipstream.actors.executor.model.invariant import kernels
+    from slipstream.actors.executor.model.products import fixed_order as kernels
 
     weight, row = cancelling(40, 512, torch.float32)
     expected = kernels.product(row[None], weight, None)
@@ -238,8 +238,8 @@ def test_parts_that_the_load_decides_are_seen() -> None:
 
 @needs_kernels
 def test_any_number_of_rows_has_a_tile() -> None:
-    from slipstream.actors.executor.model.invariant.kernels import tile_for
+    from slipstream.actors.executor.model.products.fixed_order import tile_for
 
     for rows in range(1, 600):
-        tile = tile_for(rows, 2)
+        tile = tile_for(rows, 2, 1 << 17)
         assert tile.rows >= rows or tile.rows == 128

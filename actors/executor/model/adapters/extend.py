@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .products import Tail
 
 
@@ -78,6 +78,7 @@ def _extend_kernel(
     COPIED: tl.constexpr,
 ):
     """Grid: (blocks of tokens, tiles of the tail and one more that copies, SPLITS)."""
+    let_kernel_after_begin()
     block, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = block * TOKENS + tl.arange(0, TOKENS)
     there = token < tokens

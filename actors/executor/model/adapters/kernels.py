@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from ...devices.kernel import FOLLOWING, follow, jit
 from .extend import extend
 from .extend import tiles_for as tiles_to_extend
 from .products import Stack, Tail
@@ -75,8 +75,7 @@ def _shrink_kernel(
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    wait_for_kernel_before()
-    let_kernel_after_begin()
+    follow()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     adapter = tl.program_id(1)
     mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
@@ -116,8 +115,7 @@ def _expand_kernel(
     TILE: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
-    wait_for_kernel_before()
-    let_kernel_after_begin()
+    follow()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     adapter = tl.program_id(1)
     mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1

@@ -21,6 +21,8 @@ class TailedLinear(nn.Linear):
 
     extend: Callable[[Tensor], Tensor] | None = None
     """Makes of the states [T, K] what the whole weight is multiplied by, [T, K + C]; None: there are no adapters."""
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(F.linear)
+    """Of that, the whole weight and the bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, columns: int) -> None:
         """``columns`` are K."""
@@ -36,7 +38,7 @@ class TailedLinear(nn.Linear):
         """The products with this weight, and nothing that a rank does with those of others."""
         if self.extend is None:
             return F.linear(input, self.weight[:, : self.in_features], self.bias)
-        return F.linear(self.extend(input), self.weight, self.bias)
+        return self.product(self.extend(input), self.weight, self.bias)
 
 
 class TailedSummed(TailedLinear, Summed):

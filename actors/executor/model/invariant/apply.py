@@ -54,7 +54,7 @@ def replaced(part: nn.Module, *, on_cpu: bool) -> nn.Module:
     if type(part) is nn.Linear:
         if on_cpu:
             return BlockedLinear(part)
-        from .kernels import FixedOrderLinear  # triton comes with torch where there is a GPU
+        from ..products.fixed_order import FixedOrderLinear  # triton comes with torch where there is a GPU
 
         return FixedOrderLinear(part)
     if type(part) is Kept and on_cpu:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ...devices.kernel import FOLLOWING, follow, jit
 
 FLOAT8_MOST = tl.constexpr(448.0)
 INT8_MOST = tl.constexpr(127.0)
@@ -72,7 +72,7 @@ def _one_row_kernel(
     tile = weight + output[:, None] * K + column[None, :]
     # Nothing writes weights: the first are on their way while the kernel before this one ends.
     stored = tl.load(tile, mask=here[:, None] & (column < K)[None, :], other=0)
-    wait_for_kernel_before()
+    follow()
     sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for start in range(0, K, BLOCK_K):
         after = start + BLOCK_K + column < K
@@ -123,7 +123,7 @@ def _few_rows_kernel(
     FLOAT8: tl.constexpr = weight.dtype.element_ty == tl.float8e4nv
     SUM = tl.float32 if FLOAT8 else tl.int32
     EXACT: tl.constexpr = min(EXACT_COLUMNS, BLOCK_K)
-    wait_for_kernel_before()
+    follow()
     tile, share = tl.program_id(0), tl.program_id(1)
     output = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     here = output < N
@@ -197,7 +197,7 @@ def _nearest(number, dtype: tl.constexpr):
 @jit(do_not_specialize=["rows"])
 def _split_kernel(states, parts, scales, rows, K: tl.constexpr, PAD: tl.constexpr):
     """One row of ``states`` [rows, K] as two rows of ``parts`` [2, rows, K] with a scale of its own."""
-    wait_for_kernel_before()
+    follow()
     stored: tl.constexpr = parts.dtype.element_ty
     MOST: tl.constexpr = INT8_MOST if stored == tl.int8 else FLOAT8_MOST
     REST: tl.constexpr = INT8_REST if stored == tl.int8 else FLOAT8_REST
@@ -216,7 +216,7 @@ def _split_kernel(states, parts, scales, rows, K: tl.constexpr, PAD: tl.constexp
 @jit
 def _quantize_kernel(states, out, scales, K: tl.constexpr, PAD: tl.constexpr):
     """One row of ``states`` [rows, K] as float8_e4m3 with a scale of its own."""
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PAD)
     state = tl.load(states + row * K + column, mask=column < K, other=0.0).to(tl.float32)
@@ -237,7 +237,7 @@ def _dequantize_kernel(
     COLUMNS_PER_SCALE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    wait_for_kernel_before()
+    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     number = _numbers(tl.load(weight + row * K + column, mask=column < K, other=0), FLOAT8)

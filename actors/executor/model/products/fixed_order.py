@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ...devices.kernel import FOLLOWING, jit, wait_for_kernel_before
+from ...devices.kernel import FOLLOWING, OVERLAP, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
 
 UNIT = 128
 """Parts begin at multiples of this many columns, which are whole steps in any tile."""
@@ -36,24 +36,16 @@ MOST_PARTS = 4
 
 @jit
 def _sum_of_part(
-    states,
-    weight,
-    output,  # [BLOCK_N]
-    row,  # [ROWS]
-    rows,
-    begin,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    states, weight, output, row, rows, begin, end, N, K, BLOCK_K: tl.constexpr, EVEN: tl.constexpr
 ):
-    """The products [BLOCK_N, ROWS] of the columns from ``begin`` on, of which a part has ``PART``."""
+    """The products [BLOCK_N, ROWS] of the columns from ``begin`` to ``end``, for ``output`` [BLOCK_N] and ``row``
+    [ROWS]."""
     total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
-    for start in range(begin, min(begin + PART, K), BLOCK_K):
+    for start in range(begin, end, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
         here = output[:, None] < N
         there = row[None, :] < rows
-        if K % BLOCK_K > 0:
+        if not EVEN:
             here = here & (column < K)[None, :]
             there = there & (column < K)[:, None]
         numbers = tl.load(weight + output[:, None] * K + column[None, :], mask=here, other=0.0)
@@ -62,49 +54,71 @@ def _sum_of_part(
     return total
 
 
-@jit(do_not_specialize=["rows"])
+@jit
+def _prefetch(weight, output, begin, N, K, COLUMNS: tl.constexpr):
+    """Ask for the first columns of a part to be brought into the cache of the device, of 128 bytes each."""
+    if OVERLAP and PTX:
+        line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+        column = begin + tl.arange(0, COLUMNS // line) * line
+        place = (weight + tl.minimum(output, N - 1)[:, None] * K + tl.minimum(column, K - 1)[None, :]).to(
+            tl.int64
+        )
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@jit(do_not_specialize=["rows", "parts"])
 def product_kernel(
     states,  # [rows, K]
     weight,  # [N, K]
     bias,  # [N] or None
     out,  # [rows, N]
-    results,  # float32 [PARTS, tiles, BLOCK_N, ROWS], or None: one program goes through all parts
+    results,  # float32 [parts, tiles, BLOCK_N, ROWS]; None: no parts are added by another program
     arrived,  # int32 [tiles], zero before and after, or None
     rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PART: tl.constexpr,
+    N,
+    K,
+    part_width,  # columns of a part
+    parts,
+    SPREAD: tl.constexpr,  # each part has a program of its own
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PREFETCHED: tl.constexpr,  # columns
+    EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
 ):
-    """``BLOCK_N`` outputs of ``ROWS`` rows. Grid: (row tiles, tiles of outputs, parts if there are ``results``).
+    """``BLOCK_N`` outputs of ``ROWS`` rows. Grid: (row tiles, tiles of outputs, parts if they are spread).
 
     Row tiles vary fastest: what is read of the weight then comes from memory once.
     """
-    wait_for_kernel_before()
+    let_kernel_after_begin()
     output = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    if results is None:
-        total = _sum_of_part(states, weight, output, row, rows, 0, N, K, PART, BLOCK_K)
-        for part in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
-            total += _sum_of_part(states, weight, output, row, rows, part * PART, N, K, PART, BLOCK_K)
-        last = True
-    else:
-        part = tl.program_id(2)
-        total = _sum_of_part(states, weight, output, row, rows, part * PART, N, K, PART, BLOCK_K)
+    begin = tl.program_id(2) * part_width
+    if SPREAD:
+        _prefetch(weight, output, begin, N, K, PREFETCHED)
+    wait_for_kernel_before()
+    end = min(begin + part_width, K)
+    total = _sum_of_part(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
+    if not SPREAD:
+        for part in range(1, parts):
+            begin = part * part_width
+            end = min(begin + part_width, K)
+            total += _sum_of_part(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
+    last = True
+    if results is not None:
         tiles = tl.num_programs(0) * tl.num_programs(1)
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         size: tl.constexpr = BLOCK_N * ROWS
         within = tl.arange(0, BLOCK_N)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        tl.store(results + (part * tiles + tile).to(tl.int64) * size + within, total)
+        tl.store(results + (tl.program_id(2) * tiles + tile).to(tl.int64) * size + within, total)
         # What all threads of this program have stored is there before it says so, by one of them.
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == parts - 1
         if last:
             total = tl.load(results + tile.to(tl.int64) * size + within, cache_modifier=".cg")
-            for other in tl.static_range(1, PARTS):  # type: ignore[attr-defined]
+            for other in range(1, parts):
                 place = (other * tiles + tile).to(tl.int64) * size + within
                 total += tl.load(results + place, cache_modifier=".cg")
             tl.store(arrived + tile, 0)
@@ -124,22 +138,41 @@ class Tile(NamedTuple):
     columns: int
     warps: int
     stages: int
-    split: bool
+    spread: bool
     """Each part has a program of its own."""
 
 
-MOST_SPLIT = 256
+MOST_SPREAD = 256
 """Rows up to which there are not enough programs for all multiprocessors unless parts are spread over several."""
 
 MOST_TILES = 1 << 16
 
+STAGES, STAGES_OF_MANY = 6, 3
+"""Steps whose numbers are on their way at once, if a program has the memory for them."""
 
-def tile_for(rows: int, itemsize: int) -> Tile:
-    if rows <= MOST_SPLIT:
+PREFETCHED = 256
+"""Columns of a part that are asked for before the kernel before has ended."""
+
+
+def tile_for(rows: int, itemsize: int, memory: int) -> Tile:
+    """``memory`` are the bytes that a program of the device may have for what is on its way."""
+    if rows <= MOST_SPREAD:
         padded = max(16, min(128, triton.next_power_of_2(rows)))
         columns = UNIT if itemsize == 2 and padded <= 64 else 64 if itemsize == 2 else 32
-        return Tile(padded, FEW_OUTPUTS, columns, 4, 4, True)
-    return Tile(128, 128, 64 if itemsize == 2 else 32, 8, 3, False)
+        step = (FEW_OUTPUTS + padded) * columns * itemsize
+        return Tile(padded, FEW_OUTPUTS, columns, 4, max(2, min(STAGES, memory // step)), True)
+    columns = 64 if itemsize == 2 else 32
+    return Tile(
+        128, 128, columns, 8, max(2, min(STAGES_OF_MANY, memory // (256 * columns * itemsize))), False
+    )
+
+
+@cache
+def memory_of(device: torch.device) -> int:
+    """As of `tile_for`."""
+    if device.type != "cuda":
+        return 1 << 20
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @cache
@@ -163,17 +196,17 @@ def arrivals(device: torch.device) -> Tensor:
 def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
     """``states`` [rows, K] times the transposed ``weight`` [N, K], and ``bias`` [N]: [rows, N]; sums in float32."""
     (rows, columns), outputs = states.shape, len(weight)
-    tile = tile or tile_for(rows, states.element_size())
+    tile = tile or tile_for(rows, states.element_size(), memory_of(states.device))
     parts, part = parts_of(outputs, columns)
     out = states.new_empty(rows, outputs)
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs))
     results = arrived = None
-    if tile.split and parts > 1:
+    if tile.spread and parts > 1:
         if grid[0] * grid[1] > MOST_TILES:
             raise ValueError(f"{grid[0]} x {grid[1]} tiles are over the {MOST_TILES} that are counted")
         results = states.new_empty(parts * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
         arrived = arrivals(states.device)
-    product_kernel[(*grid, parts if results is not None else 1)](
+    product_kernel[(*grid, parts if tile.spread else 1)](
         states.contiguous(),
         weight,
         bias,
@@ -181,13 +214,16 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | No
         results,
         arrived,
         rows,
-        N=outputs,
-        K=columns,
-        PARTS=parts,
-        PART=part,
+        outputs,
+        columns,
+        part,
+        parts,
+        SPREAD=tile.spread,
         ROWS=tile.rows,
         BLOCK_N=tile.outputs,
         BLOCK_K=tile.columns,
+        PREFETCHED=PREFETCHED,
+        EVEN=columns % tile.columns == 0,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **FOLLOWING,
