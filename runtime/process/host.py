@@ -57,6 +57,10 @@ and where it does not come, the next message is late by no more than this."""
 TURN = 32
 """Most messages taken from one socket before the others have their turn, and what is due is done."""
 
+CLIENT_TURN = 8
+"""The same for what clients ask: what a router makes of it leaves when the turn is over, and a service that begins with
+the first of many requests is not to wait until all are taken in."""
+
 
 class Host:
     """Feeds one actor from its sockets, and times its turns."""
@@ -249,7 +253,7 @@ class Host:
         """Hand over what has arrived from clients; True if there may be more."""
         if self.public is None:
             return False
-        for _ in range(TURN):
+        for _ in range(CLIENT_TURN):
             received = self.public.receive()
             if received is None:
                 return False
