@@ -52,11 +52,22 @@ def run_events(host: Host) -> None:
         done = loop.create_future()
         timer: asyncio.TimerHandle | None = None
 
+        drains = {host.mailboxes.own: host.drain_mailbox}
+        if host.public is not None:
+            drains[host.public.socket] = host.drain_public
+        readable = set(drains)
+        """Sockets that may have something: a turn tries no others, since it takes longest to learn of nothing."""
+
         def turn() -> None:
             nonlocal timer
+            tried = readable.copy()
+            readable.clear()
             try:
                 host.drain_control()
-                more = host.drain_mailbox() | host.drain_public() | host.drain_services() | host.dump_on()
+                for s, drain in drains.items():
+                    if s in tried and drain():
+                        readable.add(s)
+                more = host.drain_services() | host.dump_on()
                 wait = host.do_due()
             except Exception as error:
                 if not done.done():
@@ -67,22 +78,22 @@ def run_events(host: Host) -> None:
                     done.set_result(None)
                 return
             # Sending may have used up the edge that signalled a message: look again.
-            if (
-                more
-                or any(int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN for s in sockets)
-                or (host.services is not None and host.services.look_again())
-            ):
+            for s in drains:
+                if s not in readable and int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                    readable.add(s)
+            if readable or more or (host.services is not None and host.services.look_again()):
                 loop.call_soon(turn)
             elif wait is not None:
                 if timer is not None:
                     timer.cancel()
                 timer = loop.call_later(wait, turn)
 
-        sockets = [host.mailboxes.own]
-        if host.public is not None:
-            sockets.append(host.public.socket)
-        for s in sockets:
-            loop.add_reader(s.fileno(), turn)
+        def arrived(socket: zmq.Socket[bytes]) -> None:
+            readable.add(socket)
+            turn()
+
+        for s in drains:
+            loop.add_reader(s.fileno(), arrived, s)
         if host.services is not None:
             host.services.watch(lambda fd, arrived: loop.add_reader(fd, arrived), loop.remove_reader, turn)
         loop.add_reader(host.channel.fileno(), turn)
