@@ -36,6 +36,8 @@ def choose(
 
     ``among``: the same as ``replicas``, to look one up.
     """
+    if len(replicas) == 1:
+        return replicas[0]
     among = replicas if among is None else among
     looked_at = some(replicas, hashes)
     loads = [replica.load for replica in looked_at]

@@ -47,12 +47,14 @@ def size_and_bytes(request: Generate) -> tuple[int, bytes]:
 
 def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[bytes]:
     """Hashes of the full blocks, those that ``ENDS`` names, each over everything up to its end."""
+    hashes: list[bytes] = []
+    if len(beginning) < BLOCK_BYTES:
+        return hashes
     parent = b""
     for text, person in ((adapter, b"adapter"), (cache_salt, b"cache salt")):
         parent = blake2b(
             text.encode("utf-8", "surrogatepass"), key=parent, digest_size=8, person=person
         ).digest()
-    hashes: list[bytes] = []
     start = 0
     for blocks in ENDS[: bisect_right(ENDS, len(beginning) // BLOCK_BYTES)]:
         end = blocks * BLOCK_BYTES

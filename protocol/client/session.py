@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from ..codec import decode_to_client, encode_from_client
+from ..codec import decode_to_client, encode, encode_from_client
 from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
 from ..formats.ids import CallIds
 from ..formats.tools import Offer, offer_of, with_schema
@@ -173,7 +173,7 @@ class Session:
         Its id must be of no other stream here.
         """
         self.check_open()
-        frame = encode_from_client(stream.resumed(now))
+        frame = encode(stream.resumed(now))
         if len(frame) > MAX_FRAME_BYTES:
             raise InvalidRequest(
                 f"the request and what was received of its answer have {len(frame)} bytes; a message has at most"

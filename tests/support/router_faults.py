@@ -153,8 +153,8 @@ FAULTS = [
     Fault(
         "what-moves-begins-anew",
         f"{SESSION}.adopt",
-        "encode_from_client(stream.resumed(now))",
-        "encode_from_client(stream.request)",
+        "encode(stream.resumed(now))",
+        "encode(stream.request)",
         fails=services_die,
     ),
     Fault(
