@@ -1,19 +1,20 @@
 """What a router costs: the same streams straight to a service and through a router, in turns, and its own time.
 
-``python examples/router_bench.py [--streams 64] [--rounds 5]`` prints throughput and time to the first token both
-ways, the processor time that the router's process took for a token, and, without sockets, how many tokens the
-router's actor passes on in a second of one core.
+``python examples/router_bench.py [--streams 64] [--rounds 20]`` prints, without sockets, how many tokens the router's
+actor passes on in a second of one core, and what a request costs it; then throughput and time to the first token both
+ways, by how much the median first token of a turn is later through the router, and the processor time that the router's
+process took for a request until all first tokens were there, and for each token after them. A turn takes 2.2 s.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import ctypes
 import random
 import statistics
 import time
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from slipstream.actors.router.router import Router
 from slipstream.protocol.codec import encode
@@ -25,12 +26,30 @@ from slipstream import AsyncClient, SamplingParams, Sidecar
 from slipstream.sidecar import RouterSidecar
 
 TOKENS = 200
-TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
-async def load(client: AsyncClient, streams: int) -> tuple[float, list[float]]:
-    """All streams at once: tokens per second, and seconds to each first token."""
-    firsts: list[float] = []
+@dataclass
+class Load:
+    """What one turn brought."""
+
+    rate: float = 0.0
+    """Tokens per second."""
+    firsts: list[float] = field(default_factory=list)
+    """Seconds to each first token."""
+    starting_s: float = 0.0
+    """Processor time of the router's process until all first tokens were there."""
+    streaming_s: float = 0.0
+    """The same after them."""
+
+    @property
+    def first(self) -> float:
+        return statistics.median(self.firsts)
+
+
+async def load(client: AsyncClient, streams: int, router: int) -> Load:
+    """All streams at once; ``router`` is the process of that name."""
+    found = Load()
+    spent_s = processor_s(router)
 
     async def one(number: int) -> None:
         begun = time.monotonic()
@@ -38,44 +57,61 @@ async def load(client: AsyncClient, streams: int) -> tuple[float, list[float]]:
         first = True
         async for _ in client.generate([number + 1, 2, 3, 4], params):
             if first:
-                firsts.append(time.monotonic() - begun)
                 first = False
+                found.firsts.append(time.monotonic() - begun)
+                if len(found.firsts) == streams:
+                    found.starting_s = processor_s(router) - spent_s
 
     begun = time.monotonic()
     await asyncio.gather(*(one(number) for number in range(streams)))
-    return streams * TOKENS / (time.monotonic() - begun), firsts
+    found.rate = streams * TOKENS / (time.monotonic() - begun)
+    found.streaming_s = processor_s(router) - spent_s - found.starting_s
+    return found
 
 
 def processor_s(pid: int) -> float:
-    """What a process has taken of the processors."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    """What a process has taken of the processors, to the microsecond."""
+    clock = ctypes.c_int()
+    ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    return time.clock_gettime(clock.value)
+
+
+def spread(values: list[float]) -> str:
+    """The median, and between which values half of all are."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} (half of all: {low:.2f} to {high:.2f})"
 
 
 async def beside(streams: int, rounds: int) -> None:
-    found: dict[str, list[tuple[float, list[float]]]] = {"direct": [], "routed": []}
+    direct: list[Load] = []
+    routed: list[Load] = []
     with (
         Sidecar(device="emulated", emulated_step_ms=5.0, max_num_seqs=streams) as service,
         RouterSidecar([service.endpoint]) as router,
     ):
         pid = router.pids["router"]
-        async with AsyncClient(service.endpoint) as direct, AsyncClient(router.endpoint) as routed:
-            for client in (direct, routed):
-                await load(client, streams)  # caches are warm and code has run once
-            spent = 0.0
+        async with AsyncClient(service.endpoint) as straight, AsyncClient(router.endpoint) as through:
+            for client in (straight, through):
+                await load(client, streams, pid)  # caches are warm and code has run once
             for _ in range(rounds):
-                for name, client in (("direct", direct), ("routed", routed)):
-                    before = processor_s(pid)
-                    found[name].append(await load(client, streams))
-                    spent += processor_s(pid) - before if name == "routed" else 0.0
-    for name, runs in found.items():
-        rate = statistics.median(rate for rate, _ in runs)
-        first = statistics.median(statistics.median(firsts) for _, firsts in runs)
-        print(f"{name}: {rate:8.0f} tokens/s, first token {first * 1e3:6.1f} ms")
-    ratio = statistics.median(r / d for (d, _), (r, _) in zip(found["direct"], found["routed"], strict=True))
-    print(f"routed / direct, turn by turn: {ratio:.3f}")
+                direct.append(await load(straight, streams, pid))
+                routed.append(await load(through, streams, pid))
+    for name, turns in (("direct", direct), ("routed", routed)):
+        rate = statistics.median(turn.rate for turn in turns)
+        print(
+            f"{name}: {rate:8.0f} tokens/s, first token after {spread([turn.first * 1e3 for turn in turns])} ms"
+        )
+    pairs = list(zip(direct, routed, strict=True))
     print(
-        f"router's process: {spent / (rounds * streams * TOKENS) * 1e6:.1f} us of processor time for a token"
+        f"routed / direct, turn by turn: {statistics.median(r.rate / d.rate for d, r in pairs):.3f} of the tokens/s"
+    )
+    print(
+        f"the first token comes later by {spread([(r.first - d.first) * 1e3 for d, r in pairs])} ms, turn by turn"
+    )
+    print(
+        "router's process, us of processor time:"
+        f" {spread([turn.starting_s / streams * 1e6 for turn in routed])} for a request and its first token,"
+        f" {spread([turn.streaming_s / (streams * (TOKENS - 1)) * 1e6 for turn in routed])} for a further token"
     )
 
 
@@ -148,7 +184,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     found = parser.parse_args()
     for services, streams in ((1, 64), (4, 256), (16, 1024)):
         best = max(alone(services, streams) for _ in range(3))
