@@ -1,6 +1,6 @@
 # make demo   set-up, then the main job on the bundled model
 # make test   set-up, then lint, types and the whole suite
-# make soak   the long drills
+# make soak   the long forms of drills and simulations
 # make clients   programs of others on the HTTP frontend, in an environment of their own
 .PHONY: demo test suite soak vocabularies clients lint setup clean
 
@@ -34,10 +34,8 @@ test: $(STAMP)
 suite: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# One long form alone: make soak DRILLS=tests/drills/test_overload.py
-DRILLS := tests/drills/test_simulation.py tests/scheduler/test_scheduler_simulation.py tests/executor/step/test_equivalence.py tests/executor/devices/test_races.py \
-	tests/drills/test_drill.py tests/processes/test_supervision.py tests/processes/test_models.py tests/drills/test_disk_full.py tests/drills/test_drain.py tests/drills/test_overload.py \
-	tests/protocol/test_protocol.py tests/drills/test_hostile_frames.py tests/drills/test_hostile_requests.py
+# The long forms of all tests that have one, or of some: make soak DRILLS=tests/drills/test_overload.py
+DRILLS := tests
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest --soak -s $(DRILLS)

@@ -1,4 +1,4 @@
-"""Shared by all tests: how long the drills are, and in which order files begin."""
+"""Shared by all tests: which have a long form, and in which order files begin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import pytest
 
 SOAK = 20
-"""How many times longer the drills are with ``--soak``."""
+"""How many times as many schedules, worlds or programs a test has with ``--soak``, unless it says otherwise."""
 
 
 LONGEST = (
@@ -48,22 +48,24 @@ gc.disable()  # until all is imported: looking through it again and again is hal
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help=f"make the drills {SOAK} times longer")
+    parser.addoption("--soak", action="store_true", help="run the long forms alone")
 
 
 @pytest.fixture(scope="session")
 def soak(request: pytest.FixtureRequest) -> bool:
-    """Whether the drills take their long form."""
+    """Whether a test that asks for this runs in its long form."""
     return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture
 def more(soak: bool) -> int:
-    """By how much a drill multiplies its number of schedules."""
+    """By how much a test multiplies its number of schedules."""
     return SOAK if soak else 1
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):  # what has no long form runs without
+        items[:] = [item for item in items if "soak" in getattr(item, "fixturenames", ())]
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

@@ -12,7 +12,7 @@ from slipstream.protocol.limits import MAX_FRAME_BYTES
 
 from slipstream import AsyncClient, SamplingParams, Sidecar, SlipstreamError
 
-REQUESTS, ALL_REQUESTS = 10_000, 1_000_000
+REQUESTS, ALL_REQUESTS = 4_000, 1_000_000
 MOST_ERROR_BYTES = 64 * 1024
 AT_ONCE = 64
 

@@ -11,7 +11,7 @@ from slipstream.actors.executor.devices.emulated import next_token
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_any_schedule_gives_each_request_the_tokens_that_it_has_alone(depth: int, more: int) -> None:
-    for seed in range(25 * more):
+    for seed in range(15 * more):
         world = World(seed, depth=depth)
         random_load(world, 25, aborts=0.15)
         world.check()
@@ -60,7 +60,7 @@ def crash_at_random(world: World, names: list[str]) -> None:
         world.at(0.01 + world.rng.random() * 0.2, lambda n=name, p=pause: world.crash(n, p))
 
 
-STEPS, ALL_STEPS = 200_000, 10_000_000
+STEPS, ALL_STEPS = 80_000, 10_000_000
 """Messages handled by the actors of the worlds in which everything fails."""
 
 

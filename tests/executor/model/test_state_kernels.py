@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def counted(function):
 """Stand-ins, with the arguments that the real ones have names for."""
 
 PROGRAM = """
-import socket, sys, torch, transformers
+import json, os, socket, sys, torch, transformers
 def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
 from slipstream.actors.executor.model.unused import leave_out
@@ -64,17 +65,29 @@ from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import make_config
 torch.set_num_threads(1)
 assert not transformers.integrations.hub_kernels._kernels_enabled, "they would be fetched"
-kernels.DEVICES = {KERNEL_DEVICES!r}
-model = from_config(make_config("qwen3_next"), torch.device("cpu"), torch.{dtype})
-counted = sys.modules.get("counted")
-counted and counted.calls.clear()
-with probed(model):
-    pass
-print(*sorted(set(counted.calls if counted else ())))
-counted and counted.calls.clear()
-assert laid_out(make_config("qwen3_next"), torch.bfloat16).stateful.notes() != []
-print(*sorted(set(counted.calls if counted else ())))
-print("; ".join(model.stateful.notes()[1:]))
+from_config(make_config("llama"), torch.device("cpu"), torch.float32)  # imports what all models have in common
+
+def look(folder, devices, dtype):
+    sys.path.insert(0, folder)
+    kernels.DEVICES = set(devices)
+    model = from_config(make_config("qwen3_next"), torch.device("cpu"), getattr(torch, dtype))
+    counted = sys.modules.get("counted")
+    counted and counted.calls.clear()
+    with probed(model):
+        pass
+    print(*sorted(set(counted.calls if counted else ())))
+    counted and counted.calls.clear()
+    assert laid_out(make_config("qwen3_next"), torch.bfloat16).stateful.notes() != []
+    print(*sorted(set(counted.calls if counted else ())))
+    print("; ".join(model.stateful.notes()[1:]), flush=True)
+
+for case in json.loads(sys.argv[1]):
+    assert not {"causal_conv1d", "fla", "transformers.models.qwen3_next.modeling_qwen3_next"} & set(sys.modules)
+    forked = os.fork()
+    if not forked:
+        look(*case)
+        os._exit(0)
+    assert os.waitpid(forked, 0)[1] == 0, case
 """
 
 
@@ -92,62 +105,75 @@ TOLD = (
 )
 
 
-def run(
-    folder: Path, packages: dict[str, str], kernel_devices: set[str], dtype: str = "bfloat16"
-) -> list[str]:
-    """What is called in a model on a CPU, what in one that is only laid out, and what is told of it."""
-    for name, text in packages.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+BROKEN = PACKAGES | {"causal_conv1d/__init__.py": "import causal_conv1d_cuda"}
+"""As one that was built for another torch."""
+
+CASES: dict[str, tuple[dict[str, str], str, str]] = {
+    "installed": (PACKAGES, "cpu", "bfloat16"),
+    "for a GPU": (PACKAGES, "cuda", "bfloat16"),
+    "in float32": (PACKAGES, "cpu", "float32"),
+    "not installed": ({}, "cpu", "bfloat16"),
+    "broken": (BROKEN, "cpu", "bfloat16"),
+}
+"""What is installed, the type of the devices on which kernels run, and the model's dtype."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Of each case: what is called in a model on a CPU, what in one that is only laid out, and what is told of it.
+
+    Each has a process of its own, in which nothing was looked for before; they are forks of one that has the imports.
+    """
+    cases = []
+    for packages, devices, dtype in CASES.values():
+        folder = tmp_path_factory.mktemp("packages")
+        for name, text in packages.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        cases.append((str(folder), [devices], dtype))
     ran = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PROGRAM.replace("{KERNEL_DEVICES!r}", repr(kernel_devices)).replace("{dtype}", dtype),
-        ],
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)])}
-        | {"HF_HUB_OFFLINE": "0", "USE_HUB_KERNELS": "YES"},
+        [sys.executable, "-c", PROGRAM, json.dumps(cases)],
+        env=os.environ | {"PYTHONPATH": str(SUPPORT)} | {"HF_HUB_OFFLINE": "0", "USE_HUB_KERNELS": "YES"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 3 * len(CASES)
+    return {name: lines[3 * place : 3 * place + 3] for place, name in enumerate(CASES)}
 
 
-def test_kernels_are_those_of_packages_that_are_installed(tmp_path: Path) -> None:
+def test_kernels_are_those_of_packages_that_are_installed(found: dict[str, list[str]]) -> None:
     """The probe, which runs chunks and single tokens, passes with them."""
-    called, laid_out, told = run(tmp_path, PACKAGES, {"cpu"})
+    called, laid_out, told = found["installed"]
     assert called.split() == CALLED
     assert laid_out == "", "the device of a model without memory is another"
     assert told == TOLD
 
 
-def test_kernels_are_called_on_a_gpu_alone(tmp_path: Path) -> None:
+def test_kernels_are_called_on_a_gpu_alone(found: dict[str, list[str]]) -> None:
     """The real ones fail anywhere else, also where a model is only laid out."""
-    called, laid_out, told = run(tmp_path, PACKAGES, {"cuda"})
+    called, laid_out, told = found["for a GPU"]
     assert called == laid_out == ""
     assert told == TOLD
 
 
-def test_kernels_are_not_called_in_float32(tmp_path: Path) -> None:
+def test_kernels_are_not_called_in_float32(found: dict[str, list[str]]) -> None:
     """The real ones multiply in TF32 there, which is not what transformers computes."""
-    called, _, told = run(tmp_path, PACKAGES, {"cpu"}, "float32")
+    called, _, told = found["in float32"]
     assert called == ""
     assert told == TOLD
 
 
-def test_packages_that_are_not_installed_are_named(tmp_path: Path) -> None:
-    called, laid_out, told = run(tmp_path, {}, {"cpu"})
+def test_packages_that_are_not_installed_are_named(found: dict[str, list[str]]) -> None:
+    called, laid_out, told = found["not installed"]
     assert called == laid_out == ""
     assert told.endswith("they are faster with causal-conv1d and flash-linear-attention installed")
 
 
-def test_a_package_that_cannot_be_imported_is_not_said_to_be_used(tmp_path: Path) -> None:
-    """As one that was built for another torch."""
-    broken = PACKAGES | {"causal_conv1d/__init__.py": "import causal_conv1d_cuda"}
-    called, _, told = run(tmp_path, broken, {"cpu"})
+def test_a_package_that_cannot_be_imported_is_not_said_to_be_used(found: dict[str, list[str]]) -> None:
+    called, _, told = found["broken"]
     assert called.split() == CALLED[2:]
     assert told.split("; others", 1) == [
         TOLD.replace("causal-conv1d and ", ""),

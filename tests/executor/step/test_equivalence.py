@@ -25,8 +25,8 @@ from slipstream.protocol.sampling import SamplingParams
 from tiny_models import STATEFUL
 from transformers import LlamaConfig
 
-SCHEDULES = 75
-"""Random schedules per depth."""
+SCHEDULES = 25
+"""Random schedules per depth; with ``--soak`` 500."""
 
 
 @pytest.fixture(scope="module")
