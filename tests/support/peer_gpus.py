@@ -53,7 +53,7 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
             parts = [given(count, dtype, rank, device).float() for rank in range(SIZE)]
             nccl = by_nccl.sum(mine.clone())
             summed = group.sum(mine)
-            every = group.gather(summed.view(torch.int16)[None].contiguous()).view(SIZE, -1)
+            every = group.gather(summed.view(torch.uint8)[None]).view(SIZE, -1)
             found["sums"] += 1
             found["wrong"] += not torch.equal(summed, (parts[0] + parts[1]).to(dtype))
             found["unlike"] += not torch.equal(every[0], every[1])
