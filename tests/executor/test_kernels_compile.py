@@ -304,7 +304,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "ranks:_sum_kernel",
             dict(tensor=dtype, rooms="*i64", peers="*i64", turns="*i32", words="i32"),
-            dict(RANK=1, SIZE=size, STRIDE=65536, CHANNEL=1024, LANES=lanes, TILE=512),
+            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=64, LANES=lanes, TILE=512),
         )
         for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),

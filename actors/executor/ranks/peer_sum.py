@@ -20,8 +20,8 @@ from .peer_memory import EMPTY
 MOST_BYTES = 512 << 10
 """Of the largest sum, what a rank is sent by all others together; NCCL sends less in larger ones, and is as fast."""
 
-CHANNELS = 64
-"""Programs of the largest sums: few enough to run at the same time on any GPU."""
+PROGRAMS = 64
+"""Of a kernel that sums, at most: few enough to run at the same time on any GPU."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -38,11 +38,10 @@ class PeerSum:
     """The sums of one rank, in the order in which all ranks have them, on streams that follow one another."""
 
     def __init__(self, rank: int, rooms: Tensor, addresses: list[int]) -> None:
-        """``rooms`` int64 [2, size, channels, words], all empty; ``addresses`` of every rank's, as this one reaches
-        them."""
+        """``rooms`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
         self.rank, self.rooms = rank, rooms
         self.peers = torch.tensor(addresses, dtype=torch.int64, device=rooms.device)
-        self.turns = torch.zeros(rooms.shape[2], dtype=torch.int32, device=rooms.device)
+        self.turns = torch.zeros(PROGRAMS, dtype=torch.int32, device=rooms.device)
         self.most_bytes, self.tile = rooms[0, 0].nbytes, TILE
 
     def takes(self, tensor: Tensor) -> bool:
@@ -61,10 +60,9 @@ class PeerSum:
             tensor.copy_(summed)
 
 
-def shape_of_rooms(size: int, most_bytes: int) -> tuple[int, int, int, int]:
-    """For ``size`` ranks, each of which is sent ``most_bytes`` by all others: a channel has whole tiles."""
-    tiles = -(-most_bytes // ((size - 1) * CHANNELS * TILE * WORD))
-    return 2, size, CHANNELS, tiles * TILE
+def shape_of_rooms(size: int, most_bytes: int) -> tuple[int, int, int]:
+    """For ``size`` ranks, each of which is sent ``most_bytes`` by all others together."""
+    return 2, size, most_bytes // ((size - 1) * WORD)
 
 
 # --- how the ranks come to it -------------------------------------------------------------------------
@@ -107,7 +105,7 @@ def peer_sum_of(
                 memory.write(address + rooms[0, :rank].nbytes, 1 + rank)
 
     def look() -> None:
-        first = rooms[0, :, 0, 0]
+        first = rooms[0, :, 0]
         missing = [other for other, word in enumerate(first.tolist()) if word != 1 + other and other != rank]
         if missing:
             raise OutOfReach(f"what rank {missing[0]} writes does not arrive")
