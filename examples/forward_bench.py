@@ -38,7 +38,7 @@ DEVICE = torch.device("cuda:0")
 BLOCK_SIZE = 16
 KINDS = (
     ("attention", ("attend", "plan_kernel", "write_kernel")),
-    ("ours", ("_add_norm", "_rotate", "_gate_kernel", "_angles", "_norm_kernel")),
+    ("ours", ("add_norm", "_rotate", "_gate_kernel", "_angles", "norm_kernel")),
     ("products", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "_product", "xmma")),
     ("reductions", ("reduce", "argmax", "softmax", "scan")),
     ("copies, casts", ("copy", "memcpy", "memset", "cat", "index", "gather", "scatter")),

@@ -96,14 +96,29 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     *(
         (
-            "model:_add_norm_kernel",
+            "model:add_norm_kernel",
             dict.fromkeys(("residual", "update", "out", "after", "before"), "*bf16") | NORM,
             dict(UPDATE=True, AFTER=after, BEFORE=True, N=896, PAD=1024),
         )
         for after in (False, True)
     ),
+    *(
+        (
+            "model:sum_add_norm_kernel",
+            dict.fromkeys(("residual", "update", "out", "after", "before"), dtype)
+            | NORM
+            | dict(rows="i32", rooms="*i64", peers="*i64", turns="*i32"),
+            dict(RANK=0, SIZE=size, ROOM=65536, PROGRAMS=64, LANES=lanes, AFTER=False, BEFORE=True)
+            | dict(N=width, PAD=pad),
+        )
+        for dtype, lanes, size, width, pad in (
+            ("*bf16", 4, 2, 4096, 4096),
+            ("*fp32", 2, 2, 4096, 4096),
+            ("*fp16", 4, 4, 5120, 8192),
+        )
+    ),
     (
-        "model:_norm_kernel",
+        "model:norm_kernel",
         dict(states="*bf16", weight="*bf16", stride="i32", epsilon="fp32", offset="fp32"),
         dict(N=4096, PAD=4096),
     ),
@@ -324,6 +339,7 @@ def kernels() -> dict[str, Any]:
         triton_write,
     )
     from slipstream.actors.executor.model import kernels as model
+    from slipstream.actors.executor.model import norm_kernels
     from slipstream.actors.executor.model.adapters import extend
     from slipstream.actors.executor.model.adapters import kernels as adapters
     from slipstream.actors.executor.model.products import fixed_order, one_row
@@ -340,6 +356,7 @@ def kernels() -> dict[str, Any]:
         f"{room}:{name}": found
         for room, module in (
             ("model", model),
+            ("model", norm_kernels),
             ("adapters", adapters),
             ("adapters", extend),
             ("quantization", quantization),

@@ -2,7 +2,8 @@
 
 A layer is four matrix products, attention, and four operations between them (`operations.py`). The states that run
 through the layers, the *residual*, are one tensor that each layer adds to in place; what a layer adds last is added
-by the next one's first operation, which normalises the sum as well.
+by the next one's first operation, which normalises the sum as well. Of several ranks each has a part of what is added,
+which that operation sums.
 
 ``fuse.py`` makes a decoder, and makes sure that it computes what transformers' own does.
 """
@@ -17,6 +18,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ..attention.backend import AttentionBackend
 from ..cache.paged import PagedBatch
+from ..ranks.layers import Unsummed, unsummed
 from .operations import Norm, Operations
 
 
@@ -62,7 +64,7 @@ class Attention(nn.Module):
 
     def forward(
         self, states: Tensor, angles: Tensor | None, batch: PagedBatch, backend: AttentionBackend
-    ) -> Tensor:
+    ) -> Tensor | Unsummed:
         """``states`` [T, H] give [T, H]; ``angles`` are those of ``rotary``."""
         queries, keys = self.query_heads, self.kv_heads
         flat = self.qkv_proj(states)
@@ -86,7 +88,7 @@ class Attention(nn.Module):
             softcap=self.softcap,
             sinks=self.sinks,
         )
-        return self.o_proj(output.reshape(len(flat), -1))
+        return unsummed(self.o_proj, output.reshape(len(flat), -1))
 
 
 class FeedForward(nn.Module):
@@ -99,8 +101,8 @@ class FeedForward(nn.Module):
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
         self.activation, self.operations = activation, operations
 
-    def forward(self, states: Tensor) -> Tensor:
-        return self.down_proj(self.operations.gate(self.gate_up_proj(states), self.activation))
+    def forward(self, states: Tensor) -> Tensor | Unsummed:
+        return unsummed(self.down_proj, self.operations.gate(self.gate_up_proj(states), self.activation))
 
 
 class Kept(nn.Module):
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
             residual = residual * self.embedding_scale
         operations, scale = self.operations, self.residual_scale
         angles: dict[int, Tensor] = {}
-        update: Tensor | None = None
+        update: Tensor | Unsummed | None = None
         after: Norm | None = None
         for layer in self.layers:
             assert isinstance(layer, Layer)

@@ -14,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, follow, jit
+from ..ranks.layers import Unsummed
+from ..ranks.peer_memory import WORD
+from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
 from .operations import Norm
 
 HEADS = 4
@@ -48,64 +51,6 @@ def _angles_kernel(
     target = out + token.to(tl.int64) * (2 * COUNT) + place
     tl.store(target, tl.cos(angle) * scaling, mask=mask)
     tl.store(target + COUNT, tl.sin(angle) * scaling, mask=mask)
-
-
-@jit
-def _normalised(states, weight, place, mask, epsilon, offset, N: tl.constexpr):
-    """``states`` float32, zero where masked, of which ``N`` are there."""
-    factor = tl.rsqrt(tl.sum(states * states, 0) / N + epsilon)
-    return states * factor * (tl.load(weight + place, mask=mask, other=0.0).to(tl.float32) + offset)
-
-
-@jit
-def _add_norm_kernel(
-    residual,  # [T, N]
-    update,  # [T, N]
-    out,  # [T, N]
-    after,  # [N]
-    before,  # [N]
-    after_epsilon,
-    after_offset,
-    scale,
-    before_epsilon,
-    before_offset,
-    UPDATE: tl.constexpr,
-    AFTER: tl.constexpr,
-    BEFORE: tl.constexpr,
-    N: tl.constexpr,
-    PAD: tl.constexpr,
-):
-    follow()
-    token = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, PAD)
-    mask = place < N
-    states = tl.load(residual + token * N + place, mask=mask, other=0.0)
-    dtype = states.dtype
-    states = states.to(tl.float32)
-    if UPDATE:
-        more = tl.load(update + token * N + place, mask=mask, other=0.0).to(tl.float32)
-        if AFTER:
-            more = _normalised(more, after, place, mask, after_epsilon, after_offset, N)
-        rounded = (states + more * scale).to(dtype)
-        tl.store(residual + token * N + place, rounded, mask=mask)
-        states = rounded.to(tl.float32)
-    if BEFORE:
-        states = _normalised(states, before, place, mask, before_epsilon, before_offset, N)
-        tl.store(out + token * N + place, states.to(dtype), mask=mask)
-
-
-@jit
-def _norm_kernel(states, weight, stride, epsilon, offset, N: tl.constexpr, PAD: tl.constexpr):
-    follow()
-    place = tl.arange(0, PAD)
-    mask = place < N
-    pointer = states + tl.program_id(0).to(tl.int64) * stride + place
-    row = tl.load(pointer, mask=mask, other=0.0)
-    tl.store(
-        pointer,
-        _normalised(row.to(tl.float32), weight, place, mask, epsilon, offset, N).to(row.dtype),
-        mask=mask,
-    )
 
 
 @jit
@@ -211,36 +156,51 @@ class TritonOperations:
         return out
 
     def add_norm(
-        self, residual: Tensor, update: Tensor | None, after: Norm | None, scale: float, before: Norm | None
+        self,
+        residual: Tensor,
+        update: Tensor | Unsummed | None,
+        after: Norm | None,
+        scale: float,
+        before: Norm | None,
     ) -> Tensor:
         if update is None and before is None:
             return residual
         tokens, width = residual.shape
         out = residual if before is None else torch.empty_like(residual)
         pad = triton.next_power_of_2(width)
-        _add_norm_kernel[(tokens,)](
-            residual,
-            residual if update is None else update.contiguous(),
-            out,
+        norms = (
             residual if after is None else after.weight,
             residual if before is None else before.weight,
             *((0.0, 0.0) if after is None else (after.epsilon, after.offset)),
             scale,
             *((0.0, 0.0) if before is None else (before.epsilon, before.offset)),
-            UPDATE=update is not None,
-            AFTER=after is not None,
-            BEFORE=before is not None,
-            N=width,
-            PAD=pad,
-            num_warps=warps(pad),
-            **FOLLOWING,
         )
+        named = dict(AFTER=after is not None, BEFORE=before is not None, N=width, PAD=pad)
+        named |= dict(num_warps=warps(pad), **FOLLOWING)
+        if isinstance(update, Unsummed):
+            small = update.group.small_for(update.part)
+            if small is not None and sums_rows(update.part, pad):
+                part, programs = update.part.contiguous(), min(tokens, small.programs)
+                sum_add_norm_kernel[(programs,)](
+                    residual,
+                    part,
+                    out,
+                    *norms,
+                    rows=tokens,
+                    LANES=WORD // part.itemsize,
+                    **small.arguments,
+                    **named,
+                )
+                return out
+            update = update.summed()
+        states = residual if update is None else update.contiguous()
+        add_norm_kernel[(tokens,)](residual, states, out, *norms, UPDATE=update is not None, **named)
         return out
 
     def norm(self, states: Tensor, norm: Norm) -> None:
         tokens, width = states.shape
         pad = triton.next_power_of_2(width)
-        _norm_kernel[(tokens,)](
+        norm_kernel[(tokens,)](
             states,
             norm.weight,
             states.stride(0),
@@ -299,6 +259,12 @@ class TritonOperations:
             **FOLLOWING,
         )
         return out
+
+
+def sums_rows(part: Tensor, pad: int) -> bool:
+    """Whether a program can sum rows of the ranks: whole words, and not fewer than threads, which have each its own."""
+    row = part.shape[1] * part.itemsize
+    return row % WORD == 0 and pad * part.itemsize >= 32 * warps(pad) * WORD
 
 
 def warps(width: int) -> int:

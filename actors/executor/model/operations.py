@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranks.layers import Unsummed
+
 ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -37,7 +39,12 @@ class Operations(Protocol):
         ...
 
     def add_norm(
-        self, residual: Tensor, update: Tensor | None, after: Norm | None, scale: float, before: Norm | None
+        self,
+        residual: Tensor,
+        update: Tensor | Unsummed | None,
+        after: Norm | None,
+        scale: float,
+        before: Norm | None,
     ) -> Tensor:
         """Add ``scale`` times ``update`` [T, H], normalised by ``after`` if given, to ``residual`` [T, H] in place.
 
@@ -79,8 +86,15 @@ class TorchOperations:
         return found if scaling == 1.0 else found * scaling
 
     def add_norm(
-        self, residual: Tensor, update: Tensor | None, after: Norm | None, scale: float, before: Norm | None
+        self,
+        residual: Tensor,
+        update: Tensor | Unsummed | None,
+        after: Norm | None,
+        scale: float,
+        before: Norm | None,
     ) -> Tensor:
+        if isinstance(update, Unsummed):
+            update = update.summed()
         if update is not None:
             residual.add_(update if after is None else normalised(update, after), alpha=scale)
         return residual if before is None else normalised(residual, before)

@@ -50,6 +50,10 @@ def is_of_connection(error: BaseException) -> bool:
 class SmallSums(Protocol):
     """As `PeerSum`."""
 
+    @property
+    def programs(self) -> int: ...
+    @property
+    def arguments(self) -> dict[str, Any]: ...
     def takes(self, tensor: Tensor) -> bool: ...
     def __call__(self, tensor: Tensor) -> None: ...
 
@@ -79,12 +83,17 @@ class RankGroup:
         """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
         if tensor.is_meta:
             return tensor
-        if self.small is not None and self.small.takes(tensor):
-            self.small(tensor)
+        small = self.small_for(tensor)
+        if small is not None:
+            small(tensor)
         else:
             with TOGETHER:
                 wait(self.backend.allreduce([tensor], self.summing))
         return tensor
+
+    def small_for(self, tensor: Tensor) -> SmallSums | None:
+        """What sums such tensors, if it is not the backend: the same on all ranks, since their tensors are alike."""
+        return self.small if self.small is not None and self.small.takes(tensor) else None
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors [N, M] of all ranks side by side, [N, size * M]."""

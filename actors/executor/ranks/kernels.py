@@ -22,12 +22,15 @@ With ``TRITON_INTERPRET=1`` in the environment before the first import of ``trit
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, PTX, follow, jit
 from . import peer_memory
+from .peer_memory import WORD
 
 EMPTY = tl.constexpr(peer_memory.EMPTY)
 
@@ -168,22 +171,12 @@ def _sum_kernel(
     end_turn(turns, turn, PROGRAMS)
 
 
-def sum_in_place(tensor: Tensor, rank: int, rooms: Tensor, peers: Tensor, turns: Tensor, tile: int) -> None:
-    """Put the sum of all ranks' tensors into ``tensor``, which is contiguous and begins at a multiple of 16 bytes; the
-    rest as of `PeerSum`."""
-    _, size, room = rooms.shape
-    words = tensor.nbytes // rooms.itemsize
-    _sum_kernel[(min(len(turns), triton.cdiv(words, tile)),)](
-        tensor,
-        rooms,
-        peers,
-        turns,
-        words,
-        RANK=rank,
-        SIZE=size,
-        ROOM=room,
-        PROGRAMS=len(turns),
-        LANES=rooms.itemsize // tensor.itemsize,
-        TILE=tile,
-        **FOLLOWING,
+def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
+    """Put the sum of all ranks' tensors into ``tensor``, which is contiguous and begins at a multiple of 16 bytes.
+
+    ``programs`` is the most of them, each of which sends ``tile`` words at once; ``arguments`` as of `PeerSum`.
+    """
+    words = tensor.nbytes // WORD
+    _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
+        tensor, words=words, LANES=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
     )

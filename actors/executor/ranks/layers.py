@@ -38,6 +38,16 @@ def part_of(tensor: Tensor, dim: int, size: int, part: int, name: str) -> Tensor
     return tensor.tensor_split(size, dim)[part].clone()
 
 
+class Unsummed(NamedTuple):
+    """What a rank has of a sum that is made by whoever takes it."""
+
+    part: Tensor
+    group: RankGroup
+
+    def summed(self) -> Tensor:
+        return self.group.sum(self.part)
+
+
 class Summed(nn.Linear):
     """Columns of the whole weight: the products of all ranks are summed. The bias, summed too, is one rank's alone."""
 
@@ -51,13 +61,22 @@ class Summed(nn.Linear):
         """The products of this rank."""
         return F.linear(input, self.weight, self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def unsummed(self, input: Tensor) -> Unsummed:
+        """What this rank has of the outputs."""
         if self.of_whole:
             input = input.tensor_split(self.group.size, -1)[self.group.rank]
         products = self.multiply(input)
         if self.adding is not None:
             self.adding(input, products)
-        return self.group.sum(products)
+        return Unsummed(products, self.group)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.unsummed(input).summed()
+
+
+def unsummed(layer: nn.Linear, input: Tensor) -> Tensor | Unsummed:
+    """The outputs of a layer; of one that has columns, this rank's part of them."""
+    return layer.unsummed(input) if isinstance(layer, Summed) else layer(input)
 
 
 class PartOfLinear(nn.Linear):

@@ -18,6 +18,8 @@ HANDLE_BYTES = 64
 """CU_IPC_HANDLE_SIZE."""
 REACH_PEERS = 1
 """CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS."""
+WORD = 8
+"""Bytes of what is sent as a whole."""
 EMPTY = -0x7FFF_FFFF_8000_0000
 """The word where nothing has come: zeros, some of them negative, whether as two numbers of 32 bits or as four of 16.
 The same zeros without a sign are sent instead."""

@@ -7,7 +7,7 @@ are on their way. ``kernels.py`` says how they are summed instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ....protocol.errors import SlipstreamError
 from ....runtime.log import logger
 from .group import RankGroup
-from .peer_memory import EMPTY
+from .peer_memory import EMPTY, WORD
 
 MOST_BYTES = 512 << 10
 """Of the largest sum, what a rank is sent by all others together; NCCL sends less in larger ones, and is as fast."""
@@ -25,9 +25,6 @@ PROGRAMS = 64
 
 TILE = 512
 """Words that a program sends at once."""
-
-WORD = 8
-"""Bytes."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -44,6 +41,18 @@ class PeerSum:
         self.turns = torch.zeros(PROGRAMS, dtype=torch.int32, device=rooms.device)
         self.most_bytes, self.tile = rooms[0, 0].nbytes, TILE
 
+    @property
+    def programs(self) -> int:
+        """The most of a kernel that sums."""
+        return len(self.turns)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of every kernel that sums."""
+        _, size, room = self.rooms.shape
+        tensors = {"rooms": self.rooms, "peers": self.peers, "turns": self.turns}
+        return tensors | {"RANK": self.rank, "SIZE": size, "ROOM": room, "PROGRAMS": self.programs}
+
     def takes(self, tensor: Tensor) -> bool:
         """Whether it sums tensors of this kind and size, which are those of all ranks."""
         nbytes = tensor.nbytes
@@ -55,14 +64,14 @@ class PeerSum:
 
         in_place = tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
         summed = tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)
-        sum_in_place(summed, self.rank, self.rooms, self.peers, self.turns, self.tile)
+        sum_in_place(summed, self.programs, self.tile, self.arguments)
         if not in_place:
             tensor.copy_(summed)
 
 
 def shape_of_rooms(size: int, most_bytes: int) -> tuple[int, int, int]:
     """For ``size`` ranks, each of which is sent ``most_bytes`` by all others together."""
-    return 2, size, most_bytes // ((size - 1) * WORD)
+    return 2, size, most_bytes // ((size - 1) * WORD * TILE) * TILE
 
 
 # --- how the ranks come to it -------------------------------------------------------------------------

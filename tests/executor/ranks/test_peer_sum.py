@@ -8,7 +8,7 @@ import mmap
 import multiprocessing
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,10 +16,13 @@ import pytest
 import torch
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import at_once, groups
+from slipstream.actors.executor.model.operations import Norm, TorchOperations
 from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.peer_memory import EMPTY
 from slipstream.actors.executor.ranks.peer_sum import (
     MOST_BYTES,
+    TILE,
     WORD,
     Memory,
     PeerSum,
@@ -27,7 +30,7 @@ from slipstream.actors.executor.ranks.peer_sum import (
     shape_of_rooms,
 )
 from slipstream.protocol.errors import SlipstreamError
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CPU = torch.device("cpu")
@@ -81,47 +84,114 @@ def expected(number: int, size: int) -> Tensor:
     return total.to(parts[0].dtype)
 
 
-def run_rank(rank: int, rooms: list[Tensor], results: Tensor) -> None:
-    """One rank, which is slower than the others now and then."""
-    mine = rooms[rank].view(2, len(rooms), MOST_WORDS)
-    peer_sum = PeerSum(rank, mine, [other.data_ptr() for other in rooms])
-    peer_sum.tile, peer_sum.turns = TILE_HERE, peer_sum.turns[:PROGRAMS_HERE]
-    rng = random.Random(rank)
-    busy = torch.zeros(2000)
-    for number in range(SUMS):
-        for _ in range(rng.choice((0, 0, 0, 100))):
-            busy.sin_()
-        tensor = given(number, rank)
-        peer_sum(tensor)
-        results[number, rank, : tensor.nbytes // WORD] = tensor.view(torch.int64)
+class Processes:
+    """A process for each rank, and what each has found, in words."""
+
+    def __init__(self, size: int, work: Callable[[int, PeerSum], Iterator[Tensor]], most_words: int) -> None:
+        """``work`` gives of each sum what a rank has then."""
+        self.work, self.most_words = work, most_words
+        self.rooms = [shared(2 * size * most_words * WORD) for _ in range(size)]
+        for room in self.rooms:
+            room.fill_(EMPTY)
+        self.results = shared(SUMS * size * 2 * most_words * WORD).view(SUMS, size, 2 * most_words)
+
+    def run_rank(self, rank: int) -> None:
+        """It is slower than the others now and then."""
+        mine = self.rooms[rank].view(2, len(self.rooms), self.most_words)
+        peer_sum = PeerSum(rank, mine, [other.data_ptr() for other in self.rooms])
+        peer_sum.tile, peer_sum.turns = TILE_HERE, peer_sum.turns[:PROGRAMS_HERE]
+        rng = random.Random(rank)
+        busy = torch.zeros(2000)
+        for number, found in enumerate(self.work(rank, peer_sum)):
+            self.results[number, rank, : found.nbytes // WORD] = found.flatten().view(torch.int64)
+            for _ in range(rng.choice((0, 0, 0, 100))):
+                busy.sin_()
+
+    def run(self) -> Tensor:
+        """The results of rank 0, which all have to have to the last bit."""
+        fork = multiprocessing.get_context("fork")
+        ranks = [
+            fork.Process(target=self.run_rank, args=(rank,), daemon=True) for rank in range(len(self.rooms))
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(PATIENCE_S)
+        stuck = [process.is_alive() for process in ranks]
+        for process in ranks:
+            process.kill()
+        assert not any(stuck), "a rank waits for ever"
+        assert [process.exitcode for process in ranks] == [0] * len(ranks)
+        assert all(bool((room == EMPTY).all()) for room in self.rooms), "nothing is left for later sums"
+        for number in range(SUMS):
+            assert bool((self.results[number] == self.results[number, 0]).all()), f"sum {number}"
+        return self.results[:, 0]
 
 
 @needs_processes
 @pytest.mark.parametrize("size", [2, 3])
 def test_all_ranks_have_the_same_sums_however_fast_each_is(size: int) -> None:
-    rooms = [shared(2 * size * MOST) for _ in range(size)]
-    for room in rooms:
-        room.fill_(EMPTY)
-    results = shared(SUMS * size * MOST).view(SUMS, size, MOST // WORD)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, rooms, results), daemon=True) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(PATIENCE_S)
-    stuck = [process.is_alive() for process in ranks]
-    for process in ranks:
-        process.kill()
-    assert not any(stuck), "a rank waits for ever"
-    assert [process.exitcode for process in ranks] == [0] * size
-    assert all(bool((room == EMPTY).all()) for room in rooms), "nothing is left for later sums"
+    def work(rank: int, peer_sum: PeerSum) -> Iterator[Tensor]:
+        for number in range(SUMS):
+            tensor = given(number, rank)
+            peer_sum(tensor)
+            yield tensor
+
+    results = Processes(size, work, MOST_WORDS).run()
     for number in range(SUMS):
         wanted = expected(number, size)
-        for rank in range(size):
-            found = results[number, rank, : wanted.nbytes // WORD].view(wanted.dtype)
-            assert torch.equal(found, wanted), (number, rank)
-        bits = results[number]
-        assert bool((bits == bits[0]).all()), "to the last bit"
+        found = results[number, : wanted.nbytes // WORD].view(wanted.dtype)
+        assert torch.equal(found, wanted), number
+
+
+WIDTH, MOST_ROWS = 120, 5
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2.5e-2}
+
+
+def rows_of(number: int, rank: int) -> tuple[Tensor, Tensor, Norm | None, Norm]:
+    """Of a layer: the residual, a rank's part of what is added to it, and the norms of that and of both."""
+    rng, numbers = random.Random(number), torch.Generator().manual_seed(number)
+    dtype, rows = rng.choice(DTYPES), rng.randint(1, MOST_ROWS)
+    residual = torch.randn(rows, WIDTH, generator=numbers).to(dtype)
+    norms = [
+        Norm(nn.Parameter(torch.rand(WIDTH, generator=numbers).to(dtype)), 1e-5, offset)
+        for offset in (0.0, 1.0)
+    ]
+    numbers.manual_seed(1000 * number + rank)
+    part = torch.randn(rows, WIDTH, generator=numbers).to(dtype)
+    return residual, part, rng.choice((None, norms[0])), norms[1]
+
+
+@needs_processes
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
+    """Sums by themselves come between, whose kernels cut the same memory otherwise."""
+
+    def work(rank: int, peer_sum: PeerSum) -> Iterator[Tensor]:
+        from slipstream.actors.executor.model.kernels import TritonOperations
+
+        operations = TritonOperations()
+        group = RankGroup(rank, size, None)
+        group.small = peer_sum
+        with torch.inference_mode():
+            for number in range(SUMS):
+                residual, part, after, before = rows_of(number, rank)
+                if number % 3 == 0:
+                    group.sum(torch.ones(WORD))
+                out = operations.add_norm(residual, Unsummed(part, group), after, 0.5, before)
+                yield torch.stack((residual, out))
+
+    results = Processes(size, work, MOST_ROWS * WIDTH // 2).run()
+    for number in range(SUMS):
+        residual, part, after, before = rows_of(number, 0)
+        dtype = part.dtype
+        total = sum((rows_of(number, rank)[1].float() for rank in range(size)), torch.zeros(()))
+        with torch.inference_mode():
+            out = TorchOperations().add_norm(residual, total.to(dtype), after, 0.5, before)
+        wanted = torch.stack((residual, out)).float()
+        found = results[number, : wanted.numel() * dtype.itemsize // WORD].view(dtype).view(wanted.shape)
+        difference = float((found.float() - wanted).abs().max() / wanted.abs().max())
+        assert difference <= TOLERANCE[dtype], number
 
 
 # --- what is summed so ----------------------------------------------------------------------------------
@@ -134,7 +204,7 @@ def peer_sum(size: int = 2) -> PeerSum:
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_a_rank_is_sent_a_bounded_number_of_bytes_by_all_others(size: int) -> None:
     most = peer_sum(size).most_bytes
-    assert MOST_BYTES - size * WORD < most * (size - 1) <= MOST_BYTES
+    assert MOST_BYTES - size * WORD * TILE < most * (size - 1) <= MOST_BYTES
 
 
 def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
@@ -145,6 +215,7 @@ def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
 
     class Small:
         takes = staticmethod(found.takes)
+        programs, arguments = 1, {}
 
         def __call__(self, tensor: Tensor) -> None:
             small.append(tensor)

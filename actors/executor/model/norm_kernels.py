@@ -1,0 +1,182 @@
+"""The kernels that normalise rows: one after something was added to them, or after the ranks' parts of it were summed.
+
+That sum and what follows it are one kernel, since with few rows each takes little longer than its launch.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from ..devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
+from ..ranks.kernels import end_turn, send_to_all, total_of_all, turn_of, words_of
+
+
+@jit
+def _normalised(states, weight, epsilon, offset, N: tl.constexpr):
+    """``states`` float32, zero where masked, of which ``N`` are there."""
+    factor = tl.rsqrt(tl.sum(states * states, 0) / N + epsilon)
+    return states * factor * (weight.to(tl.float32) + offset)
+
+
+@jit
+def _load_row(pointer, THERE: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
+    """A row, if it is there."""
+    place = tl.arange(0, PAD)
+    if THERE:
+        return tl.load(pointer + place, mask=place < N, other=0.0)
+    else:
+        return tl.zeros((PAD,), tl.float32)
+
+
+@jit
+def _add_norm_row(
+    states,  # [PAD], as what follows: of the residual, what is added to it, and the weights of the norms
+    more,
+    after,
+    before,
+    residual,  # where the row begins
+    out,
+    after_epsilon,
+    after_offset,
+    scale,
+    before_epsilon,
+    before_offset,
+    UPDATE: tl.constexpr,
+    AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
+    N: tl.constexpr,
+    PAD: tl.constexpr,
+):
+    place = tl.arange(0, PAD)
+    mask = place < N
+    dtype = states.dtype
+    states = states.to(tl.float32)
+    if UPDATE:
+        more = more.to(tl.float32)
+        if AFTER:
+            more = _normalised(more, after, after_epsilon, after_offset, N)
+        rounded = (states + more * scale).to(dtype)
+        tl.store(residual + place, rounded, mask=mask)
+        states = rounded.to(tl.float32)
+    if BEFORE:
+        states = _normalised(states, before, before_epsilon, before_offset, N)
+        tl.store(out + place, states.to(dtype), mask=mask)
+
+
+@jit
+def add_norm_kernel(
+    residual,  # [T, N]
+    update,  # [T, N]
+    out,  # [T, N]
+    after,  # [N]
+    before,  # [N]
+    after_epsilon,
+    after_offset,
+    scale,
+    before_epsilon,
+    before_offset,
+    UPDATE: tl.constexpr,
+    AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
+    N: tl.constexpr,
+    PAD: tl.constexpr,
+):
+    let_kernel_after_begin()
+    after_weight = _load_row(after, AFTER, N, PAD)
+    before_weight = _load_row(before, BEFORE, N, PAD)
+    wait_for_kernel_before()
+    row = tl.program_id(0).to(tl.int64) * N
+    _add_norm_row(
+        _load_row(residual + row, True, N, PAD),
+        _load_row(update + row, UPDATE, N, PAD),
+        after_weight,
+        before_weight,
+        residual + row,
+        out + row,
+        after_epsilon,
+        after_offset,
+        scale,
+        before_epsilon,
+        before_offset,
+        UPDATE,
+        AFTER,
+        BEFORE,
+        N,
+        PAD,
+    )
+
+
+@jit(do_not_specialize=["rows"])
+def sum_add_norm_kernel(
+    residual,  # [T, N]
+    update,  # [T, N]: this rank's part
+    out,  # [T, N]
+    after,  # [N]
+    before,  # [N]
+    after_epsilon,
+    after_offset,
+    scale,
+    before_epsilon,
+    before_offset,
+    rows,
+    rooms,
+    peers,
+    turns,
+    RANK: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROOM: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
+    N: tl.constexpr,
+    PAD: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """The same with the sum of all ranks' parts, which ``ranks/kernels.py`` explains."""
+    let_kernel_after_begin()
+    after_weight = _load_row(after, AFTER, N, PAD)
+    before_weight = _load_row(before, BEFORE, N, PAD)
+    wait_for_kernel_before()
+    dtype: tl.constexpr = update.dtype.element_ty
+    turn = turn_of(turns)
+    word = tl.arange(0, PAD // LANES)
+    here = word < N // LANES
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = row * (N // LANES) + word
+        send_to_all(words_of(update, at, here), peers, turn, at, here, RANK, SIZE, ROOM)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = row * (N // LANES) + word
+        states = _load_row(residual + row * N, True, N, PAD)
+        own = words_of(update, at, here)
+        total = total_of_all(own, rooms, turn, at, here, RANK, SIZE, ROOM, LANES, dtype)
+        _add_norm_row(
+            states,
+            tl.reshape(total.to(dtype), (PAD,)),
+            after_weight,
+            before_weight,
+            residual + row * N,
+            out + row * N,
+            after_epsilon,
+            after_offset,
+            scale,
+            before_epsilon,
+            before_offset,
+            True,
+            AFTER,
+            BEFORE,
+            N,
+            PAD,
+        )
+    end_turn(turns, turn, PROGRAMS)
+
+
+@jit
+def norm_kernel(states, weight, stride, epsilon, offset, N: tl.constexpr, PAD: tl.constexpr):
+    let_kernel_after_begin()
+    weight = _load_row(weight, True, N, PAD)
+    wait_for_kernel_before()
+    place = tl.arange(0, PAD)
+    pointer = states + tl.program_id(0).to(tl.int64) * stride
+    row = _load_row(pointer, True, N, PAD)
+    found = _normalised(row.to(tl.float32), weight, epsilon, offset, N)
+    tl.store(pointer + place, found.to(row.dtype), mask=place < N)
