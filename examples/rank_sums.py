@@ -1,8 +1,8 @@
 """What a sum of several ranks takes: over memory that they reach on each other's GPUs, and through NCCL.
 
 ``python examples/ranks.py --sums --ranks 2`` prints the table. Each time is that of one of 64 sums in a CUDA graph, by
-themselves and each before the operation that follows it in a decoder, which adds it to the residual and normalises.
-Of the operation alone the time is in the last column.
+themselves and with what follows each in a decoder, where it is added to the residual and that is normalised: a kernel
+after NCCL's, and over peer memory the same kernel. What follows takes by itself what the last column says.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 import torch.multiprocessing as processes
 from slipstream.actors.executor.model.operations import Norm
 from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
-from slipstream.actors.executor.ranks.peer_sum import peer_sum_of
+from slipstream.actors.executor.ranks.peer_sum import MOST_BYTES, peer_sum_of
+from torch import Tensor
 
 ROWS = (1, 8, 32, 64, 128, 256)
 WIDTH = 4096
@@ -35,7 +37,8 @@ def measure(ranks: int) -> list[dict[str, float]]:
 
 def table(ranks: int) -> str:
     lines = [
-        f"{ranks} ranks, microseconds of one sum of rows of {WIDTH} bfloat16",
+        f"{ranks} ranks, microseconds of one sum of rows of {WIDTH} bfloat16; by default over peer memory up to"
+        f" {MOST_BYTES // (ranks - 1) >> 10} KiB",
         "rows     KiB     NCCL  peer memory   with what follows: NCCL  peer memory  no sum",
     ]
     for row in measure(ranks):
@@ -60,24 +63,19 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
         weight = torch.nn.Parameter(torch.ones(WIDTH, device=device, dtype=torch.bfloat16))
         norm = Norm(weight, 1e-5, 0.0)
         operations = TritonOperations()
-        found = []
+        found: list[dict[str, float]] = []
         for rows in ROWS:
             states, residual = torch.zeros(2, rows, WIDTH, device=device, dtype=torch.bfloat16)
 
-            def follow(states: torch.Tensor = states, residual: torch.Tensor = residual) -> None:
-                operations.add_norm(residual, states, None, 1.0, norm)
-
-            def both(
-                group: RankGroup, states: torch.Tensor = states, follow: Callable[[], None] = follow
-            ) -> None:
-                group.sum(states)
-                follow()
+            def follow(update: Tensor | Unsummed, residual: Tensor = residual) -> None:
+                operations.add_norm(residual, update, None, 1.0, norm)
 
             found.append({"rows": rows})
             for name, one in (("nccl", by_nccl), ("peer", group)):
-                found[-1][name] = microseconds(lambda one=one, states=states: one.sum(states), device)
-                found[-1][f"{name}_followed"] = microseconds(lambda one=one, both=both: both(one), device)
-            found[-1]["none_followed"] = microseconds(follow, device)
+                part = Unsummed(states, one)
+                found[-1][name] = microseconds(part.summed, device)
+                found[-1][f"{name}_followed"] = microseconds(lambda f=follow, part=part: f(part), device)
+            found[-1]["none_followed"] = microseconds(lambda f=follow, part=states: f(part), device)
     if rank == 0:
         (Path(folder) / "found").write_text(json.dumps(found))
 
@@ -86,6 +84,7 @@ def microseconds(work: Callable[[], object], device: torch.device) -> float:
     """Of ``work``, many times in a graph that is replayed many times."""
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)  # what it reads was made on another stream
     with torch.cuda.stream(stream):
         work()
         stream.synchronize()

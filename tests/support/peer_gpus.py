@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from slipstream.actors.executor.model.kernels import TritonOperations
+from slipstream.actors.executor.model.operations import Norm
 from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
 from slipstream.actors.executor.ranks.peer_sum import PeerSum, peer_sum_of
@@ -80,6 +83,7 @@ class Counted:
 def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
     """A graph of many sums of three sizes, over and over."""
     counted = Counted(group, device)
+    torch.cuda.synchronize(device)  # it was made on another stream
     stream = torch.cuda.Stream(device)
 
     def work() -> None:
@@ -127,9 +131,36 @@ def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
     return {"bytes": larger.small.most_bytes, "wrong": int(counted.wrong)}
 
 
+def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
+    """Sums that are added and normalised at once, each time on top of the last, beside NCCL and a kernel of its own:
+    the most by which they differ, by the size of the numbers; and rows of which the ranks have other bits."""
+    operations = TritonOperations()
+    by_nccl = RankGroup(group.rank, group.size, group.backend)
+    found = {"difference_16": 0.0, "difference_32": 0.0, "unlike": 0.0}
+    for dtype in (torch.bfloat16, torch.float32):
+        weight = torch.nn.Parameter(given(WIDTH, dtype, 9, device), requires_grad=False)
+        norm = Norm(weight, 1e-5, 0.0)
+        for rows in (1, 2, 31, 32):
+            first = given(rows * WIDTH, dtype, 8, device).view(rows, WIDTH)
+            results: list[Tensor] = []
+            for way in (group, by_nccl):
+                residual, out = first.clone(), first
+                for number in range(100):
+                    part = given(rows * WIDTH, dtype, 10 + 2 * number + group.rank, device).view(rows, WIDTH)
+                    out = operations.add_norm(residual, Unsummed(part, way), None, 0.1, norm)
+                results.append(torch.cat((residual, out)))
+            ours, nccl = (one.float() for one in results)
+            name = f"difference_{8 * dtype.itemsize}"
+            found[name] = max(found[name], float((ours - nccl).abs().max() / nccl.abs().max()))
+            every = group.gather(results[0].view(torch.uint8).view(1, -1)).view(SIZE, -1)
+            found["unlike"] += int((every[0] != every[1]).sum())
+    return found
+
+
 def sums(group: RankGroup, device: torch.device, results: Path) -> None:
-    parts: tuple[Callable[[RankGroup, torch.device], dict[str, int]], ...] = (
+    parts: tuple[Callable[[RankGroup, torch.device], dict[str, Any]], ...] = (
         compare,
+        normalise,
         replay,
         at_unequal_speeds,
         of_any_size,

@@ -57,6 +57,15 @@ def test_all_ranks_have_the_bits_of_the_sum_in_float32(found: list[dict[str, Any
     assert compared["nccl_differs"] == 0, "of two numbers there is one sum"
 
 
+def test_a_sum_that_is_added_and_normalised_at_once_is_that_of_two_kernels(
+    found: list[dict[str, Any]],
+) -> None:
+    for rank in range(2):
+        assert found[rank]["normalise"]["unlike"] == 0
+        assert found[rank]["normalise"]["difference_16"] < 2e-2
+        assert found[rank]["normalise"]["difference_32"] < 1e-5
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("part", ["replay", "at_unequal_speeds", "of_any_size"])
 def test_no_number_of_any_sum_is_wrong(found: list[dict[str, Any]], part: str, rank: int) -> None:
