@@ -194,6 +194,23 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
         assert difference <= TOLERANCE[dtype], number
 
 
+@needs_processes
+def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
+    """A word that several threads have would be emptied by one before the other has read it."""
+    from slipstream.actors.executor.model.kernels import sums_rows, warps
+
+    def summed(width: int, dtype: torch.dtype) -> bool:
+        pad = 1 << (width - 1).bit_length()
+        found = sums_rows(torch.empty(1, width, dtype=dtype), pad)
+        assert not found or pad * dtype.itemsize // WORD >= 32 * warps(pad)
+        return found
+
+    for width in (896, 1536, 2880, 4096, 5120, 8192, 16384):
+        assert all(summed(width, dtype) for dtype in DTYPES), width
+    assert not summed(64, torch.bfloat16), "words of half a warp"
+    assert not summed(4098, torch.bfloat16), "half a word is left"
+
+
 # --- what is summed so ----------------------------------------------------------------------------------
 
 
