@@ -1,0 +1,88 @@
+"""A decoder in Triton's kernels on two ranks, whose sums go over memory that both reach, computes what the whole does.
+
+The probe at load says so, as it does for any division. The ranks are processes that share memory, in the interpreter.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interpreter import INTERPRETED, needs_interpreter, run_interpreted
+from rank_threads import PATIENCE
+from slipstream.actors.executor.model import fuse
+from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.load import divide
+from slipstream.actors.executor.ranks.peer_memory import EMPTY, WORD
+from slipstream.actors.executor.ranks.peer_sum import PeerSum
+from tiny_models import make_config
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+SIZE, WORDS = 2, 1 << 12
+WIDTH = 96
+"""Rows of fewer numbers would be summed by themselves."""
+PATIENCE_S = 120.0
+
+
+@needs_interpreter
+def test_under_the_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> None:
+    """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the rooms."""
+    from slipstream.actors.executor.model.kernels import TritonOperations
+
+    class Counting(PeerSum):
+        """How often it was asked for: by itself, and for a kernel of the decoder."""
+
+        alone, added = 0, 0
+
+        def __call__(self, tensor: torch.Tensor) -> None:
+            self.alone += 1
+            super().__call__(tensor)
+
+        @property
+        def arguments(self) -> dict[str, Any]:
+            self.added += 1
+            return super().arguments
+
+    torch.set_num_threads(1)
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [ProcessGroupGloo.create_device(interface="lo")]
+    options._timeout = PATIENCE
+    group = RankGroup(rank, SIZE, ProcessGroupGloo(FileStore(store, SIZE), rank, SIZE, options))
+    mine = rooms[rank].view(2, SIZE, WORDS)
+    group.small = small = Counting(rank, mine, [other.data_ptr() for other in rooms])
+    fuse.operations_for = lambda device: TritonOperations()
+    model = from_config(make_config(family, hidden_size=WIDTH), torch.device("cpu"), torch.float32)
+    divide(model, group)
+    assert model.kept_because == "", model.kept_because
+    assert small.added - small.alone >= 2 * len(model.layout.layers), "every sum of the probe's decoder"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU the ranks are those of the service")
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
+    family: str, tmp_path: Path
+) -> None:
+    rooms = [torch.frombuffer(mmap.mmap(-1, 2 * SIZE * WORDS * WORD), dtype=torch.int64) for _ in range(SIZE)]
+    for room in rooms:
+        room.fill_(EMPTY)
+    fork = multiprocessing.get_context("fork")
+    given = (family, str(tmp_path / "store"), rooms)
+    ranks = [fork.Process(target=run_rank, args=(rank, *given), daemon=True) for rank in range(SIZE)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(PATIENCE_S)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0] * SIZE
+    assert all(bool((room == EMPTY).all()) for room in rooms)
