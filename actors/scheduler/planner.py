@@ -2,7 +2,8 @@
 
 A step runs every decoding sequence, then prompts in chunks: of those that hold a slot in the order of
 their admission, then of those that wait, while slots, blocks and the budget of tokens last. Beside
-sequences that decode, the prefill budget is so small that they do not stall.
+sequences that decode, the prefill budget is so small that they do not stall; but answers that have begun and are
+computed again go first, in full steps.
 
 Two things make room. When the cache is full, the last of those that run, by priority and age, gives way, so that the
 first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
@@ -117,7 +118,7 @@ class Planner:
             return None
         rows = table.decoding.nonzero()[0]
         draft.budget -= len(rows)
-        if len(rows) and (self.prefilling or self.waiting):
+        if len(rows) and (self.prefilling or self.waiting) and not self.answers_stand_still():
             draft.budget = self.prefill_budget.limit(draft.budget)
         budget = draft.budget
         table.computed[rows] += 1
@@ -141,6 +142,16 @@ class Planner:
         prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, draft.prompt_logprobs)
+
+    def answers_stand_still(self) -> bool:
+        """Whether a sequence that has begun its answer is next to be computed again, or is being.
+
+        It was preempted, or lost with an executor. Its own gap is the longest then, and full steps end it soonest.
+        """
+        if any(sequence.has_begun for sequence in self.prefilling):
+            return True
+        first = self.waiting.first()
+        return first is not None and first.has_begun
 
     def reserve_blocks(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in order give way.

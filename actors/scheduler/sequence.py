@@ -134,6 +134,11 @@ class Sequence:
         self.logprobs = ledger(self.params.logprobs)
         self.prompt_logprobs = ledger(self.params.prompt_logprobs)
 
+    @property
+    def has_begun(self) -> bool:
+        """Some of its answer was there when it came into the queue."""
+        return len(self.tokens) > self.prompt_len
+
     def order(self) -> tuple[float, int]:
         """Who comes later has the higher one; among equals, who came later."""
         return self.sort_key, self.request

@@ -297,6 +297,37 @@ def test_a_new_executor_is_given_everything_again_and_no_token_changes() -> None
         assert bench.tokens[request] == alone(prompt(request, 30), request, 20, set(), VOCAB)
 
 
+def test_answers_that_stand_still_are_computed_again_in_full_steps_and_new_prompts_are_not() -> None:
+    """On a device whose steps are so long that it is given the least of a prompt beside others."""
+    bench = Bench(slots=9, budget=64, length=512, blocks=129, step_ns=lambda prefill: 10**8 * (1 + prefill))
+    for request in range(8):
+        bench.ask(request, prompt(request, 60), max_tokens=200, **FREE)
+    while not all(bench.tokens.get(request) for request in range(8)):
+        bench.finish_step()
+    for _ in range(20):
+        bench.finish_step()
+
+    def tokens_of_prompts(since: int) -> list[int]:
+        return [sum(count for _, count in pairs(plan.chunks)) for plan in bench.plans[since:]]
+
+    bench.outstanding.clear()
+    bench.rows.clear()
+    bench.cache.clear()
+    bench.give(PeerUp("executor", 9))
+    before = len(bench.plans)
+    had = {request: len(bench.tokens[request]) for request in range(8)}
+    bench.give(Capacity(129, 16))
+    while any(len(bench.tokens[request]) == had[request] for request in range(8)):
+        bench.finish_step()
+    again = [count for count in tokens_of_prompts(before) if count]
+    assert all(count > 64 - 8 for count in again[:-1])
+    bench.ask(8, prompt(8, 60), max_tokens=5, **FREE)
+    before = len(bench.plans)
+    while not bench.tokens.get(8):
+        bench.finish_step()
+    assert max(tokens_of_prompts(before)) <= 16
+
+
 def test_a_result_of_another_step_than_the_oldest_is_a_fault_that_names_both() -> None:
     bench = Bench()
     bench.ask(1, prompt(1, 5), max_tokens=9, **FREE)

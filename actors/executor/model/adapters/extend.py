@@ -42,8 +42,8 @@ class Tiles(NamedTuple):
     stages: int
 
 
-ONE = Tiles(16, 64, 256, 16, 256, 4, 2)
-FEW = Tiles(32, 64, 256, 16, 256, 4, 2)
+ONE = Tiles(16, 64, 256, 32, 256, 8, 2)
+FEW = Tiles(32, 64, 256, 32, 256, 8, 2)
 MANY = Tiles(64, 64, 64, 8, 256, 4, 3)
 """For steps of up to 16 tokens, of up to ``FEW_TOKENS``, and of more. ``examples/adapter_bench.py`` measures others."""
 
