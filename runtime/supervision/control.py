@@ -191,6 +191,8 @@ def send(channel: socket.socket, message: AnyControl, descriptors: Sequence[int]
 
 def receive(channel: socket.socket) -> AnyControl | None:
     """The next message; None when the other side is gone. ``BlockingIOError`` if there is none yet."""
+    # A host asks at each turn: do not have the system map a packet's memory for nothing.
+    channel.recv(1, socket.MSG_PEEK)
     return decode(channel.recv(MAX_PACKET))
 
 

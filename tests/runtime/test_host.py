@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import socket
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from processes import Planted
 from slipstream.runtime.process.public_socket import most_connections
+from slipstream.runtime.supervision import control
 
 from slipstream import SamplingParams
 
@@ -67,3 +70,20 @@ def test_what_large_pieces_took_goes_back_to_the_system_whatever_small_ones_lie_
 def test_connections_leave_most_descriptors_free_for_a_burst(descriptors: int, most: int) -> None:
     """ZeroMQ accepts beside the host, and ends the process at the last one."""
     assert most_connections(descriptors) == most
+
+
+def test_a_turn_at_which_the_supervisor_says_nothing_takes_no_memory_for_a_packet() -> None:
+    """The system mapped it and took it back, at each turn and for each message: 10 us."""
+    channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with channel, other:
+        channel.setblocking(False)
+        tracemalloc.start()
+        with pytest.raises(BlockingIOError):
+            control.receive(channel)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < control.MAX_PACKET / 4
+        control.send(other, control.Probe())
+        assert control.receive(channel) == control.Probe()
+        other.close()
+        assert control.receive(channel) is None
