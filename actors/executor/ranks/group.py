@@ -50,6 +50,8 @@ def is_of_connection(error: BaseException) -> bool:
 class SmallSums(Protocol):
     """As `PeerSum`."""
 
+    most_bytes: int
+
     @property
     def programs(self) -> int: ...
     @property
@@ -94,6 +96,13 @@ class RankGroup:
     def small_for(self, tensor: Tensor) -> SmallSums | None:
         """What sums such tensors, if it is not the backend: the same on all ranks, since their tensors are alike."""
         return self.small if self.small is not None and self.small.takes(tensor) else None
+
+    def told(self) -> str:
+        """How GPUs sum, for people."""
+        if self.small is None:
+            return "NCCL sums what the ranks have"
+        most = self.small.most_bytes >> 10
+        return f"sums of the ranks go over each other's memory up to {most} KiB, and through NCCL beyond"
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors [N, M] of all ranks side by side, [N, size * M]."""

@@ -232,7 +232,7 @@ def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
 
     class Small:
         takes = staticmethod(found.takes)
-        programs, arguments = 1, {}
+        programs, arguments, most_bytes = 1, {}, found.most_bytes
 
         def __call__(self, tensor: Tensor) -> None:
             small.append(tensor)
@@ -255,6 +255,9 @@ def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
         large.pop()
     group.sum(torch.zeros(64, device="meta"))
     assert small == large == []
+    assert "up to 512 KiB, and through NCCL" in group.told()
+    group.small = None
+    assert group.told() == "NCCL sums what the ranks have"
 
 
 # --- how the ranks come to it ---------------------------------------------------------------------------
