@@ -47,6 +47,7 @@ LEAST_RANKS = {"8b": 1, "70b": 2}
 """On devices of 139 GiB: the weights of the 70B model are 131."""
 
 PROMPT = 128
+PATIENCE_S = 60.0
 
 
 def measure(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) -> list[Row]:
@@ -61,12 +62,27 @@ def measure(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) ->
         print(
             f"{model} on {ranks}: started in {time.perf_counter() - begun:.1f} s\n{sidecar.log}", flush=True
         )
+        wait_for_all(sidecar)
         for count in rows:
             found.append({"what": "slipstream", "model": model, "ranks": ranks, "rows": count})
             found[-1] |= run(client, ranks, count, new)
             print(json.dumps(found[-1]), flush=True)
         recovery(sidecar, client, ranks)
     return found
+
+
+def wait_for_all(sidecar: Sidecar) -> None:
+    """Until all graphs are captured, and the spare executor can be forked."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        actors = sidecar.actors
+        spares = [actor for actor in actors.values() if actor["role"] == "spare"]
+        captured = actors["executor"].get("full_speed_s") is not None
+        if captured and all(each["state"] == "ready" for each in spares):
+            return
+        if time.monotonic() > end:
+            raise TimeoutError(f"not all is there after {PATIENCE_S:g} s\n{sidecar.log}")
+        time.sleep(0.1)
 
 
 def run(client: Client, ranks: int, rows: int, new: int) -> Row:
@@ -92,6 +108,7 @@ def recovery(sidecar: Sidecar, client: Client, ranks: int) -> None:
     begun = time.perf_counter()
     h200.run_rows(client, 1, 8, 16)
     print(f"an answer {time.perf_counter() - begun:.1f} s after the last rank was killed", flush=True)
+    print(sidecar.log.splitlines()[-3:], flush=True)
 
 
 # --- vLLM ---------------------------------------------------------------------------------------------
