@@ -53,11 +53,21 @@ def delay_compiler() -> None:
     del module.__path__  # whoever imports another part looks for it, and gets the whole
 
 
+class NoRules:
+    """What the compiler traces and what not, where nothing is compiled. Ranks that meet have it forget them."""
+
+    @staticmethod
+    def clear_lru_cache() -> None:
+        pass
+
+
 class DelayedCompiler(ModuleType):
     """``torch._dynamo`` until it is needed: the marks on functions mark nothing, since nothing is compiled.
 
     Any other attribute makes it the real one, in its place.
     """
+
+    trace_rules = NoRules
 
     @staticmethod
     def disable(fn: Any = None, *_: Any, **__: Any) -> Any:

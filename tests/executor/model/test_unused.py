@@ -21,6 +21,8 @@ from slipstream.actors.executor.model.load import load_model
 from slipstream.service import BUNDLED_MODEL
 
 model = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"))
+from slipstream.actors.executor.ranks.meeting import meet
+meet(0, 1, sys.argv[1], torch.device("cpu"))
 modules = sorted(sys.modules)
 
 @torch.compile(backend="eager")
@@ -40,13 +42,14 @@ print(json.dumps([modules, compiled, same, torch._dynamo.config.cache_size_limit
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Any]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    met = str(tmp_path_factory.mktemp("ranks") / "met")
+    done = subprocess.run([sys.executable, "-c", PROGRAM, met], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_model_is_loaded_without_what_no_executor_uses(found: list[Any]) -> None:
+def test_a_model_is_loaded_and_ranks_meet_without_what_no_executor_uses(found: list[Any]) -> None:
     modules = set(found[0])
     assert "transformers.modeling_utils" in modules
     unused = {
