@@ -21,7 +21,7 @@ RETRY_S = 0.05
 """Between two tries to find one."""
 
 MOST_KNOWN, MOST_KNOWN_OF_ONE = 1 << 21, 1 << 17
-"""Hashes that are remembered, of all services together and of one: each takes about 120 bytes (``tracemalloc``)."""
+"""Hashes that are remembered, of all services together and of one: each takes 120 to 200 bytes (``tracemalloc``)."""
 
 
 class Placement:
