@@ -78,7 +78,7 @@ def processor_s(pid: int) -> float:
 
 def spread(values: list[float]) -> str:
     """The median, and between which values half of all are."""
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.2f} (half of all: {low:.2f} to {high:.2f})"
 
 
@@ -184,7 +184,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each way, at least 2")
     found = parser.parse_args()
     for services, streams in ((1, 64), (4, 256), (16, 1024)):
         best = max(alone(services, streams) for _ in range(3))
