@@ -77,7 +77,11 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """InvalidRequest when the folder has no weights that are read, that is safetensors files."""
-        if any(self.folder.glob("*.safetensors")):
+        files = list(self.folder.glob("*.safetensors"))
+        for file in files:
+            if not file.is_file():  # to read a pipe is to wait for ever
+                raise InvalidRequest(f"model {str(self.folder)!r}: {file.name} is no file")
+        if files:
             return
         looked_for = "model.safetensors or model.safetensors.index.json"
         pickles = sorted(
@@ -103,7 +107,7 @@ class Checkpoint:
         for source in sources:
             given = source.get("eos_token_id")
             ids = given if isinstance(given, list) else [] if given is None else [given]
-            if not all(isinstance(token, int) for token in ids):
+            if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
                 raise ModelNotSupported(
                     f"{self.folder} names {given!r:.80} as eos_token_id; expected a number or a list of numbers"
                 )
@@ -118,11 +122,16 @@ class Checkpoint:
         if not isinstance(text, str):
             return
         added = named.get("added_tokens_decoder")  # ids as text, each with its token
-        if isinstance(added, dict):
-            tokens = [token | {"id": int(number)} for number, token in added.items()]
-        else:
-            tokens = read_json(self.folder / "tokenizer.json").get("added_tokens") or []
-        yield from (token["id"] for token in tokens if token.get("content") == text)
+        try:
+            if isinstance(added, dict):
+                tokens = [token | {"id": int(number)} for number, token in added.items()]
+            else:
+                tokens = read_json(self.folder / "tokenizer.json").get("added_tokens") or []
+            yield from [int(token["id"]) for token in tokens if token.get("content") == text]
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise ModelNotSupported(
+                f"the added tokens in {self.folder} are no tokens by their ids; take the tokenizer's files as they were"
+            ) from None
 
 
 def open_checkpoint(model: str, files: Sequence[str] = SERVED_FILES) -> Checkpoint:
@@ -191,10 +200,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+MAX_TEMPLATE_BYTES = 1024 * 1024
+"""Of a chat template; the longest of known ones has 30 KB."""
+
+
 def read_template(path: Path) -> str:
     """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
+            text = file.read(MAX_TEMPLATE_BYTES + 1)
+        if len(text) > MAX_TEMPLATE_BYTES:
+            raise ModelNotSupported(f"the chat template {path} has more than {MAX_TEMPLATE_BYTES} characters")
+        return text
     except (OSError, UnicodeDecodeError) as error:
         raise ModelNotSupported(f"the chat template {path} cannot be read: {error}") from None
 

@@ -24,14 +24,19 @@ LONGEST_PARENT = 60
 
 @contextlib.contextmanager
 def run_directory() -> Iterator[Path]:
-    """A new folder, which is removed at the end."""
-    parent = run_parent()
-    clear_stale(parent)
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=RUN_PREFIX, dir=parent))
-        lock = try_lock(path)
-        if lock is not None:
-            break  # another service may have taken it for a stale one between the two lines; then again
+    """A new folder, which is removed at the end. SlipstreamError if none can be made."""
+    try:
+        parent = run_parent()
+        clear_stale(parent)
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=RUN_PREFIX, dir=parent))
+            lock = try_lock(path)
+            if lock is not None:
+                break  # another service may have taken it for a stale one between the two lines; then again
+    except OSError as error:
+        raise SlipstreamError(
+            f"no folder for sockets can be made ({error}); XDG_RUNTIME_DIR or TMPDIR may name another place for it"
+        ) from None
     try:
         yield path
     finally:
@@ -59,7 +64,8 @@ def restore(path: Path) -> int | None:
 
 def run_parent() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR")
-    parent = base if base and os.access(base, os.W_OK) else tempfile.gettempdir()
+    usable = base and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK)
+    parent = base if base and usable else tempfile.gettempdir()
     return Path(parent if len(os.fsencode(parent)) <= LONGEST_PARENT else "/tmp")
 
 

@@ -110,11 +110,16 @@ def from_file(options: dict[str, Option], path: Path) -> Layer:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The top level of a TOML or JSON file, or of a YAML file where PyYAML is there."""
+    suffix = path.suffix.lower()
+    if path.exists() and not path.is_dir():  # else reading says what is wrong
+        if suffix not in (".toml", ".json", ".yaml", ".yml"):
+            raise InvalidRequest(f"{path} is neither .toml nor .json nor .yaml")
+        if not path.is_file():  # to read a pipe is to wait for ever
+            raise InvalidRequest(f"{path} is no file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"cannot read the file {str(path)!r}: {error}") from None
-    suffix = path.suffix.lower()
     try:
         if suffix == ".toml":
             import tomllib
@@ -122,7 +127,7 @@ def read_file(path: Path) -> dict[str, Any]:
             found = tomllib.loads(text)
         elif suffix == ".json":
             found = json.loads(text)
-        elif suffix in (".yaml", ".yml"):
+        else:
             try:
                 import yaml
             except ImportError:
@@ -130,8 +135,6 @@ def read_file(path: Path) -> dict[str, Any]:
                     f"{path} is YAML, and PyYAML is not installed: give a TOML or JSON file"
                 ) from None
             found = yaml.safe_load(text)
-        else:
-            raise InvalidRequest(f"{path} is neither .toml nor .json nor .yaml")
     except InvalidRequest:
         raise
     except Exception as error:  # each format has errors of its own, and deep nesting a RecursionError

@@ -32,13 +32,21 @@ def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
     return None if options.chat_template is None else os.path.abspath(options.chat_template)
 
 
+MAX_DEFAULTS_BYTES = 1024 * 1024
+"""Of the file of ``--model-defaults``."""
+
+
 def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
     """What ``--model-defaults`` says; whether the fields are good, the frontend sees."""
     if file is None:
         return {}
     try:
-        return msgspec.json.decode(Path(file).read_bytes(), type=dict[str, dict[str, Any]])
-    except (OSError, msgspec.DecodeError) as error:
+        with Path(file).open("rb") as source:
+            text = source.read(MAX_DEFAULTS_BYTES + 1)
+        if len(text) > MAX_DEFAULTS_BYTES:
+            raise ValueError(f"it has more than {MAX_DEFAULTS_BYTES} bytes")
+        return msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+    except (OSError, ValueError) as error:  # a DecodeError is one
         raise InvalidRequest(
             f'{file} cannot be read: {error}; it is a JSON file such as {{"NAME": {{"temperature": 0.6}}}}'
         ) from None

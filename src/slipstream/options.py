@@ -388,6 +388,8 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
+        if self.served_model_name is not None and not self.served_model_name.strip(" ,"):
+            raise InvalidRequest(f"{spell('served_model_name')} has no name in it; give one, or leave it out")
         unused = [] if self.device == "auto" else self.without_effect(self.device)
         if unused:
             raise InvalidRequest(f"{spell(unused[0])} has no effect with {spell('device')}; leave it out")

@@ -41,8 +41,9 @@ def specify_and_run(
     """Run the children that ``specify`` names for a run directory; returns the exit code."""
     configure(as_json=wants_json(options.log_format))
     parent = os.getppid()
-    with run_directory() as directory:
+    with contextlib.ExitStack() as held:
         try:
+            directory = held.enter_context(run_directory())
             check_file_limit()
             specs = specify(directory)
         except SlipstreamError as error:

@@ -161,6 +161,29 @@ def test_a_service_starts_with_its_standard_streams_closed(descriptors: tuple[in
         assert served.stop() == 0
 
 
+def test_a_service_starts_without_the_folder_that_the_environment_names_and_says_so_if_there_is_no_other(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    with service(XDG_RUNTIME_DIR=str(tmp_path / "file")) as served:
+        assert str(tmp_path) not in served.ready["endpoint"]
+        assert served.stop() == 0
+    done = subprocess.run(  # no file may be written, and so no temporary folder is usable
+        [
+            "sh",
+            "-c",
+            'ulimit -f 0; exec "$0" -m slipstream serve --device=emulated --ready-fd=1',
+            sys.executable,
+        ],
+        capture_output=True,
+        timeout=NEAR,
+    )
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["message"].startswith("no folder for sockets can be made")
+    assert b"no folder for sockets can be made" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("variables", [{"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error"}], ids=str)
 def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables: dict[str, str]) -> None:
     with service(

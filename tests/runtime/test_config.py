@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from slipstream.runtime.options.table import table
 from slipstream.runtime.options.values import size
 
 from slipstream import InvalidRequest
+from slipstream.child_specs import model_defaults
 from slipstream.options import ServeOptions
 
 
@@ -198,6 +200,22 @@ def test_refused_files(tmp_path: Path, name: str, text: str, message: str) -> No
     file.write_text(text)
     with pytest.raises(InvalidRequest, match=message):
         resolved(f"--config={file}")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(InvalidRequest, match=r"a\.toml is no file"):
+        resolved(f"--config={tmp_path / 'a.toml'}")
+    with pytest.raises(InvalidRequest, match=r"/dev/zero is neither \.toml"):
+        resolved("--config=/dev/zero")
+    with pytest.raises(InvalidRequest, match=r"/dev/zero cannot be read: it has more than 1048576 bytes"):
+        model_defaults("/dev/zero")
+
+
+@pytest.mark.parametrize("names", ["", ",,", " , "])
+def test_served_names_of_which_none_is_a_name_are_refused(names: str) -> None:
+    with pytest.raises(InvalidRequest, match="has no name in it"):
+        resolved(f"--served-model-name={names}")
 
 
 def test_missing_file() -> None:

@@ -222,7 +222,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration as transformers reads it, which knows the defaults; ModelNotSupported when it cannot."""
     try:
         return AutoConfig.from_pretrained(folder, **FROM_FOLDER)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelNotSupported(
             f"model {str(folder)!r}: transformers {version('transformers')} cannot read its configuration, "
             f"and code from a model's folder is never run: {error}"

@@ -16,6 +16,7 @@ from slipstream.actors.checkpoint import (
     chat_template_sources,
     max_model_len,
     open_checkpoint,
+    read_template,
 )
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
@@ -78,11 +79,36 @@ def test_a_configuration_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> N
         open_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize("given", ["x", 2.5, [10**9, "x"], {"a": 1}])
+@pytest.mark.parametrize("given", ["x", 2.5, True, [10**9, "x"], {"a": 1}])
 def test_an_end_token_of_another_type_is_refused_by_its_value(given: Any, tmp_path: Path) -> None:
     checkpoint = write(tmp_path, config={"model_type": "llama", "eos_token_id": given})
     with pytest.raises(ModelNotSupported, match=r"names .* as eos_token_id; expected a number or a list"):
         checkpoint.eos_token_ids()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {"x": {"content": "</s>"}}}},
+        {"tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {"1": "</s>"}}},
+        {"tokenizer_config": {"eos_token": "</s>"}, "tokenizer": {"added_tokens": [{"content": "</s>"}]}},
+        {"tokenizer_config": {"eos_token": "</s>"}, "tokenizer": {"added_tokens": 5}},
+    ],
+    ids=str,
+)
+def test_added_tokens_that_are_none_are_refused(files: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, config={"model_type": "llama"}, **files)
+    with pytest.raises(ModelNotSupported, match="are no tokens by their ids"):
+        checkpoint.eos_token_ids()
+
+
+def test_weights_and_a_template_that_are_no_files_are_not_waited_for(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, config={"model_type": "llama"})
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(InvalidRequest, match=r"model\.safetensors is no file"):
+        checkpoint.check_weights()
+    with pytest.raises(ModelNotSupported, match="/dev/zero has more than 1048576 characters"):
+        read_template(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("given", [7, ["x"], [{"name": "a"}], {"a": 7}, True])

@@ -217,6 +217,7 @@ def test_a_request_takes_whole_blocks() -> None:
         ({"model_type": "deepseek_v32"}, "choose by an index"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "of nobody"}, "cannot read its configuration"),
+        ({"model_type": "llama", "quantization_config": []}, "cannot read its configuration"),
         ({"model_type": "bloom"}, "not supported"),
     ],
 )
