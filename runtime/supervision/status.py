@@ -50,6 +50,12 @@ class Status:
         self.socket.bind(endpoint)
         self.endpoint = endpoint
 
+    def bind_again(self) -> None:
+        """The file of the status socket is gone, with the folder that it was in."""
+        self.socket.bind(
+            self.endpoint
+        )  # unbound first, it would be removed a little later, when it is there again
+
     def close(self) -> None:
         self.context.destroy(linger=0)
 

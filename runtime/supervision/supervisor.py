@@ -59,7 +59,7 @@ class Supervisor:
         self.waiting_for_spare: list[ChildSpec] = []
         """Whose first incarnation is forked from the spare, when that is ready."""
         self.directory = directory
-        self.locks: list[int | None] = []
+        self.locks: list[int] = []
         """On the directory, for life, each time that it had to be made again."""
         self.collect_output = collect_output
         self.notify = notify
@@ -384,7 +384,10 @@ class Supervisor:
         self.all_due, self.serving = None, False
         self.due.clear()
         self.no_room_since.clear()
-        self.locks.append(restore(self.directory))
+        made_again = restore(self.directory)
+        if made_again is not None:
+            self.locks.append(made_again)
+            self.status.bind_again()
         for name, child in reversed(list(self.children.items())):
             if child.spec.frontend_of is not None and child.state == "ready":
                 continue

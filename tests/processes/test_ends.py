@@ -288,6 +288,10 @@ def test_a_run_directory_that_somebody_clears_away_is_made_again_and_streams_go_
         assert try_lock(folder) is None, "no other service takes it for one that was left behind"
         with served.client() as client:
             assert client.generate("Once", SamplingParams(max_tokens=2, ignore_eos=True)).finished
+        endpoint = served.ready["endpoint"]
+        command = [sys.executable, "-m", "slipstream", "restart", "tokenizer", "--endpoint", endpoint]
+        done = subprocess.run(command, capture_output=True, timeout=NEAR, text=True)
+        assert done.returncode == 0, done.stderr
         assert served.stop() == 0
     assert not folder.exists()
 
