@@ -269,9 +269,9 @@ def choose_device(options: ExecutorOptions, torch: Any) -> str:
             raise InvalidRequest(
                 f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0"
             )
-        return device_of_rank(options, index, torch)
+        return check_fp8(options, device_of_rank(options, index, torch), torch)
     if name == "auto" and available:
-        return device_of_rank(options, 0, torch)
+        return check_fp8(options, device_of_rank(options, 0, torch), torch)
     if options.for_cuda_only:
         unused = options.for_cuda_only[0]
         raise InvalidRequest(
@@ -279,6 +279,22 @@ def choose_device(options: ExecutorOptions, torch: Any) -> str:
             f" and torch {torch.__version__} sees no CUDA device; leave out --{unused.replace('_', '-')}"
         )
     return "cpu"
+
+
+FP8_CACHE = (8, 9)
+"""The least compute capability of a GPU for which Triton compiles what reads and writes a cache in FP8."""
+
+
+def check_fp8(options: ExecutorOptions, device: str, torch: Any) -> str:
+    """The device; InvalidRequest if the cache is to be in FP8 and the GPU knows none."""
+    if options.kv_cache_dtype == "fp8" and options.attention_backend != "torch":
+        found = torch.cuda.get_device_capability(device)
+        if found < FP8_CACHE:
+            raise InvalidRequest(
+                f"kv_cache_dtype='fp8': {device} has compute capability {found[0]}.{found[1]}, and FP8 needs"
+                f" {FP8_CACHE[0]}.{FP8_CACHE[1]} (Ada, Hopper) or higher; leave out --kv-cache-dtype"
+            )
+    return device
 
 
 def device_of_rank(options: ExecutorOptions, first: int, torch: Any) -> str:

@@ -53,8 +53,12 @@ def test_a_step_has_as_many_tokens_as_stated_or_as_suit_the_device_and_one_for_e
     assert max_batched_tokens(options, device) == tokens
 
 
-def torch_with(devices: int) -> Any:
-    cuda = SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices)
+def torch_with(devices: int, capability: tuple[int, int] = (9, 0)) -> Any:
+    cuda = SimpleNamespace(
+        is_available=lambda: devices > 0,
+        device_count=lambda: devices,
+        get_device_capability=lambda device: capability,
+    )
     return SimpleNamespace(__version__="0", cuda=cuda)
 
 
@@ -77,6 +81,16 @@ def test_more_ranks_than_devices_are_refused_by_every_rank(device: str, reason: 
     for rank in range(4):
         with pytest.raises(InvalidRequest, match=reason):
             choose_device(executor_options(options, MODEL, rank), torch_with(3))
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda:1"])
+def test_an_fp8_cache_on_a_gpu_without_fp8_is_refused_in_a_sentence(device: str) -> None:
+    options = executor_options(ServeOptions(device=device, kv_cache_dtype="fp8"), MODEL)
+    with pytest.raises(InvalidRequest, match=r"cuda:\d has compute capability 8\.6, and FP8 needs 8\.9"):
+        choose_device(options, torch_with(2, (8, 6)))
+    assert choose_device(options, torch_with(2, (8, 9))).startswith("cuda:")
+    assert choose_device(replace(options, attention_backend="torch"), torch_with(2, (8, 6)))
+    assert choose_device(replace(options, kv_cache_dtype="auto"), torch_with(2, (8, 6)))
 
 
 def test_ranks_share_a_cpu() -> None:
