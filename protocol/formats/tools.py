@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, brief
 from ..limits import MAX_GRAMMAR_BYTES
 from ..sampling import SamplingParams
 from .json_parts import DECODER
@@ -155,6 +155,8 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
         return Offer()
     functions = {tool.function.name: tool.function for tool in tools}
     places = {tool.function.name: f"tools[{number}].function.parameters" for number, tool in enumerate(tools)}
+    for name, function in functions.items():
+        check_type(function, places[name])
     for name in names_of(choice):
         if name not in functions:
             raise InvalidRequest(
@@ -218,5 +220,21 @@ def any_call_of(
     return schema if most is None else schema | {"maxItems": most}
 
 
+def check_type(function: Function, where: str) -> None:
+    """Refuse a schema that no arguments fit, which always are an object."""
+    kinds = (function.parameters or {}).get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise InvalidRequest(
+            f"{where} is of the type {brief(kinds)}; the arguments of a function are an object", param=where
+        )
+
+
+SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"})
+"""Keywords by which a schema says what a value is."""
+
+
 def arguments_of(function: Function) -> dict[str, Any]:
-    return function.parameters or {"type": "object"}
+    """The schema of its arguments, which are an object whatever else it allows."""
+    given = function.parameters or {}
+    among_others = isinstance(given.get("type"), list) and "object" in given["type"]
+    return given | {"type": "object"} if among_others or not SAYS_WHAT.intersection(given) else given

@@ -506,6 +506,29 @@ def test_numbers_beyond_all_bounds_do_no_harm(number: str) -> None:
     assert read(answer, offered=offer(strictly(schema), None, None)) == (answer, [])
 
 
+@pytest.mark.parametrize("kind", ["string", "array", ["string", "null"], [], 5, None], ids=str)
+@pytest.mark.parametrize(
+    "choice", ["auto", "required", {"type": "function", "function": {"name": "f"}}], ids=str
+)
+def test_a_function_whose_arguments_are_no_object_is_refused_by_its_place(kind: Any, choice: Any) -> None:
+    """A forced call of it had arguments that are no JSON, or none was told though one was made."""
+    tools: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}]
+    with pytest.raises(InvalidRequest, match="arguments of a function are an object") as refused:
+        offer_of(tools, choice, None)
+    assert refused.value.param == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": ["null", "object"]}, {"properties": {}}], ids=str)
+def test_arguments_are_an_object_whatever_else_the_schema_allows(parameters: Any) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    named = offer_of(tools, {"type": "function", "function": {"name": "f"}}, None).schema
+    required = offer_of(tools, "required", None).schema
+    assert named is not None
+    assert required is not None
+    for schema in (named, required["$defs"]["0"]):
+        assert schema["type"] == "object"
+
+
 # --- nested models ------------------------------------------------------------------------------
 
 
