@@ -36,7 +36,8 @@ class SamplingParams(
     max_tokens: int | None = None
     """Most tokens to generate; left out: as many as the model's length leaves room for."""
     min_tokens: int = 0
-    """No stop token is sampled before this many tokens."""
+    """No stop token is sampled before this many tokens, but where none else may come: what the answer must match is
+    complete, or ``allowed_token_ids`` are stop tokens alone."""
     temperature: float = 1.0
     """0: always the most likely token."""
     top_p: float = 1.0

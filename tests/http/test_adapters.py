@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from scripted import Script, Scripted
+from slipstream.actors.http.endpoints.adapters import named
 from slipstream.protocol.errors import InvalidRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -41,3 +42,21 @@ def test_where_there_are_no_adapters_another_model_is_refused_at_once() -> None:
     reply = frontend.post("/v1/completions", {"prompt": "x", "model": "sql"})
     assert (reply.status, reply.json["error"]["code"]) == (404, "model_not_found")
     assert not frontend.script.asked
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "written"),
+    [
+        ("name='x' is not loaded", "lora_name", "lora_name='x' is not loaded"),
+        ("name has 0 characters; give 1 to 256", "lora_name", "lora_name has 0 characters; give 1 to 256"),
+        ("path='x' is no absolute path", "lora_path", "lora_path='x' is no absolute path"),
+        ("the adapter 'x' at '/x' cannot be loaded: there is no such folder", "lora_path", None),
+        ("this service loads no adapters", None, None),
+    ],
+)
+def test_a_refusal_names_the_field_of_the_endpoint(
+    message: str, param: str | None, written: str | None
+) -> None:
+    found = named(InvalidRequest(message))
+    assert found.param == param
+    assert str(found) == (written or message)

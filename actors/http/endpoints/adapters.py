@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -12,6 +14,9 @@ from ..service import Service
 
 WRITTEN = {"name": "lora_name", "path": "lora_path"}
 """What the fields of the protocol are called here."""
+
+UNREADABLE = "cannot be loaded: "
+"""In the refusal of an adapter whose folder is none, or has something else in it."""
 
 
 async def load(service: Service, request: Request) -> Response:
@@ -35,7 +40,7 @@ async def unload(service: Service, request: Request) -> Response:
 
 
 def named(error: InvalidRequest) -> InvalidRequest:
-    """The same error, about the field that the caller wrote where it begins with one."""
-    field = next((field for field in WRITTEN if str(error).startswith(f"{field}=")), None)
-    error.param = field
+    """The same error, about the field that the caller wrote, where it begins with one or is about what lies there."""
+    field = next((field for field in WRITTEN if re.match(rf"{field}\b", str(error))), None)
+    error.param = "path" if field is None and UNREADABLE in str(error) else field
     return as_written(error, WRITTEN)
