@@ -91,8 +91,14 @@ class GatewayClients:
             await client.close()
 
 
-def most_unread(params: SamplingParams) -> int:
-    """Deltas, of which each step brings one for each answer, that may wait for a client."""
+def most_unread(params: SamplingParams, most_tokens: int, most_kept: int = 0) -> int | None:
+    """Deltas, of which each step brings one for each answer, that may wait for a client; None: any number, of an answer
+    that is told whole and has no more logprobs than the ``most_kept`` of one.
+
+    An answer has ``most_tokens`` where the parameters say nothing."""
+    tokens = most_tokens if params.max_tokens is None else params.max_tokens
+    if params.logprobs is not None and params.n * tokens * (1 + params.logprobs) <= most_kept:
+        return None
     return max(MAX_UNREAD_TOKENS // (1 + (params.logprobs or 0)), MIN_UNREAD_STEPS * params.n)
 
 
@@ -176,10 +182,17 @@ class Service:
         return Problem(404, message, param="model", code="model_not_found")
 
     async def ask(
-        self, request: Request, names: Names, params: SamplingParams, number: int = 0, **asked: Any
+        self,
+        request: Request,
+        names: Names,
+        params: SamplingParams,
+        number: int = 0,
+        *,
+        whole: bool = False,
+        **asked: Any,
     ) -> Batches:
         """What the gateway answers to prompt ``number`` of a request; ``names`` are those that the parameters have in
-        its body."""
+        its body. ``whole``: nothing is told before all of it is there, so that its client cannot be too slow."""
         address = "" if request.client is None else request.client.host
         trace = request.headers.get("traceparent", "")
         if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
@@ -187,7 +200,8 @@ class Service:
         if request.state.adapter:
             params = msgspec.structs.replace(params, adapter=request.state.adapter)
             names = names | {"adapter": "model"}
-        stream = self.clients.of(address).batches(params=params, max_held=most_unread(params), **asked)
+        held = most_unread(params, self.bounds.max_model_len, self.logprobs.most_of_one if whole else 0)
+        stream = self.clients.of(address).batches(params=params, max_held=held, **asked)
         try:
             async with aclosing(stream):
                 async for deltas in stream:

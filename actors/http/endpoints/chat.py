@@ -96,6 +96,7 @@ def ask(
     return service.ask(
         request,
         names | (written or {}),
+        whole=not body.stream,
         messages=body.messages,
         params=params,
         offered=offered,

@@ -88,6 +88,7 @@ async def create(service: Service, request: Request) -> Response:
             request,
             names | {"prompt": where},
             number=number,
+            whole=not body.stream,
             prompt=prompt,
             params=params,
             add_special_tokens=body.add_special_tokens is not False,
