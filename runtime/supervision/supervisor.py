@@ -110,10 +110,19 @@ class Supervisor:
             elif self.helpers.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
             else:
-                self.spawn(spec)
+                self.spawn_first(spec)
         self.serving = self.wait_ready(deadline)
         self.has_served |= self.serving
         return self.serving
+
+    def spawn_first(self, spec: ChildSpec) -> None:
+        """Start a child with all others; where there is no room for one that was there before, it is tried again."""
+        try:
+            self.spawn(spec)
+        except CannotStart as error:
+            if not self.has_served:
+                raise
+            self.put_off(spec, time.monotonic(), error)
 
     def spawn(self, spec: ChildSpec) -> None:
         if spec.options.get("keeper") and self.has_served and (silent := self.helpers.silent_keeper()):
@@ -168,7 +177,7 @@ class Supervisor:
 
     def starting(self) -> list[str]:
         """Who is not ready, of those who have to be."""
-        waiting = [spec.name for spec in self.waiting_for_spare]
+        waiting = [spec.name for spec in (*self.waiting_for_spare, *(spec for _, spec in self.due))]
         return waiting + [
             child.spec.name
             for child in self.children.values()
