@@ -108,7 +108,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             dict.fromkeys(("residual", "update", "out", "after", "before"), dtype)
             | NORM
             | dict(rows="i32", rooms="*i64", peers="*i64", turns="*i32"),
-            dict(RANK=0, SIZE=size, ROOM=65536, PROGRAMS=64, LANES=lanes, AFTER=False, BEFORE=True)
+            dict(RANK=0, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, AFTER=False, BEFORE=True)
             | dict(N=width, PAD=pad),
         )
         for dtype, lanes, size, width, pad in (
@@ -315,11 +315,12 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         | dict.fromkeys(("rows", "positions", "input_ids", "write_index"), "*i64"),
         dict(BLOCK_SIZE=16, ROWS=32),
     ),
+    ("ranks:_write_kernel", dict(address="i64", word="i32"), {}),
     *(
         (
             "ranks:_sum_kernel",
             dict(tensor=dtype, rooms="*i64", peers="*i64", turns="*i32", words="i32"),
-            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=64, LANES=lanes, TILE=512),
+            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, TILE=512),
         )
         for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, follow, jit
 from ..ranks.layers import Unsummed
-from ..ranks.peer_memory import WORD
+from ..ranks.words import WORD
 from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
 from .operations import Norm
 

@@ -29,10 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, PTX, follow, jit
-from . import peer_memory
-from .peer_memory import WORD
+from . import words as of_words
+from .words import WORD
 
-EMPTY = tl.constexpr(peer_memory.EMPTY)
+EMPTY = tl.constexpr(of_words.EMPTY)
 
 
 @jit
@@ -180,3 +180,15 @@ def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, 
     _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
         tensor, words=words, LANES=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
     )
+
+
+@jit(do_not_specialize=["address", "word"])
+def _write_kernel(address, word):
+    place = tl.arange(0, 32)
+    pointer = address.to(tl.int64).to(tl.pointer_type(tl.int64)) + place
+    _send(pointer, tl.zeros((32,), tl.int64) + word, place == 0)
+
+
+def write_word(address: int, word: int) -> None:
+    """Send one word to ``address``, on the current device's stream."""
+    _write_kernel[(1,)](address, word, num_warps=1)

@@ -18,11 +18,6 @@ HANDLE_BYTES = 64
 """CU_IPC_HANDLE_SIZE."""
 REACH_PEERS = 1
 """CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS."""
-WORD = 8
-"""Bytes of what is sent as a whole."""
-EMPTY = -0x7FFF_FFFF_8000_0000
-"""The word where nothing has come: zeros, some of them negative, whether as two numbers of 32 bits or as four of 16.
-The same zeros without a sign are sent instead."""
 GRANULE = 2 << 20
 """A handle opens all of so many bytes, with whatever else is in them."""
 
@@ -61,8 +56,8 @@ class PeerMemory:
         return address.value
 
     def write(self, address: int, word: int) -> None:
-        """Put ``word`` into a peer's memory, and wait until it is there."""
-        source = torch.full((1,), word, dtype=torch.int64, device=self.device)
-        torch.cuda.synchronize(self.device)
-        self.driver("cuMemcpyDtoD_v2", c_uint64(address), c_uint64(source.data_ptr()), c_size_t(8))
+        """Put ``word`` into a peer's memory as sums do, and wait until it is there."""
+        from .kernels import write_word
+
+        write_word(address, word)
         torch.cuda.synchronize(self.device)

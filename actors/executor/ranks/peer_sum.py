@@ -15,12 +15,12 @@ from torch import Tensor
 from ....protocol.errors import SlipstreamError
 from ....runtime.log import logger
 from .group import RankGroup
-from .peer_memory import EMPTY, WORD
+from .words import EMPTY, WORD
 
 MOST_BYTES = 512 << 10
 """Of the largest sum, what a rank is sent by all others together; NCCL sends less in larger ones, and is as fast."""
 
-PROGRAMS = 64
+PROGRAMS = 128
 """Of a kernel that sums, at most: few enough to run at the same time on any GPU."""
 
 TILE = 512

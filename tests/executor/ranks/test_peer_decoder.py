@@ -18,8 +18,8 @@ from slipstream.actors.executor.model import fuse
 from slipstream.actors.executor.model.load import from_config
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import divide
-from slipstream.actors.executor.ranks.peer_memory import EMPTY, WORD
 from slipstream.actors.executor.ranks.peer_sum import PeerSum
+from slipstream.actors.executor.ranks.words import EMPTY, WORD
 from tiny_models import make_config
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 

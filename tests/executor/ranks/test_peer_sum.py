@@ -19,16 +19,15 @@ from rank_threads import at_once, groups
 from slipstream.actors.executor.model.operations import Norm, TorchOperations
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
-from slipstream.actors.executor.ranks.peer_memory import EMPTY
 from slipstream.actors.executor.ranks.peer_sum import (
     MOST_BYTES,
     TILE,
-    WORD,
     Memory,
     PeerSum,
     peer_sum_of,
     shape_of_rooms,
 )
+from slipstream.actors.executor.ranks.words import EMPTY, WORD
 from slipstream.protocol.errors import SlipstreamError
 from torch import Tensor, nn
 
@@ -192,6 +191,16 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
         found = results[number, : wanted.numel() * dtype.itemsize // WORD].view(dtype).view(wanted.shape)
         difference = float((found.float() - wanted).abs().max() / wanted.abs().max())
         assert difference <= TOLERANCE[dtype], number
+
+
+@needs_processes
+def test_a_word_is_written_where_it_belongs_and_nothing_beside_it() -> None:
+    from slipstream.actors.executor.ranks.kernels import write_word
+
+    memory = torch.zeros(40, dtype=torch.int64)
+    write_word(memory[3:].data_ptr(), 7)
+    assert memory.nonzero().tolist() == [[3]]
+    assert memory[3] == 7
 
 
 @needs_processes
