@@ -18,7 +18,8 @@ from .group import RankGroup
 from .words import EMPTY, WORD
 
 MOST_BYTES = 512 << 10
-"""Of the largest sum, what a rank is sent by all others together; NCCL sends less in larger ones, and is as fast."""
+"""Of the largest sum, what a rank is sent by all others together. NCCL sends less of larger ones; from which size on
+it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
 PROGRAMS = 128
 """Of a kernel that sums, at most: few enough to run at the same time on any GPU."""
