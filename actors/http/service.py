@@ -91,14 +91,11 @@ class GatewayClients:
             await client.close()
 
 
-def most_unread(params: SamplingParams, most_tokens: int, most_kept: int = 0) -> int | None:
-    """Deltas, of which each step brings one for each answer, that may wait for a client; None: any number, of an answer
-    that is told whole and has no more logprobs than the ``most_kept`` of one.
-
-    An answer has ``most_tokens`` where the parameters say nothing."""
-    tokens = most_tokens if params.max_tokens is None else params.max_tokens
-    if params.logprobs is not None and params.n * tokens * (1 + params.logprobs) <= most_kept:
-        return None
+def most_unread(params: SamplingParams, most_kept: int = 0) -> int:
+    """Deltas, of which each step brings one for each answer, that may wait for a client. Of what is told all at once
+    ``most_kept`` logprobs are kept, and as many may wait: its client cannot be behind, only the frontend can."""
+    if most_kept and params.logprobs is not None:
+        return most_kept // (1 + params.logprobs)
     return max(MAX_UNREAD_TOKENS // (1 + (params.logprobs or 0)), MIN_UNREAD_STEPS * params.n)
 
 
@@ -200,7 +197,7 @@ class Service:
         if request.state.adapter:
             params = msgspec.structs.replace(params, adapter=request.state.adapter)
             names = names | {"adapter": "model"}
-        held = most_unread(params, self.bounds.max_model_len, self.logprobs.most_of_one if whole else 0)
+        held = most_unread(params, self.logprobs.most_of_one if whole else 0)
         stream = self.clients.of(address).batches(params=params, max_held=held, **asked)
         try:
             async with aclosing(stream):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scripted import Scripted
+from slipstream.actors.http.kept import MOST_OF_ONE
 from slipstream.actors.http.service import MAX_GATEWAY_CLIENTS, GatewayClients, most_unread
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.codec import decode_from_client, encode
@@ -59,18 +60,14 @@ def test_a_request_that_nobody_reads_ends_alone_and_keeps_nothing() -> None:
     ],
 )
 def test_how_much_may_wait_depends_on_what_is_told_of_each_token(params: SamplingParams, most: int) -> None:
-    assert most_unread(params, 1000) == most
+    assert most_unread(params) == most
 
 
 def test_an_answer_that_is_told_whole_is_not_cut_off_as_unread_if_it_may_be_kept() -> None:
     """Its client has nothing to read yet: the frontend itself is behind, by the third of a second."""
-    params = SamplingParams(logprobs=20, n=20, max_tokens=1000)
-    assert most_unread(params, 8000, 20 * 1000 * 21) is None
-    assert most_unread(params, 8000, 20 * 1000 * 21 - 1) == 64 * 20
-    assert most_unread(SamplingParams(logprobs=0), 1000, 1000) is None
-    assert most_unread(SamplingParams(logprobs=0), 1001, 1000) == 20_000
-    assert most_unread(SamplingParams(), 10, 1000) == 20_000
-    for stream, held in ((False, None), (True, 952)):
+    assert most_unread(SamplingParams(logprobs=20, n=20), 21_000) == 1000
+    assert most_unread(SamplingParams(n=20), 21_000) == 20_000
+    for stream, held in ((False, MOST_OF_ONE // 21), (True, 952)):
         for path, body in (
             ("/v1/completions", {"prompt": "x", "logprobs": 20}),
             ("/v1/chat/completions", {"messages": HI, "logprobs": True, "top_logprobs": 20}),
