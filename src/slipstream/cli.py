@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -69,18 +70,25 @@ def main(arguments: list[str] | None = None) -> int:
                 f".commands.{name}", __package__
             ).declare
             run = declare(parser)
-            return run(parser.read(rest))
-        return overview(name)
+            code = run(parser.read(rest))
+        else:
+            code = overview(name)
+        sys.stdout.flush()  # what it cannot take is told here, not when the interpreter ends
+        return code
     except Exit as ended:
         print(f"{prog}: {printable_lines(str(ended))}", file=sys.stderr)
         return ended.code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody reads what is left in the buffer
+        leave_unwritten()
         return DONE
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        leave_unwritten()
+        print(f"{prog}: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
     except Exception as error:
         from .protocol.errors import InvalidRequest, SlipstreamError
 
@@ -90,6 +98,15 @@ def main(arguments: list[str] | None = None) -> int:
         text = printable_lines(str(error) if wrong else f"{type(error).__name__}: {error}")
         print(f"{prog}: {text}", file=sys.stderr)
         return USAGE if wrong else FAILED
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a full or broken disk says."""
+
+
+def leave_unwritten() -> None:
+    """Nobody takes what is left in the buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview(name: str) -> int:

@@ -155,3 +155,15 @@ def test_a_terminal_is_shown_the_control_characters_of_an_answer_and_a_program_g
     assert common.for_standard_output(answer) == "a\\x1b[2J\n\tb\\u202e"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     assert common.for_standard_output(answer) == answer
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("serve", "--print-config"), ("protocol", "--schema")], ids=str
+)
+def test_output_that_a_full_disk_does_not_take_is_told_in_a_sentence(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "slipstream", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr.endswith("the output cannot be written: No space left on device\n")
+    assert "Traceback" not in done.stderr
