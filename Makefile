@@ -31,8 +31,9 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs 2 lint suite
 
+# A worker more than cores, since tests of processes wait.
 suite: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The long forms of all tests that have one, or of some: make soak DRILLS=tests/drills/test_overload.py
 DRILLS := tests

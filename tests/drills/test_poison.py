@@ -115,7 +115,7 @@ def no_culprit(seed: int, actor: str) -> None:
 def test_a_request_that_kills_an_actor_is_named_after_few_deaths_and_all_others_are_answered(
     actor: str, after: int, more: int
 ) -> None:
-    for seed in range(8 * more):
+    for seed in range(4 * more):
         one_poison(seed, actor, after)
 
 
@@ -131,7 +131,7 @@ def test_what_was_given_up_while_the_actor_was_down_is_suspect_no_more(actor: st
 
 
 def test_poisons_of_all_actors_at_once_and_other_failures_beside_them_leave_nothing_undone(more: int) -> None:
-    for seed in range(20 * more):
+    for seed in range(10 * more):
         try:
             all_poisons(seed)
         except AssertionError as error:
@@ -162,5 +162,5 @@ def test_a_fault_planted_in_probation_is_caught(fault: Fault, monkeypatch: pytes
 def test_a_death_that_no_request_has_caused_makes_suspects_that_all_pass_and_are_answered(
     actor: str, more: int
 ) -> None:
-    for seed in range(8 * more):
+    for seed in range(4 * more):
         no_culprit(seed, actor)

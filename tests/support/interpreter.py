@@ -211,8 +211,9 @@ if HAS_TRITON and INTERPRETED:
 def run_interpreted(file: str) -> None:
     """Run the tests of ``file`` in Triton's interpreter; none of them may fail, and some must pass."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", file],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", file],
+        env=os.environ
+        | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
