@@ -66,11 +66,11 @@ def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> No
     assert liveness.hung(15.0)
 
 
-def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and_no_more_than_the_most() -> (
-    None
-):
+def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and_no_more_than_the_most(
+    tmp_path: Path,
+) -> None:
     """Else a step that is slower than it looked would end one executor after the other, each as soon."""
-    probes = Probes({}, Status({}, "ipc://control"))
+    probes = Probes({}, Status({}, f"ipc://{tmp_path}/control"))
     limits = []
     for learned, hung in (
         (10.0, False),
