@@ -6,40 +6,22 @@ their own: its switch must be set before ``triton`` is first imported and holds 
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from copy import deepcopy
 
 import pytest
 import torch
+from interpreter import DEVICE, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
 from slipstream.actors.executor.step.slots import Decoding, SlotState
 from torch import Tensor
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNELS_RUN = HAS_TRITON and (INTERPRETED or torch.cuda.is_available())
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
-needs_kernels = pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
 
 SLOTS, LENGTH, BLOCK, VOCAB = 70, 64, 8, 50
 NULL = SLOTS
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.skipif(KERNELS_RUN, reason="the tests below run in this process")
+@needs_interpreter
 def test_under_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 def make_state(seed: int) -> tuple[SlotState, Tensor]:
