@@ -492,7 +492,11 @@ def test_a_second_sigterm_ends_the_drain() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_every_process_of_a_service_drains_it(number: int) -> None:
     """As systemd sends it, unless a unit says KillMode=mixed, and as a shell does to what it has started."""
-    sidecar = Sidecar(device="emulated", emulated_step_ms=5.0, spare_executor="on")
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup a service does not stop by SIGHUP
+    try:
+        sidecar = Sidecar(device="emulated", emulated_step_ms=5.0, spare_executor="on")
+    finally:
+        signal.signal(number, inherited)
     stream = Background(sidecar, "Once", SamplingParams(max_tokens=200, ignore_eos=True)).begun()
     for pid in (sidecar.pid, *sidecar.pids.values()):
         os.kill(pid, number)

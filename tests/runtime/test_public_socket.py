@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ BUSY_PROCESS = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))
 import zmq
-from slipstream.runtime.process.public_socket import PublicSocket
+from slipstream.runtime.process.public_socket import OPTIONS, PublicSocket
+OPTIONS[zmq.HANDSHAKE_IVL] = 0  # nobody is ended for saying nothing
 public = PublicSocket(zmq.Context(), sys.argv[1], None)
 print("ready", flush=True)
 sys.stdin.readline()  # one long turn, in which nothing else is looked at
@@ -23,7 +25,15 @@ print("closed", flush=True)
 """
 
 
-def test_a_burst_of_connections_within_one_turn_ends_nobody(tmp_path: Path) -> None:
+def wait_for_end(stranger: socket.socket) -> None:
+    """Until the other side has closed the connection; on a busy machine its thread for that is late."""
+    stranger.settimeout(30)
+    with contextlib.suppress(ConnectionResetError):
+        while stranger.recv(1000):
+            pass
+
+
+def test_bursts_of_connections_within_one_turn_end_nobody(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY_PROCESS, f"ipc://{path}"],
@@ -36,10 +46,12 @@ def test_a_burst_of_connections_within_one_turn_ends_nobody(tmp_path: Path) -> N
     assert process.stdout.readline() == "ready\n"
     strangers: list[socket.socket] = []
     try:
-        for _ in range(4 * DESCRIPTORS):
-            stranger = socket.socket(socket.AF_UNIX)
-            strangers.append(stranger)
-            stranger.connect(path)
+        for _ in range(8):
+            for _ in range(DESCRIPTORS // 2):  # with those that are let in, no more than can be open at once
+                stranger = socket.socket(socket.AF_UNIX)
+                strangers.append(stranger)
+                stranger.connect(path)
+            wait_for_end(strangers[-1])
         said, _ = process.communicate("\n", timeout=30)
     finally:
         for stranger in strangers:
