@@ -81,6 +81,35 @@ def test_all_kernels_are_compiled_at_once_and_none_is_launched(compiled: list[st
     assert sorted(compiled) == ["_gate_kernel", "norm_kernel"]
 
 
+def test_kernels_that_sum_are_the_same_for_any_number_of_rows(compiled: list[str]) -> None:
+    """None is compiled in the middle of serving, while the other ranks wait in theirs."""
+    from slipstream.actors.executor.model.kernels import TritonOperations
+    from slipstream.actors.executor.model.norm_kernels import sum_add_norm_kernel
+    from slipstream.actors.executor.model.operations import Norm
+    from slipstream.actors.executor.ranks import kernels
+    from slipstream.actors.executor.ranks.group import RankGroup
+    from slipstream.actors.executor.ranks.layers import Unsummed
+    from slipstream.actors.executor.ranks.peer_sum import PeerSum, shape_of_rooms
+
+    group, width = RankGroup(0, 2, None), 4096
+    group.small = PeerSum(0, torch.zeros(shape_of_rooms(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
+    norm = Norm(torch.nn.Parameter(torch.ones(width, dtype=torch.bfloat16)), 1e-6, 0.0)
+
+    def work() -> None:
+        for rows in (1, 2, 16, 33, 64):
+            states = torch.zeros(rows, width, dtype=torch.bfloat16)
+            group.sum(states)
+            with torch.inference_mode():
+                TritonOperations().add_norm(states, Unsummed(states, group), None, 1.0, norm)
+
+    try:
+        compile_ahead(GPU, work)
+    finally:
+        for kernel in (kernels._sum_kernel, sum_add_norm_kernel):
+            kernel.device_caches.pop(DEVICE, None)
+    assert sorted(compiled) == ["_sum_kernel", "sum_add_norm_kernel"]
+
+
 def test_after_it_a_launch_is_a_launch_again(compiled: list[str]) -> None:
     from slipstream.actors.executor.model import kernels
 
