@@ -105,6 +105,7 @@ class Rig:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
         from slipstream.actors.executor.model.load import from_config, replace
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
+        from slipstream.actors.executor.model.room import Room
         from slipstream.actors.executor.model.scales import measure_scales
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram
@@ -117,6 +118,8 @@ class Rig:
             if variant.quantization is not None:
                 quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
+            if variant.adapters:
+                model.room = Room(variant.adapters, ADAPTER_RANK)
             replace(model)
             self.adapters = variant.adapters
             if variant.adapters:

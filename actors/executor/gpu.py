@@ -33,8 +33,7 @@ def on_gpu(
     """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
     restarted = agreed(model, context.restarted)
-    ranks = 1 if model.group is None else model.group.size
-    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable, ranks)
+    mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
@@ -73,17 +72,14 @@ def on_gpu(
     return engine
 
 
-def graph_mode(asked: str, uncapturable: str, ranks: int) -> tuple[str, str]:
+def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
-    Nobody waits for graphs by default, at the start of a service as little as after the death of an executor. Several
-    ranks capture before they are ready: kernel by kernel two of them stood still on two H200s on 2026-11-30, since rank
-    0 launched a step before the other had its plan. That is mended, and has not run on GPUs since.
+    Nobody waits for graphs by default, at the start of a service as little as after the death of an executor.
     InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
     """
     if asked == "auto":
-        mode = "lazy" if ranks == 1 else "start"
-        return ("off", uncapturable) if uncapturable else (mode, "")
+        return ("off", uncapturable) if uncapturable else ("lazy", "")
     if asked != "off" and uncapturable:
         raise InvalidRequest(
             f"cuda_graphs={asked!r} is not possible: {uncapturable}; leave out --cuda-graphs"

@@ -272,7 +272,7 @@ class ServeOptions:
     cuda_graphs: str = option(
         "auto",
         "when the graphs of steps are captured: all at the start, lazily, one by one between steps, or never;"
-        " auto: lazily, of several ranks at the start, and never for a model of which none can be captured",
+        " auto: lazily, and never for a model of which none can be captured",
         group=BATCHING,
         choices=("auto", "start", "lazy", "off"),
     )
