@@ -231,7 +231,7 @@ class Scheduler(Actor):
                 self.planner.known(sequence)[first:known].tobytes(),
                 sequence.delivered,
                 sequence.params.stop_strings,
-                cached,
+                min(cached, sequence.prompt_len),  # not of what was delivered before
                 sequence.prompt_len,
                 sequence.attempt,
                 sequence.params.include_stop_str_in_output,

@@ -370,6 +370,20 @@ def test_an_equal_prompt_still_computes_its_last_token() -> None:
     assert bench.tokens[2] == bench.tokens[1]
 
 
+def test_of_a_request_sent_again_no_more_is_told_as_cached_than_its_prompt_has() -> None:
+    """What was delivered may be in the cache too, where the gateway that had asked for it has died."""
+    answer = alone(prompt(1, 10), 1, 60, set(), VOCAB)
+    bench = Bench(size=16)
+    bench.ask(1, prompt(1, 10), max_tokens=60, ignore_eos=True)
+    bench.finish_all()
+    params = SamplingParams(seed=1, max_tokens=60, ignore_eos=True)
+    bench.give(Enqueue(2, int32(prompt(1, 10)), params, int32(answer[:40]), 0, 1))
+    bench.finish_all()
+    assert bench.tokens[2] == answer[40:]
+    assert [(opened.cached_tokens, opened.prompt_tokens) for opened in bench.opened] == [(0, 10), (10, 10)]
+    assert bench.scheduler.counters["prefix_cache_hits"] > 10
+
+
 def test_without_prefix_caching_nothing_is_shared() -> None:
     bench = Bench(caching=False)
     for request in (1, 2):
