@@ -62,17 +62,17 @@ def to_arguments(cls: type, keywords: Mapping[str, Any]) -> list[str]:
 
 
 def show(resolved: Resolved[Any]) -> str:
-    """Every option with its value and where that is from; the text is a configuration file in TOML."""
+    """Every option with its value and where that is from; the text is a configuration file in TOML, without secrets."""
     lines: list[tuple[str, str]] = []
     for option in table(type(resolved.options)).values():
         value = getattr(resolved.options, option.name)
         if option.secret and value is not None:
-            shown = '"(secret)"'
+            shown = "(secret)"
         elif isinstance(value, str):
             shown = json.dumps(value, ensure_ascii=False)
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
-        off = "" if value is not None and option.in_file else "# "
+        off = "" if value is not None and option.in_file and not option.secret else "# "
         lines.append(
             (f"{off}{option.key} = {'(none)' if value is None else shown}", resolved.origins[option.name])
         )

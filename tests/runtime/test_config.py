@@ -237,6 +237,17 @@ def test_shown_options_are_a_file_that_gives_the_same(tmp_path: Path) -> None:
     )
 
 
+def test_a_shown_key_is_none_when_the_file_is_read(tmp_path: Path) -> None:
+    """What stands for it would be a key that everybody knows."""
+    text = show(resolved("--http=127.0.0.1:0", "--api-key=sesame"))
+    assert "sesame" not in text
+    assert re.search(r"^# api-key = \(secret\) +# command line$", text, re.MULTILINE)
+    file = tmp_path / "again.toml"
+    file.write_text(text)
+    again = resolved(f"--config={file}").options
+    assert (again.api_key, again.http) == (None, "127.0.0.1:0")
+
+
 def test_keywords_as_a_command_line() -> None:
     keywords = {
         "model": "-odd-",
