@@ -41,7 +41,7 @@ from .endpoints.dashboard import PAGES, Dashboard
 from .endpoints.metrics import metrics
 from .errors import STOPPED, Problem, log_fault, problem_at, problem_of
 from .messages import endpoints as messages
-from .messages.bodies import Counted, CountFields, MessagesAnswer, MessagesBody, MessagesError
+from .messages.bodies import CountBody, Counted, MessagesAnswer, MessagesBody, MessagesError
 from .responses import endpoints as responses
 from .responses.bodies import Deleted, Items, ResponseAnswer, ResponseBody
 from .service import Service
@@ -121,7 +121,7 @@ ENDPOINTS = [
         "/v1/messages/count_tokens",
         messages.count_tokens,
         "Tokens of a conversation, in Anthropic's form",
-        CountFields,
+        CountBody,
         Counted,
         MessagesError,
     ),

@@ -145,8 +145,15 @@ def with_schema(params: SamplingParams, offered: Offer) -> SamplingParams:
     return msgspec.structs.replace(params, json_schema=offered.schema)
 
 
-def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None) -> Offer:
-    """What ``tools``, ``tool_choice`` and ``parallel_tool_calls`` ask for together."""
+PARAMETERS = "tools[{}].function.parameters"
+"""Where the schema of a function's arguments stands, by its number."""
+
+
+def offer(
+    tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None, where: str = PARAMETERS
+) -> Offer:
+    """What ``tools``, ``tool_choice`` and ``parallel_tool_calls`` ask for together. ``where`` the caller wrote the
+    schemas is told in errors."""
     if not tools:
         if choice not in (None, "none") and not (choice == "auto" and tools == []):
             raise InvalidRequest("tool_choice is of no use without tools", param="tool_choice")
@@ -154,7 +161,7 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     if choice == "none":
         return Offer()
     functions = {tool.function.name: tool.function for tool in tools}
-    places = {tool.function.name: f"tools[{number}].function.parameters" for number, tool in enumerate(tools)}
+    places = {tool.function.name: where.format(number) for number, tool in enumerate(tools)}
     for name, function in functions.items():
         check_type(function, places[name])
     for name in names_of(choice):

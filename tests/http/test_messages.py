@@ -9,6 +9,8 @@ import pytest
 from scripted import Answer, Script, Scripted
 from slipstream.protocol.messages import Formats
 
+from slipstream import InvalidRequest
+
 PATH = "/v1/messages"
 THINKS = Formats(reasoning="qwen3", tool_calls="hermes")
 TOOLS = [{"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}]
@@ -167,6 +169,46 @@ def test_a_form_that_a_forced_call_rules_out_is_named_as_it_was_written() -> Non
     answer = post(Script("x"), tools=TOOLS, tool_choice={"type": "any"}, output_config=form)
     assert answer.status == 400
     assert answer.json["error"]["message"].startswith("output_config.format cannot be kept")
+
+
+NULLABLE = ["container", "context_management", "inference_geo", "mcp_servers", "metadata", "output_config"]
+NULLABLE += ["output_format", "service_tier", "speed", "stop_sequences", "stream", "system", "temperature"]
+NULLABLE += ["thinking", "tool_choice", "tools", "top_k", "top_p"]
+
+
+def test_a_null_and_what_is_in_force_anyway_are_as_good_as_a_field_left_out() -> None:
+    """Typed clients write all that they know."""
+    nulls: dict[str, Any] = dict.fromkeys(NULLABLE)
+    assert post(Script("Yes."), **nulls).status == 200
+    assert post(Script("Yes."), mcp_servers=[], speed="standard", system=[], stop_sequences=[]).status == 200
+    count = f"{PATH}/count_tokens"
+    assert post(Script("Yes."), count, context_management=None, mcp_servers=[], speed=None).status == 200
+    refused = post(Script("Yes."), speed="fast")
+    assert refused.status == 400
+    assert refused.json["error"]["message"].startswith("speed='fast' is not served here; leave it out")
+
+
+def test_an_input_schema_may_have_null_for_no_properties() -> None:
+    script = Script('[{"name": "f", "arguments": {}}]')
+    tools = [{"name": "f", "input_schema": {"type": "object", "properties": None, "required": None}}]
+    answer = post(script, tools=tools, tool_choice={"type": "any"})
+    assert answer.status == 200
+    schema = script.asked["params"].json_schema
+    assert schema["$defs"]["0"] == {"type": "object"}
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "f"}, {"type": "auto"}])
+def test_a_schema_that_is_refused_is_named_as_it_was_written(choice: dict[str, str]) -> None:
+    tools = [*TOOLS, {"name": "f", "input_schema": {"type": "array"}}]
+    answer = post(Script("x"), tools=tools, tool_choice=choice)
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith("tools[1].input_schema is of the type")
+    place = {"any": "json_schema.$defs.1", "tool": "json_schema"}.get(choice["type"])
+    if place is not None:
+        error = InvalidRequest(f"{place} cannot be followed: it is odd", param=place)
+        tools[1]["input_schema"] = {"type": "object"}
+        answer = post(Script("x", finish=error), tools=tools, tool_choice=choice)
+        assert answer.json["error"]["message"] == "tools[1].input_schema cannot be followed: it is odd"
 
 
 def test_a_stream_that_fails_says_so_in_its_last_event() -> None:

@@ -11,10 +11,13 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel
 from scripted import MODEL, Script, Scripted
 from slipstream.actors.http.responses.store import Store, Stored
 from slipstream.protocol.messages import Formats
+
+from slipstream import InvalidRequest
 
 THINKS = Formats(reasoning="qwen3", tool_calls="hermes")
 
@@ -281,6 +284,22 @@ def test_a_drain_waits_for_what_is_made_in_the_background() -> None:
         return waits, (await client.responses.retrieve(begun.id)).status
 
     assert talk(Script("Yes.", ends=False), ask) == (True, "failed")
+
+
+def test_a_null_of_any_published_field_is_as_good_as_none() -> None:
+    fields = set(ResponseCreateParamsBase.__annotations__) - {"input", "model"}
+    assert create(Script("Yes."), extra_body=dict.fromkeys(fields)).output_text == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("choice", "place"),
+    [("required", "json_schema.$defs.0"), ({"type": "function", "name": "weather"}, "json_schema")],
+)
+def test_a_schema_that_cannot_be_followed_is_named_as_it_was_written(choice: Any, place: str) -> None:
+    error = InvalidRequest(f"{place} cannot be followed: it is odd", param=place)
+    with pytest.raises(openai.BadRequestError, match=r"tools\[0\]\.parameters cannot be followed") as refused:
+        create(Script("x", finish=error), tools=TOOLS, tool_choice=choice)
+    assert refused.value.param == "tools[0].parameters"
 
 
 def test_an_answer_at_its_limit_is_incomplete() -> None:

@@ -12,7 +12,7 @@ from ....protocol.client.outputs import Collector, CompletionOutput
 from ....protocol.errors import InvalidRequest
 from ....protocol.formats.ids import CallIds
 from ....protocol.formats.said import CallPart, ChatDelta, is_complete
-from ....protocol.formats.tools import NamedTool, Offer, offer
+from ....protocol.formats.tools import PARAMETERS, NamedTool, Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta
 from ....protocol.sampling import SamplingParams
@@ -88,14 +88,17 @@ def ask(
     """The answer to a conversation, as ``ChatDelta``; ``written`` are the names that fields of ``body`` have in the
     body of the request, if that was another."""
     service.defaults.fill(body)
-    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
+    written = written or {}
+    where = written.get(PARAMETERS, PARAMETERS)
+    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls, where)
     try:
         params, names = params_of(body, offered, service.bounds)
     except InvalidRequest as error:
-        raise as_written(error, written or {}) from None
+        raise as_written(error, written) from None
+    told = {name: written.get(place, place) for name, place in names.items()}
     return service.ask(
         request,
-        names | (written or {}),
+        told | {name: place for name, place in written.items() if name not in told},
         whole=not body.stream,
         messages=body.messages,
         params=params,

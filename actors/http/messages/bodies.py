@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ..bodies.requests import Body
+from ..bodies.requests import Body, completed
 
 CacheControl = dict[str, Any]
 """Where a client would have a prefix cached: all are, as far as there is room."""
@@ -75,7 +75,7 @@ class CountFields(Body, kw_only=True):
     cache_control: CacheControl | None = None
 
 
-class MessagesBody(CountFields, kw_only=True):
+class MessagesFields(CountFields, kw_only=True):
     """``POST /v1/messages``"""
 
     max_tokens: int
@@ -86,6 +86,14 @@ class MessagesBody(CountFields, kw_only=True):
     top_p: float | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+
+FIXED_IN_COUNT: dict[str, Any] = {"context_management": None, "mcp_servers": [], "speed": "standard"}
+
+FIXED: dict[str, Any] = FIXED_IN_COUNT | {"container": None, "inference_geo": None}
+
+CountBody = completed("CountBody", CountFields, FIXED_IN_COUNT)
+MessagesBody = completed("MessagesBody", MessagesFields, FIXED)
 
 
 class MessagesUsage(Struct, kw_only=True):

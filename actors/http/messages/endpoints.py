@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from ....protocol.errors import SlipstreamError
 from ....protocol.formats.said import ChatDelta
-from ....protocol.formats.tools import offer
+from ....protocol.formats.tools import PARAMETERS, offer
 from ..bodies.requests import ChatFields
 from ..endpoints import chat
 from ..endpoints.texts import finish
 from ..errors import Problem
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
-from .bodies import CountFields, MessagesBody
+from .bodies import CountBody, MessagesBody
 from .reading import WRITTEN, conversation
 from .writing import Blocks, MessageEvents, error_of
 
@@ -62,14 +62,14 @@ async def take(batches: Batches, blocks: Blocks) -> None:
 
 @with_own_errors
 async def count_tokens(service: Service, request: Request) -> Response:
-    body = await service.read(request, CountFields)
+    body = await service.read(request, CountBody)
     asked = conversation(body, service.prompts.chat_templates)
     count = await service.beside(request, counted, service, asked)
     return service.answer({"input_tokens": count})
 
 
 def counted(service: Service, asked: ChatFields) -> int:
-    offered = offer(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    offered = offer(asked.tools, asked.tool_choice, asked.parallel_tool_calls, WRITTEN[PARAMETERS])
     given = chat.template_arguments(service, asked)
     if offered.tools:
         given["tools"] = offered.tools

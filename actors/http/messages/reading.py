@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....protocol.errors import brief
-from ....protocol.formats.tools import FunctionName, NamedTool, Tool, converted
+from ....protocol.formats.tools import PARAMETERS, FunctionName, NamedTool, Tool, converted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, JsonSchema, ResponseFormat
 from ..errors import Problem
-from .bodies import Choice, CountFields, MessagesBody, MessagesTool
+from .bodies import Choice, CountFields, MessagesFields, MessagesTool
 
 Message = dict[str, Any]
 
@@ -19,6 +19,7 @@ WRITTEN = {
     "json_schema": "output_config.format.schema",
     "response_format.json_schema.schema": "output_config.format.schema",
     "response_format": "output_config.format",
+    PARAMETERS: "tools[{}].input_schema",
 }
 """Names of a conversation's fields to those of this API."""
 
@@ -34,7 +35,7 @@ def conversation(body: CountFields, templates: ChatTemplates | str) -> ChatField
         messages += plain(f"messages[{number}]", message.role, message.content)
     choice = body.tool_choice
     fields: dict[str, Any] = {}
-    if isinstance(body, MessagesBody):
+    if isinstance(body, MessagesFields):
         fields = {
             name: getattr(body, name) for name in ("stream", "temperature", "top_k", "top_p", "max_tokens")
         }
@@ -83,11 +84,22 @@ def tools_of(tools: list[MessagesTool]) -> list[Tool]:
         function = {
             "name": tool.name,
             "description": tool.description,
-            "parameters": tool.input_schema,
+            "parameters": schema_of(tool.input_schema),
             "strict": tool.strict,
         }
         made.append({"type": "function", "function": function})
     return converted("tools", made, list[Tool])
+
+
+def schema_of(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema of a tool's arguments: these two may be null in the published API, and in no JSON Schema."""
+    if given is None:
+        return None
+    return {
+        key: value
+        for key, value in given.items()
+        if value is not None or key not in ("properties", "required")
+    }
 
 
 def choice_of(choice: Choice | None, tools: bool) -> Any:

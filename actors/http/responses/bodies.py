@@ -73,9 +73,15 @@ class ResponseFields(Sampling, kw_only=True):
 
 
 FIXED: dict[str, Any] = {
+    "access_programs": None,
+    "background_options": None,
+    "context_management": None,
     "conversation": None,
+    "image": None,
     "max_tool_calls": None,
+    "moderation": None,
     "prompt": None,
+    "prompt_cache_options": None,
     "prompt_cache_retention": None,
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....protocol.errors import brief
-from ....protocol.formats.tools import Tool, ToolChoice, converted
+from ....protocol.formats.tools import PARAMETERS, Tool, ToolChoice, converted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
@@ -21,6 +21,7 @@ WRITTEN = {
     "json_schema": "text.format.schema",
     "response_format.json_schema.schema": "text.format.schema",
     "response_format": "text.format",
+    PARAMETERS: "tools[{}].parameters",
 }
 """Names of a conversation's fields to those of this API."""
 
