@@ -20,7 +20,7 @@ class Notify:
     """The socket of the process manager that started the service."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.address = environ.get("NOTIFY_SOCKET")
+        self.address = environ.get("NOTIFY_SOCKET") or None
         watched = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         period = environ.get("WATCHDOG_USEC", "0") if self.address and watched else "0"
         self.every_s: float | None = int(period) * 1e-6 / 2 if period.isdigit() and int(period) else None

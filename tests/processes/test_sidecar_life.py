@@ -150,6 +150,13 @@ def test_the_watchdog_is_not_fed_while_the_service_is_not_alive(tmp_path: Path) 
         assert listener.recv(64) == b"WATCHDOG=1"
 
 
+def test_an_address_of_no_characters_is_none() -> None:
+    """As a container has it whose file says ``NOTIFY_SOCKET=``."""
+    notify = Notify({"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "1000000"})
+    notify.send("READY=1")
+    assert notify.beat(0.0, alive=True) is None
+
+
 def test_a_watchdog_of_another_process_is_not_fed_and_an_abstract_socket_works() -> None:
     name = f"\0slipstream-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
