@@ -127,7 +127,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             "model:_rotate_kernel",
             dict.fromkeys(("states", "query_weight", "key_weight"), "*bf16")
             | dict(angles="*fp32", token_stride="i32", epsilon="fp32", offset="fp32"),
-            dict(NORM=norm, QUERY_HEADS=32, ALL_HEADS=40, D=128, TURNED=64 - rest // 2, REST=rest, HEADS=4)
+            dict(NORM=norm, QUERY_HEADS=32, ALL_HEADS=40, D=128, ROTATED=64 - rest // 2, REST=rest, HEADS=4)
             | dict(PAIRS=64 - rest // 2),
         )
         for norm, rest in ((False, 0), (True, 0), (True, 64))

@@ -227,9 +227,9 @@ def attend_gathered(
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
     row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))
     at_a_time = CPU_GATHER_BYTES if query.device.type == "cpu" else GATHER_BYTES
-    turn = max(1, at_a_time // row_bytes)
-    for start in range(0, len(table), turn):
-        rows = slice(start, start + turn)
+    at_once = max(1, at_a_time // row_bytes)
+    for start in range(0, len(table), at_once):
+        rows = slice(start, start + at_once)
         key, value = (pool.gather(table[rows], query.dtype)[:, : bias.shape[3]] for pool in (keys, values))
         output[rows] = attend.biased(query[rows], key, value, bias[rows] if len(bias) > 1 else bias)
 
@@ -276,8 +276,8 @@ class Attend:
     def _in_full(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """With the scores held in float32, a few queries at a time if there are many."""
         n, queries, heads, _ = query.shape
-        if queries > (turn := max(1, SCORE_BYTES // (4 * n * heads * key.shape[1]))):
-            parts = zip(query.split(turn, 1), bias.split(turn, 2), strict=True)
+        if queries > (at_once := max(1, SCORE_BYTES // (4 * n * heads * key.shape[1]))):
+            parts = zip(query.split(at_once, 1), bias.split(at_once, 2), strict=True)
             return torch.cat([self._in_full(some, key, value, theirs) for some, theirs in parts], 1)
 
         grouped = query.unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4)

@@ -126,13 +126,13 @@ def attend_group(attend: Attend, query: Tensor, keys: Pool, values: Pool, group:
     """From ``query`` [n, 1, Hq, D] to their contexts: [n, 1, Hq, Dv], a few at a time."""
     table, count = group.table, len(query)
     row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))
-    turn = max(1, CPU_GATHER_BYTES // row_bytes)
+    at_once = max(1, CPU_GATHER_BYTES // row_bytes)
     if len(table) < count:
         key, value = (pool.gather(table, query.dtype).expand(count, -1, -1, -1) for pool in (keys, values))
         return one_by_one(attend, query, key, value, group.bias)
     parts = []
-    for first in range(0, count, turn):
-        rows = slice(first, first + turn)
+    for first in range(0, count, at_once):
+        rows = slice(first, first + at_once)
         key, value = (pool.gather(table[rows], query.dtype) for pool in (keys, values))
         parts.append(one_by_one(attend, query[rows], key, value, group.bias[rows]))
     return torch.cat(parts)

@@ -178,13 +178,13 @@ class Decoder(nn.Module):
             assert isinstance(layer, Layer)
             attention, mlp = layer.self_attn, layer.mlp
             states = operations.add_norm(residual, update, after, scale, layer.before_attention)
-            update = attention(states, self.turn(attention.rotary, positions, angles), paged, backend)
+            update = attention(states, self.angles_of(attention.rotary, positions, angles), paged, backend)
             states = operations.add_norm(residual, update, layer.after_attention, scale, layer.before_mlp)
             update, after = mlp(states), layer.after_mlp
         states = operations.add_norm(residual, update, after, scale, self.norm)
         return MoeModelOutputWithPast(last_hidden_state=states[None])  # type: ignore[arg-type]
 
-    def turn(self, rotary: Rotary | None, positions: Tensor, known: dict[int, Tensor]) -> Tensor | None:
+    def angles_of(self, rotary: Rotary | None, positions: Tensor, known: dict[int, Tensor]) -> Tensor | None:
         """The angles of ``rotary``, made when its first layer comes and then ``known``."""
         if rotary is None:
             return None

@@ -20,7 +20,7 @@ from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
 from .operations import Norm
 
 HEADS = 4
-"""Heads of a token that one program turns: few, so that a single token occupies several multiprocessors."""
+"""Heads of a token that one program rotates: few, so that a single token occupies several multiprocessors."""
 
 GATE_TILE = 1024
 ANGLE_TOKENS = 16
@@ -56,7 +56,7 @@ def _angles_kernel(
 @jit
 def _rotate_kernel(
     states,  # [T, heads, D]
-    angles,  # [T, 2 TURNED]
+    angles,  # [T, 2 ROTATED]
     query_weight,  # [D]
     key_weight,  # [D]
     token_stride,
@@ -66,7 +66,7 @@ def _rotate_kernel(
     QUERY_HEADS: tl.constexpr,
     ALL_HEADS: tl.constexpr,
     D: tl.constexpr,
-    TURNED: tl.constexpr,  # pairs of dimensions that have an angle
+    ROTATED: tl.constexpr,  # pairs of dimensions that have an angle
     PAIRS: tl.constexpr,  # the same, padded; and the dimensions that have none
     REST: tl.constexpr,
     HEADS: tl.constexpr,
@@ -76,17 +76,17 @@ def _rotate_kernel(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
     here = head < ALL_HEADS
-    both = here & (pair < TURNED)
+    both = here & (pair < ROTATED)
     pointer = states + token * token_stride + head * D
     first = tl.load(pointer + pair, mask=both, other=0.0)
     dtype = first.dtype
     first = first.to(tl.float32)
-    second = tl.load(pointer + TURNED + pair, mask=both, other=0.0).to(tl.float32)
+    second = tl.load(pointer + ROTATED + pair, mask=both, other=0.0).to(tl.float32)
     if NORM:
         is_query = head < QUERY_HEADS
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         if REST > 0:
-            dim = 2 * TURNED + tl.arange(0, REST)[None, :]
+            dim = 2 * ROTATED + tl.arange(0, REST)[None, :]
             left = here & (dim < D)
             rest = tl.load(pointer + dim, mask=left, other=0.0).to(tl.float32)
             square += tl.sum(rest * rest, 1)
@@ -98,7 +98,7 @@ def _rotate_kernel(
             rest *= tl.rsqrt(square / D + epsilon)[:, None] * (weight + offset)
             tl.store(pointer + dim, rest.to(dtype), mask=left)
         factor = tl.rsqrt(square / D + epsilon)[:, None]
-        known = pair < TURNED
+        known = pair < ROTATED
         weight = tl.where(
             is_query,
             tl.load(query_weight + pair, mask=known, other=0.0).to(tl.float32),
@@ -107,14 +107,14 @@ def _rotate_kernel(
         first *= factor * (weight + offset)
         weight = tl.where(
             is_query,
-            tl.load(query_weight + TURNED + pair, mask=known, other=0.0).to(tl.float32),
-            tl.load(key_weight + TURNED + pair, mask=known, other=0.0).to(tl.float32),
+            tl.load(query_weight + ROTATED + pair, mask=known, other=0.0).to(tl.float32),
+            tl.load(key_weight + ROTATED + pair, mask=known, other=0.0).to(tl.float32),
         )
         second *= factor * (weight + offset)
-    cosine = tl.load(angles + token * (2 * TURNED) + pair, mask=pair < TURNED, other=0.0)
-    sine = tl.load(angles + token * (2 * TURNED) + TURNED + pair, mask=pair < TURNED, other=0.0)
+    cosine = tl.load(angles + token * (2 * ROTATED) + pair, mask=pair < ROTATED, other=0.0)
+    sine = tl.load(angles + token * (2 * ROTATED) + ROTATED + pair, mask=pair < ROTATED, other=0.0)
     tl.store(pointer + pair, (first * cosine - second * sine).to(dtype), mask=both)
-    tl.store(pointer + TURNED + pair, (second * cosine + first * sine).to(dtype), mask=both)
+    tl.store(pointer + ROTATED + pair, (second * cosine + first * sine).to(dtype), mask=both)
 
 
 @jit
@@ -223,8 +223,8 @@ class TritonOperations:
     ) -> None:
         tokens, _, dims = states.shape
         heads = query_heads + key_heads
-        turned = angles.shape[1] // 2
-        rest = dims - 2 * turned
+        rotated = angles.shape[1] // 2
+        rest = dims - 2 * rotated
         weights = (
             (angles, angles)
             if query_norm is None or key_norm is None
@@ -240,8 +240,8 @@ class TritonOperations:
             QUERY_HEADS=query_heads,
             ALL_HEADS=heads,
             D=dims,
-            TURNED=turned,
-            PAIRS=triton.next_power_of_2(turned),
+            ROTATED=rotated,
+            PAIRS=triton.next_power_of_2(rotated),
             REST=triton.next_power_of_2(rest) if rest else 0,
             HEADS=HEADS,
             **FOLLOWING,

@@ -65,10 +65,10 @@ class Operations(Protocol):
         key_norm: Norm | None,
         angles: Tensor,
     ) -> None:
-        """Turn the first ``query_heads`` and the ``key_heads`` after them of ``states`` [T, heads, D] in place.
+        """Rotate the first ``query_heads`` and the ``key_heads`` after them of ``states`` [T, heads, D] in place.
 
         A head is first normalised by ``query_norm`` or ``key_norm``. Then its first 2 F dimensions, those that
-        have ``angles`` [T, 2 F], are turned: i with i + F, as transformers' ``rotate_half`` does it (Su et al., 2021).
+        have ``angles`` [T, 2 F], are rotated: i with i + F, as transformers' ``rotate_half`` does it (Su et al., 2021).
         """
         ...
 
@@ -118,9 +118,9 @@ class TorchOperations:
         cosines, sines = angles[:, None].chunk(2, -1)
         count = cosines.shape[-1]
         first, second = heads[..., :count], heads[..., count : 2 * count]
-        turned = torch.addcmul(first * cosines, second, sines, value=-1.0)
+        rotated = torch.addcmul(first * cosines, second, sines, value=-1.0)
         second.copy_(torch.addcmul(second * cosines, first, sines))
-        first.copy_(turned)
+        first.copy_(rotated)
 
     def gate(self, states: Tensor, activation: str) -> Tensor:
         gate, up = states.chunk(2, -1)

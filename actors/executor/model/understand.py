@@ -57,7 +57,7 @@ class Observed:
     """[1, T, H], what its first layer is given."""
     calls: dict[int, Call] = field(default_factory=dict)
     """By layer."""
-    turns: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    embeddings: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By layer: cosines and sines [1, T, R] that its attention is given."""
     tuples: dict[int, bool] = field(default_factory=dict)
     """By layer: whether its feed-forward module returns a tuple."""
@@ -156,11 +156,11 @@ def observe(decoder: Any) -> Observed:
         # A copy: what follows may add to it in place.
         observed.embedded = (given[0] if given else named["hidden_states"]).clone()
 
-    def turn(index: int) -> Callable[..., None]:
+    def note_embeddings(index: int) -> Callable[..., None]:
         def found(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            turn = named.get("position_embeddings")
-            if isinstance(turn, tuple) and len(turn) == 2:
-                observed.turns[index] = turn
+            embeddings = named.get("position_embeddings")
+            if isinstance(embeddings, tuple) and len(embeddings) == 2:
+                observed.embeddings[index] = embeddings
 
         return found
 
@@ -175,7 +175,7 @@ def observe(decoder: Any) -> Observed:
         parts = dict(layer.named_children())
         if "self_attn" not in parts or "mlp" not in parts:
             break
-        hooks.append(parts["self_attn"].register_forward_pre_hook(turn(index), with_kwargs=True))
+        hooks.append(parts["self_attn"].register_forward_pre_hook(note_embeddings(index), with_kwargs=True))
         hooks.append(parts["mlp"].register_forward_hook(returned(index)))
     positions = torch.tensor([CHECKED_POSITIONS], device=decoder.device)
     try:
@@ -264,7 +264,7 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
         norms[place] = norm_of(parts[name])
     rotary = None
     if getattr(attention, "use_rope", True):
-        rotary = rotary_of(observed.turns.get(index), rotaries)
+        rotary = rotary_of(observed.embeddings.get(index), rotaries)
     own = {
         name: part
         for name, part in attention.named_children()
@@ -349,14 +349,14 @@ def norm_of(module: nn.Module) -> Norm:
     raise Unfit(f"{type(module).__name__} is no root mean square norm")
 
 
-def rotary_of(turn: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> Rotary:
+def rotary_of(embeddings: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> Rotary:
     """Which of ``rotaries`` gives the cosines that a layer is given; it is the same object for all such layers."""
-    if turn is not None:
-        cosines = turn[0][0].float()
+    if embeddings is not None:
+        cosines = embeddings[0][0].float()
         positions = torch.tensor(CHECKED_POSITIONS, device=cosines.device)
         for rotary in rotaries:
             angles = positions[:, None].float() * rotary.frequencies
-            found = (angles.cos() * rotary.scaling).to(turn[0].dtype).float()
+            found = (angles.cos() * rotary.scaling).to(embeddings[0].dtype).float()
             # Only to tell one from the other: rounded to half precision they may differ in a last bit.
             known = cosines[:, : found.shape[1]]
             if cosines.shape[1] in (found.shape[1], 2 * found.shape[1]) and close(found, known, 1e-3):

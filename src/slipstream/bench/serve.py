@@ -26,7 +26,7 @@ from .targets import HttpTarget, Record, Target, ZmqTarget
 TOKEN_IDS = (1, 255)
 """Range of the random prompts' token ids: every vocabulary has these."""
 
-KINDS = ("ttft", "tpot", "itl", "e2el")
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 BAR = 24
 
@@ -150,7 +150,7 @@ def figures(load: Load, records: list[Record], seconds: float) -> dict[str, Any]
         found["request_goodput"] = len(good) / seconds
     values = {name: [one[name] for one in each if name in one] for name in ("ttft", "tpot", "e2el")}
     values["itl"] = [1e3 * (b - a) for record in answered for a, b in pairwise(record.arrivals)]
-    for name in KINDS:
+    for name in LATENCIES:
         ordered = sorted(values[name]) or [0.0]
         found[f"mean_{name}_ms"] = statistics.fmean(ordered)
         found[f"median_{name}_ms"] = statistics.median(ordered)
@@ -260,7 +260,7 @@ def print_result(load: Load, result: dict[str, Any]) -> None:
         print(f"{result['request_goodput']:.2f} good requests/s")
     names = ["mean", "median", *(f"p{share:g}" for share in load.percentiles)]
     print(f"\n{'ms':>6}" + "".join(f"{name:>12}" for name in names))
-    for kind in KINDS:
+    for kind in LATENCIES:
         print(f"{kind.upper():>6}" + "".join(f"{result[f'{name}_{kind}_ms']:>12.3f}" for name in names))
 
 

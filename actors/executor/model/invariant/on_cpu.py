@@ -90,7 +90,7 @@ class FewRowsOperations:
         self, residual: Tensor, update: Tensor | None, after: Norm | None, scale: float, before: Norm | None
     ) -> Tensor:
         out = residual if before is None else torch.empty_like(residual)
-        for rows in turns(residual):
+        for rows in few_at_once(residual):
             more = None if update is None else update[rows]
             found = self.operations.add_norm(residual[rows], more, after, scale, before)
             if before is not None:
@@ -98,7 +98,7 @@ class FewRowsOperations:
         return out
 
     def norm(self, states: Tensor, norm: Norm) -> None:
-        for rows in turns(states):
+        for rows in few_at_once(states):
             self.operations.norm(states[rows], norm)
 
     def rotate(
@@ -110,7 +110,7 @@ class FewRowsOperations:
         key_norm: Norm | None,
         angles: Tensor,
     ) -> None:
-        for rows in turns(states):
+        for rows in few_at_once(states):
             self.operations.rotate(states[rows], query_heads, key_heads, query_norm, key_norm, angles[rows])
 
     def gate(self, states: Tensor, activation: str) -> Tensor:
@@ -118,7 +118,7 @@ class FewRowsOperations:
         return torch.cat([self.operations.gate(one, activation) for one in states.split(1)])
 
 
-def turns(states: Tensor) -> Iterator[slice]:
+def few_at_once(states: Tensor) -> Iterator[slice]:
     """The rows of ``states``, a few at a time."""
     width = states[0].numel()
     count = max(1, SERIAL // width) if width % WHOLE == 0 else 1

@@ -78,15 +78,15 @@ class StatefulModules:
             outputs: list[Any] = []
             for tokens, rows, single in self.parts:
                 states = RowStates(self.slots, rows)
-                turns = (
+                pieces = (
                     [tokens]
                     if single or takes_chunks
                     else [slice(token, token + 1) for token in range(tokens.start, tokens.stop)]
                 )
-                for turn in turns:
+                for piece in pieces:
                     some, others = one.with_cache(
-                        tuple(self.part(value, turn, single) for value in given),
-                        {name: self.part(value, turn, single) for name, value in named.items()},
+                        tuple(self.part(value, piece, single) for value in given),
+                        {name: self.part(value, piece, single) for name, value in named.items()},
                         states,
                     )
                     found = continued(*some, **others)

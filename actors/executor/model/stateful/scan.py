@@ -65,8 +65,8 @@ class Scan:
         state, outputs = state.float(), []
         for start in range(0, inputs.shape[2], TOKENS_AT_ONCE):
             some = slice(start, start + TOKENS_AT_ONCE)
-            turn = [one[..., some].movedim(2, 0) for one in (inputs, steps, B, C)]
-            output, state = scan(turn[0], turn[1], turn[2], turn[3], A, state)
+            part = [one[..., some].movedim(2, 0) for one in (inputs, steps, B, C)]
+            output, state = scan(part[0], part[1], part[2], part[3], A, state)
             outputs.append(output.movedim(0, 2))
         output = torch.cat(outputs, 2) + inputs * D[:, None]
         return output * F.silu(z.float()), state
