@@ -64,10 +64,11 @@ def load_chat_templates(folder: Path, file: Path | None, clock: Clock) -> ChatTe
 
     ``ModelNotSupported`` if one does not compile, or cannot be read.
     """
+    sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
+    named = special_tokens(folder)
     try:
-        sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
-        return ChatTemplates(sources, special_tokens(folder), clock) if sources else None
-    except TemplateError as error:
+        return ChatTemplates(sources, named, clock) if sources else None
+    except Exception as error:  # what is constant is computed when it is compiled, which can raise anything
         where = f"the chat template of {folder}" if file is None else str(file)
         raise ModelNotSupported(f"{where} does not compile: {error}") from None
 

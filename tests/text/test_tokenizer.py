@@ -497,6 +497,19 @@ def test_a_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:
         load_chat_templates(tmp_path, None, datetime.now)
 
 
+@pytest.mark.parametrize("template", ["{% if x %}", "{{ 10 ** 5000 }}", "{{ '%d' % 'x' }}"])
+def test_a_chat_template_is_refused_by_name_or_compiles(tmp_path: Path, template: str) -> None:
+    """What is constant in it is computed when it is compiled, which may fail by more than its syntax."""
+    file = tmp_path / "odd.jinja"
+    file.write_text(template)
+    write_model(tmp_path)
+    if "%d" in template:
+        assert load_chat_templates(tmp_path, file, datetime.now) is not None
+    else:
+        with pytest.raises(ModelNotSupported, match=r"odd\.jinja does not compile: "):
+            load_chat_templates(tmp_path, file, datetime.now)
+
+
 def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_path: Path) -> None:
     write_model(tmp_path, template=CHATML)
     program = f"""
