@@ -15,6 +15,9 @@ from ...protocol.printable import printable
 PATIENCE_S = 0.1
 """How long news may wait for a reader that is behind: the supervisor has other things to do."""
 
+SELDOM_S = 3600.0
+"""The longest time between two signs of life, whatever is asked for: no wait can be of any length."""
+
 
 class Notify:
     """The socket of the process manager that started the service."""
@@ -23,7 +26,8 @@ class Notify:
         self.address = environ.get("NOTIFY_SOCKET") or None
         watched = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         period = environ.get("WATCHDOG_USEC", "0") if self.address and watched else "0"
-        self.every_s: float | None = int(period) * 1e-6 / 2 if period.isdigit() and int(period) else None
+        every_s = float(period) * 1e-6 / 2 if period.isdecimal() else 0.0
+        self.every_s: float | None = min(every_s, SELDOM_S) or None
         """How often to say that the service is alive: twice as often as is asked for. None: never."""
         self.due = 0.0
 

@@ -157,6 +157,14 @@ def test_an_address_of_no_characters_is_none() -> None:
     assert notify.beat(0.0, alive=True) is None
 
 
+@pytest.mark.parametrize(
+    ("period", "every_s"),
+    [("2000000", 1.0), ("0", None), ("", None), ("soon", None), ("-5", None), ("9" * 400, 3600.0)],
+)
+def test_a_watchdog_may_ask_for_any_period(period: str, every_s: float | None) -> None:
+    assert Notify({"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": period}).every_s == every_s
+
+
 def test_a_watchdog_of_another_process_is_not_fed_and_an_abstract_socket_works() -> None:
     name = f"\0slipstream-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
