@@ -39,8 +39,10 @@ class Helpers:
 
     # --- starting ---------------------------------------------------------------------------------
 
-    def start(self, *, serving: bool, whole: bool) -> float | None:
-        """Start those whose time it is; returns how long until that of the next. ``whole``: every actor is ready."""
+    def start(self, *, serving: bool, whole: bool, has_served: bool) -> float | None:
+        """Start those whose time it is; returns how long until that of the next. ``whole``: every actor is ready.
+
+        ``CannotStart`` if the machine has no room for one and the service has never served."""
         now = time.monotonic()
         waits: list[float] = []
         for spec, state, due in (
@@ -52,15 +54,18 @@ class Helpers:
             if due > now:
                 waits.append(due - now)
             else:
-                self.spawn(spec, state, control.Prepare(spec.options, background=serving))
+                first = control.Prepare(spec.options, background=serving)
+                self.spawn(spec, state, first, has_served=has_served)
         return min(waits, default=None)
 
-    def spawn(self, spec: ChildSpec, state: HelperRestarts, first: control.Prepare) -> None:
+    def spawn(
+        self, spec: ChildSpec, state: HelperRestarts, first: control.Prepare, *, has_served: bool
+    ) -> None:
         state.on_start()
         try:
             child = Child.spawn(spec, state.number, self.directory, first, collect_output=self.collect_output)
         except CannotStart as error:
-            if not first.background:
+            if not has_served:
                 raise
             state.on_death(time.monotonic())
             logger.warning("%s; it is tried again later", error)

@@ -363,7 +363,7 @@ class Supervisor:
         if self.waiting_for_spare and self.helpers.source(self.waiting_for_spare[0], first=True) != "later":
             waiting, self.waiting_for_spare = self.waiting_for_spare, []
             for spec in waiting:
-                self.spawn(spec)
+                self.spawn_first(spec)
         for when, spec in [due for due in self.due if due[0] <= now]:
             self.due.remove((when, spec))
             self.status.restarts[spec.name] += 1
@@ -420,7 +420,8 @@ class Supervisor:
         if self.stopping:
             return None
         whole = all(child.state == "ready" for child in self.children.values() if child.spec.role == "actor")
-        return self.helpers.start(serving=self.serving, whole=whole and not self.due)
+        whole = whole and not self.due
+        return self.helpers.start(serving=self.serving, whole=whole, has_served=self.has_served)
 
     def end_helper(self, child: Child) -> None:
         child.process.kill()
