@@ -108,7 +108,7 @@ def recovery(sidecar: Sidecar, client: Client, ranks: int) -> None:
     begun = time.perf_counter()
     h200.run_rows(client, 1, 8, 16)
     print(f"an answer {time.perf_counter() - begun:.1f} s after the last rank was killed", flush=True)
-    print(sidecar.log.splitlines()[-3:], flush=True)
+    print("\n".join(sidecar.log.splitlines()[-ranks:]), flush=True)
 
 
 # --- vLLM ---------------------------------------------------------------------------------------------

@@ -144,14 +144,16 @@ class Planner:
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, draft.prompt_logprobs)
 
     def answers_stand_still(self) -> bool:
-        """Whether a sequence that has begun its answer is next to be computed again, or is being.
+        """Whether a sequence that has begun its answer is being computed again, or is next and has room.
 
         It was preempted, or lost with an executor. Its own gap is the longest then, and full steps end it soonest.
         """
         if any(sequence.has_begun for sequence in self.prefilling):
             return True
-        first = self.waiting.first()
-        return first is not None and first.has_begun
+        first, blocks = self.waiting.first(), self.blocks
+        if first is None or blocks is None or not first.has_begun or not self.slots.available:
+            return False
+        return blocks.available * blocks.block_size >= len(first.tokens)
 
     def reserve_blocks(self, blocks: BlockPool, draft: Draft) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in order give way.
