@@ -4,10 +4,11 @@
 
 Models of three sizes with random weights, made on the device; the paged model, its cache and the Triton attention are
 those that serve. For each number of decoding rows it prints the time of one replay of the CUDA graph of the forward
-pass, unfused, fused and batch-invariant, with the number of kernels and their time by kind; the time of choosing the
-tokens, greedily and sampled; and how long the weights alone take to be read, at the rate of a large copy on the same
-card. Then the matrix products one by one, before they are batch-invariant and after, and how far the logits of an
-unfused and a fused model are from those of float32. On one H200 all of it takes about 2 min.
+pass, unfused, fused (with cuBLAS's products, then as it is served) and batch-invariant, with the number of kernels
+and their time by kind; the time of choosing the tokens, greedily and sampled; and how long the weights alone take to
+be read, at the rate of a large copy on the same card. Then the matrix products one by one, before they are batch-
+invariant and after, and how far the logits of an unfused and a fused model are from those of float32. On one H200 all
+of it takes about 2 min.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from model_shapes import MODELS
 from replays import captured, replay_ms
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.model.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import prove_invariant
 from slipstream.actors.executor.model.load import from_config, replace
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.products.few_rows import begin_products_early
 from slipstream.actors.executor.sampling.sampler import Sampler
 from slipstream.actors.executor.step.fields import JOIN
 from slipstream.actors.executor.step.layout import SamplingKind
@@ -147,14 +150,17 @@ def bench_forward(name: str, rows: list[int], context: int, rate: float) -> None
         say(f"  {count:3} rows, unfused {measure(forward_of(model, count, context))}")
     begun, before = time.perf_counter(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    replace(model)
+    fuse(model)
     torch.cuda.synchronize()
     more = torch.cuda.max_memory_allocated() - before
     what = model.kept_because or "fused"
     say(f"  {what} in {time.perf_counter() - begun:.2f} s, with {more / 1e9:.2f} GB more for that while")
     for count in rows:
+        say(f"  {count:3} rows, fused, products of cuBLAS {measure(forward_of(model, count, context))}")
+    begin_products_early(model.transformer, checked=False)
+    for count in rows:
         cost = measure(forward_of(model, count, context))
-        say(f"  {count:3} rows, fused   {cost}")
+        say(f"  {count:3} rows, fused, products as served {cost}")
         for ms, kernels, kernel in cost.by_name[:10] if count == rows[0] else ():
             say(f"      {ms:.3f} ms {kernels:4.0f}x {kernel}")
     for count in rows:

@@ -48,6 +48,7 @@ LEAST_RANKS = {"8b": 1, "70b": 2}
 
 PROMPT = 128
 PATIENCE_S = 60.0
+"""For all graphs and a spare executor to be there."""
 
 
 def measure(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) -> list[Row]:

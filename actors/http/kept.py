@@ -26,7 +26,7 @@ MANY = 1_000
 encode = msgspec.json.encode
 
 
-class Room:
+class LogprobBudget:
     """How many logprobs are kept, by all requests."""
 
     def __init__(self, most_of_one: int = MOST_OF_ONE, most_of_all: int = MOST_OF_ALL) -> None:
@@ -41,30 +41,30 @@ class Room:
 class Share:
     """What one request keeps of it, for as long as it is put together."""
 
-    def __init__(self, room: Room) -> None:
-        self.room = room
+    def __init__(self, budget: LogprobBudget) -> None:
+        self.budget = budget
         self.taken = 0
 
     def __enter__(self) -> Share:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.room.taken -= self.taken
+        self.budget.taken -= self.taken
 
     def take(self, count: int) -> None:
         """Keep ``count`` more; ``InvalidRequest`` beyond what one answer may have, ``Overloaded`` beyond the rest."""
         self.taken += count
-        self.room.taken += count
-        if self.taken > self.room.most_of_one:
+        self.budget.taken += count
+        if self.taken > self.budget.most_of_one:
             raise InvalidRequest(
-                f"the answer has more than {self.room.most_of_one} logprobs, the most of one that is told whole: ask"
+                f"the answer has more than {self.budget.most_of_one} logprobs, the most of one that is told whole: ask"
                 " for fewer prompts, tokens or logprobs at once, or for a stream",
                 param="logprobs",
             )
-        if self.room.taken > self.room.most_of_all:
+        if self.budget.taken > self.budget.most_of_all:
             raise Overloaded(
-                f"answers with {self.room.most_of_all} logprobs are being put together, the most at once; send it again"
-                " later, ask for fewer logprobs, or for a stream"
+                f"answers with {self.budget.most_of_all} logprobs are being put together, the most at once; send it"
+                " again later, ask for fewer logprobs, or for a stream"
             )
 
 

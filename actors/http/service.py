@@ -28,7 +28,7 @@ from ..text.pieces import UNREADABLE
 from ..text.prompts import Prompts
 from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
-from .kept import MANY, Room
+from .kept import MANY, LogprobBudget
 from .responses.store import Store
 from .tokens import Tokens
 from .transport.events import Batches
@@ -140,7 +140,7 @@ class Service:
         self.draining = False
         self.stopped = False
         self.uploads = Uploads()
-        self.logprobs = Room()
+        self.logprobs = LogprobBudget()
         self.responses = Store()
         """What the Responses API keeps."""
         self.background: set[asyncio.Task[None]] = set()

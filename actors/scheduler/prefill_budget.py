@@ -1,7 +1,8 @@
 """How many prompt tokens a step takes beside sequences that decode.
 
 The aim: the gap between two tokens of a stream stays below 22 ms, or below twice what it is without prompts, whichever
-is longer; and on a device where twice that is shorter, below 60 ms while prompts take half of the device's time.
+is longer; and on a device where twice that is shorter, below 60 ms while prompts take half of the device's time. An
+answer that stands still, since its sequence is computed again, has the longest gap of all: steps are filled for it.
 
 So fast devices give a prompt nearly all of their time, and its first token comes about as soon as if it ran alone,
 while slow ones share theirs. Prompts that take half of the time keep each other waiting: steps that are full of them,

@@ -144,9 +144,8 @@ class Child:
         )  # fmt: skip
         if isinstance(first, control.Begin):
             first.in_hand = in_hand.descriptor
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # it has ended, which is noticed in a moment
+        # One that has ended already is noticed in a moment.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             control.send(ours, first)
         ours.setblocking(False)
         return child

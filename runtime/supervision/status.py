@@ -52,9 +52,8 @@ class Status:
 
     def bind_again(self) -> None:
         """The file of the status socket is gone, with the folder that it was in."""
-        self.socket.bind(
-            self.endpoint
-        )  # unbound first, it would be removed a little later, when it is there again
+        # Not unbound before: ZeroMQ would remove the file a little later, when it is there again.
+        self.socket.bind(self.endpoint)
 
     def close(self) -> None:
         self.context.destroy(linger=0)

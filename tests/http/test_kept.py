@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scripted import Script, Scripted
-from slipstream.actors.http.kept import Room
+from slipstream.actors.http.kept import LogprobBudget
 from slipstream.actors.http.transport import events
 from slipstream.protocol.messages import Delta, Usage
 
@@ -69,7 +69,7 @@ def test_an_answer_that_is_told_whole_has_a_bounded_number_of_logprobs(
 ) -> None:
     scripted = Scripted(script())
     for most_of_one, most_of_all, status in ((logprobs, logprobs, 200), (logprobs - 1, 99, 400)):
-        scripted.service.logprobs = room = Room(most_of_one, most_of_all)
+        scripted.service.logprobs = room = LogprobBudget(most_of_one, most_of_all)
         answer = scripted.post(path, body)
         assert answer.status == status
         assert room.taken == 0
@@ -79,7 +79,7 @@ def test_an_answer_that_is_told_whole_has_a_bounded_number_of_logprobs(
 
 def test_answers_that_are_put_together_at_once_share_the_room() -> None:
     scripted = Scripted(Scores())
-    scripted.service.logprobs = room = Room(99, 10)
+    scripted.service.logprobs = room = LogprobBudget(99, 10)
     with room.share() as share:
         share.take(7)
         answer = scripted.post("/v1/completions", {"prompt": "x", "logprobs": 1})

@@ -328,6 +328,21 @@ def test_answers_that_stand_still_are_computed_again_in_full_steps_and_new_promp
     assert max(tokens_of_prompts(before)) <= 16
 
 
+def test_while_an_answer_waits_for_blocks_other_prompts_have_no_full_steps() -> None:
+    bench = Bench(slots=3, budget=64, length=512, blocks=20, step_ns=lambda prefill: 10**8 * (1 + prefill))
+    for request in (0, 1):
+        bench.ask(request, prompt(request, 16), max_tokens=100, **FREE)
+    for _ in range(8):
+        bench.finish_step()
+    bench.ask(2, prompt(2, 240), max_tokens=2, priority=1, **FREE)
+    before = len(bench.plans)
+    while not bench.tokens.get(2):
+        bench.finish_step()
+    assert bench.scheduler.counters["num_preemptions"] == 1
+    chunks = [[count for _, count in pairs(plan.chunks)] for plan in bench.plans[before:]]
+    assert max(sum(of_plan) for of_plan in chunks) <= 16
+
+
 def test_a_result_of_another_step_than_the_oldest_is_a_fault_that_names_both() -> None:
     bench = Bench()
     bench.ask(1, prompt(1, 5), max_tokens=9, **FREE)

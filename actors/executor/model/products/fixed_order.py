@@ -56,7 +56,7 @@ def _sum_of_part(
 
 @jit
 def _prefetch(weight, output, begin, N, K, COLUMNS: tl.constexpr):
-    """Ask for the first columns of a part to be brought into the cache of the device, of 128 bytes each."""
+    """Have the device fetch the first columns of a part into its L2 cache, whose lines are 128 bytes."""
     if OVERLAP and PTX:
         line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
         column = begin + tl.arange(0, COLUMNS // line) * line
