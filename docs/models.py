@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from slipstream.actors.executor.model import gate
-from slipstream.actors.executor.model.language_model import SERVED_AS_TEXT, language_model_config
-from slipstream.actors.executor.model.load import laid_out
+from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT, language_model_config
+from slipstream.actors.executor.model.loading.load import laid_out
 from slipstream.protocol.errors import ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

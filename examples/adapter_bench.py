@@ -22,7 +22,7 @@ from slipstream.actors.executor.attention.ahead import compile_ahead
 from slipstream.actors.executor.model.adapters import kernels
 from slipstream.actors.executor.model.adapters.extend import Tiles, extend, tiles_for
 from slipstream.actors.executor.model.adapters.products import Stack, Tail
-from slipstream.actors.executor.model.room import Room
+from slipstream.actors.executor.model.adapters.room import Room
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from slipstream.actors.executor.model.load import make_model
+from slipstream.actors.executor.model.loading.load import make_model
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.client.timeline import utilization

@@ -27,9 +27,9 @@ from model_shapes import MODELS
 from replays import captured, replay_ms
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import prove_invariant
-from slipstream.actors.executor.model.load import from_config, replace
+from slipstream.actors.executor.model.loading.load import from_config, replace
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.products.few_rows import begin_products_early
 from slipstream.actors.executor.sampling.sampler import Sampler

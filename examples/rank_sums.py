@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as processes
-from slipstream.actors.executor.model.operations import Norm
+from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet
@@ -50,7 +50,7 @@ def table(ranks: int) -> str:
 
 
 def run_rank(rank: int, ranks: int, folder: str) -> None:
-    from slipstream.actors.executor.model.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
     device = torch.device("cuda", rank)
     with torch.inference_mode():

@@ -103,9 +103,9 @@ class Rig:
 
     def __init__(self, config: PreTrainedConfig, variant: Variant) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
-        from slipstream.actors.executor.model.load import from_config, replace
+        from slipstream.actors.executor.model.adapters.room import Room
+        from slipstream.actors.executor.model.loading.load import from_config, replace
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
-        from slipstream.actors.executor.model.room import Room
         from slipstream.actors.executor.model.scales import measure_scales
         from slipstream.actors.executor.step.graphs import GraphedProgram
         from slipstream.actors.executor.step.program import ModelProgram

@@ -155,7 +155,7 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
     if options.tensor_parallel_size == 1:
         return load_whole(context, options, where)
     from .keeping.weights import KeptWeights
-    from .model.load import nothing_around
+    from .model.loading.load import nothing_around
     from .ranks.load import load_part, make_part
     from .ranks.meeting import meet
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from ...runtime.process.child import StartContext
+    from .model.adapters.room import Room
     from .model.paged_model import PagedModel
-    from .model.room import Room
 
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads, which a fork loses
@@ -94,7 +94,7 @@ def has_room(context: StartContext, options: ExecutorOptions) -> bool:
 def import_model(options: ExecutorOptions) -> None:
     """The code of the model's class."""
     from .model.gate import causal_lm_class
-    from .model.load import load_config
+    from .model.loading.load import load_config
 
     causal_lm_class(load_config(Path(options.model)))
     # How torch follows the shapes of tensors without memory, of which a model is made at first.
@@ -134,7 +134,7 @@ def load_grammars(context: StartContext, options: ExecutorOptions) -> GrammarCom
 def load_whole(context: StartContext, options: ExecutorOptions, where: torch.device) -> PagedModel:
     """The model on its device, as it is served; with weights that are kept, if there are any."""
     from .keeping.weights import KeptWeights
-    from .model.load import load_model, make_model, nothing_around
+    from .model.loading.load import load_model, make_model, nothing_around
 
     kept = KeptWeights(options.keeper) if options.keeper else None
     model, room = None, room_of(options, where)
@@ -165,7 +165,7 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
 
 def room_of(options: ExecutorOptions, where: torch.device) -> Room | None:
     """For adapters in the weights themselves. On a CPU these have none: forks share what nothing ever writes to."""
-    from .model.room import Room
+    from .model.adapters.room import Room
 
     return (
         Room(options.max_loras, options.max_lora_rank) if options.max_loras and where.type == "cuda" else None
@@ -195,7 +195,7 @@ def import_transformers(context: StartContext) -> None:
     from .model.unused import leave_out
 
     leave_out()
-    from .model import load  # noqa: F401
+    from .model.loading import load  # noqa: F401
 
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # it would be garbage in a log

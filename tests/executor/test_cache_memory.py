@@ -11,7 +11,7 @@ import torch
 from slipstream.actors.executor import memory
 from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate, untouched_zeros
 from slipstream.actors.executor.cache.paged import FP8
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import SlipstreamError
 

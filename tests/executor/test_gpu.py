@@ -22,7 +22,7 @@ from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.engine import Engine
 from slipstream.actors.executor.gpu import on_gpu
 from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.step.buckets import buckets_of

@@ -339,10 +339,10 @@ def kernels() -> dict[str, Any]:
         triton_plan,
         triton_write,
     )
-    from slipstream.actors.executor.model import kernels as model
-    from slipstream.actors.executor.model import norm_kernels
     from slipstream.actors.executor.model.adapters import extend
     from slipstream.actors.executor.model.adapters import kernels as adapters
+    from slipstream.actors.executor.model.fused import kernels as model
+    from slipstream.actors.executor.model.fused import norm_kernels
     from slipstream.actors.executor.model.products import fixed_order, one_row
     from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.ranks import kernels as ranks

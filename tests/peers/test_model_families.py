@@ -13,8 +13,8 @@ from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.cache.state import StateSlots
-from slipstream.actors.executor.model.language_model import SERVED_AS_TEXT
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT
+from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from tiny_models import (
     EOS_TOKEN_ID,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from slipstream.actors.executor.model.kernels import TritonOperations
-from slipstream.actors.executor.model.operations import Norm
+from slipstream.actors.executor.model.fused.kernels import TritonOperations
+from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rig import EOS, VOCAB, Rig
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import make_config

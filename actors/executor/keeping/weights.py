@@ -17,9 +17,9 @@ from ....runtime.keeping import Keeper, NotKept
 from ....runtime.log import logger
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..model.load import load_config, replace, skeleton, use_own_experts
+from ..model.adapters.room import Room
+from ..model.loading.load import load_config, replace, skeleton, use_own_experts
 from ..model.paged_model import PagedModel
-from ..model.room import Room
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from ..ranks.shard import shard

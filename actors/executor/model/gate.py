@@ -20,7 +20,7 @@ from ....protocol.errors import ModelNotSupported
 from ..attention.transformers_hook import CHUNKED
 from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
 from ..cache.state import StateLayout
-from .language_model import SERVED_AS_TEXT, language_model_class, language_model_config
+from .loading.language_model import SERVED_AS_TEXT, language_model_class, language_model_config
 from .quantization.scheme import UnknownQuantization, scheme_of
 from .stateful.module import StatefulModule
 from .stateful.recording import record_states

@@ -17,8 +17,8 @@ from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import gate
 from .adapters.adapters import Adapters, Parts, projections_of
+from .adapters.room import Room
 from .adapters.tail import TailedLinear
-from .room import Room
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..model.language_model import language_model_config
-from ..model.load import (
+from ..model.adapters.room import Room
+from ..model.loading.language_model import language_model_config
+from ..model.loading.load import (
     Around,
     from_config,
     laid_out,
@@ -29,7 +30,6 @@ from ..model.load import (
 from ..model.paged_model import PagedModel
 from ..model.probe import probed
 from ..model.quantization.linear import check_products, quantize_layers
-from ..model.room import Room
 from .group import RankGroup
 from .quantized import in_place_of
 from .shard import shard

@@ -10,7 +10,7 @@ from ..exit_codes import DONE, FAILED, USAGE
 from .common import EXTRAS, Exit, Run, missing, need
 
 if TYPE_CHECKING:
-    from ..actors.executor.model.estimate import Estimate
+    from ..actors.executor.model.loading.estimate import Estimate
     from ..options import ServeOptions
 
 PACKAGES = (
@@ -98,7 +98,7 @@ def check_model(model: str, options: ServeOptions) -> int:
     from ..actors.executor.model.unused import leave_out
 
     leave_out()
-    from ..actors.executor.model.estimate import estimate
+    from ..actors.executor.model.loading.estimate import estimate
     from ..protocol.errors import InvalidRequest, ModelNotSupported
 
     try:

@@ -45,7 +45,7 @@ class Driver:
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """The kernels that were compiled; one for which no other is compiled at the same time never is."""
     import triton
-    from slipstream.actors.executor.model import kernels
+    from slipstream.actors.executor.model.fused import kernels
     from triton.runtime import driver
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -67,8 +67,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
 
 
 def work() -> None:
-    from slipstream.actors.executor.model.kernels import TritonOperations
-    from slipstream.actors.executor.model.operations import Norm
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.operations import Norm
 
     states = torch.zeros(3, 64, dtype=torch.bfloat16)
     operations = TritonOperations()
@@ -83,9 +83,9 @@ def test_all_kernels_are_compiled_at_once_and_none_is_launched(compiled: list[st
 
 def test_kernels_that_sum_are_the_same_for_any_number_of_rows(compiled: list[str]) -> None:
     """None is compiled in the middle of serving, while the other ranks wait in theirs."""
-    from slipstream.actors.executor.model.kernels import TritonOperations
-    from slipstream.actors.executor.model.norm_kernels import sum_add_norm_kernel
-    from slipstream.actors.executor.model.operations import Norm
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.norm_kernels import sum_add_norm_kernel
+    from slipstream.actors.executor.model.fused.operations import Norm
     from slipstream.actors.executor.ranks import kernels
     from slipstream.actors.executor.ranks.group import RankGroup
     from slipstream.actors.executor.ranks.layers import Unsummed
@@ -111,7 +111,7 @@ def test_kernels_that_sum_are_the_same_for_any_number_of_rows(compiled: list[str
 
 
 def test_after_it_a_launch_is_a_launch_again(compiled: list[str]) -> None:
-    from slipstream.actors.executor.model import kernels
+    from slipstream.actors.executor.model.fused import kernels
 
     compile_ahead(GPU, work)
     compiled.clear()

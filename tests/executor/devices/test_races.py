@@ -365,7 +365,7 @@ def on_cuda() -> tuple[Device, Program]:
     """The real program. Its attention is made of torch's operations, so that PyTorch's own stream sanitizer
     (``TORCH_CUDA_SANITIZER=1`` in the environment) sees all that it reads and writes."""
     from slipstream.actors.executor.devices.cuda import CudaDevice
-    from slipstream.actors.executor.model.load import from_config
+    from slipstream.actors.executor.model.loading.load import from_config
     from slipstream.actors.executor.step.program import ModelProgram
 
     config = make_config("llama", vocab_size=VOCAB, eos_token_id=EOS, max_position_embeddings=MODEL_LEN)

@@ -15,12 +15,12 @@ from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
-from slipstream.actors.executor.model import room
+from slipstream.actors.executor.model.adapters import room
+from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
-from slipstream.actors.executor.model.room import Room
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_part

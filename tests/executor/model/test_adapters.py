@@ -17,11 +17,11 @@ from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.kept_adapters import KeptAdapters
-from slipstream.actors.executor.model import room
-from slipstream.actors.executor.model.load import from_config, load_model
+from slipstream.actors.executor.model.adapters import room
+from slipstream.actors.executor.model.adapters.room import Room
+from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
-from slipstream.actors.executor.model.room import Room
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from slipstream.protocol.sampling import SamplingParams

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slipstream.actors.executor.model.estimate import estimate
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.loading.estimate import estimate
+from slipstream.actors.executor.model.loading.load import load_model
 from tiny_models import make_config
 
 from slipstream import cli

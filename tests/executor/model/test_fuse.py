@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from slipstream.actors.executor.model import fuse as fusing
-from slipstream.actors.executor.model import understand as understanding
-from slipstream.actors.executor.model.decoder import Attention, Decoder, FeedForward
-from slipstream.actors.executor.model.fuse import fuse
-from slipstream.actors.executor.model.load import from_config, load_model, make_model
-from slipstream.actors.executor.model.operations import Norm, TorchOperations
+from slipstream.actors.executor.model.fused import fuse as fusing
+from slipstream.actors.executor.model.fused import understand as understanding
+from slipstream.actors.executor.model.fused.decoder import Attention, Decoder, FeedForward
+from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
+from slipstream.actors.executor.model.fused.understand import checked_tokens
+from slipstream.actors.executor.model.loading.load import from_config, load_model, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
-from slipstream.actors.executor.model.understand import checked_tokens
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import FAMILIES, make_checkpoint, make_config
 from torch import Tensor

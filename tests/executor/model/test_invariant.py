@@ -14,12 +14,12 @@ import torch
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.torch_invariant import InvariantTorchAttention
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
-from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.model.invariant import apply
 from slipstream.actors.executor.model.invariant.apply import make_invariant, prove_invariant
 from slipstream.actors.executor.model.invariant.on_cpu import BlockedLinear, FewRowsOperations
-from slipstream.actors.executor.model.load import from_config
-from slipstream.actors.executor.model.operations import Norm
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import PROBE_TOKENS, paged_logits, probe_tokens
 from slipstream.actors.executor.sampling.invariant import invariant_sampler

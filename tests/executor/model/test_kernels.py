@@ -13,7 +13,7 @@ from interpreter import (
     needs_interpreter,
     run_interpreted,
 )
-from slipstream.actors.executor.model.operations import ACTIVATIONS, Norm, Operations, TorchOperations
+from slipstream.actors.executor.model.fused.operations import ACTIVATIONS, Norm, Operations, TorchOperations
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
@@ -46,7 +46,7 @@ def test_an_integer_that_overflows_is_found(operation: str) -> None:
 
 
 def triton_operations() -> Operations:
-    from slipstream.actors.executor.model.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
     return TritonOperations()
 

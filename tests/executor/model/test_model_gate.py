@@ -21,7 +21,7 @@ from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, temperature
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model import gate
-from slipstream.actors.executor.model.load import from_config, load_model
+from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.probe import probed
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import make_checkpoint, make_config

@@ -11,8 +11,8 @@ import torch
 from quantized import STORED, compressed, make_quantized, write
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
-from slipstream.actors.executor.model.fuse import fuse
-from slipstream.actors.executor.model.load import load_model, load_transformer, make_model
+from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.loading.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slipstream.actors.executor.model.load import laid_out
+from slipstream.actors.executor.model.loading.load import laid_out
 from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import STATEFUL, make_config
 
@@ -59,7 +59,7 @@ def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
 from slipstream.actors.executor.model.unused import leave_out
 leave_out()
-from slipstream.actors.executor.model.load import from_config, laid_out
+from slipstream.actors.executor.model.loading.load import from_config, laid_out
 from slipstream.actors.executor.model.probe import probed
 from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import make_config

@@ -12,7 +12,7 @@ from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateSlots
 from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.gate import Layers
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.stateful import scan as scan_module
 from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
 from slipstream.actors.executor.model.stateful.running import StatefulModules, parts_of

@@ -11,15 +11,15 @@ import pytest
 import torch
 from adapters import PREFIX, make_adapter, merge
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.model import fuse as fusing
-from slipstream.actors.executor.model import room
+from slipstream.actors.executor.model.adapters import room
 from slipstream.actors.executor.model.adapters.products import TorchProducts
+from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
-from slipstream.actors.executor.model.load import from_config, load_model
+from slipstream.actors.executor.model.fused import fuse as fusing
+from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.stacked import stacked
-from slipstream.actors.executor.model.room import Room
 from slipstream.actors.executor.prepare import room_of
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter

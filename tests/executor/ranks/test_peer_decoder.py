@@ -14,8 +14,8 @@ import pytest
 import torch
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import PATIENCE
-from slipstream.actors.executor.model import fuse
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.fused import fuse
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.ranks.peer_sum import PeerSum
@@ -36,7 +36,7 @@ def test_under_the_interpreter() -> None:
 
 def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> None:
     """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the rooms."""
-    from slipstream.actors.executor.model.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
     class Counting(PeerSum):
         """How often it was asked for: by itself, and for a kernel of the decoder."""

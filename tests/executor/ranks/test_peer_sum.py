@@ -16,7 +16,7 @@ import pytest
 import torch
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import at_once, groups
-from slipstream.actors.executor.model.operations import Norm, TorchOperations
+from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.peer_sum import (
@@ -167,7 +167,7 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
     """Sums by themselves come between, whose kernels cut the same memory otherwise."""
 
     def work(rank: int, peer_sum: PeerSum) -> Iterator[Tensor]:
-        from slipstream.actors.executor.model.kernels import TritonOperations
+        from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
         operations = TritonOperations()
         group = RankGroup(rank, size, None)
@@ -206,7 +206,7 @@ def test_a_word_is_written_where_it_belongs_and_nothing_beside_it() -> None:
 @needs_processes
 def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
     """A word that several threads have would be emptied by one before the other has read it."""
-    from slipstream.actors.executor.model.kernels import sums_rows, warps
+    from slipstream.actors.executor.model.fused.kernels import sums_rows, warps
 
     def summed(width: int, dtype: torch.dtype) -> bool:
         pad = 1 << (width - 1).bit_length()

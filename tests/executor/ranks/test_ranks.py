@@ -16,8 +16,8 @@ import torch
 from rank_threads import at_once, groups
 from ranks import LENGTH, Service
 from slipstream.actors.executor.executor import CATCHING_UP_SHARE
-from slipstream.actors.executor.model.fuse import fuse
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.ranks import meeting
 from slipstream.actors.executor.ranks.follower import Follower

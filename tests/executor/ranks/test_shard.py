@@ -10,14 +10,14 @@ import pytest
 import torch
 from adapters import EVERY_PROJECTION, make_adapter, merge
 from rank_threads import LOADING, at_once, groups, take_turns
-from slipstream.actors.executor.model import room as rooms
+from slipstream.actors.executor.model.adapters import room as rooms
 from slipstream.actors.executor.model.adapters.products import Stack, Tail, TorchProducts
+from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedSummed
-from slipstream.actors.executor.model.load import from_config, load_model
+from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
-from slipstream.actors.executor.model.room import Room
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear

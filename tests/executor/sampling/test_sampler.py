@@ -18,7 +18,7 @@ import torch
 from replay import Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.sampler import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bench import Bench
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.sampling.sampler import IN_PROMPT
 from slipstream.actors.executor.step import batch as batching
 from slipstream.actors.executor.step.batch import RunningBatch

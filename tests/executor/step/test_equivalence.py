@@ -14,9 +14,9 @@ import torch
 from recurrent import alone_with, long_requests, model_with_states, scheduled
 from rig import EOS, LENGTH, SLOTS, VOCAB, Rig
 from slipstream.actors.executor.cache.state import StateSlots
-from slipstream.actors.executor.model.fuse import fuse
+from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import make_invariant
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.step.fields import JOIN, column
 from slipstream.actors.executor.step.program import ModelProgram

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from replay import Replays
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
 from slipstream.actors.executor.executor import CATCHING_UP_SHARE, FIRST_TOKENS_S, IDLE_S, Executor
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch

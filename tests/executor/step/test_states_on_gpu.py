@@ -18,7 +18,7 @@ from rig import VOCAB
 from slipstream.actors.executor.attention.transformers_hook import IMPLEMENTATION
 from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
 from slipstream.actors.executor.gpu import on_gpu as start_on_gpu
-from slipstream.actors.executor.model.load import load_model
+from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits
 from slipstream.actors.executor.model.stateful import kernels

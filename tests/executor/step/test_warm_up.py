@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slipstream.actors.executor.model.load import from_config
+from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram

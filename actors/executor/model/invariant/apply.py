@@ -15,7 +15,7 @@ from torch import nn
 from .....protocol.errors import InvalidRequest
 from ...attention import backend as attention
 from ...attention.ahead import compile_ahead
-from ..decoder import Kept
+from ..fused.decoder import Kept
 from ..paged_model import PagedModel
 from ..probe import PROBE_TOKENS, STEPS, paged_logits, probe_tokens
 from ..quantization.linear import QuantizedLinear

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..decoder import Kept
-from ..operations import Norm, TorchOperations
+from ..fused.decoder import Kept
+from ..fused.operations import Norm, TorchOperations
 
 BLOCK_ROWS = 8
 """Rows of a product, filled up where there are fewer. In bfloat16 eight take as long as one, which waits for memory."""

@@ -12,21 +12,21 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ....protocol.errors import InvalidRequest, ModelNotSupported
-from ...checkpoint import open_checkpoint
-from ..attention import backend as attention
-from ..attention.transformers_hook import IMPLEMENTATION
-from . import gate
-from .fuse import fuse
-from .invariant.apply import make_invariant, prove_invariant
+from .....protocol.errors import InvalidRequest, ModelNotSupported
+from ....checkpoint import open_checkpoint
+from ...attention import backend as attention
+from ...attention.transformers_hook import IMPLEMENTATION
+from .. import gate
+from ..adapters.room import Room
+from ..fused.fuse import fuse
+from ..invariant.apply import make_invariant, prove_invariant
+from ..paged_model import PagedModel
+from ..probe import probed
+from ..quantization.checkpoint import open_shards
+from ..quantization.linear import check_products, quantize_layers
+from ..quantization.products import multiplied_by
+from ..quantization.scheme import scheme_of, unquantized
 from .language_model import language_model_config
-from .paged_model import PagedModel
-from .probe import probed
-from .quantization.checkpoint import open_shards
-from .quantization.linear import check_products, quantize_layers
-from .quantization.products import multiplied_by
-from .quantization.scheme import scheme_of, unquantized
-from .room import Room
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -105,7 +105,7 @@ def replace(model: PagedModel, batch_invariant: bool = False, *, checked: bool =
     if batch_invariant:
         make_invariant(model)
     elif model.device.type == "cuda":
-        from .products.few_rows import begin_products_early  # triton comes with torch where there is a GPU
+        from ..products.few_rows import begin_products_early  # triton comes with torch where there is a GPU
 
         begin_products_early(model.transformer, checked=checked)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ..devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
-from ..ranks.kernels import end_turn, send_to_all, total_of_all, turn_of, words_of
+from ...devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
+from ...ranks.kernels import end_turn, send_to_all, total_of_all, turn_of, words_of
 
 
 @jit

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cache.paged import PagedBatch
-from ..ranks.layers import SummedLinear
-from ..ranks.quantized import SummedQuantized
+from ...cache.paged import PagedBatch
+from ...ranks.layers import SummedLinear
+from ...ranks.quantized import SummedQuantized
+from ..quantization.linear import QuantizedLinear
 from .decoder import Rotary
 from .operations import ACTIVATIONS, Norm
-from .quantization.linear import QuantizedLinear
 
 TOLERANCE = 1e-5
 """Of the difference of states in float32, relative to their size. Another order of sums gives 1e-6."""

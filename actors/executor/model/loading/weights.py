@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ....protocol.errors import ModelNotSupported
-from ..attention.transformers_hook import IMPLEMENTATION
-from . import gate
+from .....protocol.errors import ModelNotSupported
+from ...attention.transformers_hook import IMPLEMENTATION
+from .. import gate
+from ..quantization.checkpoint import Dequantized, StoredWeight, plain_tensors, stored_weights
+from ..quantization.linear import kept
+from ..quantization.scheme import Scheme, unquantized
+from ..quantization.weight import QuantizedWeight
 from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
-from .quantization.checkpoint import Dequantized, StoredWeight, plain_tensors, stored_weights
-from .quantization.linear import kept
-from .quantization.scheme import Scheme, unquantized
-from .quantization.weight import QuantizedWeight
 
 IN_8_BITS = "each in 8 bits: they take twice the memory of the files, and a step as much longer to read them"
 

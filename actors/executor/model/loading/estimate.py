@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ....protocol.errors import InvalidRequest, ModelNotSupported
-from ...checkpoint import max_model_len, open_checkpoint
-from ..cache.layout import cache_dtype
-from ..ranks.shard import check_heads, plan_of
-from .adapters.adapters import projections_of
-from .invariant.apply import EXPERTS, RECURRENT
+from .....protocol.errors import InvalidRequest, ModelNotSupported
+from ....checkpoint import max_model_len, open_checkpoint
+from ...cache.layout import cache_dtype
+from ...ranks.shard import check_heads, plan_of
+from ..adapters.adapters import projections_of
+from ..invariant.apply import EXPERTS, RECURRENT
+from ..paged_model import PagedModel
+from ..quantization.linear import quantize_layers
+from ..quantization.scheme import Scheme, scheme_of
 from .language_model import language_model_config
 from .load import DTYPES, META, laid_out, load_config
-from .paged_model import PagedModel
-from .quantization.linear import quantize_layers
-from .quantization.scheme import Scheme, scheme_of
 
 RANKS = (2, 4, 8)
 """Numbers of ranks that are told of."""

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, follow, jit
-from ..ranks.layers import Unsummed
-from ..ranks.words import WORD
+from ...devices.kernel import FOLLOWING, follow, jit
+from ...ranks.layers import Unsummed
+from ...ranks.words import WORD
 from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
 from .operations import Norm
 

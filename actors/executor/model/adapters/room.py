@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..ranks.layers import SummedLinear
+from ...ranks.layers import SummedLinear
 
 ALIGNMENT = 64
 """Columns of which a tail has a multiple, so that the rows of a weight begin where a GPU reads at once."""

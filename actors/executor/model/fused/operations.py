@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ranks.layers import Unsummed
+from ...ranks.layers import Unsummed
 
 ACTIVATIONS = {
     "silu": F.silu,

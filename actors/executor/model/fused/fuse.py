@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..attention.ahead import compile_ahead
-from .adapters.adapters import Parts
-from .adapters.tail import tailed
+from ...attention.ahead import compile_ahead
+from ..adapters.adapters import Parts
+from ..adapters.room import Room
+from ..adapters.tail import tailed
+from ..paged_model import PagedModel
+from ..quantization.linear import QuantizedLinear
+from ..quantization.linear import joined as joined_quantized
+from ..quantization.stacked import stacked
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer
 from .operations import Operations, TorchOperations
-from .paged_model import PagedModel
-from .quantization.linear import QuantizedLinear
-from .quantization.linear import joined as joined_quantized
-from .quantization.stacked import stacked
-from .room import Room
 from .understand import (
     CHECKED_POSITIONS,
     CHECKED_TOKENS,

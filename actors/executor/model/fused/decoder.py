@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from ..attention.backend import AttentionBackend
-from ..cache.paged import PagedBatch
-from ..ranks.layers import Unsummed, unsummed
+from ...attention.backend import AttentionBackend
+from ...cache.paged import PagedBatch
+from ...ranks.layers import Unsummed, unsummed
 from .operations import Norm, Operations
 
 
