@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import InvalidRequest, brief
-from ..limits import MAX_GRAMMAR_BYTES
-from ..sampling import SamplingParams
+from ..limits import MAX_GRAMMAR_BYTES, MAX_TOOLS
+from ..sampling import SamplingParams, counted
 from .json_parts import DECODER
 from .schemas import Reserve, Schema, bare, moved
 
@@ -160,6 +160,7 @@ def offer(
         return Offer()
     if choice == "none":
         return Offer()
+    counted("tools", len(tools), MAX_TOOLS, "tools")
     functions = {tool.function.name: tool.function for tool in tools}
     places = {tool.function.name: where.format(number) for number, tool in enumerate(tools)}
     for name, function in functions.items():

@@ -237,3 +237,27 @@ def test_the_input_of_a_call_is_what_the_model_wrote_whatever_that_is(stream: bo
     else:
         [block] = answer.json["content"]
         assert block["input"] == json.loads(arguments)
+
+
+def test_several_texts_are_parts_which_the_chat_template_puts_together() -> None:
+    """As in the conversations of every other face: the same one has the same prompt."""
+    one, two = ({"type": "text", "text": text} for text in ("one", "two"))
+    script = Script("Yes.")
+    use = {"type": "tool_use", "id": "a", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [one, two]}
+    messages = [
+        {"role": "user", "content": [one, two]},
+        {"role": "assistant", "content": [one, use, two]},
+        {"role": "user", "content": [result, one]},
+    ]
+    assert post(script, system=[one, two], messages=messages, tools=TOOLS).status == 200
+    said = [message["content"] for message in script.asked["messages"]]
+    assert said == [[one, two], [one, two], "onetwo", [one, two], "one"]
+    assert post(script, system=[one]).status == 200
+    assert script.asked["messages"][0] == {"role": "system", "content": "one"}
+
+
+def test_too_many_tools_are_counted_before_they_are_read() -> None:
+    refused = post(Script(), tools=[{"name": "x", "input_schema": {"type": 5}}] * 1025)
+    assert refused.status == 400
+    assert "tools has 1025 tools; the limit is 1024" in refused.json["error"]["message"]

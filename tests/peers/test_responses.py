@@ -14,6 +14,9 @@ from openai import AsyncOpenAI
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel
 from scripted import MODEL, Script, Scripted
+from slipstream.actors.http.errors import Problem
+from slipstream.actors.http.responses.bodies import ResponseTool
+from slipstream.actors.http.responses.reading import messages_of, tools_of
 from slipstream.actors.http.responses.store import Store, Stored
 from slipstream.protocol.messages import Formats
 
@@ -236,6 +239,28 @@ def test_items_of_kept_responses_can_be_referred_to() -> None:
 
     gone = talk(Script(*CALL, formats=THINKS), ask)
     assert (gone.param, gone.code) == ("input[1].id", "item_not_found")
+
+
+def test_an_input_refers_to_no_more_than_fits_into_a_body() -> None:
+    store = Store()
+    item = {"id": "long", "role": "user", "content": "x" * 1_000_000}
+    store.put(Stored({"id": "r"}, [item]))
+    reference = {"type": "item_reference", "id": "long"}
+    assert store.whole([reference] * 16) == [item] * 16
+    with pytest.raises(Problem, match=r"refers to has more than 16777216 bytes up to input\[16\]") as refused:
+        store.whole([reference] * 100_000)
+    assert (refused.value.status, refused.value.error["param"]) == (400, "input")
+    store.drop("r")
+    assert not store.items
+
+
+def test_what_is_too_much_for_any_conversation_is_refused_at_the_first_that_is() -> None:
+    with pytest.raises(InvalidRequest, match="input has more than 8192 messages"):
+        messages_of(
+            [{"role": "user", "content": "x"}] * 8192 + [{"role": "wrong", "content": 5}, {"type": "no"}]
+        )
+    with pytest.raises(InvalidRequest, match="tools has 1025 tools; the limit is 1024"):
+        tools_of([ResponseTool(type="function")] * 1025)
 
 
 def test_the_oldest_responses_are_forgotten_when_there_is_no_room() -> None:

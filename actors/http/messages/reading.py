@@ -7,6 +7,8 @@ from typing import Any
 
 from ....protocol.errors import brief
 from ....protocol.formats.tools import PARAMETERS, FunctionName, NamedTool, Tool, converted
+from ....protocol.limits import MAX_TOOLS
+from ....protocol.sampling import counted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, JsonSchema, ResponseFormat
 from ..errors import Problem
@@ -28,9 +30,8 @@ def conversation(body: CountFields, templates: ChatTemplates | str) -> ChatField
     """The request as a chat completion."""
     messages: list[Message] = []
     if body.system:
-        parts = body.system if isinstance(body.system, str) else [part.text for part in body.system]
-        text = parts if isinstance(parts, str) else "\n\n".join(parts)
-        messages.append({"role": "system", "content": text})
+        texts = [body.system] if isinstance(body.system, str) else [part.text for part in body.system]
+        messages.append({"role": "system", "content": content_of(texts)})
     for number, message in enumerate(body.messages):
         messages += plain(f"messages[{number}]", message.role, message.content)
     choice = body.tool_choice
@@ -71,6 +72,7 @@ def template_arguments(body: CountFields, templates: ChatTemplates | str) -> dic
 
 
 def tools_of(tools: list[MessagesTool]) -> list[Tool]:
+    counted("tools", len(tools), MAX_TOOLS, "tools")
     made: list[Any] = []
     for number, tool in enumerate(tools):
         if tool.type not in (None, "custom"):
@@ -136,8 +138,10 @@ def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Me
             call = {"id": block.get("id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "tool_result" and role == "user":
-            told = "\n".join(result_texts(place, block.get("content")))
-            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": told})
+            told = list(result_texts(place, block.get("content")))
+            results.append(
+                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content_of(told)}
+            )
         else:
             raise Problem(
                 400,
@@ -146,8 +150,16 @@ def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Me
                 param=place,
             )
     if texts or not results:
-        message["content"] = "\n".join(texts) if role != "assistant" else "".join(texts)
+        # What a model wrote is one text, between whose blocks calls and sources may have stood.
+        message["content"] = content_of(texts) if role != "assistant" else "".join(texts)
     return [*results, message] if len(message) > 1 else results
+
+
+def content_of(texts: list[str]) -> str | list[dict[str, str]]:
+    """Several texts are parts, as in any other conversation: the chat template decides how they are put together."""
+    if len(texts) > 1:
+        return [{"type": "text", "text": text} for text in texts]
+    return "".join(texts)
 
 
 def text_in(place: str, block: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ async def create(service: Service, request: Request) -> Response:
         other = "stream=true" if body.stream else "store=false"
         raise Problem(400, f"background=true cannot be had with {other}; leave one out", param="background")
     if not isinstance(body.input, str):
-        body.input = [whole(service, number, item) for number, item in enumerate(body.input)]
+        body.input = service.responses.whole(body.input)
     tools = list(all_tools(body.tools or ()))
     asked = conversation(body, messages_before(service, body), service.prompts.chat_templates, NAMES)
     about = first_body(service, request, body)
@@ -60,13 +60,6 @@ async def create(service: Service, request: Request) -> Response:
     output.end()
     keep()
     return service.answer(about)
-
-
-def whole(service: Service, number: int, item: dict[str, Any]) -> dict[str, Any]:
-    """An item of the input; one that only refers to another is that."""
-    if item.get("type") != "item_reference":
-        return item
-    return service.responses.item(item.get("id"), f"input[{number}].id")
 
 
 def messages_before(service: Service, body: ResponseFields) -> list[dict[str, Any]]:

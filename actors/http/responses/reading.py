@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ....protocol.errors import brief
+from ....protocol.errors import InvalidRequest, brief
 from ....protocol.formats.tools import PARAMETERS, Tool, ToolChoice, converted
+from ....protocol.limits import MAX_MESSAGES, MAX_TOOLS
+from ....protocol.sampling import counted
 from ...text.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
@@ -87,7 +89,9 @@ def template_arguments(body: ResponseFields, templates: ChatTemplates | str) -> 
 def tools_of(tools: list[ResponseTool]) -> list[Tool]:
     made: list[Any] = []
     names: set[str] = set()
-    for where, _, tool in all_tools(tools):
+    offered = list(all_tools(tools))
+    counted("tools", len(offered), MAX_TOOLS, "tools")
+    for where, _, tool in offered:
         if tool.type not in ("function", "custom"):
             raise Problem(
                 400,
@@ -162,6 +166,10 @@ def messages_of(items: list[dict[str, Any]]) -> list[Message]:
                     last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
             else:
                 messages.append(message)
+        if len(messages) > MAX_MESSAGES:
+            raise InvalidRequest(
+                f"input has more than {MAX_MESSAGES} messages, the limit: send fewer", param="input"
+            )
     return messages
 
 

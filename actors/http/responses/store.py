@@ -9,12 +9,16 @@ from typing import Any
 
 import msgspec
 
+from ....protocol.limits import MAX_FRAME_BYTES
 from ..errors import Problem
 
 MAX_RESPONSES = 10_000
 
 MAX_BYTES = 64 * 1024 * 1024
 """Of all responses together, as JSON."""
+
+MAX_REFERRED_BYTES = MAX_FRAME_BYTES
+"""Of all that one input refers to, as JSON: a body can name an item of a megabyte a hundred thousand times."""
 
 
 @dataclass(slots=True)
@@ -30,11 +34,11 @@ class Stored:
     """Makes it in the background; None: it is made."""
     size: int = 0
 
-    def all_items(self) -> list[dict[str, Any]]:
-        return [*self.items, *self.body.get("output", ())]
-
-    def item_ids(self) -> list[str]:
-        return [item["id"] for item in self.all_items() if isinstance(item.get("id"), str)]
+    def items_with_ids(self) -> list[dict[str, Any]]:
+        """Those that can be referred to, of its input and its output."""
+        return [
+            item for item in (*self.items, *self.body.get("output", ())) if isinstance(item.get("id"), str)
+        ]
 
 
 class Store:
@@ -45,8 +49,8 @@ class Store:
         self.max_bytes = max_bytes
         self.kept: OrderedDict[str, Stored] = OrderedDict()
         self.bytes = 0
-        self.holder_of: dict[str, str] = {}
-        """The newest response that has an item, by the ids of both."""
+        self.items: dict[str, tuple[str, dict[str, Any]]] = {}
+        """By the id of each item: the id of the newest response that has it, and the item."""
 
     def put(self, stored: Stored) -> None:
         """Keep a response, or what has become of it."""
@@ -54,7 +58,7 @@ class Store:
         stored.size = len(msgspec.json.encode([stored.body, stored.items, stored.messages]))
         self.kept[stored.body["id"]] = stored
         self.bytes += stored.size
-        self.holder_of |= {item: stored.body["id"] for item in stored.item_ids()}
+        self.items |= {item["id"]: (stored.body["id"], item) for item in stored.items_with_ids()}
         if self.is_over():
             for id in list(self.kept):
                 if self.kept[id].task is None:
@@ -69,21 +73,41 @@ class Store:
         stored = self.kept.pop(id, None)
         if stored is not None:
             self.bytes -= stored.size
-            for item in stored.item_ids():
-                if self.holder_of.get(item) == id:
-                    del self.holder_of[item]
+            for item in stored.items_with_ids():
+                if self.items.get(item["id"], ("",))[0] == id:
+                    del self.items[item["id"]]
 
     def item(self, id: Any, param: str) -> dict[str, Any]:
         """An item of a response that is kept; ``Problem`` if none has it."""
-        holder = self.kept.get(self.holder_of.get(id, "")) if isinstance(id, str) else None
-        if holder is None:
+        found = self.items.get(id) if isinstance(id, str) else None
+        if found is None:
             raise Problem(
                 404,
                 f"{param} is {id!r:.100}, which is an item of no response that is kept here; send the item itself",
                 param=param,
                 code="item_not_found",
             )
-        return next(item for item in holder.all_items() if item.get("id") == id)
+        return found[1]
+
+    def whole(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """An input with the items that it refers to, as though they had been in the body: as much as fits into one."""
+        sizes: dict[str, int] = {}
+        room = MAX_REFERRED_BYTES
+        found: list[dict[str, Any]] = []
+        for number, item in enumerate(items):
+            if item.get("type") == "item_reference":
+                item = self.item(item.get("id"), f"input[{number}].id")
+                id: str = item["id"]
+                room -= sizes[id] if id in sizes else sizes.setdefault(id, len(msgspec.json.encode(item)))
+                if room < 0:
+                    raise Problem(
+                        400,
+                        f"what input refers to has more than {MAX_REFERRED_BYTES} bytes up to input[{number}], the"
+                        " most of a body: refer to less",
+                        param="input",
+                    )
+            found.append(item)
+        return found
 
     def get(self, id: str, param: str | None = None) -> Stored:
         """``Problem`` if it is not there."""
