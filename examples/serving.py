@@ -223,6 +223,18 @@ def answers(url: str) -> bool:
         return False
 
 
+def full_speed(address: str, limit_s: float) -> None:
+    """Wait until our executor has all its graphs, as vLLM has when it is ready."""
+    until = time.monotonic() + limit_s
+    while True:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
+            if 'actor_full_speed_seconds{actor="executor"' in answer.read().decode():
+                return
+        if time.monotonic() > until:
+            raise RuntimeError(f"not at full speed {limit_s:.0f} s after it was ready")
+        time.sleep(0.2)
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, and after a while SIGKILL for every process of its session, so that the memory is free again."""
     process.terminate()
@@ -265,6 +277,8 @@ def line(row: Row) -> str:
     """What is printed of a load as soon as it is done."""
     if "error" in row:
         return f"failed: {row['error']}"
+    if "ready_s" in row:
+        return f"ready after {row['ready_s']} s, at full speed after {row['full_speed_s']} s"
     parts = [f"{row['completed']}/{row['num_prompts']}", f"{row['output_throughput']:,.0f} tokens/s"]
     for kind in ("ttft", "tpot", "itl"):
         parts.append(f"{kind} " + "/".join(f"{row[f'{p}_{kind}_ms']:.2f}" for p in PERCENTILES))
@@ -281,7 +295,15 @@ def measure(engine: str, plan: Plan, model: str) -> Iterator[Row]:
         return
     try:
         with server(engine, plan, model) as (address, ready_s):
-            yield about | {"load": "start", "ready_s": round(ready_s, 1)}
+            begun = time.monotonic()
+            if engine == "slipstream":
+                full_speed(address, min(READY_S, plan.left()))
+            full_speed_s = ready_s + time.monotonic() - begun
+            yield about | {
+                "load": "start",
+                "ready_s": round(ready_s, 1),
+                "full_speed_s": round(full_speed_s, 1),
+            }
             for name, load in {"warm-up": WARM_UP, **plan.loads_of(model)}.items():
                 if plan.left() < 15:
                     yield about | {"load": name, "error": "no time left"}
@@ -303,8 +325,7 @@ def serving(plan: Plan, engines: Sequence[str]) -> list[Row]:
         for engine in engines:
             for row in measure(engine, plan, model):
                 rows.append(row)
-                text = f"ready after {row['ready_s']} s" if "ready_s" in row else line(row)
-                print(f"{model:>5}  {engine:<10}  {row['load']:<8}  {text}", flush=True)
+                print(f"{model:>5}  {engine:<10}  {row['load']:<8}  {line(row)}", flush=True)
                 (plan.out / "rows.json").write_text(json.dumps(rows, indent=1))
         found = table(plan, model, rows, engines)
         print("\n" + "\n".join(as_text(found)) + "\n", flush=True)
