@@ -19,7 +19,7 @@ from ...protocol.errors import InvalidRequest
 from ...runtime.log import logger
 from ...runtime.machine.memory import available
 from ..options import ExecutorOptions
-from ..text.grammar import GrammarCompiler, load_compiler
+from ..text.grammars.grammar import GrammarCompiler, load_compiler
 from .ahead import ReadAhead
 from .devices.kinds import kind_of, uses_gpu
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..options import HttpOptions
-from ..text.prompts import load_texts
+from ..text.prompts.prompts import load_texts
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import SlipstreamError
 from ..options import HttpOptions
-from ..text.chat_template import ChatTemplates
+from ..text.prompts.chat_template import ChatTemplates
 from .app import Entrance, hosts_of, make_app
 from .service import Service
 from .transport.connection import Connections, HttpProtocol

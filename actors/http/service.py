@@ -23,9 +23,9 @@ from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
 from ...protocol.sampling import SamplingParams
 from ...runtime.request_trace import TRACEPARENT
-from ..text.chat_template import ChatTemplates
-from ..text.pieces import UNREADABLE
-from ..text.prompts import Prompts
+from ..text.prompts.chat_template import ChatTemplates
+from ..text.prompts.prompts import Prompts
+from ..text.vocabulary.pieces import UNREADABLE
 from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
 from .kept import MANY, LogprobBudget

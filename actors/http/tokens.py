@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from ...protocol.messages import Delta
-from ..text.pieces import Pieces
+from ..text.vocabulary.pieces import Pieces
 
 NONE = -9999.0
 """OpenAI's number for a token that cannot be: minus infinity is no JSON."""

@@ -11,7 +11,7 @@ from codecs import utf_8_decode
 from collections.abc import Mapping
 
 from ...protocol.formats.marks import Mark
-from .pieces import Pieces
+from .vocabulary.pieces import Pieces
 
 
 class AnswerText:

@@ -18,9 +18,9 @@ from ...protocol.messages import NO_FORMATS, Formats
 from ...runtime.actor import Actor
 from ..options import DetokenizerOptions
 from .answer_text import AnswerText
-from .pieces import Pieces
 from .thoughts import ThoughtTokens
-from .tokenizer_files import load_tokenizer
+from .vocabulary.pieces import Pieces
+from .vocabulary.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext

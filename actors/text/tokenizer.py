@@ -23,11 +23,11 @@ from ...protocol.messages import NO_FORMATS, Formats
 from ...protocol.sampling import MATCHED_AS_A_WHOLE, Grammar, SamplingParams
 from ...runtime.actor import Actor, Address, Send
 from ..options import TokenizerOptions
-from .calls import CallMarkup
-from .chat_template import ChatTemplates
-from .grammar import GrammarCompiler, compiler_of
-from .notation import as_llguidance
-from .prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
+from .grammars.calls import CallMarkup
+from .grammars.grammar import GrammarCompiler, compiler_of
+from .grammars.notation import as_llguidance
+from .prompts.chat_template import ChatTemplates
+from .prompts.prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
 from .thoughts import ThoughtTokens
 
 if TYPE_CHECKING:

@@ -249,7 +249,7 @@ class IngressApp:
         """Find the services, start the router before them, and make the frontend of what they serve."""
         from .actors.http.app import Entrance, make_app
         from .actors.http.service import Service as Frontend
-        from .actors.text.prompts import load_texts
+        from .actors.text.prompts.prompts import load_texts
         from .route import tokenizer_folder
         from .route_options import RouteOptions
 

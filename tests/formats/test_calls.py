@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.formats.calls import CallReader
 from slipstream.protocol.formats.formats import Formats, calls_reader

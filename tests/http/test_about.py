@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scripted import MODEL, Script, Scripted
 from slipstream.actors.http.endpoints.dashboard import FOLDER
-from slipstream.actors.text.chat_template import ChatTemplates
+from slipstream.actors.text.prompts.chat_template import ChatTemplates
 
 from slipstream.options import ServeOptions
 from slipstream.service import served_names

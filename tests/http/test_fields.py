@@ -16,7 +16,7 @@ from slipstream.actors.http.bodies.requests import (
     ChatBody,
     CompletionBody,
 )
-from slipstream.actors.text.chat_template import ChatTemplates
+from slipstream.actors.text.prompts.chat_template import ChatTemplates
 from slipstream.protocol.errors import InvalidRequest
 
 from slipstream import SamplingParams

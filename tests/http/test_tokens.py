@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from scripted import Script, Scripted
 from slipstream.actors.http.tokens import Offsets, Tokens, TokenTable
-from slipstream.actors.text.pieces import Pieces
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.vocabulary.pieces import Pieces
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.messages import Delta, Usage
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -17,9 +17,9 @@ from openai import AsyncOpenAI, OpenAI
 from openai.resources import Completions
 from openai.resources.chat import Completions as ChatCompletions
 from scripted import MODEL, Script, Scripted
-from slipstream.actors.text.chat_template import ChatTemplate
-from slipstream.actors.text.conversation import plain_messages
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.prompts.chat_template import ChatTemplate
+from slipstream.actors.text.prompts.conversation import plain_messages
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 
 from slipstream import Client, SamplingParams, Sidecar
 from slipstream.service import BUNDLED_MODEL

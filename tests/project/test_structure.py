@@ -99,14 +99,27 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/gateway": {"protocol", "runtime", "runtime/process", "actors", "actors/public"},
     "actors/scheduler": {"protocol", "runtime", "runtime/process", "actors"},
-    "actors/text": {"protocol", "protocol/formats", "runtime", "runtime/process", "actors"},
+    "actors/text": {
+        "protocol",
+        "protocol/formats",
+        "runtime",
+        "runtime/process",
+        "actors",
+        "actors/text/grammars",
+        "actors/text/prompts",
+        "actors/text/vocabulary",
+    },
+    "actors/text/grammars": {"protocol", "protocol/formats", "actors/text/vocabulary"},
+    "actors/text/prompts": {"protocol", "protocol/formats", "actors", "actors/text/vocabulary"},
+    "actors/text/vocabulary": {"protocol", "actors"},
     "actors/http": {
         "protocol",
         "protocol/client",
         "runtime",
         "runtime/process",
         "actors",
-        "actors/text",
+        "actors/text/prompts",
+        "actors/text/vocabulary",
         *HTTP,
     },
     "actors/http/bodies": {"protocol", "protocol/formats", "actors/http"},
@@ -114,12 +127,12 @@ ROOMS: dict[str, set[str]] = {
         "protocol",
         "protocol/client",
         "protocol/formats",
-        "actors/text",
+        "actors/text/prompts",
         "actors/http",
         *HTTP,
     },
-    "actors/http/messages": {"protocol", "protocol/formats", "actors/text", "actors/http", *HTTP},
-    "actors/http/responses": {"protocol", "protocol/formats", "actors/text", "actors/http", *HTTP},
+    "actors/http/messages": {"protocol", "protocol/formats", "actors/text/prompts", "actors/http", *HTTP},
+    "actors/http/responses": {"protocol", "protocol/formats", "actors/text/prompts", "actors/http", *HTTP},
     "actors/http/transport": {"protocol", "protocol/formats", "actors/http", "actors/http/bodies"},
     "actors/executor": {
         "protocol",
@@ -127,7 +140,7 @@ ROOMS: dict[str, set[str]] = {
         "runtime/machine",
         "runtime/process",
         "actors",
-        "actors/text",
+        "actors/text/grammars",
         "actors/executor/keeping",
         "actors/executor/model/adapters",
         "actors/executor/model/loading",
@@ -215,7 +228,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/executor/sampling": {
         "protocol",
-        "actors/text",
+        "actors/text/grammars",
         "actors/executor/step",
         "actors/executor/devices",
     },
@@ -229,7 +242,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/devices",
         "actors/http",
         "actors/router",
-        "actors/text",
+        "actors/text/prompts",
         "runtime",
         "runtime/options",
         "runtime/machine",
@@ -322,7 +335,7 @@ def actor_of(path: Path) -> str | None:
 def test_every_actor_has_its_place() -> None:
     assert {actor_of(ROOT / place / "x.py") for place in ACTORS.values()} == set(ACTORS)
     assert all((ROOT / place).exists() for place in ACTORS.values())
-    assert actor_of(ROOT / "actors" / "text" / "pieces.py") is None
+    assert actor_of(ROOT / "actors" / "text" / "answer_text.py") is None
 
 
 def test_no_actor_imports_another() -> None:

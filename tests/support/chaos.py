@@ -18,7 +18,7 @@ import numpy as np
 from simulation import EOS, MODEL_LEN, VOCAB, World, byte_tokenizer, expected_tokens, idle, random_prompt
 from slipstream.actors.executor.devices.emulated import known_logprobs
 from slipstream.actors.scheduler.scheduler import Scheduler
-from slipstream.actors.text.pieces import BYTE_OF
+from slipstream.actors.text.vocabulary.pieces import BYTE_OF
 from slipstream.protocol.client.pending import Pending, Stream
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.limits import MAX_SEED

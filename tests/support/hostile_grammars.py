@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.sampling import Grammar
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from slipstream.actors.http.app import Entrance, make_app
 from slipstream.actors.http.service import Service
-from slipstream.actors.text.prompts import load_texts
+from slipstream.actors.text.prompts.prompts import load_texts
 from slipstream.protocol.client.pending import Stream
 from slipstream.protocol.errors import ServiceUnavailable
 from slipstream.protocol.formats.ids import CallIds

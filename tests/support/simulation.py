@@ -20,7 +20,7 @@ from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.actors.text.detokenizer import Detokenizer
-from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol import sampling
 from slipstream.protocol.codec import decode_to_client

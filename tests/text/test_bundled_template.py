@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slipstream.actors.text.chat_template import ChatTemplate
+from slipstream.actors.text.prompts.chat_template import ChatTemplate
 from slipstream.protocol.formats.formats import formats_of
 
 import slipstream

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import tokenizers
-from slipstream.actors.text.calls import FORMATS, CallMarkup
-from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.grammars.calls import FORMATS, CallMarkup
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.formats.formats import TOOL_CALLS, AnswerReader, marks_of
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.tools import Function, Offer, Tool, offer

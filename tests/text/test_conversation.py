@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 import tokenizers
-from slipstream.actors.text.chat_template import ChatTemplate, ChatTemplates, load_chat_templates
-from slipstream.actors.text.conversation import Style, plain_messages, plain_tools
-from slipstream.actors.text.prompts import Prompts, Steps, load_texts
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.prompts.chat_template import (
+    ChatTemplate,
+    ChatTemplates,
+    load_chat_templates,
+)
+from slipstream.actors.text.prompts.conversation import Style, plain_messages, plain_tools
+from slipstream.actors.text.prompts.prompts import Prompts, Steps, load_texts
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from slipstream.protocol.limits import MAX_CONTAINERS, MAX_MESSAGES, MAX_TOOLS
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers

@@ -24,10 +24,10 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
-from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.actors.text.notation import with_references
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
+from slipstream.actors.text.grammars.notation import with_references
 from slipstream.actors.text.tokenizer import Tokenizer
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
 from slipstream.protocol.formats.schemas import moved

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from slipstream.actors.text import cutting, prompts
-from slipstream.actors.text.chat_template import ChatTemplates
-from slipstream.actors.text.cutting import LONGEST_PART, PART, Cutter
-from slipstream.actors.text.prompts import Prompts
+from slipstream.actors.text.prompts import cutting, prompts
+from slipstream.actors.text.prompts.chat_template import ChatTemplates
+from slipstream.actors.text.prompts.cutting import LONGEST_PART, PART, Cutter
+from slipstream.actors.text.prompts.prompts import Prompts
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Enqueue, Refused, Submit, Tokenized, first_number

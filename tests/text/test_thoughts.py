@@ -8,10 +8,10 @@ from array import array
 import pytest
 import tokenizers
 from slipstream.actors.text.detokenizer import Detokenizer
-from slipstream.actors.text.grammar import GrammarCompiler
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.thoughts import ThoughtTokens
 from slipstream.actors.text.tokenizer import Tokenizer
-from slipstream.actors.text.tokenizer_files import load_tokenizer
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.internal import Enqueue, Finished, Opened, Submit, Texts, Tokens
 from slipstream.protocol.messages import Formats
 from slipstream.protocol.sampling import Grammar, SamplingParams

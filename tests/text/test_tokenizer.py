@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from slipstream.actors.text.chat_template import ChatTemplate, load_chat_templates
-from slipstream.actors.text.prompts import MAX_PROMPT_BYTES
+from slipstream.actors.text.prompts.chat_template import ChatTemplate, load_chat_templates
+from slipstream.actors.text.prompts.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
-from slipstream.actors.text.tokenizer_files import load_tokenizer, read_tokenizer
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer, read_tokenizer
 from slipstream.protocol.errors import ModelNotSupported
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Enqueue, Refused, Submit, Tokenized

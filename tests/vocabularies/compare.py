@@ -20,14 +20,14 @@ import tokenizers
 from hostile_grammars import HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
 from slipstream.actors.checkpoint import chat_template_sources
-from slipstream.actors.text import cutting
 from slipstream.actors.text.answer_text import AnswerText
-from slipstream.actors.text.chat_template import ChatTemplate
-from slipstream.actors.text.conversation import plain_messages
-from slipstream.actors.text.cutting import Cutter
-from slipstream.actors.text.grammar import GrammarCompiler
-from slipstream.actors.text.pieces import Pieces
-from slipstream.actors.text.tokenizer_files import load_tokenizer, special_tokens
+from slipstream.actors.text.grammars.grammar import GrammarCompiler
+from slipstream.actors.text.prompts import cutting
+from slipstream.actors.text.prompts.chat_template import ChatTemplate
+from slipstream.actors.text.prompts.conversation import plain_messages
+from slipstream.actors.text.prompts.cutting import Cutter
+from slipstream.actors.text.vocabulary.pieces import Pieces
+from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer, special_tokens
 from slipstream.protocol.errors import InvalidRequest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template

@@ -19,7 +19,7 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 from ....protocol.errors import InvalidRequest
 from ....protocol.internal import GrammarEnd, Join
 from ....protocol.sampling import Grammar
-from ...text.grammar import GrammarCompiler, said
+from ...text.grammars.grammar import GrammarCompiler, said
 
 COMPILED_GRAMMARS = 32
 """How many grammars are kept compiled, for requests that ask for one of them again."""

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ....protocol.messages import Delta, Usage
 from ....protocol.sampling import SamplingParams
-from ...text.fill_in import with_gap
+from ...text.prompts.fill_in import with_gap
 from ..bodies.requests import (
     CompletionBody,
     CompletionFields,

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.errors import InvalidRequest
-from ...text.prompts import ENCODING_BUDGET_S, Steps
+from ...text.prompts.prompts import ENCODING_BUDGET_S, Steps
 from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields, ending_of
 from ..errors import Problem
 from ..service import Service

@@ -9,7 +9,7 @@ from ....protocol.errors import brief
 from ....protocol.formats.tools import PARAMETERS, FunctionName, NamedTool, Tool, converted
 from ....protocol.limits import MAX_TOOLS
 from ....protocol.sampling import counted
-from ...text.chat_template import ChatTemplates
+from ...text.prompts.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, JsonSchema, ResponseFormat
 from ..errors import Problem
 from .bodies import Choice, CountFields, MessagesFields, MessagesTool

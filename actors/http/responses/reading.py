@@ -10,7 +10,7 @@ from ....protocol.errors import InvalidRequest, brief
 from ....protocol.formats.tools import PARAMETERS, Tool, ToolChoice, converted
 from ....protocol.limits import MAX_MESSAGES, MAX_TOOLS
 from ....protocol.sampling import counted
-from ...text.chat_template import ChatTemplates
+from ...text.prompts.chat_template import ChatTemplates
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
 from .bodies import INCLUDED, OFFERED_NOWHERE, ResponseFields, ResponseTool, all_tools

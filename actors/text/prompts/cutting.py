@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import tokenizers
 
-from .pieces import BYTE_OF
+from ..vocabulary.pieces import BYTE_OF
 
 PART = 32_768
 """Characters after which the next place to cut is taken: about 50 ms of work."""

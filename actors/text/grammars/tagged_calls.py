@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from ...protocol.formats.calls import (
+from ....protocol.formats.calls import (
     CLOSE,
     FUNCTION,
     FUNCTION_END,
@@ -17,7 +17,7 @@ from ...protocol.formats.calls import (
     VALUE,
     VALUE_END,
 )
-from ...protocol.formats.schemas import Schema, moved
+from ....protocol.formats.schemas import Schema, moved
 from .call_rules import GAP, Rules, Schemas, Ways, arguments, behind_marks, one_of, other_than
 from .notation import literal
 

@@ -11,10 +11,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ...protocol.errors import InvalidRequest, brief
-from ...protocol.formats.ids import CallIdForm, CallIds
-from ...protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
-from ...protocol.sampling import counted
+from ....protocol.errors import InvalidRequest, brief
+from ....protocol.formats.ids import CallIdForm, CallIds
+from ....protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
+from ....protocol.sampling import counted
 
 Message = dict[str, Any]
 

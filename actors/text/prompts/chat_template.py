@@ -16,12 +16,12 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ...protocol.errors import InvalidRequest, ModelNotSupported
-from ...protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
-from ...protocol.formats.json_parts import HALF
-from ..checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
+from ....protocol.errors import InvalidRequest, ModelNotSupported
+from ....protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
+from ....protocol.formats.json_parts import HALF
+from ...checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
+from ..vocabulary.tokenizer_files import special_tokens
 from .conversation import Message, Style
-from .tokenizer_files import special_tokens
 
 Clock = Callable[[], datetime]
 

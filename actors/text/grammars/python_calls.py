@@ -6,9 +6,9 @@ import json
 import keyword
 from typing import Any
 
-from ...protocol.errors import InvalidRequest
-from ...protocol.formats.pythonic import CLOSING, OPENING
-from ...protocol.formats.schemas import Schema
+from ....protocol.errors import InvalidRequest
+from ....protocol.formats.pythonic import CLOSING, OPENING
+from ....protocol.formats.schemas import Schema
 from .call_rules import SPACE, WIDE_GAP, Rules, Schemas, Ways, arguments, as_a_whole, one_of, other_than
 from .notation import literal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tokenizers
 
-from ...protocol.errors import InvalidRequest
+from ....protocol.errors import InvalidRequest
 
 MARKS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma

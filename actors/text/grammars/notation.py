@@ -12,8 +12,8 @@ import msgspec
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
-from ...protocol.formats.schemas import NAMED, VALUES
-from ...protocol.sampling import Grammar
+from ....protocol.formats.schemas import NAMED, VALUES
+from ....protocol.sampling import Grammar
 
 JSON_STYLE = {
     "whitespace_pattern": "[ ]?",  # a weak model would go on with spaces for ever

@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from ...protocol.errors import ModelNotSupported
-from ..checkpoint import read_json
+from ....protocol.errors import ModelNotSupported
+from ...checkpoint import read_json
 
 OTHER_FILES = {
     "tekken.json": "mistral-common",

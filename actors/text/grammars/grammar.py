@@ -15,11 +15,11 @@ from pathlib import Path
 import tokenizers
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from ...protocol.errors import InvalidRequest, ModelNotSupported
-from ...protocol.sampling import Grammar
+from ....protocol.errors import InvalidRequest, ModelNotSupported
+from ....protocol.sampling import Grammar
+from ..vocabulary.pieces import Pieces
+from ..vocabulary.tokenizer_files import load_tokenizer
 from .notation import as_llguidance
-from .pieces import Pieces
-from .tokenizer_files import load_tokenizer
 
 
 def limits(ways: int) -> LLParserLimits:

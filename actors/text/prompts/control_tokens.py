@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from ...protocol.errors import InvalidRequest
+from ....protocol.errors import InvalidRequest
 
 BEGIN, END = "\ufdd0", "\ufdd1"
 """The marks. Unicode has these two characters for use inside of programs: no text has them."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import tokenizers
 
-from ...protocol.formats import harmony
-from ...protocol.formats.formats import LISTS, MARKED, OPENAI, REASONING
-from ...protocol.formats.tools import Function, any_call_of
+from ....protocol.formats import harmony
+from ....protocol.formats.formats import LISTS, MARKED, OPENAI, REASONING
+from ....protocol.formats.tools import Function, any_call_of
 from .call_rules import (
     ANSWER,
     GAP,

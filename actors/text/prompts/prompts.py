@@ -14,12 +14,12 @@ from typing import Any
 
 import tokenizers
 
-from ...protocol.errors import InvalidRequest, ModelNotSupported, brief
+from ....protocol.errors import InvalidRequest, ModelNotSupported, brief
+from ..vocabulary.tokenizer_files import load_tokenizer
 from .chat_template import ChatTemplates, Clock, load_chat_templates
 from .control_tokens import Sanitizer
 from .conversation import measure, plain_messages, plain_tools
 from .cutting import LONGEST_PART, PART, Cutter, encode
-from .tokenizer_files import load_tokenizer
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""

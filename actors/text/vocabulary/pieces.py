@@ -6,7 +6,7 @@ import re
 
 import tokenizers
 
-from ...protocol.errors import ModelNotSupported
+from ....protocol.errors import ModelNotSupported
 
 UNREADABLE = "\ufffd"
 """What stands for bytes that are no UTF-8."""
