@@ -1,8 +1,9 @@
-"""What a sum of several ranks takes: over memory that they reach on each other's GPUs, and through NCCL.
+"""What ranks do together with small tensors: over memory that they reach on each other's GPUs, and through NCCL.
 
-``python examples/ranks.py --sums --ranks 2`` prints the table. Each time is that of one of 64 sums in a CUDA graph, by
-themselves and with what follows each in a decoder, where it is added to the residual and that is normalised: a kernel
-after NCCL's, and over peer memory the same kernel. What follows takes by itself what the last column says.
+``python examples/ranks.py --sums --ranks 2`` prints two tables. Each time is that of one of 64 in a CUDA graph. Sums
+stand there by themselves and with what follows each in a decoder, where it is added to the residual and that is
+normalised: a kernel after NCCL's, and over peer memory the same kernel. What follows takes by itself what the last
+column says. The logits are those of a vocabulary of 128,256, the tokens an int32 for each row.
 """
 
 from __future__ import annotations
@@ -11,24 +12,28 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.multiprocessing as processes
 from slipstream.actors.executor.model.fused.operations import Norm
+from slipstream.actors.executor.ranks.exchange import MOST_BYTES, exchange_of
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
-from slipstream.actors.executor.ranks.peer_sum import MOST_BYTES, peer_sum_of
 from torch import Tensor
 
 ROWS = (1, 8, 32, 64, 128, 256)
-WIDTH = 4096
-SUMS = 64
+ROWS_OF_LOGITS = (1, 4, 8, 16, 32, 64)
+WIDTH, VOCABULARY = 4096, 128256
+TIMES = 64
 REPLAYS = 50
 
+Row = dict[str, float]
 
-def measure(ranks: int) -> list[dict[str, float]]:
+
+def measure(ranks: int) -> dict[str, list[Row]]:
     """Microseconds, for each number of rows."""
     with tempfile.TemporaryDirectory() as folder:
         processes.spawn(run_rank, args=(ranks, folder), nprocs=ranks)  # type: ignore[attr-defined]
@@ -36,48 +41,84 @@ def measure(ranks: int) -> list[dict[str, float]]:
 
 
 def table(ranks: int) -> str:
+    found = measure(ranks)
     lines = [
         f"{ranks} ranks, microseconds of one sum of rows of {WIDTH} bfloat16; by default over peer memory up to"
         f" {MOST_BYTES // (ranks - 1) >> 10} KiB",
         "rows     KiB     NCCL  peer memory   with what follows: NCCL  peer memory  no sum",
     ]
-    for row in measure(ranks):
+    for row in found["sums"]:
         lines.append(
             f"{row['rows']:4.0f} {row['rows'] * WIDTH / 512:7.0f} {row['nccl']:8.2f} {row['peer']:12.2f}"
             f" {row['nccl_followed']:25.2f} {row['peer_followed']:12.2f} {row['none_followed']:7.2f}"
+        )
+    lines += [
+        f"the logits of {ranks} ranks side by side, {VOCABULARY} bfloat16 a row, and the tokens of rank 0 on all",
+        "rows  KiB of a rank  logits: NCCL  peer memory  tokens: NCCL  peer memory",
+    ]
+    for row in found["logits"]:
+        kib = row["rows"] * VOCABULARY / ranks / 512
+        lines.append(
+            f"{row['rows']:4.0f} {kib:14.0f} {row['nccl_logits']:13.2f} {row['peer_logits']:12.2f}"
+            f" {row['nccl_tokens']:13.2f} {row['peer_tokens']:12.2f}"
         )
     return "\n".join(lines)
 
 
 def run_rank(rank: int, ranks: int, folder: str) -> None:
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
-
     device = torch.device("cuda", rank)
     with torch.inference_mode():
         group = meet(rank, ranks, f"{folder}/met", device)
-        by_nccl = RankGroup(rank, ranks, group.backend)
-        largest = max(ROWS) * WIDTH * 2 * (ranks - 1)
-        group.small = peer_sum_of(group, device, lambda nbytes: PeerMemory(device, nbytes), largest)
+        ways = {"nccl": RankGroup(rank, ranks, group.backend), "peer": group}
+        most_rows = max(max(ROWS) * WIDTH, max(ROWS_OF_LOGITS) * VOCABULARY // ranks)
+        group.small = exchange_of(
+            group, device, lambda nbytes: PeerMemory(device, nbytes), (most_rows * 2 + 4096) * (ranks - 1)
+        )
         if group.small is None:
             raise SystemExit("these GPUs do not reach each other's memory")
-        weight = torch.nn.Parameter(torch.ones(WIDTH, device=device, dtype=torch.bfloat16))
-        norm = Norm(weight, 1e-5, 0.0)
-        operations = TritonOperations()
-        found: list[dict[str, float]] = []
-        for rows in ROWS:
-            states, residual = torch.zeros(2, rows, WIDTH, device=device, dtype=torch.bfloat16)
-
-            def follow(update: Tensor | Unsummed, residual: Tensor = residual) -> None:
-                operations.add_norm(residual, update, None, 1.0, norm)
-
-            found.append({"rows": rows})
-            for name, one in (("nccl", by_nccl), ("peer", group)):
-                part = Unsummed(states, one)
-                found[-1][name] = microseconds(part.summed, device)
-                found[-1][f"{name}_followed"] = microseconds(lambda f=follow, part=part: f(part), device)
-            found[-1]["none_followed"] = microseconds(lambda f=follow, part=states: f(part), device)
+        found = {"sums": time_sums(ways, device), "logits": time_logits(ways, ranks, device)}
     if rank == 0:
         (Path(folder) / "found").write_text(json.dumps(found))
+
+
+def time_sums(ways: dict[str, RankGroup], device: torch.device) -> list[Row]:
+    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+
+    weight = torch.nn.Parameter(torch.ones(WIDTH, device=device, dtype=torch.bfloat16))
+    norm, operations = Norm(weight, 1e-5, 0.0), TritonOperations()
+    found: list[Row] = []
+    for rows in ROWS:
+        states, residual = torch.zeros(2, rows, WIDTH, device=device, dtype=torch.bfloat16)
+
+        def follow(update: Tensor | Unsummed, residual: Tensor = residual) -> None:
+            operations.add_norm(residual, update, None, 1.0, norm)
+
+        found.append({"rows": rows})
+        for name, way in ways.items():
+            part = Unsummed(states, way)
+            found[-1][name] = microseconds(part.summed, device)
+            found[-1][f"{name}_followed"] = microseconds(lambda f=follow, part=part: f(part), device)
+        found[-1]["none_followed"] = microseconds(lambda f=follow, part=states: f(part), device)
+    return found
+
+
+def time_logits(ways: dict[str, RankGroup], ranks: int, device: torch.device) -> list[Row]:
+    found: list[Row] = []
+    for rows in ROWS_OF_LOGITS:
+        part = torch.zeros(rows, VOCABULARY // ranks, device=device, dtype=torch.bfloat16)
+        tokens = torch.zeros(rows, device=device, dtype=torch.int32)
+        found.append({"rows": rows})
+        for name, way in ways.items():
+
+            def gather(way: RankGroup = way, part: Tensor = part) -> Any:
+                return way.gather(part, VOCABULARY)
+
+            def broadcast(way: RankGroup = way, tokens: Tensor = tokens) -> Any:
+                return way.broadcast(tokens)
+
+            found[-1][f"{name}_logits"] = microseconds(gather, device)
+            found[-1][f"{name}_tokens"] = microseconds(broadcast, device)
+    return found
 
 
 def microseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -89,7 +130,7 @@ def microseconds(work: Callable[[], object], device: torch.device) -> float:
         work()
         stream.synchronize()
         graph.capture_begin(capture_error_mode="thread_local")
-        for _ in range(SUMS):
+        for _ in range(TIMES):
             work()
         graph.capture_end()
         for _ in range(REPLAYS):
@@ -99,4 +140,4 @@ def microseconds(work: Callable[[], object], device: torch.device) -> float:
             graph.replay()
         ended.record()
         stream.synchronize()
-    return begun.elapsed_time(ended) * 1000 / (REPLAYS * SUMS)
+    return begun.elapsed_time(ended) * 1000 / (REPLAYS * TIMES)

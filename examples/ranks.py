@@ -12,7 +12,7 @@ same with a toy model on a CPU. A model whose weights do not fit on these device
 
     python examples/ranks.py --sums --ranks 2                       # half a minute
 
-times only the sums between ranks, over the memory of each other's GPUs and through NCCL (`rank_sums.py`).
+times only what the ranks do together, over the memory of each other's GPUs and through NCCL (`rank_sums.py`).
 """
 
 from __future__ import annotations
@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=560.0, help="what is left undone then is not begun")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--sums", action="store_true", help="time the sums alone, for each number of --ranks")
+    parser.add_argument(
+        "--sums", action="store_true", help="time only what ranks do together, for each number of --ranks"
+    )
     found = parser.parse_args()
     if found.sums:
         import rank_sums

@@ -64,7 +64,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "attention": model.backend.name,
         "decoder": model.kept_because or "fused",
         "batch_invariant": model.batch_invariant,
-        "sums": "" if model.group is None or model.device.type == "cpu" else model.group.told(),
+        "exchange": "" if model.group is None or model.device.type == "cpu" else model.group.told(),
         "weights": model.weights_told,
         "weight_bytes": model.weight_bytes,
         "kv_cache_dtype": options.kv_cache_dtype,

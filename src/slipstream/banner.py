@@ -36,8 +36,8 @@ def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     )
     if facts.get("decoder", "fused") != "fused":
         logger.info(f"  decoder as transformers has it, of several times as many kernels: {facts['decoder']}")
-    if facts.get("sums"):
-        logger.info(f"  {facts['sums']}")
+    if facts.get("exchange"):
+        logger.info(f"  {facts['exchange']}")
     if facts.get("batch_invariant"):
         logger.info(
             "  batch-invariant: a token's logits have the same bits whatever else is computed with it"

@@ -324,6 +324,23 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         )
         for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
+    *(
+        (
+            "ranks:_gather_kernel",
+            dict.fromkeys(("part", "out"), dtype)
+            | dict(rooms="*i64", peers="*i64", turns="*i32", words="i32", row_words="i32", width="i32"),
+            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, TILE=512),
+        )
+        for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
+    ),
+    *(
+        (
+            "ranks:_broadcast_kernel",
+            dict(numbers="*i32", rooms="*i64", peers="*i64", turns="*i32", count="i32"),
+            dict(RANK=rank, SIZE=size, ROOM=65536, PROGRAMS=128, TILE=512),
+        )
+        for rank, size in ((0, 2), (1, 2), (3, 8))
+    ),
     (
         "step:_settle_kernel",
         SLOTS | dict(sampled="*i32", requests="*i32", out="*i32"),
@@ -396,9 +413,10 @@ def test_where_rows_decode_no_byte_of_an_fp8_cache_is_loaded_by_itself() -> None
 
 def test_ranks_write_to_each_other_and_wait_past_the_caches_word_by_word() -> None:
     """A word that came in two parts would be taken when the first is there."""
-    sums = [case for case in KERNELS if case[0] == "ranks:_sum_kernel"]
-    assert sums
-    for case in sums:
+    names = {f"ranks:_{name}_kernel" for name in ("sum", "gather", "broadcast")}
+    cases = [case for case in KERNELS if case[0] in names]
+    assert {case[0] for case in cases} == names
+    for case in cases:
         ptx = compiled(*case).asm["ptx"]
         size, words_of_a_thread = case[2]["SIZE"], 4
         sent = re.findall(r"st\.relaxed\.sys\.global\.b64", ptx)

@@ -1,4 +1,4 @@
-"""One of two ranks on two GPUs: sums of small tensors over peer memory, as `test_peer_gpus.py` has them run.
+"""One of two ranks on two GPUs: what they do together over peer memory, as `test_peer_gpus.py` has them do it.
 
 python peer_gpus.py RANK MEETING_FILE RESULTS_FILE sums | last_words
 """
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from slipstream.actors.executor.model.fused.kernels import TritonOperations
 from slipstream.actors.executor.model.fused.operations import Norm
+from slipstream.actors.executor.ranks.exchange import PeerExchange, exchange_of
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
-from slipstream.actors.executor.ranks.peer_sum import PeerSum, peer_sum_of
 from torch import Tensor
 
 SIZE = 2
@@ -42,6 +42,12 @@ def given(count: int, dtype: torch.dtype, rank: int, device: torch.device) -> Te
     return tensor.to(dtype)
 
 
+def bytes_of_all(group: RankGroup, tensor: Tensor) -> Tensor:
+    """Of each rank's tensor, [SIZE, bytes]; through NCCL."""
+    own = tensor.view(torch.uint8).view(1, -1)
+    return group.gather(own, SIZE * own.shape[1]).view(SIZE, -1)
+
+
 def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
     """Sums of all kinds and sizes: those with other bits than the sum in float32, those that differ between the ranks,
     and those that NCCL gives other numbers of."""
@@ -51,12 +57,12 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
     for dtype in DTYPES:
         for count in COUNTS:
             mine = given(count, dtype, group.rank, device)
-            if not group.small.takes(mine):
+            if not group.small.sums(mine):
                 continue
             parts = [given(count, dtype, rank, device).float() for rank in range(SIZE)]
             nccl = by_nccl.sum(mine.clone())
             summed = group.sum(mine)
-            every = group.gather(summed.view(torch.uint8)[None]).view(SIZE, -1)
+            every = bytes_of_all(group, summed)
             found["sums"] += 1
             found["wrong"] += not torch.equal(summed, (parts[0] + parts[1]).to(dtype))
             found["unlike"] += not torch.equal(every[0], every[1])
@@ -64,8 +70,32 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
     return found
 
 
+def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
+    """Rows of any size side by side and tokens of rank 0, beside NCCL's, with sums between them."""
+    found = {"gathers": 0, "broadcasts": 0, "wrong": 0}
+    by_nccl = RankGroup(group.rank, group.size, group.backend)
+    assert group.small is not None
+    for number in range(100):
+        for dtype in DTYPES:
+            for rows, columns, less in ((1, 64128, 0), (3, 16032, 0), (2, 25128, 1), (7, 12, 5), (1, 4, 3)):
+                part = given(rows * columns, dtype, 2 * number + group.rank, device).view(rows, columns)
+                if not group.small.gathers(part):
+                    continue
+                width = SIZE * columns - less
+                expected = by_nccl.gather(part, width)
+                found["gathers"] += 1
+                found["wrong"] += not torch.equal(group.gather(part, width), expected)
+                group.sum(part)
+        for rows in (1, 2, 33, 256, 5000):
+            tokens = (torch.arange(rows, device=device) * (7 + number) % 128256).int() * (1 - group.rank) - 1
+            expected = by_nccl.broadcast(tokens.clone())
+            found["broadcasts"] += group.small.broadcasts(tokens)
+            found["wrong"] += not torch.equal(group.broadcast(tokens), expected)
+    return found
+
+
 class Counted:
-    """Sums whose numbers the device makes and checks by itself, each time others."""
+    """Sums, gathers and broadcasts whose numbers the device makes and checks by itself, each time others."""
 
     def __init__(self, group: RankGroup, device: torch.device) -> None:
         self.group, self.device = group, device
@@ -78,6 +108,14 @@ class Counted:
         places = self.places[:numbers]
         summed = self.group.sum((places + self.count) * (1 + self.group.rank))
         self.wrong.add_((summed != 3 * (places + self.count)).sum())
+        if numbers > 4 * WIDTH:
+            return
+        side_by_side = self.group.gather((places + self.count + self.group.rank)[None], SIZE * numbers)
+        expected = torch.cat((places, places + 1)) + self.count
+        self.wrong.add_((side_by_side[0] != expected).sum())
+        tokens = (places[: 1 + numbers // 16] + self.count + self.group.rank).int()
+        self.group.broadcast(tokens)
+        self.wrong.add_((tokens != (places[: len(tokens)] + self.count).int()).sum())
 
 
 def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
@@ -114,7 +152,7 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
         counted.run(alike.choice((4, WIDTH, 3 * WIDTH, 16 * WIDTH, 32 * WIDTH)))
         if alike.random() < 0.1:
             group.sum(large).mul_(0.5)
-            group.gather(large[None, :4])
+            group.gather(large[None, :3], 6)
     counted.wrong.add_((large != 1).sum())
     return {"rounds": SLEEPS, "wrong": int(counted.wrong)}
 
@@ -122,8 +160,8 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
 def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
     """With rooms for larger sums than are summed so by default."""
     larger = RankGroup(group.rank, group.size, group.backend)
-    larger.small = peer_sum_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
-    assert isinstance(larger.small, PeerSum)
+    larger.small = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
+    assert isinstance(larger.small, PeerExchange)
     counted = Counted(larger, device)
     for _ in range(200):
         for rows in (1, 64, 33, 2, 48):
@@ -152,7 +190,7 @@ def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
             ours, nccl = (one.float() for one in results)
             name = f"difference_{8 * dtype.itemsize}"
             found[name] = max(found[name], float((ours - nccl).abs().max() / nccl.abs().max()))
-            every = group.gather(results[0].view(torch.uint8).view(1, -1)).view(SIZE, -1)
+            every = bytes_of_all(group, results[0])
             found["unlike"] += int((every[0] != every[1]).sum())
     return found
 
@@ -160,6 +198,7 @@ def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
 def sums(group: RankGroup, device: torch.device, results: Path) -> None:
     parts: tuple[Callable[[RankGroup, torch.device], dict[str, Any]], ...] = (
         compare,
+        gathered,
         normalise,
         replay,
         at_unequal_speeds,

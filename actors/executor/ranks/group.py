@@ -47,8 +47,8 @@ def is_of_connection(error: BaseException) -> bool:
     return type(error) is RuntimeError and "/gloo/transport/" in str(error)
 
 
-class SmallSums(Protocol):
-    """As `PeerSum`."""
+class Exchange(Protocol):
+    """As `PeerExchange`."""
 
     most_bytes: int
 
@@ -56,8 +56,12 @@ class SmallSums(Protocol):
     def programs(self) -> int: ...
     @property
     def arguments(self) -> dict[str, Any]: ...
-    def takes(self, tensor: Tensor) -> bool: ...
-    def __call__(self, tensor: Tensor) -> None: ...
+    def sums(self, tensor: Tensor) -> bool: ...
+    def sum(self, tensor: Tensor) -> None: ...
+    def gathers(self, tensor: Tensor) -> bool: ...
+    def gather(self, tensor: Tensor, width: int) -> Tensor: ...
+    def broadcasts(self, tensor: Tensor) -> bool: ...
+    def broadcast(self, tensor: Tensor) -> None: ...
 
 
 class RankGroup:
@@ -72,8 +76,8 @@ class RankGroup:
         self.summing, self.broadcasting = AllreduceOptions(), BroadcastOptions()
         self.gathering, self.comparing = AllgatherOptions(), AllreduceOptions()
         self.comparing.reduceOp = ReduceOp(ReduceOp.MIN)
-        self.small: SmallSums | None = None
-        """What sums small tensors faster, where there is such a thing."""
+        self.small: Exchange | None = None
+        """What small tensors go over faster, where there is such a thing."""
         for options in (self.summing, self.broadcasting, self.gathering, self.comparing):
             options.asyncOp = False  # on the current stream, not beside it
 
@@ -87,33 +91,41 @@ class RankGroup:
             return tensor
         small = self.small_for(tensor)
         if small is not None:
-            small(tensor)
+            small.sum(tensor)
         else:
             with TOGETHER:
                 wait(self.backend.allreduce([tensor], self.summing))
         return tensor
 
-    def small_for(self, tensor: Tensor) -> SmallSums | None:
+    def small_for(self, tensor: Tensor) -> Exchange | None:
         """What sums such tensors, if it is not the backend: the same on all ranks, since their tensors are alike."""
-        return self.small if self.small is not None and self.small.takes(tensor) else None
+        return self.small if self.small is not None and self.small.sums(tensor) else None
 
     def told(self) -> str:
-        """How GPUs sum, for people."""
+        """How what GPUs do together goes, for people."""
         if self.small is None:
-            return "NCCL sums what the ranks have"
+            return "what the ranks send each other goes through NCCL"
         most = self.small.most_bytes >> 10
-        return f"sums of the ranks go over each other's memory up to {most} KiB, and through NCCL beyond"
+        return f"what the ranks send each other goes over each other's memory up to {most} KiB, and through NCCL beyond"
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors [N, M] of all ranks side by side, [N, size * M]."""
+    def gather(self, tensor: Tensor, width: int) -> Tensor:
+        """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
+        if self.small is not None and self.small.gathers(tensor):
+            return self.small.gather(tensor, width)
         rows, columns = tensor.shape
         gathered = tensor.new_empty(self.size * rows, columns)
         with TOGETHER:
             wait(self.backend._allgather_base(gathered, tensor.contiguous(), self.gathering))
-        return gathered.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
+        side_by_side = (
+            gathered.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
+        )
+        return side_by_side[:, :width].contiguous()
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
+        if self.small is not None and self.small.broadcasts(tensor):
+            self.small.broadcast(tensor)
+            return tensor
         with TOGETHER:
             wait(self.backend.broadcast([tensor], self.broadcasting))
         return tensor

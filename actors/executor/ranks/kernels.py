@@ -1,21 +1,21 @@
-"""The sum of all ranks' tensors, in Triton kernels over memory that they reach on each other's GPUs.
+"""What the ranks do together with small tensors, in Triton kernels over memory that they reach on each other's GPUs.
 
-Every rank writes its numbers to all others, waits for theirs in its own memory, and adds up what it has of all, in the
-order of ranks: so all have the same bits. For small tensors, where it is the way between GPUs that takes the time, that
-is one way. **What arrives says so itself**: a place where nothing has come yet holds ``EMPTY``, which no rank ever
-sends, so that there is neither a flag to be sent behind the numbers nor a fence between the two. A place is a *word*,
-8 bytes that are written and read as one.
+Every rank writes its numbers to all others and waits for theirs in its own memory. Then it has those of all, and adds
+them up in the order of ranks, so that all have the same bits; or puts them side by side; or takes those of rank 0. For
+small tensors, where it is the way between GPUs that takes the time, that is one way. **What arrives says so itself**: a
+place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent
+behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are written and read as one.
 
-Kernels take two *rooms* in turns, in each of which there is a place for every word of every rank. **One wait a sum is
-enough.** A number of sum N + 2 would be lost if it came into a room before that of sum N was read there and its place
-emptied. The reader does that in sum N, at once. It sends its numbers of sum N + 1 when its kernel of sum N has ended,
-and with it all that this has written. Whoever sends for N + 2 has ended its kernel of N + 1, for which it needed these.
-With one room that would not hold: a rank has ended sum N when it has the others' numbers, and they need not have read
-its own.
+Kernels take two *rooms* in turns, in each of which there is a place for every word of every rank. **One wait a kernel
+is enough.** A number of kernel N + 2 would be lost if it came into a room before that of kernel N was read there and
+its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when kernel N has
+ended, and with it all that this has written. Whoever sends for N + 2 has ended its kernel N + 1, for which it needed
+these: so every rank sends to every other one in each kernel, also where only rank 0 has something to say. With one room
+that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not have read its own.
 
 Nobody waits for ever while all ranks live: a program waits only for what the same program of the other ranks sends
 before it waits itself, and all programs of a kernel run at the same time. Which room it is is kept on the device, and
-nothing in a launch changes from sum to sum, so that CUDA graphs can hold them.
+nothing in a launch changes from kernel to kernel, so that CUDA graphs can hold them.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
@@ -71,12 +71,12 @@ def _receive(pointer, mask):
 
 @jit
 def _numbers(words, LANES: tl.constexpr, DTYPE: tl.constexpr):
-    """The numbers of words, float32 [words, LANES]."""
+    """The numbers of words [words, LANES]."""
     bits = words[:, None] >> (tl.arange(0, LANES) * (64 // LANES)).to(tl.int64)[None, :]
     if LANES == 4:
-        return bits.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+        return bits.to(tl.int16).to(DTYPE, bitcast=True)
     else:
-        return bits.to(tl.int32).to(DTYPE, bitcast=True).to(tl.float32)
+        return bits.to(tl.int32).to(DTYPE, bitcast=True)
 
 
 @jit
@@ -129,10 +129,10 @@ def total_of_all(
     total = tl.zeros((own.shape[0], LANES), tl.float32)
     for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
         if rank == RANK:
-            total += _numbers(own, LANES, DTYPE)
+            total += _numbers(own, LANES, DTYPE).to(tl.float32)
         else:
             arrived = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
-            total += _numbers(arrived, LANES, DTYPE)
+            total += _numbers(arrived, LANES, DTYPE).to(tl.float32)
     return total
 
 
@@ -174,11 +174,119 @@ def _sum_kernel(
 def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
     """Put the sum of all ranks' tensors into ``tensor``, which is contiguous and begins at a multiple of 16 bytes.
 
-    ``programs`` is the most of them, each of which sends ``tile`` words at once; ``arguments`` as of `PeerSum`.
+    ``programs`` is the most of them, each of which sends ``tile`` words at once; ``arguments`` as of `PeerExchange`.
     """
     words = tensor.nbytes // WORD
     _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
         tensor, words=words, LANES=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
+    )
+
+
+@jit(do_not_specialize=["words"])
+def _gather_kernel(
+    part,  # [rows, LANES * row_words]
+    out,  # [rows, width]
+    rooms,  # and so on: as of a sum
+    peers,
+    turns,
+    words,  # of all rows
+    row_words,
+    width,
+    RANK: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROOM: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    LANES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Put all ranks' rows side by side, as far as ``out`` is wide."""
+    follow()
+    dtype: tl.constexpr = part.dtype.element_ty
+    turn = turn_of(turns)
+    stride = TILE * tl.num_programs(0)
+    rounds = tl.cdiv(words, stride)
+    first = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    for number in range(rounds):
+        place = number * stride + first
+        mask = place < words
+        send_to_all(words_of(part, place, mask), peers, turn, place, mask, RANK, SIZE, ROOM)
+    for number in range(rounds):
+        place = number * stride + first
+        mask = place < words
+        row = place // row_words
+        column = (place - row * row_words)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+        for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
+            if rank == RANK:
+                found = words_of(part, place, mask)
+            else:
+                found = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
+            wide = column + rank * row_words * LANES
+            tl.store(
+                out + row[:, None] * width + wide,
+                _numbers(found, LANES, dtype),
+                mask=mask[:, None] & (wide < width),
+            )
+    end_turn(turns, turn, PROGRAMS)
+
+
+def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
+    """Put the rows of all ranks, [rows, columns], side by side into ``out`` [rows, width], which may end before the
+    last. Both are contiguous, ``part`` begins at a multiple of 16 bytes, and its rows are whole words; the rest as of
+    `sum_in_place`."""
+    words = part.nbytes // WORD
+    _gather_kernel[(min(programs, triton.cdiv(words, tile)),)](
+        part,
+        out,
+        words=words,
+        row_words=words // len(part),
+        width=out.shape[1],
+        LANES=WORD // part.itemsize,
+        TILE=tile,
+        **arguments,
+        **FOLLOWING,
+    )
+
+
+@jit(do_not_specialize=["count"])
+def _broadcast_kernel(
+    numbers,  # int32 [count]
+    rooms,  # and so on: as of a sum
+    peers,
+    turns,
+    count,
+    RANK: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROOM: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Put what rank 0 has into the numbers of all. Each is a word by itself, which is never empty."""
+    follow()
+    turn = turn_of(turns)
+    stride = TILE * tl.num_programs(0)
+    rounds = tl.cdiv(count, stride)
+    first = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    for number in range(rounds):
+        place = number * stride + first
+        mask = place < count
+        own = tl.load(numbers + place, mask=mask, other=0).to(tl.int64)
+        send_to_all(own, peers, turn, place, mask, RANK, SIZE, ROOM)
+    for number in range(rounds):
+        place = number * stride + first
+        mask = place < count
+        for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
+            if rank != RANK:
+                arrived = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
+                if rank == 0:
+                    tl.store(numbers + place, arrived.to(tl.int32), mask=mask)
+    end_turn(turns, turn, PROGRAMS)
+
+
+def broadcast(numbers: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
+    """Put rank 0's ``numbers``, int32 and contiguous, into those of all; the rest as of `sum_in_place`."""
+    count = numbers.numel()
+    _broadcast_kernel[(min(programs, triton.cdiv(count, tile)),)](
+        numbers, count=count, TILE=tile, **arguments, **FOLLOWING
     )
 
 

@@ -119,8 +119,7 @@ class GatheredLinear(PartOfLinear):
         product = self.product(input, self.weight, self.bias)
         if product.is_meta:
             return product.new_empty(*product.shape[:-1], self.whole)
-        gathered = self.group.gather(product.flatten(0, -2))
-        return gathered[:, : self.whole].contiguous().unflatten(0, product.shape[:-1])
+        return self.group.gather(product.flatten(0, -2), self.whole).unflatten(0, product.shape[:-1])
 
 
 class SummedExperts(nn.Module):

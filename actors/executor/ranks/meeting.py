@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
 from ....protocol.errors import SlipstreamError
+from .exchange import exchange_of
 from .group import RankGroup
 from .leader import name_of
-from .peer_sum import peer_sum_of
 
 MEET_WITHIN = timedelta(seconds=120)
 """How long the last rank may come after the first; until here they only import, all at the same time."""
@@ -53,5 +53,5 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
     if device.type == "cuda":
         from .peer_memory import PeerMemory
 
-        group.small = peer_sum_of(group, device, lambda nbytes: PeerMemory(device, nbytes))
+        group.small = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes))
     return group

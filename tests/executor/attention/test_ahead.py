@@ -81,33 +81,40 @@ def test_all_kernels_are_compiled_at_once_and_none_is_launched(compiled: list[st
     assert sorted(compiled) == ["_gate_kernel", "norm_kernel"]
 
 
-def test_kernels_that_sum_are_the_same_for_any_number_of_rows(compiled: list[str]) -> None:
+def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: list[str]) -> None:
     """None is compiled in the middle of serving, while the other ranks wait in theirs."""
     from slipstream.actors.executor.model.fused.kernels import TritonOperations
     from slipstream.actors.executor.model.fused.norm_kernels import sum_add_norm_kernel
     from slipstream.actors.executor.model.fused.operations import Norm
     from slipstream.actors.executor.ranks import kernels
+    from slipstream.actors.executor.ranks.exchange import PeerExchange, shape_of_rooms
     from slipstream.actors.executor.ranks.group import RankGroup
     from slipstream.actors.executor.ranks.layers import Unsummed
-    from slipstream.actors.executor.ranks.peer_sum import PeerSum, shape_of_rooms
 
     group, width = RankGroup(0, 2, None), 4096
-    group.small = PeerSum(0, torch.zeros(shape_of_rooms(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
+    group.small = PeerExchange(0, torch.zeros(shape_of_rooms(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
     norm = Norm(torch.nn.Parameter(torch.ones(width, dtype=torch.bfloat16)), 1e-6, 0.0)
 
     def work() -> None:
         for rows in (1, 2, 16, 33, 64):
             states = torch.zeros(rows, width, dtype=torch.bfloat16)
             group.sum(states)
+            group.gather(states[:, :512].contiguous(), 1024)
+            group.broadcast(torch.zeros(rows, dtype=torch.int32))
             with torch.inference_mode():
                 TritonOperations().add_norm(states, Unsummed(states, group), None, 1.0, norm)
 
     try:
         compile_ahead(GPU, work)
     finally:
-        for kernel in (kernels._sum_kernel, sum_add_norm_kernel):
+        for kernel in (
+            kernels._sum_kernel,
+            kernels._gather_kernel,
+            kernels._broadcast_kernel,
+            sum_add_norm_kernel,
+        ):
             kernel.device_caches.pop(DEVICE, None)
-    assert sorted(compiled) == ["_sum_kernel", "sum_add_norm_kernel"]
+    assert sorted(compiled) == ["_broadcast_kernel", "_gather_kernel", "_sum_kernel", "sum_add_norm_kernel"]
 
 
 def test_after_it_a_launch_is_a_launch_again(compiled: list[str]) -> None:

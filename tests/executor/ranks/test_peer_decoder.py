@@ -16,9 +16,9 @@ from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import PATIENCE
 from slipstream.actors.executor.model.fused import fuse
 from slipstream.actors.executor.model.loading.load import from_config
+from slipstream.actors.executor.ranks.exchange import PeerExchange
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import divide
-from slipstream.actors.executor.ranks.peer_sum import PeerSum
 from slipstream.actors.executor.ranks.words import EMPTY, WORD
 from tiny_models import make_config
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
@@ -26,6 +26,8 @@ from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-d
 SIZE, WORDS = 2, 1 << 12
 WIDTH = 96
 """Rows of fewer numbers would be summed by themselves."""
+VOCABULARY = 272
+"""The half of a row of logits is whole words."""
 PATIENCE_S = 120.0
 
 
@@ -38,18 +40,22 @@ def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> N
     """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the rooms."""
     from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
-    class Counting(PeerSum):
-        """How often it was asked for: by itself, and for a kernel of the decoder."""
+    class Counting(PeerExchange):
+        """How often it was asked for: for a sum by itself, for logits, and for any kernel."""
 
-        alone, added = 0, 0
+        alone, gathered, all = 0, 0, 0
 
-        def __call__(self, tensor: torch.Tensor) -> None:
+        def sum(self, tensor: torch.Tensor) -> None:
             self.alone += 1
-            super().__call__(tensor)
+            super().sum(tensor)
+
+        def gather(self, tensor: torch.Tensor, width: int) -> torch.Tensor:
+            self.gathered += 1
+            return super().gather(tensor, width)
 
         @property
         def arguments(self) -> dict[str, Any]:
-            self.added += 1
+            self.all += 1
             return super().arguments
 
     torch.set_num_threads(1)
@@ -60,10 +66,14 @@ def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> N
     mine = rooms[rank].view(2, SIZE, WORDS)
     group.small = small = Counting(rank, mine, [other.data_ptr() for other in rooms])
     fuse.operations_for = lambda device: TritonOperations()
-    model = from_config(make_config(family, hidden_size=WIDTH), torch.device("cpu"), torch.float32)
+    model = from_config(
+        make_config(family, hidden_size=WIDTH, vocab_size=VOCABULARY), torch.device("cpu"), torch.float32
+    )
     divide(model, group)
     assert model.kept_because == "", model.kept_because
-    assert small.added - small.alone >= 2 * len(model.layout.layers), "every sum of the probe's decoder"
+    assert small.gathered > 0, "the logits of the probe"
+    added = small.all - small.alone - small.gathered
+    assert added >= 2 * len(model.layout.layers), "every sum of the probe's decoder"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the ranks are those of the service")

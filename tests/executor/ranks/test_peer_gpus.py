@@ -1,4 +1,4 @@
-"""Sums over peer memory between two GPUs, beside NCCL's: their bits, in graphs, at unequal speeds, and after a death.
+"""What two GPUs do together over peer memory, beside NCCL's: its bits, in graphs, at unequal speeds, and after a death.
 
 pytest tests/executor/ranks/test_peer_gpus.py -rA         # on two GPUs that reach each other; about a minute
 """
@@ -55,6 +55,14 @@ def test_all_ranks_have_the_bits_of_the_sum_in_float32(found: list[dict[str, Any
     assert compared["sums"] > 10
     assert compared["wrong"] == compared["unlike"] == 0
     assert compared["nccl_differs"] == 0, "of two numbers there is one sum"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_and_tokens_are_those_that_nccl_brings(found: list[dict[str, Any]], rank: int) -> None:
+    gathered = found[rank]["gathered"]
+    assert gathered["gathers"] >= 500
+    assert gathered["broadcasts"] >= 400
+    assert gathered["wrong"] == 0
 
 
 def test_a_sum_that_is_added_and_normalised_at_once_is_that_of_two_kernels(

@@ -1,4 +1,4 @@
-"""Why two rooms and no flag are enough: the protocol of the sums as a model, whose writes arrive in any order.
+"""Why two rooms and no flag are enough: the protocol of the kernels as a model, whose writes arrive in any order.
 
 Each program of each rank is a generator that a run advances one access at a time. What a program writes is under way
 until the run lets it arrive, at any time before the kernel of its rank ends; only writes of a rank to one place keep
@@ -74,12 +74,17 @@ class Model:
             for word in range(program, self.sums[number - 1][0], programs):
                 for other in others:
                     write((Place(rank, 1 - turn, other, word), None))
+        one_way = fault == "a broadcast goes one way" and number % 2 == 1
         for other in others:
+            if one_way and rank != 0:
+                break
             for word in own:
                 if fault != "a word is empty" or (number, rank, word) != (5, 0, 0):
                     write((Place(other, turn, rank, word), (number, rank, word)))
                 yield False
         for other in others:
+            if one_way and other != 0:
+                continue
             places = [Place(rank, turn, other, word) for word in own]
             if fault == "emptied before it is read":
                 self.under_way[rank] += [(place, None) for place in places]
@@ -166,6 +171,7 @@ def test_every_rank_sums_what_belongs_together_and_leaves_nothing(size: int) -> 
         "the next kernel comes too early",
         "one rank keeps its turn",
         "only programs that run end a turn",
+        "a broadcast goes one way",
     ],
 )
 def test_a_protocol_that_is_wrong_in_one_step_breaks(fault: str, size: int) -> None:

@@ -153,10 +153,10 @@ def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(
     def record(name: str) -> None:
         real = getattr(RankGroup, name)
 
-        def together(group: RankGroup, tensor: Tensor) -> Tensor:
+        def together(group: RankGroup, tensor: Tensor, *given: int) -> Tensor:
             done[group.rank].append((name, tensor.shape, tensor.dtype))
             places.add(threading.current_thread().name)
-            return real(group, tensor)
+            return real(group, tensor, *given)
 
         monkeypatch.setattr(RankGroup, name, together)
 

@@ -124,7 +124,11 @@ def attention_not_summed(patch: pytest.MonkeyPatch) -> None:
 
 def logits_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
     real = RankGroup.gather
-    patch.setattr(RankGroup, "gather", lambda group, tensor: real(group, tensor).roll(tensor.shape[1], 1))
+
+    def gather(group: RankGroup, tensor: Tensor, width: int) -> Tensor:
+        return real(group, tensor, width).roll(tensor.shape[1], 1)
+
+    patch.setattr(RankGroup, "gather", gather)
 
 
 def the_same_part_for_all(patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""Sums of small tensors over memory that the ranks reach on each other's GPUs, where they do.
+"""What the ranks do together with small tensors, over memory that they reach on each other's GPUs, where they do.
 
-A step of few rows has two sums a layer of a few kilobytes each, for which NCCL takes several times as long as the bytes
-are on their way. ``kernels.py`` says how they are summed instead.
+A step of few rows has two sums a layer of a few kilobytes each, the logits of each rank, and a few tokens, for which
+NCCL takes several times as long as the bytes are on their way. ``kernels.py`` says how they get there instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .group import RankGroup
 from .words import EMPTY, WORD
 
 MOST_BYTES = 512 << 10
-"""Of the largest sum, what a rank is sent by all others together. NCCL sends less of larger ones; from which size on
+"""Of the largest tensor, what a rank is sent by all others together. NCCL sends less of larger sums; from which size on
 it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
 PROGRAMS = 128
-"""Of a kernel that sums, at most: few enough to run at the same time on any GPU."""
+"""Of a kernel, at most: few enough to run at the same time on any GPU."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -32,8 +32,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 T = TypeVar("T")
 
 
-class PeerSum:
-    """The sums of one rank, in the order in which all ranks have them, on streams that follow one another."""
+class PeerExchange:
+    """What one rank does with the others, in the order in which all do it, on streams that follow one another."""
 
     def __init__(self, rank: int, rooms: Tensor, addresses: list[int]) -> None:
         """``rooms`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
@@ -44,30 +44,58 @@ class PeerSum:
 
     @property
     def programs(self) -> int:
-        """The most of a kernel that sums."""
+        """The most of a kernel."""
         return len(self.turns)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of every kernel that sums."""
+        """Of every kernel."""
         _, size, room = self.rooms.shape
         tensors = {"rooms": self.rooms, "peers": self.peers, "turns": self.turns}
         return tensors | {"RANK": self.rank, "SIZE": size, "ROOM": room, "PROGRAMS": self.programs}
 
-    def takes(self, tensor: Tensor) -> bool:
-        """Whether it sums tensors of this kind and size, which are those of all ranks."""
+    def sums(self, tensor: Tensor) -> bool:
+        """Whether tensors of this kind and size, which are those of all ranks, are summed here."""
         nbytes = tensor.nbytes
         return tensor.dtype in DTYPES and 0 < nbytes <= self.most_bytes and nbytes % WORD == 0
 
-    def __call__(self, tensor: Tensor) -> None:
+    def sum(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors into ``tensor``."""
         from .kernels import sum_in_place
 
-        in_place = tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
-        summed = tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)
+        summed = aligned(tensor)
         sum_in_place(summed, self.programs, self.tile, self.arguments)
-        if not in_place:
+        if summed is not tensor:
             tensor.copy_(summed)
+
+    def gathers(self, tensor: Tensor) -> bool:
+        """Whether such tensors [N, M] are gathered here: those that are summed here, if no word is of two rows."""
+        return self.sums(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
+
+    def gather(self, tensor: Tensor, width: int) -> Tensor:
+        """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
+        from .kernels import gather
+
+        out = tensor.new_empty(len(tensor), width)
+        gather(aligned(tensor), out, self.programs, self.tile, self.arguments)
+        return out
+
+    def broadcasts(self, tensor: Tensor) -> bool:
+        """Whether rank 0's tensor of this kind and size is brought to all here."""
+        return tensor.dtype == torch.int32 and 0 < tensor.numel() * WORD <= self.most_bytes
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Put what rank 0 has in ``tensor``, which is contiguous, into that of every rank."""
+        from .kernels import broadcast
+
+        broadcast(tensor, self.programs, self.tile, self.arguments)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same numbers in one piece that begins where words can: ``tensor`` itself, if it is so."""
+    if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def shape_of_rooms(size: int, most_bytes: int) -> tuple[int, int, int]:
@@ -91,10 +119,10 @@ class OutOfReach(SlipstreamError):
     """A rank does not reach the memory of another."""
 
 
-def peer_sum_of(
+def exchange_of(
     group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int = MOST_BYTES
-) -> PeerSum | None:
-    """What sums small tensors of ``group``; None where not every rank reaches all others, as a line in the log says.
+) -> PeerExchange | None:
+    """What small tensors of ``group`` go over; None where not every rank reaches all others, as a line in the log says.
 
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
     way is there on which nothing arrives.
@@ -133,22 +161,23 @@ def peer_sum_of(
         together(group, device, look)
     except OutOfReach:
         return None
-    return PeerSum(rank, rooms, addresses)
+    return PeerExchange(rank, rooms, addresses)
 
 
 def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T:
     """What ``step`` gives, when all ranks have done it; OutOfReach on all of them where one could not, and says why."""
-    failure, given = "", None
+    failure: Exception | None = None
+    given = None
     try:
         given = step()
-    except (SlipstreamError, OSError) as error:
-        failure = str(error)
-    first = group.least(group.rank if failure else group.size, device)
+    except Exception as error:  # whatever it is: the others wait to hear of it
+        failure = error
+    first = group.least(group.size if failure is None else group.rank, device)
     if first == group.rank:
         logger.warning(
-            "small sums go through NCCL, which takes longer: rank %d does not reach the memory of all GPUs: %s",
+            "small tensors go through NCCL, which takes longer: rank %d does not reach the memory of all GPUs: %s",
             group.rank,
-            failure,
+            str(failure) or repr(failure),
         )
     if first < group.size:
         raise OutOfReach(f"rank {first}")
@@ -158,5 +187,5 @@ def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T
 def gathered(group: RankGroup, device: torch.device, own: bytes) -> list[bytes]:
     """As many bytes of each rank, in their order."""
     sent = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(device)
-    found = bytes(group.gather(sent[None])[0].tolist())
+    found = bytes(group.gather(sent[None], group.size * len(own))[0].tolist())
     return [found[start : start + len(own)] for start in range(0, len(found), len(own))]

@@ -1,4 +1,4 @@
-"""Sums of small tensors over memory that all ranks reach: the kernel between processes, and how ranks come to it."""
+"""What goes over memory that all ranks reach: the kernels between processes, and how ranks come to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import multiprocessing
 import random
 import re
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -17,16 +16,16 @@ import torch
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import at_once, groups
 from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
-from slipstream.actors.executor.ranks.group import RankGroup
-from slipstream.actors.executor.ranks.layers import Unsummed
-from slipstream.actors.executor.ranks.peer_sum import (
+from slipstream.actors.executor.ranks.exchange import (
     MOST_BYTES,
     TILE,
     Memory,
-    PeerSum,
-    peer_sum_of,
+    PeerExchange,
+    exchange_of,
     shape_of_rooms,
 )
+from slipstream.actors.executor.ranks.group import RankGroup
+from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.words import EMPTY, WORD
 from slipstream.protocol.errors import SlipstreamError
 from torch import Tensor, nn
@@ -86,7 +85,9 @@ def expected(number: int, size: int) -> Tensor:
 class Processes:
     """A process for each rank, and what each has found, in words."""
 
-    def __init__(self, size: int, work: Callable[[int, PeerSum], Iterator[Tensor]], most_words: int) -> None:
+    def __init__(
+        self, size: int, work: Callable[[int, PeerExchange], Iterator[Tensor]], most_words: int
+    ) -> None:
         """``work`` gives of each sum what a rank has then."""
         self.work, self.most_words = work, most_words
         self.rooms = [shared(2 * size * most_words * WORD) for _ in range(size)]
@@ -97,11 +98,11 @@ class Processes:
     def run_rank(self, rank: int) -> None:
         """It is slower than the others now and then."""
         mine = self.rooms[rank].view(2, len(self.rooms), self.most_words)
-        peer_sum = PeerSum(rank, mine, [other.data_ptr() for other in self.rooms])
-        peer_sum.tile, peer_sum.turns = TILE_HERE, peer_sum.turns[:PROGRAMS_HERE]
+        exchange = PeerExchange(rank, mine, [other.data_ptr() for other in self.rooms])
+        exchange.tile, exchange.turns = TILE_HERE, exchange.turns[:PROGRAMS_HERE]
         rng = random.Random(rank)
         busy = torch.zeros(2000)
-        for number, found in enumerate(self.work(rank, peer_sum)):
+        for number, found in enumerate(self.work(rank, exchange)):
             self.results[number, rank, : found.nbytes // WORD] = found.flatten().view(torch.int64)
             for _ in range(rng.choice((0, 0, 0, 100))):
                 busy.sin_()
@@ -130,16 +131,63 @@ class Processes:
 @needs_processes
 @pytest.mark.parametrize("size", [2, 3])
 def test_all_ranks_have_the_same_sums_however_fast_each_is(size: int) -> None:
-    def work(rank: int, peer_sum: PeerSum) -> Iterator[Tensor]:
+    def work(rank: int, exchange: PeerExchange) -> Iterator[Tensor]:
         for number in range(SUMS):
             tensor = given(number, rank)
-            peer_sum(tensor)
+            exchange.sum(tensor)
             yield tensor
 
     results = Processes(size, work, MOST_WORDS).run()
     for number in range(SUMS):
         wanted = expected(number, size)
         found = results[number, : wanted.nbytes // WORD].view(wanted.dtype)
+        assert torch.equal(found, wanted), number
+
+
+def rows_given(number: int, rank: int, size: int) -> tuple[Tensor, int]:
+    """What a rank has of rows, and how wide those of all are: the last may have more than is wanted."""
+    rng = random.Random(number)
+    rows, words = rng.randint(1, 3), rng.randint(1, 5)
+    part = given(number, rank)
+    columns = words * WORD // part.itemsize
+    part = part.repeat(rows * columns // len(part) + 1)[: rows * columns].view(rows, columns)
+    return part, size * columns - rng.choice((0, 1, columns - 1))
+
+
+def tokens_given(number: int, rank: int) -> Tensor:
+    rng = random.Random(100 * number + rank)
+    count = random.Random(number).randint(1, MOST_WORDS)
+    return torch.tensor([rng.choice((-1, -(2**31), 0, 128255)) for _ in range(count)], dtype=torch.int32)
+
+
+@needs_processes
+@pytest.mark.parametrize("size", [2, 3])
+def test_rows_side_by_side_and_tokens_of_rank_0_between_sums(size: int) -> None:
+    def in_words(found: Tensor) -> Tensor:
+        found = found.flatten()
+        return torch.cat((found, found.new_zeros(-found.nbytes % WORD // found.itemsize)))
+
+    def work(rank: int, exchange: PeerExchange) -> Iterator[Tensor]:
+        group = RankGroup(rank, size, None)
+        group.small = exchange
+        for number in range(SUMS):
+            if number % 3 == 0:
+                yield group.sum(given(number, rank))
+            elif number % 3 == 1:
+                yield in_words(group.gather(*rows_given(number, rank, size)))
+            else:
+                yield in_words(group.broadcast(tokens_given(number, rank)))
+
+    results = Processes(size, work, MOST_WORDS).run()
+    for number in range(SUMS):
+        if number % 3 == 0:
+            wanted = expected(number, size)
+        elif number % 3 == 1:
+            parts, widths = zip(*(rows_given(number, rank, size) for rank in range(size)), strict=True)
+            wanted = torch.cat(parts, 1)[:, : widths[0]]
+        else:
+            wanted = tokens_given(number, 0)
+        found = results[number].view(wanted.dtype)[: wanted.numel()].view(wanted.shape)
         assert torch.equal(found, wanted), number
 
 
@@ -166,12 +214,12 @@ def rows_of(number: int, rank: int) -> tuple[Tensor, Tensor, Norm | None, Norm]:
 def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
     """Sums by themselves come between, whose kernels cut the same memory otherwise."""
 
-    def work(rank: int, peer_sum: PeerSum) -> Iterator[Tensor]:
+    def work(rank: int, exchange: PeerExchange) -> Iterator[Tensor]:
         from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
         operations = TritonOperations()
         group = RankGroup(rank, size, None)
-        group.small = peer_sum
+        group.small = exchange
         with torch.inference_mode():
             for number in range(SUMS):
                 residual, part, after, before = rows_of(number, rank)
@@ -223,50 +271,92 @@ def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
 # --- what is summed so ----------------------------------------------------------------------------------
 
 
-def peer_sum(size: int = 2) -> PeerSum:
-    return PeerSum(0, torch.zeros(shape_of_rooms(size, MOST_BYTES), dtype=torch.int64), [0] * size)
+def exchange(size: int = 2) -> PeerExchange:
+    return PeerExchange(0, torch.zeros(shape_of_rooms(size, MOST_BYTES), dtype=torch.int64), [0] * size)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_a_rank_is_sent_a_bounded_number_of_bytes_by_all_others(size: int) -> None:
-    most = peer_sum(size).most_bytes
+    most = exchange(size).most_bytes
     assert MOST_BYTES - size * WORD * TILE < most * (size - 1) <= MOST_BYTES
 
 
-def test_small_sums_are_summed_over_peer_memory_and_others_as_before() -> None:
-    small: list[Tensor] = []
-    large: list[Tensor] = []
-    found = peer_sum()
-    group = RankGroup(0, 2, SimpleNamespace(allreduce=lambda tensors, options: large.append(tensors[0])))
+class Backend:
+    """What NCCL or gloo would have been asked for."""
 
-    class Small:
-        takes = staticmethod(found.takes)
-        programs, arguments, most_bytes = 1, {}, found.most_bytes
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
 
-        def __call__(self, tensor: Tensor) -> None:
-            small.append(tensor)
+    def allreduce(self, tensors: list[Tensor], options: object) -> None:
+        self.asked += tensors
 
-    group.small = Small()
-    most = found.most_bytes
+    broadcast = allreduce
+
+    def _allgather_base(self, gathered: Tensor, tensor: Tensor, options: object) -> None:
+        self.asked.append(tensor)
+
+
+class Noted:
+    """What would go over peer memory."""
+
+    programs = 1
+
+    def __init__(self) -> None:
+        found = exchange()
+        self.most_bytes, self.asked = found.most_bytes, list[Tensor]()
+        self.sums, self.gathers, self.broadcasts = found.sums, found.gathers, found.broadcasts
+
+    def sum(self, tensor: Tensor) -> None:
+        self.asked.append(tensor)
+
+    broadcast = sum
+
+    def gather(self, tensor: Tensor, width: int) -> Tensor:
+        self.asked.append(tensor)
+        return tensor.new_empty(len(tensor), width)
+
+
+def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
+    large, small = Backend(), Noted()
+    group = RankGroup(0, 2, large)
+    group.small = small  # type: ignore[assignment]
+    most = small.most_bytes
+
+    def goes(to: Backend | Noted, tensor: Tensor, back: Tensor) -> None:
+        assert to.asked.pop() is tensor
+        assert back is tensor
+        assert large.asked == small.asked == []
+
     for dtype in DTYPES:
         fits = torch.zeros(most // dtype.itemsize, dtype=dtype)
-        assert group.sum(fits) is fits
-        assert small.pop() is fits
+        goes(small, fits, group.sum(fits))
         for other in (
             torch.zeros(most // dtype.itemsize + WORD, dtype=dtype),
             torch.zeros(1, dtype=dtype),
             torch.zeros(0, dtype=dtype),
         ):
-            assert group.sum(other) is other
-            assert large.pop() is other
+            goes(large, other, group.sum(other))
+        for rows, words, to in ((1, most // WORD, small), (4, 3, small), (1, 1 + most // WORD, large)):
+            part = torch.zeros(rows, words * WORD // dtype.itemsize, dtype=dtype)
+            assert group.gather(part, 5).shape == (rows, 5)
+            goes(to, part, part)
+        odd = torch.zeros(8, 3, dtype=dtype)
+        group.gather(odd, 5)
+        goes(large, odd, odd)
     for dtype in (torch.int64, torch.float64, torch.uint8):
-        group.sum(torch.zeros(64, dtype=dtype))
-        large.pop()
+        for other in (torch.zeros(64, dtype=dtype), torch.zeros(8, 8, dtype=dtype)):
+            goes(large, other, group.sum(other))
+            goes(large, other, group.broadcast(other))
+        group.gather(other, 5)
+        goes(large, other, other)
+    for count, to in ((1, small), (most // WORD, small), (1 + most // WORD, large), (0, large)):
+        tokens = torch.zeros(count, dtype=torch.int32)
+        goes(to, tokens, group.broadcast(tokens))
     group.sum(torch.zeros(64, device="meta"))
-    assert small == large == []
-    assert "up to 512 KiB, and through NCCL" in group.told()
+    assert large.asked == small.asked == []
+    assert f"up to {most >> 10} KiB, and through NCCL" in group.told()
     group.small = None
-    assert group.told() == "NCCL sums what the ranks have"
+    assert group.told() == "what the ranks send each other goes through NCCL"
 
 
 # --- how the ranks come to it ---------------------------------------------------------------------------
@@ -303,6 +393,10 @@ def no_driver(nbytes: int) -> Memory:
     raise OSError("libcuda.so.1: cannot open shared object file")
 
 
+def no_words(nbytes: int) -> Memory:
+    raise torch.OutOfMemoryError
+
+
 class Refused(SharedMemory):
     open = refuse  # type: ignore[assignment]
 
@@ -315,7 +409,7 @@ class Unreached(SharedMemory):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_that_reach_each_other_know_where(size: int) -> None:
     SharedMemory.all.clear()
-    found = at_once(lambda group: peer_sum_of(group, CPU, SharedMemory), groups(size))
+    found = at_once(lambda group: exchange_of(group, CPU, SharedMemory), groups(size))
     assert all(found)
     rooms = [one.rooms for one in found if one is not None]
     for rank, one in enumerate(found):
@@ -330,6 +424,7 @@ def test_ranks_that_reach_each_other_know_where(size: int) -> None:
     ("memory_of", "reason"),
     [
         (no_driver, "rank 1 does not reach the memory of all GPUs: libcuda.so.1"),
+        (no_words, "rank 1 does not reach the memory of all GPUs: OutOfMemoryError"),
         (Refused, "rank 1 does not .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
         (Unreached, "what rank 1 writes does not arrive"),
     ],
@@ -340,12 +435,12 @@ def test_where_one_rank_does_not_reach_another_all_stay_with_nccl_and_say_so_onc
     SharedMemory.all.clear()
     with caplog.at_level(logging.WARNING, "slipstream"):
         found = at_once(
-            lambda group, memory: peer_sum_of(group, CPU, memory),
+            lambda group, memory: exchange_of(group, CPU, memory),
             groups(3),
             [SharedMemory, memory_of, SharedMemory],
         )
     assert found == [None] * 3
     assert len(caplog.records) == 1
     said = caplog.records[0].getMessage()
-    assert said.startswith("small sums go through NCCL")
+    assert said.startswith("small tensors go through NCCL")
     assert re.search(reason, said)
