@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import serving as loads
 
 import slipstream
@@ -135,12 +136,10 @@ def prompts(rows: int, tokens: int, vocab: int = 2000) -> list[list[int]]:
     ]
 
 
-def run_rows(client: Client, rows: int, prompt: int, new: int) -> Row:
+def run_rows(client: Client, rows: int, prompt: int, new: int, adapter: str = "") -> Row:
     """All rows at once, greedy, to the last token; the device's own records of the steps in between."""
-    params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
-    client.generate_many(
-        prompts(rows, prompt), SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-    )
+    params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, adapter=adapter)
+    client.generate_many(prompts(rows, prompt), msgspec.structs.replace(params, max_tokens=8))
     before = client.stats()["steps"]
     begun = time.perf_counter()
     outputs = client.generate_many(prompts(rows, prompt), params)

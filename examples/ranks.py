@@ -1,14 +1,20 @@
-"""One executor of one rank and of two: the shapes of Llama-3.1-8B and 70B on two GPUs, beside vLLM where that is there.
+"""One executor of one rank and of several: the shapes of Llama-3.1-8B and 70B, beside vLLM where that is there.
 
     python examples/ranks.py --out results                          # 8B on one rank and on two, 70B on two
-    python examples/ranks.py --models 8b --ranks 1,2 --rows 1,32 --seconds 400
+    python examples/ranks.py --models 8b --ranks 2,1 --rows 1,32 --seconds 400
+    python examples/ranks.py --models 8b,70b --vllm 8b              # vLLM's 70B takes minutes to start
+    python examples/ranks.py --models 8b --quantization fp8 --adapter
 
 Weights are random and made on the devices. For each model and number of ranks one service runs 1, 32 and 256 rows,
-of 128 tokens of prompt and ``--new`` tokens of answer. A row of the table has what all together took, a step at the
-median, the utilisation of each rank's device by its own records, and how much faster that is than one rank. A picture
-of a few steps in text shows what the actors do. Everything is also in ``results/ranks.json``. Where vLLM is on the
-path (``VLLM_PATH`` names further folders), it runs the same afterwards, in a process of its own. ``--smoke`` is the
-same with a toy model on a CPU. A model whose weights do not fit on these devices is left out, and the output says so.
+of 128 tokens of prompt and ``--new`` tokens of answer; then its last rank is killed. Where vLLM is on the path
+(``VLLM_PATH`` names further folders), it runs the same. Each is a process of its own, which is ended with all that it
+has started after ``--limit`` seconds: what it had until then counts, and what went wrong is told in its place.
+
+Each finding is printed as a line of JSON when its process has ended, and a table at the end: what all rows together
+took, a step at the median, how much faster that is than on one rank and than vLLM's, and the utilisation of each rank's
+device by its own records. All lines are also in ``results/ranks.jsonl``; ``timeline-MODEL-RANKS-ROWS.svg`` shows a few
+steps of all ranks. ``--smoke`` is the same with a toy model on a CPU. A model whose weights do not fit is left out, and
+the output says so.
 
     python examples/ranks.py --sums --ranks 2                       # half a minute
 
@@ -20,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -28,11 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import h200
+import rank_rows
 import serving
-from slipstream.protocol.trace import Span
-
-from slipstream import Client, Sidecar
-from slipstream.observe.timeline import as_text, utilization
+import vllm_rows
 
 Row = dict[str, Any]
 
@@ -46,183 +49,193 @@ MODELS = {"8b": h200.LLAMA_8B, "70b": LLAMA_70B}
 LEAST_RANKS = {"8b": 1, "70b": 2}
 """On devices of 139 GiB: the weights of the 70B model are 131."""
 
-PROMPT = 128
-PATIENCE_S = 60.0
-"""For all graphs and a spare executor to be there."""
+LEAST_S = 60.0
+"""Nothing is begun that could not take as long."""
+
+ROW = "ROW "
+"""What a process prints before each row."""
 
 
-def measure(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) -> list[Row]:
-    """One service, with each number of rows."""
-    folder = lab.folder(model, MODELS[model])
-    found: list[Row] = []
-    begun = time.perf_counter()
-    with (
-        lab.service(folder, max(rows), PROMPT + new + 8, 2, tensor_parallel_size=ranks) as sidecar,
-        sidecar.client() as client,
-    ):
-        print(
-            f"{model} on {ranks}: started in {time.perf_counter() - begun:.1f} s\n{sidecar.log}", flush=True
-        )
-        wait_for_all(sidecar)
-        for count in rows:
-            found.append({"what": "slipstream", "model": model, "ranks": ranks, "rows": count})
-            found[-1] |= run(client, ranks, count, new)
-            print(json.dumps(found[-1]), flush=True)
-        recovery(sidecar, client, ranks)
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def models(text: str) -> list[str]:
+    found = [part for part in text.split(",") if part]
+    if unknown := set(found) - MODELS.keys():
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(MODELS)}")
     return found
 
 
-def wait_for_all(sidecar: Sidecar) -> None:
-    """Until all graphs are captured, and the spare executor can be forked."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        actors = sidecar.actors
-        spares = [actor for actor in actors.values() if actor["role"] == "spare"]
-        captured = actors["executor"].get("full_speed_s") is not None
-        if captured and all(each["state"] == "ready" for each in spares):
-            return
-        if time.monotonic() > end:
-            raise TimeoutError(f"not all is there after {PATIENCE_S:g} s\n{sidecar.log}")
-        time.sleep(0.1)
+# --- the processes ------------------------------------------------------------------------------------
 
 
-def run(client: Client, ranks: int, rows: int, new: int) -> Row:
-    measured = h200.run_rows(client, rows, PROMPT, new)
-    steps = {span.step for span in map(Span._make, measured["tracks"]["compute"])}
-    busy = {}
-    for rank in range(ranks):
-        track = "compute" if rank == 0 else f"compute.{rank}"
-        spans = [span for span in measured["tracks"].get(track, []) if span[1] in steps]
-        busy[f"utilization_{rank}"] = round(utilization(spans), 5)
-        busy[f"step_ms_{rank}"] = round(statistics.median((s[3] - s[2]) * 1e-6 for s in spans), 3)
-    last = max(steps)
-    print(as_text(measured["tracks"], last - 4, last - 1), flush=True)
-    kept = {name: measured[name] for name in ("seconds", "tokens_per_s", "step_ms")}
-    return kept | busy
-
-
-def recovery(sidecar: Sidecar, client: Client, ranks: int) -> None:
-    """Kill the last rank while nothing runs, and see how long it takes until an answer comes again."""
-    if ranks == 1:
-        return
-    os.kill(sidecar.pids[f"executor.{ranks - 1}"], 9)
-    begun = time.perf_counter()
-    h200.run_rows(client, 1, 8, 16)
-    print(f"an answer {time.perf_counter() - begun:.1f} s after the last rank was killed", flush=True)
-    print("\n".join(sidecar.log.splitlines()[-ranks:]), flush=True)
-
-
-# --- vLLM ---------------------------------------------------------------------------------------------
-
-WITHOUT_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
-"""Rented machines have the multicast of their links off, and what tries it fails when it starts."""
-
-VLLM = """
-import json, sys, time
-from vllm import LLM, SamplingParams
-folder, ranks, rows, prompt, new = sys.argv[1], *map(json.loads, sys.argv[2:])
-llm = LLM(folder, load_format="dummy", tensor_parallel_size=ranks, skip_tokenizer_init=True, max_num_seqs=max(rows),
-          max_model_len=prompt + new + 8, enable_prefix_caching=False, gpu_memory_utilization=0.9)
-for count in rows:
-    asked = [{"prompt_token_ids": [5 + (r * 7919 + p * 104729) % 1995 for p in range(prompt)]} for r in range(count)]
-    def run(tokens):
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        begun = time.perf_counter()
-        llm.generate(asked, params, use_tqdm=False)
-        return time.perf_counter() - begun
-    run(8)
-    seconds = run(new)
-    found = {"rows": count, "seconds": round(seconds, 2), "tokens_per_s": round(count * new / seconds, 1)}
-    print("ROW", json.dumps(found))
-"""
-
-
-def vllm(lab: h200.Lab, model: str, ranks: int, rows: list[int], new: int) -> list[Row]:
-    folder = lab.folder(model, MODELS[model])
+def command_of(engine: str, model: str, ranks: int, lab: h200.Lab) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of what measures one case."""
+    found, here = lab.found, Path(__file__)
+    if engine == "slipstream":
+        case = f"{model}:{ranks}"
+        return [sys.executable, str(here), *sys.argv[1:], "--case", case], dict(os.environ)
+    folder, adapter = folders(lab, model)
+    asked = {
+        "folder": str(folder),
+        "ranks": ranks,
+        "rows": found.rows,
+        "prompts": h200.prompts(max(found.rows), rank_rows.PROMPT),
+        "new": found.new,
+        "quantization": found.quantization,
+        "adapter": adapter and str(adapter),
+        "adapter_rank": rank_rows.ADAPTER_RANK,
+    }
     path = [*serving.vllm_path(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    done = subprocess.run(
-        [sys.executable, "-c", VLLM, str(folder), *map(json.dumps, (ranks, rows, PROMPT, new))],
-        capture_output=True,
-        text=True,
-        timeout=max(60.0, lab.left()),
-        env=os.environ | WITHOUT_MULTICAST | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
-    )
-    (lab.out / f"vllm-{model}-{ranks}.log").write_text(done.stdout + done.stderr)
-    found = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-    if not found:
-        print(done.stderr[-3000:], flush=True)
-    return [{"what": "vllm", "model": model, "ranks": ranks} | row for row in found]
+    environment = os.environ | vllm_rows.WITHOUT_MULTICAST | vllm_rows.QUIET
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    return [sys.executable, str(here.with_name("vllm_rows.py")), json.dumps(asked)], environment
+
+
+def folders(lab: h200.Lab, model: str) -> tuple[Path, Path | None]:
+    """Those of a model, and of the adapter that is wanted."""
+    folder = lab.folder(model, MODELS[model])
+    if not lab.found.adapter:
+        return folder, None
+    config = json.loads((folder / "config.json").read_text())
+    return folder, rank_rows.write_adapter(folder / "adapter", config)
+
+
+def rows_of(engine: str, model: str, ranks: int, lab: h200.Lab) -> list[Row]:
+    """What one process finds; what goes wrong is a row with ``error``."""
+    limit = min(lab.found.limit, lab.left())
+    if limit < LEAST_S:
+        return [{"error": f"not begun: {limit:.0f} s are left"}]
+    log = lab.out / f"{engine}-{model}-{ranks}.log"
+    with log.open("wb") as file:
+        command, environment = command_of(engine, model, ranks, lab)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    wrong = ""
+    try:
+        status = process.wait(limit)
+        if status:
+            wrong = f"ended with {status}: {serving.tail(log)}"
+    except subprocess.TimeoutExpired:
+        wrong = f"not done after {limit:.0f} s: {serving.tail(log)}"
+    finally:
+        serving.end(process)
+    lines = log.read_text(errors="replace").splitlines()
+    if engine == "slipstream":
+        print("\n".join(line for line in lines if not line.startswith(ROW)), flush=True)
+    found = [json.loads(line.removeprefix(ROW)) for line in lines if line.startswith(ROW)]
+    return [*found, {"error": wrong}] if wrong else found
+
+
+def one_case(lab: h200.Lab, model: str, ranks: int) -> None:
+    """In a process of its own."""
+    found = lab.found
+    folder, adapter = folders(lab, model)
+    for row in rank_rows.measure(
+        lab, model, folder, ranks, found.rows, found.new, found.quantization, adapter
+    ):
+        print(ROW + json.dumps(row), flush=True)
 
 
 # --- all of it ----------------------------------------------------------------------------------------
 
 
-def cases(found: argparse.Namespace) -> list[tuple[str, int]]:
-    """Models and numbers of ranks, without those that cannot be."""
-    wanted = [(model, int(ranks)) for model in found.models.split(",") for ranks in found.ranks.split(",")]
-    fitting = [case for case in wanted if found.smoke or case[1] >= LEAST_RANKS[case[0]]]
-    for model, ranks in wanted:
-        if (model, ranks) not in fitting:
-            print(f"{model} on {ranks}: not run, its weights do not fit", flush=True)
-    return fitting
+def cases(found: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """Engines, models and numbers of ranks, without those that cannot be."""
+    fitting: list[tuple[str, int]] = []
+    for model in found.models:
+        for ranks in found.ranks:
+            if found.smoke or ranks >= LEAST_RANKS[model]:
+                fitting.append((model, ranks))
+            else:
+                print(f"{model} on {ranks}: not run, its weights do not fit", flush=True)
+    beside = found.models if found.vllm is None else found.vllm
+    vllm = [case for case in fitting if case[0] in beside] if serving.vllm_found() else []
+    return [("slipstream", *case) for case in fitting] + [("vllm", *case) for case in vllm]
 
 
 def table(rows: list[Row]) -> str:
-    alone = {
-        (row["what"], row["model"], row["rows"]): row["seconds"]
-        for row in rows
-        if row.get("ranks") == 1 and "seconds" in row
-    }
-    lines = ["what        model ranks  rows  tokens/s  step ms  times one rank   busy, rank by rank"]
-    for row in rows:
-        if "seconds" not in row:
-            lines.append(f"{row['what']:11} {row['model']:5} {row['ranks']:5}  {row['error']}")
+    """A line for each model, number of ranks and of rows, and then what went wrong."""
+    found = {(r["engine"], r["model"], r["ranks"], r["rows"]): r for r in rows if "rows" in r}
+
+    def times(row: Row, other: Row | None) -> str:
+        """How many times as many tokens in a time, and how much shorter a step is."""
+        if other is None:
+            return f"{'-':>6} {'-':>6}"
+        return f"{row['tokens_per_s'] / other['tokens_per_s']:6.2f} {other['step_ms'] / row['step_ms']:6.2f}"
+
+    lines = [
+        "                               times one rank     vLLM               times vLLM",
+        "model ranks rows tokens/s step ms  tokens   step  tokens/s step ms  tokens   step  busy, rank by rank",
+    ]
+    for (engine, model, ranks, count), row in found.items():
+        if engine != "slipstream":
             continue
-        before = alone.get((row["what"], row["model"], row["rows"]))
-        times = "-" if before is None else f"{before / row['seconds']:.2f}"
+        theirs = found.get(("vllm", model, ranks, count))
+        alone = None if ranks == 1 else found.get((engine, model, 1, count))
+        beside = (
+            f"{'-':>8} {'-':>7}"
+            if theirs is None
+            else f"{theirs['tokens_per_s']:8.0f} {theirs['step_ms']:7.3f}"
+        )
         busy = "  ".join(f"{row[name]:.1%}" for name in row if name.startswith("utilization_"))
         lines.append(
-            f"{row['what']:11} {row['model']:5} {row['ranks']:5} {row['rows']:5} {row['tokens_per_s']:9.1f}"
-            f" {row.get('step_ms', 0):8.3f} {times:>15}   {busy}"
+            f"{model:5} {ranks:5} {count:4} {row['tokens_per_s']:8.0f} {row['step_ms']:7.3f}  {times(row, alone)}"
+            f"  {beside}  {times(row, theirs)}  {busy}"
         )
+    for row in rows:
+        about = f"{row['engine']}, {row['model']} on {row['ranks']}"
+        if "error" in row:
+            lines.append(f"{about}: {row['error'].strip().splitlines()[-1]}")
+        elif "rows" not in row:
+            lines += [f"{about}: {name} {row[name]}" for name in ("ready_s", "recovered_s") if name in row]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", default="8b,70b")
-    parser.add_argument("--ranks", default="1,2")
-    parser.add_argument("--rows", default="1,32,256")
+    parser.add_argument("--models", type=models, default="8b,70b")
+    parser.add_argument(
+        "--vllm", type=models, help="those of the models that vLLM runs too (default all; '': none)"
+    )
+    parser.add_argument("--ranks", type=numbers, default="1,2")
+    parser.add_argument("--rows", type=numbers, default="1,32,256")
     parser.add_argument("--new", type=int, default=256, help="tokens of each answer")
+    parser.add_argument("--quantization", choices=("fp8", "int8"))
+    parser.add_argument(
+        "--adapter", action="store_true", help="all rows have an adapter, on every projection"
+    )
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds that one service may take")
     parser.add_argument("--seconds", type=float, default=560.0, help="what is left undone then is not begun")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument(
-        "--sums", action="store_true", help="time only what ranks do together, for each number of --ranks"
-    )
+    parser.add_argument("--sums", action="store_true", help="time only what ranks do together")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     found = parser.parse_args()
     if found.sums:
         import rank_sums
 
-        for ranks in map(int, found.ranks.split(",")):
+        for ranks in found.ranks:
             if ranks > 1:
                 print(rank_sums.table(ranks), flush=True)
         return
     lab = h200.Lab(found)
-    rows = [int(count) for count in found.rows.split(",")]
-    engines = [measure, *([vllm] if serving.vllm_found() and not found.smoke else [])]
+    if found.case is not None:
+        model, _, ranks = found.case.partition(":")
+        one_case(lab, model, int(ranks))
+        return
     results: list[Row] = []
-    for engine in engines:
-        for model, ranks in cases(found):
-            try:
-                if lab.left() < 60:
-                    raise TimeoutError("no time left")
-                results += engine(lab, model, ranks, rows, found.new)
-            except Exception as error:
-                said = f"{type(error).__name__}: {error}"[-2000:]
-                results.append({"what": engine.__name__, "model": model, "ranks": ranks, "error": said})
-                print(said, flush=True)
-            (lab.out / "ranks.json").write_text(json.dumps(results, indent=1))
+    with (lab.out / "ranks.jsonl").open("w") as file:
+        for engine, model, ranks in cases(found):
+            begun = time.monotonic()
+            for row in rows_of(engine, model, ranks, lab):
+                results.append({"engine": engine, "model": model, "ranks": ranks} | row)
+                print(json.dumps(results[-1]), flush=True)
+                file.write(json.dumps(results[-1]) + "\n")
+            file.flush()
+            print(f"{engine}, {model} on {ranks}: {time.monotonic() - begun:.0f} s", flush=True)
     print(table(results))
 
 

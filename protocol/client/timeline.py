@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import NamedTuple
@@ -30,9 +30,14 @@ class LaneDefinition(NamedTuple):
     """What the text picture writes into a span before the step's number."""
 
     @property
+    def stream(self) -> bool:
+        """Of a device, of whichever rank."""
+        return self.track.partition(".")[0] in STREAMS
+
+    @property
     def named(self) -> bool:
         """Its spans are far enough apart to carry the names of their steps."""
-        return self.track not in ("executor", *STREAMS)
+        return not self.stream and self.track.partition(".")[0] != "executor"
 
 
 LANES = (
@@ -45,6 +50,25 @@ LANES = (
     LaneDefinition("gateway", "gateway", ("Texts", "Deltas"), "text to clients"),
 )
 """From the plan of a step down to its text, as the work flows."""
+
+OF_RANKS = ("executor", *STREAMS)
+"""Which every rank has; of further ones the track's name ends with the number."""
+
+
+def lanes_of(tracks: Collection[str]) -> list[LaneDefinition]:
+    """All lanes, with those of further ranks behind those of rank 0."""
+    of_rank_0 = [lane for lane in LANES if lane.track in OF_RANKS]
+    place = LANES.index(of_rank_0[-1]) + 1
+    lanes = list(LANES)
+    rank = 1
+    while f"compute.{rank}" in tracks:
+        further = [
+            lane._replace(track=f"{lane.track}.{rank}", title=f"{lane.title} {rank}") for lane in of_rank_0
+        ]
+        lanes[place:place] = further
+        place += len(further)
+        rank += 1
+    return lanes
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,26 @@ def test_svg_has_every_lane_in_every_panel() -> None:
     assert "device busy 100.0% of the time" in written
 
 
+def test_further_ranks_have_lanes_of_their_own_behind_those_of_rank_0() -> None:
+    compute = steps_of(0, 50)
+    tracks = tracks_of(compute)
+    late = [span._replace(start=span.start + MS // 100, end=span.end + MS // 100) for span in compute]
+    tracks |= {f"{track}.{rank}": late for rank in (1, 2) for track in ("executor", "h2d", "compute", "d2h")}
+    drawn = ET.fromstring(
+        as_svg([Panel("two", tracks_of(compute), compute), Panel("three", tracks, compute)])
+    )
+    lanes = [group for group in drawn.iter(f"{SVG}g") if group.get("class") == "lane"]
+    titles = [next(group.iter(f"{SVG}text")).text for group in lanes]
+    further = [f"{name} {rank}" for rank in (1, 2) for name in ("executor", "H2D", "compute", "D2H")]
+    own = [lane.title for lane in LANES]
+    assert titles == [*own, *own[:5], *further, *own[5:]]
+    bottoms = [float(box.get("y", 0)) for group in lanes for box in group.iter(f"{SVG}rect")]
+    assert max(bottoms) < float(drawn.get("height", 0))
+    lines = as_text(tracks, 10, 13).splitlines()
+    assert [line.split("│")[0].strip() for line in lines[:-1]] == titles[len(own) :]
+    assert "step 11" in lines[own.index("compute") + 4]
+
+
 def test_the_stretch_shown_is_typical() -> None:
     late = [
         Span(name, step, start + 204 * MS, end + 204 * MS) for name, step, start, end in steps_of(100, 100)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from xml.sax.saxutils import escape
 
-from ..protocol.client.timeline import LANES, STREAMS, Tracks, in_lane, utilization
+from ..protocol.client.timeline import LANES, STREAMS, Tracks, in_lane, lanes_of, utilization
 from ..protocol.trace import Span
 
 
@@ -36,7 +36,7 @@ def as_text(tracks: Tracks, first: int, last: int, width: int = 96) -> str:
     begun -= (ended - begun) // 12
     scale = width / (ended - begun)
     lines = []
-    for lane in LANES:
+    for lane in lanes_of(tracks):
         line = [" "] * width
         for step, start, end in in_lane(tracks, lane, begun, ended):
             left = int((start - begun) * scale)
@@ -103,8 +103,8 @@ class Panel:
 def as_svg(panels: list[Panel], steps: int = 4) -> str:
     """Panels below each other on one scale of time, wide enough for ``steps`` steps of the slowest."""
     duration = max(period(panel.steps) for panel in panels) * steps
-    height = HEADER + len(LANES) * LANE + AXIS
-    total = len(panels) * height + 30
+    heights = [HEADER + len(lanes_of(panel.tracks)) * LANE + AXIS for panel in panels]
+    total = sum(heights) + 30
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {total}" width="{WIDTH}" height="{total}">',
         f"<style>{STYLE}</style>",
@@ -113,7 +113,7 @@ def as_svg(panels: list[Panel], steps: int = 4) -> str:
         f'<rect class="paper" width="{WIDTH}" height="{total}" rx="8"/>',
     ]
     for index, panel in enumerate(panels):
-        drawn += panel_lines(panel, duration, index * height)
+        drawn += panel_lines(panel, duration, sum(heights[:index]))
     legend = "One colour is one step. Hatched: the device waits for the host."
     drawn += [f'<text class="quiet" x="{LEFT}" y="{total - 16}">{legend}</text>', "</svg>", ""]
     return "\n".join(drawn)
@@ -132,20 +132,21 @@ def panel_lines(panel: Panel, duration: int, top: int) -> Iterator[str]:
     yield f'<g transform="translate(0 {top})">'
     yield f'<text class="title" x="{LEFT}" y="30">{escape(panel.title)}</text>'
     yield f'<text class="title name" x="{RIGHT}" y="30">{busy}</text>'
-    for row, lane in enumerate(LANES):
+    lanes = lanes_of(panel.tracks)
+    for row, lane in enumerate(lanes):
         y = HEADER + row * LANE
         bar = y + (LANE - BAR) / 2
         yield f'<g class="lane" id="{lane.track}-{top}">'
-        if lane.track in STREAMS:
+        if lane.stream:
             yield f'<rect class="stream" x="8" y="{y}" width="{RIGHT - 8}" height="{LANE}"/>'
         yield f'<text class="name" x="{LEFT - 12}" y="{y + 14}">{lane.title}</text>'
         yield f'<text class="quiet name" x="{LEFT - 12}" y="{y + 26}">{escape(lane.does)}</text>'
         spans = list(in_lane(panel.tracks, lane, begun, ended))
-        if lane.track == "compute":
+        if lane.track.startswith("compute"):
             for start, end in gaps(spans, begun, ended):
                 yield rectangle("idle", x(start), x(end), bar)
-        following = [step for step, _, _ in spans[1:]] + [None]
-        for (step, start, end), then in zip(spans, following, strict=True):
+        following = [step for step, _, _ in spans[1:]]
+        for (step, start, end), then in zip_longest(spans, following):
             colour = STEP_COLOURS[(step - first) % len(STEP_COLOURS)]
             name = f"N{step - first:+d}".replace("-", "−") if step != first else "N"
             yield rectangle("", x(start), x(end), bar, f' fill="{colour}"')
@@ -154,7 +155,7 @@ def panel_lines(panel: Panel, duration: int, top: int) -> Iterator[str]:
             elif lane.named and step != then and x(end) < RIGHT - 30:
                 yield f'<text class="quiet" x="{x(end) + 3:.1f}" y="{bar + 13}">{name}</text>'
         yield "</g>"
-    yield from axis(duration, HEADER + len(LANES) * LANE)
+    yield from axis(duration, HEADER + len(lanes) * LANE)
     yield "</g>"
 
 
