@@ -17,7 +17,7 @@ from slipstream.actors.executor.model.quantization.scheme import METHODS, OTHER_
 from slipstream.actors.http.bodies import requests
 from slipstream.runtime.options.table import Option, table
 
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 from slipstream.reference import schema as reference
 
 HERE = Path(__file__).parent

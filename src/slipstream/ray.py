@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .options import ServeOptions
+from .options.serve import ServeOptions
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable
 from .ray_scaling import CACHE, OPEN, Progress, scaling
@@ -250,8 +250,8 @@ class IngressApp:
         from .actors.http.app import Entrance, make_app
         from .actors.http.service import Service as Frontend
         from .actors.text.prompts.prompts import load_texts
-        from .route import tokenizer_folder
-        from .route_options import RouteOptions
+        from .options.route import RouteOptions
+        from .serving.route import tokenizer_folder
 
         folder = write_keys(await directory_of(self.fleet).keys.remote())
         services = folder / "services"

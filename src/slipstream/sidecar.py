@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
-from .options import ServeOptions
+from .options.route import RouteOptions
+from .options.serve import ServeOptions
 from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
-from .route_options import RouteOptions
 from .runtime.options.command_line import to_arguments
 from .runtime.options.layers import resolve
 from .runtime.options.table import PREFIX

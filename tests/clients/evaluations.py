@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from scripted import MODEL, Script
 from served import Turns, served
 
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 CALL = ("<think>So.</think><tool_", 'call>{"name": "weather", "arguments": {"city', '": "Rome"}}</tool_call>')
 

@@ -30,8 +30,8 @@ from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from slipstream.runtime.process.child import Build
 
-from slipstream.options import ServeOptions
-from slipstream.service import executor_options
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import executor_options
 
 MODEL = ModelOptions(model="/nowhere", vocab_size=10, max_model_len=10, eos_token_ids=())
 

@@ -15,8 +15,8 @@ from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.options import ModelOptions
 from slipstream.protocol.errors import SlipstreamError
 
-from slipstream.options import ServeOptions
-from slipstream.service import BUNDLED_MODEL, executor_options
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import BUNDLED_MODEL, executor_options
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

@@ -33,8 +33,8 @@ from slipstream.runtime.machine.memory import available
 from stream_order import StreamOrder
 from tiny_models import make_config
 
-from slipstream.options import ServeOptions
-from slipstream.service import executor_options
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import executor_options
 
 LENGTH, SLOTS, BLOCK, BUDGET = 64, 4, 8, 32
 MODEL = ModelOptions(model="/nowhere", vocab_size=10, max_model_len=LENGTH, eos_token_ids=())

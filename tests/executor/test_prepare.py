@@ -26,9 +26,9 @@ torch.cuda.is_available = lambda: True  # as the management library says, with P
 for name in ("_lazy_init", "get_device_capability", "get_device_properties", "current_device", "synchronize"):
     setattr(torch.cuda, name, touched)
 
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 from slipstream.runtime.process.child import Build
-from slipstream.service import service_specs
+from slipstream.serving.service import service_specs
 
 spare = next(spec for spec in service_specs(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
 prepare(Build(spare.options))

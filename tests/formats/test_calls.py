@@ -24,7 +24,7 @@ from slipstream.protocol.formats.schemas import Schema, moved
 from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer, offer_of
 from slipstream.protocol.sampling import Grammar
 
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [

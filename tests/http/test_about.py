@@ -10,8 +10,8 @@ from scripted import MODEL, Script, Scripted
 from slipstream.actors.http.endpoints.dashboard import FOLDER
 from slipstream.actors.text.prompts.chat_template import ChatTemplates
 
-from slipstream.options import ServeOptions
-from slipstream.service import served_names
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import served_names
 
 
 def test_a_model_answers_to_each_of_its_names_with_the_first() -> None:

@@ -14,7 +14,7 @@ from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.messages import Delta, Usage
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 TEXTS = ["The 世 cat", "é😀 x", "a", "  two  spaces\n", "क्षि 👩‍👩‍👧"]
 

@@ -22,7 +22,7 @@ from slipstream.actors.text.prompts.conversation import plain_messages
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 NEAR = 60.0
 

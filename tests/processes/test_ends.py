@@ -22,7 +22,7 @@ from slipstream.protocol.messages import ActorState
 from slipstream.runtime.machine.run_directory import try_lock
 
 from slipstream import Client, SamplingParams
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 EMULATED = ("--device=emulated", "--emulated-step-ms=5")
 

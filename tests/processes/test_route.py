@@ -18,7 +18,8 @@ import pytest
 from slipstream.protocol.client.outputs import RequestOutput
 from slipstream.protocol.errors import ServiceUnavailable
 
-from slipstream import AsyncClient, SamplingParams, Sidecar, route
+from slipstream import AsyncClient, SamplingParams, Sidecar
+from slipstream.serving import route
 
 STREAMS = 12
 

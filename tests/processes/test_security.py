@@ -21,7 +21,7 @@ from slipstream.runtime.options.layers import resolve
 from web import Web
 
 from slipstream import AsyncClient, Client, InvalidRequest, SamplingParams, ServiceUnavailable, Sidecar
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 
 SHORT = SamplingParams(max_tokens=3, ignore_eos=True)
 

@@ -28,7 +28,7 @@ from processes import NEAR, Background, Raw, alive, serve, until
 from slipstream.runtime.process.priority import NICENESS, SLICE_NS
 
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 PROMPTS = ["Once upon a time", "The old mill stood by the river.", "What is 12 + 7?"]
 

@@ -31,7 +31,7 @@ from slipstream.runtime.options.table import table
 from slipstream.runtime.supervision.notify import Notify
 
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 TEMPLATE = """{%- if tools -%}{{ '<tool_call>' }}{{ tools | tojson }}{%- endif -%}
 {%- for message in messages -%}{{- '<|' + message.role + '|>' + (message.content or '') + '<|end|>' -}}{%- endfor -%}

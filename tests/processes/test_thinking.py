@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slipstream import Client, InvalidRequest, SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 TEMPLATE = """{%- if tools %}{{ tools | tojson }}{% endif -%}
 {%- for message in messages -%}<|{{ message.role }}|>{{ message.content }}<|end|>{%- endfor -%}<|assistant|>

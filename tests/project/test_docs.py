@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from slipstream import Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
 FACE = ROOT / "src" / "slipstream"

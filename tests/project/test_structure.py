@@ -237,26 +237,43 @@ ROOMS: dict[str, set[str]] = {
     "src/slipstream": {
         "protocol",
         "protocol/client",
-        "protocol/formats",
-        "actors",
-        "actors/executor/devices",
         "actors/http",
-        "actors/router",
         "actors/text/prompts",
         "runtime",
         "runtime/options",
         "runtime/machine",
-        "runtime/supervision",
         "src/slipstream/commands",
+        "src/slipstream/options",
+        "src/slipstream/serving",
+    },
+    "src/slipstream/options": {
+        "protocol",
+        "protocol/formats",
+        "actors/executor/devices",
+        "runtime/options",
+    },
+    "src/slipstream/serving": {
+        "protocol",
+        "protocol/client",
+        "protocol/formats",
+        "actors",
+        "actors/executor/devices",
+        "actors/router",
+        "runtime",
+        "runtime/machine",
+        "runtime/supervision",
+        "src/slipstream",
+        "src/slipstream/options",
     },
     "src/slipstream/observe": {"protocol", "protocol/client"},
     "src/slipstream/reference": {"protocol"},
     "src/slipstream/bench": {
         "protocol",
         "protocol/client",
-        "runtime",
         "runtime/options",
         "src/slipstream",
+        "src/slipstream/options",
+        "src/slipstream/serving",
         "src/slipstream/observe",
     },
     "src/slipstream/drill": {
@@ -275,6 +292,8 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/model",
         "actors/executor/model/loading",
         "src/slipstream",
+        "src/slipstream/options",
+        "src/slipstream/serving",
         "src/slipstream/bench",
         "src/slipstream/drill",
         "src/slipstream/observe",
@@ -431,7 +450,7 @@ LIGHT = {
     "scheduler": "slipstream.actors.scheduler.scheduler",
     "http": "slipstream.actors.http.server",
     "host": "slipstream.runtime.process.child",
-    "supervisor": "slipstream.service",
+    "supervisor": "slipstream.serving.service",
 }
 
 
@@ -667,7 +686,7 @@ def test_the_installed_package_runs_from_any_directory(installed: Path) -> None:
 
 def test_the_installed_package_is_the_installed_one_and_its_public_names_are_there(installed: Path) -> None:
     program = (
-        "import slipstream, slipstream.service as service;"
+        "import slipstream, slipstream.serving.service as service;"
         "from slipstream import LLM, AsyncClient, Client, Sidecar, SamplingParams;"
         "print(slipstream.__file__); print((service.BUNDLED_MODEL / 'model.safetensors').stat().st_size)"
     )

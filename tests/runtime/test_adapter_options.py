@@ -11,7 +11,7 @@ from slipstream.protocol.errors import InvalidRequest
 from slipstream.runtime.options.command_line import add_arguments, to_arguments
 from slipstream.runtime.options.layers import resolve
 
-from slipstream.options import ServeOptions, adapters_of
+from slipstream.options.serve import ServeOptions, adapters_of
 
 
 def options_of(**given: Any) -> ServeOptions:

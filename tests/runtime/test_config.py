@@ -17,8 +17,8 @@ from slipstream.runtime.options.table import table
 from slipstream.runtime.options.values import size
 
 from slipstream import InvalidRequest
-from slipstream.child_specs import model_defaults
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.child_specs import model_defaults
 
 
 def resolved(*arguments: str, environ: Mapping[str, str] | None = None) -> Resolved[ServeOptions]:

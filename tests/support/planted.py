@@ -288,10 +288,10 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     from slipstream.runtime.options.command_line import add_arguments
     from slipstream.runtime.options.layers import resolve
 
-    from slipstream.banner import announce_service
-    from slipstream.options import ServeOptions
-    from slipstream.running import run
-    from slipstream.service import service_specs
+    from slipstream.options.serve import ServeOptions
+    from slipstream.serving.banner import announce_service
+    from slipstream.serving.running import run
+    from slipstream.serving.service import service_specs
 
     parser = argparse.ArgumentParser()
     add_arguments(parser, ServeOptions)

@@ -19,7 +19,7 @@ from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import NO_FORMATS, Actors, Delta, Formats, Generate, Usage
 
 from slipstream import AsyncClient
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 MODEL = "slipstream-bundled"
 

@@ -39,7 +39,7 @@ from slipstream.runtime.actor import Send
 
 from slipstream import LLM
 from slipstream.bench.grammar import grammar_cost
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 BOUNDS = Limits(max_model_len=1024, vocab_size=2048, max_prompt_bytes=1000)
 

@@ -17,7 +17,7 @@ from slipstream.protocol.messages import Formats
 from slipstream.protocol.sampling import Grammar, SamplingParams
 from tokenizers import AddedToken
 
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 SPECIAL = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"]
 PLAIN = ["<think>", "</think>"]

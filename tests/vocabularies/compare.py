@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from slipstream import SamplingParams, Sidecar
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 FOLDER = Path(os.environ["VOCABULARIES"])
 VOCABULARIES = sorted(path.parent for path in FOLDER.glob("tokenizers/*/tokenizer.json"))

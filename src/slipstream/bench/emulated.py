@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..protocol.sampling import SamplingParams
-from ..service import BUNDLED_MODEL
+from ..serving.service import BUNDLED_MODEL
 from ..sidecar import Sidecar
 
 PROMPT_TOKENS = 4

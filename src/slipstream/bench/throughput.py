@@ -13,7 +13,7 @@ from typing import Any
 
 from ..arguments import add_json, count, show_progress, write_json
 from ..observe.timeline import utilization
-from ..options import ServeOptions
+from ..options.serve import ServeOptions
 from ..runtime.options.command_line import add_arguments
 from ..runtime.options.layers import resolve
 from ..runtime.options.table import table

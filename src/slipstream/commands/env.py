@@ -11,7 +11,7 @@ from .common import EXTRAS, Exit, Run, missing, need
 
 if TYPE_CHECKING:
     from ..actors.executor.model.loading.estimate import Estimate
-    from ..options import ServeOptions
+    from ..options.serve import ServeOptions
 
 PACKAGES = (
     "pyzmq",
@@ -30,7 +30,7 @@ SIZING = ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "block_siz
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..options import ServeOptions
+    from ..options.serve import ServeOptions
     from ..runtime.options.command_line import add_arguments
     from ..runtime.options.layers import resolve
 

@@ -9,7 +9,7 @@ from .common import Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..route_options import RouteOptions, environment
+    from ..options.route import RouteOptions, environment
     from ..runtime.options.command_line import add_arguments, show
     from ..runtime.options.layers import resolve
 
@@ -32,7 +32,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         need("route", "engine")
         if resolved.options.http is not None:
             need("route --http", "http")
-        from ..route import route
+        from ..serving.route import route
 
         return route(resolved.options)
 

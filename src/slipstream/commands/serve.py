@@ -9,7 +9,7 @@ from .common import Run, need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
-    from ..options import ServeOptions
+    from ..options.serve import ServeOptions
     from ..runtime.options.command_line import add_arguments, show
     from ..runtime.options.layers import resolve
 
@@ -30,7 +30,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
             need("serve --http", "http")
         if resolved.options.otlp_traces_endpoint is not None:
             need("serve --otlp-traces-endpoint", "otel")
-        from ..service import serve
+        from ..serving.service import serve
 
         return serve(resolved.options)
 

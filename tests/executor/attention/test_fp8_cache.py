@@ -16,8 +16,8 @@ from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ExecutorOptions, ModelOptions
 from torch import Tensor
 
-from slipstream.options import ServeOptions
-from slipstream.service import BUNDLED_MODEL, executor_options
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import BUNDLED_MODEL, executor_options
 
 CPU = torch.device("cpu")
 BLOCK = 16

@@ -12,7 +12,7 @@ from slipstream.actors.executor.model.loading.load import load_model
 from tiny_models import make_config
 
 from slipstream import cli
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 LLAMA_8B = {
     "model_type": "llama",

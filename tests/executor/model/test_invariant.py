@@ -29,7 +29,7 @@ from slipstream.runtime.options.layers import resolve
 from tiny_models import make_config
 from torch import Tensor, nn
 
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 
 CPU = torch.device("cpu")
 HALF = (torch.bfloat16, torch.float16)

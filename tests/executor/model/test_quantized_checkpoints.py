@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from slipstream import cli
-from slipstream.options import ServeOptions
+from slipstream.options.serve import ServeOptions
 
 CPU = torch.device("cpu")
 

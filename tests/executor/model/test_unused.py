@@ -18,7 +18,7 @@ from slipstream.runtime.process.child import Build
 import_transformers(Build({}))
 import torch
 from slipstream.actors.executor.model.loading.load import load_model
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 model = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"))
 from slipstream.actors.executor.ranks.meeting import meet

@@ -17,7 +17,7 @@ from slipstream.protocol.messages import Delta
 from transformers import AutoModelForCausalLM
 
 from slipstream import LLM, SamplingParams
-from slipstream.service import BUNDLED_MODEL
+from slipstream.serving.service import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="module")

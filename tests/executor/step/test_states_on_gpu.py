@@ -28,8 +28,8 @@ from slipstream.actors.options import ModelOptions
 from tiny_models import STATEFUL, make_checkpoint
 from torch import Tensor
 
-from slipstream.options import ServeOptions
-from slipstream.service import executor_options
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import executor_options
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda", 0)

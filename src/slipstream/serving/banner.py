@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from . import __version__
-from .actors.options import GatewayOptions
-from .protocol.limits import PROTOCOL
-from .runtime.log import logger
-from .runtime.supervision.children import Child
-from .runtime.supervision.supervisor import Supervisor
+from .. import __version__
+from ..actors.options import GatewayOptions
+from ..protocol.limits import PROTOCOL
+from ..runtime.log import logger
+from ..runtime.supervision.children import Child
+from ..runtime.supervision.supervisor import Supervisor
 
 
 def announce_service(supervisor: Supervisor, seconds: float) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .options import EVERYDAY, ServeOptions
-from .protocol.endpoints import check_endpoint
-from .protocol.errors import InvalidRequest
+from ..protocol.endpoints import check_endpoint
+from ..protocol.errors import InvalidRequest
+from ..runtime.options.table import PREFIX, option, table
 from .reach import check_reach
-from .runtime.options.table import PREFIX, option, table
+from .serve import EVERYDAY, ServeOptions
 
 
 def shared(name: str) -> Any:

@@ -9,22 +9,22 @@ from typing import Any
 
 import msgspec
 
-from . import __version__
-from .actors.options import HttpOptions
-from .options import ServeOptions
-from .protocol.client_key import ClientKey
-from .protocol.errors import InvalidRequest
-from .protocol.limits import Limits
-from .route_options import RouteOptions
-from .runtime.keys import KeyFolder, new_pair
-from .runtime.supervision.children import ChildSpec
+from .. import __version__, actors
+from ..actors.options import HttpOptions
+from ..options.route import RouteOptions
+from ..options.serve import ServeOptions
+from ..protocol.client_key import ClientKey
+from ..protocol.errors import InvalidRequest
+from ..protocol.limits import Limits
+from ..runtime.keys import KeyFolder, new_pair
+from ..runtime.supervision.children import ChildSpec
 
 
 def child(
     name: str, module: str, options: Any, *, waits: bool = False, frontend_of: str | None = None
 ) -> ChildSpec:
     """An actor that ``build`` of a module makes, with its options."""
-    factory = f"{__package__}.actors.{module}:build"
+    factory = f"{actors.__name__}.{module}:build"
     return ChildSpec(name, factory, msgspec.to_builtins(options), waits=waits, frontend_of=frontend_of)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .actors.executor.devices.kinds import KINDS, kind_of
-from .protocol.errors import InvalidRequest
-from .protocol.formats.formats import REASONING, TOOL_CALLS
-from .protocol.limits import MAX_DEADLINE_S, MAX_SEED
+from ..actors.executor.devices.kinds import KINDS, kind_of
+from ..protocol.errors import InvalidRequest
+from ..protocol.formats.formats import REASONING, TOOL_CALLS
+from ..protocol.limits import MAX_DEADLINE_S, MAX_SEED
+from ..runtime.options.table import changed, option
+from ..runtime.options.values import size
 from .reach import check_reach, http_error, key_error
-from .runtime.options.table import changed, option
-from .runtime.options.values import size
 
 EVERYDAY = "everyday"
 BATCHING = "batching and memory"

@@ -14,19 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .exit_codes import COULD_NOT_START, DONE, FAILED
-from .options import ServeOptions
-from .protocol.errors import BY_CODE, SlipstreamError
-from .route_options import RouteOptions
-from .runtime.log import configure, log_failure, logger, wants_json
-from .runtime.machine.file_limit import check_file_limit
-from .runtime.machine.run_directory import run_directory
-from .runtime.machine.socket_file import remove_left
-from .runtime.supervision.children import ChildFailed, ChildSpec
-from .runtime.supervision.control import IDLE_SIGNALS
-from .runtime.supervision.notify import Notify
-from .runtime.supervision.stop_requests import SAME_S
-from .runtime.supervision.supervisor import Supervisor
+from ..exit_codes import COULD_NOT_START, DONE, FAILED
+from ..options.route import RouteOptions
+from ..options.serve import ServeOptions
+from ..protocol.errors import BY_CODE, SlipstreamError
+from ..runtime.log import configure, log_failure, logger, wants_json
+from ..runtime.machine.file_limit import check_file_limit
+from ..runtime.machine.run_directory import run_directory
+from ..runtime.machine.socket_file import remove_left
+from ..runtime.supervision.children import ChildFailed, ChildSpec
+from ..runtime.supervision.control import IDLE_SIGNALS
+from ..runtime.supervision.notify import Notify
+from ..runtime.supervision.stop_requests import SAME_S
+from ..runtime.supervision.supervisor import Supervisor
 
 USERS_ERRORS = {kind.__name__: kind for kind in BY_CODE.values()}
 """The errors that a user can mend, by name."""

@@ -10,22 +10,22 @@ from typing import Any
 
 import msgspec
 
-from . import __version__
-from .actors.checkpoint import open_checkpoint
-from .actors.options import RouterOptions
-from .actors.router.services_file import named_in
+from .. import __version__
+from ..actors.checkpoint import open_checkpoint
+from ..actors.options import RouterOptions
+from ..actors.router.services_file import named_in
+from ..options.route import RouteOptions
+from ..protocol.client.asynchronous import AsyncClient
+from ..protocol.client_key import ClientKey, client_key
+from ..protocol.endpoints import check_endpoint
+from ..protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
+from ..protocol.messages import Welcome
+from ..runtime.log import logger
+from ..runtime.supervision.children import ChildSpec
+from ..runtime.supervision.supervisor import Supervisor
 from .banner import announce_addresses
 from .child_specs import child, http_options
-from .protocol.client.asynchronous import AsyncClient
-from .protocol.client_key import ClientKey, client_key
-from .protocol.endpoints import check_endpoint
-from .protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
-from .protocol.messages import Welcome
-from .route_options import RouteOptions
 from .running import specify_and_run
-from .runtime.log import logger
-from .runtime.supervision.children import ChildSpec
-from .runtime.supervision.supervisor import Supervisor
 from .service import BUNDLED_MODEL
 
 FIRST_ANSWER_S = 30.0

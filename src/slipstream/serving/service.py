@@ -9,10 +9,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from . import __version__
-from .actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint, read_template
-from .actors.executor.devices.kinds import uses_gpu
-from .actors.options import (
+from .. import __version__, actors
+from ..actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint, read_template
+from ..actors.executor.devices.kinds import uses_gpu
+from ..actors.options import (
     DetokenizerOptions,
     ExecutorOptions,
     GatewayOptions,
@@ -20,17 +20,17 @@ from .actors.options import (
     SchedulerOptions,
     TokenizerOptions,
 )
+from ..options.serve import ServeOptions, adapters_of
+from ..protocol.endpoints import check_endpoint
+from ..protocol.errors import InvalidRequest
+from ..protocol.formats.formats import formats_of
+from ..protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
+from ..protocol.messages import Formats
+from ..runtime.machine.memory import available
+from ..runtime.supervision.children import ChildSpec
 from .banner import announce_service
 from .child_specs import chat_template_of, child, http_options
-from .options import ServeOptions, adapters_of
-from .protocol.endpoints import check_endpoint
-from .protocol.errors import InvalidRequest
-from .protocol.formats.formats import formats_of
-from .protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
-from .protocol.messages import Formats
 from .running import specify_and_run
-from .runtime.machine.memory import available
-from .runtime.supervision.children import ChildSpec
 
 ACTOR_HANGS_S = 10.0
 """An actor with work and without progress for this long hangs, unless ``--hang-timeout`` says otherwise."""
@@ -45,7 +45,7 @@ any vocabulary, tables and deep indentation up to ten; only long runs of one cha
 SPARE_BYTES = 2 << 30
 """Memory that has to be free for a spare executor on a CPU unless one is asked for: several times what it takes."""
 
-BUNDLED_MODEL = Path(__file__).resolve().parent / "model"
+BUNDLED_MODEL = Path(__file__).resolve().parents[1] / "model"
 
 
 def serve(options: ServeOptions) -> int:
@@ -152,7 +152,7 @@ def spares(options: ServeOptions, executor: ChildSpec) -> list[ChildSpec]:
     )
     if not wanted:
         return []
-    prepare = f"{__package__}.actors.executor.prepare:prepare"
+    prepare = f"{actors.__name__}.executor.prepare:prepare"
     return [replace(executor, name="executor.spare", group=None, prepare=prepare, from_the_first=not gpu)]
 
 

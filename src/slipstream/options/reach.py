@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .protocol.endpoints import check_endpoint, is_loopback
-from .protocol.errors import InvalidRequest
-from .runtime.options.table import changed
+from ..protocol.endpoints import check_endpoint, is_loopback
+from ..protocol.errors import InvalidRequest
+from ..runtime.options.table import changed
 
 NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 """Options of the OpenAI frontend, by their names."""

@@ -1,1 +1,0 @@
-../../src/slipstream/child_specs.py

@@ -1,1 +1,0 @@
-../../src/slipstream/options.py

@@ -1,1 +1,0 @@
-../../src/slipstream/reach.py

@@ -1,1 +1,0 @@
-../../src/slipstream/route_options.py

@@ -1,1 +1,0 @@
-../../src/slipstream/running.py
