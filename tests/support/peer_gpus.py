@@ -1,10 +1,11 @@
-"""One of two ranks on two GPUs: what they do together over peer memory, as `test_peer_gpus.py` has them do it.
+"""One of several ranks on as many GPUs: what they do together over peer memory, as `test_peer_gpus.py` has them do it.
 
-python peer_gpus.py RANK MEETING_FILE RESULTS_FILE sums | last_words
+python peer_gpus.py RANK SIZE MEETING_FILE RESULTS_FILE sums | last_words
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -25,7 +26,6 @@ from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
 from torch import Tensor
 
-SIZE = 2
 WIDTH = 4096
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096)
@@ -43,9 +43,9 @@ def given(count: int, dtype: torch.dtype, rank: int, device: torch.device) -> Te
 
 
 def bytes_of_all(group: RankGroup, tensor: Tensor) -> Tensor:
-    """Of each rank's tensor, [SIZE, bytes]; through NCCL."""
+    """Of each rank's tensor, [size, bytes]; through NCCL."""
     own = tensor.view(torch.uint8).view(1, -1)
-    return group.gather(own, SIZE * own.shape[1]).view(SIZE, -1)
+    return group.gather(own, group.size * own.shape[1]).view(group.size, -1)
 
 
 def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
@@ -59,13 +59,14 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
             mine = given(count, dtype, group.rank, device)
             if not group.small.sums(mine):
                 continue
-            parts = [given(count, dtype, rank, device).float() for rank in range(SIZE)]
+            parts = [given(count, dtype, rank, device).float() for rank in range(group.size)]
+            total = functools.reduce(torch.add, parts)
             nccl = by_nccl.sum(mine.clone())
             summed = group.sum(mine)
             every = bytes_of_all(group, summed)
             found["sums"] += 1
-            found["wrong"] += not torch.equal(summed, (parts[0] + parts[1]).to(dtype))
-            found["unlike"] += not torch.equal(every[0], every[1])
+            found["wrong"] += not torch.equal(summed, total.to(dtype))
+            found["unlike"] += bool((every != every[0]).any())
             found["nccl_differs"] += not torch.equal(summed, nccl)
     return found
 
@@ -78,16 +79,18 @@ def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
     for number in range(100):
         for dtype in DTYPES:
             for rows, columns, less in ((1, 64128, 0), (3, 16032, 0), (2, 25128, 1), (7, 12, 5), (1, 4, 3)):
-                part = given(rows * columns, dtype, 2 * number + group.rank, device).view(rows, columns)
+                part = given(rows * columns, dtype, group.size * number + group.rank, device).view(
+                    rows, columns
+                )
                 if not group.small.gathers(part):
                     continue
-                width = SIZE * columns - less
+                width = group.size * columns - less
                 expected = by_nccl.gather(part, width)
                 found["gathers"] += 1
                 found["wrong"] += not torch.equal(group.gather(part, width), expected)
                 group.sum(part)
         for rows in (1, 2, 33, 256, 5000):
-            tokens = (torch.arange(rows, device=device) * (7 + number) % 128256).int() * (1 - group.rank) - 1
+            tokens = (torch.arange(rows, device=device) * (7 + number) % 128256).int() * (1 + group.rank) - 1
             expected = by_nccl.broadcast(tokens.clone())
             found["broadcasts"] += group.small.broadcasts(tokens)
             found["wrong"] += not torch.equal(group.broadcast(tokens), expected)
@@ -107,11 +110,12 @@ class Counted:
         self.count.add_(1).remainder_(4000)
         places = self.places[:numbers]
         summed = self.group.sum((places + self.count) * (1 + self.group.rank))
-        self.wrong.add_((summed != 3 * (places + self.count)).sum())
+        every = self.group.size
+        self.wrong.add_((summed != every * (every + 1) // 2 * (places + self.count)).sum())
         if numbers > 4 * WIDTH:
             return
-        side_by_side = self.group.gather((places + self.count + self.group.rank)[None], SIZE * numbers)
-        expected = torch.cat((places, places + 1)) + self.count
+        side_by_side = self.group.gather((places + self.count + self.group.rank)[None], every * numbers)
+        expected = torch.cat([places + rank for rank in range(every)]) + self.count
         self.wrong.add_((side_by_side[0] != expected).sum())
         tokens = (places[: 1 + numbers // 16] + self.count + self.group.rank).int()
         self.group.broadcast(tokens)
@@ -151,8 +155,8 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
             torch.cuda._sleep(own.randrange(LONGEST_SLEEP))
         counted.run(alike.choice((4, WIDTH, 3 * WIDTH, 16 * WIDTH, 32 * WIDTH)))
         if alike.random() < 0.1:
-            group.sum(large).mul_(0.5)
-            group.gather(large[None, :3], 6)
+            group.sum(large).mul_(1 / group.size)
+            group.gather(large[None, :3], 3 * group.size)
     counted.wrong.add_((large != 1).sum())
     return {"rounds": SLEEPS, "wrong": int(counted.wrong)}
 
@@ -184,14 +188,16 @@ def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
             for way in (group, by_nccl):
                 residual, out = first.clone(), first
                 for number in range(100):
-                    part = given(rows * WIDTH, dtype, 10 + 2 * number + group.rank, device).view(rows, WIDTH)
+                    part = given(rows * WIDTH, dtype, 10 + group.size * number + group.rank, device).view(
+                        rows, WIDTH
+                    )
                     out = operations.add_norm(residual, Unsummed(part, way), None, 0.1, norm)
                 results.append(torch.cat((residual, out)))
             ours, nccl = (one.float() for one in results)
             name = f"difference_{8 * dtype.itemsize}"
             found[name] = max(found[name], float((ours - nccl).abs().max() / nccl.abs().max()))
             every = bytes_of_all(group, results[0])
-            found["unlike"] += int((every[0] != every[1]).sum())
+            found["unlike"] += int((every != every[0]).sum())
     return found
 
 
@@ -212,11 +218,11 @@ def sums(group: RankGroup, device: torch.device, results: Path) -> None:
 
 
 def last_words(group: RankGroup, device: torch.device, results: Path) -> None:
-    """Rank 1 is killed; rank 0 goes on, into a sum that never ends or finds no memory, and says which."""
+    """The last rank is killed; the others go on, into a sum that never ends or finds no memory, and says which."""
     small = torch.ones(WIDTH, device=device, dtype=torch.bfloat16)
     group.sum(small)
     torch.cuda.synchronize(device)
-    if group.rank == 1:
+    if group.rank == group.size - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     group.sum(small)
     ended = torch.cuda.Event()
@@ -233,10 +239,16 @@ def last_words(group: RankGroup, device: torch.device, results: Path) -> None:
 
 
 def main() -> None:
-    rank, met, results, work = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    rank, size, met, results, work = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        sys.argv[3],
+        Path(sys.argv[4]),
+        sys.argv[5],
+    )
     device = torch.device("cuda", rank)
     with torch.inference_mode():
-        group = meet(rank, SIZE, met, device)
+        group = meet(rank, size, met, device)
         if group.small is None:
             results.write_text(json.dumps({"reached": False}))
             return

@@ -85,10 +85,13 @@ class PeerExchange:
         return tensor.dtype == torch.int32 and 0 < tensor.numel() * WORD <= self.most_bytes
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Put what rank 0 has in ``tensor``, which is contiguous, into that of every rank."""
+        """Put what rank 0 has in ``tensor`` into that of every rank."""
         from .kernels import broadcast
 
-        broadcast(tensor, self.programs, self.tile, self.arguments)
+        sent = aligned(tensor)
+        broadcast(sent, self.programs, self.tile, self.arguments)
+        if sent is not tensor:
+            tensor.copy_(sent)
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ class OutOfReach(SlipstreamError):
 
 
 def exchange_of(
-    group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int = MOST_BYTES
+    group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int
 ) -> PeerExchange | None:
     """What small tensors of ``group`` go over; None where not every rank reaches all others, as a line in the log says.
 

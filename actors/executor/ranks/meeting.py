@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
 from ....protocol.errors import SlipstreamError
-from .exchange import exchange_of
+from . import exchange
 from .group import RankGroup
 from .leader import name_of
 
@@ -53,5 +53,7 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
     if device.type == "cuda":
         from .peer_memory import PeerMemory
 
-        group.small = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes))
+        group.small = exchange.exchange_of(
+            group, device, lambda nbytes: PeerMemory(device, nbytes), exchange.MOST_BYTES
+        )
     return group

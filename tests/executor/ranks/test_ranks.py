@@ -39,9 +39,9 @@ FEW_BLOCKS = 30
 torch.set_num_threads(1)
 
 
-def requests() -> list[tuple[list[int], SamplingParams]]:
+def requests(schedule: int = 5) -> list[tuple[list[int], SamplingParams]]:
     """Prompts that are computed in pieces, that share beginnings, and every wish that changes the choice."""
-    rng = random.Random(5)
+    rng = random.Random(schedule)
     shared = [rng.randrange(VOCAB_SIZE - 2) for _ in range(20)]
     wishes = [
         {"temperature": 0.0},
@@ -68,9 +68,9 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
     return made
 
 
-def answers(service: Service) -> dict[int, list[int]]:
-    rng = random.Random(1)
-    for request, (prompt, params) in enumerate(requests()):
+def answers(service: Service, schedule: int = 5) -> dict[int, list[int]]:
+    rng = random.Random(schedule - 4)
+    for request, (prompt, params) in enumerate(requests(schedule)):
         service.ask(request, prompt, params)
         for _ in range(rng.randrange(4)):
             if service.executor.pipeline.under_way:
@@ -80,18 +80,23 @@ def answers(service: Service) -> dict[int, list[int]]:
 
 
 def whole(family: str) -> PagedModel:
-    return from_config(make_config(family), CPU, torch.float32)
+    changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {}  # which four ranks can divide
+    return from_config(make_config(family, **changes), CPU, torch.float32)
 
 
-def one_rank(family: str) -> dict[int, list[int]]:
+def one_rank(family: str, schedule: int = 5) -> dict[int, list[int]]:
     model = whole(family)
     fuse(model)
-    return answers(Service([model], blocks=5 * LENGTH))
+    return answers(Service([model], blocks=5 * LENGTH), schedule)
 
 
 def two_ranks(family: str) -> list[PagedModel]:
-    models = [whole(family), whole(family)]
-    at_once(divide, models, groups(2))
+    return divided(family, 2)
+
+
+def divided(family: str, size: int) -> list[PagedModel]:
+    models = [whole(family) for _ in range(size)]
+    at_once(divide, models, groups(size))
     return models
 
 
@@ -104,6 +109,16 @@ def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None
     counters = service.scheduler.counters
     assert counters["num_preemptions"] > 0
     assert counters["num_block_copies"] + counters["prefix_cache_hits"] > 0
+
+
+def test_four_ranks_give_the_tokens_of_one_whatever_is_asked_when(soak: bool) -> None:
+    """By turns each of four families, at each depth, with graphs and without."""
+    for schedule in range(48 if soak else 1):
+        family = ("gpt_oss", "llama", "qwen3", "qwen3_moe")[schedule % 4]
+        depth, graphs = 1 + schedule // 4 % 3, ("none", "start", "meanwhile")[schedule // 12 % 3]
+        expected = one_rank(family, schedule)
+        service = Service(divided(family, 4), depth=depth, blocks=FEW_BLOCKS, graphs=graphs)
+        assert answers(service, schedule) == expected, (schedule, family, depth, graphs)
 
 
 def test_each_rank_keeps_the_states_that_nothing_divides() -> None:
