@@ -76,6 +76,13 @@ def test_where_the_processors_are_busy_plans_are_made_early_enough_again(often: 
     assert timing.lead_s < 0.005  # and late again when they are not
 
 
+def test_the_few_microseconds_between_two_steps_of_a_device_are_no_wait() -> None:
+    timing = settled()
+    for _ in range(2000):
+        timing.learn(0.04, 0.04, 4e-6)
+    assert timing.lead_s == pytest.approx(LEAST_LEAD_S)
+
+
 # --- the scheduler ----------------------------------------------------------------------------------
 
 STEP_S = 0.040
