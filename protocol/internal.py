@@ -129,6 +129,8 @@ class Capacity(Internal):
     """Those that are loaded."""
     adapter_places: int = 0
     """How many it has room for."""
+    sizes: list[int] = []
+    """Rising: to the next of these numbers of tokens it pads a step that has a prompt. Empty: it pads none."""
 
 
 class ChangeAdapter(Internal):

@@ -227,6 +227,7 @@ def assemble(
         engine.steps,
         tokens,
         prefix_caching=not stateful,
+        sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
     )
     given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
     if options.tensor_parallel_size > 1:

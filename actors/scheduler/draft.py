@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ class Draft:
 
     budget: int
     """Tokens that the step can still take."""
+    tokens: int = 0
+    """Those that it has."""
+    sizes: tuple[int, ...] = ()
+    """As ``Capacity.sizes``."""
     joins: list[Join] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Pairs, one after another, as in the two that follow."""
@@ -38,14 +43,23 @@ class Draft:
             chunks=int32(self.chunks),
         )
 
-    def most(self, sequence: Sequence, start: int, tokens: int) -> int:
-        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step may take."""
-        tokens = min(tokens, self.budget)
+    def take(self, sequence: Sequence, start: int, tokens: int) -> int:
+        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step takes."""
+        if tokens > self.budget:
+            tokens = self.budget = self.fitting(self.budget)
         if sequence.needs_prompt_logprobs:
             left = PROMPT_LOGPROBS_PER_STEP - sum(reported for _, reported in self.prompt_logprobs)
             if min(start + tokens, sequence.prompt_len - 1) - start > left:
-                return left
+                tokens = left
+        self.budget -= tokens
+        self.tokens += tokens
         return tokens
+
+    def fitting(self, tokens: int) -> int:
+        """``tokens`` of a prompt that is cut, or fewer that fill a step: padding would take the device as long."""
+        place = bisect_right(self.sizes, self.tokens + tokens)
+        size = self.sizes[place - 1] if place else 0
+        return size - self.tokens if size > self.tokens else tokens
 
 
 class OutstandingStep(NamedTuple):

@@ -57,6 +57,8 @@ class Planner:
         """Number of the next step."""
         self.waiting = WaitingQueue()
         self.prefill_budget = PrefillBudget()
+        self.sizes: tuple[int, ...] = ()
+        """As ``Capacity.sizes``."""
         self.quarantine = Quarantine()
         self.blocks: BlockPool | None = None
         """None until an executor has sent its capacity."""
@@ -85,6 +87,7 @@ class Planner:
             raise RuntimeError("neither the options nor the executor say how many tokens a step may have")
         self.max_batched_tokens = tokens
         self.prefill_budget.begin(capacity.steps)
+        self.sizes = tuple(capacity.sizes)
         caching = self.config.prefix_caching and capacity.prefix_caching
         self.blocks = BlockPool(capacity.num_blocks, capacity.block_size, caching=caching)
         self.blocks.completed = self.step - 1
@@ -113,14 +116,14 @@ class Planner:
         """The next step; None if there is nothing to run."""
         table, step = self.table, self.step
         assert self.blocks is not None
-        draft = Draft(self.max_batched_tokens)
+        draft = Draft(self.max_batched_tokens, sizes=self.sizes)
         if not self.reserve_blocks(self.blocks, draft):
             return None
         rows = table.decoding.nonzero()[0]
-        draft.budget -= len(rows)
-        if len(rows) and (self.prefilling or self.waiting) and not self.answers_stand_still():
+        decoding = draft.tokens = len(rows)
+        draft.budget -= decoding
+        if decoding and (self.prefilling or self.waiting) and not self.answers_stand_still():
             draft.budget = self.prefill_budget.limit(draft.budget)
-        budget = draft.budget
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:
@@ -138,8 +141,8 @@ class Planner:
             self.leave(self.holder(slot))
         if blocked is not None:
             self.preempt_for_fairness(blocked, self.blocks)
-        self.counters["prefill_tokens"] += budget - draft.budget
-        prefill, generations = budget - draft.budget, table.generation[rows].tobytes()
+        prefill, generations = draft.tokens - decoding, table.generation[rows].tobytes()
+        self.counters["prefill_tokens"] += prefill
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, draft.prompt_logprobs)
 
@@ -180,12 +183,11 @@ class Planner:
         """As much of the sequence's prompt as the budget takes."""
         slot, table = sequence.slot, self.table
         start = int(table.computed[slot])
-        tokens = draft.most(sequence, start, int(table.length[slot]) - start)
+        tokens = draft.take(sequence, start, int(table.length[slot]) - start)
         if tokens > 0:
             reported = min(start + tokens, sequence.prompt_len - 1) - start
             if sequence.needs_prompt_logprobs and reported > 0:
                 draft.prompt_logprobs.append((sequence, reported))
-            draft.budget -= tokens
             draft.chunks += (slot, tokens)
             table.computed[slot] += tokens
             sequence.last_step = self.step

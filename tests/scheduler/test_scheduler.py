@@ -46,6 +46,22 @@ def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_do
     assert pairs(plan.chunks) == [(0, 32)]
 
 
+def test_a_prompt_is_cut_where_a_step_has_a_size_that_nothing_is_padded_to() -> None:
+    bench = Bench(depth=1)
+    bench.give(Capacity(129, 16, max_num_batched_tokens=64, sizes=[16, 24, 32, 48, 64]))
+    bench.scheduler.planner.prefill_budget.limit = lambda budget: min(budget, 40)
+    bench.ask(1, prompt(1, 10), max_tokens=50, **FREE)
+    bench.finish_step()
+    bench.ask(2, prompt(2, 100), max_tokens=50, **FREE)
+    bench.ask(3, prompt(3, 30), max_tokens=50, **FREE)
+    chunks = []
+    for _ in range(4):
+        bench.finish_step()
+        chunks.append([tokens for _, tokens in pairs(bench.outstanding[-1].chunks)])
+    # Beside the row that decodes 40 tokens would be padded to 48; 38 are the end of a prompt, and are not cut.
+    assert chunks == [[31], [31], [38, 2], [28]]
+
+
 @pytest.mark.parametrize(("calls", "kind"), [("start: /c/", "calls"), ("", "regex")])
 def test_the_grammar_of_calls_has_that_of_the_parameters_in_it(calls: str, kind: str) -> None:
     scheduler = Scheduler(SchedulerConfig(4, 64, 256, 1, (EOS,)))

@@ -99,7 +99,11 @@ FAULTS: dict[str, tuple[str, Edits]] = {
             ),
         ),
     ),
-    "no-budget": (DRAFT, (("tokens = min(tokens, self.budget)", "pass"),)),
+    "no-budget": (DRAFT, (("if tokens > self.budget:", "if False:"),)),
+    "step-filled-beyond-its-size": (
+        DRAFT,
+        (("return size - self.tokens if size > self.tokens else tokens", "return size - self.tokens"),),
+    ),
     "slot-reused-at-once": (
         PLANNER,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),

@@ -176,6 +176,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             prefix_caching=False,
             adapters=[SQL],
             adapter_places=8,
+            sizes=[16, 24, 32],
         ),
     ),
     ("change adapter", ChangeAdapter(3, "sql", "/adapters/sql", again=True)),
