@@ -175,6 +175,7 @@ ROOMS: dict[str, set[str]] = {
         "protocol",
         "actors/executor/attention",
         "actors/executor/devices",
+        "actors/executor/model",
         "actors/executor/ranks",
     },
     "actors/executor/model/fused": {
@@ -211,8 +212,7 @@ ROOMS: dict[str, set[str]] = {
         "protocol",
         "actors/executor/attention",
         "actors/executor/devices",
-        "actors/executor/model/adapters",
-        "actors/executor/ranks",
+        "actors/executor/model",
     },
     "actors/executor/model/quantization": {"protocol", "actors", "actors/executor/devices"},
     "actors/executor/model/stateful": {"actors/executor/cache"},

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....protocol.errors import InvalidRequest
+from ..model.linear import GivenLinear
 from .group import RankGroup
 
 
@@ -79,41 +79,28 @@ def unsummed(layer: nn.Linear, input: Tensor) -> Tensor | Unsummed:
     return layer.unsummed(input) if isinstance(layer, Summed) else layer(input)
 
 
-class PartOfLinear(nn.Linear):
-    """A layer with given weights, which need not be all of its own."""
-
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(F.linear)
-    """Of what comes in, the weight and the bias."""
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup) -> None:
-        with torch.device("meta"):
-            super().__init__(weight.shape[1], weight.shape[0], bias=False)
-        self.weight, self.bias = weight, bias  # type: ignore[assignment]
-        self.group = group
-
-
-class SummedLinear(PartOfLinear, Summed):
+class SummedLinear(Summed, GivenLinear):
     """A plain layer, of which a rank has columns."""
 
     def __init__(
         self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup, *, of_whole: bool
     ) -> None:
-        super().__init__(weight, bias, group)
-        self.of_whole = of_whole
+        super().__init__(weight, bias)
+        self.group, self.of_whole = group, of_whole
 
     def multiply(self, input: Tensor) -> Tensor:
         return self.product(input, self.weight, self.bias)
 
 
-class GatheredLinear(PartOfLinear):
+class GatheredLinear(GivenLinear):
     """Rows of the whole weight, the last rank's filled up to as many: the products of all ranks stand side by side."""
 
     def __init__(
         self, weight: nn.Parameter, bias: nn.Parameter | None, group: RankGroup, *, whole: int
     ) -> None:
         """``whole`` are the rows of the whole weight."""
-        super().__init__(weight, bias, group)
-        self.whole = whole
+        super().__init__(weight, bias)
+        self.group, self.whole = group, whole
 
     def forward(self, input: Tensor) -> Tensor:
         product = self.product(input, self.weight, self.bias)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
+from slipstream.actors.executor.model.linear import GivenLinear
 from slipstream.actors.executor.ranks.layers import SummedLinear
 from slipstream.protocol.errors import ModelNotSupported
 from torch import Tensor, nn
@@ -102,16 +103,13 @@ def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_kernels
 def test_layers_that_fit_are_replaced_and_keep_their_weights(any_device: None) -> None:
-    from slipstream.actors.executor.model.products.few_rows import (
-        FewRowsLinear,
-        begin_products_early,
-        linear,
-    )
+    from slipstream.actors.executor.model.products.few_rows import begin_products_early, linear
 
     model = Layers()
     weight = model.plain.weight
     begin_products_early(model, checked=False)
-    assert type(model.plain) is FewRowsLinear
+    assert isinstance(model.plain, GivenLinear)
+    assert model.plain.product is linear
     assert model.plain.weight is weight
     assert model.of_a_rank.product is linear
     assert model.of_a_rank.weight is weight

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ranks.layers import Summed, SummedLinear
+from ..linear import GivenLinear
 
 
-class TailedLinear(nn.Linear):
+class TailedLinear(GivenLinear):
     """``weight`` is [N, K + C], of which the first K columns are the layer's own."""
 
     extend: Callable[[Tensor], Tensor] | None = None
     """Makes of the states [T, K] what the whole weight is multiplied by, [T, K + C]; None: there are no adapters."""
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(F.linear)
-    """Of that, the whole weight and the bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, columns: int) -> None:
         """``columns`` are K."""
-        with torch.device("meta"):
-            super().__init__(columns, len(weight), bias=False)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+        own_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        super().__init__(nn.Parameter(weight, requires_grad=False), own_bias, in_features=columns)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.multiply(input)

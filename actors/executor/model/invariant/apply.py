@@ -16,6 +16,7 @@ from .....protocol.errors import InvalidRequest
 from ...attention import backend as attention
 from ...attention.ahead import compile_ahead
 from ..fused.decoder import Kept
+from ..linear import GivenLinear
 from ..paged_model import PagedModel
 from ..probe import PROBE_TOKENS, STEPS, paged_logits, probe_tokens
 from ..quantization.linear import QuantizedLinear
@@ -54,9 +55,9 @@ def replaced(part: nn.Module, *, on_cpu: bool) -> nn.Module:
     if type(part) is nn.Linear:
         if on_cpu:
             return BlockedLinear(part)
-        from ..products.fixed_order import FixedOrderLinear  # triton comes with torch where there is a GPU
+        from ..products.fixed_order import fixed_order_linear  # triton comes with torch where there is a GPU
 
-        return FixedOrderLinear(part)
+        return GivenLinear(part.weight, part.bias, fixed_order_linear)
     if type(part) is Kept and on_cpu:
         return KeptByToken(part.module)
     return part

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..fused.decoder import Kept
 from ..fused.operations import Norm, TorchOperations
+from ..linear import GivenLinear
 
 BLOCK_ROWS = 8
 """Rows of a product, filled up where there are fewer. In bfloat16 eight take as long as one, which waits for memory."""
@@ -29,13 +30,11 @@ WHOLE = 64
 """Numbers that fill vectors, and pairs of them, in any dtype: a row of a multiple has no rest with code of its own."""
 
 
-class BlockedLinear(nn.Linear):
+class BlockedLinear(GivenLinear):
     """A linear layer that computes ``rows`` rows at a time."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=False)
-        self.weight, self.bias = layer.weight, layer.bias
+        super().__init__(layer.weight, layer.bias)
         self.rows = BLOCK_ROWS if every_place_is_alike(self.weight) else 1
 
     def forward(self, input: Tensor) -> Tensor:

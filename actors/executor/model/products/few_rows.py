@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from .....protocol.errors import ModelNotSupported
 from ...attention.ahead import compile_ahead
-from ...ranks.layers import PartOfLinear
-from ..adapters.tail import TailedLinear
+from ..linear import GivenLinear
 from .fixed_order import memory_of, product
 from .one_row import product_of_row
 
@@ -45,18 +44,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found.view(*input.shape[:-1], len(weight))
 
 
-class FewRowsLinear(nn.Linear):
-    """A linear layer whose product is `linear`."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=False)
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
-
-
 def fits(layer: nn.Linear) -> bool:
     """Whether the kernels are for a weight like this, and for its device."""
     weight = layer.weight
@@ -77,9 +64,9 @@ def begin_products_early(transformer: nn.Module, *, checked: bool) -> None:
     for module in list(transformer.modules()):
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear and fits(layer):
-                setattr(module, name, FewRowsLinear(layer))
-            elif isinstance(layer, PartOfLinear | TailedLinear) and fits(layer):
-                vars(layer)["product"] = linear
+                setattr(module, name, GivenLinear(layer.weight, layer.bias, linear))
+            elif isinstance(layer, GivenLinear) and layer.product is F.linear and fits(layer):
+                layer.product = linear
             else:
                 continue
             found[layer.weight.shape, layer.bias is None] = layer

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...devices.kernel import FOLLOWING, OVERLAP, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
 
@@ -231,14 +231,7 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | No
     return out
 
 
-class FixedOrderLinear(nn.Linear):
-    """A linear layer whose product is `product`."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=False)
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        found = product(input.reshape(-1, self.in_features), self.weight, self.bias)
-        return found.view(*input.shape[:-1], self.out_features)
+def fixed_order_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As ``torch.nn.functional.linear``, by `product`."""
+    found = product(input.reshape(-1, weight.shape[1]), weight, bias)
+    return found.view(*input.shape[:-1], len(weight))
