@@ -24,7 +24,8 @@ class GivenLinear(nn.Linear):
         product: Product = F.linear,
         in_features: int | None = None,
     ) -> None:
-        """``weight`` and ``bias`` are parameters. ``in_features``: where the weight has further columns, which are not for the layer's input."""
+        """``weight`` and ``bias`` are parameters. ``in_features``: where the weight has further columns behind those of
+        the layer's input."""
         with torch.device("meta"):
             super().__init__(in_features or weight.shape[1], weight.shape[0], bias=False)
         self.weight, self.bias = weight, bias
