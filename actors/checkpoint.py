@@ -206,6 +206,8 @@ MAX_TEMPLATE_BYTES = 1024 * 1024
 
 def read_template(path: Path) -> str:
     """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # to read a pipe is to wait for ever
+        raise ModelNotSupported(f"the chat template {path} is no file")
     try:
         with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
             text = file.read(MAX_TEMPLATE_BYTES + 1)

@@ -53,7 +53,10 @@ class KeyFolder:
 
     def make_server(self) -> None:
         """The folder and the service's own key."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequest(f"the folder {self.path} cannot be made: {error.strerror}") from None
         refuse_open(self.path)
         public, secret = new_pair()
         write_key(self.server_file, "the key of a service: keep it secret", public=public, secret=secret)

@@ -41,6 +41,7 @@ from .many import ManyRequests, OnDelta
 from .outputs import RequestOutput
 from .pending import Pending, Stream
 from .questions import Question
+from .request import check_many
 from .session import NO_RESET, Message, Reply, Session
 from .timeline import Timeline
 from .transport import Transport, close_unused
@@ -168,6 +169,7 @@ class Client:
         As many requests are open at a time as the service holds. The first one that fails ends the
         others and is raised, with a note that says which prompt it was.
         """
+        check_many("prompts", prompts)
         asked = [{"prompt": prompt} for prompt in prompts]
         return self._finish(asked, spread(params, len(prompts)), on_delta)
 
@@ -179,6 +181,7 @@ class Client:
         on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
         """``generate_many`` for conversations."""
+        check_many("conversations", conversations)
         asked = [{"messages": messages} for messages in conversations]
         return self._finish(asked, spread(params, len(conversations)), on_delta)
 
@@ -357,6 +360,7 @@ def spread(
     """One ``SamplingParams`` per prompt, from one for all or a list of as many."""
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
+    check_many("params", params)
     if len(params) != count:
         raise InvalidRequest(
             f"{len(params)} SamplingParams for {count} prompts; give one, or one for each", param="params"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgpack
 import msgspec
@@ -30,6 +30,12 @@ def check_asked(prompt: object, messages: object) -> None:
         raise InvalidRequest(
             f"prompt is of type {type(prompt).__name__}; give a str or a list of int", param="prompt"
         )
+
+
+def check_many(name: str, values: object) -> None:
+    """``InvalidRequest`` unless these are several, which have an order and can be counted."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InvalidRequest(f"{name} is of type {type(values).__name__}; give a list", param=name)
 
 
 def check_params(params: SamplingParams | None) -> SamplingParams:

@@ -28,10 +28,19 @@ VALUES = frozenset({"const", "enum", "default", "examples"})
 """Keywords whose value is none or several plain values, whatever they look like."""
 
 SILENT = frozenset(
-    {"$schema", "$id", "$comment", "title", "description", "default", "examples", "format"}
-    | {"deprecated", "readOnly", "writeOnly", "strict"}
+    {"$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples", "format"}
+    | {
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "strict",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+    }
+    | {"discriminator", "example", "externalDocs", "nullable", "xml"}
 )
-"""Keywords that no value can offend."""
+"""Keywords that no value can offend, those that OpenAPI adds among them, as pydantic writes them."""
 
 NUMBER = (int, float)
 
@@ -128,9 +137,14 @@ def bare(schema: Any) -> Any:
             made[key] = value
         elif key in NAMED and isinstance(value, dict):
             made[key] = {name: bare(each) for name, each in value.items()}
-        elif key not in SILENT:
+        elif not is_silent(key):
             made[key] = bare(value)
     return made
+
+
+def is_silent(key: str) -> bool:
+    """Whether a keyword offends no value, as those of a user's own that begin with ``x-``."""
+    return key in SILENT or key.startswith("x-")
 
 
 def types_of(value: Any) -> frozenset[str]:
@@ -216,7 +230,7 @@ class Schema:
             return
         another = another or (depth > 0 and is_another(schema))
         for key, value in schema.items():
-            if key in SILENT:
+            if is_silent(key):
                 continue
             if key not in CHECKED:
                 raise self.problem(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def open_missing() -> None:
-    """Let closed standard streams lead nowhere: else the next file or socket would be taken for one of them."""
+    """Let closed standard streams lead nowhere: else the next file or socket would be taken for one of them, and what
+    is asked of a stream that is not there would be an error."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -15,3 +17,10 @@ def open_missing() -> None:
             if nowhere != descriptor:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
+    for descriptor, (name, mode) in enumerate(STREAMS):
+        if getattr(sys, name) is None:  # as Python has it for a descriptor that was closed before it began
+            setattr(sys, name, os.fdopen(descriptor, mode, errors="backslashreplace", closefd=False))
+
+
+STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""By their descriptors, the names in ``sys`` and the modes."""

@@ -49,8 +49,21 @@ def depth_list(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
+def output(text: str) -> str:
+    """A file for a result, or ``-``: one that cannot be written is refused before anything is measured."""
+    if text != "-":
+        try:
+            open(text, "ab").close()
+        except (OSError, ValueError) as error:  # the latter of a name with a zero in it
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ArgumentTypeError(f"{text!r} cannot be written: {reason}") from None
+    return text
+
+
 def add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE|-", help="write the result as JSON; -: to stdout")
+    parser.add_argument(
+        "--json", type=output, metavar="FILE|-", help="write the result as JSON; -: to stdout"
+    )
 
 
 def write_json(target: str, result: Any) -> None:

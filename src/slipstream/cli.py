@@ -73,8 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             code = run(parser.read(rest))
         else:
             code = overview(name)
-        if sys.stdout is not None:  # as it is where the stream was closed before Python began
-            sys.stdout.flush()  # what it cannot take is told here, not when the interpreter ends
+        sys.stdout.flush()  # what it cannot take is told here, not when the interpreter ends
         return code
     except Exit as ended:
         print(f"{prog}: {printable_lines(str(ended))}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from .protocol.client.blocking import Client, OnDelta, Prompt
 from .protocol.client.outputs import RequestOutput
+from .protocol.client.request import check_many
 from .protocol.client.session import Message
 from .protocol.errors import ServiceUnavailable
 from .protocol.messages import Delta
@@ -60,7 +61,10 @@ class LLM:
         A prompt is a text or a list of token ids. ``use_tqdm`` shows the progress if stderr is a terminal.
         The first request that fails ends the others and is raised.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        check_many("prompts", prompts)
+        if prompts and isinstance(prompts[0], int):
             prompts = [cast(Prompt, prompts)]
         many = cast(Sequence[Prompt], prompts)
         return self._run(
@@ -71,6 +75,7 @@ class LLM:
         self, messages: list[Message] | Sequence[list[Message]], params: Params = None, use_tqdm: bool = True
     ) -> list[RequestOutput]:
         """The next message of one conversation or of many."""
+        check_many("messages", messages)
         if messages and isinstance(messages[0], dict):
             messages = [cast("list[Message]", messages)]
         many = cast("Sequence[list[Message]]", messages)

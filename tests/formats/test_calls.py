@@ -707,3 +707,27 @@ def test_arguments_can_be_sent_and_are_json_whatever_the_model_writes(answer: st
 def test_a_call_in_json_with_what_is_no_number_of_json_is_none(number: str) -> None:
     answer = '{"name": "weather", "parameters": {"city": ' + number + "}}"
     assert read(answer) == (answer, [])
+
+
+def test_a_strict_schema_may_say_what_no_value_can_offend() -> None:
+    """As pydantic writes a union with a discriminator, and OpenAPI its own keywords."""
+    cat = {
+        "type": "object",
+        "properties": {"kind": {"const": "cat"}},
+        "required": ["kind"],
+        "x-order": [1, {}],
+    }
+    pet: dict[str, Any] = {
+        "oneOf": [cat],
+        "discriminator": {"mapping": {"cat": "#/$defs/Cat"}, "propertyName": "kind"},
+        "nullable": True,
+        "example": {"kind": 5},
+    }
+    data = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+    schema = {"type": "object", "properties": {"pet": pet, "data": data}, "required": ["pet"]}
+    offered = offer(strictly(schema), "auto", None)
+    for arguments, calls in (({"pet": {"kind": "cat"}}, 1), ({"pet": {"kind": "dog"}}, 0)):
+        answer = f"<tool_call>{json.dumps({'name': 'f', 'arguments': arguments})}</tool_call>"
+        assert len(read(answer, offered=offered)[1]) == calls
+    with pytest.raises(InvalidRequest, match="has 'dependentRequired'"):
+        offer(strictly({"dependentRequired": {}}), "auto", None)

@@ -150,5 +150,8 @@ def test_defaults_that_no_request_could_have_are_refused_at_the_start(
 def test_a_file_of_defaults_that_cannot_be_read_says_how_it_looks(tmp_path: Path) -> None:
     file = tmp_path / "defaults.json"
     file.write_text("[]")
-    with pytest.raises(InvalidRequest, match="it is a JSON file such as"):
-        Sidecar(device="emulated", http="127.0.0.1:0", model_defaults=str(file))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (file, pipe, tmp_path):
+        with pytest.raises(InvalidRequest, match="it is a JSON file such as"):
+            Sidecar(device="emulated", http="127.0.0.1:0", model_defaults=str(path))

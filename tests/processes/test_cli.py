@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -167,3 +168,43 @@ def test_output_that_a_full_disk_does_not_take_is_told_in_a_sentence(arguments: 
     assert done.returncode == 4
     assert done.stderr.endswith("the output cannot be written: No space left on device\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "not" / "here", "No such file or directory")):
+        told = f"{str(path)!r} cannot be written: {why}"
+        for command in (("bench", "overlap"), ("bench", "serve"), ("drill",)):
+            code, out, err = run(capsys, *command, "--json", str(path))
+            assert (code, out) == (2, "")
+            assert f"argument --json: {told}" in err
+        assert f"argument --svg: {told}" in run(capsys, "bench", "overlap", "--svg", str(path))[2]
+
+
+def test_a_folder_for_keys_that_cannot_be_made_is_told_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, why in ((file, "File exists"), (file / "in", "Not a directory")):
+        code, _, err = run(capsys, "keys", str(path), "ann")
+        assert code == 2
+        assert f"the folder {path} cannot be made: {why}" in err
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_standard_stream_that_is_closed_leads_nowhere(closed: int) -> None:
+    program = """
+import sys
+from slipstream.runtime.machine.standard_streams import open_missing
+open_missing()
+print(sys.stdin.read(), sys.stdout.isatty(), flush=True)
+print("beside", file=sys.stderr)
+"""
+    command = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-c", program]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    said = [" False\n", "beside\n"]
+    if closed:
+        said[closed - 1] = ""
+    assert (done.returncode, [done.stdout, done.stderr]) == (0, said)

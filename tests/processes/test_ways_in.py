@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from slipstream.protocol.client.outputs import RequestOutput
@@ -252,6 +252,11 @@ def test_another_thread_neither_uses_nor_ends_an_llm_that_waits() -> None:
                 use()
         waiting.join(20)
         assert len(outputs[0].outputs[0].token_ids) == 200
+        for prompts in ({"prompt": "x"}, {"x", "y"}, iter(["x"]), None):
+            with pytest.raises(InvalidRequest, match=r"prompts is of type .*; give a list"):
+                llm.generate(cast(Any, prompts))
+        with pytest.raises(InvalidRequest, match="messages is of type dict"):
+            llm.chat(cast(Any, {"role": "user", "content": "x"}))
         assert llm.generate("x", SamplingParams(max_tokens=1))[0].finished
 
 

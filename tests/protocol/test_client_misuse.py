@@ -21,7 +21,7 @@ import pytest
 from fake_gateway import FakeGateway, never_finish
 from slipstream.protocol.messages import Abort, Generate
 
-from slipstream import AsyncClient, Client, Delta, ServiceUnavailable
+from slipstream import AsyncClient, Client, Delta, InvalidRequest, ServiceUnavailable
 
 AT_ONCE_S = 5.0
 """Far below any time limit of a client, which is set to a minute here, and far above what a busy machine takes."""
@@ -511,3 +511,19 @@ def test_nothing_but_another_close_is_left_to_a_closed_async_client(
                 await asyncio.wait_for(use(client), AT_ONCE_S)
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "given", [iter(["a"]), {"a": 1}, {"a"}, "a", 5, None], ids=lambda given: type(given).__name__
+)
+def test_what_is_no_list_of_several_is_told_so(serve: Callable[..., FakeGateway], given: Any) -> None:
+    gateway = serve(never_finish)
+    with Client(gateway.endpoint) as client:
+        for ask, name in ((client.generate_many, "prompts"), (client.chat_many, "conversations")):
+            with pytest.raises(
+                InvalidRequest, match=f"{name} is of type {type(given).__name__}; give a list"
+            ):
+                ask(given)
+        if given is not None:
+            with pytest.raises(InvalidRequest, match="params is of type"):
+                client.generate_many(["a"], given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from datetime import datetime
 from pathlib import Path
@@ -280,6 +281,9 @@ def test_a_template_of_the_operator_replaces_the_models(tmp_path: Path) -> None:
             mine.write_text(broken)
         with pytest.raises(ModelNotSupported, match=r"mine\.jinja"):
             load_texts(tmp_path, now, str(mine))
+    os.mkfifo(mine)
+    with pytest.raises(ModelNotSupported, match=r"mine\.jinja is no file"):
+        load_texts(tmp_path, now, str(mine))
 
 
 # --- special tokens ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..arguments import add_json, count, depth_list, milliseconds, show_progress, write_json
+from ..arguments import add_json, count, depth_list, milliseconds, output, show_progress, write_json
 from ..observe.timeline import Panel, Span, Tracks, as_svg, host_ms, utilization
 from ..protocol.client.blocking import Client
 from ..protocol.errors import SlipstreamError
@@ -166,7 +166,9 @@ def declare(parser: ArgumentParser) -> None:
         help="rounds, of which the median is shown (default 1)",
     )
     add_json(parser)
-    parser.add_argument("--svg", metavar="FILE", help="draw a typical stretch of each depth's timeline")
+    parser.add_argument(
+        "--svg", type=output, metavar="FILE", help="draw a typical stretch of each depth's timeline"
+    )
 
 
 def measure(found: Namespace) -> None:

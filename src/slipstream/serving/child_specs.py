@@ -41,6 +41,8 @@ def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
     if file is None:
         return {}
     try:
+        if Path(file).exists() and not Path(file).is_file():  # to read a pipe is to wait for ever
+            raise ValueError("it is no file")
         with Path(file).open("rb") as source:
             text = source.read(MAX_DEFAULTS_BYTES + 1)
         if len(text) > MAX_DEFAULTS_BYTES:
