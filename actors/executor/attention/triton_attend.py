@@ -58,6 +58,37 @@ def unpack(pairs):
 
 
 @jit
+def softcapped(score, scale, SOFTCAP: tl.constexpr):
+    """``SOFTCAP * tanh(score * scale / SOFTCAP)``, by way of the exponential."""
+    return SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
+
+
+@jit
+def _products(q, k):
+    """Of queries, as `_attend` has them, and keys [BLOCK_N, DK_PAD] as they were read: float32 [M, BLOCK_N]."""
+    if len(q) == 2:
+        # The numbers of an FP8 cache are exact in float16, which ``q`` is then.
+        k_even, k_odd = unpack(k)
+        score = tl.dot(q[0], tl.trans(k_even))
+        score = tl.dot(q[1], tl.trans(k_odd), score)  # type: ignore[misc]
+    else:
+        score = tl.dot(q[0], tl.trans(k.to(q[0].dtype)), input_precision="ieee")
+    return score
+
+
+@jit
+def _with_values(acc, rescale, weight, v):
+    """``acc`` times ``rescale``, and the values of one tile times ``weight`` [M, BLOCK_N]."""
+    if len(acc) == 2:
+        v_even, v_odd = unpack(v)
+        even = tl.dot(weight, v_even, acc[0] * rescale[:, None])
+        acc = (even, tl.dot(weight, v_odd, acc[1] * rescale[:, None]))  # type: ignore[misc]
+    else:
+        acc = (tl.dot(weight, v.to(weight.dtype), acc[0] * rescale[:, None], input_precision="ieee"),)
+    return acc
+
+
+@jit
 def _attend(
     q,  # ([M, DK_PAD],), or the even and the odd columns where the cache is read in pairs
     q_pos,  # [M]: position of each query in its sequence
@@ -129,16 +160,9 @@ def _attend(
             k = tl.load(k_ptr, mask=k_dim < KEY, other=0.0) if KEY < KEY_PAD else tl.load(k_ptr)
             v = tl.load(v_ptr, mask=v_dim < VALUE, other=0.0) if VALUE < VALUE_PAD else tl.load(v_ptr)
 
-        # The numbers of an FP8 cache are exact in float16, which ``q`` is then.
-        if PAIRS:
-            k_even, k_odd = unpack(k)
-            score = tl.dot(q[0], tl.trans(k_even))
-            score = tl.dot(q[1], tl.trans(k_odd), score)  # type: ignore[misc]
-        else:
-            score = tl.dot(q[0], tl.trans(k.to(q[0].dtype)), input_precision="ieee")
+        score = _products(q, k)
         if SOFTCAP > 0:
-            # SOFTCAP * tanh(score / SOFTCAP), by way of the exponential.
-            score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
+            score = softcapped(score, scale, SOFTCAP)
             unit = LOG2E
         else:
             unit = scale * LOG2E
@@ -155,13 +179,7 @@ def _attend(
             weight = tl.exp2(score * unit - m_new[:, None])
         rescale = tl.exp2(m - m_new)
         total = total * rescale + tl.sum(weight, 1)
-        weight = weight.to(q[0].dtype)
-        if PAIRS:
-            v_even, v_odd = unpack(v)
-            even = tl.dot(weight, v_even, acc[0] * rescale[:, None])
-            acc = (even, tl.dot(weight, v_odd, acc[1] * rescale[:, None]))  # type: ignore[misc]
-        else:
-            acc = (tl.dot(weight, v.to(q[0].dtype), acc[0] * rescale[:, None], input_precision="ieee"),)
+        acc = _with_values(acc, rescale, weight.to(q[0].dtype), v)
         m = m_new
     return acc, m, total
 
@@ -236,6 +254,119 @@ def load_queries(
     return q, scale
 
 
+@jit
+def keys_of(items):
+    """Of an item: its slot, first token, position of that, first key, and last key + 1."""
+    slot = tl.load(items).to(tl.int64)
+    first = tl.load(items + 1)
+    position = tl.load(items + 3)
+    lo = tl.load(items + 4)
+    hi = tl.load(items + 5)
+    return slot, first, position, lo, hi
+
+
+@jit
+def _before_keys(items, sinks, head, valid):
+    """``m`` and ``total`` [M] of an item before its first key. A sink is a key that every query sees and whose value is
+    zero. It must count once: in the first part."""
+    m = tl.full([head.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([head.shape[0]], tl.float32)
+    if sinks is not None:
+        sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        is_first = tl.load(items + 7) == 0
+        m = tl.where(is_first, sink, m)
+        total = tl.where(is_first, 1.0, total)
+    return m, total
+
+
+@jit
+def _attend_all(
+    q,
+    q_pos,
+    state,
+    context,
+    scale,
+    lo,
+    hi,
+    position,
+    tokens,
+    WINDOW: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """`_attend` over all keys of an item. Most of them lie before the first query and inside the window of the last:
+    nothing of these need be masked."""
+    acc, m, total = state
+    if TOKENS > 1:
+        if WINDOW > 0:
+            last = first_seen(position + tokens - 1, WINDOW, CHUNKED)
+            hidden = tl.minimum(tl.maximum(last - lo, 0), tl.maximum(hi - lo, 0))
+            edge = lo + tl.cdiv(hidden, BLOCK_N) * BLOCK_N
+            acc, m, total = _attend(
+                q, q_pos, (acc, m, total), context, scale, lo, tl.minimum(edge, hi),
+                True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+            )  # fmt: skip
+            lo = edge
+        whole = tl.maximum(tl.minimum(position + 1, hi) - lo, 0) // BLOCK_N * BLOCK_N
+        acc, m, total = _attend(
+            q, q_pos, (acc, m, total), context, scale, lo, lo + whole,
+            False, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+        )  # fmt: skip
+        lo += whole
+    return _attend(
+        q, q_pos, (acc, m, total), context, scale, lo, hi,
+        True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+    )  # fmt: skip
+
+
+@jit
+def _store_part(
+    out_ptr,  # [M, DV_PAD]
+    results,
+    result_sums,
+    arrived,
+    items,
+    kv_head,
+    valid,
+    mean,  # [M, DV_PAD] of this part
+    m,  # [M], and ``total``, as of `_attend`
+    total,
+    TILE: tl.constexpr,  # queries of a tile
+    DV: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Store what an item gives where its tile is in several parts; the program that comes last combines them."""
+    first_result = tl.load(items + 6)
+    v_dim = tl.arange(0, mean.shape[1])
+    mask = valid[:, None] & (v_dim < DV)[None, :]
+    if first_result >= 0:
+        part = tl.load(items + 7)
+        parts = tl.load(items + 8)
+        query_of = first_result.to(tl.int64) * KV_HEADS + kv_head
+        queries = query_of * TILE + tl.arange(0, valid.shape[0])
+        mine = queries + part * (KV_HEADS * TILE)
+        tl.store(result_sums + mine, m + tl.log2(total), mask=valid)
+        tl.store(results + (mine * DV)[:, None] + v_dim[None, :], mean, mask=mask)
+        # What all threads of this program have stored is there before it says so, by one of them.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
+        if before == parts - 1:
+            mean = _combine(
+                results, result_sums, queries, valid, parts, KV_HEADS * TILE, DV, mean.shape[1], AT_ONCE
+            )
+            tl.store(out_ptr, mean, mask=mask)
+            tl.store(arrived + query_of, 0)  # for the next layer
+    else:
+        tl.store(out_ptr, mean, mask=mask)
+
+
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_kernel(
     out,  # [T, query_heads, DV]
@@ -278,11 +409,7 @@ def attend_kernel(
     tokens = tl.load(items + 2)
     if tokens == 0:
         return
-    slot = tl.load(items).to(tl.int64)
-    first = tl.load(items + 1)
-    position = tl.load(items + 3)
-    lo = tl.load(items + 4)
-    hi = tl.load(items + 5)
+    slot, first, position, lo, hi = keys_of(items)
 
     index = tl.arange(0, BLOCK_M)
     head, place, valid = places_of(index, kv_head, first, tokens, GROUP, TOKENS)
@@ -300,40 +427,15 @@ def attend_kernel(
         q = (whole_rows,)
         acc = (tl.zeros([BLOCK_M, DV_PAD], tl.float32),)
 
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    if sinks is not None:
-        # A sink is a key that every query sees and whose value is zero. It must count once: in the first part.
-        sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
-        is_first = tl.load(items + 7) == 0
-        m = tl.where(is_first, sink, m)
-        total = tl.where(is_first, 1.0, total)
-
+    m, total = _before_keys(items, sinks, head, valid)
     context = (
         block_table + slot * table_stride,
         keys + kv_head * (DK // 2 if PAIRS else DK),
         values + kv_head * (DV // 2 if PAIRS else DV),
     )
-    if TOKENS > 1:
-        # Most keys lie before the first query and inside the window of the last: nothing of them need be masked.
-        if WINDOW > 0:
-            last = first_seen(position + tokens - 1, WINDOW, CHUNKED)
-            hidden = tl.minimum(tl.maximum(last - lo, 0), tl.maximum(hi - lo, 0))
-            edge = lo + tl.cdiv(hidden, BLOCK_N) * BLOCK_N
-            acc, m, total = _attend(
-                q, q_pos, (acc, m, total), context, scale, lo, tl.minimum(edge, hi),
-                True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
-            )  # fmt: skip
-            lo = edge
-        whole = tl.maximum(tl.minimum(position + 1, hi) - lo, 0) // BLOCK_N * BLOCK_N
-        acc, m, total = _attend(
-            q, q_pos, (acc, m, total), context, scale, lo, lo + whole,
-            False, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
-        )  # fmt: skip
-        lo += whole
-    acc, m, total = _attend(
-        q, q_pos, (acc, m, total), context, scale, lo, hi,
-        True, WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, BLOCK_N,
+    acc, m, total = _attend_all(
+        q, q_pos, (acc, m, total), context, scale, lo, hi, position, tokens,
+        WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, KV_HEADS, TOKENS, BLOCK_N,
     )  # fmt: skip
 
     mean = tl.interleave(acc[0], acc[1]) if PAIRS else acc[0]
@@ -342,36 +444,11 @@ def attend_kernel(
     if value_scales is not None:
         mean *= tl.load(value_scales + kv_head)
     v_dim = tl.arange(0, DV_PAD)
-    mask = valid[:, None] & (v_dim < DV)[None, :]
     out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]
     if results is not None:
-        first_result = tl.load(items + 6)
-        if first_result >= 0:
-            part = tl.load(items + 7)
-            parts = tl.load(items + 8)
-            query_of = first_result.to(tl.int64) * KV_HEADS + kv_head
-            queries = query_of * (TOKENS * GROUP) + index
-            mine = queries + part * (KV_HEADS * TOKENS * GROUP)
-            tl.store(result_sums + mine, m + tl.log2(total), mask=valid)
-            tl.store(results + (mine * DV)[:, None] + v_dim[None, :], mean, mask=mask)
-            # What all threads of this program have stored is there before it says so, by one of them.
-            tl.debug_barrier()
-            before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
-            if before == parts - 1:
-                mean = _combine(
-                    results,
-                    result_sums,
-                    queries,
-                    valid,
-                    parts,
-                    KV_HEADS * TOKENS * GROUP,
-                    DV,
-                    DV_PAD,
-                    AT_ONCE,
-                )
-                tl.store(out_ptr, mean, mask=mask)
-                tl.store(arrived + query_of, 0)  # for the next layer
-        else:
-            tl.store(out_ptr, mean, mask=mask)
+        _store_part(
+            out_ptr, results, result_sums, arrived, items, kv_head, valid, mean, m, total,
+            TOKENS * GROUP, DV, KV_HEADS, AT_ONCE,
+        )  # fmt: skip
     else:
-        tl.store(out_ptr, mean, mask=mask)
+        tl.store(out_ptr, mean, mask=valid[:, None] & (v_dim < DV)[None, :])
