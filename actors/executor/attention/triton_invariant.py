@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..cache.paged import PagedBatch
 from ..devices.kernel import FOLLOWING, follow, jit
-from .triton_attend import LOG2E, MASKED, load_queries, places_of
+from .triton_attend import LOG2E, MASKED, keys_of, load_queries, places_of, softcapped
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad
 from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
@@ -92,8 +92,7 @@ def _mean_of_part(
         v = tl.load(values + place * (KV_HEADS * DV) + v_dim, mask=inside & (v_dim < DV), other=0.0)
         score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         if SOFTCAP > 0:
-            # SOFTCAP * tanh(score / SOFTCAP), by way of the exponential.
-            score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (scale * 2 * LOG2E / SOFTCAP)) + 1)
+            score = softcapped(score, scale, SOFTCAP)
             score = score * LOG2E
         else:
             score = score * (scale * LOG2E)
@@ -121,6 +120,34 @@ def _with_part(state, mean, sums):
     total = tl.fma(total, rescale, weight)
     acc = tl.fma(mean, weight[:, None] + tl.zeros_like(mean), acc * rescale[:, None])
     return acc, total, m_new
+
+
+@jit
+def _with_all_parts(
+    state,
+    results,
+    result_sums,
+    queries,  # [M]: the places of the first part's queries
+    parts,
+    valid,  # [M]
+    mask,  # [M, DV_PAD]
+    STRIDE: tl.constexpr,  # from a query to the same one in the next part
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+):
+    """``state`` with what the programs of all parts have stored.
+
+    Other multiprocessors wrote it: it is read past the first-level cache.
+    """
+    v_dim = tl.arange(0, DV_PAD)
+    acc, total, m = state
+    for part in range(0, parts):
+        theirs = queries + part * STRIDE
+        sums = tl.load(result_sums + theirs, mask=valid, other=0.0, cache_modifier=".cg")
+        pointer = results + (theirs * DV)[:, None] + v_dim[None, :]
+        mean = tl.load(pointer, mask=mask, other=0.0, cache_modifier=".cg")
+        acc, total, m = _with_part((acc, total, m), mean, sums)
+    return acc, total, m
 
 
 @jit
@@ -178,11 +205,7 @@ def attend_in_order_kernel(
     tokens = tl.load(items + 2)
     if tokens == 0:
         return
-    slot = tl.load(items).to(tl.int64)
-    first = tl.load(items + 1)
-    position = tl.load(items + 3)
-    lo = tl.load(items + 4)
-    hi = tl.load(items + 5)
+    slot, first, position, lo, hi = keys_of(items)
 
     index = tl.arange(0, BLOCK_M)
     head, place, valid = places_of(index, kv_head, first, tokens, GROUP, TOKENS)
@@ -214,13 +237,9 @@ def attend_in_order_kernel(
             tl.debug_barrier()
             last = tl.atomic_add(arrived + query_of, 1, sem="acq_rel") == parts - 1
             if last:
-                # Other multiprocessors wrote them: they are read past the first-level cache.
-                for part in range(0, parts):
-                    theirs = queries + part * stride
-                    sums = tl.load(result_sums + theirs, mask=valid, other=0.0, cache_modifier=".cg")
-                    pointer = results + (theirs * DV)[:, None] + v_dim[None, :]
-                    mean = tl.load(pointer, mask=mask, other=0.0, cache_modifier=".cg")
-                    acc, total, m = _with_part((acc, total, m), mean, sums)
+                acc, total, m = _with_all_parts(
+                    (acc, total, m), results, result_sums, queries, parts, valid, mask, stride, DV, DV_PAD
+                )
                 tl.store(arrived + query_of, 0)  # for the next layer
     else:
         for begin in range(lo // PART * PART, hi, PART):

@@ -253,6 +253,77 @@ def _steps_of_a_part(
     return tl.sum(tl.where(candidate == tl.argmin(cost, 0), goal, 0), 0)
 
 
+@jit
+def _before(
+    item,  # [ITEMS_AT_ONCE]
+    arrived,
+    kv_lens,
+    query_start,
+    num_rows,
+    num_tokens,
+    goal,
+    most_parts,
+    SINGLE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEYS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """What lies before each item: rows, items of these rows, and of those the ones in parts; and how many items there
+    are in all."""
+    row_of = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    items_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    results_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
+    all_items = tl.zeros([], tl.int32)
+    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
+        row = start + tl.arange(0, ROWS_AT_ONCE)
+        tiles, steps = _tiles_of(
+            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
+        )
+        parts, _ = _divided(steps, goal, most_parts, FIXED)
+        ends = all_items + tl.cumsum(tiles * parts, 0)
+        passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
+        row_of += tl.sum(passed.to(tl.int32), 1)
+        items_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+        all_items += tl.sum(tiles * parts, 0)
+        if arrived is not None:
+            tiles = tl.where(parts > 1, tiles, 0)
+            results_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+    return row_of, items_before, results_before, all_items
+
+
+@jit
+def _store_items(
+    item,  # [ITEMS_AT_ONCE], as all that follows
+    items,
+    num_items,
+    slot,
+    begin,  # the first token of the row
+    first,  # the first token of the tile, counted from there
+    used,  # what is not is an item of no tokens
+    tokens,
+    position,
+    first_key,
+    end_key,
+    first_result,
+    which,
+    parts,
+):
+    """Write the fields of items in the order that `ITEM_FIELDS` has."""
+    write = item < num_items
+    record = items + item * ITEM_FIELDS
+    tl.store(record, slot.to(tl.int32), mask=write)
+    tl.store(record + 1, begin + first, mask=write)
+    tl.store(record + 2, tl.where(used, tokens, 0), mask=write)
+    tl.store(record + 3, position, mask=write)
+    tl.store(record + 4, first_key, mask=write)
+    tl.store(record + 5, end_key, mask=write)
+    tl.store(record + 6, first_result, mask=write)
+    tl.store(record + 7, which, mask=write)
+    tl.store(record + 8, parts, mask=write)
+
+
 @jit(
     do_not_specialize=[
         "num_rows",
@@ -301,26 +372,11 @@ def plan_kernel(
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
         )  # fmt: skip
 
-    # What lies before each item: rows, items of these rows, and of those the ones in parts.
     item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)
-    row_of = tl.zeros([ITEMS_AT_ONCE], tl.int32)
-    items_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
-    results_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
-    all_items = tl.zeros([], tl.int32)
-    for start in range(0, num_rows + 1, ROWS_AT_ONCE):
-        row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, steps = _tiles_of(
-            row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
-        )
-        parts, _ = _divided(steps, goal, most_parts, FIXED)
-        ends = all_items + tl.cumsum(tiles * parts, 0)
-        passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
-        row_of += tl.sum(passed.to(tl.int32), 1)
-        items_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
-        all_items += tl.sum(tiles * parts, 0)
-        if arrived is not None:
-            tiles = tl.where(parts > 1, tiles, 0)
-            results_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+    row_of, items_before, results_before, all_items = _before(
+        item, arrived, kv_lens, query_start, num_rows, num_tokens, goal, most_parts,
+        SINGLE, TOKENS, WINDOW, KEYS, ALIGN, FIXED,
+    )  # fmt: skip
 
     used = item < all_items
     row = tl.where(used, row_of, 0)
@@ -350,18 +406,10 @@ def plan_kernel(
     end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
     first_result = tl.where(parts > 1, results_before + tile * parts, -1)
 
-    write = item < num_items
-    record = items + item * ITEM_FIELDS
-    tl.store(record, slot.to(tl.int32), mask=write)
-    tl.store(record + 1, begin + first, mask=write)
-    tl.store(record + 2, tl.where(used, tokens, 0), mask=write)
-    tl.store(record + 3, position, mask=write)
-    tl.store(record + 4, first_key, mask=write)
-    tl.store(record + 5, end_key, mask=write)
-    tl.store(record + 6, first_result, mask=write)
-    tl.store(record + 7, which, mask=write)
-    tl.store(record + 8, parts, mask=write)
-
+    _store_items(
+        item, items, num_items, slot, begin, first, used, tokens, position, first_key, end_key,
+        first_result, which, parts,
+    )  # fmt: skip
     if arrived is not None:
         # There are at least as many items as results.
         head = tl.arange(0, HEADS_PAD)[None, :]
