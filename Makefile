@@ -1,8 +1,9 @@
 # make demo   set-up, then the main job on the bundled model
-# make test   set-up, then lint, types and the whole suite
+# make test   set-up, then lint, types and the suite
+# make rest   what make test leaves out of it
 # make soak   the long forms of drills and simulations
 # make clients   programs of others on the HTTP frontend, in an environment of their own
-.PHONY: demo test suite soak vocabularies clients lint setup clean
+.PHONY: demo test suite rest soak vocabularies clients lint setup clean
 
 # The suite starts some two thousand processes: none has to compile what another has compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,8 +33,13 @@ test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs 2 lint suite
 
 # A worker more than cores, since tests of processes wait.
+SUITE := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 suite: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(SUITE) --short
+
+rest: $(STAMP)
+	$(SUITE) --rest
 
 # The long forms of all tests that have one, or of some: make soak DRILLS=tests/drills/test_overload.py
 DRILLS := tests

@@ -1,10 +1,13 @@
-"""Shared by all tests: which have a long form, and in which order files begin."""
+"""Shared by all tests: which run in ``make test``, which have a long form, and in which order files begin."""
 
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
+from collections.abc import Hashable
 
 import pytest
+from covering import covering
 
 SOAK = 20
 """How many times as many schedules, worlds or programs a test has with ``--soak``, unless it says otherwise."""
@@ -56,12 +59,29 @@ gc.disable()  # until all is imported: looking through it again and again is hal
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long forms alone")
+    parser.addoption("--short", action="store_true", help="run what make test does")
+    parser.addoption("--rest", action="store_true", help="run what make test leaves out, and nothing else")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "rest: not in make test, but in make rest")
+    config.addinivalue_line(
+        "markers",
+        "covering(strength): in make test as many cases as it takes to have each value of each parameter (1), or each"
+        " pair of values (2); the others in make rest",
+    )
 
 
 @pytest.fixture(scope="session")
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether a test that asks for this runs in its long form."""
     return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def selection(request: pytest.FixtureRequest) -> list[str]:
+    """The options that say what runs. A test that asks for them has them in another process, and so runs always."""
+    return [option for option in ("--short", "--rest") if request.config.getoption(option)]
 
 
 @pytest.fixture
@@ -73,8 +93,35 @@ def more(soak: bool) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--soak"):  # what has no long form runs without
         items[:] = [item for item in items if "soak" in getattr(item, "fixturenames", ())]
+    elif config.getoption("--short") or config.getoption("--rest"):
+        rest = left_out(items)
+        wanted = config.getoption("--rest")
+        items[:] = [
+            item
+            for item in items
+            if (item in rest) == wanted or "selection" in getattr(item, "fixturenames", ())
+        ]
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def left_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Those that ``make test`` does not run: marked so, or not needed to cover the values of their parameters."""
+    rest = {item for item in items if item.get_closest_marker("rest")}
+    cases: defaultdict[tuple[Hashable, int], list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        mark = item.get_closest_marker("covering")
+        if mark is not None and isinstance(item, pytest.Function) and item not in rest:
+            cases[item.function, mark.args[0]].append(item)
+    for (_, strength), cases_of_one in cases.items():
+        kept = covering([values_of(item) for item in cases_of_one], strength)
+        rest |= {item for place, item in enumerate(cases_of_one) if place not in kept}
+    return rest
+
+
+def values_of(item: pytest.Function) -> dict[str, Hashable]:
+    """The parameters of a case."""
+    return {name: str(value) for name, value in item.callspec.params.items()}
 
 
 def pytest_collection_finish() -> None:

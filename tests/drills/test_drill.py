@@ -46,6 +46,7 @@ def test_the_same_on_the_cpu_device_with_the_bundled_model_greedy_and_sampled(so
     assert result["kills"] == (100 if soak else 5)
 
 
+@pytest.mark.rest
 def test_an_executor_of_a_model_is_back_in_half_a_second_on_a_cpu(soak: bool) -> None:
     """It is forked from a spare, which has all imports and the weights."""
     result = drill(targets=("executor",), rounds=20 if soak else 2, streams=16, device="cpu")
@@ -54,10 +55,12 @@ def test_an_executor_of_a_model_is_back_in_half_a_second_on_a_cpu(soak: bool) ->
         assert result["recovery_ms"][quantile] < limit * (1 if soak else BUSY / 2), quantile
 
 
+@pytest.mark.rest
 def test_a_planned_restart_of_each_actor_loses_nothing(soak: bool) -> None:
     drill(targets=ACTORS, rounds=20 if soak else 1, streams=32, fault="restart")
 
 
+@pytest.mark.rest
 def test_in_the_default_dtype_nothing_delivered_changes_and_the_rest_is_an_answer_of_the_model(
     soak: bool,
 ) -> None:
@@ -69,6 +72,7 @@ def test_in_the_default_dtype_nothing_delivered_changes_and_the_rest_is_an_answe
     assert result["tokens"] > streams * 60
 
 
+@pytest.mark.rest
 def test_a_batch_invariant_service_gives_the_same_answers_in_bfloat16_after_any_death(soak: bool) -> None:
     """Greedy and sampled, token by token and with their text."""
     targets = ACTORS if soak else ("scheduler", "executor")
@@ -80,6 +84,7 @@ def test_a_batch_invariant_service_gives_the_same_answers_in_bfloat16_after_any_
     assert result["tokens"] > streams * 60
 
 
+@pytest.mark.rest
 def test_a_second_kill_during_the_recovery_changes_nothing(soak: bool) -> None:
     result = drill(targets=ACTORS, rounds=20 if soak else 1, streams=32, fault="twice")
     assert result["kills"] > (100 if soak else 5)

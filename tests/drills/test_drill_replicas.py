@@ -33,6 +33,7 @@ def test_kill_9_of_a_whole_service_loses_repeats_and_changes_no_token(over_tcp: 
     assert result["recovery_ms"]["p99"] < 1000.0 * (1 if soak else BUSY)
 
 
+@pytest.mark.rest
 def test_kill_9_of_the_router_loses_repeats_and_changes_no_token(soak: bool) -> None:
     result = drill("router", 20 if soak else 2, 64 if soak else 16)
     assert result["recovery_ms"]["p99"] < 1000.0 * (1 if soak else BUSY)

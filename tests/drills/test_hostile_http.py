@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from covering import few_of
 from processes import NEAR, until
 
 from slipstream import Sidecar
@@ -123,7 +124,7 @@ INSIDES = {
 }
 
 
-@pytest.mark.parametrize("name", INSIDES)
+@pytest.mark.parametrize("name", few_of(INSIDES, "lists", "nesting", "a text"))
 def test_bodies_that_would_become_much(target: Target, name: str, soak: bool) -> None:
     path, frame, part = INSIDES[name]
     inside = part * (15_000_000 // len(part))

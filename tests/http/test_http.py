@@ -350,6 +350,7 @@ def test_a_stream_survives_the_death_of_the_gateway(service: Sidecar, web: Web) 
     assert text == expected
 
 
+@pytest.mark.rest
 def test_a_stream_survives_that_all_actors_start_again() -> None:
     with Sidecar(device="emulated", http="127.0.0.1:0", emulated_step_ms=5) as sidecar:
         web = Web(sidecar.ready["http"])

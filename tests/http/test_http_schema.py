@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from slipstream import Sidecar
 
 
-def test_schemathesis_finds_nothing(tmp_path: Path, more: int) -> None:
+@pytest.mark.parametrize(
+    ("phases", "examples"),
+    [("examples,fuzzing", 5), pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.rest)],
+)
+def test_schemathesis_finds_nothing(phases: str, examples: int, tmp_path: Path, more: int) -> None:
     """All its checks but one: that what fits the schema is accepted. A schema cannot say all that must hold, such
     as that a prompt fits the model's length."""
     options: dict[str, Any] = {"max_model_len": 64, "emulated_step_ms": 0, "server_dev_mode": True}
@@ -19,7 +25,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, more: int) -> None:
             [
                 *(Path(sys.executable).with_name("schemathesis"), "run"),
                 f"{sidecar.ready['http']}/openapi.json",
-                *("--phases", "examples,coverage,fuzzing", "--max-examples", str(20 * more)),
+                *("--phases", phases, "--max-examples", str(examples * more)),
                 *("--exclude-checks", "positive_data_acceptance"),
                 *("--continue-on-failure", "--no-color", "--generation-database", "none"),
             ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import few_of
 from safetensors.torch import load_file, save_file
 from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
@@ -154,7 +155,14 @@ def generated(family: str, folder: Path, where: torch.device) -> list[list[int]]
     ]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *STATEFUL, *MULTIMODAL])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *FAMILIES,
+        *few_of(STATEFUL, "qwen3_next", "mamba", "falcon_h1"),
+        *few_of(MULTIMODAL, "gemma3", "qwen3_5", "llava"),
+    ],
+)
 @pytest.mark.parametrize(
     ("where", "backend"),
     [

@@ -121,6 +121,7 @@ def test_a_bad_adapter_is_refused_with_the_reason_and_everything_else_goes_on(
     assert [adapter.name for adapter in client.adapters()] == ["sql"]
 
 
+@pytest.mark.rest
 def test_ranks_have_adapters_from_the_start_and_again_after_a_kill(
     service: Sidecar, base: Path, sql: Path
 ) -> None:

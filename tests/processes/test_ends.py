@@ -101,6 +101,7 @@ def test_a_log_whose_reader_is_gone_is_lost_and_nothing_else() -> None:
         assert served.stop() == 0
 
 
+@pytest.mark.rest
 def test_a_log_whose_reader_has_stopped_holds_nothing_up() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -119,7 +120,7 @@ def test_a_log_on_a_full_disk_is_lost_and_nothing_else() -> None:
         assert served.stop() == 0
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", [pytest.param("text", marks=pytest.mark.rest), "json"])
 def test_a_name_with_control_characters_changes_nothing_but_its_own_place_in_the_log(form: str) -> None:
     name = "a\x1b[2Jb\x9bc\nready in 0 s\r\u2028\u202ed"
     with service(f"--served-model-name={name}", f"--log-format={form}", stderr=subprocess.PIPE) as served:
@@ -135,6 +136,7 @@ def test_a_name_with_control_characters_changes_nothing_but_its_own_place_in_the
     assert "ready in 0 s" not in [line.strip() for line in lines]
 
 
+@pytest.mark.rest
 def test_what_transformers_quotes_of_a_folder_has_no_escape_sequences_either(tmp_path: Path) -> None:
     folder = shutil.copytree(BUNDLED_MODEL, tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
@@ -154,7 +156,7 @@ def test_what_transformers_quotes_of_a_folder_has_no_escape_sequences_either(tmp
 # --- surroundings -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("descriptors", [(2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("descriptors", [pytest.param((2,), marks=pytest.mark.rest), (0, 1, 2)], ids=str)
 def test_a_service_starts_with_its_standard_streams_closed(descriptors: tuple[int, ...]) -> None:
     with service(before=lambda: [os.close(descriptor) for descriptor in descriptors]) as served:
         kill_and_await(served, "detokenizer")
@@ -184,7 +186,15 @@ def test_a_service_starts_without_the_folder_that_the_environment_names_and_says
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error"}], ids=str)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error"},
+        pytest.param({"PYTHONOPTIMIZE": "2"}, marks=pytest.mark.rest),
+        pytest.param({"PYTHONWARNINGS": "error"}, marks=pytest.mark.rest),
+    ],
+    ids=str,
+)
 def test_what_the_environment_asks_of_python_does_not_show_in_the_log(variables: dict[str, str]) -> None:
     with service(
         "--http=127.0.0.1:0", device=("--device=cpu",), stderr=subprocess.PIPE, **variables
@@ -215,7 +225,13 @@ def test_a_process_manager_that_is_not_there_is_told_as_why_a_service_does_not_s
     assert "does not take READY=1" in json.loads(line)["message"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGHUP,
+        *(pytest.param(number, marks=pytest.mark.rest) for number in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
 def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
     # The suite may itself have been started by nohup, which a service honours.
     with service(before=lambda: signal.signal(number, signal.SIG_DFL)) as served:
@@ -229,7 +245,7 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
         assert served.process.wait(NEAR) == 0
 
 
-@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.rest)])
 def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(first: int) -> None:
     """The shell sends SIGHUP to its jobs, and the kernel to the foreground when the shell ends; systemd may send
     it right after SIGTERM (SendSIGHUP=)."""
@@ -250,7 +266,7 @@ def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(fi
         assert served.process.wait(NEAR) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGUSR2, marks=pytest.mark.rest)])
 def test_signals_that_mean_other_things_to_other_servers_change_nothing_and_say_so(number: int) -> None:
     """``kill -USR1`` opens nginx's logs again: a script that does so to every server must end none."""
     with service(stderr=subprocess.PIPE) as served:
@@ -268,6 +284,7 @@ def test_signals_that_mean_other_things_to_other_servers_change_nothing_and_say_
         assert f"{signal.Signals(number).name} changes nothing here" in served.process.stderr.read().decode()
 
 
+@pytest.mark.rest
 def test_a_service_that_was_started_to_outlive_its_terminal_does() -> None:
     with service(before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as served:
         served.process.send_signal(signal.SIGHUP)
@@ -275,6 +292,7 @@ def test_a_service_that_was_started_to_outlive_its_terminal_does() -> None:
         assert served.stop() == 0
 
 
+@pytest.mark.rest
 def test_a_run_directory_that_somebody_clears_away_is_made_again_and_streams_go_on() -> None:
     with service() as served:
         folder = Path(served.ready["endpoint"].removeprefix("ipc://")).parent
@@ -299,6 +317,7 @@ def test_a_run_directory_that_somebody_clears_away_is_made_again_and_streams_go_
 # --- frontends ----------------------------------------------------------------------------------
 
 
+@pytest.mark.rest
 def test_a_frontend_that_dies_again_and_again_is_started_again_and_nobody_else_notices() -> None:
     with service("--http=127.0.0.1:0", stderr=subprocess.DEVNULL) as served:
         gateway = served.actor("gateway").pid

@@ -152,12 +152,14 @@ def test_a_keeper_that_dies_harms_no_stream_and_the_next_one_is_given_the_weight
     assert kept(sidecar) == weights
 
 
+@pytest.mark.rest
 def test_keeper_spare_and_executor_may_die_at_once_and_the_weights_are_loaded_anew(sidecar: Sidecar) -> None:
     kill, weights = signal.SIGKILL, kept(sidecar)
     assert ANEW in go_on(sidecar, (KEEPER, kill), (SPARE, kill), (EXECUTOR, kill))
     assert kept(sidecar).isdisjoint(weights)
 
 
+@pytest.mark.rest
 def test_a_keeper_that_is_stopped_is_ended_before_the_weights_are_loaded_anew(sidecar: Sidecar) -> None:
     log = go_on(sidecar, (KEEPER, signal.SIGSTOP), (EXECUTOR, signal.SIGKILL))
     assert log.index("does not answer: ending it") < log.index(ANEW)
@@ -175,6 +177,7 @@ def test_weights_that_are_of_no_use_are_let_go_and_loaded_anew(sidecar: Sidecar)
     assert kept(sidecar)
 
 
+@pytest.mark.rest
 def test_a_keeper_that_is_stopped_does_not_outlive_a_killed_supervisor() -> None:
     sidecar = Sidecar(**OPTIONS)
     pids = {name: state["pid"] for name, state in whole(sidecar).items()}
@@ -184,6 +187,7 @@ def test_a_keeper_that_is_stopped_does_not_outlive_a_killed_supervisor() -> None
     sidecar.stop()
 
 
+@pytest.mark.rest
 def test_ranks_that_start_again_have_their_parts_of_the_ones_before() -> None:
     with Sidecar(**OPTIONS, tensor_parallel_size=2, quantization="int8") as sidecar:
         assert "rounded to int8" in sidecar.log

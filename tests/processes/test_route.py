@@ -95,6 +95,7 @@ def test_a_service_that_is_killed_under_streams_changes_none_of_them() -> None:
         asyncio.run(run(ready["endpoint"], one.pid))
 
 
+@pytest.mark.rest
 def test_how_full_services_are_is_told_before_anything_is_asked_and_after_any_actor_was_restarted() -> None:
     async def told_by(client: AsyncClient, services: int) -> None:
         wanted = {"max_num_seqs": 32.0 * services, "num_requests_running": 0.0, "num_requests_waiting": 0.0}

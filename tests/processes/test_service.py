@@ -489,7 +489,7 @@ def test_a_second_sigterm_ends_the_drain() -> None:
     assert sidecar.stop() == 4  # something was cut off
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.rest)])
 def test_a_signal_to_every_process_of_a_service_drains_it(number: int) -> None:
     """As systemd sends it, unless a unit says KillMode=mixed, and as a shell does to what it has started."""
     inherited = signal.signal(number, signal.SIG_DFL)  # under nohup a service does not stop by SIGHUP
@@ -599,6 +599,7 @@ def test_an_actor_that_is_killed_comes_again_and_a_stream_goes_on_with_the_same_
     assert {name for name in ACTORS if before[name] != after[name]} == {actor}
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the option has an effect")
 def test_an_option_of_a_gpu_is_refused_where_the_device_turns_out_to_be_the_cpu() -> None:
     code, lines, _ = serve("--cuda-graphs=lazy")

@@ -88,7 +88,7 @@ def test_a_spare_that_dies_while_it_waits_harms_no_stream_and_is_followed_by_ano
     assert is_fork_of(whole(sidecar)["executor"]["pid"], after[SPARE]["pid"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.rest), signal.SIGSTOP])
 def test_executor_and_spare_may_die_at_once_and_one_that_is_stopped_is_done_without(
     sidecar: Sidecar, number: signal.Signals
 ) -> None:
@@ -100,6 +100,7 @@ def test_executor_and_spare_may_die_at_once_and_one_that_is_stopped_is_done_with
     assert not is_fork_of(after["executor"]["pid"], after[SPARE]["pid"])
 
 
+@pytest.mark.rest
 def test_two_deaths_within_a_second_are_both_recovered_from_by_the_same_spare(sidecar: Sidecar) -> None:
     spare = whole(sidecar)[SPARE]["pid"]
     expected = Background(sidecar, "Once upon a time", PARAMS)
@@ -127,6 +128,7 @@ def test_neither_the_spare_nor_its_forks_outlive_a_killed_supervisor(stopped: st
     sidecar.stop()
 
 
+@pytest.mark.rest
 def test_a_clean_stop_ends_the_spare_too_at_once() -> None:
     sidecar = Sidecar(device="emulated", spare_executor="on")
     pids = [state["pid"] for state in whole(sidecar).values()]

@@ -291,6 +291,7 @@ def test_an_actor_that_is_stopped_is_found_within_a_second_of_the_limit_and_no_t
         assert state_of(patient, actor)["restarts"] == before["restarts"] + 1
 
 
+@pytest.mark.rest
 def test_an_executor_on_a_cpu_that_is_stopped_is_found_in_seconds_by_steps_of_its_own_or_of_the_last_one() -> (
     None
 ):
@@ -348,7 +349,11 @@ def test_an_actor_that_is_stopped_only_for_a_moment_is_left_alone(patient: Sidec
 
 
 @pytest.mark.parametrize(
-    ("actor", "planted"), [("detokenizer", "spinning_detokenizer"), ("executor", "stalling_executor")]
+    ("actor", "planted"),
+    [
+        pytest.param("detokenizer", "spinning_detokenizer", marks=pytest.mark.rest),
+        ("executor", "stalling_executor"),
+    ],
 )
 def test_an_actor_that_spins_or_whose_device_stands_still_is_ended_and_no_token_is_lost(
     actor: str, planted: str, tmp_path: Path, soak: bool
@@ -375,7 +380,11 @@ def test_an_actor_that_spins_or_whose_device_stands_still_is_ended_and_no_token_
 @pytest.mark.parametrize(
     ("actor", "fault", "deaths"),
     [
-        *((actor, f"poisoned_{actor}", 2) for actor in ("gateway", "tokenizer", "scheduler", "detokenizer")),
+        ("scheduler", "poisoned_scheduler", 2),
+        *(
+            pytest.param(actor, f"poisoned_{actor}", 2, marks=pytest.mark.rest)
+            for actor in ("gateway", "tokenizer", "detokenizer")
+        ),
         ("gateway", "poisoned_by_texts_gateway", 3),  # after the first it takes in one request's at a time
     ],
 )
@@ -538,6 +547,7 @@ def test_a_device_that_is_lost_for_good_ends_the_service_with_one_block_and_exit
     ]
 
 
+@pytest.mark.rest
 def test_a_stop_while_all_start_again_is_no_clean_end_and_until_then_the_watchdog_is_fed(
     tmp_path: Path,
 ) -> None:

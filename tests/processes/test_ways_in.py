@@ -159,6 +159,7 @@ def test_one_bad_request_fails_alone(sidecar: Sidecar, client: Client) -> None:
     assert client.generate("Once", GREEDY).outputs[0].token_ids == good.outputs[0].token_ids
 
 
+@pytest.mark.rest
 def test_stop_ends_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: an endpoint in the environment is another service's, and this one does not take it away."""
     monkeypatch.setenv("SLIPSTREAM_ENDPOINT", "ipc:///nowhere/at/all")
@@ -318,6 +319,7 @@ print(json.dumps({{
     assert gone(list(told["pids"].values()), 1.0)
 
 
+@pytest.mark.rest
 def test_llm_in_a_notebook(tmp_path: Path) -> None:
     """As in a cell: no file, no real stderr, and an event loop that runs."""
     source = """

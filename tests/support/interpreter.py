@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -208,10 +209,13 @@ if HAS_TRITON and INTERPRETED:
     find_dtypes_once()
 
 
-def run_interpreted(file: str) -> None:
-    """Run the tests of ``file`` in Triton's interpreter; none of them may fail, and some must pass."""
+def run_interpreted(file: str, selection: Sequence[str] = ()) -> None:
+    """Run the tests of ``file`` in Triton's interpreter; none of them may fail, and some must pass.
+
+    ``selection``: the fixture of this name, where some of them are left out of ``make test``.
+    """
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", file],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *selection, file],
         env=os.environ
         | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,

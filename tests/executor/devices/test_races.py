@@ -271,6 +271,7 @@ def test_there_are_more_than_fifty_faults_and_each_is_another() -> None:
     assert len({(fault.module, fault.edits) for fault in FAULTS}) == len(FAULTS) > 50
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("fault", "depth"), [pytest.param(f, d, id=f"{f.id}-depth-{d}") for f in FAULTS for d in f.depths]
 )
@@ -279,6 +280,7 @@ def test_a_planted_fault_is_found(fault: Fault, depth: int) -> None:
     assert any(race.name.startswith(fault.place) for race in found)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("fault", "depth"),
     [pytest.param(f, d, id=f"{f.id}-depth-{d}") for f in FAULTS if f.place == SLOT for d in f.depths],

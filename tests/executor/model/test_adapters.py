@@ -142,6 +142,7 @@ def expected(trained: Trained) -> list[list[int]]:
     return answers
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("depth", "graphs"), [(1, "off"), (2, "off"), (3, "off"), (2, "all"), (3, "none"), (2, "meanwhile")]
 )

@@ -294,6 +294,7 @@ def test_random_weights_are_made_in_parts_of_a_model_with_states(tmp_path: Path)
             assert bool(parameter.isfinite().all())
 
 
+@pytest.mark.covering(1)
 @pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])
@@ -341,6 +342,7 @@ def quantized_whole(family: str, block: tuple[int, int], dtype: torch.dtype = to
     return model
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
@@ -428,6 +430,7 @@ def with_adapter(model: PagedModel, adapter: Path) -> PagedModel:
     return model
 
 
+@pytest.mark.covering(1)
 @pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("room", [None, Room(1, 8)], ids=["beside the weights", "in their tails"])
 @pytest.mark.parametrize("ranks", [2, 4])

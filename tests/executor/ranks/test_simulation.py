@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from covering import few_of
 from races import Race, races
 from recording import RecordedProgram, Recording, RecordingDevice
 from simulation import MODEL_LEN, VOCAB, World, grammar_compiler, random_load
@@ -56,7 +57,7 @@ def run(world: World) -> int:
     return check_same_steps(world)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", few_of([1, 2, 3], 2))
 def test_every_rank_stages_the_same_steps(depth: int, more: int) -> None:
     steps = 0
     for seed in range(8 * more):
@@ -143,7 +144,7 @@ class RecordedRanks(World):
         return [race for recording in self.recordings for race in races(recording)]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", few_of([1, 2, 3], 3))
 def test_the_buffers_of_a_follower_are_in_order(depth: int, more: int) -> None:
     for seed in range(4 * more):
         world = RecordedRanks(seed, depth)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from covering import few_of
 from replay import Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
@@ -337,7 +338,10 @@ def counts_of(cut: Cut, draws: Callable[[Tensor], Tensor]) -> tuple[np.ndarray, 
     return np.bincount(tokens.numpy(), minlength=400), expected.numpy() * DRAWN
 
 
-@pytest.mark.parametrize("cut", [Cut(), Cut(0.5), Cut(1.6, 100), Cut(top_p=0.9), Cut(1.3, 50, 0.95, 0.05)])
+CUTS_OF_DRAWS = [Cut(), Cut(0.5), Cut(1.6, 100), Cut(top_p=0.9), Cut(1.3, 50, 0.95, 0.05)]
+
+
+@pytest.mark.parametrize("cut", few_of(CUTS_OF_DRAWS, Cut(), Cut(1.6, 100), Cut(1.3, 50, 0.95, 0.05)))
 def test_tokens_are_drawn_with_their_probabilities(cut: Cut) -> None:
     assert abs(chi_square(*counts_of(cut, lambda draws: draws))) < SIGMAS
 
@@ -624,6 +628,7 @@ def check(got: Answer, expected: Answer) -> None:
         assert ours == pytest.approx(theirs, abs=2e-4)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("depth", "graphs"), [(1, False), (2, False), (3, False), (2, True)])
 def test_a_mixed_batch_gives_each_request_what_the_plain_loop_gives_it(
     model: PagedModel,

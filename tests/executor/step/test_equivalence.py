@@ -81,6 +81,7 @@ def alone(model: PagedModel) -> list[list[int]]:
     return answers
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("depth", "graphs"),
     [(1, "off"), (2, "off"), (3, "off"), (4, "off"), (2, "all"), (3, "all"), (2, "none"), (3, "meanwhile")],
@@ -116,6 +117,7 @@ def test_any_schedule_at_any_depth_gives_the_tokens_of_each_request_alone(
     assert copied > 0, "no request began with a copy of another's last block"
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("depth", "graphs"), [(1, "off"), (2, "off"), (3, "off"), (4, "off"), (2, "all"), (3, "none")]
 )
@@ -223,7 +225,7 @@ def bits_in_random_schedules(model: PagedModel, depth: int, schedules: int) -> t
     return preempted, found
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [2, *(pytest.param(depth, marks=pytest.mark.rest) for depth in (1, 3))])
 def test_a_batch_invariant_model_gives_every_token_logits_of_the_same_bits(
     depth: int, seen: dict[tuple[int, int], set[bytes]], more: int
 ) -> None:
