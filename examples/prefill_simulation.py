@@ -3,10 +3,11 @@
     python examples/prefill_simulation.py [--load NAME] [--requests N] [--json FILE|-]
 
 The real scheduler plans, two steps ahead, for a device whose time is virtual: a step takes what its rows and its
-prompt tokens were measured to take as a CUDA graph on one H200. Requests come at random (Poisson) or all at once.
-TTFT counts from the arrival at the scheduler: HTTP, tokenizer and detokenizer come on top. Three rules are
+prompt tokens, padded, were measured to take as a CUDA graph on one H200. Requests come at random (Poisson) or all at once.
+TTFT counts from the arrival at the scheduler: HTTP, tokenizer and detokenizer come on top. Four rules are
 compared: ``ours``; ``fill``, which takes whatever fits into ``max_num_batched_tokens``, first come, first served;
-and ``early``, which is ours but plans each step when the one before it begins, and not shortly before that ends.
+``early``, which is ours but plans each step when the one before it begins, and not shortly before that ends; and
+``anywhere``, which is ours but cuts a prompt where the budget ends, whatever the step is padded to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from slipstream.actors.executor.step.buckets import mixed_sizes, padded
 from slipstream.actors.scheduler.plan_timing import PlanTiming
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.prefill_budget import PrefillBudget
@@ -28,6 +30,8 @@ from slipstream.protocol.internal import Capacity, Enqueue, Finished, Plan, Samp
 from slipstream.protocol.sampling import SamplingParams
 
 BLOCK_SIZE, LENGTH, ROWS = 16, 4096, 256
+SIZES = mixed_sizes(8192)
+"""Tokens that steps with prompts are padded to."""
 MESSAGE_S = 0.0003
 """From the end of a step on the device until its result is with the scheduler, or from a plan to its launch."""
 
@@ -41,6 +45,8 @@ class Device:
     token_ms: float
 
     def step_s(self, rows: int, tokens: int) -> float:
+        if tokens:
+            tokens = padded(rows + tokens, SIZES) - rows
         return (float(np.interp(rows, self.rows, self.rows_ms)) + self.token_ms * tokens) * 1e-3
 
 
@@ -101,9 +107,16 @@ class Rule:
 
     budget: Callable[[], PrefillBudget] = PrefillBudget
     timing: Callable[[], PlanTiming] = PlanTiming
+    sizes: tuple[int, ...] = SIZES
+    """As ``Capacity.sizes``."""
 
 
-RULES = {"early": Rule(timing=Early), "fill": Rule(budget=Fill), "ours": Rule()}
+RULES = {
+    "early": Rule(timing=Early),
+    "anywhere": Rule(sizes=()),
+    "fill": Rule(budget=Fill),
+    "ours": Rule(),
+}
 
 
 class Simulation:
@@ -124,7 +137,9 @@ class Simulation:
         self.wakes_at: float | None = None
         self.times: list[list[float]] = [[] for _ in self.arrivals]
         steps = [(tokens, int(load.device.step_s(1, tokens) * 1e9)) for tokens in (16, 2047)]
-        self.at(0.0, Capacity(1 + ROWS * LENGTH // BLOCK_SIZE, BLOCK_SIZE, steps=steps))
+        self.at(
+            0.0, Capacity(1 + ROWS * LENGTH // BLOCK_SIZE, BLOCK_SIZE, steps=steps, sizes=list(rule.sizes))
+        )
         for number, (when, tokens_in, tokens_out) in enumerate(self.arrivals):
             params = SamplingParams(max_tokens=tokens_out, seed=number, ignore_eos=True)
             prompt = np.full(tokens_in, number + 1, np.int32)
