@@ -3,8 +3,8 @@
     python examples/prefill_simulation.py [--load NAME] [--requests N] [--json FILE|-]
 
 The real scheduler plans, two steps ahead, for a device whose time is virtual: a step takes what its rows and its
-prompt tokens, padded, were measured to take as a CUDA graph on one H200. Requests come at random (Poisson) or all at once.
-TTFT counts from the arrival at the scheduler: HTTP, tokenizer and detokenizer come on top. Four rules are
+prompt tokens, padded, were measured to take as a CUDA graph on one H200. Requests come at random (Poisson) or all at
+once. TTFT counts from the arrival at the scheduler: HTTP, tokenizer and detokenizer come on top. Four rules are
 compared: ``ours``; ``fill``, which takes whatever fits into ``max_num_batched_tokens``, first come, first served;
 ``early``, which is ours but plans each step when the one before it begins, and not shortly before that ends; and
 ``anywhere``, which is ours but cuts a prompt where the budget ends, whatever the step is padded to.
