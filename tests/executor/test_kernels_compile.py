@@ -107,8 +107,8 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             "model:sum_add_norm_kernel",
             dict.fromkeys(("residual", "update", "out", "after", "before"), dtype)
             | NORM
-            | dict(rows="i32", rooms="*i64", peers="*i64", turns="*i32"),
-            dict(RANK=0, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, AFTER=False, BEFORE=True)
+            | dict(rows="i32", halves="*i64", peers="*i64", current="*i32"),
+            dict(RANK=0, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, AFTER=False, BEFORE=True)
             | dict(N=width, PAD=pad),
         )
         for dtype, lanes, size, width, pad in (
@@ -319,8 +319,8 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     *(
         (
             "ranks:_sum_kernel",
-            dict(tensor=dtype, rooms="*i64", peers="*i64", turns="*i32", words="i32"),
-            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, TILE=512),
+            dict(tensor=dtype, halves="*i64", peers="*i64", current="*i32", words="i32"),
+            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, TILE=512),
         )
         for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
@@ -328,16 +328,16 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "ranks:_gather_kernel",
             dict.fromkeys(("part", "out"), dtype)
-            | dict(rooms="*i64", peers="*i64", turns="*i32", words="i32", row_words="i32", width="i32"),
-            dict(RANK=1, SIZE=size, ROOM=65536, PROGRAMS=128, LANES=lanes, TILE=512),
+            | dict(halves="*i64", peers="*i64", current="*i32", words="i32", row_words="i32", width="i32"),
+            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, TILE=512),
         )
         for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
     *(
         (
             "ranks:_broadcast_kernel",
-            dict(numbers="*i32", rooms="*i64", peers="*i64", turns="*i32", count="i32"),
-            dict(RANK=rank, SIZE=size, ROOM=65536, PROGRAMS=128, TILE=512),
+            dict(numbers="*i32", halves="*i64", peers="*i64", current="*i32", count="i32"),
+            dict(RANK=rank, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, TILE=512),
         )
         for rank, size in ((0, 2), (1, 2), (3, 8))
     ),
@@ -423,7 +423,7 @@ def test_ranks_write_to_each_other_and_wait_past_the_caches_word_by_word() -> No
         assert len(sent) == (size - 1) * words_of_a_thread
         awaited = re.findall(r"ld\.volatile\.global\.(\S+)", ptx)
         assert awaited == ["b32"] + ["v2.b64"] * 2 * 2 * (size - 1), (
-            "a turn; a first look and the further ones"
+            "which half; a first look and the further ones"
         )
 
 

@@ -207,11 +207,11 @@ def _combine(
     for start in range(0, parts, AT_ONCE):
         for which in tl.static_range(AT_ONCE):  # type: ignore[attr-defined]
             part = start + which + tl.zeros([queries.shape[0]], tl.int32)
-            here = valid & (part < parts)
+            known = valid & (part < parts)
             place = queries + part * STRIDE
-            sums = tl.load(result_sums + place, mask=here, other=float("-inf"), cache_modifier=".cg")
+            sums = tl.load(result_sums + place, mask=known, other=float("-inf"), cache_modifier=".cg")
             pointer = results + (place * DV)[:, None] + dim
-            mean = tl.load(pointer, mask=here[:, None] & (dim < DV), other=0.0, cache_modifier=".cg")
+            mean = tl.load(pointer, mask=known[:, None] & (dim < DV), other=0.0, cache_modifier=".cg")
             # A part without a key that the query sees has a sum of no weight, or none; another's is finite.
             m_new = tl.maximum(m, sums)
             weight = tl.where(sums == float("-inf"), 0.0, tl.exp2(sums - m_new))

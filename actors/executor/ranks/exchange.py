@@ -35,24 +35,29 @@ T = TypeVar("T")
 class PeerExchange:
     """What one rank does with the others, in the order in which all do it, on streams that follow one another."""
 
-    def __init__(self, rank: int, rooms: Tensor, addresses: list[int]) -> None:
-        """``rooms`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
-        self.rank, self.rooms = rank, rooms
-        self.peers = torch.tensor(addresses, dtype=torch.int64, device=rooms.device)
-        self.turns = torch.zeros(PROGRAMS, dtype=torch.int32, device=rooms.device)
-        self.most_bytes, self.tile = rooms[0, 0].nbytes, TILE
+    def __init__(self, rank: int, halves: Tensor, addresses: list[int]) -> None:
+        """``halves`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
+        self.rank, self.halves = rank, halves
+        self.peers = torch.tensor(addresses, dtype=torch.int64, device=halves.device)
+        self.current = torch.zeros(PROGRAMS, dtype=torch.int32, device=halves.device)
+        self.most_bytes, self.tile = halves[0, 0].nbytes, TILE
 
     @property
     def programs(self) -> int:
         """The most of a kernel."""
-        return len(self.turns)
+        return len(self.current)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Of every kernel."""
-        _, size, room = self.rooms.shape
-        tensors = {"rooms": self.rooms, "peers": self.peers, "turns": self.turns}
-        return tensors | {"RANK": self.rank, "SIZE": size, "ROOM": room, "PROGRAMS": self.programs}
+        _, size, most_words = self.halves.shape
+        tensors = {"halves": self.halves, "peers": self.peers, "current": self.current}
+        return tensors | {
+            "RANK": self.rank,
+            "SIZE": size,
+            "MOST_WORDS": most_words,
+            "PROGRAMS": self.programs,
+        }
 
     def sums(self, tensor: Tensor) -> bool:
         """Whether tensors of this kind and size, which are those of all ranks, are summed here."""
@@ -101,7 +106,7 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def shape_of_rooms(size: int, most_bytes: int) -> tuple[int, int, int]:
+def shape_of_halves(size: int, most_bytes: int) -> tuple[int, int, int]:
     """For ``size`` ranks, each of which is sent ``most_bytes`` by all others together."""
     return 2, size, most_bytes // ((size - 1) * WORD * TILE) * TILE
 
@@ -130,41 +135,41 @@ def exchange_of(
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
     way is there on which nothing arrives.
     """
-    shape, rank = shape_of_rooms(group.size, most_bytes), group.rank
+    shape, rank = shape_of_halves(group.size, most_bytes), group.rank
     memory: Memory
-    rooms: Tensor
+    halves: Tensor
 
     def begin() -> tuple[Memory, Tensor, bytes]:
         memory = memory_of(WORD * torch.Size(shape).numel())
-        rooms = memory.words().view(shape)
-        rooms.fill_(EMPTY)
-        return memory, rooms, memory.handle()
+        halves = memory.words().view(shape)
+        halves.fill_(EMPTY)
+        return memory, halves, memory.handle()
 
     def write(addresses: list[int]) -> None:
         for other, address in enumerate(addresses):
             if other != rank:
-                memory.write(address + rooms[0, :rank].nbytes, 1 + rank)
+                memory.write(address + halves[0, :rank].nbytes, 1 + rank)
 
     def look() -> None:
-        first = rooms[0, :, 0]
+        first = halves[0, :, 0]
         missing = [other for other, word in enumerate(first.tolist()) if word != 1 + other and other != rank]
         if missing:
             raise OutOfReach(f"what rank {missing[0]} writes does not arrive")
         first.fill_(EMPTY)
 
     def addresses_of(handles: list[bytes]) -> list[int]:
-        own = rooms.data_ptr()
+        own = halves.data_ptr()
         return [own if other == rank else memory.open(handle) for other, handle in enumerate(handles)]
 
     try:
-        memory, rooms, handle = together(group, device, begin)
+        memory, halves, handle = together(group, device, begin)
         handles = gathered(group, device, handle)
         addresses = together(group, device, lambda: addresses_of(handles))
         together(group, device, lambda: write(addresses))
         together(group, device, look)
     except OutOfReach:
         return None
-    return PeerExchange(rank, rooms, addresses)
+    return PeerExchange(rank, halves, addresses)
 
 
 def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T:

@@ -6,15 +6,15 @@ small tensors, where it is the way between GPUs that takes the time, that is one
 place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent
 behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are written and read as one.
 
-Kernels take two *rooms* in turns, in each of which there is a place for every word of every rank. **One wait a kernel
-is enough.** A number of kernel N + 2 would be lost if it came into a room before that of kernel N was read there and
+The memory has two *halves*, which kernels take alternately; each has a place for every word of every rank. **One wait a
+kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was read there and
 its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when kernel N has
 ended, and with it all that this has written. Whoever sends for N + 2 has ended its kernel N + 1, for which it needed
-these: so every rank sends to every other one in each kernel, also where only rank 0 has something to say. With one room
+these: so every rank sends to every other one in each kernel, also where only rank 0 has something to say. With one half
 that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not have read its own.
 
 Nobody waits for ever while all ranks live: a program waits only for what the same program of the other ranks sends
-before it waits itself, and all programs of a kernel run at the same time. Which room it is is kept on the device, and
+before it waits itself, and all programs of a kernel run at the same time. Which half it is is kept on the device, and
 nothing in a launch changes from kernel to kernel, so that CUDA graphs can hold them.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
@@ -41,9 +41,9 @@ def _send(pointer, words, mask):
     if PTX:
         tl.inline_asm_elementwise(
             """{
-            .reg .pred there;
-            setp.ne.b32 there, $3, 0;
-            @there st.relaxed.sys.global.b64 [$1], $2;
+            .reg .pred sent;
+            setp.ne.b32 sent, $3, 0;
+            @sent st.relaxed.sys.global.b64 [$1], $2;
             mov.b32 $0, 0;
             }""",
             "=r,l,l,r",
@@ -80,21 +80,21 @@ def _numbers(words, LANES: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @jit
-def turn_of(turns):
-    """Which room this kernel takes: 0 or 1."""
-    return tl.load(turns + tl.program_id(0), volatile=True)
+def half_of(current):
+    """Which half this kernel takes: 0 or 1."""
+    return tl.load(current + tl.program_id(0), volatile=True)
 
 
 @jit
-def end_turn(turns, turn, PROGRAMS: tl.constexpr):
-    """The next kernel takes the other room, with however many programs; for those that this one lacks the first one
+def take_other_half(current, half, PROGRAMS: tl.constexpr):
+    """The next kernel takes the other half, with however many programs; for those that this one lacks the first one
     says so."""
     program = tl.program_id(0)
-    tl.store(turns + program, 1 - turn)
+    tl.store(current + program, 1 - half)
     if program == 0:
         other = tl.arange(0, PROGRAMS)
-        there = other >= tl.num_programs(0)
-        tl.store(turns + other, tl.zeros((PROGRAMS,), tl.int32) + (1 - turn), mask=there)
+        lacking = other >= tl.num_programs(0)
+        tl.store(current + other, tl.zeros((PROGRAMS,), tl.int32) + (1 - half), mask=lacking)
 
 
 @jit
@@ -105,23 +105,25 @@ def words_of(tensor, place, mask):
 
 
 @jit
-def send_to_all(words, peers, turn, place, mask, RANK: tl.constexpr, SIZE: tl.constexpr, ROOM: tl.constexpr):
+def send_to_all(
+    words, peers, half, place, mask, RANK: tl.constexpr, SIZE: tl.constexpr, MOST_WORDS: tl.constexpr
+):
     """To every other rank, beginning with the next one."""
     for step in tl.static_range(1, SIZE):  # type: ignore[attr-defined]
-        rooms = tl.load(peers + (RANK + step) % SIZE).to(tl.pointer_type(tl.int64))
-        _send(rooms + (turn * SIZE + RANK) * ROOM + place, words, mask)
+        halves = tl.load(peers + (RANK + step) % SIZE).to(tl.pointer_type(tl.int64))
+        _send(halves + (half * SIZE + RANK) * MOST_WORDS + place, words, mask)
 
 
 @jit
 def total_of_all(
     own,
-    rooms,
-    turn,
+    halves,
+    half,
     place,
     mask,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    ROOM: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
     LANES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
@@ -131,7 +133,7 @@ def total_of_all(
         if rank == RANK:
             total += _numbers(own, LANES, DTYPE).to(tl.float32)
         else:
-            arrived = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
+            arrived = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
             total += _numbers(arrived, LANES, DTYPE).to(tl.float32)
     return total
 
@@ -139,13 +141,13 @@ def total_of_all(
 @jit(do_not_specialize=["words"])
 def _sum_kernel(
     tensor,  # [LANES * words]
-    rooms,  # int64 [2, SIZE, ROOM]: this rank's
-    peers,  # int64 [SIZE]: the addresses of all ranks' rooms
-    turns,  # int32 [PROGRAMS], all alike
+    halves,  # int64 [2, SIZE, MOST_WORDS]: this rank's
+    peers,  # int64 [SIZE]: the addresses of all ranks' halves
+    current,  # int32 [PROGRAMS], all alike: which half the next kernel takes
     words,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    ROOM: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     LANES: tl.constexpr,
     TILE: tl.constexpr,
@@ -153,22 +155,22 @@ def _sum_kernel(
     """Put the sum of all ranks' tensors into each of them."""
     follow()
     dtype: tl.constexpr = tensor.dtype.element_ty
-    turn = turn_of(turns)
+    half = half_of(current)
     stride = TILE * tl.num_programs(0)
     rounds = tl.cdiv(words, stride)
     first = tl.program_id(0) * TILE + tl.arange(0, TILE)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words
-        send_to_all(words_of(tensor, place, mask), peers, turn, place, mask, RANK, SIZE, ROOM)
+        send_to_all(words_of(tensor, place, mask), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words
         own = words_of(tensor, place, mask)
-        total = total_of_all(own, rooms, turn, place, mask, RANK, SIZE, ROOM, LANES, dtype)
+        total = total_of_all(own, halves, half, place, mask, RANK, SIZE, MOST_WORDS, LANES, dtype)
         lane = tl.arange(0, LANES)[None, :]
         tl.store(tensor + place[:, None] * LANES + lane, total.to(dtype), mask=mask[:, None] & (lane < LANES))
-    end_turn(turns, turn, PROGRAMS)
+    take_other_half(current, half, PROGRAMS)
 
 
 def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
@@ -186,15 +188,15 @@ def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, 
 def _gather_kernel(
     part,  # [rows, LANES * row_words]
     out,  # [rows, width]
-    rooms,  # and so on: as of a sum
+    halves,  # and so on: as of a sum
     peers,
-    turns,
+    current,
     words,  # of all rows
     row_words,
     width,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    ROOM: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     LANES: tl.constexpr,
     TILE: tl.constexpr,
@@ -202,14 +204,14 @@ def _gather_kernel(
     """Put all ranks' rows side by side, as far as ``out`` is wide."""
     follow()
     dtype: tl.constexpr = part.dtype.element_ty
-    turn = turn_of(turns)
+    half = half_of(current)
     stride = TILE * tl.num_programs(0)
     rounds = tl.cdiv(words, stride)
     first = tl.program_id(0) * TILE + tl.arange(0, TILE)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words
-        send_to_all(words_of(part, place, mask), peers, turn, place, mask, RANK, SIZE, ROOM)
+        send_to_all(words_of(part, place, mask), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words
@@ -219,14 +221,14 @@ def _gather_kernel(
             if rank == RANK:
                 found = words_of(part, place, mask)
             else:
-                found = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
+                found = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
             wide = column + rank * row_words * LANES
             tl.store(
                 out + row[:, None] * width + wide,
                 _numbers(found, LANES, dtype),
                 mask=mask[:, None] & (wide < width),
             )
-    end_turn(turns, turn, PROGRAMS)
+    take_other_half(current, half, PROGRAMS)
 
 
 def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
@@ -250,19 +252,19 @@ def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[
 @jit(do_not_specialize=["count"])
 def _broadcast_kernel(
     numbers,  # int32 [count]
-    rooms,  # and so on: as of a sum
+    halves,  # and so on: as of a sum
     peers,
-    turns,
+    current,
     count,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    ROOM: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Put what rank 0 has into the numbers of all. Each is a word by itself, which is never empty."""
     follow()
-    turn = turn_of(turns)
+    half = half_of(current)
     stride = TILE * tl.num_programs(0)
     rounds = tl.cdiv(count, stride)
     first = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -270,16 +272,16 @@ def _broadcast_kernel(
         place = number * stride + first
         mask = place < count
         own = tl.load(numbers + place, mask=mask, other=0).to(tl.int64)
-        send_to_all(own, peers, turn, place, mask, RANK, SIZE, ROOM)
+        send_to_all(own, peers, half, place, mask, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < count
         for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
             if rank != RANK:
-                arrived = _receive(rooms + (turn * SIZE + rank) * ROOM + place, mask)
+                arrived = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
                 if rank == 0:
                     tl.store(numbers + place, arrived.to(tl.int32), mask=mask)
-    end_turn(turns, turn, PROGRAMS)
+    take_other_half(current, half, PROGRAMS)
 
 
 def broadcast(numbers: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:

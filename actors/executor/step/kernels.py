@@ -51,20 +51,20 @@ def _decode_kernel(
 ):
     follow()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    here = row < count
-    slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)
-    at = tl.load(position + slot, mask=here, other=0)
-    ended = tl.load(finished + slot, mask=here, other=0)
-    token = tl.load(tokens + slot * tokens_stride + at, mask=here, other=0)
-    block = tl.load(block_table + slot * table_stride + at // BLOCK_SIZE, mask=here, other=0)
+    valid = row < count
+    slot = tl.load(slots + row, mask=valid, other=0).to(tl.int64)
+    at = tl.load(position + slot, mask=valid, other=0)
+    ended = tl.load(finished + slot, mask=valid, other=0)
+    token = tl.load(tokens + slot * tokens_stride + at, mask=valid, other=0)
+    block = tl.load(block_table + slot * table_stride + at // BLOCK_SIZE, mask=valid, other=0)
     place = block.to(tl.int64) * BLOCK_SIZE + at % BLOCK_SIZE
-    tl.store(rows + row, slot, mask=here)
-    tl.store(positions + row, at, mask=here)
-    tl.store(input_ids + row, token.to(tl.int64), mask=here)
-    tl.store(write_index + row, place, mask=here)
-    tl.store(kv_lens + row, (at + 1).to(tl.int32), mask=here)
-    tl.store(block_tokens + place, token, mask=here)
-    tl.store(position + slot, tl.where(ended != 0, at, at + 1), mask=here)
+    tl.store(rows + row, slot, mask=valid)
+    tl.store(positions + row, at, mask=valid)
+    tl.store(input_ids + row, token.to(tl.int64), mask=valid)
+    tl.store(write_index + row, place, mask=valid)
+    tl.store(kv_lens + row, (at + 1).to(tl.int32), mask=valid)
+    tl.store(block_tokens + place, token, mask=valid)
+    tl.store(position + slot, tl.where(ended != 0, at, at + 1), mask=valid)
 
 
 @jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
@@ -89,21 +89,21 @@ def _settle_kernel(
 ):
     follow()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    here = row < count
-    slot = tl.load(slots + row, mask=here, other=0).to(tl.int64)
-    token = tl.load(sampled + row, mask=here, other=0)
-    at = tl.load(position + slot, mask=here, other=0)
-    ended = tl.load(finished + slot, mask=here, other=0)
+    valid = row < count
+    slot = tl.load(slots + row, mask=valid, other=0).to(tl.int64)
+    token = tl.load(sampled + row, mask=valid, other=0)
+    at = tl.load(position + slot, mask=valid, other=0)
+    ended = tl.load(finished + slot, mask=valid, other=0)
     record = requests + slot * RECORD
     stop = tl.arange(0, MOST_PAD)[None, :]
     stops = tl.load(
-        record[:, None] + STOP_TOKENS + stop, mask=here[:, None] & (stop < MOST), other=NO_STOP_TOKEN
+        record[:, None] + STOP_TOKENS + stop, mask=valid[:, None] & (stop < MOST), other=NO_STOP_TOKEN
     )
     stopping = tl.max((stops == token[:, None]).to(tl.int32), 1) != 0
-    stopping = stopping | (at + 1 >= tl.load(record + END, mask=here, other=0))
-    tl.store(tokens + slot * tokens_stride + at, token, mask=here & (ended == 0))
-    tl.store(finished + slot, (ended != 0) | stopping, mask=here)
-    tl.store(out + row, tl.where(ended != 0, NO_TOKEN, token), mask=here)
+    stopping = stopping | (at + 1 >= tl.load(record + END, mask=valid, other=0))
+    tl.store(tokens + slot * tokens_stride + at, token, mask=valid & (ended == 0))
+    tl.store(finished + slot, (ended != 0) | stopping, mask=valid)
+    tl.store(out + row, tl.where(ended != 0, NO_TOKEN, token), mask=valid)
 
 
 def decode(

@@ -87,12 +87,12 @@ def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: lis
     from slipstream.actors.executor.model.fused.norm_kernels import sum_add_norm_kernel
     from slipstream.actors.executor.model.fused.operations import Norm
     from slipstream.actors.executor.ranks import kernels
-    from slipstream.actors.executor.ranks.exchange import PeerExchange, shape_of_rooms
+    from slipstream.actors.executor.ranks.exchange import PeerExchange, shape_of_halves
     from slipstream.actors.executor.ranks.group import RankGroup
     from slipstream.actors.executor.ranks.layers import Unsummed
 
     group, width = RankGroup(0, 2, None), 4096
-    group.small = PeerExchange(0, torch.zeros(shape_of_rooms(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
+    group.small = PeerExchange(0, torch.zeros(shape_of_halves(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
     norm = Norm(torch.nn.Parameter(torch.ones(width, dtype=torch.bfloat16)), 1e-6, 0.0)
 
     def work() -> None:

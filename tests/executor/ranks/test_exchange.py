@@ -22,7 +22,7 @@ from slipstream.actors.executor.ranks.exchange import (
     Memory,
     PeerExchange,
     exchange_of,
-    shape_of_rooms,
+    shape_of_halves,
 )
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
@@ -90,16 +90,16 @@ class Processes:
     ) -> None:
         """``work`` gives of each sum what a rank has then."""
         self.work, self.most_words = work, most_words
-        self.rooms = [shared(2 * size * most_words * WORD) for _ in range(size)]
-        for room in self.rooms:
-            room.fill_(EMPTY)
+        self.halves = [shared(2 * size * most_words * WORD) for _ in range(size)]
+        for half in self.halves:
+            half.fill_(EMPTY)
         self.results = shared(SUMS * size * 2 * most_words * WORD).view(SUMS, size, 2 * most_words)
 
     def run_rank(self, rank: int) -> None:
         """It is slower than the others now and then."""
-        mine = self.rooms[rank].view(2, len(self.rooms), self.most_words)
-        exchange = PeerExchange(rank, mine, [other.data_ptr() for other in self.rooms])
-        exchange.tile, exchange.turns = TILE_HERE, exchange.turns[:PROGRAMS_HERE]
+        mine = self.halves[rank].view(2, len(self.halves), self.most_words)
+        exchange = PeerExchange(rank, mine, [other.data_ptr() for other in self.halves])
+        exchange.tile, exchange.current = TILE_HERE, exchange.current[:PROGRAMS_HERE]
         rng = random.Random(rank)
         busy = torch.zeros(2000)
         for number, found in enumerate(self.work(rank, exchange)):
@@ -111,7 +111,7 @@ class Processes:
         """The results of rank 0, which all have to have to the last bit."""
         fork = multiprocessing.get_context("fork")
         ranks = [
-            fork.Process(target=self.run_rank, args=(rank,), daemon=True) for rank in range(len(self.rooms))
+            fork.Process(target=self.run_rank, args=(rank,), daemon=True) for rank in range(len(self.halves))
         ]
         for process in ranks:
             process.start()
@@ -122,7 +122,7 @@ class Processes:
             process.kill()
         assert not any(stuck), "a rank waits for ever"
         assert [process.exitcode for process in ranks] == [0] * len(ranks)
-        assert all(bool((room == EMPTY).all()) for room in self.rooms), "nothing is left for later sums"
+        assert all(bool((half == EMPTY).all()) for half in self.halves), "nothing is left for later sums"
         for number in range(SUMS):
             assert bool((self.results[number] == self.results[number, 0]).all()), f"sum {number}"
         return self.results[:, 0]
@@ -274,7 +274,7 @@ def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
 
 
 def exchange(size: int = 2) -> PeerExchange:
-    return PeerExchange(0, torch.zeros(shape_of_rooms(size, MOST_BYTES), dtype=torch.int64), [0] * size)
+    return PeerExchange(0, torch.zeros(shape_of_halves(size, MOST_BYTES), dtype=torch.int64), [0] * size)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
@@ -413,13 +413,13 @@ def test_ranks_that_reach_each_other_know_where(size: int) -> None:
     SharedMemory.all.clear()
     found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MOST_BYTES), groups(size))
     assert all(found)
-    rooms = [one.rooms for one in found if one is not None]
+    halves = [one.halves for one in found if one is not None]
     for rank, one in enumerate(found):
         assert one is not None
         assert one.rank == rank
-        assert one.peers.tolist() == [room.data_ptr() for room in rooms]
-        assert bool((one.rooms == EMPTY).all())
-        assert one.rooms.shape == shape_of_rooms(size, MOST_BYTES)
+        assert one.peers.tolist() == [half.data_ptr() for half in halves]
+        assert bool((one.halves == EMPTY).all())
+        assert one.halves.shape == shape_of_halves(size, MOST_BYTES)
 
 
 @pytest.mark.parametrize(

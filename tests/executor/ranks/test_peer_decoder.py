@@ -36,8 +36,8 @@ def test_under_the_interpreter() -> None:
     run_interpreted(__file__)
 
 
-def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> None:
-    """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the rooms."""
+def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> None:
+    """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the halves."""
     from slipstream.actors.executor.model.fused.kernels import TritonOperations
 
     class Counting(PeerExchange):
@@ -63,8 +63,8 @@ def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> N
     options._devices = [ProcessGroupGloo.create_device(interface="lo")]
     options._timeout = PATIENCE
     group = RankGroup(rank, SIZE, ProcessGroupGloo(FileStore(store, SIZE), rank, SIZE, options))
-    mine = rooms[rank].view(2, SIZE, WORDS)
-    group.small = small = Counting(rank, mine, [other.data_ptr() for other in rooms])
+    mine = halves[rank].view(2, SIZE, WORDS)
+    group.small = small = Counting(rank, mine, [other.data_ptr() for other in halves])
     fuse.operations_for = lambda device: TritonOperations()
     model = from_config(
         make_config(family, hidden_size=WIDTH, vocab_size=VOCABULARY), torch.device("cpu"), torch.float32
@@ -81,11 +81,13 @@ def run_rank(rank: int, family: str, store: str, rooms: list[torch.Tensor]) -> N
 def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
     family: str, tmp_path: Path
 ) -> None:
-    rooms = [torch.frombuffer(mmap.mmap(-1, 2 * SIZE * WORDS * WORD), dtype=torch.int64) for _ in range(SIZE)]
-    for room in rooms:
-        room.fill_(EMPTY)
+    halves = [
+        torch.frombuffer(mmap.mmap(-1, 2 * SIZE * WORDS * WORD), dtype=torch.int64) for _ in range(SIZE)
+    ]
+    for half in halves:
+        half.fill_(EMPTY)
     fork = multiprocessing.get_context("fork")
-    given = (family, str(tmp_path / "store"), rooms)
+    given = (family, str(tmp_path / "store"), halves)
     ranks = [fork.Process(target=run_rank, args=(rank, *given), daemon=True) for rank in range(SIZE)]
     for process in ranks:
         process.start()
@@ -95,4 +97,4 @@ def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
     for process in ranks:
         process.kill()
     assert codes == [0] * SIZE
-    assert all(bool((room == EMPTY).all()) for room in rooms)
+    assert all(bool((half == EMPTY).all()) for half in halves)

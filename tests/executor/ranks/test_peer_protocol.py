@@ -1,4 +1,4 @@
-"""Why two rooms and no flag are enough: the protocol of the kernels as a model, whose writes arrive in any order.
+"""Why two halves and no flag are enough: the protocol of the kernels as a model, whose writes arrive in any order.
 
 Each program of each rank is a generator that a run advances one access at a time. What a program writes is under way
 until the run lets it arrive, at any time before the kernel of its rank ends; only writes of a rank to one place keep
@@ -24,10 +24,10 @@ Word = tuple[int, int, int]
 
 
 class Place(NamedTuple):
-    """In the memory of ``rank``: where ``sender``'s word ``word`` comes into one of the two rooms."""
+    """In the memory of ``rank``: where ``sender``'s word ``word`` comes into one of the two halves."""
 
     rank: int
-    room: int
+    half: int
     sender: int
     word: int
 
@@ -48,7 +48,7 @@ class Model:
         """Of each rank, what it has written; None empties."""
         self.sums = [(self.rng.randint(1, WORDS), self.rng.randint(1, PROGRAMS)) for _ in range(SUMS)]
         """Words and programs of each."""
-        self.turns = [[0] * PROGRAMS for _ in range(size)]
+        self.current = [[0] * PROGRAMS for _ in range(size)]
         self.ended = [0] * size
         """Kernels of each rank."""
 
@@ -69,23 +69,23 @@ class Model:
         words, programs = self.sums[number]
         own = range(program, words, programs)
         others = [other for other in range(self.size) if other != rank]
-        turn = self.turns[rank][program]
+        half = self.current[rank][program]
         if fault == "emptied a sum later" and number:
             for word in range(program, self.sums[number - 1][0], programs):
                 for other in others:
-                    write((Place(rank, 1 - turn, other, word), None))
+                    write((Place(rank, 1 - half, other, word), None))
         one_way = fault == "a broadcast goes one way" and number % 2 == 1
         for other in others:
             if one_way and rank != 0:
                 break
             for word in own:
                 if fault != "a word is empty" or (number, rank, word) != (5, 0, 0):
-                    write((Place(other, turn, rank, word), (number, rank, word)))
+                    write((Place(other, half, rank, word), (number, rank, word)))
                 yield False
         for other in others:
             if one_way and other != 0:
                 continue
-            places = [Place(rank, turn, other, word) for word in own]
+            places = [Place(rank, half, other, word) for word in own]
             if fault == "emptied before it is read":
                 self.under_way[rank] += [(place, None) for place in places]
             looked_at = places[:1] if fault == "one word is looked at" else places
@@ -97,13 +97,13 @@ class Model:
                 if fault not in ("never emptied", "emptied a sum later", "emptied before it is read"):
                     write((place, None))
                 yield False
-        if fault == "one rank keeps its turn" and (rank, number) == (1, 3):
+        if fault == "one rank keeps its half" and (rank, number) == (1, 3):
             return
         ending = [program]
-        if program == 0 and fault != "only programs that run end a turn":
+        if program == 0 and fault != "only programs that run take the other half":
             ending += range(programs, PROGRAMS)
         for each in ending:
-            self.turns[rank][each] = turn if fault == "one room" else 1 - turn
+            self.current[rank][each] = half if fault == "one half" else 1 - half
 
     def kernels(self, rank: int) -> Iterator[bool]:
         """All sums of one rank: the programs of one run in any order, and no kernel begins before the last one has
@@ -162,15 +162,15 @@ def test_every_rank_sums_what_belongs_together_and_leaves_nothing(size: int) -> 
 @pytest.mark.parametrize(
     "fault",
     [
-        "one room",
+        "one half",
         "never emptied",
         "emptied a sum later",
         "emptied before it is read",
         "one word is looked at",
         "a word is empty",
         "the next kernel comes too early",
-        "one rank keeps its turn",
-        "only programs that run end a turn",
+        "one rank keeps its half",
+        "only programs that run take the other half",
         "a broadcast goes one way",
     ],
 )

@@ -81,7 +81,7 @@ def _extend_kernel(
     let_kernel_after_begin()
     block, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = block * TOKENS + tl.arange(0, TOKENS)
-    there = token < tokens
+    valid = token < tokens
     place = token.to(tl.int64)[:, None]
     row = states + place * state_stride
     target = out + place * (K + TAIL)
@@ -91,8 +91,8 @@ def _extend_kernel(
         end = tl.minimum(first + STEPS * COLUMNS, K)
         for start in range(first, end, COPIED):
             column = start + tl.arange(0, COPIED)[None, :]
-            here = there[:, None] & (column < end)
-            tl.store(target + column, tl.load(row + column, mask=here, other=0.0), mask=here)
+            copied = valid[:, None] & (column < end)
+            tl.store(target + column, tl.load(row + column, mask=copied, other=0.0), mask=copied)
     else:
         output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
         known = (output < COUNT * RANKS)[:, None]
@@ -101,17 +101,17 @@ def _extend_kernel(
         # Weights may be read sooner: of an adapter that is being loaded, what it makes is for no token here.
         a = tl.load(weights + column, mask=known & (column < K), other=0.0)
         wait_for_kernel_before()
-        adapter = tl.load(ids + token, mask=there, other=0) - 1
-        x = tl.load(row + column, mask=there[:, None] & (column < K), other=0.0)
+        adapter = tl.load(ids + token, mask=valid, other=0) - 1
+        x = tl.load(row + column, mask=valid[:, None] & (column < K), other=0.0)
         mine = adapter[:, None] == (output // RANKS)[None, :]
         tail = target + K + output[None, :]
-        inside = there[:, None] & (output < TAIL)[None, :]
+        inside = valid[:, None] & (output < TAIL)[None, :]
         of_tile = (adapter >= tile * OUTPUTS // RANKS) & (adapter <= (tile * OUTPUTS + OUTPUTS - 1) // RANKS)
         if tl.max(of_tile.to(tl.int32), 0) != 0:
             total = tl.dot(x, tl.trans(a), input_precision="ieee")
             for step in range(1, STEPS):
                 column = first + step * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-                x = tl.load(row + column, mask=there[:, None] & (column < K), other=0.0)
+                x = tl.load(row + column, mask=valid[:, None] & (column < K), other=0.0)
                 a = tl.load(weights + column, mask=known & (column < K), other=0.0)
                 total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
             if SPLITS > 1:

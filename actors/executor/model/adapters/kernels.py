@@ -135,18 +135,18 @@ def _expand_kernel(
         total = tl.zeros((TOKENS, OUTPUTS), tl.float32)
         for first in tl.static_range(0, RANK, TILE):  # type: ignore[misc]
             rank = first + tl.arange(0, TILE)
-            there = mine[:, None] & (rank < RANK)[None, :]
+            known = mine[:, None] & (rank < RANK)[None, :]
             source = sums + token.to(tl.int64)[:, None] * (PARTS * RANK) + part * RANK + rank[None, :]
             small = tl.zeros((TOKENS, TILE), tl.float32)
             for split in tl.static_range(SPLITS):  # type: ignore[misc]
-                small += tl.load(source + split * tokens.to(tl.int64) * (PARTS * RANK), mask=there, other=0.0)
+                small += tl.load(source + split * tokens.to(tl.int64) * (PARTS * RANK), mask=known, other=0.0)
             weights = up + (adapter.to(tl.int64) * N + place)[:, None] * RANK + rank[None, :]
             b = tl.load(weights, mask=inside[:, None] & (rank < RANK)[None, :], other=0.0)
             total = tl.dot(small.to(b.dtype), tl.trans(b), total, input_precision="ieee")
         target = output + token.to(tl.int64)[:, None] * N + place[None, :]
-        there = mine[:, None] & inside[None, :]
-        before = tl.load(target, mask=there, other=0.0)
-        tl.store(target, (before.to(tl.float32) + total).to(before.dtype), mask=there)
+        known = mine[:, None] & inside[None, :]
+        before = tl.load(target, mask=known, other=0.0)
+        tl.store(target, (before.to(tl.float32) + total).to(before.dtype), mask=known)
 
 
 class TritonProducts:

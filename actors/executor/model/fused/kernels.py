@@ -75,8 +75,8 @@ def _rotate_kernel(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
-    here = head < ALL_HEADS
-    both = here & (pair < ROTATED)
+    valid = head < ALL_HEADS
+    both = valid & (pair < ROTATED)
     pointer = states + token * token_stride + head * D
     first = tl.load(pointer + pair, mask=both, other=0.0)
     dtype = first.dtype
@@ -87,7 +87,7 @@ def _rotate_kernel(
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         if REST > 0:
             dim = 2 * ROTATED + tl.arange(0, REST)[None, :]
-            left = here & (dim < D)
+            left = valid & (dim < D)
             rest = tl.load(pointer + dim, mask=left, other=0.0).to(tl.float32)
             square += tl.sum(rest * rest, 1)
             weight = tl.where(

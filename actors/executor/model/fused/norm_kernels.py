@@ -8,19 +8,19 @@ from __future__ import annotations
 import triton.language as tl
 
 from ...devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
-from ...ranks.kernels import end_turn, send_to_all, total_of_all, turn_of, words_of
+from ...ranks.kernels import take_other_half, send_to_all, total_of_all, half_of, words_of
 
 
 @jit
 def _normalised(states, weight, epsilon, offset, N: tl.constexpr):
-    """``states`` float32, zero where masked, of which ``N`` are there."""
+    """``states`` float32, of which ``N`` count and the rest are zero."""
     factor = tl.rsqrt(tl.sum(states * states, 0) / N + epsilon)
     return states * factor * (weight.to(tl.float32) + offset)
 
 
 @jit
 def _load_row(pointer, THERE: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
-    """A row, if it is there."""
+    """A row, if the kernel has one."""
     place = tl.arange(0, PAD)
     if THERE:
         return tl.load(pointer + place, mask=place < N, other=0.0)
@@ -119,12 +119,12 @@ def sum_add_norm_kernel(
     before_epsilon,
     before_offset,
     rows,
-    rooms,
+    halves,
     peers,
-    turns,
+    current,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    ROOM: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     AFTER: tl.constexpr,
     BEFORE: tl.constexpr,
@@ -138,17 +138,17 @@ def sum_add_norm_kernel(
     before_weight = _load_row(before, BEFORE, N, PAD)
     wait_for_kernel_before()
     dtype: tl.constexpr = update.dtype.element_ty
-    turn = turn_of(turns)
+    half = half_of(current)
     word = tl.arange(0, PAD // LANES)
-    here = word < N // LANES
+    valid = word < N // LANES
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = row * (N // LANES) + word
-        send_to_all(words_of(update, at, here), peers, turn, at, here, RANK, SIZE, ROOM)
+        send_to_all(words_of(update, at, valid), peers, half, at, valid, RANK, SIZE, MOST_WORDS)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = row * (N // LANES) + word
         states = _load_row(residual + row * N, True, N, PAD)
-        own = words_of(update, at, here)
-        total = total_of_all(own, rooms, turn, at, here, RANK, SIZE, ROOM, LANES, dtype)
+        own = words_of(update, at, valid)
+        total = total_of_all(own, halves, half, at, valid, RANK, SIZE, MOST_WORDS, LANES, dtype)
         _add_norm_row(
             states,
             tl.reshape(total.to(dtype), (PAD,)),
@@ -167,7 +167,7 @@ def sum_add_norm_kernel(
             N,
             PAD,
         )
-    end_turn(turns, turn, PROGRAMS)
+    take_other_half(current, half, PROGRAMS)
 
 
 @jit

@@ -43,13 +43,13 @@ def _sum_of_part(
     total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
     for start in range(begin, end, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
-        here = output[:, None] < N
-        there = row[None, :] < rows
+        in_weight = output[:, None] < N
+        in_states = row[None, :] < rows
         if not EVEN:
-            here = here & (column < K)[None, :]
-            there = there & (column < K)[:, None]
-        numbers = tl.load(weight + output[:, None] * K + column[None, :], mask=here, other=0.0)
-        state = tl.load(states + row[None, :] * K + column[:, None], mask=there, other=0.0)
+            in_weight = in_weight & (column < K)[None, :]
+            in_states = in_states & (column < K)[:, None]
+        numbers = tl.load(weight + output[:, None] * K + column[None, :], mask=in_weight, other=0.0)
+        state = tl.load(states + row[None, :] * K + column[:, None], mask=in_states, other=0.0)
         total = tl.dot(numbers, state, total, input_precision="ieee")
     return total
 
@@ -126,8 +126,8 @@ def product_kernel(
         if bias is not None:
             total += tl.load(bias + output, mask=output < N, other=0.0).to(tl.float32)[:, None]
         target = out + row[None, :] * N + output[:, None]
-        here = (output < N)[:, None] & (row < rows)[None, :]
-        tl.store(target, total.to(out.dtype.element_ty), mask=here)
+        mask = (output < N)[:, None] & (row < rows)[None, :]
+        tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
 class Tile(NamedTuple):

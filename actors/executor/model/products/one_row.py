@@ -29,10 +29,10 @@ ENOUGH_PROGRAMS = 1056
 
 @jit
 def _weights(weight, output, column, N, K, EVEN: tl.constexpr):
-    here = (output < N)[:, None]
+    inside = (output < N)[:, None]
     if not EVEN:
-        here = here & (column < K)[None, :]
-    return tl.load(weight + output[:, None] * K + column[None, :], mask=here, other=0.0)
+        inside = inside & (column < K)[None, :]
+    return tl.load(weight + output[:, None] * K + column[None, :], mask=inside, other=0.0)
 
 
 @jit

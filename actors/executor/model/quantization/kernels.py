@@ -67,21 +67,21 @@ def _one_row_kernel(
 ):
     """Each program has ``BLOCK_N`` outputs."""
     output = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    here = output < N
+    valid = output < N
     column = tl.arange(0, BLOCK_K)
     tile = weight + output[:, None] * K + column[None, :]
     # Nothing writes weights: the first are on their way while the kernel before this one ends.
-    stored = tl.load(tile, mask=here[:, None] & (column < K)[None, :], other=0)
+    stored = tl.load(tile, mask=valid[:, None] & (column < K)[None, :], other=0)
     follow()
     sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for start in range(0, K, BLOCK_K):
         after = start + BLOCK_K + column < K
-        following = tl.load(tile + start + BLOCK_K, mask=here[:, None] & after[None, :], other=0)
+        following = tl.load(tile + start + BLOCK_K, mask=valid[:, None] & after[None, :], other=0)
         state = tl.load(states + start + column, mask=start + column < K, other=0.0).to(tl.float32)
         if COLUMNS_PER_SCALE < K:
             place = output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE)
             group = (start + column) // COLUMNS_PER_SCALE
-            known = here[:, None] & (start + column < K)[None, :]
+            known = valid[:, None] & (start + column < K)[None, :]
             state = tl.load(scales + place[:, None] + group[None, :], mask=known, other=0.0) * state[None, :]
         else:
             state = state[None, :]
@@ -90,10 +90,10 @@ def _one_row_kernel(
     total = tl.sum(sums, 1)
     total *= _shift(FLOAT8)
     if COLUMNS_PER_SCALE >= K:
-        total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)
+        total *= tl.load(scales + output // ROWS_PER_SCALE, mask=valid, other=0.0)
     if bias is not None:
-        total += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + output, total.to(out.dtype.element_ty), mask=here)
+        total += tl.load(bias + output, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out + output, total.to(out.dtype.element_ty), mask=valid)
 
 
 @jit(do_not_specialize=["rows"])
@@ -126,7 +126,7 @@ def _few_rows_kernel(
     follow()
     tile, share = tl.program_id(0), tl.program_id(1)
     output = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    here = output < N
+    valid = output < N
     both = tl.arange(0, 2 * ROWS)
     known_row = both % ROWS < rows
     state_row = parts + (both // ROWS * rows + both % ROWS)[None, :] * K
@@ -139,14 +139,14 @@ def _few_rows_kernel(
         column = step * STEP + tl.arange(0, BLOCK_K)
         known = column < min(K, (step + 1) * STEP)
         stored = tl.load(
-            weight + output[:, None] * K + column[None, :], mask=here[:, None] & known[None, :], other=0.0
+            weight + output[:, None] * K + column[None, :], mask=valid[:, None] & known[None, :], other=0.0
         )
         state = tl.load(state_row + column[:, None], mask=known_row[None, :] & known[:, None], other=0.0)
         if COLUMNS_PER_SCALE < K:
             place = (
                 output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + step * STEP // COLUMNS_PER_SCALE
             )
-            scale = tl.load(scales + place, mask=here, other=0.0)
+            scale = tl.load(scales + place, mask=valid, other=0.0)
             sums += tl.dot(stored, state, out_dtype=SUM).to(tl.float32) * scale[:, None]
         else:
             sums = tl.dot(stored, state, sums, max_num_imprecise_acc=EXACT, out_dtype=SUM)
@@ -172,11 +172,11 @@ def _few_rows_kernel(
     if last:
         total *= tl.load(row_scales + row, mask=row < rows, other=0.0)[None, :]
         if COLUMNS_PER_SCALE >= K:
-            total *= tl.load(scales + output // ROWS_PER_SCALE, mask=here, other=0.0)[:, None]
+            total *= tl.load(scales + output // ROWS_PER_SCALE, mask=valid, other=0.0)[:, None]
         if bias is not None:
-            total += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)[:, None]
+            total += tl.load(bias + output, mask=valid, other=0.0).to(tl.float32)[:, None]
         target = out + row[None, :].to(tl.int64) * N + output[:, None]
-        tl.store(target, total.to(out.dtype.element_ty), mask=here[:, None] & (row < rows)[None, :])
+        tl.store(target, total.to(out.dtype.element_ty), mask=valid[:, None] & (row < rows)[None, :])
 
 
 @jit
