@@ -6,12 +6,13 @@ small tensors, where it is the way between GPUs that takes the time, that is one
 place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent
 behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are written and read as one.
 
-The memory has two *halves*, which kernels take alternately; each has a place for every word of every rank. **One wait a
-kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was read there and
-its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when kernel N has
-ended, and with it all that this has written. Whoever sends for N + 2 has ended its kernel N + 1, for which it needed
-these: so every rank sends to every other one in each kernel, also where only rank 0 has something to say. With one half
-that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not have read its own.
+The memory has two *halves*, which kernels take alternately; each has a place for every word of every rank. **One wait
+a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was read
+there and its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when
+kernel N has ended, and with it all that this has written. Whoever sends for N + 2 has ended its kernel N + 1, for
+which it needed these: so every rank sends to every other one in each kernel, also where only rank 0 has something to
+say. With one half that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not
+have read its own.
 
 Nobody waits for ever while all ranks live: a program waits only for what the same program of the other ranks sends
 before it waits itself, and all programs of a kernel run at the same time. Which half it is is kept on the device, and

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from ...devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
-from ...ranks.kernels import take_other_half, send_to_all, total_of_all, half_of, words_of
+from ...ranks.kernels import half_of, send_to_all, take_other_half, total_of_all, words_of
 
 
 @jit
@@ -19,10 +19,10 @@ def _normalised(states, weight, epsilon, offset, N: tl.constexpr):
 
 
 @jit
-def _load_row(pointer, THERE: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
+def _load_row(pointer, WANTED: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
     """A row, if the kernel has one."""
     place = tl.arange(0, PAD)
-    if THERE:
+    if WANTED:
         return tl.load(pointer + place, mask=place < N, other=0.0)
     else:
         return tl.zeros((PAD,), tl.float32)
