@@ -121,7 +121,11 @@ def left_out(items: list[pytest.Item]) -> set[pytest.Item]:
 
 def values_of(item: pytest.Function) -> dict[str, Hashable]:
     """The parameters of a case."""
-    return {name: str(value) for name, value in item.callspec.params.items()}
+    return (
+        {name: str(value) for name, value in item.callspec.params.items()}
+        if hasattr(item, "callspec")
+        else {}
+    )
 
 
 def pytest_collection_finish() -> None:

@@ -54,6 +54,9 @@ def test_long(): pass
 @pytest.mark.parametrize("b", range(3))
 def test_product(a, b): pass
 
+@pytest.mark.covering(1)
+def test_of_one_case(): pass
+
 @pytest.mark.parametrize("a", few_of("xyz", "y"))
 def test_few(a): pass
 
@@ -94,5 +97,5 @@ def test_each_test_is_in_the_short_form_or_in_the_rest_and_in_both_if_it_starts_
     assert short | rest == collected(tmp_path)
     assert short == {
         *("test_product[0-0]", "test_product[1-1]", "test_product[2-2]"),
-        *("test_few[y]", "test_in_another_process"),
+        *("test_of_one_case", "test_few[y]", "test_in_another_process"),
     }
