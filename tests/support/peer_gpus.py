@@ -162,7 +162,7 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
 
 
 def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
-    """With rooms for larger sums than are summed so by default."""
+    """With memory for larger sums than are summed so by default."""
     larger = RankGroup(group.rank, group.size, group.backend)
     larger.small = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
     assert isinstance(larger.small, PeerExchange)

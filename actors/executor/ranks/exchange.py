@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....protocol.errors import SlipstreamError
 from ....runtime.log import logger
+from ..attention.ahead import compile_ahead
 from .group import RankGroup
 from .words import EMPTY, WORD
 
@@ -98,6 +99,17 @@ class PeerExchange:
         if sent is not tensor:
             tensor.copy_(sent)
 
+    def compile(self) -> None:
+        """Its kernels, in the dtype that most models have; none runs."""
+        part = torch.zeros(1, WORD, dtype=torch.bfloat16, device=self.halves.device)
+
+        def work() -> None:
+            self.sum(part)
+            self.gather(part, WORD)
+            self.broadcast(torch.zeros(1, dtype=torch.int32, device=part.device))
+
+        compile_ahead(part.device, work)
+
 
 def aligned(tensor: Tensor) -> Tensor:
     """The same numbers in one piece that begins where words can: ``tensor`` itself, if it is so."""
@@ -133,7 +145,7 @@ def exchange_of(
     """What small tensors of ``group`` go over; None where not every rank reaches all others, as a line in the log says.
 
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
-    way is there on which nothing arrives.
+    way is there on which nothing arrives. No kernel is left that one rank could fail to compile when others wait in it.
     """
     shape, rank = shape_of_halves(group.size, most_bytes), group.rank
     memory: Memory
@@ -157,6 +169,11 @@ def exchange_of(
             raise OutOfReach(f"what rank {missing[0]} writes does not arrive")
         first.fill_(EMPTY)
 
+    def compiled() -> PeerExchange:
+        exchange = PeerExchange(rank, halves, addresses)
+        exchange.compile()
+        return exchange
+
     def addresses_of(handles: list[bytes]) -> list[int]:
         own = halves.data_ptr()
         return [own if other == rank else memory.open(handle) for other, handle in enumerate(handles)]
@@ -167,9 +184,9 @@ def exchange_of(
         addresses = together(group, device, lambda: addresses_of(handles))
         together(group, device, lambda: write(addresses))
         together(group, device, look)
+        return together(group, device, compiled)
     except OutOfReach:
         return None
-    return PeerExchange(rank, halves, addresses)
 
 
 def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T:
@@ -183,7 +200,7 @@ def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T
     first = group.least(group.size if failure is None else group.rank, device)
     if first == group.rank:
         logger.warning(
-            "small tensors go through NCCL, which takes longer: rank %d does not reach the memory of all GPUs: %s",
+            "small tensors go through NCCL, which takes longer: rank %d cannot send them to the memory of all GPUs: %s",
             group.rank,
             str(failure) or repr(failure),
         )

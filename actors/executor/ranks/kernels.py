@@ -1,10 +1,10 @@
 """What the ranks do together with small tensors, in Triton kernels over memory that they reach on each other's GPUs.
 
 Every rank writes its numbers to all others and waits for theirs in its own memory. Then it has those of all, and adds
-them up in the order of ranks, so that all have the same bits; or puts them side by side; or takes those of rank 0. For
-small tensors, where it is the way between GPUs that takes the time, that is one way. **What arrives says so itself**: a
-place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent
-behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are written and read as one.
+them up in the order of ranks, so that all have the same bits; or puts them side by side. For small tensors, where it is
+the way between GPUs that takes the time, that is one way. **What arrives says so itself**: a place where nothing has
+come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent behind the numbers nor a
+fence between the two. A place is a *word*, 8 bytes that are written and read as one.
 
 The memory has two *halves*, which kernels take alternately; each has a place for every word of every rank. **One wait
 a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was read
@@ -250,6 +250,15 @@ def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[
     )
 
 
+@jit
+def _of_rank_0(numbers, place, mask, RANK: tl.constexpr):
+    """The numbers as words, and zeros on the other ranks."""
+    if RANK == 0:
+        return tl.load(numbers + place, mask=mask, other=0).to(tl.int64)
+    else:
+        return tl.zeros(place.shape, tl.int64)
+
+
 @jit(do_not_specialize=["count"])
 def _broadcast_kernel(
     numbers,  # int32 [count]
@@ -263,7 +272,8 @@ def _broadcast_kernel(
     PROGRAMS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Put what rank 0 has into the numbers of all. Each is a word by itself, which is never empty."""
+    """Put what rank 0 has into the numbers of all: the sum, to which the others add zeros. Each is a word by itself,
+    which is never empty."""
     follow()
     half = half_of(current)
     stride = TILE * tl.num_programs(0)
@@ -272,16 +282,15 @@ def _broadcast_kernel(
     for number in range(rounds):
         place = number * stride + first
         mask = place < count
-        own = tl.load(numbers + place, mask=mask, other=0).to(tl.int64)
-        send_to_all(own, peers, half, place, mask, RANK, SIZE, MOST_WORDS)
+        send_to_all(_of_rank_0(numbers, place, mask, RANK), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < count
+        total = _of_rank_0(numbers, place, mask, RANK)
         for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
             if rank != RANK:
-                arrived = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
-                if rank == 0:
-                    tl.store(numbers + place, arrived.to(tl.int32), mask=mask)
+                total += _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
+        tl.store(numbers + place, total.to(tl.int32), mask=mask)
     take_other_half(current, half, PROGRAMS)
 
 

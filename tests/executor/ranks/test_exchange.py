@@ -422,12 +422,30 @@ def test_ranks_that_reach_each_other_know_where(size: int) -> None:
         assert one.halves.shape == shape_of_halves(size, MOST_BYTES)
 
 
+def test_ranks_of_which_one_cannot_compile_the_kernels_stay_with_nccl(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others would wait in theirs for ever."""
+
+    def fails(exchange: PeerExchange) -> None:
+        if exchange.rank == 1:
+            raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(PeerExchange, "compile", fails)
+    SharedMemory.all.clear()
+    with caplog.at_level(logging.WARNING, "slipstream"):
+        found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MOST_BYTES), groups(3))
+    assert found == [None] * 3
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.endswith("rank 1 cannot send them to the memory of all GPUs: PassManager::run failed")
+
+
 @pytest.mark.parametrize(
     ("memory_of", "reason"),
     [
-        (no_driver, "rank 1 does not reach the memory of all GPUs: libcuda.so.1"),
-        (no_words, "rank 1 does not reach the memory of all GPUs: OutOfMemoryError"),
-        (Refused, "rank 1 does not .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
+        (no_driver, "rank 1 cannot send them to the memory of all GPUs: libcuda.so.1"),
+        (no_words, "rank 1 cannot send them to the memory of all GPUs: OutOfMemoryError"),
+        (Refused, "rank 1 cannot .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
         (Unreached, "what rank 1 writes does not arrive"),
     ],
 )
