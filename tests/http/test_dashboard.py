@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from chromium import CHROMIUM, Page
+from covering import few_of
 
 from slipstream import SamplingParams, Sidecar
 
@@ -166,7 +167,7 @@ def test_with_an_api_key_the_page_asks_for_it_and_nothing_is_told_without_it() -
 
 
 @browser
-@pytest.mark.parametrize("width", [360, 800, 1600])
+@pytest.mark.parametrize("width", few_of([360, 800, 1600], 360))
 def test_the_page_fits_any_width(service: Sidecar, width: int) -> None:
     with Page(f"{service.ready['http']}/dashboard", width=width) as page:
         page.until("document.querySelectorAll('#actors tbody tr').length === 6")

@@ -138,6 +138,7 @@ def test_a_client_tells_of_an_error(command: list[str], sidecar: Sidecar) -> Non
     assert done.stdout == ""
 
 
+@pytest.mark.rest
 def test_every_client_goes_on_after_the_gateway_was_killed(sidecar: Sidecar, tmp_path: Path) -> None:
     """All of them at once, in the middle of their answers; none loses, repeats or changes a token."""
     commands = [command_of(name, tmp_path) for name in SOURCES if lacking(name) is None]

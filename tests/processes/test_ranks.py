@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from covering import few_of
 from processes import Background, Planted, until
 from slipstream.protocol.client.perfetto import write
 from slipstream.protocol.client.timeline import LANES, in_lane
@@ -82,7 +83,7 @@ def test_the_steps_of_every_rank_are_on_the_timeline(three: Sidecar, tmp_path: P
         assert {(three.pids[rank], "turns"), (three.pids[rank], "compute stream")} <= threads
 
 
-@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("rank", few_of(RANKS, "executor", "executor.1"))
 def test_a_rank_that_is_killed_takes_all_with_it_and_no_token_is_lost(three: Sidecar, rank: str) -> None:
     whole(three)
     with three.client() as client:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from covering import few_of
 from processes import NEAR, Background, Raw, alive, serve, until
 from slipstream.runtime.process.priority import NICENESS, SLICE_NS
 
@@ -476,6 +477,7 @@ def test_sigterm_lets_every_stream_finish_takes_nothing_new_and_ends_with_code_0
     assert alive(pids) == []
 
 
+@pytest.mark.rest
 def test_a_second_sigterm_ends_the_drain() -> None:
     sidecar = Sidecar(device="emulated", emulated_step_ms=50.0)
     pids = [sidecar.pid, *sidecar.pids.values()]
@@ -581,7 +583,7 @@ def test_a_client_can_ask_how_each_actor_is(mortal: Sidecar) -> None:
         assert state.mailbox_depth < 10
 
 
-@pytest.mark.parametrize("actor", ACTORS)
+@pytest.mark.parametrize("actor", few_of(ACTORS, "executor"))
 def test_an_actor_that_is_killed_comes_again_and_a_stream_goes_on_with_the_same_tokens(
     mortal: Sidecar, actor: str
 ) -> None:
@@ -650,7 +652,7 @@ def test_the_ready_line_says_where_the_service_is_and_stop_leaves_no_file_behind
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "gateway killed"])
+@pytest.mark.parametrize("killed", few_of([False, True], False), ids=["stopped", "gateway killed"])
 def test_an_endpoint_of_the_users_own_leaves_no_file_behind(killed: bool, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with Sidecar(device="emulated", endpoint=f"ipc://{path}") as sidecar:

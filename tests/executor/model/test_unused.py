@@ -49,6 +49,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.rest
 def test_a_model_is_loaded_and_ranks_meet_without_what_no_executor_uses(found: list[Any]) -> None:
     modules = set(found[0])
     assert "transformers.modeling_utils" in modules
