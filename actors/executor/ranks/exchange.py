@@ -101,11 +101,11 @@ class PeerExchange:
 
     def compile(self) -> None:
         """Its kernels, in the dtype that most models have; none runs."""
-        part = torch.zeros(1, WORD, dtype=torch.bfloat16, device=self.halves.device)
+        part = torch.zeros(1, 16 * WORD, dtype=torch.bfloat16, device=self.halves.device)
 
         def work() -> None:
             self.sum(part)
-            self.gather(part, WORD)
+            self.gather(part, 16 * WORD)
             self.broadcast(torch.zeros(1, dtype=torch.int32, device=part.device))
 
         compile_ahead(part.device, work)
