@@ -179,10 +179,11 @@ def memory_of(device: torch.device) -> int:
 def parts_of(outputs: int, columns: int) -> tuple[int, int]:
     """Into how many parts the columns of a weight are cut, and how many columns each has.
 
-    As many as give each multiprocessor about one program where rows are few. More cost more to add than they save.
+    As many as give each multiprocessor one program at most where rows are few: those that come too late, as they find
+    none free, take as long again. More cost more to add than they save.
     """
     units = triton.cdiv(columns, UNIT)
-    wanted = round(MULTIPROCESSORS / triton.cdiv(outputs, FEW_OUTPUTS))
+    wanted = MULTIPROCESSORS // triton.cdiv(outputs, FEW_OUTPUTS)
     part = triton.cdiv(units, max(1, min(MOST_PARTS, units, wanted))) * UNIT
     return triton.cdiv(columns, part), part
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 
-MOST_COLUMNS = 4096
-"""That a program reads at once."""
+MOST_COLUMNS = 2048
+"""That a program reads at once. Of 34 tiles the one with two outputs of as many columns was the best over the weights
+of 8B and 70B, whole and halved by two ranks: 1.5 % faster than with twice as many of either, and at most 13 % behind
+the best of one weight."""
 
 NUMBERS = 16384
-"""Of the weight, that a program reads at once at most."""
+"""Of a weight with fewer columns, that a program reads at once at most."""
 
 WARPS = 8
 
@@ -71,8 +73,10 @@ def one_row_kernel(
 
 def tile_of(outputs: int, columns: int) -> tuple[int, int]:
     """Outputs and columns that a program reads at once."""
-    width = min(MOST_COLUMNS, triton.next_power_of_2(columns))
-    height = max(2, NUMBERS // width)
+    if columns > MOST_COLUMNS:
+        return 2, MOST_COLUMNS
+    width = triton.next_power_of_2(columns)
+    height = NUMBERS // width
     while height > 2 and triton.cdiv(outputs, height) < ENOUGH_PROGRAMS:
         height //= 2
     return height, width
