@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -43,10 +44,15 @@ def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
     def compiled_alone(kernel: Any, grid: Any) -> Callable[..., Any]:
         return lambda *given, **named: kernel.warmup(*given, grid=grid, **named)
 
-    threads = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1))
-    with threads, triton.AsyncCompileMode(threads), Zeroed():  # the end of the second waits for all kernels
-        kernels.__getitem__ = compiled_alone  # ``kernel[grid]``, by which every launch begins
-        try:
-            work()
-        finally:
-            del kernels.__getitem__
+    def all_at_once() -> None:
+        threads = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1))
+        # The end of the second waits for all kernels.
+        with threads, triton.AsyncCompileMode(threads), Zeroed():
+            kernels.__getitem__ = compiled_alone  # ``kernel[grid]``, by which every launch begins
+            try:
+                work()
+            finally:
+                del kernels.__getitem__
+
+    # In a context of its own: Triton 3.6 leaves the mode on where a kernel did not compile, and could begin no other.
+    copy_context().run(all_at_once)

@@ -141,6 +141,21 @@ def test_an_error_of_the_work_ends_it(compiled: list[str]) -> None:
     assert "__getitem__" not in vars(triton.JITFunction)
 
 
+def test_after_a_kernel_that_does_not_compile_others_do(compiled: list[str]) -> None:
+    import triton
+
+    def fail(*given: Any) -> None:
+        """As Triton 3.6, which leaves its mode on."""
+        raise RuntimeError("PassManager::run failed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.AsyncCompileMode, "__exit__", fail)
+        with pytest.raises(RuntimeError, match="PassManager"):
+            compile_ahead(GPU, lambda: None)
+    compile_ahead(GPU, work)
+    assert sorted(compiled) == ["_gate_kernel", "norm_kernel"]
+
+
 def test_what_a_kernel_would_have_written_is_an_index_that_is_there(compiled: list[str]) -> None:
     """It is not launched, and torch goes on with what it leaves: an index out of bounds would end the GPU's context."""
     size = 1 << 12
