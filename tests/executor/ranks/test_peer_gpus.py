@@ -17,7 +17,7 @@ import pytest
 import torch
 
 SUPPORT = Path(__file__).parents[2] / "support"
-PATIENCE_S = 240.0
+PATIENCE_S = 90.0
 
 SIZES = [size for size in (2, 4, 8) if size <= max(2, torch.cuda.device_count())]
 
