@@ -1,7 +1,7 @@
 """What a request took, told to those who gather traces of many programs: spans of OpenTelemetry, over OTLP.
 
 An actor says when a request is over what there is to tell (``HostService.TRACES``); its host sends it, in a thread of
-OpenTelemetry's own, and never waits for whoever gathers.
+OpenTelemetry's own, and never waits for the collector.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9
 """The trace that a request is part of, as W3C's Trace Context has it."""
 
 CLOSE_S = 1.0
-"""How long the end of a service waits for whoever gathers its last spans."""
+"""How long the end of a service waits for the collector to take its last spans."""
 
 Attributes = dict[str, str | int | float | list[str]]
 
@@ -39,7 +39,7 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TraceExporter:
-    """Sends spans to whoever gathers them; what cannot be sent is dropped, and the log says so."""
+    """Sends spans to the collector; what cannot be sent is dropped, and the log says so."""
 
     def __init__(self, endpoint: str) -> None:
         """``endpoint`` takes OTLP over HTTP, ``http://127.0.0.1:4318/v1/traces`` for example."""

@@ -17,7 +17,7 @@ ENDS = ("stop", "length", "abort")
 
 
 @dataclass(slots=True)
-class News:
+class Delivery:
     """What one step brought."""
 
     deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
@@ -34,16 +34,16 @@ class News:
     """How many answers ended for which reason."""
 
 
-def take_in(ledger: Ledger, message: Texts) -> News:
+def take_in(ledger: Ledger, message: Texts) -> Delivery:
     """Note what is new, and say what each client is to be sent."""
-    news = News()
+    delivery = Delivery()
     take_opened(ledger, message.opened)
     for prompt in message.prompts:
         take_prompt(ledger, prompt)
-    deltas = take_tokens(ledger, message, news)
+    deltas = take_tokens(ledger, message, delivery)
     for finished, tail in zip(message.finished, message.tails, strict=True):
-        take_end(ledger, finished, tail, deltas, news)
-    return news
+        take_end(ledger, finished, tail, deltas, delivery)
+    return delivery
 
 
 def by_request(ledger: Ledger, message: Texts) -> Iterator[tuple[bytes, Texts]]:
@@ -118,7 +118,7 @@ def take_prompt(ledger: Ledger, prompt: PromptLogprobs) -> None:
         request.prompt_logprobs = [None, *(rows.read(row, columns) for row in range(count))]
 
 
-def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
+def take_tokens(ledger: Ledger, message: Texts, delivery: Delivery) -> dict[int, Delta]:
     """Returns the deltas by the number of their answer."""
     answers, cancelled = ledger.answers, ledger.cancelled
     deltas: dict[int, Delta] = {}
@@ -129,17 +129,17 @@ def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
         answer = answers.get(number)
         if answer is None:
             if number not in cancelled and number not in ledger.unknown:
-                news.unknown.add(number)
+                delivery.unknown.add(number)
             continue
         if not answer.opened or answer.finished:
             continue
         answer.delivered.append(token)
         delta = deltas.get(number)
         if delta is None:
-            delta = deltas[number] = begin(answer, [token], text, news)
+            delta = deltas[number] = begin(answer, [token], text, delivery)
             if len(answer.delivered) == 1:
                 ledger.mark("first token", number)
-                news.begun.append(answer)
+                delivery.begun.append(answer)
         else:
             delta.token_ids.append(token)
             delta.text += text
@@ -148,41 +148,43 @@ def take_tokens(ledger: Ledger, message: Texts, news: News) -> dict[int, Delta]:
     return deltas
 
 
-def take_end(ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, Delta], news: News) -> None:
+def take_end(
+    ledger: Ledger, finished: Finished, tail: str, deltas: dict[int, Delta], delivery: Delivery
+) -> None:
     answer = ledger.answers.get(finished.request)
     if answer is None or answer.finished:
         ledger.cancelled.discard(finished.request)
         ledger.unknown.discard(finished.request)
-        news.unknown.discard(finished.request)
+        delivery.unknown.discard(finished.request)
         return
     request = answer.request
     if finished.reason not in ENDS:
-        news.failed.append((answer, finished))
+        delivery.failed.append((answer, finished))
         return
     if not answer.opened:
         return
     if len(request.answers) > 1:
         deltas.pop(answer.number, None)  # its end comes after what the step brings to the others
-    delta = deltas.get(answer.number) or begin(answer, [], "", news)
+    delta = deltas.get(answer.number) or begin(answer, [], "", delivery)
     delta.text += tail
     delta.finish_reason, delta.stop_reason = finished.reason, finished.stop_reason
     answer.finished, answer.reason = True, finished.reason
-    news.reasons[finished.reason] += 1
+    delivery.reasons[finished.reason] += 1
     if request.unfinished:
         return
     delta.usage = request.usage
     if request.return_prompt_ids and not request.tokenized:
-        news.deltas[request.connection].remove(delta)
+        delivery.deltas[request.connection].remove(delta)
         request.last = delta
         return
-    news.finished.append(request)
+    delivery.finished.append(request)
     ledger.forget(request)
 
 
-def begin(answer: Answer, token_ids: list[int], text: str, news: News) -> Delta:
+def begin(answer: Answer, token_ids: list[int], text: str, delivery: Delivery) -> Delta:
     request = answer.request
     delta = Delta(id=request.id, text=text, token_ids=token_ids, index=answer.index)
-    news.deltas[request.connection].append(delta)
+    delivery.deltas[request.connection].append(delta)
     if request.prompt_ids:
         delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
         request.prompt_ids = b""

@@ -219,7 +219,7 @@ class Gateway(PublicActor):
             self.advance_probation()
 
     def tell(self, request: Request) -> None:
-        """What a request took, for whoever gathers traces."""
+        """What a request took, for the collector of traces."""
         self.send(HostService.TRACES, trace_of(request, self.model, self.now))
 
     def cancel(self, requests: list[Request]) -> None:
@@ -284,14 +284,14 @@ class Gateway(PublicActor):
         """One step's texts: into the ledger, and to each client all that is its own in one message."""
         if message.counters:
             self.scheduler_counters.take(message.counters)
-        news = take_in(self.ledger, message)
-        self.measures.on_news(news, message.step, len(message.texts), bool(self.ledger.answers), now)
-        if news.unknown:
-            self.send("tokenizer", Cancel(sorted(news.unknown)))
-            self.ledger.unknown |= news.unknown
-        for connection, items in news.deltas.items():
+        delivery = take_in(self.ledger, message)
+        self.measures.on_delivery(delivery, message.step, len(message.texts), bool(self.ledger.answers), now)
+        if delivery.unknown:
+            self.send("tokenizer", Cancel(sorted(delivery.unknown)))
+            self.ledger.unknown |= delivery.unknown
+        for connection, items in delivery.deltas.items():
             self.connections.send_deltas(connection, items, now)
-        for answer, end in news.failed:
+        for answer, end in delivery.failed:
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
                 if end.reason == "quarantined":

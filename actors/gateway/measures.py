@@ -11,7 +11,7 @@ from collections import Counter
 
 from ...protocol.messages import is_gauge
 from ..histogram import Histogram
-from .delivery import News
+from .delivery import Delivery
 from .ledger import Request
 
 SECONDS = (
@@ -61,18 +61,18 @@ class Measures:
         self.count("accepted")
         request.accepted_at = now
 
-    def on_news(self, news: News, step: int, tokens: int, busy: bool, now: float) -> None:
+    def on_delivery(self, delivery: Delivery, step: int, tokens: int, busy: bool, now: float) -> None:
         """One step's, or a part of it. The time since the step before is the latency of each token that was not a
         first one."""
         ttft, itl = (
             self.histograms["time_to_first_token_seconds"],
             self.histograms["inter_token_latency_seconds"],
         )
-        for answer in news.begun:
+        for answer in delivery.begun:
             if answer.request.first_at is None:
                 answer.request.first_at = now
                 ttft.add(now - answer.request.accepted_at)
-        later = tokens - len(news.begun)
+        later = tokens - len(delivery.begun)
         if step != self.step:
             self.step, self.before_at = step, self.stepped_at
         if later > 0 and self.before_at is not None:
@@ -81,10 +81,10 @@ class Measures:
             self.stepped_at = now
         if not busy:
             self.stepped_at = None
-        for reason, answers in news.reasons.items():
+        for reason, answers in delivery.reasons.items():
             if reason != "abort":
                 self.counters[f"request_success_{reason}"] += answers
-        for request in news.finished:
+        for request in delivery.finished:
             self.on_finished(request, now)
 
     def on_finished(self, request: Request, now: float) -> None:

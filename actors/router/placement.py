@@ -119,7 +119,7 @@ class Placement:
 
     def nobody(self) -> str:
         """Why no service takes a request."""
-        said = [f"{one.endpoint} ({one.trouble or one.state})" for one in self.replicas.values()]
+        said = [f"{one.endpoint} ({one.last_error or one.state})" for one in self.replicas.values()]
         those = "; ".join(said) or "there is none"
         return f"no service behind this router takes requests, for {WAIT_S:g} s now: {those}"
 

@@ -77,7 +77,7 @@ class Replica:
         self.polled_at = float("-inf")
         self.look_at = float("inf")
         """When it is looked at next (``Looks``)."""
-        self.trouble = ""
+        self.last_error = ""
         """Why nothing answers there, as the log was told."""
 
     def refuse(self, welcome: Welcome) -> str | None:
@@ -163,7 +163,7 @@ class Replica:
         return self.open_answers + self.others >= self.room
 
     def on_ready(self) -> None:
-        self.move_at, self.draining, self.full_until, self.trouble = None, False, 0.0, ""
+        self.move_at, self.draining, self.full_until, self.last_error = None, False, 0.0, ""
         self.room = self.slots = float("inf")
 
     def on_lost(self) -> None:

@@ -238,20 +238,20 @@ class Router(PublicActor):
         """Hand on what came, and deal with what the session of a service has become."""
         if replica.ready != was_ready:
             self.placement.on_change()
-        news: defaultdict[Connection, list[Delta]] = defaultdict(list)
+        deltas: defaultdict[Connection, list[Delta]] = defaultdict(list)
         failed: list[Routed] = []
         for pending in touched:
             if isinstance(pending, Stream):
                 request: Routed = pending.waiter
                 if pending.deltas:
-                    request.hand_on(news[request.connection])
+                    request.hand_on(deltas[request.connection])
                     if not pending.unfinished:
                         self.placement.close(request)
                 if pending.error is not None:
                     failed.append(request)
             elif pending.error is not None:
-                self.log_trouble(replica, str(pending.error))
-        for connection, items in news.items():
+                self.log_error(replica, str(pending.error))
+        for connection, items in deltas.items():
             self.connections.send_deltas(connection, items, now)
         if replica.prefixes.count != replica.cache_counts:
             self.log_cache(replica)
@@ -280,7 +280,7 @@ class Router(PublicActor):
         elif error.code == "unavailable":
             # What was open there when it stopped taking anything new is ended for its sake, or for the request's own.
             ended, replica.draining = replica.draining, True
-            self.log_trouble(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
+            self.log_error(replica, f"the service at {replica.endpoint} takes nothing new: {error}")
             self.placement.move(request, now, lost=ended)
         else:
             self.fail(request, error)
@@ -308,10 +308,10 @@ class Router(PublicActor):
         )
         self.send(HostService.LOG, f"the service at {replica.endpoint} {what}")
 
-    def log_trouble(self, replica: Replica, why: str) -> None:
+    def log_error(self, replica: Replica, why: str) -> None:
         """In the log, once for each reason."""
-        if why != replica.trouble:
-            replica.trouble = why
+        if why != replica.last_error:
+            replica.last_error = why
             self.send(HostService.LOG, why)
 
     # --- time -------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ class Router(PublicActor):
     def on_wake(self, now: float) -> None:
         if now >= self.look_at + AWAY_S:
             for replica in self.replicas.values():
-                replica.session.forgive(now)
+                replica.session.reset_timers(now)
         if now >= self.look_at:
             self.look_after_services(now)
         self.wake_by(self.look_at)

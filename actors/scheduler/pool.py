@@ -169,7 +169,7 @@ class BlockPool(Pool):
         return found
 
     def forget(self) -> None:
-        """Find nothing again that was computed until now; whoever holds a block goes on with it."""
+        """Share nothing that was computed until now; sequences keep the blocks that they hold."""
         self.free.extend(self.unused)
         self.unused.clear()
         self.hashes_of.clear()

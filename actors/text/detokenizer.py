@@ -102,8 +102,8 @@ class Detokenizer(Actor):
                 without(texts, dropped),
             )
             logprobs = tuple(without_rows(data, len(tokens), dropped) for data in logprobs)
-        news = message.step, message.opened, *rows, finished, tails, message.counters
-        self.send("gateway", Texts(*news, logprobs[0], logprobs[1], message.prompts))
+        fields = message.step, message.opened, *rows, finished, tails, message.counters
+        self.send("gateway", Texts(*fields, logprobs[0], logprobs[1], message.prompts))
         if matched:
             self.send("scheduler", Matched(list(matched), [answer.attempt for answer in matched.values()]))
 

@@ -390,7 +390,7 @@ class Session:
             return []
         return self.reconnect(now, f"no answer to a ping for {self.lost_after_s:g} s")
 
-    def forgive(self, now: float) -> None:
+    def reset_timers(self, now: float) -> None:
         """The client itself was away: what the service said meanwhile is not read yet, and is no silence."""
         self.heard_at, self.pinged_at = max(self.heard_at, now), None
 

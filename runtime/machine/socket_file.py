@@ -14,7 +14,7 @@ def path_of(endpoint: str) -> str | None:
     return path if scheme == "ipc" else None
 
 
-def somebody_listens(path: str) -> bool:
+def has_listener(path: str) -> bool:
     """Whether a process is bound to the socket at this path; OSError where that cannot be known."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
@@ -28,5 +28,5 @@ def remove_left(endpoint: str) -> None:
     """Remove the socket of an ipc endpoint at which nobody listens any more."""
     path = path_of(endpoint)
     with contextlib.suppress(OSError):  # it is not there, or not ours to know
-        if path is not None and stat.S_ISSOCK(os.stat(path).st_mode) and not somebody_listens(path):
+        if path is not None and stat.S_ISSOCK(os.stat(path).st_mode) and not has_listener(path):
             os.unlink(path)

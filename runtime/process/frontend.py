@@ -48,7 +48,7 @@ class FrontendHost:
         self.frontend = frontend
         self.channel = channel
         self.draining: asyncio.Task[None] | None = None
-        self.resting = False
+        self.reported_idle = False
         """Nothing was under way when the supervisor last asked: it does not ask again until ``Awake``."""
         self.turns = 0
         frontend.on_busy = self.on_busy
@@ -72,7 +72,7 @@ class FrontendHost:
         except BlockingIOError:
             return
         if isinstance(message, control.Probe):
-            self.resting = not self.frontend.busy
+            self.reported_idle = not self.frontend.busy
             self.turns += 1
             control.send(
                 self.channel,
@@ -80,7 +80,7 @@ class FrontendHost:
                     turns=self.turns,
                     progress=0,
                     working=False,
-                    idle=self.resting,
+                    idle=self.reported_idle,
                     sent={},
                     received={},
                     busy_s=time.process_time(),  # all that it does is handling what comes
@@ -93,8 +93,8 @@ class FrontendHost:
             self.frontend.stop()
 
     def on_busy(self) -> None:
-        if self.resting:
-            self.resting = False
+        if self.reported_idle:
+            self.reported_idle = False
             control.send(self.channel, control.Awake())
 
     async def drain(self) -> None:

@@ -119,7 +119,7 @@ class Host:
 
     def handle(self, sender: Address, message: Any) -> None:
         """Give one message to the actor, and send what it answers."""
-        self.rouse()
+        self.announce_awake()
         self.turns += 1
         if type(message) is DumpTrace:
             assert isinstance(sender, str)
@@ -130,7 +130,7 @@ class Host:
         self.note(message, sends, begun)
         self.deliver(sends)
 
-    def rouse(self) -> None:
+    def announce_awake(self) -> None:
         """Before anything is handled after a pause: should it never end, the supervisor notices."""
         if not self.awake:
             self.awake = True
@@ -258,7 +258,7 @@ class Host:
             if received is None:
                 return False
             client, frames = received
-            self.rouse()
+            self.announce_awake()
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"a message has one frame; this one has {len(frames)}")
@@ -370,7 +370,7 @@ class Host:
 
     def wake(self, now: float) -> None:
         """Let the actor do what is due, and send it."""
-        self.rouse()
+        self.announce_awake()
         begun = time.monotonic_ns()
         sends = self.actor.wake(now)
         if sends:

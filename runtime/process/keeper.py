@@ -38,7 +38,7 @@ def main(path: str, fd: int, parent: int) -> int:
 
 
 def serve(channel: socket.socket, listener: socket.socket, shelf: Shelf) -> None:
-    """Answer whoever connects, a question at a time."""
+    """Answer every connection, one question at a time."""
     poller = select.poll()
     asking: dict[int, socket.socket] = {}
     for each in (channel, listener):

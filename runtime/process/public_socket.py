@@ -23,7 +23,7 @@ from ...protocol import limits
 from ...protocol.codec import encode
 from ...protocol.errors import SlipstreamError
 from ..guard import PublicSocketKeys, guard
-from ..machine.socket_file import path_of, somebody_listens
+from ..machine.socket_file import has_listener, path_of
 
 CLIENT_MESSAGES = 64
 """Most messages waiting in the socket for one client, and most that wait from it.
@@ -139,7 +139,7 @@ def refuse_endpoint_in_use(endpoint: str) -> None:
             f"cannot bind {endpoint}: the path is there and is no socket; choose another endpoint"
         )
     try:
-        in_use = somebody_listens(path)  # otherwise binding replaces it
+        in_use = has_listener(path)  # otherwise binding replaces it
     except OSError as error:
         raise SlipstreamError(f"cannot bind {endpoint}: {error.strerror}; choose another endpoint") from None
     if in_use:

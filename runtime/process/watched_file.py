@@ -24,7 +24,7 @@ class FileWatch:
         if now < self.look_at:
             return None
         self.look_at = now + LOOK_EVERY_S
-        with contextlib.suppress(FileNotFoundError):  # whoever writes it may be about to
+        with contextlib.suppress(FileNotFoundError):  # its writer may be about to
             found = os.stat(self.path)
             if (found.st_mtime_ns, found.st_size) != self.as_of:
                 self.as_of = found.st_mtime_ns, found.st_size

@@ -55,7 +55,7 @@ class Liveness:
         if last is None or not report.working or not last.working or report.progress != last.progress:
             self.forward_at = now
 
-    def forgive(self, now: float) -> None:
+    def reset_timers(self, now: float) -> None:
         """The supervisor itself was away: nothing is known of that time."""
         self.heard_at = self.forward_at = now
 

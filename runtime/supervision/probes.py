@@ -47,11 +47,11 @@ class Probes:
         if child.liveness is not None:
             self.limits_s[child.spec.name] = child.liveness.limit_s * (MORE_PATIENCE if child.hung else 1.0)
 
-    def forgive(self, now: float) -> None:
+    def reset_timers(self, now: float) -> None:
         """The supervisor itself was stopped: no child is blamed for that time."""
         for child in self.children.values():
             if child.liveness is not None and child.there:
-                child.liveness.forgive(now)
+                child.liveness.reset_timers(now)
 
     def look_for_stopped(self, now: float) -> None:
         """A child that was stopped while it had nothing to do would not say that something has come: probe it."""
@@ -62,14 +62,14 @@ class Probes:
     def check(self, *, serving: bool) -> float | None:
         """Probe the children whose time it is, and end those that hang; returns the seconds until the next look."""
         now = time.monotonic()
-        dues: list[float] = []
+        due_times: list[float] = []
         for child in self.children.values():
             if not child.there or child.hung:
                 continue
             liveness = child.liveness
             if liveness is None:
                 if child.spec.role not in HELPERS:
-                    dues += self.check_start(child, now, serving=serving)
+                    due_times += self.check_start(child, now, serving=serving)
                 continue
             if liveness.hung(now):
                 self.end_hanging(child, liveness, now)
@@ -78,8 +78,8 @@ class Probes:
                 liveness.ask(now)
                 child.send(control.Probe())
             if liveness.due is not None:
-                dues.append(liveness.due)
-        return min((max(0.0, due - now) for due in dues), default=None)
+                due_times.append(liveness.due)
+        return min((max(0.0, due - now) for due in due_times), default=None)
 
     def check_start(self, child: Child, now: float, *, serving: bool) -> list[float]:
         """When a restarted child has to be ready; it is ended if it is not."""

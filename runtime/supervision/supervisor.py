@@ -246,7 +246,7 @@ class Supervisor:
         ready = dict(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))))
         now = time.monotonic()
         if timeout_s is not None and now - begun > timeout_s + AWAY_S:
-            self.probes.forgive(now)
+            self.probes.reset_timers(now)
         if self.stop_requests.take_in(ready):
             self.probes.look_for_stopped(now)
         if self.status.socket in ready:
@@ -450,7 +450,7 @@ class Supervisor:
     def drain(self, names: list[str], timeout_s: float) -> bool:
         """Let these finish what is under way and accept nothing new; True if all did in time."""
         asked_to_drain: set[int] = set()
-        hurried = False
+        shortened = False
         deadline = time.monotonic() + timeout_s
         while busy := [child for name in names if not is_drained(child := self.children[name])]:
             for child in busy:
@@ -458,10 +458,10 @@ class Supervisor:
                     asked_to_drain.add(child.epoch)
                     child.state = "draining"
                     child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
-            if self.stop_requests.at_once and not hurried:
+            if self.stop_requests.at_once and not shortened:
                 # A child that has finished and is just saying so is still heard.
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
-                hurried = True
+                shortened = True
             left = deadline - time.monotonic()
             if left <= 0 or self.stop_requests.parent_gone:
                 return False

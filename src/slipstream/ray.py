@@ -154,7 +154,7 @@ class Directory:
 
 
 def directory_of(fleet: str) -> Any:
-    """The directory of a fleet, which lives as long as the cluster; whoever asks first makes it."""
+    """The directory of a fleet, which lives as long as the cluster; the first who asks makes it."""
     actor = ray.remote(num_cpus=0)(Directory)
     return actor.options(name=fleet, namespace="slipstream", get_if_exists=True, lifetime="detached").remote()
 

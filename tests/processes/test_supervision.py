@@ -140,7 +140,7 @@ def test_work_that_ends_and_begins_anew_is_not_one_long_hang() -> None:
 def test_a_supervisor_that_was_away_itself_takes_nobody_to_be_hung() -> None:
     liveness = Liveness(2.0, now=0.0)
     liveness.ask(0.5)
-    liveness.forgive(100.0)
+    liveness.reset_timers(100.0)
     assert not liveness.hung(101.9)
     assert liveness.hung(102.0)
 

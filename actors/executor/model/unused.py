@@ -50,7 +50,7 @@ def delay_compiler() -> None:
     torch._dynamo = module  # type: ignore[attr-defined]
     with suppress(ImportError):  # another version may have it elsewhere
         importlib.import_module(NEEDED)
-    del module.__path__  # whoever imports another part looks for it, and gets the whole
+    del module.__path__  # an import of another part looks for it, and gets the whole
 
 
 class NoRules:

@@ -39,7 +39,7 @@ def part_of(tensor: Tensor, dim: int, size: int, part: int, name: str) -> Tensor
 
 
 class Unsummed(NamedTuple):
-    """What a rank has of a sum that is made by whoever takes it."""
+    """What a rank has of a sum that the kernel after it makes."""
 
     part: Tensor
     group: RankGroup

@@ -76,7 +76,7 @@ class Masks:
         """By sequence slot."""
         self.steps: deque[ConstrainedRows] = deque()
         """Oldest first."""
-        self.news: list[tuple[Follower, int]] = []
+        self.unfollowed: list[tuple[Follower, int]] = []
         """Tokens that have come and were not followed yet."""
         self.compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self.filled = np.zeros((slots, compiler.library_words if compiler else 0), np.int32)
@@ -85,7 +85,7 @@ class Masks:
     def clear(self) -> None:
         """Forget every sequence; no step is under way."""
         self.followers.clear()
-        self.news.clear()
+        self.unfollowed.clear()
 
     def begin(self, leaves: Iterable[int], joins: Iterable[Join], rows: Sequence[tuple[int, int]]) -> None:
         """A step was launched: who left before it, who joined, and its (sampling row, sequence slot) to mask."""
@@ -125,7 +125,7 @@ class Masks:
         step = self.steps.popleft()
         for row, _ in step.ends:
             tokens[row] = -1
-        self.news += [(follower, int(tokens[row])) for row, follower in step.rows if tokens[row] >= 0]
+        self.unfollowed += [(follower, int(tokens[row])) for row, follower in step.rows if tokens[row] >= 0]
         return [end for _, end in step.ends]
 
     def fill(self, masks: np.ndarray) -> None:
@@ -133,9 +133,9 @@ class Masks:
 
         A row that can get no token is not masked: what it samples is dropped.
         """
-        for follower, token in self.news:
+        for follower, token in self.unfollowed:
             follower.feed([token])
-        self.news.clear()
+        self.unfollowed.clear()
         step = self.steps[0]
         filled = self.filled[: len(step.rows)]
         self.compute(

@@ -313,11 +313,11 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
         for name, field in MATCHES.items()
         if (value := getattr(body, f"guided_{field}", None)) is not None
     ]
-    ruling = [other.name for name, other in wanted if name in MATCHES]
-    ruling += [name for name in given if name in GRAMMARS and given[name] != []]
-    if len(ruling) > 1:
-        message = f"{ruling[0]} and {ruling[1]} are given; an answer matches one of them: leave one"
-        raise Problem(400, message, param=ruling[1])
+    constraints = [other.name for name, other in wanted if name in MATCHES]
+    constraints += [name for name in given if name in GRAMMARS and given[name] != []]
+    if len(constraints) > 1:
+        message = f"{constraints[0]} and {constraints[1]} are given; an answer matches one of them: leave one"
+        raise Problem(400, message, param=constraints[1])
     options = body.stream_options
     if options is not None and not body.stream:
         raise Problem(400, "stream_options is of no use without stream=true", param="stream_options")

@@ -162,29 +162,29 @@ MOST_AT_ONCE = 1_000_000
 async def together(streams: list[Batches], weights: Sequence[int] | None = None) -> Batches:
     """Several streams as one. The first that fails ends them all. Of those that weigh something no more are asked for
     at once than weigh ``MOST_AT_ONCE``."""
-    news: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue()
+    results: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue()
     waiting = deque(zip(streams, weights or [0] * len(streams), strict=True))
     pumps: list[asyncio.Task[None]] = []
-    left, weighing = len(streams), 0
+    left, weight_under_way = len(streams), 0
 
     async def pump(stream: Batches, weight: int) -> None:
         try:
             async with aclosing(stream):
                 async for batch in stream:
-                    news.put_nowait((0, batch))
+                    results.put_nowait((0, batch))
         except BaseException as error:
-            news.put_nowait((0, error))
+            results.put_nowait((0, error))
             raise
-        news.put_nowait((weight, None))
+        results.put_nowait((weight, None))
 
     try:
         while left:
-            while waiting and (weighing == 0 or weighing + waiting[0][1] <= MOST_AT_ONCE):
+            while waiting and (weight_under_way == 0 or weight_under_way + waiting[0][1] <= MOST_AT_ONCE):
                 stream, weight = waiting.popleft()
-                weighing += weight
+                weight_under_way += weight
                 pumps.append(asyncio.ensure_future(pump(stream, weight)))
-            weight, found = await news.get()
-            weighing -= weight
+            weight, found = await results.get()
+            weight_under_way -= weight
             if isinstance(found, BaseException):
                 raise found
             if found is None:

@@ -20,9 +20,10 @@ FRAMING = (b"content-length", b"transfer-encoding")
 class Parser(httptools.HttpRequestParser):
     """A parser of a connection's requests, which another follows after an upgrade."""
 
-    def __init__(self, protocol: Any, told: Any = None) -> None:
-        """``protocol`` has this as its ``parser``; ``told`` is called back, the protocol itself if it is None."""
-        super().__init__(protocol if told is None else told)
+    def __init__(self, protocol: Any, called_back: Any = None) -> None:
+        """``protocol`` has this as its ``parser``; ``called_back`` gets what is parsed; None: the
+        protocol itself."""
+        super().__init__(protocol if called_back is None else called_back)
         self.protocol = protocol
         # An answer may be sent to the first of several requests that came at once, as uvicorn has it.
         self.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -188,7 +188,7 @@ def typical(steps: list[Span], duration: int) -> int:
     whole = utilization(steps)
     lead = duration // 40
 
-    def strangeness(begun: int) -> float:
+    def difference(begun: int) -> float:
         busy = sum(
             max(0, min(end, begun + duration) - max(start, begun))
             for _, _, start, end in steps
@@ -198,7 +198,7 @@ def typical(steps: list[Span], duration: int) -> int:
 
     starts = [start - lead for _, _, start, _ in steps if start - lead + duration <= steps[-1][3]]
     middle = starts[len(starts) // 4 : len(starts) * 3 // 4 + 1][:200]
-    return min(middle or [steps[0][2] - lead], key=strangeness)
+    return min(middle or [steps[0][2] - lead], key=difference)
 
 
 def gaps(spans: list[tuple[int, int, int]], begun: int, ended: int) -> Iterator[tuple[int, int]]:

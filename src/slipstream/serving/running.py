@@ -76,7 +76,7 @@ def run(
             supervisor.stop()
             return DONE
         ready = announce(supervisor, time.monotonic() - begun)
-        # First whoever may not take it: a service that has said on its descriptor that it is ready stays.
+        # First what can fail: a service that has said on its descriptor that it is ready stays.
         notify.send("READY=1", f"STATUS=serving {ready['model']} at {ready['endpoint']}")
         if options.ready_fd is not None:
             report_ready(options.ready_fd, ready)
