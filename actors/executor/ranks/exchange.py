@@ -18,7 +18,7 @@ from ..attention.ahead import compile_ahead
 from .group import RankGroup
 from .words import EMPTY, WORD
 
-MOST_BYTES = 512 << 10
+MOST_BYTES = 2 << 20
 """Of the largest tensor, what a rank is sent by all others together. NCCL sends less of larger sums; from which size on
 it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
