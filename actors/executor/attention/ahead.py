@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
@@ -29,6 +31,19 @@ class Zeroed(TorchDispatchMode):
         return made.zero_() if func.overloadpacket in UNWRITTEN else made
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage is collected: in Python 3.11 a thread that parses, as Triton does what it compiles, loses count when a
+    finalizer lets another one parse (``SystemError: AST constructor recursion depth mismatch``)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
     """Compile what ``work`` would launch on ``device``, all kernels at once; nothing on a CPU.
 
@@ -46,8 +61,8 @@ def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
 
     def all_at_once() -> None:
         threads = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1))
-        # The end of the second waits for all kernels.
-        with threads, triton.AsyncCompileMode(threads), Zeroed():
+        # The end of the third waits for all kernels.
+        with without_collection(), threads, triton.AsyncCompileMode(threads), Zeroed():
             kernels.__getitem__ = compiled_alone  # ``kernel[grid]``, by which every launch begins
             try:
                 work()

@@ -5,9 +5,11 @@ Triton compiles for an H200, on a machine without a GPU.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,28 @@ def test_what_a_kernel_would_have_written_is_an_index_that_is_there(compiled: li
 
     compile_ahead(GPU, work_with_indices)
     assert all(not made.any() for made in found)
+
+
+def test_garbage_is_not_collected_meanwhile(compiled: list[str]) -> None:
+    """In Python 3.11 a thread that parses loses count when a finalizer lets another one parse (``SystemError: AST
+    constructor recursion depth mismatch``), and Triton parses what it compiles."""
+    collected, found = list[str](), list[str]()
+
+    def note(phase: str, _: object) -> None:
+        collected.append(phase)
+        time.sleep(0.0)  # as a finalizer that waits for something: other threads go on
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(50, 2, 2)
+    try:
+        compile_ahead(GPU, lambda: (collected.clear(), work(), found.extend(collected)))
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*thresholds)
+    assert found == []
+    assert sorted(compiled) == ["_gate_kernel", "norm_kernel"]
+    assert gc.isenabled()
 
 
 def test_nothing_happens_on_a_cpu() -> None:
