@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
-"""Of a chat template; the longest of known ones has 30 KB."""
+"""Most bytes of a chat template; the longest of known ones has 30 KB."""
 
 
 def read_template(path: Path) -> str:

@@ -226,7 +226,7 @@ ANY_KEY = "[...]"
 """How msgspec writes that a value is that of some key of a map: the field that is wrong is the map."""
 
 MAX_NAMED_CHARS = 200
-"""Of a name or a value that an error repeats."""
+"""Most characters of a name or a value that an error repeats."""
 
 
 def explain(error: Exception, plain: object) -> str:

@@ -120,13 +120,13 @@ class Capacity(Internal):
     crashed: bool = False
     """The executor before this one ended by its own fault: what it was computing may have caused it."""
     steps: list[tuple[int, int]] = []
-    """Of steps that it ran before it was ready, from small to large: tokens, and the ns that they took."""
+    """What steps took that it ran before it was ready, from small to large: tokens, and the ns that they took."""
     max_num_batched_tokens: int | None = None
     """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
     prefix_caching: bool = True
     """False: sequences have a state that is in no block, so that one cannot begin where another did."""
     adapters: list[Adapter] = []
-    """Those that are loaded."""
+    """The adapters that are loaded."""
     adapter_places: int = 0
     """How many it has room for."""
     sizes: list[int] = []

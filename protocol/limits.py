@@ -11,7 +11,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Largest frame that any socket accepts."""
 
 MAX_INTERNAL_FRAME_BYTES = 2 * MAX_FRAME_BYTES
-"""The same between actors: what a client may just send has to fit, with what is added on the way."""
+"""The limit between actors: what a client may just send has to fit, with what is added on the way."""
 
 MAX_ITEMS = 1_000_000
 """Longest array inside a frame of a client: a prompt as token ids is one."""

@@ -139,9 +139,9 @@ class Formats(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How the model of a service writes what is not its answer, by vLLM's names of these formats."""
 
     reasoning: str | None = None
-    """Of its thoughts; null: it marks none."""
+    """The format of its thoughts; null: it marks none."""
     tool_calls: str | None = None
-    """Of its calls; null: in one that needs no marks of its own."""
+    """The format of its calls; null: one that needs no marks of its own."""
     strict: bool = False
     """The service can hold calls in this format to schemas, as a request's ``calls`` asks."""
 
@@ -167,9 +167,9 @@ class Usage(msgspec.Struct, kw_only=True, gc=False):
 
     prompt_tokens: int
     completion_tokens: int
-    """Of all ``n`` answers together."""
+    """The tokens of all ``n`` answers together."""
     cached_tokens: int = 0
-    """Of the prompt, those whose keys and values were in the prefix cache."""
+    """The tokens of the prompt whose keys and values were in the prefix cache."""
 
 
 class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -179,7 +179,7 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """
 
     id: str
-    """Of the request."""
+    """The id of the request."""
     text: str = ""
     """May be empty beside ``token_ids``: half a character, or what may become a stop text, waits for more."""
     token_ids: list[int] = []
@@ -292,7 +292,7 @@ class ActorState(msgspec.Struct, kw_only=True):
     ready_s: float | None = None
     """From the start of this incarnation to when it was ready; null: it is not."""
     full_speed_s: float | None = None
-    """The same to when it was as fast as it gets: an executor with all its CUDA graphs; null: it is not."""
+    """Seconds until it was as fast as it gets: an executor with all its CUDA graphs; null: it is not."""
 
 
 class Actors(ToClient, tag="actors"):
@@ -327,9 +327,9 @@ class Adapters(ToClient, tag="adapters"):
     kind: ask for one change after the other."""
 
     adapters: list[LoadedAdapter]
-    """Those that are loaded now."""
+    """The adapters that are loaded now."""
     code: str = ""
-    """Of the error; empty: it was done."""
+    """The code of the error; empty: it was done."""
     error: str = ""
     """Why it was not done."""
 

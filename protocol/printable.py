@@ -15,5 +15,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for text that may have several lines."""
+    """As `printable`, for text that may have several lines."""
     return "\n".join(map(printable, text.split("\n")))

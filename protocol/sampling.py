@@ -66,11 +66,11 @@ class SamplingParams(
     They are those of the model's own distribution, before anything here changes it.
     """
     prompt_logprobs: int | None = None
-    """The same for each token of the prompt but the first, with answer 0. The prompt is computed anew for it."""
+    """As `logprobs`, for each token of the prompt but the first, with answer 0. The prompt is computed anew for it."""
     presence_penalty: float = 0.0
     """Taken off the logit of each token that the answer has already."""
     frequency_penalty: float = 0.0
-    """The same, times how often the answer has it."""
+    """As `presence_penalty`, times how often the answer has it."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of prompt and answer become less likely: positive logits are divided by it, others multiplied."""
     logit_bias: dict[int | str, float] = {}
@@ -91,7 +91,7 @@ class SamplingParams(
     bad_words: list[str] = []
     """Texts that the answer does not have in it, however they are made of tokens."""
     truncate_prompt_tokens: int | None = None
-    """Of a longer prompt only this many tokens at its end are taken; -1: as many as leave room for ``max_tokens``."""
+    """How many tokens are taken of a longer prompt, from its end; -1: as many as leave room for ``max_tokens``."""
     priority: int = 0
     """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
     cache_salt: str = ""
@@ -211,7 +211,7 @@ GRAMMARS = ("json_schema", "regex", "choice", "lark", "structural_tag", "allowed
 
 
 MATCHED_AS_A_WHOLE = ("json_schema", "regex", "choice", "lark")
-"""Those that leave no room for a call in the answer, which may so be calls instead."""
+"""Matches that leave no room for a call in the answer, which may so be calls instead."""
 
 
 def as_json(name: str, value: dict[str, Any] | list[Any]) -> str:

@@ -50,7 +50,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     marks: bytes = b""
     """Records of 20 bytes: ``at_ns`` and ``request`` as int64, and as int32 the place of the name."""
     reach: dict[str, int] = {}
-    """Of tracks that do not go back as far as was asked for: when the oldest span that they have ended."""
+    """For tracks that do not go back as far as was asked for: when the oldest span that they have ended."""
 
     def add(self, more: Recorded) -> None:
         """Another part of the same; its ``names`` go on where these end."""

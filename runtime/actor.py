@@ -85,8 +85,8 @@ class Actor:
 
     @property
     def sessions(self) -> Mapping[str, Session] | None:
-        """Of an actor that is itself a client of services: its side of each conversation, by a name that it has for the
-        service. The host connects them, carries what they say and hands on what comes."""
+        """For an actor that is itself a client of services: its side of each conversation, by a name that it has for
+        the service. The host connects them, carries what they say and hands on what comes."""
         return None
 
     @property

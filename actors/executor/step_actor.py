@@ -33,7 +33,7 @@ class StepActor(Actor):
         """Tokens of each step that is under way."""
         self.completions_fd = pipeline.device.completions_fd
         self.tracks = tuple(f"{name}.{rank}" if rank else name for name in ("h2d", "compute", "d2h"))
-        """Of the timeline, one for each device stream."""
+        """Tracks of the timeline, one for each device stream."""
 
     @property
     def idle(self) -> bool:

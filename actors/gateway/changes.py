@@ -16,7 +16,7 @@ class Changes:
     def __init__(self) -> None:
         self.asked: dict[int, tuple[bytes, ChangeAdapter]] = {}
         self.waiting: set[int] = set()
-        """Those that the scheduler was not asked yet."""
+        """Changes that the scheduler was not asked for yet."""
         self.count = 0
 
     def open(self, client: bytes, name: str, path: str) -> None:
@@ -25,7 +25,7 @@ class Changes:
         self.waiting.add(self.count)
 
     def take(self, used: set[str]) -> list[ChangeAdapter]:
-        """Those that the scheduler is to be asked now: no adapter of the names ``used`` is unloaded."""
+        """The changes that the scheduler is to be asked for now: no adapter of the names ``used`` is unloaded."""
         changes = [self.asked[number][1] for number in sorted(self.waiting)]
         found = [change for change in changes if not unloads(change) or change.name not in used]
         self.waiting.difference_update(change.number for change in found)

@@ -29,7 +29,7 @@ class Request:
     """An open request: everything that is needed to start it again from what was delivered."""
 
     number: int
-    """That of its first answer."""
+    """The number of its first answer."""
     connection: Connection
     id: str
     prompt: Prompt
@@ -50,7 +50,7 @@ class Request:
     answers: list[Answer] = field(default_factory=list)
     """``n`` of them, by index."""
     digest: bytes = b""
-    """Of all that was asked, the same for everyone who asks the same."""
+    """A digest of all that was asked, the same for everyone who asks the same."""
     attempt: int = 0
     sent: bool = False
     """The current attempt has been sent on; a request that waits for a probation to end has not."""
@@ -83,7 +83,7 @@ class Request:
 
     @property
     def delivered_tokens(self) -> int:
-        """Of all answers together."""
+        """Tokens of all answers together."""
         return sum(len(answer.delivered) for answer in self.answers)
 
     @property
@@ -115,7 +115,7 @@ class Answer:
     """The current attempt has reached the detokenizer; what comes now belongs to it."""
     finished: bool = False
     reason: str = ""
-    """Of its end, when it came."""
+    """The reason of its end, when it came."""
 
     def submission(self) -> Submit:
         """What starts it, or starts it again from what was delivered."""
@@ -145,11 +145,11 @@ class Ledger:
         """Called with what has happened to which answer, for the timeline."""
         self.requests: dict[int, Request] = {}
         self.by_id: dict[tuple[int, str], Request] = {}
-        """The same requests by the number of their connection and the id that its client gave."""
+        """Open requests by the number of their connection and the id that its client gave."""
         self.answers: dict[int, Answer] = {}
         """The answers of all open requests, by number."""
         self.open_bytes = 0
-        """Of all prompts."""
+        """Bytes of all prompts."""
         self.next_number = first_number(epoch)
         self.cancelled: set[int] = set()
         """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
@@ -220,7 +220,7 @@ def received_by_answer(message: Generate) -> list[list[int]]:
 
 
 def answer_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Those of answer ``index``: a seed of its own, and no logprobs of the prompt.
+    """The parameters of answer ``index``: a seed of its own, and no logprobs of the prompt.
 
     The first has the request's, so it is the answer of ``n=1``.
     """

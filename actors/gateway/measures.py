@@ -125,7 +125,7 @@ class Carried:
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
-        """Of all incarnations that are gone."""
+        """The counters of all incarnations that are gone."""
         self.newest: dict[str, float] = {}
 
     def take(self, counters: dict[str, float]) -> None:

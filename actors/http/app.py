@@ -51,7 +51,8 @@ OPEN = frozenset({"/", "/docs", "/health", "/ready", "/version", "/metrics", "/o
 """Paths that need no key: probes and scrapers have none, and a page has to be there to ask for it."""
 
 MAX_REQUEST_ID_CHARS = 128
-"""Of an ``X-Request-Id`` that is kept: as long as an id of the protocol, and too short to fill logs with."""
+"""Most characters of an ``X-Request-Id`` that is kept: as long as an id of the protocol, and too short to fill logs
+with."""
 
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
@@ -327,7 +328,7 @@ def path_without_slash(scope: Scope, routes: Sequence[Route]) -> bool:
 
 
 def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """The same with what browsers need to let pages of these origins ask and read the answers."""
+    """The app with what browsers need to let pages of these origins ask and read the answers."""
     if not origins:
         return app
     return CORSMiddleware(

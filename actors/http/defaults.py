@@ -16,7 +16,7 @@ from .errors import Problem
 OF_CHATS = ("chat_template_kwargs", "reasoning_effort", "verbosity")
 
 FIELDS = frozenset({"max_tokens", *OF_CHATS, *(field.name for field in PARAMETERS)} - set(GRAMMARS))
-"""Those that may have a default; ``OF_CHATS`` only in chats."""
+"""Fields that may have a default; ``OF_CHATS`` only in chats."""
 
 
 class Defaults:

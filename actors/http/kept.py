@@ -18,7 +18,7 @@ MOST_OF_ONE = 2_000_000
 """Logprobs of one answer, some 25 bytes each, and 70 in a chat."""
 
 MOST_OF_ALL = 2 * MOST_OF_ONE
-"""Of all answers that are being put together."""
+"""Most bytes of all answers that are being put together."""
 
 MANY = 1_000
 """Logprobs that are looked up beside the loop that serves streams: these take a few milliseconds."""
@@ -74,7 +74,7 @@ def count(delta: Delta) -> int:
 
 
 def count_prompt(delta: Delta) -> int:
-    """Those of the prompt."""
+    """The bytes of the prompt."""
     return sum(len(row) for row in delta.prompt_logprobs or () if row is not None)
 
 

@@ -48,7 +48,7 @@ MIN_UNREAD_STEPS = 64
 
 
 MAX_GIVEN_CHARS = 64
-"""Of an ``X-Request-Id`` in the id of an answer, which has to be shorter than an id of the protocol."""
+"""Most characters of an ``X-Request-Id`` in the id of an answer, which has to be shorter than an id of the protocol."""
 
 GIVEN = re.compile(r"[\w.:-]+", re.ASCII)
 

@@ -23,10 +23,10 @@ MAX_WAITING_TOKENS = 100_000
 """What a client that does not read may have waiting; beyond it, its requests are aborted."""
 
 MAX_WAITING_MESSAGES = 1024
-"""The same for messages that do not merge, such as errors and statistics."""
+"""Most messages for a client that do not read them, of those that do not merge, such as errors and statistics."""
 
 MAX_WAITING_TRACES = 2
-"""Of those messages, the ones that may be large."""
+"""Most of these messages that may be large."""
 
 MAX_CONNECTIONS = 4096
 """How many are remembered. One that is forgotten only has to say hello again."""
@@ -70,7 +70,7 @@ class Connections:
         """Called with a connection that is gone or cut off, so that its requests end."""
         self.known: dict[bytes, Connection] = {}
         self.waiting: dict[Connection, None] = {}
-        """Those that have something to send, in the order in which it came: a turn looks at no others."""
+        """Connections that have something to send, in the order in which it came: a turn looks at no others."""
         self.probe_at = float("inf")
         """When the first connection with a request has been silent for ``PROBE_S``, at the earliest."""
         self.next_number = 0

@@ -31,7 +31,7 @@ class Deadlines:
 
     @property
     def next(self) -> float | None:
-        """Of an open request."""
+        """The next deadline of an open request."""
         while self.heap and self.heap[0][1] not in self.open:
             heapq.heappop(self.heap)
         return self.heap[0][0] if self.heap else None

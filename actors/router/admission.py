@@ -15,7 +15,7 @@ from .open_requests import OpenRequests, Passing, Routed
 from .prefixes import hash_blocks
 
 MAX_OPEN_BYTES = 1 << 28
-"""Of all prompts that are open here."""
+"""Most bytes of all prompts that are open here."""
 
 
 class Admission:

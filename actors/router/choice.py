@@ -17,7 +17,7 @@ SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""
 
 MOST_LOOKED_AT = 32
-"""Of many services that are alike this many are looked at for one request, so that a choice costs the same before a
+"""How many of the services that are alike are looked at for one request, so that a choice costs the same before a
 thousand; others for each prompt, so that none is left out."""
 
 LOAD = attrgetter("load")

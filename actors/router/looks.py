@@ -27,7 +27,7 @@ class Looks:
         return self.heap[0][0] if self.heap else float("inf")
 
     def take(self, now: float) -> list[Replica]:
-        """Those that it is time for."""
+        """The replicas that it is time to look at."""
         found: list[Replica] = []
         while self.heap and self.heap[0][0] <= now:
             due, _, replica = heapq.heappop(self.heap)

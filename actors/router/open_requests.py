@@ -33,7 +33,7 @@ class Routed:
     size: int
     """Bytes of the prompt."""
     hashes: list[bytes]
-    """Of the prompt's blocks."""
+    """The hashes of the prompt's blocks."""
     wants_prompt_ids: bool
     replica: Replica | None = None
     """Where it is open."""
@@ -104,11 +104,11 @@ class OpenRequests:
         self.by_id: dict[tuple[int, str], Routed] = {}
         """By the number of their connection and the id that its client gave."""
         self.waiting: dict[Routed, None] = {}
-        """Those that no service can take now, in the order in which they came."""
+        """Requests that no service can take now, in the order in which they came."""
         self.deadlines = Deadlines(self.by_number)
         self.answers = 0
         self.bytes = 0
-        """Of all prompts."""
+        """Bytes of all prompts."""
 
     def add(self, request: Routed) -> None:
         self.by_number[request.number] = request
@@ -121,7 +121,7 @@ class OpenRequests:
         return self.by_id.get((connection.number, id))
 
     def of(self, connection: Connection) -> list[Routed]:
-        """Those of a connection, in the order in which they came."""
+        """The requests of a connection, in the order in which they came."""
         found = (self.by_id[connection.number, id] for id in connection.open_ids)
         return sorted(found, key=lambda request: request.number)
 

@@ -58,7 +58,7 @@ class Placement:
         self.candidates_until = float("-inf")
 
     def find_candidates(self, now: float) -> list[Replica]:
-        """Those that are remembered or, if their time is over, those of now."""
+        """The candidates that are remembered or, if their time is over, those of now."""
         if now < self.candidates_until:
             return self.candidates
         taking: list[Replica] = []

@@ -19,10 +19,10 @@ Holders = dict[bytes, tuple[Any, ...]]
 """Who has the beginning of a hash, of all services behind a router."""
 
 BLOCK_BYTES = 64
-"""Of what was asked: 16 token ids, or about as many in text."""
+"""How much of what was asked a block has: 16 token ids, or about as many in text."""
 
 MOST_BLOCKS = 1024
-"""Of one prompt that are looked at: what differs only behind them is the same beginning."""
+"""Most blocks of one prompt that are looked at: what differs only behind them is the same beginning."""
 
 ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MOST_BLOCKS + 1, 8))
 """Numbers of blocks behind which there is a hash: long beginnings that differ do so long before their ends, and a

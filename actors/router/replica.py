@@ -26,7 +26,7 @@ BLOCKS_PER_ANSWER = 32
 """Blocks of prompts that a service still has to compute, about 500 tokens, which weigh as much as an open answer."""
 
 FAR_LESS = 0.75
-"""Of the answers that a service ran when requests waited there: below this share it is taken to have room."""
+"""The share of the answers that a service ran when requests waited there: below this share it is taken to have room."""
 
 SILENT_S = 2.0
 """A service that is silent for this long after a question gets nothing new until it speaks."""
@@ -61,7 +61,7 @@ class Replica:
         self.cache_counts = True
         """Whether its cache counts (``Prefixes.count``), as the log was told."""
         self.open_answers = 0
-        """That this router has sent there."""
+        """Answers that this router has sent there."""
         self.uncomputed = 0
         """Blocks of prompts that were sent there and have to be computed, as no token of their answers has come."""
         self.others = 0

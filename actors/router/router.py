@@ -85,7 +85,7 @@ class Router(PublicActor):
         self.replicas: dict[str, Replica] = {}
         self.holders: Holders = {}
         self.session_of: dict[str, Session] = {}
-        """Those of the replicas, by endpoint."""
+        """The sessions of the replicas, by endpoint."""
         self.open = OpenRequests()
         self.counters: Counter[str] = Counter(router_requests=0, router_requests_moved=0)
         self.admission = Admission(self.open, rng)

@@ -15,7 +15,7 @@ def named_in(text: str) -> list[str]:
 
 
 def endpoints_in(text: str, complain: Callable[[str], None]) -> list[str]:
-    """Those that are endpoints; of each other line ``complain`` is told why not, as a running router goes on with
+    """The lines that are endpoints; of each other line ``complain`` is told why not, as a running router goes on with
     what is right."""
     good: list[str] = []
     for endpoint in named_in(text):

@@ -9,7 +9,7 @@ from ...protocol.messages import is_gauge
 from .replica import Replica
 
 MEANS = ("kv_cache_usage_perc", "kv_cache_block_size")
-"""Of these the mean of all services is told, and not the sum."""
+"""Counters of which the mean over all services is reported, and not the sum."""
 
 
 def totals(replicas: Iterable[Replica]) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Place:
     asked: list[int] = field(default_factory=list)
     """The changes that wait for it to be loaded, or unloaded."""
     last_step: int = -1
-    """Of one that is unloaded: the last step that may compute with it."""
+    """For one that is unloaded: the last step that may compute with it."""
     given_up: bool = False
     """The executor was told that it is unloaded."""
 
@@ -46,7 +46,7 @@ class Adapters:
         self.count = 0
         self.serial = 0
         self.by_name: dict[str, Place] = {}
-        """Those that requests may name."""
+        """The adapters that requests may name."""
         self.loading: dict[int, Place] = {}
         """By id: those that the executor is reading."""
         self.leaving: dict[int, Place] = {}

@@ -21,7 +21,7 @@ class Draft:
     budget: int
     """Tokens that the step can still take."""
     tokens: int = 0
-    """Those that it has."""
+    """How many tokens it has."""
     sizes: tuple[int, ...] = ()
     """As ``Capacity.sizes``."""
     joins: list[Join] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Draft:
     copies: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
     prompt_logprobs: list[tuple[Sequence, int]] = field(default_factory=list)
-    """Of which prompts the logprobs come, and of how many tokens, in the order of ``chunks``."""
+    """The prompts whose logprobs come, and for how many tokens, in the order of ``chunks``."""
 
     def plan(self, step: int, leaves: list[int]) -> Plan:
         """The draft as the executor gets it; ``leaves`` are the slots that it frees first."""
@@ -69,7 +69,7 @@ class OutstandingStep(NamedTuple):
     rows: np.ndarray
     """The slots that sample in it, rising."""
     generations: bytes
-    """Those of the slots (int64), when the plan was made."""
+    """The generations of the slots (int64), when the plan was made."""
     prefill: int
     """Tokens of prompts that run in it."""
     expected_s: float

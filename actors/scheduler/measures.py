@@ -42,7 +42,7 @@ class Measures:
         self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         """Shared with the planner, which counts what it decides."""
         self.step_tokens = Histogram(STEP_TOKENS)
-        """Of prompts and sampled, in each step."""
+        """Tokens of prompts and sampled ones, in each step."""
         self.free_since_ns: int | None = None
         """When the device finished the last step, if there was work left for it: what follows is an idle gap."""
         self.due_at = 0.0

@@ -62,7 +62,7 @@ class LogprobLedger:
         self.count = end
 
     def last(self, count: int) -> Logprobs:
-        """Those of the newest ``count`` tokens, or of as many as there are; views."""
+        """The logprobs of the newest ``count`` tokens, or of as many as there are; views."""
         rows = slice(max(0, self.count - count), self.count)
         return Logprobs(self.tokens[rows], self.values[rows])
 
@@ -105,9 +105,9 @@ class Sequence:
     queued_at: float = 0.0
     """When it came, in seconds of the machine's monotonic clock."""
     logprobs: LogprobLedger | None = field(init=False)
-    """Of each token generated here, if the request asks for them."""
+    """The logprobs of each token generated here, if the request asks for them."""
     prompt_logprobs: LogprobLedger | None = field(init=False)
-    """Of the prompt's tokens after the first as far as they are computed, if the request asks for them."""
+    """The logprobs of the prompt's tokens after the first as far as they are computed, if the request asks for them."""
     slot: int = -1
     waits_since: int = 0
     """The step that was next when it came into the queue."""
@@ -122,7 +122,7 @@ class Sequence:
     left: bool = False
     """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
     deaths: int = 0
-    """Of the executor, by its own fault, while it computed this sequence."""
+    """Deaths of the executor, by its own fault, while it computed this sequence."""
     cleared_at: int = 0
     """Token count at which a suspect is cleared: it is past the point of the last of them."""
     preempted: bool = False
@@ -196,7 +196,7 @@ class Sequence:
             self.prompt_logprobs.count = 0
 
     def last_logprobs(self, count: int) -> Logprobs | None:
-        """Those of the newest ``count`` tokens; None if the request asks for none."""
+        """The logprobs of the newest ``count`` tokens; None if the request asks for none."""
         return self.logprobs.last(count) if self.logprobs is not None and count else None
 
 
@@ -218,10 +218,10 @@ class SlotTable:
         self.room = np.zeros(slots, np.int32)
         """Positions for which the sequence has blocks."""
         self.charged = np.zeros(slots, np.int32)
-        """Of the tokens known, those that are in the account of the sequence's client."""
+        """The tokens known that are in the account of the sequence's client."""
         self.request = np.zeros(slots, np.int64)
         self.generation = np.zeros(slots, np.int64)
-        """Of the slot, as handed to its holder."""
+        """The generation of the slot, as handed to its holder."""
         self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
         self.logprobs = np.full(slots, -1, np.int32)
         """``Sequence.wanted_logprobs``."""

@@ -39,7 +39,7 @@ class Detokenizer(Actor):
         self.pieces = Pieces(tokenizer)
         self.pieces.check()
         self.named = Pieces(tokenizer, special=True)
-        """The same with the names of special tokens, for answers that ask for them."""
+        """The pieces with the names of special tokens, for answers that ask for them."""
         self.answers: dict[int, AnswerText] = {}
         self.counters: dict[str, float] = {}
         """What the scheduler has last said of itself, for a gateway that was not there."""

@@ -92,7 +92,7 @@ class Tokenizer(Actor):
         self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, sanitize=sanitize)
         self.thoughts = ThoughtTokens(tokenizer, formats)
         self.markup = CallMarkup(tokenizer, formats.tool_calls or "") if formats.strict else None
-        """Of calls that can be held to schemas."""
+        """The markup of calls that can be held to schemas."""
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler

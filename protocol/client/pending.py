@@ -64,7 +64,8 @@ class Stream(Pending):
         self.request = request
         self.asked_at = asked_at
         self.prompt_ids: list[int] | None = None
-        """Of a conversation: what the service made of it. Its template may print the date, and another one later."""
+        """For a conversation: the token ids that the service made of it. Its template may print the date, and
+        another one later."""
         self.deltas: deque[Delta] = deque()
         self.received: defaultdict[int, list[int]] = defaultdict(list)
         """Every token id that has arrived, taken by the consumer or not, by the index of its answer."""

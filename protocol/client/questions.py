@@ -43,7 +43,7 @@ class Question(Pending):
 
 
 class Questions:
-    """Those of one session, in the order in which they were asked."""
+    """The questions of one session, in the order in which they were asked."""
 
     def __init__(self) -> None:
         self.open: list[Question] = []

@@ -44,7 +44,7 @@ class ShownLane(msgspec.Struct):
 
 
 class Latency(msgspec.Struct):
-    """Of one kind, in milliseconds, over the last requests."""
+    """One kind of latency, in milliseconds, over the last requests."""
 
     p50: float
     p90: float
@@ -108,7 +108,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 class Picture(NamedTuple):
     lanes: list[ShownLane]
     steps: list[Span]
-    """Those of the device that are shown."""
+    """The steps of the device that are shown."""
     ahead: float | None
     """Share of them that were planned ahead."""
 
@@ -256,7 +256,7 @@ def busy(steps: list[Span], until: int) -> float:
 
 
 def planned_ahead(tracks: Tracks, steps: list[Span]) -> float | None:
-    """Of the steps that followed on another: the share whose plan was sent before that one had ended."""
+    """The share of the steps that followed on another whose plan was sent before that one had ended."""
     plans = {span.step: span.end for span in tracks.get("scheduler", []) if span.name == "Plan"}
     early = [plans[later.step] <= span.end for span, later in pairwise(steps) if later.step in plans]
     return sum(early) / len(early) if early else None

@@ -31,7 +31,7 @@ class LaneDefinition(NamedTuple):
 
     @property
     def stream(self) -> bool:
-        """Of a device, of whichever rank."""
+        """Whether it is a stream of a device, of whichever rank."""
         return self.track.partition(".")[0] in STREAMS
 
     @property
@@ -111,7 +111,7 @@ class Timeline:
 
     @property
     def reach(self) -> dict[str, int]:
-        """Of tracks that do not go back to ``since``: when the oldest span that they have ended."""
+        """For tracks that do not go back to ``since``: when the oldest span that they have ended."""
         reached = [item for recorded in self.actors.values() for item in recorded.reach.items()]
         return {track: ended for track, ended in reached if ended > self.since}
 

@@ -177,7 +177,7 @@ QUOTED = re.compile(r'\\.|"|</tool_call>|[^"\\<]+|<', re.DOTALL)
 TAGGED = re.compile(
     r"<tool_call>|<parameter=|</parameter>|<arg_value>|</arg_value>|</function>\s*</tool_call>|</function>|</tool_call>|[^<]+|<"
 )
-"""The same of a call that is written without quotes."""
+"""As above, for a call that is written without quotes."""
 
 
 class EndOfCall:
@@ -192,7 +192,7 @@ class EndOfCall:
         self.tagged: bool | None = True if bare else None
         """It is written without quotes; None: that is not known yet."""
         self.inside = False
-        """Of quotes, or of the value of a parameter."""
+        """Whether it is inside quotes, or inside the value of a parameter."""
         self.at = 0
         self.likely: slice | None = None
         """Marks of an end inside of a value: they are it, unless the value goes on and ends by its own."""

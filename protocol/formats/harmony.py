@@ -40,7 +40,7 @@ class Harmony(Reader):
         self.where = "start"
         """``start``: only space has come; ``header``; ``message``; ``between`` two messages."""
         self.kind = "text"
-        """Of the message: ``text``, ``thoughts`` or ``call``."""
+        """The kind of the message: ``text``, ``thoughts`` or ``call``."""
         self.thought = False
         """There were thoughts: others begin a line."""
         self.buffer = ""

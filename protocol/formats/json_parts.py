@@ -20,7 +20,7 @@ DECODER = json.JSONDecoder(parse_constant=finite, parse_float=finite)
 """Takes no NaN and no Infinity, nor what would become one, such as 1e999: a ``ValueError``."""
 
 HALF = re.compile("[\ud800-\udfff]")
-"""Of a character that UTF-8 has in one: JSON text can name it, and no frame can hold it."""
+"""Half of a character that UTF-8 has in one: JSON text can name it, and no frame can hold it."""
 
 
 def as_json(value: Any) -> str:

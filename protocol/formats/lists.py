@@ -29,7 +29,7 @@ class CallList:
         """What stands since the last object."""
         self.object: ObjectEnd | None = None
         self.arguments: ObjectEnd | None = None
-        """Of a call that was begun; None as well when they are complete."""
+        """The arguments of a call that was begun; None as well when they are complete."""
         self.begun = False
         self.written: list[str] = []
         """The object so far."""

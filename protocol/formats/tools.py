@@ -65,7 +65,7 @@ class Offer(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     """As the chat template takes them."""
     functions: dict[str, Function] = {}
-    """Those that a call may be of, by name."""
+    """The functions that may be called, by name."""
     forced: str | None = None
     """The one function whose arguments are the answer."""
     schema: dict[str, Any] | None = None

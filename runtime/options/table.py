@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PREFIX = "SLIPSTREAM_"
-"""Of environment variables."""
+"""How the names of environment variables begin."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Option:
     """One option of a table."""
 
     name: str = ""
-    """Of the field; ``table`` fills it in, and ``kind``."""
+    """The name of the field; ``table`` fills it in, and ``kind``."""
     kind: type = str
     default: Any
     help: str

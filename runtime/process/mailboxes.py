@@ -21,7 +21,7 @@ MAILBOX_MESSAGES = 20_000
 
 
 class Mailboxes:
-    """Those that one incarnation of an actor receives from and sends to."""
+    """The mailboxes that one incarnation of an actor receives from and sends to."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], begin: control.Begin) -> None:
         self.context = context

@@ -13,7 +13,7 @@ import platform
 import struct
 
 NICENESS = 5
-"""Of the threads for which the device does not wait."""
+"""The niceness of the threads for which the device does not wait."""
 
 SLICE_NS = 100_000
 """The shortest that the kernel gives."""

@@ -31,9 +31,10 @@ class Services:
         self.key = key
         self.connections: dict[str, Connection] = {}
         self.readable: dict[str, None] = {}
-        """Those that may have something, in the order in which it came: a turn looks at no others."""
+        """Services that may have something, in the order in which it came: a turn looks at no others."""
         self.touched: set[str] = set()
-        """Those that were read from or sent to in this turn, which may have used up the edge of their descriptors."""
+        """Services that were read from or sent to in this turn, which may have used up the edge of their
+        descriptors."""
         self.add_reader: Watch = lambda descriptor, call: None
         self.remove_reader: Callable[[int], object] = lambda descriptor: None
         self.turn: Callable[[], None] = lambda: None

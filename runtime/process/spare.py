@@ -21,7 +21,7 @@ from .child import Build, StartContext, end, failure, live, named
 from .set_up import die_with_parent, set_up
 
 NICENESS = 19
-"""Of imports while others serve."""
+"""The niceness of imports while others serve."""
 
 
 def main(prepare: str, factory: str, fd: int, parent: int) -> int:

@@ -49,15 +49,15 @@ class ChildSpec:
     """Children of one group start and end together. Each is given, as the option ``rendezvous``, a path that is new for
     each of their lives; what is said of the group is said of the member of the same name."""
     frontend_of: str | None = None
-    """Of a frontend: the actor whose client it is, at the endpoint that it is given as the option ``service``. It is no
-    actor's peer, and its death, however often, does not end the service."""
+    """For a frontend: the actor whose client it is, at the endpoint that it is given as the option ``service``. It
+    is no actor's peer, and its death, however often, does not end the service."""
     prepare: str | None = None
-    """Of a spare: ``module:function`` that imports what is slow. Children of its factory are forked from it. It is no
-    actor's peer, and its death is no death of the service."""
+    """For a spare: the ``module:function`` that imports what is slow. Children of its factory are forked from it. It
+    is no actor's peer, and its death is no death of the service."""
     from_the_first: bool = False
-    """Of a spare: their first incarnations are forked from it too, and wait for it."""
+    """For a spare: the first incarnations of actors are forked from it too, and wait for it."""
     keeps_at: str | None = None
-    """Of a keeper (`keeping`): the path at which it is asked. It has no factory; its death is none of the service."""
+    """For a keeper (`keeping`): the path at which it is asked. It has no factory; its death is none of the service."""
 
     @property
     def role(self) -> str:
@@ -151,7 +151,7 @@ class Child:
         return child
 
     def fork(self, channel: socket.socket, in_hand: InHand, output: Output | None) -> ForkedProcess | None:
-        """Of a spare: an incarnation with these files. None if it cannot; then it is ended."""
+        """Have a spare fork an incarnation with these files. None if it cannot; then it is ended."""
         with open(os.devnull, "wb") as nothing:
             descriptor = standard_error() if output is None else output.writer
             printing = nothing.fileno() if descriptor is None else descriptor
@@ -325,5 +325,5 @@ def kills_for_memory() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Of a child: without what takes the docstrings away, which transformers reads."""
+    """The environment of a child: without what takes the docstrings away, which transformers reads."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}

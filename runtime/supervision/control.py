@@ -54,7 +54,7 @@ class Prepare(Control):
     ``Failed``."""
 
     options: dict[str, Any]
-    """Of the actor; a keeper has none."""
+    """The options of the actor; a keeper has none."""
     background: bool
     """Others serve meanwhile and come first."""
 
@@ -151,9 +151,9 @@ class Report(Control):
     counters: dict[str, int] = {}
     """What this incarnation has counted."""
     patience_s: float | None = None
-    """Of the actor."""
+    """`Actor.patience_s`."""
     full_speed_at: float | None = 0.0
-    """Of the actor."""
+    """`Actor.full_speed_at`."""
 
 
 class ReportCounters(Control):
@@ -197,7 +197,7 @@ def receive(channel: socket.socket) -> AnyControl | None:
 
 
 def receive_with_files(channel: socket.socket, most: int) -> tuple[AnyControl | None, list[int]]:
-    """The same, and up to ``most`` file descriptors that came with it."""
+    """The next message, and up to ``most`` file descriptors that came with it."""
     packet, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET, most)
     return decode(packet), descriptors
 

@@ -67,7 +67,7 @@ def wait_for_end(children: list[Child]) -> None:
 
 
 def hanging(child: Child, members: list[Child], now: float) -> Child:
-    """Of a group in which ``child`` makes no progress, the member to blame: one that does not even answer, if any."""
+    """The member to blame of a group in which ``child`` makes no progress: one that does not even answer, if any."""
     silent = {member.spec.name: silent_s(member, now) for member in members}
     longest = max(members, key=lambda member: silent[member.spec.name])
     liveness = child.liveness

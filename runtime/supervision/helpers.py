@@ -19,7 +19,7 @@ from .status import Status
 
 
 class Helpers:
-    """Those of one service."""
+    """The helpers of one service."""
 
     def __init__(
         self, specs: Sequence[ChildSpec], status: Status, directory: Path, *, collect_output: bool

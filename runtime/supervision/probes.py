@@ -25,7 +25,7 @@ that is slower than it looked, and which comes again."""
 
 
 class Probes:
-    """Those of one supervisor."""
+    """The probes of one supervisor."""
 
     def __init__(self, children: dict[str, Child], status: Status) -> None:
         """``children``: those of the supervisor, by name, as they come and go. ``status`` counts those that hang."""

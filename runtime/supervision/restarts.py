@@ -20,7 +20,8 @@ from typing import Literal
 INTENSITY, PERIOD_S = 5, 60.0
 
 TRIES, TRY_PAUSE_S = 3, 1.0
-"""Of what seems lost for good, since the first moments after a fault may deceive; the pause before each further one."""
+"""Tries of what seems lost for good, several since the first moments after a fault may deceive; the pause before
+each further one."""
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""

@@ -21,13 +21,13 @@ class HelperRestarts:
         then twice as much as before."""
         self.first_pause_s = first_pause_s
         self.number = 0
-        """Of the latest."""
+        """The number of the latest."""
         self.there = False
         self.ready_at: float | None = None
         """Since when the one that is there is ready."""
         self.not_before = 0.0
         self.in_a_row = 0
-        """That did not last."""
+        """Spares in a row that did not last."""
 
     def next_due(self) -> float | None:
         """When the next one may be started; None: there is one."""
@@ -50,7 +50,7 @@ class HelperRestarts:
 
 
 class Spares(HelperRestarts):
-    """Those of one factory."""
+    """The spares of one factory."""
 
     def __init__(self, *, from_the_first: bool) -> None:
         """``from_the_first``: the first incarnations are forked too."""

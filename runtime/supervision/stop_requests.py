@@ -20,13 +20,13 @@ that the child is in, and programs that start others hand on a Ctrl-C that the t
 
 
 class StopRequests:
-    """Those of one process."""
+    """What has asked one process to stop."""
 
     def __init__(self) -> None:
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """A signal that comes writes to this pipe, and so ends a wait."""
         self.signals: list[int] = []
-        """Those that ask to stop, in the order in which they came."""
+        """The signals that ask to stop, in the order in which they came."""
         self.signalled_at = 0.0
         """When the first came."""
         self.at_once = False

@@ -69,7 +69,7 @@ class Supervisor:
         self.serving = False
         """All children have been ready: one that dies from now on is restarted."""
         self.has_served = False
-        """That was so before, though all may be starting again now."""
+        """Whether it has served before, though all may be starting again now."""
         self.restarts = Restarts()
         self.crashed: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault."""
@@ -485,7 +485,7 @@ class Supervisor:
 
 
 def longest_phases(child: Child) -> str:
-    """Of its start: those that took as long as one can notice."""
+    """The phases of its start that took as long as one can notice."""
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in child.phases.items() if seconds >= 0.05)
 
 

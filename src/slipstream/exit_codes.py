@@ -1,7 +1,7 @@
 """How a command ends, for the shell and for process managers."""
 
 DONE = 0
-"""Of a service: all that was accepted was answered in full."""
+"""All that a service accepted was answered in full."""
 
 USAGE = 2
 """The command line is wrong, or an extra is missing."""

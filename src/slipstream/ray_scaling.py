@@ -18,7 +18,7 @@ MOST_CACHE = 0.8
 """Share of the cache that may be in use on average: beyond it, sequences soon give way to each other."""
 
 SLOTS_IN_USE = 0.75
-"""Of the sequences that a service can run at once, how many are wanted open where nothing else is said."""
+"""The share of the sequences that a service can run at once that is wanted open where nothing else is said."""
 
 
 def scaling(replicas: int, slots: int, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class AttentionBackend(Protocol):
 class Factories(NamedTuple):
     usual: Callable[[], AttentionBackend]
     invariant: Callable[[], AttentionBackend] | None
-    """Of the backend in which a token's bits do not depend on its step."""
+    """Makes the backend in which a token's bits do not depend on its step."""
 
 
 _factories: dict[str, Factories] = {}

@@ -16,7 +16,7 @@ GATHER_BYTES = 256 << 20
 The memory that this takes must not grow with batch times context."""
 
 CPU_GATHER_BYTES = 2 << 20
-"""The same on a CPU, in whose own cache the copies should still lie when they are attended to."""
+"""The limit on a CPU, in whose own cache the copies should still lie when they are attended to."""
 
 SCORE_BYTES = 64 << 20
 """As GATHER_BYTES, for attention scores, where they are held as a whole."""
@@ -94,7 +94,7 @@ class Reach(NamedTuple):
     """How far back a query sees."""
 
     positions: int
-    """Of its sliding window, itself included, or of a chunk of the context."""
+    """The positions of its sliding window, itself included, or of a chunk of the context."""
     chunked: bool
     """It sees the beginning of the chunk that it lies in, up to itself."""
 
@@ -111,7 +111,7 @@ class Reach(NamedTuple):
 
 
 def reach_of(sliding_window: int | None, attention_chunk: int | None) -> Reach | None:
-    """Of the queries of a layer; None if they see all before them."""
+    """How far the queries of a layer see; None if they see all before them."""
     positions = attention_chunk or sliding_window
     return None if positions is None else Reach(positions, chunked=attention_chunk is not None)
 
@@ -129,7 +129,7 @@ class _Step:
         self.contexts: dict[Reach | None, tuple[Tensor, Tensor]] = {}
         """What the rows that have one token see."""
         self.single: slice | Tensor | None
-        """Those rows; None if there are none."""
+        """The rows with one token; None if there are none."""
         self.single_tokens: slice | Tensor | None
         """Their tokens."""
         self.chunks: list[tuple[int, int, int, int, int]] = []
@@ -336,7 +336,7 @@ class Pool:
         return found.view(table.shape[0], -1, *self.states.shape[2:])
 
     def block_bytes(self, dtype: torch.dtype) -> int:
-        """Of one block that is gathered in ``dtype``."""
+        """The bytes of one block that is gathered in ``dtype``."""
         return self.states[0].numel() * dtype.itemsize
 
 

@@ -65,7 +65,8 @@ def softcapped(score, scale, SOFTCAP: tl.constexpr):
 
 @jit
 def _products(q, k):
-    """Of queries, as `_attend` has them, and keys [BLOCK_N, DK_PAD] as they were read: float32 [M, BLOCK_N]."""
+    """The products of queries, as `_attend` has them, with keys [BLOCK_N, DK_PAD] as they were read: float32 [M,
+    BLOCK_N]."""
     if len(q) == 2:
         # The numbers of an FP8 cache are exact in float16, which ``q`` is then.
         k_even, k_odd = unpack(k)
@@ -224,7 +225,8 @@ def _combine(
 
 @jit
 def places_of(index, kv_head, first, tokens, GROUP: tl.constexpr, TOKENS: tl.constexpr):
-    """Of the queries ``index`` [M] of an item: query head, token in the step, and whether there is such a query."""
+    """Where the queries ``index`` [M] of an item are: query head, token in the step, and whether there is such a
+    query."""
     token = index // GROUP
     head = (kv_head * GROUP + index % GROUP).to(tl.int64)
     return head, (first + token).to(tl.int64), (index < TOKENS * GROUP) & (token < tokens)
@@ -256,7 +258,7 @@ def load_queries(
 
 @jit
 def keys_of(items):
-    """Of an item: its slot, first token, position of that, first key, and last key + 1."""
+    """What an item covers: its slot, first token, position of that, first key, and last key + 1."""
     slot = tl.load(items).to(tl.int64)
     first = tl.load(items + 1)
     position = tl.load(items + 3)

@@ -20,7 +20,7 @@ from .triton_write import write
 MAX_HEAD_SIZE = 512
 
 WAVES = 4
-"""Of resident programs, for which keys are divided into parts: with more, the last one does not matter."""
+"""Waves of resident programs for which keys are divided into parts: with more, the last one does not matter."""
 
 COMBINED_AT_ONCE = 8192
 """Numbers that a program loads before it adds them up: 64 for each of 128 threads."""

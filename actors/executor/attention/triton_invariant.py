@@ -339,7 +339,7 @@ class InvariantTritonAttention(TritonAttention):
         kv_heads: int,
         device: torch.device,
     ) -> AttentionPlan:
-        """Of this step, made once for all layers that are alike."""
+        """The plan of this step, made once for all layers that are alike."""
         plan_of = (single, tokens, window, chunked, step, part, kv_heads)
         if plan_of not in self._plans:
             self._plans[plan_of] = make_plan(

@@ -37,7 +37,7 @@ ITEM_FIELDS = tl.constexpr(9)
 several parts the index of its first result, otherwise -1; which part this is, and of how many."""
 
 MAX_PARTS = 32
-"""Of one tile. More cost more to combine than they save."""
+"""Most parts of one tile. More cost more to combine than they save."""
 
 MOST_FIXED = 1024
 """Items of rows whose parts have a fixed length. More rows, or longer ones, occupy the device without being divided."""
@@ -46,7 +46,7 @@ OVERHEAD = 3.0
 """Steps of the inner loop that a program could have made while it begins and ends."""
 
 COMBINING = tl.constexpr(2.0)
-"""The same for the combination, where there is any."""
+"""Steps that a program could have made while it combines parts."""
 
 CANDIDATES = tl.constexpr(16)
 """Goals that are compared."""

@@ -28,7 +28,7 @@ class LayerLayout:
 
 
 NOTHING = LayerLayout(0, 0, 0)
-"""Of a layer that does not attend."""
+"""The layout of a layer that does not attend."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ NULL_BLOCK = 0
 
 
 FP8 = torch.float8_e4m3fn
-"""Of a cache that takes a byte a number: four bits of exponent, three of mantissa, no infinity."""
+"""The dtype of a cache that takes a byte a number: four bits of exponent, three of mantissa, no infinity."""
 
 FP8_MAX = 448.0
 
@@ -26,7 +26,7 @@ class LayerScales:
     keys: Tensor
     """float32 [kv_heads], powers of two."""
     values: Tensor
-    """The same of the values."""
+    """Those of the values."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class KVCache:
     keys: list[Tensor]
     values: list[Tensor]
     scales: list[LayerScales] | None = None
-    """Of each layer of an FP8 cache; None: the numbers are the keys and values themselves."""
+    """The scales of each layer of an FP8 cache; None: the numbers are the keys and values themselves."""
 
     def scales_of(self, layer: int) -> LayerScales | None:
         return None if self.scales is None else self.scales[layer]
@@ -81,7 +81,7 @@ class PagedBatch:
     max_kv_len: int
     """Upper bound of ``kv_lens`` over the rows that have one token."""
     states: StateSlots | None = None
-    """Of the layers that keep a state; None where the model has none."""
+    """The states of the layers that keep one; None where the model has none."""
     row_tokens: tuple[int, ...] = ()
     """Tokens of each row that has any, as the host knows them: of a step with prompts of a model with ``states``."""
     adapters: Tensor | None = None

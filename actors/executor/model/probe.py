@@ -88,7 +88,7 @@ def _plain_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _decoded_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """The same by transformers' own decoding: some tokens at once, then one by one, with a cache of its own."""
+    """The logits by transformers' own decoding: some tokens at once, then one by one, with a cache of its own."""
     some = PROBE_TOKENS // 4
     cache = DynamicCache(config=transformer.config)
     parts: list[Tensor] = []
@@ -119,7 +119,7 @@ STEPS = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
 
 
 def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, int]] = STEPS) -> Tensor:
-    """The same logits of ``tokens`` [2, T] step by step: float32 [2, T, vocab]."""
+    """The logits that this model computes for ``tokens`` [2, T] step by step: float32 [2, T, vocab]."""
     count = tokens.shape[1]
     blocks = -(-count // PROBE_BLOCK_SIZE)
     device = tokens.device

@@ -18,7 +18,7 @@ from ..cache.state import StateSlots
 from .paged_model import PagedModel
 
 SEEN_TOKENS = 256
-"""Of the text that is looked at, which is drawn from the whole vocabulary."""
+"""Tokens of the text that is looked at, which is drawn from the whole vocabulary."""
 
 ROOM = 4.0
 """How much larger numbers may be than those that were seen. What is larger still is stored as the largest."""

@@ -27,7 +27,7 @@ class Leader(Executor):
         super().__init__(*given, **named)
         self.followers = followers
         self.missing = set(followers)
-        """Of the other ranks, those that are not ready."""
+        """The other ranks that are not ready."""
         self.captures_next = False
         """The others were told to capture a graph, which comes before any further plan here too."""
         self.handed_on: deque[Plan] = deque()

@@ -34,8 +34,8 @@ OWN_PLANS = {
         "model.layers.*.mlp.experts": "moe_tp_experts",
     }
 }
-"""Of families whose plan in transformers divides no layer, by model type. ``part N`` divides dimension N of a
-parameter, which only rank 0 has if it is ``first``."""
+"""How families are divided whose plan in transformers divides no layer, by model type. ``part N`` divides dimension
+N of a parameter, which only rank 0 has if it is ``first``."""
 
 KEPT_WHOLE = ("embedding_rowwise", "replicate")
 """Beginnings of the names of what every rank has as a whole."""

@@ -61,7 +61,7 @@ class ConstrainedRows:
     rows: list[tuple[int, Follower]]
     """Sampling row, and its grammar."""
     ends: list[tuple[int, GrammarEnd]] = field(default_factory=list)
-    """Those of them that get no token."""
+    """The rows that get no token."""
 
 
 class Masks:

@@ -54,9 +54,9 @@ class RunningBatch:
         """int32 that the inputs of the largest step can need."""
         logprobs = 2 * (1 + MAX_LOGPROBS)  # of one token: ids and values
         self.output_capacity = seq_slots * (1 + logprobs) + PROMPT_LOGPROBS_PER_STEP * logprobs
-        """The same of its outputs."""
+        """Int32 of its outputs."""
         self.mask_capacity = seq_slots * mask_words
-        """The same of its masks."""
+        """Int32 of its masks."""
 
         slots = seq_slots + 1
         self.prompts: dict[int, np.ndarray] = {}

@@ -75,7 +75,7 @@ class Field:
 
     name: str
     dtype: np.dtype
-    """Of one record."""
+    """The dtype of one record."""
     count: str
     """The attribute of `StepLayout` that says how many records there are."""
 

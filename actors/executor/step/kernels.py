@@ -18,7 +18,7 @@ from ..devices.kernel import FOLLOWING, follow, jit
 from .fields import INT, JOIN, NO_STOP_TOKEN, NO_TOKEN
 
 ROWS = 32
-"""Of one program."""
+"""Rows of one program."""
 
 SLICES = ["slots", "out"]
 """Parts of larger tensors, at any offset. By default Triton compiles a kernel anew for another alignment of a pointer,

@@ -53,7 +53,7 @@ class ModelProgram:
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
         """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
         self.logits: Tensor | None = None
-        """Of a step that has begun and is not finished."""
+        """The logits of a step that has begun and is not finished."""
         if num_blocks:
             self.allocate_cache(num_blocks)
 
@@ -167,7 +167,8 @@ class ModelProgram:
     def forward_mixed(
         self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...]
     ) -> Tensor:
-        """The same where rows have any number of tokens, which are in the token table or are written into it."""
+        """The forward pass where rows have any number of tokens, which are in the token table or are written into
+        it."""
         state, size = self.state, self.block_size
         rows = layout.view(inputs, "row_slots").long()
         token_slots = layout.view(inputs, "token_slots").long()

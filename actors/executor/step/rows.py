@@ -45,5 +45,5 @@ class Rows:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Of each row."""
+        """How many tokens each row has."""
         return (1,) * len(self.decode) + tuple(len(chunk.tokens) for chunk in self.chunks)

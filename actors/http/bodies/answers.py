@@ -47,7 +47,7 @@ class AnswerMessage(Struct, kw_only=True):
     reasoning_content: str = ""
     """The thoughts before the answer, where the model marks them."""
     reasoning: str = ""
-    """The same, as newer clients call it."""
+    """The thoughts once more, under the name that newer clients read."""
     tool_calls: list[ToolCall] = []
 
 

@@ -30,7 +30,7 @@ OTHERWISE = frozenset(
 """Sampling parameters that OpenAI has in another form, which the bodies below declare."""
 
 PARAMETERS = tuple(field for field in msgspec.structs.fields(SamplingParams) if field.name not in OTHERWISE)
-"""Those that every body has under their own names."""
+"""Sampling parameters that every body has under their own names."""
 
 FIXED: dict[str, Any] = {
     "best_of": 1,
@@ -165,7 +165,7 @@ class JsonSchema(Body, kw_only=True):
 
 
 class ResponseFormat(Body, kw_only=True):
-    """That the answer is any text, any JSON object, or JSON that matches a schema."""
+    """Asks that the answer be any text, any JSON object, or JSON that matches a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -210,7 +210,7 @@ class CompletionFields(Sampling, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
-    """Of prompts that are texts; by default true. Token ids are taken as they are."""
+    """For prompts that are texts; by default true. Token ids are taken as they are."""
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
     """Each answer has its ``token_ids`` and the ``prompt_token_ids`` too."""
@@ -227,9 +227,9 @@ class TokenizeFields(Body, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
-    """Of a prompt; by default true. The chat template writes its own."""
+    """For a prompt; by default true. The chat template writes its own."""
     add_generation_prompt: bool | None = None
-    """Of messages; by default true."""
+    """For messages; by default true."""
     continue_final_message: bool | None = None
     """The text of the messages ends with the last one."""
     tools: list[Tool] | None = None

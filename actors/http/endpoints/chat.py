@@ -157,7 +157,7 @@ class Answers:
         self.top_logprobs = top_logprobs
         self.calls_end = calls_end
         self.arguments: dict[int, list[str]] = {}
-        """Of the last call of each answer that has one."""
+        """The arguments of the last call of each answer that has one."""
 
     def note(self, delta: ChatDelta) -> None:
         for part in delta.tool_calls:

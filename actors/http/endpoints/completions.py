@@ -215,7 +215,7 @@ class Answers:
         return table.take(delta.token_ids, delta.logprobs)
 
     def echoed_logprobs(self, index: int) -> Columns | None:
-        """Of the prompt, where an answer begins with it; its scores have come with its first answer."""
+        """The logprobs of the prompt, where an answer begins with it; its scores have come with its first answer."""
         prompt = index // self.n
         if self.columns is None or not self.echoes:
             return None
@@ -227,7 +227,7 @@ class Answers:
         return {"prompt_token_ids": self.prompt_ids[index // self.n]} if self.ids_wanted else {}
 
     def prompt_logprobs_of(self, prompt: int) -> list[dict[str, Any] | None] | None:
-        """Those of the prompt by themselves, where they are asked for."""
+        """The logprobs of the prompt by themselves, where they are asked for."""
         if self.prompt_columns is None:
             return None
         return prompt_logprobs(self.tokens, self.prompt_scores[prompt], self.prompt_columns)

@@ -86,7 +86,7 @@ HISTOGRAMS = {
 }
 
 LABELS = ("model_name", "engine")
-"""That every metric has, so that boards made for several engines of vLLM read it."""
+"""Labels that every metric has, so that boards made for several engines of vLLM read it."""
 
 ENGINE = "0"
 

@@ -98,7 +98,7 @@ MessagesBody = completed("MessagesBody", MessagesFields, FIXED)
 
 class MessagesUsage(Struct, kw_only=True):
     input_tokens: int
-    """Of the prompt, those that were not in the prefix cache."""
+    """The tokens of the prompt that were not in the prefix cache."""
     cache_read_input_tokens: int
     cache_creation_input_tokens: Literal[0]
     output_tokens: int

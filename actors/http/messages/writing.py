@@ -38,7 +38,7 @@ class Blocks:
         self.blocks: list[dict[str, Any]] = []
         self.open: dict[str, Any] | None = None
         self.arguments: list[str] = []
-        """Of the open block, if it is a call."""
+        """The arguments of the open block, if it is a call."""
         self.prompt_tokens = 0
         self.usage: Usage | None = None
         self.stop_reason: str | None = None

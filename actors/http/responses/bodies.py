@@ -20,9 +20,9 @@ class ResponseTool(Struct, kw_only=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: dict[str, Any] | None = None
-    """Of a custom tool's text: only ``{"type": "text"}`` is kept to."""
+    """The form of a custom tool's text: only ``{"type": "text"}`` is kept to."""
     tools: list[ResponseTool] | None = None
-    """Of a namespace."""
+    """The tools of a namespace."""
     external_web_access: bool | None = None
 
 

@@ -25,7 +25,7 @@ from .writing import Output, ResponseEvents, new_id
 NAMES = tuple(field.name for field in PARAMETERS)
 
 MOST_ITEMS = 100
-"""Of one page of a response's input, as OpenAI has it."""
+"""Most items of one page of a response's input, as OpenAI has it."""
 
 
 async def create(service: Service, request: Request) -> Response:
@@ -63,7 +63,7 @@ async def create(service: Service, request: Request) -> Response:
 
 
 def messages_before(service: Service, body: ResponseFields) -> list[dict[str, Any]]:
-    """Those of the response that this one goes on from."""
+    """The messages of the response that this one goes on from."""
     if body.previous_response_id is None:
         return []
     previous = service.responses.get(body.previous_response_id, "previous_response_id")

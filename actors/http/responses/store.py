@@ -15,10 +15,11 @@ from ..errors import Problem
 MAX_RESPONSES = 10_000
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all responses together, as JSON."""
+"""Most bytes of all responses together, as JSON."""
 
 MAX_REFERRED_BYTES = MAX_FRAME_BYTES
-"""Of all that one input refers to, as JSON: a body can name an item of a megabyte a hundred thousand times."""
+"""Most bytes of all that one input refers to, as JSON: a body can name an item of a megabyte a hundred thousand
+times."""
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class Stored:
     size: int = 0
 
     def items_with_ids(self) -> list[dict[str, Any]]:
-        """Those that can be referred to, of its input and its output."""
+        """The items that can be referred to, of its input and its output."""
         return [
             item for item in (*self.items, *self.body.get("output", ())) if isinstance(item.get("id"), str)
         ]

@@ -20,7 +20,7 @@ from ..errors import Problem, retry_after
 from .upgrades import Parser, framing
 
 MAX_HEADER_BYTES = 64 * 1024
-"""Of the path and all headers of a request."""
+"""Most bytes of the path and all headers of a request."""
 
 HEADERS_S = 20.0
 """How long path and headers may take to come, from the beginning of a connection or a request."""
@@ -51,7 +51,7 @@ class Connections:
         self.most = max(16, soft - RESERVED_DESCRIPTORS) if most is None else most
         self.open: set[HttpProtocol] = set()
         self.idle: dict[HttpProtocol, None] = {}
-        """Those without a request, in the order in which they became so."""
+        """Connections without a request, in the order in which they became so."""
 
     def add(self, connection: HttpProtocol) -> None:
         self.open.add(connection)

@@ -42,7 +42,7 @@ class Parser(httptools.HttpRequestParser):
 
 
 def framing(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Of a request's headers those that say how long its body is; empty if it has none."""
+    """The headers of a request that say how long its body is; empty if it has none."""
     return [(name, value) for name, value in headers if name in FRAMING]
 
 

@@ -23,14 +23,14 @@ MAX_BODY_BYTES = MAX_FRAME_BYTES
 """What is asked has to fit into a frame to the gateway."""
 
 MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
-"""Of a body that is too long, so that its sender, who may not listen before, hears that it is."""
+"""How much is read of a body that is too long, so that its sender, who may not listen before, hears that it is."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """A body up to this size needs no room in the budget, since uvicorn holds as much for every connection anyway,
 and is decoded at once: it takes less than a millisecond."""
 
 MAX_BYTES_ON_THEIR_WAY = 4 * MAX_BODY_BYTES
-"""Of all larger bodies together, from their first byte until they are decoded."""
+"""Most bytes of all larger bodies together, from their first byte until they are decoded."""
 
 BODY_S = 60.0
 """How long a body may take to come: the largest does at 2.3 Mbit/s."""

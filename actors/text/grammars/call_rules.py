@@ -14,7 +14,7 @@ GAP = r"/\n?/"
 """Space between a mark and JSON: with more of it a weak model would go on for ever."""
 
 WIDE_GAP = r"/\n?[ ]{0,12}/"
-"""The same where models write a new line and as much space as the depth asks for."""
+"""The gap where models write a new line and as much space as the depth asks for."""
 
 SPACE = r"[ \t\r\n]*"
 """Space as a regular expression."""
@@ -23,7 +23,7 @@ ANSWER = "answer_itself"
 """The name of the grammar that holds where nothing is called."""
 
 Schemas = Mapping[str, dict[str, Any]]
-"""Of the arguments of each function that may be called, by its name."""
+"""Schemas of the arguments of each function that may be called, by its name."""
 
 Begun = Mapping[str, Mapping[str, str]]
 """What calls begin with, up to the name: for each such regular expression, by the regular expression of a name and what

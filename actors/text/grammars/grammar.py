@@ -39,8 +39,8 @@ def limits(ways: int) -> LLParserLimits:
 LIMITS = limits(2000)
 
 AMBIGUOUS = limits(500)
-"""Of a grammar that the user wrote, whose rules may part a text in many ways: with ``e: e e | e e e | "a"`` a token
-takes time as the cube of those before it: 5 ms at the 100th, where this ends it, and 130 ms at the 350th."""
+"""Limits of a grammar that the user wrote, whose rules may part a text in many ways: with ``e: e e | e e e | "a"`` a
+token takes time as the cube of those before it: 5 ms at the 100th, where this ends it, and 130 ms at the 350th."""
 
 MAX_REASON_CHARS = 300
 

@@ -12,7 +12,7 @@ from ..protocol.messages import Delta
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Of one kind, over all requests."""
+    """One kind of latency, over all requests."""
 
     mean: float
     p50: float

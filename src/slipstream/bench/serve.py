@@ -116,7 +116,7 @@ async def send(
 
 
 def latencies_of(record: Record) -> dict[str, float]:
-    """Those of one request that was answered, in milliseconds; ``itl`` is of many tokens and not here."""
+    """The latencies of one request that was answered, in milliseconds; ``itl`` is of many tokens and not here."""
     first, last = record.arrivals[0], record.arrivals[-1]
     found = {"ttft": first - record.sent_at, "e2el": last - record.sent_at}
     if record.tokens > 1:

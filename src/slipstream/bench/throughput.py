@@ -22,7 +22,7 @@ from .emulated import WARM_UP_STEPS, fixed_length
 from .latency import Arrivals
 
 SEED = 0
-"""Of the random prompts."""
+"""The seed of the random prompts."""
 
 
 def throughput(

@@ -44,7 +44,7 @@ class Drill(StreamsDrill):
         self.fault = fault
         self.options |= {"tensor_parallel_size": ranks_for(targets)}
         self.deaths: Counter[str] = Counter()
-        """Of each actor of the present service."""
+        """Deaths of each actor of the present service."""
 
     async def run_service(self, targets: list[str]) -> list[str]:
         self.services += 1

@@ -21,7 +21,7 @@ from ..protocol.sampling import SamplingParams
 DEVICES = tuple(KINDS)
 
 TOP_K = 8
-"""Of the sampled answers that are checked against the model."""
+"""The ``top_k`` of the sampled answers that are checked against the model."""
 
 ROUNDING = 0.5
 """By how much a logprob may differ where the same tokens are computed otherwise, in bfloat16."""
@@ -33,7 +33,7 @@ class Load:
 
     answer_tokens: int
     options: dict[str, Any]
-    """Of ``Sidecar``."""
+    """The options of ``Sidecar``."""
 
 
 def load_of(device: str) -> Load:
@@ -103,7 +103,7 @@ class Counts:
     def __init__(self) -> None:
         self.tokens = self.lost = self.duplicated = self.changed = self.unfinished = 0
         self.errors: list[str] = []
-        """Of the requests that were not finished."""
+        """The errors of the requests that were not finished."""
 
     def compare(self, answer: Answer) -> None:
         """Compare what has come with what it must be; an unfinished answer as far as it goes."""

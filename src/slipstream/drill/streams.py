@@ -56,7 +56,7 @@ class StreamsDrill:
         self.rng = random.Random(seed)
         self.say = say
         self.options: dict[str, Any] = dict(load_of(device).options)
-        """Of each service."""
+        """The options of each service."""
         if device != "emulated":
             self.options |= {"dtype": dtype, "batch_invariant": batch_invariant}
         self.exact = device == "emulated" or dtype == "float32" or batch_invariant

@@ -63,7 +63,7 @@ def draw(line: list[str], left: int, right: int, label: str) -> None:
 # --- in SVG -------------------------------------------------------------------------------------
 
 WIDTH, LEFT, RIGHT = 1080, 190, 1060
-"""Of the whole picture, and where its lanes begin and end."""
+"""The width of the whole picture, and where its lanes begin and end."""
 
 HEADER, LANE, BAR, AXIS = 48, 30, 18, 34
 """Heights: above the lanes of a panel, of a lane, of a bar, and below the lanes."""

@@ -28,7 +28,7 @@ STEPS_IN_VIEW = 4.4
 LABELS = {"scheduler": "plan", "compute": "step", "detokenizer": "text"}
 
 POINTS = 18
-"""Of the little curves."""
+"""Points of the little curves."""
 
 IDLE_S = 2.0
 

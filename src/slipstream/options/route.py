@@ -70,7 +70,7 @@ class RouteOptions:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Of the services."""
+        """The endpoints of the services."""
         return tuple(endpoint.strip() for endpoint in self.services.split(",") if endpoint.strip())
 
     def check(self, spell: Callable[[str], str]) -> None:
@@ -100,7 +100,7 @@ class RouteOptions:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Of the environment, what is not for ``slipstream serve`` alone: both may run in the same one."""
+    """What of the environment is not for ``slipstream serve`` alone: both may run in the same one."""
     serve_alone = {
         f"{PREFIX}{name.upper()}" for name in table(ServeOptions).keys() - table(RouteOptions).keys()
     }

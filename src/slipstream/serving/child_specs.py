@@ -33,7 +33,7 @@ def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
 
 
 MAX_DEFAULTS_BYTES = 1024 * 1024
-"""Of the file of ``--model-defaults``."""
+"""Most bytes of the file of ``--model-defaults``."""
 
 
 def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:

@@ -87,7 +87,7 @@ class Adapters:
 
     @property
     def bytes(self) -> int:
-        """That the places take."""
+        """The memory that the places take."""
         return sum(stack.bytes for stack in self.stacks)
 
     def told(self) -> str:
@@ -162,7 +162,7 @@ class Adapters:
         self.check_complete(folder)
 
     def check_complete(self, folder: AdapterFolder) -> None:
-        """Of the layers that it was trained for, none is missing; as far as its configuration names them."""
+        """Refuse a folder that lacks a layer that it was trained for, as far as its configuration names them."""
         config = folder.config
         if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
             return
@@ -217,7 +217,7 @@ def size_of(module: nn.Module) -> tuple[int, int]:
 
 
 def projections_of(transformer: PreTrainedModel) -> dict[str, Parts]:
-    """Those of a decoder that is as transformers has it: each is a layer of the checkpoint.
+    """The projections of a decoder that is as transformers has it: each is a layer of the checkpoint.
 
     Experts have only some of a step's tokens, and so none of the ids.
     """

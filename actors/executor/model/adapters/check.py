@@ -16,10 +16,11 @@ CHECKED_TOKENS = (5, 40, 100)
 """One number for each way that the kernels go."""
 
 ROWS_OF_PART = 16
-"""Of a weight with a tail, which torch multiplies: our kernel does not know how many there are."""
+"""Rows of a weight with a tail that are checked, which torch multiplies: our kernel does not know how many there
+are."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Of what is added, relative to its size: in half precision ten times what an H200 has shown."""
+"""The error allowed in what is added, relative to its size: in half precision ten times what an H200 has shown."""
 
 
 def check_products(products: Products, stacks: Sequence[Stack]) -> None:
@@ -73,7 +74,7 @@ def added(products: Products, like: Stack) -> list[tuple[Tensor, Tensor]]:
 
 
 def added_by_tail(products: Products, like: Tail, random: Random) -> list[tuple[Tensor, Tensor]]:
-    """The same of a weight with a tail, whose own product is in it."""
+    """As `added`, for a weight with a tail, whose own product is in it."""
     count, ranks, width = like.down.shape
     rows = ROWS_OF_PART * len(like.starts)
     weight = random(rows, width + like.columns) / width**0.5
@@ -112,7 +113,7 @@ def expected(output: Tensor, states: Tensor, ids: Tensor, stack: Stack) -> Tenso
 
 
 def as_float32(stack: Stack) -> Stack:
-    """The same weights beside no tail."""
+    """The same weights in float32, and without a tail."""
     outputs = torch.cat(
         [
             torch.stack([stack.b(id, part) for id in range(1, len(stack.down) + 1)])

@@ -33,7 +33,7 @@ class Tiles(NamedTuple):
     outputs: int
     """Rows of A at once."""
     columns: int
-    """Of K, at once."""
+    """Columns of K that are multiplied at once."""
     splits: int
     """Most parts of K."""
     copied: int

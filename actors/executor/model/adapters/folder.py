@@ -24,7 +24,7 @@ from .....protocol.errors import InvalidRequest, brief
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 MAX_CONFIG_BYTES = 16 << 20
-"""Of a configuration, which is read as a whole: a thousand times what peft writes."""
+"""Most bytes of a configuration, which is read as a whole: a thousand times what peft writes."""
 
 UNREADABLE = (OSError, SafetensorError, RuntimeError, MemoryError)
 """What reading weights raises; the third is torch's, where a file is larger than what can be mapped."""
@@ -35,7 +35,7 @@ PREFIX = "base_model.model."
 WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
 
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-"""Of ``init_lora_weights``: the values that leave the model's own weights as they are."""
+"""Values of ``init_lora_weights`` that leave the model's own weights as they are."""
 
 OF_TRAINING = frozenset(
     (
@@ -152,7 +152,7 @@ class AdapterFolder:
         }
 
     def scaling(self, layer: str, rank: int) -> float:
-        """Of a layer whose A has ``rank`` rows, which has to be what the configuration says."""
+        """The factor of a layer whose A has ``rank`` rows, which has to be what the configuration says."""
         config = self.config
         ranks, alphas = config.get("rank_pattern"), config.get("alpha_pattern")
         stated = number("rank_pattern", of_layer("rank_pattern", ranks, layer, config["r"]))

@@ -25,7 +25,8 @@ from .extend import tiles_for as tiles_to_extend
 from .products import Stack, Tail
 
 SIZES = ["tokens"]
-"""Of a step. By default Triton compiles a kernel anew for another kind of number, in the middle of serving."""
+"""Numbers that differ from step to step. By default Triton compiles a kernel anew for another kind of number, in the
+middle of serving."""
 
 
 class Tiles(NamedTuple):
@@ -33,11 +34,11 @@ class Tiles(NamedTuple):
 
     tokens: int
     columns: int
-    """Of K, at once."""
+    """Columns of K that are multiplied at once."""
     splits: int
     """Most parts of K, in the first product."""
     outputs: int
-    """Of N, in the second product."""
+    """Outputs of N that a program of the second product has."""
     warps: int
 
     def splits_of(self, width: int) -> int:
@@ -57,7 +58,7 @@ def tiles_for(tokens: int) -> Tiles:
 
 
 MOST_RANKS = 64
-"""Of one tile."""
+"""Most rows of A in one tile."""
 
 
 @jit(do_not_specialize=SIZES)
@@ -154,7 +155,7 @@ class TritonProducts:
 
     def __init__(self) -> None:
         self.ids = torch.zeros(0, dtype=torch.int32)
-        """Of the step under way."""
+        """The ids of the step under way."""
 
     def begin(self, ids: Tensor) -> None:
         self.ids = ids

@@ -23,7 +23,7 @@ class Stack:
 
     @property
     def parts(self) -> list[tuple[slice, slice]]:
-        """Of each part, its rows of ``up`` and of ``down``."""
+        """The parts: of each its rows of ``up`` and of ``down``."""
         ends = (*self.starts[1:], self.up.shape[1])
         return [
             (slice(start, end), slice(part * self.rank, (part + 1) * self.rank))
@@ -50,11 +50,11 @@ class Stack:
 
 @dataclass(slots=True)
 class Tail(Stack):
-    """Of which B lies in the tail of the layer's weight: ``up`` [count, N, parts * rank] is a view of that, zero where
-    it is of one part and in the rows of another. Each column of the tail is for a row of A."""
+    """A stack whose B lies in the tail of the layer's weight: ``up`` [count, N, parts * rank] is a view of that,
+    zero where it is of one part and in the rows of another. Each column of the tail is for a row of A."""
 
     columns: int
-    """Of the tail: some are left over."""
+    """Columns of the tail, some of which are left over."""
 
     @classmethod
     def of(cls, weight: Tensor, down: Tensor, starts: tuple[int, ...]) -> Tail:
@@ -94,7 +94,7 @@ class TorchProducts:
 
     def __init__(self) -> None:
         self.groups: list[tuple[int, Tensor | slice]] = []
-        """Of the step under way: ids, and the tokens that have them."""
+        """The adapters of the step under way: ids, and the tokens that have them."""
 
     def begin(self, ids: Tensor) -> None:
         present = ids.unique().tolist()

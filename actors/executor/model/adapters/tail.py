@@ -38,7 +38,7 @@ class TailedLinear(GivenLinear):
 
 
 class TailedSummed(TailedLinear, Summed):
-    """Of which a rank has columns, and a tail of its own for them."""
+    """A layer with a tail of which a rank has columns, and a tail of its own for them."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, like: SummedLinear) -> None:
         super().__init__(weight, bias, like.in_features)

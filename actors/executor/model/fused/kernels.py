@@ -268,5 +268,6 @@ def sums_rows(part: Tensor, pad: int) -> bool:
 
 
 def warps(width: int) -> int:
-    """Of a program that holds a whole row: 8 numbers a thread, which is one load, as long as there are threads."""
+    """The warps of a program that holds a whole row: 8 numbers a thread, which is one load, as long as there are
+    threads."""
     return max(1, min(16, width // 256))

@@ -132,7 +132,7 @@ def sum_add_norm_kernel(
     PAD: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The same with the sum of all ranks' parts, which ``ranks/kernels.py`` explains."""
+    """As `add_norm_kernel`, with the sum of all ranks' parts, which ``ranks/kernels.py`` explains."""
     let_kernel_after_begin()
     after_weight = _load_row(after, AFTER, N, PAD)
     before_weight = _load_row(before, BEFORE, N, PAD)

@@ -30,7 +30,7 @@ class Estimate:
     model_type: str
     parameters: int
     dtype: str
-    """Of the weights, and of the cache where no other is asked for."""
+    """The dtype of the weights, and of the cache where no other is asked for."""
     weight_bytes: int
     kv_bytes_per_token: int
     """Keys and values of one token, in all layers."""

@@ -29,7 +29,8 @@ FEW_OUTPUTS = 64
 """Outputs of a program where rows are few."""
 
 MULTIPROCESSORS = 132
-"""Of an H100 or H200. What is best for them is taken on any GPU, so that the order is the same on all."""
+"""Multiprocessors of an H100 or H200. What is best for them is taken on any GPU, so that the order is the same on
+all."""
 
 MOST_PARTS = 4
 

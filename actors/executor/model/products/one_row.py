@@ -16,12 +16,12 @@ from torch import Tensor
 from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 
 MOST_COLUMNS = 2048
-"""That a program reads at once. Of 34 tiles the one with two outputs of as many columns was the best over the weights
-of 8B and 70B, whole and halved by two ranks: 1.5 % faster than with twice as many of either, and at most 13 % behind
-the best of one weight."""
+"""Columns that a program reads at once. Of 34 tiles the one with two outputs of as many columns was the best over
+the weights of 8B and 70B, whole and halved by two ranks: 1.5 % faster than with twice as many of either, and at most
+13 % behind the best of one weight."""
 
 NUMBERS = 16384
-"""Of a weight with fewer columns, that a program reads at once at most."""
+"""Numbers of a weight with fewer columns that a program reads at once at most."""
 
 WARPS = 8
 
@@ -39,7 +39,7 @@ def _weights(weight, output, column, N, K, EVEN: tl.constexpr):
 
 @jit
 def _sums(numbers, row, column, K, EVEN: tl.constexpr):
-    """Of some columns, for each output."""
+    """The sums over some columns, for each output."""
     x = tl.load(row + column) if EVEN else tl.load(row + column, mask=column < K, other=0.0)
     return tl.sum(numbers.to(tl.float32) * x.to(tl.float32)[None, :], 1)
 

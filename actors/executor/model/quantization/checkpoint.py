@@ -52,7 +52,7 @@ class StoredWeight:
     base: str
 
     def shape_of(self, end: str) -> list[int]:
-        """Of the tensor with this end of its name."""
+        """The shape of the tensor with this end of its name."""
         return list(self.parts[end].get_slice(self.base + end).get_shape())
 
     @property
@@ -70,7 +70,7 @@ class StoredWeight:
 
     @property
     def kept_as(self) -> torch.dtype:
-        """Of a layer that keeps it in 8 bits."""
+        """The dtype of a weight that is kept in 8 bits."""
         stored = self.parts[self.form.main].get_slice(self.base + self.form.main).get_dtype()
         return FLOATS.get(stored, torch.int8)
 

@@ -285,7 +285,7 @@ PROGRAMS = 264
 """How many programs are wanted at least: two for each multiprocessor of an H200."""
 
 SHARED_BYTES = 96 << 10
-"""Of shared memory for each of them."""
+"""Shared memory for each of them."""
 
 MOST_RESULTS = 2 * PROGRAMS * 64 * 64
 """Numbers of all shares of a product together. Fewer programs than are wanted have outputs in common, so that what

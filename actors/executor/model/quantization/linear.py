@@ -136,7 +136,8 @@ CHECKED_ROWS = (1, 8, MOST_FEW_ROWS + 8)
 """One number for each way that a product can take."""
 
 TOLERANCE = 6e-2
-"""Of a product relative to its size: states in FP8 make it differ by half of that, wrong scales by more."""
+"""The error allowed in a product, relative to its size: states in FP8 make it differ by half of that, wrong scales
+by more."""
 
 
 def check_products(transformer: nn.Module, dtype: torch.dtype) -> None:

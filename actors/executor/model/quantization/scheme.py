@@ -91,7 +91,7 @@ def scheme_of(config: PreTrainedConfig) -> Scheme | None:
 
 
 def unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same model as if nothing were said of quantization: what transformers is given."""
+    """The configuration as if nothing were said of quantization: what transformers is given."""
     if not any(hasattr(config, name) for name in NAMES):
         return config
     plain = copy.deepcopy(config)

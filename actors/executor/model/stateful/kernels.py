@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     """What transformers has for one function of a model."""
 
     package: str
-    """That has a kernel for it, by its name in a program."""
+    """The package that has a kernel for it, by its name in a program."""
     kernel: Callable[..., Any] | None
     """None: the package is not there, cannot be imported, or has no such function."""
     plain: Callable[..., Any]

@@ -26,7 +26,7 @@ class StatefulModules:
 
     def __init__(self, modules: list[StatefulModule], layout: StateLayout) -> None:
         self.parts: list[tuple[slice, Tensor, bool]] = []
-        """Of the step under way: tokens, the slots of their rows, and whether each row has one token."""
+        """The parts of the step under way: tokens, the slots of their rows, and whether each row has one token."""
         self.slots: StateSlots | None = None
         """None: no step is under way, and the modules are as transformers has them."""
         self.tokens = 0
@@ -97,7 +97,7 @@ class StatefulModules:
         return forward
 
     def part(self, value: Any, tokens: slice, single: bool) -> Any:
-        """Of what a module is given, [1, T, ...], some tokens: [N, 1, ...] if ``single``, otherwise [1, N, ...]."""
+        """Some tokens of what a module is given, [1, T, ...]: [N, 1, ...] if ``single``, otherwise [1, N, ...]."""
         if isinstance(value, tuple):
             return tuple(self.part(one, tokens, single) for one in value)
         if not isinstance(value, Tensor) or value.shape[:2] != (1, self.tokens):

@@ -18,10 +18,11 @@ from .module import RowStates, StatefulModule
 from .scan import going_on
 
 CHECKED_TOKENS = 8
-"""Of each input that a module is tried on."""
+"""Tokens of each input that a module is tried on."""
 
 CHUNK_TOLERANCE = 1e-3
-"""Of a module's output in float32, relative to its size. Other orders of sums give 1e-6, a state forgotten 1e-1."""
+"""The error allowed in a module's output in float32, relative to its size. Other orders of sums give 1e-6, a state
+forgotten 1e-1."""
 
 HOST_READS = frozenset(
     {
