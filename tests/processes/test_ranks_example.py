@@ -52,8 +52,8 @@ def lab(ranks: Any, out: Path, limit: float) -> Any:
         ("raise RuntimeError('no card is left')", 60.0, "RuntimeError: no card is left"),
         (
             f"print('waits', flush=True); subprocess.run(['sleep', '{STRAY_S}'])",
-            3.0,
-            "not done after 3 s: .*waits",
+            6.0,
+            "not done after 6 s: .*waits",
         ),
     ],
     ids=["fails", "hangs"],
@@ -67,7 +67,7 @@ def test_what_goes_wrong_is_a_row_behind_what_was_found(
     ready, two, error = ranks.rows_of("vllm", "8b", 2, lab(ranks, tmp_path, limit))
     assert ready.keys() == {"ready_s"}
     assert two["rows"] == 2
-    assert 10.0 < two["step_ms"] < 60.0
+    assert 5.0 < two["step_ms"] < 200.0
     assert 40 / two["tokens_per_s"] == pytest.approx(two["seconds"], rel=0.05)
     assert error.keys() == {"error"}
     assert re.search(said, error["error"], re.DOTALL)
