@@ -10,7 +10,7 @@ from simulation import VOCAB, World, known_token, random_load
 from slipstream.actors.executor.devices.emulated import next_token
 
 
-@pytest.mark.parametrize("depth", few_of([1, 2, 3, 4], 1, 2, 4))
+@pytest.mark.parametrize("depth", few_of([1, 2, 3, 4], 2, 4))
 def test_any_schedule_gives_each_request_the_tokens_that_it_has_alone(depth: int, more: int) -> None:
     for seed in range(15 * more):
         world = World(seed, depth=depth)

@@ -135,6 +135,7 @@ def test_ranks_have_adapters_from_the_start_and_again_after_a_kill(
         assert (answer(client, adapter="sql"), answer(client)) == expected[::-1]
 
 
+@pytest.mark.rest
 def test_a_service_that_cannot_load_one_does_not_start(base: Path, tmp_path: Path) -> None:
     bad = make_adapter(base, tmp_path / "bad", seed=5, rank=17)
     code, lines, _ = serve(str(base), "--device", "cpu", "--lora", f"bad={bad}")

@@ -245,7 +245,8 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
         assert served.process.wait(NEAR) == 0
 
 
-@pytest.mark.parametrize("first", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.rest)])
+@pytest.mark.rest
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(first: int) -> None:
     """The shell sends SIGHUP to its jobs, and the kernel to the foreground when the shell ends; systemd may send
     it right after SIGTERM (SendSIGHUP=)."""
@@ -266,7 +267,8 @@ def test_a_terminal_that_closes_hangs_up_more_than_once_and_the_drain_goes_on(fi
         assert served.process.wait(NEAR) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGUSR2, marks=pytest.mark.rest)])
+@pytest.mark.rest
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_that_mean_other_things_to_other_servers_change_nothing_and_say_so(number: int) -> None:
     """``kill -USR1`` opens nginx's logs again: a script that does so to every server must end none."""
     with service(stderr=subprocess.PIPE) as served:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from covering import few_of
 from processes import Planted, alive, serve, until
 from slipstream.protocol.client_key import CLIENT_KEY_VARIABLE, ClientKey, client_key
 from slipstream.protocol.endpoints import check_endpoint
@@ -57,7 +56,8 @@ def test_the_command_makes_keys_that_only_their_owner_can_read_and_writes_none_o
     assert ClientKey.read(folder / "ann.key").public in KeyFolder(folder).allowed()
 
 
-@pytest.mark.parametrize("opened", few_of(["", "allowed"], "allowed"), ids=["folder", "list"])
+@pytest.mark.rest
+@pytest.mark.parametrize("opened", ["", "allowed"], ids=["folder", "list"])
 def test_a_key_folder_that_others_can_write_is_refused_wherever_it_is_used(
     opened: str, tmp_path: Path
 ) -> None:

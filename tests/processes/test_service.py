@@ -386,6 +386,7 @@ def test_a_start_that_fails_tells_the_cause_in_one_block_and_ends_with_code_3(tm
             here.unlink()
 
 
+@pytest.mark.rest
 def test_the_owner_of_a_path_keeps_it_when_another_service_wants_it() -> None:
     """ZeroMQ alone would take it away without a word."""
     with Sidecar(device="emulated") as sidecar:

@@ -155,6 +155,7 @@ def test_what_cannot_start_as_a_fork_is_started_from_nothing(tmp_path: Path) -> 
     assert "planted: this is a fork" in log
 
 
+@pytest.mark.rest
 def test_what_a_fork_prints_goes_into_the_log_under_its_name() -> None:
     factories: dict[str, str] = dict.fromkeys(("executor", SPARE), "planted:printing_executor")
     with Planted(factories, "--spare-executor=on", "--log-format=json", PLANTED_MARKER="/nowhere") as service:

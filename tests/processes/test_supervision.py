@@ -15,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from covering import few_of
 from processes import NEAR, Background, Planted, Raw, alive, until
 from slipstream.actors.executor.devices.kinds import kind_of
 from slipstream.actors.executor.patience import LEAST_S, MARGIN, Patience
+from slipstream.protocol.actors import ACTORS
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
@@ -268,7 +270,7 @@ def state_of(sidecar: Sidecar, actor: str) -> dict[str, Any]:
     return sidecar.actors[actor]
 
 
-@pytest.mark.parametrize("actor", ["gateway", "tokenizer", "scheduler", "executor", "detokenizer"])
+@pytest.mark.parametrize("actor", few_of(ACTORS, "scheduler", "executor"))
 def test_an_actor_that_is_stopped_is_found_within_a_second_of_the_limit_and_no_token_is_lost(
     patient: Sidecar, actor: str, soak: bool
 ) -> None:

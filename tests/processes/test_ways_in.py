@@ -261,6 +261,7 @@ def test_another_thread_neither_uses_nor_ends_an_llm_that_waits() -> None:
         assert llm.generate("x", SamplingParams(max_tokens=1))[0].finished
 
 
+@pytest.mark.rest
 def test_a_bad_model_is_told_with_its_cause(tmp_path: Path) -> None:
     with pytest.raises(SlipstreamError, match="model '/nowhere/at/all'"):
         Sidecar("/nowhere/at/all")

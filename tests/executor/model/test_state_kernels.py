@@ -144,6 +144,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {name: lines[3 * place : 3 * place + 3] for place, name in enumerate(CASES)}
 
 
+@pytest.mark.rest
 def test_kernels_are_those_of_packages_that_are_installed(found: dict[str, list[str]]) -> None:
     """The probe, which runs chunks and single tokens, passes with them."""
     called, laid_out, told = found["installed"]
@@ -152,6 +153,7 @@ def test_kernels_are_those_of_packages_that_are_installed(found: dict[str, list[
     assert told == TOLD
 
 
+@pytest.mark.rest
 def test_kernels_are_called_on_a_gpu_alone(found: dict[str, list[str]]) -> None:
     """The real ones fail anywhere else, also where a model is only laid out."""
     called, laid_out, told = found["for a GPU"]
@@ -159,6 +161,7 @@ def test_kernels_are_called_on_a_gpu_alone(found: dict[str, list[str]]) -> None:
     assert told == TOLD
 
 
+@pytest.mark.rest
 def test_kernels_are_not_called_in_float32(found: dict[str, list[str]]) -> None:
     """The real ones multiply in TF32 there, which is not what transformers computes."""
     called, _, told = found["in float32"]
@@ -166,12 +169,14 @@ def test_kernels_are_not_called_in_float32(found: dict[str, list[str]]) -> None:
     assert told == TOLD
 
 
+@pytest.mark.rest
 def test_packages_that_are_not_installed_are_named(found: dict[str, list[str]]) -> None:
     called, laid_out, told = found["not installed"]
     assert called == laid_out == ""
     assert told.endswith("they are faster with causal-conv1d and flash-linear-attention installed")
 
 
+@pytest.mark.rest
 def test_a_package_that_cannot_be_imported_is_not_said_to_be_used(found: dict[str, list[str]]) -> None:
     called, _, told = found["broken"]
     assert called.split() == CALLED[2:]
