@@ -139,6 +139,7 @@ class Planner:
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
         for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
             self.leave(self.holder(slot))
+        self.end_trial_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, self.blocks)
         prefill, generations = draft.tokens - decoding, table.generation[rows].tobytes()
@@ -395,6 +396,22 @@ class Planner:
             self.enqueue(sequence)
         return quarantined
 
+    def end_trial_ahead(self) -> None:
+        """The step that clears a suspect is planned: it makes way with the next plan, which is the next one's first.
+
+        It stays on probation until that step has ended.
+        """
+        probation = self.quarantine.probation
+        if probation is None or not self.quarantine.suspects or probation.left:
+            return
+        if self.table.planned[probation.slot] >= probation.cleared_at:
+            self.preempt_for_trial(probation)
+
+    def preempt_for_trial(self, probation: Sequence) -> None:
+        """Its tokens are computed again when all suspects were tried."""
+        probation.preempted = True
+        self.leave(probation)
+
     def end_probation(self) -> None:
         """A suspect that is past the point where the executor died makes way for the next one, if there is one."""
         probation = self.quarantine.probation
@@ -403,8 +420,7 @@ class Planner:
         length = int(self.table.length[probation.slot]) if probation.slot >= 0 else 0
         passed = self.quarantine.passed(length)
         if passed is not None and self.quarantine.active and not passed.left:
-            passed.preempted = True
-            self.leave(passed)
+            self.preempt_for_trial(passed)
 
     # --- accounts ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import Planted
+from recovery_faults import PLANNER, QUARANTINE, Fault, planted
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Capacity, Enqueue, Plan, Sampled, Tokens
@@ -158,6 +160,84 @@ def test_suspects_are_tried_one_at_a_time_and_then_all_run_together_again() -> N
     assert set(world.widths) == {1}
     world.run()
     assert max(world.widths) == 15
+
+
+def one_death(depth: int) -> Mortal:
+    """A world whose executor has died once, while 8 sequences were decoded, and will not again."""
+    world = Mortal(depth=depth)
+    world.deadly = lambda first, at: not world.deaths and at == 10
+    for request in range(8):
+        world.ask(request)
+    while not world.deaths:
+        world.step()
+    world.widths.clear()
+    return world
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_suspect_makes_way_with_the_step_that_clears_it(depth: int) -> None:
+    """One step for its known tokens, and one for each further token that was planned when the executor died; nothing
+    planned behind them holds up the next suspect. The last one goes on beside all others."""
+    world = one_death(depth)
+    quarantine = world.scheduler.planner.quarantine
+    assert len(quarantine.suspects) == 7, "and the trial of the first has begun"
+    while quarantine.suspects:
+        world.step()
+    assert world.widths == [1] * (7 * depth)
+    world.run()
+    world.check(range(8))
+
+
+def names_the_poison() -> None:
+    """Whatever token of a request kills its executor, two deaths are enough, and suspects run alone."""
+    for depth, position in itertools.product((1, 2, 3), range(2, 20)):
+        world = Mortal(depth=depth, deadly=lambda first, at, deadly=position: first == 9 and at == deadly)
+        for request in range(6):
+            world.ask(request, first=9 if request == 2 else None)
+        while world.plans and not world.deaths:
+            world.step()
+        world.widths.clear()
+        while world.plans and world.scheduler.planner.quarantine.active and world.deaths <= 2:
+            world.step()
+        assert set(world.widths) == {1}
+        assert world.deaths <= 2
+        world.run()
+        assert world.deaths == 2
+        assert world.ends[2] == "quarantined"
+        world.check([request for request in range(6) if request != 2])
+
+
+TRIAL_FAULTS = [
+    Fault(
+        "a-suspect-makes-way-a-step-early",
+        f"{PLANNER}.end_trial_ahead",
+        ">= probation.cleared_at",
+        ">= probation.cleared_at - 1",
+    ),
+    Fault(
+        "a-suspect-is-cleared-while-its-last-step-runs",
+        f"{PLANNER}.end_trial_ahead",
+        "self.preempt_for_trial(probation)",
+        "self.quarantine.passed(probation.cleared_at); self.preempt_for_trial(probation)",
+    ),
+    Fault(
+        "the-next-suspect-joins-while-a-step-runs",
+        f"{QUARANTINE}.next",
+        "self.probation is None and device_is_empty",
+        "True",
+    ),
+    Fault(
+        "a-suspect-that-made-way-is-forgotten", f"{PLANNER}.preempt_for_trial", "probation.preempted = True"
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", TRIAL_FAULTS, ids=[fault.id for fault in TRIAL_FAULTS])
+def test_a_fault_in_the_order_of_trials_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    names_the_poison()
+    monkeypatch.setattr(*planted(fault))
+    with pytest.raises((AssertionError, RuntimeError, KeyError, ValueError)):
+        names_the_poison()
 
 
 def test_several_poisons_cost_one_death_each_and_one_more() -> None:
