@@ -31,6 +31,7 @@ from .prepare import (
     load_whole,
     reading_ahead,
     room_of,
+    skeleton_in,
     uncollected,
 )
 from .ranks.follower import Follower
@@ -165,7 +166,9 @@ def load(context: StartContext, options: ExecutorOptions, where: torch.device) -
     backend, room, model = backend_of(options, where), room_of(options, where), None
     if kept is not None and context.restarted:
         context.phase("take weights over")
-        model = kept.taken_over(options.model, where, backend, group=group, room=room)
+        model = kept.taken_over(
+            options.model, where, backend, group=group, room=room, skeleton=skeleton_in(context)
+        )
     if model is None:
         context.phase("load weights")
         model = (make_part if options.load_format == "dummy" else load_part)(

@@ -10,8 +10,9 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ...runtime.process.child import StartContext
     from .model.adapters.room import Room
+    from .model.loading.load import Skeleton
     from .model.paged_model import PagedModel
 
 ENVIRONMENT = {
@@ -40,6 +42,17 @@ ROOM = 3
 """Times the files of the weights: in float32 they are twice as large as files in bfloat16."""
 
 
+KERNELS = (
+    ".gpu",
+    ".attention.triton_backend",
+    ".keeping.cuda_memory",
+    ".keeping.weights",
+    ".model.fused.kernels",
+    ".model.products.few_rows",
+)
+"""Modules of ours that an executor on a GPU needs."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a fork need not make again."""
@@ -47,6 +60,8 @@ class Prepared:
     compiler: GrammarCompiler | str
     model: PagedModel | None = None
     """On a CPU, where one process is the whole executor, and where there is memory for it."""
+    skeleton: Skeleton | None = None
+    """Where weights are kept: what a fork gives them to."""
 
 
 def prepare(context: StartContext) -> Prepared:
@@ -67,22 +82,18 @@ def prepare(context: StartContext) -> Prepared:
 
             import_transformers(context)
             if gpu:
-                from triton.runtime.cache import triton_key
-
-                from . import gpu
-                from .attention import triton_backend  # noqa: F401
-
-                triton_key()  # Triton hashes its own files once a process, 0.35 s; entries of its cache have that hash
+                import_kernels()
             else:
                 from .devices import cpu  # noqa: F401
                 from .step import program  # noqa: F401
-        model = None
+        model = skeleton = None
         if shares:
             torch.set_num_threads(1)  # a fork has no other threads, and would wait for them
             model = load_whole(context, options, torch.device("cpu"))
         else:
             import_model(options)
-    return Prepared(load_grammars(context, options), model)
+            skeleton = make_skeleton(options) if options.keeper else None
+    return Prepared(load_grammars(context, options), model, skeleton)
 
 
 def has_room(context: StartContext, options: ExecutorOptions) -> bool:
@@ -102,6 +113,32 @@ def import_model(options: ExecutorOptions) -> None:
 
     if options.tensor_parallel_size > 1:
         from .ranks import load  # noqa: F401
+
+
+def import_kernels() -> None:
+    """Those of a GPU, and what Triton does once a process; nothing of it asks for the GPU."""
+    from triton.runtime import build
+    from triton.runtime.cache import triton_key
+
+    for module in KERNELS:
+        import_module(module, __package__)
+    triton_key()  # a hash of its own files, 0.35 s; entries of its cache have that hash
+    build.platform_key()  # of what it has compiled for the host, by another program
+    with suppress(ImportError):
+        import_module("triton.experimental.gluon.nvidia.hopper")  # its first launch does, 0.12 s
+
+
+def make_skeleton(options: ExecutorOptions) -> Skeleton:
+    """The model without memory, as its folder says; one of another dtype will not be used."""
+    import torch
+
+    from .model.loading.language_model import language_model_config
+    from .model.loading.load import load_config, skeleton_of
+
+    config = load_config(Path(options.model))
+    own = getattr(language_model_config(config), "dtype", None)
+    dtype = (own or torch.float32) if options.dtype == "auto" else getattr(torch, options.dtype)
+    return skeleton_of(config, dtype)
 
 
 @contextmanager
@@ -146,6 +183,7 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
             backend_of(options, where),
             batch_invariant=options.batch_invariant,
             room=room,
+            skeleton=skeleton_in(context),
         )
     if model is not None:
         return check_length(options, model)
@@ -161,6 +199,12 @@ def load_whole(context: StartContext, options: ExecutorOptions, where: torch.dev
         around=nothing_around if kept is None else kept.keeping,
     )
     return check_length(options, model)
+
+
+def skeleton_in(context: StartContext) -> Skeleton | None:
+    """That which the spare has made."""
+    prepared: Prepared | None = context.prepared
+    return None if prepared is None else prepared.skeleton
 
 
 def room_of(options: ExecutorOptions, where: torch.device) -> Room | None:

@@ -31,12 +31,15 @@ from slipstream.runtime.process.child import Build
 from slipstream.serving.service import service_specs
 
 spare = next(spec for spec in service_specs(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
-prepare(Build(spare.options))
+prepared = prepare(Build(spare.options))
 
 import slipstream.actors.executor.build
 
 assert "slipstream.actors.executor.devices.kernel" in sys.modules, "its kernels are not imported"
 assert "torch.fx.experimental.symbolic_shapes" in sys.modules, "a fork would import it, with the algebra it needs"
+assert "triton.experimental.gluon.nvidia.hopper" in sys.modules, "the first launch of a fork would import it"
+assert prepared.skeleton is not None, "a fork would make the model's modules"
+assert all(tensor.is_meta for tensor in prepared.skeleton.transformer.parameters())
 print(len(os.listdir("/proc/self/task")))
 """
 

@@ -17,8 +17,9 @@ from ....runtime.keeping import Keeper, NotKept
 from ....runtime.log import logger
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
+from ..cache.layout import KVLayout
 from ..model.adapters.room import Room
-from ..model.loading.load import load_config, replace, skeleton, use_own_experts
+from ..model.loading.load import Skeleton, load_config, replace, skeleton_of, use_own_experts
 from ..model.paged_model import PagedModel
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
@@ -46,12 +47,14 @@ class KeptWeights:
         batch_invariant: bool = False,
         group: RankGroup | None = None,
         room: Room | None = None,
+        skeleton: Skeleton | None = None,
     ) -> PagedModel | None:
         """The model of a folder with the weights that are kept, of which nothing is read or copied; None if there are
         none. If they are of no use they are kept no longer. All ranks of a ``group`` take theirs over, or none does:
-        what one reads anew may not be what the others have."""
+        what one reads anew may not be what the others have. ``skeleton``: of the folder, if there is one; it becomes
+        the model."""
         files = self.fetched()
-        found = self.opened(path, files, device, group) if files else None
+        found = self.opened(path, files, device, group, skeleton) if files else None
         if group is not None and not group.least(int(found is not None), device) and found is not None:
             logger.warning(ANEW, "another rank has none that are of use")
             found = None
@@ -81,11 +84,16 @@ class KeptWeights:
         return files
 
     def opened(
-        self, path: str, files: Sequence[int], device: torch.device, group: RankGroup | None
+        self,
+        path: str,
+        files: Sequence[int],
+        device: torch.device,
+        group: RankGroup | None,
+        skeleton: Skeleton | None,
     ) -> Opened | None:
         """As ``open_weights``; None, and why in the log, if the files are of no use."""
         try:
-            return open_weights(path, files, device, group)
+            return open_weights(path, files, device, group, skeleton)
         except Exception as error:
             logger.warning(OF_NO_USE, error)
             return None
@@ -134,14 +142,20 @@ class Opened(NamedTuple):
 
 
 def open_weights(
-    path: str, files: Sequence[int], device: torch.device, group: RankGroup | None = None
+    path: str,
+    files: Sequence[int],
+    device: torch.device,
+    group: RankGroup | None = None,
+    skeleton: Skeleton | None = None,
 ) -> Opened:
     """Of the table and the pieces of an arena. A rank asks no other for anything here: what is kept may be of no use to
     it alone."""
     table = msgspec.msgpack.decode(os.pread(files[0], os.fstat(files[0]).st_size, 0), type=Table)
     memory = Arena.opened(pages_of(device), files[1:], table.piece_bytes, writable=table.tails)
-    config = load_config(open_checkpoint(path).folder)
-    transformer = skeleton(config, getattr(torch, table.dtype))
+    dtype = getattr(torch, table.dtype)
+    if skeleton is None or skeleton.transformer.dtype != dtype:
+        skeleton = skeleton_of(load_config(open_checkpoint(path).folder), dtype)
+    transformer, config = skeleton
     divided = {} if group is None else shard(transformer, group)
     bind(transformer, table, memory)
     use_own_experts(transformer, config)
@@ -155,11 +169,18 @@ def model_of(
     group: RankGroup | None = None,
     room: Room | None = None,
 ) -> PagedModel:
-    """The model, or a rank's part of it. It was probed before its weights were kept."""
-    model = PagedModel(opened.transformer, attention.create(attention_backend))
-    model.group, model.divided, model.weights_told = group, opened.divided, opened.table.told
+    """The model, or a rank's part of it.
+
+    Nothing of it is run, compared or probed: all that was done with these very weights before they were kept, and what
+    would write to them since has died of it (to their tails, which are cleared, adapters do write). What was found is
+    in the table.
+    """
+    table = opened.table
+    layout = None if table.layers is None else KVLayout(table.layers)
+    model = PagedModel(opened.transformer, attention.create(attention_backend), layout)
+    model.group, model.divided, model.weights_told = group, opened.divided, table.told
     model.room = room
-    replace(model, batch_invariant, checked=not opened.table.kept_because)
+    replace(model, batch_invariant, checked=not table.kept_because, known=table.understood_by)
     return model
 
 

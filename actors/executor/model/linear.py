@@ -32,5 +32,8 @@ class GivenLinear(nn.Linear):
         if product is not F.linear:
             self.product = product
 
+    def reset_parameters(self) -> None:
+        """Nothing: they are given."""
+
     def forward(self, input: Tensor) -> Tensor:
         return self.product(input, self.weight, self.bias)

@@ -12,7 +12,9 @@ from ....protocol.errors import InvalidRequest
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
 from ..attention.transformers_hook import scale_by_position, tell_layers
+from ..cache.layout import KVLayout
 from ..cache.paged import PagedBatch
+from ..cache.state import StateLayout
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import gate
@@ -21,6 +23,7 @@ from .adapters.room import Room
 from .adapters.tail import TailedLinear
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
+from .understanding import Understanding
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
@@ -34,7 +37,10 @@ class PagedModel:
     in a decoder that `fuse` has made, the backend itself.
     """
 
-    def __init__(self, transformer: PreTrainedModel, backend: AttentionBackend) -> None:
+    def __init__(
+        self, transformer: PreTrainedModel, backend: AttentionBackend, layout: KVLayout | None = None
+    ) -> None:
+        """``layout``: what its layers keep, if that is known and is nothing but keys and values."""
         self.transformer = transformer.eval().requires_grad_(False)
         self.backend = backend
         self.config: PreTrainedConfig = transformer.config
@@ -49,13 +55,15 @@ class PagedModel:
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None
         """Those of its modules that keep a state; None if it has none."""
-        self.measure()
+        self.measure(layout)
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
         self.divided: dict[str, Division] = {}
         """What this rank has of the layers that are divided, by their names in the checkpoint."""
         self.kept_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
+        self.understood_by: Understanding | None = None
+        """What it took to replace it; None if it was not, or that cannot be written down."""
         self.joined: dict[str, Parts] = {}
         """The projections of a decoder that ``fuse`` has made, by name."""
         self.room: Room | None = None
@@ -67,12 +75,17 @@ class PagedModel:
         self.weights_told = ""
         """What one should know of its weights, where they were quantized."""
 
-    def measure(self) -> None:
-        """Find out what its weights take and its layers keep: once it is there, and when a part of it is left."""
+    def measure(self, layout: KVLayout | None = None) -> None:
+        """Find out what its weights take and its layers keep: once it is there, and when a part of it is left.
+
+        ``layout`` as of the class."""
         tensors = (*self.transformer.parameters(), *self.transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         if self.stateful is not None:
             self.stateful.undo()
+        if layout is not None:
+            self.layout, self.state_layout, self.stateful = layout, StateLayout(), None
+            return
         layers = gate.check_layers(self.transformer)
         self.layout, self.state_layout = layers.blocks, layers.states
         try:

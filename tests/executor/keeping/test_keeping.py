@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 from adapters import make_adapter, merge
@@ -15,12 +17,15 @@ from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
+from slipstream.actors.executor.model import gate
 from slipstream.actors.executor.model.adapters import room
 from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
-from slipstream.actors.executor.model.loading.load import load_model
+from slipstream.actors.executor.model.fused import fuse, understand
+from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
+from slipstream.actors.executor.model.understanding import Understanding, what_it_took
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_part
@@ -61,7 +66,7 @@ def shelves() -> Iterator[list[KeptWeights]]:
 
 @pytest.fixture(autouse=True)
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns(monkeypatch, {load: LOADING, weights: ("skeleton",)})
+    take_turns(monkeypatch, {load: LOADING, weights: ("skeleton_of",)})
 
 
 @pytest.fixture
@@ -97,6 +102,56 @@ def test_a_model_of_kept_weights_computes_the_same_bits_reads_no_file_and_copies
     assert second.weight_bytes == first.weight_bytes
     assert len(held(first)) == len(held(second)) == 1, "all is in the arena"
     assert second.dtype == first.dtype
+
+
+def test_nothing_is_run_and_no_number_asked_of_weights_that_were_understood_before(
+    kept: KeptWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a skeleton that was made before there was a device."""
+    for family in ("llama", "gemma3_text", "gpt_oss", "qwen3_moe"):
+        folder = make_checkpoint(family, tmp_path / family)
+        first = load_model(str(folder), device=CPU, around=kept.keeping)
+        assert not first.kept_because
+        skeleton = skeleton_of(load_config(folder), first.dtype)
+        with monkeypatch.context() as none:
+            for module, name in ((fuse, "observe"), (gate, "record_attention"), (understand, "close")):
+                none.setattr(module, name, None)
+            second = kept.taken_over(str(folder), CPU, "torch", skeleton=skeleton)
+        assert second is not None
+        assert second.transformer is skeleton.transformer
+        assert torch.equal(logits(second), logits(first))
+        assert second.understood_by == first.understood_by
+
+
+def test_a_skeleton_of_another_dtype_is_not_used(kept: KeptWeights, tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path / "llama")
+    first = load_model(str(folder), device=CPU, dtype="bfloat16", around=kept.keeping)
+    skeleton = skeleton_of(load_config(folder), torch.float32)
+    second = kept.taken_over(str(folder), CPU, "torch", skeleton=skeleton)
+    assert second is not None
+    assert second.dtype == torch.bfloat16
+    assert torch.equal(logits(second), logits(first))
+
+
+@pytest.mark.parametrize("answers", [[], [1.0], ["silu", 1.0]])
+def test_what_another_decoder_was_understood_by_is_of_no_use(
+    answers: list[float | str],
+    kept: KeptWeights,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other(*given: Any) -> Understanding:
+        found = what_it_took(*given)
+        assert found is not None
+        return msgspec.structs.replace(found, answers=answers)
+
+    monkeypatch.setattr(fuse, "what_it_took", other)
+    folder = make_checkpoint("llama", tmp_path / "llama")
+    load_model(str(folder), device=CPU, around=kept.keeping)
+    assert kept.taken_over(str(folder), CPU, "torch") is None
+    assert "the decoder is not the one that was understood" in caplog.text
+    assert not kept.keeper.fetch()
 
 
 def test_a_batch_invariant_model_of_kept_weights_is_one_too(kept: KeptWeights, tmp_path: Path) -> None:

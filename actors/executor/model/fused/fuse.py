@@ -22,6 +22,7 @@ from ..paged_model import PagedModel
 from ..quantization.linear import QuantizedLinear
 from ..quantization.linear import joined as joined_quantized
 from ..quantization.stacked import stacked
+from ..understanding import Answers, Understanding, what_it_took
 from .decoder import Attention, Decoder, FeedForward, Kept, Layer
 from .operations import Operations, TorchOperations
 from .understand import (
@@ -34,13 +35,21 @@ from .understand import (
     Unfit,
     observe,
     understand,
+    understood_again,
 )
 
 
-def fuse(model: PagedModel, operations: Operations | None = None, *, checked: bool = False) -> None:
+def fuse(
+    model: PagedModel,
+    operations: Operations | None = None,
+    *,
+    checked: bool = False,
+    known: Understanding | None = None,
+) -> None:
     """Replace the decoder of ``model`` in place where it can be; ``model.kept_because`` says why it stays as it is.
 
-    ``checked``: it was replaced before, with the same weights, and computed the same.
+    ``checked``: it was replaced before, with the same weights, and computed the same. ``known``: so it was, and this is
+    what it was understood by.
     """
     transformer = model.transformer
     prefix = transformer.base_model_prefix
@@ -50,7 +59,12 @@ def fuse(model: PagedModel, operations: Operations | None = None, *, checked: bo
         if not isinstance(decoder, nn.Module) or decoder is transformer:
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
         with torch.inference_mode():
-            parts = understand(decoder, observe(decoder))
+            if known is None:
+                observed, answers = observe(decoder), Answers()
+                parts = understand(decoder, observed, answers)
+                known = what_it_took(decoder, observed.calls, observed.sinks, observed.tuples, answers)
+            else:
+                parts = understood_again(decoder, known)
             if not checked:
                 check(transformer, parts, operations)
     except Unfit as reason:
@@ -59,7 +73,7 @@ def fuse(model: PagedModel, operations: Operations | None = None, *, checked: bo
     model.joined = joined_layers(transformer, parts)
     room = None if shares_weights(parts) else model.room
     setattr(transformer, prefix, assemble(decoder, parts, operations, room))
-    model.kept_because = ""
+    model.kept_because, model.understood_by = "", known
 
 
 def operations_for(device: torch.device) -> Operations:
@@ -196,7 +210,7 @@ def assemble_layer(parts: LayerParts, operations: Operations, room: Room | None)
         scaling=call.scale,
         sliding_window=call.sliding_window,
         softcap=call.softcap,
-        sinks=call.sinks,
+        sinks=parts.sinks,
         operations=operations,
     )
     if parts.down is None:

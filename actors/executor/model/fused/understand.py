@@ -18,6 +18,7 @@ from ...cache.paged import PagedBatch
 from ...ranks.layers import SummedLinear
 from ...ranks.quantized import SummedQuantized
 from ..quantization.linear import QuantizedLinear
+from ..understanding import Answers, Call, Understanding
 from .decoder import Rotary
 from .operations import ACTIVATIONS, Norm
 
@@ -33,20 +34,6 @@ class Unfit(Exception):
     """Why a decoder stays as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a layer's attention was called with."""
-
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    scale: float
-    sliding_window: int | None
-    softcap: float | None
-    sinks: Tensor | None
-
-
 @dataclass(slots=True)
 class Observed:
     """One run of transformers' decoder, as an attention backend that stands in for the cache's."""
@@ -57,6 +44,8 @@ class Observed:
     """[1, T, H], what its first layer is given."""
     calls: dict[int, Call] = field(default_factory=dict)
     """By layer."""
+    sinks: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, where its attention has some."""
     embeddings: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By layer: cosines and sines [1, T, R] that its attention is given."""
     tuples: dict[int, bool] = field(default_factory=dict)
@@ -82,8 +71,10 @@ class Observed:
             raise Unfit("its layers attend within chunks of the context")
         _, query_heads, head_dim = query.shape
         self.calls[layer] = Call(
-            query_heads, key.shape[1], head_dim, value.shape[2], scale, sliding_window, softcap, sinks
+            query_heads, key.shape[1], head_dim, value.shape[2], scale, sliding_window, softcap
         )
+        if sinks is not None:
+            self.sinks[layer] = sinks
         query, key, value = (states.transpose(0, 1) for states in (query, key, value))
         output = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=True
@@ -97,6 +88,7 @@ class LayerParts:
 
     index: int
     call: Call
+    sinks: Tensor | None
     rotary: Rotary | None
     projections: list[nn.Linear]
     """Of queries, keys and values; one if they are joined already."""
@@ -126,7 +118,7 @@ class LayerParts:
             call.softcap,
         )
         norms = tuple(None if norm is None else norm.epsilon for norm in self.norms)
-        return (id(self.rotary), type(self.kept), self.activation, *options, call.sinks is None, *norms)
+        return (id(self.rotary), type(self.kept), self.activation, *options, self.sinks is None, *norms)
 
 
 @dataclass(slots=True)
@@ -189,21 +181,36 @@ def observe(decoder: Any) -> Observed:
     return observed
 
 
-def understand(decoder: Any, observed: Observed) -> DecoderParts:
-    """What each part of ``decoder`` does; Unfit where one does what is not known here."""
+def understand(decoder: Any, observed: Observed, answers: Answers | None = None) -> DecoderParts:
+    """What each part of ``decoder`` does; Unfit where one does what is not known here.
+
+    ``answers`` as of `understood_again`; left out, its numbers are asked.
+    """
+    answers = answers or Answers()
     parts = dict(decoder.named_children())
     unknown = parts.keys() - {"embed_tokens", "layers", "norm", "rotary_emb"}
     if unknown or "embed_tokens" not in parts or "norm" not in parts:
         raise Unfit(f"its decoder has parts that are not known here: {', '.join(sorted(parts))}")
     rotaries = rotaries_of(parts.get("rotary_emb"))
     layers = [
-        understand_layer(layer, index, observed, rotaries) for index, layer in enumerate(decoder.layers)
+        understand_layer(layer, index, observed, rotaries, answers)
+        for index, layer in enumerate(decoder.layers)
     ]
     scales = {layer.residual_scale for layer in layers}
     if len(scales) > 1:
         raise Unfit("its layers differ in how they scale what they add")
-    scale = embedding_scale(parts["embed_tokens"], observed)
-    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"]))
+    scale = answers.ask(lambda: embedding_scale(parts["embed_tokens"], observed))
+    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"], answers))
+
+
+def understood_again(decoder: nn.Module, known: Understanding) -> DecoderParts:
+    """As ``understand``, of a decoder with the same structure and weights as the one that ``known`` is of.
+
+    Nothing runs: what a run of it and its numbers would tell is what they told before.
+    """
+    sinks: dict[int, Tensor] = {layer: decoder.get_parameter(name) for layer, name in known.sinks.items()}
+    observed = Observed(calls=known.calls, sinks=sinks, tuples=known.tuples)
+    return understand(decoder, observed, Answers(known.answers))
 
 
 def embedding_scale(embed: nn.Module, observed: Observed) -> float:
@@ -250,7 +257,9 @@ ORDERS = {
 """The names of the norms of a layer, and where each stands in ``LayerParts.norms``."""
 
 
-def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary]) -> LayerParts:
+def understand_layer(
+    layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary], answers: Answers
+) -> LayerParts:
     parts = {
         name: part for name, part in layer.named_children() if not isinstance(part, (nn.Dropout, nn.Identity))
     }
@@ -261,10 +270,10 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
         raise Unfit(f"its layers have parts that are not known here: {', '.join(sorted(parts))}")
     norms: list[Norm | None] = [None] * 4
     for name, place in zip(order, ORDERS[order], strict=True):
-        norms[place] = norm_of(parts[name])
+        norms[place] = norm_of(parts[name], answers)
     rotary = None
     if getattr(attention, "use_rope", True):
-        rotary = rotary_of(observed.embeddings.get(index), rotaries)
+        rotary = rotaries[answers.ask(lambda: rotary_of(observed.embeddings.get(index), rotaries))]
     own = {
         name: part
         for name, part in attention.named_children()
@@ -273,7 +282,7 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
     projections = linears(own, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     output = linears(own, ("o_proj",))[0]
     names = ("q_norm", "k_norm")
-    q_norm, k_norm = (norm_of(own.pop(name)) if name in own else None for name in names)
+    q_norm, k_norm = (norm_of(own.pop(name), answers) if name in own else None for name in names)
     if own:
         raise Unfit(f"its attention has parts that are not known here: {', '.join(sorted(own))}")
     if (q_norm is None) != (k_norm is None) or (q_norm is not None and rotary is None):
@@ -287,6 +296,7 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
     found = LayerParts(
         index=index,
         call=call,
+        sinks=observed.sinks.get(index),
         rotary=rotary,
         projections=projections,
         output=output,
@@ -301,7 +311,8 @@ def understand_layer(layer: nn.Module, index: int, observed: Observed, rotaries:
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
     )
     parts = dict(mlp.named_children())
-    activation = activation_of(parts.pop("act_fn", None) or parts.pop("activation_fn", None))
+    act_fn = parts.pop("act_fn", None) or parts.pop("activation_fn", None)
+    activation = answers.ask(lambda: activation_of(act_fn))
     if activation and set(parts) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
         found.gate_up = linears(parts, ("gate_proj", "up_proj"), ("gate_up_proj",))
         found.down = linears(parts, ("down_proj",))[0]
@@ -332,35 +343,40 @@ def kind_of(layer: nn.Linear) -> tuple[Any, ...]:
     return layer.weight.dtype, layer.bias is None, block
 
 
-def norm_of(module: nn.Module) -> Norm:
-    """The module as a root mean square norm, by what it computes on small states, where its epsilon counts."""
+def norm_of(module: nn.Module, answers: Answers) -> Norm:
+    """The module as a root mean square norm."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     alone = len(list(module.parameters())) == 1 and not list(module.children())
     if not (isinstance(weight, nn.Parameter) and weight.dim() == 1 and isinstance(epsilon, float) and alone):
         raise Unfit(f"{type(module).__name__} is no norm that is known here")
+    return Norm(weight, epsilon, answers.ask(lambda: offset_of(module, weight, epsilon)))
+
+
+def offset_of(module: nn.Module, weight: Tensor, epsilon: float) -> float:
+    """``Norm.offset``, by what the module computes on small states, where its epsilon counts."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, len(weight), generator=generator).to(weight.device) * max(epsilon, 1e-12) ** 0.5
     expected = module(states).float()
     for offset in (0.0, 1.0):
         found = F.rms_norm(states, weight.shape, weight.float() + offset, epsilon)
         if close(found, expected):
-            return Norm(weight, epsilon, offset)
+            return offset
     raise Unfit(f"{type(module).__name__} is no root mean square norm")
 
 
-def rotary_of(embeddings: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> Rotary:
-    """Which of ``rotaries`` gives the cosines that a layer is given; it is the same object for all such layers."""
+def rotary_of(embeddings: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> int:
+    """Which of ``rotaries`` gives the cosines that a layer is given."""
     if embeddings is not None:
         cosines = embeddings[0][0].float()
         positions = torch.tensor(CHECKED_POSITIONS, device=cosines.device)
-        for rotary in rotaries:
+        for number, rotary in enumerate(rotaries):
             angles = positions[:, None].float() * rotary.frequencies
             found = (angles.cos() * rotary.scaling).to(embeddings[0].dtype).float()
             # Only to tell one from the other: rounded to half precision they may differ in a last bit.
             known = cosines[:, : found.shape[1]]
             if cosines.shape[1] in (found.shape[1], 2 * found.shape[1]) and close(found, known, 1e-3):
-                return rotary
+                return number
     raise Unfit("its positions are embedded in a way that is not known here")
 
 

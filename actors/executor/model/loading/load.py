@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,6 +26,7 @@ from ..quantization.checkpoint import open_shards
 from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
 from ..quantization.scheme import scheme_of, unquantized
+from ..understanding import Understanding
 from .language_model import language_model_config
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
@@ -98,10 +99,16 @@ def finish(model: PagedModel, batch_invariant: bool) -> None:
         prove_invariant(model)
 
 
-def replace(model: PagedModel, batch_invariant: bool = False, *, checked: bool = False) -> None:
-    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` as of
-    ``fuse``."""
-    fuse(model, checked=checked)
+def replace(
+    model: PagedModel,
+    batch_invariant: bool = False,
+    *,
+    checked: bool = False,
+    known: Understanding | None = None,
+) -> None:
+    """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` and
+    ``known`` as of ``fuse``."""
+    fuse(model, checked=checked, known=known)
     if batch_invariant:
         make_invariant(model)
     elif model.device.type == "cuda":
@@ -187,8 +194,15 @@ def made(
         )
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of transformers without memory."""
+class Skeleton(NamedTuple):
+    """A model of transformers without memory, and the configuration that it was made of."""
+
+    transformer: PreTrainedModel
+    config: PreTrainedConfig
+
+
+def skeleton_of(config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:
+    """The model of a configuration, without memory."""
     text: Any = language_model_config(config)
     own = text._experts_implementation
     text._experts_implementation = WITHOUT_MEMORY
@@ -196,13 +210,13 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         transformer: Any = made(config, META, dtype)
     finally:
         text._experts_implementation = own
-    return transformer
+    return Skeleton(transformer, config)
 
 
 def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
     """A model of this configuration without memory: its layers show what they are, and compute nothing."""
     text: Any = language_model_config(config)
-    own, transformer = text._experts_implementation, skeleton(config, dtype)
+    own, transformer = text._experts_implementation, skeleton_of(config, dtype).transformer
     transformer.config._experts_implementation = WITHOUT_MEMORY  # it is run once, to see what attends
     try:
         model = PagedModel(transformer, attention.create("torch"))

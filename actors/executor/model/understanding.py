@@ -1,0 +1,75 @@
+"""What it took to understand a decoder, for the next process that has the same one.
+
+A decoder is understood from its structure, from one run of it and from numbers (`understand.py`). The structure is
+there whenever the decoder is; what the run and the numbers have told is written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from torch import Tensor, nn
+
+T = TypeVar("T", float, int, str)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer's attention was called with."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+
+
+class Answers:
+    """What the numbers of a decoder answer to the questions about it, which have the same order each time."""
+
+    def __init__(self, known: Iterable[float | int | str] | None = None) -> None:
+        """``known`` are those of the same decoder; None: they are asked of its numbers."""
+        self.given: list[float | int | str] = []
+        self.known = None if known is None else iter(known)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer that is known, or what ``question`` finds; ValueError if none of this kind is known."""
+        answer = question() if self.known is None else next(self.known, None)
+        kinds = (int, float, str)
+        if not isinstance(answer, kinds):
+            raise ValueError("the decoder is not the one that was understood")
+        self.given.append(answer)
+        return answer  # type: ignore[return-value]
+
+
+class Understanding(msgspec.Struct, frozen=True):
+    """Of one decoder."""
+
+    calls: dict[int, Call]
+    """By layer."""
+    sinks: dict[int, str]
+    """By layer: the name of the parameter that its attention was given as such."""
+    tuples: dict[int, bool]
+    """By layer: whether its feed-forward module returns a tuple."""
+    answers: list[float | int | str]
+    """As of ``Answers``."""
+
+
+def what_it_took(
+    decoder: nn.Module,
+    calls: dict[int, Call],
+    sinks: dict[int, Tensor],
+    tuples: dict[int, bool],
+    answers: Answers,
+) -> Understanding | None:
+    """What a decoder was understood by, before it is taken apart; None if that cannot be written down."""
+    names = {id(tensor): name for name, tensor in decoder.named_parameters()}
+    if not all(id(tensor) in names for tensor in sinks.values()):
+        return None
+    named = {layer: names[id(tensor)] for layer, tensor in sinks.items()}
+    return Understanding(calls, named, tuples, answers.given)
