@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from ...protocol.errors import SlipstreamError
+from .devices.driver import make_context
 
 CHUNK = 8 << 20
 
@@ -44,14 +43,19 @@ class ReadAhead:
         self.stopped = True
 
 
-def wake(where: torch.device) -> threading.Thread:
-    """Begin to make the context of a GPU, which takes seconds; the first use of the GPU waits for the rest."""
-    import torch
+def wake(index: int) -> threading.Thread:
+    """Begin to make the context of a GPU, which takes seconds; a thread that ends when it is there, or cannot be made.
+
+    By the driver itself first: torch would hold the interpreter meanwhile, for which there is other work.
+    """
 
     def touch() -> None:
         try:
-            torch.empty(1, device=where)
-        except (RuntimeError, AssertionError):
+            make_context(index)
+            import torch
+
+            torch.empty(1, device=torch.device("cuda", index))
+        except (OSError, SlipstreamError, RuntimeError, AssertionError):
             return  # the next use meets the same error, and reports it
 
     thread = threading.Thread(target=touch, name="wake gpu", daemon=True)

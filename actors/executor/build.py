@@ -96,6 +96,8 @@ def build_model(context: StartContext, options: ExecutorOptions) -> Executor | F
 def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.device:
     """Import what is slow, set it up, and say where the model runs."""
     context.phase("import torch")
+    stated = stated_index(options)
+    waking = None if stated is None else wake(stated)
     import torch
 
     with found_again(options, torch) if context.restarted else nullcontext():
@@ -103,16 +105,24 @@ def import_libraries(context: StartContext, options: ExecutorOptions) -> torch.d
     if where.type == "cpu":
         cores = (os.cpu_count() or 2) - 1  # one core is for the other actors
         torch.set_num_threads(max(1, cores // options.tensor_parallel_size))
-    else:
-        wake(where)
+    elif waking is None:
+        waking = wake(where.index or 0)
     import_transformers(context)
     if where.type == "cuda":
-        if context.restarted:
+        if context.restarted and waking is not None:
+            context.phase("make context")
+            waking.join()
             with found_again(options, torch):
-                torch.empty(1, device=where)  # waits for the context
+                torch.empty(1, device=where)
                 torch.cuda.synchronize(where)
         torch.cuda.set_device(where)  # Triton launches where the current device is
     return where
+
+
+def stated_index(options: ExecutorOptions) -> int | None:
+    """Of the GPU that this rank is to have; None if that is not known before somebody looks for one."""
+    name, _, index = options.device.partition(":")
+    return int(index or 0) + options.rank if name == "cuda" else None
 
 
 def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> KeptAdapters | None:

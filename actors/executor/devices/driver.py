@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref
+from ctypes import byref, c_int, c_uint, c_void_p
 from typing import Any
 
 from ....protocol.errors import SlipstreamError
@@ -21,6 +21,14 @@ class Driver:
             name = ctypes.c_char_p()
             self.library.cuGetErrorName(status, byref(name))
             raise SlipstreamError(f"{function}: {name.value.decode() if name.value else status}")
+
+
+def make_context(index: int) -> None:
+    """Have the context of a device that all of this process use. The interpreter is free meanwhile."""
+    driver, device = Driver(), c_int()
+    driver("cuInit", c_uint(0))
+    driver("cuDeviceGet", byref(device), c_int(index))
+    driver("cuDevicePrimaryCtxRetain", byref(c_void_p()), device)  # it is never given back
 
 
 class Bytes:
