@@ -50,6 +50,18 @@ class SchedulerOptions(ModelOptions):
     enable_prefix_caching: bool
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an executor on a GPU has found out by running its largest steps, for those that come after it."""
+
+    step_bytes: int
+    """In which the largest step works that can be captured."""
+    room: int
+    """Bytes that were taken for all steps."""
+    steps: tuple[tuple[int, int], ...]
+    """As ``Capacity.steps``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions(ModelOptions):
     max_num_seqs: int
@@ -94,6 +106,8 @@ class ExecutorOptions(ModelOptions):
     """The path at which the ranks meet; the supervisor fills it in, anew for each of their lives."""
     keeper: str = ""
     """The path at which the keeper of the weights is asked; empty: there is none."""
+    measured: Measured | None = None
+    """By an incarnation before; None: there was none, or it had nothing to measure."""
 
 
 @dataclass(frozen=True, kw_only=True)

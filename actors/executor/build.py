@@ -223,7 +223,7 @@ def assemble(
     learns = facts["device"] == "cpu" and options.hang_timeout is None
     patience = Patience(tokens, most_s) if learns else None
     if options.device == "auto":  # a GPU that is lost is no reason to take the CPU
-        facts["settled"] = {"device": kind_name(facts["device"])}
+        facts.setdefault("settled", {})["device"] = kind_name(facts["device"])
     facts |= {
         "num_blocks": engine.blocks,
         "block_size": options.block_size,

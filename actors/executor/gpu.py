@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import torch
 from ...protocol.errors import InvalidRequest
 from ...runtime.log import logger
 from ...runtime.process.child import StartContext
-from ..options import ExecutorOptions
-from .attention.ahead import compile_ahead
+from ..options import ExecutorOptions, Measured
+from .attention.ahead import compile_ahead, some_are_compiled
 from .devices.cuda import CudaDevice, CudaGraphs
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
@@ -20,7 +21,7 @@ from .step.buckets import Buckets, buckets_of
 from .step.graphs import GraphedProgram
 from .step.layout import Step
 from .step.program import ModelProgram
-from .step.warm_up import TIMES, decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
+from .step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 
 
 def on_gpu(
@@ -30,17 +31,29 @@ def on_gpu(
     device: CudaDevice,
     graphs: CudaGraphs,
 ) -> Engine:
-    """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured."""
+    """Everything that steps need is compiled and measured, the cache takes what is left, and graphs are captured.
+
+    After a death streams wait, and nothing of that is done again: the same kernels lie compiled in Triton's cache,
+    steps of the same sizes need the same memory, and take the same time. What the first steps need is loaded by them,
+    the rest by the graphs that are captured between steps.
+    """
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
-    restarted = agreed(model, context.restarted)
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     program = program_of(options, model)
     graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
 
-    context.phase("compile kernels")
-    step_bytes = measure(options, program, device, buckets, compiled=restarted)
+    knows = context.restarted and options.measured is not None and some_are_compiled(model.device)
+    known = options.measured if agreed(model, knows) else None
+    if known is None:
+        context.phase("compile kernels")
+        step_bytes, room = measure(options, program, device, buckets)
+    else:
+        context.phase("take room")
+        step_bytes, room = known.step_bytes, known.room
+        if not device.has_room(room):
+            raise step_too_large(options, buckets.mixed[-1])
     layers = len(model.layout.layers)
     kept = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
@@ -54,18 +67,19 @@ def on_gpu(
         if graphed is None
         else Capturing(graphed, graphs, kept, facts, lambda: device.has_room(step_bytes))
     )
-    if capturing is not None:
+    if capturing is not None and (known is None or mode == "start"):
         context.phase("capture graphs")
         capturing.capture_next()  # the largest: the others fit into its memory, whichever comes first
         while mode == "start" and capturing.capture_next() is not None:
             pass
-    context.phase("warm up")
-    run = program.run if graphed is None else graphed.run
-    with device.computing():
-        # After a death streams wait: kernels are in the caches of Triton and the device, and one run says enough.
-        times = 1 if restarted else TIMES
-        steps = warm_up(program, run, buckets, length, device.synchronize, times)
-    engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=steps)
+    if known is None:
+        context.phase("warm up")
+        run = program.run if graphed is None else graphed.run
+        with device.computing():
+            steps = warm_up(program, run, buckets, length, device.synchronize)
+        known = Measured(step_bytes, room, tuple(steps))
+    facts["settled"] = {"measured": asdict(known)}
+    engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=list(known.steps))
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
         engine.catching_up = capturing.announces = bool(graphed.missing)
@@ -152,22 +166,17 @@ class Capturing:
 
 
 def measure(
-    options: ExecutorOptions,
-    program: ModelProgram,
-    device: CudaDevice,
-    buckets: Buckets,
-    *,
-    compiled: bool = False,
-) -> int:
+    options: ExecutorOptions, program: ModelProgram, device: CudaDevice, buckets: Buckets
+) -> tuple[int, int]:
     """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
 
-    ``compiled``: an incarnation before has compiled them; to load them one by one then takes less than to look ahead.
-    Returns the bytes in which the largest works that can be captured and asks nothing rare of its sampling.
+    Returns the bytes in which the largest works that can be captured and asks nothing rare of its sampling, and all
+    that were taken.
     """
     torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
     program.allocate_cache(1)
     device.synchronize()
-    length = options.max_model_len
+    before, length = device.taken(), options.max_model_len
 
     def run_all_kernels() -> None:
         for step in steps_of_all_kernels(buckets, length):
@@ -180,14 +189,11 @@ def measure(
 
     try:
         with device.computing():
-            if compiled:
-                run_all_kernels()
-            else:
-                compile_ahead(program.model.device, run_all_kernels)
+            compile_ahead(program.model.device, run_all_kernels)
         captured = most_memory(largest_step(buckets, length, everything=False))
         most_memory(largest_step(buckets, length, everything=True))
         if program.states is not None:
             captured = most_memory(decode_step(buckets, buckets.decode[-1], length))
     except torch.OutOfMemoryError as error:
         raise step_too_large(options, buckets.mixed[-1]) from error
-    return captured
+    return captured, device.taken() - before

@@ -9,10 +9,11 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from rank_threads import at_once, groups
@@ -27,7 +28,7 @@ from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
-from slipstream.actors.options import ModelOptions
+from slipstream.actors.options import ExecutorOptions, ModelOptions
 from slipstream.protocol.errors import InvalidRequest, SlipstreamError
 from slipstream.runtime.machine.memory import available
 from stream_order import StreamOrder
@@ -40,6 +41,8 @@ LENGTH, SLOTS, BLOCK, BUDGET = 64, 4, 8, 32
 MODEL = ModelOptions(model="/nowhere", vocab_size=10, max_model_len=LENGTH, eos_token_ids=())
 STEP_BYTES = 5 << 20
 """What the largest step works in."""
+ROOM = 9 << 20
+"""What all steps have taken."""
 
 
 @dataclass
@@ -69,8 +72,11 @@ class Gpu(CpuDevice):
     def memory(self) -> tuple[int, int]:
         return self.free, self.total
 
+    def taken(self) -> int:
+        return ROOM if self.measured else 0
+
     def has_room(self, size: int) -> bool:
-        assert size == STEP_BYTES
+        assert size in (STEP_BYTES, ROOM)
         self.rooms -= 1
         return self.rooms >= 0
 
@@ -124,14 +130,19 @@ def engine_of(
     graphs: Graphs | None = None,
     model: PagedModel | None = None,
     restarted: bool = False,
+    before: Engine | None = None,
     **asked: Any,
 ) -> Engine:
+    """``before``: of the incarnation before, whose facts have come by way of the supervisor."""
     options = executor_options(
         ServeOptions(
             max_num_seqs=SLOTS, max_num_batched_tokens=BUDGET, block_size=BLOCK, device="cuda", **asked
         ),
         MODEL,
     )
+    if before is not None:
+        settled = msgspec.msgpack.decode(msgspec.msgpack.encode(before.facts["settled"]))
+        options = msgspec.convert(asdict(options) | settled, ExecutorOptions)
     made: Any = (Context(restarted=restarted), options, model or model_of(), gpu or Gpu(), graphs or Graphs())
     return on_gpu(*made)
 
@@ -163,6 +174,38 @@ def test_nobody_waits_for_graphs(caplog: pytest.LogCaptureFixture, restarted: bo
     assert engine.facts["graphs"].startswith(f"{graphs.count} in ")
     asked = engine_of(restarted=restarted, cuda_graphs="start")
     assert asked.catching_up is False
+
+
+@pytest.mark.parametrize("graphs", ["lazy", "off"])
+def test_what_an_incarnation_before_has_measured_is_not_run_again(graphs: str) -> None:
+    """Streams wait. What steps will take is there, and the cache is as large."""
+    gpus, captured = [Gpu(), Gpu()], Graphs()
+    first = engine_of(gpus[0], cuda_graphs=graphs)
+    again = engine_of(gpus[1], captured, restarted=True, before=first, cuda_graphs=graphs)
+    assert gpus[1].measured == []
+    assert gpus[1].rooms == (1 << 30) - 1
+    assert captured.count == 0
+    assert (again.blocks, again.steps) == (first.blocks, first.steps)
+    assert len(first.steps) > 2
+    third = engine_of(gpu := Gpu(), restarted=True, before=again, cuda_graphs=graphs)
+    assert gpu.measured == []
+    assert third.steps == first.steps
+    if again.spare_work is not None:
+        assert again.catching_up
+        while again.spare_work() is not None:
+            pass
+        assert again.facts["graphs"].startswith(f"{captured.count} in ")
+
+
+def test_a_start_that_has_no_room_for_what_was_measured_says_so_and_one_that_knows_nothing_measures() -> None:
+    first = engine_of()
+    with pytest.raises(
+        SlipstreamError, match=f"a step of {BUDGET} tokens and {SLOTS} sequences does not fit"
+    ):
+        engine_of(Gpu(rooms=0), restarted=True, before=first)
+    for restarted, before in ((True, None), (False, first)):
+        engine_of(gpu := Gpu(), restarted=restarted, before=before)
+        assert len(gpu.measured) == 2
 
 
 def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
@@ -479,6 +522,19 @@ def test_ranks_capture_when_they_are_ready_whether_they_were_there_before_or_not
     )
     assert [engine.catching_up for engine in engines] == [True, True]
     assert [engine.facts["graphs"].partition(" ")[0] for engine in engines] == ["1", "1"]
+
+
+def test_a_rank_measures_as_long_as_another_has_not(two_ranks: list[PagedModel]) -> None:
+    """They compute the steps of that together."""
+    first = at_once(lambda model: engine_of(model=model), two_ranks)
+    gpus = [Gpu(), Gpu()]
+    at_once(
+        lambda gpu, model, before: engine_of(gpu, model=model, restarted=True, before=before),
+        gpus,
+        two_ranks,
+        [first[0], None],
+    )
+    assert [len(gpu.measured) for gpu in gpus] == [2, 2]
 
 
 def test_a_rank_that_has_all_its_graphs_waits_for_no_other(two_ranks: list[PagedModel]) -> None:

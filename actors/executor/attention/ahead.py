@@ -71,3 +71,12 @@ def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
 
     # In a context of its own: Triton 3.6 leaves the mode on where a kernel did not compile, and could begin no other.
     copy_context().run(all_at_once)
+
+
+def some_are_compiled(device: torch.device) -> bool:
+    """Whether Triton's cache has kernels for ``device``; if somebody has emptied it, all are compiled again."""
+    if device.type != "cuda":
+        return True
+    from triton import knobs
+
+    return os.path.isdir(knobs.cache.dir) and bool(os.listdir(knobs.cache.dir))

@@ -137,6 +137,10 @@ class CudaDevice:
         """Bytes that nobody has taken, and all that there are."""
         return torch.cuda.mem_get_info(self.device)
 
+    def taken(self) -> int:
+        """Bytes that torch has taken for this process, used or not."""
+        return torch.cuda.memory_reserved(self.device)
+
     def most_memory(self, work: Callable[[], None]) -> int:
         """Run ``work`` on the compute stream; the bytes that it took at once. They stay with this process.
 

@@ -23,7 +23,7 @@ TIMED_SIZES = 6
 """Sizes of steps that are timed, from the smallest to the largest: what a prompt costs is nearly a line in them."""
 
 TIMES = 3
-"""How often each is run by default; the fastest counts."""
+"""How often each is run; the fastest counts."""
 
 
 def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> StepLayout:
@@ -138,7 +138,6 @@ def warm_up(
     buckets: Buckets,
     max_model_len: int,
     synchronize: Callable[[], None],
-    times: int = TIMES,
 ) -> list[tuple[int, int]]:
     """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs, and some that decode.
 
@@ -155,7 +154,7 @@ def warm_up(
             null_run(program, run, short, max_model_len)()
         once = null_run(program, run, step, max_model_len)
         took: list[int] = []
-        for _ in range(times):
+        for _ in range(TIMES):
             synchronize()
             begun = time.monotonic_ns()
             once()
