@@ -243,10 +243,11 @@ def assemble(
         sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
     )
     given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
+    named: dict[str, Any] = dict(catching_up=engine.catching_up, repeats=engine.repeats, adapters=adapters)
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
-        return Leader(*given, catching_up=engine.catching_up, adapters=adapters, followers=followers)
-    return Executor(*given, catching_up=engine.catching_up, adapters=adapters)
+        return Leader(*given, **named, followers=followers)
+    return Executor(*given, **named)
 
 
 class DeviceLost(SlipstreamError):

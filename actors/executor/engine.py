@@ -33,7 +33,8 @@ class Engine:
     """Sizes that steps are padded to; None: a step is as large as it is."""
     spare_work: Callable[[], float | None] | None = None
     catching_up: bool = False
-    """Both as of `Executor`."""
+    repeats: Callable[[], bool] | None = None
+    """All three as of `Executor`."""
 
 
 def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:

@@ -47,11 +47,12 @@ class Executor(StepActor):
         patience: Patience | None = None,
         *,
         catching_up: bool = False,
+        repeats: Callable[[], bool] | None = None,
         adapters: KeptAdapters | None = None,
     ) -> None:
         """``spare_work`` does a piece of what can wait while there are steps to run, and returns the seconds that it
         took; None: nothing was left. ``catching_up``: until then steps are slower than they will be, so that pieces
-        are done between steps too.
+        are done between steps too. ``repeats``: whether steps were slow again by what a piece would mend.
 
         ``masks`` are left out where no sequence has a grammar; ``patience`` as of `StepActor`. ``adapters``
         are left out where there is no room for any.
@@ -62,6 +63,7 @@ class Executor(StepActor):
             self.wake_at = 0.0
         if catching_up:
             self.full_speed_at = None
+        self.repeats = repeats
         self.rest_until = 0.0
         """When the next piece may be done between steps."""
         self.busy_at = -IDLE_S
@@ -170,7 +172,14 @@ class Executor(StepActor):
 
         Not while a step waits for its masks: its forward pass is over, and its logits are where a graph's would be.
         """
-        return self.full_speed_at is None and now >= self.rest_until and self.pipeline.unmasked is None
+        if self.full_speed_at is not None or self.pipeline.unmasked is not None:
+            return False
+        return now >= self.rest_until or self.tries_suspects()
+
+    def tries_suspects(self) -> bool:
+        """After a crash suspects are tried one by one, in steps so small that the host is what takes long. They are all
+        alike: what was slow twice would be so for all that still wait."""
+        return self.capacity.crashed and self.repeats is not None and self.repeats()
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         if peer.name == "scheduler":

@@ -83,6 +83,7 @@ def on_gpu(
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
         engine.catching_up = capturing.announces = bool(graphed.missing)
+        engine.repeats = lambda: graphed.repeats
     return engine
 
 

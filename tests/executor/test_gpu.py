@@ -99,7 +99,7 @@ class Graphs(Replays):
         self.seconds = 0.0
         self.room = room
 
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> Replay:
         if self.count == self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has little")
         self.seconds += 0.25
@@ -270,7 +270,7 @@ class StreamingGraphs(Graphs):
         super().__init__()
         self.gpu = gpu
 
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> Replay:
         with self.gpu.computing():
             return super().capture(prepare, work)
 
@@ -470,7 +470,7 @@ def test_a_model_that_never_attends_has_blocks_that_take_no_memory() -> None:
 class LateGraphs(Graphs):
     """Memory ends when a graph was computed once and is about to be kept."""
 
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> Replay:
         graph = Replays.capture(self, prepare, work)
         if self.count > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")

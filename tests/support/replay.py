@@ -36,9 +36,10 @@ class Replays:
         self.replays = [0]
 
     @torch.inference_mode()
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
-        prepare()
-        work()
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> Replay:
+        if prepare is not None:
+            prepare()
+            work()
         self.count += 1
         return Replay(work, self.replays)
 
@@ -51,7 +52,7 @@ class CountedGraphs:
         self.count = 0
         self.replays = [0]
 
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> Replay:
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> Replay:
         graph = self.graphs.capture(prepare, work)
         self.count += 1
         return Replay(graph.replay, self.replays)

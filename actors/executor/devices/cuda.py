@@ -187,16 +187,18 @@ class CudaGraphs:
         self.seconds = 0.0
         """Time that capturing took."""
 
-    def capture(self, prepare: Callable[[], None], work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def capture(self, prepare: Callable[[], None] | None, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The graph of ``work``, which runs once before: that compiles its kernels and loads libraries.
 
-        ``prepare`` runs before, on the same stream, and is not captured. Waits for all that is queued there.
+        ``prepare`` runs before, on the same stream, and is not captured; None: ``work`` has run here before, and does
+        not again. Waits for all that is queued there.
         """
         begun = time.monotonic()
         try:
             with self.device.computing():
-                prepare()
-                work()
+                if prepare is not None:
+                    prepare()
+                    work()
                 self.device.compute.stream.synchronize()
                 free, _ = self.device.memory()
                 graph = self.recorded(work)

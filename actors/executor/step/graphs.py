@@ -12,7 +12,7 @@ upper bounds, and what a step really has is read from the inputs.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,22 +51,28 @@ class SamplingKey:
         return self.kind != SamplingKind(greedy=self.kind.greedy)
 
 
+def with_prompts(key: ForwardKey | SamplingKey) -> bool:
+    """Whether it is of the forward pass of a mixed step."""
+    return isinstance(key, ForwardKey) and not key.decode_only
+
+
 class GraphedProgram:
     """A `ModelProgram` that replays what has been captured of a step and runs the rest as it is.
 
     Graphs are captured at the start (``capture_all``) or one by one (``capture_next``): first those of the forward
     pass and of common kinds of sampling, for each of which there is room; then those of rare kinds that were met.
-    In both, what a step has met and missed last comes first.
+    In both, what a step has met and missed last comes first; before all what was missed again.
     """
 
     def __init__(
         self,
         program: ModelProgram,
-        capture: Callable[[Callable[[], None], Callable[[], None]], Graph],
+        capture: Callable[[Callable[[], None] | None, Callable[[], None]], Graph],
         max_model_len: int,
         buckets: Buckets,
     ) -> None:
-        """``capture`` runs its first argument on the compute stream, then gives the graph of its second.
+        """``capture`` runs its arguments on the compute stream, then gives the graph of its second; without a first
+        one it runs nothing: the second has run before.
 
         It waits for all that is queued there. ``torch.OutOfMemoryError`` from it is the end of capturing.
         """
@@ -94,6 +100,8 @@ class GraphedProgram:
         """Those of rare kinds, the least recently used first."""
         self.missing: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict()
         """What is to be captured, in this order."""
+        self.missed: Counter[ForwardKey | SamplingKey] = Counter()
+        """How often steps have met what is to be captured, and ran without."""
         self.missing_rare: OrderedDict[SamplingKey, None] = OrderedDict()
         """What of rare kinds is to be captured when nothing else is."""
         self.out_of_memory = False
@@ -124,11 +132,26 @@ class GraphedProgram:
         if isinstance(key, ForwardKey) or not key.rare:
             self.missing[key] = None
             self.missing.move_to_end(key, last=False)
+            self.missed[key] += 1
             return
         self.missing_rare[key] = None
         self.missing_rare.move_to_end(key, last=False)
         if len(self.missing_rare) > MOST_RARE_GRAPHS:
             self.missing_rare.popitem()  # it comes again when it is met again
+
+    @property
+    def repeats(self) -> bool:
+        """Whether steps have met the same twice that is still to be captured."""
+        return any(times > 1 for times in self.missed.values())
+
+    def next_key(self) -> ForwardKey | SamplingKey:
+        """What of ``missing`` is captured next. The first graph with prompts is the largest, in whose memory the others
+        fit; what is met again and again is so small that it need not wait for that."""
+        for key in self.missing:
+            if self.missed[key] > 1:
+                return key
+        first, largest = next(iter(self.missing)), self.forward_keys()[0]
+        return largest if with_prompts(first) and largest in self.missing else first
 
     def sampling(self, key: SamplingKey) -> Graph | None:
         """The graph of ``key``, which is now the most recently used of its sort."""
@@ -197,7 +220,9 @@ class GraphedProgram:
         """Capture what is missing first; False if nothing was, or there is no memory for it."""
         try:
             if self.missing:
-                self.capture_one(self.missing.popitem(last=False)[0])
+                key = self.next_key()
+                del self.missing[key]
+                self.capture_one(key)
             elif self.missing_rare:
                 self.capture_one(self.missing_rare.popitem(last=False)[0])
             else:
@@ -211,14 +236,16 @@ class GraphedProgram:
         """There is no memory for further graphs."""
         self.out_of_memory = True
         self.missing.clear()
+        self.missed.clear()
         self.missing_rare.clear()
 
     def capture_one(self, key: ForwardKey | SamplingKey) -> None:
         """Capture the graph of ``key``, and keep it where steps look for it."""
+        has_run = self.missed.pop(key, 0) > 0
         if isinstance(key, ForwardKey):
-            self.forwards[key] = self.capture_forward(key)
+            self.forwards[key] = self.capture_forward(key, has_run=has_run)
             return
-        graph = self.capture_sampling(key)
+        graph = self.capture_sampling(key, has_run=has_run)
         if not key.rare:
             self.samplings[key] = graph
             return
@@ -226,8 +253,8 @@ class GraphedProgram:
             self.rare_samplings.popitem(last=False)  # no replay is under way: the capture has waited for them
         self.rare_samplings[key] = graph
 
-    def capture_forward(self, key: ForwardKey) -> Graph:
-        """A graph of the forward pass: from the static inputs to the static logits."""
+    def capture_forward(self, key: ForwardKey, *, has_run: bool) -> Graph:
+        """A graph of the forward pass: from the static inputs to the static logits. ``has_run``: in a step."""
         program, seq_slots = self.program, self.buckets.seq_slots
         layout = layout_of(
             seq_slots=seq_slots,
@@ -245,10 +272,10 @@ class GraphedProgram:
         def work() -> None:
             logits.copy_(program.forward(self.inputs, layout, self.max_model_len))
 
-        return self.capture(prepare, work)
+        return self.capture(None if has_run else prepare, work)
 
-    def capture_sampling(self, key: SamplingKey) -> Graph:
-        """A graph of the sampling: from the static logits to the static outputs."""
+    def capture_sampling(self, key: SamplingKey, *, has_run: bool) -> Graph:
+        """A graph of the sampling: from the static logits to the static outputs. ``has_run``: in a step."""
         program, slots = self.program, self.inputs[: key.samples]
         results = result_layout(key.samples, key.kind.logprobs, 0, 0)
 
@@ -258,4 +285,4 @@ class GraphedProgram:
         def work() -> None:
             program.choose(self.logits, slots, None, self.outputs, key.kind, results)
 
-        return self.capture(prepare, work)
+        return self.capture(None if has_run else prepare, work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
 from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey
-from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step
+from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step, StepLayout
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
 from slipstream.protocol.events import Completed
@@ -75,7 +76,7 @@ class Graphs(GraphedProgram):
         self.order: list[ForwardKey | SamplingKey] = []
 
     def capture_next(self) -> bool:
-        wanted = next(iter(self.missing or self.missing_rare), None)
+        wanted = self.next_key() if self.missing else next(iter(self.missing_rare), None)
         done = super().capture_next()
         if done:
             assert wanted is not None
@@ -168,6 +169,57 @@ def test_what_was_met_last_is_captured_first(program: ModelProgram) -> None:
     made.capture_next()
     made.capture_next()
     assert made.step(met) == 2
+
+
+def mixed_step(tokens: int) -> Step:
+    return Step(mixed_layout(BUCKETS, tokens), SamplingKind(), samples=1, max_kv_len=LENGTH)
+
+
+def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_missed_again(
+    program: ModelProgram,
+) -> None:
+    """In whose memory the others fit."""
+    made, small, other = Graphs(program), mixed_step(16), mixed_step(BUCKETS.mixed[1])
+    made.step(small)
+    assert not made.repeats
+    made.capture_all()
+    forwards = [key for key in made.order if isinstance(key, ForwardKey)]
+    assert [key.tokens for key in forwards[:2]] == [BUCKETS.mixed[-1], 16]
+    made = Graphs(program)
+    for met in (small, small, other):
+        made.step(met)
+    assert made.repeats
+    for _ in range(2):
+        made.capture_next()
+    assert small.layout.forward_key in made.forwards, "before what was met last"
+    assert other.layout.forward_key not in made.forwards
+    assert not made.repeats
+    made.capture_next()
+    assert made.order[-1] == mixed_layout(BUCKETS, BUCKETS.mixed[-1]).forward_key
+
+
+def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(program: ModelProgram) -> None:
+    made, ran = Graphs(program), []
+    forward = program.forward
+
+    def counted(inputs: torch.Tensor, layout: StepLayout, *more: Any) -> torch.Tensor:
+        ran.append(layout.forward_key)
+        return forward(inputs, layout, *more)
+
+    program.forward = counted  # type: ignore[method-assign]
+    try:
+        met = step_of(2)
+        made.step(met)
+        assert ran == [met.layout.forward_key]
+        made.capture_next()
+        made.capture_next()
+        assert ran == [met.layout.forward_key]
+        assert made.step(met) == 2
+        made.capture_all()
+        assert ran.count(met.layout.forward_key) == 2, "and as a replay"
+    finally:
+        program.forward = forward  # type: ignore[method-assign]
+    assert set(ran) == set(made.forwards)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +411,32 @@ def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> No
     rest = 0.02 / CATCHING_UP_SHARE
     assert executor.full_speed_at is not None
     assert 3 * rest <= executor.full_speed_at - FIRST_TOKENS_S <= 3 * (rest + 2 * 0.053) + 2 * 0.053
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashed: bool) -> None:
+    device = EmulatedDevice(1.0, clock_ns=lambda: 0, realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    slow = [False]
+    executor = Executor(
+        pipeline,
+        batch,
+        Capacity(5, 8, crashed),
+        {},
+        lambda: 0.02,
+        catching_up=True,
+        repeats=lambda: slow[0],
+    )
+    executor.receive("scheduler", Plan(0), 1.0)
+    assert not executor.may_catch_up(1.1), "first tokens come first"
+    slow[0] = True
+    assert executor.may_catch_up(1.1) == crashed
+    pipeline.unmasked = pipeline.slots[0]
+    assert not executor.may_catch_up(1.1)
+    pipeline.unmasked = None
+    slow[0] = False
+    assert executor.may_catch_up(1.0 + FIRST_TOKENS_S)
 
 
 def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
