@@ -13,10 +13,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..cache.layout import LayerLayout
 from ..model.paged_model import PagedModel
 from ..model.quantization.linear import QuantizedLinear
-from ..model.understanding import Understanding
+from ..model.understanding import Known
 from ..ranks.quantized import in_place_of
 from .arena import Arena, aligned
 
@@ -53,10 +52,7 @@ class Table(msgspec.Struct):
     """Of the arena."""
     tails: bool
     """Adapters are written between the weights, so that nothing can protect these."""
-    layers: tuple[LayerLayout, ...] | None
-    """As of `KVLayout`; None: its layers keep more than keys and values."""
-    understood_by: Understanding | None
-    """As of `PagedModel`."""
+    known: Known
 
 
 class Named(NamedTuple):
@@ -179,8 +175,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
         blocks,
         arena.piece_bytes,
         model.has_tails,
-        None if model.state_layout else model.layout.layers,
-        model.understood_by,
+        model.known,
     )
 
 

@@ -17,7 +17,6 @@ from ....runtime.keeping import Keeper, NotKept
 from ....runtime.log import logger
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..cache.layout import KVLayout
 from ..model.adapters.room import Room
 from ..model.loading.load import Skeleton, load_config, replace, skeleton_of, use_own_experts
 from ..model.paged_model import PagedModel
@@ -176,11 +175,10 @@ def model_of(
     in the table.
     """
     table = opened.table
-    layout = None if table.layers is None else KVLayout(table.layers)
-    model = PagedModel(opened.transformer, attention.create(attention_backend), layout)
+    model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
     model.group, model.divided, model.weights_told = group, opened.divided, table.told
     model.room = room
-    replace(model, batch_invariant, checked=not table.kept_because, known=table.understood_by)
+    replace(model, batch_invariant, checked=not table.kept_because, known=table.known.decoder)
     return model
 
 

@@ -23,7 +23,7 @@ from .adapters.room import Room
 from .adapters.tail import TailedLinear
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
-from .understanding import Understanding
+from .understanding import Known, Understanding
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
@@ -38,9 +38,9 @@ class PagedModel:
     """
 
     def __init__(
-        self, transformer: PreTrainedModel, backend: AttentionBackend, layout: KVLayout | None = None
+        self, transformer: PreTrainedModel, backend: AttentionBackend, known: Known | None = None
     ) -> None:
-        """``layout``: what its layers keep, if that is known and is nothing but keys and values."""
+        """``known``: of the same model before; None: it is run, to see what its layers keep."""
         self.transformer = transformer.eval().requires_grad_(False)
         self.backend = backend
         self.config: PreTrainedConfig = transformer.config
@@ -55,7 +55,7 @@ class PagedModel:
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None
         """Those of its modules that keep a state; None if it has none."""
-        self.measure(layout)
+        self.measure(None if known is None else known.layout)
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
         self.divided: dict[str, Division] = {}
@@ -78,7 +78,7 @@ class PagedModel:
     def measure(self, layout: KVLayout | None = None) -> None:
         """Find out what its weights take and its layers keep: once it is there, and when a part of it is left.
 
-        ``layout`` as of the class."""
+        ``layout``: what they keep, if that is known."""
         tensors = (*self.transformer.parameters(), *self.transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         if self.stateful is not None:
@@ -113,6 +113,11 @@ class PagedModel:
                 " --max-lora-rank"
             ) from error
         return self.adapters
+
+    @property
+    def known(self) -> Known:
+        """What a later process need not find out again, that has the same model."""
+        return Known(None if self.state_layout else self.layout, self.understood_by)
 
     @property
     def has_tails(self) -> bool:

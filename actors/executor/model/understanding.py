@@ -13,6 +13,8 @@ from typing import TypeVar
 import msgspec
 from torch import Tensor, nn
 
+from ..cache.layout import KVLayout
+
 T = TypeVar("T", float, int, str)
 
 
@@ -58,6 +60,15 @@ class Understanding(msgspec.Struct, frozen=True):
     """By layer: whether its feed-forward module returns a tuple."""
     answers: list[float | int | str]
     """As of ``Answers``."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What was found out about a model by running it."""
+
+    layout: KVLayout | None
+    """What its layers keep; None: more than keys and values."""
+    decoder: Understanding | None
+    """Of the decoder, if it was replaced and that can be written down."""
 
 
 def what_it_took(
