@@ -6,7 +6,8 @@
 A service of the shape of Llama-3.1-8B with random weights answers ``--streams`` requests, again and again. A fault is
 
 - ``kill``: SIGKILL of the executor,
-- ``illegal``: a kernel in the executor's own process writes to an address that nobody has, which costs its context,
+- ``illegal``: a kernel in the executor's own process writes to an address that nobody has, which costs its context
+  (the kernel is compiled before, while streams run),
 - ``restart``: what ``slipstream restart executor`` does.
 
 For each fault it prints the longest time that any stream was without a token, from the fault at the earliest, and when
@@ -44,15 +45,22 @@ LEAST_S = 60.0
 """For the faults of one service."""
 
 MARK = signal.SIGRTMIN + 7
-"""To an executor that was started with `ILLEGAL` on its path: write where nothing is."""
+"""To an executor that was started with `ILLEGAL` on its path: have a kernel compiled; the second time, write with it
+where nothing is."""
 
 ILLEGAL = f"""
 import signal
 
+compiled = []
+
 def write_where_nothing_is(number, frame):
     import torch
     import illegal_kernel
-    illegal_kernel.write[(1,)](torch.zeros(1, dtype=torch.int32, device="cuda"), 1 << 42)
+    given = torch.zeros(1, dtype=torch.int32, device="cuda"), 1 << 42
+    if compiled:
+        illegal_kernel.write[(1,)](*given)
+    else:
+        compiled.append(illegal_kernel.write.warmup(*given, grid=(1,)))
 
 signal.signal({int(MARK)}, write_where_nothing_is)
 """
@@ -152,6 +160,10 @@ async def suffer(fault: str, sidecar: Sidecar, streams: Streams, full_speed: boo
     await helpers_wait(sidecar)
     await streams.all_have_one(time.monotonic_ns())
     pid = sidecar.pids["executor"]
+    if fault == "illegal":
+        inflict(fault, sidecar, pid)
+        for _ in range(2):  # steps that it had launched before it heard of this give the first
+            await streams.all_have_one(time.monotonic_ns())
     begun_ns = streams.watch()
     inflict(fault, sidecar, pid)
     ready = await ready_again(sidecar, pid, "ready_s")
