@@ -84,11 +84,14 @@ class Executor(StepActor):
 
     def on_plan(self, plan: Plan, now: float) -> None:
         if self.full_speed_at is None and now - self.busy_at >= IDLE_S and self.pipeline.idle:
-            self.rest_until = max(self.rest_until, now + FIRST_TOKENS_S)
+            self.expect_first_tokens(now)
         self.busy_at = now
         step = self.launch(plan)
         self.masks.begin(np.frombuffer(plan.leaves, np.int32).tolist(), plan.joins, step.masked)
         self.fill_masks()
+
+    def expect_first_tokens(self, now: float) -> None:
+        self.rest_until = max(self.rest_until, now + FIRST_TOKENS_S)
 
     def fill_masks(self) -> None:
         """Compute the masks that are due, while the device runs the forward pass of their step."""
@@ -119,8 +122,10 @@ class Executor(StepActor):
         self.fill_masks()
         if self.placing:
             self.place_next(now)
-        elif self.pipeline.idle or self.may_catch_up(now):
+        elif self.has_time(now):
             self.do_spare_work(now)
+        else:
+            self.look_again()
 
     def on_place_adapter(self, message: PlaceAdapter, now: float) -> None:
         assert self.adapters is not None
@@ -167,6 +172,16 @@ class Executor(StepActor):
         if self.pipeline.idle:
             self.wake_at = now
 
+    def has_time(self, now: float) -> bool:
+        """Whether a piece of spare work may be done now. That no step is under way says little: launched kernel by kernel
+        one is over when the next is sent for."""
+        return (self.pipeline.idle and now >= self.busy_at + IDLE_S) or self.may_catch_up(now)
+
+    def look_again(self) -> None:
+        """When there may be time, if nothing comes."""
+        if self.spare_work is not None and self.pipeline.idle:
+            self.wake_at = self.busy_at + IDLE_S
+
     def may_catch_up(self, now: float) -> bool:
         """A piece of spare work may be done between steps.
 
@@ -184,6 +199,8 @@ class Executor(StepActor):
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         if peer.name == "scheduler":
             self.scheduler_is_new = True
+            self.expect_first_tokens(now)
+            self.busy_at = now
             self.welcome_scheduler()
 
     def welcome_scheduler(self) -> None:

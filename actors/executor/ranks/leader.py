@@ -61,14 +61,12 @@ class Leader(Executor):
         self.fill_masks()
         if self.captures_next:
             self.do_spare_work(now)
-        elif (
-            self.spare_work is not None
-            and not self.missing
-            and (self.pipeline.idle or self.may_catch_up(now))
-        ):
+        elif self.spare_work is not None and not self.missing and self.has_time(now):
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
+        else:
+            self.look_again()
 
     def on_completed(self, message: Completed, now: float) -> None:
         super().on_completed(message, now)
