@@ -173,8 +173,8 @@ class Executor(StepActor):
             self.wake_at = now
 
     def has_time(self, now: float) -> bool:
-        """Whether a piece of spare work may be done now. That no step is under way says little: launched kernel by kernel
-        one is over when the next is sent for."""
+        """Whether a piece of spare work may be done now. That no step is under way says little: kernel by kernel one is
+        over when the next is sent for."""
         return (self.pipeline.idle and now >= self.busy_at + IDLE_S) or self.may_catch_up(now)
 
     def look_again(self) -> None:
