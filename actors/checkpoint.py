@@ -24,6 +24,7 @@ DEFAULT_TEMPLATE = "default"
 """The name of a chat template that has none."""
 
 HUB_TIMEOUT_S = 3.0
+"""How long the Hub may take to accept a connection before it counts as out of reach."""
 LENGTH_NAMES = (
     "max_position_embeddings",
     "n_positions",

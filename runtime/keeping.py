@@ -18,6 +18,7 @@ MOST_FILES = 250
 """The kernel lets one message carry 253."""
 
 MAX_PACKET = 256
+"""Most bytes of a question: one word and a name."""
 
 ANSWERS_WITHIN_S = 1.0
 """A keeper answers in less than a millisecond; one that has not after this was stopped, or is gone."""

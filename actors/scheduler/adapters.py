@@ -169,23 +169,25 @@ class Adapters:
                 self.send("executor", PlaceAdapter(Adapter(id, place.adapter.name, "")))
 
     def answer(self, number: int, code: str = "", error: str = "") -> None:
-        there = [place.adapter for place in self.by_name.values()]
-        self.send("gateway", AdapterChanged(number, there, code, error))
+        loaded_now = [place.adapter for place in self.by_name.values()]
+        self.send("gateway", AdapterChanged(number, loaded_now, code, error))
 
     # --- executors ----------------------------------------------------------------------------------
 
     def begin(self, capacity: Capacity, planned: int) -> None:
         """A new executor has these, or the one that is there says so to a new scheduler."""
         before = {place.adapter: place for place in (*self.by_name.values(), *self.leaving.values())}
-        there = {adapter.id: before.get(adapter) or self.place_of(adapter) for adapter in capacity.adapters}
-        lost, loading = self.leaving.keys() - there.keys(), list(self.loading.values())
+        loaded_now = {
+            adapter.id: before.get(adapter) or self.place_of(adapter) for adapter in capacity.adapters
+        }
+        lost, loading = self.leaving.keys() - loaded_now.keys(), list(self.loading.values())
         gone = [self.leaving.pop(id) for id in lost]
-        self.by_name = {p.adapter.name: p for id, p in there.items() if id not in self.leaving}
+        self.by_name = {p.adapter.name: p for id, p in loaded_now.items() if id not in self.leaving}
         for place in self.leaving.values():
             place.given_up = False
         self.loading = {}
         self.known, self.count = True, capacity.adapter_places
-        self.free = [id for id in range(self.count, 0, -1) if id not in there]
+        self.free = [id for id in range(self.count, 0, -1) if id not in loaded_now]
         for number in (number for place in gone for number in place.asked):
             self.answer(number)
         for place in loading:

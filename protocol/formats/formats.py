@@ -144,12 +144,6 @@ def marks_of(formats: Formats) -> frozenset[str]:
     return frozenset(mark for mark in marks if mark.strip())
 
 
-def opening_of(formats: Formats) -> tuple[str, ...]:
-    """The marks that begin thoughts; a template may end a prompt with one."""
-    thoughts = REASONING.get(formats.reasoning or "")
-    return () if thoughts is None else thoughts.opening
-
-
 class Text(Reader):
     """An answer that can have no calls; should the model write their marks all the same, they are left out."""
 

@@ -173,12 +173,12 @@ class Child:
         return None if self.liveness is None else self.liveness.report
 
     @property
-    def there(self) -> bool:
+    def running(self) -> bool:
         return self.state != "dead"
 
     def send(self, message: control.AnyControl) -> None:
         """Send a control message; a child that is gone or hangs is dealt with when that is noticed."""
-        if self.there:
+        if self.running:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
                 control.send(self.channel, message)
 
@@ -186,7 +186,7 @@ class Child:
         """Whether the process was stopped (SIGSTOP) since this was last asked."""
         flags = os.WSTOPPED | os.WNOHANG
         try:
-            return self.there and os.waitid(os.P_PIDFD, self.pidfd, flags) is not None
+            return self.running and os.waitid(os.P_PIDFD, self.pidfd, flags) is not None
         except ChildProcessError:
             return False
 

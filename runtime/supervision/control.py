@@ -21,6 +21,7 @@ IDLE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a service for nothing, though their default is to end a process."""
 
 MAX_PACKET = 128 * 1024
+"""Most bytes of a control message."""
 
 
 class Control(msgspec.Struct, tag=True):

@@ -21,7 +21,7 @@ def members_of(child: Child, children: dict[str, Child]) -> list[Child]:
     return [
         other
         for other in children.values()
-        if other is child or (group is not None and other.spec.group == group and other.there)
+        if other is child or (group is not None and other.spec.group == group and other.running)
     ]
 
 

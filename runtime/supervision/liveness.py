@@ -12,6 +12,8 @@ from .control import Report
 
 MOST_PROBES_EVERY_S = 0.5
 PROBES_PER_LIMIT = 4
+"""Probes are at most ``MOST_PROBES_EVERY_S`` apart, and an actor gets at least
+``PROBES_PER_LIMIT`` of them within its limit."""
 
 
 class Liveness:

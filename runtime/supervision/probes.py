@@ -50,7 +50,7 @@ class Probes:
     def reset_timers(self, now: float) -> None:
         """The supervisor itself was stopped: no child is blamed for that time."""
         for child in self.children.values():
-            if child.liveness is not None and child.there:
+            if child.liveness is not None and child.running:
                 child.liveness.reset_timers(now)
 
     def look_for_stopped(self, now: float) -> None:
@@ -64,7 +64,7 @@ class Probes:
         now = time.monotonic()
         due_times: list[float] = []
         for child in self.children.values():
-            if not child.there or child.hung:
+            if not child.running or child.hung:
                 continue
             liveness = child.liveness
             if liveness is None:

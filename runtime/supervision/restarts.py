@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 INTENSITY, PERIOD_S = 5, 60.0
+"""Deaths in a row that are followed by a restart alone, and how long a child lives to begin a new row: Erlang's
+names."""
 
 TRIES, TRY_PAUSE_S = 3, 1.0
 """Tries of what seems lost for good, several since the first moments after a fault may deceive; the pause before

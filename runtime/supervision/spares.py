@@ -11,6 +11,7 @@ from typing import Literal
 from .restarts import PERIOD_S
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
+"""The first addition to the pause before another helper, and the longest pause."""
 
 
 class HelperRestarts:
@@ -22,20 +23,20 @@ class HelperRestarts:
         self.first_pause_s = first_pause_s
         self.number = 0
         """The number of the latest."""
-        self.there = False
+        self.running = False
         self.ready_at: float | None = None
-        """Since when the one that is there is ready."""
+        """Since when the one that runs is ready."""
         self.not_before = 0.0
         self.in_a_row = 0
         """Spares in a row that did not last."""
 
     def next_due(self) -> float | None:
         """When the next one may be started; None: there is one."""
-        return None if self.there else self.not_before
+        return None if self.running else self.not_before
 
     def on_start(self) -> None:
         self.number += 1
-        self.there, self.ready_at = True, None
+        self.running, self.ready_at = True, None
 
     def on_ready(self, now: float) -> None:
         self.ready_at = now
@@ -43,7 +44,7 @@ class HelperRestarts:
     def on_death(self, now: float) -> None:
         if self.ready_at is not None and now - self.ready_at >= PERIOD_S:
             self.in_a_row = 0
-        self.there, self.ready_at = False, None
+        self.running, self.ready_at = False, None
         pause_s = self.first_pause_s + FIRST_PAUSE_S * (2**self.in_a_row - 1)
         self.not_before = now + min(MOST_PAUSE_S, pause_s)
         self.in_a_row += 1
@@ -59,7 +60,7 @@ class Spares(HelperRestarts):
 
     def due(self, *, serving: bool, whole: bool) -> float | None:
         """When the next one may be started; None: not now. ``whole``: every actor is ready."""
-        if self.there or not (whole if serving else self.from_the_first and not self.number):
+        if self.running or not (whole if serving else self.from_the_first and not self.number):
             return None
         return self.not_before
 
@@ -67,11 +68,11 @@ class Spares(HelperRestarts):
         """What the next incarnation is made of; ``later``: that is not known yet. ``first``: none was before it."""
         if self.ready_at is not None:
             return "spare"
-        return "later" if first and self.from_the_first and self.there else "nothing"
+        return "later" if first and self.from_the_first and self.running else "nothing"
 
     def is_to_blame(self, *, was_ready: bool, own_fault: bool) -> bool:
         """Whether a fork that has ended lets believe that further ones would end as it did.
 
         It is one of this spare: no other is started before it is ready.
         """
-        return self.there and own_fault and not was_ready
+        return self.running and own_fault and not was_ready

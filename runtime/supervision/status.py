@@ -93,7 +93,7 @@ class Status:
         if not self.asking:
             self.report_at = now + REPORT_WITHIN_S
             for other in self.children.values():
-                if other.liveness is not None and other.there and not other.liveness.asked:
+                if other.liveness is not None and other.running and not other.liveness.asked:
                     other.liveness.ask(now)
                     other.send(control.Probe())
         if child.spec.name not in self.asking:
@@ -104,7 +104,7 @@ class Status:
         if not self.asking:
             return None
         left = self.report_at - time.monotonic()
-        waited_for = (c.liveness for c in self.children.values() if c.there)
+        waited_for = (c.liveness for c in self.children.values() if c.running)
         if left > 0 and any(liveness is not None and liveness.asked for liveness in waited_for):
             return left
         for name in self.asking:
@@ -117,13 +117,13 @@ class Status:
         totals = self.counted.copy()
         totals["actor_restarts"] = self.restarts.total()
         for child in self.children.values():
-            if child.there:
+            if child.running:
                 totals.update(counters_of(child))
         if totals == self.reported:
             return
         self.reported = totals
         for child in self.children.values():
-            if child.there and child.spec.role == "actor" and "endpoint" in child.facts:
+            if child.running and child.spec.role == "actor" and "endpoint" in child.facts:
                 child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
 
     def actors(self, serving: bool, draining: bool) -> Actors:

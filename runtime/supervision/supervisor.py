@@ -133,11 +133,11 @@ class Supervisor:
         peers = {
             other.spec.name: (other.epoch, other.mailbox)
             for other in others
-            if other.spec.role == "actor" and (other not in group or other.there)
+            if other.spec.role == "actor" and (other not in group or other.running)
         }
         options = spec.options
         if spec.group is not None:
-            life = min((other.epoch for other in group if other.there), default=self.epoch)
+            life = min((other.epoch for other in group if other.running), default=self.epoch)
             options = options | {"rendezvous": f"{self.directory}/{spec.group}.group.{life}"}
         if spec.frontend_of is not None:
             server = next(other for other in self.specs if other.name == spec.frontend_of)
@@ -237,7 +237,7 @@ class Supervisor:
         poller.register(self.status.socket, zmq.POLLIN)
         self.stop_requests.register(poller)
         for child in self.children.values():
-            if child.there:
+            if child.running:
                 poller.register(child.channel.fileno(), zmq.POLLIN)
                 poller.register(child.pidfd, zmq.POLLIN)
             if child.output is not None and child.output.open:
@@ -254,9 +254,9 @@ class Supervisor:
         for child in list(self.children.values()):
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
-            if child.there and child.channel.fileno() in ready:
+            if child.running and child.channel.fileno() in ready:
                 self.hear(child)
-            if child.there and child.pidfd in ready:
+            if child.running and child.pidfd in ready:
                 if child.spec.role in HELPERS:
                     self.on_helper_death(child)
                 else:
@@ -354,7 +354,7 @@ class Supervisor:
             self.deaths_with[in_hand] += 1
         if child.spec.role == "actor":
             for other in self.children.values():
-                if other.there and other.spec.role == "actor":
+                if other.running and other.spec.role == "actor":
                     other.send(control.PeerDied(child.spec.name, own_fault))
 
     def restart_due(self) -> float | None:
@@ -400,7 +400,7 @@ class Supervisor:
         for name, child in reversed(list(self.children.items())):
             if child.spec.frontend_of is not None and child.state == "ready":
                 continue
-            if child.there:
+            if child.running:
                 self.status.keep_counters(child)
                 child.process.kill()
                 child.reap()
@@ -428,7 +428,7 @@ class Supervisor:
         self.on_helper_death(child)
 
     def on_helper_death(self, child: Child) -> None:
-        """Nobody waits for it, but for a spare before the first incarnations are there: what it says of why it could
+        """Nobody waits for it, but for a spare before the first incarnations have started: what it says of why it could
         not prepare them is why they cannot start."""
         self.hear(child)
         if child.spec.role == "spare" and child.failure is not None and self.waiting_for_spare:
@@ -478,7 +478,7 @@ class Supervisor:
     def stop(self, reason: str = "the service has stopped") -> None:
         """End every child, in the reverse order of their start; ``reason`` answers what is still open."""
         for child in reversed(self.children.values()):
-            if child.there:
+            if child.running:
                 child.end(reason)
         self.children.clear()
         self.status.close()
@@ -491,4 +491,4 @@ def longest_phases(child: Child) -> str:
 
 def is_drained(child: Child) -> bool:
     """Nothing is under way in it: it has said so, or is a frontend that is not there."""
-    return child.drained or (child.spec.frontend_of is not None and not child.there)
+    return child.drained or (child.spec.frontend_of is not None and not child.running)

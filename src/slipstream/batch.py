@@ -33,6 +33,7 @@ PATIENCE_S = 120.0
 """How long a service may refuse a request, or not be there, before the batch is given up. It can be taken up again."""
 
 LONGEST_PAUSE_S = 5.0
+"""The longest pause before a request is sent again that the service did not take."""
 
 TIMEOUT_S = 3600.0
 """For one answer: as long as a service takes by default."""

@@ -11,6 +11,7 @@ from .protocol.endpoints import own_sockets
 from .protocol.errors import InvalidRequest, ServiceUnavailable
 
 TIMEOUT_S = 5.0
+"""How long the supervisor may take to answer."""
 
 OTHERS_TIMEOUT_S = 1.0
 """For each service among which one is looked for."""

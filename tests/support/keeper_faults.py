@@ -49,13 +49,13 @@ FAULTS = [
     Fault(
         "a-second-keeper-is-started",
         f"{HELPER_RESTARTS}.next_due",
-        "None if self.there else self.not_before",
+        "None if self.running else self.not_before",
         "self.not_before",
     ),
     Fault(
         "no-keeper-comes-after-the-first",
         f"{HELPER_RESTARTS}.on_death",
-        "self.there, self.ready_at = False, None",
+        "self.running, self.ready_at = False, None",
     ),
     Fault(
         "the-first-death-is-followed-by-a-pause",

@@ -53,6 +53,7 @@ CANDIDATES = tl.constexpr(16)
 
 ROWS_AT_ONCE = tl.constexpr(256)
 ITEMS_AT_ONCE = tl.constexpr(32)
+"""Rows that a program of the plan looks at together, and items that it writes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 MOVE_EVERY_NS = 1_000_000_000
+"""Time from one move of the origin to the next."""
 
 STALE_NS = 10 * MOVE_EVERY_NS
 """After this long without a move, as after a night without work, the clock is set anew."""
@@ -22,6 +23,7 @@ HORIZON_NS = 4 * MOVE_EVERY_NS
 """Within this time what the clocks differ by is made up for."""
 
 MOST_RATE = 5e-4
+"""How much faster or slower than the host's the clock of a device is taken to run, at most."""
 
 
 class Origin(Protocol):

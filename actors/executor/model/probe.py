@@ -21,6 +21,7 @@ from .paged_model import PagedModel
 PROBE_TOKENS = 20
 PROBE_BLOCK_SIZE = 4
 PROBE_WINDOW = 6
+"""Few tokens in small blocks and under a narrow window: several blocks are filled, and tokens reach past the window."""
 NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
 """What is narrowed to `PROBE_WINDOW` during the probe, so that its few tokens reach past it: windows, chunks, and the
 positions by which queries are scaled."""

@@ -13,6 +13,7 @@ from ....protocol.limits import MAX_FRAME_BYTES
 from ..errors import Problem
 
 MAX_RESPONSES = 10_000
+"""Responses that are kept; beyond it the oldest is forgotten."""
 
 MAX_BYTES = 64 * 1024 * 1024
 """Most bytes of all responses together, as JSON."""

@@ -19,6 +19,7 @@ PROMPT_TOKENS = 4
 """Length of the prompts: those of all rows fit in one step."""
 
 WARM_UP_STEPS = 32
+"""Tokens of the answers that are asked for before anything is timed."""
 
 
 def emulated_service(folder: Path, rows: int, step_ms: float, steps: int, depth: int = 2) -> Sidecar:

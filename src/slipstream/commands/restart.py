@@ -9,6 +9,7 @@ from ..exit_codes import COULD_NOT_START, DONE, FAILED, USAGE
 from .common import Exit, Run, add_endpoint, the_running_service
 
 EVERY_S = 0.02
+"""Pause between two looks at whether the actor is back."""
 
 PATIENCE_S = 600.0
 """For the new incarnation; a large model takes its time."""

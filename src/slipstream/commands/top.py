@@ -12,6 +12,7 @@ from ..exit_codes import DONE
 from .common import Run, add_endpoint, need, reach_running
 
 EVERY_S = 0.5
+"""Time from one picture to the next."""
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

@@ -24,6 +24,7 @@ HEADS = 4
 
 GATE_TILE = 1024
 ANGLE_TOKENS = 16
+"""Outputs of a program of the gate, and tokens of one that computes angles."""
 
 
 STEP_INPUTS = ["positions"]

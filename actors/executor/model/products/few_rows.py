@@ -20,6 +20,7 @@ from .fixed_order import memory_of, product
 from .one_row import product_of_row
 
 MOST_ROWS = 64
+"""With more rows cuBLAS is ahead."""
 
 DTYPES = (torch.bfloat16, torch.float16)
 

@@ -33,6 +33,7 @@ MULTIPROCESSORS = 132
 all."""
 
 MOST_PARTS = 4
+"""More parts cost more to add than they save."""
 
 
 @jit
