@@ -56,8 +56,9 @@ def synchronous() -> Iterator[Sidecar]:
 
 @pytest.fixture(scope="module")
 def long_steps() -> Iterator[Sidecar]:
-    """Depth 2, and steps of 20 ms in which nothing is computed: a scheduler that must wait for a core is not late."""
-    with Sidecar(device="emulated", emulated_step_ms=20.0) as sidecar:
+    """Depth 2, and steps of 60 ms in which nothing is computed: a scheduler that must wait for a core is not late, also
+    where it waits for ten others (of steps of 20 ms a third were prepared too late)."""
+    with Sidecar(device="emulated", emulated_step_ms=60.0) as sidecar:
         yield sidecar
 
 

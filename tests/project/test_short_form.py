@@ -81,7 +81,11 @@ def collected(folder: Path, *options: str) -> set[str]:
         ],
         cwd=folder,
         env=os.environ
-        | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'support'}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        | {
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'support'}",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",  # may name a plugin that is not on this path
+        },
         capture_output=True,
         text=True,
         check=True,
