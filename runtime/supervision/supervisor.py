@@ -130,10 +130,12 @@ class Supervisor:
         self.epoch += 1
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         group = [other for other in others if spec.group is not None and other.spec.group == spec.group]
+        # Of one that is not ready yet all hear at once, when it is: a new gateway that knew it before the tokenizer
+        # does would send requests by way of the one that is gone, and not send them again.
         peers = {
             other.spec.name: (other.epoch, other.mailbox)
             for other in others
-            if other.spec.role == "actor" and (other not in group or other.running)
+            if other.spec.role == "actor" and (other.running if other in group else other.ready_at is not None)
         }
         options = spec.options
         if spec.group is not None:

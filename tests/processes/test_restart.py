@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgpack
 import pytest
 import zmq
 from covering import few_of
-from processes import Background, alive, until
+from processes import NEAR, Background, Planted, alive, until
 from slipstream.protocol.actors import ACTORS
+from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.restarts import INTENSITY
 
 from slipstream import InvalidRequest, SamplingParams, Sidecar
@@ -101,3 +105,33 @@ def test_a_question_that_is_none_restarts_nothing(sidecar: Sidecar, question: by
     assert sidecar.pids == pids
     assert alive([*pids.values()]) == [*pids.values()]
     assert os.stat(sidecar.ready["control"].removeprefix("ipc://")).st_uid == os.getuid()
+
+
+@pytest.mark.parametrize("slow", ["tokenizer", "scheduler", "detokenizer"])
+def test_a_gateway_that_begins_before_another_is_ready_sends_again_when_that_one_is(
+    tmp_path: Path, slow: str
+) -> None:
+    """Its requests pass through actors that still speak to the one before."""
+    marker = tmp_path / "wait"
+    with (
+        Planted({slow: f"planted:waiting_{slow}"}, PLANTED_MARKER=str(marker)) as service,
+        service.client() as client,
+        service.client() as asker,
+    ):
+
+        def state(name: str) -> ActorState:
+            return next(state for state in client.actors().actors if state.name == name)
+
+        client.generate("before", SamplingParams(max_tokens=2))
+        gateway = state("gateway")
+        marker.touch()
+        os.kill(state(slow).pid, signal.SIGKILL)
+        until(lambda: state(slow).state == "starting", "it starts again")
+        os.kill(gateway.pid, signal.SIGKILL)
+        until(lambda: state("gateway").pid != gateway.pid, "the gateway is back")
+        first = asker.stream("meanwhile", SamplingParams(max_tokens=3, deadline_s=NEAR))
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(list, first)
+            until(lambda: client.stats()["requests_open"] == 1, "the gateway has the request")
+            marker.unlink()
+            assert sum(len(delta.token_ids) for delta in answer.result(NEAR)) == 3

@@ -256,6 +256,24 @@ def waiting_tokenizer(context: Any) -> Any:
     """Is not ready as long as the test's marker is there."""
     from slipstream.actors.text.tokenizer import build
 
+    return built_when_allowed(build, context)
+
+
+def waiting_scheduler(context: Any) -> Any:
+    """Is not ready as long as the test's marker is there."""
+    from slipstream.actors.scheduler.scheduler import build
+
+    return built_when_allowed(build, context)
+
+
+def waiting_detokenizer(context: Any) -> Any:
+    """Is not ready as long as the test's marker is there."""
+    from slipstream.actors.text.detokenizer import build
+
+    return built_when_allowed(build, context)
+
+
+def built_when_allowed(build: Callable[[Any], Any], context: Any) -> Any:
     while os.path.exists(os.environ["PLANTED_MARKER"]):
         time.sleep(0.01)
     return build(context)
