@@ -155,3 +155,15 @@ def test_a_file_of_defaults_that_cannot_be_read_says_how_it_looks(tmp_path: Path
     for path in (file, pipe, tmp_path):
         with pytest.raises(InvalidRequest, match="it is a JSON file such as"):
             Sidecar(device="emulated", http="127.0.0.1:0", model_defaults=str(path))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [str(10**30), "[" * 5000 + "]" * 5000, json.dumps({"long": "x" * 2**16}), str([1.5] * 10_000)],
+    ids=["wide", "deep", "long", "long as numbers"],
+)
+def test_a_file_of_defaults_that_no_message_can_hold_says_so(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "defaults.json"
+    file.write_text('{"m": {"chat_template_kwargs": {"key": ' + value + "}}}")
+    with pytest.raises(InvalidRequest, match=r"cannot be read: .*; it is a JSON file such as"):
+        Sidecar(device="emulated", http="127.0.0.1:0", served_model_name="m", model_defaults=str(file))

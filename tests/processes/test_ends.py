@@ -225,6 +225,28 @@ def test_a_process_manager_that_is_not_there_is_told_as_why_a_service_does_not_s
     assert "does not take READY=1" in json.loads(line)["message"]
 
 
+def test_a_descriptor_of_the_ready_line_that_takes_no_line_ends_the_start_with_a_sentence() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.write(writer, b"x" * (1 << 20))  # as much as goes in
+    os.set_blocking(writer, True)
+    for descriptor, code, why in (
+        (writer, 3, b"cannot be written: nobody reads it"),
+        (10**12, 2, b"out of range"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "slipstream", "serve", *EMULATED, f"--ready-fd={descriptor}"],
+            pass_fds=(writer,),
+            capture_output=True,
+            timeout=NEAR,
+        )
+        assert done.returncode == code
+        assert why in done.stderr
+        assert b"Traceback" not in done.stderr
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize(
     "number",
     [

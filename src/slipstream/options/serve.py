@@ -335,6 +335,7 @@ class ServeOptions:
         group=LIFE,
         metavar="N",
         low=0,
+        high=2**31 - 1,
         in_file=False,
     )
     exit_with_parent: bool = option(False, "end when the parent process ends", group=LIFE, in_file=False)

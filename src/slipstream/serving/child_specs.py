@@ -32,8 +32,8 @@ def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
     return None if options.chat_template is None else os.path.abspath(options.chat_template)
 
 
-MAX_DEFAULTS_BYTES = 1024 * 1024
-"""Most bytes of the file of ``--model-defaults``."""
+MAX_DEFAULTS_BYTES = 64 * 1024
+"""Most bytes of the file of ``--model-defaults``, and of what it says in the message that gives it to the frontend."""
 
 
 def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
@@ -47,8 +47,11 @@ def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
             text = source.read(MAX_DEFAULTS_BYTES + 1)
         if len(text) > MAX_DEFAULTS_BYTES:
             raise ValueError(f"it has more than {MAX_DEFAULTS_BYTES} bytes")
-        return msgspec.json.decode(text, type=dict[str, dict[str, Any]])
-    except (OSError, ValueError) as error:  # a DecodeError is one
+        defaults = msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+        if len(msgspec.msgpack.encode(defaults)) > MAX_DEFAULTS_BYTES:
+            raise ValueError(f"what it says takes more than {MAX_DEFAULTS_BYTES} bytes")
+        return defaults
+    except (OSError, ValueError, OverflowError, RecursionError) as error:  # a DecodeError is a ValueError
         raise InvalidRequest(
             f'{file} cannot be read: {error}; it is a JSON file such as {{"NAME": {{"temperature": 0.6}}}}'
         ) from None

@@ -6,8 +6,10 @@ Whoever waits for a start reads one line on the descriptor of ``--ready-fd``: th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -30,6 +32,9 @@ from ..runtime.supervision.supervisor import Supervisor
 
 USERS_ERRORS = {kind.__name__: kind for kind in BY_CODE.values()}
 """The errors that a user can mend, by name."""
+
+ROOM_S = 5.0
+"""How long the ready line waits for room in a pipe that is full."""
 
 Announce = Callable[[Supervisor, float], dict[str, Any]]
 """Writes the banner, given what the start took in seconds; returns the ready line."""
@@ -144,13 +149,22 @@ def report_failed(fd: int | None, code: str, message: str) -> None:
     """Report on the descriptor of the ready line that it will not come, and why."""
     if fd is not None:
         with contextlib.suppress(OSError):  # nobody reads it any more
-            os.write(fd, json.dumps({"error": code, "message": message}).encode() + b"\n")
+            write_line(fd, {"error": code, "message": message})
 
 
 def report_ready(fd: int, ready: dict[str, Any]) -> None:
     """Write the ready line; ``SlipstreamError`` if the descriptor cannot be written."""
     try:
-        os.write(fd, json.dumps(ready).encode() + b"\n")
+        write_line(fd, ready)
     except OSError as error:
         raise SlipstreamError(f"--ready-fd {fd} cannot be written: {error.strerror}") from None
     os.close(fd)
+
+
+def write_line(fd: int, said: dict[str, Any]) -> None:
+    """Write a line; ``OSError`` if it cannot be written, or there is no room for it in time."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(ROOM_S * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
+    os.write(fd, json.dumps(said).encode() + b"\n")
