@@ -135,7 +135,8 @@ class Supervisor:
         peers = {
             other.spec.name: (other.epoch, other.mailbox)
             for other in others
-            if other.spec.role == "actor" and (other.running if other in group else other.ready_at is not None)
+            if other.spec.role == "actor"
+            and (other.running if other in group else other.ready_at is not None)
         }
         options = spec.options
         if spec.group is not None:
