@@ -208,8 +208,13 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         resolved(f"--config={tmp_path / 'a.toml'}")
     with pytest.raises(InvalidRequest, match=r"/dev/zero is neither \.toml"):
         resolved("--config=/dev/zero")
-    with pytest.raises(InvalidRequest, match=r"/dev/zero cannot be read: it has more than 1048576 bytes"):
+    with pytest.raises(InvalidRequest, match=r"/dev/zero cannot be read: it is no file"):
         model_defaults("/dev/zero")
+    large = tmp_path / "large.json"
+    large.touch()
+    os.truncate(large, 1 << 40)
+    with pytest.raises(InvalidRequest, match=r"large\.json cannot be read: it has more than 1048576 bytes"):
+        model_defaults(str(large))
 
 
 @pytest.mark.parametrize("names", ["", ",,", " , "])

@@ -107,8 +107,13 @@ def test_weights_and_a_template_that_are_no_files_are_not_waited_for(tmp_path: P
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(InvalidRequest, match=r"model\.safetensors is no file"):
         checkpoint.check_weights()
-    with pytest.raises(ModelNotSupported, match="/dev/zero has more than 1048576 characters"):
+    with pytest.raises(ModelNotSupported, match="/dev/zero is no file"):
         read_template(Path("/dev/zero"))
+    large = tmp_path / "large.jinja"
+    large.touch()
+    os.truncate(large, 1 << 40)
+    with pytest.raises(ModelNotSupported, match=r"large\.jinja has more than 1048576 characters"):
+        read_template(large)
 
 
 @pytest.mark.parametrize("given", [7, ["x"], [{"name": "a"}], {"a": 7}, True])
