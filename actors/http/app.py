@@ -198,7 +198,7 @@ class Entrance:
         usable = 0 < len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
         id = given if usable else new_request_id()
         scope.setdefault("state", {})["request_id"] = id
-        begun = False
+        path, begun = scope["path"], False
 
         async def send_with_id(message: Message) -> None:
             nonlocal begun
@@ -217,7 +217,7 @@ class Entrance:
             refusal = self.refusal(scope, headers)
             if refusal is not None:
                 self.service.errors[refusal.reason] += 1
-            app = self.app if refusal is None else for_pages(refusal.response(), self.origins)
+            app = self.app if refusal is None else for_pages(refusal.response(path), self.origins)
             await app(scope, receive, send_with_id)
         except ClientLeft:
             pass  # nobody is left to be answered
@@ -225,11 +225,11 @@ class Entrance:
             if not self.service.stopped:
                 raise
             if not begun:
-                await problem_of(ServiceUnavailable(STOPPED)).response()(scope, receive, send_with_id)
+                await problem_of(ServiceUnavailable(STOPPED)).response(path)(scope, receive, send_with_id)
         except Exception as error:  # those that are no fault of ours were answered further in
             log_fault(f"request {id} ({scope['method']} {scope['path']:.200})", error)
             if not begun:
-                await problem_of(error).response()(scope, receive, send_with_id)
+                await problem_of(error).response(path)(scope, receive, send_with_id)
         finally:
             self.under_way.discard(task)
             self.changed.set()
@@ -336,7 +336,7 @@ def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=origins,
         allow_methods=["DELETE", "GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
     )
 
 
@@ -360,7 +360,7 @@ def make_app(service: Service) -> ASGIApp:
             # Relative, since a proxy in front may be asked by another scheme, and below another path.
             return RedirectResponse(f"../{name}{query}")
         service.errors[problem.reason] += 1
-        return problem.response()
+        return problem.response(request.scope["path"])
 
     handlers: dict[Any, Any] = dict.fromkeys(
         (Problem, SlipstreamError, HTTPException, Exception), answer_error

@@ -1,4 +1,7 @@
-"""Every error in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
+"""Every error in OpenAI's form, ``{"error": {"message", "type", "param", "code"}}``, and a status.
+
+Below ``/v1/messages`` it is in Anthropic's form, ``{"type": "error", "error": {"type", "message"}}``, whoever finds it.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,19 @@ from ...runtime.log import log_failure
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+
+MESSAGES = "/v1/messages"
+
+TYPES_OF_MESSAGES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""The types of errors in Anthropic's form, by status."""
 
 STOPPED = "the service was stopped before this request was finished"
 
@@ -56,8 +72,17 @@ class Problem(Exception):
         """For those who count errors: the code, or where it has none, the type."""
         return self.error["code"] or self.error["type"] or INVALID
 
-    def response(self) -> Response:
-        return Response(self.body, self.status, self.headers, media_type="application/json")
+    def as_of_messages(self) -> dict[str, Any]:
+        """In Anthropic's form."""
+        other = INVALID if self.status < 500 else "api_error"
+        kind = TYPES_OF_MESSAGES.get(self.status, other)
+        return {"type": "error", "error": {"type": kind, "message": self.error["message"]}}
+
+    def response(self, path: str) -> Response:
+        """To who asked for this path."""
+        of_messages = path == MESSAGES or path.startswith(f"{MESSAGES}/")
+        body = msgspec.json.encode(self.as_of_messages()) if of_messages else self.body
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 def problem_of(error: Exception) -> Problem:

@@ -264,5 +264,7 @@ def test_a_page_of_an_allowed_origin_can_ask_where_a_key_is_needed() -> None:
     assert frontend.ask("OPTIONS", CHAT, [], asked | {"origin": "https://b.example"}).status == 400
     refused = frontend.post(CHAT, {"messages": HELLO}, origin="https://a.example")
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, "https://a.example")
+    readable = refused.headers["access-control-expose-headers"].split(", ")
+    assert readable == ["x-request-id", "retry-after"]
     assert frontend.get("/v1/models").status == 401
     assert Scripted(api_key="sesame").ask("OPTIONS", CHAT, [], asked).status == 401

@@ -261,3 +261,19 @@ def test_too_many_tools_are_counted_before_they_are_read() -> None:
     refused = post(Script(), tools=[{"name": "x", "input_schema": {"type": 5}}] * 1025)
     assert refused.status == 400
     assert "tools has 1025 tools; the limit is 1024" in refused.json["error"]["message"]
+
+
+def test_an_error_that_is_found_before_the_endpoint_has_the_same_form() -> None:
+    locked, open_to_all = Scripted(Script("x"), api_key="sesame"), Scripted(Script("x"))
+    for answer, status, kind in (
+        (locked.post(PATH, {}), 401, "authentication_error"),
+        (open_to_all.post(PATH, {}, host="evil.example"), 421, "invalid_request_error"),
+        (open_to_all.get(PATH), 405, "invalid_request_error"),
+        (open_to_all.post(f"{PATH}/batches", {}), 404, "not_found_error"),
+        (open_to_all.post(PATH, {}, content_type="text/plain"), 415, "invalid_request_error"),
+    ):
+        assert answer.status == status
+        assert answer.json["type"] == "error"
+        assert answer.json["error"].keys() == {"type", "message"}
+        assert answer.json["error"]["type"] == kind
+    assert open_to_all.post("/v1/messagesx", {}).json.keys() == {"error"}

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ....protocol.errors import SlipstreamError
 from ....protocol.formats.said import ChatDelta
 from ....protocol.formats.tools import PARAMETERS, offer
 from ..bodies.requests import ChatFields
 from ..endpoints import chat
 from ..endpoints.texts import finish
-from ..errors import Problem
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
 from .bodies import CountBody, MessagesBody
 from .reading import WRITTEN, conversation
-from .writing import Blocks, MessageEvents, error_of
-
-Respond = Callable[[Service, Request], Awaitable[Response]]
+from .writing import Blocks, MessageEvents
 
 
-def with_own_errors(respond: Respond) -> Respond:
-    """Errors are answered in Anthropic's form."""
-
-    async def answer(service: Service, request: Request) -> Response:
-        try:
-            return await respond(service, request)
-        except (Problem, SlipstreamError) as error:
-            problem, told = error_of(error)
-            service.errors[problem.reason] += 1
-            body = msgspec.json.encode(told)
-            return Response(body, problem.status, problem.headers, media_type="application/json")
-
-    return answer
-
-
-@with_own_errors
 async def create(service: Service, request: Request) -> Response:
     body = await service.read(request, MessagesBody)
     asked = conversation(body, service.prompts.chat_templates)
@@ -60,7 +37,6 @@ async def take(batches: Batches, blocks: Blocks) -> None:
             blocks.add(delta)
 
 
-@with_own_errors
 async def count_tokens(service: Service, request: Request) -> Response:
     body = await service.read(request, CountBody)
     asked = conversation(body, service.prompts.chat_templates)

@@ -9,25 +9,8 @@ import msgspec
 from ....protocol.formats.json_parts import DECODER
 from ....protocol.formats.said import CallPart, ChatDelta
 from ....protocol.messages import Delta, Usage
-from ..errors import Problem, problem_of
+from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event
-
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-
-
-def error_of(error: Exception) -> tuple[Problem, dict[str, Any]]:
-    """An error in Anthropic's form."""
-    problem = problem_of(error)
-    kind = ERROR_TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
-    return problem, {"type": "error", "error": {"type": kind, "message": problem.error["message"]}}
 
 
 class Blocks:
@@ -162,4 +145,4 @@ class MessageEvents(EventWriter):
         )
 
     def fail(self, error: Exception) -> bytes:
-        return named_event("error", error_of(error)[1])
+        return named_event("error", problem_of(error).as_of_messages())
