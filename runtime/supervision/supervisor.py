@@ -333,6 +333,11 @@ class Supervisor:
             logger.info("%s (pid %d) is restarted, as was asked", name, child.process.pid)
             self.due += [(now, member.spec) for member in members]
             return
+        self.schedule_restart(child, members, failed, now)
+
+    def schedule_restart(self, child: Child, members: list[Child], failed: ChildFailed, now: float) -> None:
+        """Have what has died together start again when `Restarts` says; raises ``failed`` if that says never."""
+        name, frontend = child.spec.name, child.spec.frontend_of is not None
         lived_s = min(member.lived_s(now) for member in members)
         for_good = child.failure is not None and child.failure.for_good
         decision = self.restarts.on_death(

@@ -182,23 +182,9 @@ class TritonAttention:
         tokens = 1 if single else queries // group
         target = max(2, triton.cdiv(WAVES * tile.resident * device.multiprocessors, kv_heads))
 
-        plan_of = (single, tokens, window, chunked, tile, target, kv_heads)
-        if plan_of not in self._plans:
-            self._plans[plan_of] = make_plan(
-                batch,
-                single=single,
-                tokens=tokens,
-                window=window,
-                chunked=chunked,
-                keys=tile.keys,
-                block_size=keys.shape[1],
-                least=tile.least,
-                target=target,
-                kv_heads=kv_heads,
-                multiprocessors=device.multiprocessors,
-                resident=tile.resident,
-            )
-        plan = self._plans[plan_of]
+        plan = self._plan_of(
+            batch, single, tokens, window, chunked, tile, target, kv_heads, device.multiprocessors
+        )
         results, sums = plan.room(tokens * group, value_dim)
         block_size = keys.shape[1]
         if single and scales is not None and in_pairs(key_dim, value_dim):
@@ -237,6 +223,37 @@ class TritonAttention:
             num_stages=tile.stages,
             **FOLLOWING,
         )
+
+    def _plan_of(
+        self,
+        batch: PagedBatch,
+        single: bool,
+        tokens: int,
+        window: int,
+        chunked: bool,
+        tile: Tile,
+        target: int,
+        kv_heads: int,
+        multiprocessors: int,
+    ) -> AttentionPlan:
+        """The plan of this step, made once for all layers that are alike."""
+        key = (single, tokens, window, chunked, tile, target, kv_heads)
+        if key not in self._plans:
+            self._plans[key] = make_plan(
+                batch,
+                single=single,
+                tokens=tokens,
+                window=window,
+                chunked=chunked,
+                keys=tile.keys,
+                block_size=batch.cache.block_size,
+                least=tile.least,
+                target=target,
+                kv_heads=kv_heads,
+                multiprocessors=multiprocessors,
+                resident=tile.resident,
+            )
+        return self._plans[key]
 
 
 def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
