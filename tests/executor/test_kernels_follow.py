@@ -59,6 +59,7 @@ def before_waiting(ptx: str) -> set[str]:
     return done
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
     reason="needs Triton's compiler",

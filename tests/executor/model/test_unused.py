@@ -62,6 +62,7 @@ def test_a_model_is_loaded_and_ranks_meet_without_what_no_executor_uses(found: l
     assert not modules & unused
 
 
+@pytest.mark.rest
 def test_who_compiles_or_divides_gets_torch_s_own(found: list[Any]) -> None:
     compiled, same, limit, name = found[1:]
     assert compiled == [4.0, 4.0]

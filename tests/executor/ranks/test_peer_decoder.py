@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from covering import few_of
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import PATIENCE
 from slipstream.actors.executor.model.fused import fuse
@@ -32,9 +31,10 @@ VOCABULARY = 272
 PATIENCE_S = 120.0
 
 
+@pytest.mark.rest
 @needs_interpreter
-def test_under_the_interpreter(selection: list[str]) -> None:
-    run_interpreted(__file__, selection)
+def test_under_the_interpreter() -> None:
+    run_interpreted(__file__)
 
 
 def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> None:
@@ -78,7 +78,7 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the ranks are those of the service")
-@pytest.mark.parametrize("family", few_of(["llama", "gemma3_text", "qwen3_moe"], "gemma3_text"))
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
 def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
     family: str, tmp_path: Path
 ) -> None:
