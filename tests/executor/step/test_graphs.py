@@ -28,7 +28,7 @@ from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey
 from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step, StepLayout
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
-from slipstream.protocol.events import Completed
+from slipstream.protocol.events import Completed, PeerUp
 from slipstream.protocol.internal import Capacity, Plan
 from tiny_models import make_config
 
@@ -437,6 +437,48 @@ def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashe
     pipeline.unmasked = None
     slow[0] = False
     assert executor.may_catch_up(1.0 + FIRST_TOKENS_S)
+
+
+def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_would_not_help() -> None:
+    """An executor that was just forked has no step under way, and neither has one between two steps of suspects."""
+    pieces: list[float] = []
+    clock = [0]
+    device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
+    batch = RunningBatch(2, 8, 2)
+    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    slow = [False]
+
+    def spare_work() -> float:
+        pieces.append(clock[0] * 1e-9)
+        slow[0] = False
+        return 0.02
+
+    executor = Executor(
+        pipeline,
+        batch,
+        Capacity(5, 8, True),
+        {},
+        spare_work,
+        catching_up=True,
+        repeats=lambda: slow[0],
+    )
+    clock[0] = 1_000_000_000
+    executor.receive("scheduler", PeerUp("scheduler", 1), 1.0)
+    executor.wake(1.0)
+    assert pieces == []
+    assert executor.wake_at == 1.0 + IDLE_S, "it looks again"
+    for step in range(4):
+        executor.receive("scheduler", Plan(step), clock[0] * 1e-9)
+        clock[0] += 30_000_000
+        slow[0] = step == 2
+        executor.receive("device", Completed(), clock[0] * 1e-9)
+        for _ in range(3):
+            if executor.wake_at is not None and executor.wake_at <= clock[0] * 1e-9:
+                executor.wake(clock[0] * 1e-9)
+    assert len(pieces) == 1, "that of the step that was slow again"
+    later = clock[0] * 1e-9 + IDLE_S
+    executor.wake(later)
+    assert len(pieces) == 2, "nobody asks for anything any more"
 
 
 def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
