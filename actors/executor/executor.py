@@ -199,8 +199,6 @@ class Executor(StepActor):
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         if peer.name == "scheduler":
             self.scheduler_is_new = True
-            self.expect_first_tokens(now)
-            self.busy_at = now
             self.welcome_scheduler()
 
     def welcome_scheduler(self) -> None:
@@ -211,6 +209,8 @@ class Executor(StepActor):
             self.masks.clear()
             self.placing.clear()  # the new one asks for them again
             self.send("scheduler", self.capacity)
+            self.busy_at = self.now  # it sends what waits for it
+            self.expect_first_tokens(self.now)
 
 
 def sampled(result: StepResult, ends: list[GrammarEnd]) -> Sampled:

@@ -35,7 +35,8 @@ def on_gpu(
 
     After a death streams wait, and nothing of that is done again: the same kernels lie compiled in Triton's cache,
     steps of the same sizes need the same memory, and take the same time. What the first steps need is loaded by them,
-    the rest by the graphs that are captured between steps.
+    the rest by the graphs that are captured between steps. But kernels of other packages, which recurrent layers have,
+    try themselves out when they first run: that belongs on steps of nobody.
     """
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
@@ -44,14 +45,15 @@ def on_gpu(
     program = program_of(options, model)
     graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
 
-    knows = context.restarted and options.measured is not None and some_are_compiled(model.device)
-    known = options.measured if agreed(model, knows) else None
+    knows = context.restarted and options.measured is not None and program.states is None
+    known = options.measured if agreed(model, knows and some_are_compiled(model.device)) else None
     if known is None:
         context.phase("compile kernels")
         step_bytes, room = measure(options, program, device, buckets)
     else:
         context.phase("take room")
         step_bytes, room = known.step_bytes, known.room
+        torch.cuda.empty_cache()  # weights may have been loaded anew
         if not device.has_room(room):
             raise step_too_large(options, buckets.mixed[-1])
     layers = len(model.layout.layers)

@@ -19,6 +19,7 @@ import torch
 from rank_threads import at_once, groups
 from replay import Replay, Replays
 from slipstream.actors.executor import build, memory
+from slipstream.actors.executor import gpu as module
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.engine import Engine
 from slipstream.actors.executor.gpu import on_gpu
@@ -206,6 +207,22 @@ def test_a_start_that_has_no_room_for_what_was_measured_says_so_and_one_that_kno
     for restarted, before in ((True, None), (False, first)):
         engine_of(gpu := Gpu(), restarted=restarted, before=before)
         assert len(gpu.measured) == 2
+
+
+def test_kernels_of_other_packages_try_themselves_out_on_steps_of_nobody() -> None:
+    """Recurrent layers have such: what they do in a trial would stay in the states of sequences."""
+    first = engine_of(model=model_of("qwen3_5_text"))
+    engine_of(gpu := Gpu(), model=model_of("qwen3_5_text"), restarted=True, before=first)
+    assert len(gpu.measured) == 3
+
+
+def test_all_is_compiled_again_where_somebody_has_emptied_the_cache_of_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = engine_of()
+    monkeypatch.setattr(module, "some_are_compiled", lambda device: False)
+    engine_of(gpu := Gpu(), restarted=True, before=first)
+    assert len(gpu.measured) == 2
 
 
 def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
