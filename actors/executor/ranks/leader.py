@@ -56,12 +56,13 @@ class Leader(Executor):
     def on_wake(self, now: float) -> None:
         """As an executor, but the others hear of a capture a turn before: what it computes, all compute together.
 
-        Between steps too: each of the others captures when it has done all plans that were sent before.
+        Between steps too: each of the others captures when it has done all plans that were sent before. So not while
+        one of these is still to be launched here: what steps have met last is captured first, and has to be the same.
         """
         self.fill_masks()
         if self.captures_next:
             self.do_spare_work(now)
-        elif self.spare_work is not None and not self.missing and self.has_time(now):
+        elif self.spare_work is not None and not (self.missing or self.handed_on) and self.has_time(now):
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now

@@ -15,7 +15,8 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.protocol.internal import Capacity
+from slipstream.protocol.events import Completed, HandedOn, PeerUp
+from slipstream.protocol.internal import Capacity, CaptureNext, Plan
 from slipstream.runtime.actor import Actor
 from slipstream.runtime.process.host import Host
 from slipstream.runtime.process.loops import run_blocking
@@ -63,6 +64,22 @@ def hosted(
     os.ftruncate(in_hand, 4096)
     begin = control.Begin(actor.name, epoch, mailbox, peers, {}, in_hand=in_hand, key=b"k")
     return Host(actor, begin, its), ours
+
+
+def test_no_capture_is_told_of_while_a_plan_was_handed_on_and_is_not_launched_here() -> None:
+    """The others would launch it first, and rank 0 capture first: they would capture two things, each of which waits
+    for the other."""
+    pipeline, batch = parts()
+    leader = Leader(pipeline, batch, Capacity(9, 4), {}, lambda: 0.02, followers=("executor.1",))
+    leader.receive("executor.1", PeerUp("executor.1", 2), 0.0)
+    handed = [type(message) for _, message in leader.receive("scheduler", Plan(0), 9.0)]
+    assert handed == [Plan, HandedOn]
+    assert leader.wake(10.0) == []
+    leader.receive("executor", HandedOn(), 10.0)
+    pipeline.device.close()
+    while not pipeline.idle:
+        leader.receive("device", Completed(), 10.1)
+    assert [type(message) for _, message in leader.wake(20.0)] == [CaptureNext]
 
 
 @pytest.mark.parametrize("first", ["executor", "executor.1"])
