@@ -22,10 +22,11 @@ from torch import Tensor
 
 from ..cache.paged import PagedBatch
 from ..devices.kernel import FOLLOWING, follow, jit
-from .triton_attend import LOG2E, MASKED, keys_of, load_queries, places_of, softcapped
+from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad
 from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
+from .triton_softmax import LOG2E, MASKED, softcapped
 
 LEAST_PART = 512
 """Keys of a part, or more: as many as cut the longest sequence of the service into `MOST_PARTS`."""
@@ -68,7 +69,7 @@ def _mean_of_part(
 ):
     """The mean [M, DV_PAD] of the values at ``lo .. hi``, weighted by ``2^score``, and log2 of the sum of weights.
 
-    The online softmax of `triton_attend`. A query that sees none of them gets something of next to no weight.
+    The online softmax of `triton_softmax`. A query that sees none of them gets something of next to no weight.
     """
     blocks, keys, values = context
     k_dim = tl.arange(0, q.shape[1])[None, :]
@@ -78,7 +79,7 @@ def _mean_of_part(
     m = tl.full([q.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([q.shape[0], 16], tl.float32)
     acc = tl.zeros([q.shape[0], DV_PAD], tl.float32)
-    # The blocks of the next tile are looked up one step ahead, as in `triton_attend`.
+    # The blocks of the next tile are looked up one step ahead, as in `triton_softmax`.
     next_block = tl.load(blocks + (lo + offset) // BLOCK_SIZE, mask=lo + offset < hi, other=0)
     for start in range(lo, hi, BLOCK_N):
         pos = start + offset
