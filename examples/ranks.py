@@ -90,7 +90,9 @@ def command_of(engine: str, model: str, ranks: int, lab: h200.Lab) -> tuple[list
     path = [*serving.vllm_path(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | vllm_rows.WITHOUT_MULTICAST | vllm_rows.QUIET
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    return [sys.executable, str(here.with_name("vllm_rows.py")), json.dumps(asked)], environment
+    file = lab.out / f"{engine}-{model}-{ranks}.json"
+    file.write_text(json.dumps(asked))  # too long for a command line
+    return [sys.executable, str(here.with_name("vllm_rows.py")), str(file)], environment
 
 
 def folders(lab: h200.Lab, model: str) -> tuple[Path, Path | None]:
@@ -230,7 +232,11 @@ def main() -> None:
     with (lab.out / "ranks.jsonl").open("w") as file:
         for engine, model, ranks in cases(found):
             begun = time.monotonic()
-            for row in rows_of(engine, model, ranks, lab):
+            try:
+                rows = rows_of(engine, model, ranks, lab)
+            except OSError as error:  # the others go on
+                rows = [{"error": f"{type(error).__name__}: {error}"}]
+            for row in rows:
                 results.append({"engine": engine, "model": model, "ranks": ranks} | row)
                 print(json.dumps(results[-1]), flush=True)
                 file.write(json.dumps(results[-1]) + "\n")

@@ -1,4 +1,4 @@
-"""vLLM on the rows of ``ranks.py``, in a process of its own: ``python vllm_rows.py JSON``, as ``ranks.py`` writes it.
+"""vLLM on the rows of ``ranks.py``, in a process of its own: ``python vllm_rows.py FILE``, as ``ranks.py`` writes it.
 
 Prints a line ``ROW {…}`` for each number of rows. A step is what each further token took when an answer became twice as
 long, so that neither prompts nor the start of an answer are in it.
@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 WITHOUT_MULTICAST = {
@@ -78,4 +79,4 @@ def main(asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -42,7 +42,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def lab(ranks: Any, out: Path, limit: float) -> Any:
-    told = {"rows": [2, 4, 8], "new": 20, "quantization": None, "adapter": False}
+    told = {"rows": [2, 4, 256], "new": 20, "quantization": None, "adapter": False}
     return ranks.h200.Lab(Namespace(out=out, smoke=True, seconds=1e9, limit=limit, **told))
 
 
