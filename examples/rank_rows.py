@@ -50,7 +50,7 @@ def measure(
         wait_for_all(sidecar)
         for count in rows:
             measured = h200.run_rows(client, count, PROMPT, new, "one" if adapter else "")
-            picture(lab, f"{model}-{ranks}-{count}", ranks, measured["tracks"])
+            picture(lab, model, ranks, count, measured["tracks"])
             yield {"rows": count} | of_rows(measured, ranks)
         if ranks > 1:
             yield {"recovered_s": recovery(sidecar, client, ranks)}
@@ -86,14 +86,18 @@ def of_rows(measured: Row, ranks: int) -> Row:
     return found
 
 
-def picture(lab: h200.Lab, name: str, ranks: int, tracks: Row) -> None:
-    """A few steps of all ranks: printed as text, and as ``timeline-NAME.svg``."""
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def picture(lab: h200.Lab, model: str, ranks: int, rows: int, tracks: Row) -> None:
+    """A few steps of all ranks: printed as text, and as ``timeline-MODEL-RANKS-ROWS.svg``."""
     steps = tracks["compute"]
     last = steps[-1].step
     print(as_text(tracks, last - STEPS_SHOWN, last - 1), flush=True)
-    title = f"{name.split('-')[0]} on {ranks} {'rank' if ranks == 1 else 'ranks'}, {name.split('-')[2]} rows"
+    title = f"{model} on {counted(ranks, 'rank')}, {counted(rows, 'row')}"
     drawn = as_svg([Panel(title, tracks, steps)], STEPS_SHOWN)
-    (lab.out / f"timeline-{name}.svg").write_text(drawn, encoding="utf-8")
+    (lab.out / f"timeline-{model}-{ranks}-{rows}.svg").write_text(drawn, encoding="utf-8")
 
 
 def recovery(sidecar: Sidecar, client: Client, ranks: int) -> float:
