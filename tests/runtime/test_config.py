@@ -213,7 +213,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     large = tmp_path / "large.json"
     large.touch()
     os.truncate(large, 1 << 40)
-    with pytest.raises(InvalidRequest, match=r"large\.json cannot be read: it has more than 1048576 bytes"):
+    with pytest.raises(InvalidRequest, match=r"large\.json cannot be read: it has more than 65536 bytes"):
         model_defaults(str(large))
 
 
