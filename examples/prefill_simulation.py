@@ -38,7 +38,7 @@ MESSAGE_S = 0.0003
 
 @dataclass(frozen=True)
 class Device:
-    """Milliseconds of a step: those of its decoding rows, and more for each prompt token."""
+    """Milliseconds of a step: those of its decoding rows, and more for each prompt token or place that is padded."""
 
     rows: tuple[float, ...]
     rows_ms: tuple[float, ...]
@@ -50,11 +50,11 @@ class Device:
         return (float(np.interp(rows, self.rows, self.rows_ms)) + self.token_ms * tokens) * 1e-3
 
 
-LARGE = Device((1, 32, 256), (4.6, 5.5, 11.0), 0.0225)
-"""An 8B model."""
+LARGE = Device((1, 32, 256), (4.6, 5.5, 11.0), 0.0193)
+"""An 8B model: 14.3 ms with 8 rows and 512 tokens, which are padded to 576, 26.6 with 1,024, 42.5 with 2,040."""
 
-SMALL = Device((1, 32, 256), (1.7, 2.0, 4.0), 0.007)
-"""A 1.5B model."""
+SMALL = Device((1, 32, 256), (1.7, 2.0, 4.0), 0.0047)
+"""A 1.5B model: 4.6 ms with 8 rows and 512 tokens, 10.5 with 2,040."""
 
 
 @dataclass(frozen=True)
