@@ -277,3 +277,14 @@ def test_an_error_that_is_found_before_the_endpoint_has_the_same_form() -> None:
         assert answer.json["error"].keys() == {"type", "message"}
         assert answer.json["error"]["type"] == kind
     assert open_to_all.post("/v1/messagesx", {}).json.keys() == {"error"}
+
+
+@pytest.mark.parametrize("given", ["{", [1], 5])
+def test_arguments_that_are_no_object_are_refused_under_the_name_that_the_caller_wrote(given: Any) -> None:
+    call = {"type": "tool_use", "id": "c", "name": "weather", "input": given}
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [call]}]
+    answer = post(Script("x"), messages=asked, tools=TOOLS)
+    assert answer.json["error"]["message"].startswith("messages[1].content[0].input is no JSON object")
+    item = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": given}
+    refused = Scripted(Script("x")).post("/v1/responses", {"input": [item]})
+    assert refused.json["error"]["param"] == "input[0].arguments"

@@ -10,6 +10,7 @@ from ....protocol.formats.tools import PARAMETERS, FunctionName, NamedTool, Tool
 from ....protocol.limits import MAX_TOOLS
 from ....protocol.sampling import counted
 from ...text.prompts.chat_template import ChatTemplates
+from ...text.prompts.conversation import call_arguments
 from ..bodies.requests import ChatBody, ChatFields, JsonSchema, ResponseFormat
 from ..errors import Problem
 from .bodies import Choice, CountFields, MessagesFields, MessagesTool
@@ -134,7 +135,8 @@ def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Me
         elif kind == "redacted_thinking" and role == "assistant":
             continue  # nobody but who encrypted it can read it
         elif kind == "tool_use" and role == "assistant":
-            function = {"name": block.get("name"), "arguments": block.get("input") or {}}
+            arguments = call_arguments(f"{place}.input", block.get("input") or {})
+            function = {"name": block.get("name"), "arguments": arguments}
             call = {"id": block.get("id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "tool_result" and role == "user":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from ....protocol.formats.tools import PARAMETERS, Tool, ToolChoice, converted
 from ....protocol.limits import MAX_MESSAGES, MAX_TOOLS
 from ....protocol.sampling import counted
 from ...text.prompts.chat_template import ChatTemplates
+from ...text.prompts.conversation import call_arguments
 from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Sampling
 from ..errors import Problem
 from .bodies import INCLUDED, OFFERED_NOWHERE, ResponseFields, ResponseTool, all_tools
@@ -190,9 +190,9 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
             )
         yield {"role": role, "content": text_of(f"{where}.content", item.get("content"))}
     elif kind in ("function_call", "custom_tool_call"):
-        arguments = item.get("arguments", "{}")
+        arguments = call_arguments(f"{where}.arguments", item.get("arguments") or {})
         if kind == "custom_tool_call":
-            arguments = json.dumps({"input": item.get("input", "")})
+            arguments = {"input": item.get("input", "")}
         function = {"name": item.get("name"), "arguments": arguments}
         yield {
             "role": "assistant",

@@ -164,17 +164,22 @@ def plain_call(where: str, call: Any, ids: CallIds) -> dict[str, Any]:
     given = function.get("arguments")
     if given is None:
         return call
+    arguments = call_arguments(f"{where}.function.arguments", given)
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def call_arguments(place: str, given: Any) -> dict[str, Any]:
+    """The arguments of a call as a map."""
     arguments = given
     if isinstance(given, str):
         try:
             arguments = json.loads(given or "{}")
         except (ValueError, RecursionError):
             arguments = None
-    place = f"{where}.function.arguments"
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place} is no JSON object: {brief(given)}", param=place)
     measure(place, arguments)
-    return call | {"function": function | {"arguments": arguments}}
+    return arguments
 
 
 def brackets_in_arguments(message: Message) -> int:
