@@ -199,12 +199,14 @@ class Service:
         assert fd is not None
         assert select.select([fd], [], [], PATIENCE_S)[0], "the device is silent"
         os.eventfd_read(fd)
-        self.now = FIRST_TOKENS_S  # from now on there may be captures between steps
+        self.now = max(self.now, FIRST_TOKENS_S)  # from now on there may be captures between steps
         self.carry(self.executor.receive("device", Completed(), self.now))
         self.wake()
 
     def wake(self) -> None:
+        """As a host does, when it is time."""
         if self.executor.wake_at is not None:
+            self.now = max(self.now, self.executor.wake_at)
             self.carry(self.executor.wake(self.now))
 
     def finish(self) -> None:

@@ -66,7 +66,7 @@ class Leader(Executor):
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
-        else:
+        elif not (self.missing or self.handed_on):  # what it waits for then comes as a message
             self.look_again()
 
     def on_completed(self, message: Completed, now: float) -> None:

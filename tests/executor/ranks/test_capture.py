@@ -82,6 +82,16 @@ def test_no_capture_is_told_of_while_a_plan_was_handed_on_and_is_not_launched_he
     assert [type(message) for _, message in leader.wake(20.0)] == [CaptureNext]
 
 
+def test_rank_0_does_not_look_again_and_again_for_time_while_others_are_not_there() -> None:
+    pipeline, batch = parts()
+    leader = Leader(pipeline, batch, Capacity(9, 4), {}, lambda: 0.02, followers=("executor.1",))
+    assert leader.wake(5.0) == []
+    assert leader.wake_at is None
+    leader.receive("executor.1", PeerUp("executor.1", 2), 6.0)
+    assert leader.wake_at is not None
+    pipeline.device.close()
+
+
 @pytest.mark.parametrize("first", ["executor", "executor.1"])
 def test_ranks_capture_together_whichever_is_ready_first(first: str, tmp_path: Path) -> None:
     graphs = Graphs()
