@@ -110,7 +110,7 @@ def test_a_rank_that_is_killed_while_nothing_is_asked_is_noticed(three: Sidecar)
     whole(three)
 
 
-@pytest.mark.parametrize("rank", [pytest.param("executor", marks=pytest.mark.rest), "executor.1"])
+@pytest.mark.parametrize("rank", ["executor", "executor.1"])
 def test_a_rank_that_stands_still_is_ended_with_all_others(rank: str) -> None:
     with Sidecar(device="emulated", tensor_parallel_size=2, hang_timeout=1.5) as sidecar:
         with sidecar.client() as client:
@@ -143,7 +143,6 @@ WISHES = (
 )
 
 
-@pytest.mark.rest
 def test_ranks_that_compute_together_are_killed_and_stopped_under_streams() -> None:
     """On the CPU device each waits for the other in every layer."""
     with Sidecar(device="cpu", dtype="float32", tensor_parallel_size=2, hang_timeout=4.0) as sidecar:

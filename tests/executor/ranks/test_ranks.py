@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from covering import few_of
 from rank_threads import at_once, groups
 from ranks import LENGTH, Service
 from slipstream.actors.executor.executor import CATCHING_UP_SHARE
@@ -101,9 +100,7 @@ def divided(family: str, size: int) -> list[PagedModel]:
     return models
 
 
-@pytest.mark.parametrize(
-    "family", few_of(["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"], "gpt_oss")
-)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"])
 def test_two_ranks_give_the_tokens_of_one_and_know_the_same(family: str) -> None:
     expected = one_rank(family)
     assert sum(map(len, expected.values())) > 150
