@@ -28,7 +28,7 @@ that takes longer than this, or a step without prompts is long already, steps ar
 
 BUSY = (0.3, 0.5)
 """The share of the device's time that prompts take, from which the gap grows, and at which it is the longest. Simulated
-for 8B: 0.22 at 10 requests/s, 0.54 at 25."""
+for 8B: 0.2 at 10 requests/s, 0.5 at 25."""
 
 BUSY_OVER_NS = 1_000_000_000
 """The time over which that share is averaged, the old fading: bursts of prompts are longer, gaps between them not."""

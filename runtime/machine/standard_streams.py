@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""By their descriptors, the names in ``sys`` and the modes."""
+
 
 def open_missing() -> None:
     """Let closed standard streams lead nowhere: else the next file or socket would be taken for one of them, and what
@@ -20,7 +23,3 @@ def open_missing() -> None:
     for descriptor, (name, mode) in enumerate(STREAMS):
         if getattr(sys, name) is None:  # as Python has it for a descriptor that was closed before it began
             setattr(sys, name, os.fdopen(descriptor, mode, errors="backslashreplace", closefd=False))
-
-
-STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-"""By their descriptors, the names in ``sys`` and the modes."""

@@ -145,7 +145,8 @@ def exchange_of(
     """What small tensors of ``group`` go over; None where not every rank reaches all others, as a line in the log says.
 
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
-    way is there on which nothing arrives. No kernel is left that one rank could fail to compile when others wait in it.
+    way is there on which nothing arrives. And all have compiled each of the kernels, in one dtype, so that no rank
+    fails to compile what others wait in.
     """
     shape, rank = shape_of_halves(group.size, most_bytes), group.rank
     memory: Memory

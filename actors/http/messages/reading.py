@@ -135,7 +135,8 @@ def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Me
         elif kind == "redacted_thinking" and role == "assistant":
             continue  # nobody but who encrypted it can read it
         elif kind == "tool_use" and role == "assistant":
-            arguments = call_arguments(f"{place}.input", block.get("input") or {})
+            given = block.get("input")
+            arguments = call_arguments(f"{place}.input", {} if given is None else given)
             function = {"name": block.get("name"), "arguments": arguments}
             call = {"id": block.get("id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)

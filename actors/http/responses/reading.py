@@ -190,7 +190,8 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
             )
         yield {"role": role, "content": text_of(f"{where}.content", item.get("content"))}
     elif kind in ("function_call", "custom_tool_call"):
-        arguments = call_arguments(f"{where}.arguments", item.get("arguments") or {})
+        given = item.get("arguments")
+        arguments = call_arguments(f"{where}.arguments", {} if given is None else given)
         if kind == "custom_tool_call":
             arguments = {"input": item.get("input", "")}
         function = {"name": item.get("name"), "arguments": arguments}
