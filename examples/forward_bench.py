@@ -153,7 +153,7 @@ def bench_forward(name: str, rows: list[int], context: int, rate: float) -> None
     fuse(model)
     torch.cuda.synchronize()
     more = torch.cuda.max_memory_allocated() - before
-    what = model.kept_because or "fused"
+    what = model.unfused_because or "fused"
     say(f"  {what} in {time.perf_counter() - begun:.2f} s, with {more / 1e9:.2f} GB more for that while")
     for count in rows:
         say(f"  {count:3} rows, fused, products of cuBLAS {measure(forward_of(model, count, context))}")
@@ -230,7 +230,7 @@ def check_logits(name: str) -> None:
                 own.copy_(other)
         if fused:
             replace(model)
-            assert model.kept_because == "", model.kept_because
+            assert model.unfused_because == "", model.unfused_because
         torch.manual_seed(0)
         with torch.inference_mode():
             return forward_of(model, 33, 1000)().float()

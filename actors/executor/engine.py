@@ -63,7 +63,7 @@ def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[s
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.backend.name,
-        "decoder": model.kept_because or "fused",
+        "decoder": model.unfused_because or "fused",
         "batch_invariant": model.batch_invariant,
         "exchange": "" if model.group is None or model.device.type == "cpu" else model.group.told(),
         "weights": model.weights_told,

@@ -57,9 +57,9 @@ def on_gpu(
         if not device.has_room(room):
             raise step_too_large(options, buckets.mixed[-1])
     layers = len(model.layout.layers)
-    kept = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
+    reserved = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
-    blocks = count_blocks(options, model, Memory(*device.memory(), kept))
+    blocks = count_blocks(options, model, Memory(*device.memory(), reserved))
     program.allocate_cache(blocks)
     device.synchronize()  # it was made on the default stream
 
@@ -67,7 +67,7 @@ def on_gpu(
     capturing = (
         None
         if graphed is None
-        else Capturing(graphed, graphs, kept, facts, lambda: device.has_room(step_bytes))
+        else Capturing(graphed, graphs, reserved, facts, lambda: device.has_room(step_bytes))
     )
     if capturing is not None and (known is None or mode == "start"):
         context.phase("capture graphs")
@@ -120,15 +120,15 @@ class Capturing:
         self,
         graphed: GraphedProgram,
         graphs: CudaGraphs,
-        kept: int,
+        reserved: int,
         facts: dict[str, Any],
         has_room: Callable[[], bool],
     ) -> None:
-        """``kept`` bytes were kept back for all of them; ``has_room`` for a step that is captured."""
+        """``reserved`` bytes were set aside for all of them; ``has_room`` for a step that is captured."""
         self.graphed = graphed
         self.has_room = has_room
         self.graphs = graphs
-        self.kept = kept
+        self.reserved = reserved
         self.facts = facts
         self.announces = False
         """The service runs already: it says when there are graphs of all common steps."""
@@ -162,9 +162,7 @@ class Capturing:
         others = f", {len(self.graphed.missing)} follow" if self.graphed.missing else ""
         if self.graphed.out_of_memory:
             others = ", no memory for more"
-        took = (
-            f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.kept >> 20} were kept back)"
-        )
+        took = f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.reserved >> 20} were kept back)"
         self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"
 
 

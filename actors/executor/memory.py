@@ -29,7 +29,7 @@ class Memory:
     free: int
     total: int
     graphs: int = 0
-    """What is kept back for CUDA graphs."""
+    """What is reserved for CUDA graphs."""
 
 
 def bytes_of_graphs(forwards: int, layers: int, step_bytes: int) -> int:
@@ -99,11 +99,11 @@ def no_room(
     options: ExecutorOptions, room: int, per_block: int, memory: Memory | None, wanted: int = 2
 ) -> SlipstreamError:
     """The error of a cache for which ``room`` bytes are too few, with what to change."""
-    kept = (
+    reserved = (
         f", after {memory.graphs} are kept for CUDA graphs," if memory is not None and memory.graphs else ""
     )
     error = SlipstreamError(
-        f"the KV cache has {room} bytes{kept} and one block takes {per_block}; {wanted} blocks are needed"
+        f"the KV cache has {room} bytes{reserved} and one block takes {per_block}; {wanted} blocks are needed"
     )
     share = memory is not None and options.kv_cache_memory is None
     stated = "--gpu-memory-utilization" if share else "--kv-cache-memory"

@@ -28,7 +28,7 @@ from ..text.prompts.prompts import Prompts
 from ..text.vocabulary.pieces import UNREADABLE
 from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
-from .kept import MANY, LogprobBudget
+from .logprob_lists import MANY, LogprobBudget
 from .responses.store import Store
 from .tokens import Tokens
 from .transport.events import Batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scripted import Scripted
-from slipstream.actors.http.kept import MOST_OF_ONE
+from slipstream.actors.http.logprob_lists import MOST_OF_ONE
 from slipstream.actors.http.service import MAX_GATEWAY_CLIENTS, GatewayClients, most_unread
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.codec import decode_from_client, encode

@@ -43,8 +43,8 @@ class Table(msgspec.Struct):
     """Of the model."""
     told: str
     """`PagedModel.weights_told`."""
-    kept_because: str
-    """`PagedModel.kept_because`."""
+    unfused_because: str
+    """`PagedModel.unfused_because`."""
     tensors: dict[str, Place]
     blocks: dict[str, tuple[int, int]]
     """Of layers whose weights are quantized: how many rows and columns share a scale."""
@@ -170,7 +170,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
     return Table(
         dtype,
         model.weights_told,
-        model.kept_because,
+        model.unfused_because,
         places,
         blocks,
         arena.piece_bytes,

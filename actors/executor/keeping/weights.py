@@ -178,7 +178,7 @@ def model_of(
     model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
     model.group, model.divided, model.weights_told = group, opened.divided, table.told
     model.room = room
-    replace(model, batch_invariant, checked=not table.kept_because, known=table.known.decoder)
+    replace(model, batch_invariant, checked=not table.unfused_because, known=table.known.decoder)
     return model
 
 

@@ -60,7 +60,7 @@ class PagedModel:
         """The ranks of which each has a part of the model; None: it is whole."""
         self.divided: dict[str, Division] = {}
         """What this rank has of the layers that are divided, by their names in the checkpoint."""
-        self.kept_because = "it was not asked for"
+        self.unfused_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
         self.understood_by: Understanding | None = None
         """What it took to replace it; None if it was not, or that cannot be written down."""
@@ -104,7 +104,7 @@ class PagedModel:
             raise InvalidRequest(
                 "adapters are not served for models with recurrent layers, which run a step in parts; leave out --lora"
             )
-        projections = projections_of(self.transformer) if self.kept_because else self.joined
+        projections = projections_of(self.transformer) if self.unfused_because else self.joined
         try:
             self.adapters = Adapters(self.transformer, projections, self.divided, count, max_rank)
         except torch.OutOfMemoryError as error:

@@ -121,7 +121,7 @@ class Sharding:
         """The part of a parameter that the plan names by itself, such as the weights of all experts."""
         rows = max(0, parameter.dim() - 2)
         if style == "first":
-            return kept(parameter if self.group.rank == 0 else torch.zeros_like(parameter))
+            return frozen(parameter if self.group.rank == 0 else torch.zeros_like(parameter))
         if style.startswith("part "):
             part = self.part(parameter, int(style.removeprefix("part ")), name)
         elif style == "colwise":
@@ -139,7 +139,7 @@ class Sharding:
                 f"tensor_parallel_size={self.group.size}: the rows of {name} would have {row} bytes, and torch's"
                 f" product for experts takes multiples of {GROUPED_PRODUCT_BYTES}; use fewer ranks"
             )
-        return kept(part)
+        return frozen(part)
 
     def replace(self, name: str, module: nn.Module, style: str) -> None:
         """Put what a rank has of a layer in its place."""
@@ -162,11 +162,11 @@ class Sharding:
             self.divide_outputs(module, name)
         elif style in SUMMED:
             bias = bias if self.group.rank == 0 else None
-            part = kept(self.part(weight, 1, name))
+            part = frozen(self.part(weight, 1, name))
             setattr(parent, own, SummedLinear(part, bias, self.group, of_whole=SUMMED[style]))
         elif style in GATHERED:
-            part_of_bias = None if bias is None else kept(self.filled_part(bias))
-            part = kept(self.filled_part(weight))
+            part_of_bias = None if bias is None else frozen(self.filled_part(bias))
+            part = frozen(self.filled_part(weight))
             setattr(parent, own, GatheredLinear(part, part_of_bias, self.group, whole=len(weight)))
         else:
             raise self.unknown(name, style)
@@ -189,10 +189,10 @@ class Sharding:
     def divide_outputs(self, layer: nn.Linear, name: str) -> None:
         """Keep a rank's outputs of a layer."""
         size, rank = self.divided[name].outputs
-        layer.weight = kept(self.part(layer.weight, 0, name, size, rank))
+        layer.weight = frozen(self.part(layer.weight, 0, name, size, rank))
         layer.out_features = len(layer.weight)
         if layer.bias is not None:
-            layer.bias = kept(self.part(layer.bias, 0, name, size, rank))
+            layer.bias = frozen(self.part(layer.bias, 0, name, size, rank))
 
     def part(
         self, tensor: Tensor, dim: int, name: str, size: int | None = None, rank: int | None = None
@@ -221,5 +221,5 @@ class Sharding:
         )
 
 
-def kept(tensor: Tensor) -> nn.Parameter:
+def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)

@@ -27,7 +27,7 @@ from ..bodies.requests import (
     schema_of,
 )
 from ..errors import Names, Problem, as_written
-from ..kept import Kept, Share, count, count_prompt
+from ..logprob_lists import Allowance, JsonLists, count, count_prompt
 from ..service import Service
 from ..tokens import Tokens, prompt_logprobs
 from ..transport.events import (
@@ -52,8 +52,8 @@ async def create(service: Service, request: Request) -> Response:
     )
     if body.stream:
         return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
-    with service.logprobs.share() as share:
-        whole = WholeChat(about, answers, share)
+    with service.logprobs.allowance() as allowance:
+        whole = WholeChat(about, answers, allowance)
         await unless_left(request.receive, whole.take(batches))
         scored = body.prompt_logprobs
 
@@ -64,7 +64,7 @@ async def create(service: Service, request: Request) -> Response:
                 "prompt_logprobs": prompt_logprobs(service.tokens, whole.prompt_scores, scored)
             }
 
-        return await service.put_together(made, many=share.taken)
+        return await service.put_together(made, many=allowance.taken)
 
 
 EFFORTS = ("reasoning_effort", "verbosity")
@@ -265,12 +265,12 @@ class ChatEvents(Events):
 class WholeChat:
     """Folds the deltas of one request into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers, share: Share) -> None:
+    def __init__(self, about: dict[str, Any], answers: Answers, allowance: Allowance) -> None:
         self.about = about
         self.answers = answers
-        self.share = share
+        self.allowance = allowance
         self.collector = Collector(about["id"])
-        self.logprobs: defaultdict[int, Kept] = defaultdict(Kept)
+        self.logprobs: defaultdict[int, JsonLists] = defaultdict(JsonLists)
         self.reasons: dict[int, str | None] = {}
         self.usage: dict[str, Any] = {}
         self.prompt_scores: list[dict[str, float] | None] = []
@@ -285,7 +285,7 @@ class WholeChat:
         index, answers = delta.index, self.answers
         answers.note(delta)
         if answers.tokens is not None:
-            self.share.take(count(delta))
+            self.allowance.take(count(delta))
             self.logprobs[index].add({"content": answers.tokens.for_chat(delta, answers.top_logprobs)})
             delta.logprobs = []
         if delta.finish_reason is not None:
@@ -293,7 +293,7 @@ class WholeChat:
         if delta.usage is not None:
             self.usage = total_usage([delta.usage])
         if delta.prompt_logprobs is not None:
-            self.share.take(count_prompt(delta))
+            self.allowance.take(count_prompt(delta))
             self.prompt_scores, delta.prompt_logprobs = delta.prompt_logprobs, None
         self.collector.add(delta)
 

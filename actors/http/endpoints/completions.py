@@ -23,7 +23,7 @@ from ..bodies.requests import (
     schema_of,
 )
 from ..errors import Problem
-from ..kept import Kept, Share, count, count_prompt
+from ..logprob_lists import Allowance, JsonLists, count, count_prompt
 from ..service import Service
 from ..tokens import Columns, TokenTable, prompt_logprobs
 from ..transport.events import (
@@ -102,10 +102,10 @@ async def create(service: Service, request: Request) -> Response:
     batches = streams[0] if len(streams) == 1 else together(streams, weights)
     if body.stream:
         return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
-    with service.logprobs.share() as share:
-        whole = WholeCompletion(about, answers, share)
+    with service.logprobs.allowance() as allowance:
+        whole = WholeCompletion(about, answers, allowance)
         await unless_left(request.receive, whole.take(batches))
-        return await service.put_together(whole.body, many=share.taken)
+        return await service.put_together(whole.body, many=allowance.taken)
 
 
 def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, str]]:
@@ -276,14 +276,14 @@ class CompletionEvents(Events):
 class WholeCompletion:
     """Folds the deltas of all prompts into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers, share: Share) -> None:
+    def __init__(self, about: dict[str, Any], answers: Answers, allowance: Allowance) -> None:
         self.about = about
         self.answers = answers
-        self.share = share
+        self.allowance = allowance
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
         self.token_ids: defaultdict[int, list[int]] = defaultdict(list)
-        self.logprobs: defaultdict[int, Kept] = defaultdict(Kept)
-        self.echoed: dict[int, Kept] = {}
+        self.logprobs: defaultdict[int, JsonLists] = defaultdict(JsonLists)
+        self.echoed: dict[int, JsonLists] = {}
         """By prompt: its logprobs, where answers begin with it."""
         self.prompt_logprobs: dict[int, msgspec.Raw] = {}
         self.reasons: dict[int, str | None] = {}
@@ -294,7 +294,7 @@ class WholeCompletion:
             for delta in deltas:
                 index = self.answers.take(prompt, delta)
                 if delta.prompt_logprobs is not None:
-                    self.share.take(count_prompt(delta) * self.answers.n)
+                    self.allowance.take(count_prompt(delta) * self.answers.n)
                     await asyncio.to_thread(self.keep_prompt, prompt)
                 self.add(index, delta)
 
@@ -303,7 +303,7 @@ class WholeCompletion:
         answers = self.answers
         echoed = answers.echoed_logprobs(prompt * answers.n)
         if echoed is not None:
-            self.echoed[prompt] = Kept()
+            self.echoed[prompt] = JsonLists()
             self.echoed[prompt].add(echoed)
         scores = answers.prompt_logprobs_of(prompt)
         if scores is not None:
@@ -316,7 +316,7 @@ class WholeCompletion:
             self.token_ids[index] += delta.token_ids
         columns = self.answers.logprobs(index, delta)
         if columns is not None:
-            self.share.take(count(delta))
+            self.allowance.take(count(delta))
             self.logprobs[index].add(columns)
         if delta.finish_reason is not None:
             self.reasons[index] = finish_reason_of(delta.finish_reason)

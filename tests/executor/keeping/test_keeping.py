@@ -98,7 +98,7 @@ def test_a_model_of_kept_weights_computes_the_same_bits_reads_no_file_and_copies
     second = kept.taken_over(str(folder), CPU, "torch")
     assert second is not None
     assert torch.equal(logits(second), expected)
-    assert second.kept_because == first.kept_because
+    assert second.unfused_because == first.unfused_because
     assert second.weight_bytes == first.weight_bytes
     assert len(held(first)) == len(held(second)) == 1, "all is in the arena"
     assert second.dtype == first.dtype
@@ -111,7 +111,7 @@ def test_nothing_is_run_and_no_number_asked_of_weights_that_were_understood_befo
     for family in ("llama", "gemma3_text", "gpt_oss", "qwen3_moe"):
         folder = make_checkpoint(family, tmp_path / family)
         first = load_model(str(folder), device=CPU, around=kept.keeping)
-        assert not first.kept_because
+        assert not first.unfused_because
         skeleton = skeleton_of(load_config(folder), first.dtype)
         with monkeypatch.context() as none:
             for module, name in ((fuse, "observe"), (gate, "record_attention"), (understand, "close")):
@@ -166,7 +166,7 @@ def test_a_batch_invariant_model_of_kept_weights_is_one_too(kept: KeptWeights, t
 def test_weights_that_are_joined_lie_in_the_arena_once(kept: KeptWeights, tmp_path: Path) -> None:
     folder = make_checkpoint("llama", tmp_path / "llama")
     model = load_model(str(folder), device=CPU, around=kept.keeping)
-    assert not model.kept_because
+    assert not model.unfused_because
     arena = sum(os.fstat(file).st_size for file in kept.keeper.fetch()[1:])
     assert model.weight_bytes <= arena < 1.25 * model.weight_bytes + 512 * 40
 
@@ -308,7 +308,7 @@ def test_ranks_take_their_parts_over_and_compute_the_same_bits(
     for one, other in zip(first, second, strict=True):
         assert other is not None
         assert other.group is not None
-        assert (other.weight_bytes, other.kept_because) == (one.weight_bytes, one.kept_because)
+        assert (other.weight_bytes, other.unfused_because) == (one.weight_bytes, one.unfused_because)
         assert len(held(other)) == 1, "all is in the arena"
 
 

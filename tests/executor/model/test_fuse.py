@@ -76,7 +76,7 @@ def test_a_vocabulary_of_a_few_letters_is_enough() -> None:
     model = make("llama", vocab_size=23, bos_token_id=0, eos_token_id=1)
     expected = logits_of(model)
     fuse(model)
-    assert not model.kept_because
+    assert not model.unfused_because
     assert difference(logits_of(model), expected) < 1e-5
 
 
@@ -96,9 +96,9 @@ def test_logits_are_those_from_before(family: str) -> None:
     fuse(model)
     assert difference(logits_of(model), expected) <= 1e-5
     if family in STAYS:
-        assert STAYS[family] in model.kept_because
+        assert STAYS[family] in model.unfused_because
     else:
-        assert model.kept_because == ""
+        assert model.unfused_because == ""
         assert isinstance(model.transformer.get_submodule("model"), Decoder)
     tensors = (*model.transformer.parameters(), *model.transformer.buffers())
     assert 0 <= size - sum(tensor.nbytes for tensor in tensors) <= 10_000, "the buffers of rotary embeddings"
@@ -114,7 +114,7 @@ def test_every_kind_of_rotary_embedding(family: str, kind: str) -> None:
     fuse(model)
     assert difference(logits_of(model), expected) <= 1e-5
     if family == "phi3" or kind != "partial":  # transformers' llama and qwen3 turn all dimensions
-        assert model.kept_because == ""
+        assert model.unfused_because == ""
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "olmo2"])
@@ -128,7 +128,7 @@ def test_half_precision_is_as_near_to_float32_as_before(family: str) -> None:
             parameter.copy_(own)
     before = difference(logits_of(model), exact)
     fuse(model)
-    assert model.kept_because == ""
+    assert model.unfused_because == ""
     assert difference(logits_of(model), exact) <= 1.2 * before
 
 
@@ -225,7 +225,7 @@ def test_a_fault_leaves_the_decoder_as_it_is(fault: Any, monkeypatch: pytest.Mon
     expected = logits_of(model)
     fault(monkeypatch)
     fuse(model)
-    assert "its states differ by" in model.kept_because
+    assert "its states differ by" in model.unfused_because
     assert torch.equal(logits_of(model), expected)
 
 
@@ -243,7 +243,7 @@ def test_the_probe_of_the_gate_finds_a_fault_that_was_overlooked(
 def test_what_is_loaded_or_made_up_is_fused(tmp_path: Path) -> None:
     folder = str(make_checkpoint("qwen2", tmp_path))
     for load in (load_model, make_model):
-        assert load(folder, device=CPU).kept_because == ""
+        assert load(folder, device=CPU).unfused_because == ""
 
 
 def test_a_fault_in_one_kind_of_layers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,4 +258,4 @@ def test_a_fault_in_one_kind_of_layers_is_found(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Attention, "__init__", init)
     fuse(model)
-    assert "its states differ by" in model.kept_because
+    assert "its states differ by" in model.unfused_because

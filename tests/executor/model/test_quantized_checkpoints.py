@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 
 def logits_of(folder: Path, dtype: str = "float32") -> Tensor:
     model = load_model(str(folder), device=CPU, dtype=dtype)
-    assert model.kept_because == ""
+    assert model.unfused_because == ""
     with torch.inference_mode():
         return paged_logits(model, probe_tokens(model))
 
@@ -261,7 +261,7 @@ def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
     with torch.inference_mode():
         before = paged_logits(model, probe_tokens(model))
         fuse(model)
-        assert model.kept_because == ""
+        assert model.unfused_because == ""
         found = paged_logits(model, probe_tokens(model))
     layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
     assert len(layers) == 4 * len(model.layout.layers), "what each layer multiplies with"
@@ -335,7 +335,7 @@ def test_a_service_with_quantized_weights_says_so(tmp_path: Path) -> None:
     for load in (load_model, make_model):
         model = load(folder, device=CPU, quantization="int8")
         assert model.weights_told.startswith("weights rounded to int8")
-        assert model.kept_because == ""
+        assert model.unfused_because == ""
 
 
 def test_quantized_weights_are_not_quantized_again(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_layers_that_share_a_weight_get_no_tail() -> None:
     second.mlp.up_proj.weight = first.mlp.up_proj.weight  # type: ignore[union-attr]
     model.room = ROOM
     fusing.fuse(model)
-    assert not model.kept_because
+    assert not model.unfused_because
     assert not tailed_in(model)
 
 

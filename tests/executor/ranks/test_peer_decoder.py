@@ -71,7 +71,7 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
         make_config(family, hidden_size=WIDTH, vocab_size=VOCABULARY), torch.device("cpu"), torch.float32
     )
     divide(model, group)
-    assert model.kept_because == "", model.kept_because
+    assert model.unfused_because == "", model.unfused_because
     assert small.gathered > 0, "the logits of the probe"
     added = small.all - small.alone - small.gathered
     assert added >= 2 * len(model.layout.layers), "every sum of the probe's decoder"

@@ -65,7 +65,7 @@ def test_two_parts_of_every_family_with_a_plan_compute_what_the_whole_does(famil
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss"])
 def test_the_layers_of_a_part_are_fused_and_its_heads_divided(family: str) -> None:
     for part in in_parts(family):
-        assert part.kept_because == ""
+        assert part.unfused_because == ""
         assert [layer.kv_heads for layer in part.layout.layers] == [1, 1]
 
 
@@ -352,7 +352,7 @@ def test_quantized_weights_are_divided_with_their_scales_and_joined(
     models = [quantized_whole(family, block, dtype) for _ in range(2)]
     at_once(divide, models, groups(2))
     for model in models:
-        assert model.kept_because == ""
+        assert model.unfused_because == ""
         layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
         assert len(layers) == 4 * len(model.layout.layers)
         assert sum(isinstance(layer, SummedQuantized) for layer in layers) == len(layers) // 2

@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
         return unsummed(self.down_proj, self.operations.gate(self.gate_up_proj(states), self.activation))
 
 
-class Kept(nn.Module):
+class TransformersMlp(nn.Module):
     """A feed-forward module of transformers as it is, such as a mixture of experts."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -123,7 +123,7 @@ class Layer(nn.Module):
     def __init__(
         self,
         self_attn: Attention,
-        mlp: FeedForward | Kept,
+        mlp: FeedForward | TransformersMlp,
         before_attention: Norm | None,
         after_attention: Norm | None,
         before_mlp: Norm | None,

@@ -23,7 +23,7 @@ from ..quantization.linear import QuantizedLinear
 from ..quantization.linear import joined as joined_quantized
 from ..quantization.stacked import stacked
 from ..understanding import Answers, Understanding, what_it_took
-from .decoder import Attention, Decoder, FeedForward, Kept, Layer
+from .decoder import Attention, Decoder, FeedForward, Layer, TransformersMlp
 from .operations import Operations, TorchOperations
 from .understand import (
     CHECKED_POSITIONS,
@@ -46,7 +46,7 @@ def fuse(
     checked: bool = False,
     known: Understanding | None = None,
 ) -> None:
-    """Replace the decoder of ``model`` in place where it can be; ``model.kept_because`` says why it stays as it is.
+    """Replace the decoder of ``model`` in place where it can be; ``model.unfused_because`` says why it stays as it is.
 
     ``checked``: it was replaced before, with the same weights, and computed the same. ``known``: so it was, and this is
     what it was understood by.
@@ -68,12 +68,12 @@ def fuse(
             if not checked:
                 check(transformer, parts, operations)
     except Unfit as reason:
-        model.kept_because = str(reason)
+        model.unfused_because = str(reason)
         return
     model.joined = joined_layers(transformer, parts)
     room = None if shares_weights(parts) else model.room
     setattr(transformer, prefix, assemble(decoder, parts, operations, room))
-    model.kept_because, model.understood_by = "", known
+    model.unfused_because, model.understood_by = "", known
 
 
 def operations_for(device: torch.device) -> Operations:
@@ -88,7 +88,7 @@ def operations_for(device: torch.device) -> Operations:
 
 
 class Stub(nn.Module):
-    """Stands in for a feed-forward module that is kept as it is."""
+    """Stands in for a feed-forward module that stays as transformers has it."""
 
     def __init__(self, returns_tuple: bool) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ def first_layers(decoder: Any, parts: DecoderParts) -> Any:
     weight = decoder.embed_tokens.weight
     memo: dict[int, Any] = {id(weight): nn.Parameter(weight[:CHECKED_TOKENS].clone(), requires_grad=False)}
     for layer in parts.layers[:count]:
-        if layer.kept is not None:
-            memo[id(layer.kept)] = Stub(layer.returns_tuple)
+        if layer.whole_mlp is not None:
+            memo[id(layer.whole_mlp)] = Stub(layer.returns_tuple)
     memo[id(decoder.layers)] = nn.ModuleList(copy.deepcopy(list(decoder.layers[:count]), memo))
     reference = copy.deepcopy(decoder, memo).float()
     reference.config.num_hidden_layers = count
@@ -214,8 +214,8 @@ def assemble_layer(parts: LayerParts, operations: Operations, room: Room | None)
         operations=operations,
     )
     if parts.down is None:
-        assert parts.kept is not None
-        mlp = Kept(parts.kept)
+        assert parts.whole_mlp is not None
+        mlp = TransformersMlp(parts.whole_mlp)
     else:
         gate_up, down = projection(parts.gate_up, room), projection([parts.down], room)
         mlp = FeedForward(gate_up, down, parts.activation, operations)

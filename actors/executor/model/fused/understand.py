@@ -96,10 +96,10 @@ class LayerParts:
     q_norm: Norm | None
     k_norm: Norm | None
     gate_up: list[nn.Linear]
-    """Empty: the feed-forward module is ``kept``."""
+    """Empty: the feed-forward module stays whole, as ``whole_mlp``."""
     down: nn.Linear | None
     activation: str
-    kept: nn.Module | None
+    whole_mlp: nn.Module | None
     returns_tuple: bool
     """What the feed-forward module returns."""
     norms: list[Norm | None]
@@ -118,7 +118,7 @@ class LayerParts:
             call.softcap,
         )
         norms = tuple(None if norm is None else norm.epsilon for norm in self.norms)
-        return (id(self.rotary), type(self.kept), self.activation, *options, self.sinks is None, *norms)
+        return (id(self.rotary), type(self.whole_mlp), self.activation, *options, self.sinks is None, *norms)
 
 
 @dataclass(slots=True)
@@ -305,7 +305,7 @@ def understand_layer(
         gate_up=[],
         down=None,
         activation="",
-        kept=mlp,
+        whole_mlp=mlp,
         returns_tuple=observed.tuples[index],
         norms=norms,
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
@@ -316,7 +316,7 @@ def understand_layer(
     if activation and set(parts) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
         found.gate_up = linears(parts, ("gate_proj", "up_proj"), ("gate_up_proj",))
         found.down = linears(parts, ("down_proj",))[0]
-        found.activation, found.kept = activation, None
+        found.activation, found.whole_mlp = activation, None
     return found
 
 

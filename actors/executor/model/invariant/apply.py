@@ -15,12 +15,12 @@ from torch import nn
 from .....protocol.errors import InvalidRequest
 from ...attention import backend as attention
 from ...attention.ahead import compile_ahead
-from ..fused.decoder import Kept
+from ..fused.decoder import TransformersMlp
 from ..linear import GivenLinear
 from ..paged_model import PagedModel
 from ..probe import PROBE_TOKENS, STEPS, paged_logits, probe_tokens
 from ..quantization.linear import QuantizedLinear
-from .on_cpu import BlockedLinear, FewRowsOperations, KeptByToken
+from .on_cpu import BlockedLinear, FewRowsOperations, TransformersMlpByToken
 
 RECURRENT = "its recurrent layers compute a chunk of a prompt in another way than single tokens"
 EXPERTS = "a mixture of experts multiplies as many rows at once as want an expert"
@@ -58,8 +58,8 @@ def replaced(part: nn.Module, *, on_cpu: bool) -> nn.Module:
         from ..products.fixed_order import fixed_order_linear  # triton comes with torch where there is a GPU
 
         return GivenLinear(part.weight, part.bias, fixed_order_linear)
-    if type(part) is Kept and on_cpu:
-        return KeptByToken(part.module)
+    if type(part) is TransformersMlp and on_cpu:
+        return TransformersMlpByToken(part.module)
     return part
 
 
@@ -68,13 +68,13 @@ def reasons(model: PagedModel) -> Iterator[str]:
     on_cpu = model.device.type == "cpu"
     if model.stateful is not None:
         yield RECURRENT
-    if model.kept_because:
-        yield f"its decoder stays as transformers has it: {model.kept_because}"
+    if model.unfused_because:
+        yield f"its decoder stays as transformers has it: {model.unfused_because}"
     if any(isinstance(module, QuantizedLinear) for module in model.transformer.modules()):
         yield "the products of quantized weights differ from one number of rows to another"
     if on_cpu and getattr(model.config, "final_logit_softcapping", None):
         yield "its logits are bent by a function that torch computes otherwise at the ends of its threads' parts"
-    if not on_cpu and any(isinstance(module, Kept) for module in model.transformer.modules()):
+    if not on_cpu and any(isinstance(module, TransformersMlp) for module in model.transformer.modules()):
         yield EXPERTS
     if not on_cpu and model.backend.name == "torch":
         yield "torch's own attention chooses its kernels by the rows of a step; take --attention-backend triton"

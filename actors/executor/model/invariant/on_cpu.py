@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fused.decoder import Kept
+from ..fused.decoder import TransformersMlp
 from ..fused.operations import Norm, TorchOperations
 from ..linear import GivenLinear
 
@@ -124,7 +124,7 @@ def few_at_once(states: Tensor) -> Iterator[slice]:
     return (slice(first, first + count) for first in range(0, len(states), count))
 
 
-class KeptByToken(Kept):
+class TransformersMlpByToken(TransformersMlp):
     """A feed-forward module of transformers that is given one token at a time."""
 
     def forward(self, states: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .....protocol.errors import ModelNotSupported
 from ...attention.transformers_hook import IMPLEMENTATION
 from .. import gate
 from ..quantization.checkpoint import Dequantized, StoredWeight, plain_tensors, stored_weights
-from ..quantization.linear import kept
+from ..quantization.linear import layer_of
 from ..quantization.scheme import Scheme, unquantized
 from ..quantization.weight import QuantizedWeight
 from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
@@ -98,7 +98,7 @@ def read_quantized(
         layer: Any = transformer.get_submodule(layer_name)
         stored = weight.read()
         assert isinstance(stored, QuantizedWeight)
-        transformer.set_submodule(layer_name, kept(stored, layer.bias))
+        transformer.set_submodule(layer_name, layer_of(stored, layer.bias))
     others = sum(each.was_read for each in dequantized.values())
     if not others:
         return (

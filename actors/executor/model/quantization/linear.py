@@ -50,7 +50,7 @@ class QuantizedLinear(nn.Linear):
         return found.unflatten(0, input.shape[:-1])
 
 
-def kept(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
+def layer_of(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
     """The layer of a weight in 8 bits: as it is stored, or of 4 bits less its zero points."""
     assert weight.groups is None
     if weight.zeros is not None:
@@ -127,7 +127,7 @@ def quantize_layers(
     for name in names:
         layer: Any = transformer.get_submodule(name)
         bias = None if layer.bias is None else layer.bias.to(device)
-        found = kept(quantize(layer.weight.to(device), dtype), bias)
+        found = layer_of(quantize(layer.weight.to(device), dtype), bias)
         transformer.set_submodule(name, in_place_of(layer, found))
     return f"weights quantized to {TITLES[kind]} at load"
 

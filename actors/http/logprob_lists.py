@@ -34,18 +34,18 @@ class LogprobBudget:
         self.most_of_all = most_of_all
         self.taken = 0
 
-    def share(self) -> Share:
-        return Share(self)
+    def allowance(self) -> Allowance:
+        return Allowance(self)
 
 
-class Share:
+class Allowance:
     """What one request keeps of it, for as long as it is put together."""
 
     def __init__(self, budget: LogprobBudget) -> None:
         self.budget = budget
         self.taken = 0
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> Allowance:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -78,7 +78,7 @@ def count_prompt(delta: Delta) -> int:
     return sum(len(row) for row in delta.prompt_logprobs or () if row is not None)
 
 
-class Kept:
+class JsonLists:
     """Lists by their names, each put together from parts."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Kept:
             if values:
                 known.append(encode(values)[1:-1])
 
-    def lists(self, before: Kept | None = None) -> dict[str, msgspec.Raw]:
+    def lists(self, before: JsonLists | None = None) -> dict[str, msgspec.Raw]:
         """The lists, with those of ``before`` in front."""
         earlier = {} if before is None else before.parts
         names = dict.fromkeys((*earlier, *self.parts))

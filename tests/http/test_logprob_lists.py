@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scripted import Script, Scripted
-from slipstream.actors.http.kept import LogprobBudget
+from slipstream.actors.http.logprob_lists import LogprobBudget
 from slipstream.actors.http.transport import events
 from slipstream.protocol.messages import Delta, Usage
 
@@ -80,8 +80,8 @@ def test_an_answer_that_is_told_whole_has_a_bounded_number_of_logprobs(
 def test_answers_that_are_put_together_at_once_share_the_room() -> None:
     scripted = Scripted(Scores())
     scripted.service.logprobs = room = LogprobBudget(99, 10)
-    with room.share() as share:
-        share.take(7)
+    with room.allowance() as allowance:
+        allowance.take(7)
         answer = scripted.post("/v1/completions", {"prompt": "x", "logprobs": 1})
         assert answer.status == 429
         assert answer.headers["retry-after"]
