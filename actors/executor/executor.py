@@ -11,7 +11,7 @@ import numpy as np
 from ...protocol.errors import InvalidRequest
 from ...protocol.events import Completed, PeerUp
 from ...protocol.internal import Adapter, AdapterPlaced, Capacity, GrammarEnd, PlaceAdapter, Plan, Sampled
-from .kept_adapters import KeptAdapters
+from .model.adapters.kept import KeptAdapters
 from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rig import Rig
-from slipstream.actors.executor.kept_adapters import KeptAdapters
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.internal import Adapter

@@ -137,10 +137,19 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor": {
         "protocol",
         "runtime",
+        "actors/executor/devices",
+        "actors/executor/model/adapters",
+        "actors/executor/sampling",
+        "actors/executor/step",
+    },
+    "actors/executor/start": {
+        "protocol",
+        "runtime",
         "runtime/machine",
         "runtime/process",
         "actors",
         "actors/text/grammars",
+        "actors/executor",
         "actors/executor/keeping",
         "actors/executor/model/adapters",
         "actors/executor/model/loading",
@@ -173,6 +182,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/executor/model/adapters": {
         "protocol",
+        "runtime",
         "actors/executor/attention",
         "actors/executor/devices",
         "actors/executor/model",

@@ -45,7 +45,7 @@ def spinning_detokenizer(context: Any) -> Any:
 
 def stalling_executor(context: Any) -> Any:
     """Its device finishes no step any more, while its loop goes on."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
     from slipstream.protocol.events import Completed
 
     actor = build(context)
@@ -64,7 +64,7 @@ def stalling_executor(context: Any) -> Any:
 
 def executor_that_is_no_fork(context: Any) -> Any:
     """Fails where it is forked from a spare, once the test asks for it."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
 
     if os.path.exists(os.environ["PLANTED_MARKER"]) and "slipstream.runtime.process.spare" in sys.orig_argv:
         raise RuntimeError("planted: this is a fork")
@@ -73,7 +73,8 @@ def executor_that_is_no_fork(context: Any) -> Any:
 
 def executor_whose_device_is_lost(context: Any) -> Any:
     """Its device cannot be used any more, from when the test says so on."""
-    from slipstream.actors.executor.build import DeviceLost, build
+    from slipstream.actors.executor.start.build import build
+    from slipstream.actors.executor.start.device_choice import DeviceLost
 
     if os.path.exists(os.environ["PLANTED_MARKER"]):
         raise DeviceLost("device 'cuda:0' served until now and cannot be used any more: planted")
@@ -82,7 +83,7 @@ def executor_whose_device_is_lost(context: Any) -> Any:
 
 def printing_executor(context: Any) -> Any:
     """Prints a line."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
 
     print("printed by a fork", flush=True)
     return build(context)
@@ -95,7 +96,7 @@ def unable_rank(context: Any) -> Any:
 
 def failing_rank(context: Any) -> Any:
     """Fails at a step."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
     from slipstream.protocol.internal import Plan
 
     actor = build(context)
@@ -112,7 +113,7 @@ def failing_rank(context: Any) -> Any:
 
 def launching_executor(context: Any) -> Any:
     """Launching a step takes as long as the step, but for a little, as on a GPU without a graph."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
     from slipstream.protocol.internal import Plan
 
     actor = build(context)
@@ -128,7 +129,7 @@ def launching_executor(context: Any) -> Any:
 
 def catching_up_executor(context: Any) -> Any:
     """Launches each step for longer than it runs, until it has done 20 pieces of work between steps."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
     from slipstream.protocol.internal import Plan
 
     actor: Any = build(context)
@@ -156,7 +157,7 @@ def catching_up_executor(context: Any) -> Any:
 def impatient_executor(context: Any) -> Any:
     """Takes a step to hang after a second if it takes ten times as long as expected, where a service waits for ten."""
     from slipstream.actors.executor import patience
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
 
     patience.LEAST_S = 1.0
     return build(context)
@@ -164,7 +165,7 @@ def impatient_executor(context: Any) -> Any:
 
 def poisoned_executor(context: Any) -> Any:
     """Dies by a signal of its own when a prompt has the token 666."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
     from slipstream.protocol.internal import Plan
 
     actor = build(context)
@@ -244,7 +245,7 @@ def dies_of(actor: Any, kind: type, tokens_of: Callable[[Any], Iterable[int]]) -
 
 def unready_executor(context: Any) -> Any:
     """Dies by a signal of its own while it starts, when the test asks for it; else writes what it is told."""
-    from slipstream.actors.executor.build import build
+    from slipstream.actors.executor.start.build import build
 
     while fault_is_due():
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -15,7 +15,7 @@ from replay import CountedGraphs, Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cuda import CudaDevice
 from slipstream.actors.executor.devices.device import Device
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.kept_adapters import KeptAdapters
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks

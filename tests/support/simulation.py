@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.kept_adapters import KeptAdapters
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader, name_of

@@ -126,7 +126,10 @@ def executors(
     ]
     group = "executor" if size > 1 else None
     return [
-        replace(child(f"executor.{own.rank}" if own.rank else "executor", "executor.build", own), group=group)
+        replace(
+            child(f"executor.{own.rank}" if own.rank else "executor", "executor.start.build", own),
+            group=group,
+        )
         for own in ranks
     ]
 
@@ -152,7 +155,7 @@ def spares(options: ServeOptions, executor: ChildSpec) -> list[ChildSpec]:
     )
     if not wanted:
         return []
-    prepare = f"{actors.__name__}.executor.prepare:prepare"
+    prepare = f"{actors.__name__}.executor.start.prepare:prepare"
     return [replace(executor, name="executor.spare", group=None, prepare=prepare, from_the_first=not gpu)]
 
 

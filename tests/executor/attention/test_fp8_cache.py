@@ -8,10 +8,10 @@ import pytest
 import torch
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import FP8, FP8_MAX, KVCache, LayerScales, PagedBatch
-from slipstream.actors.executor.memory import Memory, bytes_per_block, count_blocks
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.scales import ROOM, measure_scales, scale_of
+from slipstream.actors.executor.start.memory import Memory, bytes_per_block, count_blocks
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ExecutorOptions, ModelOptions
 from torch import Tensor

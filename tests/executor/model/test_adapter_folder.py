@@ -13,8 +13,8 @@ import pytest
 import torch
 from adapters import PREFIX, change_config, make_adapter, write_adapter
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.adapters.adapters import Adapters
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter

@@ -16,8 +16,8 @@ from adapters import PREFIX, config_of, make_adapter, merge, write_adapter
 from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.kept_adapters import KeptAdapters
 from slipstream.actors.executor.model.adapters import room
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel

@@ -20,7 +20,7 @@ from slipstream.actors.executor.model.loading.load import from_config, load_mode
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.stacked import stacked
-from slipstream.actors.executor.prepare import room_of
+from slipstream.actors.executor.start.load import room_of
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from tiny_models import make_checkpoint, make_config

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from slipstream.actors.executor.prepare import import_transformers
+from slipstream.actors.executor.start.imports import import_transformers
 from slipstream.runtime.process.child import Build
 
 import_transformers(Build({}))

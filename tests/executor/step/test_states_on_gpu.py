@@ -17,11 +17,11 @@ from recurrent import alone_with, model_with_states, scheduled
 from rig import VOCAB
 from slipstream.actors.executor.attention.transformers_hook import IMPLEMENTATION
 from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
-from slipstream.actors.executor.gpu import on_gpu as start_on_gpu
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits
 from slipstream.actors.executor.model.stateful import kernels
+from slipstream.actors.executor.start.gpu import on_gpu as start_on_gpu
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.options import ModelOptions

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..options import ExecutorOptions
-from .devices.device import Device
-from .devices.kinds import kind_of
+from ...options import ExecutorOptions
+from ..devices.device import Device
+from ..devices.kinds import kind_of
+from ..pipeline import Program
+from ..step.buckets import Buckets
 from .memory import bytes_per_block
-from .pipeline import Program
-from .step.buckets import Buckets
 
 if TYPE_CHECKING:
-    from .model.paged_model import PagedModel
-    from .step.program import ModelProgram
+    from ..model.paged_model import PagedModel
+    from ..step.program import ModelProgram
 
 
 @dataclass(kw_only=True)
@@ -39,11 +39,11 @@ class Engine:
 
 def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
     """The program of a model, without its cache."""
-    from .step.program import ModelProgram
+    from ..step.program import ModelProgram
 
     scales = None
     if options.kv_cache_dtype == "fp8":
-        from .model.scales import measure_scales
+        from ..model.scales import measure_scales
 
         scales = measure_scales(model)
     return ModelProgram(

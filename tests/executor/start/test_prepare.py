@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from slipstream.actors.executor.prepare import ENVIRONMENT, prepare
+from slipstream.actors.executor.start.prepare import ENVIRONMENT, prepare
 
 os.environ.update(ENVIRONMENT)
 
@@ -33,7 +33,7 @@ from slipstream.serving.service import service_specs
 spare = next(spec for spec in service_specs(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
 prepared = prepare(Build(spare.options))
 
-import slipstream.actors.executor.build
+import slipstream.actors.executor.start.build
 
 assert "slipstream.actors.executor.devices.kernel" in sys.modules, "its kernels are not imported"
 assert "torch.fx.experimental.symbolic_shapes" in sys.modules, "a fork would import it, with the algebra it needs"

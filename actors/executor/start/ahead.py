@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ...protocol.errors import SlipstreamError
-from .devices.driver import make_context
+from ....protocol.errors import SlipstreamError
+from ...options import ExecutorOptions
+from ..devices.driver import make_context
 
 CHUNK = 8 << 20
 
@@ -41,6 +44,17 @@ class ReadAhead:
     def stop(self) -> None:
         """They are loaded: nobody waits for the rest."""
         self.stopped = True
+
+
+@contextmanager
+def reading_ahead(options: ExecutorOptions) -> Iterator[None]:
+    """The files of the weights come into memory meanwhile, if there are any."""
+    ahead = None if options.load_format == "dummy" else ReadAhead(Path(options.model))
+    try:
+        yield
+    finally:
+        if ahead is not None:
+            ahead.stop()
 
 
 def wake(index: int) -> threading.Thread:

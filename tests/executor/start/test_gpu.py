@@ -18,15 +18,15 @@ import pytest
 import torch
 from rank_threads import at_once, groups
 from replay import Replay, Replays
-from slipstream.actors.executor import build, memory
-from slipstream.actors.executor import gpu as module
 from slipstream.actors.executor.devices.cpu import CpuDevice
-from slipstream.actors.executor.engine import Engine
-from slipstream.actors.executor.gpu import on_gpu
-from slipstream.actors.executor.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.ranks.load import divide
+from slipstream.actors.executor.start import build, memory
+from slipstream.actors.executor.start import gpu as module
+from slipstream.actors.executor.start.engine import Engine
+from slipstream.actors.executor.start.gpu import on_gpu
+from slipstream.actors.executor.start.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ExecutorOptions, ModelOptions

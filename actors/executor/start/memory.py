@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...protocol.errors import InvalidRequest, SlipstreamError
-from ...runtime.machine.memory import available
-from ..options import ExecutorOptions
+from ....protocol.errors import InvalidRequest, SlipstreamError
+from ....runtime.machine.memory import available
+from ...options import ExecutorOptions
 
 if TYPE_CHECKING:
-    from .model.paged_model import PagedModel
+    from ..model.paged_model import PagedModel
 
 CPU_CACHE_BYTES = 1 << 30
 """Memory for the cache on a CPU when none is stated."""
@@ -69,7 +69,7 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
 
 def bytes_per_block(options: ExecutorOptions, model: PagedModel) -> int:
     """Memory of one block in all layers."""
-    from .cache.layout import cache_dtype
+    from ..cache.layout import cache_dtype
 
     dtype = cache_dtype(options.kv_cache_dtype, model.dtype)
     return model.layout.bytes_per_block(options.block_size, dtype)

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from slipstream.actors.executor import ahead
 from slipstream.actors.executor.devices import driver
+from slipstream.actors.executor.start import ahead
 
 
 def bytes_read() -> int:

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from ...protocol.errors import InvalidRequest
-from ...runtime.log import logger
-from ...runtime.process.child import StartContext
-from ..options import ExecutorOptions, Measured
-from .attention.ahead import compile_ahead, some_are_compiled
-from .devices.cuda import CudaDevice, CudaGraphs
+from ....protocol.errors import InvalidRequest
+from ....runtime.log import logger
+from ....runtime.process.child import StartContext
+from ...options import ExecutorOptions, Measured
+from ..attention.ahead import compile_ahead, some_are_compiled
+from ..devices.cuda import CudaDevice, CudaGraphs
+from ..model.paged_model import PagedModel
+from ..step.buckets import Buckets, buckets_of
+from ..step.graphs import GraphedProgram
+from ..step.layout import Step
+from ..step.program import ModelProgram
+from ..step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
-from .model.paged_model import PagedModel
-from .step.buckets import Buckets, buckets_of
-from .step.graphs import GraphedProgram
-from .step.layout import Step
-from .step.program import ModelProgram
-from .step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 
 
 def on_gpu(

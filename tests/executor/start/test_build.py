@@ -12,17 +12,13 @@ import msgspec
 import pytest
 import torch
 from rank_threads import at_once, groups
-from slipstream.actors.executor import build
-from slipstream.actors.executor.build import (
-    DeviceLost,
-    choose_device,
-    found_again,
-    import_libraries,
-    leave_out_what_others_lack,
-)
-from slipstream.actors.executor.engine import max_batched_tokens
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.kept_adapters import KeptAdapters
+from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.start import build
+from slipstream.actors.executor.start.device_choice import DeviceLost, choose_device, found_again
+from slipstream.actors.executor.start.engine import max_batched_tokens
+from slipstream.actors.executor.start.imports import import_libraries
+from slipstream.actors.executor.start.load import leave_out_what_others_lack
 from slipstream.actors.options import ModelOptions
 from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from ...protocol.errors import InvalidRequest
-from ...protocol.internal import Adapter
-from ...runtime.log import logger
+from .....protocol.errors import InvalidRequest
+from .....protocol.internal import Adapter
+from .....runtime.log import logger
 
 
 class Places(Protocol):

@@ -1,0 +1,143 @@
+"""What an executor loads from the model's folder, as its options say: the model, its adapters, its vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....protocol.errors import InvalidRequest
+from ....protocol.internal import Adapter
+from ....runtime.log import logger
+from ...options import ExecutorOptions
+from ...text.grammars.grammar import GrammarCompiler, load_compiler
+from ..devices.kinds import kind_of
+from ..model.adapters.kept import KeptAdapters
+
+if TYPE_CHECKING:
+    import torch
+
+    from ....runtime.process.child import StartContext
+    from ..model.adapters.room import Room
+    from ..model.loading.load import Skeleton
+    from ..model.paged_model import PagedModel
+    from ..ranks.group import RankGroup
+
+
+def load(
+    context: StartContext, options: ExecutorOptions, where: torch.device, skeleton: Skeleton | None = None
+) -> PagedModel:
+    """The model on its device, as it is served, or of several ranks the part of this one.
+
+    If the incarnation before had its weights kept, these are given to ``skeleton``.
+    """
+    from ..keeping.weights import KeptWeights
+    from ..model.loading.load import load_model, make_model, nothing_around
+
+    group = None if options.tensor_parallel_size == 1 else meet_ranks(context, options, where)
+    kept = KeptWeights(options.keeper, options.rank) if options.keeper else None
+    backend, room, model = backend_of(options, where), room_of(options, where), None
+    if kept is not None and context.restarted:
+        context.phase("take weights over")
+        model = kept.taken_over(
+            options.model,
+            where,
+            backend,
+            batch_invariant=options.batch_invariant,
+            group=group,
+            room=room,
+            skeleton=skeleton,
+        )
+    if model is not None:
+        return check_length(options, model)
+    context.phase("load weights")
+    random = options.load_format == "dummy"
+    given: dict[str, Any] = dict(
+        device=where,
+        dtype=options.dtype,
+        attention_backend=backend,
+        quantization=options.quantization,
+        room=room,
+        around=nothing_around if kept is None else kept.keeping,
+    )
+    if group is None:
+        given["batch_invariant"] = options.batch_invariant
+        model = (make_model if random else load_model)(options.model, **given)
+    else:
+        from ..ranks.load import load_part, make_part
+
+        model = (make_part if random else load_part)(options.model, group, **given)
+    return check_length(options, model)
+
+
+def meet_ranks(context: StartContext, options: ExecutorOptions, where: torch.device) -> RankGroup:
+    """The group of this rank and all others, once they are all there."""
+    from ..ranks.meeting import meet
+
+    context.phase("meet the other ranks")
+    return meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
+
+
+def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> KeptAdapters | None:
+    """Those that are there from the start, into places of this incarnation's own; None: there is room for none."""
+    if not options.max_loras:
+        return None
+    context.phase("load adapters")
+    places = model.take_adapters(options.max_loras, options.max_lora_rank)
+    kept = KeptAdapters(places, Path(options.adapters_file))
+    kept.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
+    if model.group is not None:
+        leave_out_what_others_lack(kept, model.group, model.device)
+    return kept
+
+
+def leave_out_what_others_lack(kept: KeptAdapters, group: RankGroup, device: torch.device) -> None:
+    """An adapter that was there before may be gone for one rank, and not yet for another: they compute together."""
+    for id in range(1, kept.places.count + 1):
+        everywhere = group.least(int(id in kept.loaded), device)
+        if not everywhere and id in kept.loaded:
+            logger.warning(
+                "the adapter %r is not loaded on another rank: it is left out", kept.loaded[id].name
+            )
+            kept.unload(id)
+
+
+def make_skeleton(options: ExecutorOptions) -> Skeleton:
+    """The model without memory, as its folder says; one of another dtype will not be used."""
+    import torch
+
+    from ..model.loading.language_model import language_model_config
+    from ..model.loading.load import load_config, skeleton_of
+
+    config = load_config(Path(options.model))
+    own = getattr(language_model_config(config), "dtype", None)
+    dtype = (own or torch.float32) if options.dtype == "auto" else getattr(torch, options.dtype)
+    return skeleton_of(config, dtype)
+
+
+def room_of(options: ExecutorOptions, where: torch.device) -> Room | None:
+    """For adapters in the weights themselves. On a CPU these have none: forks share what nothing ever writes to."""
+    from ..model.adapters.room import Room
+
+    return (
+        Room(options.max_loras, options.max_lora_rank) if options.max_loras and where.type == "cuda" else None
+    )
+
+
+def check_length(options: ExecutorOptions, model: PagedModel) -> PagedModel:
+    if options.max_model_len > model.max_model_len:
+        raise InvalidRequest(
+            f"max_model_len={options.max_model_len} is over the {model.max_model_len} tokens that this model"
+            " can be served with; lower --max-model-len"
+        )
+    return model
+
+
+def backend_of(options: ExecutorOptions, where: torch.device) -> str:
+    """The name of the attention backend that is asked for, or the device's own."""
+    auto = options.attention_backend == "auto"
+    return kind_of(where.type).attention if auto else options.attention_backend
+
+
+def load_grammars(context: StartContext, options: ExecutorOptions) -> GrammarCompiler | str:
+    context.phase("load grammar vocabulary")
+    return load_compiler(Path(options.model), options.vocab_size, options.eos_token_ids)
