@@ -19,7 +19,7 @@ from slipstream.observe.timeline import Panel, as_svg, as_text, utilization
 Row = dict[str, Any]
 
 PROMPT = 128
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """For all graphs and a spare executor to be there."""
 
 ADAPTER_RANK = 16
@@ -58,7 +58,7 @@ def measure(
 
 def wait_for_all(sidecar: Sidecar) -> None:
     """Until all graphs are captured, and the spare executor can be forked."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while True:
         actors = sidecar.actors
         spares = [actor for actor in actors.values() if actor["role"] == "spare"]
@@ -66,7 +66,7 @@ def wait_for_all(sidecar: Sidecar) -> None:
         if captured and all(each["state"] == "ready" for each in spares):
             return
         if time.monotonic() > end:
-            raise TimeoutError(f"not all is there after {PATIENCE_S:g} s\n{sidecar.log}")
+            raise TimeoutError(f"not all is there after {TIMEOUT_S:g} s\n{sidecar.log}")
         time.sleep(0.1)
 
 

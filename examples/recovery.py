@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 FAULTS = ("kill", "illegal", "restart")
 PROMPT = 128
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 FAULTS_OF_A_SERVICE = 4
 """A service whose executor dies a sixth time in a row ends."""
 
@@ -111,11 +111,11 @@ class Streams:
 
     async def all_have_one(self, since_ns: int) -> None:
         """Wait until every stream has had a token after ``since_ns``."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while min(self.last_ns) <= since_ns:
             if time.monotonic() > end:
                 late = sum(last <= since_ns for last in self.last_ns)
-                raise TimeoutError(f"{late} streams without a token for {PATIENCE_S:g} s")
+                raise TimeoutError(f"{late} streams without a token for {TIMEOUT_S:g} s")
             await asyncio.sleep(0.005)
 
     def watch(self) -> int:
@@ -126,25 +126,25 @@ class Streams:
 
 async def ready_again(sidecar: Sidecar, pid: int, what: str) -> float:
     """Wait until another executor than ``pid`` has ``what``; returns the instant."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while True:
         executor = (await asyncio.to_thread(lambda: sidecar.actors))["executor"]
         if executor["pid"] != pid and executor["state"] == "ready" and executor.get(what) is not None:
             return time.monotonic()
         if time.monotonic() > end:
-            raise TimeoutError(f"no executor with {what} for {PATIENCE_S:g} s: {executor}\n{sidecar.log}")
+            raise TimeoutError(f"no executor with {what} for {TIMEOUT_S:g} s: {executor}\n{sidecar.log}")
         await asyncio.sleep(0.02)
 
 
 async def helpers_wait(sidecar: Sidecar) -> None:
     """Until the spare executor can be forked: it begins to import when the service is ready."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while any(
         actor["role"] == "spare" and actor["state"] != "ready"
         for actor in (await asyncio.to_thread(lambda: sidecar.actors)).values()
     ):
         if time.monotonic() > end:
-            raise TimeoutError(f"no spare for {PATIENCE_S:g} s\n{sidecar.log}")
+            raise TimeoutError(f"no spare for {TIMEOUT_S:g} s\n{sidecar.log}")
         await asyncio.sleep(0.1)
 
 
@@ -181,7 +181,7 @@ async def suffer(fault: str, sidecar: Sidecar, streams: Streams, full_speed: boo
 
 async def drill(sidecar: Sidecar, faults: list[str], found: argparse.Namespace) -> Row:
     streams = Streams(found.streams, found.new)
-    clients = [sidecar.async_client(timeout_s=PATIENCE_S) for _ in range(-(-found.streams // 16))]
+    clients = [sidecar.async_client(timeout_s=TIMEOUT_S) for _ in range(-(-found.streams // 16))]
     of = [clients[number % len(clients)] for number in range(found.streams)]
     if found.batch_invariant:
         streams.expected = await asyncio.gather(*(streams.answer(of[n], n) for n in range(found.streams)))

@@ -95,7 +95,7 @@ class Actor:
         return False
 
     @property
-    def patience_s(self) -> float | None:
+    def hang_limit_s(self) -> float | None:
         """How long what it is working at may take without ``progress``; None: the limit that the supervisor has."""
         return None
 

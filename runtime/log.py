@@ -20,7 +20,7 @@ logger = logging.getLogger("slipstream")
 MAX_LINE = 64 * 1024
 """Bytes of a child's output that may wait for the end of their line; a longer one is logged in parts."""
 
-PATIENCE_MS = 100
+READER_WAIT_MS = 100
 """How long a line waits for a reader that is behind; then it is lost."""
 
 
@@ -63,7 +63,7 @@ class Handler(logging.Handler):
         ready = select.poll()
         ready.register(self.descriptor, select.POLLOUT)
         try:
-            while rest and ready.poll(PATIENCE_MS):
+            while rest and ready.poll(READER_WAIT_MS):
                 rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF]) :]
         except OSError:
             return  # it is lost

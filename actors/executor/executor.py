@@ -12,11 +12,11 @@ from ...protocol.errors import InvalidRequest
 from ...protocol.events import Completed, PeerUp
 from ...protocol.internal import Adapter, AdapterPlaced, Capacity, GrammarEnd, PlaceAdapter, Plan, Sampled
 from .model.adapters.kept import KeptAdapters
-from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
 from .step_actor import StepActor
+from .step_limit import StepLimit
 
 IDLE_S = 0.1
 """Pause after which the executor counts as idle: between the requests of one client there is less."""
@@ -44,7 +44,7 @@ class Executor(StepActor):
         facts: dict[str, Any],
         spare_work: Callable[[], float | None] | None = None,
         masks: Masks | None = None,
-        patience: Patience | None = None,
+        step_limit: StepLimit | None = None,
         *,
         catching_up: bool = False,
         repeats: Callable[[], bool] | None = None,
@@ -54,10 +54,10 @@ class Executor(StepActor):
         took; None: nothing was left. ``catching_up``: until then steps are slower than they will be, so that pieces
         are done between steps too. ``repeats``: whether steps were slow again by what a piece would mend.
 
-        ``masks`` are left out where no sequence has a grammar; ``patience`` as of `StepActor`. ``adapters``
+        ``masks`` are left out where no sequence has a grammar; ``step_limit`` as of `StepActor`. ``adapters``
         are left out where there is no room for any.
         """
-        super().__init__(pipeline, batch, facts, patience)
+        super().__init__(pipeline, batch, facts, step_limit)
         self.spare_work = spare_work
         if spare_work is not None:
             self.wake_at = 0.0

@@ -6,10 +6,10 @@ from typing import Any
 
 from ...protocol.internal import Plan
 from ...runtime.actor import Actor
-from .patience import Patience
 from .pipeline import Pipeline, StepResult
 from .step.batch import RunningBatch
 from .step.layout import Step
+from .step_limit import StepLimit
 
 
 class StepActor(Actor):
@@ -22,13 +22,13 @@ class StepActor(Actor):
         pipeline: Pipeline,
         batch: RunningBatch,
         facts: dict[str, Any],
-        patience: Patience | None = None,
+        step_limit: StepLimit | None = None,
         rank: int = 0,
     ) -> None:
-        """``patience`` is left out where the limit for a step is known."""
+        """``step_limit`` is left out where the time that a step may take is stated."""
         super().__init__()
         self.pipeline, self.batch, self.facts = pipeline, batch, facts
-        self.patience = patience
+        self.step_limit = step_limit
         self.sizes: dict[int, int] = {}
         """Tokens of each step that is under way."""
         self.completions_fd = pipeline.device.completions_fd
@@ -44,9 +44,9 @@ class StepActor(Actor):
         return not self.idle
 
     @property
-    def patience_s(self) -> float | None:
-        patience = self.patience
-        return None if patience is None or not patience.measured else patience.limit_s
+    def hang_limit_s(self) -> float | None:
+        step_limit = self.step_limit
+        return None if step_limit is None or not step_limit.measured else step_limit.limit_s
 
     def next_completion(self) -> float | None:
         under_way = self.pipeline.under_way
@@ -67,9 +67,9 @@ class StepActor(Actor):
             self.progress += 1
             self.trace(result)
             tokens = self.sizes.pop(result.number)
-            if self.patience is not None:
+            if self.step_limit is not None:
                 begun, ended = result.compute
-                self.patience.learn(tokens, (ended - begun) * 1e-9)
+                self.step_limit.learn(tokens, (ended - begun) * 1e-9)
         return completed
 
     def trace(self, result: StepResult) -> None:

@@ -27,7 +27,7 @@ from .quarantine import Quarantine
 from .sequence import Sequence, SlotTable
 from .waiting import WaitingQueue
 
-PATIENCE_STEPS = 8
+STEPS_BEFORE_PREEMPTION = 8
 """Steps that a client with nothing running waits for an end before another gives way: most batches have an end within
 fewer, and what gives way is computed again, which costs more than the wait."""
 
@@ -280,7 +280,7 @@ class Planner:
     def preempt_for_fairness(self, sequence: Sequence, blocks: BlockPool) -> None:
         """If its client has nothing running, the client that holds most slots gives up one for it."""
         waited = self.step - sequence.waits_since
-        if not waited or waited % PATIENCE_STEPS or self.waiting.client_of(sequence).running:
+        if not waited or waited % STEPS_BEFORE_PREEMPTION or self.waiting.client_of(sequence).running:
             return
         if self.slots.retiring or blocks.retiring:
             return  # something ends by itself

@@ -342,7 +342,7 @@ class Host:
                     "malformed": self.mailboxes.malformed,
                     "unexpected": self.actor.unexpected,
                 },
-                patience_s=self.actor.patience_s,
+                hang_limit_s=self.actor.hang_limit_s,
                 full_speed_at=self.actor.full_speed_at,
             )
         )

@@ -151,8 +151,8 @@ class Report(Control):
     """Spent in handling messages."""
     counters: dict[str, int] = {}
     """What this incarnation has counted."""
-    patience_s: float | None = None
-    """`Actor.patience_s`."""
+    hang_limit_s: float | None = None
+    """`Actor.hang_limit_s`."""
     full_speed_at: float | None = 0.0
     """`Actor.full_speed_at`."""
 

@@ -50,8 +50,8 @@ class Liveness:
         """The answer to a probe."""
         last, self.report = self.report, report
         self.asked, self.awake, self.heard_at = False, not report.idle, now
-        if report.patience_s is not None:
-            self.limit_s = report.patience_s
+        if report.hang_limit_s is not None:
+            self.limit_s = report.hang_limit_s
         if last is None or report.turns != last.turns:
             self.turned_at = now
         if last is None or not report.working or not last.working or report.progress != last.progress:
@@ -80,7 +80,7 @@ class Liveness:
 
     @property
     def due(self) -> float | None:
-        """When the next probe, or the end of the patience, is due."""
+        """When the next probe, or the end of the step_limit, is due."""
         if not self.awake or self.hangs_at is None:
             return None
         return self.hangs_at if self.asked else min(self.hangs_at, self.heard_at + self.every_s)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from ...protocol.errors import SlipstreamError
 from ...protocol.printable import printable
 
-PATIENCE_S = 0.1
+READER_WAIT_S = 0.1
 """How long news may wait for a reader that is behind: the supervisor has other things to do."""
 
 SELDOM_S = 3600.0
@@ -37,7 +37,7 @@ class Notify:
             return
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(PATIENCE_S)
+            sender.settimeout(READER_WAIT_S)
             try:
                 sender.sendto("\n".join(map(printable, news)).encode(), address)
             except OSError as error:

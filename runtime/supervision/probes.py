@@ -19,7 +19,7 @@ from .status import Status
 START_MARGIN_S, START_FACTOR = 30.0, 3.0
 """A restarted child has this long to be ready, or this many times what it took at first, whichever is more."""
 
-MORE_PATIENCE = 2.0
+SECOND_TIME_FACTOR = 2.0
 """After one that hung, the next has this many times its limit: what was learned may have been too little for a step
 that is slower than it looked, and which comes again."""
 
@@ -45,7 +45,9 @@ class Probes:
     def end_watch(self, child: Child) -> None:
         """It has ended."""
         if child.liveness is not None:
-            self.limits_s[child.spec.name] = child.liveness.limit_s * (MORE_PATIENCE if child.hung else 1.0)
+            self.limits_s[child.spec.name] = child.liveness.limit_s * (
+                SECOND_TIME_FACTOR if child.hung else 1.0
+            )
 
     def reset_timers(self, now: float) -> None:
         """The supervisor itself was stopped: no child is blamed for that time."""

@@ -29,7 +29,7 @@ URLS = ("/v1/chat/completions", "/v1/completions")
 AGAIN = frozenset({429, 503})
 """Statuses that say to ask again later."""
 
-PATIENCE_S = 120.0
+REFUSED_FOR_S = 120.0
 """How long a service may refuse a request, or not be there, before the batch is given up. It can be taken up again."""
 
 LONGEST_PAUSE_S = 5.0
@@ -149,7 +149,7 @@ class Asker:
 
     def ask(self, request: Request) -> bytes:
         """The line of the output for a request; ``BatchError`` if the service does not take it for long."""
-        give_up_at, pause = time.monotonic() + PATIENCE_S, 0.1
+        give_up_at, pause = time.monotonic() + REFUSED_FOR_S, 0.1
         while True:
             why, wait_s = "", pause
             try:

@@ -60,9 +60,9 @@ class Progress:
     first step, shows here alone.
     """
 
-    def __init__(self, patience_s: float) -> None:
-        """``patience_s``: how long it may take, which is longer than the supervisor's own remedy."""
-        self.patience_s = patience_s
+    def __init__(self, stuck_after_s: float) -> None:
+        """``stuck_after_s``: how long it may take, which is longer than the supervisor's own remedy."""
+        self.stuck_after_s = stuck_after_s
         self.steps = -1.0
         self.forward_at = 0.0
 
@@ -72,9 +72,9 @@ class Progress:
         if steps != self.steps or not open_requests:
             self.steps, self.forward_at = steps, now
         stuck_s = now - self.forward_at
-        if stuck_s < self.patience_s:
+        if stuck_s < self.stuck_after_s:
             return None
         return (
             f"{open_requests:g} requests are open and no step was completed for {stuck_s:.0f} s; the limit is"
-            f" {self.patience_s:g} s"
+            f" {self.stuck_after_s:g} s"
         )

@@ -94,7 +94,7 @@ def test_a_second_kill_during_the_recovery_changes_nothing(soak: bool) -> None:
 
 @pytest.mark.rest
 def test_an_actor_that_stands_still_for_five_seconds_goes_on_as_if_nothing_had_been(soak: bool) -> None:
-    """Less than the service's patience: it is not ended."""
+    """Shorter than the service's hang timeout: it is not ended."""
     targets = ACTORS if soak else ("scheduler",)
     result = drill(targets=targets, rounds=20 if soak else 1, streams=32, fault="stop")
     assert result["recovery_ms"]["max"] > STOPPED_S * 900 or "tokenizer" in result["by_actor"]

@@ -203,7 +203,7 @@ def test_a_time_to_come_again_that_is_no_number_is_not_waited_for(written: str |
 def test_a_service_that_is_not_there_is_waited_for_and_then_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slipstream.batch.PATIENCE_S", 0.2)
+    monkeypatch.setattr("slipstream.batch.REFUSED_FOR_S", 0.2)
     [request] = read_requests(write(tmp_path / "in", [asked(1)]))
     with pytest.raises(BatchError, match=r"does not take requests .*refused.*run the same command again"):
         Asker("http://127.0.0.1:1", None).ask(request)

@@ -18,13 +18,13 @@ import pytest
 from covering import few_of
 from processes import NEAR, Background, Planted, Raw, alive, until
 from slipstream.actors.executor.devices.kinds import kind_of
-from slipstream.actors.executor.patience import LEAST_S, MARGIN, Patience
+from slipstream.actors.executor.step_limit import LEAST_S, MARGIN, StepLimit
 from slipstream.protocol.actors import ACTORS
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
 from slipstream.runtime.supervision.control import Report
 from slipstream.runtime.supervision.liveness import Liveness
-from slipstream.runtime.supervision.probes import MORE_PATIENCE, START_FACTOR, Probes
+from slipstream.runtime.supervision.probes import SECOND_TIME_FACTOR, START_FACTOR, Probes
 from slipstream.runtime.supervision.restarts import (
     BACK_OFF_S,
     INTENSITY,
@@ -62,7 +62,7 @@ def test_a_pulse_is_probed_while_there_is_something_to_do_and_hangs_without_an_a
 def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> None:
     liveness = Liveness(600.0, now=0.0)
     answer = report(1, working=True)
-    answer.patience_s = 10.0
+    answer.hang_limit_s = 10.0
     liveness.take(answer, 5.0)
     assert not liveness.hung(14.9)
     assert liveness.hung(15.0)
@@ -89,23 +89,23 @@ def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and
         limits.append(child.liveness.limit_s)
         child.liveness.limit_s = learned or child.liveness.limit_s
         probes.end_watch(child)
-    assert MORE_PATIENCE == 2.0
+    assert SECOND_TIME_FACTOR == 2.0
     assert limits == [45.0, 10.0, 20.0, 40.0, 40.0, 45.0]
 
 
-def test_the_patience_with_a_step_follows_from_the_largest_one_that_was_measured() -> None:
-    patience = Patience(max_tokens=512, most_s=600.0)
-    assert patience.limit_s == 600.0
-    patience.learn(1, 0.05)
-    assert patience.limit_s == MARGIN * 512 * 0.05
-    patience.learn(256, 0.6)
-    assert patience.limit_s == MARGIN * 2 * 0.6
-    patience.learn(1, 99.0)
-    assert patience.limit_s == MARGIN * 2 * 0.6, "a smaller step says less of a large one"
-    patience.learn(512, 0.001)
-    assert patience.limit_s == LEAST_S
-    patience.learn(512, 1e6)
-    assert patience.limit_s == 600.0
+def test_the_time_limit_of_a_step_follows_from_the_largest_one_that_was_measured() -> None:
+    step_limit = StepLimit(max_tokens=512, most_s=600.0)
+    assert step_limit.limit_s == 600.0
+    step_limit.learn(1, 0.05)
+    assert step_limit.limit_s == MARGIN * 512 * 0.05
+    step_limit.learn(256, 0.6)
+    assert step_limit.limit_s == MARGIN * 2 * 0.6
+    step_limit.learn(1, 99.0)
+    assert step_limit.limit_s == MARGIN * 2 * 0.6, "a smaller step says less of a large one"
+    step_limit.learn(512, 0.001)
+    assert step_limit.limit_s == LEAST_S
+    step_limit.learn(512, 1e6)
+    assert step_limit.limit_s == 600.0
 
 
 def test_who_has_nothing_to_do_is_left_alone_until_something_comes() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from bench import FREE, VOCAB, Bench, alone, pairs, prompt
-from slipstream.actors.scheduler.planner import PATIENCE_STEPS
+from slipstream.actors.scheduler.planner import STEPS_BEFORE_PREEMPTION
 from slipstream.actors.scheduler.sequence import Sequence
 from slipstream.actors.scheduler.waiting import PRIORITY_S, PRIORITY_TOKENS, WaitingQueue, sort_key
 from slipstream.protocol.internal import Cancel
@@ -230,7 +230,9 @@ def test_one_client_with_ten_thousand_requests_delays_anothers_first_token_by_a_
     while not bench.tokens.get(10_000):
         bench.finish_step()
         steps += 1
-    assert steps <= PATIENCE_STEPS + 2 * bench.depth + 2 + 12 // (budget - 7)  # its prompt has 12 tokens
+    assert steps <= STEPS_BEFORE_PREEMPTION + 2 * bench.depth + 2 + 12 // (
+        budget - 7
+    )  # its prompt has 12 tokens
     while 10_000 not in bench.ends:
         bench.finish_step()
     assert bench.scheduler.counters["num_preemptions_for_fairness"] == 1

@@ -156,10 +156,10 @@ def catching_up_executor(context: Any) -> Any:
 
 def impatient_executor(context: Any) -> Any:
     """Takes a step to hang after a second if it takes ten times as long as expected, where a service waits for ten."""
-    from slipstream.actors.executor import patience
+    from slipstream.actors.executor import step_limit
     from slipstream.actors.executor.start.build import build
 
-    patience.LEAST_S = 1.0
+    step_limit.LEAST_S = 1.0
     return build(context)
 
 

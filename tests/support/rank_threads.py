@@ -19,7 +19,7 @@ T = TypeVar("T")
 LOADING = ("read_or_quantized", "from_config", "laid_out", "fill")
 """What ranks do of loading each by itself."""
 
-PATIENCE = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=60)
 """A collective that not all take part in fails after this."""
 
 
@@ -30,7 +30,7 @@ def groups(size: int) -> list[RankGroup]:
     def join(rank: int) -> RankGroup:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [ProcessGroupGloo.create_device(interface="lo")]
-        options._timeout = PATIENCE
+        options._timeout = TIMEOUT
         return RankGroup(rank, size, ProcessGroupGloo(store, rank, size, options))
 
     return at_once(join, range(size))

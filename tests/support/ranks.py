@@ -41,7 +41,7 @@ from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tokenizer
 from tokenizers import Tokenizer
 
 LENGTH, SLOTS, BLOCK, BUDGET = 96, 5, 4, 12
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 @functools.cache
@@ -115,7 +115,7 @@ class FollowerThread:
     def end(self) -> None:
         self.ended = True
         os.eventfd_write(self.bell, 1)
-        self.thread.join(PATIENCE_S)
+        self.thread.join(TIMEOUT_S)
         assert not self.thread.is_alive()
         if self.failure is not None:
             raise self.failure
@@ -128,7 +128,7 @@ def spare_work_of(rank: Rank) -> Callable[[], float | None]:
         graphed, done = rank.graphed, queue.SimpleQueue[bool]()
         assert graphed is not None
         rank.device.compute.launch(lambda: done.put(graphed.capture_next()), (), ())
-        return 0.0 if done.get(timeout=PATIENCE_S) else None
+        return 0.0 if done.get(timeout=TIMEOUT_S) else None
 
     return capture_next
 
@@ -197,7 +197,7 @@ class Service:
         """Until the first rank's device has finished a step."""
         fd = self.ranks[0].device.completions_fd
         assert fd is not None
-        assert select.select([fd], [], [], PATIENCE_S)[0], "the device is silent"
+        assert select.select([fd], [], [], TIMEOUT_S)[0], "the device is silent"
         os.eventfd_read(fd)
         self.now = max(self.now, FIRST_TOKENS_S)  # from now on there may be captures between steps
         self.carry(self.executor.receive("device", Completed(), self.now))

@@ -8,10 +8,10 @@ from typing import Any
 
 from ....protocol.events import Completed
 from ....protocol.internal import CaptureNext, Forget, Plan
-from ..patience import Patience
 from ..pipeline import Pipeline
 from ..step.batch import RunningBatch
 from ..step_actor import StepActor
+from ..step_limit import StepLimit
 
 
 class Follower(StepActor):
@@ -28,12 +28,12 @@ class Follower(StepActor):
         batch: RunningBatch,
         facts: dict[str, Any],
         capture_next: Callable[[], object] | None = None,
-        patience: Patience | None = None,
+        step_limit: StepLimit | None = None,
     ) -> None:
-        """``capture_next`` captures the graph that is missing first, where there are any; ``patience`` as of
+        """``capture_next`` captures the graph that is missing first, where there are any; ``step_limit`` as of
         `StepActor`.
         """
-        super().__init__(pipeline, batch, facts, patience, rank)
+        super().__init__(pipeline, batch, facts, step_limit, rank)
         self.name = name
         self.capture_next = capture_next
         self.early: deque[Plan | Forget | CaptureNext] = deque()

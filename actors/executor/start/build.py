@@ -11,12 +11,12 @@ from ...options import ExecutorOptions
 from ..devices.kinds import kind_name, kind_of
 from ..executor import Executor
 from ..model.adapters.kept import KeptAdapters
-from ..patience import Patience
 from ..pipeline import Pipeline
 from ..ranks.follower import Follower
 from ..ranks.leader import Leader, name_of
 from ..sampling.masks import Masks
 from ..step.batch import RunningBatch
+from ..step_limit import StepLimit
 from .ahead import reading_ahead
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .imports import import_libraries
@@ -113,7 +113,7 @@ def assemble(
     )
     most_s = facts["hang_timeout_s"] = options.hang_timeout or kind_of(facts["device"]).step_hangs_s
     learns = facts["device"] == "cpu" and options.hang_timeout is None
-    patience = Patience(tokens, most_s) if learns else None
+    step_limit = StepLimit(tokens, most_s) if learns else None
     if options.device == "auto":  # a GPU that is lost is no reason to take the CPU
         facts.setdefault("settled", {})["device"] = kind_name(facts["device"])
     facts |= {
@@ -124,7 +124,7 @@ def assemble(
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     if options.rank:
         name = name_of(options.rank)
-        return Follower(name, options.rank, pipeline, batch, facts, engine.spare_work, patience)
+        return Follower(name, options.rank, pipeline, batch, facts, engine.spare_work, step_limit)
     capacity = Capacity(
         engine.blocks,
         options.block_size,
@@ -134,7 +134,7 @@ def assemble(
         prefix_caching=not stateful,
         sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
     )
-    given = (pipeline, batch, capacity, facts, engine.spare_work, masks, patience)
+    given = (pipeline, batch, capacity, facts, engine.spare_work, masks, step_limit)
     named: dict[str, Any] = dict(catching_up=engine.catching_up, repeats=engine.repeats, adapters=adapters)
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))

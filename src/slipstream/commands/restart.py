@@ -11,7 +11,7 @@ from .common import Exit, Run, add_endpoint, the_running_service
 EVERY_S = 0.02
 """Pause between two looks at whether the actor is back."""
 
-PATIENCE_S = 600.0
+READY_WITHIN_S = 600.0
 """For the new incarnation; a large model takes its time."""
 
 
@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
             control = find(found.endpoint or the_running_service())
             begun = time.monotonic()
             before = ask(control, restart=found.actor)["actors"][found.actor]
-            while time.monotonic() < begun + PATIENCE_S:
+            while time.monotonic() < begun + READY_WITHIN_S:
                 now = ask(control)["actors"][found.actor]
                 if now["epoch"] != before["epoch"] and now["state"] == "ready":
                     seconds = time.monotonic() - begun
@@ -39,6 +39,6 @@ def declare(parser: argparse.ArgumentParser) -> Run:
             raise Exit(USAGE, str(error)) from None
         except ServiceUnavailable as error:
             raise Exit(COULD_NOT_START, str(error)) from None
-        raise Exit(FAILED, f"{found.actor} is not ready after {PATIENCE_S:g} s")
+        raise Exit(FAILED, f"{found.actor} is not ready after {READY_WITHIN_S:g} s")
 
     return run

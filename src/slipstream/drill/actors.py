@@ -15,7 +15,7 @@ from ..protocol.errors import ServiceUnavailable, SlipstreamError
 from ..runtime.supervision.restarts import INTENSITY
 from ..sidecar import Sidecar
 from .answers import Answer
-from .streams import MOST_PAUSE_S, PATIENCE_S, StreamsDrill
+from .streams import MOST_PAUSE_S, TIMEOUT_S, StreamsDrill
 
 FAULTS = ("kill", "twice", "stop", "restart")
 """SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``; a planned restart."""
@@ -111,7 +111,7 @@ class Drill(StreamsDrill):
 
     async def wait_until_ready(self, sidecar: Sidecar, hit: dict[str, int]) -> float:
         """Wait until every actor is ready, and those that were hit are others than before; when that was."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             with contextlib.suppress(ServiceUnavailable):
                 actors = await asyncio.to_thread(lambda: sidecar.actors)
@@ -120,7 +120,7 @@ class Drill(StreamsDrill):
                 ):
                     return time.monotonic()
             await asyncio.sleep(0.01)
-        raise SlipstreamError(f"the service is not whole again after {PATIENCE_S:g} s\n{sidecar.log}")
+        raise SlipstreamError(f"the service is not whole again after {TIMEOUT_S:g} s\n{sidecar.log}")
 
     async def wait_for_end(self, struck: list[Answer]) -> None:
         """A request that has seen two executors die is suspected of killing them: let these end first."""

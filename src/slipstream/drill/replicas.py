@@ -20,7 +20,7 @@ from ..protocol.client.asynchronous import AsyncClient
 from ..protocol.errors import SlipstreamError
 from ..runtime.keys import KeyFolder
 from ..sidecar import RouterSidecar, Sidecar
-from .streams import MOST_PAUSE_S, PATIENCE_S, StreamsDrill
+from .streams import MOST_PAUSE_S, TIMEOUT_S, StreamsDrill
 
 TARGETS = ("replica", "router")
 
@@ -109,7 +109,7 @@ class ReplicaDrill(StreamsDrill):
                 one.stop()
 
     def client_of(self, sidecar: Sidecar) -> AsyncClient:
-        return AsyncClient(sidecar.endpoint, timeout_s=PATIENCE_S, curve=self.client_key)
+        return AsyncClient(sidecar.endpoint, timeout_s=TIMEOUT_S, curve=self.client_key)
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -134,8 +134,8 @@ class ReplicaDrill(StreamsDrill):
     async def wait_for_services(self) -> None:
         """Until the router has the new service too."""
         async with self.client_of(self.router_there) as client:
-            deadline = time.monotonic() + PATIENCE_S
+            deadline = time.monotonic() + TIMEOUT_S
             while (await client.stats())["router_services_ready"] < self.replicas:
                 if time.monotonic() > deadline:
-                    raise SlipstreamError(f"a service is not there again after {PATIENCE_S:g} s")
+                    raise SlipstreamError(f"a service is not there again after {TIMEOUT_S:g} s")
                 await asyncio.sleep(0.02)

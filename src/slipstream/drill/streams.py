@@ -24,7 +24,7 @@ from .result import spread
 MOST_PAUSE_S = 0.3
 """Between a recovery and the next fault, at most."""
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """A stream without a token for this long counts as unfinished."""
 
 STREAMS_PER_CLIENT = 16
@@ -90,7 +90,7 @@ class StreamsDrill:
         return [self.client_of(sidecar) for _ in range(-(-len(self.cases) // STREAMS_PER_CLIENT))]
 
     def client_of(self, sidecar: Sidecar) -> AsyncClient:
-        return sidecar.async_client(timeout_s=PATIENCE_S)
+        return sidecar.async_client(timeout_s=TIMEOUT_S)
 
     # --- streams ------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class StreamsDrill:
         while not self.stopping:
             answer = self.open[number] = Answer(case)
             try:
-                await asyncio.wait_for(self.read(answer, client), PATIENCE_S)
+                await asyncio.wait_for(self.read(answer, client), TIMEOUT_S)
                 answer.finished = True
             except (SlipstreamError, TimeoutError) as error:
                 self.counts.unfinished += 1
@@ -162,7 +162,7 @@ class StreamsDrill:
     async def wait_for_recovery(self, target: str, struck: list[Answer], since: float) -> None:
         """Wait until each answer has had a token after ``since`` or is over, and note how long each had none."""
         while any(not answer.over and answer.heard_at <= since for answer in struck):
-            if time.monotonic() > since + PATIENCE_S:
+            if time.monotonic() > since + TIMEOUT_S:
                 break
             await asyncio.sleep(0.005)
         self.recovery_s[target] += [answer.longest_s for answer in struck]

@@ -23,7 +23,7 @@ from slipstream.runtime.process.loops import run_blocking
 from slipstream.runtime.supervision import control
 
 GRAPHS = 3
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 class Graphs:
@@ -40,7 +40,7 @@ class Graphs:
             if next(left, None) is None:
                 self.captured.set()
                 return None
-            self.barrier.wait(PATIENCE_S)
+            self.barrier.wait(TIMEOUT_S)
             return 0.0
 
         return capture_next
@@ -59,7 +59,7 @@ def hosted(
     """The actor in its host, and the supervisor's end of its channel."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     its.setblocking(False)
-    ours.settimeout(PATIENCE_S)
+    ours.settimeout(TIMEOUT_S)
     in_hand = os.memfd_create("in hand")
     os.ftruncate(in_hand, 4096)
     begin = control.Begin(actor.name, epoch, mailbox, peers, {}, in_hand=in_hand, key=b"k")
@@ -113,12 +113,12 @@ def test_ranks_capture_together_whichever_is_ready_first(first: str, tmp_path: P
                 while not isinstance(control.receive(channels[0]), control.Report):
                     pass  # it has had its first turn
                 control.send(channels[0], other)
-                captured = graphs.captured.wait(2 * PATIENCE_S)
+                captured = graphs.captured.wait(2 * TIMEOUT_S)
             finally:
                 for channel in channels:
                     control.send(channel, control.Stop())
             for loop in running:
-                loop.result(PATIENCE_S)
+                loop.result(TIMEOUT_S)
         assert captured
         assert [host.mailboxes.dead_letters for host in hosts] == [0, 0], "each was told of every graph"
     finally:

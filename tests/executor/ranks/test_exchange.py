@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CPU = torch.device("cpu")
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 # --- the kernel, in the interpreter, whose ranks are processes that share memory ------------------------
@@ -116,7 +116,7 @@ class Processes:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(PATIENCE_S)
+            process.join(TIMEOUT_S)
         stuck = [process.is_alive() for process in ranks]
         for process in ranks:
             process.kill()

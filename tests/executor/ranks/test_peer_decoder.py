@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from interpreter import INTERPRETED, needs_interpreter, run_interpreted
-from rank_threads import PATIENCE
+from rank_threads import TIMEOUT
 from slipstream.actors.executor.model.fused import fuse
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.ranks.exchange import PeerExchange
@@ -28,7 +28,7 @@ WIDTH = 96
 """Rows of fewer numbers would be summed by themselves."""
 VOCABULARY = 272
 """The half of a row of logits is whole words."""
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @pytest.mark.rest
@@ -62,7 +62,7 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
     torch.set_num_threads(1)
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(interface="lo")]
-    options._timeout = PATIENCE
+    options._timeout = TIMEOUT
     group = RankGroup(rank, SIZE, ProcessGroupGloo(FileStore(store, SIZE), rank, SIZE, options))
     mine = halves[rank].view(2, SIZE, WORDS)
     group.small = small = Counting(rank, mine, [other.data_ptr() for other in halves])
@@ -93,7 +93,7 @@ def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(PATIENCE_S)
+        process.join(TIMEOUT_S)
     codes = [process.exitcode for process in ranks]
     for process in ranks:
         process.kill()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 SUPPORT = Path(__file__).parents[2] / "support"
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 
 SIZES = [size for size in (2, 4, 8) if size <= max(2, torch.cuda.device_count())]
 
@@ -44,7 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     size: int = request.param
     folder = tmp_path_factory.mktemp("sums")
     ranks = begin(folder, size, "sums")
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     try:
         while any(process.poll() is None for process in ranks) and not any(one.poll() for one in ranks):
             assert time.monotonic() < until, (
@@ -97,7 +97,7 @@ def test_a_rank_that_waits_for_a_dead_one_can_be_ended_and_its_gpu_is_free(tmp_p
     """As the supervisor ends it: nothing is asked of it any more."""
     first, second = begin(tmp_path, 2, "last_words")
     try:
-        assert second.wait(PATIENCE_S) == -9
+        assert second.wait(TIMEOUT_S) == -9
         until = time.monotonic() + 30.0
         while not (tmp_path / "results 0").exists() and time.monotonic() < until:
             time.sleep(0.05)

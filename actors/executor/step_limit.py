@@ -1,4 +1,4 @@
-"""How long a step may take before its device counts as hung, learned from what earlier steps took.
+"""The time that a step may take before its device counts as hung, learned from earlier steps.
 
 Where nobody knows how fast the device is, as on a CPU, a fixed limit has to be far above what the slowest one takes
 with the largest step. Measured steps allow a closer one.
@@ -10,11 +10,11 @@ LEAST_S = 10.0
 """Not less, however fast the steps are: other work on the machine holds them up for seconds."""
 
 MARGIN = 10.0
-"""By this factor attention to a long context, or a shared machine, may make a step longer than expected."""
+"""Attention to a long context, or others on the machine, may make a step longer than expected by this factor."""
 
 
-class Patience:
-    """The limit for steps of up to ``max_tokens`` tokens, ``most_s`` until one was measured."""
+class StepLimit:
+    """The time limit for steps of up to ``max_tokens`` tokens: ``most_s`` until one was measured."""
 
     def __init__(self, max_tokens: int, most_s: float) -> None:
         self.max_tokens = max_tokens
