@@ -39,8 +39,8 @@ def choose(
     if len(replicas) == 1:
         return replicas[0]
     among = replicas if among is None else among
-    looked_at = some(replicas, hashes)
-    loads = [replica.load for replica in looked_at]
+    compared = some(replicas, hashes)
+    loads = [replica.load for replica in compared]
     most = sum(loads) / len(loads) * (1 + MOST_ABOVE_MEAN) + SLACK
     best: Replica | None = None
     least_work = 0
@@ -54,7 +54,7 @@ def choose(
             best, least_work = replica, work
         if best.uncomputed <= 0:  # nobody has more, and nothing is before it
             return best
-    other = first_by(LOAD, looked_at, hashes)
+    other = first_by(LOAD, compared, hashes)
     if best is None or other.uncomputed - has_of(other, hashes, most) < least_work:
         return other
     return best

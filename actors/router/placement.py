@@ -35,18 +35,18 @@ class Placement:
         *,
         fail: Callable[[Routed, SlipstreamError], None],
         end_aborted: Callable[[Routed, float], None],
-        look_by: Callable[[float], None],
-        look_after: Callable[[Replica], None],
+        check_by: Callable[[float], None],
+        set_timer: Callable[[Replica], None],
     ) -> None:
-        """``fail`` and ``end_aborted`` end a request that no service ends; ``look_by`` says when to try again, and
-        ``look_after`` that a service was sent something."""
+        """``fail`` and ``end_aborted`` end a request that no service ends; ``check_by`` says when to try again;
+        ``set_timer`` is called when a service was sent something."""
         self.open = open
         self.replicas = replicas
         self.counters = counters
         self.fail = fail
         self.end_aborted = end_aborted
-        self.look_by = look_by
-        self.look_after = look_after
+        self.check_by = check_by
+        self.set_timer = set_timer
         self.candidates: list[Replica] = []
         """Services that take requests: those that answer, or, where none does, the others."""
         self.candidate_set: frozenset[Replica] = frozenset()
@@ -99,7 +99,7 @@ class Placement:
         request.go_to(replica)
         replica.prefixes.note(request.hashes, min(MOST_KNOWN // len(self.replicas), MOST_KNOWN_OF_ONE))
         self.open.waiting.pop(request, None)
-        self.look_after(replica)
+        self.set_timer(replica)
 
     def wait(self, request: Routed, now: float) -> None:
         """No service can take it now. One that no service has taken yet is refused if all of them are full."""
@@ -115,7 +115,7 @@ class Placement:
             self.fail(request, SlipstreamError(self.nobody(), code="unavailable"))
             return
         self.open.waiting[request] = None
-        self.look_by(now + RETRY_S)
+        self.check_by(now + RETRY_S)
 
     def nobody(self) -> str:
         """Why no service takes a request."""

@@ -70,13 +70,13 @@ class Replica:
         """Answers that are open there, and prompts that have to be computed before others, in the same measure."""
         self.slots = float("inf")
         """Answers that it can run at once, as it says."""
-        self.room = float("inf")
-        """Answers that it runs at once: its slots, or fewer, as it has shown by letting others wait."""
+        self.capacity = float("inf")
+        """Answers that it runs at once: as many as it has slots, or fewer if it was seen to let requests wait."""
         self.counters: dict[str, float] = {}
         self.question: Question | None = None
         self.polled_at = float("-inf")
-        self.look_at = float("inf")
-        """When it is looked at next (``Looks``)."""
+        self.check_at = float("inf")
+        """When the router checks on it next; infinite while it has no timer (``ReplicaTimers``)."""
         self.last_error = ""
         """Why nothing answers there, as the log was told."""
 
@@ -131,7 +131,7 @@ class Replica:
 
     @property
     def due(self) -> float:
-        """When it wants to be looked at."""
+        """When there is next something to do for it: a poll, a deadline of its session, or moving its streams."""
         due = self.poll_at
         for other in (self.session.deadline, self.move_at):
             if other is not None and other < due:
@@ -145,26 +145,26 @@ class Replica:
             self.counters = question.answer.counters
             self.others = max(0, int(self.counters.get("requests_open", 0)) - len(self.session.streams))
             self.weigh()
-            self.learn_room()
+            self.learn_capacity()
             self.question = None
 
-    def learn_room(self) -> None:
+    def learn_capacity(self) -> None:
         """One that lets requests wait runs no more than it runs now; one that runs far less has room again."""
         self.slots = self.counters.get("max_num_seqs") or float("inf")
         running = self.counters.get("num_requests_running", 0.0)
         if self.counters.get("num_requests_waiting", 0.0) > 0:
-            self.room = min(running, self.slots)
-        elif running < FAR_LESS * self.room:
-            self.room = self.slots
+            self.capacity = min(running, self.slots)
+        elif running < FAR_LESS * self.capacity:
+            self.capacity = self.slots
 
     @property
     def crowded(self) -> bool:
         """What it is sent now waits until another answer ends."""
-        return self.open_answers + self.others >= self.room
+        return self.open_answers + self.others >= self.capacity
 
     def on_ready(self) -> None:
         self.move_at, self.draining, self.full_until, self.last_error = None, False, 0.0, ""
-        self.room = self.slots = float("inf")
+        self.capacity = self.slots = float("inf")
 
     def on_lost(self) -> None:
         """What was open there is open there no more, and who answers next may be another."""

@@ -41,22 +41,22 @@ from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
 from ..public.keys import public_keys
 from .admission import Admission
-from .looks import Looks
 from .open_requests import OpenRequests, Routed
 from .placement import Placement
 from .prefixes import Holders, size_and_bytes
 from .replica import MOVE_AFTER_S, POLL_S, SILENT_S, Replica
 from .services_file import endpoints_in
+from .timers import ReplicaTimers
 from .totals import totals
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
-LEAST_BETWEEN_LOOKS_S = 0.02
-"""Between two looks after all services: of a thousand, some service wants to be looked at every millisecond."""
+LEAST_BETWEEN_CHECKS_S = 0.02
+"""Between two checks: of a thousand services, the timer of one fires every millisecond."""
 
 AWAY_S = 0.5
-"""A look that is later than this was held up by the machine, or by one long turn: what services have said since is not
+"""A check that is later than this was held up by the machine, or by one long turn: what services have said since is not
 read yet, so that their silence is the router's own."""
 
 LATE_S = 0.5
@@ -95,19 +95,19 @@ class Router(PublicActor):
             self.counters,
             fail=self.fail,
             end_aborted=self.end_aborted,
-            look_by=self.look_by,
-            look_after=self.look_after,
+            check_by=self.check_by,
+            set_timer=self.set_timer,
         )
-        self.looks = Looks()
+        self.timers = ReplicaTimers()
         self.handlers |= {
             ServiceFrame: self.on_service_frame,
             ServiceInterrupted: self.on_service_interrupted,
             WatchedFile: self.on_services_file,
             Ending: self.on_ending,
         }
-        self.look_at = 0.0
-        """When a service wants to be looked at, or a request tries again to find one."""
-        self.looked_at = float("-inf")
+        self.check_at = 0.0
+        """When the next timer of a service fires, or a request tries again to find a service."""
+        self.checked_at = float("-inf")
         self.set_services(services)
 
     @property
@@ -132,11 +132,11 @@ class Router(PublicActor):
                 replica.polled_at = self.now - POLL_S  # asked at once
         for endpoint, replica in self.replicas.items():
             replica.leaving = endpoint not in wanted
-            self.look_after(replica)
+            self.set_timer(replica)
         self.placement.on_change()
         most = self.bounds_of_each.max_queued_requests * max(1, len(wanted))
         self.bounds = msgspec.structs.replace(self.bounds_of_each, max_queued_requests=most)
-        self.look_by(self.now)
+        self.check_by(self.now)
 
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
@@ -147,7 +147,7 @@ class Router(PublicActor):
             if replica.leaving and not replica.session.streams:
                 replica.session.close()
                 replica.prefixes.forget()
-                replica.look_at = float("-inf")  # never again
+                replica.check_at = float("-inf")  # never again
                 del self.replicas[endpoint], self.session_of[endpoint]
 
     # --- requests ---------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Router(PublicActor):
             self.on_ready(replica, now)
         elif was_ready and not replica.ready:
             self.on_not_ready(replica, now)
-        self.look_after(replica)
+        self.set_timer(replica)
 
     def on_failed(self, replica: Replica, request: Routed, now: float) -> None:
         """A service ended a request with an error: the request's own, or one that only says that it has to go on."""
@@ -316,20 +316,20 @@ class Router(PublicActor):
 
     # --- time -------------------------------------------------------------------------------------
 
-    def look_after(self, replica: Replica) -> None:
-        """Look after a service when it wants that, or before."""
-        self.looks.at_its_time(replica)
-        if self.looks.next < self.look_at:
-            self.look_by(self.looks.next)
+    def set_timer(self, replica: Replica) -> None:
+        """Check on a service when that is due for it, or before."""
+        self.timers.set(replica)
+        if self.timers.next < self.check_at:
+            self.check_by(self.timers.next)
 
-    def look_by(self, when: float) -> None:
-        """Look after the services that want it, and after what waits, at this time or before."""
-        self.look_at = min(self.look_at, max(when, self.looked_at + LEAST_BETWEEN_LOOKS_S))
-        self.wake_by(self.look_at)
+    def check_by(self, when: float) -> None:
+        """Check the services that are due, and the requests that wait for one, at this time or before."""
+        self.check_at = min(self.check_at, max(when, self.checked_at + LEAST_BETWEEN_CHECKS_S))
+        self.wake_by(self.check_at)
 
-    def look_after_services(self, now: float) -> None:
-        self.look_at, self.looked_at = float("inf"), now
-        for replica in self.looks.take(now):
+    def check_replicas(self, now: float) -> None:
+        self.check_at, self.checked_at = float("inf"), now
+        for replica in self.timers.take(now):
             was_ready = replica.ready
             self.take_in(replica, replica.session.tick(now), was_ready, now)
             if replica.move_at is not None and now >= replica.move_at:
@@ -338,18 +338,18 @@ class Router(PublicActor):
                 )
                 self.placement.move_all(replica, now)
             replica.poll(now)
-            self.look_after(replica)
-        self.look_by(self.looks.next)
+            self.set_timer(replica)
+        self.check_by(self.timers.next)
         self.forget_those_that_left()
         self.placement.place_waiting(now)
 
     def on_wake(self, now: float) -> None:
-        if now >= self.look_at + AWAY_S:
+        if now >= self.check_at + AWAY_S:
             for replica in self.replicas.values():
                 replica.session.reset_timers(now)
-        if now >= self.look_at:
-            self.look_after_services(now)
-        self.wake_by(self.look_at)
+        if now >= self.check_at:
+            self.check_replicas(now)
+        self.wake_by(self.check_at)
         self.end_overdue(now)
         if self.open.deadlines.next is not None:
             self.wake_by(self.open.deadlines.next)

@@ -143,9 +143,9 @@ def test_a_service_at_which_requests_wait_gets_nothing_for_its_caches_sake_until
         (5, 0, crowded),
     ):
         crowded.counters = {"num_requests_running": float(running), "num_requests_waiting": float(waiting)}
-        crowded.learn_room()
+        crowded.learn_capacity()
         assert choose([crowded, other], [b"a"]) is chosen, (running, waiting)
-    other.room = crowded.room = 1.0
+    other.capacity = crowded.capacity = 1.0
     assert choose([crowded, other], [b"a"]) is other  # where all are, the one with least to do
 
 
