@@ -21,8 +21,8 @@ from replays import captured, replay_ms
 from slipstream.actors.executor.attention.ahead import compile_ahead
 from slipstream.actors.executor.model.adapters import kernels
 from slipstream.actors.executor.model.adapters.extend import Tiles, extend, tiles_for
+from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail
-from slipstream.actors.executor.model.adapters.room import Room
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")
@@ -68,20 +68,22 @@ class Projection(NamedTuple):
     ids: Tensor
 
     @classmethod
-    def made(cls, columns: int, parts: tuple[int, ...], room: Room, tokens: int, turns: int) -> Projection:
+    def made(
+        cls, columns: int, parts: tuple[int, ...], limits: AdapterLimits, tokens: int, turns: int
+    ) -> Projection:
         with torch.device("meta"):
             layers = [nn.Linear(columns, rows) for rows in parts]
         starts = tuple(itertools.accumulate(parts, initial=0))[:-1]
-        rows, ranks = sum(parts), len(parts) * room.max_rank
+        rows, ranks = sum(parts), len(parts) * limits.max_rank
 
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, dtype=torch.bfloat16, device=DEVICE) * 0.02
 
-        weights = [random(rows, columns + room.tail(layers)) for _ in range(turns)]
-        tails = [Tail.of(weight, random(room.count, ranks, columns), starts) for weight in weights]
-        up = random(room.count, rows, room.max_rank)
-        stacks = [Stack(tail.down, up.clone(), starts, room.max_rank) for tail in tails]
-        ids = 1 + torch.arange(tokens, dtype=torch.int32, device=DEVICE) % room.count
+        weights = [random(rows, columns + limits.tail(layers)) for _ in range(turns)]
+        tails = [Tail.of(weight, random(limits.count, ranks, columns), starts) for weight in weights]
+        up = random(limits.count, rows, limits.max_rank)
+        stacks = [Stack(tail.down, up.clone(), starts, limits.max_rank) for tail in tails]
+        ids = 1 + torch.arange(tokens, dtype=torch.int32, device=DEVICE) % limits.count
         return cls(weights, tails, stacks, random(tokens, columns), ids)
 
     @property
@@ -100,12 +102,12 @@ def turns_for(columns: int, rows: int) -> int:
     return max(LEAST_TURNS, CACHE_BYTES // (2 * columns * rows) + 1)
 
 
-def measure(room: Room, tokens: int) -> None:
+def measure(limits: AdapterLimits, tokens: int) -> None:
     totals = [0.0] * 5
-    print(f"{tokens} tokens, {room.count} adapters of rank {room.max_rank}, µs a projection", flush=True)
+    print(f"{tokens} tokens, {limits.count} adapters of rank {limits.max_rank}, µs a projection", flush=True)
     for name, (columns, parts) in PROJECTIONS.items():
         turns = turns_for(columns, sum(parts))
-        this = Projection.made(columns, parts, room, tokens, turns)
+        this = Projection.made(columns, parts, limits, tokens, turns)
         plain = [weight[:, :columns].contiguous() for weight in this.weights]
         compile_ahead(DEVICE, lambda this=this, plain=plain: (this.extended(0), this.beside(0, plain[0])))
         extended = this.extended(0)
@@ -128,7 +130,7 @@ def line(name: str, found: list[float]) -> str:
     return f"{name:8}" + "".join(f"  {kind} {us:6.2f}" for kind, us in zip(kinds, found, strict=True))
 
 
-def tune(room: Room, tokens: int) -> None:
+def tune(limits: AdapterLimits, tokens: int) -> None:
     """Of A alone there are as many as no cache holds: the weights are narrow here."""
     own = tiles_for(tokens)
     tried = [own, *(tiles._replace(tokens=own.tokens) for tiles in TUNED)]
@@ -136,9 +138,9 @@ def tune(room: Room, tokens: int) -> None:
         name: Projection.made(
             columns,
             tuple(16 for _ in parts),
-            room,
+            limits,
             tokens,
-            turns_for(columns, room.count * len(parts) * room.max_rank),
+            turns_for(columns, limits.count * len(parts) * limits.max_rank),
         )
         for name, (columns, parts) in PROJECTIONS.items()
     }
@@ -173,10 +175,10 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(message="no GPU here: nothing was measured\n")
-    room = Room(options.adapters, options.rank)
+    limits = AdapterLimits(options.adapters, options.rank)
     torch.manual_seed(0)
     for tokens in options.tokens:
-        (tune if options.tune else measure)(room, tokens)
+        (tune if options.tune else measure)(limits, tokens)
 
 
 if __name__ == "__main__":

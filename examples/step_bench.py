@@ -44,7 +44,7 @@ class Variant:
     quantization: str | None
     kv_cache_dtype: str
     adapters: int
-    """That there is room for; the rows have them in turn. Their weights are random, and small."""
+    """Adapters that the rows have in turn. Their weights are random, and small."""
 
 
 def join(slot: int, tokens: int, start: int, *, sampled: bool = False, adapters: int = 0) -> Join:
@@ -103,7 +103,7 @@ class Rig:
 
     def __init__(self, config: PreTrainedConfig, variant: Variant) -> None:
         from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
-        from slipstream.actors.executor.model.adapters.room import Room
+        from slipstream.actors.executor.model.adapters.limits import AdapterLimits
         from slipstream.actors.executor.model.loading.load import from_config, replace
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
         from slipstream.actors.executor.model.scales import measure_scales
@@ -119,7 +119,7 @@ class Rig:
                 quantize_layers(model.transformer, variant.quantization, where)
                 model.measure()
             if variant.adapters:
-                model.room = Room(variant.adapters, ADAPTER_RANK)
+                model.adapter_limits = AdapterLimits(variant.adapters, ADAPTER_RANK)
             replace(model)
             self.adapters = variant.adapters
             if variant.adapters:

@@ -17,7 +17,7 @@ from ....runtime.keeping import Keeper, NotKept
 from ....runtime.log import logger
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..model.adapters.room import Room
+from ..model.adapters.limits import AdapterLimits
 from ..model.loading.load import Skeleton, load_config, replace, skeleton_of, use_own_experts
 from ..model.paged_model import PagedModel
 from ..ranks.group import RankGroup
@@ -45,7 +45,7 @@ class KeptWeights:
         *,
         batch_invariant: bool = False,
         group: RankGroup | None = None,
-        room: Room | None = None,
+        adapter_limits: AdapterLimits | None = None,
         skeleton: Skeleton | None = None,
     ) -> PagedModel | None:
         """The model of a folder with the weights that are kept, of which nothing is read or copied; None if there are
@@ -61,7 +61,7 @@ class KeptWeights:
             self.let_go(files)
             return None
         try:
-            model = model_of(found, attention_backend, batch_invariant, group, room)
+            model = model_of(found, attention_backend, batch_invariant, group, adapter_limits)
         except Exception as error:
             self.let_go(files)
             if group is not None:
@@ -166,7 +166,7 @@ def model_of(
     attention_backend: str,
     batch_invariant: bool = False,
     group: RankGroup | None = None,
-    room: Room | None = None,
+    adapter_limits: AdapterLimits | None = None,
 ) -> PagedModel:
     """The model, or a rank's part of it.
 
@@ -177,7 +177,7 @@ def model_of(
     table = opened.table
     model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
     model.group, model.divided, model.weights_told = group, opened.divided, table.told
-    model.room = room
+    model.adapter_limits = adapter_limits
     replace(model, batch_invariant, checked=not table.unfused_because, known=table.known.decoder)
     return model
 

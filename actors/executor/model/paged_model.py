@@ -19,7 +19,7 @@ from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import gate
 from .adapters.adapters import Adapters, Parts, projections_of
-from .adapters.room import Room
+from .adapters.limits import AdapterLimits
 from .adapters.tail import TailedLinear
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
@@ -66,7 +66,7 @@ class PagedModel:
         """What it took to replace it; None if it was not, or that cannot be written down."""
         self.joined: dict[str, Parts] = {}
         """The projections of a decoder that ``fuse`` has made, by name."""
-        self.room: Room | None = None
+        self.adapter_limits: AdapterLimits | None = None
         """For adapters in the weights of the decoder that ``fuse`` makes; None: they get no tails."""
         self.adapters: Adapters | None = None
         """Those that it has loaded; None: there is no room for any."""
@@ -99,7 +99,7 @@ class PagedModel:
             ) from error
 
     def take_adapters(self, count: int, max_rank: int) -> Adapters:
-        """Make room for ``count`` adapters of ranks up to ``max_rank``; InvalidRequest where none are served."""
+        """Allocate memory for ``count`` adapters of ranks up to ``max_rank``; InvalidRequest where none are served."""
         if self.stateful is not None:
             raise InvalidRequest(
                 "adapters are not served for models with recurrent layers, which run a step in parts; leave out --lora"

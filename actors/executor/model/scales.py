@@ -20,7 +20,7 @@ from .paged_model import PagedModel
 SEEN_TOKENS = 256
 """Tokens of the text that is looked at, which is drawn from the whole vocabulary."""
 
-ROOM = 4.0
+HEADROOM = 4.0
 """How much larger numbers may be than those that were seen. What is larger still is stored as the largest."""
 
 
@@ -72,6 +72,6 @@ def measure_scales(model: PagedModel) -> list[LayerScales]:
 
 
 def scale_of(greatest: Tensor) -> Tensor:
-    """The power of two [H] by which numbers up to ``greatest`` [H], and ``ROOM`` times that, are within FP8."""
-    exponent = (greatest * (ROOM / FP8_MAX)).log2().ceil()
+    """The power of two [H] by which numbers up to ``greatest`` [H], and ``HEADROOM`` times that, are within FP8."""
+    exponent = (greatest * (HEADROOM / FP8_MAX)).log2().ceil()
     return torch.where(greatest > 0, exponent.exp2(), 1.0)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
-from ..model.adapters.room import Room
+from ..model.adapters.limits import AdapterLimits
 from ..model.loading.language_model import language_model_config
 from ..model.loading.load import (
     Around,
@@ -54,7 +54,7 @@ def load_part(
     dtype: str,
     attention_backend: str,
     quantization: str | None = None,
-    room: Room | None = None,
+    adapter_limits: AdapterLimits | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
@@ -66,7 +66,12 @@ def load_part(
         probe_short_model(config, group, device, transformer.dtype, attention_backend)
         divided = shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.group, model.divided, model.weights_told, model.room = group, divided, told, room
+    model.group, model.divided, model.weights_told, model.adapter_limits = (
+        group,
+        divided,
+        told,
+        adapter_limits,
+    )
     if whole:
         divide(model, group, around)
     else:
@@ -85,7 +90,7 @@ def make_part(
     dtype: str,
     attention_backend: str,
     quantization: str | None = None,
-    room: Room | None = None,
+    adapter_limits: AdapterLimits | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """As ``make_model``, for one rank: no device holds the whole at any time."""
@@ -103,7 +108,12 @@ def make_part(
     if quantization is not None:
         told = quantize_layers(transformer, quantization, device, in_place_of)
     model = PagedModel(transformer, attention.create(attention_backend))
-    model.group, model.divided, model.weights_told, model.room = group, divided, told, room
+    model.group, model.divided, model.weights_told, model.adapter_limits = (
+        group,
+        divided,
+        told,
+        adapter_limits,
+    )
     with around(model):
         replace(model)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ....runtime.process.child import StartContext
-    from ..model.adapters.room import Room
+    from ..model.adapters.limits import AdapterLimits
     from ..model.loading.load import Skeleton
     from ..model.paged_model import PagedModel
     from ..ranks.group import RankGroup
@@ -35,7 +35,7 @@ def load(
 
     group = None if options.tensor_parallel_size == 1 else meet_ranks(context, options, where)
     kept = KeptWeights(options.keeper, options.rank) if options.keeper else None
-    backend, room, model = backend_of(options, where), room_of(options, where), None
+    backend, adapter_limits, model = backend_of(options, where), adapter_limits_of(options, where), None
     if kept is not None and context.restarted:
         context.phase("take weights over")
         model = kept.taken_over(
@@ -44,7 +44,7 @@ def load(
             backend,
             batch_invariant=options.batch_invariant,
             group=group,
-            room=room,
+            adapter_limits=adapter_limits,
             skeleton=skeleton,
         )
     if model is not None:
@@ -56,7 +56,7 @@ def load(
         dtype=options.dtype,
         attention_backend=backend,
         quantization=options.quantization,
-        room=room,
+        adapter_limits=adapter_limits,
         around=nothing_around if kept is None else kept.keeping,
     )
     if group is None:
@@ -114,12 +114,14 @@ def make_skeleton(options: ExecutorOptions) -> Skeleton:
     return skeleton_of(config, dtype)
 
 
-def room_of(options: ExecutorOptions, where: torch.device) -> Room | None:
+def adapter_limits_of(options: ExecutorOptions, where: torch.device) -> AdapterLimits | None:
     """For adapters in the weights themselves. On a CPU these have none: forks share what nothing ever writes to."""
-    from ..model.adapters.room import Room
+    from ..model.adapters.limits import AdapterLimits
 
     return (
-        Room(options.max_loras, options.max_lora_rank) if options.max_loras and where.type == "cuda" else None
+        AdapterLimits(options.max_loras, options.max_lora_rank)
+        if options.max_loras and where.type == "cuda"
+        else None
     )
 
 

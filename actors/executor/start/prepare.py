@@ -31,8 +31,9 @@ ENVIRONMENT = {
 }
 
 
-ROOM = 3
-"""Times the files of the weights: in float32 they are twice as large as files in bfloat16."""
+MEMORY_PER_FILE = 3
+"""Bytes of free memory for each byte of the weights' files: in float32 weights are twice as large as files in bfloat16,
+and a third of that is left for the rest."""
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def prepare(context: StartContext) -> Prepared:
 def has_room(context: StartContext, options: ExecutorOptions) -> bool:
     """Whether weights can be loaded here too: while others serve, they are there twice until the next fork."""
     files = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors"))
-    return not context.restarted or available() > ROOM * files
+    return not context.restarted or available() > MEMORY_PER_FILE * files

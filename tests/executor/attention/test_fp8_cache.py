@@ -10,7 +10,7 @@ from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import FP8, FP8_MAX, KVCache, LayerScales, PagedBatch
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.scales import ROOM, measure_scales, scale_of
+from slipstream.actors.executor.model.scales import HEADROOM, measure_scales, scale_of
 from slipstream.actors.executor.start.memory import Memory, bytes_per_block, count_blocks
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.options import ExecutorOptions, ModelOptions
@@ -32,8 +32,8 @@ def test_scales_are_powers_of_two_with_room_for_more_than_was_seen() -> None:
     greatest = torch.tensor([0.0, 1e-3, 1.0, 112.0, 113.0, 1e6])
     scales = scale_of(greatest)
     assert torch.equal(scales.log2(), scales.log2().round())
-    assert torch.all(greatest * ROOM / scales <= FP8_MAX)
-    assert torch.all(greatest[1:] * ROOM / scales[1:] > FP8_MAX / 2)  # and no more than is needed
+    assert torch.all(greatest * HEADROOM / scales <= FP8_MAX)
+    assert torch.all(greatest[1:] * HEADROOM / scales[1:] > FP8_MAX / 2)  # and no more than is needed
     assert scales[0] == 1.0
 
 

@@ -18,8 +18,8 @@ from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
 from slipstream.actors.executor.model import gate
-from slipstream.actors.executor.model.adapters import room
-from slipstream.actors.executor.model.adapters.room import Room
+from slipstream.actors.executor.model.adapters import limits
+from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
 from slipstream.actors.executor.model.fused import fuse, understand
 from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
@@ -184,18 +184,18 @@ def test_what_writes_to_kept_weights_dies_of_it(kept: KeptWeights, tmp_path: Pat
 
 # --- weights with tails for adapters ----------------------------------------------------------------
 
-ROOM = Room(2, 8)
+LIMITS = AdapterLimits(2, 8)
 
 
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tails for models so narrow that they are not worth it."""
-    monkeypatch.setattr(room, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 100)
 
 
 def with_adapter(model: PagedModel, adapter: Path) -> torch.Tensor:
     """The logits with an adapter that every token has."""
-    places = model.take_adapters(ROOM.count, ROOM.max_rank)
+    places = model.take_adapters(LIMITS.count, LIMITS.max_rank)
     for _ in places.load(Adapter(2, "own", str(adapter))):
         pass
     begin = places.products.begin
@@ -229,14 +229,14 @@ def test_kept_weights_have_their_tails_in_which_nothing_is_left(
     adapter = make_adapter(folder, tmp_path / "adapter", seed=1, targets=targets)
     merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=device))
     expected = logits(load_model(str(folder), device=device))
-    first = load_model(str(folder), device=device, room=ROOM, around=kept.keeping)
+    first = load_model(str(folder), device=device, adapter_limits=LIMITS, around=kept.keeping)
     assert near(with_adapter(first, adapter), merged)
     for module in first.transformer.modules():
         if isinstance(module, TailedLinear):
             module.weight.data[:, module.in_features :] = 7.0  # it dies while it loads another
     for file in folder.glob("*.safetensors"):
         file.unlink()
-    second = kept.taken_over(str(folder), device, "torch", room=ROOM)
+    second = kept.taken_over(str(folder), device, "torch", adapter_limits=LIMITS)
     assert second is not None
     assert len(held(first)) == len(held(second)) == 1, "all is in the arena"
     assert near(logits(second), expected)
@@ -250,8 +250,8 @@ def test_kept_weights_with_room_for_others_are_copied_into_new_ones(
     folder = make_checkpoint("llama", tmp_path / "llama")
     adapter = make_adapter(folder, tmp_path / "adapter", seed=1, rank=8)
     merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=CPU))
-    load_model(str(folder), device=CPU, room=Room(20, 8), around=kept.keeping)
-    second = kept.taken_over(str(folder), CPU, "torch", room=ROOM)
+    load_model(str(folder), device=CPU, adapter_limits=AdapterLimits(20, 8), around=kept.keeping)
+    second = kept.taken_over(str(folder), CPU, "torch", adapter_limits=LIMITS)
     assert second is not None
     assert near(with_adapter(second, adapter), merged)
 
@@ -261,8 +261,8 @@ def test_ranks_keep_their_parts_with_tails(shelves: list[KeptWeights], tmp_path:
     folder = make_checkpoint("llama", tmp_path / "llama")
     adapter = make_adapter(folder, tmp_path / "adapter", seed=1)
     merged = logits(load_model(str(merge(folder, adapter, tmp_path / "merged")), device=CPU))
-    loaded(folder, shelves, ROOM)
-    second = taken_over(folder, shelves, ROOM)
+    loaded(folder, shelves, LIMITS)
+    second = taken_over(folder, shelves, LIMITS)
     assert all(model is not None and len(held(model)) == 1 for model in second)
     assert all(near(found, merged) for found in at_once(with_adapter, second, [adapter] * 2))
 
@@ -270,7 +270,9 @@ def test_ranks_keep_their_parts_with_tails(shelves: list[KeptWeights], tmp_path:
 # --- ranks --------------------------------------------------------------------------------------
 
 
-def loaded(folder: Path, shelves: list[KeptWeights], room: Room | None = None) -> list[PagedModel]:
+def loaded(
+    folder: Path, shelves: list[KeptWeights], adapter_limits: AdapterLimits | None = None
+) -> list[PagedModel]:
     """The parts of two ranks, which are kept."""
 
     def load(group: RankGroup, kept: KeptWeights) -> PagedModel:
@@ -280,16 +282,18 @@ def loaded(folder: Path, shelves: list[KeptWeights], room: Room | None = None) -
             device=CPU,
             dtype="auto",
             attention_backend="torch",
-            room=room,
+            adapter_limits=adapter_limits,
             around=kept.keeping,
         )
 
     return at_once(load, groups(2), shelves)
 
 
-def taken_over(folder: Path, shelves: list[KeptWeights], room: Room | None = None) -> list[PagedModel | None]:
+def taken_over(
+    folder: Path, shelves: list[KeptWeights], adapter_limits: AdapterLimits | None = None
+) -> list[PagedModel | None]:
     def take(group: RankGroup, kept: KeptWeights) -> PagedModel | None:
-        return kept.taken_over(str(folder), CPU, "torch", group=group, room=room)
+        return kept.taken_over(str(folder), CPU, "torch", group=group, adapter_limits=adapter_limits)
 
     return at_once(take, groups(2), shelves)
 

@@ -16,9 +16,9 @@ from adapters import PREFIX, config_of, make_adapter, merge, write_adapter
 from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.model.adapters import room
+from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.kept import KeptAdapters
-from slipstream.actors.executor.model.adapters.room import Room
+from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
@@ -53,13 +53,13 @@ class Trained:
     base: Path
     adapters: dict[str, Path]
     merged: dict[str, Path]
-    room: Room | None = None
+    adapter_limits: AdapterLimits | None = None
     """For tails of the weights, as on a GPU."""
 
     def rig(self, depth: int, blocks: int, graphs: str = "off", *, loaded: bool = True) -> Rig:
         """With places for all adapters, which are loaded or will be."""
-        model = load_model(str(self.base), device=CPU, room=self.room)
-        assert model.has_tails == (self.room is not None)
+        model = load_model(str(self.base), device=CPU, adapter_limits=self.adapter_limits)
+        assert model.has_tails == (self.adapter_limits is not None)
         places = model.take_adapters(len(self.adapters), MAX_RANK)
         kept = KeptAdapters(places, self.base.parent / f"kept {next(NUMBERS)}.json")
         given = [Adapter(id, name, str(path)) for id, (name, path) in enumerate(self.adapters.items(), 1)]
@@ -87,8 +87,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     found = train(family, tmp_path_factory.mktemp(family), KINDS)
     with pytest.MonkeyPatch.context() as patch:
         if family != request.param:
-            patch.setattr(room, "MOST_OF_WIDTH", 100)
-            found = replace(found, room=Room(len(KINDS), MAX_RANK))
+            patch.setattr(limits, "MOST_OF_WIDTH", 100)
+            found = replace(found, adapter_limits=AdapterLimits(len(KINDS), MAX_RANK))
         yield found
 
 

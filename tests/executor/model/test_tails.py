@@ -11,23 +11,23 @@ import pytest
 import torch
 from adapters import PREFIX, make_adapter, merge
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.model.adapters import room
+from slipstream.actors.executor.model.adapters import limits
+from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import TorchProducts
-from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
 from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.stacked import stacked
-from slipstream.actors.executor.start.load import room_of
+from slipstream.actors.executor.start.load import adapter_limits_of
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from tiny_models import make_checkpoint, make_config
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
-ROOM = Room(3, 8)
+LIMITS = AdapterLimits(3, 8)
 
 torch.set_num_threads(1)
 
@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tails for models so narrow that they are not worth it."""
-    monkeypatch.setattr(room, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 100)
 
 
 def tailed_in(model: PagedModel) -> dict[str, TailedLinear]:
@@ -77,10 +77,10 @@ def test_a_model_with_tails_computes_what_it_did_and_with_an_adapter_what_the_me
     adapter = make_adapter(base, tmp_path / "adapter", seed=1, targets=targets)
     expected = logits(load_model(str(base), device=CPU))
     merged = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
-    model = load_model(str(base), device=CPU, room=ROOM)
+    model = load_model(str(base), device=CPU, adapter_limits=LIMITS)
     assert set(tailed_in(model)) == set(model.joined)
     assert torch.allclose(logits(model), expected, rtol=1e-5, atol=1e-5)
-    places = model.take_adapters(ROOM.count, ROOM.max_rank)
+    places = model.take_adapters(LIMITS.count, LIMITS.max_rank)
     assert torch.allclose(logits(model), expected, rtol=1e-5, atol=1e-5)
     load(model, adapter, 2)
     found = logits(model)
@@ -93,9 +93,9 @@ def test_a_model_with_tails_computes_what_it_did_and_with_an_adapter_what_the_me
 @pytest.mark.usefixtures("_narrow")
 def test_weights_are_there_once_and_the_tails_are_counted(tmp_path: Path) -> None:
     base = str(make_checkpoint("llama", tmp_path / "base"))
-    plain, model = load_model(base, device=CPU), load_model(base, device=CPU, room=ROOM)
+    plain, model = load_model(base, device=CPU), load_model(base, device=CPU, adapter_limits=LIMITS)
     layers = tailed_in(model)
-    places = model.take_adapters(ROOM.count, ROOM.max_rank)
+    places = model.take_adapters(LIMITS.count, LIMITS.max_rank)
     down = sum(stack.down.nbytes for stack in places.stacks)
     without, everything = (
         sum(parameter.nbytes for parameter in each.transformer.parameters()) for each in (plain, model)
@@ -103,7 +103,7 @@ def test_weights_are_there_once_and_the_tails_are_counted(tmp_path: Path) -> Non
     assert everything - without == places.bytes - down
     for stack, layer in zip(places.stacks, layers.values(), strict=True):
         assert stack.up.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr()
-        assert layer.weight.shape[1] % room.ALIGNMENT == layer.in_features % room.ALIGNMENT
+        assert layer.weight.shape[1] % limits.ALIGNMENT == layer.in_features % limits.ALIGNMENT
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_a_tail_is_of_whole_lines_and_no_longer_than_a_quarter(
 ) -> None:
     with torch.device("meta"):
         linears = [nn.Linear(width, 8) for _ in range(layers)]
-    assert Room(count, rank).tail(linears) == columns
+    assert AdapterLimits(count, rank).tail(linears) == columns
 
 
 def test_projections_that_get_none_have_adapters_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "MOST_OF_WIDTH", 2.5)  # 64 columns of 32 or 48, and not 128 of 32
+    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 2.5)  # 64 columns of 32 or 48, and not 128 of 32
     base = make_checkpoint("llama", tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", seed=1)
     merged = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
-    model = load_model(str(base), device=CPU, room=ROOM)
+    model = load_model(str(base), device=CPU, adapter_limits=LIMITS)
     assert {name.rpartition(".")[2] for name in tailed_in(model)} == {"o_proj", "gate_up_proj", "down_proj"}
-    model.take_adapters(ROOM.count, ROOM.max_rank)
+    model.take_adapters(LIMITS.count, LIMITS.max_rank)
     load(model, adapter)
     found = logits(model)
     assert float((found - merged).norm() / merged.norm()) < 1e-5
@@ -146,7 +146,7 @@ def test_layers_that_share_a_weight_get_no_tail() -> None:
     model = from_config(make_config("llama"), CPU, torch.float32)
     first, second = model.transformer.get_submodule("model.layers").children()
     second.mlp.up_proj.weight = first.mlp.up_proj.weight  # type: ignore[union-attr]
-    model.room = ROOM
+    model.adapter_limits = LIMITS
     fusing.fuse(model)
     assert not model.unfused_because
     assert not tailed_in(model)
@@ -160,8 +160,8 @@ def test_numbers_that_would_spoil_the_tokens_of_others_are_refused(tmp_path: Pat
     stored = load_file(adapter / "adapter_model.safetensors")
     stored[f"{PREFIX}model.layers.1.mlp.down_proj.lora_B.weight"][3, 2] = 50_000.0
     save_file(stored, adapter / "adapter_model.safetensors")
-    model = load_model(str(base), device=CPU, dtype="float16", room=ROOM)
-    model.take_adapters(ROOM.count, ROOM.max_rank)
+    model = load_model(str(base), device=CPU, dtype="float16", adapter_limits=LIMITS)
+    model.take_adapters(LIMITS.count, LIMITS.max_rank)
     with pytest.raises(
         InvalidRequest, match=r"down_proj.lora_B.weight' is out of the range of torch.float16"
     ):
@@ -172,10 +172,10 @@ def test_numbers_that_would_spoil_the_tokens_of_others_are_refused(tmp_path: Pat
 def test_a_gpu_alone_has_them() -> None:
     """On a CPU forks share the weights."""
     options: Any = SimpleNamespace(max_loras=8, max_lora_rank=16)
-    assert room_of(options, torch.device("cuda", 1)) == Room(8, 16)
-    assert room_of(options, CPU) is None
+    assert adapter_limits_of(options, torch.device("cuda", 1)) == AdapterLimits(8, 16)
+    assert adapter_limits_of(options, CPU) is None
     options.max_loras = 0
-    assert room_of(options, torch.device("cuda")) is None
+    assert adapter_limits_of(options, torch.device("cuda")) is None
 
 
 # --- how weights lie ------------------------------------------------------------------------------------

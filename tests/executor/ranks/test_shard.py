@@ -10,9 +10,9 @@ import pytest
 import torch
 from adapters import EVERY_PROJECTION, make_adapter, merge
 from rank_threads import LOADING, at_once, groups, take_turns
-from slipstream.actors.executor.model.adapters import room as rooms
+from slipstream.actors.executor.model.adapters import limits as adapter_limits_module
+from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail, TorchProducts
-from slipstream.actors.executor.model.adapters.room import Room
 from slipstream.actors.executor.model.adapters.tail import TailedSummed
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -432,7 +432,9 @@ def with_adapter(model: PagedModel, adapter: Path) -> PagedModel:
 
 @pytest.mark.covering(1)
 @pytest.mark.usefixtures("one_at_a_time")
-@pytest.mark.parametrize("room", [None, Room(1, 8)], ids=["beside the weights", "in their tails"])
+@pytest.mark.parametrize(
+    "adapter_limits", [None, AdapterLimits(1, 8)], ids=["beside the weights", "in their tails"]
+)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(
     ("family", "targets"),
@@ -442,20 +444,27 @@ def test_ranks_add_their_parts_of_an_adapter(
     family: str,
     targets: tuple[str, ...],
     ranks: int,
-    room: Room | None,
+    adapter_limits: AdapterLimits | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rooms, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(adapter_limits_module, "MOST_OF_WIDTH", 100)
     changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {}
     base = make_checkpoint(family, tmp_path / "base", **changes)
     adapter = make_adapter(base, tmp_path / "adapter", seed=1, targets=targets)
     expected = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
 
     def own(group: RankGroup) -> Tensor:
-        part = load_part(str(base), group, device=CPU, dtype="auto", attention_backend="torch", room=room)
+        part = load_part(
+            str(base),
+            group,
+            device=CPU,
+            dtype="auto",
+            attention_backend="torch",
+            adapter_limits=adapter_limits,
+        )
         summed = [module for module in part.transformer.modules() if isinstance(module, TailedSummed)]
-        assert bool(summed) == (room is not None)
+        assert bool(summed) == (adapter_limits is not None)
         return logits(with_adapter(part, adapter))
 
     for found in at_once(own, groups(ranks)):

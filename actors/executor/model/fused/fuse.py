@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ...attention.ahead import compile_ahead
 from ..adapters.adapters import Parts
-from ..adapters.room import Room
+from ..adapters.limits import AdapterLimits
 from ..adapters.tail import tailed
 from ..paged_model import PagedModel
 from ..quantization.linear import QuantizedLinear
@@ -71,8 +71,8 @@ def fuse(
         model.unfused_because = str(reason)
         return
     model.joined = joined_layers(transformer, parts)
-    room = None if shares_weights(parts) else model.room
-    setattr(transformer, prefix, assemble(decoder, parts, operations, room))
+    adapter_limits = None if shares_weights(parts) else model.adapter_limits
+    setattr(transformer, prefix, assemble(decoder, parts, operations, adapter_limits))
     model.unfused_because, model.understood_by = "", known
 
 
@@ -150,13 +150,15 @@ def first_layers(decoder: Any, parts: DecoderParts) -> Any:
 # --- the replacement --------------------------------------------------------------------------------
 
 
-def assemble(decoder: Any, parts: DecoderParts, operations: Operations, room: Room | None = None) -> Decoder:
+def assemble(
+    decoder: Any, parts: DecoderParts, operations: Operations, adapter_limits: AdapterLimits | None = None
+) -> Decoder:
     """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``parts`` are used up.
 
-    ``room`` as of ``PagedModel``."""
+    ``adapter_limits`` as of ``PagedModel``."""
     layers: list[Layer] = []
     while parts.layers:
-        layers.append(assemble_layer(parts.layers.pop(0), operations, room))
+        layers.append(assemble_layer(parts.layers.pop(0), operations, adapter_limits))
         decoder.layers[len(layers) - 1] = nn.Identity()
         if decoder.device.type == "cuda":
             torch.cuda.empty_cache()  # what is free would not fit the larger weights that come next
@@ -196,11 +198,11 @@ def shares_weights(parts: DecoderParts) -> bool:
     return len(set(weights)) < len(weights)
 
 
-def assemble_layer(parts: LayerParts, operations: Operations, room: Room | None) -> Layer:
+def assemble_layer(parts: LayerParts, operations: Operations, adapter_limits: AdapterLimits | None) -> Layer:
     call = parts.call
     attention = Attention(
-        projection(parts.projections, room),
-        projection([parts.output], room),
+        projection(parts.projections, adapter_limits),
+        projection([parts.output], adapter_limits),
         layer_idx=parts.index,
         query_heads=call.query_heads,
         kv_heads=call.kv_heads,
@@ -217,14 +219,14 @@ def assemble_layer(parts: LayerParts, operations: Operations, room: Room | None)
         assert parts.whole_mlp is not None
         mlp = TransformersMlp(parts.whole_mlp)
     else:
-        gate_up, down = projection(parts.gate_up, room), projection([parts.down], room)
+        gate_up, down = projection(parts.gate_up, adapter_limits), projection([parts.down], adapter_limits)
         mlp = FeedForward(gate_up, down, parts.activation, operations)
     return Layer(attention, mlp, *parts.norms)
 
 
-def projection(layers: list[nn.Linear], room: Room | None) -> nn.Linear:
+def projection(layers: list[nn.Linear], adapter_limits: AdapterLimits | None) -> nn.Linear:
     """As ``joined``, with a tail where there is to be one."""
-    tail = 0 if room is None else room.tail(layers)
+    tail = 0 if adapter_limits is None else adapter_limits.tail(layers)
     if not tail:
         return joined(layers)
     weight = stacked([layer.weight for layer in layers], tail)

@@ -17,7 +17,7 @@ from ....checkpoint import open_checkpoint
 from ...attention import backend as attention
 from ...attention.transformers_hook import IMPLEMENTATION
 from .. import gate
-from ..adapters.room import Room
+from ..adapters.limits import AdapterLimits
 from ..fused.fuse import fuse
 from ..invariant.apply import make_invariant, prove_invariant
 from ..paged_model import PagedModel
@@ -54,7 +54,7 @@ def load_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
-    room: Room | None = None,
+    adapter_limits: AdapterLimits | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """Load the weights of a folder, or of a model on the Hugging Face Hub.
@@ -62,14 +62,14 @@ def load_model(
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
     is no such model, ModelNotSupported when there is one that cannot be served. The decoder
     is replaced by one of few kernels where ``fuse`` can. ``quantization`` is what the layers' weights become.
-    ``batch_invariant`` as of ``make_invariant``, ``room`` as of ``PagedModel``.
+    ``batch_invariant`` as of ``make_invariant``, ``adapter_limits`` as of ``PagedModel``.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
     transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.weights_told, model.room = told, room
+    model.weights_told, model.adapter_limits = told, adapter_limits
     with around(model):
         finish(model, batch_invariant)
     return model
@@ -153,7 +153,7 @@ def make_model(
     attention_backend: str = "torch",
     quantization: str | None = None,
     batch_invariant: bool = False,
-    room: Room | None = None,
+    adapter_limits: AdapterLimits | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
@@ -165,7 +165,7 @@ def make_model(
     if quantization is not None:
         model.weights_told = quantize_layers(model.transformer, quantization, device)
         model.measure()
-    model.room = room
+    model.adapter_limits = adapter_limits
     with around(model):
         finish(model, batch_invariant)
     return model

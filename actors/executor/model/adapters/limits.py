@@ -1,4 +1,4 @@
-"""How much room a model has for adapters, and which of its weights get a tail for them."""
+"""How many adapters a model may have at once, of which ranks, and which of its weights get a tail for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MOST_OF_WIDTH = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """For adapters."""
+class AdapterLimits:
+    """The adapters that a model has memory for at once."""
 
     count: int
     max_rank: int
