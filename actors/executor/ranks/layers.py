@@ -1,4 +1,4 @@
-"""Layers of which each rank has a part, and where the ranks' parts come together.
+"""Layers of which each rank has a shard, and the sums or gathers of what the shards give.
 
 A layer whose outputs are divided and stay so needs none of these: it is an ``nn.Linear`` with fewer rows.
 """
@@ -17,35 +17,35 @@ from .group import RankGroup
 
 
 class Division(NamedTuple):
-    """What of a layer a rank has."""
+    """Which outputs and inputs of a layer this rank computes."""
 
     outputs: tuple[int, int] = (1, 0)
-    """Into how many equal parts they are divided, and which of them it is."""
+    """The number of equal shards, and the number of this rank's."""
     inputs: tuple[int, int] = (1, 0)
 
 
 WHOLE = Division()
 
 
-def part_of(tensor: Tensor, dim: int, size: int, part: int, name: str) -> Tensor:
-    """One of ``size`` equal parts of a tensor along ``dim``, in memory of its own; InvalidRequest where they cannot be
-    equal."""
+def shard_of(tensor: Tensor, dim: int, size: int, number: int, name: str) -> Tensor:
+    """Shard ``number`` of ``size`` equal ones of a tensor along ``dim``, copied; InvalidRequest if ``size`` does not
+    divide that dimension."""
     if tensor.shape[dim] % size:
         raise InvalidRequest(
             f"tensor_parallel_size={size}: {name} has {tensor.shape[dim]} rows or columns, which {size} ranks cannot"
             " divide; give a divisor of that"
         )
-    return tensor.tensor_split(size, dim)[part].clone()
+    return tensor.tensor_split(size, dim)[number].clone()
 
 
 class Unsummed(NamedTuple):
-    """What a rank has of a sum that the kernel after it makes."""
+    """A sum over ranks that is left to the kernel behind it, which can do it on its way."""
 
-    part: Tensor
+    partial: Tensor
     group: RankGroup
 
     def summed(self) -> Tensor:
-        return self.group.sum(self.part)
+        return self.group.sum(self.partial)
 
 
 class Summed(nn.Linear):
@@ -55,7 +55,7 @@ class Summed(nn.Linear):
     of_whole: bool
     """What comes in is not divided yet."""
     adding: Callable[[Tensor, Tensor], None] | None = None
-    """Adds to the products of this rank what its part of an adapter makes of what comes in."""
+    """Adds the products of this rank's shard of the adapters, given the input and the products of the layer."""
 
     def multiply(self, input: Tensor) -> Tensor:
         """The products of this rank."""
@@ -75,7 +75,7 @@ class Summed(nn.Linear):
 
 
 def unsummed(layer: nn.Linear, input: Tensor) -> Tensor | Unsummed:
-    """The outputs of a layer; of one that has columns, this rank's part of them."""
+    """The outputs of a layer; of one that has columns, this rank's shard of them."""
     return layer.unsummed(input) if isinstance(layer, Summed) else layer(input)
 
 
@@ -110,7 +110,7 @@ class GatheredLinear(GivenLinear):
 
 
 class SummedExperts(nn.Module):
-    """Each rank has a part of every expert: what all of them give is summed."""
+    """Each rank has a shard of every expert: what all of them give is summed."""
 
     def __init__(self, experts: nn.Module, group: RankGroup) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Load a rank's part of a model, and make sure that all parts together compute what the whole does.
+"""Load a rank's shard of a model, and make sure that all shards together compute what the whole does.
 
-The probe that every model has to pass compares the parts with the whole model, of which nothing is divided: all ranks
-compute that first, each by itself. Compared with each other, parts whose sums were left out would pass. Where
+The probe that every model has to pass compares the shards with the whole model, of which nothing is divided: all ranks
+compute that first, each by itself. Compared with each other, shards whose sums were left out would pass. Where
 the whole does not fit on one device, a short model of the same configuration with random weights takes its place.
 """
 
@@ -46,7 +46,7 @@ SHORT_LAYERS = 4
 """Layers of the short model, or as many as it takes to have one of every type."""
 
 
-def load_part(
+def load_shard(
     path_or_name: str,
     group: RankGroup,
     *,
@@ -82,7 +82,7 @@ def load_part(
     return model
 
 
-def make_part(
+def make_shard(
     path_or_name: str,
     group: RankGroup,
     *,
@@ -130,7 +130,7 @@ def fill(transformer: PreTrainedModel, device: torch.device) -> None:
 
 
 def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around) -> None:
-    """Leave of a whole model a rank's part, fused where it can be; ModelNotSupported if it computes anything else."""
+    """Leave of a whole model a rank's shard, fused where it can be; ModelNotSupported if it computes anything else."""
     model.group = group
     with probed(model):
         model.divided = shard(model.transformer, group)

@@ -19,22 +19,22 @@ from ....protocol.errors import InvalidRequest
 from ..model.gate import refusal
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, part_of
+from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, shard_of
 from .quantized import SummedQuantized, columns_of, rows_of
 
 OWN_PLANS = {
     "gpt_oss": {
         **{f"model.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
         "model.layers.*.self_attn.o_proj": "rowwise",
-        "model.layers.*.self_attn.sinks": "part 0",
-        "model.layers.*.mlp.experts.gate_up_proj": "part 2",
-        "model.layers.*.mlp.experts.gate_up_proj_bias": "part 1",
-        "model.layers.*.mlp.experts.down_proj": "part 1",
+        "model.layers.*.self_attn.sinks": "shard 0",
+        "model.layers.*.mlp.experts.gate_up_proj": "shard 2",
+        "model.layers.*.mlp.experts.gate_up_proj_bias": "shard 1",
+        "model.layers.*.mlp.experts.down_proj": "shard 1",
         "model.layers.*.mlp.experts.down_proj_bias": "first",
         "model.layers.*.mlp.experts": "moe_tp_experts",
     }
 }
-"""How families are divided whose plan in transformers divides no layer, by model type. ``part N`` divides dimension
+"""How families are divided whose plan in transformers divides no layer, by model type. ``shard N`` divides dimension
 N of a parameter, which only rank 0 has if it is ``first``."""
 
 KEPT_WHOLE = ("embedding_rowwise", "replicate")
@@ -51,7 +51,7 @@ GROUPED_PRODUCT_BYTES = 16
 
 @torch.no_grad()
 def shard(transformer: PreTrainedModel, group: RankGroup) -> dict[str, Division]:
-    """Leave of a model the part of ``group.rank``, in place; returns what it has of each layer that is divided.
+    """Leave of a model the shard of ``group.rank``, in place; returns what it has of each layer that is divided.
 
     InvalidRequest where the number of ranks does not divide what has to be divided, ModelNotSupported for a
     family without a plan, or with one that is not known here.
@@ -109,7 +109,7 @@ class Sharding:
             for own, parameter in list(module.named_parameters(recurse=False)):
                 style = self.style_of(f"{name}.{own}")
                 if style is not None:
-                    setattr(module, own, self.part_of_parameter(parameter, style, f"{name}.{own}"))
+                    setattr(module, own, self.shard_of_parameter(parameter, style, f"{name}.{own}"))
             style = self.style_of(name)
             if style is not None:
                 self.replace(name, module, style)
@@ -117,29 +117,29 @@ class Sharding:
     def style_of(self, name: str) -> str | None:
         return self.plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
 
-    def part_of_parameter(self, parameter: Tensor, style: str, name: str) -> nn.Parameter:
-        """The part of a parameter that the plan names by itself, such as the weights of all experts."""
+    def shard_of_parameter(self, parameter: Tensor, style: str, name: str) -> nn.Parameter:
+        """The shard of a parameter that the plan names by itself, such as the weights of all experts."""
         rows = max(0, parameter.dim() - 2)
         if style == "first":
             return frozen(parameter if self.group.rank == 0 else torch.zeros_like(parameter))
-        if style.startswith("part "):
-            part = self.part(parameter, int(style.removeprefix("part ")), name)
+        if style.startswith("shard "):
+            shard = self.shard(parameter, int(style.removeprefix("shard ")), name)
         elif style == "colwise":
-            part = self.part(parameter, rows, name)
+            shard = self.shard(parameter, rows, name)
         elif style == "rowwise":
-            part = self.part(parameter, -1, name)
+            shard = self.shard(parameter, -1, name)
         elif style in ("packed_colwise", "packed_rowwise"):
             dim = rows if style == "packed_colwise" else -1
-            part = torch.cat([self.part(half, dim, name) for half in parameter.chunk(2, dim)], dim)
+            shard = torch.cat([self.shard(half, dim, name) for half in parameter.chunk(2, dim)], dim)
         else:
             raise self.unknown(name, style)
-        row, whole_row = (tensor.shape[-1] * tensor.itemsize for tensor in (part, parameter))
-        if part.dim() == 3 and row % GROUPED_PRODUCT_BYTES > whole_row % GROUPED_PRODUCT_BYTES:
+        row, whole_row = (tensor.shape[-1] * tensor.itemsize for tensor in (shard, parameter))
+        if shard.dim() == 3 and row % GROUPED_PRODUCT_BYTES > whole_row % GROUPED_PRODUCT_BYTES:
             raise InvalidRequest(
                 f"tensor_parallel_size={self.group.size}: the rows of {name} would have {row} bytes, and torch's"
                 f" product for experts takes multiples of {GROUPED_PRODUCT_BYTES}; use fewer ranks"
             )
-        return frozen(part)
+        return frozen(shard)
 
     def replace(self, name: str, module: nn.Module, style: str) -> None:
         """Put what a rank has of a layer in its place."""
@@ -149,11 +149,11 @@ class Sharding:
             setattr(parent, own, SummedExperts(module, self.group))
             return
         if style == "colwise":
-            self.divided[name] = Division(outputs=self.parts_of_outputs(name))
+            self.divided[name] = Division(outputs=self.shards_of_outputs(name))
         elif style in SUMMED:
             self.divided[name] = Division(inputs=(self.group.size, self.group.rank))
         if type(module) is QuantizedLinear and (style == "colwise" or style in SUMMED):
-            setattr(parent, own, self.part_of_quantized(module, name, style))
+            setattr(parent, own, self.shard_of_quantized(module, name, style))
             return
         if type(module) is not nn.Linear:
             raise self.unknown(f"{name}, a {type(module).__name__}", style)
@@ -162,23 +162,23 @@ class Sharding:
             self.divide_outputs(module, name)
         elif style in SUMMED:
             bias = bias if self.group.rank == 0 else None
-            part = frozen(self.part(weight, 1, name))
-            setattr(parent, own, SummedLinear(part, bias, self.group, of_whole=SUMMED[style]))
+            shard = frozen(self.shard(weight, 1, name))
+            setattr(parent, own, SummedLinear(shard, bias, self.group, of_whole=SUMMED[style]))
         elif style in GATHERED:
-            part_of_bias = None if bias is None else frozen(self.filled_part(bias))
-            part = frozen(self.filled_part(weight))
-            setattr(parent, own, GatheredLinear(part, part_of_bias, self.group, whole=len(weight)))
+            shard_of_bias = None if bias is None else frozen(self.padded_shard(bias))
+            shard = frozen(self.padded_shard(weight))
+            setattr(parent, own, GatheredLinear(shard, shard_of_bias, self.group, whole=len(weight)))
         else:
             raise self.unknown(name, style)
 
-    def part_of_quantized(self, layer: QuantizedLinear, name: str, style: str) -> QuantizedLinear:
+    def shard_of_quantized(self, layer: QuantizedLinear, name: str, style: str) -> QuantizedLinear:
         if style == "colwise":
             return rows_of(layer, *self.divided[name].outputs, name)
-        part = columns_of(layer, self.group, name)
-        return SummedQuantized(part, self.group, of_whole=SUMMED[style])
+        shard = columns_of(layer, self.group, name)
+        return SummedQuantized(shard, self.group, of_whole=SUMMED[style])
 
-    def parts_of_outputs(self, name: str) -> tuple[int, int]:
-        """Into how many parts the outputs of a layer are divided, and which of them is this rank's. Several ranks have
+    def shards_of_outputs(self, name: str) -> tuple[int, int]:
+        """Into how many shards the outputs of a layer are divided, and which of them is this rank's. Several ranks have
         the same one where there are fewer key heads."""
         size, rank = self.group.size, self.group.rank
         heads = key_heads_of(self.transformer)
@@ -189,16 +189,16 @@ class Sharding:
     def divide_outputs(self, layer: nn.Linear, name: str) -> None:
         """Keep a rank's outputs of a layer."""
         size, rank = self.divided[name].outputs
-        layer.weight = frozen(self.part(layer.weight, 0, name, size, rank))
+        layer.weight = frozen(self.shard(layer.weight, 0, name, size, rank))
         layer.out_features = len(layer.weight)
         if layer.bias is not None:
-            layer.bias = frozen(self.part(layer.bias, 0, name, size, rank))
+            layer.bias = frozen(self.shard(layer.bias, 0, name, size, rank))
 
-    def part(
+    def shard(
         self, tensor: Tensor, dim: int, name: str, size: int | None = None, rank: int | None = None
     ) -> Tensor:
-        """One of ``size`` equal parts along ``dim``, in memory of its own."""
-        return part_of(
+        """One of ``size`` equal shards along ``dim``, in memory of its own."""
+        return shard_of(
             tensor,
             dim,
             self.group.size if size is None else size,
@@ -206,12 +206,12 @@ class Sharding:
             name,
         )
 
-    def filled_part(self, tensor: Tensor) -> Tensor:
-        """A part along the first dimension, the last ones filled up with zeros if it does not divide."""
+    def padded_shard(self, tensor: Tensor) -> Tensor:
+        """A shard along the first dimension, the last ones filled up with zeros if it does not divide."""
         rows = -(-len(tensor) // self.group.size)
-        part = tensor[self.group.rank * rows : (self.group.rank + 1) * rows]
-        missing = rows - len(part)
-        return F.pad(part, (0, 0) * (tensor.dim() - 1) + (0, missing)) if missing else part.clone()
+        shard = tensor[self.group.rank * rows : (self.group.rank + 1) * rows]
+        missing = rows - len(shard)
+        return F.pad(shard, (0, 0) * (tensor.dim() - 1) + (0, missing)) if missing else shard.clone()
 
     def unknown(self, name: str, style: str) -> Exception:
         return refusal(

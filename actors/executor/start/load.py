@@ -63,9 +63,9 @@ def load(
         given["batch_invariant"] = options.batch_invariant
         model = (make_model if random else load_model)(options.model, **given)
     else:
-        from ..ranks.load import load_part, make_part
+        from ..ranks.load import load_shard, make_shard
 
-        model = (make_part if random else load_part)(options.model, group, **given)
+        model = (make_shard if random else load_shard)(options.model, group, **given)
     return check_length(options, model)
 
 

@@ -28,7 +28,7 @@ from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.understanding import Understanding, what_it_took
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
-from slipstream.actors.executor.ranks.load import load_part
+from slipstream.actors.executor.ranks.load import load_shard
 from slipstream.protocol.internal import Adapter
 from slipstream.runtime.keeping import MOST_FILES, Shelf
 from tiny_models import FAMILIES, make_checkpoint
@@ -276,7 +276,7 @@ def loaded(
     """The parts of two ranks, which are kept."""
 
     def load(group: RankGroup, kept: KeptWeights) -> PagedModel:
-        return load_part(
+        return load_shard(
             str(folder),
             group,
             device=CPU,

@@ -21,7 +21,7 @@ from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, Qu
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
-from slipstream.actors.executor.ranks.load import divide, load_part, make_part, shortened
+from slipstream.actors.executor.ranks.load import divide, load_shard, make_shard, shortened
 from slipstream.actors.executor.ranks.quantized import SummedQuantized
 from slipstream.actors.executor.ranks.shard import Sharding, shard
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
@@ -132,30 +132,30 @@ def logits_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_same_part_for_all(patch: pytest.MonkeyPatch) -> None:
-    real = Sharding.part
+    real = Sharding.shard
 
     def part(self: Sharding, tensor: Tensor, dim: int, name: str, *own: int) -> Tensor:
         return real(self, tensor, dim, name, self.group.size, 0)
 
-    patch.setattr(Sharding, "part", part)
+    patch.setattr(Sharding, "shard", part)
 
 
 def halves_of_experts_not_told_apart(patch: pytest.MonkeyPatch) -> None:
-    real = Sharding.part_of_parameter
+    real = Sharding.shard_of_parameter
 
     def part(self: Sharding, parameter: Tensor, style: str, name: str) -> nn.Parameter:
         return real(self, parameter, style.removeprefix("packed_"), name)
 
-    patch.setattr(Sharding, "part_of_parameter", part)
+    patch.setattr(Sharding, "shard_of_parameter", part)
 
 
 def sinks_of_other_heads(patch: pytest.MonkeyPatch) -> None:
-    real = Sharding.part
+    real = Sharding.shard
 
     def part(self: Sharding, tensor: Tensor, dim: int, name: str, *own: int) -> Tensor:
         return real(self, tensor.flip(0) if name.endswith("sinks") else tensor, dim, name, *own)
 
-    patch.setattr(Sharding, "part", part)
+    patch.setattr(Sharding, "shard", part)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_parts_of_a_model_that_fits_nowhere_as_a_whole_are_the_same(
         num_hidden_layers=6,
         layer_types=["sliding_attention"] * 4 + ["full_attention"] * 2,
     )
-    compared_whole = loaded(folder, load_part)
+    compared_whole = loaded(folder, load_shard)
     monkeypatch.setattr(load, "fits", lambda *given: False)
     short: list[int] = []
     real = load.divide
@@ -262,7 +262,7 @@ def test_parts_of_a_model_that_fits_nowhere_as_a_whole_are_the_same(
         real(model, group)
 
     monkeypatch.setattr(load, "divide", divide)
-    compared_short = loaded(folder, load_part)
+    compared_short = loaded(folder, load_shard)
     assert short == [5, 5], "as many layers as it takes to have one of every type"
     for one, other in zip(compared_whole, compared_short, strict=True):
         for name, parameter in one.transformer.named_parameters():
@@ -272,7 +272,7 @@ def test_parts_of_a_model_that_fits_nowhere_as_a_whole_are_the_same(
 @pytest.mark.usefixtures("one_at_a_time")
 def test_random_weights_are_made_in_parts(tmp_path: Path) -> None:
     folder = make_checkpoint("llama", tmp_path)
-    one, other = loaded(folder, make_part)
+    one, other = loaded(folder, make_shard)
     whole_one = whole("llama")
     assert one.weight_bytes == other.weight_bytes < 0.7 * whole_one.weight_bytes
     for name, parameter in one.transformer.named_parameters():
@@ -287,7 +287,7 @@ def test_random_weights_are_made_in_parts(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_at_a_time")
 def test_random_weights_are_made_in_parts_of_a_model_with_states(tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_next", tmp_path, moe_intermediate_size=32)
-    for model in loaded(folder, make_part, "bfloat16"):
+    for model in loaded(folder, make_shard, "bfloat16"):
         assert model.dtype == torch.bfloat16
         assert model.stateful is not None
         for parameter in model.transformer.parameters():
@@ -302,7 +302,7 @@ def test_random_weights_are_made_in_parts_of_a_mixture_of_experts(
     family: str, dtype: str, tmp_path: Path
 ) -> None:
     changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {"intermediate_size": 32}
-    for model in loaded(make_checkpoint(family, tmp_path, **changes), make_part, dtype):
+    for model in loaded(make_checkpoint(family, tmp_path, **changes), make_shard, dtype):
         assert model.dtype == getattr(torch, dtype)
         for name, parameter in model.transformer.named_parameters():
             assert bool(parameter.isfinite().all()), name
@@ -385,7 +385,7 @@ def test_the_probe_finds_a_quantized_part_that_is_wrong(fault: str, monkeypatch:
 
 
 @pytest.mark.usefixtures("one_at_a_time")
-@pytest.mark.parametrize("load", [load_part, make_part])
+@pytest.mark.parametrize("load", [load_shard, make_shard])
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> None:
     folder = str(make_checkpoint("llama", tmp_path))
@@ -455,7 +455,7 @@ def test_ranks_add_their_parts_of_an_adapter(
     expected = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
 
     def own(group: RankGroup) -> Tensor:
-        part = load_part(
+        part = load_shard(
             str(base),
             group,
             device=CPU,

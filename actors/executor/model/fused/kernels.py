@@ -179,9 +179,9 @@ class TritonOperations:
         named = dict(AFTER=after is not None, BEFORE=before is not None, N=width, PAD=pad)
         named |= dict(num_warps=warps(pad), **FOLLOWING)
         if isinstance(update, Unsummed):
-            small = update.group.small_for(update.part)
-            if small is not None and sums_rows(update.part, pad):
-                part, programs = update.part.contiguous(), min(tokens, small.programs)
+            small = update.group.small_for(update.partial)
+            if small is not None and sums_rows(update.partial, pad):
+                part, programs = update.partial.contiguous(), min(tokens, small.programs)
                 sum_add_norm_kernel[(programs,)](
                     residual,
                     part,
