@@ -14,8 +14,8 @@ import numpy as np
 from ....protocol.internal import Join, Plan
 from ....protocol.limits import MAX_JOINED_TOKENS, MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets, padded
-from .fields import JOIN, NO_STOP_TOKEN, PLACEHOLDER
 from .layout import History, SamplingKind, Step, StepLayout, layout_of
+from .packing import pack_biases, pack_blocks, pack_counts, pack_joins, pack_mixed
 from .rows import Chunk, Rows
 
 MIN_CANDIDATES = 64
@@ -253,97 +253,19 @@ class RunningBatch:
         """Write the step into ``staging``, in the places that ``layout`` gives."""
         layout.view(staging, "sample_slots")[:] = rows.sample_slots
         if not layout.decode_only:
-            self.pack_mixed(rows, layout, staging)
+            pack_mixed(rows, self.null_slot, layout, staging)
         if layout.joins:
-            self.pack_joins(plan.joins, layout.view(staging, "joins"))
+            pack_joins(plan.joins, layout.view(staging, "joins"))
         if layout.biases:
-            self.pack_biases(plan.joins, layout.view(staging, "biases"))
+            pack_biases(plan.joins, layout.view(staging, "biases"))
         if layout.blocks:
-            self.pack_blocks(np.frombuffer(plan.blocks, np.int32), layout.view(staging, "blocks"))
+            pack_blocks(np.frombuffer(plan.blocks, np.int32), self.num_blocks, layout.view(staging, "blocks"))
         if layout.copies:
             layout.view(staging, "copies").view(np.int32)[:] = np.frombuffer(plan.copies, np.int32)
         if layout.counts:
-            self.pack_counts(rows.chunks, layout.view(staging, "counts"))
+            pack_counts(rows.chunks, self.penalised, self.prompt_len, layout.view(staging, "counts"))
         if layout.masked:
             layout.view(staging, "masked_rows")[:] = rows.masked
-
-    def pack_mixed(self, rows: Rows, layout: StepLayout, staging: np.ndarray) -> None:
-        """Rows that decode, rows with a chunk, and rows without a token up to the layout's size.
-
-        The tokens that fill it up belong to no row and stand at the first position of the null slot.
-        """
-        row_slots, query_start, token_slots, offsets, known, logits_index = (
-            layout.view(staging, name)
-            for name in (
-                "row_slots",
-                "query_start",
-                "token_slots",
-                "token_offsets",
-                "known_tokens",
-                "logits_index",
-            )
-        )
-        decodes, count = len(rows.decode), len(rows.decode) + len(rows.chunks)
-        row_slots[:decodes] = token_slots[:decodes] = rows.decode
-        query_start[:decodes] = np.arange(decodes)
-        offsets[:decodes] = 0
-        known[:decodes] = PLACEHOLDER
-        end = decodes
-        for row, chunk in enumerate(rows.chunks, decodes):
-            start, end = chunk.first, chunk.first + len(chunk.tokens)
-            row_slots[row] = token_slots[start:end] = chunk.slot
-            query_start[row] = start
-            offsets[start:end] = np.arange(end - start)
-            known[start:end] = chunk.tokens
-        row_slots[count:] = token_slots[end:] = self.null_slot
-        query_start[count:] = end
-        offsets[end:] = known[end:] = 0
-
-        samples = len(rows.samples)
-        logits_index[:samples] = rows.sample_tokens
-        logits_index[samples:] = 0
-        if layout.prompt_logprobs:
-            reporting = [chunk for chunk in rows.chunks if len(chunk.reported)]
-            places = np.concatenate(
-                [np.arange(chunk.first, chunk.first + len(chunk.reported)) for chunk in reporting]
-            )
-            logits_index[layout.sample_logits : layout.sample_logits + len(places)] = places
-            layout.view(staging, "prompt_tokens")[:] = np.concatenate([chunk.reported for chunk in reporting])
-
-    def pack_joins(self, joins: list[Join], records: np.ndarray) -> None:
-        records["stop_tokens"] = NO_STOP_TOKEN
-        for record, join in zip(records, joins, strict=True):
-            for name in AS_THEY_ARE:
-                record[name] = getattr(join, name)
-            record["seed_low"], record["seed_high"] = seed_words(join.seed)
-            stop = np.frombuffer(join.stop_tokens, np.int32)
-            record["stop_tokens"][: len(stop)] = stop
-
-    def pack_biases(self, joins: list[Join], records: np.ndarray) -> None:
-        records["tokens"] = 0
-        records["biases"] = 0.0
-        for record, join in zip(records, (join for join in joins if join.bias_tokens), strict=True):
-            tokens, biases = np.frombuffer(join.bias_tokens, np.int32), np.frombuffer(join.biases, np.float32)
-            record["slot"] = join.slot
-            record["tokens"][: len(tokens)] = tokens
-            record["biases"][: len(biases)] = biases
-
-    def pack_blocks(self, pairs: np.ndarray, records: np.ndarray) -> None:
-        """Give each appended block of ``pairs`` (slot, block) its place in the block table of its slot."""
-        slots = records["slot"] = pairs[::2]
-        records["block"] = pairs[1::2]
-        for record, slot in enumerate(slots.tolist()):
-            records["index"][record] = self.num_blocks[slot]
-            self.num_blocks[slot] += 1
-
-    def pack_counts(self, chunks: list[Chunk], records: np.ndarray) -> None:
-        start = 0
-        for chunk in chunks:
-            if self.penalised[chunk.slot]:
-                part = records[start : start + len(chunk.tokens)]
-                part["slot"], part["token"] = chunk.slot, chunk.tokens
-                part["in_prompt"] = np.arange(chunk.end - len(part), chunk.end) < self.prompt_len[chunk.slot]
-                start += len(part)
 
     # --- advance ----------------------------------------------------------------------------------
 
@@ -379,12 +301,6 @@ def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> 
     ).input_size
 
 
-AS_THEY_ARE = tuple(
-    name for name in JOIN.names or () if name in Join.__struct_fields__ and name != "stop_tokens"
-)
-"""Fields of `fields.JOIN` that `Join` has under the same name."""
-
-
 def columns(logprobs: int) -> int:
     """Logprobs of a token, of which the request reads those that it asks for: three numbers, not one for each."""
     return 0 if logprobs < 0 else 1 if logprobs == 0 else 1 + MAX_LOGPROBS
@@ -393,9 +309,3 @@ def columns(logprobs: int) -> int:
 def power_of_two(number: int, least: int) -> int:
     """The smallest power of two that is neither below ``number`` nor below ``least``."""
     return max(least, 1 << (number - 1).bit_length())
-
-
-def seed_words(seed: int) -> tuple[int, int]:
-    """A 64-bit seed as two int32, low word first."""
-    words = np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64).view(np.int32)
-    return int(words[0]), int(words[1])
