@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..step.layout import SamplingKind
-from .sampler import Sampler, choose_by_kernels, truncated_logits
+from .distribution import truncated_logits
+from .sampler import Sampler, choose_by_kernels
 
 
 def invariant_sampler(slots: int, vocab_size: int, device: torch.device) -> Sampler:

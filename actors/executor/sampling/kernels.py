@@ -1,7 +1,7 @@
 """The choice of tokens that needs nothing but the logits, a temperature and a draw, in two or three Triton kernels.
 
 Plain torch makes a dozen passes over the vocabulary in float32 and two dozen kernels of a few numbers. These read the
-logits, in whatever dtype they have, once to find the greatest and once more to add up the weights. `sampler.sample`
+logits, in whatever dtype they have, once to find the greatest and once more to add up the weights. `distribution`
 says what is computed; sums are in float64 there as here, so that the same draw falls on the same token.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..devices.kernel import FOLLOWING, follow, jit
+from . import random_numbers
 
 PART = 2048
 """Tokens of the vocabulary that one program looks at: few, so that a single row occupies the whole GPU."""
@@ -25,9 +26,8 @@ BLOCK = tl.constexpr(256)
 BELOW_ONE = tl.constexpr(1.0 - 2.0**-52)
 NEVER = tl.constexpr(float("-inf"))
 
-GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
-MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
-MIX_2 = tl.constexpr(0x94D049BB133111EB)
+GOLDEN = tl.constexpr(random_numbers.GOLDEN)
+MIX_1, MIX_2 = map(tl.constexpr, random_numbers.MIX)
 
 
 @jit

@@ -11,7 +11,7 @@ from ..cache.state import StateSlots
 from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
 from ..sampling.invariant import invariant_sampler
-from ..sampling.sampler import logprobs
+from ..sampling.logprobs import logprobs
 from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, SamplingKind, Step, StepLayout
 from .slots import SlotState

@@ -22,18 +22,10 @@ from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.sampling.sampler import (
-    IN_PROMPT,
-    Sampler,
-    draw,
-    least_of_top_p,
-    logprobs,
-    masked,
-    penalise,
-    sample,
-    truncate,
-    uniform,
-)
+from slipstream.actors.executor.sampling.distribution import draw, least_of_top_p, sample, truncate
+from slipstream.actors.executor.sampling.logprobs import logprobs
+from slipstream.actors.executor.sampling.random_numbers import uniform
+from slipstream.actors.executor.sampling.sampler import IN_PROMPT, Sampler, masked, penalise
 from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, power_of_two
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
