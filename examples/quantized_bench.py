@@ -19,7 +19,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from replays import captured, replay_ms
-from slipstream.actors.executor.model.quantization import kernels
+from slipstream.actors.executor.model.quantization import conversion, kernels
 from slipstream.actors.executor.model.quantization.linear import quantize
 from slipstream.actors.executor.model.quantization.products import scaled_product
 from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
@@ -75,7 +75,7 @@ class Weights:
             return work
 
         def scaled(states: Tensor, turn: int) -> Tensor:
-            numbers, scales = kernels.quantized(states)
+            numbers, scales = conversion.quantized(states)
             weight = self.fp8[turn]
             return scaled_product(
                 numbers,
@@ -89,7 +89,7 @@ class Weights:
         def dequantized(states: Tensor, turn: int) -> Tensor:
             weight = self.fp8[turn]
             return F.linear(
-                states, kernels.dequantized(weight.values, weight.scales, weight.block, torch.bfloat16)
+                states, conversion.dequantized(weight.values, weight.scales, weight.block, torch.bfloat16)
             )
 
         named: dict[str, tuple[list[QuantizedWeight], Product]] = {}

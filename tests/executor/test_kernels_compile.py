@@ -159,7 +159,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     *(
         (
-            "quantization:_split_kernel",
+            "conversion:_split_kernel",
             dict(states="*bf16", parts=stored, scales="*fp32", rows="i32"),
             dict(K=14336, PAD=16384),
         )
@@ -222,12 +222,12 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         dict(OUTPUTS=8, COLUMNS=2048, EVEN=True),
     ),
     (
-        "quantization:_quantize_kernel",
+        "conversion:_quantize_kernel",
         dict(states="*bf16", out="*fp8e4nv", scales="*fp32"),
         dict(K=14336, PAD=16384),
     ),
     (
-        "quantization:_dequantize_kernel",
+        "conversion:_dequantize_kernel",
         dict(weight="*i8", scales="*fp32", out="*bf16"),
         dict(FLOAT8=True, K=4096, ROWS_PER_SCALE=128, COLUMNS_PER_SCALE=128, TILE=1024),
     ),
@@ -361,6 +361,7 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.model.fused import kernels as model
     from slipstream.actors.executor.model.fused import norm_kernels
     from slipstream.actors.executor.model.products import fixed_order, one_row
+    from slipstream.actors.executor.model.quantization import conversion
     from slipstream.actors.executor.model.quantization import kernels as quantization
     from slipstream.actors.executor.ranks import kernels as ranks
     from slipstream.actors.executor.sampling import kernels as sampling
@@ -377,6 +378,7 @@ def kernels() -> dict[str, Any]:
             ("model", norm_kernels),
             ("adapters", adapters),
             ("adapters", extend),
+            ("conversion", conversion),
             ("quantization", quantization),
             ("fixed_order", fixed_order),
             ("one_row", one_row),

@@ -155,7 +155,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/model/loading",
         *EXECUTOR,
     },
-    "actors/executor/cache": {"protocol"},
+    "actors/executor/cache": {"protocol", "actors/executor/devices"},
     "actors/executor/keeping": {
         "protocol",
         "runtime",
@@ -174,6 +174,7 @@ ROOMS: dict[str, set[str]] = {
         "actors",
         "actors/executor/attention",
         "actors/executor/cache",
+        "actors/executor/devices",
         "actors/executor/ranks",
         "actors/executor/model/adapters",
         "actors/executor/model/loading",

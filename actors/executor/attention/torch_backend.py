@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cache.paged import FP8, FP8_MAX, PagedBatch
+from ..cache.paged import PagedBatch
+from ..devices.float8 import FP8, FP8_MAX
 
 GATHER_BYTES = 256 << 20
 """Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.

@@ -6,11 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..cache.paged import FP8_MAX, LayerScales
+from ..cache.paged import LayerScales
+from ..devices.float8 import FP8_MAX
 from ..devices.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS, pad
 
-FP8_LIMIT = tl.constexpr(FP8_MAX)
+LARGEST = tl.constexpr(FP8_MAX)
 
 TILE = 2048
 """Elements of a key or a value that one program copies."""
@@ -57,7 +58,7 @@ def write(
 @jit
 def _scaled(states, scale):
     """What an FP8 cache holds of ``states``: no number is too large for it, and what is none is one of the largest."""
-    return tl.clamp(states.to(tl.float32) / scale, -FP8_LIMIT, FP8_LIMIT).to(tl.float8e4nv)
+    return tl.clamp(states.to(tl.float32) / scale, -LARGEST, LARGEST).to(tl.float8e4nv)
 
 
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)

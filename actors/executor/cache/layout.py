@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....protocol.errors import SlipstreamError
-from .paged import FP8, KVCache, LayerScales, PagedBatch
+from ..devices.float8 import FP8
+from .paged import KVCache, LayerScales, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..devices.float8 import FP8
 from .state import StateSlots
 
 NULL_BLOCK = 0
 """Block that belongs to nobody: padding rows write here. The scheduler never hands it out."""
-
-
-FP8 = torch.float8_e4m3fn
-"""The dtype of a cache that takes a byte a number: four bits of exponent, three of mantissa, no infinity."""
-
-FP8_MAX = 448.0
 
 
 @dataclass(frozen=True, slots=True)

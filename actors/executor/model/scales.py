@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..attention.torch_backend import TorchAttention
 from ..cache.layout import allocate
-from ..cache.paged import FP8_MAX, LayerScales, PagedBatch
+from ..cache.paged import LayerScales, PagedBatch
 from ..cache.state import StateSlots
+from ..devices.float8 import FP8_MAX
 from .paged_model import PagedModel
 
 SEEN_TOKENS = 256

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..cache.layout import allocate
-from ..cache.paged import FP8, LayerScales, PagedBatch
+from ..cache.paged import LayerScales, PagedBatch
 from ..cache.state import StateSlots
+from ..devices.float8 import FP8
 from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
 from ..sampling.invariant import invariant_sampler

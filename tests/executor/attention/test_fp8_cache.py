@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import FP8, FP8_MAX, KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.devices.float8 import FP8, FP8_MAX
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.scales import HEADROOM, measure_scales, scale_of

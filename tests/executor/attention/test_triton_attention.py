@@ -17,7 +17,8 @@ from interpreter import (
     needs_interpreter,
     run_interpreted,
 )
-from slipstream.actors.executor.cache.paged import FP8, FP8_MAX, NULL_BLOCK, KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.devices.float8 import FP8, FP8_MAX
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])

@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING or KERNELS_RUN:
     import triton
     import triton.language as tl
-    from slipstream.actors.executor.model.quantization import kernels
+    from slipstream.actors.executor.model.quantization import conversion, kernels
 
 HALVES = [torch.bfloat16, torch.float16]
 ONES = torch.ones(20, device=DEVICE)
@@ -71,8 +71,8 @@ def test_every_number_is_read_as_what_it_stands_for(stored: torch.dtype) -> None
     @triton.jit
     def read(bits, out, FLOAT8: tl.constexpr):
         place = tl.arange(0, 256)
-        numbers = kernels._numbers(tl.load(bits + place), FLOAT8)
-        tl.store(out + place, numbers * kernels._shift(FLOAT8))
+        numbers = conversion.numbers_of(tl.load(bits + place), FLOAT8)
+        tl.store(out + place, numbers * conversion.shift_of(FLOAT8))
 
     kernel: Any = read
     bits = torch.arange(256, device=DEVICE).to(torch.int8)
@@ -107,8 +107,8 @@ def test_few_rows(rows: int, shares: int, stored: torch.dtype, dtype: torch.dtyp
 def test_split_states_are_as_precise_as_bfloat16(stored: torch.dtype) -> None:
     largest = torch.tensor([[1e-3], [1.0], [30.0], [1e4]]).to(DEVICE)
     states = states_of(4, 300, torch.float32) * largest
-    parts, scales = kernels.split(states, stored)
-    rest = kernels.FLOAT8_REST if stored.is_floating_point else kernels.INT8_REST
+    parts, scales = conversion.split(states, stored)
+    rest = conversion.FLOAT8_REST if stored.is_floating_point else conversion.INT8_REST
     found = (parts[0].float() + parts[1].float() * rest.value) * scales[:, None]
     least = states.abs().amax(1, keepdim=True) * (2**-18 if stored.is_floating_point else 2**-15)
     assert bool(((found - states).abs() <= states.abs() * 2**-8 + least).all())
@@ -153,7 +153,7 @@ def test_dequantized(stored: torch.dtype) -> None:
     for block in (None, (32, 64)):
         weight = weight_of(70, 1300, stored, block)
         for dtype in (torch.float32,) if INTERPRETED else (torch.float32, torch.bfloat16):
-            found = kernels.dequantized(weight.values, weight.scales, weight.block, dtype)
+            found = conversion.dequantized(weight.values, weight.scales, weight.block, dtype)
             assert torch.equal(found, weight.dequantized(dtype))
 
 
@@ -163,7 +163,7 @@ def test_states_are_quantized_with_a_scale_for_each_row() -> None:
         states_of(5, 300, torch.bfloat16)
         * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).to(DEVICE).bfloat16()
     )
-    numbers, scales = kernels.quantized(states)
+    numbers, scales = conversion.quantized(states)
     found = numbers.float() * scales
     assert bool(found.isfinite().all())
     most = states.float().abs().amax(1, keepdim=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate, untouched_zeros
-from slipstream.actors.executor.cache.paged import FP8
+from slipstream.actors.executor.devices.float8 import FP8
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.start import memory
 from slipstream.actors.options import ModelOptions

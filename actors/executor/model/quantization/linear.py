@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
+from ...devices.float8 import FP8, FP8_MAX
 from .products import MOST_FEW_ROWS, multiplied_by, product
 from .stacked import stacked
 from .weight import QuantizedWeight
 
-FLOAT8_MOST = 448.0
-INT8_MOST = 127.0
+INT8_MAX = 127.0
 
-DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+DTYPES = {"fp8": FP8, "int8": torch.int8}
 """What weights can be quantized to when they are loaded."""
 
 PROJECTIONS = frozenset(
@@ -67,7 +67,7 @@ def layer_of(weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
 
 def quantize(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
     """The nearest numbers of ``dtype`` to a weight [N, K], with a scale for each row."""
-    most = FLOAT8_MOST if dtype == torch.float8_e4m3fn else INT8_MOST
+    most = FP8_MAX if dtype == FP8 else INT8_MAX
     numbers = weight.float()
     scales = numbers.abs().amax(1, keepdim=True).clamp_(min=1e-30) / most
     numbers = (numbers / scales).clamp_(-most, most)

@@ -46,7 +46,7 @@ def product(
     """
     if not states.is_cuda or weight.dtype not in STORED:
         return F.linear(states, QuantizedWeight(weight, scales, block).dequantized(states.dtype), bias)
-    from . import kernels  # triton comes with torch where there is a GPU
+    from . import conversion, kernels  # triton comes with torch where there is a GPU
 
     rows, half = len(states), states.dtype in HALVES
     states = states.contiguous()
@@ -55,12 +55,12 @@ def product(
     if rows <= MOST_FEW_ROWS and half:
         return kernels.few_rows(states, weight, scales, block, bias)
     if half and has_scaled_product(weight, scales):
-        numbers, of_rows = kernels.quantized(states)
+        numbers, of_rows = conversion.quantized(states)
         found = scaled_product(
             numbers, weight.T, of_rows, scales.T, out_dtype=states.dtype, use_fast_accum=True
         )
         return found if bias is None else found.add_(bias)
-    return F.linear(states, kernels.dequantized(weight, scales, block, states.dtype), bias)
+    return F.linear(states, conversion.dequantized(weight, scales, block, states.dtype), bias)
 
 
 def has_scaled_product(weight: Tensor, scales: Tensor) -> bool:
