@@ -112,6 +112,8 @@ class PagedModel:
                 f"{count} adapters of ranks up to {max_rank} do not fit beside the weights; lower --max-loras or"
                 " --max-lora-rank"
             ) from error
+        if not self.unfused_because:
+            getattr(self.transformer, self.transformer.base_model_prefix).adapters = self.adapters
         return self.adapters
 
     @property
@@ -156,9 +158,9 @@ class PagedModel:
 
     @torch.inference_mode()
     def forward(
-        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor
+        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor | None
     ) -> Tensor:
-        """Run one step: ``input_ids`` and ``positions`` int64 [T], ``logits_index`` int64 [S] into them.
+        """Run one step: ``input_ids`` and ``positions`` int64 [T], ``logits_index`` int64 [S] into them; None: all.
 
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
@@ -173,15 +175,22 @@ class PagedModel:
         finally:
             self.stateful.end()
 
-    def logits(self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor) -> Tensor:
+    def logits(
+        self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, logits_index: Tensor | None
+    ) -> Tensor:
+        how: dict[str, Any] = {}
+        if logits_index is not None:
+            # A decoder of ours picks them within its last layer, which more than all tokens would only make longer.
+            within = not self.unfused_because and len(logits_index) <= len(input_ids)
+            how["logits_index" if within else "logits_to_keep"] = logits_index
         output = self.transformer(
             input_ids=input_ids[None],
             position_ids=positions[None],
             use_cache=False,
-            logits_to_keep=logits_index,
             paged=batch,
             backend=self.backend,
             positions=positions,
+            **how,
         )
         return output.logits[0]
 

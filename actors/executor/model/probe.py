@@ -150,9 +150,10 @@ def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, i
             states=states,
             row_tokens=tuple(step[row] for row in rows),
         )
-        everywhere = torch.arange(len(positions), device=device)
-        step_logits = model.forward(tokens[of_row, positions], positions, batch, everywhere)
-        logits[of_row, positions] = step_logits.float()
+        # All of them, in another order than the tokens', so that it shows where they are not picked.
+        asked = torch.arange(len(positions) - 1, -1, -1, device=device)
+        step_logits = model.forward(tokens[of_row, positions], positions, batch, asked)
+        logits[of_row[asked], positions[asked]] = step_logits.float()
         done = [done[0] + step[0], done[1] + step[1]]
     return logits
 

@@ -52,7 +52,7 @@ class ModelProgram:
         sizes = (seq_slots + 1, model.vocab_size, model.device)
         self.sampler = invariant_sampler(*sizes) if model.batch_invariant else sampler_of(model.group, *sizes)
         self.ordinals = torch.arange(seq_slots + 1, dtype=torch.int32, device=model.device)
-        """0, 1, 2, …: the first token, and the logits, of each row of a step that only decodes."""
+        """0, 1, 2, …: the first token of each row of a step that only decodes."""
         self.logits: Tensor | None = None
         """The logits of a step that has begun and is not finished."""
         if num_blocks:
@@ -162,7 +162,7 @@ class ModelProgram:
             self.check_written(input_ids)
             query_start = self.ordinals[: layout.rows + 1]
             batch = self.batch_of(rows, rows, kv_lens, query_start, write_index, True, max_kv_len, row_tokens)
-            return self.model.forward(input_ids, positions, batch, self.ordinals[: layout.rows].long())
+            return self.model.forward(input_ids, positions, batch, None)
         return self.forward_mixed(inputs, layout, max_kv_len, row_tokens)
 
     def forward_mixed(

@@ -16,6 +16,8 @@ from adapters import PREFIX, config_of, make_adapter, merge, write_adapter
 from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
+from slipstream.actors.executor.cache.layout import allocate
+from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
@@ -264,6 +266,39 @@ def test_a_pass_that_names_no_adapters_is_computed_without_any(tmp_path: Path) -
         pass
     places.begin(torch.ones(1, dtype=torch.int32))
     assert torch.equal(paged_logits(model, probe_tokens(model)), expected)
+
+
+def test_a_token_keeps_its_adapter_in_the_last_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which goes on with those tokens whose logits are asked for, and with their ids."""
+    base = make_checkpoint("llama", tmp_path / "base")
+    model = load_model(str(base), device=CPU)
+    places = model.take_adapters(1, MAX_RANK)
+    for _ in places.load(Adapter(1, "a", str(make_adapter(base, tmp_path / "adapter", seed=1)))):
+        pass
+
+    def last_logits(ids: list[int]) -> torch.Tensor:
+        rows = len(ids)
+        batch = PagedBatch(
+            cache=allocate(model.layout, 1 + rows, 4, CPU, model.dtype),
+            rows=torch.arange(rows),
+            kv_lens=torch.full((rows,), 3, dtype=torch.int32),
+            query_start=torch.arange(0, 3 * rows + 1, 3, dtype=torch.int32),
+            write_index=torch.cat([torch.arange(4 * row, 4 * row + 3) for row in range(1, 1 + rows)]),
+            block_table=torch.arange(1, 1 + rows, dtype=torch.int32)[:, None],
+            decode_only=False,
+            max_kv_len=0,
+            adapters=torch.tensor(ids, dtype=torch.int32).repeat_interleave(3),
+        )
+        tokens, positions = torch.tensor([5, 6, 7]).repeat(rows), torch.arange(3).repeat(rows)
+        return model.forward(tokens, positions, batch, torch.arange(2, 3 * rows, 3))
+
+    without, with_it = last_logits([0])[0], last_logits([1])[0]
+    assert not torch.allclose(without, with_it)
+    found = last_logits([0, 1, 1, 0])
+    assert torch.allclose(found, torch.stack([without, with_it, with_it, without]), atol=1e-5)
+    monkeypatch.setattr(places, "select", lambda tokens: places.begin(places.ids[: len(tokens)]))
+    wrong = last_logits([0, 1, 1, 0])
+    assert not torch.allclose(wrong, found, atol=1e-5)
 
 
 def test_models_with_states_take_none() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from slipstream.actors.executor.cache.layout import allocate
+from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.fused import understand as understanding
 from slipstream.actors.executor.model.fused.decoder import Attention, Decoder, FeedForward
@@ -155,6 +157,57 @@ def test_a_layer_is_four_products_and_few_operations() -> None:
     layers = len(decoder.layers)
     model.forward(*one_token(model))
     assert Counted.calls == 4 * layers + 2  # the angles, and the last norm
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2", "qwen3_moe", "gpt_oss"])
+def test_the_last_layer_goes_on_with_the_tokens_whose_logits_are_asked_for(family: str) -> None:
+    model = make(family)
+    fuse(model)
+    tokens = probe_tokens(model)[0]
+    batch = one_text(model, len(tokens))
+    every = model.forward(tokens, torch.arange(len(tokens)), batch, None)
+    written = batch.cache.keys[-1].clone()
+    rows: list[int] = []
+    for layer in model.transformer.get_submodule("model.layers").children():
+        layer.get_submodule("mlp").register_forward_hook(
+            lambda module, given, output: rows.append(len(given[0]))
+        )
+
+    asked = torch.tensor([19, 3, 3, 0])
+    some = model.forward(tokens, torch.arange(len(tokens)), batch, asked)
+
+    assert difference(some, every[asked]) <= 1e-6
+    assert rows == [len(tokens)] * (len(rows) - 1) + [len(asked)]
+    assert model.forward(tokens, torch.arange(len(tokens)), batch, asked[:0]).shape == (0, model.vocab_size)
+    assert torch.equal(batch.cache.keys[-1], written)
+
+
+def test_more_logits_than_tokens_are_picked_when_all_are_computed() -> None:
+    """As of a step that reports the logprobs of prompts, whose other rows are padded."""
+    model = make("llama")
+    fuse(model)
+    tokens = probe_tokens(model)[0]
+    batch, positions = one_text(model, len(tokens)), torch.arange(len(tokens))
+    every = model.forward(tokens, positions, batch, None)
+    asked = torch.cat([torch.zeros(8, dtype=torch.int64), torch.arange(len(tokens))])
+    assert torch.equal(model.forward(tokens, positions, batch, asked), every[asked])
+
+
+def one_text(model: PagedModel, length: int) -> PagedBatch:
+    """A text of ``length`` tokens in the blocks from block 1 on."""
+    size = 4
+    blocks = length // size
+    return PagedBatch(
+        cache=allocate(model.layout, 1 + blocks, size, CPU, model.dtype),
+        rows=torch.zeros(1, dtype=torch.int64),
+        kv_lens=torch.tensor([length], dtype=torch.int32),
+        query_start=torch.tensor([0, length], dtype=torch.int32),
+        write_index=torch.arange(size, size + length),
+        block_table=torch.arange(1, 1 + blocks, dtype=torch.int32)[None],
+        decode_only=False,
+        max_kv_len=0,
+        row_tokens=(length,),
+    )
 
 
 def one_token(model: PagedModel) -> tuple[Tensor, Tensor, Any, Tensor]:

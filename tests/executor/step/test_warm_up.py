@@ -54,9 +54,10 @@ def test_no_step_of_null_rows_uses_what_a_kernel_writes_as_an_index(monkeypatch:
     model, buckets = program.model, buckets_of(SLOTS, BUDGET, 256)
 
     def nothing_written(*given: object) -> torch.Tensor:
-        logits_index = given[3]
-        assert isinstance(logits_index, torch.Tensor)
-        return torch.full((len(logits_index), model.vocab_size), float("nan"))
+        tokens, _, _, logits_index = given
+        asked = tokens if logits_index is None else logits_index
+        assert isinstance(asked, torch.Tensor)
+        return torch.full((len(asked), model.vocab_size), float("nan"))
 
     monkeypatch.setattr(model, "forward", nothing_written)
     monkeypatch.setattr(

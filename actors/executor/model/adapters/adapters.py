@@ -110,7 +110,12 @@ class Adapters:
 
     def begin(self, ids: Tensor) -> None:
         """A forward pass begins; ``ids`` int32 [T] are those of its tokens."""
+        self.ids = ids
         self.products.begin(ids)
+
+    def select(self, tokens: Tensor) -> None:
+        """The forward pass goes on with ``tokens`` int64 [S] of those that it has begun with."""
+        self.begin(self.ids[tokens])
 
     # --- loading ------------------------------------------------------------------------------------
 

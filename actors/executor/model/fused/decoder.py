@@ -5,6 +5,9 @@ through the layers, the *residual*, are one tensor that each layer adds to in pl
 by the next one's first operation, which normalises the sum as well. Of several ranks each has a part of what is added,
 which that operation sums.
 
+Most tokens of a prompt are there for their keys and values. Once the last layer has written those, it goes on with the
+tokens whose logits are asked for: of 2,048 tokens no more than there are sequences.
+
 ``fuse.py`` makes a decoder, and makes sure that it computes what transformers' own does.
 """
 
@@ -19,6 +22,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from ...attention.backend import AttentionBackend
 from ...cache.paged import PagedBatch
 from ...ranks.layers import Unsummed, unsummed
+from ..adapters.adapters import Adapters
 from .operations import Norm, Operations
 
 
@@ -32,7 +36,8 @@ class Rotary:
 
 
 class Attention(nn.Module):
-    """Queries, keys and values as one product, attention over the paged cache, and the product that follows."""
+    """Queries, keys and values as one product, attention over the paged cache, and, as ``output``, the product that
+    follows."""
 
     def __init__(
         self,
@@ -64,8 +69,8 @@ class Attention(nn.Module):
 
     def forward(
         self, states: Tensor, angles: Tensor | None, batch: PagedBatch, backend: AttentionBackend
-    ) -> Tensor | Unsummed:
-        """``states`` [T, H] give [T, H]; ``angles`` are those of ``rotary``."""
+    ) -> Tensor:
+        """``states`` [T, H] give [T, query heads * head size]; ``angles`` are those of ``rotary``."""
         queries, keys = self.query_heads, self.kv_heads
         flat = self.qkv_proj(states)
         heads = flat.view(len(flat), queries + 2 * keys, -1)
@@ -77,7 +82,7 @@ class Attention(nn.Module):
             q_norm = k_norm = None
         if angles is not None:
             self.operations.rotate(heads, queries, keys, q_norm, k_norm, angles)
-        output = backend(
+        attended = backend(
             heads[:, :queries],
             heads[:, queries : queries + keys],
             heads[:, queries + keys :],
@@ -88,7 +93,11 @@ class Attention(nn.Module):
             softcap=self.softcap,
             sinks=self.sinks,
         )
-        return unsummed(self.o_proj, output.reshape(len(flat), -1))
+        return attended.reshape(len(flat), -1)
+
+    def output(self, attended: Tensor) -> Tensor | Unsummed:
+        """What ``forward`` gave, of any of the tokens, gives [T, H]."""
+        return unsummed(self.o_proj, attended)
 
 
 class FeedForward(nn.Module):
@@ -153,6 +162,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.operations = operations
+        self.adapters: Adapters | None = None
+        """Those beside its projections."""
 
     def forward(
         self,
@@ -160,9 +171,11 @@ class Decoder(nn.Module):
         position_ids: Tensor,
         paged: PagedBatch,
         backend: AttentionBackend,
+        logits_index: Tensor | None = None,
         **others: Any,
     ) -> MoeModelOutputWithPast:
-        """``input_ids`` and ``position_ids`` int64 [1, T] give [1, T, H]; ``others`` are transformers' switches.
+        """``input_ids`` and ``position_ids`` int64 [1, T] give [1, T, H], or [1, S, H] of the tokens ``logits_index``
+        int64 [S]; ``others`` are transformers' switches.
 
         The kind of output is the one that has a place for whatever a causal language model looks for.
         """
@@ -174,11 +187,19 @@ class Decoder(nn.Module):
         angles: dict[int, Tensor] = {}
         update: Tensor | Unsummed | None = None
         after: Norm | None = None
+        last = self.layers[-1]
         for layer in self.layers:
             assert isinstance(layer, Layer)
             attention, mlp = layer.self_attn, layer.mlp
             states = operations.add_norm(residual, update, after, scale, layer.before_attention)
-            update = attention(states, self.angles_of(attention.rotary, positions, angles), paged, backend)
+            attended = attention(states, self.angles_of(attention.rotary, positions, angles), paged, backend)
+            if layer is last and logits_index is not None:
+                attended, residual = attended[logits_index], residual[logits_index]
+                if not len(residual):
+                    return MoeModelOutputWithPast(last_hidden_state=residual[None])  # type: ignore[arg-type]
+                if self.adapters is not None:
+                    self.adapters.select(logits_index)
+            update = attention.output(attended)
             states = operations.add_norm(residual, update, layer.after_attention, scale, layer.before_mlp)
             update, after = mlp(states), layer.after_mlp
         states = operations.add_norm(residual, update, after, scale, self.norm)
