@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from pathlib import Path
 
 import zmq
@@ -21,6 +20,8 @@ from ..log import logger
 from ..machine.run_directory import restore
 from . import control
 from .children import CannotStart, Child, ChildFailed, ChildSpec, mailbox_of
+from .deaths import Deaths
+from .due import DueRestarts
 from .groups import end_together, members_of
 from .helpers import Helpers
 from .notify import Notify
@@ -34,9 +35,6 @@ AWAY_S = 1.0
 
 RETURN_S = 2.0
 """How long clients have, in a drain, to come to the successor of an actor that had taken in what they asked."""
-
-ROOM_PAUSE_S, ROOM_WITHIN_S = 0.5, 60.0
-"""Where the machine has no room for a process that is due: when it is tried again, and how long."""
 
 SAYING_SO_S = 0.1
 """How long after a second signal it may still turn out that nothing was left to finish."""
@@ -71,15 +69,8 @@ class Supervisor:
         self.has_served = False
         """Whether it has served before, though all may be starting again now."""
         self.restarts = Restarts()
-        self.crashed: dict[str, bool] = {}
-        """Whether the last incarnation of each ended by its own fault."""
-        self.deaths_with: Counter[bytes] = Counter()
-        """How many actors have ended by their own fault while they had a request in hand, by its digest."""
-        self.died_at: dict[str, float] = {}
-        self.due: list[tuple[float, ChildSpec]] = []
-        """Restarts that wait for their back-off."""
-        self.no_room_since: dict[str, float] = {}
-        """Who is due and has found no room on the machine, since when."""
+        self.deaths = Deaths()
+        self.due = DueRestarts()
         self.all_due: ChildFailed | None = None
         """All have to start again, because of this."""
         self.key = os.urandom(16)
@@ -122,7 +113,7 @@ class Supervisor:
         except CannotStart as error:
             if not self.has_served:
                 raise
-            self.put_off(spec, time.monotonic(), error)
+            self.due.put_off(spec, time.monotonic(), error)
 
     def spawn(self, spec: ChildSpec) -> None:
         if spec.options.get("keeper") and self.has_served and (silent := self.helpers.silent_keeper()):
@@ -152,8 +143,8 @@ class Supervisor:
             peers,
             options,
             restarted=self.status.restarts[spec.name] > 0,
-            crashed=self.crashed.get(spec.name, False),
-            quarantined=[digest for digest, deaths in self.deaths_with.items() if deaths > 1],
+            crashed=self.deaths.crashed(spec.name),
+            quarantined=self.deaths.quarantined,
             key=self.key if spec.role == "actor" else b"",
         )
         self.children[spec.name] = Child.spawn(
@@ -180,7 +171,7 @@ class Supervisor:
 
     def starting(self) -> list[str]:
         """Who is not ready, of those who have to be."""
-        waiting = [spec.name for spec in (*self.waiting_for_spare, *(spec for _, spec in self.due))]
+        waiting = [spec.name for spec in (*self.waiting_for_spare, *(spec for _, spec in self.due.waiting))]
         return waiting + [
             child.spec.name
             for child in self.children.values()
@@ -205,12 +196,12 @@ class Supervisor:
             if other is not None and other is not child and spec.role == child.spec.role == "actor":
                 other.send(news)
         self.status.reported.clear()  # a new one who answers for the service knows no counters
-        if name in self.died_at:
+        if name in self.deaths.at:
             logger.info(
                 "%s (pid %d) is back after %.2f s%s",
                 name,
                 child.process.pid,
-                now - self.died_at.pop(name),
+                now - self.deaths.at.pop(name),
                 f" ({longest_phases(child)})" if longest_phases(child) else "",
             )
 
@@ -325,13 +316,14 @@ class Supervisor:
         if child.forked and self.helpers.spares.is_to_blame(was_ready=was_ready, own_fault=own_fault):
             self.end_helper(self.helpers.waiting_spare())
         for member in members:
-            self.died_at[member.spec.name] = now
+            self.deaths.at[member.spec.name] = now
             self.status.keep_counters(member)
             if were_ready:  # one that was never ready has had nothing in hand
                 self.note_fault(member, own_fault, in_hand if member is child else b"")
         if child.asked_for:
             logger.info("%s (pid %d) is restarted, as was asked", name, child.process.pid)
-            self.due += [(now, member.spec) for member in members]
+            for member in members:
+                self.due.add(member.spec, now)
             return
         self.schedule_restart(child, members, failed, now)
 
@@ -350,16 +342,15 @@ class Supervisor:
             self.all_due = failed
             logger.warning("%s all, since it did not heal alone", ended)
             return
-        self.due += [(now + decision.pause_s, member.spec) for member in members]
+        for member in members:
+            self.due.add(member.spec, now + decision.pause_s)
         most = "" if frontend else f" of {TRIES if for_good else INTENSITY}"
         what = "it" if len(members) == 1 else f"all of its group of {len(members)}"
         logger.warning("%s %s (%d%s in a row)", ended, what, decision.in_a_row, most)
 
     def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
         """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
-        self.crashed[child.spec.name] = own_fault
-        if own_fault and in_hand:
-            self.deaths_with[in_hand] += 1
+        self.deaths.note_fault(child.spec.name, own_fault, in_hand)
         if child.spec.role == "actor":
             for other in self.children.values():
                 if other.running and other.spec.role == "actor":
@@ -372,25 +363,16 @@ class Supervisor:
             waiting, self.waiting_for_spare = self.waiting_for_spare, []
             for spec in waiting:
                 self.spawn_first(spec)
-        for when, spec in [due for due in self.due if due[0] <= now]:
-            self.due.remove((when, spec))
+        for spec in self.due.take(now):
             self.status.restarts[spec.name] += 1
             try:
                 self.spawn(spec)
             except CannotStart as error:
                 self.status.restarts[spec.name] -= 1
-                self.put_off(spec, now, error)
+                self.due.put_off(spec, now, error)
             else:
-                self.no_room_since.pop(spec.name, None)
-        return min((when - now for when, _ in self.due), default=None)
-
-    def put_off(self, spec: ChildSpec, now: float, error: CannotStart) -> None:
-        """Try again in a moment to start a child for which the machine has no room; not for ever."""
-        if spec.name not in self.no_room_since:
-            logger.warning("%s; trying again for %g s", error, ROOM_WITHIN_S)
-        if now - self.no_room_since.setdefault(spec.name, now) > ROOM_WITHIN_S:
-            raise error
-        self.due.append((now + ROOM_PAUSE_S, spec))
+                self.due.on_started(spec)
+        return None if self.due.next is None else self.due.next - now
 
     def restart_all(self) -> None:
         """End what is left and begin anew; ``ChildFailed`` if one of them cannot start. A frontend stays, with the
@@ -400,7 +382,6 @@ class Supervisor:
         """
         self.all_due, self.serving = None, False
         self.due.clear()
-        self.no_room_since.clear()
         made_again = restore(self.directory)
         if made_again is not None:
             self.locks.append(made_again)
@@ -428,7 +409,7 @@ class Supervisor:
         if self.stopping:
             return None
         whole = all(child.state == "ready" for child in self.children.values() if child.spec.role == "actor")
-        whole = whole and not self.due
+        whole = whole and not self.due.waiting
         return self.helpers.start(serving=self.serving, whole=whole, has_served=self.has_served)
 
     def end_helper(self, child: Child) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from slipstream.runtime.supervision.children import CannotStart, Child, ChildSpec
+from slipstream.runtime.supervision.due import ROOM_WITHIN_S
 from slipstream.runtime.supervision.notify import Notify
-from slipstream.runtime.supervision.supervisor import ROOM_WITHIN_S, Supervisor
+from slipstream.runtime.supervision.supervisor import Supervisor
 
 ACTOR = ChildSpec("actor", "module:make", {})
 SPARE = ChildSpec("actor.spare", "module:make", {}, prepare="module:prepare", from_the_first=True)
@@ -47,16 +48,16 @@ def test_one_whose_actors_all_start_again_tries_again(supervisor: Supervisor) ->
     supervisor.start_helpers()
     supervisor.waiting_for_spare = [ACTOR]
     supervisor.restart_due()
-    assert [spec for _, spec in supervisor.due] == [ACTOR]
+    assert [spec for _, spec in supervisor.due.waiting] == [ACTOR]
     assert supervisor.starting() == ["actor"]
 
 
 def test_it_does_not_try_for_ever(supervisor: Supervisor) -> None:
     supervisor.has_served = True
-    supervisor.due = [(0.0, ACTOR)]
+    supervisor.due.waiting = [(0.0, ACTOR)]
     supervisor.restart_due()
-    assert supervisor.due
-    supervisor.due = [(0.0, ACTOR)]
-    supervisor.no_room_since["actor"] = time.monotonic() - ROOM_WITHIN_S - 1.0
+    assert supervisor.due.waiting
+    supervisor.due.waiting = [(0.0, ACTOR)]
+    supervisor.due.no_room_since["actor"] = time.monotonic() - ROOM_WITHIN_S - 1.0
     with pytest.raises(CannotStart):
         supervisor.restart_due()
