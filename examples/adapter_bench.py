@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from replays import captured, replay_ms
 from slipstream.actors.executor.attention.ahead import compile_ahead
 from slipstream.actors.executor.model.adapters import kernels
-from slipstream.actors.executor.model.adapters.extend import Tiles, extend, tiles_for
+from slipstream.actors.executor.model.adapters.extend import TILES, Tiles, extend, of_size
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail
 from torch import Tensor, nn
@@ -91,11 +91,13 @@ class Projection(NamedTuple):
         return self.states.shape[1]
 
     def extended(self, turn: int, tiles: Tiles | None = None) -> Tensor:
-        return extend(self.states, self.tails[turn], self.ids, tiles or tiles_for(len(self.states)))
+        return extend(self.states, self.tails[turn], self.ids, tiles or of_size(len(self.states), TILES))
 
     def beside(self, turn: int, weight: Tensor) -> None:
         output = F.linear(self.states, weight)
-        kernels.add(output, self.states, self.stacks[turn], self.ids, kernels.tiles_for(len(self.states)))
+        kernels.add(
+            output, self.states, self.stacks[turn], self.ids, of_size(len(self.states), kernels.TILES)
+        )
 
 
 def turns_for(columns: int, rows: int) -> int:
@@ -132,7 +134,7 @@ def line(name: str, found: list[float]) -> str:
 
 def tune(limits: AdapterLimits, tokens: int) -> None:
     """Of A alone there are as many as no cache holds: the weights are narrow here."""
-    own = tiles_for(tokens)
+    own = of_size(tokens, TILES)
     tried = [own, *(tiles._replace(tokens=own.tokens) for tiles in TUNED)]
     made = {
         name: Projection.made(

@@ -116,6 +116,26 @@ def send_to_all(
 
 
 @jit
+def _send_rounds(
+    tensor,  # of ``words`` words
+    peers,
+    half,
+    words,
+    first,  # this program's words of a round, and how far those of the next are from them
+    stride,
+    rounds,
+    RANK: tl.constexpr,
+    SIZE: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
+):
+    """Send what this program has of a tensor to every other rank, before it waits for anything of theirs."""
+    for number in range(rounds):
+        place = number * stride + first
+        mask = place < words
+        send_to_all(words_of(tensor, place, mask), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
+
+
+@jit
 def total_of_all(
     own,
     halves,
@@ -160,10 +180,7 @@ def _sum_kernel(
     stride = TILE * tl.num_programs(0)
     rounds = tl.cdiv(words, stride)
     first = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    for number in range(rounds):
-        place = number * stride + first
-        mask = place < words
-        send_to_all(words_of(tensor, place, mask), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
+    _send_rounds(tensor, peers, half, words, first, stride, rounds, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words
@@ -209,10 +226,7 @@ def _gather_kernel(
     stride = TILE * tl.num_programs(0)
     rounds = tl.cdiv(words, stride)
     first = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    for number in range(rounds):
-        place = number * stride + first
-        mask = place < words
-        send_to_all(words_of(part, place, mask), peers, half, place, mask, RANK, SIZE, MOST_WORDS)
+    _send_rounds(part, peers, half, words, first, stride, rounds, RANK, SIZE, MOST_WORDS)
     for number in range(rounds):
         place = number * stride + first
         mask = place < words

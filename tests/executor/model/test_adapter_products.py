@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
+from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.model.adapters.check import check_products
 from slipstream.actors.executor.model.adapters.products import Products, Stack, Tail, TorchProducts
 from slipstream.protocol.errors import ModelNotSupported
@@ -201,14 +202,12 @@ def test_what_is_not_a_number_stays_with_its_token(products: Products) -> None:
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
 def test_the_kernel_counts_from_zero_again_and_gives_the_same_bits() -> None:
-    from slipstream.actors.executor.model.adapters.extend import arrivals
-
     products = triton_products()
     _, tail = tail_of(8, [16, 8, 8], 4096, 16, torch.float32)
     states = random(5, 4096, dtype=torch.float32)
     products.begin(ids_of(5, 8))
     expected = products.extend(states, tail)
-    assert not arrivals(states.device).any()
+    assert not arrivals("extend", 1, states.device).any()
     assert all(torch.equal(products.extend(states, tail), expected) for _ in range(3))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.devices.float8 import FP8
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def test_a_row_of_a_product_is_the_same_wherever_it_stands(
             states[place] = row
             assert torch.equal(kernels.product(states, weight, None)[place], expected[0]), (rows, place)
     assert torch.equal(kernels.product(states, weight, bias)[place], with_bias[0])
-    assert not bool(kernels.arrivals(DEVICE).any())
+    assert not bool(arrivals("fixed order", 1, DEVICE).any())
 
 
 @needs_kernels

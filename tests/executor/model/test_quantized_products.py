@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, needs_kernels, run_interpreted
+from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.model.quantization.linear import QuantizedLinear
 from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
 from torch import Tensor
@@ -99,7 +100,7 @@ def test_few_rows(rows: int, shares: int, stored: torch.dtype, dtype: torch.dtyp
     assert_close(kernels.few_rows(states, *given, None, tiles), states, weight)
     bias = states_of(1, 70, dtype)[0]
     assert_close(kernels.few_rows(states, *given, bias, tiles), states, weight, bias)
-    assert not kernels.workspace(DEVICE)[1].any(), "the next product begins with none arrived"
+    assert not arrivals("few rows", 1, DEVICE).any(), "the next product begins with none arrived"
 
 
 @needs_kernels

@@ -14,16 +14,18 @@ With ``TRITON_INTERPRET=1`` in the environment before the first import of ``trit
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...devices.arrivals import arrivals
 from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .products import Tail
+
+T = TypeVar("T")
 
 
 class Tiles(NamedTuple):
@@ -42,18 +44,17 @@ class Tiles(NamedTuple):
     stages: int
 
 
-ONE = Tiles(16, 64, 256, 32, 256, 8, 2)
-FEW = Tiles(32, 64, 256, 32, 256, 8, 2)
-MANY = Tiles(64, 64, 64, 8, 256, 4, 3)
-"""For steps of up to 16 tokens, of up to ``FEW_TOKENS``, and of more. ``examples/adapter_bench.py`` measures others."""
-
-FEW_TOKENS = 64
-
-MOST_TILES = 1 << 16
+TILES = (
+    Tiles(16, 64, 256, 32, 256, 8, 2),
+    Tiles(32, 64, 256, 32, 256, 8, 2),
+    Tiles(64, 64, 64, 8, 256, 4, 3),
+)
+"""For steps of the sizes of `of_size`. ``examples/adapter_bench.py`` measures others."""
 
 
-def tiles_for(tokens: int) -> Tiles:
-    return ONE if tokens <= ONE.tokens else FEW if tokens <= FEW_TOKENS else MANY
+def of_size(tokens: int, each: tuple[T, T, T]) -> T:
+    """What is for steps of few, of some or of many tokens."""
+    return each[0 if tokens <= 16 else 1 if tokens <= 64 else 2]
 
 
 @jit(do_not_specialize=["tokens"])
@@ -134,12 +135,6 @@ def _extend_kernel(
             tl.store(tail, tl.zeros((TOKENS, OUTPUTS), out.dtype.element_ty), mask=inside)
 
 
-@cache
-def arrivals(device: torch.device) -> Tensor:
-    """Zeros where parts are counted. These kernels run one after the other on a device, and share it."""
-    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-
-
 def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
     """As of ``Products``, for the adapters ``ids`` int32 [T]."""
     tokens, width = states.shape
@@ -147,8 +142,6 @@ def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
     steps = triton.cdiv(triton.cdiv(width, tiles.columns), tiles.splits)
     splits = triton.cdiv(width, steps * tiles.columns)
     grid = triton.cdiv(tokens, tiles.tokens), triton.cdiv(tail.columns, tiles.outputs) + 1, splits
-    if grid[0] * grid[1] > MOST_TILES:
-        raise ValueError(f"{grid[0]} x {grid[1]} tiles are over the {MOST_TILES} that are counted")
     out = states.new_empty(tokens, width + tail.columns)
     sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
     _extend_kernel[grid](
@@ -157,7 +150,7 @@ def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
         ids,
         out,
         sums,
-        arrivals(states.device),
+        arrivals("extend", grid[0] * grid[1], states.device),
         tokens,
         states.stride(0),
         K=width,

@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...devices.kernel import FOLLOWING, follow, jit
-from .extend import extend
-from .extend import tiles_for as tiles_to_extend
+from .extend import TILES as TILES_TO_EXTEND
+from .extend import extend, of_size
 from .products import Stack, Tail
 
 SIZES = ["tokens"]
@@ -47,14 +47,8 @@ class Tiles(NamedTuple):
         return triton.cdiv(steps, triton.cdiv(steps, self.splits))
 
 
-ONE, FEW, MANY = Tiles(16, 512, 16, 128, 2), Tiles(32, 512, 16, 128, 2), Tiles(64, 64, 4, 128, 4)
-"""For steps of up to 16 tokens, of up to ``FEW_TOKENS``, and of more."""
-
-FEW_TOKENS = 64
-
-
-def tiles_for(tokens: int) -> Tiles:
-    return ONE if tokens <= ONE.tokens else FEW if tokens <= FEW_TOKENS else MANY
+TILES = Tiles(16, 512, 16, 128, 2), Tiles(32, 512, 16, 128, 2), Tiles(64, 64, 4, 128, 4)
+"""For steps of the sizes of `of_size`."""
 
 
 MOST_RANKS = 64
@@ -161,10 +155,10 @@ class TritonProducts:
         self.ids = ids
 
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
-        add(output, states, stack, self.ids, tiles_for(len(states)))
+        add(output, states, stack, self.ids, of_size(len(states), TILES))
 
     def extend(self, states: Tensor, tail: Tail) -> Tensor:
-        return extend(states, tail, self.ids, tiles_to_extend(len(states)))
+        return extend(states, tail, self.ids, of_size(len(states), TILES_TO_EXTEND))
 
 
 def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles) -> None:

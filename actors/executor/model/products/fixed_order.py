@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...devices.arrivals import arrivals
 from ...devices.kernel import FOLLOWING, OVERLAP, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
 
 UNIT = 128
@@ -147,7 +148,6 @@ class Tile(NamedTuple):
 MOST_SPREAD = 256
 """Rows up to which there are not enough programs for all multiprocessors unless parts are spread over several."""
 
-MOST_TILES = 1 << 16
 
 STAGES, STAGES_OF_MANY = 6, 3
 """Steps whose numbers are on their way at once, if a program has the memory for them."""
@@ -190,12 +190,6 @@ def parts_of(outputs: int, columns: int) -> tuple[int, int]:
     return triton.cdiv(columns, part), part
 
 
-@cache
-def arrivals(device: torch.device) -> Tensor:
-    """Zeros where the parts of a product are counted. Products of a device run one after the other, and share it."""
-    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-
-
 def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
     """``states`` [rows, K] times the transposed ``weight`` [N, K], and ``bias`` [N]: [rows, N]; sums in float32."""
     (rows, columns), outputs = states.shape, len(weight)
@@ -205,10 +199,8 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | No
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs))
     results = arrived = None
     if tile.spread and parts > 1:
-        if grid[0] * grid[1] > MOST_TILES:
-            raise ValueError(f"{grid[0]} x {grid[1]} tiles are over the {MOST_TILES} that are counted")
         results = states.new_empty(parts * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
-        arrived = arrivals(states.device)
+        arrived = arrivals("fixed order", grid[0] * grid[1], states.device)
     product_kernel[(*grid, parts if tile.spread else 1)](
         states.contiguous(),
         weight,

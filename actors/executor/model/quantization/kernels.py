@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...devices.arrivals import arrivals
 from ...devices.kernel import FOLLOWING, follow, jit
 from .conversion import FLOAT8_REST, INT8_REST, numbers_of, shift_of, split
 
@@ -197,14 +198,11 @@ MOST_RESULTS = 2 * PROGRAMS * 64 * 64
 """Numbers of all shares of a product together. Fewer programs than are wanted have outputs in common, so that what
 ``tiles_of_few_rows`` chooses has room twice."""
 
-MOST_TILES = 1 << 16
-
 
 @cache
-def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+def results_of(device: torch.device) -> Tensor:
     """Where the shares of a product meet. Products of a device run one after the other, and share it."""
-    results = torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
-    return results, torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+    return torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
 
 
 def one_row(
@@ -252,7 +250,6 @@ def few_rows(
     rows = len(states)
     tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
-    results, arrived = workspace(states.device)
     padded, programs = padded_rows(rows), triton.cdiv(outputs, tiles.block_n)
     if tiles.shares > 1 and tiles.shares * programs * tiles.block_n * padded > MOST_RESULTS:
         raise ValueError(f"the results of {tiles.shares} shares of {outputs} x {padded} have no room")
@@ -264,8 +261,8 @@ def few_rows(
         scales,
         bias,
         out,
-        results,
-        arrived,
+        results_of(states.device),
+        arrivals("few rows", programs, states.device),
         rows,
         N=outputs,
         K=columns,
