@@ -260,7 +260,7 @@ class ChildFailed(SlipstreamError):
             if failure.hint:
                 lines.append(f"  try     {failure.hint}")
         elif child.hung:
-            limit_s = child.hang_timeout_s if child.liveness is None else child.liveness.limit_s
+            limit_s = child.hang_timeout_s if child.liveness is None else child.liveness.hangs_after_s
             lines.append(f"  cause   no progress for {limit_s:g} s")
         elif child.out_of_memory(status):
             lines.append("  cause   killed by SIGKILL while the machine ran out of memory")

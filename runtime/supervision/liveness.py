@@ -2,11 +2,13 @@
 
 The supervisor probes an actor while there is something to do, and the actor's own loop answers; a loop
 that is stopped, spins or waits for something that never comes does not. An actor that is ``working`` must
-also come forward between two answers. One that has nothing to do is not probed: it says so before it
+also come forward between two answers, for which it may need longer than its loop for an answer. One that has nothing to do is not probed: it says so before it
 handles the next message (``Awake``), and so an idle service costs nothing.
 """
 
 from __future__ import annotations
+
+import math
 
 from .control import Report
 
@@ -17,13 +19,15 @@ PROBES_PER_LIMIT = 4
 
 
 class Liveness:
-    """What is known of one incarnation's progress; it hangs after ``limit_s`` without any.
+    """What is known of one incarnation's progress; it hangs after ``limit_s`` without any, and after ``silence_s``
+    without an answer of its loop, if that is less.
 
     An actor that knows better how long its work may take reports another limit.
     """
 
-    def __init__(self, limit_s: float, now: float) -> None:
+    def __init__(self, limit_s: float, now: float, silence_s: float = math.inf) -> None:
         self.limit_s = limit_s
+        self.silence_s = silence_s
         self.every_s = min(MOST_PROBES_EVERY_S, limit_s / PROBES_PER_LIMIT)
         self.awake = True
         self.asked = False
@@ -68,9 +72,19 @@ class Liveness:
     @property
     def hangs_at(self) -> float | None:
         """When it counts as hung if nothing more is heard; None while it has nothing to do."""
-        if not self.awake:
-            return None
-        return (min(self.heard_at, self.forward_at) if self.working else self.heard_at) + self.limit_s
+        return min(self.ends)[0] if self.awake else None
+
+    @property
+    def hangs_after_s(self) -> float:
+        """The limit that it reaches first."""
+        return min(self.ends)[1]
+
+    @property
+    def ends(self) -> list[tuple[float, float]]:
+        """When it reaches each of its limits, and the limit."""
+        silence_s = min(self.limit_s, self.silence_s)
+        ends = [(self.heard_at + silence_s, silence_s)]
+        return [*ends, (self.forward_at + self.limit_s, self.limit_s)] if self.working else ends
 
     def hung(self, now: float) -> bool:
         return self.hangs_at is not None and now >= self.hangs_at

@@ -24,6 +24,11 @@ SECOND_TIME_FACTOR = 2.0
 that is slower than it looked, and which comes again."""
 
 
+SILENCE_S = 60.0
+"""A loop that has not answered for this long stands still, unless ``--hang-timeout`` says more: however long a step may
+take, as on a CPU of which nothing was measured yet, other threads compute it."""
+
+
 class Probes:
     """The probes of one supervisor."""
 
@@ -39,7 +44,8 @@ class Probes:
     def begin(self, child: Child, now: float) -> None:
         """Watch a child that is ready."""
         limit_s = self.limits_s.get(child.spec.name, math.inf)
-        child.liveness = Liveness(min(child.hang_timeout_s, limit_s), now)
+        silence_s = max(child.spec.hang_timeout_s, SILENCE_S)
+        child.liveness = Liveness(min(child.hang_timeout_s, limit_s), now, silence_s)
         self.first_start_s.setdefault(child.spec.name, now - child.since)
 
     def end_watch(self, child: Child) -> None:
@@ -98,7 +104,9 @@ class Probes:
         """End a child that makes no progress, or the member of its group that keeps it from making any."""
         blamed = hanging(child, members_of(child, self.children), now)
         if not blamed.hung:
-            self.end(blamed, f"made no progress for {liveness.limit_s:g} s although it has something to do")
+            self.end(
+                blamed, f"made no progress for {liveness.hangs_after_s:g} s although it has something to do"
+            )
 
     def end(self, child: Child, why: str) -> None:
         child.hung, child.state = True, "hung"

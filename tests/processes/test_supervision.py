@@ -68,6 +68,33 @@ def test_a_limit_that_the_actor_reports_takes_the_place_of_the_first_one() -> No
     assert liveness.hung(15.0)
 
 
+def test_a_loop_that_does_not_answer_hangs_long_before_work_that_may_take_long() -> None:
+    """On a CPU nobody knows at first how long a step takes: a stopped executor was found after ten minutes."""
+    liveness = Liveness(600.0, now=0.0, silence_s=60.0)
+    for answered in range(0, 550, 50):
+        liveness.take(report(1, working=True), float(answered))
+        assert not liveness.hung(answered + 50.0)
+    assert not liveness.hung(559.9)
+    assert liveness.hung(560.0)
+    assert liveness.hangs_after_s == 60.0
+    liveness.take(report(2, working=True), 555.0)
+    assert not liveness.hung(599.9)
+    assert liveness.hung(600.0)
+    assert liveness.hangs_after_s == 600.0
+
+
+@pytest.mark.parametrize(("stated", "most"), [(10.0, 60.0), (600.0, 600.0), (2.0, 2.0)])
+def test_a_child_may_be_silent_for_a_minute_or_as_long_as_the_operator_says(
+    tmp_path: Path, stated: float, most: float
+) -> None:
+    probes = Probes({}, Status({}, f"ipc://{tmp_path}/control"))
+    spec = SimpleNamespace(name="executor", hang_timeout_s=stated)
+    limit_s = 600.0 if stated == 10.0 else stated
+    child: Any = SimpleNamespace(spec=spec, since=0.0, hang_timeout_s=limit_s, hung=False, liveness=None)
+    probes.begin(child, 1.0)
+    assert child.liveness.hangs_at == 1.0 + most
+
+
 def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and_no_more_than_the_most(
     tmp_path: Path,
 ) -> None:
@@ -83,7 +110,11 @@ def test_who_hung_by_a_limit_that_was_learned_has_more_time_in_the_next_life_and
         (None, True),
     ):
         child: Any = SimpleNamespace(
-            spec=SimpleNamespace(name="executor"), since=0.0, hang_timeout_s=45.0, hung=hung, liveness=None
+            spec=SimpleNamespace(name="executor", hang_timeout_s=10.0),
+            since=0.0,
+            hang_timeout_s=45.0,
+            hung=hung,
+            liveness=None,
         )
         probes.begin(child, 1.0)
         limits.append(child.liveness.limit_s)
