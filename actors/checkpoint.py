@@ -108,7 +108,10 @@ class Checkpoint:
         for source in sources:
             given = source.get("eos_token_id")
             ids = given if isinstance(given, list) else [] if given is None else [given]
-            if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            if not all(
+                isinstance(token, int) and not isinstance(token, bool) and abs(token) <= MOST["vocab_size"]
+                for token in ids
+            ):
                 raise ModelNotSupported(
                     f"{self.folder} names {given!r:.80} as eos_token_id; expected a number or a list of numbers"
                 )
@@ -280,4 +283,8 @@ def max_model_len(config: Mapping[str, Any]) -> int | None:
 def rope_parameters(text: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The parameters of the rotary embedding: one set, or one for each layer type."""
     parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise ModelNotSupported(
+            f"config.json states {parameters!r:.80} as rope_parameters; expected an object"
+        )
     return [value for value in parameters.values() if isinstance(value, Mapping)] or [parameters]

@@ -2,8 +2,9 @@
 
 The supervisor probes an actor while there is something to do, and the actor's own loop answers; a loop
 that is stopped, spins or waits for something that never comes does not. An actor that is ``working`` must
-also come forward between two answers, for which it may need longer than its loop for an answer. One that has nothing to do is not probed: it says so before it
-handles the next message (``Awake``), and so an idle service costs nothing.
+also come forward between two answers, for which it may have more time than its loop for an answer. One that
+has nothing to do is not probed: it says so before it handles the next message (``Awake``), and so an idle
+service costs nothing.
 """
 
 from __future__ import annotations

@@ -309,8 +309,8 @@ class ServeOptions:
     hang_timeout: float | None = option(
         None,
         "seconds without progress after which an actor that has something to do is ended and started again"
-        " (default: 10, and for a step of the executor 60; on the CPU ten times what the steps until now let expect, and"
-        " 60 without a sign of life)",
+        " (default: 10, and for a step of the executor 60; on the CPU ten times what the steps until now let expect,"
+        " and 60 without a sign of life)",
         group=LIFE,
         metavar="S",
         low=0.2,

@@ -79,7 +79,7 @@ def test_a_configuration_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> N
         open_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize("given", ["x", 2.5, True, [10**9, "x"], {"a": 1}])
+@pytest.mark.parametrize("given", ["x", 2.5, True, [10**9, "x"], {"a": 1}, 10**30, [1, -(2**70)]])
 def test_an_end_token_of_another_type_is_refused_by_its_value(given: Any, tmp_path: Path) -> None:
     checkpoint = write(tmp_path, config={"model_type": "llama", "eos_token_id": given})
     with pytest.raises(ModelNotSupported, match=r"names .* as eos_token_id; expected a number or a list"):
@@ -241,3 +241,13 @@ def test_a_size_that_no_model_has_is_refused_before_anything_is_built(
 ) -> None:
     with pytest.raises(ModelNotSupported, match=f"config.json states {name}={size}; it must be from 1 to"):
         write(tmp_path, config={name: size})
+
+
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("given", [[1], 5, "linear"])
+def test_parameters_of_a_rotary_embedding_that_are_no_object_are_refused(
+    name: str, given: Any, tmp_path: Path
+) -> None:
+    checkpoint = write(tmp_path, config={"max_position_embeddings": 64, name: given})
+    with pytest.raises(ModelNotSupported, match=r"config.json states .* as rope_parameters; expected an obj"):
+        _ = checkpoint.max_model_len
