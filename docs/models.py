@@ -1,4 +1,4 @@
-"""Writes the tables of ``models.md``: what the gate says of every type of model that transformers has.
+"""Writes the tables of ``models.md``: whether every type of model that transformers has is served, and why.
 
 ``python docs/models.py`` takes minutes, since it lays each of them out, without memory, and runs it over one token.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from slipstream.actors.executor.model import gate
+from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT, language_model_config
 from slipstream.actors.executor.model.loading.load import laid_out
 from slipstream.protocol.errors import ModelNotSupported
@@ -27,10 +27,10 @@ UNTOLD = "no model can be laid out from the defaults alone: what becomes of one 
 def what_it_is(model_type: str) -> str:
     """The sort of a type that is served; ModelNotSupported has the reason if it is not."""
     config = CONFIG_MAPPING[model_type]()
-    gate.check_config(config)
+    support.check_config(config)
     text = language_model_config(config)
     laid_out(config, torch.bfloat16)
-    stateful = gate.layer_types(text) & gate.STATE_TYPES or gate.causal_lm_class(config)._is_stateful
+    stateful = support.layer_types(text) & support.STATE_TYPES or support.causal_lm_class(config)._is_stateful
     return f"{'text' if text is not config else 'whole'}{', states' if stateful else ''}"
 
 

@@ -17,7 +17,7 @@ from ..cache.paged import PagedBatch
 from ..cache.state import StateLayout
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
-from . import gate
+from . import support
 from .adapters.adapters import Adapters, Parts, projections_of
 from .adapters.limits import AdapterLimits
 from .adapters.tail import TailedLinear
@@ -86,14 +86,14 @@ class PagedModel:
         if layout is not None:
             self.layout, self.state_layout, self.stateful = layout, StateLayout(), None
             return
-        layers = gate.check_layers(self.transformer)
+        layers = support.check_layers(self.transformer)
         self.layout, self.state_layout = layers.blocks, layers.states
         try:
             self.stateful = StatefulModules(layers.stateful, layers.states) if layers.states else None
         except torch.OutOfMemoryError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise gate.refusal(
+            raise support.refusal(
                 self.config,
                 f"its recurrent layers cannot be run by themselves: {type(error).__name__}: {error}",
             ) from error

@@ -1,7 +1,7 @@
 """Load a rank's shard of a model, and make sure that all shards together compute what the whole does.
 
-The probe that every model has to pass compares the shards with the whole model, of which nothing is divided: all ranks
-compute that first, each by itself. Compared with each other, shards whose sums were left out would pass. Where
+The comparison that every model has to pass is here between the shards and the whole model, of which nothing is divided:
+all ranks compute that first, each by itself. Compared with each other, shards whose sums were left out would pass. Where
 the whole does not fit on one device, a short model of the same configuration with random weights takes its place.
 """
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.adapters.limits import AdapterLimits
+from ..model.comparison import compared
 from ..model.loading.language_model import language_model_config
 from ..model.loading.load import (
     Around,
@@ -28,7 +29,6 @@ from ..model.loading.load import (
     replace,
 )
 from ..model.paged_model import PagedModel
-from ..model.probe import probed
 from ..model.quantization.linear import check_products, quantize_layers
 from .group import RankGroup
 from .quantized import in_place_of
@@ -63,7 +63,7 @@ def load_shard(
     whole, divided = fits(transformer, group, device), {}
     if not whole:
         config = load_config(open_checkpoint(path_or_name).folder)
-        probe_short_model(config, group, device, transformer.dtype, attention_backend)
+        compare_short_model(config, group, device, transformer.dtype, attention_backend)
         divided = shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
     model.group, model.divided, model.weights_told, model.adapter_limits = (
@@ -97,7 +97,7 @@ def make_shard(
     config = load_config(open_checkpoint(path_or_name).folder)
     own = getattr(language_model_config(config), "dtype", None)
     chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    probe_short_model(config, group, device, chosen, attention_backend)
+    compare_short_model(config, group, device, chosen, attention_backend)
     planned = laid_out(config, chosen)
     if planned.stateful is not None:
         planned.stateful.undo()  # its modules become those of another model
@@ -132,7 +132,7 @@ def fill(transformer: PreTrainedModel, device: torch.device) -> None:
 def divide(model: PagedModel, group: RankGroup, around: Around = nothing_around) -> None:
     """Leave of a whole model a rank's shard, fused where it can be; ModelNotSupported if it computes anything else."""
     model.group = group
-    with probed(model):
+    with compared(model):
         model.divided = shard(model.transformer, group)
         if model.device.type == "cuda":
             torch.cuda.empty_cache()  # of the whole weights
@@ -150,7 +150,7 @@ def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -
     return bool(group.least(int(weights <= MOST_OF_DEVICE * free), device))
 
 
-def probe_short_model(
+def compare_short_model(
     config: PreTrainedConfig,
     group: RankGroup,
     device: torch.device,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ....protocol.errors import InvalidRequest
-from ..model.gate import refusal
 from ..model.quantization.linear import QuantizedLinear
+from ..model.support import refusal
 from .group import RankGroup
 from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, shard_of
 from .quantized import SummedQuantized, columns_of, rows_of

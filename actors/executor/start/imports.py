@@ -34,8 +34,8 @@ KERNELS = (
 
 def import_model(options: ExecutorOptions) -> None:
     """The code of the model's class."""
-    from ..model.gate import causal_lm_class
     from ..model.loading.load import load_config
+    from ..model.support import causal_lm_class
 
     causal_lm_class(load_config(Path(options.model)))
     # How torch follows the shapes of tensors without memory, of which a model is made at first.

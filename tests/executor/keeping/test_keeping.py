@@ -17,14 +17,14 @@ from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.keeping import weights
 from slipstream.actors.executor.keeping.arena import Arena, aligned
 from slipstream.actors.executor.keeping.weights import KeptWeights, written
-from slipstream.actors.executor.model import gate
+from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused import fuse, understand
 from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.understanding import Understanding, what_it_took
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
@@ -77,7 +77,7 @@ def kept(shelves: list[KeptWeights]) -> KeptWeights:
 
 def logits(model: PagedModel) -> torch.Tensor:
     with torch.inference_mode():
-        return paged_logits(model, probe_tokens(model))
+        return paged_logits(model, compared_tokens(model))
 
 
 def held(model: PagedModel) -> set[int]:
@@ -114,7 +114,7 @@ def test_nothing_is_run_and_no_number_asked_of_weights_that_were_understood_befo
         assert not first.unfused_because
         skeleton = skeleton_of(load_config(folder), first.dtype)
         with monkeypatch.context() as none:
-            for module, name in ((fuse, "observe"), (gate, "record_attention"), (understand, "close")):
+            for module, name in ((fuse, "observe"), (support, "record_attention"), (understand, "close")):
                 none.setattr(module, name, None)
             second = kept.taken_over(str(folder), CPU, "torch", skeleton=skeleton)
         assert second is not None

@@ -21,9 +21,9 @@ from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from slipstream.protocol.sampling import SamplingParams
@@ -260,12 +260,12 @@ def test_a_pass_that_names_no_adapters_is_computed_without_any(tmp_path: Path) -
     """As the one that measures the scales of an FP8 cache, whatever step was before."""
     base = make_checkpoint("llama", tmp_path / "base")
     model = load_model(str(base), device=CPU)
-    expected = paged_logits(model, probe_tokens(model))
+    expected = paged_logits(model, compared_tokens(model))
     places = model.take_adapters(1, MAX_RANK)
     for _ in places.load(Adapter(1, "a", str(make_adapter(base, tmp_path / "adapter", seed=1)))):
         pass
     places.begin(torch.ones(1, dtype=torch.int32))
-    assert torch.equal(paged_logits(model, probe_tokens(model)), expected)
+    assert torch.equal(paged_logits(model, compared_tokens(model)), expected)
 
 
 def test_a_token_keeps_its_adapter_in_the_last_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

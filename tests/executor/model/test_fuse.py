@@ -11,6 +11,7 @@ import pytest
 import torch
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.fused import understand as understanding
 from slipstream.actors.executor.model.fused.decoder import Attention, Decoder, FeedForward
@@ -19,7 +20,6 @@ from slipstream.actors.executor.model.fused.operations import Norm, TorchOperati
 from slipstream.actors.executor.model.fused.understand import checked_tokens
 from slipstream.actors.executor.model.loading.load import from_config, load_model, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import FAMILIES, make_checkpoint, make_config
 from torch import Tensor
@@ -67,7 +67,7 @@ def make(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Pag
 
 def logits_of(model: PagedModel) -> Tensor:
     with torch.inference_mode():
-        return paged_logits(model, probe_tokens(model))
+        return paged_logits(model, compared_tokens(model))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -283,7 +283,7 @@ def test_a_fault_leaves_the_decoder_as_it_is(fault: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_probe_of_the_gate_finds_a_fault_that_was_overlooked(
+def test_the_comparison_at_load_finds_a_fault_that_was_overlooked(
     fault: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = make_checkpoint("llama", tmp_path, rms_norm_eps=1e-2)

@@ -14,6 +14,7 @@ import torch
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.torch_invariant import InvariantTorchAttention
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
+from slipstream.actors.executor.model.comparison import COMPARED_TOKENS, compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.model.invariant import apply
@@ -21,7 +22,6 @@ from slipstream.actors.executor.model.invariant.apply import make_invariant, pro
 from slipstream.actors.executor.model.invariant.on_cpu import BlockedLinear, FewRowsOperations
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import PROBE_TOKENS, paged_logits, probe_tokens
 from slipstream.actors.executor.sampling.invariant import invariant_sampler
 from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
@@ -237,9 +237,9 @@ def invariant(family: str, dtype: torch.dtype = torch.bfloat16, **changes: Any) 
 )
 def test_logits_are_the_same_bits_in_random_steps(family: str, dtype: torch.dtype, more: int) -> None:
     model = invariant(family, dtype)
-    tokens = probe_tokens(model)
+    tokens = compared_tokens(model)
     with torch.inference_mode():
-        expected = paged_logits(model, tokens, [(PROBE_TOKENS, 0), (0, PROBE_TOKENS)])
+        expected = paged_logits(model, tokens, [(COMPARED_TOKENS, 0), (0, COMPARED_TOKENS)])
         for seed in range(more):
             assert torch.equal(paged_logits(model, tokens, random_steps(seed)), expected), seed
     prove_invariant(model)
@@ -247,7 +247,7 @@ def test_logits_are_the_same_bits_in_random_steps(family: str, dtype: torch.dtyp
 
 def random_steps(seed: int) -> list[tuple[int, int]]:
     rng = random.Random(seed)
-    left, steps = [PROBE_TOKENS, PROBE_TOKENS], []
+    left, steps = [COMPARED_TOKENS, COMPARED_TOKENS], []
     while any(left):
         step = [min(most, rng.choice((0, 1, 1, 2, 7))) for most in left]
         if any(step):

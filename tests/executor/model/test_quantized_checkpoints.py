@@ -11,10 +11,10 @@ import torch
 from quantized import STORED, compressed, make_quantized, write
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.loading.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import (
     QuantizedLinear,
     check_products,
@@ -39,7 +39,7 @@ def logits_of(folder: Path, dtype: str = "float32") -> Tensor:
     model = load_model(str(folder), device=CPU, dtype=dtype)
     assert model.unfused_because == ""
     with torch.inference_mode():
-        return paged_logits(model, probe_tokens(model))
+        return paged_logits(model, compared_tokens(model))
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -259,10 +259,10 @@ def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
     quantized, plain = make_quantized(kind, tmp_path, family)
     model = kept_model(quantized)
     with torch.inference_mode():
-        before = paged_logits(model, probe_tokens(model))
+        before = paged_logits(model, compared_tokens(model))
         fuse(model)
         assert model.unfused_because == ""
-        found = paged_logits(model, probe_tokens(model))
+        found = paged_logits(model, compared_tokens(model))
     layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
     assert len(layers) == 4 * len(model.layout.layers), "what each layer multiplies with"
     expected = logits_of(plain)
@@ -278,7 +278,7 @@ def test_what_is_no_linear_layer_is_dequantized_and_told(tmp_path: Path) -> None
     expected = load_model(str(plain), device=CPU, dtype="bfloat16")
     with torch.inference_mode():
         fuse(model)
-        tokens = probe_tokens(model)
+        tokens = compared_tokens(model)
         assert torch.equal(paged_logits(model, tokens), paged_logits(expected, tokens))
 
 

@@ -60,7 +60,7 @@ socket.socket.connect = socket.create_connection = refuse
 from slipstream.actors.executor.model.unused import leave_out
 leave_out()
 from slipstream.actors.executor.model.loading.load import from_config, laid_out
-from slipstream.actors.executor.model.probe import probed
+from slipstream.actors.executor.model.comparison import compared
 from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import make_config
 torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def look(folder, devices, dtype):
     model = from_config(make_config("qwen3_next"), torch.device("cpu"), getattr(torch, dtype))
     counted = sys.modules.get("counted")
     counted and counted.calls.clear()
-    with probed(model):
+    with compared(model):
         pass
     print(*sorted(set(counted.calls if counted else ())))
     counted and counted.calls.clear()
@@ -146,7 +146,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 @pytest.mark.rest
 def test_kernels_are_those_of_packages_that_are_installed(found: dict[str, list[str]]) -> None:
-    """The probe, which runs chunks and single tokens, passes with them."""
+    """The comparison, which runs chunks and single tokens, passes with them."""
     called, laid_out, told = found["installed"]
     assert called.split() == CALLED
     assert laid_out == "", "the device of a model without memory is another"

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateSlots
-from slipstream.actors.executor.model import gate
-from slipstream.actors.executor.model.gate import Layers
+from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.stateful import scan as scan_module
 from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
 from slipstream.actors.executor.model.stateful.running import StatefulModules, parts_of
 from slipstream.actors.executor.model.stateful.scan import Scan, going_on
 from slipstream.actors.executor.model.stateful.trial import trial_of
+from slipstream.actors.executor.model.support import Layers
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import STATEFUL, make_config
@@ -162,7 +162,7 @@ def test_a_state_that_no_single_token_showed_is_a_reason_to_refuse(monkeypatch: 
     assert model.stateful is not None
     faulty = StatefulModule(Module("asks for more"), (torch.zeros(1, 1, 3),), {}, cache_place=1)
     layers = Layers(model.layout, LAYOUT, [faulty])
-    monkeypatch.setattr(gate, "check_layers", lambda transformer: layers)
+    monkeypatch.setattr(support, "check_layers", lambda transformer: layers)
     with pytest.raises(
         ModelNotSupported, match=r"'mamba' .* by themselves: KeyError: .*kind='conv', number=7"
     ):

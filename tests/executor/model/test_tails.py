@@ -15,10 +15,10 @@ from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import TorchProducts
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.stacked import stacked
 from slipstream.actors.executor.start.load import adapter_limits_of
 from slipstream.protocol.errors import InvalidRequest
@@ -45,7 +45,7 @@ def tailed_in(model: PagedModel) -> dict[str, TailedLinear]:
 
 def logits(model: PagedModel) -> Tensor:
     with torch.inference_mode():
-        return paged_logits(model, probe_tokens(model))
+        return paged_logits(model, compared_tokens(model))
 
 
 class Everywhere(TorchProducts):

@@ -1,6 +1,6 @@
 """A decoder in Triton's kernels on two ranks, whose sums go over memory that both reach, computes what the whole does.
 
-The probe at load says so, as it does for any division. The ranks are processes that share memory, in the interpreter.
+The comparison at load says so, as it does for any division. The ranks are processes that share memory, in the interpreter.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
     )
     divide(model, group)
     assert model.unfused_because == "", model.unfused_because
-    assert small.gathered > 0, "the logits of the probe"
+    assert small.gathered > 0, "the logits compared at load"
     added = small.all - small.alone - small.gathered
-    assert added >= 2 * len(model.layout.layers), "every sum of the probe's decoder"
+    assert added >= 2 * len(model.layout.layers), "every sum of the decoder that is compared"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the ranks are those of the service")

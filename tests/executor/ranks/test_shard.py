@@ -14,9 +14,9 @@ from slipstream.actors.executor.model.adapters import limits as adapter_limits_m
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail, TorchProducts
 from slipstream.actors.executor.model.adapters.tail import TailedSummed
+from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits, probe_tokens
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
@@ -48,7 +48,7 @@ def embedding_of(model: PagedModel) -> Tensor:
 def in_parts(
     family: str, ranks: int = 2, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> list[PagedModel]:
-    """The parts of a model; the probe has compared what they compute together with the whole."""
+    """The shards of a model; what they compute together was compared with the whole when they were loaded."""
     models = [whole(family, dtype, **changes) for _ in range(ranks)]
     at_once(divide, models, groups(ranks))
     return models
@@ -373,7 +373,9 @@ def test_scales_for_columns_of_several_ranks_are_refused_with_the_layer() -> Non
 
 
 @pytest.mark.parametrize("fault", ["scales of rank 0", "no sum"])
-def test_the_probe_finds_a_quantized_part_that_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_finds_a_quantized_part_that_is_wrong(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if fault == "no sum":
         monkeypatch.setattr(SummedQuantized, "forward", QuantizedLinear.forward)
     else:
@@ -407,7 +409,7 @@ def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> No
 
 def logits(model: PagedModel) -> Tensor:
     with torch.inference_mode():
-        return paged_logits(model, probe_tokens(model))
+        return paged_logits(model, compared_tokens(model))
 
 
 class Everywhere(TorchProducts):

@@ -17,9 +17,9 @@ from recurrent import alone_with, model_with_states, scheduled
 from rig import VOCAB
 from slipstream.actors.executor.attention.transformers_hook import IMPLEMENTATION
 from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
+from slipstream.actors.executor.model.comparison import paged_logits
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.probe import paged_logits
 from slipstream.actors.executor.model.stateful import kernels
 from slipstream.actors.executor.start.gpu import on_gpu as start_on_gpu
 from slipstream.actors.executor.step.buckets import buckets_of
@@ -120,7 +120,7 @@ def test_graphs_of_a_model_in_bfloat16_give_the_tokens_of_its_steps_without_them
 TEXT = 200
 """Tokens of a sequence: more than three chunks of the kernels."""
 CUTS = [(70, 0), (1, 130), (64, 1), (3, 33), *[(1, 1)] * 30, (TEXT - 168, 6)]
-"""As ``probe.STEPS``: chunks longer and shorter than those of the kernels, and rows that decode."""
+"""As ``comparison.STEPS``: chunks longer and shorter than those of the kernels, and rows that decode."""
 MOST = 5e-2
 """Of the difference to float32 relative to the size of the logits, of the median token."""
 

@@ -15,10 +15,10 @@ from torch import nn
 from .....protocol.errors import InvalidRequest
 from ...attention import backend as attention
 from ...attention.ahead import compile_ahead
+from ..comparison import COMPARED_TOKENS, STEPS, compared_tokens, paged_logits
 from ..fused.decoder import TransformersMlp
 from ..linear import GivenLinear
 from ..paged_model import PagedModel
-from ..probe import PROBE_TOKENS, STEPS, paged_logits, probe_tokens
 from ..quantization.linear import QuantizedLinear
 from .on_cpu import BlockedLinear, FewRowsOperations, TransformersMlpByToken
 
@@ -27,10 +27,10 @@ EXPERTS = "a mixture of experts multiplies as many rows at once as want an exper
 
 SCHEDULES = (
     STEPS,
-    [(PROBE_TOKENS, 0), (0, PROBE_TOKENS)],
-    [(1, 1)] * PROBE_TOKENS,
-    [(1, PROBE_TOKENS), *[(1, 0)] * (PROBE_TOKENS - 1)],
-    [(0, 3), (PROBE_TOKENS - 2, 4), (2, PROBE_TOKENS - 7)],
+    [(COMPARED_TOKENS, 0), (0, COMPARED_TOKENS)],
+    [(1, 1)] * COMPARED_TOKENS,
+    [(1, COMPARED_TOKENS), *[(1, 0)] * (COMPARED_TOKENS - 1)],
+    [(0, 3), (COMPARED_TOKENS - 2, 4), (2, COMPARED_TOKENS - 7)],
 )
 """Each feeds the same two sequences. A step is how many tokens of each it computes."""
 
@@ -82,7 +82,7 @@ def reasons(model: PagedModel) -> Iterator[str]:
 
 def prove_invariant(model: PagedModel) -> None:
     """Run a few tokens in several ways; InvalidRequest if any bit of their logits differs."""
-    tokens = probe_tokens(model)
+    tokens = compared_tokens(model)
     with torch.inference_mode():
         compile_ahead(model.device, lambda: [paged_logits(model, tokens, schedule) for schedule in SCHEDULES])
         expected = paged_logits(model, tokens, SCHEDULES[0])

@@ -16,12 +16,12 @@ from .....protocol.errors import InvalidRequest, ModelNotSupported
 from ....checkpoint import open_checkpoint
 from ...attention import backend as attention
 from ...attention.transformers_hook import IMPLEMENTATION
-from .. import gate
+from .. import support
 from ..adapters.limits import AdapterLimits
+from ..comparison import compared
 from ..fused.fuse import fuse
 from ..invariant.apply import make_invariant, prove_invariant
 from ..paged_model import PagedModel
-from ..probe import probed
 from ..quantization.checkpoint import open_shards
 from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
@@ -93,7 +93,7 @@ def finish(model: PagedModel, batch_invariant: bool) -> None:
     """Make sure that a model computes what it should, and fuse it where that is possible; ModelNotSupported if not."""
     with torch.inference_mode():
         check_products(model.transformer, model.dtype)
-    with probed(model):
+    with compared(model):
         replace(model, batch_invariant)
     if batch_invariant:
         prove_invariant(model)
@@ -127,7 +127,7 @@ def load_transformer(
     checkpoint = open_checkpoint(path_or_name)
     checkpoint.check_weights()
     config = load_config(checkpoint.folder)
-    gate.check_config(config)
+    support.check_config(config)
     shards = open_shards(checkpoint.folder)
     scheme = scheme_of(config)
     told = ""
@@ -186,10 +186,10 @@ def made(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> PreTrainedModel:
     """The model of transformers, with random weights."""
-    gate.check_config(config)
+    support.check_config(config)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        return gate.causal_lm_class(config)._from_config(
+        return support.causal_lm_class(config)._from_config(
             unquantized(language_model_config(config)), dtype=dtype, attn_implementation=IMPLEMENTATION
         )
 

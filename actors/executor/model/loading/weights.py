@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .....protocol.errors import ModelNotSupported
 from ...attention.transformers_hook import IMPLEMENTATION
-from .. import gate
+from .. import support
 from ..quantization.checkpoint import Dequantized, StoredWeight, plain_tensors, stored_weights
 from ..quantization.linear import layer_of
 from ..quantization.scheme import Scheme, unquantized
@@ -41,7 +41,7 @@ def read_weights(
     report = logging.getLogger("transformers.modeling_utils")
     report.addFilter(only_errors)
     try:
-        return gate.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
+        return support.causal_lm_class(config).from_pretrained(  # type: ignore[return-value]
             folder,
             config=unquantized(text),
             key_mapping=None if text is config else LANGUAGE_MODEL_KEYS,
@@ -128,8 +128,8 @@ class Unread:
 def layers_that_keep(config: PreTrainedConfig, weights: list[StoredWeight]) -> dict[str, StoredWeight]:
     """The linear layers that can keep their weights in 8 bits, by their names in the model."""
     text = language_model_config(config)
-    model_class = gate.causal_lm_class(config)
-    if gate.keeps_state(text, model_class):
+    model_class = support.causal_lm_class(config)
+    if support.keeps_state(text, model_class):
         return {}  # recurrent layers read their weights themselves
     with torch.device("meta"):
         skeleton: PreTrainedModel = model_class._from_config(

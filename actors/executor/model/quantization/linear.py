@@ -143,7 +143,7 @@ by more."""
 def check_products(transformer: nn.Module, dtype: torch.dtype) -> None:
     """Compare a product of each kind with that of the dequantized weight; ModelNotSupported if they differ.
 
-    The logits that the gate compares are computed by the same products.
+    The logits that are compared at load are computed by the same products.
     """
     known: set[tuple[Any, ...]] = set()
     for name, layer in transformer.named_modules():

@@ -6,7 +6,7 @@ model must pass three tests, each of which gives its reason:
 
 1. `check_config`: the properties of its configuration and class, before any weight is read;
 2. `check_layers`: every layer calls the attention once, or keeps a state that can be reached;
-3. `probe.probed`: its logits over the paged cache equal those of plain attention.
+3. `comparison.compared`: its logits over the paged cache equal those of plain attention.
 """
 
 from __future__ import annotations

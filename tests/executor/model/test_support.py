@@ -20,9 +20,9 @@ from slipstream.actors.executor.attention import transformers_hook
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, temperature
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.model import gate
+from slipstream.actors.executor.model import support
+from slipstream.actors.executor.model.comparison import compared
 from slipstream.actors.executor.model.loading.load import from_config, load_model
-from slipstream.actors.executor.model.probe import probed
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from tiny_models import make_checkpoint, make_config
 from torch import Tensor
@@ -51,19 +51,19 @@ REFUSED = {
 @pytest.mark.parametrize("family", REFUSED)
 def test_families_that_would_be_silently_wrong(family: str) -> None:
     with pytest.raises(ModelNotSupported, match=REFUSED[family]) as refusal:
-        gate.check_config(CONFIG_MAPPING[family]())
+        support.check_config(CONFIG_MAPPING[family]())
     assert repr(family) in str(refusal.value)
 
 
 def test_gptj_is_refused_where_it_computes_attention_by_itself_and_right_where_it_does_not() -> None:
     """transformers 5.24 lets other attention in; releases before it do not."""
     config = GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
-    if gate.causal_lm_class(config)._supports_attention_backend:
-        with probed(from_config(config, CPU, torch.float32)):
+    if support.causal_lm_class(config)._supports_attention_backend:
+        with compared(from_config(config, CPU, torch.float32)):
             pass
     else:
         with pytest.raises(ModelNotSupported, match="computes attention by itself"):
-            gate.check_config(config)
+            support.check_config(config)
 
 
 def test_a_class_that_another_package_has_put_in_the_place_of_transformers_own_is_named_with_it(
@@ -71,7 +71,7 @@ def test_a_class_that_another_package_has_put_in_the_place_of_transformers_own_i
 ) -> None:
     """flash-linear-attention does so with mamba2, when its kernels are imported for another model."""
     config = make_config("mamba2")
-    gate.check_config(config)
+    support.check_config(config)
     theirs = type(
         "Mamba2ForCausalLM", (PreTrainedModel,), {"__module__": "fla.models.mamba2.modeling_mamba2"}
     )
@@ -79,8 +79,8 @@ def test_a_class_that_another_package_has_put_in_the_place_of_transformers_own_i
     mapping: Any = AutoModelForCausalLM._model_mapping  # type: ignore[attr-defined]
     monkeypatch.setitem(mapping._extra_content, theirs_config, theirs)
     with pytest.raises(ModelNotSupported, match="Mamba2ForCausalLM, which the package 'fla' has registered,"):
-        gate.check_config(theirs_config())
-    gate.check_config(config)
+        support.check_config(theirs_config())
+    support.check_config(config)
 
 
 def test_refusal_comes_before_any_weight_is_read(tmp_path: Path) -> None:
@@ -179,11 +179,11 @@ class Faulty(TorchAttention):
         ("llama4_text", "shorter chunks"),
     ],
 )
-def test_probe_refuses_a_planted_fault(
+def test_comparison_refuses_a_planted_fault(
     family: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention._factories, "faulty", attention.Factories(lambda: Faulty(fault), None))
-    # A window far beyond the probe's tokens, as real models have.
+    # A window far beyond the tokens compared, as real models have.
     wide = {"sliding_window": 4096} if fault.endswith("window") else {}
     if fault.endswith("chunks"):
         wide = {"attention_chunk_size": 8192, "floor_scale": 8192}
@@ -192,11 +192,11 @@ def test_probe_refuses_a_planted_fault(
         load(folder, "faulty")
     if wide:
         config = load(folder).transformer.config
-        assert {name: getattr(config, name) for name in wide} == wide, "the probe leaves no trace"
+        assert {name: getattr(config, name) for name in wide} == wide, "the comparison leaves no trace"
 
 
 @pytest.mark.parametrize("fault", ["not scaled", "by the place in the step"])
-def test_probe_refuses_queries_that_are_not_scaled_by_position(
+def test_comparison_refuses_queries_that_are_not_scaled_by_position(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(module: Any, positions: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def test_probe_refuses_queries_that_are_not_scaled_by_position(
 
 
 @pytest.mark.parametrize(("family", "fault"), [("llama", "block table"), ("gemma3_text", "no window")])
-def test_probe_refuses_a_planted_fault_in_half_precision(
+def test_comparison_refuses_a_planted_fault_in_half_precision(
     family: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention._factories, "faulty", attention.Factories(lambda: Faulty(fault), None))
@@ -221,7 +221,7 @@ def test_probe_refuses_a_planted_fault_in_half_precision(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss"])
-def test_probe_accepts_half_precision(family: str, dtype: str, tmp_path: Path) -> None:
+def test_comparison_accepts_half_precision(family: str, dtype: str, tmp_path: Path) -> None:
     assert load(make_checkpoint(family, tmp_path), dtype=dtype).dtype == getattr(torch, dtype)
 
 
@@ -354,7 +354,7 @@ def test_rotary_frequencies_do_not_depend_on_the_batch(kind: str) -> None:
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     model = from_config(make_config("llama", rope_parameters=rope, head_dim=8), CPU, torch.float32)
-    with probed(model):
+    with compared(model):
         pass
     rotary: Any = model.transformer.get_submodule("model.rotary_emb")
     states = torch.zeros(1, 2, 8)

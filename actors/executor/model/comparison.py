@@ -15,18 +15,18 @@ from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
-from .gate import refusal
 from .paged_model import PagedModel
+from .support import refusal
 
-PROBE_TOKENS = 20
-PROBE_BLOCK_SIZE = 4
-PROBE_WINDOW = 6
+COMPARED_TOKENS = 20
+COMPARED_BLOCK_SIZE = 4
+COMPARED_WINDOW = 6
 """Few tokens in small blocks and under a narrow window: several blocks are filled, and tokens reach past the window."""
 NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
-"""What is narrowed to `PROBE_WINDOW` during the probe, so that its few tokens reach past it: windows, chunks, and the
+"""What is narrowed to `COMPARED_WINDOW` during the comparison, so that its few tokens reach past it: windows, chunks, and the
 positions by which queries are scaled."""
 
-PROBE_TOLERANCE = {torch.float32: (1.0, 1e-4), torch.float16: (0.5, 2e-2), torch.bfloat16: (0.5, 8e-2)}
+TOLERANCE = {torch.float32: (1.0, 1e-4), torch.float16: (0.5, 2e-2), torch.bfloat16: (0.5, 8e-2)}
 """Quantile over the tokens, and limit, of the difference relative to the size of the logits. Float32
 differs by 1e-6, so that the worst token counts. In half precision rounding adds up over the layers and may
 send a token to other experts altogether, so that the median token does."""
@@ -36,35 +36,35 @@ OWN_TOLERANCE = 1e-2
 
 
 @contextmanager
-def probed(model: PagedModel) -> Iterator[None]:
+def compared(model: PagedModel) -> Iterator[None]:
     """The logits over the paged cache, after what is done to the model inside, equal those before of plain attention.
 
     Two sequences are fed in chunks, then token by token, in the same steps, through blocks that lie out of
     order, on the loaded weights. ModelNotSupported states the measured difference.
     """
-    if model.dtype not in PROBE_TOLERANCE:
+    if model.dtype not in TOLERANCE:
         raise refusal(
             model.config, f"its weights are {model.dtype}; load them with --dtype float32 or bfloat16"
         )
-    tokens = probe_tokens(model)
-    with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
+    tokens = compared_tokens(model)
+    with torch.inference_mode(), _narrowed_windows(model.transformer, COMPARED_WINDOW):
         expected = _plain_logits(model.transformer, tokens)
     if not bool(expected.isfinite().all()):
         raise refusal(model.config, f"its logits are not finite in {model.dtype}: try another --dtype")
     yield
-    with torch.inference_mode(), _narrowed_windows(model.transformer, PROBE_WINDOW):
+    with torch.inference_mode(), _narrowed_windows(model.transformer, COMPARED_WINDOW):
         compile_ahead(model.device, lambda: paged_logits(model, tokens))
         measured = paged_logits(model, tokens)
     _compare(model, tokens, expected, measured)
 
 
-def probe_tokens(model: PagedModel) -> Tensor:
-    tokens = torch.arange(2 * PROBE_TOKENS, device=model.device) * 7919 % model.vocab_size
-    return tokens.view(2, PROBE_TOKENS)
+def compared_tokens(model: PagedModel) -> Tensor:
+    tokens = torch.arange(2 * COMPARED_TOKENS, device=model.device) * 7919 % model.vocab_size
+    return tokens.view(2, COMPARED_TOKENS)
 
 
 def _compare(model: PagedModel, tokens: Tensor, expected: Tensor, measured: Tensor) -> None:
-    quantile, limit = PROBE_TOLERANCE[model.dtype]
+    quantile, limit = TOLERANCE[model.dtype]
 
     def error_of(found: Tensor) -> float:
         return float((found - expected).norm(dim=-1).quantile(quantile) / expected.norm(dim=-1).mean())
@@ -83,18 +83,18 @@ def _compare(model: PagedModel, tokens: Tensor, expected: Tensor, measured: Tens
 
 
 def _plain_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Float32 logits [2, PROBE_TOKENS, vocab] by the attention that the model's authors wrote."""
+    """Float32 logits [2, COMPARED_TOKENS, vocab] by the attention that the model's authors wrote."""
     with _attention_of_authors(transformer):
         return transformer(input_ids=tokens, use_cache=False).logits.float()
 
 
 def _decoded_logits(transformer: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The logits by transformers' own decoding: some tokens at once, then one by one, with a cache of its own."""
-    some = PROBE_TOKENS // 4
+    some = COMPARED_TOKENS // 4
     cache = DynamicCache(config=transformer.config)
     parts: list[Tensor] = []
     with torch.inference_mode(), _attention_of_authors(transformer):
-        for start, end in [(0, some), *((at, at + 1) for at in range(some, PROBE_TOKENS))]:
+        for start, end in [(0, some), *((at, at + 1) for at in range(some, COMPARED_TOKENS))]:
             positions = torch.arange(start, end, device=tokens.device).expand(2, -1)
             output = transformer(
                 input_ids=tokens[:, start:end], position_ids=positions, use_cache=True, cache=cache
@@ -122,9 +122,9 @@ STEPS = [(7, 0), (5, 9), (1, 7), *[(1, 1)] * 4, (3, 0)]
 def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, int]] = STEPS) -> Tensor:
     """The logits that this model computes for ``tokens`` [2, T] step by step: float32 [2, T, vocab]."""
     count = tokens.shape[1]
-    blocks = -(-count // PROBE_BLOCK_SIZE)
+    blocks = -(-count // COMPARED_BLOCK_SIZE)
     device = tokens.device
-    cache = allocate(model.layout, 2 * blocks + 1, PROBE_BLOCK_SIZE, device, model.dtype)
+    cache = allocate(model.layout, 2 * blocks + 1, COMPARED_BLOCK_SIZE, device, model.dtype)
     states = StateSlots(model.state_layout, 2, device) if model.state_layout else None
     # Blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
@@ -142,8 +142,8 @@ def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, i
             rows=torch.tensor(rows, dtype=torch.int64, device=device),
             kv_lens=torch.tensor([end for _, _, end in spans], dtype=torch.int32, device=device),
             query_start=torch.tensor(starts, dtype=torch.int32, device=device),
-            write_index=table[of_row, positions // PROBE_BLOCK_SIZE].long() * PROBE_BLOCK_SIZE
-            + positions % PROBE_BLOCK_SIZE,
+            write_index=table[of_row, positions // COMPARED_BLOCK_SIZE].long() * COMPARED_BLOCK_SIZE
+            + positions % COMPARED_BLOCK_SIZE,
             block_table=table,
             decode_only=len(single) == len(rows),
             max_kv_len=max(single, default=0),
