@@ -60,13 +60,13 @@ class TorchAttention:
         step = self._step
 
         attend = Attend(scale, softcap, sinks)
-        reach = reach_of(sliding_window, attention_chunk)
+        window = window_of(sliding_window, attention_chunk)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.tokens < len(output):
             output[step.tokens :] = 0
 
         if step.single_tokens is not None:
-            table, bias = step.single_context(batch, reach, query.dtype)
+            table, bias = step.single_context(batch, window, query.dtype)
             tokens = step.single_tokens
             if isinstance(tokens, slice):
                 attend_gathered(attend, query[tokens, None], keys, values, table, bias, output[tokens, None])
@@ -79,19 +79,19 @@ class TorchAttention:
             shape = (alike, tokens)
             fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
-            fresh_row = tokens == kv_len and (reach is None or tokens <= reach.positions)
+            fresh_row = tokens == kv_len and (window is None or tokens <= window.positions)
             if fresh_row and keys.scale is None:
                 # Nothing of these rows was in the cache before: attend to what is at hand.
                 now = (states[fresh].unflatten(0, shape) for states in (query, key, value))
                 into[:] = attend.causal(*now)
             else:
                 slots = batch.rows[row : row + alike]
-                table, bias = _chunk_context(batch, slots, tokens, kv_len, reach, query.dtype)
+                table, bias = _chunk_context(batch, slots, tokens, kv_len, window, query.dtype)
                 attend_gathered(attend, query[fresh].unflatten(0, shape), keys, values, table, bias, into)
         return output
 
 
-class Reach(NamedTuple):
+class Window(NamedTuple):
     """How far back a query sees."""
 
     positions: int
@@ -111,10 +111,10 @@ class Reach(NamedTuple):
         return self.positions // size if whole else _ceil_div(self.positions - 1, size) + 1
 
 
-def reach_of(sliding_window: int | None, attention_chunk: int | None) -> Reach | None:
+def window_of(sliding_window: int | None, attention_chunk: int | None) -> Window | None:
     """How far the queries of a layer see; None if they see all before them."""
     positions = attention_chunk or sliding_window
-    return None if positions is None else Reach(positions, chunked=attention_chunk is not None)
+    return None if positions is None else Window(positions, chunked=attention_chunk is not None)
 
 
 class _Step:
@@ -127,7 +127,7 @@ class _Step:
 
     def __init__(self, batch: PagedBatch) -> None:
         self.batch = batch
-        self.contexts: dict[Reach | None, tuple[Tensor, Tensor]] = {}
+        self.contexts: dict[Window | None, tuple[Tensor, Tensor]] = {}
         """What the rows that have one token see."""
         self.single: slice | Tensor | None
         """The rows with one token; None if there are none."""
@@ -159,19 +159,19 @@ class _Step:
             self.chunks.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
 
     def single_context(
-        self, batch: PagedBatch, reach: Reach | None, dtype: torch.dtype
+        self, batch: PagedBatch, window: Window | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """The blocks [n, blocks] that the n rows with one token attend to, and what is added to the scores of
         their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
         """
-        if reach not in self.contexts:
+        if window not in self.contexts:
             assert self.single is not None
             slots, kv_len = batch.rows[self.single], batch.kv_lens[self.single, None]
             table = batch.block_table.index_select(0, slots)
-            self.contexts[reach] = _single_context(
-                table, kv_len, self.max_kv_len, batch.cache.block_size, reach, dtype
+            self.contexts[window] = _single_context(
+                table, kv_len, self.max_kv_len, batch.cache.block_size, window, dtype
             )
-        return self.contexts[reach]
+        return self.contexts[window]
 
 
 def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
@@ -184,41 +184,41 @@ def _index(ordinals: list[int], device: torch.device) -> slice | Tensor | None:
 
 
 def _single_context(
-    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, reach: Reach | None, dtype: torch.dtype
+    table: Tensor, kv_len: Tensor, max_kv_len: int, size: int, window: Window | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """As `_Step.single_context`, from ``table`` [n, max_blocks] and ``kv_len`` [n, 1] of these rows."""
     device = table.device
     blocks = min(_ceil_div(max_kv_len, size), table.shape[1])
-    if reach is not None and (in_reach := reach.blocks(size)) < blocks:
-        oldest = torch.div(reach.first(kv_len - 1), size, rounding_mode="floor").clamp_(min=0)
+    if window is not None and (in_window := window.blocks(size)) < blocks:
+        oldest = torch.div(window.first(kv_len - 1), size, rounding_mode="floor").clamp_(min=0)
         # A short row's blocks may go past its table; those positions are masked.
-        ordinal = (oldest + torch.arange(in_reach, device=device)).clamp_(max=table.shape[1] - 1)
+        ordinal = (oldest + torch.arange(in_window, device=device)).clamp_(max=table.shape[1] - 1)
         table = table.gather(1, ordinal)
-        position = oldest * size + torch.arange(in_reach * size, device=device)
+        position = oldest * size + torch.arange(in_window * size, device=device)
     else:
         table = table[:, :blocks]
         position = torch.arange(blocks * size, device=device)
     visible = position < kv_len
-    if reach is not None:
-        visible &= position >= reach.first(kv_len - 1)
+    if window is not None:
+        visible &= position >= window.first(kv_len - 1)
     return table, bias_of(visible, dtype)[:, None, None]
 
 
 def _chunk_context(
-    batch: PagedBatch, slots: Tensor, tokens: int, kv_len: int, reach: Reach | None, dtype: torch.dtype
+    batch: PagedBatch, slots: Tensor, tokens: int, kv_len: int, window: Window | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The same for the last ``tokens`` of ``kv_len`` positions of the sequences in ``slots`` [n]: the blocks
     [n, blocks], and the bias [1, 1, tokens, positions] of all of them.
     """
     size, device = batch.cache.block_size, slots.device
     start = kv_len - tokens
-    oldest = 0 if reach is None else max(0, reach.first(start)) // size
+    oldest = 0 if window is None else max(0, window.first(start)) // size
     table = batch.block_table.index_select(0, slots)[:, oldest : _ceil_div(kv_len, size)]
     position = torch.arange(oldest * size, kv_len, device=device)
     own = torch.arange(start, kv_len, device=device)[:, None]
     visible = position <= own
-    if reach is not None:
-        visible &= position >= reach.first(own)
+    if window is not None:
+        visible &= position >= window.first(own)
     return table, bias_of(visible, dtype)[None, None]
 
 
@@ -317,7 +317,7 @@ class Pool:
         """Store ``states`` [T, H, D] at ``index`` [T].
 
         The cache holds finite numbers only. A masked position still enters the sums with weight zero, and zero
-        times infinity is not a number: what one sick request left in a block would reach the next one's text.
+        times infinity is not a number: what one sick request left in a block would window the next one's text.
         """
         states = states.nan_to_num(0.0, 0.0, 0.0)
         pool = self.states.flatten(0, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from .torch_backend import CPU_GATHER_BYTES, Attend, Pool, Reach, bias_of, reach_of, written
+from .torch_backend import CPU_GATHER_BYTES, Attend, Pool, Window, bias_of, window_of, written
 
 LEAST_KEYS = 128
 """Contexts are filled up to a multiple of this many positions, or of a block that is larger."""
@@ -39,7 +39,7 @@ class InvariantTorchAttention:
     def __init__(self) -> None:
         self._batch: PagedBatch | None = None
         """The step under way."""
-        self._groups: dict[Reach | None, list[Group]] = {}
+        self._groups: dict[Window | None, list[Group]] = {}
         """Its tokens: layers differ in how far they see."""
 
     def __call__(
@@ -60,17 +60,17 @@ class InvariantTorchAttention:
         if layer == 0 or batch is not self._batch:
             # The tensors of a new step may be those of the step before, with other contents.
             self._batch, self._groups = batch, {}
-        reach = reach_of(sliding_window, attention_chunk)
-        if reach not in self._groups:
-            self._groups[reach] = list(groups_of(batch, reach, query.dtype))
+        window = window_of(sliding_window, attention_chunk)
+        if window not in self._groups:
+            self._groups[window] = list(groups_of(batch, window, query.dtype))
         attend = Attend(scale, softcap, sinks)
         output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
-        for group in self._groups[reach]:
+        for group in self._groups[window]:
             output[group.tokens] = attend_group(attend, query[group.tokens, None], keys, values, group)[:, 0]
         return output
 
 
-def groups_of(batch: PagedBatch, reach: Reach | None, dtype: torch.dtype) -> list[Group]:
+def groups_of(batch: PagedBatch, window: Window | None, dtype: torch.dtype) -> list[Group]:
     """The tokens of a step: those of a longer row in runs that see the same blocks, and single ones by length."""
     size = batch.cache.block_size
     whole = -(-LEAST_KEYS // size) * size
@@ -79,7 +79,7 @@ def groups_of(batch: PagedBatch, reach: Reach | None, dtype: torch.dtype) -> lis
 
     def context(position: int) -> tuple[int, int]:
         """Where the context of a token begins, and its length."""
-        begin = 0 if reach is None else max(0, reach.first(position)) // whole * whole
+        begin = 0 if window is None else max(0, window.first(position)) // whole * whole
         return begin, (position // whole + 1) * whole - begin
 
     found: list[Group] = []
@@ -91,19 +91,19 @@ def groups_of(batch: PagedBatch, reach: Reach | None, dtype: torch.dtype) -> lis
             continue
         where = [(token, slots[row], before + token) for token in range(first, end)]
         for (begin, length), run in groupby(where, lambda one: context(one[2])):
-            found.append(group_of(batch, list(run), reach, [begin], length, dtype))
+            found.append(group_of(batch, list(run), window, [begin], length, dtype))
     single.sort(key=lambda one: context(one[2])[1])
     for length, run in groupby(single, lambda one: context(one[2])[1]):
         where = list(run)
         begins = [context(position)[0] for _, _, position in where]
-        found.append(group_of(batch, where, reach, begins, length, dtype))
+        found.append(group_of(batch, where, window, begins, length, dtype))
     return found
 
 
 def group_of(
     batch: PagedBatch,
     where: list[tuple[int, int, int]],
-    reach: Reach | None,
+    window: Window | None,
     begins: list[int],
     length: int,
     dtype: torch.dtype,
@@ -117,8 +117,8 @@ def group_of(
     table = batch.block_table[slot[: len(begins), None], ordinal.clamp_(max=batch.block_table.shape[1] - 1)]
     seen = begin[:, None] + torch.arange(length, device=device)
     visible = seen <= position[:, None]
-    if reach is not None:
-        visible &= seen >= reach.first(position[:, None])
+    if window is not None:
+        visible &= seen >= window.first(position[:, None])
     return Group(token, table, bias_of(visible, dtype)[:, None, None])
 
 

@@ -23,7 +23,7 @@ COMPARED_BLOCK_SIZE = 4
 COMPARED_WINDOW = 6
 """Few tokens in small blocks and under a narrow window: several blocks are filled, and tokens reach past the window."""
 NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
-"""What is narrowed to `COMPARED_WINDOW` during the comparison, so that its few tokens reach past it: windows, chunks, and the
+"""Settings that are narrowed to `COMPARED_WINDOW` meanwhile, so that few tokens reach past it: windows, chunks, and the
 positions by which queries are scaled."""
 
 TOLERANCE = {torch.float32: (1.0, 1e-4), torch.float16: (0.5, 2e-2), torch.bfloat16: (0.5, 8e-2)}

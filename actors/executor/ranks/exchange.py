@@ -135,8 +135,8 @@ class Memory(Protocol):
     def write(self, address: int, word: int) -> None: ...
 
 
-class OutOfReach(SlipstreamError):
-    """A rank does not reach the memory of another."""
+class NoPeerMemory(SlipstreamError):
+    """A rank cannot write to the memory of another."""
 
 
 def exchange_of(
@@ -167,7 +167,7 @@ def exchange_of(
         first = halves[0, :, 0]
         missing = [other for other, word in enumerate(first.tolist()) if word != 1 + other and other != rank]
         if missing:
-            raise OutOfReach(f"what rank {missing[0]} writes does not arrive")
+            raise NoPeerMemory(f"what rank {missing[0]} writes does not arrive")
         first.fill_(EMPTY)
 
     def compiled() -> PeerExchange:
@@ -186,16 +186,17 @@ def exchange_of(
         together(group, device, lambda: write(addresses))
         together(group, device, look)
         return together(group, device, compiled)
-    except OutOfReach:
+    except NoPeerMemory:
         return None
 
 
-def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T:
-    """What ``step`` gives, when all ranks have done it; OutOfReach on all of them where one could not, and says why."""
+def together(group: RankGroup, device: torch.device, attempt: Callable[[], T]) -> T:
+    """The result of ``attempt`` when every rank has succeeded; else the one that failed logs why, and all of them raise
+    NoPeerMemory."""
     failure: Exception | None = None
     given = None
     try:
-        given = step()
+        given = attempt()
     except Exception as error:  # whatever it is: the others wait to hear of it
         failure = error
     first = group.least(group.size if failure is None else group.rank, device)
@@ -206,7 +207,7 @@ def together(group: RankGroup, device: torch.device, step: Callable[[], T]) -> T
             str(failure) or repr(failure),
         )
     if first < group.size:
-        raise OutOfReach(f"rank {first}")
+        raise NoPeerMemory(f"rank {first}")
     return given  # type: ignore[return-value]
 
 

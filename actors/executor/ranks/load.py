@@ -1,8 +1,9 @@
 """Load a rank's shard of a model, and make sure that all shards together compute what the whole does.
 
 The comparison that every model has to pass is here between the shards and the whole model, of which nothing is divided:
-all ranks compute that first, each by itself. Compared with each other, shards whose sums were left out would pass. Where
-the whole does not fit on one device, a short model of the same configuration with random weights takes its place.
+all ranks compute that first, each by itself. If shards were compared with each other, some whose sums were left out
+would pass. Where the whole model does not fit on one device, a short one of the same configuration with random weights
+takes its place.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from ..protocol.endpoints import check_endpoint
 from ..protocol.errors import InvalidRequest
 from ..runtime.options.table import PREFIX, option, table
-from .reach import check_reach
+from .access import check_access
 from .serve import EVERYDAY, ServeOptions
 
 
@@ -96,7 +96,7 @@ class RouteOptions:
                 raise InvalidRequest(
                     f"{flag} has no effect without the OpenAI frontend; add --http HOST:PORT"
                 )
-        check_reach(self, spell)
+        check_access(self, spell)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

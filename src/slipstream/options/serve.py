@@ -13,7 +13,7 @@ from ..protocol.formats.formats import REASONING, TOOL_CALLS
 from ..protocol.limits import MAX_DEADLINE_S, MAX_SEED
 from ..runtime.options.table import changed, option
 from ..runtime.options.values import size
-from .reach import check_reach, http_error, key_error
+from .access import check_access, http_error, key_error
 
 EVERYDAY = "everyday"
 BATCHING = "batching and memory"
@@ -411,7 +411,7 @@ class ServeOptions:
                 " of as many rows as have one; leave out one"
             )
         self.check_adapters(spell)
-        check_reach(self, spell)
+        check_access(self, spell)
 
     @property
     def adapter_places(self) -> int:

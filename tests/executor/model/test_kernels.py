@@ -191,5 +191,5 @@ def test_rotate(
 def test_gate(operations: Operations, activation: str, width: int, dtype: torch.dtype) -> None:
     states = random(3, 2 * width, dtype=dtype, scale=3.0)
     gate, up = states.chunk(2, -1)
-    expected = ACTIVATIONS[activation](support.float()) * up.float()
+    expected = ACTIVATIONS[activation](gate.float()) * up.float()
     assert_close(operations.gate(states, activation), expected.to(dtype))

@@ -1,6 +1,7 @@
 """A decoder in Triton's kernels on two ranks, whose sums go over memory that both reach, computes what the whole does.
 
-The comparison at load says so, as it does for any division. The ranks are processes that share memory, in the interpreter.
+The comparison at load says so, as it does for any division. The ranks are processes that share memory, under Triton's
+interpreter.
 """
 
 from __future__ import annotations

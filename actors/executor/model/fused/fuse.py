@@ -2,7 +2,8 @@
 
 What it is made of says ``understand.py``; what does not fit stays as transformers has it. Whether it was understood is
 a question of numbers: before anything is replaced, a copy of the first layers of each kind is run in float32, as it is
-and replaced, and must give the same states. The comparison of the logits at load (`comparison.py`), which follows, runs all of it.
+and replaced, and must give the same states. The comparison of logits that follows
+at load (`comparison.py`) runs all layers.
 """
 
 from __future__ import annotations

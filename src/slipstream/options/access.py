@@ -1,4 +1,4 @@
-"""Where clients come in, and who may: what ``slipstream serve`` and ``slipstream route`` check alike."""
+"""At which addresses clients connect, and which may: the checks that ``serve`` and ``route`` share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NEEDS_HTTP = ("api_key", "allowed_origins", "metrics_prefix", "model_defaults")
 """Options of the OpenAI frontend, by their names."""
 
 
-class Reach(Protocol):
-    """The options that say where clients come in, and who may."""
+class AccessOptions(Protocol):
+    """The options that say at which addresses clients connect, and which clients may."""
 
     @property
     def endpoint(self) -> str | None: ...
@@ -48,7 +48,7 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
-def check_reach(options: Reach, spell: Callable[[str], str]) -> None:
+def check_access(options: AccessOptions, spell: Callable[[str], str]) -> None:
     """Refuse what lets in everybody without its being said, and what concerns a frontend that is not there."""
     needs_http = [name for name in NEEDS_HTTP if changed(options, name)]
     if options.http is None and needs_http:
