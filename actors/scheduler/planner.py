@@ -19,7 +19,7 @@ import numpy as np
 
 from ...protocol.internal import Capacity, Plan
 from ...protocol.limits import MAX_JOINED_TOKENS
-from .draft import Draft, OutstandingStep
+from .plan_builder import OutstandingStep, PlanBuilder
 from .pool import BlockList, BlockPool, Pool
 from .prefill_budget import PrefillBudget
 from .prefix import publish, share_beginning
@@ -116,24 +116,24 @@ class Planner:
         """The next step; None if there is nothing to run."""
         table, step = self.table, self.step
         assert self.blocks is not None
-        draft = Draft(self.max_batched_tokens, sizes=self.sizes)
-        if not self.reserve_blocks(self.blocks, draft):
+        builder = PlanBuilder(self.max_batched_tokens, sizes=self.sizes)
+        if not self.reserve_blocks(self.blocks, builder):
             return None
         rows = table.decoding.nonzero()[0]
-        decoding = draft.tokens = len(rows)
-        draft.budget -= decoding
+        decoding = builder.tokens = len(rows)
+        builder.budget -= decoding
         if decoding and (self.prefilling or self.waiting) and not self.answers_stand_still():
-            draft.budget = self.prefill_budget.limit(draft.budget)
+            builder.budget = self.prefill_budget.limit(builder.budget)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:
-            self.chunk(sequence, draft)
-        blocked = self.admit_waiting(self.blocks, draft) if self.waiting or self.quarantine.active else None
-        if not len(rows) and not draft.chunks:
+            self.chunk(sequence, builder)
+        blocked = self.admit_waiting(self.blocks, builder) if self.waiting or self.quarantine.active else None
+        if not len(rows) and not builder.chunks:
             return None
-        if draft.chunks:
+        if builder.chunks:
             rows = self.start_decoding(rows)
-        plan = draft.plan(step, self.leaves)
+        plan = builder.plan(step, self.leaves)
         self.leaves = []
         self.step = step + 1
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
@@ -142,10 +142,10 @@ class Planner:
         self.end_trial_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, self.blocks)
-        prefill, generations = draft.tokens - decoding, table.generation[rows].tobytes()
+        prefill, generations = builder.tokens - decoding, table.generation[rows].tobytes()
         self.counters["prefill_tokens"] += prefill
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
-        return plan, OutstandingStep(step, rows, generations, prefill, expected_s, draft.prompt_logprobs)
+        return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
 
     def answers_stand_still(self) -> bool:
         """Whether a sequence that has begun its answer is being computed again, or is next and has room.
@@ -159,7 +159,7 @@ class Planner:
             return False
         return blocks.available * blocks.block_size >= len(first.tokens)
 
-    def reserve_blocks(self, blocks: BlockPool, draft: Draft) -> bool:
+    def reserve_blocks(self, blocks: BlockPool, builder: PlanBuilder) -> bool:
         """A block for every decoding sequence whose next position needs one; the last in order give way.
 
         False: what they gave is still in use by an outstanding step, so this plan has to wait for it.
@@ -176,20 +176,20 @@ class Planner:
             return False
         if len(short):
             for slot in short.tolist():
-                draft.blocks += (slot, *blocks.grow(self.holder(slot).block_list, 1))
+                builder.blocks += (slot, *blocks.grow(self.holder(slot).block_list, 1))
             table.room[short] += blocks.block_size
         return True
 
-    def chunk(self, sequence: Sequence, draft: Draft) -> None:
+    def chunk(self, sequence: Sequence, builder: PlanBuilder) -> None:
         """As much of the sequence's prompt as the budget takes."""
         slot, table = sequence.slot, self.table
         start = int(table.computed[slot])
-        tokens = draft.take(sequence, start, int(table.length[slot]) - start)
+        tokens = builder.take(sequence, start, int(table.length[slot]) - start)
         if tokens > 0:
             reported = min(start + tokens, sequence.prompt_len - 1) - start
             if sequence.needs_prompt_logprobs and reported > 0:
-                draft.prompt_logprobs.append((sequence, reported))
-            draft.chunks += (slot, tokens)
+                builder.prompt_logprobs.append((sequence, reported))
+            builder.chunks += (slot, tokens)
             table.computed[slot] += tokens
             sequence.last_step = self.step
             self.publish(sequence)
@@ -208,16 +208,16 @@ class Planner:
 
     # --- admission --------------------------------------------------------------------------------
 
-    def admit_waiting(self, blocks: BlockPool, draft: Draft) -> Sequence | None:
+    def admit_waiting(self, blocks: BlockPool, builder: PlanBuilder) -> Sequence | None:
         """Slots and blocks for those that are next, as far as they go; the one that they did not suffice for."""
         if self.step % CHARGE_STEPS == 0:
             self.charge_all()
         joined = 0
         while joined < MAX_JOINED_TOKENS:
             sequence = self.next_in_line()
-            if sequence is None or (self.slots.available and draft.budget <= 0):
+            if sequence is None or (self.slots.available and builder.budget <= 0):
                 return None
-            if not self.slots.available or not self.admit(sequence, blocks, draft):
+            if not self.slots.available or not self.admit(sequence, blocks, builder):
                 return None if self.quarantine.active else sequence
             joined += len(sequence.tokens)
         return None
@@ -227,7 +227,7 @@ class Planner:
             return self.quarantine.next(device_is_empty=not any(self.holders))
         return self.waiting.first()
 
-    def admit(self, sequence: Sequence, blocks: BlockPool, draft: Draft) -> bool:
+    def admit(self, sequence: Sequence, blocks: BlockPool, builder: PlanBuilder) -> bool:
         """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
         size, length = blocks.block_size, len(sequence.tokens)
         block_list, copied = BlockList(), BlockList()
@@ -253,16 +253,16 @@ class Planner:
         start = shared * size
         if copied:
             start = length - 1
-            draft.copies += (copied.blocks[0], block_list.blocks[shared])
+            builder.copies += (copied.blocks[0], block_list.blocks[shared])
             blocks.release(copied, self.step)
             self.counters["num_block_copies"] += 1
         self.table.enter(sequence, self.slots.generation[slot], start, len(block_list) * size)
         for block in block_list.blocks:
-            draft.blocks += (slot, block)
-        draft.joins.append(sequence.join(start))
+            builder.blocks += (slot, block)
+        builder.joins.append(sequence.join(start))
         self.prefilling.append(sequence)
         self.waiting.charge(sequence, length - start)
-        self.chunk(sequence, draft)
+        self.chunk(sequence, builder)
         self.counters["prefix_cache_queries"] += length
         self.counters["prefix_cache_hits"] += start
         self.admitted.append((sequence, start))

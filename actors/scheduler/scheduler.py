@@ -35,7 +35,7 @@ from ...protocol.internal import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
-from .draft import OutstandingStep
+from .plan_builder import OutstandingStep
 from .measures import Measures
 from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig

@@ -21,7 +21,7 @@ import zmq
 from ..client_key import Curve, client_key
 from ..endpoints import check_endpoint
 from ..errors import InvalidRequest, SlipstreamError
-from ..formats.said import ChatDelta
+from ..formats.reader import ChatDelta
 from ..messages import (
     Actors,
     Adapters,

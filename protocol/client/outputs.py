@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..formats.said import ChatDelta
+from ..formats.reader import ChatDelta
 from ..messages import Delta, Usage
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import SlipstreamError
 from ..formats.ids import CallIds
-from ..formats.said import ChatDelta
+from ..formats.reader import ChatDelta
 from ..formats.tools import NO_OFFER, Offer
 from ..limits import MAX_DEADLINE_S
 from ..messages import NO_FORMATS, Delta, Formats, Generate

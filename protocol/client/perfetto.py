@@ -44,8 +44,8 @@ CLOCK_SLACK_NS = 1000
 """A mark's time has passed through a float of seconds."""
 
 
-class Place(NamedTuple):
-    """A span and its track."""
+class SpanOnTrack(NamedTuple):
+    """A span, and the track that it is on."""
 
     track: str
     span: Span
@@ -92,31 +92,31 @@ class Drawing:
 
     # --- tracks -----------------------------------------------------------------------------------
 
-    def place(self, track: str) -> Event:
+    def thread(self, track: str) -> Event:
         """Process and thread of a track. The streams have numbers that no process has."""
         pid = self.timeline.pids[self.timeline.owners[track]]
         stream = stream_of(track)
         return {"pid": pid, "tid": pid if stream is None else STREAMS.index(stream) + 1}
 
     def names(self) -> Iterator[Event]:
-        for order, actor in enumerate(sorted(self.timeline.pids, key=place_of)):
+        for order, actor in enumerate(sorted(self.timeline.pids, key=sort_key)):
             pid = self.timeline.pids[actor]
-            place = {"ph": "M", "pid": pid, "tid": pid}
-            yield place | {"name": "process_name", "args": {"name": f"slipstream {actor}"}}
-            yield place | {"name": "process_sort_index", "args": {"sort_index": order}}
+            base = {"ph": "M", "pid": pid, "tid": pid}
+            yield base | {"name": "process_name", "args": {"name": f"slipstream {actor}"}}
+            yield base | {"name": "process_sort_index", "args": {"sort_index": order}}
         for track in self.spans:
             stream = stream_of(track)
             title = "turns" if stream is None else TITLES[stream]
-            place = {"ph": "M"} | self.place(track)
-            yield place | {"name": "thread_name", "args": {"name": title}}
+            base = {"ph": "M"} | self.thread(track)
+            yield base | {"name": "thread_name", "args": {"name": title}}
             order = 0 if stream is None else STREAMS.index(stream) + 1
-            yield place | {"name": "thread_sort_index", "args": {"sort_index": order}}
+            yield base | {"name": "thread_sort_index", "args": {"sort_index": order}}
 
     def track(self, track: str) -> Iterator[Event]:
-        place = {"ph": "X", "cat": "stream" if stream_of(track) else "turn"} | self.place(track)
+        base = {"ph": "X", "cat": "stream" if stream_of(track) else "turn"} | self.thread(track)
         for span in self.spans[track]:
             of_step = span.step >= 0
-            event = place | {
+            event = base | {
                 "name": f"{span.name} {span.step}" if of_step else span.name,
                 "ts": self.us(span.start),
                 "dur": (span.end - span.start) / 1000,
@@ -125,13 +125,13 @@ class Drawing:
 
     # --- arrows -----------------------------------------------------------------------------------
 
-    def path_of_step(self, step: int) -> list[Place]:
+    def path_of_step(self, step: int) -> list[SpanOnTrack]:
         found = [
-            Place(track, span)
+            SpanOnTrack(track, span)
             for track, name in STEP_PATH
             if (span := self.span_of_step(track, name, step)) is not None
         ]
-        return found if any(place.track == "compute" for place in found) else []
+        return found if any(each.track == "compute" for each in found) else []
 
     def span_of_step(self, track: str, name: str, step: int) -> Span | None:
         spans = self.steps.get((track, name), [])
@@ -148,18 +148,18 @@ class Drawing:
                 found.setdefault(mark.request, {}).setdefault(mark.name, (actor, mark.at))
         return found
 
-    def path_of_request(self, marks: dict[str, tuple[str, int]]) -> list[Place]:
+    def path_of_request(self, marks: dict[str, tuple[str, int]]) -> list[SpanOnTrack]:
         """The turns in which its marks were made, and between them what its first step and token passed."""
-        found: list[Place] = []
+        found: list[SpanOnTrack] = []
         for name, (actor, at) in marks.items():
             span = self.span_at(actor, at)
             if span is None:
                 continue
-            found.append(Place(actor, span))
+            found.append(SpanOnTrack(actor, span))
             for track, work in PASSED.get(name, ()):
                 passed = self.span_of_step(track, work, span.step)
                 if passed is not None:
-                    found.append(Place(track, passed))
+                    found.append(SpanOnTrack(track, passed))
         return found
 
     def span_at(self, track: str, time: int) -> Span | None:
@@ -169,31 +169,31 @@ class Drawing:
         span = self.spans[track][at]
         return span if span.end >= time else None
 
-    def arrows(self, kind: str, number: int, path: list[Place]) -> Iterator[Event]:
+    def arrows(self, kind: str, number: int, path: list[SpanOnTrack]) -> Iterator[Event]:
         """One flow through the beginnings of these spans; none if it has but one end in the file."""
-        path = sorted(path, key=lambda place: place.span.start)
+        path = sorted(path, key=lambda each: each.span.start)
         for index, (track, span) in enumerate(path if len(path) > 1 else ()):
             phase = "s" if index == 0 else "f" if index == len(path) - 1 else "t"
             event = {"ph": phase, "cat": kind, "name": kind, "id": number, "ts": self.us(span.start)}
-            yield event | self.place(track) | ({} if phase == "s" else {"bp": "e"})
+            yield event | self.thread(track) | ({} if phase == "s" else {"bp": "e"})
 
     # --- requests ---------------------------------------------------------------------------------
 
     def phases(self, request: int, marks: dict[str, tuple[str, int]]) -> Iterator[Event]:
         """What a request waited for, as far as the file goes."""
         pid = self.timeline.pids["gateway"]
-        place = {"cat": "request", "id": request, "pid": pid, "tid": pid}
+        base = {"cat": "request", "id": request, "pid": pid, "tid": pid}
         since, until = self.timeline.since, self.timeline.until
         times = {name: at for name, (_, at) in marks.items()}
         end = times.get("finished", until)
         begin = times.get("arrived", since)
-        yield place | {"ph": "b", "name": f"request {request}", "ts": self.us(begin)}
+        yield base | {"ph": "b", "name": f"request {request}", "ts": self.us(begin)}
         known = [(name, phase) for name, phase in PHASES if name in times]
         for index, (name, phase) in enumerate(known):
             later = [times[other] for other, _ in known[index + 1 :]]
-            yield place | {"ph": "b", "name": phase, "ts": self.us(times[name])}
-            yield place | {"ph": "e", "name": phase, "ts": self.us(min([*later, end]))}
-        yield place | {"ph": "e", "name": f"request {request}", "ts": self.us(end)}
+            yield base | {"ph": "b", "name": phase, "ts": self.us(times[name])}
+            yield base | {"ph": "e", "name": phase, "ts": self.us(min([*later, end]))}
+        yield base | {"ph": "e", "name": f"request {request}", "ts": self.us(end)}
 
 
 def stream_of(track: str) -> str | None:
@@ -202,8 +202,8 @@ def stream_of(track: str) -> str | None:
     return name if name in STREAMS else None
 
 
-def place_of(actor: str) -> tuple[int, str]:
-    """Where an actor stands among all; the ranks of an executor are beside it."""
+def sort_key(actor: str) -> tuple[int, str]:
+    """Orders the actors as in `ACTORS`, with the ranks of an executor beside it."""
     name = actor.partition(".")[0]
     return ACTORS.index(name) if name in ACTORS else len(ACTORS), actor
 

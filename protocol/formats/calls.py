@@ -23,7 +23,7 @@ import msgspec
 from .ids import CallIds
 from .json_parts import DECODER, ObjectEnd, as_json, head_of
 from .marks import cut_at
-from .said import Reader
+from .reader import Reader
 from .schemas import Schema, types_of
 from .tools import Function, Offer, arguments_of
 

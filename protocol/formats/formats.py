@@ -16,7 +16,7 @@ from .lists import ListMarks, MarkedLists, NamedCall, RequiredCalls
 from .marked import CallMarks, MarkedCalls
 from .pythonic import MARKS as PYTHON_MARKS
 from .pythonic import PythonCalls
-from .said import Reader, Said
+from .reader import Parsed, Reader
 from .thoughts import ThoughtMarks, Thoughts, Unwrapped
 from .tools import Offer
 
@@ -210,7 +210,9 @@ class AnswerReader:
         """Every answer is told as it is: there is nothing to part."""
         return isinstance(self.reader, Text) and self.reader.unwrapped is None
 
-    def read(self, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None) -> Said:
+    def read(
+        self, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None
+    ) -> Parsed:
         """What is new with more of the answer; with ``finish_reason`` that was all. A stop text is a limit too: the
         model would have written more."""
         if text:

@@ -13,7 +13,7 @@ import re
 
 from .ids import CallIds
 from .marks import cut_at
-from .said import Reader
+from .reader import Reader
 from .tools import Offer
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
@@ -113,7 +113,7 @@ class Harmony(Reader):
         elif self.answer is None:
             self.say(text)
         else:
-            self.answer.said = self.said
+            self.answer.parsed = self.parsed
             self.answer.feed(text)
 
     def end_message(self) -> None:
@@ -132,5 +132,5 @@ class Harmony(Reader):
         elif self.where == "start":
             self.pass_on(buffer)
         if self.answer is not None:
-            self.answer.said = self.said
+            self.answer.parsed = self.parsed
             self.answer.end(at_limit=at_limit)

@@ -8,7 +8,7 @@ from .calls import as_call
 from .ids import CallIds
 from .json_parts import DECODER, LONGEST_HEAD, ObjectEnd, head_of
 from .marks import cut_at
-from .said import CallPart, Reader
+from .reader import CallPart, Reader
 from .tools import Offer
 
 
@@ -118,7 +118,7 @@ class NamedCall(Reader):
     def feed(self, text: str) -> None:
         if not self.calls:
             self.begin_call(self.offered.forced or "")
-            self.said.calls.append(CallPart(index=0))  # the name is told by itself
+            self.parsed.calls.append(CallPart(index=0))  # the name is told by itself
         self.add_arguments(text)
 
     def end(self, *, at_limit: bool) -> None:

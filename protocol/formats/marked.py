@@ -9,7 +9,7 @@ from .ids import CallIds
 from .json_parts import ObjectEnd
 from .lists import CallList
 from .marks import cut_at
-from .said import Reader
+from .reader import Reader
 from .tools import Offer
 
 

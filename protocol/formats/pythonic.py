@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .ids import CallIds
 from .json_parts import as_json
-from .said import Reader
+from .reader import Reader
 from .tools import Offer
 
 OPENING = ("<|python_start|>", "<|python_tag|>", "<|tool_call_start|>")

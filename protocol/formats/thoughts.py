@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .ids import CallIds
 from .marks import beginning_of, cut_at, may_hold
-from .said import Reader
+from .reader import Reader
 from .tools import Offer
 
 
@@ -29,7 +29,7 @@ class Thoughts(Reader):
         super().__init__(offered, ids)
         self.marks = marks
         self.answer = answer
-        self.answer.said = self.said
+        self.answer.parsed = self.parsed
         self.thinking = False
         """A thought has come that is more than space."""
         self.where = "start"
@@ -39,7 +39,7 @@ class Thoughts(Reader):
         self.around = Unwrapped(marks.around) if marks.around else None
 
     def feed(self, text: str) -> None:
-        self.answer.said = self.said
+        self.answer.parsed = self.parsed
         self.buffer += text
         if self.where == "start":
             self.look_for_opening()
@@ -81,7 +81,7 @@ class Thoughts(Reader):
             self.buffer = buffer[len(thought) :]
 
     def end(self, *, at_limit: bool) -> None:
-        self.answer.said = self.said
+        self.answer.parsed = self.parsed
         buffer, self.buffer = self.buffer, ""
         if self.where == "thoughts":
             self.think(buffer.rstrip())

@@ -108,10 +108,12 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             dict.fromkeys(("residual", "update", "out", "after", "before"), dtype)
             | NORM
             | dict(rows="i32", halves="*i64", peers="*i64", current="*i32"),
-            dict(RANK=0, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, AFTER=False, BEFORE=True)
+            dict(
+                RANK=0, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, AFTER=False, BEFORE=True
+            )
             | dict(N=width, PAD=pad),
         )
-        for dtype, lanes, size, width, pad in (
+        for dtype, per_word, size, width, pad in (
             ("*bf16", 4, 2, 4096, 4096),
             ("*fp32", 2, 2, 4096, 4096),
             ("*fp16", 4, 4, 5120, 8192),
@@ -320,18 +322,18 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "ranks:_sum_kernel",
             dict(tensor=dtype, halves="*i64", peers="*i64", current="*i32", words="i32"),
-            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, TILE=512),
+            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
         )
-        for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
+        for dtype, per_word, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
     *(
         (
             "ranks:_gather_kernel",
             dict.fromkeys(("part", "out"), dtype)
             | dict(halves="*i64", peers="*i64", current="*i32", words="i32", row_words="i32", width="i32"),
-            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, LANES=lanes, TILE=512),
+            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
         )
-        for dtype, lanes, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
+        for dtype, per_word, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
     *(
         (

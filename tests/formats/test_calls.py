@@ -19,7 +19,7 @@ from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.formats.calls import CallReader
 from slipstream.protocol.formats.formats import Formats, calls_reader
 from slipstream.protocol.formats.ids import CallIds
-from slipstream.protocol.formats.said import Said
+from slipstream.protocol.formats.reader import Parsed
 from slipstream.protocol.formats.schemas import Schema, moved
 from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer, offer_of
 from slipstream.protocol.sampling import Grammar
@@ -203,7 +203,7 @@ def test_text_is_told_as_soon_as_it_cannot_be_a_call() -> None:
     reader = CallReader(offer(TOOLS, None, None), CallIds("any"))
     for part, told in (("Let ", "Let "), ("me <tool", "me "), ("box", "<toolbox")):
         reader.feed(part)
-        assert reader.take() == Said(text=told)
+        assert reader.take() == Parsed(text=told)
 
 
 def test_a_forced_call_becomes_a_schema() -> None:

@@ -37,7 +37,7 @@ class Scores(Script):
 
 class ChatScores(Scores):
     async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
-        from slipstream.protocol.formats.said import ChatDelta
+        from slipstream.protocol.formats.reader import ChatDelta
 
         async for deltas in super().batches(**asked):
             yield [

@@ -21,7 +21,7 @@ PIPELINE = "slipstream.actors.executor.pipeline"
 STEP_ACTOR = "slipstream.actors.executor.step_actor"
 GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
-DRAFT = "slipstream.actors.scheduler.draft"
+DRAFT = "slipstream.actors.scheduler.builder"
 PREFIX = "slipstream.actors.scheduler.prefix"
 PLANNER = "slipstream.actors.scheduler.planner"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
@@ -75,7 +75,7 @@ def plant(fault: Fault) -> Code:
     if fault.module == PREFIX:
         parts = {name: vars(module)[name] for name in ("share_beginning", "publish", "salt_of")}
     if fault.module == DRAFT:
-        parts = {"Draft": module.Draft}
+        parts = {"PlanBuilder": module.PlanBuilder}
     if fault.module in (POOL, PREFIX, DRAFT):
         module = edited(PLANNER, ())
         vars(module).update(parts)

@@ -64,7 +64,7 @@ class Arena:
         self.filled = 0
         pages.reserve(self.nbytes)
 
-    def place(self, nbytes: int) -> Tensor:
+    def allocate(self, nbytes: int) -> Tensor:
         """The next bytes that are free, uint8."""
         start = self.filled
         self.filled += aligned(nbytes)
@@ -76,9 +76,9 @@ class Arena:
         return self.whole()[start : start + nbytes]
 
     def whole(self) -> Tensor:
-        """All addresses, uint8; there is memory for what was placed."""
+        """All addresses, uint8; there is memory for what was allocated."""
         if not self.files:
-            self.place(0)
+            self.allocate(0)
         return self.pages.tensor(self.nbytes)
 
     def protect(self) -> None:

@@ -20,7 +20,7 @@ from ..ranks.quantized import in_place_of
 from .arena import Arena, aligned
 
 
-class Place(msgspec.Struct, frozen=True):
+class StoredTensor(msgspec.Struct, frozen=True):
     """A tensor in an arena."""
 
     start: int
@@ -32,8 +32,8 @@ class Place(msgspec.Struct, frozen=True):
     def view(self, memory: Tensor) -> Tensor:
         """The tensor, of the bytes of an arena."""
         dtype = getattr(torch, self.dtype)
-        span = span_of(self.shape, self.stride) * dtype.itemsize
-        return memory[self.start : self.start + span].view(dtype).as_strided(self.shape, self.stride)
+        extent = extent_of(self.shape, self.stride) * dtype.itemsize
+        return memory[self.start : self.start + extent].view(dtype).as_strided(self.shape, self.stride)
 
 
 class Table(msgspec.Struct):
@@ -45,7 +45,7 @@ class Table(msgspec.Struct):
     """`PagedModel.weights_told`."""
     unfused_because: str
     """`PagedModel.unfused_because`."""
-    tensors: dict[str, Place]
+    tensors: dict[str, StoredTensor]
     blocks: dict[str, tuple[int, int]]
     """Of layers whose weights are quantized: how many rows and columns share a scale."""
     piece_bytes: int
@@ -81,7 +81,7 @@ def named_tensors(transformer: nn.Module) -> list[Named]:
     return found
 
 
-def span_of(shape: Iterable[int], stride: Iterable[int]) -> int:
+def extent_of(shape: Iterable[int], stride: Iterable[int]) -> int:
     """Elements from the first to the last of a tensor."""
     sizes = tuple(shape)
     return 0 if 0 in sizes else 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True))
@@ -101,16 +101,16 @@ class Region:
 
 def regions_of(tensors: Iterable[Tensor]) -> list[Region]:
     """The memory of ``tensors``: each byte in one region alone, and each tensor in one."""
-    spans: list[tuple[int, int, int, Tensor]] = []
+    extents: list[tuple[int, int, int, Tensor]] = []
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
         storage = tensor.untyped_storage().data_ptr()
         start = tensor.data_ptr() - storage
-        spans.append(
-            (storage, start, start + span_of(tensor.shape, tensor.stride()) * tensor.itemsize, tensor)
+        extents.append(
+            (storage, start, start + extent_of(tensor.shape, tensor.stride()) * tensor.itemsize, tensor)
         )
     found: list[Region] = []
     last = None
-    for storage, start, end, tensor in sorted(spans, key=lambda span: span[:2]):
+    for storage, start, end, tensor in sorted(extents, key=lambda extent: extent[:2]):
         if storage != last or start >= found[-1].end:
             found.append(Region(start))
             last = storage
@@ -126,7 +126,7 @@ def move(regions: list[Region], arena: Arena) -> None:
         offsets = [tensor.data_ptr() - storage.data_ptr() - region.start for tensor in region.tensors]
         source = torch.empty(0, dtype=torch.uint8, device=region.tensors[0].device)
         source.set_(storage, region.start, (region.nbytes,), (1,))  # type: ignore[call-overload]
-        target = arena.place(region.nbytes)
+        target = arena.allocate(region.nbytes)
         target.copy_(source)
         for tensor, offset in zip(region.tensors, offsets, strict=True):
             tensor.data = typed(target[offset:], tensor.dtype).as_strided(tensor.shape, tensor.stride())
@@ -137,21 +137,21 @@ def typed(memory: Tensor, dtype: torch.dtype) -> Tensor:
     return memory[: memory.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
-def put(buffers: list[Named], arena: Arena) -> dict[str, Place]:
+def put(buffers: list[Named], arena: Arena) -> dict[str, StoredTensor]:
     """Copies of buffers in the arena. They stay where they are: they are small, and some are written to."""
     memory = arena.whole()
-    found: dict[str, Place] = {}
+    found: dict[str, StoredTensor] = {}
     for each in buffers:
         tensor = each.tensor.contiguous()
-        target = arena.place(tensor.nbytes)
+        target = arena.allocate(tensor.nbytes)
         target.copy_(tensor.view(-1).view(torch.uint8))
-        found[each.name] = place_of(tensor, target.data_ptr() - memory.data_ptr())
+        found[each.name] = stored_at(tensor, target.data_ptr() - memory.data_ptr())
     return found
 
 
-def place_of(tensor: Tensor, start: int) -> Place:
+def stored_at(tensor: Tensor, start: int) -> StoredTensor:
     name = str(tensor.dtype).removeprefix("torch.")
-    return Place(start, name, tuple(tensor.shape), tuple(tensor.stride()))
+    return StoredTensor(start, name, tuple(tensor.shape), tuple(tensor.stride()))
 
 
 def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
@@ -159,8 +159,8 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
     parameters = [each for each in named if not each.is_buffer]
     move(regions_of(tensors_of(model, parameters)), arena)
     base = arena.whole().data_ptr()
-    places = {each.name: place_of(each.tensor, each.tensor.data_ptr() - base) for each in parameters}
-    places |= put([each for each in named if each.is_buffer], arena)
+    stored = {each.name: stored_at(each.tensor, each.tensor.data_ptr() - base) for each in parameters}
+    stored |= put([each for each in named if each.is_buffer], arena)
     blocks = {
         each.name.rpartition(".")[0]: each.module.block
         for each in named
@@ -171,7 +171,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
         dtype,
         model.weights_told,
         model.unfused_because,
-        places,
+        stored,
         blocks,
         arena.piece_bytes,
         model.has_tails,
@@ -199,14 +199,14 @@ def bind(transformer: nn.Module, table: Table, memory: Tensor) -> None:
         layer = QuantizedLinear(weight, scales, block, None if bias is None else bias.view(memory))
         plain: Any = transformer.get_submodule(name)
         transformer.set_submodule(name, in_place_of(plain, layer))
-    known: dict[Place, nn.Parameter] = {}
+    known: dict[StoredTensor, nn.Parameter] = {}
     for each in named_tensors(transformer):
-        place = table.tensors.get(each.name)
-        if place is None:
+        stored = table.tensors.get(each.name)
+        if stored is None:
             raise ValueError(f"nothing is kept of {each.name}")
         if each.is_buffer:
-            each.module._buffers[each.attribute] = place.view(memory).clone()
+            each.module._buffers[each.attribute] = stored.view(memory).clone()
             continue
-        if place not in known:
-            known[place] = nn.Parameter(place.view(memory), requires_grad=False)
-        each.module._parameters[each.attribute] = known[place]
+        if stored not in known:
+            known[stored] = nn.Parameter(stored.view(memory), requires_grad=False)
+        each.module._parameters[each.attribute] = known[stored]

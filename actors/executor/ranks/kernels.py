@@ -71,10 +71,10 @@ def _receive(pointer, mask):
 
 
 @jit
-def _numbers(words, LANES: tl.constexpr, DTYPE: tl.constexpr):
-    """The numbers of words [words, LANES]."""
-    bits = words[:, None] >> (tl.arange(0, LANES) * (64 // LANES)).to(tl.int64)[None, :]
-    if LANES == 4:
+def _numbers(words, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
+    """The numbers of words [words, PER_WORD]."""
+    bits = words[:, None] >> (tl.arange(0, PER_WORD) * (64 // PER_WORD)).to(tl.int64)[None, :]
+    if PER_WORD == 4:
         return bits.to(tl.int16).to(DTYPE, bitcast=True)
     else:
         return bits.to(tl.int32).to(DTYPE, bitcast=True)
@@ -145,23 +145,23 @@ def total_of_all(
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
     MOST_WORDS: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_WORD: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """The sum of all ranks' numbers at ``place``, float32 [words, LANES]; ``own`` are this rank's words."""
-    total = tl.zeros((own.shape[0], LANES), tl.float32)
+    """The sum of all ranks' numbers at ``place``, float32 [words, PER_WORD]; ``own`` are this rank's words."""
+    total = tl.zeros((own.shape[0], PER_WORD), tl.float32)
     for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
         if rank == RANK:
-            total += _numbers(own, LANES, DTYPE).to(tl.float32)
+            total += _numbers(own, PER_WORD, DTYPE).to(tl.float32)
         else:
             arrived = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
-            total += _numbers(arrived, LANES, DTYPE).to(tl.float32)
+            total += _numbers(arrived, PER_WORD, DTYPE).to(tl.float32)
     return total
 
 
 @jit(do_not_specialize=["words"])
 def _sum_kernel(
-    tensor,  # [LANES * words]
+    tensor,  # [PER_WORD * words]
     halves,  # int64 [2, SIZE, MOST_WORDS]: this rank's
     peers,  # int64 [SIZE]: the addresses of all ranks' halves
     current,  # int32 [PROGRAMS], all alike: which half the next kernel takes
@@ -170,7 +170,7 @@ def _sum_kernel(
     SIZE: tl.constexpr,
     MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_WORD: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Put the sum of all ranks' tensors into each of them."""
@@ -185,9 +185,13 @@ def _sum_kernel(
         place = number * stride + first
         mask = place < words
         own = words_of(tensor, place, mask)
-        total = total_of_all(own, halves, half, place, mask, RANK, SIZE, MOST_WORDS, LANES, dtype)
-        lane = tl.arange(0, LANES)[None, :]
-        tl.store(tensor + place[:, None] * LANES + lane, total.to(dtype), mask=mask[:, None] & (lane < LANES))
+        total = total_of_all(own, halves, half, place, mask, RANK, SIZE, MOST_WORDS, PER_WORD, dtype)
+        within = tl.arange(0, PER_WORD)[None, :]
+        tl.store(
+            tensor + place[:, None] * PER_WORD + within,
+            total.to(dtype),
+            mask=mask[:, None] & (within < PER_WORD),
+        )
     take_other_half(current, half, PROGRAMS)
 
 
@@ -198,13 +202,13 @@ def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, 
     """
     words = tensor.nbytes // WORD
     _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
-        tensor, words=words, LANES=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
+        tensor, words=words, PER_WORD=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
     )
 
 
 @jit(do_not_specialize=["words"])
 def _gather_kernel(
-    part,  # [rows, LANES * row_words]
+    part,  # [rows, PER_WORD * row_words]
     out,  # [rows, width]
     halves,  # and so on: as of a sum
     peers,
@@ -216,7 +220,7 @@ def _gather_kernel(
     SIZE: tl.constexpr,
     MOST_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_WORD: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Put all ranks' rows side by side, as far as ``out`` is wide."""
@@ -231,16 +235,16 @@ def _gather_kernel(
         place = number * stride + first
         mask = place < words
         row = place // row_words
-        column = (place - row * row_words)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+        column = (place - row * row_words)[:, None] * PER_WORD + tl.arange(0, PER_WORD)[None, :]
         for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
             if rank == RANK:
                 found = words_of(part, place, mask)
             else:
                 found = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
-            wide = column + rank * row_words * LANES
+            wide = column + rank * row_words * PER_WORD
             tl.store(
                 out + row[:, None] * width + wide,
-                _numbers(found, LANES, dtype),
+                _numbers(found, PER_WORD, dtype),
                 mask=mask[:, None] & (wide < width),
             )
     take_other_half(current, half, PROGRAMS)
@@ -257,7 +261,7 @@ def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[
         words=words,
         row_words=words // len(part),
         width=out.shape[1],
-        LANES=WORD // part.itemsize,
+        PER_WORD=WORD // part.itemsize,
         TILE=tile,
         **arguments,
         **FOLLOWING,

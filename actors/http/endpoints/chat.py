@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ....protocol.client.outputs import Collector, CompletionOutput
 from ....protocol.errors import InvalidRequest
 from ....protocol.formats.ids import CallIds
-from ....protocol.formats.said import CallPart, ChatDelta, is_complete
+from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
 from ....protocol.formats.tools import PARAMETERS, NamedTool, Offer, offer
 from ....protocol.limits import Limits
 from ....protocol.messages import Delta

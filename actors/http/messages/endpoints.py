@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ....protocol.formats.said import ChatDelta
+from ....protocol.formats.reader import ChatDelta
 from ....protocol.formats.tools import PARAMETERS, offer
 from ..bodies.requests import ChatFields
 from ..endpoints import chat

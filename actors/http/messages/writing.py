@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ....protocol.formats.json_parts import DECODER
-from ....protocol.formats.said import CallPart, ChatDelta
+from ....protocol.formats.reader import CallPart, ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ....protocol.formats.said import ChatDelta
+from ....protocol.formats.reader import ChatDelta
 from ..bodies.requests import PARAMETERS
 from ..endpoints import chat
 from ..errors import Problem, is_fault, log_fault

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ....protocol.formats.json_parts import HALF
-from ....protocol.formats.said import CallPart, ChatDelta, is_complete
+from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event

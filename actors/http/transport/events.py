@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....protocol.errors import ServiceUnavailable
-from ....protocol.formats.said import ChatDelta
+from ....protocol.formats.reader import ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..bodies.requests import StreamOptions
 from ..errors import is_fault, problem_of

@@ -360,7 +360,7 @@ def test_memory_is_taken_piece_by_piece_and_never_in_more_pieces_than_one_messag
     part, pages = aligned(int(gigabytes * (1 << 30)) // parts), Counted()
     arena = Arena(pages, parts * part)  # type: ignore[arg-type]
     for number in range(parts):
-        arena.place(part)
+        arena.allocate(part)
         taken = sum(size for _, size in pages.pieces)
         assert taken <= pages.reserved
         assert taken - arena.piece_bytes < part * (number + 1), "no sooner than it is needed"

@@ -13,10 +13,10 @@ from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateS
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.stateful import scan as scan_module
+from slipstream.actors.executor.model.stateful.examine import traits_of
 from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
 from slipstream.actors.executor.model.stateful.running import StatefulModules, parts_of
 from slipstream.actors.executor.model.stateful.scan import Scan, going_on
-from slipstream.actors.executor.model.stateful.trial import trial_of
 from slipstream.actors.executor.model.support import Layers
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.errors import ModelNotSupported
@@ -135,7 +135,7 @@ class Module(nn.Module):
 def test_a_trial_finds_what_a_module_does(fault: str, takes_chunks: bool | None, host_read: str) -> None:
     module = Module(fault)
     one = StatefulModule(module, (torch.zeros(1, 1, 3),), {}, cache_place=1)
-    found = trial_of(one, LAYOUT)
+    found = traits_of(one, LAYOUT)
     assert found.host_read == host_read
     assert takes_chunks in (None, found.takes_chunks)
 

@@ -188,7 +188,7 @@ class TritonOperations:
                     out,
                     *norms,
                     rows=tokens,
-                    LANES=WORD // part.itemsize,
+                    PER_WORD=WORD // part.itemsize,
                     **small.arguments,
                     **named,
                 )

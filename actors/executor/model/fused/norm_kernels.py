@@ -130,7 +130,7 @@ def sum_add_norm_kernel(
     BEFORE: tl.constexpr,
     N: tl.constexpr,
     PAD: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_WORD: tl.constexpr,
 ):
     """As `add_norm_kernel`, with the sum of all ranks' parts, which ``ranks/kernels.py`` explains."""
     let_kernel_after_begin()
@@ -139,16 +139,16 @@ def sum_add_norm_kernel(
     wait_for_kernel_before()
     dtype: tl.constexpr = update.dtype.element_ty
     half = half_of(current)
-    word = tl.arange(0, PAD // LANES)
-    valid = word < N // LANES
+    word = tl.arange(0, PAD // PER_WORD)
+    valid = word < N // PER_WORD
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        at = row * (N // LANES) + word
+        at = row * (N // PER_WORD) + word
         send_to_all(words_of(update, at, valid), peers, half, at, valid, RANK, SIZE, MOST_WORDS)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        at = row * (N // LANES) + word
+        at = row * (N // PER_WORD) + word
         states = _load_row(residual + row * N, True, N, PAD)
         own = words_of(update, at, valid)
-        total = total_of_all(own, halves, half, at, valid, RANK, SIZE, MOST_WORDS, LANES, dtype)
+        total = total_of_all(own, halves, half, at, valid, RANK, SIZE, MOST_WORDS, PER_WORD, dtype)
         _add_norm_row(
             states,
             tl.reshape(total.to(dtype), (PAD,)),

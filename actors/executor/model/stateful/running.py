@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...cache.paged import PagedBatch
 from ...cache.state import StateLayout, StateSlots
 from . import kernels
+from .examine import ModuleTraits, traits_of
 from .module import RowStates, StatefulModule
 from .scan import going_on
-from .trial import Trial, trial_of
 
 
 class StatefulModules:
@@ -32,16 +32,16 @@ class StatefulModules:
         self.tokens = 0
         self.layout = layout
         self.modules = [one.module for one in modules]
-        trials: dict[type[nn.Module], Trial] = {}
+        traits: dict[type[nn.Module], ModuleTraits] = {}
         for one in modules:
             kind = type(one.module)
-            if kind not in trials:
-                trials[kind] = trial_of(one, layout)
-            one.module.forward = self.in_parts(one, trials[kind].takes_chunks)
-        self.token_by_token = not all(trial.takes_chunks for trial in trials.values())
+            if kind not in traits:
+                traits[kind] = traits_of(one, layout)
+            one.module.forward = self.in_parts(one, traits[kind].takes_chunks)
+        self.token_by_token = not all(found.takes_chunks for found in traits.values())
         """Some of them forget their state when they are given several tokens, which so have to come one by one."""
-        self.host_read = next((trial.host_read for trial in trials.values() if trial.host_read), "")
-        """As of `Trial`."""
+        self.host_read = next((found.host_read for found in traits.values() if found.host_read), "")
+        """As of `ModuleTraits`."""
 
     def undo(self) -> None:
         """Leave the modules as transformers has them."""

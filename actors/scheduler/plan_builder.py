@@ -1,4 +1,4 @@
-"""A plan in the making, and what is remembered of it until its result comes."""
+"""Builds the plan of a step, and records what is needed when its result comes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .sequence import Sequence
 
 
 @dataclass(slots=True)
-class Draft:
-    """A plan in the making."""
+class PlanBuilder:
+    """The plan of one step while it is being made."""
 
     budget: int
     """Tokens that the step can still take."""
@@ -26,14 +26,14 @@ class Draft:
     """As ``Capacity.sizes``."""
     joins: list[Join] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    """Pairs, one after another, as in the two that follow."""
+    """Pairs of slot and block, flattened; ``copies`` (from, to) and ``chunks`` (slot, tokens) are laid out alike."""
     copies: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
     prompt_logprobs: list[tuple[Sequence, int]] = field(default_factory=list)
     """The prompts whose logprobs come, and for how many tokens, in the order of ``chunks``."""
 
     def plan(self, step: int, leaves: list[int]) -> Plan:
-        """The draft as the executor gets it; ``leaves`` are the slots that it frees first."""
+        """The message to the executor; ``leaves`` are the slots that it frees first."""
         return Plan(
             step,
             leaves=int32(leaves),
@@ -44,7 +44,7 @@ class Draft:
         )
 
     def take(self, sequence: Sequence, start: int, tokens: int) -> int:
-        """How many of the next ``tokens`` of a prompt, from ``start`` on, this step takes."""
+        """Add up to ``tokens`` tokens of a prompt, from ``start`` on; returns how many this step has room for."""
         if tokens > self.budget:
             tokens = self.budget = self.fitting(self.budget)
         if sequence.needs_prompt_logprobs:
@@ -63,11 +63,11 @@ class Draft:
 
 
 class OutstandingStep(NamedTuple):
-    """A step whose result has not come."""
+    """A step that was planned and whose result has not come."""
 
     step: int
     rows: np.ndarray
-    """The slots that sample in it, rising."""
+    """The slots that sample in it, in ascending order."""
     generations: bytes
     """The generations of the slots (int64), when the plan was made."""
     prefill: int
@@ -75,7 +75,7 @@ class OutstandingStep(NamedTuple):
     expected_s: float
     """What the device is expected to take for it; 0: not known."""
     prompt_logprobs: list[tuple[Sequence, int]]
-    """``Draft.prompt_logprobs``."""
+    """``PlanBuilder.prompt_logprobs``."""
 
 
 def int32(numbers: list[int]) -> bytes:

@@ -1,4 +1,4 @@
-"""What an answer says, apart from its markup: thoughts, text, and calls of tools, each as far as it has come."""
+"""Parses the text of an answer into thoughts, plain text and calls of tools, each as far as it has come."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class ChatDelta(Delta, kw_only=True, omit_defaults=True, gc=False):
     """Calls, each as far as it has come."""
 
 
-class Said(msgspec.Struct, kw_only=True):
-    """What some of an answer's text has said, in this order."""
+class Parsed(msgspec.Struct, kw_only=True):
+    """The content of a piece of an answer's text, in this order."""
 
     reasoning: str = ""
     text: str = ""
@@ -49,12 +49,12 @@ class Said(msgspec.Struct, kw_only=True):
 
 
 class Reader:
-    """Base of what parts the text of one answer. What is read lies in ``said`` until it is taken."""
+    """Base class of the parsers of one answer's text. What was parsed is collected in ``parsed`` until it is taken."""
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
         self.offered = offered
         self.ids = ids
-        self.said = Said()
+        self.parsed = Parsed()
         self.calls = 0
         """How many were begun so far."""
         self.name = ""
@@ -63,10 +63,10 @@ class Reader:
         self.dropped = False
         """The call that is being read is not handed over: one alone is asked for, and this is another."""
 
-    def take(self) -> Said:
+    def take(self) -> Parsed:
         """What was read since this was last called."""
-        said, self.said = self.said, Said()
-        return said
+        parsed, self.parsed = self.parsed, Parsed()
+        return parsed
 
     def feed(self, text: str) -> None:
         """More of the answer has come."""
@@ -77,10 +77,10 @@ class Reader:
         raise NotImplementedError
 
     def say(self, text: str) -> None:
-        self.said.text += text
+        self.parsed.text += text
 
     def think(self, text: str) -> None:
-        self.said.reasoning += text
+        self.parsed.reasoning += text
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Reader:
         if self.kept is not None:
             self.kept.append(text)
         elif text and not self.dropped:
-            parts, index = self.said.calls, self.calls - 1
+            parts, index = self.parsed.calls, self.calls - 1
             if parts and parts[-1].index == index:
                 parts[-1].arguments += text
             else:
@@ -116,5 +116,5 @@ class Reader:
     def hand_over(self, name: str) -> None:
         self.dropped = self.offered.single and self.calls > 0
         if not self.dropped:
-            self.said.calls.append(CallPart(index=self.calls, id=self.ids.new(name), name=name))
+            self.parsed.calls.append(CallPart(index=self.calls, id=self.ids.new(name), name=name))
             self.calls += 1

@@ -1,6 +1,6 @@
-"""A module that keeps a state, tried by itself: whether it takes chunks, and whether it asks the host.
+"""Examines a stateful module by running it: does it accept chunks of tokens, and does it make the host wait?
 
-Neither can be read from the code of transformers' modules, of which each family has its own.
+Neither can be told from the code of transformers' modules, of which each family has its own.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class HostReads(TorchDispatchMode):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """What shows when a module is run by itself, on inputs of its own."""
+class ModuleTraits:
+    """Properties of a module that show only when it is run."""
 
     takes_chunks: bool
     """It goes on from its state when it is given several tokens, in float32; some scans begin from nothing."""
@@ -67,9 +67,9 @@ class Trial:
     """The operation of a step with one token that asks the host, as the module is served; empty: there is none."""
 
 
-def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
+def traits_of(one: StatefulModule, layout: StateLayout) -> ModuleTraits:
     if next(one.module.parameters()).device.type == "meta":
-        return Trial(takes_chunks=True, host_read="")
+        return ModuleTraits(takes_chunks=True, host_read="")
     exact = copy.deepcopy(one.module).float()
     # A state that is rounded between two chunks, and not within one, would look like one that is forgotten.
     of_exact = StateLayout(tuple((key, shape, torch.float32) for key, shape, _ in layout.shapes))
@@ -80,7 +80,7 @@ def trial_of(one: StatefulModule, layout: StateLayout) -> Trial:
         with HostReads() as reads:
             outputs_of(one, one.module, layout, (1, 1))
     alike = float((parted - whole).norm()) <= CHUNK_TOLERANCE * float(whole.norm())
-    return Trial(alike, reads.first)
+    return ModuleTraits(alike, reads.first)
 
 
 def outputs_of(
