@@ -35,8 +35,8 @@ from ...protocol.internal import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
-from .plan_builder import OutstandingStep
 from .measures import Measures
+from .plan_builder import OutstandingStep
 from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig
 from .prefix import salt_of

@@ -163,7 +163,7 @@ def test_a_layer_is_four_products_and_few_operations() -> None:
 def test_the_last_layer_goes_on_with_the_tokens_whose_logits_are_asked_for(family: str) -> None:
     model = make(family)
     fuse(model)
-    tokens = probe_tokens(model)[0]
+    tokens = compared_tokens(model)[0]
     batch = one_text(model, len(tokens))
     every = model.forward(tokens, torch.arange(len(tokens)), batch, None)
     written = batch.cache.keys[-1].clone()
@@ -186,7 +186,7 @@ def test_more_logits_than_tokens_are_picked_when_all_are_computed() -> None:
     """As of a step that reports the logprobs of prompts, whose other rows are padded."""
     model = make("llama")
     fuse(model)
-    tokens = probe_tokens(model)[0]
+    tokens = compared_tokens(model)[0]
     batch, positions = one_text(model, len(tokens)), torch.arange(len(tokens))
     every = model.forward(tokens, positions, batch, None)
     asked = torch.cat([torch.zeros(8, dtype=torch.int64), torch.arange(len(tokens))])
