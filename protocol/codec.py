@@ -197,7 +197,7 @@ BOUNDS: dict[str, Any] = {
 """What msgpack accepts."""
 
 MOST_FIELDS = 64
-"""Fields of a message among which an id is looked for."""
+"""Fields of a message among which an id is looked for: more than any message has."""
 
 
 def request_id(frame: bytes) -> str | None:
@@ -226,7 +226,7 @@ ANY_KEY = "[...]"
 """How msgspec writes that a value is that of some key of a map: the field that is wrong is the map."""
 
 MAX_NAMED_CHARS = 200
-"""Most characters of a name or a value that an error repeats."""
+"""Most characters of a name or a value that an error quotes: two lines of a terminal."""
 
 
 def explain(error: Exception, plain: object) -> str:

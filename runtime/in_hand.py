@@ -6,6 +6,7 @@ import mmap
 import os
 
 DIGEST_BYTES = 16
+"""Bytes of the digest that names a request: 128 bits, which no two requests share by chance."""
 
 NOTHING = bytes(DIGEST_BYTES)
 

@@ -23,10 +23,11 @@ from .actor import Actor, Address, Send
 from .links import Links, LostMessage
 
 MAX_DELAY_S = 0.002
-"""Longest time that a message is on its way."""
+"""Longest time that a message is on its way: a few steps, so that messages of different actors overtake each other."""
 
 RESTART_S = 0.005
-"""How long an actor is away that the simulator itself ends."""
+"""Time that an actor which the simulator ends is away: longer than a message is on its way, so that some are lost with
+it."""
 
 NO_PROGRESS_S = 0.2
 """When a receiver is ended that lost a frame, and gets no later one that would show the gap."""

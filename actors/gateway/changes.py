@@ -7,7 +7,7 @@ import msgspec
 from ...protocol.internal import ChangeAdapter
 
 CHANGES_AGAIN_S = 0.05
-"""How long until it is looked again whether an adapter that is to go is still computed with."""
+"""Pause before it is checked again whether a step still uses an adapter that is to be removed: a few steps long."""
 
 
 class Changes:

@@ -18,7 +18,12 @@ SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 25.0, 50.0, 100.0),
 )
+"""Bounds of the histograms of times: the default ones of Prometheus' client, with more for a fast device and for long
+answers."""
+
 COUNTS = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""Bounds of the histogram of ``n``: those of vLLM, whose dashboards so can be used."""
+
 TOKENS = tuple(float(10**power * step) for power in range(6) for step in (1, 2, 5))
 
 

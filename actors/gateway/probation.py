@@ -23,10 +23,12 @@ PROBATION_TOKENS = 16
 """How far past the point of the death a suspect has passed: more than the gateway can be behind the scheduler."""
 
 PROBATION_GROWTH = 4
-"""A request that has passed and is suspect again has to get further by this factor."""
+"""Factor by which the tokens grow that a suspect has to get further before it is cleared, each time that it is
+suspected again: one that kills an actor late is caught after a few deaths."""
 
 MAX_QUARANTINED = 1024
-"""How many requests are remembered that must not come again."""
+"""Most quarantined requests that are remembered, so that they are refused when they come again. Each has ended a
+service's actor twice, so there are few; a bound all the same, as every table has one."""
 
 
 class Suspicion:

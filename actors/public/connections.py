@@ -14,22 +14,25 @@ from ...protocol.events import ClientBlocked
 from ...protocol.messages import Delta, Deltas, Pong, ToClient, Trace
 
 PROBE_S = 1.0
-"""A client that has requests and was sent nothing for this long is probed, to learn whether it is there."""
+"""A client that has requests and was sent nothing for this long is probed, to learn whether it is still there: what is
+computed for one that left is wasted, and one message a second is little."""
 
 RETRY_S = 0.01
-"""When a client that does not read is tried again."""
+"""Pause before a client that does not read is tried again: a few steps, in which its deltas are merged."""
 
 MAX_WAITING_TOKENS = 100_000
 """What a client that does not read may have waiting; beyond it, its requests are aborted."""
 
 MAX_WAITING_MESSAGES = 1024
-"""Most messages for a client that do not read them, of those that do not merge, such as errors and statistics."""
+"""Most waiting messages, such as errors and statistics, that cannot be merged: as many as requests are open by default,
+each of which may end with one."""
 
 MAX_WAITING_TRACES = 2
 """Most of these messages that may be large."""
 
 MAX_CONNECTIONS = 4096
-"""How many are remembered. One that is forgotten only has to say hello again."""
+"""Most connections that are remembered, several times the requests that are open by default. A client that was
+forgotten only has to say hello again."""
 
 
 @dataclass(slots=True, eq=False)

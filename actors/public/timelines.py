@@ -11,7 +11,8 @@ from ...protocol.messages import Trace
 from ...protocol.trace import Recorded
 
 TRACE_TIMEOUT_S = 2.0
-"""How long an actor may take to send its spans; then the others' are all there is."""
+"""Time that an actor has to send its spans; then the answer has only those of the others. A long step or prompt holds
+an actor up for less."""
 
 MAX_WAITING_TRACES = 2
 """Questions of one client that may wait at once: each is answered with megabytes."""

@@ -15,7 +15,8 @@ from .open_requests import OpenRequests, Passing, Routed
 from .prefixes import hash_blocks
 
 MAX_OPEN_BYTES = 1 << 28
-"""Most bytes of all prompts that are open here."""
+"""Most bytes of all prompts that are open at the router, each of which it holds until its answer has ended: sixteen of
+the largest frames."""
 
 
 class Admission:

@@ -11,7 +11,8 @@ from .prefixes import blocks_of
 from .replica import Replica
 
 MOST_ABOVE_MEAN = 0.5
-"""A service with this share more open answers than the mean, and ``SLACK`` more, gets nothing for its cache's sake."""
+"""A service with this share more open answers than the mean, and ``SLACK`` more, gets nothing for its cache's sake. A
+larger share finds more in caches and spreads load less evenly; ``python examples/day_of_traffic.py`` shows both."""
 
 SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""

@@ -15,10 +15,11 @@ MOST_LOSSES = 3
 be what they died of."""
 
 WAIT_S = 30.0
-"""How long a request waits while no service can take it."""
+"""Time that a request waits while no service can take it: longer than the restart of all actors of one, and short of
+most clients' timeouts (60 s)."""
 
 RETRY_S = 0.05
-"""Between two tries to find one."""
+"""Pause between two tries to find one: no delay that a person notices, and no busy loop."""
 
 MOST_KNOWN, MOST_KNOWN_OF_ONE = 1 << 21, 1 << 17
 """Hashes that are remembered, of all services together and of one: each takes 120 to 200 bytes (``tracemalloc``)."""

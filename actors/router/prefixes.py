@@ -130,8 +130,8 @@ class Prefixes:
 
 
 LEAST_FOUND = 0.2
-"""Below this share what was sent to a service does not count: it has no prefix cache, one that is far too small, or it
-does not tell the truth."""
+"""Least share of the expected blocks that a service has to find in its cache for its cache to count. Below it, it has
+no prefix cache, one that is far too small, or reports wrongly; an honest one finds most."""
 
 LEARNING = 0.1
-"""How much the newest report counts."""
+"""Weight of the newest report in the average: ten reports count, about ten seconds."""

@@ -26,7 +26,8 @@ BLOCKS_PER_ANSWER = 32
 """Blocks of prompts that a service still has to compute, about 500 tokens, which weigh as much as an open answer."""
 
 FAR_LESS = 0.75
-"""The share of the answers that a service ran when requests waited there: below this share it is taken to have room."""
+"""Share of the answers that ran when requests had to wait, below which a service counts as having room again. Well
+below 1, since a service at its limit varies by some."""
 
 SILENT_S = 2.0
 """A service that is silent for this long after a question gets nothing new until it speaks."""

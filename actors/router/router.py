@@ -60,7 +60,8 @@ AWAY_S = 0.5
 read yet, so that their silence is the router's own."""
 
 LATE_S = 0.5
-"""How much later than the service the router ends a request by its deadline: the service's own word comes first."""
+"""How much later than the service the router ends a request by its deadline, so that the service's own word, with what
+it has computed, comes first: several round trips."""
 
 
 class Router(PublicActor):

@@ -21,16 +21,19 @@ BETWEEN_STEPS_S = 50e-6
 """A device that has its next step begins it some µs after the end of the one before: it has not waited."""
 
 LATE = 3.0
-"""By how many times what the device waited for a plan the next ones are made earlier: who waits once waits again."""
+"""Factor on the time that the device waited for a plan, by which the next plans are made earlier: a wait costs more
+than a plan that misses a request, so one wait is answered with more than its own length."""
 
 SOONER = 0.01
-"""How much of the way back to ``LEAST_LEAD_S`` goes with each step for which the device did not wait."""
+"""Share of the way back to ``LEAST_LEAD_S`` that each step without a wait takes: after a wait, a hundred steps are
+safe."""
 
 LEAST_WAIT_S = 0.0015
 """A shorter wait is not worth a wake: few requests arrive in it."""
 
 SLOWLY = 0.05
-"""How much of the way the share of the expected time comes back with each step that was not shorter."""
+"""Share of the way back that each step which was not shorter takes: twenty steps, so that a single short step does not
+make the next plans late."""
 
 
 class PlanTiming:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 CONTEXT_TOKENS = 8
-"""Prompt tokens that the detokenizer gets to continue the text of."""
+"""Prompt tokens that the detokenizer gets, to continue their text: a character has at most four bytes, so at most four
+tokens, and a mark before the answer a few."""
 
 
 class Scheduler(Actor):

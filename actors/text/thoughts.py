@@ -16,7 +16,8 @@ from ...protocol.formats.formats import HARMONY, REASONING, marks_of
 from ...protocol.messages import Formats
 
 TAIL_TOKENS = 8
-"""The last tokens of a prompt, in which the mark is that a template ends it with."""
+"""Tokens at the end of a prompt in which the mark is looked for that a template may end it with: a mark has one to four
+tokens, and white space may follow."""
 
 ANY = r"/(.|\n)*/"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 CHECKED_GRAMMARS = 256
-"""How many grammars the tokenizer remembers, of at most 32 KiB each."""
+"""Most grammars whose check is remembered, of at most 32 KiB each: 8 MiB."""
 
 MAX_MESSAGE_CHARS = 1000
 """Longest refusal: a template's complaint may quote the whole conversation."""

@@ -55,7 +55,8 @@ from .questions import ASKED_BY, Question, Questions
 from .request import check_asked, check_params, encode_request
 
 PING_AFTER_S = 1.0
-"""Silence while a request is open, after which the session asks whether the gateway is there."""
+"""Silence while a request is open, after which the session asks whether the gateway is there; the gateway itself writes
+each second to a client with requests."""
 
 LOST_AFTER_S = 5.0
 """``Session.lost_after_s`` where nothing else is said."""
@@ -64,10 +65,12 @@ RECONNECT_DELAY_S = 0.05
 """Wait after a connection broke before the next Hello: short beside the start of a gateway, and no busy loop."""
 
 HELLO_TIMEOUT_S = 3.0
-"""Silence after a Hello, after which it is resent on a new connection: the first may be lost."""
+"""Silence after a Hello, after which it is sent again on a new connection, as the first may be lost: longer than a
+gateway takes to be back, which is about half a second."""
 
 MAX_UNANSWERED_CONNECTIONS = 5
-"""Connections in a row that may bring nothing but a Welcome, before every open request fails."""
+"""Connections in a row that may bring nothing but a Welcome before every open request fails: a service whose gateway
+dies of these requests would otherwise be asked for ever."""
 
 NO_RESET = "this service resets no prefix cache; start it with --server-dev-mode"
 

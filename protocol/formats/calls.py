@@ -231,7 +231,7 @@ class EndOfCall:
 
 
 LONGEST_MARK = 64
-"""Characters in which a mark ends, with the space inside of it."""
+"""Characters within which a mark ends, with the space inside of it: twice the longest known one."""
 
 
 def may_become_a_mark(rest: str) -> bool:

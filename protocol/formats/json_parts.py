@@ -36,7 +36,8 @@ HEAD = re.compile(
 """The beginning of a call up to its arguments, which are an object."""
 
 LONGEST_HEAD = 512
-"""Characters in which a head has to end; a call with a longer one is read when it is complete."""
+"""Characters within which a head has to end: names have at most 64. A call with a longer one is read when it is
+complete."""
 
 
 def head_of(text: str) -> tuple[str, int] | None:

@@ -15,7 +15,8 @@ from ..errors import InvalidRequest, brief
 from ..limits import MAX_DEPTH
 
 STEPS = 50
-"""Pairs of a schema and a value that a check may look at for each value in what it checks."""
+"""Pairs of a schema and a value that a check may look at for each value in what it checks: a value is held against a
+handful of schemas unless choices are nested without bound."""
 
 MAX_STEPS = 100_000
 """How many more all checks of a request may look at together, about 0.1 s. Its answers can have thousands of calls,
@@ -329,7 +330,7 @@ class Schema:
 
 
 PLAIN_A_STEP = 50
-"""Plain values that are compared in the time of a step."""
+"""Plain values, as of ``enum``, that are compared in the time of one step."""
 
 
 class Reserve:

@@ -13,7 +13,8 @@ import platform
 import struct
 
 NICENESS = 5
-"""The niceness of the threads for which the device does not wait."""
+"""The niceness of threads for which the device does not wait: a third of the processor's time of a thread at 0, where
+they compete."""
 
 SLICE_NS = 100_000
 """The shortest that the kernel gives."""

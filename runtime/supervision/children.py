@@ -26,7 +26,8 @@ PROCESS = f"{__name__.split('.supervision')[0]}.process"
 """Where the modules are that child processes run."""
 
 STOP_TIMEOUT_S = 2.0
-"""How long a child may take to end before it is killed."""
+"""Time that a child has to end before it is killed: closing sockets takes milliseconds, and a child that takes longer
+is busy with what nobody waits for any more."""
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that a process does not die of by its own fault."""

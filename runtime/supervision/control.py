@@ -21,7 +21,8 @@ IDLE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a service for nothing, though their default is to end a process."""
 
 MAX_PACKET = 128 * 1024
-"""Most bytes of a control message."""
+"""Most bytes of a control message: below the default buffer of a Unix socket (208 KiB), in which it must fit as a
+whole."""
 
 
 class Control(msgspec.Struct, tag=True):

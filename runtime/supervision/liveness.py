@@ -14,9 +14,10 @@ import math
 from .control import Report
 
 MOST_PROBES_EVERY_S = 0.5
+"""Longest time between two probes of an actor that has work, in seconds: a hang is then seen at most this much late."""
+
 PROBES_PER_LIMIT = 4
-"""Probes are at most ``MOST_PROBES_EVERY_S`` apart, and an actor gets at least
-``PROBES_PER_LIMIT`` of them within its limit."""
+"""Probes, at least, within the time after which an actor counts as hung, so that one late answer does not decide."""
 
 
 class Liveness:

@@ -29,7 +29,8 @@ BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
 
 MOST_FRONTEND_BACK_OFF_S = 30.0
-"""The longest pause before a frontend is started again."""
+"""The longest pause before a frontend is started again. It holds no stream, so it is retried for ever, and not
+often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from . import control
 from .children import Child
 
 REPORT_WITHIN_S = 0.25
-"""How long a question after the actors waits for what each of them reports."""
+"""Time that a question about the actors waits for the report of each: an actor that is not in a long step answers in
+milliseconds, and the client is not to wait for one that hangs."""
 
 
 class Status:

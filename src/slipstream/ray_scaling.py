@@ -18,7 +18,8 @@ MOST_CACHE = 0.8
 """Share of the cache that may be in use on average: beyond it, sequences soon give way to each other."""
 
 SLOTS_IN_USE = 0.75
-"""The share of the sequences that a service can run at once that is wanted open where nothing else is said."""
+"""Share of the sequences that a service can run at once which is wanted open, where nothing else is stated: the rest is
+for the time that another replica takes to start."""
 
 
 def scaling(replicas: int, slots: int, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .protocol.client.asynchronous import AsyncClient
 
 LOG_LINES = 400
-"""Newest lines of the service's log that are kept, to say why it ended."""
+"""Newest lines of the service's log that are kept, to say why it ended: a traceback with what came before it."""
 
 OTHERS = {
     f"{PREFIX}{name}"

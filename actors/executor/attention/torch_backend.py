@@ -13,14 +13,15 @@ from ..cache.paged import PagedBatch
 from ..devices.float8 import FP8, FP8_MAX
 
 GATHER_BYTES = 256 << 20
-"""Keys and values that the torch backend copies out of the cache at a time, unless one row alone has more.
-The memory that this takes must not grow with batch times context."""
+"""Most bytes of keys and values that the torch backend copies out of the cache at a time, unless one row alone has
+more: without a bound the copy would grow with batch times context. A quarter of the default cache of a CPU."""
 
 CPU_GATHER_BYTES = 2 << 20
 """The limit on a CPU, in whose own cache the copies should still lie when they are attended to."""
 
 SCORE_BYTES = 64 << 20
-"""As GATHER_BYTES, for attention scores, where they are held as a whole."""
+"""Most bytes of attention scores where they are held as a whole; a quarter of `GATHER_BYTES`, as they come on top of
+the copies."""
 
 
 Position = TypeVar("Position", int, Tensor)

@@ -18,6 +18,7 @@ from .triton_plan import AttentionPlan, make_plan
 from .triton_write import write
 
 MAX_HEAD_SIZE = 512
+"""The largest size of a head that transformers has (DeepSeek V4): no kernel was compiled for a larger one."""
 
 WAVES = 4
 """Waves of resident programs for which keys are divided into parts: with more, the last one does not matter."""

@@ -29,9 +29,11 @@ from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
 from .triton_softmax import LOG2E, MASKED, softcapped
 
 LEAST_PART = 512
-"""Keys of a part, or more: as many as cut the longest sequence of the service into `MOST_PARTS`."""
+"""Least number of keys in a part: shorter parts cost more to combine than to compute. The length follows from the
+longest context of the service, never from a step, so that a token's sum is always cut alike."""
 
 MOST_PARTS = 32
+"""Most parts of the longest context, as in `triton_plan.MAX_PARTS`."""
 
 
 class Tile(NamedTuple):

@@ -11,19 +11,23 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 MOVE_EVERY_NS = 1_000_000_000
-"""Time from one move of the origin to the next."""
+"""Time from one move of the origin to the next: after a second a float of milliseconds still resolves 0.1 µs."""
 
 STALE_NS = 10 * MOVE_EVERY_NS
-"""After this long without a move, as after a night without work, the clock is set anew."""
+"""Without a move for this long, as after an idle night, the clock is set anew: what the clocks differ by has then grown
+too large to be made up for without a jump."""
 
 UNCERTAIN_NS = 200_000
-"""A reading that took longer is not used."""
+"""A reading that took longer is not used: its middle is taken for the time of the event, and steps are about a
+millisecond."""
 
 HORIZON_NS = 4 * MOVE_EVERY_NS
-"""Within this time what the clocks differ by is made up for."""
+"""Time over which a difference of the clocks is made up for: several moves, so that the error of one reading is
+averaged."""
 
 MOST_RATE = 5e-4
-"""How much faster or slower than the host's the clock of a device is taken to run, at most."""
+"""Most by which a device's clock is corrected, relative to the host's: a hundred times what crystals differ by, and too
+little to be seen in a step."""
 
 
 class Origin(Protocol):

@@ -19,9 +19,13 @@ from .paged_model import PagedModel
 from .support import refusal
 
 COMPARED_TOKENS = 20
+"""Tokens of each of the two sequences that are compared: five blocks, and three windows."""
+
 COMPARED_BLOCK_SIZE = 4
+"""Tokens of a block: few, so that a sequence has several and ends inside of one."""
+
 COMPARED_WINDOW = 6
-"""Few tokens in small blocks and under a narrow window: several blocks are filled, and tokens reach past the window."""
+"""Tokens of a window: few, so that tokens lie beyond it, and no multiple of a block."""
 NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
 """Settings that are narrowed to `COMPARED_WINDOW` meanwhile, so that few tokens reach past it: windows, chunks, and the
 positions by which queries are scaled."""

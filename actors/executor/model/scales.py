@@ -19,10 +19,12 @@ from ..devices.float8 import FP8_MAX
 from .paged_model import PagedModel
 
 SEEN_TOKENS = 256
-"""Tokens of the text that is looked at, which is drawn from the whole vocabulary."""
+"""Tokens of the text, drawn from the whole vocabulary, whose largest numbers are taken: each head has 256 keys to show
+its range, and the text still runs in one step."""
 
 HEADROOM = 4.0
-"""How much larger numbers may be than those that were seen. What is larger still is stored as the largest."""
+"""How much larger than the largest number seen a number may be before it is cut off: two of the 18 powers of two that
+FP8 spans."""
 
 
 class Greatest(TorchAttention):

@@ -36,7 +36,8 @@ from .quantized import in_place_of
 from .shard import shard
 
 MOST_OF_DEVICE = 0.8
-"""A model that takes more of the free memory than this is not loaded as a whole."""
+"""Share of a device's free memory that a whole model may take to be loaded and compared: the rest is for its states and
+logits."""
 
 for name in ("transformers.distributed.tensor_parallel", "transformers.integrations.tensor_parallel"):
     logging.getLogger(name).setLevel(
@@ -44,7 +45,8 @@ for name in ("transformers.distributed.tensor_parallel", "transformers.integrati
     )  # they list what they would not divide, which is done here
 
 SHORT_LAYERS = 4
-"""Layers of the short model, or as many as it takes to have one of every type."""
+"""Least number of layers of the short model; it has more if that is needed to have one of every type. Few, as they run
+on each rank at every start; several, so that the input of one is the divided output of another."""
 
 
 def load_shard(

@@ -15,7 +15,8 @@ WEIGHT_UNIT = 2.0**44
 
 
 DRAW_BLOCK = 256
-"""The draw first finds the block of this many tokens, then the token in it."""
+"""Tokens of a block; the draw finds the block first, then the token in it. About the square root of a vocabulary of 64k
+to 128k, so that both searches are about as long."""
 
 
 def sample(

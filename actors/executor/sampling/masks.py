@@ -22,7 +22,8 @@ from ....protocol.sampling import Grammar
 from ...text.grammars.grammar import GrammarCompiler, said
 
 COMPILED_GRAMMARS = 32
-"""How many grammars are kept compiled, for requests that ask for one of them again."""
+"""Most compiled grammars that are cached, for requests that ask for the same one: an application has a handful, and
+what requests choose needs a bound."""
 
 PARALLEL_ROWS = 8
 """From this many rows on the library's threads share the work; for fewer it is not worth waking them."""

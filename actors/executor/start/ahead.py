@@ -14,6 +14,8 @@ from ...options import ExecutorOptions
 from ..devices.driver import make_context
 
 CHUNK = 8 << 20
+"""Bytes that are read at a time: large enough for the full speed of a disk, and a thread that is to end does so within
+milliseconds."""
 
 MOST_OF_MEMORY = 0.5
 """Weights that take more of the machine's memory are not read ahead: the first would be gone before they are wanted."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ..model.paged_model import PagedModel
 
 CPU_CACHE_BYTES = 1 << 30
-"""Memory for the cache on a CPU when none is stated."""
+"""Bytes of the cache on a CPU when none are stated: little beside the memory of a laptop. ``--kv-cache-memory`` states
+more."""
 
 GRAPH_BYTES_PER_LAYER = 64 << 10
 """What CUDA keeps of the kernels of one layer in one graph of the forward pass; those of the sampling have few.

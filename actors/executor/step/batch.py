@@ -19,7 +19,8 @@ from .packing import pack_biases, pack_blocks, pack_counts, pack_joins, pack_mix
 from .rows import Chunk, Rows
 
 MIN_CANDIDATES = 64
-"""Least of the powers of two that ``SamplingKind.candidates`` takes: not one kind for every top-k."""
+"""Least number of candidates that sampling is prepared for; larger ones are powers of two. Requests ask for a top-k of
+up to 50 (transformers' default), which so share one kind of graph."""
 
 NO_TOKENS = np.zeros(0, np.int32)
 

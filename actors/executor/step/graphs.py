@@ -27,7 +27,8 @@ from .program import ModelProgram, allowed_of
 from .warm_up import decode_layout, mixed_layout, null_inputs
 
 MOST_RARE_GRAPHS = 256
-"""Graphs of rare kinds of sampling, of which there are thousands. The least recently used makes room for the next."""
+"""Most graphs of rare kinds of sampling, of which thousands are possible and each takes memory of the device; the least
+recently used one makes room for the next."""
 
 
 class Graph(Protocol):

@@ -20,10 +20,11 @@ from .layout import SamplingKind, Step, StepLayout, layout_of
 from .program import ModelProgram
 
 TIMED_SIZES = 6
-"""Sizes of steps that are timed, from the smallest to the largest: what a prompt costs is nearly a line in them."""
+"""Sizes of steps that are timed, from the smallest to the largest. The time is nearly linear in the tokens of a prompt,
+so a line through few points is enough, and each costs time at every first start."""
 
 TIMES = 3
-"""How often each is run; the fastest counts."""
+"""Runs of each size, of which the fastest counts: others on the machine only ever make one slower."""
 
 
 def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> StepLayout:

@@ -14,7 +14,8 @@ from ..errors import retry_after
 from ..service import Service
 
 ANSWER_S = 2.0
-"""How long the gateway may take to say how the actors are, before the service counts as ill."""
+"""Time that the gateway has to report on the actors before the service counts as unhealthy: above its restart, and
+below the usual timeouts of health checks."""
 
 
 async def models(service: Service, request: Request) -> Response:

@@ -13,10 +13,12 @@ from ....protocol.limits import MAX_FRAME_BYTES
 from ..errors import Problem
 
 MAX_RESPONSES = 10_000
-"""Responses that are kept; beyond it the oldest is forgotten."""
+"""Most responses that are stored; then the oldest is forgotten. With the limit on bytes this bounds the table where
+each is small."""
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Most bytes of all responses together, as JSON."""
+"""Most bytes of all stored responses together, as JSON: the memory of the frontend is bounded by this, however long
+they are."""
 
 MAX_REFERRED_BYTES = MAX_FRAME_BYTES
 """Most bytes of all that one input refers to, as JSON: a body can name an item of a megabyte a hundred thousand

@@ -20,13 +20,16 @@ from ..errors import Problem, retry_after
 from .upgrades import Parser, framing
 
 MAX_HEADER_BYTES = 64 * 1024
-"""Most bytes of the path and all headers of a request."""
+"""Most bytes of the path and all headers of a request. Proxies in front have their own, lower or equal limits: nginx 32
+KiB, AWS's load balancers 64 KiB."""
 
 HEADERS_S = 20.0
-"""How long path and headers may take to come, from the beginning of a connection or a request."""
+"""Time for path and headers to come, from the beginning of a connection or a request: the default of Apache's
+mod_reqtimeout."""
 
 UNREAD_S = 30.0
-"""How long a client may read nothing of an answer while more than 64 KiB of it wait, before it is cut off."""
+"""Time for which a client may read nothing of an answer while more than 64 KiB of it wait; then it is cut off, so that
+its memory comes back."""
 
 MOST_WAITING = 8
 """Requests that may wait on a connection for the answer to another while it is read on: only by reading is it seen that

@@ -43,7 +43,8 @@ AMBIGUOUS = limits(500)
 token takes time as the cube of those before it: 5 ms at the 100th, where this ends it, and 130 ms at the 350th."""
 
 MAX_REASON_CHARS = 300
-"""Most characters of the library's own words in an error."""
+"""Most characters that are quoted of the library's own error: its beginning says what is wrong, what follows is the
+grammar again."""
 
 NOTHING_FOLLOWS = "NoExtensionBias"
 """The library's own word where no token may come and nothing is complete."""

@@ -24,7 +24,8 @@ from .notation import literal
 ANY = "(?s:.*)"
 
 DEEPEST = 8
-"""References and choices that are followed until a text is any."""
+"""References and choices that are followed to learn whether a value may be any text: deeper ones are treated as if it
+may not."""
 
 WORDS = {"null": "null", "boolean": "true|false", "integer": "-?[0-9]+"}
 """How values are written that are no texts, where one might stand instead."""

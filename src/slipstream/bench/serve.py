@@ -29,6 +29,7 @@ TOKEN_IDS = (1, 255)
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 BAR = 24
+"""Characters of the bar of progress: with the figures behind it, a line of 80 characters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ FAULTS = ("kill", "twice", "stop", "restart")
 """SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``; a planned restart."""
 
 STOPPED_S = 5.0
+"""Time for which an actor is stopped by SIGSTOP: half of the default limit, so that it must not be taken to hang."""
 
 
 class Drill(StreamsDrill):

@@ -28,6 +28,7 @@ TIMEOUT_S = 60.0
 """A stream without a token for this long counts as unfinished."""
 
 STREAMS_PER_CLIENT = 16
+"""Streams that share one connection: several connections for the default 64 streams, and several streams on each."""
 
 
 class StreamsDrill:

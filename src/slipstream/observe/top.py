@@ -24,6 +24,7 @@ STATE_COLOURS = {"ready": "green", "dead": "red", "hung": "red"}
 LEVELS = "▁▂▃▄▅▆▇█"
 
 STEPS_IN_VIEW = 4.4
+"""Steps that the lanes show: four whole ones, with one colour each, and some of the next."""
 
 LABELS = {"scheduler": "plan", "compute": "step", "detokenizer": "text"}
 
@@ -31,6 +32,7 @@ POINTS = 18
 """Points of the little curves."""
 
 IDLE_S = 2.0
+"""Without a step for this long the view says that nothing runs: a few pictures, so that it does not flicker."""
 
 
 class View:

@@ -23,8 +23,11 @@ HEADS = 4
 """Heads of a token that one program rotates: few, so that a single token occupies several multiprocessors."""
 
 GATE_TILE = 1024
+"""Outputs of one program of the activation: eight for each of its 128 threads, which load 16 bytes of each input at
+once."""
+
 ANGLE_TOKENS = 16
-"""Outputs of a program of the gate, and tokens of one that computes angles."""
+"""Tokens of one program that computes angles: a step of few tokens still has several programs."""
 
 
 STEP_INPUTS = ["positions"]

@@ -24,6 +24,7 @@ NUMBERS = 16384
 """Numbers of a weight with fewer columns that a program reads at once at most."""
 
 WARPS = 8
+"""Of one program: 256 threads, each with 16 of its up to 4096 numbers of the weight."""
 
 ENOUGH_PROGRAMS = 1056
 """Eight for each multiprocessor of an H100 or H200; with fewer a program has two outputs, which is the least."""

@@ -20,6 +20,7 @@ INT8_REST = tl.constexpr(1 / 254)
 """What rounding leaves out is a half at most, which is stored as 127."""
 
 DEQUANTIZED_TILE = 1024
+"""Columns that one program dequantizes: eight for each of its 128 threads, which so store 16 bytes each at once."""
 
 
 @jit

@@ -20,7 +20,10 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns each nibble of a word has, from the lowest."""
 
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The sixteen values of E2M1, by their four bits (OCP Microscaling Formats, version 1.0)."""
+
 EXPONENT_BIAS = 127
+"""The bias of E8M0, in which scales of MXFP4 are stored (the same standard)."""
 
 
 @dataclass(frozen=True, slots=True)
