@@ -28,7 +28,7 @@ from .step.layout import Step
 
 
 class Program(Protocol):
-    """What one step computes, on the compute stream."""
+    """The computation of one step, on the compute stream."""
 
     def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
         """Read the packed step in ``inputs``; write its results to ``outputs``, as ``step.results`` says."""

@@ -1,4 +1,4 @@
-"""What rank 0 and every other rank of an executor have in common: they launch steps and collect them again."""
+"""The base of all ranks of an executor: launches steps and collects their results."""
 
 from __future__ import annotations
 

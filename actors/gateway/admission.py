@@ -1,4 +1,4 @@
-"""What a request must be to be taken in. Every refusal names the value and the limit."""
+"""Checks a request before it is accepted. Every refusal names the value and the limit."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
 
 
 def check_calls(message: Generate) -> None:
-    """What calls of the answer are held to; where it is read for them alone."""
+    """Check the tool calls that an answer is to have, or is parsed for."""
     if message.calls and not message.marks:
         raise InvalidRequest(
             "calls are read from the marks of an answer; give marks=true with them", param="calls"
@@ -79,7 +79,7 @@ def check_calls(message: Generate) -> None:
 
 
 def check_received(message: Generate, bounds: Limits) -> None:
-    """What the client has of an answer that it asked for before."""
+    """Check the part of an answer that the client has received already, when it asks again."""
     if len(message.received_of_others) >= message.params.n:
         raise InvalidRequest(
             f"received_of_others has {len(message.received_of_others)} lists;"
@@ -122,7 +122,7 @@ def check_conversation(
 
 
 def template_of(message: Generate) -> dict[str, Any]:
-    """What the chat template is given beside the messages."""
+    """The arguments of the chat template beside the messages."""
     tools = {} if message.tools is None else {"tools": message.tools}
     return message.chat_template_kwargs | tools
 

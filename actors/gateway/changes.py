@@ -1,4 +1,4 @@
-"""What clients want to know, or to change, of the adapters: who asked, and what has no answer yet."""
+"""Open questions of clients about adapters, and their changes: who asked, and what has no answer yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Changes:
         self.waiting = set(self.asked)
 
     def close(self, number: int) -> bytes:
-        """Who asked this, which has its answer; empty: nobody, as far as is known."""
+        """The client that asked this, whose question is now answered; empty if it is not known."""
         return self.asked.pop(number, (b"", None))[0]
 
     def is_leaving(self, name: str) -> bool:

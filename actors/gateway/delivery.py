@@ -18,7 +18,7 @@ ENDS = ("stop", "length", "abort")
 
 @dataclass(slots=True)
 class Delivery:
-    """What one step brought."""
+    """The results of one step for the clients."""
 
     deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
     """By connection, all that is its own."""

@@ -219,7 +219,7 @@ class Gateway(PublicActor):
             self.advance_probation()
 
     def tell(self, request: Request) -> None:
-        """What a request took, for the collector of traces."""
+        """Report the times of a request to the collector of traces."""
         self.send(HostService.TRACES, trace_of(request, self.model, self.now))
 
     def cancel(self, requests: list[Request]) -> None:

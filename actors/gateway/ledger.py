@@ -118,7 +118,7 @@ class Answer:
     """The reason of its end, when it came."""
 
     def submission(self) -> Submit:
-        """What starts it, or starts it again from what was delivered."""
+        """The message that starts the request, or resumes it from what was delivered."""
         request = self.request
         ids = request.prompt if isinstance(request.prompt, bytes) else b""
         text = None if isinstance(request.prompt, bytes) else request.prompt
@@ -214,7 +214,7 @@ class Ledger:
 
 
 def received_by_answer(message: Generate) -> list[list[int]]:
-    """What the client has of each of the ``n`` answers."""
+    """The tokens of each of the ``n`` answers that the client has received."""
     received = [message.received, *message.received_of_others]
     return received + [[]] * (message.params.n - len(received))
 

@@ -1,4 +1,4 @@
-"""What an attention backend is, and the backends that there are.
+"""The interface of attention backends, and the registry of those that exist.
 
 A **backend** stores one layer's new keys and values in the cache and attends. Backends are registered by name, and
 imported when they are first wanted.

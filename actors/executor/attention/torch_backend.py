@@ -93,7 +93,7 @@ class TorchAttention:
 
 
 class Window(NamedTuple):
-    """How far back a query sees."""
+    """The positions before it that a query attends to."""
 
     positions: int
     """The positions of its sliding window, itself included, or of a chunk of the context."""
@@ -113,13 +113,13 @@ class Window(NamedTuple):
 
 
 def window_of(sliding_window: int | None, attention_chunk: int | None) -> Window | None:
-    """How far the queries of a layer see; None if they see all before them."""
+    """The window of a layer's queries; None if they attend to everything before them."""
     positions = attention_chunk or sliding_window
     return None if positions is None else Window(positions, chunked=attention_chunk is not None)
 
 
 class _Step:
-    """How the rows of one step are computed, the same in all layers.
+    """The plan by which all layers compute the attention of one step's rows.
 
     A step that is ``decode_only`` is not looked at: its bound is known to the host, so that it can be captured.
     """
@@ -298,7 +298,7 @@ class Attend:
 
 
 def bias_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores: zero where a position is ``visible``, otherwise minus infinity."""
+    """The bias that masks scores: zero where a position is ``visible``, otherwise minus infinity."""
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return zeros.masked_fill_(~visible, float("-inf"))
 

@@ -78,7 +78,7 @@ def groups_of(batch: PagedBatch, window: Window | None, dtype: torch.dtype) -> l
     slots = batch.rows.tolist()
 
     def context(position: int) -> tuple[int, int]:
-        """Where the context of a token begins, and its length."""
+        """The first position of a token's context, and the length of the context."""
         begin = 0 if window is None else max(0, window.first(position)) // whole * whole
         return begin, (position // whole + 1) * whole - begin
 

@@ -45,7 +45,7 @@ def transformers_attention(
     positions: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What every attention module of transformers calls: ``query`` [1, Hq, T, D] to [1, T, Hq, Dv].
+    """The function that every attention module of transformers calls: ``query`` [1, Hq, T, D] to [1, T, Hq, Dv].
 
     ``paged``, ``backend`` and ``positions`` int64 [T], of each token in its sequence, are keyword arguments of the
     model's forward, which transformers passes down.
@@ -111,7 +111,7 @@ def scale_by_position(model: nn.Module, *, here: bool) -> None:
 
 
 def temperature(module: Any, positions: Tensor) -> Tensor:
-    """What llama4 multiplies queries at ``positions`` [T] with, in layers without rotary embedding; float32 [T]."""
+    """The factors of llama4 on queries at ``positions`` [T], in layers without rotary embedding; float32 [T]."""
     return torch.log1p(torch.floor((positions + 1) / module.floor_scale)) * module.attn_scale + 1
 
 

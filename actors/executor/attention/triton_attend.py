@@ -90,7 +90,7 @@ def load_queries(
 
 @jit
 def keys_of(items):
-    """What an item covers: its slot, first token, position of that, first key, and last key + 1."""
+    """The range of an item: its slot, first token, position of that, first key, and last key + 1."""
     slot = tl.load(items).to(tl.int64)
     first = tl.load(items + 1)
     position = tl.load(items + 3)

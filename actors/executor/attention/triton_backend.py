@@ -28,7 +28,7 @@ COMBINED_AT_ONCE = 8192
 
 
 class Tile(NamedTuple):
-    """How the attention kernel is run."""
+    """The launch configuration of the attention kernel."""
 
     queries: int
     """Tokens times the query heads that share a key/value head; a row with one token takes as few as there are."""

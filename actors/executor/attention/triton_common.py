@@ -1,4 +1,4 @@
-"""What the Triton kernels share."""
+"""Functions that several Triton kernels use."""
 
 from __future__ import annotations
 

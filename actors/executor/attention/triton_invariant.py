@@ -37,7 +37,7 @@ MOST_PARTS = 32
 
 
 class Tile(NamedTuple):
-    """How the kernel is run. Only ``keys`` matters for the bits."""
+    """The launch configuration of the kernel. Only ``keys`` matters for the bits."""
 
     queries: int
     warps: int

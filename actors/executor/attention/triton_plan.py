@@ -1,4 +1,4 @@
-"""How the attention of one step is divided among programs, decided on the device once a step.
+"""Divides the attention of one step among programs, on the device, once a step.
 
 A **tile** is some consecutive tokens of a row with all query heads of one key/value head. Its keys are one
 **part**, or several when there are fewer tiles than the device has room for (*split-KV*, the idea of

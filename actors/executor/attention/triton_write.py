@@ -57,7 +57,7 @@ def write(
 
 @jit
 def _scaled(states, scale):
-    """What an FP8 cache holds of ``states``: no number is too large for it, and what is none is one of the largest."""
+    """``states`` as an FP8 cache stores them: numbers that are too large, and NaN, become the largest one."""
     return tl.clamp(states.to(tl.float32) / scale, -LARGEST, LARGEST).to(tl.float8e4nv)
 
 

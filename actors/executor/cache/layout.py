@@ -21,7 +21,7 @@ from .paged import KVCache, LayerScales, PagedBatch
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """What one layer keeps of each token: ``kv_heads`` keys of ``key_dim`` and values of ``value_dim``."""
+    """The cache of one layer for one token: ``kv_heads`` keys of ``key_dim`` and values of ``value_dim``."""
 
     kv_heads: int
     key_dim: int
@@ -34,7 +34,7 @@ NOTHING = LayerLayout(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """What all layers keep, in the order of their index."""
+    """The cache of all layers, in the order of their index."""
 
     layers: tuple[LayerLayout, ...]
 

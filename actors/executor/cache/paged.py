@@ -16,7 +16,7 @@ NULL_BLOCK = 0
 
 @dataclass(frozen=True, slots=True)
 class LayerScales:
-    """What the numbers of one layer in an FP8 cache are multiplied by to give its keys and values."""
+    """The factors by which the numbers of one layer in an FP8 cache are multiplied to give keys and values."""
 
     keys: Tensor
     """float32 [kv_heads], powers of two."""

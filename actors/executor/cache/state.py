@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class StateKey(NamedTuple):
-    """Which state of a model. Few layers have more than one of a kind."""
+    """Identifies a state of a model. Few layers have more than one of a kind."""
 
     layer: int
     kind: str
@@ -27,7 +27,7 @@ class StateKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """What the layers of a model keep of a whole sequence, in order."""
+    """The shapes and dtypes of the states that a model keeps of a sequence, in order."""
 
     shapes: tuple[tuple[StateKey, tuple[int, ...], torch.dtype], ...] = ()
 

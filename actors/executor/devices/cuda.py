@@ -129,7 +129,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """What is launched inside goes to the compute stream."""
+        """A context in which launches go to the compute stream."""
         with torch.cuda.stream(self.compute.stream), torch.inference_mode():
             yield
 
@@ -210,7 +210,7 @@ class CudaGraphs:
         return graph
 
     def recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """What ``work`` launches, as a graph; nothing of it runs."""
+        """A graph of the launches of ``work``, which are captured and not run."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that waits for completions may go on waiting meanwhile
         graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")

@@ -1,4 +1,4 @@
-"""What the pipeline needs of a device: streams, events and buffers.
+"""The interface between pipeline and device: streams, events and buffers.
 
 Work on a stream runs in order; streams run at the same time; events order one after another. No
 call here blocks the host but ``Event.wait``. The pipeline is written once against this.

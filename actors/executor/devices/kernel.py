@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how they are declared, and how they follow one another on the device.
+"""Declares Triton kernels, and lets one begin on the device before the one before it has ended.
 
 A kernel that is launched with ``**FOLLOWING`` may be put on the multiprocessors while the one before it on the stream
 ends (*programmatic dependent launch*, from Hopper on; captured graphs keep it). It begins with ``follow()``, before it
@@ -59,6 +59,6 @@ def wait_for_kernel_before():
 
 @jit
 def follow():
-    """How a kernel begins that has nothing to do before the one before it has ended."""
+    """The beginning of a kernel that has nothing to do until the one before it has ended."""
     let_kernel_after_begin()
     wait_for_kernel_before()

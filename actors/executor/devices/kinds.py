@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceKind:
-    """What is known of all devices of a kind."""
+    """The properties that all devices of a kind share."""
 
     step_hangs_s: float
     """A step that takes this long counts as hung; a long prompt, or a kernel that is compiled first, takes less."""

@@ -1,4 +1,4 @@
-"""What the driver's management library tells of GPUs, without a device context: none outlives a fork."""
+"""Reads properties of GPUs from NVIDIA's management library, without a device context: none outlives a fork."""
 
 from __future__ import annotations
 

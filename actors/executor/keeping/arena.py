@@ -25,7 +25,7 @@ def aligned(nbytes: int, to: int = ALIGNMENT) -> int:
 
 
 class Pages(Protocol):
-    """How a device gives memory that is a file."""
+    """The interface through which an arena gets memory of a device as files."""
 
     granularity: int
     """Bytes of which the sizes of pieces are multiples."""
@@ -110,7 +110,7 @@ MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
 
 
 class SharedMemory:
-    """That of the host, in anonymous files."""
+    """Memory of the host, in anonymous files."""
 
     granularity = mmap.PAGESIZE
 

@@ -47,7 +47,7 @@ class Access(ctypes.Structure):
 
 
 class CudaMemory:
-    """That of a GPU, whose context is the current one."""
+    """Memory of a GPU, whose context is the current one."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,4 +1,4 @@
-"""What of a model is where in an arena: its tensors by the names that transformers has for them.
+"""The table of an arena: which tensor of a model lies where, by the names that transformers has for them.
 
 What `fuse` joins is one tensor, of which the layers that it was made of are views; so a model of transformers made of
 the table is fused again without a copy.
@@ -180,7 +180,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
 
 
 def bytes_of(model: PagedModel, named: list[Named]) -> int:
-    """How much an arena has to hold."""
+    """The bytes that an arena needs."""
     regions = regions_of(tensors_of(model, [each for each in named if not each.is_buffer]))
     moved = sum(aligned(region.nbytes) for region in regions)
     return moved + sum(aligned(each.tensor.nbytes) for each in named if each.is_buffer)

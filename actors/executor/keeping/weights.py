@@ -109,7 +109,8 @@ class KeptWeights:
 
     @contextmanager
     def keeping(self, model: PagedModel) -> Iterator[None]:
-        """What is done to the model inside is what is kept of it. It may go on as it is if it cannot be kept."""
+        """A context in which a model is made ready; its weights are then moved to the keeper, or stay where they are if
+        that fails."""
         named = named_tensors(model.transformer)
         yield
         files: list[int] = []

@@ -118,7 +118,7 @@ class PagedModel:
 
     @property
     def known(self) -> Known:
-        """What a later process need not find out again, that has the same model."""
+        """The findings about this model that a later process with the same model need not make again."""
         return Known(None if self.state_layout else self.layout, self.understood_by)
 
     @property

@@ -1,4 +1,4 @@
-"""Which models are served, and why others are not.
+"""Decides which models are served, and gives the reason for others.
 
 Several families of transformers run over a paged cache without any error and produce wrong text: their
 layers carry a state that nobody keeps for them, or attend in a way that a backend does not know of. So a
@@ -105,7 +105,7 @@ def layer_types(text: PreTrainedConfig) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What the layers of a model keep."""
+    """The layers of a model by what they keep: keys and values, or states."""
 
     blocks: KVLayout
     states: StateLayout

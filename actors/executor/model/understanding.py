@@ -1,4 +1,4 @@
-"""What it took to understand a decoder, for the next process that has the same one.
+"""Stores how a decoder was understood, for the next process with the same model.
 
 A decoder is understood from its structure, from one run of it and from numbers (`understand.py`). The structure is
 there whenever the decoder is; what the run and the numbers have told is written down here.
@@ -20,7 +20,7 @@ T = TypeVar("T", float, int, str)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a layer's attention was called with."""
+    """The arguments of a layer's call of the attention function."""
 
     query_heads: int
     kv_heads: int
@@ -32,7 +32,8 @@ class Call:
 
 
 class Answers:
-    """What the numbers of a decoder answer to the questions about it, which have the same order each time."""
+    """The answers to all questions that are decided by a decoder's numbers, which are always asked in the same
+    order."""
 
     def __init__(self, known: Iterable[float | int | str] | None = None) -> None:
         """``known`` are those of the same decoder; None: they are asked of its numbers."""
@@ -63,7 +64,7 @@ class Understanding(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What was found out about a model by running it."""
+    """Everything that was found out about a model by running it."""
 
     layout: KVLayout | None
     """What its layers keep; None: more than keys and values."""
@@ -78,7 +79,8 @@ def what_it_took(
     tuples: dict[int, bool],
     answers: Answers,
 ) -> Understanding | None:
-    """What a decoder was understood by, before it is taken apart; None if that cannot be written down."""
+    """The record by which a decoder was understood, made before it is taken apart; None if it cannot be written
+    down."""
     names = {id(tensor): name for name, tensor in decoder.named_parameters()}
     if not all(id(tensor) in names for tensor in sinks.values()):
         return None

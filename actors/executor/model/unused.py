@@ -1,4 +1,4 @@
-"""What of torch is used nowhere here, and comes with transformers: a quarter of what the start of an executor takes.
+"""Keeps transformers from importing parts of torch that are never used here: a quarter of the start of an executor.
 
 They are torch's compiler, and tensors divided over several processes. The modules of transformers mark a few functions
 for the one and look out for the other, whether anybody compiles or divides.
@@ -54,7 +54,8 @@ def delay_compiler() -> None:
 
 
 class NoRules:
-    """What the compiler traces and what not, where nothing is compiled. Ranks that meet have it forget them."""
+    """Stands in for the compiler's rules about what to trace, where nothing is compiled. Ranks that meet have it forget
+    them."""
 
     @staticmethod
     def clear_lru_cache() -> None:

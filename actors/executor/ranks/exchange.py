@@ -1,4 +1,4 @@
-"""What the ranks do together with small tensors, over memory that they reach on each other's GPUs, where they do.
+"""Exchanges small tensors between ranks over peer memory: sums, and gathered logits.
 
 A step of few rows has two sums a layer of a few kilobytes each, the logits of each rank, and a few tokens, for which
 NCCL takes several times as long as the bytes are on their way. ``kernels.py`` says how they get there instead.
@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 
 class PeerExchange:
-    """What one rank does with the others, in the order in which all do it, on streams that follow one another."""
+    """One rank's side of the exchange; all ranks make the same calls in the same order, on streams that follow one
+    another."""
 
     def __init__(self, rank: int, halves: Tensor, addresses: list[int]) -> None:
         """``halves`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
@@ -142,7 +143,8 @@ class NoPeerMemory(SlipstreamError):
 def exchange_of(
     group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int
 ) -> PeerExchange | None:
-    """What small tensors of ``group`` go over; None where not every rank reaches all others, as a line in the log says.
+    """The exchange for small tensors of ``group``; None, with a line in the log, where not every rank can write to all
+    others.
 
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
     way is there on which nothing arrives. And all have compiled each of the kernels, in one dtype, so that no rank

@@ -19,7 +19,8 @@ class RankLost(SlipstreamError):
 
 
 class Together:
-    """What all ranks do together fails if one of them is gone; any other error is this rank's own."""
+    """A context for what all ranks do together: it fails with RankLost if one of them is gone; other errors are this
+    rank's own."""
 
     __slots__ = ()
 
@@ -98,11 +99,12 @@ class RankGroup:
         return tensor
 
     def small_for(self, tensor: Tensor) -> Exchange | None:
-        """What sums such tensors, if it is not the backend: the same on all ranks, since their tensors are alike."""
+        """The exchange that sums tensors like this one, or None for the backend: the same on all ranks, whose tensors
+        are alike."""
         return self.small if self.small is not None and self.small.sums(tensor) else None
 
     def told(self) -> str:
-        """How what GPUs do together goes, for people."""
+        """Describes for people how GPUs exchange tensors."""
         if self.small is None:
             return "what the ranks send each other goes through NCCL"
         most = self.small.most_bytes >> 10

@@ -1,4 +1,4 @@
-"""What the ranks do together with small tensors, in Triton kernels over memory that they reach on each other's GPUs.
+"""Triton kernels by which ranks exchange small tensors over peer memory.
 
 Every rank writes its numbers to all others and waits for theirs in its own memory. Then it has those of all, and adds
 them up in the order of ranks, so that all have the same bits; or puts them side by side. For small tensors, where it is
@@ -82,7 +82,7 @@ def _numbers(words, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
 
 @jit
 def half_of(current):
-    """Which half this kernel takes: 0 or 1."""
+    """The half of peer memory that this kernel uses: 0 or 1."""
     return tl.load(current + tl.program_id(0), volatile=True)
 
 

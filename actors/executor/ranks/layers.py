@@ -75,7 +75,7 @@ class Summed(nn.Linear):
 
 
 def unsummed(layer: nn.Linear, input: Tensor) -> Tensor | Unsummed:
-    """The outputs of a layer; of one that has columns, this rank's shard of them."""
+    """This rank's share of a sum that the next kernel makes."""
     return layer.unsummed(input) if isinstance(layer, Summed) else layer(input)
 
 

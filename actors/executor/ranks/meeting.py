@@ -1,4 +1,4 @@
-"""How the ranks of an executor find each other when they start."""
+"""The rendezvous of an executor's ranks when they start."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class PeerMemory:
         return torch.as_tensor(Bytes(self.base.value, self.nbytes), device=self.device).view(torch.int64)
 
     def handle(self) -> bytes:
-        """What another process opens it by."""
+        """The handle by which another process opens this memory."""
         handle = Handle()
         self.driver("cuIpcGetMemHandle", byref(handle), self.base)
         return bytes(handle.bytes)

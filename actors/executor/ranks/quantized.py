@@ -22,7 +22,7 @@ class SummedQuantized(Summed, QuantizedLinear):
 
 
 def in_place_of(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear:
-    """What takes the place of a rank's layer when its weight has been quantized."""
+    """The layer that replaces a rank's layer when its weight has been quantized."""
     if isinstance(layer, Summed):
         return SummedQuantized(quantized, layer.group, of_whole=layer.of_whole)
     return quantized

@@ -64,7 +64,7 @@ def shard(transformer: PreTrainedModel, group: RankGroup) -> dict[str, Division]
 
 
 def plan_of(transformer: PreTrainedModel) -> dict[str, str]:
-    """How each layer or parameter is divided, by its name with ``*`` for the number of a layer."""
+    """The way in which each layer or parameter is divided, by its name with ``*`` for the number of a layer."""
     config = transformer.config
     plan = {**(transformer.tp_plan or {}), **OWN_PLANS.get(config.model_type, {})}
     plan = {name: style for name, style in plan.items() if not style.startswith(KEPT_WHOLE)}

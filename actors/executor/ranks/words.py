@@ -1,4 +1,4 @@
-"""What ranks send each other of small sums: words, each of which is written and read as a whole."""
+"""The words in which ranks send small tensors: each is written and read as a whole."""
 
 WORD = 8
 """Bytes."""

@@ -32,7 +32,7 @@ IN_PROMPT = 1 << 30
 
 
 class Sampler:
-    """What sampling keeps of each slot beside its record of ``fields.JOIN``: logit biases, and counts of tokens.
+    """Samples tokens; keeps of each slot, beside its record of ``fields.JOIN``, logit biases and counts of tokens.
 
     All tensors, first dimension ``slots``.
     """

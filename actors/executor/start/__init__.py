@@ -1,1 +1,1 @@
-"""How an executor starts: its device is found, its weights come into memory, and what computes steps is made."""
+"""The start of an executor: finds its device, loads its weights, and builds the engine that computes steps."""

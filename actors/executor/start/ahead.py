@@ -1,5 +1,5 @@
-"""What a start does beside its imports, which keep one core busy for seconds: the weights come into memory, and the
-GPU gets ready."""
+"""Work that a start does beside its imports, which keep one core busy for seconds: weights are read, and the GPU gets
+ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an executor is put together: device, model, cache size, pipeline."""
+"""Builds an executor: device, model, cache, pipeline."""
 
 from __future__ import annotations
 

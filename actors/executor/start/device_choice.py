@@ -1,4 +1,4 @@
-"""Which device an executor runs on: what is asked for has to be there, and able to do what is asked of it."""
+"""Chooses the device of an executor, and checks that it exists and supports the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an executor is put around: a device, a program, and what is known of both."""
+"""The engine of an executor: a device, a program, and the facts about both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Engine:
-    """What computes the steps of an executor, and what is known of it."""
+    """Computes the steps of an executor, and describes itself."""
 
     device: Device
     program: Program
@@ -57,7 +57,7 @@ def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
 
 
 def facts_of(options: ExecutorOptions, model: PagedModel, blocks: int) -> dict[str, Any]:
-    """What the banner says of a model on its device."""
+    """The facts about a model on its device that the banner shows."""
     states = model.stateful
     return {
         "device": str(model.device),

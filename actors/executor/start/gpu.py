@@ -1,4 +1,4 @@
-"""How an executor's engine is made on a GPU: kernels, memory, graphs, in this order."""
+"""Makes an executor's engine on a GPU: kernels, memory and graphs, in this order."""
 
 from __future__ import annotations
 

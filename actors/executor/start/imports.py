@@ -1,4 +1,4 @@
-"""What an executor imports, which takes longest of its start, and how it sets that up."""
+"""The imports of an executor, which take most of its start, and their settings."""
 
 from __future__ import annotations
 

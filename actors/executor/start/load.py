@@ -1,4 +1,4 @@
-"""What an executor loads from the model's folder, as its options say: the model, its adapters, its vocabulary."""
+"""Loads from a model's folder, as the options say, the model, its adapters and its vocabulary."""
 
 from __future__ import annotations
 

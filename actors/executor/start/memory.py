@@ -1,4 +1,4 @@
-"""How the memory of a GPU is divided: what steps and graphs take is known first, and the cache gets the rest."""
+"""Divides the memory of a GPU: steps and graphs are measured first, and the cache gets the rest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Memory:
 
 
 def bytes_of_graphs(forwards: int, layers: int, step_bytes: int) -> int:
-    """What graphs of ``forwards`` forward passes take: the kernels of each, and ``step_bytes`` that all work in."""
+    """The memory of the graphs of ``forwards`` forward passes: the kernels of each, and ``step_bytes`` in which all of
+    them work."""
     return step_bytes + forwards * layers * GRAPH_BYTES_PER_LAYER
 
 

@@ -1,4 +1,4 @@
-"""What of an executor's start needs no GPU, and what a spare does of it before it waits.
+"""The part of an executor's start that needs no GPU, which a spare does before it waits.
 
 A CUDA context does not survive a fork. Not even the number of devices is asked of CUDA here; torch would then refuse to
 use it in a fork. On a CPU the model itself is loaded, as it will be used: its forks share the weights.
@@ -38,7 +38,7 @@ and a third of that is left for the rest."""
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a fork need not make again."""
+    """The things that a fork gets from its spare."""
 
     compiler: GrammarCompiler | str
     model: PagedModel | None = None

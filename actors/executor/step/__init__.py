@@ -1,1 +1,1 @@
-"""What one step is: its layout, the running batch that packs it, the program that computes it, its CUDA graphs."""
+"""One step: its layout, the running batch that packs it, the program that computes it, its CUDA graphs."""

@@ -26,7 +26,7 @@ NO_TOKENS = np.zeros(0, np.int32)
 
 
 class RunningBatch:
-    """Who holds which sequence slot, and how far each is."""
+    """The sequences that hold a slot, and the position of each."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class RunningBatch:
     # --- lay out ----------------------------------------------------------------------------------
 
     def lay_out(self, plan: Plan) -> Rows:
-        """Which rows run: every sequence that has no prompt left, and the chunks of the plan."""
+        """The rows of the step: every sequence that has no prompt left, and the chunks of the plan."""
         if plan.chunks:
             self.steady = None
             return self.lay_out_mixed(np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist())
@@ -271,7 +271,7 @@ class RunningBatch:
     # --- advance ----------------------------------------------------------------------------------
 
     def advance(self, rows: Rows) -> None:
-        """What the host knows of the batch when the step is over."""
+        """Update the host's record of the batch to the state after the step."""
         self.position[rows.decode] += 1
         for chunk in rows.chunks:
             self.position[chunk.slot] = chunk.end

@@ -41,7 +41,7 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class SamplingKey:
-    """What a graph of the sampling depends on."""
+    """The properties of the sampling that select its graph."""
 
     samples: int
     kind: SamplingKind
@@ -146,8 +146,8 @@ class GraphedProgram:
         return any(times > 1 for times in self.missed.values())
 
     def next_key(self) -> ForwardKey | SamplingKey:
-        """What of ``missing`` is captured next. The first graph with prompts is the largest, in whose memory the others
-        fit; what is met again and again is so small that it need not wait for that."""
+        """The key in ``missing`` that is captured next. The first graph with prompts is the largest, in whose memory
+        the others fit; what is met again and again is so small that it need not wait for that."""
         for key in self.missing:
             if self.missed[key] > 1:
                 return key

@@ -1,4 +1,4 @@
-"""What a step that only decodes does before and after the model, as one Triton kernel each.
+"""Triton kernels for a step that only decodes: one before the model and one after it.
 
 Plain torch takes some thirty kernels of a few numbers for it, which count where a step takes a millisecond.
 ``SlotState`` says what is computed.

@@ -1,4 +1,4 @@
-"""What the host says of one step: its layout in memory, what is asked of its sampling, and what else it must know.
+"""The host's description of one step: its layout in memory, the kind of its sampling, and further facts.
 
 The layout has sizes and nothing else, so that equal layouts are equal objects, and a CUDA graph is found by the
 sizes that it depends on.
@@ -71,7 +71,7 @@ class StepLayout:
 
     @cached_property
     def places(self) -> dict[str, tuple[slice, Field]]:
-        """Where each field of the inputs lies, in int32."""
+        """The slice of each field of the inputs, in units of int32."""
         places: dict[str, tuple[slice, Field]] = {}
         start = 0
         for field in INPUTS:
@@ -114,7 +114,7 @@ def layout_of(**sizes: Any) -> StepLayout:
 
 @dataclass(frozen=True)
 class SamplingKind:
-    """What the rows of a step ask of the sampling, together."""
+    """The features of sampling that the rows of a step need, taken together."""
 
     greedy: bool = True
     """No sampling row has a temperature."""
@@ -136,7 +136,8 @@ class SamplingKind:
 
 @dataclass(frozen=True)
 class ResultLayout:
-    """Where each part of a step's outputs lies: tokens [samples], then [samples, logprobs] of int32 and of float32.
+    """The position of each part of a step's outputs: tokens [samples], then [samples, logprobs] of int32 and of
+    float32.
 
     The first column of the last two is the sampled token, the others are the most likely ones. The same follows
     for the prompts: [prompt_logprobs, prompt_columns].

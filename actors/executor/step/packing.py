@@ -1,4 +1,4 @@
-"""How each field of a step is written into the array in which the device gets it."""
+"""Writes the fields of a step into the array that is copied to the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step computes on the device: apply, forward, choose."""
+"""The computation of one step on the device: apply, forward, choose."""
 
 from __future__ import annotations
 

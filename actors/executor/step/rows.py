@@ -45,5 +45,5 @@ class Rows:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """How many tokens each row has."""
+        """The number of tokens of each row."""
         return (1,) * len(self.decode) + tuple(len(chunk.tokens) for chunk in self.chunks)

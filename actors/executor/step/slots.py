@@ -1,4 +1,4 @@
-"""What the device knows of each sequence slot, and how a step takes its tokens from there and leaves new ones.
+"""The state of each sequence slot on the device: steps take their tokens from there and write new ones back.
 
 The token table ``[sequence slot, position]`` lives here. A step gathers its input tokens from it and scatters what it
 samples into it, in order on the compute stream; that is how step N+1 can be queued before anyone knows the tokens of

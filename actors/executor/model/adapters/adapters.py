@@ -91,7 +91,7 @@ class Adapters:
         return sum(stack.bytes for stack in self.stacks)
 
     def told(self) -> str:
-        """What one should know of the places."""
+        """A line for the log about the memory of adapters."""
         return f"room for {self.count} adapters of ranks up to {self.max_rank}, {self.bytes >> 20} MiB"
 
     def add(self, stack: Stack, input: Tensor, output: Tensor) -> None:
@@ -99,7 +99,7 @@ class Adapters:
         self.products.add(output.flatten(0, -2), input.flatten(0, -2), stack)
 
     def extend(self, tail: Tail, input: Tensor) -> Tensor:
-        """What the weight of a layer with a tail is multiplied by."""
+        """The input of a layer whose weight has a tail."""
         return self.products.extend(input.flatten(0, -2), tail).unflatten(0, input.shape[:-1])
 
     def hook(self, stack: Stack) -> Any:

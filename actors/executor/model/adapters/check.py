@@ -39,7 +39,7 @@ def check_products(products: Products, stacks: Sequence[Stack]) -> None:
 
 
 def kind_of(stack: Stack) -> tuple[object, ...]:
-    """What the kernels know of it."""
+    """The properties of a projection that its kernels depend on."""
     if isinstance(stack, Tail):
         return stack.down.shape, len(stack.starts)
     return stack.down.shape[1:], stack.up.shape[1:], stack.starts
@@ -57,7 +57,7 @@ class Random:
 
 
 def added(products: Products, like: Stack) -> list[tuple[Tensor, Tensor]]:
-    """What ``products`` add for adapters of random weights, in the sizes of ``like``; and the same in float32."""
+    """The results of ``products`` for adapters of random weights, in the sizes of ``like``, and the same in float32."""
     random = Random(like.down)
     if isinstance(like, Tail):
         return added_by_tail(products, like, random)

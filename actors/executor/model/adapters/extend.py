@@ -1,5 +1,5 @@
-"""What a weight with a tail is multiplied by, in one Triton kernel: the states, and behind them what A of each token's
-own adapter makes of them.
+"""One Triton kernel that makes the input of a weight with a tail: the states, and behind them the products with A of
+each token's adapter.
 
 One program copies a part of the states. Another multiplies a part of them by the rows of A of several adapters, of
 which each token needs its own alone: its columns are zero for all others. A program of whose adapters no token of
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Tiles(NamedTuple):
-    """What one program computes."""
+    """The sizes of one program's work."""
 
     tokens: int
     outputs: int

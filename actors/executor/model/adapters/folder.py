@@ -222,7 +222,7 @@ def regular_size(file: Path) -> int:
 
 
 def meaning(name: str) -> str:
-    """What a tensor is that is no pair's."""
+    """Describes a tensor that belongs to no pair of A and B."""
     if "lora_embedding" in name:
         return "an adapter of embeddings"
     if "lora_magnitude_vector" in name:
@@ -233,7 +233,7 @@ def meaning(name: str) -> str:
 
 
 def of_layer(field: str, pattern: Any, layer: str, otherwise: Any) -> Any:
-    """What ``pattern``, by names of layers or the ends of names, has for ``layer``."""
+    """The value that ``pattern``, by names of layers or the ends of names, gives for ``layer``."""
     if pattern is not None and not isinstance(pattern, dict):
         raise InvalidRequest(f"its {CONFIG} has {field}={brief(pattern)}; values by layers are expected")
     for end, value in (pattern or {}).items():

@@ -15,7 +15,7 @@ from .....runtime.log import logger
 
 
 class Places(Protocol):
-    """What holds the weights of adapters."""
+    """The interface of the memory that holds adapters' weights."""
 
     count: int
 
@@ -25,7 +25,7 @@ class Places(Protocol):
 
 
 class KeptAdapters:
-    """Which adapter is in which place."""
+    """Records which adapter is in which place, in a file for the next incarnation."""
 
     def __init__(self, places: Places, file: Path | None = None) -> None:
         """``file`` is that of all incarnations; None: there is but one."""

@@ -1,4 +1,4 @@
-"""What adapters add, in two Triton kernels: the states times A of each token's adapter, and the result times B.
+"""The products of adapters in two Triton kernels: the states times A of each token's adapter, and the result times B.
 
 A program is for a block of tokens, one adapter, and a part of the numbers that come out; where no token of the block
 has the adapter it ends at once. So a step's kernels are the same whichever adapters its tokens have, which are read
@@ -30,7 +30,7 @@ middle of serving."""
 
 
 class Tiles(NamedTuple):
-    """What one program computes."""
+    """The sizes of one program's work."""
 
     tokens: int
     columns: int

@@ -1,4 +1,4 @@
-"""What adapters add, and how it is computed in plain torch."""
+"""The interface of the products of adapters, and their computation in plain torch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Tail(Stack):
 
 
 class Products(Protocol):
-    """How what adapters add is computed."""
+    """Computes the products of adapters."""
 
     def begin(self, ids: Tensor) -> None:
         """A forward pass begins; ``ids`` int32 [T] are those of the adapters of its tokens, 0 for none."""

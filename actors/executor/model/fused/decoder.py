@@ -96,7 +96,7 @@ class Attention(nn.Module):
         return attended.reshape(len(flat), -1)
 
     def output(self, attended: Tensor) -> Tensor | Unsummed:
-        """What ``forward`` gave, of any of the tokens, gives [T, H]."""
+        """The output [T, H] for the result of ``forward``, or for some of its tokens."""
         return unsummed(self.o_proj, attended)
 
 

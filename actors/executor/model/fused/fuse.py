@@ -117,7 +117,7 @@ def check(transformer: PreTrainedModel, parts: DecoderParts, operations: Operati
 
 
 def states_of(transformer: PreTrainedModel, decoder: nn.Module, backend: Observed) -> Tensor:
-    """What ``transformer`` makes of the states of another decoder, without the product with the vocabulary."""
+    """The states that ``transformer`` gives with another decoder, without the product with the vocabulary."""
     around = copy.copy(transformer)
     around._modules = dict(transformer._modules)
     head = transformer.get_output_embeddings()

@@ -32,7 +32,7 @@ class Norm(nn.Module):
 
 
 class Operations(Protocol):
-    """What ``Decoder`` is made of beside matrix products and attention."""
+    """The operations of a ``Decoder`` beside matrix products and attention."""
 
     def angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> Tensor:
         """Cosines, then sines, float32 [T, 2 F], times ``scaling``, for ``positions`` int64 [T] and float32 [F]."""

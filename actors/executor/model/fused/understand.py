@@ -1,4 +1,4 @@
-"""What the decoder of a model of transformers is made of, read from its structure and from one run of it.
+"""Recognises the parts of a decoder of transformers, from its structure and from one run of it.
 
 How its layers are built, what reaches their attention, by how much its embeddings are scaled: each part is found by
 what it does, not by the family it belongs to. A decoder with a part that is not known here is ``Unfit``.
@@ -134,7 +134,7 @@ class DecoderParts:
     norm: Norm
 
     def checked_layers(self) -> int:
-        """How many layers, from the first on, it takes to have one of every kind."""
+        """The number of layers, from the first on, among which there is one of every kind."""
         kinds = [layer.kind() for layer in self.layers]
         return 1 + max(kinds.index(kind) for kind in kinds)
 
@@ -185,7 +185,7 @@ def observe(decoder: Any) -> Observed:
 
 
 def understand(decoder: Any, observed: Observed, answers: Answers | None = None) -> DecoderParts:
-    """What each part of ``decoder`` does; Unfit where one does what is not known here.
+    """The parts of ``decoder`` by their function; Unfit where it does something that is not known here.
 
     ``answers`` as of `understood_again`; left out, its numbers are asked.
     """
@@ -369,7 +369,7 @@ def offset_of(module: nn.Module, weight: Tensor, epsilon: float) -> float:
 
 
 def rotary_of(embeddings: tuple[Tensor, Tensor] | None, rotaries: list[Rotary]) -> int:
-    """Which of ``rotaries`` gives the cosines that a layer is given."""
+    """The index in ``rotaries`` of the one that makes the cosines given to a layer."""
     if embeddings is not None:
         cosines = embeddings[0][0].float()
         positions = torch.tensor(CHECKED_POSITIONS, device=cosines.device)

@@ -51,7 +51,8 @@ def make_invariant(model: PagedModel) -> None:
 
 
 def replaced(part: nn.Module, *, on_cpu: bool) -> nn.Module:
-    """What takes the place of a part of a model. On a GPU the small operations are as they must be already."""
+    """The batch-invariant replacement of a part of a model. On a GPU the small operations are as they must be
+    already."""
     if type(part) is nn.Linear:
         if on_cpu:
             return BlockedLinear(part)

@@ -1,4 +1,4 @@
-"""What a decoder is made of on a CPU, with sums whose order does not depend on how many rows a step has.
+"""Operations of a decoder for a CPU whose sums have the same order however many rows a step has.
 
 Torch chooses kernels by shape, and divides large tensors among threads in the middle of rows, where the ends are
 computed by other code than the rest. So a product always has the same number of rows, and the small operations are

@@ -1,4 +1,4 @@
-"""What a model is and how much memory it takes, from its configuration alone: no weight is fetched or made."""
+"""Describes a model and the memory that it takes from its configuration alone: no weight is fetched or made."""
 
 from __future__ import annotations
 

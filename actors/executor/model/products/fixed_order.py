@@ -134,7 +134,7 @@ def product_kernel(
 
 
 class Tile(NamedTuple):
-    """How a product is divided among programs; none of it changes a bit of what comes out."""
+    """The launch configuration of a product; none of it changes a bit of the result."""
 
     rows: int
     outputs: int

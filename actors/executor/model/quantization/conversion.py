@@ -25,7 +25,7 @@ DEQUANTIZED_TILE = 1024
 
 @jit
 def numbers_of(stored, FLOAT8: tl.constexpr):
-    """What int8 ``stored`` stand for, in float32; of float8 ``shift_of`` times less."""
+    """The values of int8 ``stored`` in float32; those of float8 are divided by ``shift_of``."""
     if FLOAT8:
         numbers = ((stored.to(tl.int32) << 20) & -2014314496).to(tl.float32, bitcast=True)
     else:
@@ -35,13 +35,13 @@ def numbers_of(stored, FLOAT8: tl.constexpr):
 
 @jit
 def shift_of(FLOAT8: tl.constexpr):
-    """How many times larger a float8_e4m3 is than its sign, exponent and fraction in the places that float32 has."""
+    """The factor between the value of a float8_e4m3 and its sign, exponent and fraction in the bits of a float32."""
     return 2.0**120 if FLOAT8 else 1.0
 
 
 @jit
 def _nearest(number, dtype: tl.constexpr):
-    """What float8_e4m3 or int8 has next to ``number``, which is within its range, as float32.
+    """The float8_e4m3 or int8 nearest to ``number``, which is within its range, as float32.
 
     Computed with bits and not by conversion to FP8 and back: of four numbers that share a register, ptxas 12.8 read two
     back from another one. Below the least normal number of FP8 there are fewer than this says.
@@ -133,7 +133,7 @@ def quantized(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantized(weight: Tensor, scales: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """What a weight [N, K] stands for."""
+    """The values of a weight [N, K]."""
     outputs, columns = weight.shape
     out = torch.empty_like(weight, dtype=dtype)
     _dequantize_kernel[(outputs, triton.cdiv(columns, DEQUANTIZED_TILE))](

@@ -1,4 +1,4 @@
-"""How each format stores a weight: the names of its tensors, and what their bits mean."""
+"""The formats of stored weights: the names of their tensors, and the meaning of their bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPONENT_BIAS = 127
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a weight is stored."""
+    """The format in which a weight is stored."""
 
     main: str
     """The end of the name of the tensor that has its numbers."""

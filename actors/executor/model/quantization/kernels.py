@@ -156,7 +156,7 @@ def _few_rows_kernel(
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a kernel divides a product."""
+    """The launch configuration of a product."""
 
     block_n: int
     block_k: int
@@ -201,7 +201,8 @@ MOST_RESULTS = 2 * PROGRAMS * 64 * 64
 
 @cache
 def results_of(device: torch.device) -> Tensor:
-    """Where the shares of a product meet. Products of a device run one after the other, and share it."""
+    """The memory in which the shares of a product are added. Products of a device run one after the other, and share
+    it."""
     return torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
 
 

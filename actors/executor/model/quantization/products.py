@@ -1,4 +1,4 @@
-"""Which way a product with a quantized weight takes: by how many rows, on what device, with which scales."""
+"""Chooses the implementation of a product with a quantized weight, by rows, device and scales."""
 
 from __future__ import annotations
 

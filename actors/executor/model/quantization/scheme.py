@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are quantized, by its configuration; what is not known here is refused with the reason.
+"""Reads from a checkpoint's configuration how its weights are quantized; an unknown way is refused with the reason.
 
 Nothing is left to transformers, which downloads kernels for some kinds, asks for packages for others, and computes
 something else for those that it takes for its own.
@@ -39,7 +39,7 @@ class UnknownQuantization(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How the weights of a checkpoint are quantized."""
+    """The quantization of a checkpoint's weights."""
 
     method: str
     """``quant_method`` of its configuration."""
@@ -60,7 +60,7 @@ NAMES = ("quantization_config", "compression_config")
 
 
 def quantization_config(config: PreTrainedConfig) -> Mapping[str, Any] | None:
-    """What a configuration, or that of its language model, says of quantization."""
+    """The part of a configuration, or of its language model's, that describes quantization."""
     for place in (config, config.get_text_config(decoder=True)):
         for name in NAMES:
             found = getattr(place, name, None)
@@ -70,9 +70,10 @@ def quantization_config(config: PreTrainedConfig) -> Mapping[str, Any] | None:
 
 
 def scheme_of(config: PreTrainedConfig) -> Scheme | None:
-    """How the weights of a checkpoint with this configuration are quantized; None if they are not.
+    """The quantization of a checkpoint with this configuration; None if there is none.
 
-    UnknownQuantization where it is not known how."""
+    UnknownQuantization where it is not known how.
+    """
     said = quantization_config(config)
     if said is None:
         return None

@@ -32,7 +32,8 @@ class QuantizedWeight:
         return (numbers * self.spread(self.scales)).to(dtype)
 
     def spread(self, each: Tensor) -> Tensor:
-        """What belongs to each number, float32, in a shape that broadcasts to [N, K]."""
+        """Values, such as scales, repeated for each number of the weight: float32, in a shape that broadcasts to [N,
+        K]."""
         (rows, columns), (height, width) = self.block, self.values.shape
         each = each.float()
         if self.groups is not None:

@@ -90,7 +90,7 @@ def outputs_of(
     lengths: tuple[int, ...],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What ``module`` makes of chunks of these lengths of some inputs, one after the other: [1, tokens, ...].
+    """The outputs of ``module`` [1, tokens, ...] for some inputs that it gets in chunks of these lengths.
 
     The inputs are in ``dtype``, or as the model gives them.
     """

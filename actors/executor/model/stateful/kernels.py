@@ -29,7 +29,7 @@ INSTALLED_AS = {"fla": "flash-linear-attention"}
 
 
 class Choice(NamedTuple):
-    """What transformers has for one function of a model."""
+    """The implementations that transformers has of one function of a model."""
 
     package: str
     """The package that has a kernel for it, by its name in a program."""
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
 
 def choice_of(function: Any) -> Choice | None:
-    """What transformers chose from when it made this function; None if it is any other object."""
+    """The implementations that transformers chose from when it made this function; None if it is any other object."""
     function = getattr(function, "chosen_by_inputs", function)
     if not inspect.isfunction(function):
         return None

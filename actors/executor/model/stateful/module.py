@@ -80,7 +80,7 @@ class StatefulModule:
     def with_cache(
         self, given: tuple[Any, ...], named: dict[str, Any], cache: RowStates
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What it is given, and a cache."""
+        """The arguments of the module, with a cache among them."""
         place = self.cache_place
         if place < len(given):
             return (*given[:place], cache, *given[place + 1 :]), named

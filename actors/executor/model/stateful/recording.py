@@ -1,4 +1,4 @@
-"""Which modules of a model keep a state, and of what shapes: seen while it computes one token."""
+"""Finds the modules of a model that keep a state, and the shapes of the states, while one token is computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .module import StatefulModule
 def record_states(
     transformer: PreTrainedModel, options: dict[str, Any]
 ) -> tuple[StateLayout, list[StatefulModule]]:
-    """What a model keeps of a sequence beside keys and values, and the modules that do.
+    """The states that a model keeps of a sequence beside keys and values, and the modules that keep them.
 
     ``options`` are for the forward pass over one token, with a cache of transformers' own, where a layer makes room
     for its state when it first has one.

@@ -49,7 +49,7 @@ class StatefulModules:
             del module.forward
 
     def notes(self) -> list[str]:
-        """What one should know of them, a sentence a line."""
+        """Remarks on these modules for the log, one sentence each."""
         lines = [
             f"recurrent layers: {self.layout.bytes_per_slot:,} bytes of state for each sequence; prompts that begin"
             " the same share nothing, since a state is in no block"
