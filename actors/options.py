@@ -12,7 +12,7 @@ from ..protocol.messages import NO_FORMATS, Formats
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What actors know of the model."""
+    """The facts about the model that actors get."""
 
     model: str
     """The folder, found and read already."""
@@ -52,7 +52,7 @@ class SchedulerOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class Measured:
-    """What an executor on a GPU has found out by running its largest steps, for those that come after it."""
+    """The findings of an executor on a GPU when it ran its largest steps, for the executors after it."""
 
     step_bytes: int
     """In which the largest step works that can be captured."""

@@ -25,7 +25,7 @@ KEY_CHARS = 40
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """What a client needs: its own pair of keys, and the public key of the service that it means to reach."""
+    """The keys of a client: its own pair, and the public key of the service that it connects to."""
 
     server: str
     public: str

@@ -57,7 +57,7 @@ def prepare(*kinds: Any) -> None:
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """What the service says; bytes stay binary, and a lone surrogate in a text becomes ``?``."""
+    """Encode a message of the service; bytes stay binary, and a lone surrogate in a text becomes ``?``."""
     try:
         return ENCODER.encode(message)
     except UnicodeEncodeError:
@@ -75,7 +75,7 @@ def encode_behind(prefix: bytes, message: msgspec.Struct) -> bytes | bytearray:
 
 
 def encode_from_client(message: FromClient) -> bytes:
-    """What a client says, in the shortest form of MessagePack.
+    """Encode a client's message in the shortest form of MessagePack.
 
     A text with a lone surrogate is a ``UnicodeEncodeError``, and values that no message can hold raise other errors.
     """
@@ -104,7 +104,7 @@ def from_client() -> dict[str, type]:
 
 
 def decode_from_client(frame: bytes) -> PublicIn:
-    """What a client says; ``ProtocolError`` if it is no message within the bounds."""
+    """Decode a client's message; ``ProtocolError`` if it is none within the bounds."""
     return decode(frame, PublicIn)
 
 
@@ -117,12 +117,12 @@ def kind_named(values: Any, kind: Any) -> Any:
 
 
 def decode_to_client(frame: bytes) -> PublicOut:
-    """What the service says to a client."""
+    """Decode a message of the service to a client."""
     return decode_trusted(frame, to_client(), MAX_FRAME_BYTES)
 
 
 def decode_envelope(frame: bytes | memoryview) -> Envelope:
-    """What an actor says to another."""
+    """Decode the envelope of an actor's message to another."""
     return decode_trusted(frame, between_actors(), MAX_INTERNAL_FRAME_BYTES)
 
 

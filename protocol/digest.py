@@ -1,4 +1,4 @@
-"""What two requests for the same answer have in common."""
+"""A digest that is the same for two requests for the same answer."""
 
 from __future__ import annotations
 

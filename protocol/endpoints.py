@@ -1,4 +1,4 @@
-"""Where a service can be reached, checked before a socket is touched."""
+"""Endpoints of services, checked before a socket is touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host tells its own actor; it never goes over a wire."""
+"""The events that a host gives to its own actor; they never go over a wire."""
 
 from __future__ import annotations
 
@@ -83,6 +83,6 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What the hosts of all actors have counted since the start of the service."""
+    """The counts of the hosts of all actors since the start of the service."""
 
     counters: dict[str, float]

@@ -1,4 +1,4 @@
-"""What actors say to each other, as positional arrays inside an ``Envelope``.
+"""The messages between actors, positional arrays inside an ``Envelope``.
 
 Step-wide arrays are little-endian binary: one message per step, not one per token. ``request`` is the number that the
 gateway gave to a request.
@@ -373,7 +373,7 @@ AnyInternal = (
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """What travels between two actors: who says it, in which life, and how many it said before."""
+    """The frame of a message between actors: its sender, the sender's epoch, and the number of the message."""
 
     sender: str
     epoch: int

@@ -93,7 +93,7 @@ MAX_IPC_PATH_BYTES = 107
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one service accepts; sent to the client in ``welcome``."""
+    """The limits of one service; sent to the client in ``welcome``."""
 
     max_model_len: int
     """Most tokens of prompt and answer together."""

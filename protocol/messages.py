@@ -1,4 +1,4 @@
-"""What a client and the gateway say to each other, as maps with string keys, so that any language can speak it.
+"""The messages between a client and the gateway: maps with string keys, so that any language can speak it.
 
 A request has two names. The client chooses an ``id`` (a string, unique on its connection); between actors
 (``internal.py``) ``request`` is the number that the gateway gave it.
@@ -136,7 +136,7 @@ class ToClient(msgspec.Struct, tag_field="t", kw_only=True, omit_defaults=True):
 
 
 class Formats(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """How the model of a service writes what is not its answer, by vLLM's names of these formats."""
+    """The formats in which the model of a service writes thoughts and calls, by vLLM's names of these formats."""
 
     reasoning: str | None = None
     """The format of its thoughts; null: it marks none."""
@@ -163,7 +163,7 @@ class Welcome(ToClient, tag="welcome"):
 
 
 class Usage(msgspec.Struct, kw_only=True, gc=False):
-    """What a request took."""
+    """The numbers of tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -1,4 +1,4 @@
-"""What others have written, for a terminal and for a line of a log."""
+"""Makes text from others safe for a terminal and for a line of a log."""
 
 from __future__ import annotations
 

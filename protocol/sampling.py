@@ -1,4 +1,4 @@
-"""How the next token is chosen and when a request ends."""
+"""The parameters by which tokens are chosen and a request ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .limits import Limits
 
 
 class Grammar(msgspec.Struct, array_like=True, frozen=True):
-    """What an answer has to match."""
+    """The grammar that an answer has to match."""
 
     kind: str
     """The parameter that it was given as, one of ``GRAMMARS``; or ``calls``, of a conversation's functions."""
@@ -116,7 +116,7 @@ class SamplingParams(
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer has to match; None: anything."""
+        """The grammar that the answer has to match; None: any text."""
         for kind in GRAMMARS:
             given = getattr(self, kind)
             if kind in ("choice", "bad_words") and given:

@@ -40,7 +40,7 @@ class Mark(NamedTuple):
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """What one actor has in its rings, or a part of it."""
+    """The records in one actor's rings, or a slice of them."""
 
     pid: int
     names: list[str]

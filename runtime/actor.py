@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class HostService(Enum):
-    """What a host does for its own actor, which addresses it like a peer."""
+    """The services that a host offers its own actor, which addresses it like a peer."""
 
     SUPERVISOR = "supervisor"
     """Answers how all actors are."""
@@ -96,7 +96,7 @@ class Actor:
 
     @property
     def hang_limit_s(self) -> float | None:
-        """How long what it is working at may take without ``progress``; None: the limit that the supervisor has."""
+        """Seconds that the work under way may take without ``progress``; None: the supervisor's own limit."""
         return None
 
     def receive(self, sender: Address, message: Any, now: float) -> list[Send]:
@@ -122,7 +122,7 @@ class Actor:
         return self.take_outbox()
 
     def on_wake(self, now: float) -> None:
-        """What is due."""
+        """Do what is due by now."""
 
     def next_completion(self) -> float | None:
         """When the actor's simulated device finishes next; None for an actor without one."""

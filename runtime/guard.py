@@ -15,7 +15,7 @@ DOMAIN = "slipstream"
 
 @dataclass(frozen=True, slots=True)
 class PublicSocketKeys:
-    """Who may connect to a public socket."""
+    """The keys of the clients that may connect to a public socket."""
 
     folder: KeyFolder
     also: frozenset[str] = frozenset()

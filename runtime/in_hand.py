@@ -1,4 +1,4 @@
-"""Which request an actor has in hand, written where it outlives the process: a few bytes of shared memory."""
+"""Records which request an actor has in hand where it outlives the process: a few bytes of shared memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InHand:
         self.memory[:] = NOTHING
 
     def read(self) -> bytes:
-        """What is in hand, or was at the death; empty if nothing."""
+        """The digest of the request in hand, or in hand at the death; empty if there was none."""
         found = self.memory[:]
         return b"" if found == NOTHING else found
 

@@ -1,4 +1,4 @@
-"""How a process has memory kept beyond its own life: as open files, by a keeper that does nothing else.
+"""Lets memory outlive its process: as open files, held by a keeper that does nothing else.
 
 Memory that is a file (``memfd_create``, what CUDA exports) lives as long as some process has it open. A *keeper* holds
 such files by name, and hands them to whom asks for them: it maps none, and reads nothing of what is in them.
@@ -38,7 +38,7 @@ class Refused(NotKept):
 
 
 class Shelf:
-    """What a keeper holds: for each name some files, all of one life of the process that has given them."""
+    """The files that a keeper holds: for each name some, all given by one incarnation."""
 
     def __init__(self, close: Callable[[int], None] = os.close) -> None:
         self.files: dict[str, list[int]] = {}

@@ -80,7 +80,8 @@ class KeyFolder:
 
 
 def refuse_open(path: Path) -> None:
-    """What others can write decides nothing. In a folder with the sticky bit they cannot replace what is there."""
+    """Refuse a file that others can write, which must decide nothing. In a folder with the sticky bit they cannot
+    replace what is there."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

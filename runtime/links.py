@@ -51,7 +51,7 @@ class Links:
         return encode_behind(self.key, Envelope(self.name, self.epoch, self.peers[to], sequence, message))
 
     def open(self, frame: bytes | bytearray) -> list[tuple[str, Any]]:
-        """What the frame says, as (sender, message); a first word of a new incarnation comes as ``PeerUp``.
+        """The messages of a frame, as (sender, message); a first one of a new incarnation comes as ``PeerUp``.
 
         ``ProtocolError`` if it is of a stranger.
         """

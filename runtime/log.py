@@ -99,7 +99,7 @@ def log_failure(title: str, cause: str) -> None:
 
 
 class Output:
-    """What a child prints, into the log under its name, line by line."""
+    """Copies a child's output into the log, under its name, line by line."""
 
     def __init__(self, actor: str) -> None:
         self.actor = actor

@@ -1,4 +1,4 @@
-"""What a request took, told to those who gather traces of many programs: spans of OpenTelemetry, over OTLP.
+"""Exports the times of requests as spans of OpenTelemetry, over OTLP.
 
 An actor says when a request is over what there is to tell (``HostService.TRACES``); its host sends it, in a thread of
 OpenTelemetry's own, and never waits for the collector.

@@ -321,7 +321,7 @@ class Simulator:
         self.travel(client, public, lambda: self.reach_public(client, epoch, frame))
 
     def reach_public(self, client: bytes, epoch: int, frame: bytes) -> None:
-        """What a host does with a client's message."""
+        """Handle a client's message as a host does."""
         name = self.public
         if name not in self.actors or self.links[name].epoch != epoch or client in self.closed:
             return

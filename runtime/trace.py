@@ -1,4 +1,4 @@
-"""What an actor did when: bounded rings of packed records, always on.
+"""Records what an actor does and when: bounded rings of packed records, always on.
 
 To add a record is to write a few bytes into memory that is there already. To send what is there is to
 copy those bytes, a slice at a time, so that an actor that is asked for its trace goes on with its work in
@@ -92,7 +92,7 @@ class Ring:
         return number
 
     def dump(self, since_ns: int) -> Iterator[Recorded]:
-        """What there is since then, a slice at a time."""
+        """The records since then, a slice at a time."""
         for track, records in list(self.tracks.items()):
             for part in records.slices(since_ns):
                 yield self.recorded({track: part})

@@ -1,4 +1,4 @@
-"""What the gateway counts and times of requests, for ``Stats``.
+"""The gateway's counters and histograms of requests, for ``Stats``.
 
 Requests balance at any time: ``requests_accepted = requests_finished + requests_failed + requests_aborted +
 requests_open``; those that were refused at once were never accepted. Times are from one clock, that of

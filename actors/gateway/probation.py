@@ -32,7 +32,7 @@ service's actor twice, so there are few; a bound all the same, as every table ha
 
 
 class Suspicion:
-    """What an actor had in hand when it ended."""
+    """The requests that an actor had in hand when it ended."""
 
     def __init__(self, actor: str, requests: Mapping[int, Request]) -> None:
         """``requests`` are all that are open."""
@@ -119,5 +119,5 @@ class Probation:
 
 
 def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:
-    """Which of the open requests an actor has in hand: of a tokenizer, those that it has not answered."""
+    """The open requests that an actor has in hand: of a tokenizer, those that it has not answered."""
     return [request for request in requests if request.sent and (streams or request.leader is not None)]

@@ -1,4 +1,4 @@
-"""What the gateway tells of a request that is over, in OpenTelemetry's names for generative models.
+"""The spans and attributes of a finished request, in OpenTelemetry's names for generative models.
 
 ``gen_ai.latency.*`` are vLLM's.
 """

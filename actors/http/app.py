@@ -170,7 +170,7 @@ DEVELOPMENT = [
 
 
 class Entrance:
-    """What every request passes: it gets an id, shows that it may ask, and is counted while it is under way."""
+    """Wraps every request: gives it an id, checks its key, and counts it while it is under way."""
 
     def __init__(
         self,

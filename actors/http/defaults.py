@@ -1,4 +1,4 @@
-"""What a request has by default, by the name that it calls the model."""
+"""Default values of requests, by the name by which a request calls the model."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ encode = msgspec.json.encode
 
 
 class LogprobBudget:
-    """How many logprobs are kept, by all requests."""
+    """Counts the logprobs that all requests hold together."""
 
     def __init__(self, most_of_one: int = MOST_OF_ONE, most_of_all: int = MOST_OF_ALL) -> None:
         self.most_of_one = most_of_one
@@ -39,7 +39,7 @@ class LogprobBudget:
 
 
 class Allowance:
-    """What one request keeps of it, for as long as it is put together."""
+    """The part of the budget that one request holds, until its answer is complete."""
 
     def __init__(self, budget: LogprobBudget) -> None:
         self.budget = budget

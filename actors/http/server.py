@@ -71,7 +71,7 @@ def make_server(entrance: Entrance, most_connections: int | None = None) -> Serv
 
 
 class HttpFrontend:
-    """What ``FrontendHost`` runs."""
+    """The frontend that ``FrontendHost`` runs."""
 
     def __init__(self, options: HttpOptions, texts: tuple[Tokenizer, ChatTemplates | str]) -> None:
         """``texts`` is what ``load_texts`` returns."""

@@ -1,4 +1,4 @@
-"""What every endpoint needs: the way to the gateway, and what is known of the model."""
+"""The parts that every endpoint needs: clients of the gateway, and the facts about the model."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Service:
         return body
 
     def name_of(self, request: Request) -> str:
-        """What answers to a request call the model."""
+        """The name of the model in answers to a request."""
         return request.state.adapter or self.model
 
     def check(self, model: str | None) -> None:
@@ -188,8 +188,8 @@ class Service:
         whole: bool = False,
         **asked: Any,
     ) -> Batches:
-        """What the gateway answers to prompt ``number`` of a request; ``names`` are those that the parameters have in
-        its body. ``whole``: nothing is told before all of it is there, so that its client cannot be too slow."""
+        """The gateway's answer to prompt ``number`` of a request; ``names`` are those that the parameters have in its
+        body. ``whole``: nothing is told before all of it is there, so that its client cannot be too slow."""
         address = "" if request.client is None else request.client.host
         trace = request.headers.get("traceparent", "")
         if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
@@ -211,7 +211,7 @@ class Service:
             raise
 
     async def beside(self, request: Request, work: Callable[P, R], *given: P.args, **more: P.kwargs) -> R:
-        """What ``work`` returns, done in a thread so that no stream waits for it."""
+        """The result of ``work``, which runs in a thread so that no stream waits for it."""
         pool = self.long_work if request.state.large else None
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*given, **more))
 
@@ -229,8 +229,8 @@ class Service:
         await self.clients.close()
 
     def about(self, request: Request, kind: str, object: str) -> dict[str, Any]:
-        """What every answer begins with. Its id, which traces and logs have too, holds that of its request; a client
-        may give the same to several."""
+        """The fields with which every answer begins. Its id, which traces and logs have too, holds that of its request;
+        a client may give the same to several."""
         own = request.state.request_id
         if "x-request-id" in request.headers:
             given = own[:MAX_GIVEN_CHARS]

@@ -29,7 +29,7 @@ class Tokens:
 
     @cached_property
     def named(self) -> Pieces:
-        """What each token adds to a text in which special tokens have their names."""
+        """The text that each token adds where special tokens are written by name."""
         return Pieces(self.tokenizer, special=True)
 
     def __getitem__(self, token: int) -> tuple[str, list[int]]:
@@ -98,8 +98,8 @@ Columns = dict[str, list[Any]]
 
 
 class Offsets:
-    """Where in a text each of its tokens begins, by the characters that they add to it: a special token adds none,
-    and of several that share a character the last one does."""
+    """The offsets of tokens in a text, by the characters that each adds to it: a special token adds none, and of
+    several that share a character the last one does."""
 
     def __init__(
         self, pieces: Pieces, at: int, written: tuple[str, Pieces] | None = None, pending: bytes = b""
@@ -116,7 +116,7 @@ class Offsets:
         """The bytes of an unfinished character."""
 
     def add(self, token: int) -> int:
-        """Where ``token``, which comes next, begins."""
+        """The offset of ``token``, which comes next."""
         begins = self.at
         piece = self.pieces[token]
         if not piece:

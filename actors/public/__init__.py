@@ -1,1 +1,1 @@
-"""What actors that clients speak to have in common: connections, greetings, and answers about the service."""
+"""Shared by the actors that clients speak to: connections, greetings, and questions about the service."""

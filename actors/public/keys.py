@@ -1,4 +1,4 @@
-"""Who may connect to the public socket of an actor."""
+"""Controls who may connect to the public socket of an actor."""
 
 from __future__ import annotations
 

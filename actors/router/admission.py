@@ -1,4 +1,5 @@
-"""What the router makes of a request: a refusal, or a stream that any service can answer and any other go on with."""
+"""Accepts or refuses a request at the router; an accepted one becomes a stream that any service can answer and any
+other resume."""
 
 from __future__ import annotations
 

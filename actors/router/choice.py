@@ -1,4 +1,5 @@
-"""Where a request goes: to where least is to be computed before its first token, of services that have room for it."""
+"""Chooses the service for a request: the one, among those with room, that has least to compute before its first
+token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each open request is, and where it goes next: to a service, into the line of those that wait, or to an end."""
+"""Places open requests: on a service, into the queue of those that wait, or at an end."""
 
 from __future__ import annotations
 

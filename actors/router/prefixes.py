@@ -1,4 +1,5 @@
-"""Which beginnings of prompts a service has computed, as far as the router can know: by hash, block after block.
+"""Tracks which beginnings of prompts each service has computed, as far as the router can know: by hash, block after
+block.
 
 As in the scheduler, a hash covers a block and, through the hash of the block before, everything up to it, and requests
 of different salts have none in common. The router has no tokenizer, so that its blocks are of what was asked: of token
@@ -65,12 +66,12 @@ def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[by
 
 
 def blocks_of(hashes: int) -> int:
-    """How many blocks so many hashes of one beginning cover."""
+    """The number of blocks that a number of hashes of one beginning cover."""
     return ENDS[hashes - 1] if hashes else 0
 
 
 class Prefixes:
-    """What one service is taken to have in its cache: what was sent there, but for what was sent longest ago."""
+    """The presumed content of one service's prefix cache: everything that was sent there, without the oldest."""
 
     def __init__(self, holder: object = None, holders: Holders | None = None) -> None:
         """``holders`` is told what ``holder`` has."""
@@ -87,7 +88,7 @@ class Prefixes:
         return self.found >= LEAST_FOUND
 
     def matched(self, hashes: list[bytes]) -> int:
-        """How many of the hashes it has, from the first on."""
+        """The number of hashes, from the first on, whose blocks it has."""
         known = self.known
         for count, one in enumerate(hashes):
             if one not in known:

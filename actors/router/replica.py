@@ -34,7 +34,7 @@ SILENT_S = 2.0
 
 
 class Replica:
-    """What the router knows of one service, and its session there."""
+    """One service as the router knows it, and the session with it."""
 
     def __init__(self, endpoint: str, model: str, bounds: Limits, holders: Holders) -> None:
         """``holders``: of all services of a router, who has which beginning."""
@@ -99,7 +99,8 @@ class Replica:
         return self.session.state == "ready"
 
     def carry(self, answers: int, blocks: int) -> None:
-        """That many more are open there, or fewer, with so many blocks to compute."""
+        """Add ``answers`` to those that are open there, and ``blocks`` to those it has to compute; negative numbers
+        subtract."""
         self.open_answers += answers
         self.uncomputed += blocks
         self.weigh()
@@ -160,7 +161,7 @@ class Replica:
 
     @property
     def crowded(self) -> bool:
-        """What it is sent now waits until another answer ends."""
+        """Whether a new request would wait there until another answer ends."""
         return self.open_answers + self.others >= self.capacity
 
     def on_ready(self) -> None:
@@ -168,7 +169,7 @@ class Replica:
         self.capacity = self.slots = float("inf")
 
     def on_lost(self) -> None:
-        """What was open there is open there no more, and who answers next may be another."""
+        """Forget what was open there: whatever answers next may be another incarnation."""
         self.losses += bool(self.open_answers)
         self.move_at, self.open_answers, self.uncomputed, self.others = None, 0, 0, 0
         self.weigh()

@@ -1,4 +1,4 @@
-"""What all services behind the router say of themselves, as if they were one."""
+"""Adds up the counters of all services behind the router, as if they were one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which adapters requests may name, what follows for a sequence that is computed with one, and how they change.
+"""The adapters that requests may name, how they are loaded and removed, and their effect on a sequence.
 
 The executor has a number of places, each with an id. An adapter is loaded into one that is free, and requests may name
 it from when the executor says that it is there. One that is unloaded can be named no more; its place is free when the
@@ -21,7 +21,7 @@ from .sequence import Sequence
 
 @dataclass(slots=True)
 class Place:
-    """What an adapter's place holds, or is to hold."""
+    """The present and the wanted content of an adapter's place."""
 
     adapter: Adapter
     serial: int
@@ -79,7 +79,7 @@ class Adapters:
         return Place(adapter, self.serial)
 
     def gauges(self, sequences: Iterable[Sequence]) -> dict[str, float]:
-        """How many places there are, and how many requests run with each adapter, or wait for a slot."""
+        """The number of places, and of the requests that run with each adapter or wait for a slot."""
         if not self.count:
             return {}
         found: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What the scheduler counts of requests, steps and their tokens, for ``Stats``.
+"""The scheduler's counters of requests, steps and tokens, for ``Stats``.
 
 The device is busy while it computes a step, and idle between two steps while there is work for it: before its first
 step, and after the last one that was outstanding, nothing is counted.

@@ -390,7 +390,8 @@ class Planner:
             self.requeue(sequence)
 
     def resolve_crash(self, crashed: bool) -> list[Sequence]:
-        """How the last executor ended is known: what it held waits again, or is returned to be quarantined."""
+        """Take in how the last executor ended: the sequences that it held wait again, or are returned to be
+        quarantined."""
         cleared, quarantined = self.quarantine.resolve_crash(crashed)
         for sequence in cleared:
             self.enqueue(sequence)

@@ -1,4 +1,4 @@
-"""How many prompt tokens a step takes beside sequences that decode.
+"""Decides how many prompt tokens a step takes beside sequences that decode.
 
 The aim: the gap between two tokens of a stream stays below 22 ms, or below twice what it is without prompts, whichever
 is longer; and on a device where twice that is shorter, below 60 ms while prompts take half of the device's time. An
@@ -45,7 +45,7 @@ something else disturbed says little, and a context that grows says enough."""
 
 
 class PrefillBudget:
-    """What steps took, and what follows for the next."""
+    """Learns from the times of steps how many prompt tokens the next step can take."""
 
     def __init__(self) -> None:
         self.decode_ns = 0.0
@@ -75,7 +75,7 @@ class PrefillBudget:
             self.prompt_ns = FORGET * self.prompt_ns + max(0.0, ns - self.decode_ns)
 
     def expected_ns(self, prompt_tokens: int) -> float:
-        """What a step with this many tokens of prompts will take; 0: not known."""
+        """The expected time of a step with this many prompt tokens; 0 if it is not known."""
         if not prompt_tokens or not self.decode_ns:
             return self.decode_ns
         return self.decode_ns + prompt_tokens * self.prompt_ns / self.tokens if self.tokens else 0.0

@@ -19,7 +19,7 @@ NO_TOKEN = -2
 
 
 class Logprobs(NamedTuple):
-    """What the model gave to the tokens of some rows: the sampled one first, then the most likely ones."""
+    """The logprobs of some rows' tokens: the sampled one first, then the most likely ones."""
 
     tokens: np.ndarray
     """int32 [rows, columns]."""
@@ -74,7 +74,7 @@ def ledger(top: int | None) -> LogprobLedger | None:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """What the scheduler knows of a request, wherever it stands. ``tokens`` is the ledger."""
+    """A request as the scheduler knows it, from its arrival to its end. ``tokens`` is the ledger."""
 
     request: int
     tokens: np.ndarray
@@ -140,7 +140,7 @@ class Sequence:
         return len(self.tokens) > self.prompt_len
 
     def order(self) -> tuple[float, int]:
-        """Who comes later has the higher one; among equals, who came later."""
+        """Sorts sequences: a lower one goes first, and of equal ones the earlier."""
         return self.sort_key, self.request
 
     def join(self, start: int) -> Join:
@@ -176,13 +176,14 @@ class Sequence:
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer has to match, with what may stand before it."""
+        """The grammar that the answer has to match, with the thoughts that may precede it."""
         grammar = Grammar("calls", self.calls) if self.calls else self.params.grammar
         return None if grammar is None else msgspec.structs.replace(grammar, before=self.before)
 
     @property
     def wanted_logprobs(self) -> int:
-        """How many of the most likely tokens have their logprob reported with the sampled token's; -1: none is."""
+        """The number of most likely tokens whose logprobs are reported with that of the sampled one; -1: none at
+        all."""
         return -1 if self.params.logprobs is None else self.params.logprobs
 
     @property

@@ -1,4 +1,4 @@
-"""Who is next: the requests that wait, by client and priority.
+"""Orders the requests that wait, by client and priority.
 
 *Between clients* it is fair: each has an account of the tokens that were computed for it, and the one
 that has had least is next (virtual token counter; Sheng et al., OSDI 2024). A client that comes anew
@@ -102,7 +102,7 @@ class WaitingQueue:
             heapq.heapify(self.order)
 
     def first(self) -> Sequence | None:
-        """Who is next."""
+        """The sequence that is next."""
         while self.order:
             score, _, _, client = self.order[0]
             first = client.first() if score == client.score else None

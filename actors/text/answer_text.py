@@ -87,7 +87,7 @@ class AnswerText:
         return self.sent(text)
 
     def sent(self, text: str) -> str:
-        """What of new characters can go out."""
+        """The part of new characters that can be sent."""
         if not self.unsent and self.first_characters.isdisjoint(text):
             return text
         ends = [(end, -len(stop.text), stop.text) for stop in self.stops if (end := stop.find_end(text)) >= 0]
@@ -101,5 +101,5 @@ class AnswerText:
         return window[:cut]
 
     def tail(self) -> str:
-        """What still waits, at an end that is no stop text."""
+        """The text that still waits, at an end that is no stop text."""
         return self.unsent + self.pending.decode(errors="replace")

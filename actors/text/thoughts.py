@@ -45,8 +45,8 @@ class ThoughtTokens:
         return next((mark for mark in self.marks.opening if tail.endswith(mark)), "")
 
     def rule(self, prompt: Sequence[int]) -> str:
-        """What may come before the answer that a grammar is for, as the rule ``before`` in llguidance's notation;
-        empty: nothing."""
+        """The rule ``before``, in llguidance's notation, for text that may precede the answer of a grammar; empty:
+        nothing may."""
         if self.formats.reasoning == HARMONY:
             return self.harmony_rule()
         if self.marks is None:
@@ -71,7 +71,7 @@ class ThoughtTokens:
         return "thoughts"
 
     def ends(self) -> str:
-        """What ``until`` refers to, if it does."""
+        """The definitions that ``until`` refers to, if any."""
         if self.marks is None or self.until(self.marks.closing) != "thoughts":
             return ""
         closing = self.marks.closing

@@ -204,7 +204,7 @@ class Tokenizer(Actor):
         )
 
     def before(self, waiting: Waiting, prompt: array[int]) -> str:
-        """What may stand before the answer that the request's grammar is for: thoughts, in a conversation."""
+        """The text that may precede the answer of the request's grammar: thoughts, in a conversation."""
         submit = waiting.submit
         if waiting.calls and self.markup is not None and self.markup.has_thoughts:
             return ""
@@ -275,8 +275,8 @@ class Tokenizer(Actor):
             )
 
     def calls(self, submit: Submit) -> str:
-        """What holds the calls of the answer to the schemas of their functions, with what the parameters say of the
-        rest; empty: nothing does. Refuses functions for which it cannot be, by the name of the one that it is."""
+        """The grammar that holds the answer's calls to the schemas of their functions, with the format that the
+        parameters ask for; empty: there is none. InvalidRequest names a function for which there can be none."""
         other = submit.params.grammar
         if not submit.calls or self.markup is None:
             return ""

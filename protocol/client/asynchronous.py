@@ -78,7 +78,7 @@ class AsyncClient:
         await self.close()
 
     async def connect(self) -> Welcome:
-        """What the service says of itself: its model and its limits. Requests connect by themselves."""
+        """Connect and return the service's welcome: its model and its limits. Requests connect by themselves."""
         return await self._inquire(Welcome)
 
     async def close(self) -> None:
@@ -177,11 +177,11 @@ class AsyncClient:
         return (await self._inquire(Stats)).counters
 
     async def trace(self, seconds: float | None = None) -> Timeline:
-        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        """The spans of every actor and of the device in the last ``seconds``, or as far back as they remember."""
         return Timeline.of(await self._inquire(Trace, seconds), seconds)
 
     async def actors(self) -> Actors:
-        """How the service and each of its actors are."""
+        """The states of the service and of each of its actors."""
         return await self._inquire(Actors)
 
     async def reset_prefix_cache(self) -> None:

@@ -100,7 +100,7 @@ class Client:
 
     @property
     def welcome(self) -> Welcome:
-        """What the service says of itself: its model and its limits."""
+        """The service's welcome: its model and its limits."""
         return self._inquire(Welcome)
 
     # --- asking -------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ class Client:
         return self._inquire(Stats).counters
 
     def trace(self, seconds: float | None = None) -> Timeline:
-        """What every actor and the device did in the last ``seconds``, or as far back as they remember."""
+        """The spans of every actor and of the device in the last ``seconds``, or as far back as they remember."""
         return Timeline.of(self._inquire(Trace, seconds), seconds)
 
     def actors(self) -> Actors:
-        """How the service and each of its actors are."""
+        """The states of the service and of each of its actors."""
         return self._inquire(Actors)
 
     def reset_prefix_cache(self) -> None:

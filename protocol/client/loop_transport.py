@@ -49,7 +49,7 @@ class LoopTransport(Transport):
         super().disconnect()
 
     def close(self) -> None:
-        """Where the client was collected in another thread, its loop closes the transport."""
+        """Close the transport; its loop does so if the client was collected in another thread."""
         if self.loop is None or self.loop.is_closed() or self.is_here() or not self.is_own_process():
             super().close()
         else:

@@ -99,7 +99,7 @@ class Collector:
             answer.stop_reason = delta.stop_reason
 
     def output(self) -> RequestOutput:
-        """What has come so far."""
+        """The output so far."""
         for answer, texts in self.answers.values():
             answer.text = "".join(texts)
             texts[:] = [answer.text]

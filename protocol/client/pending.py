@@ -1,4 +1,4 @@
-"""What a client waits for, above all a stream: the answers to an open request."""
+"""The results that a client waits for, above all streams: the answers to open requests."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Stream(Pending):
         return made
 
     def new_reader(self, index: int, formats: Formats) -> AnswerReader:
-        """What parts answer ``index`` of a conversation."""
+        """The parser of answer ``index`` of a conversation."""
         from ..formats.formats import AnswerReader  # here, since few clients need it
 
         params = self.request.params

@@ -72,7 +72,7 @@ class Drawing:
                     self.steps.setdefault((track, span.name), []).append(span)
 
     def clip(self, span: Span) -> Span | None:
-        """What of a span lies within the time that was asked for."""
+        """The part of a span within the time that was asked for."""
         start, end = max(span.start, self.timeline.since), min(span.end, self.timeline.until)
         return Span(span.name, span.step, start, end) if start < end else None
 
@@ -180,7 +180,7 @@ class Drawing:
     # --- requests ---------------------------------------------------------------------------------
 
     def phases(self, request: int, marks: dict[str, tuple[str, int]]) -> Iterator[Event]:
-        """What a request waited for, as far as the file goes."""
+        """The phases of a request, as far as the file goes."""
         pid = self.timeline.pids["gateway"]
         base = {"cat": "request", "id": request, "pid": pid, "tid": pid}
         since, until = self.timeline.since, self.timeline.until

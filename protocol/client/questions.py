@@ -62,7 +62,7 @@ class Questions:
         return list(dict.fromkeys(question.expects for question in self.open))
 
     def next_message(self, kind: type) -> FromClient | None:
-        """What asks the oldest question of a kind; None if there is none, or nothing has to be sent for it."""
+        """The message of the oldest question of a kind; None if there is none, or nothing has to be sent for it."""
         question = next((question for question in self.open if question.expects is kind), None)
         return None if question is None else question.message
 

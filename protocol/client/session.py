@@ -244,7 +244,7 @@ class Session:
 
     @property
     def formats(self) -> Formats:
-        """How the service's model writes thoughts and calls."""
+        """The formats in which the service's model writes thoughts and calls."""
         return NO_FORMATS if self.welcome is None else self.welcome.formats
 
     # --- what happens -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a live view shows: a snapshot of a service, made of what any client can ask for.
+"""The content of a live view: a snapshot of a service, made of answers that any client can ask for.
 
 ``slipstream top`` and the dashboard take a reading now and then (``Actors``, ``Stats`` and the trace of the
 time since the last one) and show the ``Snapshot`` that an ``Observer`` makes of it. Nothing is measured for them.
@@ -34,7 +34,7 @@ SHOWN_STEPS = 16
 
 
 class ShownLane(msgspec.Struct):
-    """What one lane shows of the last steps."""
+    """The spans of one lane in the last steps."""
 
     track: str
     title: str
@@ -59,7 +59,7 @@ class Latency(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
-    """How a service is, at one moment. Shares are of 1; None: there is nothing to compute it from."""
+    """The state of a service at one moment. Shares are of 1; None: there is nothing to compute it from."""
 
     model: str
     ready: bool
@@ -130,7 +130,7 @@ class Observer:
 
     @property
     def seconds(self) -> float:
-        """How far back the trace of the next reading has to go."""
+        """The seconds that the trace of the next reading has to go back."""
         return RECENT_S if self.looked_until else FIRST_LOOK_S
 
     def snapshot(self, actors: Actors, counters: dict[str, float], timeline: Timeline) -> Snapshot:
@@ -263,7 +263,7 @@ def planned_ahead(tracks: Tracks, steps: list[Span]) -> float | None:
 
 
 def lanes_of(tracks: Tracks, begun: int, ended: int) -> list[ShownLane]:
-    """What each actor and each stream of the device did in a stretch of time."""
+    """The spans of each actor and of each stream of the device in a stretch of time."""
     return [
         ShownLane(
             lane.track,

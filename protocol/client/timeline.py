@@ -73,7 +73,7 @@ def lanes_of(tracks: Collection[str]) -> list[LaneDefinition]:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What every actor and the device did in a stretch of time; all times in ns of one monotonic clock.
+    """The spans of every actor and of the device in a stretch of time; all times in ns of one monotonic clock.
 
     The records are unpacked when they are asked for: a ring holds many, and a view shows few.
     """
@@ -92,7 +92,7 @@ class Timeline:
         return self.after(round(max(0.0, self.until - seconds * 1e9)))
 
     def after(self, time: int) -> Timeline:
-        """What ended at ``time`` or later."""
+        """The spans that ended at ``time`` or later."""
         return replace(self, since=max(self.since, time))
 
     @property

@@ -1,1 +1,2 @@
-"""How models write what is not their answer: thoughts and calls of tools. Read here, for clients of both protocols."""
+"""The formats in which models write thoughts and calls of tools, and their parsers, for clients of both protocols. Read
+here, for clients of both protocols."""

@@ -110,7 +110,7 @@ TOOL_CALLS_BY_MARK = (
 
 
 def formats_of(template: str, model_type: str) -> Formats:
-    """What the source of a model's chat template, empty if it has none, says of its formats."""
+    """The formats that the source of a chat template reveals; empty source: none."""
     reasoning = next((name for mark, name in REASONING_BY_MARK if mark in template), None)
     if reasoning is None and "</think>" in template:
         reasoning = next((name for begun, name in THINK_BY_TYPE if model_type.startswith(begun)), "qwen3")
@@ -123,7 +123,8 @@ def formats_of(template: str, model_type: str) -> Formats:
 
 
 def marks_of(formats: Formats) -> frozenset[str]:
-    """What the readers of these formats look for, as far as it may be a special token, which has no text otherwise."""
+    """The marks that the parsers of these formats look for and that may be special tokens, which have no text
+    otherwise."""
     marks: set[str] = set()
     thoughts = REASONING.get(formats.reasoning or "")
     if thoughts is not None:
@@ -173,7 +174,7 @@ def own_marks(name: str) -> tuple[str, ...]:
 
 
 def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: bool = False) -> Reader:
-    """What reads the calls of an answer whose thoughts are parted off."""
+    """The parser of the calls in an answer whose thoughts are separated."""
     name = formats.tool_calls or ""
     if offered.forced is not None:
         return NamedCall(offered, ids)
@@ -213,8 +214,8 @@ class AnswerReader:
     def read(
         self, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None
     ) -> Parsed:
-        """What is new with more of the answer; with ``finish_reason`` that was all. A stop text is a limit too: the
-        model would have written more."""
+        """Parse more of the answer, and return what is new; with ``finish_reason`` that was all. A stop text is a limit
+        too: the model would have written more."""
         if text:
             self.reader.feed(text)
         if finish_reason is not None:

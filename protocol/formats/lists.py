@@ -13,7 +13,7 @@ from .tools import Offer
 
 
 class ListMarks(NamedTuple):
-    """What such a list stands between. ``closing`` may be left out: the list then ends with its bracket."""
+    """The marks around such a list. ``closing`` may be left out: the list then ends with its bracket."""
 
     opening: tuple[str, ...]
     closing: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class CallList:
         """The object so far."""
 
     def feed(self, text: str) -> str | None:
-        """What follows behind the list; None if it has not ended."""
+        """The text behind the list; None if it has not ended."""
         while True:
             if self.object is None:
                 _, found, text = cut_at(self.between + text, ("{", *self.closing))

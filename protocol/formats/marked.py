@@ -117,7 +117,7 @@ class MarkedCalls(Reader):
         return True
 
     def read_before(self) -> bool:
-        """What stands before the arguments is no part of them."""
+        """Drop the text before the arguments."""
         ends = ("{", self.marks.closing) if self.marks.closing else ("{",)
         before, found, rest = cut_at(self.buffer, ends)
         self.written.append(before)
@@ -146,7 +146,7 @@ class MarkedCalls(Reader):
         return True
 
     def read_behind(self) -> bool:
-        """What stands between the arguments and the mark that closes the call is no part of anything."""
+        """Drop the text between the arguments and the mark that closes the call."""
         before, found, rest = cut_at(self.buffer, (self.marks.closing, self.marks.opening))
         self.written.append(before)
         self.buffer = rest
@@ -173,7 +173,7 @@ class MarkedCalls(Reader):
         self.where, self.after_call, self.written = "text", True, []
 
     def read_none(self) -> bool:
-        """What has the marks of a call and is none stays text."""
+        """Treat as text what has the marks of a call and is none."""
         before, found, rest = cut_at(self.buffer, (self.marks.closing or self.marks.opening,))
         self.say("".join(self.written) + before)
         self.written, self.buffer = [], rest

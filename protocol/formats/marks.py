@@ -20,7 +20,7 @@ class Mark:
         """How much of it the end of what has come could be the beginning of."""
 
     def find_end(self, part: str) -> int:
-        """Where in ``part`` the text ends first; -1 if it does not."""
+        """The offset in ``part`` of the first end of the text; -1 if there is none."""
         text, fallback, length = self.text, self.fallback, self.length
         for index, char in enumerate(part, 1):
             while length and text[length] != char:
@@ -46,7 +46,7 @@ def fallback(text: str) -> tuple[int, ...]:
 
 
 def beginning_of(mark: str, text: str) -> int:
-    """How long the end of ``text`` is that could be the beginning of ``mark``."""
+    """The length of the end of ``text`` that may be the beginning of ``mark``."""
     found = Mark(mark)
     found.find_end(text[-(len(mark) - 1) :] if len(mark) > 1 else "")
     return found.length
@@ -61,8 +61,8 @@ def may_hold(text: str, marks: tuple[str, ...]) -> bool:
 
 
 def cut_at(text: str, marks: tuple[str, ...]) -> tuple[str, str | None, str]:
-    """What stands before the first of the marks, the mark, and what is behind it. Where there is none yet: what is
-    none for sure, None, and what may become one."""
+    """Split a text at the first of the marks: the text before it, the mark, and the text behind it. Where there is none
+    yet: what is none for sure, None, and what may become one."""
     if not may_hold(text, marks):
         return text, None, ""
     places = [(text.find(mark), -len(mark), mark) for mark in marks]

@@ -64,7 +64,7 @@ class Reader:
         """The call that is being read is not handed over: one alone is asked for, and this is another."""
 
     def take(self) -> Parsed:
-        """What was read since this was last called."""
+        """Return what was parsed since the last call."""
         parsed, self.parsed = self.parsed, Parsed()
         return parsed
 

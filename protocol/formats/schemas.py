@@ -88,7 +88,7 @@ def moved(schema: dict[str, Any], root: str, where: str) -> dict[str, Any]:
 
 
 def own_id(schema: dict[str, Any]) -> str:
-    """What references into the whole of a schema may begin with; empty if it has no ``$id``."""
+    """The URI with which references into the schema itself may begin; empty if it has no ``$id``."""
     own = schema.get("$id")
     return own.removesuffix("#") if isinstance(own, str) else ""
 
@@ -149,7 +149,7 @@ def is_silent(key: str) -> bool:
 
 
 def types_of(value: Any) -> frozenset[str]:
-    """What JSON Schema calls the type of a plain value; a whole number has two."""
+    """JSON Schema's names of the type of a plain value; a whole number has two."""
     if isinstance(value, bool):
         return frozenset({"boolean"})
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
@@ -200,7 +200,7 @@ class Schema:
         return frozenset().union(*found)
 
     def target(self, reference: str) -> Any:
-        """What a reference leads to; None if to nothing here."""
+        """The schema that a reference leads to; None if it is not here."""
         reference = reference.removeprefix(self.own)
         if reference[:2] not in ("", "#", "#/"):
             return None
@@ -334,7 +334,7 @@ PLAIN_A_STEP = 50
 
 
 class Reserve:
-    """What the checks of one request have beyond what each is granted."""
+    """The steps that the checks of one request share beyond those that each is granted."""
 
     def __init__(self) -> None:
         self.steps = MAX_STEPS

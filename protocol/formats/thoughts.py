@@ -11,7 +11,7 @@ from .tools import Offer
 
 
 class ThoughtMarks(NamedTuple):
-    """What thoughts stand between. The first of each is how a template writes it."""
+    """The marks around thoughts. The first of each is how a template writes it."""
 
     opening: tuple[str, ...]
     closing: tuple[str, ...]

@@ -60,7 +60,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class Offer(msgspec.Struct, kw_only=True):
-    """Which tools the model is shown, and what its answer has to be."""
+    """The tools that the model is shown, and the form that its answer must have."""
 
     tools: list[dict[str, Any]] | None = None
     """As the chat template takes them."""
@@ -152,8 +152,8 @@ PARAMETERS = "tools[{}].function.parameters"
 def offer(
     tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None, where: str = PARAMETERS
 ) -> Offer:
-    """What ``tools``, ``tool_choice`` and ``parallel_tool_calls`` ask for together. ``where`` the caller wrote the
-    schemas is told in errors."""
+    """Combine ``tools``, ``tool_choice`` and ``parallel_tool_calls``; errors name ``where`` the caller wrote the
+    schemas. ``where`` the caller wrote the schemas is told in errors."""
     if not tools:
         if choice not in (None, "none") and not (choice == "auto" and tools == []):
             raise InvalidRequest("tool_choice is of no use without tools", param="tool_choice")

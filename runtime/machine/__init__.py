@@ -1,1 +1,1 @@
-"""What a service asks of the machine that it runs on: open files, memory, folders, sockets. No actor is known here."""
+"""Access to the machine that a service runs on: open files, memory, folders, sockets. No actor is known here."""

@@ -1,4 +1,4 @@
-"""How many files a process may have open, and how many a service needs."""
+"""The number of files that a process may have open, and that a service needs."""
 
 from __future__ import annotations
 

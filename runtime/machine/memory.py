@@ -1,4 +1,4 @@
-"""What the machine's memory is taken for, as Linux tells it."""
+"""The use of the machine's memory, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...protocol.errors import SlipstreamError
 
 
 class GroupFiles(NamedTuple):
-    """Where a control group says what memory its processes may have and have."""
+    """The files in which a control group reports the limit and the use of its memory."""
 
     limit: str
     used: str
@@ -39,7 +39,7 @@ def available(
 
 
 def left_in_groups(groups: Path, tree: Path) -> Iterator[int]:
-    """What each control group of this process with a limit leaves of it, in bytes."""
+    """The bytes that each control group of this process with a limit has left."""
     if not groups.exists():
         return
     for line in groups.read_text().splitlines():

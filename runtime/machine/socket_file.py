@@ -9,7 +9,7 @@ import stat
 
 
 def path_of(endpoint: str) -> str | None:
-    """Where the socket of an ipc endpoint is; None for others."""
+    """The path of the socket of an ipc endpoint; None for other endpoints."""
     scheme, _, path = endpoint.partition("://")
     return path if scheme == "ipc" else None
 

@@ -85,7 +85,7 @@ def resolve(
 
 
 def from_environment(options: dict[str, Option], environ: Mapping[str, str]) -> Layer:
-    """What the environment says of the options; ``InvalidRequest`` for a variable with our prefix that is none."""
+    """The options that the environment sets; ``InvalidRequest`` for a variable with our prefix that is none."""
     found: dict[str, str] = {}
     for variable, text in environ.items():
         rest = variable.removeprefix(PREFIX)
@@ -96,7 +96,7 @@ def from_environment(options: dict[str, Option], environ: Mapping[str, str]) -> 
 
 
 def from_file(options: dict[str, Option], path: Path) -> Layer:
-    """What a file says of the options; ``InvalidRequest`` for a key that is none, or may not stand in a file."""
+    """The options that a file sets; ``InvalidRequest`` for a key that is none, or may not stand in a file."""
     found = read_file(path)
     values = normalise(options, found, f"key of {path}", lambda name: name.replace("_", "-"))
     for name in values:

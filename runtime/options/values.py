@@ -49,7 +49,7 @@ def convert(option: Option, raw: Any, where: str) -> Any:
 
 
 def read(option: Option, raw: Any) -> Any:
-    """What ``raw`` is for an option of its kind; ``ValueError`` if it is nothing of that kind."""
+    """The value of ``raw`` for an option of its kind; ``ValueError`` if it is none."""
     kind = option.kind
     if option.many and isinstance(raw, list | tuple):
         raw = ",".join(map(str, raw))

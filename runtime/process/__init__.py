@@ -1,1 +1,1 @@
-"""How an actor lives in a process: the child, the host of its sockets and loop, and its rank among the threads."""
+"""The process of an actor: its start and end, the host with its sockets and loop, its priority."""

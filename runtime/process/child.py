@@ -1,4 +1,4 @@
-"""How the process of an actor starts and ends.
+"""Starts and ends the process of an actor.
 
 ``python -m slipstream.runtime.process.child MODULE:FACTORY FD PARENT`` is what the supervisor runs: ``FACTORY``
 builds the actor, ``FD`` is the control channel, and ``PARENT`` the process with which this one ends.
@@ -37,7 +37,7 @@ GARBAGE = 10_000
 
 
 class StartContext(Protocol):
-    """What a factory can use while it builds its actor."""
+    """The context that a factory gets to build its actor."""
 
     epoch: int
     """The incarnation that is being built."""

@@ -16,7 +16,8 @@ from ..supervision import control
 
 
 class Frontend(Protocol):
-    """What ``FrontendHost`` runs. Where it listens is bound when it is built, so that a failure shows at start."""
+    """The interface of a frontend that ``FrontendHost`` runs. Where it listens is bound when it is built, so that a
+    failure shows at start."""
 
     facts: dict[str, Any]
     """For the banner and the supervisor; ``endpoint`` is taken again by a later incarnation."""

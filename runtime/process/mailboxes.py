@@ -83,7 +83,8 @@ class Mailboxes:
             ) from None
 
     def receive(self) -> list[tuple[str, Any]] | None:
-        """What the next frame says, as (sender, message), empty if it does not count; None: none has arrived."""
+        """The messages of the next frame, as (sender, message), empty if it does not count; None if none has
+        arrived."""
         try:
             frame = self.own.recv(zmq.DONTWAIT)
         except zmq.Again:

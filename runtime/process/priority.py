@@ -1,4 +1,4 @@
-"""Who comes first where cores are few: the threads for which the device waits.
+"""Gives priority to the threads for which the device waits, where cores are few.
 
 The kernel gives each thread its share, and a thread that wakes up may first have to let another end its slice, of
 some milliseconds. That is a step or more. A thread that asks for short slices gets the same share and runs

@@ -50,7 +50,7 @@ OPTIONS = {
 
 
 def most_connections(descriptors: int) -> int:
-    """How many connections are let in by a process that may open this number of descriptors."""
+    """The number of connections that a process with this limit of descriptors accepts."""
     return min(descriptors // 4, MOST_CONNECTIONS)
 
 

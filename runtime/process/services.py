@@ -50,7 +50,7 @@ class Services:
         return bool(self.readable)
 
     def arrived(self, most: int) -> Iterator[ServiceFrame | ServiceInterrupted]:
-        """What has come, of each service at most ``most`` frames."""
+        """The frames that have come, of each service at most ``most``."""
         names, self.readable = self.readable, {}
         for name in names:
             connection = self.connections.get(name)

@@ -1,4 +1,4 @@
-"""What every process of a service does first, whatever it will be."""
+"""The first thing that every process of a service does."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def main(prepare: str, factory: str, fd: int, parent: int) -> int:
 
 
 def prepare_with(prepare: str, factory: str, build: Build) -> Any:
-    """What ``prepare`` returns, when all is imported that ``factory`` needs."""
+    """The result of ``prepare``, after all imports that ``factory`` needs."""
     made: list[Any] = []
     errors: list[Exception] = []
 

@@ -35,7 +35,7 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """How to start one actor, and what to expect of it."""
+    """The definition of one child: how to start it, and what to expect of it."""
 
     name: str
     factory: str
@@ -215,14 +215,14 @@ class Child:
         self.reap()
 
     def memory(self) -> str:
-        """What it takes that no other process shares with it, in words."""
+        """The memory that it shares with no other process, in words."""
         try:
             return f"{private_bytes(self.process.pid) >> 20} MB of its own"
         except OSError:
             return "it is gone"
 
     def lived_s(self, now: float) -> float:
-        """How long it has been ready."""
+        """Seconds since it was ready."""
         return 0.0 if self.ready_at is None else now - self.ready_at
 
     @property
@@ -317,7 +317,8 @@ def start_process(
 
 
 def kills_for_memory() -> int:
-    """How many processes the kernel has killed for their memory since the machine started; 0 if it does not say."""
+    """The number of processes that the kernel has killed for their memory since the machine started; 0 if it does not
+    say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the supervisor and a host say to each other, over a socket pair that the child inherits.
+"""The messages between the supervisor and a host, over a socket pair that the child inherits.
 
 The pair is a ``SOCK_SEQPACKET``: one message, one packet. Its end-of-file is also how each side
 learns of the other's death.

@@ -1,4 +1,4 @@
-"""What is remembered of deaths: when an actor died, whether by its own fault, and what it had in hand."""
+"""Records deaths: when an actor died, whether by its own fault, and what it had in hand."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ ROOM_PAUSE_S, ROOM_WITHIN_S = 0.5, 60.0
 
 
 class DueRestarts:
-    """Who starts again, and when."""
+    """The children that are to start again, and when."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[float, ChildSpec]] = []

@@ -77,6 +77,6 @@ def hanging(child: Child, members: list[Child], now: float) -> Child:
 
 
 def silent_s(child: Child, now: float) -> float:
-    """How long it has been owing an answer."""
+    """Seconds for which it has owed an answer."""
     liveness = child.liveness
     return now - liveness.heard_at if liveness is not None and liveness.asked else 0.0

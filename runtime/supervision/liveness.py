@@ -21,8 +21,8 @@ PROBES_PER_LIMIT = 4
 
 
 class Liveness:
-    """What is known of one incarnation's progress; it hangs after ``limit_s`` without any, and after ``silence_s``
-    without an answer of its loop, if that is less.
+    """Tracks the progress of one incarnation; it hangs after ``limit_s`` without any, and after ``silence_s`` without
+    an answer of its loop, if that is less.
 
     An actor that knows better how long its work may take reports another limit.
     """

@@ -1,4 +1,4 @@
-"""What systemd learns of a service with ``Type=notify``: ready, alive, stopping. Elsewhere nothing is sent.
+"""Tells systemd about a service with ``Type=notify``: ready, alive, stopping. Elsewhere nothing is sent.
 
 It is one datagram for each news, to the socket that the environment names. See sd_notify(3).
 """

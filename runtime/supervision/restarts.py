@@ -35,7 +35,7 @@ often."""
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done about a death."""
+    """The reaction to a death."""
 
     restart: Literal["one", "all", "none"]
     in_a_row: int

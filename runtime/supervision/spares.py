@@ -65,7 +65,8 @@ class Spares(HelperRestarts):
         return self.not_before
 
     def source(self, *, first: bool) -> Literal["spare", "nothing", "later"]:
-        """What the next incarnation is made of; ``later``: that is not known yet. ``first``: none was before it."""
+        """The way in which the next incarnation is started; ``later``: that is not known yet. ``first``: none was
+        before it."""
         if self.ready_at is not None:
             return "spare"
         return "later" if first and self.from_the_first and self.running else "nothing"

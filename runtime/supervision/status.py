@@ -1,4 +1,4 @@
-"""How the actors are, for those who ask, and what all their incarnations have counted. It decides nothing.
+"""Answers questions about the actors, and adds up the counters of all their incarnations. It decides nothing.
 
 Two may ask. A program at the *status socket* gets pids and states at once. An actor with a public socket asks for
 its clients, and is answered when every actor has reported, or when that takes too long; it also gets the
@@ -29,7 +29,7 @@ milliseconds, and the client is not to wait for one that hangs."""
 
 
 class Status:
-    """What one supervisor knows of its children, dead incarnations included."""
+    """One supervisor's knowledge of its children, dead incarnations included."""
 
     def __init__(self, children: dict[str, Child], endpoint: str) -> None:
         """``children``: those of the supervisor, by name, as they come and go. ``endpoint``: of the status socket."""
@@ -84,7 +84,7 @@ class Status:
 
     @property
     def endpoint_of_clients(self) -> str:
-        """Where they connect; empty while the service starts."""
+        """The endpoint at which clients connect; empty while the service starts."""
         actors = (child.spec for child in self.children.values() if child.spec.role == "actor")
         return next((spec.options["endpoint"] for spec in actors if "endpoint" in spec.options), "")
 
@@ -128,7 +128,7 @@ class Status:
                 child.send(control.ReportCounters({name: float(count) for name, count in totals.items()}))
 
     def actors(self, serving: bool, draining: bool) -> Actors:
-        """How each actor is, and what follows for the service."""
+        """The state of each actor, and of the service."""
         states = [self.describe(child) for child in self.children.values()]
         return Actors(
             actors=states,
@@ -159,7 +159,8 @@ class Status:
         )
 
     def mailbox_depth(self, child: Child) -> int:
-        """What the others have sent to it, less what it has taken in, as far as each has reported."""
+        """The number of messages that others have sent to it, less those that it has taken in, as far as each has
+        reported."""
         depth = 0
         taken = {} if child.report is None else child.report.received
         for other in self.children.values():
@@ -183,7 +184,7 @@ def restart_in(question: bytes) -> str | None:
 
 
 def full_speed_s(child: Child) -> float | None:
-    """How long after its start a child was as fast as it gets, as far as it has reported; None: it is not yet."""
+    """Seconds from a child's start until it was as fast as it gets, as far as it has reported; None: it is not yet."""
     report = child.report
     if child.ready_at is None or report is None or report.full_speed_at is None:
         return None
@@ -191,5 +192,5 @@ def full_speed_s(child: Child) -> float | None:
 
 
 def counters_of(child: Child) -> dict[str, int]:
-    """What a child has counted, as far as it has reported."""
+    """The counters of a child, as far as it has reported."""
     return {} if child.report is None else child.report.counters

@@ -1,4 +1,4 @@
-"""What asks a service to stop: signals, and the end of the process that started it.
+"""Requests to stop a service: signals, and the end of the process that started it.
 
 Either may come at any time, so each wakes the supervisor, which waits in one poller for whatever happens.
 """
@@ -20,7 +20,7 @@ that the child is in, and programs that start others hand on a Ctrl-C that the t
 
 
 class StopRequests:
-    """What has asked one process to stop."""
+    """Collects the requests to stop one process."""
 
     def __init__(self) -> None:
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -170,7 +170,7 @@ class Supervisor:
         return True
 
     def starting(self) -> list[str]:
-        """Who is not ready, of those who have to be."""
+        """The children that have to be ready and are not."""
         waiting = [spec.name for spec in (*self.waiting_for_spare, *(spec for _, spec in self.due.waiting))]
         return waiting + [
             child.spec.name
@@ -460,7 +460,7 @@ class Supervisor:
         return True
 
     def returning_s(self, child: Child) -> float:
-        """How much longer the clients of its last incarnation may come to it."""
+        """Seconds for which the clients of its last incarnation may still come to it."""
         again = self.status.restarts[child.spec.name] > 0
         return max(0.0, RETURN_S - child.lived_s(time.monotonic())) if again else 0.0
 

@@ -75,6 +75,6 @@ def write_json(target: str, result: Any) -> None:
 
 
 def show_progress(text: str) -> None:
-    """What is being done, on a terminal, in one line that is written over."""
+    """Show progress on a terminal, in one line that is written over."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

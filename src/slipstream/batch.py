@@ -182,7 +182,7 @@ class Asker:
 
 
 def seconds(written: str | None, otherwise: float) -> float:
-    """What a ``Retry-After`` says, which may be a date or nonsense too."""
+    """The seconds of a ``Retry-After``, which may be a date or nonsense too."""
     try:
         found = float(written or otherwise)
     except ValueError:
@@ -256,6 +256,6 @@ class ProgressBar:
 
 
 def sync(output: BinaryIO) -> None:
-    """What is written stays, whatever the machine does."""
+    """Make what was written durable."""
     output.flush()
     os.fsync(output.fileno())

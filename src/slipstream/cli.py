@@ -110,7 +110,7 @@ def leave_unwritten() -> None:
 
 
 def overview(name: str) -> int:
-    """What to do when the first word is no command."""
+    """Show the commands when the first word is none of them."""
     if name == "--version":
         print(f"slipstream {__version__}")
     elif name in ("-h", "--help", "help"):

@@ -1,4 +1,4 @@
-"""How a command ends, for the shell and for process managers."""
+"""The exit codes of a command, for the shell and for process managers."""
 
 DONE = 0
 """All that a service accepted was answered in full."""

@@ -179,7 +179,7 @@ class Service:
         ray.get(self.directory.here.remote(self.sidecar.endpoint))
 
     async def counters(self) -> dict[str, float]:
-        """What the service counts, as its gateway says; ``ServiceUnavailable`` if it does not say so in time."""
+        """The counters of the service; ``ServiceUnavailable`` if its gateway does not answer in time."""
         if self.client is None:  # in the loop that all of this runs in
             self.client = AsyncClient(self.sidecar.endpoint, curve=self.key)
         try:

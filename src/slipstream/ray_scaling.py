@@ -1,4 +1,4 @@
-"""How many services a load needs, and whether one comes forward: what Ray Serve asks, without Ray.
+"""Computes how many services a load needs, and whether one makes progress: the questions of Ray Serve, without Ray.
 
 Serve sees no requests at a service, since tokens do not go through it. So each replica reports what its service counts
 (``record_autoscaling_stats``), and ``services_needed`` is the policy by which Serve decides. Serve sends it to its

@@ -142,7 +142,7 @@ class Sidecar:
 
     @property
     def actors(self) -> dict[str, dict[str, Any]]:
-        """What the supervisor says of each actor, of a spare and of a keeper: role, pid, state, epoch and restarts."""
+        """The supervisor's report on each actor, on a spare and on a keeper: role, pid, state, epoch and restarts."""
         return self._ask()
 
     def restart(self, actor: str) -> None:

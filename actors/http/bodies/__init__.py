@@ -1,1 +1,1 @@
-"""What may stand in requests and in answers, as types, and the document at ``/openapi.json`` that is made of them."""
+"""The types of requests and answers, and the document at ``/openapi.json`` that is made of them."""

@@ -15,7 +15,7 @@ REF = "#/components/schemas/{name}"
 
 
 class Described(NamedTuple):
-    """What the document says of one endpoint."""
+    """The description of one endpoint in the document."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""What may stand in the body of a request, as types: they check it, and describe it in ``/openapi.json``.
+"""The types of request bodies, which check them and describe them in ``/openapi.json``.
 
 A field that is accepted has an effect, or it is refused: an unknown one, and a known one with a value that
 cannot be honoured here. The exception are a caller's own labels (``Labels``), which promise nothing. A null is as
@@ -296,7 +296,7 @@ class Given(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a body asks of the sampler."""
+    """The parts of a body that the sampler needs."""
 
     params: SamplingParams
     names: Names
@@ -334,7 +334,7 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
 
 
 def of_prompt(body: ChatFields | CompletionFields) -> Given:
-    """How many logprobs of the prompt are asked for by themselves."""
+    """The number of logprobs of the prompt that are asked for without its echo."""
     if body.prompt_logprobs is not None and body.stream:
         message = "prompt_logprobs are not streamed; leave out one of prompt_logprobs and stream"
         raise Problem(400, message, param="prompt_logprobs")
@@ -353,7 +353,7 @@ MATCHES = {
 
 
 def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
-    """What ``structured_outputs`` says that the answer must match; of nulls alone: nothing."""
+    """The formats that ``structured_outputs`` requires of the answer; nothing if all are null."""
     if outputs is None:
         return []
     stated = {field: getattr(outputs, field) for field in (*MATCHES.values(), "json_object")}
@@ -371,13 +371,13 @@ def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
 
 
 def ending_of(body: ChatFields | TokenizeFields) -> dict[str, bool]:
-    """How the text of a conversation ends, as far as a body says."""
+    """The way in which a body wants the text of a conversation to end."""
     asked = {name: getattr(body, name) for name in ("add_generation_prompt", "continue_final_message")}
     return {name: value for name, value in asked.items() if value is not None}
 
 
 def schema_of(format: ResponseFormat | None) -> Given:
-    """What the answer must match; without a value: anything."""
+    """The format that the answer must match; without a value, any."""
     kind = None if format is None else format.type
     written = None if format is None else format.json_schema
     if kind != "json_schema" and written is not None:

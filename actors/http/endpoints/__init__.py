@@ -1,1 +1,1 @@
-"""What each path answers with: generation, tokenization, metrics, the dashboard, the model and the health."""
+"""The endpoints: generation, tokenization, metrics, the dashboard, the model and the health."""

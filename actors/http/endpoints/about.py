@@ -1,4 +1,4 @@
-"""What the service says of itself: its model, its version, and whether it is well."""
+"""Endpoints about the service itself: its model, its version, its health."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ async def version(service: Service, request: Request) -> Response:
 
 
 async def load(service: Service, request: Request) -> Response:
-    """What of the service's places for requests is taken, as vLLM has it."""
+    """The load of the service, with vLLM's names."""
     counters = await service.client.stats()
     return service.answer({"server_load": int(counters.get("requests_open", 0.0))})
 
 
 async def tokenizer_info(service: Service, request: Request) -> Response:
-    """What an evaluation needs to write conversations itself: the chat template, and the special tokens by name."""
+    """The chat template, and the special tokens by name, with which an evaluation writes conversations itself."""
     templates = service.prompts.chat_templates
     found: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": None}
     if not isinstance(templates, str):
@@ -85,7 +85,7 @@ async def ready(service: Service, request: Request) -> Response:
 
 
 async def actors_of(service: Service) -> Actors | None:
-    """How the actors are; None if nobody says in time."""
+    """The states of the actors; None if there is no answer in time."""
     try:
         return await asyncio.wait_for(service.client.actors(), ANSWER_S)
     except (TimeoutError, ServiceUnavailable):

@@ -72,7 +72,7 @@ EFFORTS = ("reasoning_effort", "verbosity")
 
 
 def template_arguments(service: Service, body: ChatFields) -> dict[str, Any]:
-    """What the chat template is given beside messages and tools. It is told how hard to think where it asks."""
+    """The arguments of the chat template beside messages and tools, such as the reasoning effort if it takes one."""
     given = dict(body.chat_template_kwargs or {})
     efforts = {name: getattr(body, name) for name in EFFORTS if getattr(body, name) is not None}
     templates = service.prompts.chat_templates
@@ -145,7 +145,7 @@ def new_ids(service: Service, body: ChatFields) -> CallIds:
 
 
 class Answers:
-    """What each delta brings, the same for a whole answer and for events."""
+    """Converts deltas into fields of OpenAI's answers, the same for a whole answer and for events."""
 
     def __init__(
         self, tokens: Tokens | None, top_logprobs: int, *, ids_wanted: bool = False, calls_end: bool = True

@@ -128,7 +128,7 @@ def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, 
 
 
 def prompt_logprobs_of(body: CompletionFields, *, echo_logprobs: bool) -> Given:
-    """How many logprobs of the prompt are asked for, with its echo or by themselves."""
+    """The number of logprobs of the prompt that are asked for, with its echo or without."""
     if body.prompt_logprobs is None:
         return Given(body.logprobs if echo_logprobs else None, "logprobs")
     if echo_logprobs and body.prompt_logprobs != body.logprobs:
@@ -158,7 +158,7 @@ def joined(first: Columns | None, then: Columns | None) -> Columns | None:
 
 
 class Answers:
-    """What each delta brings, the same for a whole answer and for events."""
+    """Converts deltas into fields of OpenAI's answers, the same for a whole answer and for events."""
 
     def __init__(
         self,

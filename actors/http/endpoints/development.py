@@ -18,7 +18,7 @@ ON_ITS_WAY_S = 5.0
 
 
 async def reset_prefix_cache(service: Service, request: Request) -> Response:
-    """What is asked from now on begins with nothing that was computed before."""
+    """Let later requests share nothing that was computed before."""
     await service.client.reset_prefix_cache()
     return PlainTextResponse()
 

@@ -64,7 +64,7 @@ def format_of(body: CountFields) -> ResponseFormat | None:
 
 
 def template_arguments(body: CountFields, templates: ChatTemplates | str) -> dict[str, Any]:
-    """What the chat template is given: whether to think, if it knows that."""
+    """The arguments of the chat template: whether to think, if it takes that."""
     known = frozenset[str]() if isinstance(templates, str) else frozenset(templates.default.names)
     given: dict[str, Any] = {}
     if body.thinking is not None and body.thinking.type != "adaptive" and "enable_thinking" in known:
@@ -173,7 +173,7 @@ def text_in(place: str, block: dict[str, Any]) -> str:
 
 
 def result_texts(place: str, content: Any) -> Iterator[str]:
-    """What a call has brought."""
+    """The texts of a tool's result."""
     if content is None:
         return
     if isinstance(content, str):

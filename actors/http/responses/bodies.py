@@ -1,4 +1,4 @@
-"""What may stand in the body of a ``/v1/responses``, and what is answered."""
+"""The types of the bodies of ``/v1/responses``, and of its answers."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ def format_of(body: ResponseFields) -> Any:
 
 
 def template_arguments(body: ResponseFields, templates: ChatTemplates | str) -> dict[str, Any]:
-    """What the chat template is given: not to think at all, if it knows how, beside what the caller says."""
+    """The arguments of the chat template: those of the caller, and not to think where that is asked for and the
+    template can."""
     known = frozenset[str]() if isinstance(templates, str) else frozenset(templates.default.names)
     thinks = body.reasoning is None or body.reasoning.effort != "none" or "enable_thinking" not in known
     return ({} if thinks else {"enable_thinking": False}) | (body.chat_template_kwargs or {})
@@ -216,7 +217,7 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
 
 
 def thoughts_of(where: str, item: dict[str, Any]) -> str:
-    """What was thought, or else its summary; empty where it is told only encrypted."""
+    """The thoughts of an item, or else their summary; empty where they are encrypted."""
     name = "content" if item.get("content") else "summary"
     parts = item.get(name) or []
     place = f"{where}.{name}"

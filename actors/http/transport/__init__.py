@@ -1,1 +1,1 @@
-"""How requests come in and answers go out: connections, the arrival of bodies, streams of server-sent events."""
+"""The transport of requests and answers: connections, request bodies, server-sent events."""

@@ -214,7 +214,7 @@ async def wait_until_left(receive: Receive) -> None:
 
 
 async def unless_left(receive: Receive, work: Awaitable[T]) -> T:
-    """What ``work`` returns; it is cancelled, and so its requests end, when the client leaves first."""
+    """The result of ``work``, which is cancelled, and with it its requests, when the client leaves first."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(wait_until_left(receive))
     try:
@@ -266,7 +266,7 @@ class EventStream(Response):
 
 
 async def events_of(events: EventWriter, prompt: int, deltas: list[Delta]) -> bytes:
-    """What is to be sent for a batch. A hundred thousand logprobs of a prompt, which are told with its first delta, are
+    """The events to send for a batch. A hundred thousand logprobs of a prompt, which are told with its first delta, are
     written beside the loop that serves streams."""
     if any(delta.prompt_logprobs is not None for delta in deltas):
         return await asyncio.to_thread(events.add, prompt, deltas)

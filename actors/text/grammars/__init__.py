@@ -1,1 +1,1 @@
-"""What an answer must match: grammars of schemas, expressions and calls, and which tokens may come next."""
+"""Grammars that answers must match: of schemas, expressions and calls; which tokens may come next."""

@@ -31,7 +31,7 @@ closes it, the rest of the call."""
 
 
 class Ways(NamedTuple):
-    """What an answer may be, each as the body of a rule."""
+    """The forms that an answer may have, each as the body of a rule."""
 
     beside: str
     """Any text, and calls where the format has them."""

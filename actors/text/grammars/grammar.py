@@ -23,8 +23,8 @@ from .notation import as_llguidance
 
 
 def limits(ways: int) -> LLParserLimits:
-    """What one grammar may take, with ``ways`` in which its text may go on. Fuel is counted, not timed: the same on
-    every machine."""
+    """The limits of one grammar with ``ways`` alternatives by which its text may continue. Fuel is counted, not timed:
+    the same on every machine."""
     return LLParserLimits(
         initial_lexer_fuel=500_000,  # to compile: about 10 ms
         max_grammar_size=100_000,
@@ -185,7 +185,7 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
 
 
 def said(reason: str) -> str:
-    """What the library says, less where in its own notation of the grammar it says so."""
+    """The library's error, without its own notation of the grammar."""
     text = " ".join(reason.replace("<non-verbose/>", "").split()).partition(" 1 | %llguidance")[0]
     if text == NOTHING_FOLLOWS:
         return "no text matches, as where a $ref leads only to itself"

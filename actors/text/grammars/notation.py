@@ -1,4 +1,4 @@
-"""What a request asks its answer to match, in the notation of ``llguidance``."""
+"""Writes the grammar that a request asks for in the notation of ``llguidance``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Grammars(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Structure(msgspec.Struct, forbid_unknown_fields=True):
-    """What an answer goes on with once it has a trigger in it."""
+    """The rule that an answer must follow once a trigger has come in it."""
 
     begin: str
     """Begins with a trigger."""
@@ -190,7 +190,7 @@ def bad_words(source: str, control: Collection[str]) -> str:
 
 
 def calls(source: str, control: Collection[str]) -> str:
-    """What ``CallMarkup`` has written, in the library's notation."""
+    """The grammar that ``CallMarkup`` has written, in the library's notation."""
     return source
 
 

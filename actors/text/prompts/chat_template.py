@@ -139,7 +139,7 @@ class ChatTemplate:
 
     @cached_property
     def style(self) -> Style:
-        """How this template reads conversations, found by letting it write some."""
+        """The conventions by which this template reads conversations, found by letting it write some."""
         wants_null = not self.writes_calls("", "x" * CALL_ID_CHARACTERS) and self.writes_calls(
             None, "x" * CALL_ID_CHARACTERS
         )
@@ -187,7 +187,7 @@ class ChatTemplate:
 
 
 class Refusal(TemplateError):
-    """What a template says by ``raise_exception``."""
+    """The message of a template's ``raise_exception``."""
 
 
 class Generation(Extension):

@@ -138,13 +138,13 @@ def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str
 
 
 def text_of(part: Any) -> Any:
-    """What a part says, which may be a refusal as OpenAI's models write one; None of a part that is no text."""
+    """The text of a part, which may be a refusal as OpenAI's models write one; None if the part is no text."""
     kind = part.get("type", "text") if isinstance(part, dict) else None
     return part.get(kind) if kind in ("text", "refusal") else None
 
 
 def only_text(part: Any) -> str:
-    """What to say of a picture, a sound or a film: the usual types of such parts begin or end with these words."""
+    """The hint for a picture, a sound or a film: the usual types of such parts begin or end with these words."""
     kind = str(part.get("type", "")) if isinstance(part, dict) else ""
     return (
         ": this service reads and writes text, also where its model has parts for more"
@@ -183,7 +183,7 @@ def call_arguments(place: str, given: Any) -> dict[str, Any]:
 
 
 def brackets_in_arguments(message: Message) -> int:
-    """How many lists and maps the arguments may have that are JSON text: two bytes of it become a hundred."""
+    """The number of lists and maps that arguments given as JSON text may have: two bytes of it become a hundred."""
     calls = message.get("tool_calls")
     functions = (
         [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []

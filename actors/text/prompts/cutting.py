@@ -1,4 +1,4 @@
-"""Where a long text can be cut so that the tokens of its parts, one after the other, are those of the whole.
+"""Finds where a long text can be cut so that the tokens of its parts, one after the other, are those of the whole.
 
 Tokenizers work on words, and a word ends before a single space between two visible characters, and after the end
 of a line that a letter or a digit follows. Whether that is so for a vocabulary is looked up in it and tried on a

@@ -42,7 +42,8 @@ ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead
 
 @dataclass(frozen=True)
 class Ending:
-    """How the text of a conversation ends. Both are given among what the template is given, as vLLM has it."""
+    """The way in which the text of a conversation ends. Both are given among what the template is given, as vLLM has
+    it."""
 
     add_generation_prompt: bool = True
     """The beginning of the next message is written too."""

@@ -1,4 +1,4 @@
-"""What each token of a vocabulary adds to a text: characters, or bytes where they are not whole ones."""
+"""The text that each token of a vocabulary adds: characters, or bytes where they are not whole ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(0x100
 
 
 class Pieces:
-    """What each token adds to a text: a ``str``, or ``bytes`` where they are not whole characters."""
+    """A table from tokens to the text that they add: ``str``, or ``bytes`` where they are not whole characters."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, special: bool = False) -> None:
         """``special``: special tokens add their names; otherwise they add nothing."""
@@ -56,7 +56,7 @@ class Pieces:
         return piece
 
     def at_start(self, token: int) -> str | bytes:
-        """What the first token of a text adds."""
+        """The text that the first token of a text adds."""
         piece = self[token]
         return self.decode([token]) if isinstance(piece, str) else piece
 

@@ -53,7 +53,7 @@ BPE_SETTINGS = (
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """What ``Tokenizer.from_file`` returns, in a third less of memory for a large vocabulary.
+    """The tokenizer of a file, as ``Tokenizer.from_file`` returns it, in a third less of memory for a large vocabulary.
 
     The library strews what it keeps among what it needs while it reads, which leaves holes that no ``malloc_trim``
     gives back. So pairs and tokens, which are nearly all of a file, are read here and handed over.
@@ -78,7 +78,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
 
 
 def no_tokenizer(folder: Path) -> str:
-    """What to do about a folder without a ``tokenizer.json``."""
+    """Advice for a folder without a ``tokenizer.json``."""
     found = next((name for name in OTHER_FILES if (folder / name).is_file()), None)
     if found is None:
         return f"{folder} has no tokenizer.json, nor any other tokenizer: copy the one of the model that it was made of"

@@ -45,7 +45,7 @@ class TokenGaps:
 
 @dataclass(frozen=True)
 class GrammarCost:
-    """What two runs of ``rows`` requests of ``steps`` tokens show, a step of which takes ``step_ms`` milliseconds."""
+    """The results of two runs of ``rows`` requests of ``steps`` tokens, with steps of ``step_ms`` milliseconds."""
 
     rows: int
     step_ms: float

@@ -26,7 +26,7 @@ from .emulated import PROMPT_TOKENS, WARM_UP_STEPS, emulated_service, fixed_leng
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How busy the device was at one pipeline depth.
+    """The utilisation of the device at one pipeline depth.
 
     The timed steps are those in which every row decodes: they begin after the step in which the last
     request joined and end with the last step of the first. ``device_busy_s`` and ``device_utilization``

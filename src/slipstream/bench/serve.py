@@ -34,7 +34,7 @@ BAR = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is sent."""
+    """The load that is sent."""
 
     num_prompts: int
     input_len: int
@@ -64,7 +64,7 @@ def arrivals(load: Load) -> list[float]:
 
 
 def lengths(mean: int, load: Load, rng: random.Random) -> list[int]:
-    """How many tokens each request has, drawn evenly from the range around ``mean``, and at least one."""
+    """The number of tokens of each request, drawn evenly from the range around ``mean``, at least one."""
     low, high = math.floor(mean * (1 - load.range_ratio)), math.ceil(mean * (1 + load.range_ratio))
     return [max(1, rng.randint(low, high)) for _ in range(load.num_prompts)]
 

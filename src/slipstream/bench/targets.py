@@ -1,4 +1,4 @@
-"""Where ``bench serve`` sends its load: a service over ZeroMQ, or any server of OpenAI's API over HTTP."""
+"""The targets of ``bench serve``: a service over ZeroMQ, or any server of OpenAI's API over HTTP."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Target(Protocol):
         ...
 
     async def busy_s(self) -> float | None:
-        """How long its device has computed so far; None if it does not say."""
+        """Seconds that its device has computed so far; None if it does not say."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: how a command ends, extras, and reaching a service."""
+"""Shared by the commands: how a command ends, extras, and connecting to a service."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def need(name: str, extra: str, otherwise: str = "") -> None:
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:
-    """Where the answers come from, and how long and how daring they are."""
+    """Add the options that name the service or model, and those of sampling."""
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--endpoint", metavar="E", help="of a running service; left out: a service just for this"

@@ -56,7 +56,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
 
 
 def show_place() -> None:
-    """What is here."""
+    """Show the versions and devices of this machine."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -130,7 +130,7 @@ def check_model(model: str, options: ServeOptions) -> int:
 
 
 def show_parts(found: Estimate) -> None:
-    """What is on a device, whatever is asked of it; activations and CUDA graphs come on top."""
+    """Show the memory that a model takes on a device; activations and CUDA graphs come on top."""
     show("weights", f"{in_bytes(found.weight_bytes)}: {found.parameters:,} parameters in {found.dtype}")
     if found.stored:
         show("quantized", found.stored)

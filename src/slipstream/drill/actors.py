@@ -130,7 +130,7 @@ class Drill(StreamsDrill):
 
 
 def ranks_for(targets: tuple[str, ...]) -> int:
-    """How many ranks the executor must have, so that all targets are there."""
+    """The number of ranks that the executor must have so that all targets exist."""
     return 1 + max(int(name.partition(".")[2] or 0) for name in targets)
 
 

@@ -29,7 +29,7 @@ ROUNDING = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """What the streams ask for, by device."""
+    """The requests of the streams, by device."""
 
     answer_tokens: int
     options: dict[str, Any]
@@ -98,7 +98,7 @@ class Answer:
 
 
 class Counts:
-    """What the answers of a drill differ in from what they must be."""
+    """The differences between the answers of a drill and the right ones."""
 
     def __init__(self) -> None:
         self.tokens = self.lost = self.duplicated = self.changed = self.unfinished = 0
@@ -142,7 +142,7 @@ def may_follow(token: int, row: dict[int, float], choices: int) -> bool:
 
 
 def known_answer(case: Case, vocab_size: int) -> list[int]:
-    """What the emulated device answers."""
+    """The tokens that the emulated device answers."""
     import numpy as np
 
     from ..actors.executor.devices.emulated import next_token

@@ -1,4 +1,4 @@
-"""What a drill has found: for programs as JSON values, for people as a table."""
+"""The result of a drill: for programs as JSON values, for people as a table."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class StreamsDrill:
     # --- the result ---------------------------------------------------------------------------
 
     def result(self) -> dict[str, Any]:
-        """What was found until now, as the values of ``--json``."""
+        """The findings until now, as the values of ``--json``."""
         everything = [seconds for samples in self.recovery_s.values() for seconds in samples]
         return {
             "kills": sum(self.kills.values()),

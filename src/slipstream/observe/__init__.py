@@ -1,1 +1,1 @@
-"""What ``slipstream top`` and ``slipstream trace`` show."""
+"""The views of ``slipstream top`` and ``slipstream trace``."""

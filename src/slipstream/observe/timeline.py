@@ -13,7 +13,7 @@ from ..protocol.trace import Span
 
 
 def host_ms(tracks: Tracks, steps: list[Span]) -> dict[str, float]:
-    """How long each actor works on one of these steps, at the median; sockets and codec are not in it."""
+    """The time that each actor works on one of these steps, at the median; sockets and codec are not in it."""
     wanted = {step for _, step, _, _ in steps}
     found: dict[str, float] = {}
     for lane in LANES:
@@ -184,7 +184,7 @@ def period(steps: list[Span]) -> int:
 
 
 def typical(steps: list[Span], duration: int) -> int:
-    """Where a stretch begins whose share of busy time is the closest to that of all of it."""
+    """The beginning of a stretch whose share of busy time is the closest to that of the whole."""
     whole = utilization(steps)
     lead = duration // 40
 

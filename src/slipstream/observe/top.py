@@ -1,4 +1,4 @@
-"""What ``slipstream top`` shows, drawn with rich: numbers, the last steps as lanes, and the actors."""
+"""The screen of ``slipstream top``, drawn with rich: numbers, the last steps as lanes, and the actors."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def draw(lane: ShownLane, begun: float, span: float, width: int) -> Text:
 
 
 def in_words(snapshot: Snapshot) -> RenderableType:
-    """What the lanes show, in words."""
+    """Describes the lanes in words."""
     if snapshot.lanes_age_s is None:
         return Text("Nothing has run lately.", style="dim")
     words: list[str] = []

@@ -29,7 +29,7 @@ class AccessOptions(Protocol):
 
 
 def http_error(text: str) -> str | None:
-    """What is wrong with the address of the OpenAI frontend; None: nothing."""
+    """The error in the address of the OpenAI frontend, or None."""
     port = text.rpartition(":")[2]
     if host_of(text) and port.isdecimal() and int(port) <= 65535:
         return None
@@ -37,7 +37,7 @@ def http_error(text: str) -> str | None:
 
 
 def key_error(text: str) -> str | None:
-    """What is wrong with the key of HTTP clients; None: nothing."""
+    """The error in the key of HTTP clients, or None."""
     if text and text.isascii() and text.isprintable() and text == text.strip():
         return None
     return "is no key that a header can carry: give letters, digits and signs of ASCII, and no space at either end"

@@ -100,7 +100,7 @@ class RouteOptions:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of the environment is not for ``slipstream serve`` alone: both may run in the same one."""
+    """The variables of the environment that are options of ``route``: ``serve`` may run in the same one."""
     serve_alone = {
         f"{PREFIX}{name.upper()}" for name in table(ServeOptions).keys() - table(RouteOptions).keys()
     }

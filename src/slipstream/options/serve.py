@@ -415,7 +415,7 @@ class ServeOptions:
 
     @property
     def adapter_places(self) -> int:
-        """How many adapters there is room for."""
+        """The number of adapters that can be loaded at once."""
         given = len(adapters_of(self.lora))
         return self.max_loras or max(given, UPDATED_LORAS if self.enable_lora_updates else 0)
 

@@ -1,1 +1,1 @@
-"""What a client in another language needs: the reference of the messages, and golden vectors."""
+"""For clients in other languages: the reference of the messages, and golden vectors."""

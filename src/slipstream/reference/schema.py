@@ -44,7 +44,7 @@ INSIDE = ("MAX_INTERNAL_FRAME_BYTES", "MAX_IPC_PATH_BYTES")
 
 
 def parts_of(kinds: Iterable[type[msgspec.Struct]]) -> list[type[msgspec.Struct]]:
-    """What is found inside messages and is no message itself, in the order in which it is met."""
+    """The types that occur inside messages and are no messages themselves, in the order in which they are met."""
     found: list[type[msgspec.Struct]] = []
 
     def look(hint: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a service says in its log when it is ready, and the line that it writes for programs."""
+"""The banner in a service's log when it is ready, and the line that it writes for programs."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ MAX_DEFAULTS_BYTES = 64 * 1024
 
 
 def model_defaults(file: str | None) -> dict[str, dict[str, Any]]:
-    """What ``--model-defaults`` says; whether the fields are good, the frontend sees."""
+    """The content of ``--model-defaults``, whose fields the frontend checks."""
     if file is None:
         return {}
     try:

@@ -95,7 +95,7 @@ def read_services(path: str | None) -> tuple[str, ...]:
 
 
 def tokenizer_folder(options: RouteOptions, welcome: Welcome) -> str:
-    """Where the frontend finds the vocabulary and the chat template of what the services serve."""
+    """The folder from which the frontend reads the vocabulary and the chat template of the services' model."""
     named = options.model or welcome.model
     if options.model is None and welcome.model == "slipstream-bundled":
         named = str(BUNDLED_MODEL)
@@ -106,7 +106,7 @@ def tokenizer_folder(options: RouteOptions, welcome: Welcome) -> str:
 
 
 async def first_welcome(keys: dict[str, ClientKey | None]) -> Welcome:
-    """What the first of the services, in their order, says that answers; those that do not are named in the log."""
+    """The welcome of the first service, in their order, that answers; those that do not are named in the log."""
     asked = [asyncio.create_task(greet(endpoint, key)) for endpoint, key in keys.items()]
     await wait_for_first(asked)
     await asyncio.wait(asked, timeout=FURTHER_ANSWERS_S)

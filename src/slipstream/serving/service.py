@@ -94,7 +94,7 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
 
 
 def limits_for(options: ServeOptions, checkpoint: Checkpoint) -> Limits:
-    """What a request may ask for; ``InvalidRequest`` where the model's own length is unknown or exceeded."""
+    """The limits of a request; ``InvalidRequest`` where the model's own length is unknown or exceeded."""
     limit = checkpoint.max_model_len
     if limit is None and options.max_model_len is None:
         raise InvalidRequest("the model's config.json states no length; give --max-model-len")
@@ -160,7 +160,7 @@ def spares(options: ServeOptions, executor: ChildSpec) -> list[ChildSpec]:
 
 
 def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
-    """How the model writes thoughts and calls: as it is told, or as its chat template has it."""
+    """The formats in which the model writes thoughts and calls: as stated, or as its chat template has them."""
     file = chat_template_of(options)
     if file is None:
         template = "\n".join(chat_template_sources(checkpoint.folder).values())
@@ -245,7 +245,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
 
 
 def served_names(options: ServeOptions) -> list[str]:
-    """What the model is called towards clients; answers have the first."""
+    """The names of the model towards clients; answers have the first."""
     given = (options.served_model_name or "").split(",")
     names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
     return names or [options.model or "slipstream-bundled"]
