@@ -41,8 +41,8 @@ class ClientShare:
 
     served: float
     """Tokens computed for it."""
-    heap: list[tuple[float, int, Sequence]] = field(default_factory=list)
-    """By sort key; those that ended while they waited are still in it."""
+    heap: list[tuple[float, int, int, Sequence]] = field(default_factory=list)
+    """By sort key, then as they came; those that ended while they waited are still in it."""
     waiting: int = 0
     running: int = 0
     """Sequences that hold a slot."""
@@ -50,9 +50,9 @@ class ClientShare:
     """Under which it stands in the queue."""
 
     def first(self) -> Sequence | None:
-        while self.heap and self.heap[0][2].finished:
+        while self.heap and self.heap[0][-1].finished:
             heapq.heappop(self.heap)
-        return self.heap[0][2] if self.heap else None
+        return self.heap[0][-1] if self.heap else None
 
     def score_of(self, sequence: Sequence) -> float:
         levels = sequence.params.priority + (RESUMED_LEVELS if sequence.resumes else 0)
@@ -82,7 +82,8 @@ class WaitingQueue:
         client = self.clients.get(sequence.client)
         if client is None:
             client = self.clients[sequence.client] = ClientShare(self.clock)
-        heapq.heappush(client.heap, (sequence.sort_key, sequence.request, sequence))
+        self.entries += 1
+        heapq.heappush(client.heap, (*sequence.order(), self.entries, sequence))
         client.waiting += 1
         self.waiting += 1
         self.advance(client)
@@ -138,7 +139,7 @@ class WaitingQueue:
         client.waiting -= 1
         self.waiting -= 1
         if len(client.heap) > 2 * client.waiting + 16:
-            client.heap = [entry for entry in client.heap if not entry[2].finished]
+            client.heap = [entry for entry in client.heap if not entry[-1].finished]
             heapq.heapify(client.heap)
         self.advance(client)
         self.forget(sequence.client)

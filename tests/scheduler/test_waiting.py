@@ -67,6 +67,17 @@ def test_a_queue_whose_first_has_to_wait_does_not_grow_with_those_that_come_and_
     assert queue.first() is None
 
 
+def test_a_request_that_is_sent_again_at_the_time_at_which_it_ended_has_its_place_in_the_queue() -> None:
+    queue = WaitingQueue()
+    ended, again = sequence(1, arrived=1.0), sequence(1, arrived=1.0)
+    for one in (sequence(0), ended, sequence(2, arrived=2.0)):
+        queue.push(one)
+    ended.finished = True
+    queue.remove(ended)
+    queue.push(again)
+    assert served(queue, 3) == [0, 1, 2]
+
+
 def test_clients_take_turns_however_many_requests_one_of_them_has() -> None:
     queue = WaitingQueue()
     for request in range(100):
