@@ -4,37 +4,35 @@ It runs the production actors themselves. Messages take a random time, and stay 
 ends; an actor can crash at any instant, which loses its state and what it had not yet handed to the
 system; it can stand still for a while; a frame between two living actors can vanish, which its
 receiver notices; and a client's connection can break or not be read. A new incarnation takes the
-place of what crashed. A run is a function of its seed: a failure is one number.
+place of what crashed, after a start that takes its time too and in which it can crash again. A run is
+a function of its seed: a failure is one number.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..protocol.codec import decode_from_client, encode, encode_from_client, request_id
 from ..protocol.digest import digest_of
-from ..protocol.events import ClientBlocked, ClientGone, ClientMessage, Completed, PeerDown, PeerUp
+from ..protocol.events import ClientBlocked, ClientGone, ClientMessage, Completed
 from ..protocol.messages import Error
 from .actor import Actor, Address, Send
-from .links import Links, LostMessage
-
-MAX_DELAY_S = 0.002
-"""Longest time that a message is on its way: a few steps, so that messages of different actors overtake each other."""
+from .links import LostMessage
+from .lives import MAX_DELAY_S, Lives
 
 RESTART_S = 0.005
-"""Time that an actor which the simulator ends is away: longer than a message is on its way, so that some are lost with
-it."""
+"""After which an actor starts again that the simulator ends: longer than a message is on its way, so that some are lost
+with it."""
 
 NO_PROGRESS_S = 0.2
 """When a receiver is ended that lost a frame, and gets no later one that would show the gap."""
 
 
-class Simulator:
-    """A world of actors; ``factories`` build the first and every later incarnation of each."""
+class Simulator(Lives):
+    """A world of actors, what they say to each other, and their clients."""
 
     client_messages = 64
     """Most messages on their way to one client that does not read; then the public actor gets ``ClientBlocked``."""
@@ -45,26 +43,10 @@ class Simulator:
         factories: dict[str, Callable[[Simulator], Actor]],
         groups: Sequence[Sequence[str]] = (),
     ) -> None:
-        """``groups``: actors that crash together and start together, in this order."""
+        super().__init__(seed, factories, groups)
         self.rng = random.Random(seed)
-        self.news_rng = random.Random(~seed)
-        """How long news takes; apart, so that it does not shift the load that a seed stands for."""
-        self.factories = factories
-        self.groups = groups
-        self.now = 0.0
-        self.order = 0
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.actors: dict[str, Actor] = {}
-        self.links: dict[str, Links] = {}
-        self.epoch = 0
         self.arrival: dict[tuple[Address, Address], float] = {}
         """When the last message of each edge arrives: a later one does not overtake it."""
-        self.last_words: dict[int, float] = {}
-        """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
-        self.stands_still: dict[str, float] = {}
-        """Actors that do nothing, and until when."""
-        self.postponed: dict[str, list[Callable[[], None]]] = {}
-        """What has come for them meanwhile, in its order."""
         self.losing: set[tuple[str, str]] = set()
         """Edges whose next frame vanishes."""
         self.outside: list[tuple[bytes, bytes]] = []
@@ -78,130 +60,27 @@ class Simulator:
         self.not_reading: set[bytes] = set()
         self.inbox: dict[bytes, list[bytes]] = {}
         """The frames that each connection has received."""
-        self.news: dict[str, list[PeerUp | PeerDown]] = {}
-        """News of deaths and of new incarnations that is on its way to each actor."""
         self.public = ""
         """The actor that clients speak to."""
-        self.in_hand: dict[str, bytes] = {}
-        """The digest of the client's request that an actor handles."""
-        self.deaths_with: Counter[bytes] = Counter()
-        """How many actors ended by their own fault with this in hand."""
         self.kills: Callable[[str, Any], bool] = lambda name, message: False
         """Whether an actor dies of a message instead of handling it."""
         self.on_client: Callable[[bytes, bytes], None] = lambda client, frame: None
         self.wakes: dict[str, float] = {}
-        self.turns = 0
-        """Messages that actors have handled."""
-        self.crashed: dict[str, bool] = {}
-        """Whether the last incarnation of each ended by its own fault, which the next one is to know."""
-        self.careful: set[str] = set()
-        """Actors whose last incarnation did: of them it is noted which request they have in hand."""
         self.expecting_gap: set[int] = set()
         """Incarnations that a frame was lost on the way to: no other may find a gap."""
-        for name in factories:
-            self.start(name)
+        self.start_all()
 
-    def clock_ns(self) -> int:
-        return round(self.now * 1e9)
-
-    def at(self, time: float, event: Callable[[], None]) -> None:
-        self.order += 1
-        heapq.heappush(self.events, (time, self.order, event))
-
-    def after(self, seconds: float, event: Callable[[], None]) -> None:
-        self.at(self.now + seconds, event)
-
-    # --- life and death ---------------------------------------------------------------------------
-
-    def start(self, name: str) -> None:
-        """A new incarnation, and the news of it to all others.
-
-        As with a real host, it knows all others at once, and may send to them before they hear of it;
-        the news may take a while, but they take it in before they handle anything else.
-        """
-        self.epoch += 1
-        if self.crashed.get(name):
-            self.careful.add(name)
-        else:
-            self.careful.discard(name)
-        self.actors[name] = self.factories[name](self)
-        if self.actors[name].endpoint is not None:
+    def become_ready(self, name: str, epoch: int) -> None:
+        super().become_ready(name, epoch)
+        if name in self.actors and self.actors[name].endpoint is not None:
             self.public = name
-        self.links[name] = links = Links(name, self.epoch)
-        self.wakes.pop(name, None)
-        self.news[name] = []
-        for other in self.factories:
-            if other != name and other in self.actors:
-                self.introduce(links, other, self.links[other].epoch)
-        self.after(self.news_rng.random() * MAX_DELAY_S, lambda epoch=self.epoch: self.send_news(name, epoch))
-        if name == self.public:
             waiting, self.outside = self.outside, []
             for client, frame in waiting:
                 self.arrive_from_client(client, frame)
 
-    def send_news(self, name: str, epoch: int) -> None:
-        """The supervisor sends the news to all others, to the gateway last, which is the last of the list."""
-        for other in self.factories:
-            if other != name and other in self.actors:
-                self.news[other].append(PeerUp(name, epoch))
-                self.after(self.news_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
-
-    def take_in_news(self, name: str) -> None:
-        """The actor takes in the news of new incarnations."""
-        if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
-            heard, self.news[name] = self.news[name], []
-            for peer in heard:
-                if isinstance(peer, PeerUp):
-                    self.introduce(self.links[name], peer.name, peer.epoch)
-                else:
-                    self.turn(name, peer.name, peer)
-
-    def introduce(self, links: Links, name: str, epoch: int) -> None:
-        if links.peer_up(name, epoch):
-            self.turn(links.name, name, PeerUp(name, epoch))
-
-    def crash(self, name: str, restart_after_s: float, *, own_fault: bool = False) -> None:
-        """The actor is gone, with its state and its group; a new one comes."""
-        for member in next((group for group in self.groups if name in group), (name,)):
-            self.crash_alone(member, restart_after_s, own_fault)
-
-    def crash_alone(self, name: str, restart_after_s: float, own_fault: bool) -> None:
-        if name in self.actors:
-            self.crashed[name] = own_fault
-            self.deaths_with[self.in_hand.pop(name, b"")] += own_fault
-            del self.actors[name]
-            for other in self.actors:
-                self.news[other].append(PeerDown(name, own_fault))
-                self.after(self.news_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
-            self.stands_still.pop(name, None)
-            self.postponed.pop(name, None)
-            self.last_words[self.links[name].epoch] = self.now + self.news_rng.random() * MAX_DELAY_S
-            self.restart(name, restart_after_s)
-
-    def restart(self, name: str, after_s: float) -> None:
-        """The next incarnation comes after a while."""
-        self.after(after_s, lambda: self.start(name))
-
-    def stand_still(self, name: str, seconds: float) -> None:
-        """The actor does nothing for a while, as if stopped; what comes for it waits."""
-        if name in self.actors:
-            self.stands_still[name] = until = max(self.now + seconds, self.stands_still.get(name, 0.0))
-            self.postponed.setdefault(name, [])
-            self.at(until, lambda: self.go_on(name))
-
-    def go_on(self, name: str) -> None:
-        """An actor that stood still handles what has come meanwhile, unless it has to stand still for longer."""
-        if self.stands_still.get(name, float("inf")) <= self.now:
-            del self.stands_still[name]
-            for event in self.postponed.pop(name):
-                event()
-
-    def later(self, name: str, event: Callable[[], None]) -> bool:
-        """True if the actor stands still; ``event`` then comes when it goes on."""
-        if name not in self.stands_still:
-            return False
-        self.postponed[name].append(event)
-        return True
+    def end_incarnation(self, name: str) -> None:
+        super().end_incarnation(name)
+        self.wakes.pop(name, None)
 
     def lose(self, sender: str, to: str) -> None:
         """The next frame of the edge vanishes."""
@@ -210,12 +89,11 @@ class Simulator:
     # --- messages ---------------------------------------------------------------------------------
 
     def turn(self, name: str, sender: Address, message: Any) -> None:
-        """One actor handles one message."""
         if self.kills(name, message):
             self.crash(name, RESTART_S, own_fault=True)
-        if name not in self.actors:
+        actor = self.actors.get(name) or self.starting.get(name)
+        if actor is None:
             return
-        actor = self.actors[name]
         self.turns += 1
         self.deliver(name, actor.receive(sender, message, self.now))
         self.schedule(name, actor)
@@ -231,7 +109,7 @@ class Simulator:
                     blocked.add(to)
             elif to == name:
                 self.turn(name, to, message)
-            elif isinstance(to, str) and to in self.actors and to in links.peers:
+            elif isinstance(to, str) and to in links.peers and (to in self.actors or to in self.starting):
                 frame = links.seal(to, message)
                 epoch = links.peers[to]
                 if (name, to) in self.losing:
@@ -271,9 +149,9 @@ class Simulator:
     def reach_actor(self, to: str, epoch: int, frame: bytes | bytearray) -> None:
         """A mailbox belongs to one incarnation: what was meant for a dead one is lost."""
         links = self.links[to]
-        if to not in self.actors or links.epoch != epoch:
+        if links.epoch != epoch or self.later(to, lambda: self.reach_actor(to, epoch, frame)):
             return
-        if self.later(to, lambda: self.reach_actor(to, epoch, frame)):
+        if to not in self.actors:
             return
         self.take_in_news(to)
         try:
@@ -377,7 +255,8 @@ class Simulator:
             self.at(time, lambda: self.wake(name, actor))
 
     def wake(self, name: str, actor: Actor) -> None:
-        if self.actors.get(name) is not actor or self.later(name, lambda: self.wake(name, actor)):
+        living = self.actors.get(name) or self.starting.get(name)
+        if living is not actor or self.later(name, lambda: self.wake(name, actor)):
             return
         self.wakes.pop(name, None)
         completion = actor.next_completion()
@@ -386,22 +265,3 @@ class Simulator:
         if actor.wake_at is not None and actor.wake_at <= self.now:
             self.deliver(name, actor.wake(self.now))
         self.schedule(name, actor)
-
-    def run(
-        self, until: Callable[[], bool], most_turns: int = 10_000_000, most_s: float = float("inf")
-    ) -> None:
-        """Let time pass until ``until``; ``AssertionError`` if that does not come.
-
-        It does not if nothing happens any more, or after ``most_turns`` messages, or ``most_s`` seconds of
-        virtual time.
-        """
-        begun, deadline = self.turns, self.now + most_s
-        while not until():
-            if not self.events:
-                raise AssertionError(f"nothing happens any more at {self.now:.6f} s")
-            if self.turns - begun > most_turns:
-                raise AssertionError(f"not over after {most_turns} messages")
-            if self.now > deadline:
-                raise AssertionError(f"not over after {most_s:g} s")
-            self.now, _, event = heapq.heappop(self.events)
-            event()

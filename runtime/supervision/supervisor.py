@@ -16,6 +16,7 @@ import zmq
 
 from ...protocol.actors import HELPERS
 from ...protocol.errors import InvalidRequest, SlipstreamError
+from ..introductions import knows_at_once
 from ..log import logger
 from ..machine.run_directory import restore
 from . import control
@@ -121,13 +122,13 @@ class Supervisor:
         self.epoch += 1
         others = [other for other in self.children.values() if other.spec.name != spec.name]
         group = [other for other in others if spec.group is not None and other.spec.group == spec.group]
-        # Of one that is not ready yet all hear at once, when it is: a new gateway that knew it before the tokenizer
-        # does would send requests by way of the one that is gone, and not send them again.
         peers = {
             other.spec.name: (other.epoch, other.mailbox)
             for other in others
             if other.spec.role == "actor"
-            and (other.running if other in group else other.ready_at is not None)
+            and knows_at_once(
+                running=other.running, ready=other.ready_at is not None, same_group=other in group
+            )
         }
         options = spec.options
         if spec.group is not None:

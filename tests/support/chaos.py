@@ -25,6 +25,7 @@ from slipstream.protocol.limits import MAX_SEED
 from slipstream.protocol.messages import Delta
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Address
+from slipstream.runtime.lives import START_S
 from slipstream.runtime.simulator import Simulator
 
 ACTORS = ["tokenizer", "scheduler", "executor", "detokenizer", "gateway"]
@@ -328,7 +329,8 @@ def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None], oth
 def everything_fails(world: Chaos) -> None:
     """One to five faults of any kind at random instants."""
     rng = world.rng
-    kinds = [crash, crash, crash, crash_twice, fault_of_executor, stand_still, lose, cut, stop_reading]
+    kinds = [crash, crash, crash, crash_twice, crash_beside_a_start, crash_in_a_start]
+    kinds += [fault_of_executor, stand_still, lose, cut, stop_reading]
     for _ in range(rng.randrange(1, 6)):
         kind = rng.choice(kinds)
         world.at(0.005 + rng.random() * 0.3, lambda kind=kind: kind(world))
@@ -338,6 +340,18 @@ def gateway_fails(world: Chaos) -> None:
     """The gateway alone, again and again: what clients and it hand to each other."""
     for _ in range(4):
         world.at(0.01 + world.rng.random() * 0.2, lambda: crash(world, "gateway"))
+
+
+def scheduler_fails(world: Chaos) -> None:
+    """The scheduler alone, so often that it is back before the results of steps that it had planned."""
+    for _ in range(6):
+        world.at(0.01 + world.rng.random() * 0.25, lambda: world.crash("scheduler", 0.0))
+
+
+def starts_overlap(world: Chaos) -> None:
+    """An actor and the gateway start at a time, again and again."""
+    for _ in range(3):
+        world.at(0.02 + world.rng.random() * 0.3, lambda: crash_beside_a_start(world))
 
 
 def detokenizer_is_late(world: Chaos) -> None:
@@ -361,6 +375,19 @@ def crash_twice(world: Chaos) -> None:
     """The second while the service recovers from the first."""
     crash(world)
     world.after(world.rng.random() * 0.03, lambda: crash(world))
+
+
+def crash_beside_a_start(world: Chaos) -> None:
+    """The gateway too, while another actor starts."""
+    crash(world)
+    world.after(world.rng.random() * START_S, lambda: crash(world, "gateway"))
+
+
+def crash_in_a_start(world: Chaos) -> None:
+    """The next incarnation as well, before it is ready or just after."""
+    name = world.rng.choice(ACTORS)
+    crash(world, name)
+    world.after(world.rng.random() * START_S, lambda: crash(world, name))
 
 
 def fault_of_executor(world: Chaos) -> None:

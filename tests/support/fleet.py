@@ -75,12 +75,13 @@ class Front(Asking):
     def actor(self) -> Router | None:
         return self.actors.get("router")  # type: ignore[return-value]
 
-    def start(self, name: str) -> None:
-        super().start(name)
-        self.schedule(name, self.actors[name])
+    def become_ready(self, name: str, epoch: int) -> None:
+        super().become_ready(name, epoch)
+        if name in self.actors:
+            self.schedule(name, self.actors[name])
 
-    def crash_alone(self, name: str, restart_after_s: float, own_fault: bool) -> None:
-        super().crash_alone(name, restart_after_s, own_fault)
+    def end_incarnation(self, name: str) -> None:
+        super().end_incarnation(name)
         for service in list(self.ways):
             self.hang_up(service)
 

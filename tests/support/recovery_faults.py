@@ -1,8 +1,9 @@
 """Faults to plant in ledger, epochs and recovery: each an edit of one line of a production method.
 
-An edit whose text is no longer in the source fails loudly: the fault has to be written anew. Two were not
+An edit whose text is no longer in the source fails loudly: the fault has to be written anew. Three were not
 invented: ``the-start-of-another-answer-counts-as-the-start-of-all`` and ``usage-of-a-finished-answer-is-dropped``
-are how the simulation found the gateway and the session.
+are how the simulation found the gateway and the session, ``who-is-not-ready-is-known`` is how a drill found the
+supervisor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from chaos import detokenizer_is_late, everything_fails, gateway_fails
+from chaos import detokenizer_is_late, everything_fails, gateway_fails, scheduler_fails, starts_overlap
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,13 @@ FAULTS = [
         "epoch < self.peers.get(name, 0)",
     ),
     Fault("frames-are-not-numbered", f"{LINKS}.seal", "self.sent[to] = sequence + 1"),
+    Fault(
+        "who-is-not-ready-is-known",
+        "runtime.introductions:knows_at_once",
+        "running and (ready or same_group)",
+        "running",
+        fails=starts_overlap,
+    ),
     # --- the gateway's ledger ---------------------------------------------------------------------------
     Fault("an-attempt-is-not-counted", f"{GATEWAY}.on_peer_up", "request.attempt += 1"),
     Fault("open-requests-are-not-sent-again", f"{GATEWAY}.on_peer_up", "self.submit(request)"),
@@ -363,7 +371,8 @@ FAULTS = [
         f"{EXECUTOR}.on_completed",
         "if not self.scheduler_is_new:",
         "if True:",
-        first=41,
+        fails=scheduler_fails,
+        first=23,
     ),
     Fault("a-new-scheduler-is-not-welcomed", f"{EXECUTOR}.on_peer_up", "self.scheduler_is_new = True"),
     Fault("the-prompts-last-character-is-forgotten", f"{DETOKENIZER}.open", "answer.characters(token)"),

@@ -1,0 +1,195 @@
+"""The lives of actors in virtual time: how they start, become ready, stand still and crash, and who hears of it.
+
+A start takes its time, in which an actor can crash again. Whom it knows from the first decides the supervisor's own
+rule; of everyone else it hears when that one is ready.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..protocol.events import PeerDown, PeerUp
+from . import introductions
+from .actor import Actor, Address
+from .links import Links
+from .virtual_time import VirtualTime
+
+MAX_DELAY_S = 0.002
+"""Longest time that a message is on its way: a few steps, so that messages of different actors overtake each other."""
+
+START_S = 0.03
+"""Longest time from the begin of a start to an actor's first words, and mostly a tenth of it, about as long as a step;
+it is ready ``MAX_DELAY_S`` later, at most."""
+
+
+class Lives(VirtualTime, ABC):
+    """Those of all actors; ``factories`` build the first and every later incarnation of each."""
+
+    def __init__(
+        self, seed: int, factories: dict[str, Callable[[Any], Actor]], groups: Sequence[Sequence[str]]
+    ) -> None:
+        """``groups``: actors that crash together and start together, in this order."""
+        super().__init__()
+        self.life_rng = random.Random(~seed)
+        """How long starts and news take; apart, so that they do not shift the load that a seed stands for."""
+        self.factories = factories
+        self.groups = groups
+        self.actors: dict[str, Actor] = {}
+        """Those that are ready."""
+        self.starting: dict[str, Actor] = {}
+        self.known: dict[str, list[PeerUp]] = {}
+        """Whom each of these knows from its begin."""
+        self.unheard: set[str] = set()
+        """Those that are ready, which the supervisor has still to hear."""
+        self.links: dict[str, Links] = {}
+        self.epoch = 0
+        self.news: dict[str, list[PeerUp | PeerDown]] = {}
+        """News of deaths and of new incarnations that is on its way to each actor."""
+        self.stands_still: dict[str, float] = {}
+        """Actors that do nothing, and until when."""
+        self.postponed: dict[str, list[Callable[[], None]]] = {}
+        """What has come for them, or for those that are starting, in its order."""
+        self.last_words: dict[int, float] = {}
+        """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
+        self.in_hand: dict[str, bytes] = {}
+        """The digest of the client's request that an actor handles."""
+        self.deaths_with: Counter[bytes] = Counter()
+        """How many actors ended by their own fault with this in hand."""
+        self.crashed: dict[str, bool] = {}
+        """Whether the last incarnation of each ended by its own fault, which the next one is to know."""
+        self.careful: set[str] = set()
+        """Actors whose last incarnation did: of them it is noted which request they have in hand."""
+
+    def start_all(self) -> None:
+        """The first incarnations are ready at once: with one that cannot start no service begins."""
+        for name in self.factories:
+            self.start(name)
+            self.speak(name, self.epoch)
+            self.become_ready(name, self.epoch)
+
+    @abstractmethod
+    def turn(self, name: str, sender: Address, message: Any) -> None:
+        """One actor handles one message."""
+
+    def start(self, name: str) -> None:
+        """A new incarnation begins; whom it knows decides the supervisor's own rule."""
+        self.epoch = epoch = self.epoch + 1
+        if self.crashed.get(name):
+            self.careful.add(name)
+        else:
+            self.careful.discard(name)
+        self.known[name] = [
+            PeerUp(other, self.links[other].epoch) for other in self.links if self.knows(name, other)
+        ]
+        self.starting[name] = self.factories[name](self)
+        self.links[name] = Links(name, epoch)
+        self.news[name], self.postponed[name] = [], []
+        self.after(self.life_rng.random() ** 3 * START_S, lambda: self.speak(name, epoch))
+
+    def knows(self, name: str, other: str) -> bool:
+        return other != name and introductions.knows_at_once(
+            running=other in self.actors or other in self.starting,
+            ready=other in self.actors,
+            same_group=any(name in group and other in group for group in self.groups),
+        )
+
+    def is_starting(self, name: str, epoch: int) -> bool:
+        return name in self.starting and self.links[name].epoch == epoch
+
+    def speak(self, name: str, epoch: int) -> None:
+        """Its first words, to those that it knows, before they or the supervisor hear that it is ready."""
+        if self.is_starting(name, epoch):
+            for peer in self.known[name]:
+                self.introduce(self.links[name], peer.name, peer.epoch)
+            self.after(self.life_rng.random() * MAX_DELAY_S, lambda: self.become_ready(name, epoch))
+
+    def become_ready(self, name: str, epoch: int) -> None:
+        """From now on it handles what comes, and first what has come meanwhile."""
+        if not self.is_starting(name, epoch):
+            return
+        self.actors[name] = self.starting.pop(name)
+        self.unheard.add(name)
+        self.after(self.life_rng.random() * MAX_DELAY_S, lambda: self.hear_ready(name, epoch))
+        self.take_in_news(name)
+        for event in self.postponed.pop(name, ()):
+            event()
+
+    def hear_ready(self, name: str, epoch: int) -> None:
+        """The supervisor hears it, and tells all others."""
+        if name in self.unheard and self.links[name].epoch == epoch:
+            self.unheard.remove(name)
+            self.send_news(PeerUp(name, epoch))
+
+    def send_news(self, news: PeerUp | PeerDown) -> None:
+        """To all others, to the gateway last, which is the last of the list; it may take a while, but they take it in
+        before they handle anything else."""
+        for other in self.factories:
+            if other != news.name and (other in self.actors or other in self.starting):
+                self.news[other].append(news)
+                self.after(self.life_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
+
+    def take_in_news(self, name: str) -> None:
+        """The actor takes in the news of new incarnations."""
+        if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
+            heard, self.news[name] = self.news[name], []
+            for peer in heard:
+                if isinstance(peer, PeerUp):
+                    self.introduce(self.links[name], peer.name, peer.epoch)
+                else:
+                    self.turn(name, peer.name, peer)
+
+    def introduce(self, links: Links, name: str, epoch: int) -> None:
+        if links.peer_up(name, epoch):
+            self.turn(links.name, name, PeerUp(name, epoch))
+
+    def crash(self, name: str, restart_after_s: float, *, own_fault: bool = False) -> None:
+        """The actor is gone, with its state and its group; a new one comes.
+
+        Nobody is told of the death of one that was not ready, which has had nothing in hand.
+        """
+        group = next((group for group in self.groups if name in group), (name,))
+        members = [member for member in group if member in self.actors or member in self.starting]
+        for member in members:  # the supervisor reads its last words first
+            self.hear_ready(member, self.links[member].epoch)
+        were_ready = all(member in self.actors for member in members)
+        for member in members:
+            self.end_incarnation(member)
+            if were_ready:
+                self.crashed[member] = own_fault
+                self.deaths_with[self.in_hand.pop(member, b"")] += own_fault
+                self.send_news(PeerDown(member, own_fault))
+            self.restart(member, restart_after_s)
+
+    def end_incarnation(self, name: str) -> None:
+        for state in (self.actors, self.starting, self.stands_still, self.postponed):
+            state.pop(name, None)
+        self.last_words[self.links[name].epoch] = self.now + self.life_rng.random() * MAX_DELAY_S
+
+    def restart(self, name: str, after_s: float) -> None:
+        """The next incarnation begins after a while."""
+        self.after(after_s, lambda: self.start(name))
+
+    def stand_still(self, name: str, seconds: float) -> None:
+        """The actor does nothing for a while, as if stopped; what comes for it waits."""
+        if name in self.actors:
+            self.stands_still[name] = until = max(self.now + seconds, self.stands_still.get(name, 0.0))
+            self.postponed.setdefault(name, [])
+            self.at(until, lambda: self.go_on(name))
+
+    def go_on(self, name: str) -> None:
+        """An actor that stood still handles what has come meanwhile, unless it has to stand still for longer."""
+        if self.stands_still.get(name, float("inf")) <= self.now:
+            del self.stands_still[name]
+            for event in self.postponed.pop(name):
+                event()
+
+    def later(self, name: str, event: Callable[[], None]) -> bool:
+        """True if the actor stands still or is starting; ``event`` then comes when it goes on."""
+        if name not in self.stands_still and name not in self.starting:
+            return False
+        self.postponed[name].append(event)
+        return True
