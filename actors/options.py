@@ -27,7 +27,7 @@ class ModelOptions:
 @dataclass(frozen=True, kw_only=True)
 class DetokenizerOptions(ModelOptions):
     formats: Formats = NO_FORMATS
-    """How the model writes thoughts and calls."""
+    """The formats in which the model writes thoughts and calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class ExecutorOptions(ModelOptions):
     """Options that were given and have no effect on a CPU, which ``auto`` may turn out to be."""
     dtype: str
     quantization: str | None
-    """What weights become at load: ``fp8`` or ``int8``; None: they stay as they are stored."""
+    """The quantization of weights at load, ``fp8`` or ``int8``; None: they stay as they are stored."""
     adapters: tuple[tuple[str, str], ...]
     """Names and folders of those that are loaded at the start."""
     max_loras: int
-    """How many there is room for; 0: none is served."""
+    """Most adapters that are loaded at once; 0: none is served."""
     max_lora_rank: int
     attention_backend: str
     batch_invariant: bool
@@ -97,30 +97,30 @@ class ExecutorOptions(ModelOptions):
     hang_timeout: float | None
     """Seconds that a step may take; None: by the device."""
     tensor_parallel_size: int
-    """How many ranks the executor is."""
+    """The number of ranks of the executor."""
     rank: int
-    """Which of them this is; 0 speaks with the scheduler."""
+    """The number of this rank; rank 0 speaks with the scheduler."""
     adapters_file: str = ""
-    """Where an executor notes which adapters it has loaded, for the next one."""
+    """The file in which an executor records the adapters that it has loaded, for the next one."""
     rendezvous: str = ""
     """The path at which the ranks meet; the supervisor fills it in, anew for each of their lives."""
     keeper: str = ""
     """The path at which the keeper of the weights is asked; empty: there is none."""
     measured: Measured | None = None
-    """By an incarnation before; None: there was none, or it had nothing to measure."""
+    """The findings of an earlier incarnation; None: there was none, or it had nothing to measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayOptions:
     endpoint: str
-    """Where clients connect."""
+    """The endpoint at which clients connect."""
     model_name: str
     limits: Limits
     formats: Formats = NO_FORMATS
     server: str
     """Name and version, for the welcome."""
     seed: int | None
-    """Of the seeds that requests without one are given; None: they differ from start to start."""
+    """The seed from which those of requests without one are derived; None: they differ from start to start."""
     default_deadline: float
     """Seconds."""
     lora_updates: bool = False
@@ -132,25 +132,25 @@ class GatewayOptions:
     server_dev_mode: bool = False
     """Clients may reset the prefix cache."""
     otlp_traces_endpoint: str | None = None
-    """Where spans of requests are sent; None: nowhere."""
+    """The endpoint to which spans of requests are sent; None: they are not sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
     endpoint: str
-    """Where clients connect."""
+    """The endpoint at which clients connect."""
     services: tuple[str, ...]
     """The endpoints of the services behind."""
     services_file: str | None = None
     """A file that names them from now on, an endpoint on each line."""
     service_key: ClientKey | None
-    """What lets the router in there, where they ask for a key."""
+    """The key with which the router connects to services that ask for one."""
     model_name: str
-    """Of the services."""
+    """The name of the services' model."""
     limits: Limits
-    """Of each of the services."""
+    """The limits of each service."""
     formats: Formats = NO_FORMATS
-    """Of their model."""
+    """The formats in which their model writes thoughts and calls."""
     server: str
     """Name and version, for the welcome."""
     seed: int | None
@@ -172,7 +172,7 @@ class HttpOptions:
     model: str
     model_name: str
     other_names: tuple[str, ...] = ()
-    """What else the model is called; answers and metrics have the first name."""
+    """Further names of the model; answers and metrics have the first name."""
     adapters: bool = False
     """Requests may name adapters as their model."""
     limits: Limits
@@ -186,4 +186,4 @@ class HttpOptions:
     server_dev_mode: bool = False
     """There are endpoints for developers of the service."""
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By a name of the model: fields that a request which calls it so has, unless it says otherwise."""
+    """Default fields of requests, by the name by which they call the model."""

@@ -73,7 +73,7 @@ class Drain(msgspec.Struct, frozen=True):
     """Accept nothing new."""
 
     returning_s: float = 0.0
-    """How long the clients of an incarnation that has just died have to ask again for what it had taken."""
+    """Seconds in which the clients of an incarnation that has just died are to ask again for what it had taken."""
 
 
 class Ending(msgspec.Struct, frozen=True):

@@ -42,11 +42,11 @@ class Submit(Internal):
     client: int = 0
     """Number of the client, for fairness between clients."""
     attempt: int = 0
-    """How often the request was resent; what an earlier attempt still brings is dropped."""
+    """The number of times that the request was resent; results of earlier attempts are dropped."""
     prompt_ids: bytes = b""
     """The prompt as token ids (int32)."""
     template: dict[str, Any] = {}
-    """What the chat template is given beside the messages."""
+    """The arguments of the chat template beside the messages."""
     add_special_tokens: bool = True
     """As in ``Generate``."""
     marks: bool = False
@@ -106,7 +106,7 @@ class Adapter(msgspec.Struct, array_like=True, frozen=True):
     """An adapter that the executor has loaded."""
 
     id: int
-    """What the rows that it computes carry, from 1 on; 0 is none."""
+    """The id in the rows that are computed with it, from 1 on; 0 is none."""
     name: str
     path: str
     """The folder that it was read from."""
@@ -120,7 +120,7 @@ class Capacity(Internal):
     crashed: bool = False
     """The executor before this one ended by its own fault: what it was computing may have caused it."""
     steps: list[tuple[int, int]] = []
-    """What steps took that it ran before it was ready, from small to large: tokens, and the ns that they took."""
+    """The times of steps that it ran before it was ready, from small to large: tokens, and ns."""
     max_num_batched_tokens: int | None = None
     """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
     prefix_caching: bool = True
@@ -128,7 +128,7 @@ class Capacity(Internal):
     adapters: list[Adapter] = []
     """The adapters that are loaded."""
     adapter_places: int = 0
-    """How many it has room for."""
+    """Most adapters that it can have loaded at once."""
     sizes: list[int] = []
     """Rising: to the next of these numbers of tokens it pads a step that has a prompt. Empty: it pads none."""
 
@@ -186,7 +186,7 @@ class Join(Internal):
     stop_tokens: bytes
     """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
     end: int
-    """How many tokens, prompt and answer, the sequence has when it ends by length."""
+    """The tokens, of prompt and answer, at which the sequence ends by length."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -195,11 +195,11 @@ class Join(Internal):
     biases: bytes = b""
     """float32, one for each of them."""
     logprobs: int = -1
-    """How many of the most likely tokens have their logprob reported with the sampled token's; -1: none is."""
+    """The number of most likely tokens whose logprobs are reported with that of the sampled one; -1: none at all."""
     prompt_logprobs: int = -1
     """The same for the tokens of the prompt after the first."""
     grammar: Grammar | None = None
-    """What the generated tokens, those among ``tokens`` included, have to match."""
+    """The grammar that the generated tokens, those among ``tokens`` included, have to match."""
     adapter: int = 0
     """The id of the one that computes the sequence; 0: none."""
 
@@ -259,7 +259,7 @@ class Sampled(OfStep):
     prompt_logprobs: bytes = b""
     """float32 [positions, columns]."""
     stalled_ns: int = 0
-    """How long of its time the step only waited for the masks of its grammars."""
+    """The part of its time in which the step only waited for the masks of its grammars."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):
@@ -269,7 +269,7 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     context: bytes
     """Last token ids (int32) of the prompt, then of what was delivered: what the text continues."""
     delivered: int
-    """How many of ``context`` are delivered tokens."""
+    """The number of tokens in ``context`` that are delivered already."""
     stop: list[str]
     cached_tokens: int
     prompt_tokens: int
@@ -281,9 +281,9 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
     special: bool = False
     """Special tokens have their names as text."""
     queued_at: float = 0.0
-    """When it came to the scheduler, in seconds of the machine's monotonic clock."""
+    """The time at which it came to the scheduler, in seconds of the machine's monotonic clock."""
     planned_at: float = 0.0
-    """When the first step that it is in was planned."""
+    """The time at which the first step that it is in was planned."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):
@@ -346,7 +346,7 @@ class Matched(Internal):
 
     requests: list[int]
     attempts: list[int]
-    """Which attempt of each: one that was resent meanwhile has still to say what it knows."""
+    """The attempt of each: one that was resent meanwhile is reported again."""
 
 
 class DumpTrace(Internal):

@@ -98,7 +98,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Most tokens of prompt and answer together."""
     vocab_size: int
-    """How many token ids the model has; they count from 0."""
+    """The number of token ids of the model; they count from 0."""
     max_prompt_bytes: int
     """Most bytes of UTF-8 in a text prompt or a conversation."""
     max_stop_token_ids: int = MAX_STOP_TOKEN_IDS

@@ -48,7 +48,7 @@ class Generate(FromClient, tag="generate"):
     return_prompt_ids: bool = False
     """Tell the token ids of the prompt with the first delta."""
     age_s: float = 0.0
-    """How long ago it was first asked: a request that is resent does not get a new deadline."""
+    """Seconds since it was first sent: a request that is resent does not get a new deadline."""
     tools: list[dict[str, Any]] | None = None
     """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -107,7 +107,7 @@ class LoadAdapter(FromClient, tag="load_adapter"):
     ``Adapters`` when requests may name it, or with an ``error``. One that is loaded already is no error."""
 
     name: str
-    """By which requests name it; of no other adapter."""
+    """The name by which requests ask for it; no other adapter has it."""
     path: str
     """Its folder, on the machine of the service."""
 
@@ -184,7 +184,7 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """May be empty beside ``token_ids``: half a character, or what may become a stop text, waits for more."""
     token_ids: list[int] = []
     index: int = 0
-    """Which of the ``n`` answers."""
+    """The number of the answer, from 0 to ``n`` - 1."""
     finish_reason: str | None = None
     """``stop``, ``length`` or ``abort``."""
     stop_reason: str | int | None = None
@@ -237,8 +237,8 @@ GAUGES = frozenset(
 """Names in ``Stats`` that say how something is now; all others only grow, but for those of ``is_gauge``."""
 
 ADAPTER_GAUGE = "adapter_"
-"""What the names of gauges of adapters begin with: ``adapter_places``, and ``adapter_running_`` or ``adapter_waiting_``
-with the name of one behind it, as long as there are such requests."""
+"""The prefix of the gauges of adapters: ``adapter_places``, and for each adapter with such requests
+``adapter_running_`` or ``adapter_waiting_`` and its name."""
 
 
 def is_gauge(name: str) -> bool:
@@ -250,7 +250,7 @@ class Stats(ToClient, tag="stats"):
     """Counters since the start of the service, and gauges as they are now."""
 
     counters: dict[str, float]
-    """By name. A later version may add names."""
+    """Values by name. A later version may add names."""
 
 
 class Trace(ToClient, tag="trace"):
@@ -260,7 +260,7 @@ class Trace(ToClient, tag="trace"):
     since_ns: int
     """Begin of the time that was asked for, on the monotonic clock of the service's machine."""
     until_ns: int
-    """When the trace was asked for."""
+    """The time at which the trace was asked for."""
 
 
 class ActorState(msgspec.Struct, kw_only=True):
@@ -284,7 +284,7 @@ class ActorState(msgspec.Struct, kw_only=True):
     mailbox_depth: int = 0
     """Messages of other actors that it has not taken in yet."""
     last_progress_s: float = 0.0
-    """How long ago it was last seen to have handled something."""
+    """Seconds since it was last seen to have handled something."""
     working: bool = False
     """Something is under way that only this actor can bring forward."""
     busy_s: float = 0.0

@@ -19,9 +19,9 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     kind: str
     """The parameter that it was given as, one of ``GRAMMARS``; or ``calls``, of a conversation's functions."""
     source: str
-    """What was given, as JSON text where it is no text."""
+    """The grammar as it was given, as JSON text where it is no text."""
     before: str = ""
-    """What may stand before it, as the rule ``before`` of llguidance's notation; empty: nothing."""
+    """The text that may precede it, as the rule ``before`` of llguidance's notation; empty: none."""
 
 
 class SamplingParams(
@@ -61,10 +61,8 @@ class SamplingParams(
     n: int = 1
     """Answers to make. Answer 0 has ``seed``, the others have seeds that are made of it."""
     logprobs: int | None = None
-    """How many of the most likely tokens to report the logprobs of, with the sampled token's; left out: none.
-
-    They are those of the model's own distribution, before anything here changes it.
-    """
+    """The number of most likely tokens whose logprobs are reported with that of the sampled one; left out: none at all.
+    They are those of the model's own distribution, before any other parameter changes it."""
     prompt_logprobs: int | None = None
     """As `logprobs`, for each token of the prompt but the first, with answer 0. The prompt is computed anew for it."""
     presence_penalty: float = 0.0
@@ -91,9 +89,10 @@ class SamplingParams(
     bad_words: list[str] = []
     """Texts that the answer does not have in it, however they are made of tokens."""
     truncate_prompt_tokens: int | None = None
-    """How many tokens are taken of a longer prompt, from its end; -1: as many as leave room for ``max_tokens``."""
+    """The number of tokens that are taken of a longer prompt, from its end; -1: as many as leave room for
+    ``max_tokens``."""
     priority: int = 0
-    """Who is first where requests wait: the higher number, by a head start that is finite, so that nothing starves."""
+    """The order of requests that wait: a higher number goes first, by a finite head start, so that nothing starves."""
     cache_salt: str = ""
     """Only requests of the same salt find each other's beginnings in the prefix cache."""
     adapter: str = ""

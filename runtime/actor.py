@@ -43,21 +43,22 @@ class Actor:
 
     name: str
     wake_at: float | None = None
-    """When ``wake`` is wanted, in seconds of the host's clock; None: never."""
+    """The time at which the host is to call ``wake``, in seconds of its clock; None: never."""
     blocking: bool = False
     """The host waits in a poller (a step more or less matters), not in an event loop."""
     endpoint: str | None = None
-    """Where the host binds a socket for clients, for the actor that speaks to them."""
+    """The endpoint at which the host binds a socket for clients, for the actor that speaks to them."""
     public_keys: PublicSocketKeys | None = None
-    """Who may connect to it; None: everybody who reaches it."""
+    """The clients that may connect to it; None: everybody who reaches it."""
     service_key: ClientKey | None = None
-    """What the services of ``sessions`` ask of it; None: nothing."""
+    """The key that the services of ``sessions`` ask for; None: they ask for none."""
     traces_endpoint: str | None = None
-    """Where the host sends what the actor tells of requests; None: it tells nothing."""
+    """The endpoint to which the host sends the actor's spans of requests; None: there are none."""
     watched_file: str | None = None
     """A file whose text the actor is to know, at first and whenever it changes."""
     completions_fd: int | None = None
-    """What the host watches for the actor's device, for the actor that has one."""
+    """The file descriptor by which the actor's device reports to the host that a step is complete; None: it has no
+    device."""
     full_speed_at: float | None = 0.0
     """Since when it is as fast as it can be, by the host's clock; None: it is ready and will be faster."""
     progress: int = 0
@@ -65,9 +66,9 @@ class Actor:
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
-        """What the banner says of this actor."""
+        """The facts about this actor that the banner shows."""
         self.ring = Ring()
-        """What the actor did when: its host adds a span for each turn, the actor itself what it knows better."""
+        """The trace: the host adds a span for each turn, and the actor others that it knows better."""
         self.now = 0.0
         """The host's clock at the begin of this turn."""
         self.outbox: list[Send] = []

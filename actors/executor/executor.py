@@ -74,7 +74,7 @@ class Executor(StepActor):
         """There is a new scheduler, and what the old one started is not over yet."""
         self.adapters = adapters
         self.placing: deque[tuple[Adapter, Iterator[None]]] = deque()
-        """Adapters that are being read, a piece in each turn; the first one is under way."""
+        """Adapters that are being read, a piece at each wake; the first one is under way."""
         self.tell_adapters()
         self.handlers |= {
             Plan: self.on_plan,

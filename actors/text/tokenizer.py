@@ -1,6 +1,6 @@
 """The tokenizer: text, token ids or a conversation go in; a checked prompt of token ids comes out.
 
-A long prompt is worked at in turns of about 50 ms, between which short ones are taken. A restart loses nothing
+A long prompt is encoded in slices of about 50 ms, between which short prompts are taken. A restart loses nothing
 that the gateway cannot send again.
 """
 
@@ -101,7 +101,7 @@ class Tokenizer(Actor):
         self.waiting: dict[int, Waiting] = {}
         """The long prompts, by request."""
         self.worked_at: Waiting | None = None
-        """The one that the last turn was spent on, and when that began."""
+        """The prompt that the last slice was spent on; ``worked_since``: when that slice began."""
         self.worked_since = 0.0
         self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel, ForgetCache: self.on_forget_cache}
         self.refused = 0
@@ -129,7 +129,7 @@ class Tokenizer(Actor):
             self.wake_at = now
 
     def on_wake(self, now: float) -> None:
-        """A turn for the long prompt that would be done first."""
+        """Encode a slice of the long prompt that would be done first."""
         self.charge(now)
         if self.waiting:
             self.work(min(self.waiting.values(), key=lambda waiting: waiting.sort_key))

@@ -30,7 +30,7 @@ class Option:
     kind: type = str
     default: Any
     help: str
-    """What is so when it is given; of a boolean, when it is on."""
+    """The help text: the effect of the option when it is given, or of a boolean when it is on."""
     group: str
     metavar: str
     choices: tuple[str, ...]

@@ -165,7 +165,7 @@ class Supervisor:
                 raise SlipstreamError(
                     f"not ready within {self.start_timeout_s:g} s: {', '.join(slow)}; a large model may need longer"
                 )
-            self.turn(left)
+            self.run_once(left)
             if self.stopping:
                 return False
         return True
@@ -211,11 +211,11 @@ class Supervisor:
     def run(self) -> None:
         """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
         while not self.stopping:
-            self.turn(None)
+            self.run_once(None)
             if self.all_due is not None:
                 self.restart_all()
 
-    def turn(self, timeout_s: float | None) -> None:
+    def run_once(self, timeout_s: float | None) -> None:
         """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
         waits = [
             *(
@@ -455,7 +455,7 @@ class Supervisor:
             left = deadline - time.monotonic()
             if left <= 0 or self.stop_requests.parent_gone:
                 return False
-            self.turn(left)
+            self.run_once(left)
             if self.all_due is not None:
                 raise self.all_due
         return True

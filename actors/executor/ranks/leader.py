@@ -54,7 +54,7 @@ class Leader(Executor):
         super().on_plan(self.handed_on.popleft(), now)
 
     def on_wake(self, now: float) -> None:
-        """As an executor, but the others hear of a capture a turn before: what it computes, all compute together.
+        """As an executor, but the other ranks hear of a capture a turn earlier: all ranks compute it together.
 
         Between steps too: each of the others captures when it has done all plans that were sent before. So not while
         one of these is still to be launched here: what steps have met last is captured first, and has to be the same.
