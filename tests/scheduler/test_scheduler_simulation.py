@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from lab import Lab
-from race_faults import DRAFT, PLANNER, POOL, PREFIX, Edits, Fault, plant
+from race_faults import PLAN_BUILDER, PLANNER, POOL, PREFIX, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 
@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     "hash-without-the-prefix": (PREFIX, (("key=parent, digest_size", "digest_size"),)),
     "a-salt-can-spell-a-block": (PREFIX, ((', person=b"cache salt"', ""),)),
     "prompts-report-more-than-a-step-can": (
-        DRAFT,
+        PLAN_BUILDER,
         (("if min(start + tokens, sequence.prompt_len - 1) - start > left:", "if False:"),),
     ),
     "logprobs-of-prompts-of-a-dead-executor-count": (
@@ -101,9 +101,9 @@ FAULTS: dict[str, tuple[str, Edits]] = {
             ),
         ),
     ),
-    "no-budget": (DRAFT, (("if tokens > self.budget:", "if False:"),)),
+    "no-budget": (PLAN_BUILDER, (("if tokens > self.budget:", "if False:"),)),
     "step-filled-beyond-its-size": (
-        DRAFT,
+        PLAN_BUILDER,
         (("return size - self.tokens if size > self.tokens else tokens", "return size - self.tokens"),),
     ),
     "slot-reused-at-once": (

@@ -21,7 +21,7 @@ PIPELINE = "slipstream.actors.executor.pipeline"
 STEP_ACTOR = "slipstream.actors.executor.step_actor"
 GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
-DRAFT = "slipstream.actors.scheduler.builder"
+PLAN_BUILDER = "slipstream.actors.scheduler.plan_builder"
 PREFIX = "slipstream.actors.scheduler.prefix"
 PLANNER = "slipstream.actors.scheduler.planner"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
@@ -74,12 +74,12 @@ def plant(fault: Fault) -> Code:
         parts = {"Pool": module.Pool, "BlockPool": module.BlockPool}
     if fault.module == PREFIX:
         parts = {name: vars(module)[name] for name in ("share_beginning", "publish", "salt_of")}
-    if fault.module == DRAFT:
+    if fault.module == PLAN_BUILDER:
         parts = {"PlanBuilder": module.PlanBuilder}
-    if fault.module in (POOL, PREFIX, DRAFT):
+    if fault.module in (POOL, PREFIX, PLAN_BUILDER):
         module = edited(PLANNER, ())
         vars(module).update(parts)
-    if fault.module in (POOL, PREFIX, DRAFT, PLANNER):
+    if fault.module in (POOL, PREFIX, PLAN_BUILDER, PLANNER):
         planner, module = module, edited(SCHEDULER, ())
         vars(module).update(parts, Planner=planner.Planner)
     return Code(scheduler=module.Scheduler)
