@@ -56,6 +56,9 @@ LARGE = Device((1, 32, 256), (4.6, 5.5, 11.0), 0.0193)
 SMALL = Device((1, 32, 256), (1.7, 2.0, 4.0), 0.0047)
 """A 1.5B model: 4.6 ms with 8 rows and 512 tokens, 10.5 with 2,040."""
 
+TWO_GPUS = Device((1, 32, 256), (18.0, 19.5, 30.3), 0.115)
+"""A 70B model on two."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -81,6 +84,9 @@ LOADS = {
     "8B, 10/s": Load(LARGE, 10, 1024, 2000),
     "8B, 25/s": Load(LARGE, 25, 1024, 2000),
     "8B, 500 at once": Load(LARGE, 0, 1024, 500),
+    "70B, 2/s": Load(TWO_GPUS, 2, 1024, 400),
+    "70B, 4/s": Load(TWO_GPUS, 4, 1024, 800),
+    "70B, 256 at once": Load(TWO_GPUS, 0, 128, 256),
     "1.5B, 20/s": Load(SMALL, 20, 512, 2000),
     "1.5B, 60/s": Load(SMALL, 60, 512, 2000),
     "1.5B, 1500 at once": Load(SMALL, 0, 512, 1500),
@@ -90,7 +96,7 @@ LOADS = {
 class Fill(PrefillBudget):
     """Whatever fits."""
 
-    def limit(self, budget: int) -> int:
+    def limit(self, budget: int, prompts: int = 1) -> int:
         return budget
 
 

@@ -123,7 +123,8 @@ class Planner:
         decoding = builder.tokens = len(rows)
         builder.budget -= decoding
         if decoding and (self.prefilling or self.waiting) and not self.answers_stand_still():
-            builder.budget = self.prefill_budget.limit(builder.budget)
+            prompts = len(self.prefilling) + min(len(self.waiting), self.slots.available)
+            builder.budget = self.prefill_budget.limit(builder.budget, prompts)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:

@@ -166,6 +166,20 @@ def test_steps_that_would_be_too_long_are_never_filled(decode: int, token: int) 
     assert device.run(device.budget.limit(BUDGET)) <= max(22_000, 2 * decode)
 
 
+@pytest.mark.parametrize(("decode", "token"), [(5000, 60), (16_000, 115), (16_000, 300)])
+def test_prompts_that_wait_for_each_other_make_steps_longer_until_most_of_the_time_is_theirs(
+    decode: int, token: int
+) -> None:
+    device = Device(decode, token)
+    device.stream()
+    device.run(500)
+    times = [device.time(device.budget.limit(BUDGET, prompts)) for prompts in range(1, 8)]
+    assert times == sorted(times)
+    assert times[0] <= max(22_000, 2 * decode)
+    longest = min(device.time(BUDGET), max(60_000, 8 * decode))
+    assert times[3:] == pytest.approx([longest] * 4, rel=0.01)
+
+
 def test_a_prompt_goes_on_whatever_it_costs_and_never_beyond_what_is_left_of_a_step() -> None:
     device = Device(10, 3000)
     device.stream()
@@ -222,3 +236,16 @@ def test_with_25_requests_a_second_first_tokens_come_as_soon_as_where_prompts_ta
 def test_many_at_once_lose_no_throughput(load: str, tokens_per_s: float) -> None:
     requests = SIMULATION["LOADS"][load].requests
     assert simulated(load, "ours", requests)["tokens_per_s"] >= tokens_per_s
+
+
+def test_a_large_model_keeps_up_with_as_many_requests_as_where_prompts_take_whole_steps() -> None:
+    """Each of its steps reads all weights, so that small chunks alone would make a queue that grows for ever."""
+    ours, fill = (simulated("70B, 4/s", rule, 600) for rule in ("ours", "fill"))
+    assert ours["tokens_per_s"] >= 0.99 * fill["tokens_per_s"]
+    assert ours["ttft_p99"] <= 1000
+    assert ours["itl_p99"] <= 0.75 * fill["itl_p99"]
+
+
+def test_many_prompts_of_a_large_model_at_once_take_little_longer_than_in_whole_steps() -> None:
+    ours, fill = (simulated("70B, 256 at once", rule, 256) for rule in ("ours", "fill"))
+    assert ours["tokens_per_s"] >= 0.95 * fill["tokens_per_s"]
