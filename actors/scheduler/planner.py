@@ -24,7 +24,8 @@ from .pool import BlockList, BlockPool, Pool
 from .prefill_budget import PrefillBudget
 from .prefix import publish, share_beginning
 from .quarantine import Quarantine
-from .sequence import Sequence, SlotTable
+from .sequence import Sequence
+from .slot_table import SlotTable
 from .waiting import WaitingQueue
 
 STEPS_BEFORE_PREEMPTION = 8

@@ -26,30 +26,25 @@ from ...protocol.internal import (
     ForgetCache,
     GrammarEnd,
     Matched,
-    Opened,
-    PromptLogprobs,
     Sampled,
-    Tokens,
     first_number,
 )
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
+from .logprobs import Logprobs
 from .measures import Measures
+from .outgoing import NO_REQUESTS, NO_TOKENS, Outgoing
 from .plan_builder import OutstandingStep
 from .plan_timing import PlanTiming
 from .planner import Planner, SchedulerConfig
 from .prefix import salt_of
 from .quarantine import MESSAGE
-from .sequence import Logprobs, Sequence
+from .sequence import Sequence
 from .waiting import sort_key
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
-
-CONTEXT_TOKENS = 8
-"""Prompt tokens that the detokenizer gets, to continue their text: a character has at most four bytes, so at most four
-tokens, and a mark before the answer a few."""
 
 
 class Scheduler(Actor):
@@ -81,9 +76,7 @@ class Scheduler(Actor):
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
         """Oldest first."""
-        self.prompts: list[PromptLogprobs] = []
-        self.opened: list[Opened] = []
-        self.finished: list[Finished] = []
+        self.outgoing = Outgoing()
         self.forgotten = 0
         """Number of the last ``ForgetCache``."""
 
@@ -164,14 +157,14 @@ class Scheduler(Actor):
 
     def refuse(self, refusal: Finished) -> None:
         self.counters["num_requests_refused"] += 1
-        self.finished.append(refusal)
+        self.outgoing.finished.append(refusal)
         self.flush(-1)
 
     def fail_quarantined(self, sequence: Sequence) -> None:
         self.counters["num_requests_quarantined"] += 1
         sequence.finished = True
         del self.sequences[sequence.request]
-        self.finished.append(Finished(sequence.request, "quarantined", None, MESSAGE))
+        self.outgoing.finished.append(Finished(sequence.request, "quarantined", None, MESSAGE))
         self.flush(-1)
 
     def resend(self, sequence: Sequence, message: Enqueue) -> None:
@@ -210,7 +203,7 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
     def finish(self, sequence: Sequence, reason: str, stop_reason: int | None = None) -> None:
-        self.finished.append(Finished(sequence.request, reason, stop_reason))
+        self.outgoing.finished.append(Finished(sequence.request, reason, stop_reason))
         self.end(sequence)
 
     def end(self, sequence: Sequence) -> None:
@@ -224,25 +217,7 @@ class Scheduler(Actor):
     def open(self, sequence: Sequence, cached: int) -> None:
         """Tell the detokenizer of the sequence, with the last tokens that its text continues."""
         sequence.opened = True
-        first = max(0, sequence.prompt_len - CONTEXT_TOKENS)
-        known = sequence.prompt_len + sequence.delivered
-        self.opened.append(
-            Opened(
-                sequence.request,
-                self.planner.known(sequence)[first:known].tobytes(),
-                sequence.delivered,
-                sequence.params.stop_strings,
-                min(cached, sequence.prompt_len),  # not of what was delivered before
-                sequence.prompt_len,
-                sequence.attempt,
-                sequence.params.include_stop_str_in_output,
-                sequence.marks,
-                not sequence.params.skip_special_tokens,
-                sequence.queued_at,
-                self.now,
-            )
-        )
-        self.report_prompt_logprobs(sequence)
+        self.outgoing.open(sequence, self.planner.known(sequence), cached, self.now)
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -356,7 +331,9 @@ class Scheduler(Actor):
         if end.error:
             grammar = sequence.grammar
             param = None if grammar is None else grammar.kind
-            self.finished.append(Finished(sequence.request, "invalid_request", None, end.error, param))
+            self.outgoing.finished.append(
+                Finished(sequence.request, "invalid_request", None, end.error, param)
+            )
             self.end(sequence)
         else:
             self.finish(sequence, "stop")
@@ -370,14 +347,7 @@ class Scheduler(Actor):
             assert sequence.prompt_logprobs is not None
             sequence.prompt_logprobs.extend(logprobs, first, rows)
             first += rows
-            self.report_prompt_logprobs(sequence)
-
-    def report_prompt_logprobs(self, sequence: Sequence) -> None:
-        kept = sequence.prompt_logprobs
-        if kept is None or sequence.needs_prompt_logprobs or sequence.finished:
-            return
-        tokens, values = kept.last(kept.count)
-        self.prompts.append(PromptLogprobs(sequence.request, tokens.tobytes(), values.tobytes()))
+            self.outgoing.report_prompt_logprobs(sequence)
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
@@ -391,25 +361,18 @@ class Scheduler(Actor):
     def flush(
         self,
         step: int,
-        requests: np.ndarray | None = None,
-        tokens: np.ndarray | None = None,
+        requests: np.ndarray = NO_REQUESTS,
+        tokens: np.ndarray = NO_TOKENS,
         now: float = 0.0,
         logprobs: Logprobs | None = None,
     ) -> None:
         """One message to the detokenizer with everything that is new."""
-        counters: dict[str, float] = {}
+        counters: dict[str, float] | None = None
         if self.measures.due(now) or not self.outstanding:
             counters = self.measures.take(now) | self.gauges()
-        if requests is None or tokens is None:
-            requests, tokens = np.empty(0, np.int64), np.empty(0, np.int32)
-        if len(requests) or self.opened or self.finished or self.prompts or counters:
-            message = Tokens(step, self.opened, requests.tobytes(), tokens.tobytes(), self.finished, counters)
-            if logprobs is not None:
-                message.logprob_tokens = logprobs.tokens.tobytes()
-                message.logprobs = logprobs.values.tobytes()
-            message.prompts = self.prompts
+        message = self.outgoing.take(step, requests, tokens, counters, logprobs)
+        if message is not None:
             self.send("detokenizer", message)
-            self.opened, self.finished, self.prompts = [], [], []
 
     def gauges(self) -> dict[str, float]:
         planner, blocks = self.planner, self.planner.blocks

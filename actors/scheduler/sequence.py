@@ -1,75 +1,17 @@
-"""A sequence: one request on its way to its tokens; and the table of those that hold a slot."""
+"""A sequence: what the scheduler knows of one request on its way to its tokens."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from ...protocol.internal import Join
-from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from ...protocol.sampling import Grammar, SamplingParams
+from .logprobs import LogprobLedger, Logprobs, ledger
 from .pool import BlockList
-
-NO_TOKEN = -2
-"""Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
-
-
-class Logprobs(NamedTuple):
-    """The logprobs of some rows' tokens: the sampled one first, then the most likely ones."""
-
-    tokens: np.ndarray
-    """int32 [rows, columns]."""
-    values: np.ndarray
-    """float32 [rows, columns]."""
-
-    @staticmethod
-    def read(tokens: bytes, values: bytes, rows: int) -> Logprobs:
-        return Logprobs(
-            np.frombuffer(tokens, np.int32).reshape(rows, -1),
-            np.frombuffer(values, np.float32).reshape(rows, -1),
-        )
-
-    def take(self, rows: np.ndarray) -> Logprobs:
-        """Some of the rows, by number or as a mask."""
-        return Logprobs(self.tokens[rows], self.values[rows])
-
-
-class LogprobLedger:
-    """Logprobs of tokens in their order, a row for each, in arrays that double when they are full."""
-
-    __slots__ = ("count", "tokens", "values")
-
-    def __init__(self, top: int) -> None:
-        """``top``: how many of the most likely tokens are kept beside each token's own."""
-        self.count = 0
-        self.tokens = np.empty((16, 1 + top), np.int32)
-        self.values = np.empty((16, 1 + top), np.float32)
-
-    def extend(self, logprobs: Logprobs, first: int, count: int) -> None:
-        """Keep ``count`` rows from ``first`` on, as many columns as are wanted."""
-        begin, end = self.count, self.count + count
-        if end > len(self.tokens):
-            rows = max(end, 2 * len(self.tokens))
-            self.tokens = np.resize(self.tokens, (rows, self.tokens.shape[1]))
-            self.values = np.resize(self.values, (rows, self.values.shape[1]))
-        columns = self.tokens.shape[1]
-        self.tokens[begin:end] = logprobs.tokens[first : first + count, :columns]
-        self.values[begin:end] = logprobs.values[first : first + count, :columns]
-        self.count = end
-
-    def last(self, count: int) -> Logprobs:
-        """The logprobs of the newest ``count`` tokens, or of as many as there are; views."""
-        rows = slice(max(0, self.count - count), self.count)
-        return Logprobs(self.tokens[rows], self.values[rows])
-
-
-def ledger(top: int | None) -> LogprobLedger | None:
-    """For a request that wants the logprobs of ``top`` tokens; None: it wants none."""
-    return None if top is None else LogprobLedger(top)
 
 
 @dataclass(slots=True, eq=False)
@@ -199,53 +141,3 @@ class Sequence:
     def last_logprobs(self, count: int) -> Logprobs | None:
         """The logprobs of the newest ``count`` tokens; None if the request asks for none."""
         return self.logprobs.last(count) if self.logprobs is not None and count else None
-
-
-class SlotTable:
-    """The state of all sequence slots as arrays, so that a decode step costs the same whatever the batch.
-
-    It mirrors the device's token table: same slots, same positions, one step or more behind.
-    """
-
-    def __init__(self, slots: int, max_model_len: int) -> None:
-        self.tokens = np.empty((slots, max_model_len + 1), np.int32)
-        self.length = np.zeros(slots, np.int32)
-        """Tokens known."""
-        self.computed = np.zeros(slots, np.int32)
-        """Positions whose keys and values are in the cache once the outstanding steps are done."""
-        self.planned = np.zeros(slots, np.int32)
-        """Tokens known once the outstanding steps are done."""
-        self.target = np.zeros(slots, np.int32)
-        self.room = np.zeros(slots, np.int32)
-        """Positions for which the sequence has blocks."""
-        self.charged = np.zeros(slots, np.int32)
-        """The tokens known that are in the account of the sequence's client."""
-        self.request = np.zeros(slots, np.int64)
-        self.generation = np.zeros(slots, np.int64)
-        """The generation of the slot, as handed to its holder."""
-        self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
-        self.logprobs = np.full(slots, -1, np.int32)
-        """``Sequence.wanted_logprobs``."""
-        self.decoding = np.zeros(slots, np.bool_)
-        """Runs one token in every step."""
-        self.accepting = np.zeros(slots, np.bool_)
-        """Its sampled tokens count; false once it has ended."""
-
-    def enter(self, sequence: Sequence, generation: int, start: int, room: int) -> None:
-        slot, tokens = sequence.slot, sequence.tokens
-        self.generation[slot] = generation
-        self.tokens[slot, : len(tokens)] = tokens
-        self.length[slot] = self.planned[slot] = self.charged[slot] = len(tokens)
-        self.computed[slot] = start
-        self.target[slot] = sequence.target
-        self.room[slot] = room
-        self.request[slot] = sequence.request
-        self.stop[slot] = NO_TOKEN
-        self.stop[slot, : len(sequence.stop_tokens)] = sequence.stop_tokens
-        self.logprobs[slot] = sequence.wanted_logprobs
-        self.decoding[slot] = False
-        self.accepting[slot] = True
-
-    def known(self, slot: int) -> np.ndarray:
-        """The tokens of a slot as they are known now; a view."""
-        return self.tokens[slot, : self.length[slot]]
