@@ -10,11 +10,18 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from slipstream.actors.executor.model.quantization.scheme import METHODS, OTHER_METHODS
 from slipstream.actors.http.bodies import requests
+from slipstream.actors.http.messages.blocks import BLOCKS
+from slipstream.actors.http.messages.reading import TOOL
+from slipstream.actors.http.responses.items import ITEMS
+from slipstream.actors.http.responses.items import PART as ITEM_PART
+from slipstream.actors.http.responses.tools import TOOLS
+from slipstream.actors.text.prompts import keys
+from slipstream.actors.text.prompts.keys import Keys
 from slipstream.runtime.options.table import Option, table
 
 from slipstream.options.serve import ServeOptions
@@ -97,6 +104,20 @@ def http_fields_table() -> str:
     return reference.table(("what", "fields"), rows)
 
 
+def keys_table(*kinds: Keys) -> str:
+    """The keys of a conversation's parts, and those of them that ask for nothing."""
+
+    def named(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(names))
+
+    rows: list[tuple[str, str, str]] = []
+    for kind in kinds:
+        fixed = [f"`{name}: {json.dumps(value)}`" for name, value in sorted(kind.fixed.items())]
+        idle = ", ".join(filter(None, [named(kind.idle), *fixed]))
+        rows.append((kind.what, named(kind.meant), idle))
+    return reference.table(("what", "fields", "taken, and without effect"), rows)
+
+
 def quantizations_table() -> str:
     """How weights may be quantized, and what of that is read; then what is known not to be."""
     rows = [(f"`{method}`", (reader.__doc__ or "").rstrip(".")) for method, reader in METHODS.items()]
@@ -109,6 +130,11 @@ def tables() -> Mapping[str, str]:
         **reference.tables(),
         "options": options_tables(),
         "http-fields": http_fields_table(),
+        "conversation-keys": keys_table(
+            keys.MESSAGE, keys.TEXT, keys.REFUSAL, keys.CALL, keys.CALLED, keys.TOOL, keys.FUNCTION
+        ),
+        "responses-keys": keys_table(*ITEMS.values(), ITEM_PART, *TOOLS.values()),
+        "messages-keys": keys_table(*BLOCKS.values(), TOOL),
         "quantizations": quantizations_table(),
     }
 

@@ -22,11 +22,14 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     parameters: dict[str, Any] | None = None
     """A JSON Schema of the arguments."""
     strict: bool | None = None
+    cache_control: dict[str, Any] | None = None
+    """Where another service would have a prefix cached. Here all are."""
 
 
-class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     type: Literal["function"]
     function: Function
+    cache_control: dict[str, Any] | None = None
 
 
 class FunctionName(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -150,6 +150,10 @@ def test_tokens_are_counted_as_they_would_be_asked_for() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "auto", "name": "weather"}},
+            "tool_choice.name goes with type tool, not auto",
+        ),
         ({"no_such": 1}, "no_such"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"model": "other"}, "not served here"),
@@ -162,6 +166,73 @@ def test_what_is_not_served_is_refused_in_anthropics_form(fields: dict[str, Any]
     assert answer.json["type"] == "error"
     assert answer.json["error"]["type"] == kind
     assert said in answer.json["error"]["message"]
+
+
+TEXT_BLOCK = {"type": "text", "text": "x"}
+THOUGHT = {"type": "thinking", "thinking": "Hm."}
+USE = {"type": "tool_use", "id": "a", "name": "weather", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [TEXT_BLOCK]}
+
+
+def message(role: str, *blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": [TEXT_BLOCK, *blocks]}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        (message("user", TEXT_BLOCK | {"colour": 1}), "messages[0].content[1].colour"),
+        (message("assistant", THOUGHT | {"colour": 1}), "messages[0].content[1].colour"),
+        (message("assistant", {"type": "redacted_thinking", "colour": 1}), "messages[0].content[1].colour"),
+        (message("assistant", USE | {"colour": 1}), "messages[0].content[1].colour"),
+        (message("user", RESULT | {"colour": 1}), "messages[0].content[1].colour"),
+        (
+            message("user", RESULT | {"content": [TEXT_BLOCK | {"colour": 1}]}),
+            "messages[0].content[1].content[0].colour",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour"),
+        ({"system": [TEXT_BLOCK | {"colour": 1}]}, "system[0].colour"),
+        ({"tools": [TOOLS[0] | {"colour": 1}]}, "tools[0].colour"),
+        ({"tools": [TOOLS[0] | {"defer_loading": True}]}, "tools[0].defer_loading"),
+        ({"thinking": {"type": "adaptive", "colour": 1}}, "thinking.colour"),
+        ({"metadata": {"colour": 1}}, "metadata.colour"),
+        (message("assistant", THOUGHT | {"thinking": 5}), "messages[0].content[1].thinking"),
+        (message("assistant", {**USE, "name": 5}), "messages[0].content[1].name"),
+        (message("assistant", {**USE, "id": 5}), "messages[0].content[1].id"),
+        (message("user", {**RESULT, "tool_use_id": 5}), "messages[0].content[1].tool_use_id"),
+        ({"tools": [{"name": ""}]}, "tools[0].name"),
+        ({"tools": [{"name": "f", "input_schema": 5}]}, "tools[0].input_schema"),
+    ],
+)
+def test_what_nobody_reads_is_refused_by_its_path(fields: dict[str, Any], path: str) -> None:
+    answer = post(Script("Yes."), **fields)
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith(f"{path} is")
+    assert post(Script("Yes."), f"{PATH}/count_tokens", **fields).status == 400
+
+
+def test_what_clients_send_beside_what_is_read_changes_nothing() -> None:
+    def asked(**more: Any) -> Any:
+        script = Script("Yes.")
+        cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}} if more else {}
+        seen = {"citations": [], "parsed_output": {}} if more else {}
+        used, thought = ({"caller": {"type": "direct"}}, {"signature": "x"}) if more else ({}, {})
+        messages = [
+            {"role": "user", "content": [TEXT_BLOCK | cached]},
+            {
+                "role": "assistant",
+                "content": [THOUGHT | thought, TEXT_BLOCK | seen, USE | cached | used],
+            },
+            {"role": "user", "content": [RESULT | cached | more]},
+        ]
+        tool = TOOLS[0] | cached
+        if more:
+            tool |= {"eager_input_streaming": True, "defer_loading": False, "allowed_callers": ["direct"]}
+        system = [TEXT_BLOCK | cached | ({"citations": None} if more else {})]
+        assert post(script, messages=messages, tools=[tool], system=system).status == 200
+        return script.asked["messages"], script.asked["offered"]
+
+    assert asked(is_error=True) == asked()
 
 
 def test_a_form_that_a_forced_call_rules_out_is_named_as_it_was_written() -> None:

@@ -11,13 +11,19 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types import chat, responses
+from openai.types.chat.parsed_function_tool_call import ParsedFunction
+from openai.types.responses import response_input_item_param
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel
 from scripted import MODEL, Script, Scripted
 from slipstream.actors.http.errors import Problem
-from slipstream.actors.http.responses.bodies import ResponseTool
-from slipstream.actors.http.responses.reading import messages_of, tools_of
+from slipstream.actors.http.responses import items
+from slipstream.actors.http.responses.items import ITEMS, messages_of
 from slipstream.actors.http.responses.store import Store, Stored
+from slipstream.actors.http.responses.tools import TOOLS as TOOL_KEYS
+from slipstream.actors.http.responses.tools import tools_of
+from slipstream.actors.text.prompts import keys
 from slipstream.protocol.messages import Formats
 
 from slipstream import InvalidRequest
@@ -257,10 +263,10 @@ def test_an_input_refers_to_no_more_than_fits_into_a_body() -> None:
 def test_what_is_too_much_for_any_conversation_is_refused_at_the_first_that_is() -> None:
     with pytest.raises(InvalidRequest, match="input has more than 8192 messages"):
         messages_of(
-            [{"role": "user", "content": "x"}] * 8192 + [{"role": "wrong", "content": 5}, {"type": "no"}]
+            [{"role": "user", "content": "x"}] * 8192 + [{"role": "wrong", "content": "x"}, {"type": "no"}]
         )
     with pytest.raises(InvalidRequest, match="tools has 1025 tools; the limit is 1024"):
-        tools_of([ResponseTool(type="function")] * 1025)
+        tools_of([{"type": "function"}] * 1025)
 
 
 def test_the_oldest_responses_are_forgotten_when_there_is_no_room() -> None:
@@ -388,6 +394,103 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
     with pytest.raises(openai.BadRequestError) as refused:
         create(Script("Yes."), **fields)
     assert str(refused.value.param).startswith(param)
+
+
+PART = {"type": "input_text", "text": "x"}
+CALLED: dict[str, Any] = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}"}
+RESULT: dict[str, Any] = {"type": "function_call_output", "call_id": "a", "output": [PART]}
+PATCH = {"type": "custom_tool_call", "call_id": "a", "name": "patch", "input": "x"}
+THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+USER = {"role": "user", "content": [PART]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [USER, USER | {"colour": 1}]}, "input[1].colour"),
+        ({"input": [{"role": "user", "content": [PART | {"colour": 1}]}]}, "input[0].content[0].colour"),
+        ({"input": [USER, CALLED | {"colour": 1}]}, "input[1].colour"),
+        ({"input": [RESULT | {"output": [PART | {"colour": 1}]}]}, "input[0].output[0].colour"),
+        ({"input": [RESULT | {"colour": 1}]}, "input[0].colour"),
+        ({"input": [PATCH | {"colour": 1}]}, "input[0].colour"),
+        ({"input": [THOUGHT | {"colour": 1}]}, "input[0].colour"),
+        (
+            {"input": [THOUGHT | {"summary": [THOUGHT["summary"][0] | {"colour": 1}]}]},  # type: ignore[index]
+            "input[0].summary[0].colour",
+        ),
+        ({"tools": [TOOLS[0] | {"colour": 1}]}, "tools[0].colour"),
+        ({"tools": [TOOLS[0] | {"defer_loading": True}]}, "tools[0].defer_loading"),
+        (
+            {"tools": [{"type": "namespace", "name": "a", "tools": [TOOLS[0] | {"x": 1}]}]},
+            "tools[0].tools[0].x",
+        ),
+        ({"tools": [{"type": "namespace", "name": "a", "colour": 1}]}, "tools[0].colour"),
+        ({"tools": [{"type": "web_search", "colour": 1}]}, "tools[0].colour"),
+        (
+            {"tools": [{"type": "custom", "name": "p", "format": {"type": "text", "colour": 1}}]},
+            "tools[0].format.colour",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "name": "weather", "x": 1}},
+            "tool_choice.x",
+        ),
+        ({"tools": TOOLS, "tool_choice": allowed("weather") | {"x": 1}}, "tool_choice.x"),
+        ({"input": [USER, {"role": "user", "content": None}]}, "input[1].content"),
+        ({"input": [USER, RESULT | {"output": None}]}, "input[1].output"),
+        ({"input": [USER, CALLED | {"name": None}]}, "input[1].name"),
+        ({"input": [USER, CALLED | {"call_id": 5}]}, "input[1].call_id"),
+        ({"input": [USER, PATCH | {"input": 5}]}, "input[1].input"),
+        ({"instructions": "x", "input": [{"role": "user", "content": 5}]}, "input[0].content"),
+        ({"tools": [TOOLS[0] | {"strict": 5}]}, "tools[0].strict"),
+        ({"tools": [{"type": []}]}, "tools[0].type"),
+        ({"tools": [{"type": "namespace", "tools": 5}]}, "tools[0].tools"),
+        ({"tools": [{"type": "namespace", "name": 5, "tools": TOOLS}]}, "tools[0].name"),
+        ({"tools": [{"type": "namespace", "tools": [5]}]}, "tools[0].tools[0].type"),
+    ],
+)
+def test_what_nobody_reads_is_refused_by_the_path_that_the_caller_wrote(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(Script("Yes."), **fields)
+    assert refused.value.param == param
+
+
+def test_items_may_have_every_field_that_the_official_client_knows() -> None:
+    """But for what asks for something that this service does not do."""
+    kinds = {
+        "message": (responses.EasyInputMessageParam, responses.ResponseOutputMessageParam),
+        "function_call": (responses.ResponseFunctionToolCallParam,),
+        "custom_tool_call": (responses.ResponseCustomToolCallParam,),
+        "function_call_output": (response_input_item_param.FunctionCallOutput,),
+        "custom_tool_call_output": (responses.ResponseCustomToolCallOutputParam,),
+        "reasoning": (responses.ResponseReasoningItemParam,),
+    }
+    assert kinds.keys() == ITEMS.keys()
+    for kind, params in kinds.items():
+        known = set().union(*(one.__annotations__ for one in params))
+        assert known <= ITEMS[kind].meant | ITEMS[kind].idle, kind
+    for part in (responses.ResponseInputTextParam, responses.ResponseOutputTextParam):
+        assert set(part.__annotations__) <= items.PART.meant | items.PART.idle
+    tools = {"function": responses.FunctionToolParam, "custom": responses.CustomToolParam}
+    tools |= {"namespace": responses.NamespaceToolParam, "web_search": responses.WebSearchToolParam}
+    for kind, param in tools.items():
+        of_tool = TOOL_KEYS[kind]
+        named = of_tool.meant | of_tool.idle | set(of_tool.fixed)
+        assert set(param.__annotations__) - {"output_schema"} <= named, kind
+
+
+def test_a_message_may_have_every_field_that_the_official_client_knows() -> None:
+    """But for calls and answers of kinds that this service does not have."""
+    params: list[Any] = [chat.ChatCompletionAssistantMessageParam, chat.ChatCompletionToolMessageParam]
+    params += [chat.ChatCompletionUserMessageParam, chat.ChatCompletionDeveloperMessageParam]
+    params += [chat.ChatCompletionMessage, chat.ParsedChatCompletionMessage]
+    known = set().union(*(one.__annotations__ for one in params)) - {"audio", "function_call"}
+    assert known <= keys.MESSAGE.meant | keys.MESSAGE.idle
+    call: set[str] = set(chat.ChatCompletionMessageFunctionToolCall.__annotations__)
+    assert call <= keys.CALL.meant
+    assert set(ParsedFunction.__annotations__) <= keys.CALLED.meant | keys.CALLED.idle
+    assert set(chat.ChatCompletionContentPartTextParam.__annotations__) <= keys.TEXT.meant | keys.TEXT.idle
 
 
 def test_a_tool_of_a_namespace_is_called_with_it() -> None:

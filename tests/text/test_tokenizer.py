@@ -328,7 +328,11 @@ def test_conversations_become_the_ids_that_transformers_gives(tmp_path: Path, na
     actor = start(tmp_path, max_model_len=2000)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     system = [] if name == "gemma" else [{"role": "system", "content": " Be kind. "}]
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "ß<", "n": [1, None]}}]}
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "ß<", "arguments": {"n": [1, None]}}}],
+    }
     for messages in (CONVERSATION, CONVERSATION[:1], system + CONVERSATION, [*CONVERSATION, call]):
         expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert prompt_ids(actor, messages) == expected
@@ -355,7 +359,8 @@ def test_text_parts_are_joined(actor: Tokenizer) -> None:
             "messages[0].content[0] is {'type': 'image_url'}; expected a part of type 'text': this service reads and "
             "writes text, also where its model has parts for more",
         ),
-        ([{"role": "user", "content": "", "x": b"raw"}], None),
+        ([{"role": "user", "content": "", "name": b"raw"}], None),
+        ([{"role": "user", "content": "", "x": b"raw"}], "messages[0].x is no field that is read here"),
         ([{"role": "assistant", "tool_calls": b"raw"}], "expected a list of calls"),
     ],
 )

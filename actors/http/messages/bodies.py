@@ -12,14 +12,16 @@ CacheControl = dict[str, Any]
 """Where a client would have a prefix cached: all are, as far as there is room."""
 
 
-class MessagesTool(Struct, kw_only=True):
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
-    input_schema: dict[str, Any] | None = None
-    description: str | None = None
-    type: str | None = None
-    """``custom`` or left out: the caller carries it out."""
-    strict: bool | None = None
-    cache_control: CacheControl | None = None
+MessagesTool = Annotated[
+    dict[str, Any],
+    Meta(
+        extra_json_schema={
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 128}},
+        }
+    ),
+]
+"""A tool that the caller carries out; its keys are in ``reading.py``."""
 
 
 class Choice(Body, kw_only=True):
@@ -28,7 +30,7 @@ class Choice(Body, kw_only=True):
     disable_parallel_tool_use: bool | None = None
 
 
-class Thinking(Struct, kw_only=True):
+class Thinking(Body, kw_only=True):
     type: Literal["enabled", "disabled", "adaptive"]
     """For chat templates that know ``enable_thinking``."""
     budget_tokens: int | None = None
@@ -46,18 +48,19 @@ class OutputConfig(Body, kw_only=True):
     format: OutputFormat | None = None
 
 
-class SystemPart(Struct, kw_only=True):
+class SystemPart(Body, kw_only=True):
     type: Literal["text"]
     text: str
     cache_control: CacheControl | None = None
+    citations: list[dict[str, Any]] | None = None
 
 
-class MessageParam(Struct, kw_only=True):
+class MessageParam(Body, kw_only=True):
     role: Literal["user", "assistant", "system"]
     content: str | list[dict[str, Any]]
 
 
-class Metadata(Struct, kw_only=True):
+class Metadata(Body, kw_only=True):
     user_id: str | None = None
 
 

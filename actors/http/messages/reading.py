@@ -1,21 +1,21 @@
-"""From the blocks of a ``/v1/messages`` to the messages of a conversation."""
+"""From the request of a ``/v1/messages`` to a conversation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from ....protocol.errors import brief
 from ....protocol.formats.tools import PARAMETERS, FunctionName, NamedTool, Tool, converted
 from ....protocol.limits import MAX_TOOLS
 from ....protocol.sampling import counted
 from ...text.prompts.chat_template import ChatTemplates
-from ...text.prompts.conversation import call_arguments
+from ...text.prompts.keys import Keys, kept
 from ..bodies.requests import ChatBody, ChatFields, JsonSchema, ResponseFormat
 from ..errors import Problem
-from .bodies import Choice, CountFields, MessagesFields, MessagesTool
-
-Message = dict[str, Any]
+from .blocks import Message, content_of, plain
+from .bodies import Choice, CountFields, MessagesFields
 
 WRITTEN = {
     "stop": "stop_sequences",
@@ -25,6 +25,23 @@ WRITTEN = {
     PARAMETERS: "tools[{}].input_schema",
 }
 """Names of a conversation's fields to those of this API."""
+
+TOOL = Keys(
+    "a tool",
+    frozenset(("name", "input_schema", "description", "type", "strict")),
+    frozenset(("cache_control", "eager_input_streaming")),
+    {"allowed_callers": ["direct"], "defer_loading": False},
+)
+
+
+class CustomTool(Struct, kw_only=True):
+    """A tool that the caller carries out."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    input_schema: dict[str, Any] | None = None
+    description: str | None = None
+    type: str | None = None
+    strict: bool | None = None
 
 
 def conversation(body: CountFields, templates: ChatTemplates | str) -> ChatFields:
@@ -72,26 +89,29 @@ def template_arguments(body: CountFields, templates: ChatTemplates | str) -> dic
     return given
 
 
-def tools_of(tools: list[MessagesTool]) -> list[Tool]:
+def tools_of(tools: list[dict[str, Any]]) -> list[Tool]:
     counted("tools", len(tools), MAX_TOOLS, "tools")
-    made: list[Any] = []
-    for number, tool in enumerate(tools):
-        if tool.type not in (None, "custom"):
-            where = f"tools[{number}].type"
-            raise Problem(
-                400,
-                f"{where} is {tool.type!r:.80}; this service has no tools of its own: give custom tools, which the"
-                " caller carries out",
-                param=where,
-            )
-        function = {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": schema_of(tool.input_schema),
-            "strict": tool.strict,
-        }
-        made.append({"type": "function", "function": function})
-    return converted("tools", made, list[Tool])
+    return converted(
+        "tools", [tool_of(f"tools[{number}]", tool) for number, tool in enumerate(tools)], list[Tool]
+    )
+
+
+def tool_of(where: str, tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") not in (None, "custom"):
+        raise Problem(
+            400,
+            f"{where}.type is {brief(tool['type'])}; this service has no tools of its own: give custom tools, which"
+            " the caller carries out",
+            param=f"{where}.type",
+        )
+    read = converted(where, kept(where, tool, TOOL), CustomTool)
+    function = {
+        "name": read.name,
+        "description": read.description,
+        "parameters": schema_of(read.input_schema),
+        "strict": read.strict,
+    }
+    return {"type": "function", "function": function}
 
 
 def schema_of(given: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -106,81 +126,15 @@ def schema_of(given: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def choice_of(choice: Choice | None, tools: bool) -> Any:
-    if choice is None or (choice.type in ("auto", "none") and not tools):
+    if choice is None:
+        return None
+    if choice.name is not None and choice.type != "tool":
+        message = f"tool_choice.name goes with type tool, not {choice.type}; leave it out"
+        raise Problem(400, message, param="tool_choice.name")
+    if choice.type in ("auto", "none") and not tools:
         return None
     if choice.type == "tool":
         if not choice.name:
             raise Problem(400, "tool_choice.name is missing", param="tool_choice.name")
         return NamedTool(type="function", function=FunctionName(name=choice.name))
     return "required" if choice.type == "any" else choice.type
-
-
-# --- blocks ---------------------------------------------------------------------------------------
-
-
-def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Message]:
-    """One message of several blocks: results of calls are messages of their own, before what the user says."""
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    results: list[Message] = []
-    message: Message = {"role": role}
-    texts: list[str] = []
-    for number, block in enumerate(content):
-        place = f"{where}.content[{number}]"
-        kind = block.get("type")
-        if kind == "text":
-            texts.append(text_in(place, block))
-        elif kind == "thinking" and role == "assistant":
-            message["reasoning"] = message.get("reasoning", "") + str(block.get("thinking", ""))
-        elif kind == "redacted_thinking" and role == "assistant":
-            continue  # nobody but who encrypted it can read it
-        elif kind == "tool_use" and role == "assistant":
-            given = block.get("input")
-            arguments = call_arguments(f"{place}.input", {} if given is None else given)
-            function = {"name": block.get("name"), "arguments": arguments}
-            call = {"id": block.get("id"), "type": "function", "function": function}
-            message.setdefault("tool_calls", []).append(call)
-        elif kind == "tool_result" and role == "user":
-            told = list(result_texts(place, block.get("content")))
-            results.append(
-                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content_of(told)}
-            )
-        else:
-            raise Problem(
-                400,
-                f"{place} is {brief(block)}; expected a block of type text, or tool_result of a user, or tool_use or"
-                " thinking of an assistant: this service reads and writes text",
-                param=place,
-            )
-    if texts or not results:
-        # What a model wrote is one text, between whose blocks calls and sources may have stood.
-        message["content"] = content_of(texts) if role != "assistant" else "".join(texts)
-    return [*results, message] if len(message) > 1 else results
-
-
-def content_of(texts: list[str]) -> str | list[dict[str, str]]:
-    """Several texts are parts, as in any other conversation: the chat template decides how they are put together."""
-    if len(texts) > 1:
-        return [{"type": "text", "text": text} for text in texts]
-    return "".join(texts)
-
-
-def text_in(place: str, block: dict[str, Any]) -> str:
-    text = block.get("text")
-    if not isinstance(text, str):
-        raise Problem(400, f"{place}.text is {brief(text)}; give a text", param=f"{place}.text")
-    return text
-
-
-def result_texts(place: str, content: Any) -> Iterator[str]:
-    """The texts of a tool's result."""
-    if content is None:
-        return
-    if isinstance(content, str):
-        yield content
-        return
-    for number, part in enumerate(content if isinstance(content, list) else [content]):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            where = f"{place}.content[{number}]"
-            raise Problem(400, f"{where} is {brief(part)}; expected a text block", param=where)
-        yield text_in(f"{place}.content[{number}]", part)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..bodies.requests import Body, Sampling, completed
 
-
-class ResponseTool(Struct, kw_only=True):
-    """A function; a ``custom`` tool, whose input is a text; or a ``namespace`` of either."""
-
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-    format: dict[str, Any] | None = None
-    """The form of a custom tool's text: only ``{"type": "text"}`` is kept to."""
-    tools: list[ResponseTool] | None = None
-    """The tools of a namespace."""
-    external_web_access: bool | None = None
+ResponseTool = Annotated[
+    dict[str, Any],
+    Meta(extra_json_schema={"required": ["type"], "properties": {"type": {"type": "string"}}}),
+]
+"""One tool: which fields it may have depends on its type (``tools.py``)."""
 
 
 class TextFormat(Body, kw_only=True):
@@ -55,6 +44,7 @@ class ResponseFields(Sampling, kw_only=True):
     """A text of the user, or items: messages, calls, their outputs, thoughts."""
     instructions: str | None = None
     tools: list[ResponseTool] | None = None
+    """Functions, custom tools, whose input is a text, and namespaces of either."""
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
@@ -130,22 +120,3 @@ class Deleted(Struct, kw_only=True):
     id: str
     object: Literal["response"]
     deleted: Literal[True]
-
-
-OFFERED_NOWHERE = frozenset({"web_search"})
-"""Tools of OpenAI's own that agents send unasked. The model is not told of them, and so does not use them."""
-
-
-def all_tools(tools: Sequence[ResponseTool]) -> Iterator[tuple[str, str | None, ResponseTool]]:
-    """Each tool that can be called, with its place in the body and its namespace."""
-    for number, tool in enumerate(tools):
-        if tool.type == "namespace":
-            for inner, one in enumerate(tool.tools or ()):
-                yield f"tools[{number}].tools[{inner}]", tool.name, one
-        elif tool.type not in OFFERED_NOWHERE:
-            yield f"tools[{number}]", None, tool
-
-
-def plain(value: Any) -> Any:
-    """A struct as it goes into an answer."""
-    return msgspec.to_builtins(value)

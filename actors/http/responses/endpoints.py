@@ -17,9 +17,10 @@ from ..endpoints import chat
 from ..errors import Problem, is_fault, log_fault
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
-from .bodies import ResponseBody, ResponseFields, all_tools, plain
+from .bodies import ResponseBody, ResponseFields
 from .reading import WRITTEN, conversation
 from .store import Stored
+from .tools import all_tools
 from .writing import Output, ResponseEvents, new_id
 
 NAMES = tuple(field.name for field in PARAMETERS)
@@ -193,7 +194,7 @@ def first_body(service: Service, request: Request, body: ResponseFields) -> dict
         "tools": [
             {
                 key: value
-                for key, value in plain(tool).items()
+                for key, value in ({"strict": None, "parameters": None} | tool).items()
                 if value is not None or key in ("strict", "parameters")
             }
             for tool in body.tools or ()

@@ -15,14 +15,12 @@ from ....protocol.errors import InvalidRequest, brief
 from ....protocol.formats.ids import CallIdForm, CallIds
 from ....protocol.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS
 from ....protocol.sampling import counted
+from .keys import CALL, CALLED, FUNCTION, MESSAGE, REASONING, REFUSAL, TEXT, TOOL, kept
 
 Message = dict[str, Any]
 
 MESSAGES_AT_ONCE = 1000
 """Messages between two pauses: a few milliseconds of work."""
-
-REASONING = ("reasoning", "reasoning_content", "thinking")
-"""What templates and clients call the thoughts before an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,10 @@ class Style:
 
 
 def plain_messages(
-    messages: list[Message], max_bytes: int, style: Style = Style()
+    messages: list[Message], max_bytes: int, style: Style = Style(), named: frozenset[str] = frozenset()
 ) -> Generator[int, None, list[Message]]:
     """The conversation in the template's style: no empty fields, roles and arguments as the template knows them.
+    ``named`` are keys that the template reads.
 
     Pauses now and then, and says how many messages are left. ``InvalidRequest`` names the place of what is wrong.
     """
@@ -71,14 +70,14 @@ def plain_messages(
                 " send fewer",
                 param="messages",
             )
-        plain.append(plain_message(where, message, style, ids))
+        plain.append(plain_message(where, message, style, ids, named))
         if index % MESSAGES_AT_ONCE == MESSAGES_AT_ONCE - 1:
             yield len(messages) - index
     return plain
 
 
-def plain_message(where: str, message: Message, style: Style, ids: CallIds) -> Message:
-    message = {key: value for key, value in message.items() if value is not None}
+def plain_message(where: str, message: Message, style: Style, ids: CallIds, named: frozenset[str]) -> Message:
+    message = kept(where, message, MESSAGE, named)
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise InvalidRequest(
@@ -93,7 +92,7 @@ def plain_message(where: str, message: Message, style: Style, ids: CallIds) -> M
             raise InvalidRequest(said, param=f"{where}.tool_calls")
         if calls:
             message["tool_calls"] = [
-                plain_call(f"{where}.tool_calls[{i}]", call, ids) for i, call in enumerate(calls)
+                plain_call(f"{where}.tool_calls[{i}]", call, ids, named) for i, call in enumerate(calls)
             ]
     if (
         "refusal" in message
@@ -125,12 +124,12 @@ def plain_content(where: str, content: Any, style: Style) -> str | list[dict[str
         )
     texts: list[str] = []
     for index, part in enumerate(content):
-        text = text_of(part)
+        text, place = text_of(part), f"{where}[{index}]"
         if not isinstance(text, str):
-            place = f"{where}[{index}]"
             raise InvalidRequest(
                 f"{place} is {brief(part)}; expected a part of type 'text'{only_text(part)}", param=place
             )
+        kept(place, part, REFUSAL if part.get("type") == "refusal" else TEXT)
         texts.append(text)
     if style.takes_parts:
         return [{"type": "text", "text": text} for text in texts]
@@ -153,19 +152,18 @@ def only_text(part: Any) -> str:
     )
 
 
-def plain_call(where: str, call: Any, ids: CallIds) -> dict[str, Any]:
+def plain_call(where: str, call: Any, ids: CallIds, named: frozenset[str]) -> dict[str, Any]:
     """A call with its arguments as a map: OpenAI's clients send them as JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequest(f"{where} is no call of a function: {brief(call)}", param=where)
-    call = call | {"function": function}
+    call, function = kept(where, call, CALL, named), kept(f"{where}.function", function, CALLED, named)
     if isinstance(call.get("id"), str):
         call["id"] = ids.of_call(call["id"], function["name"])
-    given = function.get("arguments")
-    if given is None:
-        return call
-    arguments = call_arguments(f"{where}.function.arguments", given)
-    return call | {"function": function | {"arguments": arguments}}
+    if "arguments" in function:
+        place = f"{where}.function.arguments"
+        function["arguments"] = call_arguments(place, function["arguments"])
+    return call | {"function": function}
 
 
 def call_arguments(place: str, given: Any) -> dict[str, Any]:
@@ -192,21 +190,27 @@ def brackets_in_arguments(message: Message) -> int:
     return sum(text.count("[") + text.count("{") for text in texts if isinstance(text, str))
 
 
-def plain_tools(tools: Any) -> Any:
-    """Tools without empty fields, and in the order that their documentation has, which templates write them in."""
+def plain_tools(tools: Any, named: frozenset[str] = frozenset()) -> Any:
+    """Tools without empty fields, and in the order that their documentation has, which templates write them in.
+    ``named`` are keys that the template reads."""
     if not isinstance(tools, list):
         raise InvalidRequest(f"tools is {brief(tools)}; expected a list of functions", param="tools")
     counted("tools", len(tools), MAX_TOOLS, "tools")
-    return [in_order(tool, ("type", "function")) for tool in tools]
+    return [plain_tool(f"tools[{number}]", tool, named) for number, tool in enumerate(tools)]
 
 
-def in_order(value: Any, names: tuple[str, ...]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ordered = {name: value[name] for name in (*names, *value) if value.get(name) is not None}
-    if isinstance(ordered.get("function"), dict):
-        ordered["function"] = in_order(ordered["function"], ("name", "description", "parameters", "strict"))
-    return ordered
+def plain_tool(where: str, tool: Any, named: frozenset[str]) -> Any:
+    if not isinstance(tool, dict):
+        return tool
+    tool = in_order(kept(where, tool, TOOL, named), ("type", "function"))
+    if isinstance(tool.get("function"), dict):
+        function = kept(f"{where}.function", tool["function"], FUNCTION, named)
+        tool["function"] = in_order(function, ("name", "description", "parameters", "strict"))
+    return tool
+
+
+def in_order(value: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value[name] for name in (*names, *value) if name in value}
 
 
 def measure(where: str, value: Any, depth: int = 0) -> int:

@@ -124,10 +124,10 @@ class Prompts:
         ending = Ending.of(given)
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
-        if "tools" in given:
-            given["tools"] = plain_tools(given["tools"])
         template = self.chat_templates.choose(given)
-        plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style)
+        if "tools" in given:
+            given["tools"] = plain_tools(given["tools"], template.keys)
+        plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style, template.keys)
         if self.sanitizer is not None:
             plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
         written = template.write(plain, given, add_generation_prompt=ending.add_generation_prompt)
