@@ -6,7 +6,7 @@ import msgspec
 
 from ..messages import Delta
 from .ids import CallIds
-from .json_parts import DECODER
+from .json_parts import DECODER, JsonWords
 from .tools import Offer
 
 
@@ -60,6 +60,8 @@ class Reader:
         self.name = ""
         self.kept: list[str] | None = None
         """The arguments so far of a call that is checked before it is handed over."""
+        self.words = JsonWords()
+        """Of the arguments of the call that was handed over last."""
         self.dropped = False
         """The call that is being read is not handed over: one alone is asked for, and this is another."""
 
@@ -95,7 +97,7 @@ class Reader:
         """To the call that was begun last."""
         if self.kept is not None:
             self.kept.append(text)
-        elif text and not self.dropped:
+        elif not self.dropped and (text := self.words.feed(text)):
             parts, index = self.parsed.calls, self.calls - 1
             if parts and parts[-1].index == index:
                 parts[-1].arguments += text
@@ -114,6 +116,7 @@ class Reader:
             self.say(as_written)
 
     def hand_over(self, name: str) -> None:
+        self.words = JsonWords()
         self.dropped = self.offered.single and self.calls > 0
         if not self.dropped:
             self.parsed.calls.append(CallPart(index=self.calls, id=self.ids.new(name), name=name))

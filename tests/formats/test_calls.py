@@ -42,10 +42,10 @@ def read(
 
 
 def read_raw(
-    *parts: str, offered: Offer | None = None, at_limit: bool = False
+    *parts: str, offered: Offer | None = None, at_limit: bool = False, formats: Formats | None = None
 ) -> tuple[str, list[tuple[str, str]]]:
     """The same with the arguments as they came."""
-    reader = calls_reader(Formats(), offered or offer(TOOLS, None, None), CallIds("any"))
+    reader = calls_reader(formats or Formats(), offered or offer(TOOLS, None, None), CallIds("any"))
     said = [reader.take() for part in parts if reader.feed(part) is None]
     reader.end(at_limit=at_limit)
     said.append(reader.take())
@@ -731,3 +731,29 @@ def test_a_strict_schema_may_say_what_no_value_can_offend() -> None:
         assert len(read(answer, offered=offered)[1]) == calls
     with pytest.raises(InvalidRequest, match="has 'dependentRequired'"):
         offer(strictly({"dependentRequired": {}}), "auto", None)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("NaN", None),
+        ("[-Infinity, Infinity, 1, -1]", [None, None, 1, -1]),
+        ("[True, False, None, true, false, null]", [True, False, None, True, False, None]),
+        (r'"NaN, \\ \" -Infinity"', r"NaN, \ " + '" -Infinity'),
+        (r'{"Infinity": NaN, "\\": [NaN]}', {"Infinity": None, "\\": [None]}),
+    ],
+)
+@pytest.mark.parametrize("format", ["hermes", "kimi_k2", "granite", "mistral"])
+def test_arguments_that_are_handed_over_as_they_come_have_the_words_of_json_for_those_of_python(
+    written: str, told: object, format: str
+) -> None:
+    arguments = f'{{"city": {written}}}'
+    answer = {
+        "hermes": f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>',
+        "kimi_k2": f"<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{arguments}<|tool_call_end|>",
+        "granite": f'<|tool_call|>[{{"name": "weather", "arguments": {arguments}}}]',
+        "mistral": f"[TOOL_CALLS]weather[ARGS]{arguments}",
+    }[format]
+    for parts in ((answer,), answer, [answer[at : at + 3] for at in range(0, len(answer), 3)]):
+        text, [(name, came)] = read_raw(*parts, formats=Formats(tool_calls=format))
+        assert (text, name, plain_json(came)) == ("", "weather", {"city": told})
