@@ -62,11 +62,13 @@ class CallReader(Reader):
         """Text that may be, or may become, part of a call."""
         self.where = "start"
         """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one;
-        ``arguments`` of one that is handed over, and ``behind`` them."""
+        ``arguments`` of one that is handed over, the ``rest`` of that, and ``behind`` it."""
         self.opening = ""
         """The mark that began the call."""
         self.end_of_call = EndOfCall()
         self.arguments = ObjectEnd()
+        self.object = ObjectEnd()
+        """The call that these are the arguments of."""
         self.after_call = False
         """Nothing but space has come since a call: if another one follows, it is dropped."""
 
@@ -91,13 +93,19 @@ class CallReader(Reader):
             part = self.buffer if end < 0 else self.buffer[:end]
             self.buffer = self.buffer[len(part) :]
             self.add_arguments(part)
-            self.where = "arguments" if end < 0 else "behind"
+            self.where = "arguments" if end < 0 else "rest"
             return end >= 0
-        _, found, self.buffer = cut_at(self.buffer, (CLOSE, OPEN))
-        if found is not None:
-            self.buffer = (OPEN if found == OPEN else "") + self.buffer
-            self.where, self.after_call = "text", True
-        return found is not None
+        if self.where == "rest":
+            end = self.object.find(self.buffer)
+            self.buffer = "" if end < 0 else self.buffer[end:]
+            self.where = "rest" if end < 0 else "behind"
+            return end >= 0
+        begun = self.buffer.lstrip(" \t\r\n}")
+        if begun != CLOSE and CLOSE.startswith(begun):
+            return False
+        self.buffer = begun.removeprefix(CLOSE) if begun.startswith(CLOSE) else self.buffer
+        self.where, self.after_call = "text", True
+        return True
 
     def look_for_call(self) -> bool:
         """Whether a call begins; what stands before it, or is none for sure, is text."""
@@ -121,7 +129,8 @@ class CallReader(Reader):
             return False
         name, at = found
         self.begin_call(name)
-        self.buffer, self.where, self.arguments = self.buffer[at:], "arguments", ObjectEnd()
+        self.buffer, self.where = self.buffer[at:], "arguments"
+        self.arguments, self.object = ObjectEnd(), ObjectEnd(depth=1)
         return True
 
     def look_for_end(self) -> bool:

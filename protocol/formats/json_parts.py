@@ -99,8 +99,9 @@ class ObjectEnd:
     A ``<`` outside of quotes, which no JSON has, ends it too: it begins the mark behind a value that lacks its end.
     """
 
-    def __init__(self) -> None:
-        self.depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        """``depth``: how many are open already."""
+        self.depth = depth
         self.quoted = False
         self.escaped = False
         """The last part ended with a backslash."""

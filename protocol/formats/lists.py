@@ -27,6 +27,8 @@ class CallList:
         self.closing = closing or ("]",)
         self.between = ""
         """What stands since the last object."""
+        self.ended = False
+        """Its bracket has come, and nothing but the mark behind it can be part of it."""
         self.object: ObjectEnd | None = None
         self.arguments: ObjectEnd | None = None
         """The arguments of a call that was begun; None as well when they are complete."""
@@ -37,13 +39,18 @@ class CallList:
     def feed(self, text: str) -> str | None:
         """The text behind the list; None if it has not ended."""
         while True:
+            if self.ended:
+                return self.behind(text)
             if self.object is None:
-                _, found, text = cut_at(self.between + text, ("{", *self.closing))
+                _, found, text = cut_at(self.between + text, ("{", "]", *self.closing))
                 self.between = text if found is None else ""
                 if found is None:
                     return None
                 if found in self.closing:
                     return text
+                if found == "]":
+                    self.ended = True
+                    continue
                 text = found + text
                 self.object, self.arguments, self.begun, self.written = ObjectEnd(), None, False, []
             end = self.object.find(text)
@@ -52,6 +59,18 @@ class CallList:
                 return None
             self.complete()
             self.object, text = None, text[end:]
+
+    def behind(self, text: str) -> str | None:
+        """As ``feed``, once the bracket has come."""
+        text, self.between = self.between + text, ""
+        begun = text.lstrip()
+        for mark in self.closing:
+            if begun.startswith(mark):
+                return begun.removeprefix(mark)
+        if any(mark.startswith(begun) for mark in self.closing):
+            self.between = text
+            return None
+        return text
 
     def read(self, part: str) -> None:
         self.written.append(part)

@@ -30,6 +30,10 @@ NAME = re.compile(r"(?:functions\.)?([^\s:\[]+)(?::\d+)?\s*(?:\[CALL_ID\].*)?", 
 """A name with what may stand around it: a namespace, the number or the id of the call."""
 
 
+SPACE = re.compile(r"[\s}]*(?:```)?\s*")
+"""What may stand between the arguments of a call and the mark that closes it."""
+
+
 class MarkedCalls(Reader):
     """Reads an answer in which calls stand between marks. Space between two of them is the format's."""
 
@@ -113,7 +117,7 @@ class MarkedCalls(Reader):
         rest = self.list.feed(buffer) if buffer else None
         if rest is None:
             return False
-        self.buffer, self.where, self.after_call = rest, "text", True
+        self.buffer, self.where, self.after_call, self.written = rest, "text", True, []
         return True
 
     def read_before(self) -> bool:
@@ -146,16 +150,16 @@ class MarkedCalls(Reader):
         return True
 
     def read_behind(self) -> bool:
-        """Drop the text between the arguments and the mark that closes the call."""
-        before, found, rest = cut_at(self.buffer, (self.marks.closing, self.marks.opening))
-        self.written.append(before)
-        self.buffer = rest
-        if found is None:
+        """Look for the mark that closes the call; if anything else follows, that is text."""
+        closing = self.marks.closing
+        space = SPACE.match(self.buffer)
+        assert space is not None
+        begun = self.buffer[space.end() :]
+        if begun.startswith(closing):
+            self.written.append(self.buffer[: space.end()] + closing)
+            self.buffer = begun.removeprefix(closing)
+        elif any(mark.startswith(begun) for mark in ("```", closing)):
             return False
-        if found == self.marks.opening:
-            self.buffer = found + rest
-        else:
-            self.written.append(found)
         self.complete()
         return True
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from .ids import CallIds
 from .json_parts import as_json
+from .marks import cut_at
 from .reader import Reader
 from .tools import Offer
 
@@ -29,46 +30,127 @@ MAX_CHARACTERS = 100_000
 
 
 class PythonCalls(Reader):
-    """Reads an answer that is a list of calls and nothing else; any other is text."""
+    """Reads lists of calls: those between marks, wherever they stand, and one without that is the whole answer.
+
+    Space around the marks is the format's.
+    """
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
         super().__init__(offered, ids)
-        self.buffer: str | None = ""
-        """None: the answer is text."""
+        self.where = "start"
+        """``start``: only space has come; ``list``: what may be one; ``text``."""
+        self.buffer = ""
+        """What has come and is not decided yet."""
+        self.opening = ""
+        """The mark that the list began with, with the space before it; nothing: it began without one."""
+        self.list_end = ListEnd()
+        self.after_call = False
+        """Nothing but space has come since a list of calls."""
 
     def feed(self, text: str) -> None:
-        if self.buffer is None:
-            self.say(text)
-            return
         self.buffer += text
-        if len(self.buffer) - len(text) > MAX_CHARACTERS or self.may_be_calls(self.buffer[:256]):
-            return
-        self.say(self.buffer)
-        self.buffer = None
+        if self.where == "start":
+            begun = self.buffer.lstrip()
+            if not begun:
+                return
+            self.where = "list" if begun[0] == "[" else "text"
+            self.after_call = True  # space before a list is the format's too
+        while self.look_for_end() if self.where == "list" else self.look_for_list():
+            pass
 
-    def may_be_calls(self, begun: str) -> bool:
-        begun = begun.lstrip()
-        for mark in MARKS:
-            if begun.startswith(mark):
-                begun = begun[len(mark) :].lstrip()
-            elif mark.startswith(begun):
-                return True
-        return not begun or BEGINNING.fullmatch(begun) is not None
+    def look_for_list(self) -> bool:
+        """Whether a list begins; what stands before it is text."""
+        before, found, rest = cut_at(self.buffer, MARKS)
+        if found is None and self.after_call and not before.strip():
+            return False  # what follows decides whether this space is part of the text
+        space = before if self.after_call and not before.strip() else ""
+        if not space:
+            self.say(before)
+            self.after_call = self.after_call and not before
+        self.buffer = rest
+        if found in OPENING:
+            self.where, self.opening, self.list_end = "list", space + found, ListEnd()
+        return found is not None
 
-    def end(self, *, at_limit: bool) -> None:
-        buffer, self.buffer = self.buffer or "", None
-        text = buffer.strip()
-        for mark in MARKS:
-            text = text.removeprefix(mark).removesuffix(mark).strip()
-        calls = read_calls(text, self.offered)
+    def look_for_end(self) -> bool:
+        """Whether the list ends, or turns out to be none."""
+        begun = without_opening(self.buffer[:256])
+        may_be = any(mark.startswith(begun) for mark in OPENING) or BEGINNING.fullmatch(begun) is not None
+        if not may_be or len(self.buffer) > MAX_CHARACTERS:
+            first = 0 if self.opening else 1
+            self.say_list(self.buffer[:first])
+            self.buffer = self.buffer[first:]
+            return True
+        end = self.list_end.find(self.buffer)
+        if end is not None:
+            self.take_list(self.buffer[: end.start], self.buffer[: end.stop])
+            self.buffer = self.buffer[end.stop :]
+        return end is not None
+
+    def take_list(self, inside: str, as_written: str) -> None:
+        calls = read_calls(without_opening(inside).rstrip(), self.offered)
         if calls is None:
-            if not (at_limit and FIRST_CALL.match(text)):
-                self.say(buffer)
+            self.say_list(as_written)
             return
         for name, arguments in calls:
             self.begin_call(name)
             self.add_arguments(as_json(arguments))
-            self.end_call(buffer)
+            self.end_call(self.opening + as_written)
+        self.where, self.opening, self.after_call = "text", "", True
+
+    def say_list(self, as_written: str) -> None:
+        """What looked like a list of calls is none."""
+        self.say(self.opening + as_written)
+        self.where, self.opening, self.after_call = "text", "", False
+
+    def end(self, *, at_limit: bool) -> None:
+        buffer, self.buffer = self.buffer, ""
+        if self.where == "list":
+            text = without_opening(buffer).rstrip()
+            if not (at_limit and FIRST_CALL.match(text) and read_calls(text, self.offered) is None):
+                self.take_list(buffer, buffer)
+        elif not (self.calls and self.after_call and not buffer.strip()):
+            self.say(buffer)
+
+
+def without_opening(text: str) -> str:
+    """One mark may stand behind another."""
+    text = text.lstrip()
+    for mark in OPENING:
+        text = text.removeprefix(mark).lstrip()
+    return text
+
+
+TOKEN = re.compile(r"""\\.|["']|<[^<"'\\]{0,32}|[^\\"'<]+|\\""", re.DOTALL)
+"""What a list of calls is made of. No mark is longer than 32 characters."""
+
+
+class ListEnd:
+    """Finds the mark behind a list of calls, which is not inside of quotes.
+
+    What was looked at is not looked at again when more has come.
+    """
+
+    def __init__(self) -> None:
+        self.quote = ""
+        self.at = 0
+
+    def find(self, buffer: str) -> slice | None:
+        """The mark, in the text that begins with the list; None: it has not come."""
+        while (found := TOKEN.match(buffer, self.at)) is not None:
+            token = found[0]
+            if token == "\\" and found.end() == len(buffer):
+                return None
+            if token in ("'", '"'):
+                self.quote = token if not self.quote else "" if self.quote == token else self.quote
+            elif token[0] == "<" and not self.quote:
+                closing = next((mark for mark in CLOSING if token.startswith(mark)), None)
+                if closing is not None:
+                    return slice(self.at, self.at + len(closing))
+                if any(mark.startswith(token) for mark in CLOSING):
+                    return None
+            self.at = found.end()
+        return None
 
 
 def read_calls(text: str, offered: Offer) -> list[tuple[str, dict[str, Any]]] | None:

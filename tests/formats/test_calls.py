@@ -34,10 +34,10 @@ TOOLS = [
 
 
 def read(
-    *parts: str, offered: Offer | None = None, at_limit: bool = False
+    *parts: str, offered: Offer | None = None, at_limit: bool = False, formats: Formats | None = None
 ) -> tuple[str, list[tuple[str, object]]]:
     """The text and the calls that parts of an answer give together."""
-    text, calls = read_raw(*parts, offered=offered, at_limit=at_limit)
+    text, calls = read_raw(*parts, offered=offered, at_limit=at_limit, formats=formats)
     return text, [(name, json.loads(arguments)) for name, arguments in calls]
 
 
@@ -757,3 +757,94 @@ def test_arguments_that_are_handed_over_as_they_come_have_the_words_of_json_for_
     for parts in ((answer,), answer, [answer[at : at + 3] for at in range(0, len(answer), 3)]):
         text, [(name, came)] = read_raw(*parts, formats=Formats(tool_calls=format))
         assert (text, name, plain_json(came)) == ("", "weather", {"city": told})
+
+
+BEHIND = {
+    "LFM2": ("pythonic", '<|tool_call_start|>[weather(city="Rome")]<|tool_call_end|>', "Let me see."),
+    "LFM2, a mark in quotes": (
+        "pythonic",
+        '<|tool_call_start|>[weather(city="<|tool_call_end|>")]<|tool_call_end|>',
+        "Let me see.",
+    ),
+    "LFM2, no first mark": ("pythonic", '[weather(city="Rome")]<|tool_call_end|>', "Let me see."),
+    "Llama 4": ("llama4_pythonic", '<|python_start|>[weather(city="Rome")]<|python_end|>', "\nLet me see."),
+    "Hermes": (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>',
+        " Let me",
+    ),
+    "Hermes, not closed": (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}',
+        "\nLet me",
+    ),
+    "Kimi K2": (
+        "kimi_k2",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+        '{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
+        "Let me see.",
+    ),
+    "Kimi K2, not closed": (
+        "kimi_k2",
+        '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Rome"}',
+        "\nLet me see.",
+    ),
+    "Kimi K2, only the section is closed": (
+        "kimi_k2",
+        '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Rome"}<|tool_calls_section_end|>',
+        "Let me see.",
+    ),
+    "DeepSeek V3": (
+        "deepseek_v3",
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "Let me see.",
+    ),
+    "Mistral": ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', "Let me see."),
+    "Mistral, a list": (
+        "mistral",
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
+        " Let me",
+    ),
+    "Granite": ("granite", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Rome"}}]', "\nLet me"),
+    "Phi-4": ("phi4_mini_json", 'functools[{"name": "weather", "arguments": {"city": "Rome"}}]', " Let me"),
+    "Command": (
+        "cohere_command3",
+        '<|START_ACTION|>[{"tool_name": "weather", "parameters": {"city": "Rome"}}]<|END_ACTION|>',
+        "Let me see.",
+    ),
+    "Command, not closed": (
+        "cohere_command3",
+        '<|START_ACTION|>[{"tool_name": "weather", "parameters": {"city": "Rome"}}]',
+        "\nLet me see.",
+    ),
+    "GLM": (
+        "glm45",
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>",
+        "\nLet me see.",
+    ),
+    "Qwen3-Coder": (
+        "qwen3_coder",
+        "<tool_call><function=weather><parameter=city>Rome</parameter></function></tool_call>",
+        "\nLet me see.",
+    ),
+}
+"""By name: the format, a call as models write it, and what they may write behind it."""
+
+
+@pytest.mark.parametrize(("name", "strict"), itertools.product(BEHIND, (False, True)))
+def test_what_follows_a_call_reaches_the_user(name: str, strict: bool) -> None:
+    format, call, behind = BEHIND[name]
+    tools = strictly({"properties": {"city": {"type": "string"}}}) if strict else TOOLS
+    call = call.replace("weather", "f") if strict else call
+    offered = offer(tools, None, None)
+    if name == "Hermes, not closed":  # a call that is checked is none until its mark comes
+        offered.held = True
+    around = [("", ""), ("", call), ("So: ", ""), ("So: ", call)]
+    for before, after in around[: 1 if name == "LFM2, no first mark" else 4]:
+        answer = before + call + behind + after
+        for parts in ((answer,), answer, [answer[at : at + 7] for at in range(0, len(answer), 7)]):
+            text, calls = read(*parts, offered=offered, formats=Formats(tool_calls=format))
+            assert text == before + behind
+            assert len(calls) == 1 + bool(after)
+            assert all(isinstance(told, dict) and [*told] == ["city"] for _, told in calls)
