@@ -22,8 +22,8 @@ IDLE_S = 0.1
 """Pause after which the executor counts as idle: between the requests of one client there is less."""
 
 CATCHING_UP_SHARE = 0.6
-"""Of the time, while there are steps to run, what is spent on being at full speed soon: graphs in 3 s take 5 s then.
-Those that steps have met come first, so that most of what follows is fast before."""
+"""Share of the time that captures of graphs get while steps run: captures of 3 s take 5 s then. Those that steps have
+met come first, so that most of what follows is fast before."""
 
 
 FIRST_TOKENS_S = 1.0

@@ -21,7 +21,7 @@ class Delivery:
     """The results of one step for the clients."""
 
     deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
-    """By connection, all that is its own."""
+    """The deltas of each connection."""
     unknown: set[int] = field(default_factory=set)
     """Numbers of no open request: their Cancel was lost with the actor that carried it."""
     failed: list[tuple[Answer, Finished]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Delivery:
     finished: list[Request] = field(default_factory=list)
     """Requests that are over."""
     reasons: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """How many answers ended for which reason."""
+    """The number of answers that ended, by reason."""
 
 
 def take_in(ledger: Ledger, message: Texts) -> Delivery:

@@ -37,7 +37,7 @@ class Request:
     size: int
     return_prompt_ids: bool
     template: dict[str, Any] = field(default_factory=dict)
-    """What the chat template is given beside the messages."""
+    """The arguments of the chat template beside the messages."""
     add_special_tokens: bool = True
     marks: bool = False
     """As in ``Generate``."""
@@ -69,11 +69,11 @@ class Request:
     first_at: float | None = None
     """When its first token came."""
     queued_s: float = 0.0
-    """How long it waited in the scheduler for its first step."""
+    """Seconds that it waited in the scheduler for its first step."""
     planned_at: float | None = None
     """When that was planned."""
     suspected: int = 0
-    """How often it was in hand when an actor ended by its own fault."""
+    """The number of times that it was in hand when an actor ended by its own fault."""
     passes_at: int = 0
     """Delivered tokens with which it is past the point of the last such death."""
 

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from .ledger import Request
 
 PROBATION_TOKENS = 16
-"""How far past the point of the death a suspect has passed: more than the gateway can be behind the scheduler."""
+"""Tokens beyond the point of the death after which a suspect is cleared: more than the gateway can be behind the
+scheduler."""
 
 PROBATION_GROWTH = 4
 """Factor by which the tokens grow that a suspect has to get further before it is cleared, each time that it is

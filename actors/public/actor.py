@@ -36,7 +36,7 @@ from .connections import Connection, Connections
 from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 SUPERVISOR_S = 5.0
-"""How long the supervisor has to say how the actors are. One that was stopped does not."""
+"""Time that the supervisor has to report the states of the actors, after which it counts as stopped."""
 
 
 class PublicActor(Actor):

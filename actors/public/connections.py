@@ -21,7 +21,7 @@ RETRY_S = 0.01
 """Pause before a client that does not read is tried again: a few steps, in which its deltas are merged."""
 
 MAX_WAITING_TOKENS = 100_000
-"""What a client that does not read may have waiting; beyond it, its requests are aborted."""
+"""Most tokens that may wait for a client that does not read; beyond it, its requests are aborted."""
 
 MAX_WAITING_MESSAGES = 1024
 """Most waiting messages, such as errors and statistics, that cannot be merged: as many as requests are open by default,
@@ -48,7 +48,7 @@ class Connection:
     """Merged deltas, by request and answer, that wait: for the end of the turn, or for the client to read."""
     waiting_tokens: int = 0
     waiting_messages: list[ToClient] = field(default_factory=list)
-    """What waits with them, and is sent after them."""
+    """Messages that wait too, and are sent after the deltas."""
     blocked: bool = False
     """The client does not read."""
     retry_at: float = 0.0

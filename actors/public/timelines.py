@@ -24,7 +24,7 @@ class Gathering:
 
     client: bytes
     answers: int
-    """How many questions of the client it answers."""
+    """The number of questions of the client that it answers."""
     since_ns: int
     until_ns: int
     deadline: float

@@ -12,8 +12,8 @@ from ...protocol.messages import ActorState, Stats, Welcome
 from .prefixes import Holders, Prefixes
 
 MOVE_AFTER_S = 0.5
-"""How long a service whose connection broke may take to be back before its streams move: its gateway alone, which is
-started again within this time, would go on with all that is cached."""
+"""Time that a service whose connection broke has to be back before its streams move: a gateway alone is started again
+within it, and goes on with all that is cached."""
 
 LOST_AFTER_S = 4.0
 """Silence after a ping, which is sent after a second of silence, until a service counts as gone: a stream goes on

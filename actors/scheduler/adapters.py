@@ -48,11 +48,11 @@ class Adapters:
         self.by_name: dict[str, Place] = {}
         """The adapters that requests may name."""
         self.loading: dict[int, Place] = {}
-        """By id: those that the executor is reading."""
+        """The places that the executor is reading adapters into, by id."""
         self.leaving: dict[int, Place] = {}
-        """By id: those that are unloaded and still computed with."""
+        """The places whose adapters are to be unloaded and still computed with, by id."""
         self.waiting: deque[ChangeAdapter] = deque()
-        """What was asked before an executor was there."""
+        """Changes that were asked for before an executor was there."""
 
     # --- sequences ----------------------------------------------------------------------------------
 

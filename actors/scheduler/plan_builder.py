@@ -21,7 +21,7 @@ class PlanBuilder:
     budget: int
     """Tokens that the step can still take."""
     tokens: int = 0
-    """How many tokens it has."""
+    """The number of tokens in the step."""
     sizes: tuple[int, ...] = ()
     """As ``Capacity.sizes``."""
     joins: list[Join] = field(default_factory=list)
@@ -73,7 +73,7 @@ class OutstandingStep(NamedTuple):
     prefill: int
     """Tokens of prompts that run in it."""
     expected_s: float
-    """What the device is expected to take for it; 0: not known."""
+    """The time that the device is expected to take for it; 0: not known."""
     prompt_logprobs: list[tuple[Sequence, int]]
     """``PlanBuilder.prompt_logprobs``."""
 

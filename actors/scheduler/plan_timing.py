@@ -43,9 +43,9 @@ class PlanTiming:
         self.began = 0.0
         """When the oldest step under way began on the device, or was sent to it, by the scheduler's clock."""
         self.lead_s = LEAST_LEAD_S
-        """How long before it is needed a plan is made: rises at once and falls slowly."""
+        """The lead with which plans are made before they are needed: rises at once and falls slowly."""
         self.share = 0.5
-        """What steps took at least, as a share of what was expected: falls at once and rises slowly."""
+        """The least time of steps as a share of the expected one: falls at once and rises slowly."""
 
     def begin(self, now: float) -> None:
         """A step begins on the device: it was idle, or another has ended."""

@@ -59,7 +59,7 @@ class PrefillBudget:
 
     def __init__(self) -> None:
         self.decode_ns = 0.0
-        """What a step without prompts takes; 0: not known."""
+        """The time of a step without prompts; 0: not known."""
         self.tokens = self.prompt_ns = 0.0
         """Prompt tokens of the steps so far and the time they took, the old fading."""
         self.busy = 0.0

@@ -34,14 +34,14 @@ class Sequence:
     adapter: int = 0
     """The id of the adapter that computes it; 0: none."""
     salt: bytes = b""
-    """What the hashes of its prefix begin with."""
+    """The bytes with which the hashes of its prefix begin."""
     attempt: int = 0
     delivered: int = 0
     """Generated tokens that the gateway had when it last sent the request."""
     marks: bool = False
     """Its text has the marks of the model's formats."""
     before: str = ""
-    """What may stand before the answer that its grammar is for."""
+    """The text that may precede the answer of its grammar."""
     calls: str = ""
     """As in ``Enqueue``."""
     queued_at: float = 0.0

@@ -68,7 +68,7 @@ class WaitingQueue:
         """Clients by score, of equals the one with less running; a score that is not the client's any more
         stands for nothing."""
         self.clock = 0.0
-        """Where a new client's account begins: the tokens of each client if all shares had been equal."""
+        """The balance of a new client: the tokens of each client if all shares had been equal."""
         self.waiting = 0
         self.entries = 0
 

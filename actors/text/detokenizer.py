@@ -42,7 +42,7 @@ class Detokenizer(Actor):
         """The pieces with the names of special tokens, for answers that ask for them."""
         self.answers: dict[int, AnswerText] = {}
         self.counters: dict[str, float] = {}
-        """What the scheduler has last said of itself, for a gateway that was not there."""
+        """The scheduler's last counters, for a gateway that was not there yet."""
         self.handlers |= {Tokens: self.on_tokens}
         self.dropped_tokens = 0
         """Tokens of requests that are not open, most of them on their way when a stop text was met."""

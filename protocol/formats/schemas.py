@@ -14,13 +14,13 @@ from urllib.parse import unquote
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_DEPTH
 
-STEPS = 50
-"""Pairs of a schema and a value that a check may look at for each value in what it checks: a value is held against a
+CHECKS_PER_VALUE = 50
+"""Checks of one schema against one value that a validation may make for each value in it: a value is held against a
 handful of schemas unless choices are nested without bound."""
 
-MAX_STEPS = 100_000
-"""How many more all checks of a request may look at together, about 0.1 s. Its answers can have thousands of calls,
-each of which takes as long as its schema asks for."""
+MAX_CHECKS = 100_000
+"""Further checks that all validations of a request may make together, about 0.1 s. Its answers can have thousands of
+calls, each of which takes as long as its schema asks for."""
 
 NAMED = frozenset({"properties", "$defs", "definitions"})
 """Keywords whose value has schemas by names of the user's."""
@@ -167,8 +167,8 @@ class Schema:
         self.own = own_id(root)
         self.where = where
         self.reserve = reserve or Reserve()
-        self.steps = 0
-        """Left to the check that is under way."""
+        self.checks_left = 0
+        """Checks, of one schema against one value, that are left to the validation under way."""
         self.known: dict[tuple[int, int], bool] = {}
         """What that has found of a schema and a value, by their addresses. Without it, schemas that refer to themselves
         in several ways would have the same looked at exponentially often."""
@@ -259,12 +259,12 @@ class Schema:
     # --- held against a value -----------------------------------------------------------------
 
     def fits(self, value: Any) -> bool:
-        """Whether ``value`` is valid; one that takes too many steps to say is not."""
+        """Whether ``value`` is valid; one that takes too many checks counts as invalid."""
         try:
-            self.steps = STEPS * count(value) + self.reserve.steps
+            self.checks_left = CHECKS_PER_VALUE * count(value) + self.reserve.checks_left
             return self.holds(self.root, value)
         except (
-            OutOfSteps,
+            OutOfChecks,
             RecursionError,
             ArithmeticError,
             ValueError,
@@ -272,14 +272,14 @@ class Schema:
             return False
         finally:
             self.known.clear()
-            self.reserve.steps = min(self.reserve.steps, max(self.steps, 0))
+            self.reserve.checks_left = min(self.reserve.checks_left, max(self.checks_left, 0))
 
     def holds(self, schema: Any, value: Any) -> bool:
         if not isinstance(schema, dict):
             return schema is not False
-        self.steps -= 1
-        if self.steps < 0:
-            raise OutOfSteps
+        self.checks_left -= 1
+        if self.checks_left < 0:
+            raise OutOfChecks
         place = id(schema), id(value)
         found = self.known.get(place)
         if found is None:
@@ -287,7 +287,9 @@ class Schema:
         return found
 
     def holds_here(self, schema: dict[str, Any], value: Any) -> bool:
-        self.steps -= (len(schema.get("enum", ())) + len(schema.get("required", ()))) // PLAIN_A_STEP
+        self.checks_left -= (
+            len(schema.get("enum", ())) + len(schema.get("required", ()))
+        ) // PLAIN_VALUES_PER_CHECK
         if "$ref" in schema and not self.holds(self.target(schema["$ref"]), value):
             return False
         kinds = schema.get("type")
@@ -329,19 +331,19 @@ class Schema:
         )
 
 
-PLAIN_A_STEP = 50
-"""Plain values, as of ``enum``, that are compared in the time of one step."""
+PLAIN_VALUES_PER_CHECK = 50
+"""Plain values, as of ``enum``, that are compared in the time of one check."""
 
 
 class Reserve:
-    """The steps that the checks of one request share beyond those that each is granted."""
+    """The checks that all validations of one request share beyond those that each is granted."""
 
     def __init__(self) -> None:
-        self.steps = MAX_STEPS
+        self.checks_left = MAX_CHECKS
 
 
-class OutOfSteps(Exception):
-    """A check has taken too long."""
+class OutOfChecks(Exception):
+    """A validation has taken too long."""
 
 
 def count(value: Any) -> int:

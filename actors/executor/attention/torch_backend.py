@@ -129,7 +129,7 @@ class _Step:
     def __init__(self, batch: PagedBatch) -> None:
         self.batch = batch
         self.contexts: dict[Window | None, tuple[Tensor, Tensor]] = {}
-        """What the rows that have one token see."""
+        """The contexts of the rows with one token, by window."""
         self.single: slice | Tensor | None
         """The rows with one token; None if there are none."""
         self.single_tokens: slice | Tensor | None

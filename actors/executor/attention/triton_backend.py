@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     queries: int
     """Tokens times the query heads that share a key/value head; a row with one token takes as few as there are."""
     keys: int
-    """Keys of one step of the inner loop."""
+    """Keys of one iteration of the inner loop."""
     warps: int
     stages: int
     """Loads under way in Triton's software pipeline; fewer where they do not fit into shared memory."""

@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
 
 KEYS = {1: 64, 2: 64, 4: 32}
-"""Keys of one step of the inner loop, by the bytes of a number in the cache."""
+"""Keys of one iteration of the inner loop, by the bytes of a number in the cache."""
 
 SINGLE, SEVERAL = Tile(16, 4, 3), Tile(64, 4, 2)
 """For rows with one token, and for all others; of some the fastest on an H200."""

@@ -5,9 +5,9 @@ A **tile** is some consecutive tokens of a row with all query heads of one key/v
 Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined. An **item** is one part of
 one tile, the work of one program for each key/value head.
 
-The kernel's inner loop goes over the keys in *steps* of a fixed number. With ``work`` the sum over the tiles of the
-steps of the longest tile of their row, a row's tiles are cut into as many parts of whole steps as leave at least
-``goal`` steps to each, where ``goal`` is at least ``work / target``. So
+The kernel's inner loop takes a fixed number of keys in each iteration. ``work`` is the sum over all tiles of the
+iterations of the longest tile of their row. A row's tiles are cut into as many parts of whole iterations as leave at
+least ``goal`` iterations to each, where ``goal`` is at least ``work / target``. So
 
 - there are at most ``tiles + target`` items,
 - those of tiles in several parts are at most ``target``,
@@ -15,8 +15,8 @@ steps of the longest tile of their row, a row's tiles are cut into as many parts
 whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
 
 Of the goals that this allows, that one is taken for which the programs come to their end first. A multiprocessor goes
-through the steps of its share of the programs, the last of which may be the longest, and each wave of programs that
-are on the device at once takes as long to begin and to end as ``OVERHEAD`` steps.
+through the iterations of its share of the programs, the last of which may be the longest, and each wave of programs
+that are on the device at once takes as long to begin and to end as ``OVERHEAD`` iterations.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ MOST_FIXED = 1024
 """Items of rows whose parts have a fixed length. More rows, or longer ones, occupy the device without being divided."""
 
 OVERHEAD = 3.0
-"""Steps of the inner loop that a program could have made while it begins and ends."""
+"""Iterations of the inner loop that a program could have made while it begins and ends."""
 
 COMBINING = tl.constexpr(2.0)
-"""Steps that a program could have made while it combines parts."""
+"""Iterations of the inner loop that a program could have made while it combines parts."""
 
 CANDIDATES = tl.constexpr(16)
 """Goals that are compared."""
@@ -92,8 +92,8 @@ def make_plan(
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
-    A tile has ``tokens`` tokens, a step ``keys`` keys, a part about ``least`` keys or more; ``target`` items, at least
-    2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Parts begin with a block of
+    A tile has ``tokens`` tokens, an iteration ``keys`` keys, a part about ``least`` keys or more; ``target`` items, at
+    least 2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Parts begin with a block of
     ``block_size`` tokens where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs
     at once.
 
@@ -169,8 +169,8 @@ def _tiles_of(
     KEYS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """Tiles of each row, and the steps of ``KEYS`` keys that its longest tile takes, both int32 and 0 for rows of the
-    other kind.
+    """Tiles of each row, and the iterations of ``KEYS`` keys of its longest tile, both int32; 0 for rows of the other
+    kind.
 
     Row ``num_rows`` stands for the tokens that belong to no row, and sees no keys.
     """
@@ -189,19 +189,19 @@ def _tiles_of(
 
 
 @jit
-def _divided(steps, goal, most_parts, FIXED: tl.constexpr):
-    """Into how many parts tiles of ``steps`` are divided, and the steps of a part, ``FIXED`` if that is not 0; the last
-    may have fewer."""
+def _divided(iterations, goal, most_parts, FIXED: tl.constexpr):
+    """The number of parts of tiles of ``iterations``, and the iterations of each part, ``FIXED`` if that is not 0; the
+    last part may have fewer."""
     if FIXED > 0:
-        each = tl.where(most_parts > 1, FIXED, tl.maximum(steps, 1))
+        each = tl.where(most_parts > 1, FIXED, tl.maximum(iterations, 1))
     else:
-        parts = tl.maximum(tl.minimum(steps // goal, most_parts), 1)
-        each = tl.maximum(tl.cdiv(steps, parts), 1)
-    return tl.maximum(tl.cdiv(steps, each), 1), each
+        parts = tl.maximum(tl.minimum(iterations // goal, most_parts), 1)
+        each = tl.maximum(tl.cdiv(iterations, parts), 1)
+    return tl.maximum(tl.cdiv(iterations, each), 1), each
 
 
 @jit
-def _steps_of_a_part(
+def _iterations_of_a_part(
     kv_lens,
     query_start,
     num_rows,
@@ -219,16 +219,16 @@ def _steps_of_a_part(
     LEAST: tl.constexpr,
     KV_HEADS: tl.constexpr,
 ):
-    """The goal in steps: that of the ``CANDIDATES`` for which the programs come to their end first."""
+    """The goal in iterations: that of the ``CANDIDATES`` for which the programs come to their end first."""
     work = tl.zeros([], tl.int32)
     most = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, steps = _tiles_of(
+        tiles, iterations = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        work += tl.sum(tiles * steps, 0)
-        most = tl.maximum(most, tl.max(steps, 0))
+        work += tl.sum(tiles * iterations, 0)
+        most = tl.maximum(most, tl.max(iterations, 0))
     least = tl.maximum(tl.cdiv(work, target), LEAST // KEYS)
 
     # They cut the longest tile into 1, 2, 3, ... parts, and the last as finely as is allowed. Of equals the first wins.
@@ -239,10 +239,10 @@ def _steps_of_a_part(
     all_tiles = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, steps = _tiles_of(
+        tiles, iterations = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, each = _divided(steps[None, :], goal[:, None], most_parts, 0)
+        parts, each = _divided(iterations[None, :], goal[:, None], most_parts, 0)
         items += tl.sum(tiles[None, :] * parts, 1)
         longest_part = tl.maximum(longest_part, tl.max(each, 1))
         all_tiles += tl.sum(tiles, 0)
@@ -279,10 +279,10 @@ def _before(
     all_items = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
-        tiles, steps = _tiles_of(
+        tiles, iterations = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, _ = _divided(steps, goal, most_parts, FIXED)
+        parts, _ = _divided(iterations, goal, most_parts, FIXED)
         ends = all_items + tl.cumsum(tiles * parts, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
@@ -366,9 +366,9 @@ def plan_kernel(
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     follow()
-    goal = tl.zeros([], tl.int32) + 2147483647  # steps of a part, or more
+    goal = tl.zeros([], tl.int32) + 2147483647  # iterations of a part, or more
     if arrived is not None and FIXED == 0:
-        goal = _steps_of_a_part(
+        goal = _iterations_of_a_part(
             kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
         )  # fmt: skip

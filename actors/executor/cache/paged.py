@@ -21,7 +21,7 @@ class LayerScales:
     keys: Tensor
     """float32 [kv_heads], powers of two."""
     values: Tensor
-    """Those of the values."""
+    """The factors of the values."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio: the seeds of successive tokens are this far apart."""
 
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-"""What `mix` multiplies by."""
+"""The multipliers of `mix`."""
 
 
 def seed_of(low: Tensor, high: Tensor) -> Tensor:

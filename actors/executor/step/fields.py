@@ -18,7 +18,7 @@ PLACEHOLDER = -1
 """In ``known_tokens``: the token is one that the device sampled, and stands in the token table."""
 
 UNWRITTEN = -1
-"""What a cell of the token table holds before a step writes it, where ``check_carry_over`` is on."""
+"""The value of a cell of the token table that no step has written, where ``check_carry_over`` is on."""
 
 NO_STOP_TOKEN = -2
 """Fills the stop tokens of a sequence that has fewer than there is room for; no sampled token equals it."""
@@ -94,7 +94,7 @@ GRAPH_INPUTS = (
     Field("known_tokens", INT, "mixed_tokens"),
     Field("logits_index", INT, "mixed_logits"),
 )
-"""What the forward pass and the sampling read: a graph has a static copy of it."""
+"""The inputs of the forward pass and the sampling, of which a graph has a static copy."""
 
 CHANGE_INPUTS = (
     Field("joins", JOIN, "joins"),
@@ -105,7 +105,7 @@ CHANGE_INPUTS = (
     Field("masked_rows", INT, "masked"),
     Field("prompt_tokens", INT, "prompt_logprobs"),
 )
-"""What changes from step to step in number; read outside of graphs."""
+"""The inputs whose number changes from step to step; they are read outside of graphs."""
 
 INPUTS = GRAPH_INPUTS + CHANGE_INPUTS
 

@@ -89,22 +89,22 @@ class GraphedProgram:
         self.logits = torch.zeros(
             slots + PROMPT_LOGPROBS_PER_STEP, model.vocab_size, dtype=model.dtype, device=model.device
         )
-        """Of the step under way."""
+        """The logits of the step under way."""
         self.outputs = torch.zeros(
             slots * (1 + 2 * (1 + MAX_LOGPROBS)), dtype=torch.int32, device=model.device
         )
-        """What a graph of the sampling writes, before it is copied to the pipeline's slot."""
+        """The outputs that a graph of the sampling writes, before they are copied to the pipeline's slot."""
         self.forwards: dict[ForwardKey, Graph] = {}
         self.samplings: dict[SamplingKey, Graph] = {}
-        """Of common kinds."""
+        """The graphs of common kinds of sampling."""
         self.rare_samplings: OrderedDict[SamplingKey, Graph] = OrderedDict()
-        """Those of rare kinds, the least recently used first."""
+        """The graphs of rare kinds, the least recently used first."""
         self.missing: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict()
-        """What is to be captured, in this order."""
+        """The graphs that are still to be captured, in this order."""
         self.missed: Counter[ForwardKey | SamplingKey] = Counter()
-        """How often steps have met what is to be captured, and ran without."""
+        """The number of steps that needed each missing graph, and ran without."""
         self.missing_rare: OrderedDict[SamplingKey, None] = OrderedDict()
-        """What of rare kinds is to be captured when nothing else is."""
+        """The graphs of rare kinds that are captured when nothing else is missing."""
         self.out_of_memory = False
         """There was no memory for a graph: no further one is captured."""
         self.want_all()

@@ -50,7 +50,7 @@ class StepLayout:
     prompt_logprobs: int = 0
     """Tokens of prompts whose logprobs are reported."""
     sample_logits: int = 0
-    """Where the logits for those begin."""
+    """The index of the first of their logits."""
 
     # A step whose rows all decode says everything with ``sample_slots``.
     @cached_property

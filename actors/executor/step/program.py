@@ -47,7 +47,7 @@ class ModelProgram:
         self.states = (
             StateSlots(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
         )
-        """What recurrent layers keep of each sequence slot; None where the model has none."""
+        """The states of recurrent layers for each sequence slot; None if the model has none."""
         self.null_slots = torch.tensor([seq_slots], device=model.device)
         sizes = (seq_slots + 1, model.vocab_size, model.device)
         self.sampler = invariant_sampler(*sizes) if model.batch_invariant else sampler_of(model.group, *sizes)

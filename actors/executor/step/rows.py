@@ -17,7 +17,7 @@ class Chunk:
     tokens: np.ndarray
     """int32: what runs."""
     first: int
-    """Where its first token is among the tokens of the step."""
+    """The index of its first token among the tokens of the step."""
     end: int
     """Position after its last token."""
     samples: bool

@@ -20,7 +20,7 @@ from ..errors import STOPPED, Problem
 from .events import ClientLeft
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES
-"""What is asked has to fit into a frame to the gateway."""
+"""Most bytes of a body, which has to fit into a frame to the gateway."""
 
 MAX_READ_AWAY_BYTES = 4 * MAX_BODY_BYTES
 """How much is read of a body that is too long, so that its sender, who may not listen before, hears that it is."""
