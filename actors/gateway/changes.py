@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from ...protocol.errors import brief
 from ...protocol.internal import ChangeAdapter
+from ...protocol.limits import MAX_ADAPTER_NAME_CHARS
+from ...protocol.messages import LoadAdapter, UnloadAdapter
 
 CHANGES_AGAIN_S = 0.05
 """Pause before it is checked again whether a step still uses an adapter that is to be removed: a few steps long."""
@@ -13,11 +16,25 @@ CHANGES_AGAIN_S = 0.05
 class Changes:
     """The open questions of all clients, by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, allowed: bool) -> None:
+        """``allowed``: adapters may be changed while the service runs."""
+        self.allowed = allowed
         self.asked: dict[int, tuple[bytes, ChangeAdapter]] = {}
         self.waiting: set[int] = set()
         """Changes that the scheduler was not asked for yet."""
         self.count = 0
+
+    def refusal(self, message: LoadAdapter | UnloadAdapter, model: str) -> str:
+        """The reason not to make a change, which the client is told; "" if there is none. ``model`` is its name."""
+        if not self.allowed:
+            return "adapters are not changed while this service runs; start it with --enable-lora-updates"
+        if not 0 < len(message.name) <= MAX_ADAPTER_NAME_CHARS:
+            return f"name has {len(message.name)} characters; give 1 to {MAX_ADAPTER_NAME_CHARS}"
+        if message.name == model:
+            return f"name={brief(message.name)} is that of the model itself; take another"
+        if isinstance(message, LoadAdapter) and not message.path.startswith("/"):
+            return f"path={brief(message.path)} is no absolute path; give one that begins with /"
+        return ""
 
     def open(self, client: bytes, name: str, path: str) -> None:
         self.count += 1

@@ -85,8 +85,7 @@ class Gateway(PublicActor):
         """Clients may reset the prefix cache."""
         self.cache_resets = first_number(epoch)
         """Numbers the last reset; no two incarnations give the same."""
-        self.lora_updates = lora_updates
-        self.changes = Changes()
+        self.changes = Changes(allowed=lora_updates)
         self.ledger = Ledger(epoch, self.mark)
         self.probation = Probation()
         self.faulty: dict[str, Suspicion] = {}
@@ -397,8 +396,7 @@ class Gateway(PublicActor):
     ) -> None:
         """The scheduler knows, and decides."""
         name, path = getattr(message, "name", ""), getattr(message, "path", "")
-        error = "" if isinstance(message, GetAdapters) else self.unwanted(message)
-        if error:
+        if not isinstance(message, GetAdapters) and (error := self.changes.refusal(message, self.model)):
             self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=error))
             return
         self.changes.open(connection.address, name, path)
@@ -411,18 +409,6 @@ class Gateway(PublicActor):
             self.send("scheduler", change)
         if self.changes.waiting:
             self.wake_by(now + CHANGES_AGAIN_S)
-
-    def unwanted(self, message: LoadAdapter | UnloadAdapter) -> str:
-        """Why adapters are not changed so; nothing: they may be."""
-        if not self.lora_updates:
-            return "adapters are not changed while this service runs; start it with --enable-lora-updates"
-        if not 0 < len(message.name) <= limits.MAX_ADAPTER_NAME_CHARS:
-            return f"name has {len(message.name)} characters; give 1 to {limits.MAX_ADAPTER_NAME_CHARS}"
-        if message.name == self.model:
-            return f"name={brief(message.name)} is that of the model itself; take another"
-        if isinstance(message, LoadAdapter) and not message.path.startswith("/"):
-            return f"path={brief(message.path)} is no absolute path; give one that begins with /"
-        return ""
 
     def on_adapter_changed(self, message: AdapterChanged, now: float) -> None:
         address = self.changes.close(message.number)

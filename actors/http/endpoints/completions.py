@@ -57,27 +57,11 @@ async def create(service: Service, request: Request) -> Response:
         prompt_logprobs=prompt_logprobs_of(body, echo_logprobs=echo_logprobs),
         json_schema=schema_of(body.response_format),
     )
-    n = params.n
-    if echo_logprobs and body.stream and n > 1:
-        raise Problem(
-            400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
-        )
     prompts = prompts_of(body.prompt)
+    check_together(body, params, len(prompts), service.bounds.max_queued_requests)
     asked = prompts if not body.suffix else with_gaps(service, prompts, body.suffix)
-    if len(prompts) * n > service.bounds.max_queued_requests:
-        raise Problem(
-            400,
-            f"prompt has {len(prompts)} prompts with n={n} answers each; this service holds at most"
-            f" {service.bounds.max_queued_requests} requests at once: send fewer",
-            param="prompt",
-        )
     about = service.about(request, "cmpl", "text_completion")
     echoes: list[str] = []
-    if body.echo and params.truncate_prompt_tokens is not None:
-        message = (
-            "echo repeats the whole prompt, and truncate_prompt_tokens takes the end of it; leave one out"
-        )
-        raise Problem(400, message, param="truncate_prompt_tokens")
     if body.echo:
         echoes = await service.beside(
             request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
@@ -106,6 +90,27 @@ async def create(service: Service, request: Request) -> Response:
         whole = WholeCompletion(about, answers, allowance)
         await unless_left(request.receive, whole.take(batches))
         return await service.put_together(whole.body, many=allowance.taken)
+
+
+def check_together(body: Any, params: SamplingParams, prompts: int, most: int) -> None:
+    """Refuse what cannot be asked for together; ``most`` requests are held at once."""
+    n = params.n
+    if body.echo and body.logprobs is not None and body.stream and n > 1:
+        raise Problem(
+            400, f"echo with logprobs and n={n} answers cannot be streamed: leave one out", param="echo"
+        )
+    if prompts * n > most:
+        raise Problem(
+            400,
+            f"prompt has {prompts} prompts with n={n} answers each; this service holds at most"
+            f" {most} requests at once: send fewer",
+            param="prompt",
+        )
+    if body.echo and params.truncate_prompt_tokens is not None:
+        message = (
+            "echo repeats the whole prompt, and truncate_prompt_tokens takes the end of it; leave one out"
+        )
+        raise Problem(400, message, param="truncate_prompt_tokens")
 
 
 def prompts_of(prompt: str | list[str | int | list[int]]) -> list[tuple[Prompt, str]]:

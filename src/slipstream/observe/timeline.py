@@ -29,22 +29,26 @@ def host_ms(tracks: Tracks, steps: list[Span]) -> dict[str, float]:
 # --- in text ------------------------------------------------------------------------------------
 
 
-def as_text(tracks: Tracks, first: int, last: int, width: int = 96) -> str:
+TEXT_WIDTH = 96
+"""Characters of a lane, so that it fits a page with its title."""
+
+
+def as_text(tracks: Tracks, first: int, last: int) -> str:
     """The steps ``first`` to ``last`` of the compute stream, and what the others did in that time."""
     compute = [span for span in tracks["compute"] if first <= span[1] <= last]
     begun, ended = compute[0][2], compute[-1][3]
     begun -= (ended - begun) // 12
-    scale = width / (ended - begun)
+    scale = TEXT_WIDTH / (ended - begun)
     lines = []
     for lane in lanes_of(tracks):
-        line = [" "] * width
+        line = [" "] * TEXT_WIDTH
         for step, start, end in in_lane(tracks, lane, begun, ended):
             left = int((start - begun) * scale)
-            right = min(width, max(left + 1, int((end - begun) * scale)))
+            right = min(TEXT_WIDTH, max(left + 1, int((end - begun) * scale)))
             draw(line, left, right, f"{lane.label} {step}" if lane.label else "")
         lines.append(f"{lane.title:>12} │{''.join(line)}│")
     span_ms = (ended - begun) * 1e-6
-    lines.append(f"{'':>12} └{f' {span_ms:.1f} ms ':─^{width}}┘")
+    lines.append(f"{'':>12} └{f' {span_ms:.1f} ms ':─^{TEXT_WIDTH}}┘")
     return "\n".join(lines)
 
 

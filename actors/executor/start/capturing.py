@@ -1,0 +1,73 @@
+"""The capture of CUDA graphs one after the other, at the start of an executor or while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ....runtime.log import logger
+from ..devices.cuda import CudaGraphs
+from ..model.paged_model import PagedModel
+from ..step.graphs import GraphedProgram
+
+
+def agreed(model: PagedModel, own: bool) -> bool:
+    """Whether every rank of ``model`` can say so; all that is decided by it, they do together."""
+    return own if model.group is None else bool(model.group.least(int(own), model.device))
+
+
+class Capturing:
+    """Captures one graph after another, and keeps ``facts`` up to date with how far that is.
+
+    Of several ranks none goes on where one has no memory: what is captured computes with all of them. So each says
+    first whether it has room to run it, and then whether it could keep it. What is missing is the same on all.
+    """
+
+    def __init__(
+        self,
+        graphed: GraphedProgram,
+        graphs: CudaGraphs,
+        reserved: int,
+        facts: dict[str, Any],
+        has_room: Callable[[], bool],
+    ) -> None:
+        """``reserved`` bytes were set aside for all of them; ``has_room`` for a step that is captured."""
+        self.graphed = graphed
+        self.has_room = has_room
+        self.graphs = graphs
+        self.reserved = reserved
+        self.facts = facts
+        self.announces = False
+        """The service runs already: it says when there are graphs of all common steps."""
+        self.report()
+
+    def capture_next(self) -> float | None:
+        """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
+        if not (self.graphed.missing or self.graphed.missing_rare):
+            return None
+        could, before = not self.graphed.out_of_memory, self.graphs.seconds
+        model = self.graphed.program.model
+        begins = model.group is None or agreed(model, self.has_room())
+        done = begins and self.graphed.capture_next()
+        if not begins or not agreed(model, done):
+            self.graphed.stop_capturing()
+            done = False
+        if could and self.graphed.out_of_memory:
+            logger.warning(
+                "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
+                " lower --gpu-memory-utilization or --kv-cache-memory",
+                self.graphed.count,
+            )
+        self.report()
+        if self.announces and not self.graphed.missing:
+            self.announces = False
+            logger.info("the executor is at full speed; CUDA graphs %s", self.facts["graphs"])
+        return self.graphs.seconds - before if done else None
+
+    def report(self) -> None:
+        """Put into the facts how many graphs there are, what they took, and what is missing."""
+        others = f", {len(self.graphed.missing)} follow" if self.graphed.missing else ""
+        if self.graphed.out_of_memory:
+            others = ", no memory for more"
+        took = f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.reserved >> 20} were kept back)"
+        self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"
