@@ -39,6 +39,9 @@ class TokenizerOptions(ModelOptions):
     """The path of a template to use instead of the model's own."""
     sanitize_control_tokens: bool = False
     """A control token in a conversation is text."""
+    chat_templates: dict[str, str] | None = None
+    """The templates that its first incarnation read, by name: later ones write the same prompts, whatever has become of
+    the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,9 @@ class HttpOptions:
     """Requests may name adapters as their model."""
     limits: Limits
     chat_template: str | None = None
+    chat_templates: dict[str, str] | None = None
+    """The templates that its first incarnation read, by name: later ones write the same prompts, whatever has become of
+    the files."""
     sanitize_control_tokens: bool = False
     """As the tokenizer's: ``/tokenize`` shows how a conversation would be tokenized."""
     version: str

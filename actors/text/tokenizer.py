@@ -27,7 +27,7 @@ from .grammars.calls import CallMarkup
 from .grammars.grammar import GrammarCompiler, compiler_of
 from .grammars.notation import as_llguidance
 from .prompts.chat_template import ChatTemplates
-from .prompts.prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts
+from .prompts.prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts, settled
 from .thoughts import ThoughtTokens
 
 if TYPE_CHECKING:
@@ -324,8 +324,10 @@ def build(context: StartContext) -> Actor:
     """The tokenizer of a service, from its options."""
     options = context.options_as(TokenizerOptions)
     context.phase("load tokenizer")
-    tokenizer, chat_templates = load_texts(Path(options.model), datetime.now, options.chat_template)
-    return Tokenizer(
+    tokenizer, chat_templates = load_texts(
+        Path(options.model), datetime.now, options.chat_template, options.chat_templates
+    )
+    actor = Tokenizer(
         tokenizer,
         chat_templates,
         options.max_model_len,
@@ -335,3 +337,5 @@ def build(context: StartContext) -> Actor:
         sanitize=options.sanitize_control_tokens,
         formats=options.formats,
     )
+    actor.facts |= settled(chat_templates)
+    return actor

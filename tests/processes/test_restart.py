@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import msgpack
 import pytest
 import zmq
@@ -135,3 +136,51 @@ def test_a_gateway_that_begins_before_another_is_ready_sends_again_when_that_one
             until(lambda: client.stats()["requests_open"] == 1, "the gateway has the request")
             marker.unlink()
             assert sum(len(delta.token_ids) for delta in answer.result(NEAR)) == 3
+
+
+ASKED = [{"role": "user", "content": "hello hello"}]
+
+
+@pytest.mark.parametrize("became", ["{{ messages[0].content * 3 }}", "{% if", None])
+def test_a_tokenizer_that_is_back_writes_the_same_prompts_whatever_has_become_of_the_template(
+    became: str | None, tmp_path: Path
+) -> None:
+    """It wrote others, in silence, or ended the service where the file was gone or broken."""
+    template = tmp_path / "template.jinja"
+    template.write_text("Say {{ messages[0].content }}")
+    one = SamplingParams(max_tokens=1)
+    with (
+        Sidecar(device="emulated", emulated_step_ms=0.0, chat_template=str(template)) as sidecar,
+        sidecar.client() as client,
+    ):
+        before = client.chat(ASKED, one).prompt_token_ids
+        if became is None:
+            template.unlink()
+        else:
+            template.write_text(became)
+        first = sidecar.pids["tokenizer"]
+        os.kill(first, signal.SIGKILL)
+        assert client.chat(ASKED, one).prompt_token_ids == before
+        assert sidecar.pids["tokenizer"] != first
+
+
+def test_a_frontend_that_is_back_counts_the_tokens_of_the_template_that_the_service_began_with(
+    tmp_path: Path,
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("Say {{ messages[0].content }}")
+    with Sidecar(device="emulated", http="127.0.0.1:0", chat_template=str(template)) as sidecar:
+
+        def count() -> int | None:
+            try:
+                reply = httpx2.post(sidecar.ready["http"] + "/tokenize", json={"messages": ASKED})
+            except httpx2.TransportError:
+                return None
+            return reply.json()["count"]
+
+        before = count()
+        assert before is not None
+        template.unlink()
+        os.kill(sidecar.actors["http"]["pid"], signal.SIGKILL)
+        until(lambda: sidecar.actors["http"]["restarts"] == 1 and count() is not None, "the frontend is back")
+        assert count() == before

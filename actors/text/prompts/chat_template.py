@@ -53,18 +53,28 @@ class ChatTemplates:
         """All texts that the templates have in them."""
         return "\0".join(template.literals for template in self.by_name.values())
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """By name, as they were read."""
+        return {name: template.source for name, template in self.by_name.items()}
+
     def choose(self, given: dict[str, Any]) -> ChatTemplate:
         """The template for a request that gives this beside its messages."""
         names = (name for key, name in NAMED_AFTER.items() if given.get(key))
         return next((self.by_name[name] for name in names if name in self.by_name), self.default)
 
 
-def load_chat_templates(folder: Path, file: Path | None, clock: Clock) -> ChatTemplates | None:
-    """The chat templates of a model, or the one in ``file`` instead; None if it has none.
+def load_chat_templates(
+    folder: Path, file: Path | None, clock: Clock, known: Mapping[str, str] | None = None
+) -> ChatTemplates | None:
+    """The chat templates of a model, or the one in ``file`` instead; None if it has none. ``known`` ones, by name, are
+    not read again.
 
     ``ModelNotSupported`` if one does not compile, or cannot be read.
     """
-    sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
+    sources = known
+    if sources is None:
+        sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
     named = special_tokens(folder)
     try:
         return ChatTemplates(sources, named, clock) if sources else None

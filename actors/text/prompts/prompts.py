@@ -6,7 +6,7 @@ For the tokenizer, and for the HTTP frontend, which shows how a text would be to
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -223,18 +223,31 @@ class Prompts:
 
 
 def load_texts(
-    folder: Path, clock: Clock, chat_template: str | None = None
+    folder: Path, clock: Clock, chat_template: str | None = None, known: Mapping[str, str] | None = None
 ) -> tuple[tokenizers.Tokenizer, ChatTemplates | str]:
     """The tokenizer and the chat templates of a model's folder, or the sentence that says why it has none.
 
-    ``chat_template`` is the path of a template to use instead; ``ModelNotSupported`` if that is none.
+    ``chat_template`` is the path of a template to use instead; ``ModelNotSupported`` if that is none. Templates
+    that are ``known`` are not read again.
     """
     tokenizer = load_tokenizer(folder)
     file = None if chat_template is None else Path(chat_template)
     try:
-        found = load_chat_templates(folder, file, clock)
+        found = load_chat_templates(folder, file, clock, known)
     except ModelNotSupported as error:
         if file is not None:
             raise
         return tokenizer, f"{error}; {ADVICE}"  # a plain prompt needs none
     return tokenizer, found or f"the model in {folder} has no chat template; {ADVICE}"
+
+
+MOST_SETTLED = 1 << 16
+"""Most bytes of templates that later incarnations are handed: all of any known model are fewer, and they fit into a
+packet between a supervisor and its children."""
+
+
+def settled(templates: ChatTemplates | str) -> dict[str, Any]:
+    """The options by which later incarnations have the same templates, as a fact of an actor."""
+    sources = {} if isinstance(templates, str) else templates.sources
+    fits = 0 < sum(len(source.encode()) for source in sources.values()) <= MOST_SETTLED
+    return {"settled": {"chat_templates": sources}} if fits else {}
