@@ -92,7 +92,7 @@ async def create(service: Service, request: Request) -> Response:
         return await service.put_together(whole.body, many=allowance.taken)
 
 
-def check_together(body: Any, params: SamplingParams, prompts: int, most: int) -> None:
+def check_together(body: CompletionFields, params: SamplingParams, prompts: int, most: int) -> None:
     """Refuse what cannot be asked for together; ``most`` requests are held at once."""
     n = params.n
     if body.echo and body.logprobs is not None and body.stream and n > 1:
