@@ -133,7 +133,7 @@ TUNED = [*SHAPES[:13], prompt(2048, **SMALL), decode(1, 1024, **SMALL), decode(2
 """The shapes that candidates are timed on."""
 
 SEVERAL = [
-    # queries, keys, warps, stages, resident programs, least keys of a part
+    # queries, keys, warps, stages, resident programs, least keys of a split
     (64, 64, 4, 3, 2, 256),
     (64, 64, 4, 3, 1, 256),
     (64, 64, 4, 3, 2, 512),

@@ -73,7 +73,7 @@ PLAN = dict(
             "num_items",
             "num_results",
             "target",
-            "most_parts",
+            "most_splits",
             "multiprocessors",
             "places",
         ),
@@ -262,7 +262,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "attention:attend_in_order_kernel",
             ATTEND | scaled,
-            (HEADS if scaled == {} else without_scales(HEADS)) | tile | dict(PART=512, BLOCK_N=64),
+            (HEADS if scaled == {} else without_scales(HEADS)) | tile | dict(SPLIT=512, BLOCK_N=64),
         )
         for scaled in ({}, FP8)
         for tile in (dict(TOKENS=1, BLOCK_M=16), dict(TOKENS=16, BLOCK_M=64))

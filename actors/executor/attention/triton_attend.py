@@ -2,7 +2,7 @@
 
 The query heads that share a key/value head ("group") are rows of one tile: keys and values are read once.
 
-Of a tile whose keys are in several parts, the program that comes to its end last combines them, in the order of
+Of a tile whose keys are in several splits, the program that comes to its end last combines them, in the order of
 the keys, so that the output does not depend on which that was (the "fix-up" of Stream-K, Osama et al. 2023). A kernel
 of its own for that took longer than attention itself where contexts are short.
 """
@@ -21,15 +21,15 @@ from .triton_softmax import LOG2E, attend
 def _combine(
     results,
     result_sums,
-    queries,  # [M]: the places of the first part's queries
+    queries,  # [M]: the places of the first split's queries
     valid,  # [M]
-    parts,
-    STRIDE: tl.constexpr,  # from a query to the same one in the next part
+    splits,
+    STRIDE: tl.constexpr,  # from a query to the same one in the next split
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """Mean [M, DV_PAD] of the parts of one tile, weighted by their sums of exponentials; ``AT_ONCE`` loads at a time.
+    """Mean [M, DV_PAD] of the splits of one tile, weighted by their sums of exponentials; ``AT_ONCE`` loads at a time.
 
     Other multiprocessors wrote them: they are read past the first-level cache.
     """
@@ -37,15 +37,15 @@ def _combine(
     m = tl.full([queries.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([queries.shape[0]], tl.float32)
     acc = tl.zeros([queries.shape[0], DV_PAD], tl.float32)
-    for start in range(0, parts, AT_ONCE):
+    for start in range(0, splits, AT_ONCE):
         for which in tl.static_range(AT_ONCE):  # type: ignore[attr-defined]
-            part = start + which + tl.zeros([queries.shape[0]], tl.int32)
-            known = valid & (part < parts)
-            place = queries + part * STRIDE
+            split = start + which + tl.zeros([queries.shape[0]], tl.int32)
+            known = valid & (split < splits)
+            place = queries + split * STRIDE
             sums = tl.load(result_sums + place, mask=known, other=float("-inf"), cache_modifier=".cg")
             pointer = results + (place * DV)[:, None] + dim
             mean = tl.load(pointer, mask=known[:, None] & (dim < DV), other=0.0, cache_modifier=".cg")
-            # A part without a key that the query sees has a sum of no weight, or none; another's is finite.
+            # A split without a key that the query sees has a sum of no weight, or none; another's is finite.
             m_new = tl.maximum(m, sums)
             weight = tl.where(sums == float("-inf"), 0.0, tl.exp2(sums - m_new))
             rescale = tl.where(m == float("-inf"), 0.0, tl.exp2(m - m_new))
@@ -102,7 +102,7 @@ def keys_of(items):
 @jit
 def _before_keys(items, sinks, head, valid):
     """``m`` and ``total`` [M] of an item before its first key. A sink is a key that every query sees and whose value is
-    zero. It must count once: in the first part."""
+    zero. It must count once: in the first split."""
     m = tl.full([head.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([head.shape[0]], tl.float32)
     if sinks is not None:
@@ -160,7 +160,7 @@ def _attend_all(
 
 
 @jit
-def _store_part(
+def _store_split(
     out_ptr,  # [M, DV_PAD]
     results,
     result_sums,
@@ -168,7 +168,7 @@ def _store_part(
     items,
     kv_head,
     valid,
-    mean,  # [M, DV_PAD] of this part
+    mean,  # [M, DV_PAD] of this split
     m,  # [M], and ``total``, as of `attend`
     total,
     TILE: tl.constexpr,  # queries of a tile
@@ -176,24 +176,24 @@ def _store_part(
     KV_HEADS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """Store what an item gives where its tile is in several parts; the program that comes last combines them."""
+    """Store what an item gives where its tile is in several splits; the program that comes last combines them."""
     first_result = tl.load(items + 6)
     v_dim = tl.arange(0, mean.shape[1])
     mask = valid[:, None] & (v_dim < DV)[None, :]
     if first_result >= 0:
-        part = tl.load(items + 7)
-        parts = tl.load(items + 8)
+        split = tl.load(items + 7)
+        splits = tl.load(items + 8)
         query_of = first_result.to(tl.int64) * KV_HEADS + kv_head
         queries = query_of * TILE + tl.arange(0, valid.shape[0])
-        mine = queries + part * (KV_HEADS * TILE)
+        mine = queries + split * (KV_HEADS * TILE)
         tl.store(result_sums + mine, m + tl.log2(total), mask=valid)
         tl.store(results + (mine * DV)[:, None] + v_dim[None, :], mean, mask=mask)
         # What all threads of this program have stored is there before it says so, by one of them.
         tl.debug_barrier()
         before = tl.atomic_add(arrived + query_of, 1, sem="acq_rel")
-        if before == parts - 1:
+        if before == splits - 1:
             mean = _combine(
-                results, result_sums, queries, valid, parts, KV_HEADS * TILE, DV, mean.shape[1], AT_ONCE
+                results, result_sums, queries, valid, splits, KV_HEADS * TILE, DV, mean.shape[1], AT_ONCE
             )
             tl.store(out_ptr, mean, mask=mask)
             tl.store(arrived + query_of, 0)  # for the next layer
@@ -204,9 +204,9 @@ def _store_part(
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_kernel(
     out,  # [T, query_heads, DV]
-    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
+    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the splits of tiles in several
     result_sums,  # float32 [results, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
-    arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its parts have theirs
+    arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its splits have theirs
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK], or int16 […, DK / 2] to be read in pairs
     values,  # the same with DV
@@ -232,9 +232,9 @@ def attend_kernel(
     TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # parts that are loaded before they are added up
+    AT_ONCE: tl.constexpr,  # splits that are loaded before they are added up
 ):
-    """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a part of their keys. Grid: (kv_heads, items)."""
+    """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over a split of their keys. Grid: (kv_heads, items)."""
     follow()
     # Heads vary fastest: programs that run together then read neighbouring memory. The last tiles of a row see
     # the most keys: they start first, so that no long program runs alone at the end.
@@ -280,7 +280,7 @@ def attend_kernel(
     v_dim = tl.arange(0, DV_PAD)
     out_ptr = out + ((place * (KV_HEADS * GROUP) + head) * DV)[:, None] + v_dim[None, :]
     if results is not None:
-        _store_part(
+        _store_split(
             out_ptr, results, result_sums, arrived, items, kv_head, valid, mean, m, total,
             TOKENS * GROUP, DV, KV_HEADS, AT_ONCE,
         )  # fmt: skip

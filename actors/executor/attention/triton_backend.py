@@ -21,7 +21,7 @@ MAX_HEAD_SIZE = 512
 """The largest size of a head that transformers has (DeepSeek V4): no kernel was compiled for a larger one."""
 
 WAVES = 4
-"""Waves of resident programs for which keys are divided into parts: with more, the last one does not matter."""
+"""Waves of resident programs for which keys are divided into splits: with more, the last one does not matter."""
 
 COMBINED_AT_ONCE = 8192
 """Numbers that a program loads before it adds them up: 64 for each of 128 threads."""
@@ -40,7 +40,7 @@ class Tile(NamedTuple):
     resident: int
     """Programs that a multiprocessor has registers and shared memory for."""
     least: int
-    """Keys of a part. Shorter parts cost more to combine than they save."""
+    """Keys of a split. Shorter splits cost more to combine than they save."""
 
 
 class Tiles(NamedTuple):

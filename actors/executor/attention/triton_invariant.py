@@ -1,11 +1,11 @@
 """Attention backend ``triton`` where what a token is given must not depend on the rest of its step.
 
-The keys of a sequence are cut into *parts* of a fixed number, counted from its first position. Each part gives a mean
-of its values, and the means are combined in the order of the keys. Whether a part has a program of its own, as with few
-rows that decode, or one program goes through all parts, as with the tokens of a prompt, every number is made of
-the same numbers by the same operations:
+The keys of a sequence are cut into *splits* of a fixed number, counted from its first position. Each split gives a mean
+of its values, and the means are combined in the order of the keys. Whether a split has its own program, as with few
+rows that decode, or one program goes through all splits, as with the tokens of a prompt, every number is made of the
+same numbers by the same operations:
 
-- within a part keys are taken in steps of a fixed number; what a query must not see has a weight of exactly zero;
+- within a split keys are taken by iterations of a fixed number; what a query must not see has a weight of exactly zero;
 - sums over keys are made by the matrix unit alone, whose order is that of the keys, not by threads among themselves;
 - where a product is added to, one rounding or two is not left to the compiler.
 """
@@ -28,12 +28,12 @@ from .triton_common import STEP_INPUTS, pad
 from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
 from .triton_softmax import LOG2E, MASKED, softcapped
 
-LEAST_PART = 512
-"""Least number of keys in a part: shorter parts cost more to combine than to compute. The length follows from the
+LEAST_SPLIT = 512
+"""Least number of keys in a split: shorter splits cost more to combine than to compute. The length follows from the
 longest context of the service, never from a step, so that a token's sum is always cut alike."""
 
-MOST_PARTS = 32
-"""Most parts of the longest context, as in `triton_plan.MAX_PARTS`."""
+MOST_SPLITS = 32
+"""Most splits of the longest context, as in `triton_plan.MAX_SPLITS`."""
 
 
 class Tile(NamedTuple):
@@ -52,7 +52,7 @@ SINGLE, SEVERAL = Tile(16, 4, 3), Tile(64, 4, 2)
 
 
 @jit
-def _mean_of_part(
+def _mean_of_split(
     q,  # [M, DK_PAD]
     q_pos,  # [M]: position of each query in its sequence
     context,  # pointers: the sequence's blocks, its head's first key and first value in the cache
@@ -114,8 +114,8 @@ def _mean_of_part(
 
 
 @jit
-def _with_part(state, mean, sums):
-    """``state`` with one part more: its values, all weights, and the greatest ``sums`` until now."""
+def _with_split(state, mean, sums):
+    """``state`` with one split more: its values, all weights, and the greatest ``sums`` until now."""
     acc, total, m = state
     m_new = tl.maximum(m, sums)
     weight = tl.where(sums == float("-inf"), 0.0, tl.exp2(sums - m_new))
@@ -126,36 +126,36 @@ def _with_part(state, mean, sums):
 
 
 @jit
-def _with_all_parts(
+def _with_all_splits(
     state,
     results,
     result_sums,
-    queries,  # [M]: the places of the first part's queries
-    parts,
+    queries,  # [M]: the places of the first split's queries
+    splits,
     valid,  # [M]
     mask,  # [M, DV_PAD]
-    STRIDE: tl.constexpr,  # from a query to the same one in the next part
+    STRIDE: tl.constexpr,  # from a query to the same one in the next split
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
 ):
-    """``state`` with what the programs of all parts have stored.
+    """``state`` with what the programs of all splits have stored.
 
     Other multiprocessors wrote it: it is read past the first-level cache.
     """
     v_dim = tl.arange(0, DV_PAD)
     acc, total, m = state
-    for part in range(0, parts):
-        theirs = queries + part * STRIDE
+    for split in range(0, splits):
+        theirs = queries + split * STRIDE
         sums = tl.load(result_sums + theirs, mask=valid, other=0.0, cache_modifier=".cg")
         pointer = results + (theirs * DV)[:, None] + v_dim[None, :]
         mean = tl.load(pointer, mask=mask, other=0.0, cache_modifier=".cg")
-        acc, total, m = _with_part((acc, total, m), mean, sums)
+        acc, total, m = _with_split((acc, total, m), mean, sums)
     return acc, total, m
 
 
 @jit
 def _nothing_yet(sinks, head, valid, DV_PAD: tl.constexpr):
-    """The state before the first part. A sink is a key that every query sees and whose value is zero."""
+    """The state before the first split. A sink is a key that every query sees and whose value is zero."""
     acc = tl.zeros([head.shape[0], DV_PAD], tl.float32)
     m = tl.full([head.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([head.shape[0]], tl.float32)
@@ -168,9 +168,9 @@ def _nothing_yet(sinks, head, valid, DV_PAD: tl.constexpr):
 @jit(do_not_specialize_on_alignment=STEP_INPUTS)
 def attend_in_order_kernel(
     out,  # [T, query_heads, DV]
-    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the parts of tiles in several
+    results,  # float32 [results, kv_heads, TOKENS * GROUP, DV] or None: of the splits of tiles in several
     result_sums,  # float32 [results, kv_heads, TOKENS * GROUP] or None: log2 of the sum of exponentials
-    arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its parts have theirs
+    arrived,  # int32 [results, kv_heads] or None: at a tile's first result, how many of its splits have theirs
     query,  # [T, query_heads, DK]
     keys,  # [num_blocks, block_size, kv_heads, DK]
     values,  # [num_blocks, block_size, kv_heads, DV]
@@ -183,7 +183,7 @@ def attend_in_order_kernel(
     query_token_stride,
     query_head_stride,
     table_stride,
-    PART: tl.constexpr,
+    SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNKED: tl.constexpr,
@@ -198,7 +198,7 @@ def attend_in_order_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over one part of their keys or all.
+    """One item: ``TOKENS * GROUP`` queries, of ``BLOCK_M``, over one split of their keys or all.
 
     Grid: (kv_heads, items).
     """
@@ -220,12 +220,12 @@ def attend_in_order_kernel(
     mask = valid[:, None] & (v_dim < DV)[None, :]
 
     acc, total, m = _nothing_yet(sinks, head, valid, DV_PAD)
-    parts = 1
+    splits = 1
     if results is not None:
-        parts = tl.load(items + 8)
+        splits = tl.load(items + 8)
     last = True
-    if parts > 1:
-        mean, sums = _mean_of_part(
+    if splits > 1:
+        mean, sums = _mean_of_split(
             q, q_pos, context, scale, lo, hi,
             WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, DV_PAD, KV_HEADS, BLOCK_N,
         )  # fmt: skip
@@ -238,19 +238,19 @@ def attend_in_order_kernel(
             tl.store(results + (mine * DV)[:, None] + v_dim[None, :], mean, mask=mask)
             # What all threads of this program have stored is there before it says so, by one of them.
             tl.debug_barrier()
-            last = tl.atomic_add(arrived + query_of, 1, sem="acq_rel") == parts - 1
+            last = tl.atomic_add(arrived + query_of, 1, sem="acq_rel") == splits - 1
             if last:
-                acc, total, m = _with_all_parts(
-                    (acc, total, m), results, result_sums, queries, parts, valid, mask, stride, DV, DV_PAD
+                acc, total, m = _with_all_splits(
+                    (acc, total, m), results, result_sums, queries, splits, valid, mask, stride, DV, DV_PAD
                 )
                 tl.store(arrived + query_of, 0)  # for the next layer
     else:
-        for begin in range(lo // PART * PART, hi, PART):
-            mean, sums = _mean_of_part(
-                q, q_pos, context, scale, tl.maximum(begin, lo), tl.minimum(begin + PART, hi),
+        for begin in range(lo // SPLIT * SPLIT, hi, SPLIT):
+            mean, sums = _mean_of_split(
+                q, q_pos, context, scale, tl.maximum(begin, lo), tl.minimum(begin + SPLIT, hi),
                 WINDOW, CHUNKED, SOFTCAP, BLOCK_SIZE, DK, DV, DV_PAD, KV_HEADS, BLOCK_N,
             )  # fmt: skip
-            acc, total, m = _with_part((acc, total, m), mean, sums)
+            acc, total, m = _with_split((acc, total, m), mean, sums)
     if last:
         # Where there was no key, as for a token that belongs to no row, the output is zero.
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
@@ -265,7 +265,7 @@ class InvariantTritonAttention(TritonAttention):
 
     single, several = SINGLE, SEVERAL
     keys: Mapping[int, int] = KEYS
-    least_part = LEAST_PART
+    least_split = LEAST_SPLIT
 
     def _attend(
         self,
@@ -288,8 +288,8 @@ class InvariantTritonAttention(TritonAttention):
         tile, step = self.single if single else self.several, self.keys[keys.element_size()]
         queries = max(pad(group), tile.queries)
         tokens = 1 if single else queries // group
-        part = self.part_of(batch.block_table.shape[1] * block_size, step)
-        plan = self._plan(batch, single, tokens, window, chunked, step, part, kv_heads, query.device)
+        split = self.split_of(batch.block_table.shape[1] * block_size, step)
+        plan = self._plan(batch, single, tokens, window, chunked, step, split, kv_heads, query.device)
         results, sums = plan.room(tokens * group, value_dim)
         attend_in_order_kernel[(kv_heads, len(plan.items))](
             out,
@@ -307,7 +307,7 @@ class InvariantTritonAttention(TritonAttention):
             scale,
             *query.stride()[:2],
             batch.block_table.stride(0),
-            PART=part,
+            SPLIT=split,
             GROUP=group,
             WINDOW=window,
             CHUNKED=chunked,
@@ -326,9 +326,9 @@ class InvariantTritonAttention(TritonAttention):
             **FOLLOWING,
         )
 
-    def part_of(self, longest: int, step: int) -> int:
-        """Keys of a part in a service whose sequences have up to ``longest`` positions."""
-        return max(self.least_part, triton.cdiv(triton.cdiv(longest, MOST_PARTS), step) * step)
+    def split_of(self, longest: int, step: int) -> int:
+        """Keys of a split in a service whose sequences have up to ``longest`` positions."""
+        return max(self.least_split, triton.cdiv(triton.cdiv(longest, MOST_SPLITS), step) * step)
 
     def _plan(
         self,
@@ -338,12 +338,12 @@ class InvariantTritonAttention(TritonAttention):
         window: int,
         chunked: bool,
         step: int,
-        part: int,
+        split: int,
         kv_heads: int,
         device: torch.device,
     ) -> AttentionPlan:
         """The plan of this step, made once for all layers that are alike."""
-        plan_of = (single, tokens, window, chunked, step, part, kv_heads)
+        plan_of = (single, tokens, window, chunked, step, split, kv_heads)
         if plan_of not in self._plans:
             self._plans[plan_of] = make_plan(
                 batch,
@@ -358,6 +358,6 @@ class InvariantTritonAttention(TritonAttention):
                 kv_heads=kv_heads,
                 multiprocessors=device_limits(device).multiprocessors,
                 resident=1,
-                part=part,
+                split=split,
             )
         return self._plans[plan_of]

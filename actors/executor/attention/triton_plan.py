@@ -1,16 +1,16 @@
 """Divides the attention of one step among programs, on the device, once a step.
 
 A **tile** is some consecutive tokens of a row with all query heads of one key/value head. Its keys are one
-**part**, or several when there are fewer tiles than the device has room for (*split-KV*, the idea of
-Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined. An **item** is one part of
+**split**, or several when there are fewer tiles than the device has room for (*split-KV*, the idea of
+Flash-Decoding, Dao, Haziza, Massa, Sizov 2023): their results are then combined. An **item** is one split of
 one tile, the work of one program for each key/value head.
 
 The kernel's inner loop takes a fixed number of keys in each iteration. ``work`` is the sum over all tiles of the
-iterations of the longest tile of their row. A row's tiles are cut into as many parts of whole iterations as leave at
+iterations of the longest tile of their row. A row's tiles are cut into as many splits of whole iterations as leave at
 least ``goal`` iterations to each, where ``goal`` is at least ``work / target``. So
 
 - there are at most ``tiles + target`` items,
-- those of tiles in several parts are at most ``target``,
+- those of tiles in several splits are at most ``target``,
 
 whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
 
@@ -34,19 +34,19 @@ from .triton_common import STEP_INPUTS
 
 ITEM_FIELDS = tl.constexpr(9)
 """Slot, first token, tokens (0: nothing to do), position of the first token, first key, last key + 1; of a tile in
-several parts the index of its first result, otherwise -1; which part this is, and of how many."""
+several splits the index of its first result, otherwise -1; which split this is, and of how many."""
 
-MAX_PARTS = 32
-"""Most parts of one tile. More cost more to combine than they save."""
+MAX_SPLITS = 32
+"""Most splits of one tile. More cost more to combine than they save."""
 
 MOST_FIXED = 1024
-"""Items of rows whose parts have a fixed length. More rows, or longer ones, occupy the device without being divided."""
+"""Items of rows whose splits have a fixed length. More rows, or longer ones, occupy the device without any splits."""
 
 OVERHEAD = 3.0
 """Iterations of the inner loop that a program could have made while it begins and ends."""
 
 COMBINING = tl.constexpr(2.0)
-"""Iterations of the inner loop that a program could have made while it combines parts."""
+"""Iterations of the inner loop that a program could have made while it combines splits."""
 
 CANDIDATES = tl.constexpr(16)
 """Goals that are compared."""
@@ -63,11 +63,11 @@ class AttentionPlan:
     items: Tensor
     """int32 [items, ITEM_FIELDS]; those that are not needed come last."""
     arrived: Tensor | None
-    """int32 [results, kv_heads], zero between layers: at the first result of a tile in several parts, how many of
-    them have been computed. There are no more results than this has places. None: no tile can be in several parts."""
+    """int32 [results, kv_heads], zero between layers: at the first result of a tile in several splits, how many of
+    them have been computed. There are no more results than this has places. None: no tile can be in several splits."""
 
     def room(self, queries: int, value_dim: int) -> tuple[Tensor | None, Tensor | None]:
-        """For results of parts, float32 [results, kv_heads, queries, value_dim], and their sums, without the last."""
+        """For results of splits, float32 [results, kv_heads, queries, value_dim], and their sums, without the last."""
         if self.arrived is None:
             return None, None
         sums = torch.empty(*self.arrived.shape, queries, dtype=torch.float32, device=self.arrived.device)
@@ -88,36 +88,36 @@ def make_plan(
     kv_heads: int,
     multiprocessors: int,
     resident: int,
-    part: int = 0,
+    split: int = 0,
 ) -> AttentionPlan:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
-    A tile has ``tokens`` tokens, an iteration ``keys`` keys, a part about ``least`` keys or more; ``target`` items, at
-    least 2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Parts begin with a block of
+    A tile has ``tokens`` tokens, an iteration ``keys`` keys, a split about ``least`` keys or more; ``target`` items, at
+    least 2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Splits begin with a block of
     ``block_size`` tokens where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs
     at once.
 
-    ``part``: parts have this many keys, counted from the first position, whatever the load is; with a window there
+    ``split``: splits have this many keys, counted from the first position, whatever the load is; with a window there
     is one.
     """
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
-        tiles, most_parts = num_rows, min(MAX_PARTS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
+        tiles, most_splits = num_rows, min(MAX_SPLITS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
     else:
         # As many as are full, one for the rest of each row, and one for what belongs to no row.
         tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
-        most_parts = MAX_PARTS if tiles <= target else 1
-    if part:
-        most_parts = triton.cdiv(batch.max_kv_len, part) if single and not window else 1
-        most_parts = most_parts if tiles * most_parts <= MOST_FIXED else 1
-        target = tiles * most_parts
-    split = most_parts > 1
-    items = min(tiles + target, tiles * most_parts) if split else tiles
+        most_splits = MAX_SPLITS if tiles <= target else 1
+    if split:
+        most_splits = triton.cdiv(batch.max_kv_len, split) if single and not window else 1
+        most_splits = most_splits if tiles * most_splits <= MOST_FIXED else 1
+        target = tiles * most_splits
+    is_split = most_splits > 1
+    items = min(tiles + target, tiles * most_splits) if is_split else tiles
     results = min(items, target)
     device = batch.rows.device
     plan = AttentionPlan(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
-        arrived=torch.empty(results, kv_heads, dtype=torch.int32, device=device) if split else None,
+        arrived=torch.empty(results, kv_heads, dtype=torch.int32, device=device) if is_split else None,
     )
     plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
         plan.items,
@@ -130,7 +130,7 @@ def make_plan(
         items,
         results,
         target,
-        most_parts,
+        most_splits,
         multiprocessors,
         multiprocessors * resident,
         OVERHEAD,
@@ -139,9 +139,9 @@ def make_plan(
         WINDOW=window,
         CHUNKED=chunked,
         KEYS=keys,
-        ALIGN=keys if part else block_size if keys % block_size == 0 else 1,
+        ALIGN=keys if split else block_size if keys % block_size == 0 else 1,
         LEAST=least,
-        FIXED=part // keys,
+        FIXED=split // keys,
         KV_HEADS=kv_heads,
         HEADS_PAD=triton.next_power_of_2(kv_heads),
         **FOLLOWING,
@@ -189,25 +189,25 @@ def _tiles_of(
 
 
 @jit
-def _divided(iterations, goal, most_parts, FIXED: tl.constexpr):
-    """The number of parts of tiles of ``iterations``, and the iterations of each part, ``FIXED`` if that is not 0; the
-    last part may have fewer."""
+def _divided(iterations, goal, most_splits, FIXED: tl.constexpr):
+    """The number of splits of tiles of ``iterations``, and the iterations of each, ``FIXED`` if that is not 0; the last
+    split may have fewer."""
     if FIXED > 0:
-        each = tl.where(most_parts > 1, FIXED, tl.maximum(iterations, 1))
+        each = tl.where(most_splits > 1, FIXED, tl.maximum(iterations, 1))
     else:
-        parts = tl.maximum(tl.minimum(iterations // goal, most_parts), 1)
-        each = tl.maximum(tl.cdiv(iterations, parts), 1)
+        splits = tl.maximum(tl.minimum(iterations // goal, most_splits), 1)
+        each = tl.maximum(tl.cdiv(iterations, splits), 1)
     return tl.maximum(tl.cdiv(iterations, each), 1), each
 
 
 @jit
-def _iterations_of_a_part(
+def _iterations_of_a_split(
     kv_lens,
     query_start,
     num_rows,
     num_tokens,
     target,
-    most_parts,
+    most_splits,
     multiprocessors,
     places,
     overhead,
@@ -231,25 +231,25 @@ def _iterations_of_a_part(
         most = tl.maximum(most, tl.max(iterations, 0))
     least = tl.maximum(tl.cdiv(work, target), LEAST // KEYS)
 
-    # They cut the longest tile into 1, 2, 3, ... parts, and the last as finely as is allowed. Of equals the first wins.
+    # They cut the longest tile into 1, 2, 3, ... splits, the last as finely as is allowed. Of equals the first wins.
     candidate = tl.arange(0, CANDIDATES)
     goal = tl.where(candidate == CANDIDATES - 1, least, tl.maximum(tl.cdiv(most, candidate + 1), least))
     items = tl.zeros([CANDIDATES], tl.int32)
-    longest_part = tl.zeros([CANDIDATES], tl.int32)
+    longest_split = tl.zeros([CANDIDATES], tl.int32)
     all_tiles = tl.zeros([], tl.int32)
     for start in range(0, num_rows + 1, ROWS_AT_ONCE):
         row = start + tl.arange(0, ROWS_AT_ONCE)
         tiles, iterations = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, each = _divided(iterations[None, :], goal[:, None], most_parts, 0)
-        items += tl.sum(tiles[None, :] * parts, 1)
-        longest_part = tl.maximum(longest_part, tl.max(each, 1))
+        splits, each = _divided(iterations[None, :], goal[:, None], most_splits, 0)
+        items += tl.sum(tiles[None, :] * splits, 1)
+        longest_split = tl.maximum(longest_split, tl.max(each, 1))
         all_tiles += tl.sum(tiles, 0)
     programs = items * KV_HEADS
     mean = work.to(tl.float32) / tl.maximum(items, 1)
     cost = tl.cdiv(programs, places) * overhead
-    cost += (tl.cdiv(programs, multiprocessors) - 1) * mean + longest_part
+    cost += (tl.cdiv(programs, multiprocessors) - 1) * mean + longest_split
     cost += tl.where(items > all_tiles, COMBINING, 0.0)
     return tl.sum(tl.where(candidate == tl.argmin(cost, 0), goal, 0), 0)
 
@@ -263,7 +263,7 @@ def _before(
     num_rows,
     num_tokens,
     goal,
-    most_parts,
+    most_splits,
     SINGLE: tl.constexpr,
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -271,7 +271,7 @@ def _before(
     ALIGN: tl.constexpr,
     FIXED: tl.constexpr,
 ):
-    """What lies before each item: rows, items of these rows, and of those the ones in parts; and how many items there
+    """What lies before each item: rows, items of these rows, and of those the ones in splits; and how many items there
     are in all."""
     row_of = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     items_before = tl.zeros([ITEMS_AT_ONCE], tl.int32)
@@ -282,15 +282,15 @@ def _before(
         tiles, iterations = _tiles_of(
             row, kv_lens, query_start, num_rows, num_tokens, SINGLE, TOKENS, WINDOW, KEYS, ALIGN
         )
-        parts, _ = _divided(iterations, goal, most_parts, FIXED)
-        ends = all_items + tl.cumsum(tiles * parts, 0)
+        splits, _ = _divided(iterations, goal, most_splits, FIXED)
+        ends = all_items + tl.cumsum(tiles * splits, 0)
         passed = (ends[None, :] <= item[:, None]) & (row <= num_rows)[None, :]
         row_of += tl.sum(passed.to(tl.int32), 1)
-        items_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
-        all_items += tl.sum(tiles * parts, 0)
+        items_before += tl.sum(tl.where(passed, (tiles * splits)[None, :], 0), 1)
+        all_items += tl.sum(tiles * splits, 0)
         if arrived is not None:
-            tiles = tl.where(parts > 1, tiles, 0)
-            results_before += tl.sum(tl.where(passed, (tiles * parts)[None, :], 0), 1)
+            tiles = tl.where(splits > 1, tiles, 0)
+            results_before += tl.sum(tl.where(passed, (tiles * splits)[None, :], 0), 1)
     return row_of, items_before, results_before, all_items
 
 
@@ -309,7 +309,7 @@ def _store_items(
     end_key,
     first_result,
     which,
-    parts,
+    splits,
 ):
     """Write the fields of items in the order that `ITEM_FIELDS` has."""
     write = item < num_items
@@ -322,7 +322,7 @@ def _store_items(
     tl.store(record + 5, end_key, mask=write)
     tl.store(record + 6, first_result, mask=write)
     tl.store(record + 7, which, mask=write)
-    tl.store(record + 8, parts, mask=write)
+    tl.store(record + 8, splits, mask=write)
 
 
 @jit(
@@ -332,7 +332,7 @@ def _store_items(
         "num_items",
         "num_results",
         "target",
-        "most_parts",
+        "most_splits",
         "multiprocessors",
         "places",
     ],
@@ -349,7 +349,7 @@ def plan_kernel(
     num_items,
     num_results,
     target,
-    most_parts,
+    most_splits,
     multiprocessors,
     places,
     overhead,
@@ -366,16 +366,16 @@ def plan_kernel(
 ):
     """Write ``ITEMS_AT_ONCE`` items. Grid: (items / ITEMS_AT_ONCE). Each program goes over all rows by itself."""
     follow()
-    goal = tl.zeros([], tl.int32) + 2147483647  # iterations of a part, or more
+    goal = tl.zeros([], tl.int32) + 2147483647  # iterations of a split, or more
     if arrived is not None and FIXED == 0:
-        goal = _iterations_of_a_part(
-            kv_lens, query_start, num_rows, num_tokens, target, most_parts, multiprocessors, places, overhead,
+        goal = _iterations_of_a_split(
+            kv_lens, query_start, num_rows, num_tokens, target, most_splits, multiprocessors, places, overhead,
             SINGLE, TOKENS, WINDOW, KEYS, ALIGN, LEAST, KV_HEADS,
         )  # fmt: skip
 
     item = tl.program_id(0) * ITEMS_AT_ONCE + tl.arange(0, ITEMS_AT_ONCE)
     row_of, items_before, results_before, all_items = _before(
-        item, arrived, kv_lens, query_start, num_rows, num_tokens, goal, most_parts,
+        item, arrived, kv_lens, query_start, num_rows, num_tokens, goal, most_splits,
         SINGLE, TOKENS, WINDOW, KEYS, ALIGN, FIXED,
     )  # fmt: skip
 
@@ -390,12 +390,12 @@ def plan_kernel(
     longest = kv_len
     if WINDOW > 0:
         longest = tl.minimum(kv_len, WINDOW + TOKENS + ALIGN - 2)
-    parts, each = _divided(tl.cdiv(longest, KEYS), goal, most_parts, FIXED)
-    part = each * KEYS
+    splits, each = _divided(tl.cdiv(longest, KEYS), goal, most_splits, FIXED)
+    split = each * KEYS
 
     in_row_items = item - items_before
-    tile = in_row_items // parts
-    which = in_row_items % parts
+    tile = in_row_items // splits
+    which = in_row_items % splits
     first = tile * TOKENS
     tokens = tl.minimum(count - first, TOKENS)
     position = tl.where(in_row, kv_len - count + first, 0)
@@ -403,13 +403,13 @@ def plan_kernel(
     first_key = tl.zeros([ITEMS_AT_ONCE], tl.int32)
     if WINDOW > 0:
         first_key = first_seen(position, WINDOW, CHUNKED) // ALIGN * ALIGN
-    first_key += tl.where(parts > 1, which * part, 0)
-    end_key = tl.where(parts > 1, tl.minimum(end_key, first_key + part), end_key)
-    first_result = tl.where(parts > 1, results_before + tile * parts, -1)
+    first_key += tl.where(splits > 1, which * split, 0)
+    end_key = tl.where(splits > 1, tl.minimum(end_key, first_key + split), end_key)
+    first_result = tl.where(splits > 1, results_before + tile * splits, -1)
 
     _store_items(
         item, items, num_items, slot, begin, first, used, tokens, position, first_key, end_key,
-        first_result, which, parts,
+        first_result, which, splits,
     )  # fmt: skip
     if arrived is not None:
         # There are at least as many items as results.

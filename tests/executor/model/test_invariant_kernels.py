@@ -223,7 +223,7 @@ def small() -> Any:
     from slipstream.actors.executor.attention.triton_invariant import InvariantTritonAttention, Tile
 
     backend = InvariantTritonAttention()
-    backend.least_part = 16
+    backend.least_split = 16
     backend.keys = dict.fromkeys((1, 2, 4), 16)
     backend.several = Tile(16, 4, 2)
     return backend
@@ -234,7 +234,7 @@ def test_parts_that_the_load_decides_are_seen() -> None:
     texts = Texts(2, 16, 16, torch.float32, fp8=False)
     backend = small()
     expected = texts.attended(backend, ends(1))
-    backend.least_part = 32
+    backend.least_split = 32
     assert not torch.equal(texts.attended(backend, ends(1)), expected)
 
 
