@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from array import array
@@ -319,6 +320,44 @@ def test_a_conversation_of_many_messages_is_rendered_in_turns() -> None:
     before = actor.progress
     assert [type(m) for m in run(actor)] == [Tokenized, Enqueue]
     assert actor.progress - before >= 8000 // prompts.OUTPUTS_AT_ONCE
+
+
+ROUND = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ROUND,
+        "{% macro m() %}" + ROUND + "{% endmacro %}{{ m() }}",
+        "{% set x %}" + ROUND + "{% endset %}",
+        "{% for a in range(99999) %}{% for b in range(99999) if b > a and false %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}",
+        "{% for a in [1, 1] recursive %}{% if loop.depth < 99 %}{{ loop([1, 1]) }}{% endif %}{% endfor %}",
+    ],
+    ids=["loops", "macro", "assigned", "filtered", "recursion", "recursive loop"],
+)
+def test_a_template_that_computes_without_end_is_named_in_an_error(template: str) -> None:
+    actor = actor_of(byte_level(), "{{ messages[0].content }}" + template)
+    asked = [{"role": "user", "content": "x"}]
+    [refused] = [*(m for _, m in actor.receive("gateway", submit(1, asked), 0.0)), *run(actor)]
+    assert isinstance(refused, Refused)
+    assert re.fullmatch(
+        r"the model's chat template does not end: its loops and macros went round 300002 times.*",
+        refused.message,
+    )
+    assert refused.param == "messages"
+
+
+def test_a_template_that_looks_at_all_messages_for_each_is_not_stopped() -> None:
+    template = (
+        "{% for m in messages %}{% set n = namespace(same=0) %}{% for o in messages %}"
+        "{% if o.role == m.role %}{% set n.same = n.same + 1 %}{% endif %}{% endfor %}{{ n.same }} {% endfor %}"
+    )
+    actor = actor_of(byte_level(), template)
+    messages = [{"role": "u", "content": ""}] * 700
+    actor.receive("gateway", submit(1, messages), 0.0)
+    assert [type(m) for m in run(actor)] == [Tokenized, Enqueue]
 
 
 def test_a_template_that_writes_without_end_is_stopped() -> None:

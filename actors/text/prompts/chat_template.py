@@ -22,6 +22,16 @@ from ....protocol.formats.json_parts import HALF
 from ...checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
 from ..vocabulary.tokenizer_files import special_tokens
 from .conversation import Message, Style
+from .turns import (
+    COUNT_TURN,
+    FEWEST_TURNS,
+    TRIAL_TURNS,
+    TURNS,
+    EndlessTemplate,
+    Turns,
+    count_turn,
+    count_turns,
+)
 
 Clock = Callable[[], datetime]
 
@@ -90,11 +100,11 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
-        environment.filters["tojson"] = tojson
+        environment.filters |= {"tojson": tojson, COUNT_TURN: count_turn}
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: clock().strftime(format)
         self.source = source
-        self.template = environment.from_string(source)
+        self.template = environment.from_string(count_turns(environment.parse(source)))
         self.special_tokens = special_tokens
         tree = environment.parse(source)
         texts = {node.data for node in tree.find_all(nodes.TemplateData)}
@@ -112,8 +122,9 @@ class ChatTemplate:
         given: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        turns: int = FEWEST_TURNS,
     ) -> Iterator[str]:
-        """The prompt for an answer to ``messages``, in parts as the template writes it.
+        """The prompt for an answer to ``messages``, in parts as the template writes it; ``turns`` as of ``Turns``.
 
         ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
         take what it is given.
@@ -134,13 +145,19 @@ class ChatTemplate:
             )
         try:
             yield from self.template.generate(
-                {"tools": None, "documents": None} | self.special_tokens | given,
+                {"tools": None, "documents": None, TURNS: Turns(turns, len(messages))}
+                | self.special_tokens
+                | given,
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
             )
         except Refusal as error:
             raise InvalidRequest(
                 f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from None
+        except EndlessTemplate as error:
+            raise InvalidRequest(
+                f"the model's chat template does not end: {error}", param="messages"
             ) from None
         except Exception as error:  # a template is a program: it can raise anything
             raise InvalidRequest(
@@ -193,7 +210,7 @@ class ChatTemplate:
 
     def attempt(self, messages: list[Message]) -> str | None:
         try:
-            return "".join(self.write(messages))
+            return "".join(self.write(messages, turns=TRIAL_TURNS))
         except InvalidRequest:
             return None
 
