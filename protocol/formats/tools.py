@@ -244,8 +244,14 @@ SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "const", "enum
 """Keywords by which a schema says what a value is."""
 
 
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 def arguments_of(function: Function) -> dict[str, Any]:
-    """The schema of its arguments, which are an object whatever else it allows."""
-    given = function.parameters or {}
+    """The schema of its arguments, which are an object whatever else it allows. A function without ``parameters`` has
+    none, as OpenAI's API has it."""
+    if function.parameters is None:
+        return NO_ARGUMENTS
+    given = function.parameters
     among_others = isinstance(given.get("type"), list) and "object" in given["type"]
     return given | {"type": "object"} if among_others or not SAYS_WHAT.intersection(given) else given

@@ -21,7 +21,7 @@ from slipstream.protocol.formats.formats import Formats, calls_reader
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.reader import Parsed
 from slipstream.protocol.formats.schemas import Schema, moved
-from slipstream.protocol.formats.tools import Function, NamedTool, Offer, Tool, offer, offer_of
+from slipstream.protocol.formats.tools import Function, FunctionName, NamedTool, Offer, Tool, offer, offer_of
 from slipstream.protocol.sampling import Grammar
 
 from slipstream.serving.service import BUNDLED_MODEL
@@ -848,3 +848,18 @@ def test_what_follows_a_call_reaches_the_user(name: str, strict: bool) -> None:
             assert text == before + behind
             assert len(calls) == 1 + bool(after)
             assert all(isinstance(told, dict) and [*told] == ["city"] for _, told in calls)
+
+
+def test_a_function_without_parameters_has_no_arguments_and_one_whose_schema_is_empty_has_any() -> None:
+    for parameters, fits in ((None, False), ({}, True)):
+        tool = Tool(type="function", function=Function(name="now", parameters=parameters, strict=True))
+        named = offer([tool], NamedTool(type="function", function=FunctionName(name="now")), None)
+        required = offer([tool], "required", None)
+        assert named.schema is not None
+        assert required.schema is not None
+        for arguments, expected in (({}, True), ({"now": 1}, fits)):
+            call = [{"name": "now", "arguments": arguments}]
+            assert jsonschema.Draft202012Validator(named.schema).is_valid(arguments) is expected
+            assert jsonschema.Draft202012Validator(required.schema).is_valid(call) is expected
+            text = f'<tool_call>{{"name": "now", "arguments": {json.dumps(arguments)}}}</tool_call>'
+            assert bool(read(text, offered=offer([tool], "auto", None))[1]) is expected
