@@ -43,8 +43,9 @@ from ..public.keys import public_keys
 from .admission import Admission
 from .open_requests import OpenRequests, Routed
 from .placement import Placement
-from .prefixes import Holders, size_and_bytes
-from .replica import MOVE_AFTER_S, POLL_S, SILENT_S, Replica
+from .prefixes import size_and_bytes
+from .replica import MOVE_AFTER_S, SILENT_S, Replica
+from .services import Services
 from .services_file import endpoints_in
 from .timers import ReplicaTimers
 from .totals import totals
@@ -82,17 +83,13 @@ class Router(PublicActor):
     ) -> None:
         """``services``: the endpoints behind. Each serves ``model`` with ``bounds``, or is not used."""
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
-        self.bounds_of_each = bounds
-        self.replicas: dict[str, Replica] = {}
-        self.holders: Holders = {}
-        self.session_of: dict[str, Session] = {}
-        """The sessions of the replicas, by endpoint."""
+        self.services = Services(model, bounds)
         self.open = OpenRequests()
         self.counters: Counter[str] = Counter(router_requests=0, router_requests_moved=0)
         self.admission = Admission(self.open, rng)
         self.placement = Placement(
             self.open,
-            self.replicas,
+            self.services.replicas,
             self.counters,
             fail=self.fail,
             end_aborted=self.end_aborted,
@@ -117,39 +114,24 @@ class Router(PublicActor):
 
     @property
     def sessions(self) -> dict[str, Session]:
-        return self.session_of
+        return self.services.sessions
 
     # --- which services ---------------------------------------------------------------------------
 
     def set_services(self, endpoints: Iterable[str]) -> None:
         """From now on these are behind the router. One that is not among them any more finishes what it has."""
         wanted = dict.fromkeys(endpoints)
-        for endpoint in wanted:
-            if endpoint not in self.replicas:
-                replica = self.replicas[endpoint] = Replica(
-                    endpoint, self.model, self.bounds_of_each, self.holders
-                )
-                self.session_of[endpoint] = replica.session
-                replica.polled_at = self.now - POLL_S  # asked at once
-        for endpoint, replica in self.replicas.items():
-            replica.leaving = endpoint not in wanted
+        self.services.set(wanted, self.now)
+        for replica in self.services.replicas.values():
             self.set_timer(replica)
         self.placement.on_change()
-        most = self.bounds_of_each.max_queued_requests * max(1, len(wanted))
-        self.bounds = msgspec.structs.replace(self.bounds_of_each, max_queued_requests=most)
+        most = self.services.bounds.max_queued_requests * max(1, len(wanted))
+        self.bounds = msgspec.structs.replace(self.services.bounds, max_queued_requests=most)
         self.check_by(self.now)
 
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
         self.set_services(endpoints_in(file.text, lambda text: self.send(HostService.LOG, text)))
-
-    def forget_those_that_left(self) -> None:
-        for endpoint, replica in list(self.replicas.items()):
-            if replica.leaving and not replica.session.streams:
-                replica.session.close()
-                replica.prefixes.forget()
-                replica.check_at = float("-inf")  # never again
-                del self.replicas[endpoint], self.session_of[endpoint]
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -214,7 +196,7 @@ class Router(PublicActor):
     # --- services ---------------------------------------------------------------------------------
 
     def on_service_frame(self, message: ServiceFrame, now: float) -> None:
-        replica = self.replicas.get(message.service)
+        replica = self.services.replicas.get(message.service)
         if replica is None:
             return
         was_ready = replica.ready
@@ -226,7 +208,7 @@ class Router(PublicActor):
         self.take_in(replica, touched, was_ready, now)
 
     def on_service_interrupted(self, message: ServiceInterrupted, now: float) -> None:
-        replica = self.replicas.get(message.service)
+        replica = self.services.replicas.get(message.service)
         if replica is None:
             return
         was_ready = replica.ready
@@ -341,12 +323,12 @@ class Router(PublicActor):
             replica.poll(now)
             self.set_timer(replica)
         self.check_by(self.timers.next)
-        self.forget_those_that_left()
+        self.services.forget_those_that_left()
         self.placement.place_waiting(now)
 
     def on_wake(self, now: float) -> None:
         if now >= self.check_at + AWAY_S:
-            for replica in self.replicas.values():
+            for replica in self.services.replicas.values():
                 replica.session.reset_timers(now)
         if now >= self.check_at:
             self.check_replicas(now)
@@ -383,7 +365,7 @@ class Router(PublicActor):
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         """The sums of what the services have last said, and the router's own."""
-        replicas = self.replicas.values()
+        replicas = self.services.replicas.values()
         own = {name: float(value) for name, value in self.counters.items()} | {
             "router_requests_open": float(len(self.open.by_number)),
             "router_requests_waiting": float(len(self.open.waiting)),
@@ -394,8 +376,8 @@ class Router(PublicActor):
 
     def on_actors(self, actors: Actors, now: float) -> None:
         """The supervisor's answer, with the services as if they were actors."""
-        services = [replica.as_actor(now) for replica in self.replicas.values()]
-        ready = actors.ready and any(replica.ready for replica in self.replicas.values())
+        services = [replica.as_actor(now) for replica in self.services.replicas.values()]
+        ready = actors.ready and any(replica.ready for replica in self.services.replicas.values())
         super().on_actors(
             msgspec.structs.replace(actors, actors=[*actors.actors, *services], ready=ready), now
         )

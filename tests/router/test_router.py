@@ -108,7 +108,9 @@ class Desk:
 
     def placed(self) -> tuple[str, Generate]:
         """Where the newest request is, and how it was sent there."""
-        found = [(service, request) for service in self.router.replicas for request in self.asked(service)]
+        found = [
+            (service, request) for service in self.router.services.replicas for request in self.asked(service)
+        ]
         return max(found, key=lambda one: int(one[1].id[1:]))
 
     def other(self, service: str) -> str:

@@ -311,7 +311,7 @@ class Fleet:
         if router is None:
             return
         held = Counter[int]()
-        for replica in router.replicas.values():
+        for replica in router.services.replicas.values():
             streams = replica.session.streams.values()
             held.update(stream.waiter.number for stream in streams)
             assert all(stream.waiter.replica is replica for stream in streams), "it is where it is said to be"
