@@ -14,7 +14,7 @@ class VirtualTime:
         self.order = 0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.turns = 0
-        """What has been done meanwhile, as whoever does it counts."""
+        """Counts of what has been done meanwhile."""
 
     def clock_ns(self) -> int:
         return round(self.now * 1e9)

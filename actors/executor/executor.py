@@ -32,7 +32,7 @@ their next token, and after a start the first requests for their first."""
 
 
 class Executor(StepActor):
-    """Launches every plan of the scheduler, and sends it back the tokens of every step that is done."""
+    """Launches every plan of the scheduler, and sends back the tokens of every completed step."""
 
     name = "executor"
 

@@ -13,7 +13,7 @@ from .step_limit import StepLimit
 
 
 class StepActor(Actor):
-    """A pure state machine around a device: what it launches, it collects when the device has it done."""
+    """A pure state machine around a device: launches steps, and collects those that the device has completed."""
 
     blocking = True
 

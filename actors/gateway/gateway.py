@@ -57,7 +57,7 @@ PATH = ("tokenizer", "scheduler", "detokenizer")
 
 
 class Gateway(PublicActor):
-    """Connections and ledger."""
+    """Owns the connections of clients and the ledger of requests."""
 
     name = "gateway"
 

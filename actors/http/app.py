@@ -1,4 +1,4 @@
-"""The routes, and what every request passes on its way to them."""
+"""The routes, and the checks that every request passes before it reaches one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Every error in OpenAI's form, ``{"error": {"message", "type", "param", "code"}}``, and a status.
 
-Below ``/v1/messages`` it is in Anthropic's form, ``{"type": "error", "error": {"type", "message"}}``, whoever finds it.
+Below ``/v1/messages`` it is in Anthropic's form, ``{"type": "error", "error": {"type", "message"}}``, wherever the
+error is found.
 """
 
 from __future__ import annotations

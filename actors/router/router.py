@@ -66,7 +66,7 @@ it has computed, comes first: several round trips."""
 
 
 class Router(PublicActor):
-    """Clients in front, services behind."""
+    """A gateway to its clients, and a client to each of its services."""
 
     name = "router"
 

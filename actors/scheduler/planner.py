@@ -49,7 +49,7 @@ class SchedulerConfig:
 
 
 class Planner:
-    """Slots, blocks, and the queue of those that wait for them."""
+    """Makes plans; owns the slots, the blocks, and the queue of sequences that wait for them."""
 
     def __init__(self, config: SchedulerConfig, counters: dict[str, float]) -> None:
         self.config = config

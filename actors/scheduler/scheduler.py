@@ -4,8 +4,8 @@ It may have ``depth`` plans outstanding. A plan is made from *positions*: where 
 each sequence will be, never which it is. So plan N+1 is sent while step N computes, and the results
 of step N only append to the ledger, end sequences and free what no outstanding step uses.
 
-This file is the actor: the ledger of sequences, and what is said of them. What the plans say is decided
-in ``planner.py``.
+This file is the actor: the ledger of sequences, and the messages about them. ``planner.py`` decides what the
+plans say.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler(Actor):
-    """The ledger of tokens, and what is sent to executor and detokenizer."""
+    """Keeps the ledger of tokens, sends plans to the executor and tokens to the detokenizer."""
 
     name = "scheduler"
     blocking = True

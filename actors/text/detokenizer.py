@@ -1,6 +1,6 @@
 """The detokenizer: token ids of a step go in, the text that each of them adds comes out.
 
-The text of a answer is a function of its token ids alone, however they were grouped into steps. So a
+The text of an answer is a function of its token ids alone, however they were grouped into steps. So an
 answer that was lost with its process is rebuilt by sending the same ids through a new one.
 """
 

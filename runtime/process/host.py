@@ -1,4 +1,4 @@
-"""The process host: what runs one actor, turn by turn.
+"""The process host: runs one actor, turn by turn.
 
 Everything that has arrived goes to the actor, and everything that the actor returns goes out: to its peers
 (``mailboxes``), to clients (``public_socket``), to services that it is a client of (``services``), to the supervisor.

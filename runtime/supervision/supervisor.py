@@ -1,7 +1,7 @@
 """The supervisor: starts the actors in order, watches them, restarts them, stops them in reverse order.
 
-It handles no bytes of a user. What it knows of a child is a process file descriptor, which shows
-its death within a millisecond, and a control channel, over which the child shows that it lives
+It handles no bytes of a user. For each child it has a process file descriptor, which shows
+its death within a millisecond, and a control channel, over which the child answers probes
 (``probes``). A child that dies or hangs is started again (``restarts``): alone, then with all others, and
 when that does not help the service ends, after every open request was answered.
 """

@@ -19,7 +19,7 @@ HANDLE_BYTES = 64
 REACH_PEERS = 1
 """CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS."""
 GRANULE = 2 << 20
-"""A handle opens all of so many bytes, with whatever else is in them."""
+"""Bytes in units of which CUDA shares memory: a handle opens whole units, with whatever else is in them."""
 
 
 class Handle(ctypes.Structure):

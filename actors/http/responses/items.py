@@ -14,7 +14,7 @@ from ..errors import Problem
 Message = dict[str, Any]
 
 OF_CALLS = frozenset(("async", "caller", "id", "namespace", "status"))
-"""Keys of a call, and of its output, for whoever keeps the items."""
+"""Keys of a call, and of its output, that serve the client's records and are not read here."""
 
 ITEMS = {
     "message": Keys(

@@ -126,7 +126,7 @@ class Arguments:
 
 
 def text(least: float, most: float | None) -> str:
-    """A text of so many characters, in quotes of either kind."""
+    """A text with a number of characters within bounds, in quotes of either kind."""
     many = f"{int(least)},{'' if most is None else int(most)}"
     return one_of(
         rf"/{quote}([^{quote}\\\x00-\x1f]|\\[\\'\x22nrt]){{{many}}}{quote}/" for quote in (r"\x22", "'")

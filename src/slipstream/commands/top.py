@@ -53,8 +53,8 @@ def declare(parser: argparse.ArgumentParser) -> Run:
 
 @contextmanager
 def typed() -> Iterator[Callable[[float], str]]:
-    """Waits so many seconds for a key, and says which; keys are not shown meanwhile. Without a terminal to type at, it
-    only waits."""
+    """A function that waits for a key, at most the given seconds, and returns it; keys are not shown meanwhile. Without
+    a terminal to type at, it only waits."""
     import select
     import termios
     import tty
