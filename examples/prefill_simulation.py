@@ -99,6 +99,9 @@ class Fill(PrefillBudget):
     def limit(self, budget: int, prompts: int = 1) -> int:
         return budget
 
+    def limit_at_end(self, budget: int) -> int:
+        return budget
+
 
 class Early(PlanTiming):
     """A step is planned when the one before it begins."""

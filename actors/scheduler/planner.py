@@ -125,7 +125,8 @@ class Planner:
         builder.budget -= decoding
         if decoding and (self.prefilling or self.waiting) and not self.answers_stand_still():
             prompts = len(self.prefilling) + min(len(self.waiting), self.slots.available)
-            builder.budget = self.prefill_budget.limit(builder.budget, prompts)
+            left, limits = builder.budget, self.prefill_budget
+            builder.budget, builder.budget_at_end = limits.limit(left, prompts), limits.limit_at_end(left)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in self.prefilling:

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing() -> None:
 def test_a_service_that_was_not_started_for_it_changes_nothing() -> None:
     world = Changing(1)
     gateway = world.actors["gateway"]
-    gateway.lora_updates = False  # type: ignore[attr-defined]
+    gateway.changes.allowed = False  # type: ignore[attr-defined]
     assert "--enable-lora-updates" in world.do(LOAD).error
     assert names_of(world.do(GetAdapters())) == ["sql", "verse"]
 
