@@ -71,6 +71,7 @@ class Gateway(PublicActor):
         formats: Formats = NO_FORMATS,
         rng: random.Random,
         epoch: int = 0,
+        restarted: bool = False,
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
         dev_mode: bool = False,
@@ -97,7 +98,7 @@ class Gateway(PublicActor):
         self.traces_endpoint = traces_endpoint
         if traces_endpoint is not None:
             self.ledger.on_end = self.tell
-        self.scheduler_counters = Carried()
+        self.scheduler_counters = Carried(anew=restarted)
         self.handlers |= {
             Tokenized: self.on_tokenized,
             Refused: self.on_refused,
@@ -438,6 +439,7 @@ def build(context: StartContext) -> Gateway:
         formats=options.formats,
         rng=rng,
         epoch=context.epoch,
+        restarted=context.restarted,
         default_deadline_s=options.default_deadline,
         dev_mode=options.server_dev_mode,
         traces_endpoint=options.otlp_traces_endpoint,

@@ -126,14 +126,23 @@ class Measures:
 
 
 class Carried:
-    """Another actor's counters over all its incarnations: a new one begins at 0, and counters never fall."""
+    """Another actor's counters over all its incarnations: a new one begins at 0, and counters never fall.
 
-    def __init__(self) -> None:
+    With a new gateway all counters begin at 0 together. What the actor had counted before would look like new to
+    Prometheus, for which a counter that falls has begun anew.
+    """
+
+    def __init__(self, *, anew: bool = False) -> None:
+        """``anew``: what the actor says first was counted before."""
+        self.anew = anew
         self.before: dict[str, float] = {}
-        """The counters of all incarnations that are gone."""
+        """The counters of all incarnations that are gone, less what was counted before."""
         self.newest: dict[str, float] = {}
 
     def take(self, counters: dict[str, float]) -> None:
+        if self.anew:
+            self.anew = False
+            self.before = {name: -value for name, value in counters.items() if not is_gauge(name)}
         self.newest = counters
 
     def restart(self) -> None:

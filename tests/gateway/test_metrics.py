@@ -262,6 +262,18 @@ def test_a_histogram_counts_a_value_by_the_smallest_bound_that_holds_it() -> Non
     }
 
 
+def test_with_a_new_gateway_the_counters_of_an_older_scheduler_begin_at_0() -> None:
+    """What Prometheus takes for new is new, whatever had died before."""
+    carried = Carried(anew=True)
+    carried.take({"generation_tokens_total": 500.0, "num_requests_running": 2.0})
+    assert carried.totals() == {"generation_tokens_total": 0.0, "num_requests_running": 2.0}
+    carried.take({"generation_tokens_total": 530.0, "num_preemptions": 1.0})
+    assert carried.totals() == {"generation_tokens_total": 30.0, "num_preemptions": 1.0}
+    carried.restart()
+    carried.take({"generation_tokens_total": 7.0})
+    assert carried.totals()["generation_tokens_total"] == 37.0
+
+
 def test_what_is_only_so_now_ends_with_the_actor_that_said_it() -> None:
     carried = Carried()
     carried.take(
