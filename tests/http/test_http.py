@@ -117,6 +117,12 @@ BAD: dict[str, tuple[int, str, Any, list[str]]] = {
     "message without role": (400, CHAT, {"messages": [{"content": "x"}]}, ["role"]),
     "lone surrogate": (400, CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', ["no JSON"]),
     "unknown field": (400, CHAT, {"messages": HELLO, "best_off": 2}, ["best_off"]),
+    "unknown field of a message": (
+        400,
+        CHAT,
+        {"messages": [{"role": "user", "content": "x", "colour": "red"}]},
+        ["messages[0].colour is no field that is read here", "content"],
+    ),
     "wrong type": (400, CHAT, {"messages": HELLO, "n": "2"}, ["n", "'2'"]),
     "NaN": (400, CHAT, b'{"messages": [{}], "temperature": NaN}', ["no JSON"]),
     "huge number": (400, CHAT, {"messages": HELLO, "seed": 2**70}, ["seed"]),
