@@ -42,7 +42,7 @@ class Executor(StepActor):
         batch: RunningBatch,
         capacity: Capacity,
         facts: dict[str, Any],
-        spare_work: Callable[[], float | None] | None = None,
+        background_work: Callable[[], float | None] | None = None,
         masks: Masks | None = None,
         step_limit: StepLimit | None = None,
         *,
@@ -50,16 +50,16 @@ class Executor(StepActor):
         repeats: Callable[[], bool] | None = None,
         adapters: KeptAdapters | None = None,
     ) -> None:
-        """``spare_work`` does a piece of what can wait while there are steps to run, and returns the seconds that it
-        took; None: nothing was left. ``catching_up``: until then steps are slower than they will be, so that pieces
-        are done between steps too. ``repeats``: whether steps were slow again by what a piece would mend.
+        """``background_work`` does one piece of work that can wait for a pause, such as the capture of a graph, and
+        returns the seconds that it took; None: nothing was left. ``catching_up``: steps are slower until all of it
+        is done, so pieces are done between steps too. ``repeats``: whether steps were slow twice for lack of one piece.
 
         ``masks`` are left out where no sequence has a grammar; ``step_limit`` as of `StepActor`. ``adapters``
         are left out where there is no room for any.
         """
         super().__init__(pipeline, batch, facts, step_limit)
-        self.spare_work = spare_work
-        if spare_work is not None:
+        self.background_work = background_work
+        if background_work is not None:
             self.wake_at = 0.0
         if catching_up:
             self.full_speed_at = None
@@ -71,7 +71,7 @@ class Executor(StepActor):
         self.masks = masks or Masks(None, 0)
         self.capacity = capacity
         self.scheduler_is_new = False
-        """There is a new scheduler, and what the old one started is not over yet."""
+        """There is a new scheduler, and steps of the old one are still under way."""
         self.adapters = adapters
         self.placing: deque[tuple[Adapter, Iterator[None]]] = deque()
         """Adapters that are being read, a piece at each wake; the first one is under way."""
@@ -111,19 +111,19 @@ class Executor(StepActor):
         self.welcome_scheduler()
         if self.may_catch_up(now):
             self.wake_at = now
-        elif self.spare_work is not None and self.pipeline.idle:
+        elif self.background_work is not None and self.pipeline.idle:
             self.wake_at = now + IDLE_S
         if self.placing:
             self.wake_at = now
 
     def on_wake(self, now: float) -> None:
-        """Compute masks; read a piece of an adapter; or do a piece of what can wait, when nothing has come for a while
-        or full speed is to come."""
+        """Compute masks; read a piece of an adapter; or do a piece of background work, when nothing has come for a
+        while or steps are not yet at full speed."""
         self.fill_masks()
         if self.placing:
             self.place_next(now)
         elif self.has_time(now):
-            self.do_spare_work(now)
+            self.do_background_work(now)
         else:
             self.look_again()
 
@@ -159,11 +159,11 @@ class Executor(StepActor):
             self.capacity.adapters = list(self.adapters.loaded.values())
             self.capacity.adapter_places = self.adapters.places.count
 
-    def do_spare_work(self, now: float) -> None:
-        """A piece of it, if there is any."""
-        if self.spare_work is None:
+    def do_background_work(self, now: float) -> None:
+        """Do one piece of it, if there is any."""
+        if self.background_work is None:
             return
-        took_s = self.spare_work()
+        took_s = self.background_work()
         if took_s is None:
             if self.full_speed_at is None:
                 self.full_speed_at = now
@@ -173,21 +173,21 @@ class Executor(StepActor):
             self.wake_at = now
 
     def has_time(self, now: float) -> bool:
-        """Whether a piece of spare work may be done now. That no step is under way says little: kernel by kernel one is
-        over when the next is sent for."""
+        """Whether a piece of background work may be done now. It is not enough that no step is under way: between two
+        steps that follow each other there may be such a moment too."""
         return (self.pipeline.idle and now >= self.busy_at + IDLE_S) or self.may_catch_up(now)
 
     def look_again(self) -> None:
         """When there may be time, if nothing comes."""
-        if self.spare_work is not None and self.pipeline.idle:
+        if self.background_work is not None and self.pipeline.idle:
             self.wake_at = self.busy_at + IDLE_S
 
     def may_catch_up(self, now: float) -> bool:
-        """A piece of spare work may be done between steps.
+        """A piece of background work may be done between steps.
 
         Not while a step waits for its masks: its forward pass is over, and its logits are where a graph's would be.
         """
-        if self.full_speed_at is not None or self.pipeline.unmasked is not None:
+        if self.full_speed_at is not None or self.pipeline.awaiting_masks is not None:
             return False
         return now >= self.rest_until or self.tries_suspects()
 

@@ -124,8 +124,8 @@ class Pipeline:
         self.free = deque(self.slots)
         self.staged: deque[PipelineSlot] = deque()
         """Wait behind the step that waits for its masks."""
-        self.unmasked: PipelineSlot | None = None
-        """Its forward pass is queued, its sampling is not."""
+        self.awaiting_masks: PipelineSlot | None = None
+        """The slot of the step that waits for its masks: its forward pass is queued, its sampling is not."""
         self.under_way: deque[PipelineSlot] = deque()
         """Queued to the end."""
         self.copied_ns = 0
@@ -145,7 +145,7 @@ class Pipeline:
 
     def queue_staged(self) -> None:
         """Queue what is staged, up to a step that has to wait for its masks."""
-        while self.staged and self.unmasked is None:
+        while self.staged and self.awaiting_masks is None:
             slot = self.staged.popleft()
             assert slot.step is not None
             self.begin(slot, slot.step)
@@ -159,7 +159,7 @@ class Pipeline:
         self.compute.wait(slot.h2d_done)
         self.compute.record(slot.compute_started)
         if step.masked:
-            self.unmasked = slot
+            self.awaiting_masks = slot
             self.compute.launch(
                 lambda: self.program.begin(slot.inputs, step), reads=(slot.inputs,), writes=()
             )
@@ -174,7 +174,7 @@ class Pipeline:
 
     def sample(self) -> None:
         """Queue the rest of the step that waited: its masks are in ``mask_staging``."""
-        slot, self.unmasked = self.unmasked, None
+        slot, self.awaiting_masks = self.awaiting_masks, None
         assert slot is not None
         step = slot.step
         assert step is not None
@@ -206,7 +206,7 @@ class Pipeline:
     @property
     def masks_due(self) -> Step | None:
         """The step that waits for nothing but its masks: the results of those before it have come."""
-        return self.unmasked.step if self.unmasked is not None and not self.under_way else None
+        return self.awaiting_masks.step if self.awaiting_masks is not None and not self.under_way else None
 
     @property
     def idle(self) -> bool:

@@ -112,7 +112,7 @@ class RecordedGraphs(RecordedProgram):
             recording.names[recording.location(recording.allocate("buffer", buffer)).place] = name
 
     def capturing(self, device: RecordingDevice) -> Callable[[], float | None]:
-        """Captures a graph on the compute stream, as on a GPU: spare work of an executor."""
+        """Captures a graph on the compute stream, as on a GPU: background work of an executor."""
 
         def capture_next() -> float | None:
             done: list[bool] = []

@@ -149,7 +149,7 @@ def catching_up_executor(context: Any) -> Any:
         if actor.full_speed_at is None:
             time.sleep(0.03)
 
-    actor.spare_work, actor.full_speed_at, actor.wake_at = piece, None, None
+    actor.background_work, actor.full_speed_at, actor.wake_at = piece, None, None
     actor.handlers[Plan] = launch
     return actor
 

@@ -116,7 +116,7 @@ LAUNCH = f"self.compute.launch(\n            {RUN}"
 MASKS_COPY = "self.h2d.copy(self.masks, self.mask_staging, step.mask_size)"
 MASKS_DONE = "self.h2d.record(self.masks_done)"
 MASKS_WAIT = "self.compute.wait(self.masks_done)"
-MASKS_DUE = "if self.unmasked is not None and not self.under_way else None"
+MASKS_DUE = "if self.awaiting_masks is not None and not self.under_way else None"
 SAMPLE = "lambda: self.program.finish(slot.inputs, self.masks, slot.outputs, step)"
 COMPUTE_DONE = "self.compute.record(slot.compute_done)"
 D2H_WAITS = "self.d2h.wait(slot.compute_done)"
@@ -341,7 +341,7 @@ FAULTS = (
     Fault(
         "masks-written-while-the-step-before-is-under-way",
         "mask staging",
-        ((MASKS_DUE, "if self.unmasked is not None else None"),),
+        ((MASKS_DUE, "if self.awaiting_masks is not None else None"),),
         MANY,
         first=17,
     ),

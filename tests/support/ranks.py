@@ -121,7 +121,7 @@ class FollowerThread:
             raise self.failure
 
 
-def spare_work_of(rank: Rank) -> Callable[[], float | None]:
+def background_work_of(rank: Rank) -> Callable[[], float | None]:
     """As of `Executor`: a capture, behind what is queued on the compute stream."""
 
     def capture_next() -> float | None:
@@ -153,9 +153,9 @@ class Service:
         if graphs == "start":
             at_once(lambda rank: rank.graphed.capture_all(), self.ranks)
         first = self.ranks[0]
-        spare_work = spare_work_of(first) if lazy else None
+        background_work = background_work_of(first) if lazy else None
         capacity = Capacity(blocks, BLOCK, prefix_caching=models[0].stateful is None)
-        given = (first.pipeline, first.batch, capacity, {}, spare_work)
+        given = (first.pipeline, first.batch, capacity, {}, background_work)
         masks = Masks(compiler(), SLOTS, LLExecutor())
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS_TOKEN_ID,)))
         self.followers: dict[str, FollowerThread] = {}

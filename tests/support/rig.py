@@ -75,7 +75,7 @@ class Rig:
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs != "off" else None
         stateful = model.stateful is not None
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
-        spare_work = None
+        background_work = None
         with torch.inference_mode():
             program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
             if on_gpu:
@@ -89,14 +89,14 @@ class Rig:
                 if graphs == "all":
                     program.capture_all()
                 if graphs == "meanwhile":
-                    spare_work = self.capturing(program)
+                    background_work = self.capturing(program)
         pipeline = Pipeline(
             self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
         )
         masks = Masks(compiler(), SLOTS, LLExecutor())
         capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
-        given = (pipeline, batch, capacity, {}, spare_work, masks)
-        self.executor = Executor(*given, catching_up=spare_work is not None, adapters=self.adapters)
+        given = (pipeline, batch, capacity, {}, background_work, masks)
+        self.executor = Executor(*given, catching_up=background_work is not None, adapters=self.adapters)
         self.carry(self.scheduler.receive("executor", capacity, 0.0))
 
     def kill(self) -> None:

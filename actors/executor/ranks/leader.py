@@ -45,7 +45,7 @@ class Leader(Executor):
 
     def on_plan(self, plan: Plan, now: float) -> None:
         if self.captures_next:
-            self.do_spare_work(now)
+            self.do_background_work(now)
         self.send_to_followers(plan)
         self.handed_on.append(plan)
         self.send(self.name, HandedOn())
@@ -61,8 +61,8 @@ class Leader(Executor):
         """
         self.fill_masks()
         if self.captures_next:
-            self.do_spare_work(now)
-        elif self.spare_work is not None and not (self.missing or self.handed_on) and self.has_time(now):
+            self.do_background_work(now)
+        elif self.background_work is not None and not (self.missing or self.handed_on) and self.has_time(now):
             self.send_to_followers(CaptureNext())
             self.captures_next = True
             self.wake_at = now
@@ -74,15 +74,15 @@ class Leader(Executor):
         if self.captures_next:
             self.wake_at = now  # the others wait in what they have begun
 
-    def do_spare_work(self, now: float) -> None:
+    def do_background_work(self, now: float) -> None:
         self.captures_next = False
-        super().do_spare_work(now)
+        super().do_background_work(now)
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         self.missing.discard(peer.name)
         super().on_peer_up(peer, now)
         self.welcome_scheduler()
-        if self.spare_work is not None and not self.missing:
+        if self.background_work is not None and not self.missing:
             self.wake_at = now
 
     def welcome_scheduler(self) -> None:

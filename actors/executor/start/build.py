@@ -124,7 +124,7 @@ def assemble(
     masks = Masks(None, 0) if isinstance(compiler, str) else Masks(compiler, slots, LLExecutor())
     if options.rank:
         name = name_of(options.rank)
-        return Follower(name, options.rank, pipeline, batch, facts, engine.spare_work, step_limit)
+        return Follower(name, options.rank, pipeline, batch, facts, engine.background_work, step_limit)
     capacity = Capacity(
         engine.blocks,
         options.block_size,
@@ -134,7 +134,7 @@ def assemble(
         prefix_caching=not stateful,
         sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
     )
-    given = (pipeline, batch, capacity, facts, engine.spare_work, masks, step_limit)
+    given = (pipeline, batch, capacity, facts, engine.background_work, masks, step_limit)
     named: dict[str, Any] = dict(catching_up=engine.catching_up, repeats=engine.repeats, adapters=adapters)
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))

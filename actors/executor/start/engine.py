@@ -31,7 +31,7 @@ class Engine:
     """As ``Capacity.steps``."""
     buckets: Buckets | None = None
     """Sizes that steps are padded to; None: a step is as large as it is."""
-    spare_work: Callable[[], float | None] | None = None
+    background_work: Callable[[], float | None] | None = None
     catching_up: bool = False
     repeats: Callable[[], bool] | None = None
     """All three as of `Executor`."""

@@ -81,7 +81,7 @@ def on_gpu(
     facts["settled"] = {"measured": asdict(known)}
     engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=list(known.steps))
     if graphed is not None and capturing is not None:
-        engine.program, engine.buckets, engine.spare_work = graphed, buckets, capturing.capture_next
+        engine.program, engine.buckets, engine.background_work = graphed, buckets, capturing.capture_next
         engine.catching_up = capturing.announces = bool(graphed.missing)
         engine.repeats = lambda: graphed.repeats
     return engine

@@ -167,13 +167,13 @@ def recorded(
         recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words, stateful=stateful
     )
     program = RecordedProgram(model, recording, batch)
-    spare_work = None
+    background_work = None
     if buckets is not None:
         assert isinstance(model, EmulatedProgram)
         parts: Any = TensorProgram(model, recording, stateful=stateful)
         replaying = code.graphed(parts, Replays().capture, MODEL_LEN, buckets)
         program = RecordedGraphs(replaying, recording, batch)
-        spare_work = program.capturing(device)
+        background_work = program.capturing(device)
     pipeline = code.pipeline(
         device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
     )
@@ -182,8 +182,8 @@ def recorded(
         recording.names[recording.location(buffer).place] = name
     masks = Masks(compiler, slots)
     capacity = Capacity(blocks, BLOCK_SIZE, prefix_caching=not stateful)
-    given = (pipeline, batch, capacity, {}, spare_work, masks)
-    return code.executor(*given, catching_up=spare_work is not None), recording
+    given = (pipeline, batch, capacity, {}, background_work, masks)
+    return code.executor(*given, catching_up=background_work is not None), recording
 
 
 class RecordedWorld(World):

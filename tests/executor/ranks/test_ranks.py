@@ -261,7 +261,7 @@ class OneStep:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.busy = False
-        self.masks_due = self.unmasked = None
+        self.masks_due = self.awaiting_masks = None
         self.device = SimpleNamespace(completions_fd=None, array=lambda staging: staging)
 
     @property

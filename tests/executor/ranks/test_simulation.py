@@ -159,7 +159,7 @@ class Hasty(Follower):
     """Lets a step with masks go on before the results of those before it have come."""
 
     def pass_masks(self) -> None:
-        if self.pipeline.unmasked is not None:
+        if self.pipeline.awaiting_masks is not None:
             self.pipeline.sample()
 
 

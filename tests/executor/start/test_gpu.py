@@ -166,9 +166,9 @@ def test_nobody_waits_for_graphs(caplog: pytest.LogCaptureFixture, restarted: bo
     assert graphs.count == 1
     assert engine.facts["graphs"].startswith("1 in ")
     assert engine.catching_up
-    assert engine.spare_work is not None
+    assert engine.background_work is not None
     with caplog.at_level(logging.INFO, "slipstream"):
-        while (took_s := engine.spare_work()) is not None:
+        while (took_s := engine.background_work()) is not None:
             assert took_s == 0.25
     [said] = [record.getMessage() for record in caplog.records]
     assert said == f"the executor is at full speed; CUDA graphs {engine.facts['graphs']}"
@@ -191,9 +191,9 @@ def test_what_an_incarnation_before_has_measured_is_not_run_again(graphs: str) -
     third = engine_of(gpu := Gpu(), restarted=True, before=again, cuda_graphs=graphs)
     assert gpu.measured == []
     assert third.steps == first.steps
-    if again.spare_work is not None:
+    if again.background_work is not None:
         assert again.catching_up
-        while again.spare_work() is not None:
+        while again.background_work() is not None:
             pass
         assert again.facts["graphs"].startswith(f"{captured.count} in ")
 
@@ -229,7 +229,7 @@ def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
     engine = engine_of(cuda_graphs="off")
     assert engine.facts["graphs"] == "off"
     assert engine.buckets is None
-    assert engine.spare_work is None
+    assert engine.background_work is None
     assert isinstance(engine.program, ModelProgram)
 
 
@@ -420,8 +420,8 @@ def test_a_graph_without_memory_ends_nothing_but_the_capturing(caplog: pytest.Lo
         engine = engine_of(graphs=Graphs(room=5), cuda_graphs="start")
     assert engine.facts["graphs"].startswith("5 in ")
     assert engine.facts["graphs"].endswith(", no memory for more")
-    assert engine.spare_work is not None
-    assert engine.spare_work() is None, "nothing is wanted any more"
+    assert engine.background_work is not None
+    assert engine.background_work() is None, "nothing is wanted any more"
     assert [record.getMessage() for record in caplog.records] == [
         "no memory for more than 5 CUDA graphs: steps without one run kernel by kernel; lower"
         " --gpu-memory-utilization or --kv-cache-memory"
@@ -556,5 +556,5 @@ def test_a_rank_measures_as_long_as_another_has_not(two_ranks: list[PagedModel])
 
 def test_a_rank_that_has_all_its_graphs_waits_for_no_other(two_ranks: list[PagedModel]) -> None:
     first, _ = at_once(lambda model: engine_of(model=model, cuda_graphs="start"), two_ranks)
-    assert first.spare_work is not None
-    assert first.spare_work() is None, "alone"
+    assert first.background_work is not None
+    assert first.background_work() is None, "alone"

@@ -320,7 +320,7 @@ def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> N
 def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     pieces = [3]
 
-    def spare_work() -> float | None:
+    def background_work() -> float | None:
         pieces[0] -= 1
         return 0.02 if pieces[0] >= 0 else None
 
@@ -329,7 +329,7 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     batch = RunningBatch(2, 8, 2)
     program = EmulatedProgram(2, 16, 50)
     pipeline = Pipeline(device, program, 2, batch.input_capacity, batch.output_capacity)
-    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work)
     assert executor.wake_at == 0.0
     executor.wake(0.0)
     assert pieces == [2]
@@ -350,7 +350,7 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
 def test_after_a_restart_graphs_are_captured_between_steps_in_a_bounded_share_of_the_time() -> None:
     pieces = [3]
 
-    def spare_work() -> float | None:
+    def background_work() -> float | None:
         pieces[0] -= 1
         return 0.02 if pieces[0] >= 0 else None
 
@@ -358,7 +358,7 @@ def test_after_a_restart_graphs_are_captured_between_steps_in_a_bounded_share_of
     device = EmulatedDevice(30.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
     pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
-    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work, catching_up=True)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work, catching_up=True)
     executor.receive("scheduler", Plan(0), 0.0)
     captured_at: list[float] = []
     for step in range(1, 90):
@@ -388,7 +388,7 @@ def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> No
     way when one has come back, and the service is not idle either."""
     pieces = [3]
 
-    def spare_work() -> float | None:
+    def background_work() -> float | None:
         pieces[0] -= 1
         return 0.02 if pieces[0] >= 0 else None
 
@@ -396,7 +396,7 @@ def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> No
     device = EmulatedDevice(8.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
     pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
-    executor = Executor(pipeline, batch, Capacity(5, 8), {}, spare_work, catching_up=True)
+    executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work, catching_up=True)
     for step in range(90):
         executor.receive("scheduler", Plan(step), clock[0] * 1e-9)
         clock[0] += 33_000_000
@@ -432,9 +432,9 @@ def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashe
     assert not executor.may_catch_up(1.1), "first tokens come first"
     slow[0] = True
     assert executor.may_catch_up(1.1) == crashed
-    pipeline.unmasked = pipeline.slots[0]
+    pipeline.awaiting_masks = pipeline.slots[0]
     assert not executor.may_catch_up(1.1)
-    pipeline.unmasked = None
+    pipeline.awaiting_masks = None
     slow[0] = False
     assert executor.may_catch_up(1.0 + FIRST_TOKENS_S)
 
@@ -448,7 +448,7 @@ def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_w
     pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     slow = [False]
 
-    def spare_work() -> float:
+    def background_work() -> float:
         pieces.append(clock[0] * 1e-9)
         slow[0] = False
         return 0.02
@@ -458,7 +458,7 @@ def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_w
         batch,
         Capacity(5, 8, True),
         {},
-        spare_work,
+        background_work,
         catching_up=True,
         repeats=lambda: slow[0],
     )
@@ -488,7 +488,7 @@ def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
     pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, lambda: 0.02, catching_up=True)
     assert executor.may_catch_up(1.0)
-    pipeline.unmasked = pipeline.slots[0]
+    pipeline.awaiting_masks = pipeline.slots[0]
     assert not executor.may_catch_up(1.0)
 
 
