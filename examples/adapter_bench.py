@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from replays import captured, replay_ms
-from slipstream.actors.executor.attention.ahead import compile_ahead
+from slipstream.actors.executor.devices.compilation import compile_ahead
 from slipstream.actors.executor.model.adapters import kernels
 from slipstream.actors.executor.model.adapters.extend import TILES, Tiles, extend, of_size
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits

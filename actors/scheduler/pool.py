@@ -78,7 +78,7 @@ class BlockPool(Pool):
     """
 
     def __init__(self, count: int, block_size: int, *, caching: bool) -> None:
-        super().__init__(count - 1, first=1)  # block 0 is the null block of padding rows
+        super().__init__(count - 1, first=1)  # block 0 is nobody's: padding rows point to it
         self.count = count - 1
         self.block_size = block_size
         self.caching = caching

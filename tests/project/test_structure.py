@@ -184,7 +184,6 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor/model/adapters": {
         "protocol",
         "runtime",
-        "actors/executor/attention",
         "actors/executor/devices",
         "actors/executor/model",
         "actors/executor/ranks",
@@ -214,6 +213,7 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor/model/invariant": {
         "protocol",
         "actors/executor/attention",
+        "actors/executor/devices",
         "actors/executor/model",
         "actors/executor/model/fused",
         "actors/executor/model/products",
@@ -221,7 +221,6 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/executor/model/products": {
         "protocol",
-        "actors/executor/attention",
         "actors/executor/devices",
         "actors/executor/model",
     },

@@ -10,9 +10,6 @@ from torch import Tensor
 from ..devices.float8 import FP8
 from .state import StateSlots
 
-NULL_BLOCK = 0
-"""Block that belongs to nobody: padding rows write here. The scheduler never hands it out."""
-
 
 @dataclass(frozen=True, slots=True)
 class LayerScales:

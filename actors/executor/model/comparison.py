@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..attention.ahead import compile_ahead
 from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
+from ..devices.compilation import compile_ahead
 from .paged_model import PagedModel
 from .support import refusal
 

@@ -17,7 +17,7 @@ from ..ranks.leader import Leader, name_of
 from ..sampling.masks import Masks
 from ..step.batch import RunningBatch
 from ..step_limit import StepLimit
-from .ahead import reading_ahead
+from .background import reading_ahead
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .imports import import_libraries
 from .load import load, load_adapters, load_grammars

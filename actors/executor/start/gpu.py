@@ -9,7 +9,7 @@ import torch
 from ....protocol.errors import InvalidRequest
 from ....runtime.process.child import StartContext
 from ...options import ExecutorOptions, Measured
-from ..attention.ahead import compile_ahead, some_are_compiled
+from ..devices.compilation import compile_ahead, some_are_compiled
 from ..devices.cuda import CudaDevice, CudaGraphs
 from ..model.paged_model import PagedModel
 from ..step.buckets import Buckets, buckets_of

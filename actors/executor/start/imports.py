@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ....runtime.log import logger
 from ...options import ExecutorOptions
-from .ahead import wake
+from .background import wake
 from .device_choice import choose_device, found_again, stated_index
 
 if TYPE_CHECKING:

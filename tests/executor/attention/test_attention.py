@@ -11,7 +11,7 @@ import pytest
 import torch
 from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention import torch_backend
-from slipstream.actors.executor.cache.paged import NULL_BLOCK, KVCache, PagedBatch
+from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
 from slipstream.protocol.errors import InvalidRequest
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -57,7 +57,7 @@ def make_case(draw: random.Random, dtype: torch.dtype = torch.float32) -> Case:
     num_blocks = 1 + (len(spans) + 3) * width
     free = list(range(1, num_blocks))
     draw.shuffle(free)
-    table = torch.full((len(spans) + 3, width), NULL_BLOCK, dtype=torch.int32)
+    table = torch.zeros((len(spans) + 3, width), dtype=torch.int32)
     cache = KVCache(
         block_size,
         [torch.randn(num_blocks, block_size, kv_heads, key_dim, dtype=dtype) for _ in range(2)],

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 from slipstream.actors.executor.devices import driver
-from slipstream.actors.executor.start import ahead
+from slipstream.actors.executor.start import background
 
 
 def bytes_read() -> int:
@@ -27,21 +27,21 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_weights_are_read_once_and_nothing_else(folder: Path) -> None:
     before = bytes_read()
-    read = ahead.ReadAhead(folder)
+    read = background.ReadAhead(folder)
     read.thread.join()
     assert 40 << 20 <= bytes_read() - before < 50 << 20
 
 
 def test_what_would_not_stay_in_memory_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "MOST_OF_MEMORY", 1e-9)
+    monkeypatch.setattr(background, "MOST_OF_MEMORY", 1e-9)
     before = bytes_read()
-    ahead.ReadAhead(folder).thread.join()
+    background.ReadAhead(folder).thread.join()
     assert bytes_read() - before < 1 << 20
 
 
 def test_loaded_weights_are_read_no_further(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead.threading.Thread, "start", lambda thread: None)
-    read = ahead.ReadAhead(folder)
+    monkeypatch.setattr(background.threading.Thread, "start", lambda thread: None)
+    read = background.ReadAhead(folder)
     read.stop()
     before = bytes_read()
     read.read()
@@ -51,8 +51,8 @@ def test_loaded_weights_are_read_no_further(folder: Path, monkeypatch: pytest.Mo
 def test_a_gpu_that_does_not_wake_ends_nothing_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever uses it next says why."""
     failures: list[object] = []
-    monkeypatch.setattr(ahead.threading, "excepthook", failures.append)
-    ahead.wake(0).join()
+    monkeypatch.setattr(background.threading, "excepthook", failures.append)
+    background.wake(0).join()
     assert failures == []
 
 
@@ -71,5 +71,5 @@ def test_the_interpreter_is_free_while_the_driver_makes_a_context(monkeypatch: p
 
     monkeypatch.setattr(driver, "Driver", Driver)
     monkeypatch.setitem(sys.modules, "torch", Torch("torch"))
-    ahead.wake(0).join()
+    background.wake(0).join()
     assert asked == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "torch.empty", "torch.device"]
