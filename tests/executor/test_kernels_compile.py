@@ -149,11 +149,11 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     *(
         (
             "quantization:_few_rows_kernel",
-            dict(parts=stored, row_scales="*fp32", weight=stored, scales="*fp32", out=states, results="*fp32")
+            dict(terms=stored, row_scales="*fp32", weight=stored, scales="*fp32", out=states, results="*fp32")
             | dict(arrived="*i32", rows="i32"),
-            scaled | dict(bias=None, ROWS=rows, BLOCK_N=64, BLOCK_K=128, SHARES=shares),
+            scaled | dict(bias=None, ROWS=rows, BLOCK_N=64, BLOCK_K=128, SPLITS=splits),
         )
-        for stored, scaled, rows, shares, states in (
+        for stored, scaled, rows, splits, states in (
             ("*fp8e4nv", BY_ROWS, 8, 4, "*bf16"),
             ("*fp8e4nv", BY_BLOCKS, 64, 1, "*bf16"),
             ("*i8", BY_ROWS, 32, 4, "*fp16"),
@@ -161,8 +161,8 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ),
     *(
         (
-            "conversion:_split_kernel",
-            dict(states="*bf16", parts=stored, scales="*fp32", rows="i32"),
+            "conversion:_two_terms_kernel",
+            dict(states="*bf16", terms=stored, scales="*fp32", rows="i32"),
             dict(K=14336, PAD=16384),
         )
         for stored in ("*fp8e4nv", "*i8")
@@ -211,7 +211,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "fixed_order:product_kernel",
             dict.fromkeys(("states", "weight", "bias", "out"), "*bf16")
-            | dict.fromkeys(("rows", "N", "K", "part_width", "parts"), "i32")
+            | dict.fromkeys(("rows", "N", "K", "split_width", "splits"), "i32")
             | (dict(results="*fp32", arrived="*i32") if spread else {}),
             dict(SPREAD=spread, ROWS=rows, BLOCK_N=outputs, BLOCK_K=columns, PREFETCHED=256, EVEN=True)
             | ({} if spread else dict(results=None, arrived=None)),

@@ -63,13 +63,13 @@ def cancelling(outputs: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outputs", "columns", "parts"), [(40, 512, 4), (65, 200, 2), (8448, 128, 1)])
+@pytest.mark.parametrize(("outputs", "columns", "splits"), [(40, 512, 4), (65, 200, 2), (8448, 128, 1)])
 def test_a_row_of_a_product_is_the_same_wherever_it_stands(
-    outputs: int, columns: int, parts: int, dtype: torch.dtype
+    outputs: int, columns: int, splits: int, dtype: torch.dtype
 ) -> None:
     from slipstream.actors.executor.model.products import fixed_order as kernels
 
-    assert kernels.parts_of(outputs, columns)[0] == parts
+    assert kernels.splits_of(outputs, columns)[0] == splits
     if INTERPRETED and outputs > 1000:
         pytest.skip("too large for the interpreter")
     weight, row = cancelling(outputs, columns, dtype)
@@ -101,12 +101,12 @@ def test_a_product_is_that_of_torch(rows: int, dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-def test_a_part_that_is_cut_by_the_number_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_that_is_cut_by_the_number_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     from slipstream.actors.executor.model.products import fixed_order as kernels
 
     weight, row = cancelling(40, 512, torch.float32)
     expected = kernels.product(row[None], weight, None)
-    monkeypatch.setattr(kernels, "parts_of", lambda outputs, columns: (2, 256))
+    monkeypatch.setattr(kernels, "splits_of", lambda outputs, columns: (2, 256))
     assert not torch.equal(kernels.product(row[None], weight, None), expected)
 
 

@@ -105,12 +105,12 @@ def test_few_rows(rows: int, shares: int, stored: torch.dtype, dtype: torch.dtyp
 
 @needs_kernels
 @pytest.mark.parametrize("stored", STORED, ids=str)
-def test_split_states_are_as_precise_as_bfloat16(stored: torch.dtype) -> None:
+def test_states_as_two_terms_are_as_precise_as_bfloat16(stored: torch.dtype) -> None:
     largest = torch.tensor([[1e-3], [1.0], [30.0], [1e4]]).to(DEVICE)
     states = states_of(4, 300, torch.float32) * largest
-    parts, scales = conversion.split(states, stored)
+    terms, scales = conversion.two_terms(states, stored)
     rest = conversion.FLOAT8_REST if stored.is_floating_point else conversion.INT8_REST
-    found = (parts[0].float() + parts[1].float() * rest.value) * scales[:, None]
+    found = (terms[0].float() + terms[1].float() * rest.value) * scales[:, None]
     least = states.abs().amax(1, keepdim=True) * (2**-18 if stored.is_floating_point else 2**-15)
     assert bool(((found - states).abs() <= states.abs() * 2**-8 + least).all())
 

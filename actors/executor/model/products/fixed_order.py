@@ -1,9 +1,9 @@
 """Products on a GPU whose sums have one order, however many rows there are.
 
-A product adds along the columns of its weight. They are cut into *parts*, by the shape of the weight alone: the
-columns of a part are added one step of the matrix unit after another, and then the parts, the first to the last. Who
-adds does not matter. With few rows each part has a program of its own, so that all multiprocessors read weights, and
-the one that ends last adds the parts; with many, one program goes through all parts.
+A product adds along the columns of its weight. They are cut into *splits*, by the shape of the weight alone: the
+columns of a split are added one step of the matrix unit after another, and then the splits, the first to the last. Who
+adds does not matter. With few rows each split has a program of its own, so that all multiprocessors read weights, and
+the one that ends last adds the splits; with many, one program goes through all splits.
 
 The weight is the first operand of the matrix unit and the states the second, whose width alone depends on how many
 rows there are: the instruction that adds is the same. With ``TRITON_INTERPRET=1`` in the environment before the first
@@ -24,7 +24,7 @@ from ...devices.arrivals import arrivals
 from ...devices.kernel import FOLLOWING, OVERLAP, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
 
 UNIT = 128
-"""Parts begin at multiples of this many columns, which are whole steps in any tile."""
+"""Splits begin at multiples of this many columns, which are whole steps in any tile."""
 
 FEW_OUTPUTS = 64
 """Outputs of a program where rows are few."""
@@ -33,12 +33,12 @@ MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200. What is best for them is taken on any GPU, so that the order is the same on
 all."""
 
-MOST_PARTS = 4
-"""More parts cost more to add than they save."""
+MOST_SPLITS = 4
+"""More splits cost more to add than they save."""
 
 
 @jit
-def _sum_of_part(
+def _sum_of_split(
     states, weight, output, row, rows, begin, end, N, K, BLOCK_K: tl.constexpr, EVEN: tl.constexpr
 ):
     """The products [BLOCK_N, ROWS] of the columns from ``begin`` to ``end``, for ``output`` [BLOCK_N] and ``row``
@@ -59,7 +59,7 @@ def _sum_of_part(
 
 @jit
 def _prefetch(weight, output, begin, N, K, COLUMNS: tl.constexpr):
-    """Have the device fetch the first columns of a part into its L2 cache, whose lines are 128 bytes."""
+    """Have the device fetch the first columns of a split into its L2 cache, whose lines are 128 bytes."""
     if OVERLAP and PTX:
         line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
         column = begin + tl.arange(0, COLUMNS // line) * line
@@ -71,44 +71,44 @@ def _prefetch(weight, output, begin, N, K, COLUMNS: tl.constexpr):
         )
 
 
-@jit(do_not_specialize=["rows", "parts"])
+@jit(do_not_specialize=["rows", "splits"])
 def product_kernel(
     states,  # [rows, K]
     weight,  # [N, K]
     bias,  # [N] or None
     out,  # [rows, N]
-    results,  # float32 [parts, tiles, BLOCK_N, ROWS]; None: no parts are added by another program
+    results,  # float32 [splits, tiles, BLOCK_N, ROWS]; None: no splits are added by another program
     arrived,  # int32 [tiles], zero before and after, or None
     rows,
     N,
     K,
-    part_width,  # columns of a part
-    parts,
-    SPREAD: tl.constexpr,  # each part has a program of its own
+    split_width,  # columns of a split
+    splits,
+    SPREAD: tl.constexpr,  # each split has a program of its own
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PREFETCHED: tl.constexpr,  # columns
     EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
 ):
-    """``BLOCK_N`` outputs of ``ROWS`` rows. Grid: (row tiles, tiles of outputs, parts if they are spread).
+    """``BLOCK_N`` outputs of ``ROWS`` rows. Grid: (row tiles, tiles of outputs, splits if they are spread).
 
     Row tiles vary fastest: what is read of the weight then comes from memory once.
     """
     let_kernel_after_begin()
     output = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    begin = tl.program_id(2) * part_width
+    begin = tl.program_id(2) * split_width
     if SPREAD:
         _prefetch(weight, output, begin, N, K, PREFETCHED)
     wait_for_kernel_before()
-    end = min(begin + part_width, K)
-    total = _sum_of_part(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
+    end = min(begin + split_width, K)
+    total = _sum_of_split(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
     if not SPREAD:
-        for part in range(1, parts):
-            begin = part * part_width
-            end = min(begin + part_width, K)
-            total += _sum_of_part(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
+        for split in range(1, splits):
+            begin = split * split_width
+            end = min(begin + split_width, K)
+            total += _sum_of_split(states, weight, output, row, rows, begin, end, N, K, BLOCK_K, EVEN)
     last = True
     if results is not None:
         tiles = tl.num_programs(0) * tl.num_programs(1)
@@ -118,10 +118,10 @@ def product_kernel(
         tl.store(results + (tl.program_id(2) * tiles + tile).to(tl.int64) * size + within, total)
         # What all threads of this program have stored is there before it says so, by one of them.
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == parts - 1
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
         if last:
             total = tl.load(results + tile.to(tl.int64) * size + within, cache_modifier=".cg")
-            for other in range(1, parts):
+            for other in range(1, splits):
                 place = (other * tiles + tile).to(tl.int64) * size + within
                 total += tl.load(results + place, cache_modifier=".cg")
             tl.store(arrived + tile, 0)
@@ -142,18 +142,18 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     spread: bool
-    """Each part has a program of its own."""
+    """Each split has a program of its own."""
 
 
 MOST_SPREAD = 256
-"""Rows up to which there are not enough programs for all multiprocessors unless parts are spread over several."""
+"""Rows up to which there are not enough programs for all multiprocessors unless splits are spread over several."""
 
 
 STAGES, STAGES_OF_MANY = 6, 3
 """Steps whose numbers are on their way at once, if a program has the memory for them."""
 
 PREFETCHED = 256
-"""Columns of a part that are asked for before the kernel before has ended."""
+"""Columns of a split that are asked for before the kernel before has ended."""
 
 
 def tile_for(rows: int, itemsize: int, memory: int) -> Tile:
@@ -178,30 +178,30 @@ def memory_of(device: torch.device) -> int:
 
 
 @cache
-def parts_of(outputs: int, columns: int) -> tuple[int, int]:
-    """Into how many parts the columns of a weight are cut, and how many columns each has.
+def splits_of(outputs: int, columns: int) -> tuple[int, int]:
+    """Into how many splits the columns of a weight are cut, and how many columns each has.
 
     As many as give each multiprocessor one program at most where rows are few: those that come too late, as they find
     none free, take as long again. More cost more to add than they save.
     """
     units = triton.cdiv(columns, UNIT)
     wanted = MULTIPROCESSORS // triton.cdiv(outputs, FEW_OUTPUTS)
-    part = triton.cdiv(units, max(1, min(MOST_PARTS, units, wanted))) * UNIT
-    return triton.cdiv(columns, part), part
+    split = triton.cdiv(units, max(1, min(MOST_SPLITS, units, wanted))) * UNIT
+    return triton.cdiv(columns, split), split
 
 
 def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
     """``states`` [rows, K] times the transposed ``weight`` [N, K], and ``bias`` [N]: [rows, N]; sums in float32."""
     (rows, columns), outputs = states.shape, len(weight)
     tile = tile or tile_for(rows, states.element_size(), memory_of(states.device))
-    parts, part = parts_of(outputs, columns)
+    splits, split = splits_of(outputs, columns)
     out = states.new_empty(rows, outputs)
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs))
     results = arrived = None
-    if tile.spread and parts > 1:
-        results = states.new_empty(parts * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
+    if tile.spread and splits > 1:
+        results = states.new_empty(splits * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
         arrived = arrivals("fixed order", grid[0] * grid[1], states.device)
-    product_kernel[(*grid, parts if tile.spread else 1)](
+    product_kernel[(*grid, splits if tile.spread else 1)](
         states.contiguous(),
         weight,
         bias,
@@ -211,8 +211,8 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | No
         rows,
         outputs,
         columns,
-        part,
-        parts,
+        split,
+        splits,
         SPREAD=tile.spread,
         ROWS=tile.rows,
         BLOCK_N=tile.outputs,

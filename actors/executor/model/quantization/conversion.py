@@ -55,10 +55,10 @@ def _nearest(number, dtype: tl.constexpr):
 
 
 @jit(do_not_specialize=["rows"])
-def _split_kernel(states, parts, scales, rows, K: tl.constexpr, PAD: tl.constexpr):
-    """One row of ``states`` [rows, K] as two rows of ``parts`` [2, rows, K] with a scale of its own."""
+def _two_terms_kernel(states, terms, scales, rows, K: tl.constexpr, PAD: tl.constexpr):
+    """One row of ``states`` [rows, K] as two rows of ``terms`` [2, rows, K] with one scale."""
     follow()
-    stored: tl.constexpr = parts.dtype.element_ty
+    stored: tl.constexpr = terms.dtype.element_ty
     MOST: tl.constexpr = INT8_MOST if stored == tl.int8 else FLOAT8_MOST
     REST: tl.constexpr = INT8_REST if stored == tl.int8 else FLOAT8_REST
     row = tl.program_id(0).to(tl.int64)
@@ -68,8 +68,8 @@ def _split_kernel(states, parts, scales, rows, K: tl.constexpr, PAD: tl.constexp
     number = tl.clamp(state / scale, -MOST, MOST)
     first = _nearest(number, stored)
     rest = _nearest((number - first) / REST, stored)
-    tl.store(parts + row * K + column, first.to(stored), mask=column < K)
-    tl.store(parts + (rows + row) * K + column, rest.to(stored), mask=column < K)
+    tl.store(terms + row * K + column, first.to(stored), mask=column < K)
+    tl.store(terms + (rows + row) * K + column, rest.to(stored), mask=column < K)
     tl.store(scales + row, scale)
 
 
@@ -107,18 +107,18 @@ def _dequantize_kernel(
     tl.store(out + row * K + column, number.to(out.dtype.element_ty), mask=column < K)
 
 
-def split(states: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def two_terms(states: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``states`` [rows, K] as twice the rows of ``dtype``, [2, rows, K], and the scale of each row, float32 [rows].
 
     A row is its scale times the sum of the first and ``FLOAT8_REST`` or ``INT8_REST`` times the second.
     """
     rows, columns = states.shape
-    parts = torch.empty(2, rows, columns, dtype=dtype, device=states.device)
+    terms = torch.empty(2, rows, columns, dtype=dtype, device=states.device)
     scales = torch.empty(rows, dtype=torch.float32, device=states.device)
     pad = triton.next_power_of_2(columns)
     warps = max(1, min(16, pad // 512))
-    _split_kernel[(rows,)](states, parts, scales, rows, K=columns, PAD=pad, num_warps=warps, **FOLLOWING)
-    return parts, scales
+    _two_terms_kernel[(rows,)](states, terms, scales, rows, K=columns, PAD=pad, num_warps=warps, **FOLLOWING)
+    return terms, scales
 
 
 def quantized(states: Tensor) -> tuple[Tensor, Tensor]:

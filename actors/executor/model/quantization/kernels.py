@@ -1,10 +1,11 @@
 """Products with weights of 8 bits, as Triton kernels.
 
 With few rows a product takes as long as its weights take to be read, if they are multiplied as they are stored. One row
-is multiplied number by number. For several, tensor cores multiply 8 bits with 8 bits, so each row of states is *split*
-into two rows of 8 bits, the second of which is what the first leaves out: that is as precise as bfloat16, and twice the
-rows cost nothing while weights are what is waited for. With ``TRITON_INTERPRET=1`` in the environment before the first
-import of ``triton`` they run on a CPU, for tests.
+is multiplied number by number. For several, tensor cores multiply 8 bits with 8 bits, so each row of states becomes
+the sum of *two terms* of 8 bits, the second of which is what the first leaves out. That is as precise as bfloat16, and
+twice the rows cost nothing as long as the product waits for its weight.
+
+With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ...devices.arrivals import arrivals
 from ...devices.kernel import FOLLOWING, follow, jit
-from .conversion import FLOAT8_REST, INT8_REST, numbers_of, shift_of, split
+from .conversion import FLOAT8_REST, INT8_REST, numbers_of, shift_of, two_terms
 
 EXACT_COLUMNS = tl.constexpr(128)
 """Columns that tensor cores add up with the 14 bits that they have for FP8, before the sum goes to float32."""
@@ -73,13 +74,13 @@ def _one_row_kernel(
 
 @jit(do_not_specialize=["rows"])
 def _few_rows_kernel(
-    parts,  # as the weight [2, rows, K]: of the states what is stored first, and the rest
+    terms,  # as the weight [2, rows, K]: `two_terms` of the states
     row_scales,  # float32 [rows]
     weight,  # float8_e4m3 or int8 [N, K]
     scales,  # float32 [ceil(N / ROWS_PER_SCALE), ceil(K / COLUMNS_PER_SCALE)]
     bias,  # [N] or None
     out,  # [rows, N]
-    results,  # float32 [SHARES, tiles, BLOCK_N, ROWS]
+    results,  # float32 [SPLITS, tiles, BLOCK_N, ROWS]
     arrived,  # int32 [tiles], zero before and after
     rows,
     N: tl.constexpr,
@@ -89,9 +90,9 @@ def _few_rows_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SHARES: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """Each program has ``BLOCK_N`` outputs of all rows, and one of ``SHARES`` shares of the columns.
+    """Each program has ``BLOCK_N`` outputs of all rows, and one of ``SPLITS`` splits of the columns.
 
     The program that ends last of those with the same outputs adds their results, always in the same order.
     """
@@ -99,18 +100,18 @@ def _few_rows_kernel(
     SUM = tl.float32 if FLOAT8 else tl.int32
     EXACT: tl.constexpr = min(EXACT_COLUMNS, BLOCK_K)
     follow()
-    tile, share = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0), tl.program_id(1)
     output = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = output < N
     both = tl.arange(0, 2 * ROWS)
     known_row = both % ROWS < rows
-    state_row = parts + (both // ROWS * rows + both % ROWS)[None, :] * K
+    state_row = terms + (both // ROWS * rows + both % ROWS)[None, :] * K
     # Columns that share a scale may be fewer than a product has to have.
     STEP: tl.constexpr = min(BLOCK_K, COLUMNS_PER_SCALE)
     steps: tl.constexpr = (K + STEP - 1) // STEP
-    per_share: tl.constexpr = (steps + SHARES - 1) // SHARES
+    per_split: tl.constexpr = (steps + SPLITS - 1) // SPLITS
     sums = tl.zeros([BLOCK_N, 2 * ROWS], tl.float32 if COLUMNS_PER_SCALE < K else SUM)
-    for step in range(share * per_share, min(steps, (share + 1) * per_share)):
+    for step in range(split * per_split, min(steps, (split + 1) * per_split)):
         column = step * STEP + tl.arange(0, BLOCK_K)
         known = column < min(K, (step + 1) * STEP)
         stored = tl.load(
@@ -125,21 +126,21 @@ def _few_rows_kernel(
             sums += tl.dot(stored, state, out_dtype=SUM).to(tl.float32) * scale[:, None]
         else:
             sums = tl.dot(stored, state, sums, max_num_imprecise_acc=EXACT, out_dtype=SUM)
-    share_of = tl.where(tl.arange(0, 2) == 0, 1.0, FLOAT8_REST if FLOAT8 else INT8_REST)
-    halves = tl.reshape(sums.to(tl.float32), [BLOCK_N, 2, ROWS])
-    total = tl.sum(halves * share_of[None, :, None], 1)
+    factors = tl.where(tl.arange(0, 2) == 0, 1.0, FLOAT8_REST if FLOAT8 else INT8_REST)
+    by_term = tl.reshape(sums.to(tl.float32), [BLOCK_N, 2, ROWS])
+    total = tl.sum(by_term * factors[None, :, None], 1)
     row = tl.arange(0, ROWS)
-    if SHARES > 1:
+    if SPLITS > 1:
         within = tl.arange(0, BLOCK_N)[:, None] * ROWS + row[None, :]
         size: tl.constexpr = BLOCK_N * ROWS
         tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-        tl.store(results + (share * tiles + tile) * size + within, total)
+        tl.store(results + (split * tiles + tile) * size + within, total)
         # What all threads of this program have stored is there before it says so, by one of them.
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SHARES - 1
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
         if last:
             total = tl.load(results + tile * size + within)
-            for other in tl.static_range(1, SHARES):  # type: ignore[attr-defined]
+            for other in tl.static_range(1, SPLITS):  # type: ignore[attr-defined]
                 total += tl.load(results + (other * tiles + tile) * size + within)
             tl.store(arrived + tile, 0)
     else:
@@ -162,7 +163,7 @@ class Tiles:
     block_k: int
     warps: int
     stages: int = 1
-    shares: int = 1
+    splits: int = 1
 
 
 def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
@@ -174,13 +175,13 @@ def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
 def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> Tiles:
     """Measured on an H200, for the shapes of an 8B model.
 
-    Where outputs make too few programs, each has a share of the columns and more of them under way.
+    Where outputs make too few programs, each has a split of the columns and more of them under way.
     """
     whole = columns_per_scale >= min(128, columns)
     block_k = max(32, min(128, triton.next_power_of_2(columns)) if whole else columns_per_scale)
-    shares = max(1, min(4, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
+    splits = max(1, min(4, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
     stage = (64 + 2 * padded_rows(rows)) * block_k
-    return Tiles(64, block_k, 4, 3 if shares == 1 else min(5, SHARED_BYTES // stage), shares)
+    return Tiles(64, block_k, 4, 3 if splits == 1 else min(5, SHARED_BYTES // stage), splits)
 
 
 def padded_rows(rows: int) -> int:
@@ -195,13 +196,13 @@ SHARED_BYTES = 96 << 10
 """Shared memory for each of them."""
 
 MOST_RESULTS = 2 * PROGRAMS * 64 * 64
-"""Numbers of all shares of a product together. Fewer programs than are wanted have outputs in common, so that what
+"""Numbers of all splits of a product together. Fewer programs than are wanted have outputs in common, so that what
 ``tiles_of_few_rows`` chooses has room twice."""
 
 
 @cache
 def results_of(device: torch.device) -> Tensor:
-    """The memory in which the shares of a product are added. Products of a device run one after the other, and share
+    """The memory in which the splits of a product are added. Products of a device run one after the other, and share
     it."""
     return torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
 
@@ -252,11 +253,11 @@ def few_rows(
     tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
     padded, programs = padded_rows(rows), triton.cdiv(outputs, tiles.block_n)
-    if tiles.shares > 1 and tiles.shares * programs * tiles.block_n * padded > MOST_RESULTS:
-        raise ValueError(f"the results of {tiles.shares} shares of {outputs} x {padded} have no room")
-    parts, row_scales = split(states, weight.dtype)
-    _few_rows_kernel[(programs, tiles.shares)](
-        parts,
+    if tiles.splits > 1 and tiles.splits * programs * tiles.block_n * padded > MOST_RESULTS:
+        raise ValueError(f"the results of {tiles.splits} splits of {outputs} x {padded} have no room")
+    terms, row_scales = two_terms(states, weight.dtype)
+    _few_rows_kernel[(programs, tiles.splits)](
+        terms,
         row_scales,
         weight,
         scales,
@@ -272,7 +273,7 @@ def few_rows(
         ROWS=padded,
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
-        SHARES=tiles.shares,
+        SPLITS=tiles.splits,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         **FOLLOWING,

@@ -11,7 +11,7 @@ from torch import Tensor
 from .weight import QuantizedWeight
 
 MOST_FEW_ROWS = 64
-"""Up to this number of rows a product takes as long as reading its weight, though states are split in two."""
+"""Up to this number of rows a product takes as long as reading its weight, though its states become two terms."""
 
 scaled_product: Any = torch._scaled_mm  # type: ignore[attr-defined]
 """torch's product of FP8 with FP8."""
