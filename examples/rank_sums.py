@@ -20,8 +20,8 @@ from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.ranks.exchange import MOST_BYTES, exchange_of
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
-from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
+from slipstream.actors.executor.ranks.rendezvous import meet
 from torch import Tensor
 
 ROWS = (1, 8, 32, 64, 128, 256)

@@ -12,7 +12,7 @@ from ...protocol.errors import DEFAULT_RETRY_AFTER_S
 from ...protocol.limits import Limits
 from ...protocol.messages import Error, Generate
 from ..public.connections import Connection
-from .open_requests import OpenRequests, Passing, Routed
+from .open_requests import OpenRequests, PassedOn, Routed
 from .prefixes import hash_blocks
 
 MAX_OPEN_BYTES = 1 << 28
@@ -71,7 +71,7 @@ class Admission:
             received_of_others=[],
             return_prompt_ids=message.return_prompt_ids or message.messages is not None,
         )
-        stream = Passing(asked, now - message.age_s)
+        stream = PassedOn(asked, now - message.age_s)
         for index, received in enumerate([message.received, *message.received_of_others]):
             if received:
                 stream.received[index] += received

@@ -12,8 +12,8 @@ from .prefixes import blocks_of
 from .replica import Replica
 
 
-class Passing(Stream):
-    """A stream that is read elsewhere: what comes is passed on as it came."""
+class PassedOn(Stream):
+    """A stream whose deltas go on to the client as they came: the client's own library parts them."""
 
     def parted(self, delta: Delta, formats: Formats) -> Delta:
         return delta

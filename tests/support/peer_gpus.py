@@ -22,8 +22,8 @@ from slipstream.actors.executor.model.fused.operations import Norm
 from slipstream.actors.executor.ranks.exchange import PeerExchange, exchange_of
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
-from slipstream.actors.executor.ranks.meeting import meet
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
+from slipstream.actors.executor.ranks.rendezvous import meet
 from torch import Tensor
 
 WIDTH = 4096

@@ -20,7 +20,7 @@ import torch
 from .device import Buffer
 
 
-class Passing:
+class Recording:
     """One recording of an event."""
 
     __slots__ = ("done", "time_ns")
@@ -36,7 +36,7 @@ class Passing:
 
 class CpuEvent:
     def __init__(self) -> None:
-        self.latest = Passing()
+        self.latest = Recording()
 
     def query(self) -> bool:
         return self.latest.done.is_set()
@@ -74,7 +74,7 @@ class CpuStream:
         self.queue.put(work)
 
     def record(self, event: CpuEvent) -> None:
-        event.latest = Passing()
+        event.latest = Recording()
         self.queue.put(event.latest.set)
 
     def wait(self, event: CpuEvent) -> None:

@@ -74,9 +74,9 @@ def import_transformers(context: StartContext) -> None:
     context.phase("import transformers")
     import transformers
 
-    from ..model.unused import leave_out
+    from ..model.skipped_imports import skip_imports
 
-    leave_out()
+    skip_imports()
     from ..model.loading import load  # noqa: F401
 
     if not sys.stderr.isatty():

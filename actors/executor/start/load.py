@@ -71,7 +71,7 @@ def load(
 
 def meet_ranks(context: StartContext, options: ExecutorOptions, where: torch.device) -> RankGroup:
     """The group of this rank and all others, once they are all there."""
-    from ..ranks.meeting import meet
+    from ..ranks.rendezvous import meet
 
     context.phase("meet the other ranks")
     return meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)

@@ -22,15 +22,15 @@ from ....protocol.formats.json_parts import HALF
 from ...checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
 from ..vocabulary.tokenizer_files import special_tokens
 from .conversation import Message, Style
-from .turns import (
-    COUNT_TURN,
-    FEWEST_TURNS,
-    TRIAL_TURNS,
-    TURNS,
+from .iterations import (
+    COUNT_ITERATION,
+    FEWEST_ITERATIONS,
+    ITERATIONS,
+    TRIAL_ITERATIONS,
     EndlessTemplate,
-    Turns,
-    count_turn,
-    count_turns,
+    Iterations,
+    count_iteration,
+    count_iterations,
 )
 
 Clock = Callable[[], datetime]
@@ -100,11 +100,11 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
-        environment.filters |= {"tojson": tojson, COUNT_TURN: count_turn}
+        environment.filters |= {"tojson": tojson, COUNT_ITERATION: count_iteration}
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: clock().strftime(format)
         self.source = source
-        self.template = environment.from_string(count_turns(environment.parse(source)))
+        self.template = environment.from_string(count_iterations(environment.parse(source)))
         self.special_tokens = special_tokens
         tree = environment.parse(source)
         texts = {node.data for node in tree.find_all(nodes.TemplateData)}
@@ -122,9 +122,9 @@ class ChatTemplate:
         given: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
-        turns: int = FEWEST_TURNS,
+        iterations: int = FEWEST_ITERATIONS,
     ) -> Iterator[str]:
-        """The prompt for an answer to ``messages``, in parts as the template writes it; ``turns`` as of ``Turns``.
+        """The prompt for an answer to ``messages``, in parts as the template writes it, in at most ``iterations``.
 
         ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
         take what it is given.
@@ -145,7 +145,7 @@ class ChatTemplate:
             )
         try:
             yield from self.template.generate(
-                {"tools": None, "documents": None, TURNS: Turns(turns, len(messages))}
+                {"tools": None, "documents": None, ITERATIONS: Iterations(iterations, len(messages))}
                 | self.special_tokens
                 | given,
                 messages=messages,
@@ -210,7 +210,7 @@ class ChatTemplate:
 
     def attempt(self, messages: list[Message]) -> str | None:
         try:
-            return "".join(self.write(messages, turns=TRIAL_TURNS))
+            return "".join(self.write(messages, iterations=TRIAL_ITERATIONS))
         except InvalidRequest:
             return None
 

@@ -95,9 +95,9 @@ def devices() -> list[str]:
 
 def check_model(model: str, options: ServeOptions) -> int:
     """Whether a model is supported as far as its configuration shows, why not, and what memory it takes."""
-    from ..actors.executor.model.unused import leave_out
+    from ..actors.executor.model.skipped_imports import skip_imports
 
-    leave_out()
+    skip_imports()
     from ..actors.executor.model.loading.estimate import estimate
     from ..protocol.errors import InvalidRequest, ModelNotSupported
 

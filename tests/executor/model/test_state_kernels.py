@@ -57,8 +57,8 @@ PROGRAM = """
 import json, os, socket, sys, torch, transformers
 def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
-from slipstream.actors.executor.model.unused import leave_out
-leave_out()
+from slipstream.actors.executor.model.skipped_imports import skip_imports
+skip_imports()
 from slipstream.actors.executor.model.loading.load import from_config, laid_out
 from slipstream.actors.executor.model.comparison import compared
 from slipstream.actors.executor.model.stateful import kernels

@@ -19,7 +19,7 @@ from slipstream.actors.executor.executor import CATCHING_UP_SHARE
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.ranks import meeting
+from slipstream.actors.executor.ranks import rendezvous
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.group import RankGroup, RankLost
 from slipstream.actors.executor.ranks.leader import Leader
@@ -247,9 +247,9 @@ def test_a_rank_that_nccl_does_not_reach_is_lost() -> None:
 
 
 def test_the_rank_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "MEET_WITHIN", timedelta(seconds=0.2))
+    monkeypatch.setattr(rendezvous, "MEET_WITHIN", timedelta(seconds=0.2))
     with pytest.raises(SlipstreamError, match=r"rank 1 \(executor\.1\) has not come within 0\.2 s"):
-        meeting.meet(0, 2, str(tmp_path / "here"), CPU)
+        rendezvous.meet(0, 2, str(tmp_path / "here"), CPU)
 
 
 # --- what the actors do, by themselves --------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Keeps transformers from importing parts of torch that are never used here: a quarter of the start of an executor.
+"""Keeps transformers from importing two parts of torch that are never used here: a quarter of the start of an executor.
 
-They are torch's compiler, and tensors divided over several processes. The modules of transformers mark a few functions
-for the one and look out for the other, whether anybody compiles or divides.
+The two are torch's compiler and its tensors divided over several processes. The modules of transformers import both at
+once: they mark a few functions for the compiler, and ask of tensors whether they are divided.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ NEEDED = "torch._dynamo._trace_wrapped_higher_order_op"
 """A part of the compiler's package that stands by itself: transformers' masks have a class of it."""
 
 
-def leave_out() -> None:
-    """Before anything of transformers that has models is imported: keep it from importing what is not used."""
+def skip_imports() -> None:
+    """Skip these imports; to be called before any module of transformers that has models is imported."""
     import transformers.utils
 
     if "transformers.modeling_utils" in sys.modules:

@@ -21,7 +21,7 @@ from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.serving.service import BUNDLED_MODEL
 
 model = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"))
-from slipstream.actors.executor.ranks.meeting import meet
+from slipstream.actors.executor.ranks.rendezvous import meet
 meet(0, 1, sys.argv[1], torch.device("cpu"))
 modules = sorted(sys.modules)
 
