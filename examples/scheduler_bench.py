@@ -73,7 +73,7 @@ def decode(steps: int) -> list[float]:
     bench = Bench(ROWS, ROWS * LENGTH // BLOCK_SIZE + 1)
     for _ in range(ROWS):
         bench.ask(bench.arrival(LENGTH, bench.some_tokens(16)))
-    while bench.scheduler.planner.waiting or bench.scheduler.planner.prefilling:
+    while bench.scheduler.holdings.waiting or bench.scheduler.holdings.prefilling:
         bench.step()
     times = []
     for _ in range(min(steps, LENGTH - 200)):
@@ -107,7 +107,7 @@ def crowd(steps: int) -> list[float]:
         begun = time.perf_counter()
         bench.scheduler.receive("executor", result, bench.now)
         times.append(time.perf_counter() - begun + fill())
-    assert len(bench.scheduler.planner.waiting) > WAITING - ROWS
+    assert len(bench.scheduler.holdings.waiting) > WAITING - ROWS
     return times
 
 

@@ -5,7 +5,7 @@ each sequence will be, never which it is. So plan N+1 is sent while step N compu
 of step N only append to the ledger, end sequences and free what no outstanding step uses.
 
 This file is the actor: the ledger of sequences, and the messages about them. ``planner.py`` decides what the
-plans say.
+plans say; ``holdings.py`` knows who holds what on the device.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ...protocol.internal import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
+from .holdings import Holdings
 from .logprobs import Logprobs
 from .measures import Measures
 from .outgoing import NO_REQUESTS, NO_TOKENS, Outgoing
@@ -71,7 +72,8 @@ class Scheduler(Actor):
         """Every request that has not ended, by number."""
         self.measures = Measures()
         self.counters = self.measures.counters
-        self.planner = Planner(config, self.counters)
+        self.holdings = Holdings(config.max_num_seqs, config.max_model_len, self.counters)
+        self.planner = Planner(config, self.holdings, self.counters)
         self.adapters = Adapters(self.send)
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
@@ -96,7 +98,7 @@ class Scheduler(Actor):
             self.refuse(refusal)
             return
         self.sequences[message.request] = sequence
-        self.planner.enqueue(sequence)
+        self.holdings.enqueue(sequence)
         if sequence.delivered and self.is_over(sequence):
             self.flush(-1)
         self.plan_ahead(now)
@@ -142,7 +144,7 @@ class Scheduler(Actor):
 
     def refusal_of(self, sequence: Sequence) -> Finished | None:
         """The end of a sequence that the executor cannot compute, as far as it has said what it can."""
-        limit = self.planner.longest
+        limit = self.holdings.longest
         if limit is not None and sequence.target > limit:
             most = sequence.target - sequence.prompt_len
             message = (
@@ -177,7 +179,7 @@ class Scheduler(Actor):
             return
         self.open(sequence, 0)
         first = sequence.prompt_len + sequence.delivered
-        missing = self.planner.known(sequence)[first:]
+        missing = self.holdings.known(sequence)[first:]
         requests = np.full(len(missing), sequence.request, np.int64)
         self.flush(-1, requests, missing, logprobs=sequence.last_logprobs(len(missing)))
 
@@ -191,8 +193,8 @@ class Scheduler(Actor):
         self.settle_adapters()
 
     def on_forget_cache(self, message: ForgetCache, now: float) -> None:
-        if message.number > self.forgotten and self.planner.blocks is not None:
-            self.planner.blocks.forget()
+        if message.number > self.forgotten and self.holdings.blocks is not None:
+            self.holdings.blocks.forget()
         self.forgotten = max(self.forgotten, message.number)
 
     def on_matched(self, message: Matched, now: float) -> None:
@@ -212,17 +214,17 @@ class Scheduler(Actor):
             return
         sequence.finished = True
         del self.sequences[sequence.request]
-        self.planner.drop(sequence)
+        self.holdings.drop(sequence)
 
     def open(self, sequence: Sequence, cached: int) -> None:
         """Tell the detokenizer of the sequence, with the last tokens that its text continues."""
         sequence.opened = True
-        self.outgoing.open(sequence, self.planner.known(sequence), cached, self.now)
+        self.outgoing.open(sequence, self.holdings.known(sequence), cached, self.now)
 
     # --- adapters ---------------------------------------------------------------------------------
 
     def on_change_adapter(self, message: ChangeAdapter, now: float) -> None:
-        self.adapters.change(message, self.planner.step - 1)
+        self.adapters.change(message, self.holdings.step - 1)
         self.settle_adapters()
 
     def on_adapter_placed(self, message: AdapterPlaced, now: float) -> None:
@@ -232,7 +234,7 @@ class Scheduler(Actor):
         """Free the places of adapters that were unloaded and are needed no more."""
         if self.adapters.leaving:
             used = {sequence.adapter for sequence in self.sequences.values()}
-            last = self.planner.step - 1
+            last = self.holdings.step - 1
             completed = self.outstanding[0].step - 1 if self.outstanding else last
             self.adapters.settle(used, last, completed)
 
@@ -241,7 +243,7 @@ class Scheduler(Actor):
     def plan_ahead(self, now: float) -> None:
         """Send plans until ``depth`` are outstanding or there is nothing to run; or later, when one is due."""
         planner, timing = self.planner, self.timing
-        while planner.blocks is not None and len(self.outstanding) < self.config.depth:
+        while self.holdings.blocks is not None and len(self.outstanding) < self.config.depth:
             if self.outstanding:
                 due = timing.due(now, sum(step.expected_s for step in self.outstanding))
                 if due > now:
@@ -272,7 +274,7 @@ class Scheduler(Actor):
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
             )
-        planner, table = self.planner, self.planner.table
+        table = self.holdings.table
         if table.generation[rows].tobytes() != generations:
             raise RuntimeError(
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
@@ -287,7 +289,7 @@ class Scheduler(Actor):
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
         busy_ns, waited_s = self.measures.on_step(message)
-        planner.prefill_budget.learn(prefill, busy_ns)
+        self.planner.prefill_budget.learn(prefill, busy_ns)
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
         scheduled = len(rows)
         # A quarter of what a reduction costs; some versions of numpy count with numbers of their own.
@@ -303,8 +305,8 @@ class Scheduler(Actor):
             logprobs = self.keep_logprobs(rows, logprobs)
         requests = table.request[rows]
         self.end_rows(rows, tokens, length + 1 >= table.target[rows])
-        planner.end_probation()
-        planner.complete(step)
+        self.holdings.end_probation()
+        self.holdings.complete(step)
         self.plan_ahead(now)
         self.settle_adapters()
         self.measures.free_since_ns = message.ended_ns if self.outstanding else None
@@ -312,11 +314,11 @@ class Scheduler(Actor):
 
     def end_rows(self, rows: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
         """End the sequences whose new token is one that they stop at, or that are ``over`` by their length."""
-        stops = self.planner.table.stop.take(rows, axis=0) == tokens[:, None]
+        stops = self.holdings.table.stop.take(rows, axis=0) == tokens[:, None]
         if np.count_nonzero(stops):  # few steps have one, and to look row by row costs ten times as much
             over |= stops.any(axis=1)
         for row in over.nonzero()[0].tolist():
-            sequence = self.planner.holder(int(rows[row]))
+            sequence = self.holdings.holder(int(rows[row]))
             if stops[row].any():
                 token = int(tokens[row])
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
@@ -325,9 +327,9 @@ class Scheduler(Actor):
 
     def end_by_grammar(self, end: GrammarEnd) -> None:
         """The sequence got no token, since its grammar allows none."""
-        if not self.planner.table.accepting[end.slot]:
+        if not self.holdings.table.accepting[end.slot]:
             return
-        sequence = self.planner.holder(end.slot)
+        sequence = self.holdings.holder(end.slot)
         if end.error:
             grammar = sequence.grammar
             param = None if grammar is None else grammar.kind
@@ -351,9 +353,9 @@ class Scheduler(Actor):
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
-        wanting = np.flatnonzero(self.planner.table.logprobs[rows] >= 0).tolist()
+        wanting = np.flatnonzero(self.holdings.table.logprobs[rows] >= 0).tolist()
         for row in wanting:
-            kept = self.planner.holder(int(rows[row])).logprobs
+            kept = self.holdings.holder(int(rows[row])).logprobs
             assert kept is not None
             kept.extend(logprobs, row, 1)
         return logprobs if wanting else None
@@ -375,12 +377,10 @@ class Scheduler(Actor):
             self.send("detokenizer", message)
 
     def gauges(self) -> dict[str, float]:
-        planner, blocks = self.planner, self.planner.blocks
+        held, blocks = self.holdings, self.holdings.blocks
         return {
-            "num_requests_running": float(
-                sum(1 for s in planner.holders if s is not None and not s.finished)
-            ),
-            "num_requests_waiting": float(len(planner.waiting) + len(planner.quarantine)),
+            "num_requests_running": float(sum(1 for s in held.holders if s is not None and not s.finished)),
+            "num_requests_waiting": float(len(held.waiting) + len(held.quarantine)),
             "max_num_seqs": float(self.config.max_num_seqs),
             "kv_cache_usage_perc": 0.0 if blocks is None else blocks.usage,
             "kv_cache_blocks": 0.0 if blocks is None else float(blocks.count),
@@ -398,21 +398,20 @@ class Scheduler(Actor):
             computing = bool(self.outstanding)
             self.outstanding.clear()
             self.measures.free_since_ns = None
-            self.planner.invalidate_device_state(computing)
+            self.holdings.invalidate_device_state(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
                     self.end(sequence)
-        if peer.name == "detokenizer" and self.planner.blocks is not None:
+        if peer.name == "detokenizer" and self.holdings.blocks is not None:
             self.flush(-1)
 
     def on_capacity(self, message: Capacity, now: float) -> None:
         """The executor is loaded, and this is its cache."""
-        planner = self.planner
-        planner.begin(message)
-        for sequence in planner.resolve_crash(message.crashed):
+        self.planner.begin(message)
+        for sequence in self.holdings.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)
-        self.adapters.begin(message, planner.step - 1)
+        self.adapters.begin(message, self.holdings.step - 1)
         self.settle_adapters()
         for sequence in list(self.sequences.values()):
             if refusal := self.refusal_of(sequence):

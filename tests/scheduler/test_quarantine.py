@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import Planted
-from recovery_faults import PLANNER, QUARANTINE, Fault, planted
+from recovery_faults import HOLDINGS, QUARANTINE, Fault, planted
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Capacity, Enqueue, Plan, Sampled, Tokens
@@ -127,8 +127,8 @@ class Mortal:
             positions = [token % 1000 for token in self.tokens[request]]
             assert positions == list(range(positions[0], positions[0] + LONG)), "none is lost or repeated"
         assert not self.scheduler.sequences
-        assert not self.scheduler.planner.quarantine.active
-        assert len(self.scheduler.planner.waiting) == 0
+        assert not self.scheduler.holdings.quarantine.active
+        assert len(self.scheduler.holdings.waiting) == 0
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -155,7 +155,7 @@ def test_suspects_are_tried_one_at_a_time_and_then_all_run_together_again() -> N
         world.step()
     assert max(world.widths) == 16
     world.widths.clear()
-    while world.scheduler.planner.quarantine.active:
+    while world.scheduler.holdings.quarantine.active:
         world.step()
     assert set(world.widths) == {1}
     world.run()
@@ -179,7 +179,7 @@ def test_a_suspect_makes_way_with_the_step_that_clears_it(depth: int) -> None:
     """One step for its known tokens, and one for each further token that was planned when the executor died; nothing
     planned behind them holds up the next suspect. The last one goes on beside all others."""
     world = one_death(depth)
-    quarantine = world.scheduler.planner.quarantine
+    quarantine = world.scheduler.holdings.quarantine
     assert len(quarantine.suspects) == 7, "and the trial of the first has begun"
     while quarantine.suspects:
         world.step()
@@ -197,7 +197,7 @@ def names_the_poison() -> None:
         while world.plans and not world.deaths:
             world.step()
         world.widths.clear()
-        while world.plans and world.scheduler.planner.quarantine.active and world.deaths <= 2:
+        while world.plans and world.scheduler.holdings.quarantine.active and world.deaths <= 2:
             world.step()
         assert set(world.widths) == {1}
         assert world.deaths <= 2
@@ -210,13 +210,13 @@ def names_the_poison() -> None:
 TRIAL_FAULTS = [
     Fault(
         "a-suspect-makes-way-a-step-early",
-        f"{PLANNER}.end_trial_ahead",
+        f"{HOLDINGS}.end_trial_ahead",
         ">= probation.cleared_at",
         ">= probation.cleared_at - 1",
     ),
     Fault(
         "a-suspect-is-cleared-while-its-last-step-runs",
-        f"{PLANNER}.end_trial_ahead",
+        f"{HOLDINGS}.end_trial_ahead",
         "self.preempt_for_trial(probation)",
         "self.quarantine.passed(probation.cleared_at); self.preempt_for_trial(probation)",
     ),
@@ -227,7 +227,7 @@ TRIAL_FAULTS = [
         "True",
     ),
     Fault(
-        "a-suspect-that-made-way-is-forgotten", f"{PLANNER}.preempt_for_trial", "probation.preempted = True"
+        "a-suspect-that-made-way-is-forgotten", f"{HOLDINGS}.preempt_for_trial", "probation.preempted = True"
     ),
 ]
 
@@ -269,7 +269,7 @@ def test_a_death_from_outside_makes_nobody_suspect_however_often() -> None:
         for _ in range(2):
             world.step()
         world.restart(crashed=False)
-        assert not world.scheduler.planner.quarantine.active
+        assert not world.scheduler.holdings.quarantine.active
     world.run()
     world.check(range(32))
 
@@ -301,7 +301,7 @@ def test_suspects_are_not_cleared_by_the_death_of_an_executor_that_said_nothing(
     world.speechless = False
     world.restart(crashed=last_crashed)
     world.widths.clear()
-    while world.scheduler.planner.quarantine.active:
+    while world.scheduler.holdings.quarantine.active:
         world.step()
     assert set(world.widths) == {1}
     world.run()

@@ -431,7 +431,7 @@ def test_a_request_that_found_its_beginning_but_no_room_frees_nothing_that_a_ste
     bench.ask(1, beginning, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
     bench.ask(2, [*beginning[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
     assert len(bench.outstanding) == 1
-    blocks = bench.scheduler.planner.blocks
+    blocks = bench.scheduler.holdings.blocks
     assert blocks is not None
     assert blocks.available == 1
     bench.give(Cancel([2]))

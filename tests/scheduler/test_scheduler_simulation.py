@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from lab import Lab
-from race_faults import PLAN_BUILDER, PLANNER, POOL, PREFIX, Edits, Fault, plant
+from race_faults import HOLDINGS, PLAN_BUILDER, PLANNER, POOL, PREFIX, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     "copied-before-it-is-written": (PREFIX, (("blocks.written[block] < step", "True"),)),
     "one-block-too-few": (PLANNER, (("-(-length // size) - shared", "length // size - shared"),)),
     "blocks-lost": (
-        PLANNER,
+        HOLDINGS,
         (("        self.blocks.release(sequence.block_list, sequence.last_step)\n", ""),),
     ),
     "published-before-it-is-computed": (
@@ -107,11 +107,11 @@ FAULTS: dict[str, tuple[str, Edits]] = {
         (("return size - self.tokens if size > self.tokens else tokens", "return size - self.tokens"),),
     ),
     "slot-reused-at-once": (
-        PLANNER,
+        HOLDINGS,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),
     ),
     "preempted-and-forgotten": (
-        PLANNER,
+        HOLDINGS,
         (
             (
                 "            self.requeue(sequence)\n        self.waiting",

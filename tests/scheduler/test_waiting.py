@@ -259,8 +259,8 @@ def test_clients_have_equal_shares_of_what_is_computed_while_all_of_them_wait() 
         bench.ask(request, prompt(request, 5), client=client, max_tokens=10 + 20 * client, **FREE)
     had = Counter[int]()
     while (
-        bench.scheduler.planner.waiting.clients[1].waiting
-        and bench.scheduler.planner.waiting.clients[2].waiting
+        bench.scheduler.holdings.waiting.clients[1].waiting
+        and bench.scheduler.holdings.waiting.clients[2].waiting
     ):
         bench.finish_step()
     for request, tokens in bench.tokens.items():
@@ -334,8 +334,8 @@ def test_a_request_is_aborted_while_it_waits_again_after_a_preemption_and_while_
             bench.ask(request, prompt(request, 10), max_tokens=50, **FREE)
         for _ in range(4):
             bench.finish_step()
-        planner = bench.scheduler.planner
-        planner.preempt(bench.scheduler.sequences[1])
+        holdings = bench.scheduler.holdings
+        holdings.preempt(bench.scheduler.sequences[1])
         bench.ask(5, prompt(5, 10), client=7, max_tokens=3, **FREE)
         for _ in range(steps):
             bench.finish_step()
@@ -369,11 +369,11 @@ def test_n_answers_share_their_prompts_blocks_and_copy_the_one_that_they_write_o
     assert counters["prefill_tokens"] == length + 3
     copied = (length - 1) % 16 > 0  # else there is nothing before the last token in its block
     assert counters["num_block_copies"] == (3 if copied else 0)
-    planner = bench.scheduler.planner
-    assert planner.blocks is not None
+    holdings = bench.scheduler.holdings
+    assert holdings.blocks is not None
     full = (length - 1) // 16
-    heads = {tuple(planner.holder(slot).block_list.blocks[:full]) for slot, _ in joins(bench)}
-    tails = {planner.holder(slot).block_list.blocks[full] for slot, _ in joins(bench)}
+    heads = {tuple(holdings.holder(slot).block_list.blocks[:full]) for slot, _ in joins(bench)}
+    tails = {holdings.holder(slot).block_list.blocks[full] for slot, _ in joins(bench)}
     assert len(heads) == 1
     assert len(tails) == 4
     bench.finish_all()

@@ -195,13 +195,13 @@ class Bench:
         return token
 
     def nothing_left(self) -> None:
-        scheduler, planner = self.scheduler, self.scheduler.planner
-        blocks = planner.blocks
+        scheduler, holdings = self.scheduler, self.scheduler.holdings
+        blocks = holdings.blocks
         assert blocks is not None
         assert not scheduler.sequences
-        assert not planner.waiting
-        assert not planner.waiting.clients
-        assert planner.slots.available == scheduler.config.max_num_seqs
+        assert not holdings.waiting
+        assert not holdings.waiting.clients
+        assert holdings.slots.available == scheduler.config.max_num_seqs
         assert blocks.available == blocks.count
         assert not any(blocks.references)
 

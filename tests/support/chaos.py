@@ -273,11 +273,11 @@ class Chaos(Asking, World):
     def check_blocks(self) -> None:
         """Each block is in one place, and has as many references as it has holders."""
         scheduler = self.actors.get("scheduler")
-        if not isinstance(scheduler, Scheduler) or scheduler.planner.blocks is None:
+        if not isinstance(scheduler, Scheduler) or scheduler.holdings.blocks is None:
             return
-        blocks = scheduler.planner.blocks
+        blocks = scheduler.holdings.blocks
         held = [0] * len(blocks.references)
-        for sequence in scheduler.planner.holders:
+        for sequence in scheduler.holdings.holders:
             for block in sequence.block_list.blocks if sequence is not None else ():
                 held[block] += 1
         assert held == blocks.references, "references are holders"

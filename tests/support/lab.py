@@ -150,7 +150,7 @@ class Lab:
         self.touched = [-1] * self.blocks
         """The last step that may read or write each block that has no owner."""
         self.slot_touched = [-1] * self.slots
-        self.completed = self.scheduler.planner.step - 1
+        self.completed = self.scheduler.holdings.step - 1
         self.give(PeerUp("executor", 1))
         self.give(Capacity(self.blocks, self.size, sizes=self.sizes))
 
@@ -273,7 +273,7 @@ class Lab:
             slot = join.slot
             assert rows[slot] is None, f"slot {slot} has two holders"
             assert self.slot_touched[slot] <= self.completed, f"slot {slot} is reused while a step runs in it"
-            sequence = self.scheduler.planner.holder(slot)
+            sequence = self.scheduler.holdings.holder(slot)
             row = rows[slot] = Row(
                 array("i", join.tokens).tolist(),
                 join.start,
@@ -414,25 +414,25 @@ class Lab:
 
     def check(self) -> None:
         """Blocks are conserved, and every owner is counted."""
-        planner = self.scheduler.planner
-        blocks = planner.blocks
+        holdings = self.scheduler.holdings
+        blocks = holdings.blocks
         assert blocks is not None
         references = blocks.references
         held = len(references) - references.count(0)
         assert len(blocks.free) + len(blocks.unused) + len(blocks.retiring) + held == blocks.count
         owned = 0
-        for sequence in planner.holders:
+        for sequence in holdings.holders:
             if sequence is not None:
                 owned += len(sequence.block_list.blocks)
         assert sum(references) == owned
 
     def check_everything(self) -> None:
         """The same from the ground up: who holds what, in which generation; what is found; who waits."""
-        planner = self.scheduler.planner
-        blocks, waiting = planner.blocks, planner.waiting
+        holdings = self.scheduler.holdings
+        blocks, waiting = holdings.blocks, holdings.waiting
         assert blocks is not None
         held = Counter[int]()
-        for sequence in planner.holders:
+        for sequence in holdings.holders:
             if sequence is not None:
                 held.update(sequence.block_list.blocks)
                 assert sequence.block_list.generations == [
@@ -444,8 +444,8 @@ class Lab:
         assert {h: b for b, hashes in blocks.hashes_of.items() for h in hashes} == blocks.block_of
         assert all(block in blocks.hashes_of for block in blocks.unused)
         assert all(step > blocks.completed for step in blocks.retiring.values())
-        holding = [s for s in planner.holders if s is not None]
-        assert planner.slots.available + len(holding) == self.slots
+        holding = [s for s in holdings.holders if s is not None]
+        assert holdings.slots.available + len(holding) == self.slots
         alive = [s for s in self.scheduler.sequences.values() if s.slot < 0]
         assert len(waiting) == len(alive)
         assert sum(client.waiting for client in waiting.clients.values()) == len(alive)
@@ -453,13 +453,13 @@ class Lab:
         assert (waiting.first() is None) == (not alive)
 
     def nothing_left(self) -> None:
-        planner = self.scheduler.planner
+        holdings = self.scheduler.holdings
         assert not self.open
         assert not self.scheduler.sequences
-        assert not planner.waiting.clients
-        assert planner.blocks is not None
-        assert planner.blocks.available == planner.blocks.count
-        assert planner.slots.available == self.slots
+        assert not holdings.waiting.clients
+        assert holdings.blocks is not None
+        assert holdings.blocks.available == holdings.blocks.count
+        assert holdings.slots.available == self.slots
 
     # --- a run --------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class Poison:
         sequence = scheduler.sequences.get(self.number() or -1)
         if sequence is None or sequence.slot < 0:
             return -1
-        return len(scheduler.planner.known(sequence)) - sequence.prompt_len
+        return len(scheduler.holdings.known(sequence)) - sequence.prompt_len
 
 
 @dataclass

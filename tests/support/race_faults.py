@@ -23,6 +23,7 @@ GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
 PLAN_BUILDER = "slipstream.actors.scheduler.plan_builder"
 PREFIX = "slipstream.actors.scheduler.prefix"
+HOLDINGS = "slipstream.actors.scheduler.holdings"
 PLANNER = "slipstream.actors.scheduler.planner"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
 SLOT, BLOCK = "sequence slot", "KV block"
@@ -61,6 +62,16 @@ class Code:
 REAL = Code()
 
 
+CLASSES: dict[str, tuple[str, ...]] = {
+    POOL: ("Pool", "BlockPool"),
+    PREFIX: ("share_beginning", "publish", "salt_of"),
+    PLAN_BUILDER: ("PlanBuilder",),
+    HOLDINGS: ("Holdings",),
+    PLANNER: ("Planner",),
+}
+"""What the scheduler's other modules have of these."""
+
+
 def plant(fault: Fault) -> Code:
     module = edited(fault.module, fault.edits)
     if fault.module == PIPELINE:
@@ -69,19 +80,15 @@ def plant(fault: Fault) -> Code:
         return Code(executor=type("Executor", (Executor,), {"launch": module.StepActor.launch}))
     if fault.module == GRAPHS:
         return Code(graphed=module.GraphedProgram)
-    parts: dict[str, object] = {}
-    if fault.module == POOL:
-        parts = {"Pool": module.Pool, "BlockPool": module.BlockPool}
-    if fault.module == PREFIX:
-        parts = {name: vars(module)[name] for name in ("share_beginning", "publish", "salt_of")}
-    if fault.module == PLAN_BUILDER:
-        parts = {"PlanBuilder": module.PlanBuilder}
-    if fault.module in (POOL, PREFIX, PLAN_BUILDER):
-        module = edited(PLANNER, ())
+    if fault.module in CLASSES:
+        parts: dict[str, object] = {name: vars(module)[name] for name in CLASSES[fault.module]}
+        for user, name in ((HOLDINGS, "Holdings"), (PLANNER, "Planner")):
+            if name not in parts:
+                module = edited(user, ())
+                vars(module).update(parts)
+                parts[name] = vars(module)[name]
+        module = edited(SCHEDULER, ())
         vars(module).update(parts)
-    if fault.module in (POOL, PREFIX, PLAN_BUILDER, PLANNER):
-        planner, module = module, edited(SCHEDULER, ())
-        vars(module).update(parts, Planner=planner.Planner)
     return Code(scheduler=module.Scheduler)
 
 
@@ -375,14 +382,14 @@ FAULTS = (
         SLOT,
         (("self.slots.complete(step)", "self.slots.complete(step + 1)"),),
         (2, 3),
-        PLANNER,
+        HOLDINGS,
     ),
     Fault(
         "slots-retired-at-once",
         SLOT,
         (("self.slots.retire(slot, sequence.last_step)", "self.slots.retire(slot, -1)"),),
         MANY,
-        PLANNER,
+        HOLDINGS,
     ),
     Fault("retired-at-once", SLOT, (("if last_step <= self.completed", "if True"),), MANY, POOL),
     Fault(
@@ -448,12 +455,12 @@ FAULTS = (
             ),
         ),
         MANY,
-        PLANNER,
+        HOLDINGS,
     ),
     Fault(
         "source-of-a-copy-given-back-at-once",
         BLOCK,
-        (("blocks.release(copied, self.step)", "blocks.release(copied, -1)"),),
+        (("blocks.release(copied, self.holdings.step)", "blocks.release(copied, -1)"),),
         (3, 4),
         PLANNER,
         first=19,
@@ -463,12 +470,12 @@ FAULTS = (
         BLOCK,
         (("sequence.last_step = self.step - 1 ", "sequence.last_step = self.step - 2 "),),
         MANY,
-        PLANNER,
+        HOLDINGS,
     ),
     Fault(
         "last-step-of-a-prefill-forgotten",
         BLOCK,
-        (("sequence.last_step = self.step\n", "pass\n"),),
+        (("sequence.last_step = self.holdings.step\n", "pass\n"),),
         MANY,
         PLANNER,
         first=9,
@@ -476,7 +483,12 @@ FAULTS = (
     Fault(
         "blocks-completed-with-every-launch",
         BLOCK,
-        (('self.send("executor", plan)', 'self.send("executor", plan); planner.blocks.complete(plan.step)'),),
+        (
+            (
+                'self.send("executor", plan)',
+                'self.send("executor", plan); self.holdings.blocks.complete(plan.step)',
+            ),
+        ),
         MANY,
         SCHEDULER,
     ),

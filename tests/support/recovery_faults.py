@@ -61,7 +61,8 @@ SESSION = "protocol.client.session:Session"
 STREAM = "protocol.client.session:Stream"
 TOKENIZER = "actors.text.tokenizer:Tokenizer"
 SCHEDULER = "actors.scheduler.scheduler:Scheduler"
-PLANNER = "actors.scheduler.planner:Planner"
+OUTGOING = "actors.scheduler.outgoing:Outgoing"
+HOLDINGS = "actors.scheduler.holdings:Holdings"
 QUARANTINE = "actors.scheduler.quarantine:Quarantine"
 SEQUENCE = "actors.scheduler.sequence:Sequence"
 EXECUTOR = "actors.executor.executor:Executor"
@@ -328,9 +329,9 @@ FAULTS = [
     ),
     Fault(
         "the-text-goes-on-behind-the-prompt",
-        f"{SCHEDULER}.open",
-        "known = sequence.prompt_len + sequence.delivered",
-        "known = sequence.prompt_len",
+        f"{OUTGOING}.open",
+        "end = sequence.prompt_len + sequence.delivered",
+        "end = sequence.prompt_len",
     ),
     Fault(
         "a-stop-text-of-an-earlier-attempt-ends-a-later-one",
@@ -345,7 +346,7 @@ FAULTS = [
     Fault(
         "a-dead-executors-cache-counts",
         f"{SCHEDULER}.on_peer_up",
-        "self.planner.invalidate_device_state(computing)",
+        "self.holdings.invalidate_device_state(computing)",
     ),
     Fault(
         "ghost-tokens-go-on",
@@ -355,12 +356,12 @@ FAULTS = [
     ),
     Fault(
         "tokens-since-the-last-prefill-are-forgotten",
-        f"{PLANNER}.forget_device",
+        f"{HOLDINGS}.forget_device",
         "sequence.tokens = self.table.known(sequence.slot).copy()",
     ),
     Fault(
         "ended-sequences-run-again",
-        f"{PLANNER}.invalidate_sequence",
+        f"{HOLDINGS}.invalidate_sequence",
         "if sequence.finished:",
         "if False:",
         first=111,

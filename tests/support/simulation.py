@@ -295,13 +295,13 @@ class World(Simulator):
         assert gateway.ledger.open_bytes == 0
         assert not gateway.ledger.cancelled
         assert not scheduler.sequences
-        planner = scheduler.planner
-        assert not planner.waiting
-        assert not planner.waiting.clients
-        assert planner.slots.available == scheduler.config.max_num_seqs
-        assert planner.blocks is not None
-        assert planner.blocks.available == planner.blocks.count
-        assert not any(planner.blocks.references)
+        holdings = scheduler.holdings
+        assert not holdings.waiting
+        assert not holdings.waiting.clients
+        assert holdings.slots.available == scheduler.config.max_num_seqs
+        assert holdings.blocks is not None
+        assert holdings.blocks.available == holdings.blocks.count
+        assert not any(holdings.blocks.references)
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -348,7 +348,7 @@ def idle(world: World) -> bool:
     if not isinstance(gateway, Gateway) or not isinstance(scheduler, Scheduler):
         return False  # one of them is down
     return (
-        scheduler.planner.blocks is not None
+        scheduler.holdings.blocks is not None
         and not gateway.ledger.requests
         and not gateway.ledger.cancelled  # their ends are on the way
         and not scheduler.sequences

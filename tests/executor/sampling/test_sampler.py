@@ -684,7 +684,7 @@ def test_a_penalty_counts_what_the_prefix_cache_and_a_recomputed_answer_bring(
     rig.ask(1, prompt, loud)
     for _ in range(12):
         rig.wait()
-    rig.scheduler.planner.preempt(rig.scheduler.sequences[1])
+    rig.scheduler.holdings.preempt(rig.scheduler.sequences[1])
     rig.finish()
     expected = plain_answer(plain, prompt, loud)
     assert rig.scheduler.counters["prefix_cache_hits"] > 40

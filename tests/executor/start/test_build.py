@@ -140,8 +140,8 @@ def test_the_ledger_of_an_emulated_cache_is_no_larger_than_one_that_is_built_at_
     ledger_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert ledger_bytes < 100 << 20
-    assert scheduler.planner.longest is not None
-    assert scheduler.planner.longest >= length, "and one sequence of the full length has its blocks"
+    assert scheduler.holdings.longest is not None
+    assert scheduler.holdings.longest >= length, "and one sequence of the full length has its blocks"
 
 
 class Places:
