@@ -34,7 +34,7 @@ from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.products.few_rows import begin_products_early
 from slipstream.actors.executor.sampling.sampler import Sampler
 from slipstream.actors.executor.step.fields import JOIN
-from slipstream.actors.executor.step.layout import SamplingKind
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")

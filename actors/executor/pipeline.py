@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from .devices.device import Buffer, Device, Event
-from .step.layout import Step
+from .step.description import Step
 
 
 class Program(Protocol):

@@ -8,7 +8,7 @@ from ...protocol.internal import Plan
 from ...runtime.actor import Actor
 from .pipeline import Pipeline, StepResult
 from .step.batch import RunningBatch
-from .step.layout import Step
+from .step.description import Step
 from .step_limit import StepLimit
 
 

@@ -28,7 +28,9 @@ from simulation import (
 )
 from slipstream.actors.executor.devices.emulated import EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.step.layout import ResultLayout, SamplingKind, Step
+from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.layout import ResultLayout
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.gateway.ledger import answer_params
 from slipstream.protocol.limits import MAX_LOGPROBS
 from slipstream.protocol.messages import Delta, Deltas, Error

@@ -15,8 +15,10 @@ import torch
 from recording import RecordedBatch, RecordedProgram, Recording, RecordingDevice
 from slipstream.actors.executor.devices.device import Buffer
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.graphs import GraphedProgram
-from slipstream.actors.executor.step.layout import ResultLayout, SamplingKind, Step, StepLayout
+from slipstream.actors.executor.step.layout import ResultLayout, StepLayout
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from slipstream.actors.executor.devices.device import Buffer, Device, Event, Stream
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.description import Step
 from slipstream.protocol.internal import Plan
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
+from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.graphs import GraphedProgram
-from slipstream.actors.executor.step.layout import Step
 from torch import Tensor
 
 

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ....runtime.process.priority import come_first
+from ..step.description import Step
 from ..step.fields import JOIN, PLACEHOLDER, UNWRITTEN
-from ..step.layout import ResultLayout, SamplingKind, Step, StepLayout
+from ..step.layout import ResultLayout, StepLayout
+from ..step.sampling_kind import SamplingKind
 from .device import Buffer
 
 COPY_NS = 5_000

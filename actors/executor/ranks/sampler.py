@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.sampler import Sampler
-from ..step.layout import SamplingKind
+from ..step.sampling_kind import SamplingKind
 
 if TYPE_CHECKING:
     from .group import RankGroup

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..step.layout import SamplingKind
+from ..step.sampling_kind import SamplingKind
 from .distribution import truncated_logits
 from .sampler import Sampler, choose_by_kernels
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ....protocol.limits import MAX_LOGIT_BIAS
 from ..step.fields import BIAS, JOIN, column
-from ..step.layout import SamplingKind
+from ..step.sampling_kind import SamplingKind
 from .distribution import sample
 from .random_numbers import seed_of, uniform
 

@@ -43,31 +43,31 @@ class Capturing:
 
     def capture_next(self) -> float | None:
         """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
-        if not (self.graphed.missing or self.graphed.missing_rare):
+        if not (self.graphed.queue):
             return None
-        could, before = not self.graphed.out_of_memory, self.graphs.seconds
+        could, before = not self.graphed.queue.closed, self.graphs.seconds
         model = self.graphed.program.model
         begins = model.group is None or agreed(model, self.has_room())
         done = begins and self.graphed.capture_next()
         if not begins or not agreed(model, done):
-            self.graphed.stop_capturing()
+            self.graphed.queue.close()
             done = False
-        if could and self.graphed.out_of_memory:
+        if could and self.graphed.queue.closed:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
                 " lower --gpu-memory-utilization or --kv-cache-memory",
                 self.graphed.count,
             )
         self.report()
-        if self.announces and not self.graphed.missing:
+        if self.announces and not self.graphed.queue.common:
             self.announces = False
             logger.info("the executor is at full speed; CUDA graphs %s", self.facts["graphs"])
         return self.graphs.seconds - before if done else None
 
     def report(self) -> None:
         """Put into the facts how many graphs there are, what they took, and what is missing."""
-        others = f", {len(self.graphed.missing)} follow" if self.graphed.missing else ""
-        if self.graphed.out_of_memory:
+        others = f", {len(self.graphed.queue.common)} follow" if self.graphed.queue.common else ""
+        if self.graphed.queue.closed:
             others = ", no memory for more"
         took = f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.reserved >> 20} were kept back)"
         self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"

@@ -13,8 +13,8 @@ from ..devices.compilation import compile_ahead, some_are_compiled
 from ..devices.cuda import CudaDevice, CudaGraphs
 from ..model.paged_model import PagedModel
 from ..step.buckets import Buckets, buckets_of
+from ..step.description import Step
 from ..step.graphs import GraphedProgram
-from ..step.layout import Step
 from ..step.program import ModelProgram
 from ..step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 from .capturing import Capturing, agreed
@@ -82,8 +82,8 @@ def on_gpu(
     engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=list(known.steps))
     if graphed is not None and capturing is not None:
         engine.program, engine.buckets, engine.background_work = graphed, buckets, capturing.capture_next
-        engine.catching_up = capturing.announces = bool(graphed.missing)
-        engine.repeats = lambda: graphed.repeats
+        engine.catching_up = capturing.announces = bool(graphed.queue.common)
+        engine.repeats = lambda: graphed.queue.repeats
     return engine
 
 

@@ -1,8 +1,8 @@
-"""The running batch as the host keeps it, and how one step is packed into one array of int32.
+"""The running batch: which sequence holds which slot and how far each is, as the host keeps it.
 
-Plans are deltas, so the executor remembers who holds which sequence slot. ``stage`` applies a plan, lays its
-step out, packs it, and advances. Positions are not packed: every slot's position lives on the device and
-advances there. A step which only decodes therefore says the same as the one before, and is laid out once.
+A plan is the difference from the step before, so the executor keeps this record. ``stage`` applies a plan, lays its
+step out, packs it into one array of int32, and advances. Positions are not packed: every slot's position lives on the
+device and advances there. Steady decoding steps therefore have the same inputs, and are laid out once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 from ....protocol.internal import Join, Plan
 from ....protocol.limits import MAX_JOINED_TOKENS, MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets, padded
-from .layout import History, SamplingKind, Step, StepLayout, layout_of
+from .description import History, Step
+from .layout import StepLayout, layout_of
 from .packing import pack_biases, pack_blocks, pack_counts, pack_joins, pack_mixed
 from .rows import Chunk, Rows
+from .sampling_kind import SamplingKind
 
 MIN_CANDIDATES = 64
 """Least number of candidates that sampling is prepared for; larger ones are powers of two. Requests ask for a top-k of

@@ -12,9 +12,8 @@ upper bounds, and what a step really has is read from the inputs.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,7 +21,10 @@ from torch import Tensor
 
 from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .buckets import Buckets
-from .layout import ForwardKey, SamplingKind, Step, layout_of, result_layout
+from .capture_queue import CaptureQueue
+from .description import Step
+from .graph_keys import ForwardKey, SamplingKey
+from .layout import layout_of, result_layout
 from .program import ModelProgram, allowed_of
 from .warm_up import decode_layout, mixed_layout, null_inputs
 
@@ -39,30 +41,10 @@ class Graph(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SamplingKey:
-    """The properties of the sampling that select its graph."""
-
-    samples: int
-    kind: SamplingKind
-
-    @property
-    def rare(self) -> bool:
-        """Some row asks for more than a temperature."""
-        return self.kind != SamplingKind(greedy=self.kind.greedy)
-
-
-def with_prompts(key: ForwardKey | SamplingKey) -> bool:
-    """Whether it is of the forward pass of a mixed step."""
-    return isinstance(key, ForwardKey) and not key.decode_only
-
-
 class GraphedProgram:
     """A `ModelProgram` that replays what has been captured of a step and runs the rest as it is.
 
-    Graphs are captured at the start (``capture_all``) or one by one (``capture_next``): first those of the forward
-    pass and of common kinds of sampling, for each of which there is room; then those of rare kinds that were met.
-    In both, what a step has met and missed last comes first; before all what was missed again.
+    Graphs are captured at the start (``capture_all``) or one by one (``capture_next``), in the order of ``queue``.
     """
 
     def __init__(
@@ -99,15 +81,8 @@ class GraphedProgram:
         """The graphs of common kinds of sampling."""
         self.rare_samplings: OrderedDict[SamplingKey, Graph] = OrderedDict()
         """The graphs of rare kinds, the least recently used first."""
-        self.missing: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict()
-        """The graphs that are still to be captured, in this order."""
-        self.missed: Counter[ForwardKey | SamplingKey] = Counter()
-        """The number of steps that needed each missing graph, and ran without."""
-        self.missing_rare: OrderedDict[SamplingKey, None] = OrderedDict()
-        """The graphs of rare kinds that are captured when nothing else is missing."""
-        self.out_of_memory = False
-        """There was no memory for a graph: no further one is captured."""
-        self.want_all()
+        self.queue = CaptureQueue(self.forward_keys(), buckets.decode, MOST_RARE_GRAPHS)
+        """The graphs that are still to be captured."""
 
     def forward_keys(self) -> list[ForwardKey]:
         """Those of the forward passes of all sizes, the largest first.
@@ -118,41 +93,6 @@ class GraphedProgram:
         layouts = [mixed_layout(self.buckets, tokens) for tokens in mixed]
         layouts += [decode_layout(self.buckets, rows) for rows in reversed(self.buckets.decode)]
         return [layout.forward_key for layout in layouts]
-
-    def want_all(self) -> None:
-        """Every size, greedy and plainly sampled; the largest first, so that the others fit into its memory."""
-        self.missing.update(dict.fromkeys(self.forward_keys()))
-        for rows in reversed(self.buckets.decode):
-            for greedy in (True, False):
-                self.missing[SamplingKey(rows, SamplingKind(greedy=greedy))] = None
-
-    def want(self, key: ForwardKey | SamplingKey) -> None:
-        """A step has met ``key`` and there is no graph of it: capture it first of its sort."""
-        if self.out_of_memory:
-            return
-        if isinstance(key, ForwardKey) or not key.rare:
-            self.missing[key] = None
-            self.missing.move_to_end(key, last=False)
-            self.missed[key] += 1
-            return
-        self.missing_rare[key] = None
-        self.missing_rare.move_to_end(key, last=False)
-        if len(self.missing_rare) > MOST_RARE_GRAPHS:
-            self.missing_rare.popitem()  # it comes again when it is met again
-
-    @property
-    def repeats(self) -> bool:
-        """Whether steps have met the same twice that is still to be captured."""
-        return any(times > 1 for times in self.missed.values())
-
-    def next_key(self) -> ForwardKey | SamplingKey:
-        """The key in ``missing`` that is captured next. The first graph with prompts is the largest, in whose memory
-        the others fit; what is met again and again is so small that it need not wait for that."""
-        for key in self.missing:
-            if self.missed[key] > 1:
-                return key
-        first, largest = next(iter(self.missing)), self.forward_keys()[0]
-        return largest if with_prompts(first) and largest in self.missing else first
 
     def sampling(self, key: SamplingKey) -> Graph | None:
         """The graph of ``key``, which is now the most recently used of its sort."""
@@ -185,7 +125,7 @@ class GraphedProgram:
             graph.replay()
         else:
             if not step.row_tokens:
-                self.want(layout.forward_key)
+                self.queue.want(layout.forward_key)
             # Under a graph's bound, so that it meets no kernel that was not compiled for one.
             logits = program.forward(self.inputs, layout, self.max_model_len, step.row_tokens)
             self.logits[: layout.logits].copy_(logits)
@@ -203,7 +143,7 @@ class GraphedProgram:
                 outputs[:size].copy_(self.outputs[:size])
             else:
                 if masks is None:
-                    self.want(key)
+                    self.queue.want(key)
                 slots = self.inputs[: layout.samples]
                 allowed = allowed_of(inputs, masks, step)
                 program.choose(self.logits, slots, allowed, outputs, kind, step.results)
@@ -219,30 +159,19 @@ class GraphedProgram:
 
     def capture_next(self) -> bool:
         """Capture what is missing first; False if nothing was, or there is no memory for it."""
+        taken = self.queue.take()
+        if taken is None:
+            return False
+        key, has_run = taken
         try:
-            if self.missing:
-                key = self.next_key()
-                del self.missing[key]
-                self.capture_one(key)
-            elif self.missing_rare:
-                self.capture_one(self.missing_rare.popitem(last=False)[0])
-            else:
-                return False
+            self.capture_one(key, has_run=has_run)
         except torch.OutOfMemoryError:
-            self.stop_capturing()
+            self.queue.close()
             return False
         return True
 
-    def stop_capturing(self) -> None:
-        """There is no memory for further graphs."""
-        self.out_of_memory = True
-        self.missing.clear()
-        self.missed.clear()
-        self.missing_rare.clear()
-
-    def capture_one(self, key: ForwardKey | SamplingKey) -> None:
-        """Capture the graph of ``key``, and keep it where steps look for it."""
-        has_run = self.missed.pop(key, 0) > 0
+    def capture_one(self, key: ForwardKey | SamplingKey, *, has_run: bool) -> None:
+        """Capture the graph of ``key``, and keep it where steps look for it. ``has_run``: in a step."""
         if isinstance(key, ForwardKey):
             self.forwards[key] = self.capture_forward(key, has_run=has_run)
             return

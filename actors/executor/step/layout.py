@@ -1,6 +1,6 @@
-"""The host's description of one step: its layout in memory, the kind of its sampling, and further facts.
+"""The layouts of a step: where each field lies in its packed inputs, and where each result in its outputs.
 
-The layout has sizes and nothing else, so that equal layouts are equal objects, and a CUDA graph is found by the
+A layout has sizes and nothing else, so that equal layouts are equal objects, and a CUDA graph is found by the
 sizes that it depends on.
 """
 
@@ -14,16 +14,7 @@ from typing import Any
 import numpy as np
 
 from .fields import GRAPH_INPUTS, INPUTS, Field
-
-
-@dataclass(frozen=True)
-class ForwardKey:
-    """The sizes that a graph of the forward pass depends on."""
-
-    decode_only: bool
-    rows: int
-    tokens: int
-    logits: int
+from .graph_keys import ForwardKey
 
 
 @dataclass(frozen=True)
@@ -113,28 +104,6 @@ def layout_of(**sizes: Any) -> StepLayout:
 
 
 @dataclass(frozen=True)
-class SamplingKind:
-    """The features of sampling that the rows of a step need, taken together."""
-
-    greedy: bool = True
-    """No sampling row has a temperature."""
-    truncated: bool = False
-    """Some sampling row has top-k, top-p or min-p."""
-    candidates: int = 0
-    """Most likely tokens that hold the cut of every row that has top-k; 0: no row has it."""
-    nucleus: bool = False
-    """Some sampling row has top-p and no top-k."""
-    min_tokens: bool = False
-    """Some sampling row may not stop yet."""
-    penalties: bool = False
-    """Some sampling row has a penalty."""
-    biased: bool = False
-    """Some sampling row has a logit bias."""
-    logprobs: int = 0
-    """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
-
-
-@dataclass(frozen=True)
 class ResultLayout:
     """The position of each part of a step's outputs: tokens [samples], then [samples, logprobs] of int32 and of
     float32.
@@ -184,55 +153,3 @@ def consecutive(sizes: Iterable[tuple[str, int]]) -> dict[str, slice]:
         places[name] = slice(start, start + size)
         start += size
     return places
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """Tokens that a joining sequence with a penalty has in cached blocks: its first ``length`` ones."""
-
-    slot: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step as the host describes it to the device."""
-
-    layout: StepLayout
-    kind: SamplingKind
-    samples: int
-    """Rows that sample, without padding."""
-    max_kv_len: int
-    """Upper bound of the tokens that any row with a single token attends to."""
-    penalised_joins: tuple[int, ...] = ()
-    """Slots of joining sequences with a penalty: what was counted for the holder before is forgotten."""
-    histories: tuple[History, ...] = ()
-    masked: tuple[tuple[int, int], ...] = ()
-    """(sampling row, slot) of each row that has a mask."""
-    mask_words: int = 0
-    """int32 of one mask, a bit for each token of the vocabulary."""
-    prompt_columns: int = 0
-    """As ``SamplingKind.logprobs``, of each token of a prompt whose logprobs are reported."""
-    row_tokens: tuple[int, ...] = ()
-    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in such parts."""
-
-    @cached_property
-    def results(self) -> ResultLayout:
-        layout = self.layout
-        return result_layout(layout.samples, self.kind.logprobs, layout.prompt_logprobs, self.prompt_columns)
-
-    @property
-    def mask_size(self) -> int:
-        """int32 of all masks."""
-        return len(self.masked) * self.mask_words
-
-    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The parts of ``results``, flat and without padding."""
-        view, count = self.results.view, self.samples * self.kind.logprobs
-        return (
-            outputs[: self.samples],
-            view(outputs, "logprob_tokens")[:count],
-            view(outputs, "logprobs")[:count],
-            view(outputs, "prompt_logprob_tokens"),
-            view(outputs, "prompt_logprobs"),
-        )

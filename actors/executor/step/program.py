@@ -13,8 +13,10 @@ from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
 from ..sampling.invariant import invariant_sampler
 from ..sampling.logprobs import logprobs
+from .description import Step
 from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
-from .layout import ResultLayout, SamplingKind, Step, StepLayout
+from .layout import ResultLayout, StepLayout
+from .sampling_kind import SamplingKind
 from .slots import SlotState
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layout import SamplingKind
+from .sampling_kind import SamplingKind
 
 
 @dataclass(slots=True)

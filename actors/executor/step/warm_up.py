@@ -16,8 +16,10 @@ from torch import Tensor
 from ....protocol.limits import MAX_LOGPROBS, PROMPT_LOGPROBS_PER_STEP
 from .batch import MIN_CANDIDATES
 from .buckets import Buckets, padded
-from .layout import SamplingKind, Step, StepLayout, layout_of
+from .description import Step
+from .layout import StepLayout, layout_of
 from .program import ModelProgram
+from .sampling_kind import SamplingKind
 
 TIMED_SIZES = 6
 """Sizes of steps that are timed, from the smallest to the largest. The time is nearly linear in the tokens of a prompt,

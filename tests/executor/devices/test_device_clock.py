@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from slipstream.actors.executor.devices.clock import MOVE_EVERY_NS, UNCERTAIN_NS, DeviceClock
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.step.layout import SamplingKind, Step, StepLayout
+from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.layout import StepLayout
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 
 HOUR = 3600 * 1_000_000_000
 STEP = 5_000_000

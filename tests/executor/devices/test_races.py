@@ -38,7 +38,7 @@ from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Program
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.description import Step
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.events import Completed, PeerUp
 from slipstream.protocol.internal import Capacity, Enqueue, Tokens

@@ -23,7 +23,7 @@ from slipstream.actors.executor.model.invariant.on_cpu import BlockedLinear, Few
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.sampling.invariant import invariant_sampler
-from slipstream.actors.executor.step.layout import SamplingKind
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.runtime.options.layers import resolve
 from tiny_models import make_config

@@ -146,7 +146,7 @@ def test_at_any_depth_with_graphs_and_without(depth: int, graphs: str) -> None:
     expected = one_rank("llama")
     service = Service(two_ranks("llama"), depth=depth, blocks=FEW_BLOCKS, graphs=graphs)
     first, second = service.ranks
-    while graphs == "lazy" and first.graphed is not None and len(first.graphed.missing) > 3:
+    while graphs == "lazy" and first.graphed is not None and len(first.graphed.queue.common) > 3:
         service.wake()  # nothing has been asked yet
     assert answers(service) == expected
     if graphs == "none":

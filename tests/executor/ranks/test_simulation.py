@@ -16,7 +16,7 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.description import Step
 from slipstream.protocol.internal import Forget, Plan
 from slipstream.runtime.simulator import Simulator
 

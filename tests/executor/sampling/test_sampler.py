@@ -29,8 +29,8 @@ from slipstream.actors.executor.sampling.sampler import IN_PROMPT, Sampler, mask
 from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, power_of_two
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
-from slipstream.actors.executor.step.layout import SamplingKind
 from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed

@@ -10,7 +10,7 @@ import torch
 from interpreter import DEVICE, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.sampling.sampler import Sampler
 from slipstream.actors.executor.step.fields import JOIN, column
-from slipstream.actors.executor.step.layout import SamplingKind
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from torch import Tensor
 
 ROWS = 40

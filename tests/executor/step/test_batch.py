@@ -11,8 +11,8 @@ from slipstream.actors.executor.sampling.sampler import IN_PROMPT
 from slipstream.actors.executor.step import batch as batching
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of
+from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.fields import BIAS, JOIN, NO_STOP_TOKEN, column
-from slipstream.actors.executor.step.layout import Step
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.scheduler import planner
 from slipstream.protocol.internal import Join, Plan

@@ -24,9 +24,12 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
-from slipstream.actors.executor.step.graphs import GraphedProgram, SamplingKey
-from slipstream.actors.executor.step.layout import ForwardKey, SamplingKind, Step, StepLayout
+from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.graph_keys import ForwardKey, SamplingKey
+from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.layout import StepLayout
 from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
 from slipstream.protocol.events import Completed, PeerUp
 from slipstream.protocol.internal import Capacity, Plan
@@ -76,7 +79,7 @@ class Graphs(GraphedProgram):
         self.order: list[ForwardKey | SamplingKey] = []
 
     def capture_next(self) -> bool:
-        wanted = self.next_key() if self.missing else next(iter(self.missing_rare), None)
+        wanted = self.queue.next
         done = super().capture_next()
         if done:
             assert wanted is not None
@@ -122,7 +125,7 @@ def test_every_step_replays_a_forward_pass_and_a_sampling(program: ModelProgram)
     for tokens in BUCKETS.mixed:
         layout = mixed_layout(BUCKETS, tokens)
         assert made.step(Step(layout, SamplingKind(greedy=False), samples=1, max_kv_len=LENGTH)) == 2
-    assert not made.missing
+    assert not made.queue.common
 
 
 def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: ModelProgram) -> None:
@@ -144,16 +147,16 @@ def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: Model
                 break
         staging = np.zeros(batch.input_capacity, np.int32)
         step = batch.stage(Plan(0, chunks=np.array(chunks, np.int32).tobytes()), staging)
-        assert step.layout.forward_key in made.missing
-        assert SamplingKey(step.layout.samples, step.kind) in made.missing or not step.samples
+        assert step.layout.forward_key in made.queue.common
+        assert SamplingKey(step.layout.samples, step.kind) in made.queue.common or not step.samples
 
 
 def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program: ModelProgram) -> None:
     made = Graphs(program)
-    made.missing.clear()
+    made.queue.common.clear()
     met = step_of(2, greedy=False)
     assert made.step(met) == 0
-    assert set(made.missing) == {met.layout.forward_key, SamplingKey(2, met.kind)}
+    assert set(made.queue.common) == {met.layout.forward_key, SamplingKey(2, met.kind)}
     made.capture_all()
     assert made.step(met) == 2
     reports = mixed_layout(BUCKETS, 16, reports=True)
@@ -181,19 +184,19 @@ def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_mi
     """In whose memory the others fit."""
     made, small, other = Graphs(program), mixed_step(16), mixed_step(BUCKETS.mixed[1])
     made.step(small)
-    assert not made.repeats
+    assert not made.queue.repeats
     made.capture_all()
     forwards = [key for key in made.order if isinstance(key, ForwardKey)]
     assert [key.tokens for key in forwards[:2]] == [BUCKETS.mixed[-1], 16]
     made = Graphs(program)
     for met in (small, small, other):
         made.step(met)
-    assert made.repeats
+    assert made.queue.repeats
     for _ in range(2):
         made.capture_next()
     assert small.layout.forward_key in made.forwards, "before what was met last"
     assert other.layout.forward_key not in made.forwards
-    assert not made.repeats
+    assert not made.queue.repeats
     made.capture_next()
     assert made.order[-1] == mixed_layout(BUCKETS, BUCKETS.mixed[-1]).forward_key
 

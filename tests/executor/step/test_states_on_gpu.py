@@ -182,7 +182,7 @@ def test_an_executor_starts_with_the_kernels_that_are_installed(family: str, tmp
     engine = start_on_gpu(*made)
     assert isinstance(engine.program, GraphedProgram)
     assert len(engine.program.forwards) == len(buckets_of(4, 256, 256).decode)
-    assert not engine.program.missing
+    assert not engine.program.queue.common
     device.close()
 
 

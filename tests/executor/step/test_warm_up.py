@@ -6,7 +6,7 @@ import pytest
 import torch
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.layout import Step
+from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.warm_up import largest_step, null_run, steps_of_all_kernels, warm_up
 from tiny_models import make_config

@@ -1,0 +1,63 @@
+"""One step as the host describes it to the device: its layout, the kind of its sampling, and other facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .layout import ResultLayout, StepLayout, result_layout
+from .sampling_kind import SamplingKind
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Tokens that a joining sequence with a penalty has in cached blocks: its first ``length`` ones."""
+
+    slot: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as the host describes it to the device."""
+
+    layout: StepLayout
+    kind: SamplingKind
+    samples: int
+    """Rows that sample, without padding."""
+    max_kv_len: int
+    """Upper bound of the tokens that any row with a single token attends to."""
+    penalised_joins: tuple[int, ...] = ()
+    """Slots of joining sequences with a penalty: what was counted for the holder before is forgotten."""
+    histories: tuple[History, ...] = ()
+    masked: tuple[tuple[int, int], ...] = ()
+    """(sampling row, slot) of each row that has a mask."""
+    mask_words: int = 0
+    """int32 of one mask, a bit for each token of the vocabulary."""
+    prompt_columns: int = 0
+    """As ``SamplingKind.logprobs``, of each token of a prompt whose logprobs are reported."""
+    row_tokens: tuple[int, ...] = ()
+    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in such parts."""
+
+    @cached_property
+    def results(self) -> ResultLayout:
+        layout = self.layout
+        return result_layout(layout.samples, self.kind.logprobs, layout.prompt_logprobs, self.prompt_columns)
+
+    @property
+    def mask_size(self) -> int:
+        """int32 of all masks."""
+        return len(self.masked) * self.mask_words
+
+    def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The parts of ``results``, flat and without padding."""
+        view, count = self.results.view, self.samples * self.kind.logprobs
+        return (
+            outputs[: self.samples],
+            view(outputs, "logprob_tokens")[:count],
+            view(outputs, "logprobs")[:count],
+            view(outputs, "prompt_logprob_tokens"),
+            view(outputs, "prompt_logprobs"),
+        )
