@@ -69,6 +69,8 @@ class CallReader(Reader):
         self.arguments = ObjectEnd()
         self.object = ObjectEnd()
         """The call that these are the arguments of."""
+        self.written: list[str] = []
+        """What came of that call."""
         self.after_call = False
         """Nothing but space has come since a call: if another one follows, it is dropped."""
 
@@ -92,19 +94,24 @@ class CallReader(Reader):
             end = self.arguments.find(self.buffer)
             part = self.buffer if end < 0 else self.buffer[:end]
             self.buffer = self.buffer[len(part) :]
+            self.written.append(part)
             self.add_arguments(part)
             self.where = "arguments" if end < 0 else "rest"
             return end >= 0
         if self.where == "rest":
             end = self.object.find(self.buffer)
+            self.written.append(self.buffer if end < 0 else self.buffer[:end])
             self.buffer = "" if end < 0 else self.buffer[end:]
             self.where = "rest" if end < 0 else "behind"
             return end >= 0
         begun = self.buffer.lstrip(" \t\r\n}")
         if begun != CLOSE and CLOSE.startswith(begun):
             return False
-        self.buffer = begun.removeprefix(CLOSE) if begun.startswith(CLOSE) else self.buffer
-        self.where, self.after_call = "text", True
+        if begun.startswith(CLOSE):
+            rest = begun.removeprefix(CLOSE)
+            self.written.append(self.buffer.removesuffix(rest))
+            self.buffer = rest
+        self.where, self.after_call = "text", self.end_call("".join(self.written))
         return True
 
     def look_for_call(self) -> bool:
@@ -125,10 +132,11 @@ class CallReader(Reader):
     def look_for_arguments(self) -> bool:
         """Whether the arguments of a call begin that can be handed over before it is complete."""
         found = head_of(self.buffer) if self.opening == OPEN else None
-        if found is None or found[0] not in self.offered.functions or self.offered.checks(found[0]):
+        if found is None or found[0] not in self.offered.functions:
             return False
         name, at = found
         self.begin_call(name)
+        self.written = [self.opening + self.buffer[:at]]
         self.buffer, self.where = self.buffer[at:], "arguments"
         self.arguments, self.object = ObjectEnd(), ObjectEnd(depth=1)
         return True
@@ -163,6 +171,8 @@ class CallReader(Reader):
         if self.where in ("start", "whole"):
             calls = read_whole(buffer, self.offered, at_limit=at_limit)
             self.hand_over_all(calls)
+            if at_limit and not calls and self.where == "whole" and self.begin_cut(buffer):
+                return
             if not calls:
                 self.say(buffer)
         elif self.where == "call":
@@ -170,8 +180,24 @@ class CallReader(Reader):
             self.hand_over_all(calls)
             if not calls and not at_limit:
                 self.say(self.opening + buffer)
+        elif self.where == "arguments" and at_limit:
+            self.cut_call("".join(self.written))
+        elif self.where in ("arguments", "rest", "behind"):
+            self.end_call("".join(self.written) + buffer)
         elif self.where == "text" and not (self.after_call and not buffer.strip()):
             self.say(buffer)
+
+    def begin_cut(self, text: str) -> bool:
+        """Whether an answer that is nothing else begins a call, and is cut in its arguments."""
+        text = without_marks(text).removeprefix("[")
+        found = head_of(text)
+        if found is None or found[0] not in self.offered.functions:
+            return False
+        name, at = found
+        self.begin_call(name)
+        self.add_arguments(text[at:])
+        self.cut_call(text)
+        return True
 
     def hand_over_all(self, calls: list[Call]) -> None:
         for call in calls:
@@ -223,7 +249,7 @@ class EndOfCall:
                 end = slice(self.at + len(FUNCTION_END) * text.startswith(FUNCTION_END), token.end())
                 if not self.inside and (both or self.bare == (text == FUNCTION_END)):
                     return end
-                if both and self.likely is None:
+                if (both or not self.inside) and self.likely is None:
                     self.likely = end
             elif self.tagged and text == OPEN and self.likely is not None:
                 return self.likely
@@ -259,24 +285,26 @@ def read_call(inside: str, offered: Offer) -> list[Call]:
             return as_calls(
                 [{"name": name, "arguments": read_parameters(rest, offered.functions[name])}], offered
             )
-    name, _, rest = text.partition(KEY)
+    name, found, rest = text.partition(KEY)
     if name.strip() in offered.functions:
         function = offered.functions[name.strip()]
-        return as_calls([{"name": name.strip(), "arguments": read_pairs(KEY + rest, function)}], offered)
+        return as_calls([{"name": name.strip(), "arguments": read_pairs(found + rest, function)}], offered)
     return read_whole(inside, offered)
 
 
-def read_pairs(text: str, function: Function) -> dict[str, Any]:
-    """The arguments of a call as GLM writes them."""
+def read_pairs(text: str, function: Function) -> dict[str, Any] | None:
+    """The arguments of a call as GLM writes them; None where one is cut."""
     schema = Schema(arguments_of(function), "")
     values: dict[str, Any] = {}
     while True:
-        _, _, rest = text.partition(KEY)
+        _, found, rest = text.partition(KEY)
+        if not found:
+            return values
         name, named, rest = rest.partition(KEY_END)
         _, _, rest = rest.partition(VALUE)
         value, ended, text = rest.partition(VALUE_END)
         if not (named and ended):
-            return values
+            return None
         values[name.strip()] = read_value(value, schema.types_of(name.strip()))
 
 
@@ -308,12 +336,18 @@ def read_value(text: str, types: frozenset[str]) -> Any:
 SPACE, COMMA, SEMICOLON = re.compile(r"\s*"), re.compile(r"\s*,?\s*"), re.compile(r"\s*;?\s*")
 
 
-def read_whole(text: str, offered: Offer, *, at_limit: bool = False) -> list[Call]:
-    """The calls of an answer that is nothing else, one or several, in a list or in a row; with ``at_limit`` the last
-    one may be incomplete, and is then none."""
+def without_marks(text: str) -> str:
+    """An answer that may be nothing but calls, without what stands before them."""
     text = text.strip()
     for mark in MARKS:
         text = text.removeprefix(mark).lstrip()
+    return text
+
+
+def read_whole(text: str, offered: Offer, *, at_limit: bool = False) -> list[Call]:
+    """The calls of an answer that is nothing else, one or several, in a list or in a row; with ``at_limit`` the last
+    one may be incomplete, and is then none."""
+    text = without_marks(text)
     found: list[Any] = []
     inside = at_limit and text.startswith("[")
     between = COMMA if inside else SEMICOLON

@@ -127,7 +127,9 @@ class Harmony(Reader):
         buffer, self.buffer = self.buffer, ""
         if self.where == "message":
             self.pass_on(buffer)
-            if self.kind != "call" or not at_limit:
+            if self.kind == "call" and at_limit:
+                self.cut_call("".join(self.written))
+            else:
                 self.end_message()
         elif self.where == "start":
             self.pass_on(buffer)

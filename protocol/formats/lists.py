@@ -108,10 +108,14 @@ class CallList:
 
     def end(self, *, at_limit: bool) -> None:
         """A call that is cut off has what came of its arguments; one without any is none."""
-        if self.object is None or at_limit or self.reader.offered.required:
+        if self.object is None:
             return
         written = "".join(self.written)
-        if self.begun:
+        if at_limit:
+            self.reader.cut_call(written)
+        elif self.reader.offered.required:
+            return
+        elif self.begun:
             self.reader.end_call(written)
         else:
             self.reader.say(written)

@@ -197,9 +197,11 @@ class MarkedCalls(Reader):
             self.list.end(at_limit=at_limit)
         elif self.where == "before" and not at_limit:
             self.end_without_arguments("".join(self.written) + buffer)
-        elif self.where == "behind" or (self.where == "arguments" and not at_limit):
+        elif self.where == "arguments" and at_limit:
+            self.cut_call("".join(self.written) + buffer)
+        elif self.where in ("behind", "arguments"):
             self.end_call("".join(self.written) + buffer)
-        elif self.where in ("name", "before", "arguments"):
+        elif self.where in ("name", "before"):
             if self.where == "name" and not at_limit:
                 self.say("".join(self.written) + buffer)
         elif not (self.after_call and not buffer.strip()):

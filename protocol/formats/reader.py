@@ -104,16 +104,30 @@ class Reader:
             else:
                 parts.append(CallPart(index=index, arguments=text))
 
-    def end_call(self, as_written: str) -> None:
-        """The call that was begun last is complete; ``as_written`` is the text that it stays if it must be none."""
+    def end_call(self, as_written: str) -> bool:
+        """The call that was begun last is complete: whether it may be one. ``as_written`` is the text that it stays
+        otherwise."""
         if self.kept is None:
-            return
+            return True
         arguments, self.kept = "".join(self.kept), None
-        if self.offered.fits(self.name, arguments):
+        fits = self.offered.fits(self.name, arguments)
+        if fits:
             self.hand_over(self.name)
             self.add_arguments(arguments)
         else:
             self.say(as_written)
+        return fits
+
+    def cut_call(self, as_written: str) -> None:
+        """The answer was cut inside of the call that was begun last: what came of its arguments is handed over. All of
+        them are looked at as ever."""
+        arguments = "".join(self.kept or ())
+        if is_complete(arguments):
+            self.end_call(as_written)
+        elif arguments:
+            self.kept = None
+            self.hand_over(self.name)
+            self.add_arguments(arguments)
 
     def hand_over(self, name: str) -> None:
         self.words = JsonWords()

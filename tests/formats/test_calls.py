@@ -17,7 +17,7 @@ from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.formats.calls import CallReader
-from slipstream.protocol.formats.formats import Formats, calls_reader
+from slipstream.protocol.formats.formats import AnswerReader, Formats, calls_reader
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.reader import Parsed
 from slipstream.protocol.formats.schemas import Schema, moved
@@ -310,6 +310,42 @@ def test_of_calls_that_are_cut_the_complete_ones_are_calls_and_no_markup_is_text
 ) -> None:
     assert read(answer, at_limit=True) == (text, calls)
     assert read(*answer, at_limit=True) == (text, calls)
+
+
+CUT_ARGUMENTS = {
+    "hermes": '<tool_call>{"name": "f", "arguments": ',
+    "llama3_json": '{"name": "f", "parameters": ',
+    "xlam": '[{"name": "f", "arguments": ',
+    "mistral": "[TOOL_CALLS]f[ARGS]",
+    "granite": '<|tool_call|>[{"name": "f", "arguments": ',
+    "kimi_k2": "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>",
+    "openai": "<|channel|>commentary to=functions.f<|message|>",
+}
+
+
+@pytest.mark.parametrize(("name", "strict"), itertools.product(CUT_ARGUMENTS, (False, True)))
+def test_the_arguments_of_a_call_that_is_cut_are_sent_as_far_as_they_came(name: str, strict: bool) -> None:
+    schema: dict[str, Any] = {"properties": {"city": {"type": "string"}}}
+    offered = offer(strictly(schema) if strict else [function(schema)], None, None)
+    for arguments in ("{", '{"city": "Ro', '{"city": "Rome"', '{"city": "Rome"}'):
+        whole = CUT_ARGUMENTS[name] + arguments
+        for parts in ((whole,), [*whole]):
+            reader = AnswerReader(Formats(tool_calls=name), offered, CallIds("any"))
+            told = [reader.read(part) for part in parts] + [reader.read("", "length")]
+            calls = [call for one in told for call in one.calls]
+            assert "".join(call.name for call in calls) == "f"
+            assert "".join(call.arguments for call in calls) == arguments
+            assert "".join(one.text for one in told) == ""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_call_whose_value_between_tags_is_cut_is_none(strict: bool) -> None:
+    """It was handed over without the value, and looked complete."""
+    schema: dict[str, Any] = {"properties": {"city": {"type": "string"}}}
+    offered = offer(strictly(schema) if strict else [function(schema)], None, None)
+    for cut in ("<arg_key>ci", "<arg_key>city</arg_key>", "<arg_key>city</arg_key><arg_value>Ro"):
+        assert read("<tool_call>f" + cut, offered=offered, at_limit=True) == ("", [])
+        assert read("<tool_call>f" + cut, offered=offered) == ("<tool_call>f" + cut, [])
 
 
 @pytest.mark.parametrize("length", range(1, len(f"[ {ROME}, {ROME}]")))
@@ -828,6 +864,11 @@ BEHIND = {
         "<tool_call><function=weather><parameter=city>Rome</parameter></function></tool_call>",
         "\nLet me see.",
     ),
+    "Qwen3-Coder, not closed": (
+        "qwen3_coder",
+        "<tool_call><function=weather><parameter=city>Rome</parameter></function>",
+        "\nLet me see.",
+    ),
 }
 """By name: the format, a call as models write it, and what they may write behind it."""
 
@@ -838,8 +879,6 @@ def test_what_follows_a_call_reaches_the_user(name: str, strict: bool) -> None:
     tools = strictly({"properties": {"city": {"type": "string"}}}) if strict else TOOLS
     call = call.replace("weather", "f") if strict else call
     offered = offer(tools, None, None)
-    if name == "Hermes, not closed":  # a call that is checked is none until its mark comes
-        offered.held = True
     around = [("", ""), ("", call), ("So: ", ""), ("So: ", call)]
     for before, after in around[: 1 if name == "LFM2, no first mark" else 4]:
         answer = before + call + behind + after
