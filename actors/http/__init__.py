@@ -4,7 +4,8 @@ It is no actor but a client of the gateway like any other, in a process of its o
 
     build.py, server.py         the process: its socket, uvicorn, how it drains and ends
     transport/connection.py     one connection, within bounds of time, size and number
-    app.py                      the routes, and who is let in
+    entrance.py                 who is let in: keys, hosts, origins
+    app.py                      the routes
     transport/uploads.py        bodies: how they arrive and are decoded
     bodies/requests.py          what a body may ask for
     service.py                  the way to the gateway

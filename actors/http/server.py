@@ -17,7 +17,8 @@ from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import SlipstreamError
 from ..options import HttpOptions
 from ..text.prompts.chat_template import ChatTemplates
-from .app import Entrance, hosts_of, make_app
+from .app import make_app
+from .entrance import Entrance, hosts_of
 from .service import Service
 from .transport.connection import Connections, HttpProtocol
 

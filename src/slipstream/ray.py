@@ -247,7 +247,8 @@ class IngressApp:
 
     async def begin(self) -> None:
         """Find the services, start the router before them, and make the frontend of what they serve."""
-        from .actors.http.app import Entrance, make_app
+        from .actors.http.app import make_app
+        from .actors.http.entrance import Entrance
         from .actors.http.service import Service as Frontend
         from .actors.text.prompts.prompts import load_texts
         from .options.route import RouteOptions

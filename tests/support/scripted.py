@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Mutable
 from datetime import datetime
 from typing import Any, cast
 
-from slipstream.actors.http.app import Entrance, make_app
+from slipstream.actors.http.app import make_app
+from slipstream.actors.http.entrance import Entrance
 from slipstream.actors.http.service import Service
 from slipstream.actors.text.prompts.prompts import load_texts
 from slipstream.protocol.client.pending import Stream

@@ -15,7 +15,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ....protocol.errors import DEFAULT_RETRY_AFTER_S
-from ..app import date_at, new_request_id
+from ..entrance import date_at, new_request_id
 from ..errors import Problem, retry_after
 from .upgrades import Parser, framing
 
