@@ -96,10 +96,7 @@ LOADS = {
 class Fill(PrefillBudget):
     """Whatever fits."""
 
-    def limit(self, budget: int, prompts: int = 1) -> int:
-        return budget
-
-    def limit_at_end(self, budget: int) -> int:
+    def limit(self, budget: int, prompts: int, streams: int) -> int:
         return budget
 
 

@@ -20,8 +20,6 @@ class PlanBuilder:
 
     budget: int
     """Tokens that the step can still take."""
-    budget_at_end: int = 0
-    """Tokens that it can still take if a prompt ends with them."""
     tokens: int = 0
     """The number of tokens in the step."""
     sizes: tuple[int, ...] = ()
@@ -47,14 +45,13 @@ class PlanBuilder:
 
     def take(self, sequence: Sequence, start: int, tokens: int) -> int:
         """Add up to ``tokens`` tokens of a prompt, from ``start`` on; returns how many this step has room for."""
-        if tokens > max(self.budget, self.budget_at_end):
+        if tokens > self.budget:
             tokens = self.budget = self.fitting(self.budget)
         if sequence.needs_prompt_logprobs:
             left = PROMPT_LOGPROBS_PER_STEP - sum(reported for _, reported in self.prompt_logprobs)
             if min(start + tokens, sequence.prompt_len - 1) - start > left:
                 tokens = left
-        self.budget = max(0, self.budget - tokens)
-        self.budget_at_end -= tokens
+        self.budget -= tokens
         self.tokens += tokens
         return tokens
 

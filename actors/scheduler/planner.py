@@ -91,8 +91,7 @@ class Planner:
         builder.budget -= decoding
         if decoding and (held.prefilling or held.waiting) and not self.answers_stand_still():
             prompts = len(held.prefilling) + min(len(held.waiting), held.slots.available)
-            left, limits = builder.budget, self.prefill_budget
-            builder.budget, builder.budget_at_end = limits.limit(left, prompts), limits.limit_at_end(left)
+            builder.budget = self.prefill_budget.limit(builder.budget, prompts, decoding)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in held.prefilling:

@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[str, Edits]] = {
             ),
         ),
     ),
-    "no-budget": (PLAN_BUILDER, (("if tokens > max(self.budget, self.budget_at_end):", "if False:"),)),
+    "no-budget": (PLAN_BUILDER, (("if tokens > self.budget:", "if False:"),)),
     "step-filled-beyond-its-size": (
         PLAN_BUILDER,
         (("return size - self.tokens if size > self.tokens else tokens", "return size - self.tokens"),),

@@ -292,9 +292,7 @@ def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_
         had = [len(bench.tokens[request]) for request in range(1, 5)]
         bench.finish_step()
         assert [len(bench.tokens[request]) for request in range(1, 5)] == [count + 1 for count in had]
-    *gaps, last = bench.times[before:]
-    assert max(gaps) <= gap_ms * 1_000_000
-    assert last <= max(28, gap_ms) * 1_000_000  # in which the prompt ends
+    assert max(bench.times[before:]) <= gap_ms * 1_000_000
     assert len(bench.times) - before < 30  # nor does the prompt wait longer than that costs
 
 
