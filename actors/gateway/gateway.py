@@ -42,7 +42,7 @@ from .changes import CHANGES_AGAIN_S, Changes
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .measures import Carried, Measures
-from .probation import Probation, Suspicion
+from .submissions import Submissions
 from .tracing import trace_of
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ class Gateway(PublicActor):
         """Numbers the last reset; no two incarnations give the same."""
         self.changes = Changes(allowed=lora_updates)
         self.ledger = Ledger(epoch, self.mark)
-        self.probation = Probation()
-        self.faulty: dict[str, Suspicion] = {}
-        """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
-        on meanwhile: it is sent again to the next incarnation anyway."""
+        self.submissions = Submissions(self.ledger, self.send)
         self.quarantined = 0
         """Requests that were given up here; the scheduler counts its own."""
         self.measures = Measures()
@@ -116,8 +113,8 @@ class Gateway(PublicActor):
     def on_connection_lost(self, connection: Connection) -> None:
         requests = self.ledger.of(connection)
         self.measures.count("aborted", len(requests))
-        self.cancel(requests)
-        self.advance_probation()
+        self.submissions.cancel(requests)
+        self.submissions.advance_probation()
 
     def on_reset_cache(self, connection: Connection, message: ResetCache, now: float) -> None:
         if self.dev_mode:
@@ -159,7 +156,8 @@ class Gateway(PublicActor):
             text = f"adapter={brief(params.adapter)} is being unloaded"
             self.refuse(connection, message.id, "model_not_found", text, param="adapter")
             return
-        if self.probation.quarantined and (why := self.probation.quarantined.get(digest_of(message))):
+        quarantined = self.submissions.probation.quarantined
+        if quarantined and (why := quarantined.get(digest_of(message))):
             self.refuse(connection, message.id, "quarantined", why)
             return
         if params.seed is None:
@@ -171,21 +169,7 @@ class Gateway(PublicActor):
         self.ledger.deadlines.add(request.number, due)
         self.wake_by(due)
         self.connections.probe_by(now + PROBE_S)
-        self.submit(request)
-
-    def submit(self, request: Request) -> None:
-        """Start the request, or start it again from what was delivered, unless it has to wait for a probation to end.
-
-        One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
-        they find its blocks in the prefix cache.
-        """
-        for answer in request.answers:
-            answer.opened = False
-        request.sent = not self.faulty and self.probation.admits(request)
-        if not request.sent:
-            return
-        request.leader = (request.unfinished or request.answers)[0]
-        self.send("tokenizer", request.leader.submission())
+        self.submissions.submit(request)
 
     def refuse(
         self,
@@ -207,7 +191,7 @@ class Gateway(PublicActor):
         request = self.ledger.find(connection, abort.id)
         if request is not None:
             self.measures.count("aborted")
-            self.cancel([request])
+            self.submissions.cancel([request])
             items = [
                 Delta(id=request.id, index=answer.index, finish_reason="abort")
                 for answer in request.unfinished
@@ -216,20 +200,11 @@ class Gateway(PublicActor):
                 items.append(request.last)
             items[-1].usage = request.usage
             self.connections.send_deltas(connection, items, now)
-            self.advance_probation()
+            self.submissions.advance_probation()
 
     def tell(self, request: Request) -> None:
         """Report the times of a request to the collector of traces."""
         self.send(HostService.TRACES, trace_of(request, self.model, self.now))
-
-    def cancel(self, requests: list[Request]) -> None:
-        for request in requests:
-            request.error = request.error or "abort"
-            self.ledger.forget(request)
-        if requests:
-            numbers = [answer.number for request in requests for answer in request.unfinished]
-            self.send("tokenizer", Cancel(numbers))
-            self.ledger.cancelled.update(answer.number for request in requests for answer in request.started)
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -248,19 +223,15 @@ class Gateway(PublicActor):
             self.ledger.forget(request)
             self.connections.send_deltas(request.connection, [request.last], now)
         elif answer is request.leader:  # and not another, of an earlier attempt
-            request.leader = None
-            request.prompt = message.prompt  # a template may print the date: it is rendered but once
-            others = [other for other in request.unfinished if other is not answer]
-            for other in others:
-                self.send("tokenizer", other.submission())
-        self.advance_probation()
+            self.submissions.start_others(answer, message.prompt)
+        self.submissions.advance_probation()
 
     def on_refused(self, message: Refused, now: float) -> None:
         answer = self.ledger.answers.get(message.request)
         if answer is not None:
             answer.finished = True
             self.fail(answer.request, message.code, message.message, message.param)
-            self.advance_probation()
+            self.submissions.advance_probation()
         else:
             self.ledger.cancelled.discard(message.request)  # it ends before the scheduler hears of it
 
@@ -272,7 +243,7 @@ class Gateway(PublicActor):
             self.send(HostService.LOG, f"request {request.id} failed ({code}): {message}")
         request.error = code
         if request.unfinished:
-            self.cancel([request])
+            self.submissions.cancel([request])
         else:
             self.ledger.forget(request)
         self.send_to(request.connection, Error(code=code, message=message, id=request.id, param=param))
@@ -295,9 +266,9 @@ class Gateway(PublicActor):
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
                 if end.reason == "quarantined":
-                    self.probation.remember(answer.request, end.message)
+                    self.submissions.probation.remember(answer.request, end.message)
                 self.fail(answer.request, end.reason, end.message, end.param)
-        self.advance_probation()
+        self.submissions.advance_probation()
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -309,7 +280,7 @@ class Gateway(PublicActor):
             if stated is None:
                 late = f"{self.default_deadline_s:g} s, this service's deadline for requests that state no deadline_s"
             self.fail(request, "deadline_exceeded", f"not finished within {late}")
-        self.advance_probation()
+        self.submissions.advance_probation()
         if self.changes.waiting:
             self.send_changes(now)
         due = self.ledger.deadlines.next
@@ -327,7 +298,7 @@ class Gateway(PublicActor):
 
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
         if peer.own_fault and peer.name in PATH:
-            self.faulty.setdefault(peer.name, Suspicion(peer.name, self.ledger.requests))
+            self.submissions.on_fault(peer.name)
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
@@ -337,58 +308,28 @@ class Gateway(PublicActor):
         if peer.name == "scheduler":
             self.scheduler_counters.restart()
             self.changes.ask_again()
-        if peer.name in self.faulty:
-            self.suspect(peer.name, self.faulty.pop(peer.name))
+        culprit = self.submissions.resolve_fault(peer.name)
+        if culprit is not None:
+            self.quarantine(culprit, peer.name)
         self.ledger.cancelled.clear()
         self.ledger.unknown.clear()
         if self.dev_mode:  # the last may be lost with the one that is gone
             self.send("tokenizer", ForgetCache(self.cache_resets))
         for request in self.ledger.requests.values():
             request.attempt += 1
-            self.submit(request)
-        self.advance_probation()
+            self.submissions.submit(request)
+        self.submissions.advance_probation()
         self.send_changes(now)
 
-    def suspect(self, actor: str, suspicion: Suspicion) -> None:
-        """One of the requests that a dead actor had in hand may have killed it."""
-        suspicion.forget_closed(self.ledger.requests)
-        culprit = self.probation.on_death(suspicion)
-        self.pause(list(self.probation.suspects.values()))
-        if culprit is not None:
-            self.quarantined += 1
-            why = (
-                f"the {actor} died while this was the only request that it had in hand, and it was in hand at a"
-                " death before: it is not tried again"
-            )
-            self.probation.remember(culprit, why)
-            self.fail(culprit, "quarantined", why)
-
-    def advance_probation(self) -> None:
-        """Go on with the next suspect if it is time; after the last one, with all that waits."""
-        probation, requests = self.probation, self.ledger.requests
-        if not probation.active:
-            return
-        passed = probation.take_passed(requests)
-        if passed is not None and probation.streams:
-            self.pause([passed])
-        following = probation.next(requests)
-        if following is not None:
-            self.submit(following)
-        elif not probation.active:
-            for request in requests.values():
-                if not request.sent:
-                    self.submit(request)
-
-    def pause(self, requests: list[Request]) -> None:
-        """Stop these; they are sent again later."""
-        if requests:
-            numbers = [answer.number for request in requests for answer in request.unfinished]
-            self.send("tokenizer", Cancel(numbers))
-        for request in requests:
-            request.attempt += 1
-            request.sent = False
-            for answer in request.answers:
-                answer.opened = False
+    def quarantine(self, request: Request, actor: str) -> None:
+        """End a request that has killed the actor twice."""
+        self.quarantined += 1
+        why = (
+            f"the {actor} died while this was the only request that it had in hand, and it was in hand at a"
+            " death before: it is not tried again"
+        )
+        self.submissions.probation.remember(request, why)
+        self.fail(request, "quarantined", why)
 
     # --- adapters ---------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recovery_faults import GATEWAY, Fault
+from recovery_faults import GATEWAY, SUBMISSIONS, Fault
 
 PROBATION = "actors.gateway.probation:Probation"
 
@@ -51,8 +51,8 @@ PROBATION_FAULTS = [
     Fault(
         "what-was-given-up-is-forgotten", f"{PROBATION}.remember", "self.quarantined[request.digest] = why"
     ),
-    Fault("those-that-waited-are-forgotten", f"{GATEWAY}.advance_probation", "self.submit(request)"),
-    Fault("new-ones-are-sent-while-an-actor-is-down", f"{GATEWAY}.submit", "not self.faulty and ", ""),
+    Fault("those-that-waited-are-forgotten", f"{SUBMISSIONS}.advance_probation", "self.submit(request)"),
+    Fault("new-ones-are-sent-while-an-actor-is-down", f"{SUBMISSIONS}.submit", "not self.faulty and ", ""),
     Fault(
         "texts-are-taken-in-together",
         f"{GATEWAY}.parts",

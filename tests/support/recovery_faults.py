@@ -54,6 +54,7 @@ def planted(fault: Fault) -> tuple[Any, str, Callable[..., Any]]:
 
 LINKS = "runtime.links:Links"
 GATEWAY = "actors.gateway.gateway:Gateway"
+SUBMISSIONS = "actors.gateway.submissions:Submissions"
 DELIVERY = "actors.gateway.delivery"
 LEDGER = "actors.gateway.ledger"
 CONNECTIONS = "actors.public.connections"
@@ -119,7 +120,7 @@ FAULTS = [
     ),
     # --- the gateway's ledger ---------------------------------------------------------------------------
     Fault("an-attempt-is-not-counted", f"{GATEWAY}.on_peer_up", "request.attempt += 1"),
-    Fault("open-requests-are-not-sent-again", f"{GATEWAY}.on_peer_up", "self.submit(request)"),
+    Fault("open-requests-are-not-sent-again", f"{GATEWAY}.on_peer_up", "self.submissions.submit(request)"),
     Fault(
         "a-new-tokenizer-gets-nothing",
         f"{GATEWAY}.on_peer_up",
@@ -139,7 +140,7 @@ FAULTS = [
         RESENT,
         'if peer.name not in PATH or peer.name == "detokenizer":',
     ),
-    Fault("an-answer-stays-open-when-it-is-sent-again", f"{GATEWAY}.submit", "answer.opened = False"),
+    Fault("an-answer-stays-open-when-it-is-sent-again", f"{SUBMISSIONS}.submit", "answer.opened = False"),
     Fault(
         "the-start-of-another-answer-counts-as-the-start-of-all",
         f"{GATEWAY}.on_tokenized",
@@ -149,10 +150,10 @@ FAULTS = [
     ),
     Fault(
         "the-other-answers-are-not-started",
-        f"{GATEWAY}.on_tokenized",
+        f"{SUBMISSIONS}.start_others",
         'self.send("tokenizer", other.submission())',
     ),
-    Fault("a-cancelled-request-stays", f"{GATEWAY}.cancel", "self.ledger.forget(request)"),
+    Fault("a-cancelled-request-stays", f"{SUBMISSIONS}.cancel", "self.ledger.forget(request)"),
     Fault(
         "a-failure-is-not-told",
         f"{GATEWAY}.fail",

@@ -1,0 +1,97 @@
+"""Which open requests are sent on, and which wait: for an actor that is down, or until a suspect has passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...protocol.internal import Cancel, Internal
+from .ledger import Answer, Ledger, Request
+from .probation import Probation, Suspicion
+
+
+class Submissions:
+    """Sends the requests of a ledger to the tokenizer, again where that is needed, and stops them."""
+
+    def __init__(self, ledger: Ledger, send: Callable[[str, Internal], None]) -> None:
+        self.ledger = ledger
+        self.send = send
+        self.probation = Probation()
+        self.faulty: dict[str, Suspicion] = {}
+        """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
+        on meanwhile: it is sent again to the next incarnation anyway."""
+
+    def submit(self, request: Request) -> None:
+        """Start the request, or start it again from what was delivered, unless it has to wait for a probation to end.
+
+        One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
+        they find its blocks in the prefix cache.
+        """
+        for answer in request.answers:
+            answer.opened = False
+        request.sent = not self.faulty and self.probation.admits(request)
+        if not request.sent:
+            return
+        request.leader = (request.unfinished or request.answers)[0]
+        self.send("tokenizer", request.leader.submission())
+
+    def start_others(self, leader: Answer, prompt: bytes) -> None:
+        """The prompt of the answer that went first is tokenized: the others of its request begin, with these ids."""
+        request = leader.request
+        request.leader = None
+        request.prompt = prompt  # a template may print the date: it is rendered but once
+        others = [other for other in request.unfinished if other is not leader]
+        for other in others:
+            self.send("tokenizer", other.submission())
+
+    def cancel(self, requests: list[Request]) -> None:
+        """End these without their whole answers."""
+        for request in requests:
+            request.error = request.error or "abort"
+            self.ledger.forget(request)
+        if requests:
+            numbers = [answer.number for request in requests for answer in request.unfinished]
+            self.send("tokenizer", Cancel(numbers))
+            self.ledger.cancelled.update(answer.number for request in requests for answer in request.started)
+
+    def pause(self, requests: list[Request]) -> None:
+        """Stop these; they are sent again later."""
+        if requests:
+            numbers = [answer.number for request in requests for answer in request.unfinished]
+            self.send("tokenizer", Cancel(numbers))
+        for request in requests:
+            request.attempt += 1
+            request.sent = False
+            for answer in request.answers:
+                answer.opened = False
+
+    # --- actors that end by their own fault -------------------------------------------------------
+
+    def on_fault(self, actor: str) -> None:
+        """The actor has ended: what it has in hand is suspect once it is back."""
+        self.faulty.setdefault(actor, Suspicion(actor, self.ledger.requests))
+
+    def resolve_fault(self, actor: str) -> Request | None:
+        """The actor is back, and what it had in hand is to be tried alone; returns a request that is tried no more."""
+        suspicion = self.faulty.pop(actor, None)
+        if suspicion is None:
+            return None
+        suspicion.forget_closed(self.ledger.requests)
+        culprit = self.probation.on_death(suspicion)
+        self.pause(list(self.probation.suspects.values()))
+        return culprit
+
+    def advance_probation(self) -> None:
+        """Go on with the next suspect if it is time; after the last one, with all that waits."""
+        probation, requests = self.probation, self.ledger.requests
+        if not probation.active:
+            return
+        passed = probation.take_passed(requests)
+        if passed is not None and probation.streams:
+            self.pause([passed])
+        following = probation.next(requests)
+        if following is not None:
+            self.submit(following)
+        elif not probation.active:
+            for request in requests.values():
+                if not request.sent:
+                    self.submit(request)
