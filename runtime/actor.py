@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..protocol.client.session import Session
 
 
-class HostService(Enum):
-    """The services that a host offers its own actor, which addresses it like a peer."""
+class HostAddress(Enum):
+    """What an actor can reach through its own host, which it addresses like a peer."""
 
     SUPERVISOR = "supervisor"
     """Answers how all actors are."""
@@ -32,7 +32,7 @@ class HostService(Enum):
     """Sends a ``RequestTrace`` to where ``traces_endpoint`` says."""
 
 
-Address = str | bytes | HostService
+Address = str | bytes | HostAddress
 """Another actor by its name, a client's connection by its identity, or the actor's own host."""
 
 Send = tuple[Address, Any]

@@ -1,6 +1,6 @@
 """Exports the times of requests as spans of OpenTelemetry, over OTLP.
 
-An actor says when a request is over what there is to tell (``HostService.TRACES``); its host sends it, in a thread of
+An actor says when a request is over what there is to tell (``HostAddress.TRACES``); its host sends it, in a thread of
 OpenTelemetry's own, and never waits for the collector.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...protocol.errors import InvalidRequest
 from ...protocol.events import Completed, PeerUp
 from ...protocol.internal import Adapter, AdapterPlaced, Capacity, GrammarEnd, PlaceAdapter, Plan, Sampled
-from .model.adapters.kept import KeptAdapters
+from .model.adapters.loaded import LoadedAdapters
 from .pipeline import Pipeline, StepResult
 from .sampling.masks import Masks
 from .step.batch import RunningBatch
@@ -48,7 +48,7 @@ class Executor(StepActor):
         *,
         catching_up: bool = False,
         repeats: Callable[[], bool] | None = None,
-        adapters: KeptAdapters | None = None,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         """``background_work`` does one piece of work that can wait for a pause, such as the capture of a graph, and
         returns the seconds that it took; None: nothing was left. ``catching_up``: steps are slower until all of it

@@ -32,7 +32,7 @@ from ...protocol.messages import (
     Stats,
     UnloadAdapter,
 )
-from ...runtime.actor import HostService
+from ...runtime.actor import HostAddress
 from ..options import GatewayOptions
 from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
@@ -204,7 +204,7 @@ class Gateway(PublicActor):
 
     def tell(self, request: Request) -> None:
         """Report the times of a request to the collector of traces."""
-        self.send(HostService.TRACES, trace_of(request, self.model, self.now))
+        self.send(HostAddress.TRACES, trace_of(request, self.model, self.now))
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Gateway(PublicActor):
         self.measures.count("failed")
         self.measures.errors[code] += 1
         if code in FAULTS:
-            self.send(HostService.LOG, f"request {request.id} failed ({code}): {message}")
+            self.send(HostAddress.LOG, f"request {request.id} failed ({code}): {message}")
         request.error = code
         if request.unfinished:
             self.submissions.cancel([request])

@@ -31,7 +31,7 @@ from ...protocol.messages import (
     UnloadAdapter,
     Welcome,
 )
-from ...runtime.actor import Actor, HostService
+from ...runtime.actor import Actor, HostAddress
 from .connections import Connection, Connections
 from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
@@ -188,7 +188,7 @@ class PublicActor(Actor):
         due = now + SUPERVISOR_S
         self.asking.append((connection.address, due))
         self.wake_by(due)
-        self.send(HostService.SUPERVISOR, message)
+        self.send(HostAddress.SUPERVISOR, message)
 
     def answer_for_supervisor(self, now: float) -> None:
         """A service whose supervisor does not answer is not well; who asks is to hear so, and not to wait for it."""

@@ -35,7 +35,7 @@ from ...protocol.messages import (
     Stats,
     UnloadAdapter,
 )
-from ...runtime.actor import HostService
+from ...runtime.actor import HostAddress
 from ..options import RouterOptions
 from ..public.actor import PublicActor
 from ..public.connections import PROBE_S, Connection
@@ -131,7 +131,7 @@ class Router(PublicActor):
 
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
-        self.set_services(endpoints_in(file.text, lambda text: self.send(HostService.LOG, text)))
+        self.set_services(endpoints_in(file.text, lambda text: self.send(HostAddress.LOG, text)))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class Router(PublicActor):
         """A service is there, or there again: what waits may go there."""
         replica.on_ready()
         self.placement.on_change()
-        self.send(HostService.LOG, f"the service at {replica.endpoint} is there")
+        self.send(HostAddress.LOG, f"the service at {replica.endpoint} is there")
         self.placement.place_waiting(now)
 
     def on_not_ready(self, replica: Replica, now: float) -> None:
@@ -289,13 +289,13 @@ class Router(PublicActor):
             else "says that it finds little of what it was sent before in its cache, or more than there is: it is"
             " chosen by its load alone until it does; look at its --enable-prefix-caching and the size of its cache"
         )
-        self.send(HostService.LOG, f"the service at {replica.endpoint} {what}")
+        self.send(HostAddress.LOG, f"the service at {replica.endpoint} {what}")
 
     def log_error(self, replica: Replica, why: str) -> None:
         """In the log, once for each reason."""
         if why != replica.last_error:
             replica.last_error = why
-            self.send(HostService.LOG, why)
+            self.send(HostAddress.LOG, why)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -317,7 +317,7 @@ class Router(PublicActor):
             self.take_in(replica, replica.session.tick(now), was_ready, now)
             if replica.move_at is not None and now >= replica.move_at:
                 self.send(
-                    HostService.LOG, f"the service at {replica.endpoint} is gone; its streams go on elsewhere"
+                    HostAddress.LOG, f"the service at {replica.endpoint} is gone; its streams go on elsewhere"
                 )
                 self.placement.move_all(replica, now)
             replica.poll(now)

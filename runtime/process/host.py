@@ -34,7 +34,7 @@ from ...protocol.events import (
 )
 from ...protocol.internal import DumpTrace, OfStep, Spans
 from ...protocol.messages import Error, PublicIn
-from ..actor import Actor, Address, HostService, Send
+from ..actor import Actor, Address, HostAddress, Send
 from ..in_hand import InHand
 from ..log import logger
 from ..request_trace import TraceExporter
@@ -170,12 +170,12 @@ class Host:
         for to, message in sends:
             if isinstance(to, str):
                 self.deliver_to_actor(to, message)
-            elif to is HostService.LOG:
+            elif to is HostAddress.LOG:
                 logger.info("%s", message)
-            elif to is HostService.TRACES:
+            elif to is HostAddress.TRACES:
                 assert self.traces is not None
                 self.traces.export(message)
-            elif isinstance(to, HostService):
+            elif isinstance(to, HostAddress):
                 self.inform(control.AskActors())
             elif to in blocked:  # nothing overtakes what could not be sent
                 self.handle(b"", ClientBlocked(to, message))
@@ -309,16 +309,16 @@ class Host:
             elif isinstance(message, control.Probe):
                 self.report()
             elif isinstance(message, control.ReportActors):
-                self.handle(HostService.SUPERVISOR, message.actors)
+                self.handle(HostAddress.SUPERVISOR, message.actors)
             elif isinstance(message, control.Stop) and message.drain:
                 self.draining = True
                 self.handle(b"", Drain(message.returning_s))
             elif isinstance(message, control.ReportCounters):
-                self.handle(HostService.SUPERVISOR, Counted(message.counters))
+                self.handle(HostAddress.SUPERVISOR, Counted(message.counters))
             elif message is None:
                 self.stopped = True
             elif isinstance(message, control.Stop):
-                self.handle(HostService.SUPERVISOR, Ending(message.reason))
+                self.handle(HostAddress.SUPERVISOR, Ending(message.reason))
                 self.stopped = True
         return
 

@@ -57,7 +57,7 @@ from slipstream.protocol.messages import (
 )
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.protocol.trace import SPAN, Recorded
-from slipstream.runtime.actor import Address, HostService, Send
+from slipstream.runtime.actor import Address, HostAddress, Send
 
 LIMITS = Limits(max_model_len=100, vocab_size=256, max_prompt_bytes=1000, max_queued_requests=4)
 
@@ -505,7 +505,7 @@ def test_a_fault_of_the_service_is_logged_with_the_id_of_its_request(
     request = harness.submitted(ANN, "chatcmpl-mine-1").request
     harness.give("tokenizer", Refused(request, code, "it broke"))
     assert harness.one(ANN) == Error(code=code, message="it broke", id="chatcmpl-mine-1")
-    lines = harness.said.get(HostService.LOG, [])
+    lines = harness.said.get(HostAddress.LOG, [])
     assert lines == ([f"request chatcmpl-mine-1 failed ({code}): it broke"] if logged else [])
 
 
@@ -783,7 +783,7 @@ def test_a_request_without_a_deadline_has_that_of_the_service() -> None:
 def test_last_words_answer_every_open_request(harness: Harness) -> None:
     first, second = harness.submitted(ANN, "1").request, harness.submitted(BEN, "2").request
     harness.open(first, second)
-    harness.give(HostService.SUPERVISOR, Ending("the service failed: x"))
+    harness.give(HostAddress.SUPERVISOR, Ending("the service failed: x"))
     for client, id in ((ANN, "1"), (BEN, "2")):
         assert harness.one(client) == Error(code="unavailable", message="the service failed: x", id=id)
     assert harness.nothing_left()
@@ -1020,10 +1020,10 @@ def test_who_asks_after_the_actors_is_told_what_the_supervisor_says() -> None:
         harness.ask(client, GetActors())
     harness.said.clear()
     told = Actors(actors=[], live=True, ready=True)
-    harness.give(HostService.SUPERVISOR, told)
+    harness.give(HostAddress.SUPERVISOR, told)
     assert harness.one(ANN) == told
     assert harness.one(BEN) == told
-    harness.give(HostService.SUPERVISOR, told)
+    harness.give(HostAddress.SUPERVISOR, told)
     assert not harness.take(ANN), "each question has one answer"
 
 
@@ -1042,11 +1042,11 @@ def test_who_asks_after_the_actors_of_a_service_whose_supervisor_is_stopped_is_t
     assert not harness.take(BEN)
     harness.pass_time(3.0)
     assert harness.one(BEN) == Actors(actors=[], live=False, ready=False)
-    harness.give(HostService.SUPERVISOR, Actors(actors=[], live=True, ready=True))
+    harness.give(HostAddress.SUPERVISOR, Actors(actors=[], live=True, ready=True))
     assert not harness.take(ANN), "each question has one answer"
     harness.ask(ANN, GetActors())
     told = Actors(actors=[], live=True, ready=True)
-    harness.give(HostService.SUPERVISOR, told)
+    harness.give(HostAddress.SUPERVISOR, told)
     assert harness.take(ANN)[-1] == told
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rig import Rig
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.internal import Adapter
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def tokens(model: PagedModel, adapter: str = "", kept: KeptAdapters | None = None) -> dict[int, list[int]]:
+def tokens(model: PagedModel, adapter: str = "", kept: LoadedAdapters | None = None) -> dict[int, list[int]]:
     rig = Rig(model, 2, 40, adapters=kept)
     for request in range(6):
         params = SamplingParams(max_tokens=20, temperature=0.0, seed=0, adapter=adapter)
@@ -71,7 +71,7 @@ def test_tokens_are_those_of_the_model_that_peft_merges(
     merged.save_pretrained(tmp_path / "merged")
 
     model = load_model(str(base), device=CPU)
-    kept = KeptAdapters(model.take_adapters(1, 8))
+    kept = LoadedAdapters(model.take_adapters(1, 8))
     kept.start([Adapter(1, "a", str(tmp_path / "adapter"))])
     expected = tokens(load_model(str(tmp_path / "merged"), device=CPU))
     assert expected != tokens(load_model(str(base), device=CPU))

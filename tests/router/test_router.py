@@ -40,7 +40,7 @@ from slipstream.protocol.messages import (
     Welcome,
 )
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.actor import HostService, Send
+from slipstream.runtime.actor import HostAddress, Send
 
 BOUNDS = Limits(max_model_len=1000, vocab_size=500, max_prompt_bytes=100_000, max_queued_requests=8)
 WELCOME = Welcome(protocol=[1, 0], server="test", model="small", limits=BOUNDS)
@@ -69,7 +69,7 @@ class Desk:
 
     def take(self, sends: list[Send]) -> None:
         self.told += [message for to, message in sends if to == ANN]
-        self.log += [message for to, message in sends if to is HostService.LOG]
+        self.log += [message for to, message in sends if to is HostAddress.LOG]
         for endpoint, session in self.router.sessions.items():
             self.sent[endpoint] += map(decode_from_client, session.outbox)
             session.outbox.clear()
@@ -269,7 +269,7 @@ def test_a_router_whose_last_incarnation_died_in_a_drain_takes_in_what_is_asked_
 
 def test_the_end_of_the_router_answers_what_is_open(desk: Desk) -> None:
     desk.ask()
-    desk.give(HostService.SUPERVISOR, Ending("the router has stopped"))
+    desk.give(HostAddress.SUPERVISOR, Ending("the router has stopped"))
     (error,) = desk.errors()
     assert (error.code, error.id, error.message) == ("unavailable", "a", "the router has stopped")
 
@@ -553,12 +553,12 @@ def test_the_services_are_among_the_actors_and_without_one_nothing_is_ready(desk
     router = ActorState(name="router", state="ready", pid=1, epoch=1)
     for service in (EAST, WEST):
         desk.give(ANN, ClientMessage(ANN, GetActors()))
-        desk.give(HostService.SUPERVISOR, Actors(actors=[router], live=True, ready=True))
+        desk.give(HostAddress.SUPERVISOR, Actors(actors=[router], live=True, ready=True))
         assert desk.told[-1].ready
         assert [actor.name for actor in desk.told[-1].actors] == ["router", EAST, WEST]
         desk.give(service, ServiceInterrupted(service))
     desk.give(ANN, ClientMessage(ANN, GetActors()))
-    desk.give(HostService.SUPERVISOR, Actors(actors=[router], live=True, ready=True))
+    desk.give(HostAddress.SUPERVISOR, Actors(actors=[router], live=True, ready=True))
     assert not desk.told[-1].ready
     assert [actor.state for actor in desk.told[-1].actors] == ["ready", "dead", "dead"]
 

@@ -15,7 +15,7 @@ from replay import CountedGraphs, Replays, SpoilingProgram
 from slipstream.actors.executor.devices.cuda import CudaDevice
 from slipstream.actors.executor.devices.device import Device
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
@@ -56,7 +56,7 @@ class Rig:
         blocks: int,
         *,
         graphs: str = "off",
-        adapters: KeptAdapters | None = None,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
         self.adapters = adapters
@@ -107,7 +107,7 @@ class Rig:
         self.device.close()
         self.carry(self.scheduler.receive("supervisor", PeerUp("executor", 2), 0.0))
         if self.adapters is not None:
-            self.adapters = KeptAdapters(self.adapters.places, self.adapters.file)
+            self.adapters = LoadedAdapters(self.adapters.places, self.adapters.file)
             self.adapters.start([])
         self.start()
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader, name_of
@@ -187,7 +187,7 @@ class World(Simulator):
         def executor(world: Simulator) -> Executor:
             pipeline, batch = pipeline_of(world, check=True)
             capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
-            adapters = KeptAdapters(EmulatedPlaces())
+            adapters = LoadedAdapters(EmulatedPlaces())
             adapters.loaded = self.kept_adapters  # what a file has, and so the next incarnation
             masks = Masks(grammar_compiler(), slots)
             if followers:

@@ -10,7 +10,7 @@ from ....protocol.internal import Capacity
 from ...options import ExecutorOptions
 from ..devices.kinds import kind_name, kind_of
 from ..executor import Executor
-from ..model.adapters.kept import KeptAdapters
+from ..model.adapters.loaded import LoadedAdapters
 from ..pipeline import Pipeline
 from ..ranks.follower import Follower
 from ..ranks.leader import Leader, name_of
@@ -87,7 +87,7 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
 
 
 def assemble(
-    context: StartContext, options: ExecutorOptions, engine: Engine, adapters: KeptAdapters | None = None
+    context: StartContext, options: ExecutorOptions, engine: Engine, adapters: LoadedAdapters | None = None
 ) -> Executor | Follower:
     """The executor around an engine."""
     slots, facts = options.max_num_seqs, engine.facts

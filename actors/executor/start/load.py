@@ -11,7 +11,7 @@ from ....runtime.log import logger
 from ...options import ExecutorOptions
 from ...text.grammars.grammar import GrammarCompiler, load_compiler
 from ..devices.kinds import kind_of
-from ..model.adapters.kept import KeptAdapters
+from ..model.adapters.loaded import LoadedAdapters
 
 if TYPE_CHECKING:
     import torch
@@ -77,28 +77,30 @@ def meet_ranks(context: StartContext, options: ExecutorOptions, where: torch.dev
     return meet(options.rank, options.tensor_parallel_size, options.rendezvous, where)
 
 
-def load_adapters(context: StartContext, options: ExecutorOptions, model: PagedModel) -> KeptAdapters | None:
+def load_adapters(
+    context: StartContext, options: ExecutorOptions, model: PagedModel
+) -> LoadedAdapters | None:
     """Those that are there from the start, into places of this incarnation's own; None: there is room for none."""
     if not options.max_loras:
         return None
     context.phase("load adapters")
     places = model.take_adapters(options.max_loras, options.max_lora_rank)
-    kept = KeptAdapters(places, Path(options.adapters_file))
-    kept.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
+    adapters = LoadedAdapters(places, Path(options.adapters_file))
+    adapters.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
     if model.group is not None:
-        leave_out_what_others_lack(kept, model.group, model.device)
-    return kept
+        leave_out_what_others_lack(adapters, model.group, model.device)
+    return adapters
 
 
-def leave_out_what_others_lack(kept: KeptAdapters, group: RankGroup, device: torch.device) -> None:
+def leave_out_what_others_lack(adapters: LoadedAdapters, group: RankGroup, device: torch.device) -> None:
     """An adapter that was there before may be gone for one rank, and not yet for another: they compute together."""
-    for id in range(1, kept.places.count + 1):
-        everywhere = group.least(int(id in kept.loaded), device)
-        if not everywhere and id in kept.loaded:
+    for id in range(1, adapters.places.count + 1):
+        everywhere = group.least(int(id in adapters.loaded), device)
+        if not everywhere and id in adapters.loaded:
             logger.warning(
-                "the adapter %r is not loaded on another rank: it is left out", kept.loaded[id].name
+                "the adapter %r is not loaded on another rank: it is left out", adapters.loaded[id].name
             )
-            kept.unload(id)
+            adapters.unload(id)
 
 
 def make_skeleton(options: ExecutorOptions) -> Skeleton:

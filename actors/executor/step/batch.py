@@ -253,7 +253,7 @@ class RunningBatch:
     # --- pack -------------------------------------------------------------------------------------
 
     def pack(self, plan: Plan, rows: Rows, layout: StepLayout, staging: np.ndarray) -> None:
-        """Write the step into ``staging``, in the places that ``layout`` gives."""
+        """Write the step into ``staging``, each field into the slice that ``layout`` gives it."""
         layout.view(staging, "sample_slots")[:] = rows.sample_slots
         if not layout.decode_only:
             pack_mixed(rows, self.null_slot, layout, staging)

@@ -19,7 +19,7 @@ from .graph_keys import ForwardKey
 
 @dataclass(frozen=True)
 class StepLayout:
-    """The sizes of a step, padding included, and from them the places of its packed inputs."""
+    """The sizes of a step, padding included, and from them the slice of each field in its packed inputs."""
 
     seq_slots: int
     """Sequence slots, the null slot not among them."""
@@ -61,25 +61,25 @@ class StepLayout:
         return 0 if self.decode_only else self.logits
 
     @cached_property
-    def places(self) -> dict[str, tuple[slice, Field]]:
-        """The slice of each field of the inputs, in units of int32."""
-        places: dict[str, tuple[slice, Field]] = {}
+    def slices(self) -> dict[str, tuple[slice, Field]]:
+        """The slice of each field, in units of int32, and the field."""
+        slices: dict[str, tuple[slice, Field]] = {}
         start = 0
         for field in INPUTS:
             stop = start + field.width * getattr(self, field.count)
-            places[field.name] = slice(start, stop), field
+            slices[field.name] = slice(start, stop), field
             start = stop
-        return places
+        return slices
 
     @cached_property
     def input_size(self) -> int:
         """int32 of the packed inputs."""
-        return self.places[INPUTS[-1].name][0].stop
+        return self.slices[INPUTS[-1].name][0].stop
 
     @cached_property
     def graph_input_size(self) -> int:
         """int32 of the part of them that graphs read."""
-        return self.places[GRAPH_INPUTS[-1].name][0].stop
+        return self.slices[GRAPH_INPUTS[-1].name][0].stop
 
     @cached_property
     def forward_key(self) -> ForwardKey:
@@ -90,8 +90,8 @@ class StepLayout:
 
         Of a numpy array: [n], for records of their dtype. Of a tensor: int32 [n], or [n, width] for records.
         """
-        place, field = self.places[name]
-        part = inputs[place]
+        where, field = self.slices[name]
+        part = inputs[where]
         if field.width == 1:
             return part
         return part.view(field.dtype) if isinstance(part, np.ndarray) else part.view(-1, field.width)
@@ -99,7 +99,7 @@ class StepLayout:
 
 @lru_cache(maxsize=4096)
 def layout_of(**sizes: Any) -> StepLayout:
-    """The layout of these sizes, one object for all steps that have them: its places are found once."""
+    """The layout of these sizes, one object for all steps that have them: its slices are computed once."""
     return StepLayout(**sizes)
 
 
@@ -118,7 +118,7 @@ class ResultLayout:
     prompt_columns: int
 
     @cached_property
-    def places(self) -> dict[str, slice]:
+    def slices(self) -> dict[str, slice]:
         count, prompt = self.samples * self.logprobs, self.prompt_logprobs * self.prompt_columns
         return consecutive(
             (
@@ -133,11 +133,11 @@ class ResultLayout:
     @cached_property
     def size(self) -> int:
         """int32 of the outputs."""
-        return self.places["prompt_logprobs"].stop
+        return self.slices["prompt_logprobs"].stop
 
     def view(self, outputs: Any, name: str) -> Any:
         """The part ``name`` of ``outputs``, flat."""
-        return outputs[self.places[name]]
+        return outputs[self.slices[name]]
 
 
 @lru_cache(maxsize=4096)
@@ -146,10 +146,10 @@ def result_layout(samples: int, logprobs: int, prompt_logprobs: int, prompt_colu
 
 
 def consecutive(sizes: Iterable[tuple[str, int]]) -> dict[str, slice]:
-    """Places of these sizes, one after another."""
-    places: dict[str, slice] = {}
+    """Slices of these sizes, one after another, by name."""
+    slices: dict[str, slice] = {}
     start = 0
     for name, size in sizes:
-        places[name] = slice(start, start + size)
+        slices[name] = slice(start, start + size)
         start += size
-    return places
+    return slices

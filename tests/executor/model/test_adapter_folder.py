@@ -14,7 +14,7 @@ import torch
 from adapters import PREFIX, change_config, make_adapter, write_adapter
 from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.model.adapters.adapters import Adapters
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
@@ -33,20 +33,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> KeptAdapters:
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedAdapters:
     """With one in the first of two places."""
     model = load_model(str(base), device=torch.device("cpu"))
-    made = KeptAdapters(model.take_adapters(2, max_rank=8))
+    made = LoadedAdapters(model.take_adapters(2, max_rank=8))
     load(made, 1, make_adapter(base, tmp_path_factory.mktemp("first"), seed=1))
     return made
 
 
-def load(adapters: KeptAdapters, id: int, folder: Path) -> None:
+def load(adapters: LoadedAdapters, id: int, folder: Path) -> None:
     for _ in adapters.load(Adapter(id, folder.name, str(folder))):
         pass
 
 
-def weights(adapters: KeptAdapters, id: int) -> list[Tensor]:
+def weights(adapters: LoadedAdapters, id: int) -> list[Tensor]:
     assert isinstance(adapters.places, Adapters)
     return [stack.down[id - 1].clone() for stack in adapters.places.stacks]
 
@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_wrong_with_an_adapter_is_said(
-    kind: str, base: Path, adapters: KeptAdapters, tmp_path: Path
+    kind: str, base: Path, adapters: LoadedAdapters, tmp_path: Path
 ) -> None:
     spoil, message = BAD[kind]
     folder = make_adapter(base, tmp_path / "bad", seed=2)
@@ -203,25 +203,25 @@ def test_what_is_wrong_with_an_adapter_is_said(
     assert all(map(torch.equal, weights(adapters, 1), first))
 
 
-def test_a_folder_that_is_not_there(adapters: KeptAdapters, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there(adapters: LoadedAdapters, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="there is no such folder"):
         load(adapters, 2, tmp_path / "nowhere")
 
 
-def test_a_rank_for_which_there_is_no_room(base: Path, adapters: KeptAdapters, tmp_path: Path) -> None:
+def test_a_rank_for_which_there_is_no_room(base: Path, adapters: LoadedAdapters, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "high", seed=2, rank=9)
     with pytest.raises(InvalidRequest, match="its rank is 9, and there is room for 8; raise --max-lora-rank"):
         load(adapters, 2, folder)
 
 
-def test_an_adapter_of_another_model(adapters: KeptAdapters, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model(adapters: LoadedAdapters, tmp_path: Path) -> None:
     other = make_checkpoint("llama", tmp_path / "other", hidden_size=64)
     folder = make_adapter(other, tmp_path / "of another", seed=2)
     with pytest.raises(InvalidRequest, match=r"it was trained for .*other"):
         load(adapters, 2, folder)
 
 
-def test_an_adapter_of_a_model_with_fewer_layers(adapters: KeptAdapters, tmp_path: Path) -> None:
+def test_an_adapter_of_a_model_with_fewer_layers(adapters: LoadedAdapters, tmp_path: Path) -> None:
     other = make_checkpoint("llama", tmp_path / "other", num_hidden_layers=1)
     folder = make_adapter(other, tmp_path / "of another", seed=2)
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_an_adapter_of_a_model_with_fewer_layers(adapters: KeptAdapters, tmp_pat
 
 
 def test_one_that_says_which_layers_it_is_for_may_leave_out_others(
-    base: Path, adapters: KeptAdapters, tmp_path: Path
+    base: Path, adapters: LoadedAdapters, tmp_path: Path
 ) -> None:
     folder = make_adapter(base, tmp_path / "some", seed=2)
     tensors = {name: tensor for name, tensor in load_file(folder / WEIGHTS).items() if ".layers.1." in name}

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.adapters import limits
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -63,7 +63,7 @@ class Trained:
         model = load_model(str(self.base), device=CPU, adapter_limits=self.adapter_limits)
         assert model.has_tails == (self.adapter_limits is not None)
         places = model.take_adapters(len(self.adapters), MAX_RANK)
-        kept = KeptAdapters(places, self.base.parent / f"kept {next(NUMBERS)}.json")
+        kept = LoadedAdapters(places, self.base.parent / f"kept {next(NUMBERS)}.json")
         given = [Adapter(id, name, str(path)) for id, (name, path) in enumerate(self.adapters.items(), 1)]
         kept.start(given if loaded else [])
         return Rig(model, depth, blocks, graphs=graphs, adapters=kept)
@@ -215,7 +215,7 @@ def test_beside_quantized_weights_they_add_what_they_add_beside_any(tmp_path: Pa
     logits = []
     for base in (quantized, plain):
         model = load_model(str(base), device=CPU)
-        kept = KeptAdapters(model.take_adapters(1, MAX_RANK))
+        kept = LoadedAdapters(model.take_adapters(1, MAX_RANK))
         kept.start([Adapter(1, "a", str(adapter))])
         rig = Rig(model, 1, 40, adapters=kept)
         rig.ask(0, [5, 6, 7], SamplingParams(max_tokens=8, temperature=0.0, seed=0, adapter="a"))
@@ -241,7 +241,7 @@ def test_a_projection_that_is_stored_the_other_way_round(tmp_path: Path) -> None
     stored[f"{layer}.weight"] += 2.0 * (b @ a).T
     save_file(stored, tmp_path / "merged" / "model.safetensors", {"format": "pt"})
     model = load_model(str(base), device=CPU)
-    kept = KeptAdapters(model.take_adapters(1, MAX_RANK))
+    kept = LoadedAdapters(model.take_adapters(1, MAX_RANK))
     kept.start([Adapter(1, "a", str(tmp_path / "adapter"))])
     rig = Rig(model, 1, 40, adapters=kept)
     params = SamplingParams(max_tokens=12, temperature=0.0, seed=0, adapter="a")

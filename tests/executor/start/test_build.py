@@ -13,7 +13,7 @@ import pytest
 import torch
 from rank_threads import at_once, groups
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.model.adapters.kept import KeptAdapters
+from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.start import build
 from slipstream.actors.executor.start.device_choice import DeviceLost, choose_device, found_again
 from slipstream.actors.executor.start.engine import max_batched_tokens
@@ -156,7 +156,7 @@ class Places:
 def test_an_adapter_that_one_rank_could_not_load_again_is_left_out_by_all(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ranks = [KeptAdapters(Places()), KeptAdapters(Places())]
+    ranks = [LoadedAdapters(Places()), LoadedAdapters(Places())]
     for kept, ids in zip(ranks, ([1, 2], [2]), strict=True):
         kept.start([Adapter(id, f"adapter {id}", "/a") for id in ids])
     at_once(

@@ -1,4 +1,4 @@
-"""The adapters of an executor, and a file from which its next incarnation loads the same ones again."""
+"""The adapters that an executor has loaded, and the file from which its next incarnation loads the same ones."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Places(Protocol):
         ...
 
 
-class KeptAdapters:
-    """Records which adapter is in which place, in a file for the next incarnation."""
+class LoadedAdapters:
+    """Records which adapter is in which place; in a file too, for the next incarnation."""
 
     def __init__(self, places: Places, file: Path | None = None) -> None:
         """``file`` is that of all incarnations; None: there is but one."""
