@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ import tokenizers
 
 from ...protocol.errors import InvalidRequest, SlipstreamError, context_length_exceeded
 from ...protocol.events import PeerUp
+from ...protocol.formats.formats import HELD
+from ...protocol.formats.schemas import pattern_in
 from ...protocol.internal import Cancel, Enqueue, ForgetCache, Refused, Submit, Tokenized, first_number
 from ...protocol.limits import MAX_PROMPT_LOGPROBS
 from ...protocol.messages import NO_FORMATS, Formats
@@ -278,9 +280,11 @@ class Tokenizer(Actor):
         """The grammar that holds the answer's calls to the schemas of their functions, with the format that the
         parameters ask for; empty: there is none. InvalidRequest names a function for which there can be none."""
         other = submit.params.grammar
-        if not submit.calls or self.markup is None:
-            return ""
-        if other is not None and other.kind not in MATCHED_AS_A_WHOLE:
+        apart = other is not None and other.kind not in MATCHED_AS_A_WHOLE
+        if self.markup is None or self.markup.name not in HELD or apart:
+            beside = f"beside {other.kind}" if other is not None and apart else "in the format of this model"
+            refuse_patterns(submit.calls, beside)
+        if not submit.calls or self.markup is None or apart:
             return ""
         try:
             if other is None or isinstance(self.compiler, str):  # which is refused below
@@ -318,6 +322,18 @@ class Tokenizer(Actor):
         refused = self.checked[grammar]
         if refused is not None:
             raise InvalidRequest(str(refused), param=refused.param)
+
+
+def refuse_patterns(calls: Mapping[str, dict[str, Any]], where: str) -> None:
+    """Refuse functions whose arguments nothing would hold to their regular expressions."""
+    for name, schema in calls.items():
+        place = f"calls.{name}"
+        if pattern := pattern_in(schema):
+            raise InvalidRequest(
+                f"{place} has {pattern!r}, which calls {where} are not held to; leave out strict, or set"
+                " tool_choice to required or to the function",
+                param=place,
+            )
 
 
 def build(context: StartContext) -> Actor:

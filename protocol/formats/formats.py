@@ -173,6 +173,10 @@ def own_marks(name: str) -> tuple[str, ...]:
     return tuple(token for token in tokens if token.startswith(("<", "[")))
 
 
+HELD = frozenset({"hermes", OPENAI, *MARKED, *LISTS})
+"""Formats in which a grammar holds all of a call, which is not looked at then."""
+
+
 def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: bool = False) -> Reader:
     """The parser of the calls in an answer whose thoughts are separated."""
     name = formats.tool_calls or ""
@@ -186,7 +190,7 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: boo
         return MarkedCalls(MARKED[name], offered, ids)
     if name in LISTS:
         return MarkedLists(LISTS[name], offered, ids)
-    if name != "hermes":  # calls in these are read when they are complete, and then looked at
+    if name not in HELD:  # calls in these are read when they are complete, and then looked at
         offered = msgspec.structs.replace(offered, held=False)
     if name in PYTHONIC:
         return PythonCalls(offered, ids)

@@ -2,7 +2,8 @@
 
 A model that chooses for itself whether to call is not forced to keep to a ``strict`` function's schema, so that its
 calls are checked afterwards. Clients choose both the schema and, as good as, the answer. So a check takes a bounded
-number of steps, and knows no regular expressions, which could take for ever.
+number of steps, and knows no regular expressions, which could take for ever: to these a grammar holds the call while it
+is written.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_CHECKS = 100_000
 """Further checks that all validations of a request may make together, about 0.1 s. Its answers can have thousands of
 calls, each of which takes as long as its schema asks for."""
 
-NAMED = frozenset({"properties", "$defs", "definitions"})
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 """Keywords whose value has schemas by names of the user's."""
 
 VALUES = frozenset({"const", "enum", "default", "examples"})
@@ -48,6 +49,9 @@ NUMBER = (int, float)
 LOOSE = frozenset({"oneOf", "allOf", "minProperties", "maxProperties"})
 """Keywords that a grammar may follow in part alone."""
 
+PATTERNS = frozenset({"pattern", "patternProperties"})
+"""Keywords with regular expressions, which a grammar follows and no check does."""
+
 CHECKED: dict[str, tuple[type, ...]] = {
     "$ref": (str,),
     "$defs": (dict,),
@@ -59,23 +63,18 @@ CHECKED: dict[str, tuple[type, ...]] = {
     "oneOf": (list,),
     "allOf": (list,),
     "properties": (dict,),
+    "patternProperties": (dict,),
     "required": (list,),
     "additionalProperties": (bool, dict),
-    "minProperties": NUMBER,
-    "maxProperties": NUMBER,
     "items": (bool, dict),
     "prefixItems": (list,),
-    "minItems": NUMBER,
-    "maxItems": NUMBER,
-    "minLength": NUMBER,
-    "maxLength": NUMBER,
-    "minimum": NUMBER,
-    "maximum": NUMBER,
-    "exclusiveMinimum": NUMBER,
-    "exclusiveMaximum": NUMBER,
-    "multipleOf": NUMBER,
+    "pattern": (str,),
+    **dict.fromkeys(
+        ("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"), NUMBER
+    ),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), NUMBER),
 }
-"""Keywords that ``Schema.fits`` knows, and what each may be."""
+"""Keywords that ``Schema.fits`` knows, those of ``PATTERNS`` aside, and what each may be."""
 
 
 def moved(schema: dict[str, Any], root: str, where: str) -> dict[str, Any]:
@@ -143,6 +142,22 @@ def bare(schema: Any) -> Any:
     return made
 
 
+def pattern_in(schema: Any) -> str:
+    """The first of ``PATTERNS`` in a schema; empty: it has none."""
+    if isinstance(schema, list):
+        return next(filter(None, map(pattern_in, schema)), "")
+    if not isinstance(schema, dict):
+        return ""
+    for key, value in schema.items():
+        if key in PATTERNS:
+            return str(key)
+        named = key in NAMED and isinstance(value, dict)
+        found = "" if key in VALUES else pattern_in([*value.values()] if named else value)
+        if found:
+            return found
+    return ""
+
+
 def is_silent(key: str) -> bool:
     """Whether a keyword offends no value, as those of a user's own that begin with ``x-``."""
     return key in SILENT or key.startswith("x-")
@@ -174,6 +189,8 @@ class Schema:
         in several ways would have the same looked at exponentially often."""
         self.plain = True
         """None of its keywords is ``LOOSE``; known when it was looked into."""
+        self.pattern = ""
+        """One of ``PATTERNS`` that it has; known then, too."""
 
     # --- looked into --------------------------------------------------------------------------
 
@@ -218,6 +235,9 @@ class Schema:
     def check(self) -> Schema:
         """Refuse a schema that no call can be held against."""
         self.look(self.root, 0)
+        self.pattern = pattern_in(self.root)
+        if self.pattern and not self.plain:
+            raise self.not_held(f"{self.pattern!r} beside {', '.join(sorted(LOOSE))}")
         return self
 
     def look(self, schema: Any, depth: int, *, another: bool = False) -> None:
@@ -234,10 +254,7 @@ class Schema:
             if is_silent(key):
                 continue
             if key not in CHECKED:
-                raise self.problem(
-                    f"has {key!r:.80}, which calls that a model chooses to make are not held to; leave out strict, or"
-                    " set tool_choice to required or to the function"
-                )
+                raise self.not_held(f"{key!r:.80}")
             self.plain = self.plain and key not in LOOSE
             names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
             if not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
@@ -253,13 +270,22 @@ class Schema:
             elif key not in VALUES:
                 self.look(value, depth + 1, another=another)
 
+    def not_held(self, what: str) -> InvalidRequest:
+        return self.problem(
+            f"has {what}, which calls that a model chooses to make are not held to; leave out strict, or"
+            " set tool_choice to required or to the function"
+        )
+
     def problem(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"{self.where} {what}", param=self.where)
 
     # --- held against a value -----------------------------------------------------------------
 
     def fits(self, value: Any) -> bool:
-        """Whether ``value`` is valid; one that takes too many checks counts as invalid."""
+        """Whether ``value`` is valid; one that takes too many checks counts as invalid, and so does any where
+        the schema has regular expressions."""
+        if self.pattern:
+            return False
         try:
             self.checks_left = CHECKS_PER_VALUE * count(value) + self.reserve.checks_left
             return self.holds(self.root, value)

@@ -270,11 +270,15 @@ def deep(levels: int) -> dict[str, Any]:
 
 def test_what_cannot_be_kept_is_refused() -> None:
     unknown = NamedTool(type="function", function=Function(name="rm"))  # type: ignore[arg-type]
-    strict = strictly({"type": "object", "patternProperties": {"a": {}}})
+    strict = strictly({"type": "object", "propertyNames": {"maxLength": 1}})
+    pattern = {"properties": {"a": {"pattern": "^b", "oneOf": [{"type": "string"}]}}}
+    long = {"properties": {"a": {"pattern": "^b"}, "b": {"enum": ["x" * 40_000]}}}
     for tools, choice, parallel, message in (
         (None, "auto", None, "of no use without tools"),
         (TOOLS, unknown, None, "'rm', which is not in tools"),
-        (strict, None, None, "has 'patternProperties'"),
+        (strict, None, None, "has 'propertyNames'"),
+        (strictly(pattern), None, None, "has 'pattern' beside allOf"),
+        (strictly(long), None, None, "has 'pattern', with more than 32768 bytes"),
         (strictly({"required": 5}), None, None, "has required=5"),
         (strictly({"properties": {"a": {"type": ["string", 5]}}}), None, None, "no JSON Schema"),
         (strictly(deep(40)), "auto", None, "deeper than 32"),

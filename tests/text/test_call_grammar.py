@@ -374,6 +374,73 @@ def test_a_schema_that_no_call_can_follow_is_refused_by_its_function() -> None:
     assert told.message.endswith("leave out strict")
 
 
+PATTERNED = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "pattern": "^[A-Z][a-z]+$"}},
+    "patternProperties": {"^x-": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_call_is_held_to_regular_expressions_where_a_grammar_holds_all_of_it(name: str) -> None:
+    formats = Formats(tool_calls=name, strict=True)
+    tokenizer = vocabulary(formats, special=True)
+    compiler = compiler_for(tokenizer)
+    offered = offer(
+        [
+            Tool(type="function", function=Function(name="weather", parameters=PATTERNED, strict=True)),
+            Tool(type="function", function=Function(name="now")),
+        ],
+        None,
+        None,
+    )
+    told = enqueued(
+        Tokenizer(tokenizer, "none", 1000, compiler=compiler, formats=formats), asked(offered.calls)
+    )
+    assert isinstance(told, Enqueue)
+    before, behind = ANSWERS[name]
+    grammar = Grammar("calls", told.calls)
+    for right in ('{"city": "Rome"}', '{"city": "Rome", "x-a": 3}'):
+        assert followed(tokenizer, compiler, grammar, f"{before}{right}{behind}") == (True, True)
+        offered.held = True
+        assert ("weather", json.loads(right)) in read(formats, f"{before}{right}{behind}", offered)
+        offered.held = False  # nobody knows whether they are valid
+        assert "weather" not in dict(read(formats, f"{before}{right}{behind}", offered))
+    for wrong in ('{"city": "rome"', '{"city": "R2"', '{"x-a": 12', '{"y": 3'):
+        assert followed(tokenizer, compiler, grammar, f"{before}{wrong}") == (False, False)
+
+
+@pytest.mark.parametrize("name", [*(name for name in WRITTEN if name != "openai"), ""])
+def test_regular_expressions_are_refused_where_calls_are_not_held_to_them(name: str) -> None:
+    formats = Formats(tool_calls=name or None, strict=bool(name))
+    tokenizer = vocabulary(formats, special=True)
+    actor = Tokenizer(tokenizer, "none", 1000, compiler=compiler_for(tokenizer), formats=formats)
+    told = enqueued(actor, asked({"f": PATTERNED}))
+    assert isinstance(told, Refused)
+    assert told.param == "calls.f"
+    assert "has 'pattern', which calls in the format of this model are not held to" in told.message
+
+
+def test_regular_expressions_are_refused_beside_what_leaves_calls_free() -> None:
+    formats = Formats(tool_calls="hermes", strict=True)
+    tokenizer = vocabulary(formats, special=True)
+    actor = Tokenizer(tokenizer, "none", 1000, compiler=compiler_for(tokenizer), formats=formats)
+    told = enqueued(actor, asked({"f": PATTERNED}, bad_words=["x"]))
+    assert isinstance(told, Refused)
+    assert "has 'pattern', which calls beside bad_words are not held to" in told.message
+
+
+def test_an_answer_that_matches_a_schema_matches_its_regular_expressions() -> None:
+    tokenizer = vocabulary(Formats(), special=False)
+    compiler = compiler_for(tokenizer)
+    grammar = Grammar("json_schema", json.dumps(PATTERNED))
+    for right in ('{"city": "Rome"}', '{"city": "Rome", "x-a": 3}'):
+        assert followed(tokenizer, compiler, grammar, right) == (True, True)
+    for wrong in ('{"city": "rome"', '{"x-a": 12', '{"y": 3'):
+        assert followed(tokenizer, compiler, grammar, wrong) == (False, False)
+
+
 VALUES: list[tuple[Any, list[tuple[str, Any]], list[str]]] = [
     ({"type": "string", "minLength": 2, "maxLength": 3}, [("ab", "ab"), ("12", "12"), ("é\nß", "é\nß")], ["a", "abcd"]),
     ({"enum": ["a b", "<c>", 3, None]}, [("a b", "a b"), ("<c>", "<c>"), ("3", 3), ("null", None)], ["a", "d", "4"]),
