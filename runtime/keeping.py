@@ -1,7 +1,7 @@
 """Lets memory outlive its process: as open files, held by a keeper that does nothing else.
 
 Memory that is a file (``memfd_create``, what CUDA exports) lives as long as some process has it open. A *keeper* holds
-such files by name, and hands them to whom asks for them: it maps none, and reads nothing of what is in them.
+such files by name, and hands them to processes that ask for them: it maps none, and reads nothing in them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The lives of actors in virtual time: how they start, become ready, stand still and crash, and who hears of it.
 
-A start takes its time, in which an actor can crash again. Whom it knows from the first decides the supervisor's own
-rule; of everyone else it hears when that one is ready.
+A start takes its time, in which an actor can crash again. The supervisor's own rule (`introductions`) decides which
+actors it knows from the first; of every other it hears when that one is ready.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The base of an actor that clients speak to. What becomes of a request is the business of each; here is the rest."""
+"""The base of the actors that clients speak to: everything but what each of them does with a request."""
 
 from __future__ import annotations
 

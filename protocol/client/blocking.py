@@ -1,9 +1,8 @@
 """The blocking client: ``Client``.
 
-It turns its socket only while one of its methods, or one of its streams, waits; between two calls
-nothing runs. A ``Client`` may be handed from thread to thread but is used by one at a time; a second
-thread that comes in while the first waits gets a ``RuntimeError``, and so does a forked child. Give each
-thread and each process a client of its own.
+It uses its socket only while one of its methods, or one of its streams, waits; between two calls nothing runs. A
+``Client`` may be handed from thread to thread but is used by one at a time; a second thread that comes in while the
+first waits gets a ``RuntimeError``, and so does a forked child. Give each thread and each process a client of its own.
 """
 
 from __future__ import annotations

@@ -1,2 +1,1 @@
-"""The formats in which models write thoughts and calls of tools, and their parsers, for clients of both protocols. Read
-here, for clients of both protocols."""
+"""The formats in which models write thoughts and calls of tools, and their parsers, for clients of both protocols."""

@@ -1,5 +1,5 @@
-"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come, and JSON as other programs
-read it: what Python's own takes and writes beyond it, they do not."""
+"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come; and JSON as the standard has
+it, without what Python's own module reads and writes beyond that."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A spare: a process that has imported what an actor needs, and waits to be forked into an incarnation of it.
 
 ``python -m slipstream.runtime.process.spare PREPARE FACTORY FD PARENT`` is what the supervisor runs: ``PREPARE``
-imports what is slow, and what is forked goes on as ``child.py`` does. A spare has no device context, no socket but its
-control channel, and no thread when it forks: a fork has only the one that forked. It goes on waiting afterwards, and
-most of its memory is that of its forks too.
+imports what is slow, and a fork goes on as ``child.py`` does. A spare has no device context, no socket but its control
+channel, and no thread when it forks, since a fork has only the one that forked. The spare waits on, and shares most of
+its memory with its forks.
 """
 
 from __future__ import annotations

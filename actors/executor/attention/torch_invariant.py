@@ -1,7 +1,7 @@
-"""Attention backend ``torch`` on a CPU where what a token is given must not depend on the rest of its step.
+"""Batch-invariant attention backend ``torch``, for a CPU: a token's result does not depend on the rest of its step.
 
-A query is always alone: the tokens of a prompt are computed as those that decode are. The context that it is given
-ends, and with a window begins, at a multiple of some blocks, so that its length is a matter of the token's position.
+Every query is computed by itself, those of a prompt too. Its context ends, and with a window begins, at a multiple of
+some blocks, so that the context's length depends on the token's position alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention backend ``triton`` where what a token is given must not depend on the rest of its step.
+"""Batch-invariant attention backend ``triton``: a token's result does not depend on the rest of its step.
 
 The keys of a sequence are cut into *splits* of a fixed number, counted from its first position. Each split gives a mean
 of its values, and the means are combined in the order of the keys. Whether a split has its own program, as with few

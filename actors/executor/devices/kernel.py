@@ -1,10 +1,11 @@
 """Declares Triton kernels, and lets one begin on the device before the one before it has ended.
 
 A kernel that is launched with ``**FOLLOWING`` may be put on the multiprocessors while the one before it on the stream
-ends (*programmatic dependent launch*, from Hopper on; captured graphs keep it). It begins with ``follow()``, before it
-reads what another kernel has written, or writes anything. All kernels do, and the one before has done so too: what any
-earlier one wrote is there. Only weights may be read sooner: no kernel of a step writes them, and those of an adapter
-are there before the first step that needs them is launched; what an earlier one reads of them meanwhile it leaves out.
+ends (*programmatic dependent launch*, from Hopper on; captured graphs keep it). It calls ``follow()``, which waits for
+the kernel before, before it writes anything or reads what another kernel has written. Since every kernel does so, the
+results of all earlier ones are there too. Only weights may be read sooner: no kernel of a step writes them. Those of an
+adapter are written before the first step that needs them is launched; an earlier step that reads them meanwhile does
+not use them.
 
 On an H200 a decode step of an 8B model has hundreds of kernels; this takes 5 to 10 % of it away.
 """

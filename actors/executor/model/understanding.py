@@ -1,7 +1,7 @@
 """Stores how a decoder was understood, for the next process with the same model.
 
-A decoder is understood from its structure, from one run of it and from numbers (`understand.py`). The structure is
-there whenever the decoder is; what the run and the numbers have told is written down here.
+A decoder is understood from its structure, from one run of it and from numbers (`understand.py`). The structure can be
+read from the decoder again; what the run and the numbers have shown is stored here.
 """
 
 from __future__ import annotations

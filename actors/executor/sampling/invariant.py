@@ -1,4 +1,4 @@
-"""The choice of tokens where no bit may hang on what else is chosen in the step.
+"""Batch-invariant choice of tokens: no bit of it depends on what else is chosen in the step.
 
 Torch adds the numbers of a row in an order that depends on how many rows there are, and on a CPU it divides large
 tensors among threads in the middle of rows.

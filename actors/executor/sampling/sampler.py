@@ -1,17 +1,16 @@
 """Choosing the next tokens: all rows of a step at once.
 
-Randomness is counter based: the number for a token is a function of (request seed, token index) and of
-nothing else. A request therefore draws the same numbers whatever else is in the batch, at any depth of
-the pipeline, and again after a restart. What a row does not ask for leaves its logits as they are, bit for bit.
+Randomness is counter based: the number for a token is a function of (request seed, token index) and of nothing else. A
+request therefore draws the same numbers whatever else is in the batch, at any depth of the pipeline, and again after a
+restart. What a row does not ask for leaves its logits as they are, bit for bit.
 
-On a CPU a neighbour's wishes therefore change nothing. On a GPU a step whose rows ask for no more than a
-temperature is sampled by Triton kernels (`kernels.py`); their exponentials differ in the last bits from those of
-torch, by which all rows are sampled beside one that asks for more. Another token follows only if the draw falls
-between the two, and in a batch-invariant service (`invariant.py`) none.
+On a CPU the parameters of other rows therefore change nothing. On a GPU a step whose rows ask for no more than a
+temperature is sampled by Triton kernels (`kernels.py`); their exponentials differ in the last bits from those of torch,
+by which all rows are sampled beside one that asks for more. Another token follows only if the draw falls between the
+two, and in a batch-invariant service (`invariant.py`) none.
 
-A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency
-and presence, the grammar's mask, and then what `distribution` does. The order is that of transformers' logits
-processors.
+A row's logits go through, in this order: logit bias, min-tokens, the penalties of repetition, frequency and presence,
+the grammar's mask, and then what `distribution` does. The order is that of transformers' logits processors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One Triton kernel that makes the input of a weight with a tail: the states, and behind them the products with A of
 each token's adapter.
 
-One program copies a part of the states. Another multiplies a part of them by the rows of A of several adapters, of
-which each token needs its own alone: its columns are zero for all others. A program of whose adapters no token of
-its block has any ends at once; which they have is read from device memory, so that a graph holds them all.
+Some programs copy the states. The others multiply them by the rows of A of several adapters; for a token, the columns
+of adapters that it does not have are zero. A program ends at once where no token of its block has any of its adapters.
+Which ones they have is read from device memory, so that one graph is right for all steps.
 
 With few tokens the product is divided along K among programs, so that there are enough of them. Each writes its sum to
 a place of its own, and the one that comes to its end last adds them up in order: the same step always gives the same

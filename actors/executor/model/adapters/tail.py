@@ -1,8 +1,9 @@
 """Layers whose weights have a tail: further columns, in which B of all adapters lies.
 
-The product of such a weight [N, K + C] with the states and, behind them, what A of each token's own adapter makes of
-them, is the layer's and the adapter's at once. So an adapter costs one small kernel a layer instead of two, and each
-product reads a few more columns. A layer without a tail has what adapters make of its input added to its output.
+The input of such a weight [N, K + C] is the states and, behind them, what A of each token's own adapter makes of them.
+So one product gives the output of the layer and of the adapter together: an adapter costs one small kernel a layer
+instead of two, and each product reads a few more columns. Where a layer has no tail, kernels of their own add what
+adapters give to its output.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Replace the decoder of a model of transformers by one of few kernels, where it computes the same.
 
-What it is made of says ``understand.py``; what does not fit stays as transformers has it. Whether it was understood is
-a question of numbers: before anything is replaced, a copy of the first layers of each kind is run in float32, as it is
-and replaced, and must give the same states. The comparison of logits that follows
-at load (`comparison.py`) runs all layers.
+``understand.py`` finds its parts; a decoder with a part that it does not know stays as transformers has it. Numbers
+decide whether it was understood: before anything is replaced, a copy of the first layers of each kind runs in float32,
+as it is and replaced, and both must give the same states. The comparison of logits that follows at load
+(`comparison.py`) runs all layers.
 """
 
 from __future__ import annotations

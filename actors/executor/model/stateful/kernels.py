@@ -1,9 +1,9 @@
 """Kernels of other packages for modules that keep a state: which are there, and what they compute.
 
 transformers puts a function of such a package in front of one of its own, wherever the package can be imported. On a
-CPU, and where a model is only laid out, it would fail: its own function, in torch, is called there. So it is in
-float32, of which these kernels multiply 11 bits of 24 (TF32): a model in float32 would not be what transformers
-computes in float32.
+CPU, and where a model is laid out without memory, that function would fail, so transformers' own, in torch, is called.
+So it is in float32, of which the packages' kernels multiply 11 bits of 24 (TF32): they would not compute what
+transformers does.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The selective scan of Mamba, from a state on.
 
-The scan that transformers has begins from nothing, and so has the kernel of ``mamba-ssm``: of a prompt in several
-chunks each would forget those before it. The modules that call it are given this one instead.
+The scans of transformers and of ``mamba-ssm`` begin from a state of zero: of a prompt in several chunks each would
+forget those before it. The modules that call them are given this one instead.
 
 A scan is a linear recurrence, ``state = decay * state + input`` for each token. Tokens are cut into as many blocks as a
-block has tokens. All blocks are gone through side by side, each from a state of zero, and then the states at their
-ends one after the other: for T tokens ``2 * sqrt(T)`` operations one after the other instead of T.
+block has tokens. All blocks are gone through side by side, each from a state of zero, and then the states at their ends
+one after the other: for T tokens ``2 * sqrt(T)`` operations one after the other instead of T.
 """
 
 from __future__ import annotations
