@@ -9,6 +9,7 @@ a ``ProtocolError`` that names the place, the value and what was expected.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any, TypeVar, get_args
 
@@ -251,6 +252,37 @@ def field_of(error: Exception) -> str | None:
     complaint = complaint or place
     name = complaint.partition(" field `")[2] if complaint.startswith("Object ") else ""
     return shortened(f"{path}.{name}".replace("`", "").strip(".").partition(ANY_KEY)[0]) or None
+
+
+UNKNOWN = "Object contains unknown field"
+"""How msgspec says so; its errors have no fields."""
+
+NUMBER = re.compile(r"\[\d+\]")
+
+
+def convert(plain: Any, kind: type[T]) -> T:
+    """Plain values as ``kind``, in which a null of an unknown field is as good as none."""
+    seen: set[str] = set()
+    while True:
+        try:
+            return msgspec.convert(plain, kind)
+        except msgspec.ValidationError as error:
+            place = NUMBER.sub(".[]", str(error).rpartition("`$")[2].rstrip("`"))
+            if not str(error).startswith(UNKNOWN) or ANY_KEY in place or place in seen:
+                raise
+            seen.add(place)  # of all items of a list at once, so that there are few of them
+            plain = without_nulls(plain, place.split(".")[1:])
+
+
+def without_nulls(plain: Any, place: list[str]) -> Any:
+    """A copy in which the maps at this place have no nulls."""
+    if isinstance(plain, list) and place[:1] == ["[]"]:
+        return [without_nulls(item, place[1:]) for item in plain]
+    if isinstance(plain, dict) and not place:
+        return {key: value for key, value in plain.items() if value is not None}
+    if isinstance(plain, dict) and place[0] in plain:
+        return plain | {place[0]: without_nulls(plain[place[0]], place[1:])}
+    return plain
 
 
 def shortened(text: str) -> str:

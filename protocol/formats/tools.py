@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ..codec import convert, field_of
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_GRAMMAR_BYTES, MAX_TOOLS
 from ..sampling import SamplingParams, counted
@@ -129,10 +130,11 @@ def offer_of(tools: Any, choice: Any, parallel: bool | None) -> Offer:
 
 def converted(name: str, value: Any, kind: Any) -> Any:
     try:
-        return msgspec.convert(value, kind)
+        return convert(value, kind)
     except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at `$")
-        where = name + path.rstrip("`")
+        field = field_of(error) or ""
+        where = name + (field if field[:1] in ("", "[") else f".{field}")
+        said = str(error).partition(" - at `$")[0]
         raise InvalidRequest(f"{where} is wrong: {said}", param=where) from None
 
 

@@ -18,6 +18,7 @@ from slipstream.actors.http.bodies.requests import (
 )
 from slipstream.actors.text.prompts.chat_template import ChatTemplates
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.formats.tools import offer_of
 
 from slipstream import SamplingParams
 
@@ -103,6 +104,48 @@ def test_a_null_of_any_field_is_as_good_as_none(path: str) -> None:
     reply = frontend.post(path, ASKED[path] | {"stream": True, "stream_options": options})
     assert reply.status == 200
     assert all("usage" not in chunk for chunk in reply.events[:-1])
+
+
+NULL: dict[str, Any] = {"colour": None}
+FUNCTION: dict[str, Any] = {"name": "f", "parameters": {"properties": {"a": {"const": None}}}}
+
+
+def test_a_null_of_a_field_that_nobody_knows_asks_for_nothing_wherever_it_stands() -> None:
+    frontend = Scripted(Script("a"))
+    tools = [
+        {"type": "function", "function": FUNCTION | NULL} | NULL,
+        {"type": "function", "function": FUNCTION},
+    ]
+    named = {"type": "function", "function": {"name": "f"} | NULL} | NULL
+    for fields in ({"tools": tools}, {"tools": tools, "tool_choice": named}, NULL, {"stream_options": NULL}):
+        fields = {"stream": "stream_options" in fields} | fields
+        assert frontend.post(CHAT, ASKED[CHAT] | fields).status == 200
+    assert frontend.post(TEXT, ASKED[TEXT] | NULL).status == 200
+    tools.append({"type": "function", "function": FUNCTION | {"colour": 1}})
+    for more in ([], [{"type": "function"}], [None], [5]):
+        reply = frontend.post(CHAT, ASKED[CHAT] | {"tools": tools + more})
+        assert (reply.status, reply.json["error"]["param"]) == (400, "tools[2].function.colour")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"function": {"name": "f", "colour": 1}}, "tools[1].function.colour"),
+        ({"function": {"name": "f"}, "colour": 1}, "tools[1].colour"),
+        ({"function": {"name": 5}}, "tools[1].function.name"),
+        ({"function": NULL}, "tools[1].function.name"),
+    ],
+)
+def test_what_is_wrong_in_tools_of_a_program_has_its_path_and_nulls_are_fine(
+    wrong: dict[str, Any], param: str
+) -> None:
+    right = {"type": "function", "function": FUNCTION | NULL} | NULL
+    offered = offer_of([right], "auto", None)
+    assert offered.tools == [{"type": "function", "function": FUNCTION}]
+    assert right == {"type": "function", "function": FUNCTION | NULL} | NULL
+    with pytest.raises(InvalidRequest) as refused:
+        offer_of([right, {"type": "function"} | wrong], "auto", None)
+    assert refused.value.param == param
 
 
 ROUTERS = {

@@ -247,6 +247,25 @@ NULLABLE += ["output_format", "service_tier", "speed", "stop_sequences", "stream
 NULLABLE += ["thinking", "tool_choice", "tools", "top_k", "top_p"]
 
 
+NULL = {"colour": None}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        NULL,
+        {"messages": [{"role": "user", "content": "x"} | NULL]},
+        {"system": [TEXT_BLOCK, TEXT_BLOCK | NULL]},
+        {"tools": [TOOLS[0] | NULL]},
+        message("user", TEXT_BLOCK | NULL),
+        {"thinking": {"type": "adaptive"} | NULL},
+        {"metadata": NULL, "system": [TEXT_BLOCK | NULL]},
+    ],
+)
+def test_a_null_asks_for_nothing_whatever_its_name(fields: dict[str, Any]) -> None:
+    assert post(Script("Yes."), **fields).status == 200
+
+
 def test_a_null_and_what_is_in_force_anyway_are_as_good_as_a_field_left_out() -> None:
     """Typed clients write all that they know."""
     nulls: dict[str, Any] = dict.fromkeys(NULLABLE)

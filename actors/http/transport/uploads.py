@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from ....protocol.codec import explain, field_of
+from ....protocol.codec import UNKNOWN, convert, explain, field_of
 from ....protocol.errors import Overloaded, ServiceUnavailable
 from ....protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_DEPTH, MAX_FRAME_BYTES
 from ..errors import STOPPED, Problem
@@ -40,9 +40,6 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]*)', re.IGNORECASE)
 """The parameter of a ``Content-Type``."""
-
-UNKNOWN = "Object contains unknown field"
-"""How msgspec says so; its errors have no fields."""
 
 T = TypeVar("T")
 
@@ -163,7 +160,12 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         data = data[len(codecs.BOM_UTF8) :]
     try:
         check_bounds(data)
-        return msgspec.json.decode(data, type=kind)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            if not str(error).startswith(UNKNOWN):
+                raise
+            return convert(msgspec.json.decode(data), kind)  # which may be of a null
     except msgspec.ValidationError as error:
         field = field_of(error)
         if str(error).startswith(UNKNOWN):
