@@ -173,9 +173,7 @@ def take_end(
     if request.unfinished:
         return
     delta.usage = request.usage
-    if request.return_prompt_ids and not request.tokenized:
-        delivery.deltas[request.connection].remove(delta)
-        request.last = delta
+    if request.lacks_prompt_ids:
         return
     delivery.finished.append(request)
     ledger.forget(request)
@@ -184,7 +182,7 @@ def take_end(
 def begin(answer: Answer, token_ids: list[int], text: str, delivery: Delivery) -> Delta:
     request = answer.request
     delta = Delta(id=request.id, text=text, token_ids=token_ids, index=answer.index)
-    delivery.deltas[request.connection].append(delta)
+    (request.early if request.lacks_prompt_ids else delivery.deltas[request.connection]).append(delta)
     if request.prompt_ids:
         delta.prompt_token_ids = array("i", request.prompt_ids).tolist()
         request.prompt_ids = b""

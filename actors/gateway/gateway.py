@@ -192,12 +192,10 @@ class Gateway(PublicActor):
         if request is not None:
             self.measures.count("aborted")
             self.submissions.cancel([request])
-            items = [
+            items = request.early + [
                 Delta(id=request.id, index=answer.index, finish_reason="abort")
                 for answer in request.unfinished
             ]
-            if request.last is not None:
-                items.append(request.last)
             items[-1].usage = request.usage
             self.connections.send_deltas(connection, items, now)
             self.submissions.advance_probation()
@@ -217,11 +215,14 @@ class Gateway(PublicActor):
         request.tokenized = True
         if request.return_prompt_ids:
             request.prompt_ids = message.prompt
-        if request.last is not None:
-            request.last.prompt_token_ids = array("i", message.prompt).tolist()
+        if request.early:
+            request.early[0].prompt_token_ids = array("i", message.prompt).tolist()
+            request.prompt_ids = b""
+            self.connections.send_deltas(request.connection, request.early, now)
+            request.early = []
+        if not request.unfinished:
             self.measures.on_finished(request, now)
             self.ledger.forget(request)
-            self.connections.send_deltas(request.connection, [request.last], now)
         elif answer is request.leader:  # and not another, of an earlier attempt
             self.submissions.start_others(answer, message.prompt)
         self.submissions.advance_probation()

@@ -58,8 +58,8 @@ class Request:
     """The answer that the current attempt has started alone; None once it has started all of them."""
     prompt_ids: bytes = b""
     tokenized: bool = False
-    last: Delta | None = None
-    """The end of a request that waits for ``Tokenized``, which comes another way and may be later."""
+    early: list[Delta] = field(default_factory=list)
+    """What waits for ``Tokenized``, which comes another way and may be later: the first delta has the prompt's ids."""
     prompt_logprobs: list[dict[str, float] | None] | None = None
     """They go out with the next delta of answer 0."""
     prompt_logprobs_sent: bool = False
@@ -80,6 +80,11 @@ class Request:
     @property
     def unfinished(self) -> list[Answer]:
         return [answer for answer in self.answers if not answer.finished]
+
+    @property
+    def lacks_prompt_ids(self) -> bool:
+        """Nothing of it can be delivered yet."""
+        return self.return_prompt_ids and not self.tokenized
 
     @property
     def delivered_tokens(self) -> int:

@@ -477,6 +477,31 @@ def test_an_answer_that_is_quicker_than_its_prompts_token_ids_waits_for_them(
     assert harness.nothing_left()
 
 
+@pytest.mark.parametrize("abort", [False, True])
+def test_deltas_that_are_quicker_than_their_prompts_token_ids_wait_for_them(
+    harness: Harness, abort: bool
+) -> None:
+    """The first delta has the ids: who streams them has no place for them later."""
+    request = harness.submitted(ANN, "1", return_prompt_ids=True).request
+    harness.open(request)
+    harness.texts([(request, 5, "x")])
+    harness.texts([(request, 6, "y")])
+    assert harness.deltas(ANN) == []
+    if abort:
+        harness.ask(ANN, Abort(id="1"))
+    else:
+        harness.give("tokenizer", Tokenized(request, array("i", [7, 8]).tobytes()))
+    (delta,) = harness.deltas(ANN)
+    assert (delta.text, delta.token_ids) == ("xy", [5, 6])
+    assert delta.prompt_token_ids == (None if abort else [7, 8])
+    assert delta.finish_reason == ("abort" if abort else None)
+    if not abort:
+        harness.texts([(request, 9, "z")], finished=[Finished(request, "length")])
+        (delta,) = harness.deltas(ANN)
+        assert (delta.text, delta.prompt_token_ids, delta.finish_reason) == ("z", None, "length")
+    assert harness.nothing_left()
+
+
 def test_an_answer_that_waits_for_its_prompts_token_ids_can_be_aborted(harness: Harness) -> None:
     request = harness.submitted(ANN, "1", return_prompt_ids=True).request
     opened = [Opened(request, b"", 0, [], 0, 2)]
