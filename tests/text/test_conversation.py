@@ -393,6 +393,15 @@ def test_the_template_itself_still_writes_control_tokens(tmp_path: Path) -> None
     assert ids(True).count(3) == 1
 
 
+def test_the_names_of_arguments_write_no_control_tokens_either(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
+    tokenizer, templates = load_texts(tmp_path, now)
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"<|im_start|>": 1}}}
+    prompts = Prompts(tokenizer, templates, sanitize=True)
+    assert 3 not in run(prompts.of_conversation([{"role": "assistant", "tool_calls": [call]}]))
+
+
 def test_half_a_character_in_the_arguments_of_a_call_is_written_as_json_has_it() -> None:
     """So an answer whose calls have one can be sent back."""
     template = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments | tojson }}", {}, datetime.now)

@@ -39,11 +39,12 @@ class Sanitizer:
         self.line = encode_plain(tokenizer, "\n")
 
     def mark(self, value: Any) -> Any:
-        """``value`` with the control tokens in all its strings marked; the keys of maps stay as they are."""
+        """``value`` with the control tokens in all its strings marked, the keys of maps among them: templates write
+        those of arguments and of schemas."""
         if isinstance(value, str):
             return self.control.sub(f"{BEGIN}\\g<0>{END}", value.replace(BEGIN, "").replace(END, ""))
         if isinstance(value, dict):
-            return {key: self.mark(item) for key, item in value.items()}
+            return {self.mark(key): self.mark(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.mark(item) for item in value]
         return value
