@@ -191,7 +191,16 @@ def test_arguments_are_a_map_whether_they_come_as_one_or_as_json_text() -> None:
     assert plain(as_text) == plain(TURN)
 
 
-@pytest.mark.parametrize("arguments", ["{", "[]", "3", 3])
+def test_arguments_that_were_cut_off_are_none() -> None:
+    """So the answer that has them, at its limit, can be sent back like any other."""
+    text = '{"city": "B\\u00e9ziers", "at": [-1.5e-3, true], "by": {}}'
+    for end in range(1, len(text)):
+        call = {"function": {"name": "weather", "arguments": text[:end]}}
+        (_, said) = plain([{"role": "user", "content": ""}, {"role": "assistant", "tool_calls": [call]}])
+        assert said["tool_calls"][0]["function"]["arguments"] == {}, text[:end]
+
+
+@pytest.mark.parametrize("arguments", ['{"a" 1', "{a", '{"a": 1}}', "[", "[]", "3", 3])
 def test_arguments_that_are_no_object_are_refused_by_their_place(arguments: Any) -> None:
     call = {"function": {"name": "weather", "arguments": arguments}}
     with pytest.raises(InvalidRequest, match="is no JSON object") as caught:

@@ -7,9 +7,12 @@ here is the one meaning of both: for HTTP and ZeroMQ alike.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ....protocol.errors import InvalidRequest, brief
 from ....protocol.formats.ids import CallIdForm, CallIds
@@ -18,6 +21,12 @@ from ....protocol.sampling import counted
 from .keys import CALL, CALLED, FUNCTION, MESSAGE, REASONING, REFUSAL, TEXT, TOOL, kept
 
 Message = dict[str, Any]
+
+CUT_OFF = "Input data was truncated"
+"""How msgspec says that JSON ends too early; its errors have no fields."""
+
+HALF_A_NUMBER = re.compile(r"(?<=[0-9])[.eE][-+]?$|-$")
+"""What a number ends with that was cut off where none could end."""
 
 MESSAGES_AT_ONCE = 1000
 """Messages between two pauses: a few milliseconds of work."""
@@ -167,17 +176,26 @@ def plain_call(where: str, call: Any, ids: CallIds, named: frozenset[str]) -> di
 
 
 def call_arguments(place: str, given: Any) -> dict[str, Any]:
-    """The arguments of a call as a map."""
+    """The arguments of a call as a map; none where they were cut off, as in an answer that reached its limit."""
     arguments = given
     if isinstance(given, str):
         try:
             arguments = json.loads(given or "{}")
         except (ValueError, RecursionError):
-            arguments = None
+            arguments = {} if is_cut_off(given) else None
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{place} is no JSON object: {brief(given)}", param=place)
     measure(place, arguments)
     return arguments
+
+
+def is_cut_off(arguments: str) -> bool:
+    """Whether a JSON object ends before it is complete."""
+    try:
+        msgspec.json.decode(HALF_A_NUMBER.sub("", arguments))
+    except (ValueError, RecursionError) as error:
+        return arguments.lstrip().startswith("{") and str(error) == CUT_OFF
+    return False
 
 
 def brackets_in_arguments(message: Message) -> int:
