@@ -260,6 +260,18 @@ def test_an_input_refers_to_no_more_than_fits_into_a_body() -> None:
     assert not store.items
 
 
+def test_long_arguments_are_left_to_who_writes_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading megabytes of them here would hold up all streams."""
+    call = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "[" * 30}
+    monkeypatch.setattr(items, "SHORT_BYTES", 59)
+    with pytest.raises(InvalidRequest, match=r"input\[0\].arguments is no JSON object"):
+        messages_of([call])
+    good = call | {"arguments": json.dumps({"city": "R" * 20})}
+    first, second = messages_of([good, good])[0]["tool_calls"]
+    assert first["function"]["arguments"] == {"city": "R" * 20}
+    assert second["function"]["arguments"] == good["arguments"]
+
+
 def test_what_is_too_much_for_any_conversation_is_refused_at_the_first_that_is() -> None:
     with pytest.raises(InvalidRequest, match="input has more than 8192 messages"):
         messages_of(
@@ -379,6 +391,8 @@ FORMAT: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type":
         ({"background": True, "store": False}, "background"),
         ({"include": ["web_search_call.results"]}, "include"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": [{"type": "reasoning", "content": 5}]}, "input[0].content"),
         ({"input": [{"type": "reasoning", "summary": ["I thought"]}]}, "input[0].summary[0]"),

@@ -36,14 +36,19 @@ ITEMS = {
 }
 """The keys of an input's items, by their type."""
 
+SHORT_BYTES = 64 * 1024
+"""Most arguments of calls, as JSON text, that are read here and not where prompts are written, away from streams."""
+
 PART = Keys("a text part", frozenset(("type", "text")), frozenset(ECHOED_WITH_TEXT))
 
 
 def messages_of(items: list[dict[str, Any]]) -> list[Message]:
     """Thoughts, text and calls in a row are one message of the assistant."""
     messages: list[Message] = []
+    room = SHORT_BYTES
     for number, item in enumerate(items):
-        for message in item_messages(f"input[{number}]", item):
+        room -= len(text) if isinstance(text := item.get("arguments"), str) else 0
+        for message in item_messages(f"input[{number}]", item, short=room >= 0):
             last = messages[-1] if messages else {}
             if message["role"] == "assistant" == last.get("role") and joins(last, message):
                 last |= {key: value for key, value in message.items() if key != "tool_calls"}
@@ -65,7 +70,9 @@ def joins(last: Message, message: Message) -> bool:
     return "tool_calls" in message or not ("content" in last or "tool_calls" in last)
 
 
-def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
+def item_messages(where: str, item: dict[str, Any], *, short: bool) -> Iterator[Message]:
+    """``short``: there is little to read in the arguments so far, so that what is wrong with them is told by its place
+    here."""
     kind = item.get("type", "message")
     if not isinstance(kind, str) or kind not in ITEMS:
         raise Problem(
@@ -83,7 +90,9 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
             )
         yield {"role": role, "content": text_of(f"{where}.content", item.get("content"))}
     elif kind == "function_call":
-        arguments = call_arguments(f"{where}.arguments", item.get("arguments", {}))
+        arguments = item.get("arguments", {})
+        if short or not isinstance(arguments, str):
+            arguments = call_arguments(f"{where}.arguments", arguments)
         yield call_of(where, item, arguments)
     elif kind == "custom_tool_call":
         yield call_of(where, item, {"input": text_at(where, item, "input", "")})
@@ -96,7 +105,7 @@ def item_messages(where: str, item: dict[str, Any]) -> Iterator[Message]:
         yield {"role": "tool", "tool_call_id": text_at(where, item, "call_id", None), "content": content}
 
 
-def call_of(where: str, item: dict[str, Any], arguments: dict[str, Any]) -> Message:
+def call_of(where: str, item: dict[str, Any], arguments: dict[str, Any] | str) -> Message:
     function = {"name": text_at(where, item, "name"), "arguments": arguments}
     call = {"id": text_at(where, item, "call_id", None), "type": "function", "function": function}
     return {"role": "assistant", "tool_calls": [call]}

@@ -64,7 +64,12 @@ def conversation(
 
 def format_of(body: ResponseFields) -> Any:
     wanted = None if body.text is None else body.text.format
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return None
+    if wanted.schema is not None and wanted.type != "json_schema":
+        message = f"text.format of type {wanted.type} holds nothing to a schema; leave it out, or say json_schema"
+        raise Problem(400, message, param="text.format.schema")
+    if wanted.type == "text":
         return None
     schema = None
     if wanted.type == "json_schema":
