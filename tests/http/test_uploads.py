@@ -190,6 +190,15 @@ def test_an_encoded_body_is_refused_by_the_name_of_the_header(encoding: str) -> 
     assert plain.answer.status == 200
 
 
+def test_every_line_of_the_header_counts() -> None:
+    twice = upload(b'{"prompt": "x"}')
+    twice.scope["headers"].append((b"content-encoding", b"gzip"))
+    asyncio.run(twice.run(Scripted().app))
+    status, message = error_of(twice)
+    assert status == 415
+    assert "identity, gzip" in message
+
+
 def test_a_body_that_is_nested_too_deep_to_be_read_is_not_said_to_be_no_json() -> None:
     nested = b'{"chat_template_kwargs": ' + b'{"a": ' * 50_000 + b"1" + b"}" * 50_001
     with pytest.raises(Problem, match="nested too deep; the limit is 32"):

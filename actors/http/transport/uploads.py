@@ -126,7 +126,7 @@ def check_headers(request: Request) -> None:
     coding = request.headers.get("transfer-encoding", "chunked")
     if coding.strip().lower() != "chunked":
         raise Problem(501, f"Transfer-Encoding is {coding!r:.80}; send the body as it is, chunked at most")
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = ", ".join(request.headers.getlist("content-encoding")) or "identity"
     if encoding.strip().lower() != "identity":
         message = f"Content-Encoding is {encoding!r:.80}; send the body as it is, without one"
         raise Problem(415, message, headers={"Accept-Encoding": "identity"})
