@@ -131,10 +131,8 @@ class Connections:
             waiting = connection.waiting_deltas.setdefault((item.id, item.index), item)
             if waiting is not item:
                 merge(waiting, item)
-                if item.usage is not None:  # the last delta of a request: behind those of its other answers
-                    connection.waiting_deltas[item.id, item.index] = connection.waiting_deltas.pop(
-                        (item.id, item.index)
-                    )
+                if item.usage is not None:
+                    put_last(connection.waiting_deltas, waiting)
         if connection.blocked and connection.waiting_tokens > MAX_WAITING_TOKENS:
             self.cut_off(connection)
 
@@ -229,6 +227,15 @@ def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
         weight += heavy
     if part:
         yield part
+
+
+def put_last(waiting: dict[tuple[str, int], Delta], last: Delta) -> None:
+    """Put the last delta of a request behind those of its other answers, of which the first has the prompt's ids."""
+    key = (last.id, last.index)
+    waiting[key] = waiting.pop(key)
+    if last.prompt_token_ids is not None:
+        first = next(delta for (id, _), delta in waiting.items() if id == last.id)
+        first.prompt_token_ids, last.prompt_token_ids = last.prompt_token_ids, first.prompt_token_ids
 
 
 def merge(waiting: Delta, item: Delta) -> None:

@@ -670,6 +670,22 @@ def test_what_waited_for_a_client_comes_as_one_delta_per_request_with_its_end(ha
     assert delta.usage is not None
 
 
+def test_the_first_of_the_deltas_that_waited_has_the_prompts_token_ids(harness: Harness) -> None:
+    """They came with answer 0, whose end comes last of all."""
+    first = harness.submitted(ANN, "1", return_prompt_ids=True, params=SamplingParams(n=2)).request
+    harness.give("tokenizer", Tokenized(first, array("i", [7, 8]).tobytes()))
+    (other,) = harness.take("tokenizer")
+    harness.open(first, other.request)
+    harness.blocked.add(ANN)
+    harness.texts([(first, 5, "a"), (other.request, 6, "b")], finished=[Finished(other.request, "length")])
+    harness.texts([(first, 7, "c")], finished=[Finished(first, "length")])
+    harness.blocked.clear()
+    harness.pass_time(2 * RETRY_S)
+    ended, last = harness.deltas(ANN)
+    assert (ended.index, ended.text, ended.prompt_token_ids) == (1, "b", [7, 8])
+    assert (last.index, last.text, last.prompt_token_ids, last.usage is not None) == (0, "ac", None, True)
+
+
 def test_an_error_waits_for_a_client_too_and_comes_after_the_deltas_of_its_request(harness: Harness) -> None:
     """Lost, it would leave the client to wait for ever."""
     running = harness.submitted(ANN, "1", params=SamplingParams(deadline_s=0.5)).request

@@ -404,7 +404,9 @@ def test_the_template_itself_still_writes_control_tokens(tmp_path: Path) -> None
 
 def test_the_names_of_arguments_write_no_control_tokens_either(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    )
     tokenizer, templates = load_texts(tmp_path, now)
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"<|im_start|>": 1}}}
     prompts = Prompts(tokenizer, templates, sanitize=True)

@@ -67,7 +67,9 @@ def format_of(body: ResponseFields) -> Any:
     if wanted is None:
         return None
     if wanted.schema is not None and wanted.type != "json_schema":
-        message = f"text.format of type {wanted.type} holds nothing to a schema; leave it out, or say json_schema"
+        message = (
+            f"text.format of type {wanted.type} holds nothing to a schema; leave it out, or say json_schema"
+        )
         raise Problem(400, message, param="text.format.schema")
     if wanted.type == "text":
         return None
