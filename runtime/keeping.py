@@ -37,7 +37,7 @@ class Refused(NotKept):
     """The keeper does not do it."""
 
 
-class Shelf:
+class HeldFiles:
     """The files that a keeper holds: for each name some, all given by one incarnation."""
 
     def __init__(self, close: Callable[[int], None] = os.close) -> None:
@@ -45,7 +45,7 @@ class Shelf:
         self.close = close
 
     def answer(self, packet: bytes, files: Sequence[int]) -> tuple[bytes, list[int]]:
-        """Answer a question that came with these files, which are the shelf's from now on."""
+        """Answer a question that came with these files, which are held from now on."""
         what, _, name = packet.partition(b" ")
         wanted = name.decode(errors="replace")
         if what == KEEP and wanted and files:

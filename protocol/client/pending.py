@@ -18,7 +18,7 @@ from ..sampling import MATCHED_AS_A_WHOLE
 from .request import answer_count
 
 if TYPE_CHECKING:
-    from ..formats.formats import AnswerReader
+    from ..formats.answer import AnswerReader
 
 
 class Pending:
@@ -106,7 +106,7 @@ class Stream(Pending):
 
     def new_reader(self, index: int, formats: Formats) -> AnswerReader:
         """The parser of answer ``index`` of a conversation."""
-        from ..formats.formats import AnswerReader  # here, since few clients need it
+        from ..formats.answer import AnswerReader  # here, since few clients need it
 
         params = self.request.params
         kind = None if params.grammar is None else params.grammar.kind

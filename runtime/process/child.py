@@ -24,7 +24,7 @@ from ..actor import Actor
 from ..supervision import control
 from .host import Host
 from .loops import run_blocking, run_events
-from .priority import come_first, stand_back
+from .priority import lower_priority, raise_priority
 from .set_up import set_up
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def start(factory: str, begin: control.Begin, build: Build, channel: socket.sock
     facts = dict(made.facts)
     if isinstance(made, Actor):
         if made.blocking:
-            come_first()  # before the sockets start threads
+            raise_priority()  # before the sockets start threads
         host = Host(made, begin, channel)
         if made.endpoint is not None:
             facts["endpoint"] = host.open_public(made.endpoint)
@@ -177,7 +177,7 @@ def run(host: Host | FrontendHost) -> None:
         gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
         run_blocking(host)
         return
-    stand_back()
+    lower_priority()
     give_memory_back()
     run_events(host) if isinstance(host, Host) else host.run()
 

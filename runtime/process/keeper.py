@@ -13,7 +13,7 @@ import select
 import socket
 import sys
 
-from ..keeping import MAX_PACKET, MOST_FILES, REFUSED, Shelf
+from ..keeping import MAX_PACKET, MOST_FILES, REFUSED, HeldFiles
 from ..supervision import control
 from .set_up import set_up
 
@@ -33,11 +33,11 @@ def main(path: str, fd: int, parent: int) -> int:
         if not isinstance(control.receive(channel), control.Prepare):
             return 1
         control.send(channel, control.Ready())
-        serve(channel, listener, Shelf())
+        serve(channel, listener, HeldFiles())
     return 0
 
 
-def serve(channel: socket.socket, listener: socket.socket, shelf: Shelf) -> None:
+def serve(channel: socket.socket, listener: socket.socket, held_files: HeldFiles) -> None:
     """Answer every connection, one question at a time."""
     poller = select.poll()
     asking: dict[int, socket.socket] = {}
@@ -52,19 +52,19 @@ def serve(channel: socket.socket, listener: socket.socket, shelf: Shelf) -> None
                 connection.setblocking(False)
                 asking[connection.fileno()] = connection
                 poller.register(connection, select.POLLIN)
-            elif not answer(asking[descriptor], shelf):
+            elif not answer(asking[descriptor], held_files):
                 poller.unregister(descriptor)
                 asking.pop(descriptor).close()
 
 
-def answer(connection: socket.socket, shelf: Shelf) -> bool:
+def answer(connection: socket.socket, held_files: HeldFiles) -> bool:
     """Answer a question; False if there was none, and the connection is over."""
     try:
         packet, files, flags, _ = socket.recv_fds(connection, MAX_PACKET, MOST_FILES)
         if not packet:
             return False
         lost = flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)  # what came is not what was sent
-        said, found = shelf.answer(REFUSED if lost else packet, files)
+        said, found = held_files.answer(REFUSED if lost else packet, files)
         socket.send_fds(connection, [said], found) if found else connection.send(said)
     except OSError:
         return False

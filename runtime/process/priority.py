@@ -26,7 +26,7 @@ SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 """size, policy, flags, nice, priority, runtime (here the slice), deadline, period."""
 
 
-def come_first() -> None:
+def raise_priority() -> None:
     """Short slices for the calling thread and those that it starts; without effect where the kernel has none."""
     number = SCHED_SETATTR.get(platform.machine())
     if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -36,6 +36,6 @@ def come_first() -> None:
     ctypes.CDLL(None).syscall(number, 0, wanted, 0)
 
 
-def stand_back() -> None:
+def lower_priority() -> None:
     """A lower priority for the calling thread and those that it starts."""
     os.nice(NICENESS)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
+from slipstream.protocol.formats.answer import AnswerReader, calls_reader
 from slipstream.protocol.formats.calls import CallReader
-from slipstream.protocol.formats.formats import AnswerReader, Formats, calls_reader
+from slipstream.protocol.formats.formats import Formats
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.reader import Parsed
 from slipstream.protocol.formats.schemas import Schema, moved

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slipstream.protocol.formats.answer import AnswerReader
 from slipstream.protocol.formats.formats import (
     REASONING,
     TOOL_CALLS,
-    AnswerReader,
     Formats,
     formats_of,
     marks_of,

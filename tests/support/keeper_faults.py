@@ -4,45 +4,45 @@ from __future__ import annotations
 
 from recovery_faults import Fault
 
-SHELF = "runtime.keeping:Shelf"
+HELD_FILES = "runtime.keeping:HeldFiles"
 HELPER_RESTARTS = "runtime.supervision.spares:HelperRestarts"
 
 FAULTS = [
     Fault(
         "files-of-the-life-before-stay",
-        f"{SHELF}.answer",
+        f"{HELD_FILES}.answer",
         "self.forget(wanted)\n        self.files",
         "self.files",
     ),
-    Fault("only-some-files-are-kept", f"{SHELF}.answer", "list(files)", "list(files)[:1]"),
-    Fault("files-are-kept-in-another-order", f"{SHELF}.answer", "list(files)", "list(files)[::-1]"),
+    Fault("only-some-files-are-kept", f"{HELD_FILES}.answer", "list(files)", "list(files)[:1]"),
+    Fault("files-are-kept-in-another-order", f"{HELD_FILES}.answer", "list(files)", "list(files)[::-1]"),
     Fault(
         "all-names-are-one",
-        f"{SHELF}.answer",
+        f"{HELD_FILES}.answer",
         'wanted = name.decode(errors="replace")',
         "wanted = str(bool(name))",
     ),
     Fault(
         "what-is-fetched-is-gone",
-        f"{SHELF}.answer",
+        f"{HELD_FILES}.answer",
         "self.files.get(wanted, [])",
         "self.files.pop(wanted, [])",
     ),
-    Fault("nothing-is-found", f"{SHELF}.answer", "self.files.get(wanted, [])", "[]"),
-    Fault("files-that-nobody-wanted-stay-open", f"{SHELF}.answer", "self.close(file)"),
-    Fault("nothing-is-refused", f"{SHELF}.answer", "return REFUSED, []", "return DONE, []"),
-    Fault("no-files-take-the-place-of-some", f"{SHELF}.answer", "and wanted and files", "and wanted"),
-    Fault("files-without-a-name-are-kept", f"{SHELF}.answer", "and wanted and files", "and files"),
+    Fault("nothing-is-found", f"{HELD_FILES}.answer", "self.files.get(wanted, [])", "[]"),
+    Fault("files-that-nobody-wanted-stay-open", f"{HELD_FILES}.answer", "self.close(file)"),
+    Fault("nothing-is-refused", f"{HELD_FILES}.answer", "return REFUSED, []", "return DONE, []"),
+    Fault("no-files-take-the-place-of-some", f"{HELD_FILES}.answer", "and wanted and files", "and wanted"),
+    Fault("files-without-a-name-are-kept", f"{HELD_FILES}.answer", "and wanted and files", "and files"),
     Fault(
         "what-is-let-go-stays",
-        f"{SHELF}.answer",
+        f"{HELD_FILES}.answer",
         "if what == FORGET and wanted:\n        self.forget(wanted)",
         "if what == FORGET and wanted:",
     ),
-    Fault("files-that-are-let-go-stay-open", f"{SHELF}.forget", "self.close(file)"),
+    Fault("files-that-are-let-go-stay-open", f"{HELD_FILES}.forget", "self.close(file)"),
     Fault(
         "closed-files-are-handed-out",
-        f"{SHELF}.forget",
+        f"{HELD_FILES}.forget",
         "self.files.pop(name, [])",
         "self.files.get(name, [])",
     ),

@@ -1,6 +1,6 @@
 """The life of a keeper and of two executors in virtual time: all die at any instant, and some weights are of no use.
 
-What the keeper answers is the production `Shelf`, and when it comes again says the production `HelperRestarts`; who
+What the keeper answers is the production `HeldFiles`, and when it comes again says the production `HelperRestarts`; who
 asks is played here, and holds both to what weights need of them.
 """
 
@@ -10,7 +10,7 @@ import itertools
 import random
 from collections import Counter
 
-from slipstream.runtime.keeping import DONE, FETCH, FORGET, KEEP, REFUSED, Shelf
+from slipstream.runtime.keeping import DONE, FETCH, FORGET, KEEP, REFUSED, HeldFiles
 from slipstream.runtime.simulator import Simulator
 from slipstream.runtime.supervision.restarts import PERIOD_S
 from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, HelperRestarts
@@ -41,7 +41,7 @@ class KeeperLife:
     def __init__(self, seed: int) -> None:
         self.world, self.rng = Simulator(seed, {}), random.Random(seed)
         self.states = HelperRestarts()
-        self.shelf: Shelf | None = None
+        self.held_files: HeldFiles | None = None
         self.open: dict[int, tuple[bytes, int, int]] = {}
         """Files that the keeper has open: whose, of which weights, and the place of each among them."""
         self.numbers = itertools.count(3)
@@ -72,15 +72,15 @@ class KeeperLife:
 
     def keeper_ready(self, number: int) -> None:
         if self.states.number == number and self.keeper_begun > self.keeper_ended:
-            self.shelf = Shelf(self.closed)
+            self.held_files = HeldFiles(self.closed)
             self.states.on_ready(self.world.now)
 
     def keeper_dies(self) -> None:
         if self.keeper_begun <= self.keeper_ended:
             return
-        lasted = self.shelf is not None and self.world.now - self.keeper_begun - KEEPER_S >= PERIOD_S
+        lasted = self.held_files is not None and self.world.now - self.keeper_begun - KEEPER_S >= PERIOD_S
         self.short_lives = 1 if lasted else self.short_lives + 1
-        self.shelf, self.keeper_ended = None, self.world.now + 1e-9
+        self.held_files, self.keeper_ended = None, self.world.now + 1e-9
         self.open.clear()
         self.states.on_death(self.keeper_ended)
         self.look_again()
@@ -94,13 +94,13 @@ class KeeperLife:
 
     def ask(self, what: bytes, name: bytes, files: list[tuple[bytes, int, int]]) -> tuple[bytes, list[int]]:
         """Ask the keeper that there is."""
-        assert self.shelf is not None
+        assert self.held_files is not None
         given: list[int] = []
         for file in files:
             given.append(next(self.numbers))
             self.open[given[-1]] = file
-        said, found = self.shelf.answer(what + b" " + name, given)
-        held = sorted(file for kept in self.shelf.files.values() for file in kept)
+        said, found = self.held_files.answer(what + b" " + name, given)
+        held = sorted(file for kept in self.held_files.files.values() for file in kept)
         assert held == sorted(self.open), "a file is open that nobody keeps, or kept and not open"
         return said, found
 
@@ -110,12 +110,12 @@ class KeeperLife:
         executor.life += 1
         executor.ready, executor.weights = False, None
         life = executor.life
-        kept = None if self.shelf is None or executor.life == 1 else self.taken_over(executor)
+        kept = None if self.held_files is None or executor.life == 1 else self.taken_over(executor)
         if kept is not None and self.rng.random() < 0.1:  # it is of no use
             said, _ = self.ask(FORGET, executor.name, [])
             assert said == DONE
             kept = None
-        if kept is None and self.shelf is not None:
+        if kept is None and self.held_files is not None:
             assert all(owner != executor.name for owner, _, _ in self.open.values()), (
                 "weights are loaded although others are kept: they are there twice"
             )
@@ -150,7 +150,7 @@ class KeeperLife:
         """What its thread does: hand the files to each keeper."""
         if executor.life != life or executor.weights is None:
             return
-        if self.shelf is not None and held_by != self.states.number:
+        if self.held_files is not None and held_by != self.states.number:
             files = [
                 (executor.name, executor.weights, place) for place in range(self.pieces(executor.weights))
             ]
@@ -170,15 +170,15 @@ class KeeperLife:
 
     def stranger(self) -> None:
         """Somebody asks what makes no sense, or leaves files where they are not wanted."""
-        if self.shelf is None:
+        if self.held_files is None:
             return
         odd = self.rng.choice([(b"burn", NAMES[0], 2), (KEEP, b"", 1), (KEEP, NAMES[0], 0), (b"", b"", 0)])
         what, name, files = odd
-        before = {kept: list(own) for kept, own in self.shelf.files.items()}
+        before = {kept: list(own) for kept, own in self.held_files.files.items()}
         said, _ = self.ask(what, name, [(b"stranger", 0, place) for place in range(files)])
         assert said == REFUSED, "what makes no sense is done"
         self.ask(FETCH, NAMES[0], [(b"stranger", 0, 0)])
-        assert self.shelf.files == before, "a stranger changed what is kept"
+        assert self.held_files.files == before, "a stranger changed what is kept"
 
     # --- a life ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from slipstream.actors.text.grammars.calls import FORMATS, CallMarkup
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
-from slipstream.protocol.formats.formats import TOOL_CALLS, AnswerReader, marks_of
+from slipstream.protocol.formats.answer import AnswerReader
+from slipstream.protocol.formats.formats import TOOL_CALLS, marks_of
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.tools import Function, Offer, Tool, offer
 from slipstream.protocol.internal import Enqueue, Refused, Submit

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from ....runtime.process.priority import come_first
+from ....runtime.process.priority import raise_priority
 from .clock import DeviceClock
 from .device import Buffer
 
@@ -87,7 +87,7 @@ class CudaDevice:
     def watch(self) -> None:
         """Sleep until each event of ``notify`` has passed, so that the host waits for plans and results at once."""
         torch.cuda.set_device(self.device)
-        come_first()
+        raise_priority()
         assert self.completions_fd is not None
         try:
             while (event := self.watched.get()) is not None:

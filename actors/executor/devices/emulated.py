@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ....runtime.process.priority import come_first
+from ....runtime.process.priority import raise_priority
 from ..step.description import Step
 from ..step.fields import JOIN, PLACEHOLDER, UNWRITTEN
 from ..step.layout import ResultLayout, StepLayout
@@ -101,7 +101,7 @@ class EmulatedDevice:
             threading.Thread(target=self.watch, name="completions", daemon=True).start()
 
     def watch(self) -> None:
-        come_first()
+        raise_priority()
         assert self.completions_fd is not None
         while (passed_ns := self.watched.get()) is not None:
             sleep_until(passed_ns)

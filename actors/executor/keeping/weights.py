@@ -58,12 +58,12 @@ class KeptWeights:
             logger.warning(ANEW, "another rank has none that are of use")
             found = None
         if found is None:
-            self.let_go(files)
+            self.forget(files)
             return None
         try:
             model = model_of(found, attention_backend, batch_invariant, group, adapter_limits)
         except Exception as error:
-            self.let_go(files)
+            self.forget(files)
             if group is not None:
                 raise  # the others wait for this rank, which starts again with them
             logger.warning(OF_NO_USE, error)
@@ -97,7 +97,7 @@ class KeptWeights:
             logger.warning(OF_NO_USE, error)
             return None
 
-    def let_go(self, files: Sequence[int]) -> None:
+    def forget(self, files: Sequence[int]) -> None:
         """Have them kept no longer, if there are any."""
         if not files:
             return

@@ -72,7 +72,7 @@ class Known(msgspec.Struct, frozen=True):
     """Of the decoder, if it was replaced and that can be written down."""
 
 
-def what_it_took(
+def understanding_of(
     decoder: nn.Module,
     calls: dict[int, Call],
     sinks: dict[int, Tensor],

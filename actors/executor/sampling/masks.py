@@ -19,7 +19,7 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 from ....protocol.errors import InvalidRequest
 from ....protocol.internal import GrammarEnd, Join
 from ....protocol.sampling import Grammar
-from ...text.grammars.grammar import GrammarCompiler, said
+from ...text.grammars.grammar import GrammarCompiler, readable_error
 
 COMPILED_GRAMMARS = 32
 """Most compiled grammars that are cached, for requests that ask for the same one: an application has a handful, and
@@ -52,7 +52,7 @@ class Follower:
 
     def fail(self, error: str) -> None:
         self.matcher = None
-        self.error = f"{self.kind} cannot be followed to an end: {said(error)}"
+        self.error = f"{self.kind} cannot be followed to an end: {readable_error(error)}"
 
 
 @dataclass(slots=True)

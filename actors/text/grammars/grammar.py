@@ -181,10 +181,10 @@ class GrammarCompiler:
 
 def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
     """Why the grammar of a request is not taken."""
-    return InvalidRequest(f"{grammar.kind} cannot be followed: {said(reason)}")
+    return InvalidRequest(f"{grammar.kind} cannot be followed: {readable_error(reason)}")
 
 
-def said(reason: str) -> str:
+def readable_error(reason: str) -> str:
     """The library's error, without its own notation of the grammar."""
     text = " ".join(reason.replace("<non-verbose/>", "").split()).partition(" 1 | %llguidance")[0]
     if text == NOTHING_FOLLOWS:

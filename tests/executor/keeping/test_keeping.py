@@ -25,12 +25,12 @@ from slipstream.actors.executor.model.comparison import compared_tokens, paged_l
 from slipstream.actors.executor.model.fused import fuse, understand
 from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.understanding import Understanding, what_it_took
+from slipstream.actors.executor.model.understanding import Understanding, understanding_of
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_shard
 from slipstream.protocol.internal import Adapter
-from slipstream.runtime.keeping import MOST_FILES, Shelf
+from slipstream.runtime.keeping import MOST_FILES, HeldFiles
 from tiny_models import FAMILIES, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -40,16 +40,16 @@ class OwnShelf:
     """A keeper in this process."""
 
     def __init__(self) -> None:
-        self.shelf = Shelf()
+        self.held_files = HeldFiles()
 
     def hold(self, files: list[int]) -> None:
-        self.shelf.answer(b"keep weights", [os.dup(file) for file in files])
+        self.held_files.answer(b"keep weights", [os.dup(file) for file in files])
 
     def fetch(self) -> list[int]:
-        return [os.dup(file) for file in self.shelf.answer(b"fetch weights", [])[1]]
+        return [os.dup(file) for file in self.held_files.answer(b"fetch weights", [])[1]]
 
     def forget(self) -> None:
-        self.shelf.answer(b"forget weights", [])
+        self.held_files.answer(b"forget weights", [])
 
 
 @pytest.fixture
@@ -142,11 +142,11 @@ def test_what_another_decoder_was_understood_by_is_of_no_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def other(*given: Any) -> Understanding:
-        found = what_it_took(*given)
+        found = understanding_of(*given)
         assert found is not None
         return msgspec.structs.replace(found, answers=answers)
 
-    monkeypatch.setattr(fuse, "what_it_took", other)
+    monkeypatch.setattr(fuse, "understanding_of", other)
     folder = make_checkpoint("llama", tmp_path / "llama")
     load_model(str(folder), device=CPU, around=kept.keeping)
     assert kept.taken_over(str(folder), CPU, "torch") is None

@@ -23,7 +23,7 @@ from ..paged_model import PagedModel
 from ..quantization.linear import QuantizedLinear
 from ..quantization.linear import joined as joined_quantized
 from ..quantization.stacked import stacked
-from ..understanding import Answers, Understanding, what_it_took
+from ..understanding import Answers, Understanding, understanding_of
 from .decoder import Attention, Decoder, FeedForward, Layer, TransformersMlp
 from .operations import Operations, TorchOperations
 from .understand import (
@@ -63,7 +63,7 @@ def fuse(
             if known is None:
                 observed, answers = observe(decoder), Answers()
                 parts = understand(decoder, observed, answers)
-                known = what_it_took(decoder, observed.calls, observed.sinks, observed.tuples, answers)
+                known = understanding_of(decoder, observed.calls, observed.sinks, observed.tuples, answers)
             else:
                 parts = understood_again(decoder, known)
             if not checked:
