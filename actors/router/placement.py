@@ -9,6 +9,7 @@ from ...protocol.errors import InvalidRequest, Overloaded, SlipstreamError
 from .choice import choose
 from .open_requests import OpenRequests, Routed
 from .replica import SILENT_S, Replica
+from .timers import ReplicaTimers
 
 MOST_LOSSES = 3
 """A request that was open at this many services that went, one after the other, while nothing of it came from any, may
@@ -36,18 +37,15 @@ class Placement:
         *,
         fail: Callable[[Routed, SlipstreamError], None],
         end_aborted: Callable[[Routed, float], None],
-        check_by: Callable[[float], None],
-        set_timer: Callable[[Replica], None],
+        timers: ReplicaTimers,
     ) -> None:
-        """``fail`` and ``end_aborted`` end a request that no service ends; ``check_by`` says when to try again;
-        ``set_timer`` is called when a service was sent something."""
+        """``fail`` and ``end_aborted`` end a request that no service ends."""
         self.open = open
         self.replicas = replicas
         self.counters = counters
         self.fail = fail
         self.end_aborted = end_aborted
-        self.check_by = check_by
-        self.set_timer = set_timer
+        self.timers = timers
         self.candidates: list[Replica] = []
         """Services that take requests: those that answer, or, where none does, the others."""
         self.candidate_set: frozenset[Replica] = frozenset()
@@ -100,7 +98,7 @@ class Placement:
         request.go_to(replica)
         replica.prefixes.note(request.hashes, min(MOST_KNOWN // len(self.replicas), MOST_KNOWN_OF_ONE))
         self.open.waiting.pop(request, None)
-        self.set_timer(replica)
+        self.timers.set(replica)
 
     def wait(self, request: Routed, now: float) -> None:
         """No service can take it now. One that no service has taken yet is refused if all of them are full."""
@@ -116,7 +114,7 @@ class Placement:
             self.fail(request, SlipstreamError(self.nobody(), code="unavailable"))
             return
         self.open.waiting[request] = None
-        self.check_by(now + RETRY_S)
+        self.timers.check_by(now + RETRY_S)
 
     def nobody(self) -> str:
         """Why no service takes a request."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from .replica import Replica
+
+LEAST_BETWEEN_CHECKS_S = 0.02
+"""Between two checks: of a thousand services, the timer of one fires every millisecond."""
 
 
 class ReplicaTimers:
     """A heap of times. Each service is in it with the earliest time that was set since it was last checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake_by: Callable[[float], None]) -> None:
+        """``wake_by`` wakes the router at a time, or before."""
+        self.wake_by = wake_by
         self.heap: list[tuple[float, int, Replica]] = []
         self.added = 0
+        self.check_at = 0.0
+        """When the next timer fires, or a request tries again to find a service."""
+        self.checked_at = float("-inf")
 
     def set(self, replica: Replica) -> None:
         """Fire when ``replica`` is due, or earlier if an earlier time was set before."""
@@ -21,6 +30,13 @@ class ReplicaTimers:
             replica.check_at = due
             self.added += 1
             heapq.heappush(self.heap, (due, self.added, replica))
+        if self.next < self.check_at:
+            self.check_by(self.next)
+
+    def check_by(self, when: float) -> None:
+        """Check the services that are due, and the requests that wait for one, at this time or before."""
+        self.check_at = min(self.check_at, max(when, self.checked_at + LEAST_BETWEEN_CHECKS_S))
+        self.wake_by(self.check_at)
 
     @property
     def next(self) -> float:
@@ -28,6 +44,7 @@ class ReplicaTimers:
 
     def take(self, now: float) -> list[Replica]:
         """The replicas whose timers have fired; each is set again when it is given to ``set``."""
+        self.check_at, self.checked_at = float("inf"), now
         found: list[Replica] = []
         while self.heap and self.heap[0][0] <= now:
             due, _, replica = heapq.heappop(self.heap)

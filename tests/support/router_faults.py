@@ -13,6 +13,7 @@ from fleet import (
 )
 from recovery_faults import Fault
 
+EVENTS = "actors.router.service_events:ServiceEvents"
 ROUTER = "actors.router.router:Router"
 ADMISSION = "actors.router.admission:Admission"
 PLACEMENT = "actors.router.placement:Placement"
@@ -107,26 +108,26 @@ FAULTS = [
     ),
     Fault(
         "deltas-are-dropped",
-        f"{ROUTER}.take_in",
+        f"{EVENTS}.take_in",
         "self.connections.send_deltas(connection, items, now)",
         fails=services_die,
     ),
     Fault(
         "an-error-is-dropped",
-        f"{ROUTER}.take_in",
+        f"{EVENTS}.take_in",
         "failed.append(request)",
         fails=services_drain,
     ),
     Fault(
         "an-error-stays-with-the-stream",
-        f"{ROUTER}.on_failed",
+        f"{EVENTS}.on_failed",
         "error, stream.error = stream.error, None",
         "error = stream.error",
         fails=services_drain,
     ),
     Fault(
         "the-end-of-a-service-fails-its-requests",
-        f"{ROUTER}.on_failed",
+        f"{EVENTS}.on_failed",
         'elif error.code == "unavailable":',
         "elif False:",
         fails=services_drain,
