@@ -175,17 +175,12 @@ class TritonAttention:
         kv_heads, key_dim, value_dim = keys.shape[2], keys.shape[3], values.shape[3]
         group = query.shape[1] // kv_heads
         device = device_limits(query.device)
-        kind = "several"
-        if single:
-            kind = "many" if len(batch.rows) * kv_heads >= MANY * device.multiprocessors else "few"
+        few = len(batch.rows) * kv_heads < MANY * device.multiprocessors
+        kind = "several" if not single else "few" if few else "many"
         tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, kind, device.shared_memory)
         queries = max(pad(group), 0 if single else tile.queries)
         tokens = 1 if single else queries // group
-        target = max(2, triton.cdiv(WAVES * tile.resident * device.multiprocessors, kv_heads))
-
-        plan = self._plan_of(
-            batch, single, tokens, window, chunked, tile, target, kv_heads, device.multiprocessors
-        )
+        plan = self._plan_of(batch, single, tokens, window, chunked, tile, kv_heads, device.multiprocessors)
         results, sums = plan.room(tokens * group, value_dim)
         block_size = keys.shape[1]
         if single and scales is not None and in_pairs(key_dim, value_dim):
@@ -233,13 +228,13 @@ class TritonAttention:
         window: int,
         chunked: bool,
         tile: Tile,
-        target: int,
         kv_heads: int,
         multiprocessors: int,
     ) -> AttentionPlan:
         """The plan of this step, made once for all layers that are alike."""
-        key = (single, tokens, window, chunked, tile, target, kv_heads)
+        key = (single, tokens, window, chunked, tile, kv_heads)
         if key not in self._plans:
+            target = max(2, triton.cdiv(WAVES * tile.resident * multiprocessors, kv_heads))
             self._plans[key] = make_plan(
                 batch,
                 single=single,

@@ -22,6 +22,7 @@ that are on the device at once takes as long to begin and to end as ``OVERHEAD``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -74,6 +75,46 @@ class AttentionPlan:
         return sums.new_empty(*sums.shape, value_dim), sums
 
 
+class PlanSizes(NamedTuple):
+    """What the host knows of a plan: the same for all steps within the bounds of a batch."""
+
+    items: int
+    """The number of items that it has room for."""
+    results: int
+    """Those of them that can be one of several splits of a tile, whose results are combined."""
+    target: int
+    """Items that are enough for the device."""
+    most_splits: int
+    """Most splits of a tile; 1: no tile is split."""
+
+
+def sizes_of(
+    batch: PagedBatch,
+    *,
+    single: bool,
+    tokens: int,
+    window: int,
+    keys: int,
+    least: int,
+    target: int,
+    split: int,
+) -> PlanSizes:
+    """The sizes of the plan that `make_plan` makes with the same arguments."""
+    num_rows, num_tokens = len(batch.rows), len(batch.write_index)
+    if single:
+        tiles, most_splits = num_rows, min(MAX_SPLITS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
+    else:
+        # As many as are full, one for the rest of each row, and one for what belongs to no row.
+        tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
+        most_splits = MAX_SPLITS if tiles <= target else 1
+    if split:
+        most_splits = triton.cdiv(batch.max_kv_len, split) if single and not window else 1
+        most_splits = most_splits if tiles * most_splits <= MOST_FIXED else 1
+        target = tiles * most_splits
+    items = min(tiles + target, tiles * most_splits) if most_splits > 1 else tiles
+    return PlanSizes(items, min(items, target), target, most_splits)
+
+
 def make_plan(
     batch: PagedBatch,
     *,
@@ -100,20 +141,10 @@ def make_plan(
     ``split``: splits have this many keys, counted from the first position, whatever the load is; with a window there
     is one.
     """
-    num_rows, num_tokens = len(batch.rows), len(batch.write_index)
-    if single:
-        tiles, most_splits = num_rows, min(MAX_SPLITS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
-    else:
-        # As many as are full, one for the rest of each row, and one for what belongs to no row.
-        tiles = num_tokens // tokens + min(num_rows, num_tokens // 2) + 1
-        most_splits = MAX_SPLITS if tiles <= target else 1
-    if split:
-        most_splits = triton.cdiv(batch.max_kv_len, split) if single and not window else 1
-        most_splits = most_splits if tiles * most_splits <= MOST_FIXED else 1
-        target = tiles * most_splits
+    items, results, target, most_splits = sizes_of(
+        batch, single=single, tokens=tokens, window=window, keys=keys, least=least, target=target, split=split
+    )
     is_split = most_splits > 1
-    items = min(tiles + target, tiles * most_splits) if is_split else tiles
-    results = min(items, target)
     device = batch.rows.device
     plan = AttentionPlan(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
@@ -125,8 +156,8 @@ def make_plan(
         batch.rows,
         batch.kv_lens,
         batch.query_start,
-        num_rows,
-        num_tokens,
+        len(batch.rows),
+        len(batch.write_index),
         items,
         results,
         target,

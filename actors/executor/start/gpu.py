@@ -51,9 +51,7 @@ def on_gpu(
     else:
         context.phase("take room")
         step_bytes, room = known.step_bytes, known.room
-        torch.cuda.empty_cache()  # weights may have been loaded anew
-        if not device.has_room(room):
-            raise step_too_large(options, buckets.mixed[-1])
+        require_room(room, options, device, buckets)
     layers = len(model.layout.layers)
     reserved = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
@@ -69,9 +67,7 @@ def on_gpu(
     )
     if capturing is not None and (known is None or mode == "start"):
         context.phase("capture graphs")
-        capturing.capture_next()  # the largest: the others fit into its memory, whichever comes first
-        while mode == "start" and capturing.capture_next() is not None:
-            pass
+        capture_at_start(capturing, everything=mode == "start")
     if known is None:
         context.phase("warm up")
         run = program.run if graphed is None else graphed.run
@@ -87,6 +83,13 @@ def on_gpu(
     return engine
 
 
+def capture_at_start(capturing: Capturing, *, everything: bool) -> None:
+    """Capture the largest graph, since the others fit into its memory, and with ``everything`` those too."""
+    capturing.capture_next()
+    while everything and capturing.capture_next() is not None:
+        pass
+
+
 def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
@@ -100,6 +103,13 @@ def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
             f"cuda_graphs={asked!r} is not possible: {uncapturable}; leave out --cuda-graphs"
         )
     return asked, ""
+
+
+def require_room(room: int, options: ExecutorOptions, device: CudaDevice, buckets: Buckets) -> None:
+    """Take the memory that steps needed when they were measured, or raise where it is not there any more."""
+    torch.cuda.empty_cache()  # weights may have been loaded anew
+    if not device.has_room(room):
+        raise step_too_large(options, buckets.mixed[-1])
 
 
 def measure(

@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from ..drill.streams import StreamsDrill
 
 
+def target(name: str) -> str:
+    """What ``--kill`` names."""
+    from ..drill.replicas import TARGETS
+    from ..protocol.actors import ACTORS
+
+    if name in (*ACTORS, *TARGETS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
+        return name
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is no actor; give {', '.join(ACTORS)}, a further rank such as executor.1, or all;"
+        f" with --replicas {' or '.join(TARGETS)}"
+    )
+
+
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..arguments import add_json, count
     from ..drill.actors import FAULTS
     from ..drill.answers import DEVICES
-    from ..drill.replicas import TARGETS
-    from ..protocol.actors import ACTORS
-
-    def target(name: str) -> str:
-        if name in (*ACTORS, *TARGETS, "all") or re.fullmatch(r"executor\.[1-9][0-9]?", name):
-            return name
-        raise argparse.ArgumentTypeError(
-            f"{name!r} is no actor; give {', '.join(ACTORS)}, a further rank such as executor.1, or all;"
-            f" with --replicas {' or '.join(TARGETS)}"
-        )
 
     parser.add_argument(
         "--kill",

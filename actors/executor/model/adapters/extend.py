@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
     columns: int
     """Columns of K that are multiplied at once."""
     splits: int
-    """Most parts of K."""
+    """Most splits of K."""
     copied: int
     """Columns of K that are copied at once."""
     warps: int
@@ -64,7 +64,7 @@ def _extend_kernel(
     ids,  # int32 [T]
     out,  # [T, K + TAIL]
     sums,  # float32 [SPLITS, T, RANKS]
-    arrived,  # int32 [programs of one part], zero before and after
+    arrived,  # int32 [programs of one split], zero before and after
     tokens,
     state_stride,
     K: tl.constexpr,
@@ -72,7 +72,7 @@ def _extend_kernel(
     RANKS: tl.constexpr,
     TAIL: tl.constexpr,
     SPLITS: tl.constexpr,
-    STEPS: tl.constexpr,  # of COLUMNS each that a part has
+    STEPS: tl.constexpr,  # of COLUMNS each that a split has
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     COLUMNS: tl.constexpr,

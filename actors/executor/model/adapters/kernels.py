@@ -36,13 +36,13 @@ class Tiles(NamedTuple):
     columns: int
     """Columns of K that are multiplied at once."""
     splits: int
-    """Most parts of K, in the first product."""
+    """Most splits of K, in the first product."""
     outputs: int
     """Outputs of N that a program of the second product has."""
     warps: int
 
     def splits_of(self, width: int) -> int:
-        """Parts of ``width`` columns, each of which has some."""
+        """The number of splits of ``width`` columns, each of which has some."""
         steps = triton.cdiv(width, self.columns)
         return triton.cdiv(steps, triton.cdiv(steps, self.splits))
 

@@ -313,6 +313,12 @@ def understand_layer(
         norms=norms,
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
     )
+    understand_mlp(mlp, found, answers)
+    return found
+
+
+def understand_mlp(mlp: nn.Module, found: LayerParts, answers: Answers) -> None:
+    """Find the weights of a gated MLP; what is anything else stays as it is, ``found.whole_mlp``."""
     parts = dict(mlp.named_children())
     act_fn = parts.pop("act_fn", None) or parts.pop("activation_fn", None)
     activation = answers.ask(lambda: activation_of(act_fn))
@@ -320,7 +326,6 @@ def understand_layer(
         found.gate_up = linears(parts, ("gate_proj", "up_proj"), ("gate_up_proj",))
         found.down = linears(parts, ("down_proj",))[0]
         found.activation, found.whole_mlp = activation, None
-    return found
 
 
 KNOWN_LINEARS = (nn.Linear, SummedLinear, QuantizedLinear, SummedQuantized)
