@@ -322,6 +322,19 @@ def test_a_conversation_of_many_messages_is_rendered_in_turns() -> None:
     assert actor.progress - before >= 8000 // prompts.OUTPUTS_AT_ONCE
 
 
+def test_a_template_that_looks_at_all_messages_for_each_is_rendered_in_turns() -> None:
+    """One of 1,300 took slices of 4 s, in which nobody else's prompt was encoded."""
+    template = "{% for m in messages %}{{ m.role }}{% for n in messages %}{% endfor %}{% endfor %}"
+    actor = actor_of(byte_level(), template)
+    messages = [{"role": "u", "content": ""}] * 450
+    assert len(messages) < prompts.OUTPUTS_AT_ONCE
+    assert actor.receive("gateway", submit(1, messages), 0.0) == []
+    before = actor.progress
+    assert [type(m) for m in run(actor)] == [Tokenized, Enqueue]
+    pauses = 450 * 450 // (prompts.ITERATIONS_AT_ONCE + 450)
+    assert actor.progress - before >= pauses > 10
+
+
 ROUND = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 

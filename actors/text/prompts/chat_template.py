@@ -24,7 +24,6 @@ from ..vocabulary.tokenizer_files import special_tokens
 from .conversation import Message, Style
 from .iterations import (
     COUNT_ITERATION,
-    FEWEST_ITERATIONS,
     ITERATIONS,
     TRIAL_ITERATIONS,
     EndlessTemplate,
@@ -122,9 +121,10 @@ class ChatTemplate:
         given: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
-        iterations: int = FEWEST_ITERATIONS,
+        iterations: Iterations | None = None,
     ) -> Iterator[str]:
-        """The prompt for an answer to ``messages``, in parts as the template writes it, in at most ``iterations``.
+        """The prompt for an answer to ``messages``, in parts as the template writes it; ``iterations`` tells how many
+        it has left.
 
         ``given`` are ``tools`` and whatever else this template knows. ``InvalidRequest`` if the template does not
         take what it is given.
@@ -145,7 +145,7 @@ class ChatTemplate:
             )
         try:
             yield from self.template.generate(
-                {"tools": None, "documents": None, ITERATIONS: Iterations(iterations, len(messages))}
+                {"tools": None, "documents": None, ITERATIONS: iterations or Iterations(len(messages))}
                 | self.special_tokens
                 | given,
                 messages=messages,
@@ -210,7 +210,7 @@ class ChatTemplate:
 
     def attempt(self, messages: list[Message]) -> str | None:
         try:
-            return "".join(self.write(messages, iterations=TRIAL_ITERATIONS))
+            return "".join(self.write(messages, iterations=Iterations(len(messages), TRIAL_ITERATIONS)))
         except InvalidRequest:
             return None
 

@@ -22,7 +22,7 @@ TRIAL_ITERATIONS = 3_000
 class Iterations:
     """The iterations that one rendering has left."""
 
-    def __init__(self, fewest: int, messages: int) -> None:
+    def __init__(self, messages: int, fewest: int = FEWEST_ITERATIONS) -> None:
         """Allow ``fewest``, and twice what a template needs that looks at all messages again for each of them."""
         self.most = self.left = fewest + 2 * messages * messages
 

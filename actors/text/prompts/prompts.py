@@ -20,6 +20,7 @@ from .chat_template import ChatTemplates, Clock, load_chat_templates
 from .control_tokens import Sanitizer
 from .conversation import measure, plain_messages, plain_tools
 from .cutting import LONGEST_PART, PART, Cutter, encode
+from .iterations import Iterations
 
 MAX_PROMPT_BYTES = 4 * 1024 * 1024
 """Most bytes of UTF-8 in a prompt or in a rendered conversation, where the options name no other limit."""
@@ -32,8 +33,11 @@ Steps = Generator[int, None, "array[int]"]
 left to do; what it returns in the end are the ids."""
 
 OUTPUTS_AT_ONCE = 500
-"""Pieces of text that a chat template writes between two pauses; most take microseconds, some templates look at all
-messages again for each."""
+"""Pieces of text that a chat template writes between two pauses; most take microseconds."""
+
+ITERATIONS_AT_ONCE = 10_000
+"""Iterations of a chat template between two pauses, about 50 ms: some templates look at all messages again for each
+piece that they write."""
 
 WHAT = {"prompt": "the prompt", "messages": "the conversation"}
 
@@ -130,7 +134,11 @@ class Prompts:
         plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style, template.keys)
         if self.sanitizer is not None:
             plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
-        written = template.write(plain, given, add_generation_prompt=ending.add_generation_prompt)
+        iterations = Iterations(len(plain))
+        pause_at = iterations.left - ITERATIONS_AT_ONCE
+        written = template.write(
+            plain, given, add_generation_prompt=ending.add_generation_prompt, iterations=iterations
+        )
         texts: list[str] = []
         characters = 0
         for number, text in enumerate(written, 1):
@@ -138,7 +146,8 @@ class Prompts:
             characters += len(text)
             if characters > self.max_prompt_bytes:
                 raise self.too_long("messages", f"more than {self.max_prompt_bytes}")
-            if number % OUTPUTS_AT_ONCE == 0:
+            if number % OUTPUTS_AT_ONCE == 0 or iterations.left <= pause_at:
+                pause_at = iterations.left - ITERATIONS_AT_ONCE
                 yield max(characters, PART)
         # The template writes the special tokens itself.
         text = ending.cut("".join(texts), plain)
