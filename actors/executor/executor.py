@@ -1,4 +1,8 @@
-"""The executor: takes plans, keeps the pipeline full, sends back tokens."""
+"""The executor: takes plans, keeps the pipeline full, sends back tokens.
+
+What else it has to do is done in pieces, each at a wake of its own, so that no plan waits long: it reads an adapter
+that is being loaded, and does background work, such as the capture of graphs.
+"""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Liveness:
 
     @property
     def due(self) -> float | None:
-        """When the next probe, or the end of the step_limit, is due."""
+        """When the next probe is due, or a limit is reached, whichever comes first."""
         if not self.awake or self.hangs_at is None:
             return None
         return self.hangs_at if self.asked else min(self.hangs_at, self.heard_at + self.every_s)
