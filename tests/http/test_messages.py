@@ -369,7 +369,7 @@ def test_an_error_that_is_found_before_the_endpoint_has_the_same_form() -> None:
     assert open_to_all.post("/v1/messagesx", {}).json.keys() == {"error"}
 
 
-@pytest.mark.parametrize("given", ["{", [1], 5, [], 0, False])
+@pytest.mark.parametrize("given", ["{a", [1], 5, [], 0, False])
 def test_arguments_that_are_no_object_are_refused_under_the_name_that_the_caller_wrote(given: Any) -> None:
     call = {"type": "tool_use", "id": "c", "name": "weather", "input": given}
     asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [call]}]
