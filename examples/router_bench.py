@@ -175,7 +175,7 @@ def placing(services: int) -> tuple[float, float]:
         loop.router.receive(b"a", ClientMessage(b"a", asked), 0.0)
     placed = time.process_time()
     for _ in range(looks):
-        loop.router.look_after_services(0.5)
+        loop.router.events.check_replicas(0.5)
     return (placed - begun) / requests, (time.process_time() - placed) / looks
 
 
