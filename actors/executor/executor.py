@@ -69,9 +69,9 @@ class Executor(StepActor):
             self.full_speed_at = None
         self.repeats = repeats
         self.rest_until = 0.0
-        """When the next piece may be done between steps."""
+        """When the next piece of background work may be done between steps."""
         self.busy_at = -IDLE_S
-        """When there was something to run last."""
+        """When there was last something to run."""
         self.masks = masks or Masks(None, 0)
         self.capacity = capacity
         self.scheduler_is_new = False
@@ -182,7 +182,7 @@ class Executor(StepActor):
         return (self.pipeline.idle and now >= self.busy_at + IDLE_S) or self.may_catch_up(now)
 
     def look_again(self) -> None:
-        """When there may be time, if nothing comes."""
+        """Wake when there may be time for background work, if nothing comes."""
         if self.background_work is not None and self.pipeline.idle:
             self.wake_at = self.busy_at + IDLE_S
 

@@ -31,6 +31,10 @@ from .restarts import INTENSITY, TRIES, Restarts
 from .status import Status
 from .stop_requests import StopRequests
 
+START_TIMEOUT_S = 600.0
+"""Time in which all children must be ready: the weights of a large model may come from a slow disk, and one that waits
+for longer is to hear which actor it waits for."""
+
 AWAY_S = 1.0
 """A supervisor that comes this much late out of a wait was itself stopped."""
 
@@ -51,7 +55,6 @@ class Supervisor:
         notify: Notify,
         *,
         collect_output: bool = False,
-        start_timeout_s: float = 600.0,
     ) -> None:
         """``collect_output``: what children print goes through the log instead of straight to standard error."""
         self.specs = [spec for spec in specs if spec.role not in HELPERS]
@@ -62,7 +65,6 @@ class Supervisor:
         """On the directory, for life, each time that it had to be made again."""
         self.collect_output = collect_output
         self.notify = notify
-        self.start_timeout_s = start_timeout_s
         self.children: dict[str, Child] = {}
         self.epoch = 0
         self.serving = False
@@ -92,7 +94,7 @@ class Supervisor:
 
     def start(self) -> bool:
         """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
-        deadline = time.monotonic() + self.start_timeout_s
+        deadline = time.monotonic() + START_TIMEOUT_S
         self.start_helpers()
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
@@ -163,7 +165,7 @@ class Supervisor:
             if left <= 0:
                 slow = self.starting()
                 raise SlipstreamError(
-                    f"not ready within {self.start_timeout_s:g} s: {', '.join(slow)}; a large model may need longer"
+                    f"not ready within {START_TIMEOUT_S:g} s: {', '.join(slow)}; a large model may need longer"
                 )
             self.run_once(left)
             if self.stopping:

@@ -68,7 +68,8 @@ class AttentionPlan:
     them have been computed. There are no more results than this has places. None: no tile can be in several splits."""
 
     def room(self, queries: int, value_dim: int) -> tuple[Tensor | None, Tensor | None]:
-        """For results of splits, float32 [results, kv_heads, queries, value_dim], and their sums, without the last."""
+        """Memory for results of splits, float32 [results, kv_heads, queries, value_dim], and their sums, without the
+        last dimension."""
         if self.arrived is None:
             return None, None
         sums = torch.empty(*self.arrived.shape, queries, dtype=torch.float32, device=self.arrived.device)

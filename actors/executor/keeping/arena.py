@@ -17,7 +17,7 @@ ALIGNMENT = 512
 """Bytes; as torch places what it allocates on a GPU."""
 
 PIECE_BYTES = 1 << 30
-"""Of a piece at least: memory is taken piece by piece, while what was copied into the one before is given back."""
+"""Least bytes of a piece: memory is taken piece by piece, while what was copied into the one before is given back."""
 
 
 def aligned(nbytes: int, to: int = ALIGNMENT) -> int:
@@ -54,13 +54,13 @@ class Pages(Protocol):
 class Arena:
     """A range of ``nbytes``, filled from its beginning to its end. It lives as long as the process."""
 
-    def __init__(self, pages: Pages, nbytes: int, piece_bytes: int = PIECE_BYTES) -> None:
-        least = max(piece_bytes, -(-nbytes // (MOST_FILES - 1)))
+    def __init__(self, pages: Pages, nbytes: int) -> None:
+        least = max(PIECE_BYTES, -(-nbytes // (MOST_FILES - 1)))
         self.pages = pages
         self.piece_bytes = aligned(min(least, max(1, nbytes)), pages.granularity)
         self.nbytes = aligned(max(1, nbytes), self.piece_bytes)
         self.files: list[int] = []
-        """Of the pieces, in their order."""
+        """The open files of the pieces, in the order of the pieces."""
         self.filled = 0
         pages.reserve(self.nbytes)
 

@@ -37,19 +37,19 @@ class StoredTensor(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct):
-    """Of one model."""
+    """What a keeper has of one model: where each tensor lies, and what else was found out when it was loaded."""
 
     dtype: str
-    """Of the model."""
+    """The name of the model's dtype."""
     told: str
     """`PagedModel.weights_told`."""
     unfused_because: str
     """`PagedModel.unfused_because`."""
     tensors: dict[str, StoredTensor]
     blocks: dict[str, tuple[int, int]]
-    """Of layers whose weights are quantized: how many rows and columns share a scale."""
+    """For each layer whose weight is quantized, how many rows and columns share a scale."""
     piece_bytes: int
-    """Of the arena."""
+    """``Arena.piece_bytes``."""
     tails: bool
     """Adapters are written between the weights, so that nothing can protect these."""
     known: Known
@@ -187,7 +187,7 @@ def bytes_of(model: PagedModel, named: list[Named]) -> int:
 
 
 def tensors_of(model: PagedModel, parameters: list[Named]) -> list[Tensor]:
-    """Those of transformers, and those that were made of them."""
+    """The model's tensors: the parameters of transformers, and what was made of them."""
     return [*(each.tensor for each in parameters), *model.transformer.parameters()]
 
 

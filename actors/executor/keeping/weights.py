@@ -31,7 +31,7 @@ OF_NO_USE = "the weights are loaded anew: those that are kept are of no use: %s"
 
 
 class KeptWeights:
-    """Those of one rank that a keeper has, or will have. It is handed open files: the table, then the arena's."""
+    """The weights of one rank that a keeper has, or will have. It is handed open files: the table, then the arena's."""
 
     def __init__(self, path: str, rank: int = 0) -> None:
         """``path``: where the keeper is asked."""

@@ -51,14 +51,14 @@ class Answers:
 
 
 class Understanding(msgspec.Struct, frozen=True):
-    """Of one decoder."""
+    """What one decoder was understood by, so that it can be replaced again without being run."""
 
     calls: dict[int, Call]
-    """By layer."""
+    """The attention call of each layer."""
     sinks: dict[int, str]
-    """By layer: the name of the parameter that its attention was given as such."""
+    """For each layer whose attention has sinks, the name of the parameter that holds them."""
     tuples: dict[int, bool]
-    """By layer: whether its feed-forward module returns a tuple."""
+    """For each layer, whether its feed-forward module returns a tuple."""
     answers: list[float | int | str]
     """As of ``Answers``."""
 

@@ -23,7 +23,7 @@ MOST_BYTES = 2 << 20
 it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
 PROGRAMS = 128
-"""Of a kernel, at most: few enough to run at the same time on any GPU."""
+"""Most programs of a kernel: few enough to run at the same time on any GPU."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -51,7 +51,7 @@ class PeerExchange:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of every kernel."""
+        """The arguments that every kernel has."""
         _, size, most_words = self.halves.shape
         tensors = {"halves": self.halves, "peers": self.peers, "current": self.current}
         return tensors | {
@@ -120,7 +120,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def shape_of_halves(size: int, most_bytes: int) -> tuple[int, int, int]:
-    """For ``size`` ranks, each of which is sent ``most_bytes`` by all others together."""
+    """The shape of the halves where each of ``size`` ranks is sent ``most_bytes`` by all others together."""
     return 2, size, most_bytes // ((size - 1) * WORD * TILE) * TILE
 
 
@@ -214,7 +214,7 @@ def together(group: RankGroup, device: torch.device, attempt: Callable[[], T]) -
 
 
 def gathered(group: RankGroup, device: torch.device, own: bytes) -> list[bytes]:
-    """As many bytes of each rank, in their order."""
+    """The bytes of each rank, as many as are ``own``, in the order of ranks."""
     sent = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(device)
     found = bytes(group.gather(sent[None], group.size * len(own))[0].tolist())
     return [found[start : start + len(own)] for start in range(0, len(found), len(own))]

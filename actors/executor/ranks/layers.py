@@ -62,7 +62,7 @@ class Summed(nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
     def unsummed(self, input: Tensor) -> Unsummed:
-        """What this rank has of the outputs."""
+        """This rank's summand of the outputs."""
         if self.of_whole:
             input = input.tensor_split(self.group.size, -1)[self.group.rank]
         products = self.multiply(input)

@@ -46,7 +46,7 @@ def import_model(options: ExecutorOptions) -> None:
 
 
 def import_kernels() -> None:
-    """Those of a GPU, and what Triton does once a process; nothing of it asks for the GPU."""
+    """Import the kernels of a GPU, and have Triton do what it does once a process; nothing of it asks for the GPU."""
     from triton.runtime import build
     from triton.runtime.cache import triton_key
 
@@ -60,7 +60,8 @@ def import_kernels() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """For imports: what they make stays. To look through it for cycles, again and again, is a fifth of their time."""
+    """No garbage is collected while modules are imported, since what they make stays. To look through it for cycles,
+    again and again, is a fifth of their time."""
     gc.disable()
     try:
         yield

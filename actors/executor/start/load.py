@@ -80,7 +80,7 @@ def meet_ranks(context: StartContext, options: ExecutorOptions, where: torch.dev
 def load_adapters(
     context: StartContext, options: ExecutorOptions, model: PagedModel
 ) -> LoadedAdapters | None:
-    """Those that are there from the start, into places of this incarnation's own; None: there is room for none."""
+    """Load the adapters that are there from the start, into places of this incarnation; None: no room for any."""
     if not options.max_loras:
         return None
     context.phase("load adapters")
@@ -117,7 +117,8 @@ def make_skeleton(options: ExecutorOptions) -> Skeleton:
 
 
 def adapter_limits_of(options: ExecutorOptions, where: torch.device) -> AdapterLimits | None:
-    """For adapters in the weights themselves. On a CPU these have none: forks share what nothing ever writes to."""
+    """The limits of adapters that lie in the weights themselves. On a CPU none do (None): forks share what nothing ever
+    writes to."""
     from ..model.adapters.limits import AdapterLimits
 
     return (

@@ -85,7 +85,7 @@ class GraphedProgram:
         """The graphs that are still to be captured."""
 
     def forward_keys(self) -> list[ForwardKey]:
-        """Those of the forward passes of all sizes, the largest first.
+        """The keys of the forward passes of all sizes, the largest first.
 
         Where the model keeps states, only steps that decode: chunks of prompts are run by their own lengths.
         """

@@ -53,7 +53,7 @@ TILES = (
 
 
 def of_size(tokens: int, each: tuple[T, T, T]) -> T:
-    """What is for steps of few, of some or of many tokens."""
+    """The one of ``each`` that is for a step of so few, some or many tokens."""
     return each[0 if tokens <= 16 else 1 if tokens <= 64 else 2]
 
 

@@ -42,7 +42,6 @@ from .understand import (
 
 def fuse(
     model: PagedModel,
-    operations: Operations | None = None,
     *,
     checked: bool = False,
     known: Understanding | None = None,
@@ -55,7 +54,7 @@ def fuse(
     transformer = model.transformer
     prefix = transformer.base_model_prefix
     decoder: Any = getattr(transformer, prefix, None)
-    operations = operations or operations_for(model.device)
+    operations = operations_for(model.device)
     try:
         if not isinstance(decoder, nn.Module) or decoder is transformer:
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
