@@ -362,3 +362,13 @@ def test_rotary_frequencies_do_not_depend_on_the_batch(kind: str) -> None:
     mixed, _ = rotary(states, torch.tensor([[3, 200]]))
     assert torch.equal(near[0, 0], mixed[0, 0])
     assert model.max_model_len == (32 if kind == "longrope" else 256)
+
+
+def test_a_token_for_padding_that_the_vocabulary_has_not_is_of_no_account(tmp_path: Path) -> None:
+    """Torch makes no embedding with one, and its traceback ended the start."""
+    folder = make_checkpoint("llama", tmp_path / "model")
+    expected = load(folder).transformer.get_input_embeddings().weight
+    config = json.loads((folder / "config.json").read_text())
+    for token in (10**9, config["vocab_size"], -(10**9)):
+        (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": token}))
+        assert torch.equal(load(folder).transformer.get_input_embeddings().weight, expected)

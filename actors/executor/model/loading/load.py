@@ -235,9 +235,19 @@ def use_own_experts(transformer: Any, config: PreTrainedConfig) -> None:
 def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration as transformers reads it, which knows the defaults; ModelNotSupported when it cannot."""
     try:
-        return AutoConfig.from_pretrained(folder, **FROM_FOLDER)
+        return without_padding(AutoConfig.from_pretrained(folder, **FROM_FOLDER))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelNotSupported(
             f"model {str(folder)!r}: transformers {version('transformers')} cannot read its configuration, "
             f"and code from a model's folder is never run: {error}"
         ) from error
+
+
+def without_padding(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration without a token for padding that the vocabulary has not: torch makes no embedding with it, and
+    nothing is padded here."""
+    for part in (config, config.get_text_config()):
+        size, token = getattr(part, "vocab_size", None), getattr(part, "pad_token_id", None)
+        if isinstance(size, int) and isinstance(token, int) and not -size <= token < size:
+            part.pad_token_id = None
+    return config
