@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgpack
@@ -184,3 +186,33 @@ def test_a_frontend_that_is_back_counts_the_tokens_of_the_template_that_the_serv
         os.kill(sidecar.actors["http"]["pid"], signal.SIGKILL)
         until(lambda: sidecar.actors["http"]["restarts"] == 1 and count() is not None, "the frontend is back")
         assert count() == before
+
+
+def test_with_a_new_gateway_all_counters_begin_at_0_whatever_had_died_before() -> None:
+    """As Prometheus sees it at ``/metrics``."""
+
+    def counted(name: str) -> int:
+        found = re.search(rf"^slipstream_{name}{{.*}} ([0-9.e+]+)$", web.get("/metrics").text, re.MULTILINE)
+        assert found is not None
+        return int(float(found[1]))
+
+    def answer(tokens: int) -> None:
+        asked = {"prompt": "Once", "max_tokens": tokens, "ignore_eos": True}
+        assert web.post("/v1/completions", json=asked).json()["usage"]["completion_tokens"] == tokens
+
+    def kill(actor: str) -> None:
+        first = sidecar.actors[actor]["pid"]
+        os.kill(first, signal.SIGKILL)
+        until(lambda: sidecar.actors.get(actor, {}).get("pid", first) != first, f"{actor} is back")
+
+    emulated: dict[str, Any] = {"device": "emulated", "emulated_step_ms": 1.0}
+    with Sidecar(http="127.0.0.1:0", **emulated) as sidecar:
+        web = httpx2.Client(base_url=sidecar.ready["http"], timeout=NEAR)
+        answer(50)
+        until(lambda: counted("generation_tokens_total") == 50, "the tokens are counted")
+        kill("scheduler")
+        answer(30)
+        until(lambda: counted("generation_tokens_total") == 80, "both schedulers' tokens are counted")
+        kill("gateway")
+        answer(7)
+        until(lambda: counted("generation_tokens_total") == 7, "only what came since is counted")
