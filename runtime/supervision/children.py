@@ -262,7 +262,7 @@ class ChildFailed(SlipstreamError):
                 lines.append(f"  try     {failure.hint}")
         elif child.hung:
             limit_s = child.hang_timeout_s if child.liveness is None else child.liveness.hangs_after_s
-            lines.append(f"  cause   no progress for {limit_s:g} s")
+            lines.append(f"  cause   no progress for {round(limit_s, 1):g} s")
         elif child.out_of_memory(status):
             lines.append("  cause   killed by SIGKILL while the machine ran out of memory")
         elif status < 0:

@@ -104,9 +104,8 @@ class Probes:
         """End a child that makes no progress, or the member of its group that keeps it from making any."""
         blamed = hanging(child, members_of(child, self.children), now)
         if not blamed.hung:
-            self.end(
-                blamed, f"made no progress for {liveness.hangs_after_s:g} s although it has something to do"
-            )
+            limit_s = round(liveness.hangs_after_s, 1)
+            self.end(blamed, f"made no progress for {limit_s:g} s although it has something to do")
 
     def end(self, child: Child, why: str) -> None:
         child.hung, child.state = True, "hung"

@@ -358,6 +358,7 @@ def test_an_executor_on_a_cpu_that_is_stopped_is_found_in_seconds_by_steps_of_it
     assert code == 0
     limits = re.findall(r"executor .* made no progress for ([0-9.]+) s", log)
     assert len(limits) == 2
+    assert all(limit == f"{round(float(limit), 1):g}" for limit in limits)
     assert all(1.0 <= float(limit) < kind_of("cpu").step_hangs_s / 10 for limit in limits)
 
 
