@@ -44,6 +44,7 @@ def test_any_two_wishes_together_are_answered_as_alone(part: int, more: int) -> 
 
 BATCH = "slipstream.actors.executor.step.batch"
 GATEWAY = "slipstream.actors.gateway.gateway"
+SUBMISSIONS = "slipstream.actors.gateway.submissions"
 POOL = "slipstream.actors.scheduler.pool"
 
 FAULTS: dict[str, tuple[str, str, Edits]] = {
@@ -68,7 +69,7 @@ FAULTS: dict[str, tuple[str, str, Edits]] = {
         (("penalties=bool(self.penalised[samples].any())", "penalties=bool(self.penalised[samples].all())"),),
     ),
     "numbers-of-answers-that-never-started-are-kept": (
-        GATEWAY,
+        SUBMISSIONS,
         "gateway",
         (("for answer in request.started", "for answer in request.unfinished"),),
     ),
@@ -79,6 +80,10 @@ FAULTS: dict[str, tuple[str, str, Edits]] = {
 def test_a_planted_fault_is_found(fault: str) -> None:
     module, part, edits = FAULTS[fault]
     planted = edited(module, edits)
+    if part == "gateway":
+        gateway = edited(GATEWAY, ())
+        gateway.Submissions = planted.Submissions  # type: ignore[attr-defined]
+        planted = gateway
     faulty = type("Faulty", (Wishes,), {part: planted.RunningBatch if part == "batch" else planted.Gateway})
     assert isinstance(first_error(faulty), AssertionError)
 
