@@ -90,8 +90,7 @@ class Planner:
         decoding = builder.tokens = len(rows)
         builder.budget -= decoding
         if decoding and (held.prefilling or held.waiting) and not self.answers_stand_still():
-            prompts = len(held.prefilling) + min(len(held.waiting), held.slots.available)
-            builder.budget = self.prefill_budget.limit(builder.budget, prompts, decoding)
+            builder.budget = self.prefill_budget.limit(builder.budget, self.prompts(), decoding)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in held.prefilling:
@@ -114,6 +113,16 @@ class Planner:
         self.counters["prefill_tokens"] += prefill
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
+
+    def prompts(self) -> int:
+        """The prompts that are under way, or would be with more budget: for which there is a slot, and blocks if those
+        that wait are all as long as the first of them."""
+        held = self.holdings
+        first, blocks = held.waiting.first(), held.blocks
+        if first is None or blocks is None:
+            return len(held.prefilling)
+        fitting = blocks.available * blocks.block_size // max(1, len(first.tokens))
+        return len(held.prefilling) + min(len(held.waiting), held.slots.available, fitting)
 
     def answers_stand_still(self) -> bool:
         """Whether a sequence that has begun its answer is being computed again, or is next and has room.

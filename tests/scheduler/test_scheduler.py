@@ -46,6 +46,28 @@ def test_a_step_has_at_most_the_tokens_that_the_executor_says_where_no_option_do
     assert pairs(plan.chunks) == [(0, 32)]
 
 
+def test_prompts_that_wait_for_blocks_make_no_step_longer() -> None:
+    """They could not run in it, however long it was."""
+    bench = Bench(depth=1, slots=8, blocks=1 + 16)
+    counted: list[int] = []
+
+    def limit(budget: int, prompts: int, streams: int) -> int:
+        counted.append(prompts)
+        return min(budget, 16)
+
+    bench.scheduler.planner.prefill_budget.limit = limit
+    bench.ask(1, prompt(1, 100), max_tokens=50, **FREE)
+    while not bench.tokens.get(1):
+        bench.finish_step()
+    for request in range(2, 7):
+        bench.ask(request, prompt(request, 60), max_tokens=50, **FREE)
+    bench.finish_step()
+    assert counted[0] == 2  # nine blocks are free, and each takes four
+    for _ in range(4):
+        bench.finish_step()
+    assert max(counted) == 2
+
+
 def test_a_prompt_is_cut_where_a_step_has_a_size_that_nothing_is_padded_to() -> None:
     bench = Bench(depth=1)
     bench.give(Capacity(129, 16, max_num_batched_tokens=64, sizes=[16, 24, 32, 48, 64]))

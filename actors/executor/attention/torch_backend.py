@@ -318,7 +318,7 @@ class Pool:
         """Store ``states`` [T, H, D] at ``index`` [T].
 
         The cache holds finite numbers only. A masked position still enters the sums with weight zero, and zero
-        times infinity is not a number: what one sick request left in a block would window the next one's text.
+        times infinity is not a number: what one sick request left in a block would reach the next one's text.
         """
         states = states.nan_to_num(0.0, 0.0, 0.0)
         pool = self.states.flatten(0, 1)

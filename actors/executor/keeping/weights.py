@@ -171,7 +171,7 @@ def model_of(
 ) -> PagedModel:
     """The model, or a rank's part of it.
 
-    Nothing of it is run, compared: all that was done with these very weights before they were kept, and what
+    Nothing of it is run or compared: all that was done with these very weights before they were kept, and what
     would write to them since has died of it (to their tails, which are cleared, adapters do write). What was found is
     in the table.
     """

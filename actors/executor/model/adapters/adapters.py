@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -133,7 +133,7 @@ class Adapters:
             self.clear(id)
             for layer, pair in folder.pairs.items():
                 yield
-                with on_one_thread():
+                with on_one_thread() if self.device.type == "cuda" else nullcontext():
                     self.write(id, folder, pair, self.targets[layer])
         except InvalidRequest as error:
             raise InvalidRequest(
@@ -205,7 +205,8 @@ class Adapters:
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Small matrices are looked through on the CPU. With a thread for each core of a GPU's host each took 7 ms, and 40
-    where two ranks did so: an executor had its adapters back after 39 s."""
+    where two ranks did so: an executor had its adapters back after 39 s. Not where steps run on the CPU themselves: a
+    thread keeps the number that it finds when it first computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
