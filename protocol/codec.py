@@ -267,7 +267,8 @@ def convert(plain: Any, kind: type[T]) -> T:
         try:
             return msgspec.convert(plain, kind)
         except msgspec.ValidationError as error:
-            place = NUMBER.sub(".[]", str(error).rpartition("`$")[2].rstrip("`"))
+            _, below, path = str(error).rpartition("`$")  # none at the top
+            place = NUMBER.sub(".[]", path.rstrip("`")) if below else ""
             if not str(error).startswith(UNKNOWN) or ANY_KEY in place or place in seen:
                 raise
             seen.add(place)  # of all items of a list at once, so that there are few of them

@@ -50,8 +50,9 @@ class Call(msgspec.Struct, kw_only=True):
 
 
 class CallReader(Reader):
-    """Parts the text of one answer, as it comes, into calls and the rest. Nothing of it is lost, but for a call that
-    the end of the answer cuts off, and those after the first where one alone is asked for.
+    """Parts the text of one answer, as it comes, into calls and the rest. A call that the end of the answer cuts off is
+    handed over as far as it came. Nothing is lost, but for calls after the first where one alone is asked for, and for
+    a call in another form than JSON that is cut.
 
     The arguments of a call in JSON behind a mark are handed over as they come; other calls when they are complete.
     """
@@ -195,7 +196,8 @@ class CallReader(Reader):
             return False
         name, at = found
         self.begin_call(name)
-        self.add_arguments(text[at:])
+        end = ObjectEnd().find(text[at:])
+        self.add_arguments(text[at:] if end < 0 else text[at : at + end])
         self.cut_call(text)
         return True
 

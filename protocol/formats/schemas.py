@@ -152,7 +152,7 @@ def pattern_in(schema: Any) -> str:
         if key in PATTERNS:
             return str(key)
         named = key in NAMED and isinstance(value, dict)
-        found = "" if key in VALUES else pattern_in([*value.values()] if named else value)
+        found = "" if key in VALUES or is_silent(key) else pattern_in([*value.values()] if named else value)
         if found:
             return found
     return ""

@@ -158,7 +158,7 @@ def offer(
     tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None, where: str = PARAMETERS
 ) -> Offer:
     """Combine ``tools``, ``tool_choice`` and ``parallel_tool_calls``; errors name ``where`` the caller wrote the
-    schemas. ``where`` the caller wrote the schemas is told in errors."""
+    schemas."""
     if not tools:
         if choice not in (None, "none") and not (choice == "auto" and tools == []):
             raise InvalidRequest("tool_choice is of no use without tools", param="tool_choice")

@@ -20,9 +20,9 @@ from ...protocol.messages import Actors
 IDLE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a service for nothing, though their default is to end a process."""
 
-MAX_PACKET = 128 * 1024
+MAX_PACKET = 192 * 1024
 """Most bytes of a control message: below the default buffer of a Unix socket (208 KiB), in which it must fit as a
-whole."""
+whole, and above all that an actor may be begun with (64 KiB each of templates and of defaults for requests)."""
 
 
 class Control(msgspec.Struct, tag=True):

@@ -328,7 +328,7 @@ CUT_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "strict"), itertools.product(CUT_ARGUMENTS, (False, True)))
+@pytest.mark.parametrize(("name", "strict"), [*itertools.product(CUT_ARGUMENTS, (False, True))])
 def test_the_arguments_of_a_call_that_is_cut_are_sent_as_far_as_they_came(name: str, strict: bool) -> None:
     schema: dict[str, Any] = {"properties": {"city": {"type": "string"}}}
     offered = offer(strictly(schema) if strict else [function(schema)], None, None)
@@ -341,6 +341,21 @@ def test_the_arguments_of_a_call_that_is_cut_are_sent_as_far_as_they_came(name: 
             assert "".join(call.name for call in calls) == "f"
             assert "".join(call.arguments for call in calls) == arguments
             assert "".join(one.text for one in told) == ""
+
+
+@pytest.mark.parametrize("name", ["llama3_json", "xlam"])
+def test_the_arguments_of_a_call_that_is_cut_behind_them_are_those_alone(name: str) -> None:
+    reader = AnswerReader(Formats(tool_calls=name), offer([function({})], None, None), CallIds("any"))
+    told = [reader.read(CUT_ARGUMENTS[name] + '{"a": {"b": 1}}, "type": "func'), reader.read("", "length")]
+    assert "".join(call.arguments for one in told for call in one.calls) == '{"a": {"b": 1}}'
+
+
+def test_a_pattern_in_a_keyword_that_asks_for_nothing_is_none() -> None:
+    schema = {
+        "properties": {"a": {"type": "string", "example": {"pattern": "^b"}, "x-ui": {"pattern": "^c"}}}
+    }
+    assert Schema(schema, "x").check().fits({"a": "d"})
+    offer(strictly({**schema, "oneOf": [{}]}), None, None)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -878,7 +893,7 @@ BEHIND = {
 """By name: the format, a call as models write it, and what they may write behind it."""
 
 
-@pytest.mark.parametrize(("name", "strict"), itertools.product(BEHIND, (False, True)))
+@pytest.mark.parametrize(("name", "strict"), [*itertools.product(BEHIND, (False, True))])
 def test_what_follows_a_call_reaches_the_user(name: str, strict: bool) -> None:
     format, call, behind = BEHIND[name]
     tools = strictly({"properties": {"city": {"type": "string"}}}) if strict else TOOLS

@@ -80,6 +80,20 @@ def test_a_stream_tells_the_same_in_the_published_events() -> None:
     assert events[-2][1]["usage"]["output_tokens"] == len(CALL)
 
 
+@pytest.mark.parametrize("path", [PATH, "/v1/responses"])
+def test_a_call_is_whole_whose_end_comes_together_with_the_text_behind_it(path: str) -> None:
+    script = Script(
+        '<tool_call>{"name": "weather", "arguments": {"city"', ': "Rome"}}</tool_call>Bye', formats=THINKS
+    )
+    if path == PATH:
+        call, text = post(script, tools=TOOLS).json["content"]
+        assert (call["input"], text["text"]) == ({"city": "Rome"}, "Bye")
+        return
+    tools = [{"type": "function", "name": "weather", "parameters": TOOLS[0]["input_schema"]}]
+    call, text = Scripted(script).post(path, {"input": "Hi", "tools": tools}).json["output"]
+    assert (json.loads(call["arguments"]), text["content"][0]["text"]) == ({"city": "Rome"}, "Bye")
+
+
 def test_the_blocks_of_an_agents_turn_become_one_conversation() -> None:
     script = Script("Yes.")
     messages = [

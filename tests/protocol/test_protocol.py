@@ -21,6 +21,7 @@ from hostile import mutated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slipstream.protocol.codec import (
+    convert,
     decode,
     decode_envelope,
     decode_from_client,
@@ -610,3 +611,16 @@ def test_a_sampling_parameter_out_of_range_is_named_by_a_field_of_the_error(
     with pytest.raises(InvalidRequest) as refused:
         SamplingParams(**params).check(Limits(max_model_len=100, vocab_size=100, max_prompt_bytes=1000))
     assert refused.value.param == param
+
+
+class Item(msgspec.Struct, forbid_unknown_fields=True):
+    known: int
+    items: list[Item] = []
+
+
+@pytest.mark.parametrize("key", ["a", "a.b", "$"])
+def test_a_null_of_an_unknown_field_is_as_good_as_none_whatever_its_name(key: str) -> None:
+    plain = {"known": 1, "items": [{"known": 2, key: None}], key: None}
+    assert convert(plain, Item) == Item(1, [Item(2)])
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        convert(plain | {key: 3}, Item)

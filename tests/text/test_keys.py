@@ -113,6 +113,14 @@ def test_a_templates_own_variables_and_methods_are_no_keys() -> None:
     assert ChatTemplate(source, {}, datetime.now).keys == {"content"}
 
 
+@pytest.mark.parametrize("part", ["part", "called", "function", "tool"])
+def test_a_key_that_is_no_text_is_refused_as_any_other(part: str) -> None:
+    """MessagePack has such keys."""
+    key: Any = b"k"
+    with pytest.raises(InvalidRequest, match="is no field that is read here"):
+        written(DUMPS, asked(**{part: {key: 1}}))
+
+
 def test_a_key_of_any_length_makes_an_error_that_can_be_read() -> None:
     with pytest.raises(InvalidRequest) as refused:
         written(DUMPS, asked(message={"x" * 10**4: 1}))

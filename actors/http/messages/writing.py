@@ -10,7 +10,7 @@ from ....protocol.formats.json_parts import DECODER
 from ....protocol.formats.reader import CallPart, ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
-from ..transport.events import EventWriter, finish_reason_of, merged, named_event
+from ..transport.events import EventWriter, finish_reason_of, merged, named_event, part_calls
 
 
 class Blocks:
@@ -28,12 +28,13 @@ class Blocks:
         self.stop_sequence: str | None = None
 
     def add(self, delta: ChatDelta) -> list[bytes]:
-        events: list[bytes] = []
+        ending, begun = part_calls(delta.tool_calls)
+        events = [event for part in ending for event in self.add_call(part)]
         if delta.reasoning:
             events += self.append("thinking", delta.reasoning)
         if delta.text:
             events += self.append("text", delta.text)
-        for part in delta.tool_calls:
+        for part in begun:
             events += self.add_call(part)
         if delta.usage is not None:
             self.usage = delta.usage

@@ -73,7 +73,7 @@ def joins(last: Message, message: Message) -> bool:
 def item_messages(where: str, item: dict[str, Any], *, short: bool) -> Iterator[Message]:
     """``short``: there is little to read in the arguments so far, so that what is wrong with them is told by its place
     here."""
-    kind = item.get("type", "message")
+    kind = "message" if item.get("type") is None else item["type"]
     if not isinstance(kind, str) or kind not in ITEMS:
         raise Problem(
             400,

@@ -11,7 +11,7 @@ from ....protocol.formats.json_parts import HALF
 from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
-from ..transport.events import EventWriter, finish_reason_of, merged, named_event
+from ..transport.events import EventWriter, finish_reason_of, merged, named_event, part_calls
 
 Item = dict[str, Any]
 
@@ -47,13 +47,14 @@ class Output:
         ]
 
     def add(self, delta: ChatDelta) -> list[bytes]:
-        events: list[bytes] = []
+        ending, begun = part_calls(delta.tool_calls)
+        events = [event for part in ending for event in self.add_call(part)]
         if delta.reasoning:
             self.reasoning_tokens += len(delta.token_ids)
             events += self.append("reasoning", delta.reasoning)
         if delta.text:
             events += self.append("message", delta.text)
-        for part in delta.tool_calls:
+        for part in begun:
             events += self.add_call(part)
         if delta.usage is not None:
             self.usage = delta.usage

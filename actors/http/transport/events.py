@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....protocol.errors import ServiceUnavailable
-from ....protocol.formats.reader import ChatDelta
+from ....protocol.formats.reader import CallPart, ChatDelta
 from ....protocol.messages import Delta, Usage
 from ..bodies.requests import StreamOptions
 from ..errors import is_fault, problem_of
@@ -153,6 +154,12 @@ def finish_reason_of(reason: str | None) -> str | None:
     if reason == "abort":
         raise ServiceUnavailable("the service ended the request before its answer was complete")
     return reason
+
+
+def part_calls(parts: Sequence[CallPart]) -> tuple[list[CallPart], list[CallPart]]:
+    """The parts of a delta that go on with a call that was begun before, whose text came behind it, and all others."""
+    ending = list(takewhile(lambda part: not part.name, parts))
+    return ending, list(parts[len(ending) :])
 
 
 MOST_AT_ONCE = 1_000_000

@@ -88,7 +88,7 @@ def kept(
                     param=place,
                 )
         elif key not in keys.idle:
-            place = f"{where}.{key:.80}"
+            place = f"{where}.{key!s:.80}"
             raise InvalidRequest(
                 f"{place} is no field that is read here: {keys.what} has {', '.join(sorted(keys.meant))}; leave it out",
                 param=place,
