@@ -180,7 +180,7 @@ def test_a_rank_that_fails_is_told_with_its_error(tmp_path: Path) -> None:
 
 def test_a_rank_that_cannot_start_says_why_for_all() -> None:
     with Planted({"executor.1": "planted:unable_rank"}, "--tensor-parallel-size=2") as service:
-        code, log = service.stop()
+        code, log = service.end()  # a signal to one that is about to end would be what ends it
     assert code == 3
     assert re.search(r"actor   executor\.1 \(pid \d+\), starting", log), log
     assert "cause   MemoryError: this rank has no room" in log

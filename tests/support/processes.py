@@ -173,5 +173,9 @@ class Planted:
         """Exit code and log."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """The same of a service that ends by itself."""
         _, log = self.process.communicate(timeout=NEAR)
         return self.process.returncode, log
