@@ -57,7 +57,7 @@ SMALL = Device((1, 32, 256), (1.7, 2.0, 4.0), 0.0047)
 """A 1.5B model: 4.6 ms with 8 rows and 512 tokens, 10.5 with 2,040."""
 
 TWO_GPUS = Device((1, 32, 256), (18.0, 19.5, 30.3), 0.115)
-"""A 70B model on two."""
+"""A 70B model on two H200s: steps as measured, and for each token an estimate, 140 GFLOP at 610 TFLOP/s a card."""
 
 
 @dataclass(frozen=True)
