@@ -298,6 +298,8 @@ class Gateway(PublicActor):
     # --- peers ------------------------------------------------------------------------------------
 
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
+        if peer.name == "scheduler":
+            self.scheduler_counters.on_death()
         if peer.own_fault and peer.name in PATH:
             self.submissions.on_fault(peer.name)
 

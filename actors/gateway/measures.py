@@ -138,18 +138,34 @@ class Carried:
         self.before: dict[str, float] = {}
         """The counters of all incarnations that are gone, less what was counted before."""
         self.newest: dict[str, float] = {}
+        self.succeeded = False
+        """Since the last death a new incarnation has told its counters, before it was known to be there."""
 
     def take(self, counters: dict[str, float]) -> None:
         if self.anew:
             self.anew = False
             self.before = {name: -value for name, value in counters.items() if not is_gauge(name)}
+        elif any(
+            counters.get(name, 0.0) < value for name, value in self.newest.items() if not is_gauge(name)
+        ):
+            self.add_up()
+            self.succeeded = True
         self.newest = counters
 
+    def on_death(self) -> None:
+        """What was only so at the time is so no more."""
+        self.newest |= {name: 0.0 for name in self.newest if is_gauge(name)}
+        self.succeeded = False
+
     def restart(self) -> None:
-        """A new incarnation: what was counted is kept, and what was only so at the time is so no more."""
-        totals = self.totals()
-        self.before = {name: value for name, value in totals.items() if not is_gauge(name)}
-        self.newest = {name: 0.0 for name in totals if is_gauge(name)}
+        """A new incarnation is there, whose counters, by way of another actor, may have come already."""
+        if not self.succeeded:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """What an incarnation has counted is kept."""
+        self.before = {name: value for name, value in self.totals().items() if not is_gauge(name)}
+        self.newest = {name: value for name, value in self.newest.items() if is_gauge(name)}
 
     def totals(self) -> dict[str, float]:
         return self.before | {name: value + self.before.get(name, 0.0) for name, value in self.newest.items()}

@@ -15,7 +15,15 @@ from slipstream.actors.public.connections import PROBE_S, RETRY_S
 from slipstream.actors.public.timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.codec import encode
-from slipstream.protocol.events import ClientBlocked, ClientGone, ClientMessage, Drain, Ending, PeerUp
+from slipstream.protocol.events import (
+    ClientBlocked,
+    ClientGone,
+    ClientMessage,
+    Drain,
+    Ending,
+    PeerDown,
+    PeerUp,
+)
 from slipstream.protocol.internal import (
     Cancel,
     DumpTrace,
@@ -1108,9 +1116,24 @@ def test_counters_do_not_go_back_when_the_scheduler_is_new_and_gauges_do(harness
 
     harness.texts([], counters={"steps": 60.0, "num_requests_running": 3.0})
     for epoch in (8, 9):
+        harness.give("", PeerDown("scheduler", own_fault=False))
         harness.give("", PeerUp("scheduler", epoch))
         assert told() == {"steps": 60.0 if epoch == 8 else 65.0, "num_requests_running": 0.0}
         harness.texts([], counters={"steps": 5.0, "num_requests_running": 1.0})
     assert told() == {"steps": 70.0, "num_requests_running": 1.0}
     harness.give("", PeerUp("tokenizer", 10))
     assert told() == {"steps": 70.0, "num_requests_running": 1.0}
+
+
+@pytest.mark.parametrize("steps", [0.0, 60.0])
+def test_what_a_new_scheduler_tells_before_it_is_known_to_be_there_stays(
+    harness: Harness, steps: float
+) -> None:
+    """It comes by way of the detokenizer, and it may be all that comes until the next step."""
+    harness.texts([], counters={"steps": steps, "kv_cache_blocks": 9.0})
+    harness.give("", PeerDown("scheduler", own_fault=False))
+    harness.texts([], counters={"steps": 0.0, "kv_cache_blocks": 8.0})
+    harness.give("", PeerUp("scheduler", 9))
+    harness.ask(ANN, GetStats())
+    told = harness.one(ANN).counters
+    assert (told["steps"], told["kv_cache_blocks"]) == (steps, 8.0)

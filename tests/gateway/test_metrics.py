@@ -279,6 +279,7 @@ def test_what_is_only_so_now_ends_with_the_actor_that_said_it() -> None:
     carried.take(
         {"steps": 3.0, "num_requests_running": 2.0, "adapter_places": 4.0, "adapter_running_sql": 2.0}
     )
+    carried.on_death()
     carried.restart()
     assert carried.totals() == {
         "steps": 3.0, "num_requests_running": 0.0, "adapter_places": 0.0, "adapter_running_sql": 0.0,
