@@ -60,9 +60,8 @@ class Lives(VirtualTime, ABC):
         self.deaths_with: Counter[bytes] = Counter()
         """How many actors ended by their own fault with this in hand."""
         self.crashed: dict[str, bool] = {}
-        """Whether the last incarnation of each ended by its own fault, which the next one is to know."""
-        self.careful: set[str] = set()
-        """Actors whose last incarnation did: of them it is noted which request they have in hand."""
+        """Whether the last incarnation of each ended by its own fault. Of the next one it is noted which request it has
+        in hand."""
 
     def start_all(self) -> None:
         """The first incarnations are ready at once: with one that cannot start no service begins."""
@@ -78,10 +77,6 @@ class Lives(VirtualTime, ABC):
     def start(self, name: str) -> None:
         """A new incarnation begins; whom it knows decides the supervisor's own rule."""
         self.epoch = epoch = self.epoch + 1
-        if self.crashed.get(name):
-            self.careful.add(name)
-        else:
-            self.careful.discard(name)
         self.known[name] = [
             PeerUp(other, self.links[other].epoch) for other in self.links if self.knows(name, other)
         ]
@@ -133,7 +128,7 @@ class Lives(VirtualTime, ABC):
                 self.after(self.life_rng.random() * MAX_DELAY_S, lambda other=other: self.take_in_news(other))
 
     def take_in_news(self, name: str) -> None:
-        """The actor takes in the news of new incarnations."""
+        """The actor takes in the news of deaths and of new incarnations."""
         if name in self.actors and not self.later(name, lambda: self.take_in_news(name)):
             heard, self.news[name] = self.news[name], []
             for peer in heard:

@@ -162,7 +162,7 @@ class Simulator(Lives):
             self.crash(to, RESTART_S)
             return
         for sender, message in opened:
-            if to in self.careful:
+            if self.crashed.get(to):
                 self.turn_by_turn(to, sender, message)
             else:
                 self.turn(to, sender, message)

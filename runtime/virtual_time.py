@@ -14,7 +14,7 @@ class VirtualTime:
         self.order = 0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.turns = 0
-        """Counts of what has been done meanwhile."""
+        """Messages that were handled; whoever handles one counts it."""
 
     def clock_ns(self) -> int:
         return round(self.now * 1e9)

@@ -49,6 +49,7 @@ class ServiceEvents:
                 self.placement.on_change()  # it may have spoken again
             replica.take_counters()
         self.take_in(replica, touched, was_ready, now)
+        self.timers.set(replica)
 
     def on_interrupted(self, message: ServiceInterrupted, now: float) -> None:
         replica = self.services.replicas.get(message.service)
@@ -59,6 +60,7 @@ class ServiceEvents:
         if was_ready and not replica.ready:
             replica.move_at = now + MOVE_AFTER_S
         self.take_in(replica, touched, was_ready, now)
+        self.timers.set(replica)
 
     def take_in(self, replica: Replica, touched: list[Pending], was_ready: bool, now: float) -> None:
         """Hand on what came, and deal with what the session of a service has become."""
@@ -88,7 +90,6 @@ class ServiceEvents:
             self.on_ready(replica, now)
         elif was_ready and not replica.ready:
             self.on_not_ready(replica, now)
-        self.timers.set(replica)
 
     def on_failed(self, replica: Replica, request: Routed, now: float) -> None:
         """A service ended a request with an error: the request's own, or one that only says that it has to go on."""

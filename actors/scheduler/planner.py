@@ -89,8 +89,8 @@ class Planner:
         rows = table.decoding.nonzero()[0]
         decoding = builder.tokens = len(rows)
         builder.budget -= decoding
-        if decoding and (held.prefilling or held.waiting) and not self.answers_stand_still():
-            builder.budget = self.prefill_budget.limit(builder.budget, self.prompts(), decoding)
+        if decoding and (held.prefilling or held.waiting) and not self.answers_stand_still(blocks):
+            builder.budget = self.prefill_budget.limit(builder.budget, self.prompts(blocks), decoding)
         table.computed[rows] += 1
         table.planned[rows] += 1
         for sequence in held.prefilling:
@@ -114,17 +114,17 @@ class Planner:
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
 
-    def prompts(self) -> int:
+    def prompts(self, blocks: BlockPool) -> int:
         """The prompts that are under way, or would be with more budget: for which there is a slot, and blocks if those
         that wait are all as long as the first of them."""
         held = self.holdings
-        first, blocks = held.waiting.first(), held.blocks
-        if first is None or blocks is None:
+        first = held.waiting.first()
+        if first is None:
             return len(held.prefilling)
         fitting = blocks.available * blocks.block_size // max(1, len(first.tokens))
         return len(held.prefilling) + min(len(held.waiting), held.slots.available, fitting)
 
-    def answers_stand_still(self) -> bool:
+    def answers_stand_still(self, blocks: BlockPool) -> bool:
         """Whether a sequence that has begun its answer is being computed again, or is next and has room.
 
         It was preempted, or lost with an executor. Its own gap is the longest then, and full steps end it soonest.
@@ -132,8 +132,8 @@ class Planner:
         held = self.holdings
         if any(sequence.has_begun for sequence in held.prefilling):
             return True
-        first, blocks = held.waiting.first(), held.blocks
-        if first is None or blocks is None or not first.has_begun or not held.slots.available:
+        first = held.waiting.first()
+        if first is None or not first.has_begun or not held.slots.available:
             return False
         return blocks.available * blocks.block_size >= len(first.tokens)
 

@@ -75,7 +75,7 @@ class CallList:
     def read(self, part: str) -> None:
         self.written.append(part)
         if not self.begun:
-            if sum(map(len, self.written[:-1])) > LONGEST_HEAD:
+            if len(self.written) > 1 and len(self.written[0]) > LONGEST_HEAD:
                 return
             part = "".join(self.written)
             found = head_of(part)

@@ -200,11 +200,11 @@ def offer(
             for name, function in functions.items()
             if function.strict
         }
-        for schema in offered.strict.values():
-            if schema.pattern and not offered.calls:
-                raise schema.not_held(
-                    f"{schema.pattern!r}, with more than {MAX_GRAMMAR_BYTES} bytes in all strict schemas"
-                )
+        schema = next((schema for schema in offered.strict.values() if schema.pattern), None)
+        if schema is not None and not offered.calls:
+            raise schema.not_held(
+                f"{schema.pattern!r}, with more than {MAX_GRAMMAR_BYTES} bytes in all strict schemas"
+            )
     return offered
 
 

@@ -43,16 +43,16 @@ class Capturing:
 
     def capture_next(self) -> float | None:
         """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
-        if not (self.graphed.queue):
+        if not self.graphed.queue:
             return None
-        could, before = not self.graphed.queue.closed, self.graphs.seconds
+        before = self.graphs.seconds
         model = self.graphed.program.model
         begins = model.group is None or agreed(model, self.has_room())
         done = begins and self.graphed.capture_next()
         if not begins or not agreed(model, done):
             self.graphed.queue.close()
             done = False
-        if could and self.graphed.queue.closed:
+        if self.graphed.queue.closed:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
                 " lower --gpu-memory-utilization or --kv-cache-memory",

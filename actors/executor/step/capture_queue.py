@@ -68,7 +68,8 @@ class CaptureQueue:
         return self.largest if with_prompts(first) and self.largest in self.common else first
 
     def take(self) -> tuple[ForwardKey | SamplingKey, bool] | None:
-        """Remove the key that is next; returns it, and whether a step has run what it stands for."""
+        """Remove the key that is next; returns it, and whether a step is known to have run it,
+        which is not counted of rare kinds."""
         key = self.next
         if key is None:
             return None

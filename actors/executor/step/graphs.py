@@ -96,8 +96,9 @@ class GraphedProgram:
 
     def sampling(self, key: SamplingKey) -> Graph | None:
         """The graph of ``key``, which is now the most recently used of its sort."""
-        if not key.rare:
-            return self.samplings.get(key)
+        graph = self.samplings.get(key)
+        if graph is not None:
+            return graph
         graph = self.rare_samplings.get(key)
         if graph is not None:
             self.rare_samplings.move_to_end(key)

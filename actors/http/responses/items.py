@@ -8,7 +8,7 @@ from typing import Any
 from ....protocol.errors import InvalidRequest, brief
 from ....protocol.limits import MAX_MESSAGES
 from ...text.prompts.conversation import call_arguments
-from ...text.prompts.keys import ECHOED_WITH_TEXT, REFUSAL, Keys, kept
+from ...text.prompts.keys import REFUSAL, TEXT, Keys, kept
 from ..errors import Problem
 
 Message = dict[str, Any]
@@ -39,7 +39,7 @@ ITEMS = {
 SHORT_BYTES = 64 * 1024
 """Most arguments of calls, as JSON text, that are read here and not where prompts are written, away from streams."""
 
-PART = Keys("a text part", frozenset(("type", "text")), frozenset(ECHOED_WITH_TEXT))
+PART = TEXT._replace(what="a text part")
 
 
 def messages_of(items: list[dict[str, Any]]) -> list[Message]:
@@ -77,8 +77,8 @@ def item_messages(where: str, item: dict[str, Any], *, short: bool) -> Iterator[
     if not isinstance(kind, str) or kind not in ITEMS:
         raise Problem(
             400,
-            f"{where}.type is {brief(kind)}; give message, function_call, function_call_output, reasoning or"
-            " item_reference",
+            f"{where}.type is {brief(kind)}; give message, function_call, function_call_output, custom_tool_call,"
+            " custom_tool_call_output, reasoning or item_reference",
             param=f"{where}.type",
         )
     item = kept(where, item, ITEMS[kind])

@@ -157,7 +157,7 @@ def finish_reason_of(reason: str | None) -> str | None:
 
 
 def part_calls(parts: Sequence[CallPart]) -> tuple[list[CallPart], list[CallPart]]:
-    """The parts of a delta that go on with a call that was begun before, whose text came behind it, and all others."""
+    """The parts of a delta that go on with a call of an earlier one, and so come before its text; and all others."""
     ending = list(takewhile(lambda part: not part.name, parts))
     return ending, list(parts[len(ending) :])
 

@@ -165,7 +165,9 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         except msgspec.ValidationError as error:
             if not str(error).startswith(UNKNOWN):
                 raise
-            return convert(msgspec.json.decode(data), kind)  # which may be of a null
+            return convert(
+                msgspec.json.decode(data), kind
+            )  # the unknown field may be a null, which asks for nothing
     except msgspec.ValidationError as error:
         field = field_of(error)
         if str(error).startswith(UNKNOWN):
