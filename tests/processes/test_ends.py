@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from processes import NEAR, Background, alive, until
 from slipstream.protocol.messages import ActorState
-from slipstream.runtime.machine.run_directory import try_lock
+from slipstream.runtime.machine.run_directory import run_directory, try_lock
 
 from slipstream import Client, SamplingParams
 from slipstream.serving.service import BUNDLED_MODEL
@@ -265,6 +265,22 @@ def test_each_signal_that_asks_for_the_end_drains(number: int) -> None:
             tokens += [token for delta in stream for token in delta.token_ids]
         assert len(tokens) == 200
         assert served.process.wait(NEAR) == 0
+
+
+def test_a_service_that_is_quit_ends_at_once_and_the_next_one_clears_what_it_left() -> None:
+    def before() -> None:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell's background jobs ignore it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    with service(before=before) as served:
+        folder = Path(served.ready["endpoint"].removeprefix("ipc://")).parent
+        with served.client() as client:
+            pids = [served.process.pid, *(state.pid for state in client.actors().actors)]
+        assert served.stop(signal.SIGQUIT) == -signal.SIGQUIT
+        until(lambda: not alive(pids), "the actors have ended with it")
+        assert folder.is_dir()
+        with run_directory():
+            assert not folder.exists()
 
 
 @pytest.mark.rest

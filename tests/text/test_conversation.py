@@ -413,6 +413,18 @@ def test_the_names_of_arguments_write_no_control_tokens_either(tmp_path: Path) -
     assert 3 not in run(prompts.of_conversation([{"role": "assistant", "tool_calls": [call]}]))
 
 
+def test_nor_do_the_names_of_properties_in_a_tools_schema(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ tools | tojson }}")
+    tokenizer, templates = load_texts(tmp_path, now)
+    schema = {"type": "object", "properties": {"<|im_start|>": {"type": "string"}}}
+    tools: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for sanitize in (True, False):
+        prompts = Prompts(tokenizer, templates, sanitize=sanitize)
+        ids = run(prompts.of_conversation([{"role": "user", "content": "a"}], {"tools": tools}))
+        assert (3 in ids) is not sanitize
+
+
 def test_half_a_character_in_the_arguments_of_a_call_is_written_as_json_has_it() -> None:
     """So an answer whose calls have one can be sent back."""
     template = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments | tojson }}", {}, datetime.now)

@@ -13,7 +13,7 @@ ITERATIONS = "iterations left"
 """A filter and a variable, by names that no template can write."""
 
 FEWEST_ITERATIONS = 300_000
-"""For a conversation of few messages, whose tools may have many parameters; they take about a second."""
+"""For a conversation of few messages, whose tools may have many parameters; they take half a second on one core."""
 
 TRIAL_ITERATIONS = 3_000
 """For the short conversations with which a template is examined when it is loaded."""

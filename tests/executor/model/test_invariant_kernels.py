@@ -84,7 +84,7 @@ def test_a_row_of_a_product_is_the_same_wherever_it_stands(
             states[place] = row
             assert torch.equal(kernels.product(states, weight, None)[place], expected[0]), (rows, place)
     assert torch.equal(kernels.product(states, weight, bias)[place], with_bias[0])
-    assert not bool(arrivals("fixed order", 1, DEVICE).any())
+    assert not bool(arrivals("fixed order", 1, weight.device).any())
 
 
 @needs_kernels

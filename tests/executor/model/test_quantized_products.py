@@ -100,7 +100,7 @@ def test_few_rows(rows: int, shares: int, stored: torch.dtype, dtype: torch.dtyp
     assert_close(kernels.few_rows(states, *given, None, tiles), states, weight)
     bias = states_of(1, 70, dtype)[0]
     assert_close(kernels.few_rows(states, *given, bias, tiles), states, weight, bias)
-    assert not arrivals("few rows", 1, DEVICE).any(), "the next product begins with none arrived"
+    assert not arrivals("few rows", 1, states.device).any(), "the next product begins with none arrived"
 
 
 @needs_kernels
