@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..protocol.events import PeerDown, PeerUp
 from . import introductions
 from .actor import Actor, Address
+from .deaths import Deaths
 from .links import Links
 from .virtual_time import VirtualTime
 
@@ -57,11 +57,7 @@ class Lives(VirtualTime, ABC):
         """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
         self.in_hand: dict[str, bytes] = {}
         """The digest of the client's request that an actor handles."""
-        self.deaths_with: Counter[bytes] = Counter()
-        """How many actors ended by their own fault with this in hand."""
-        self.crashed: dict[str, bool] = {}
-        """Whether the last incarnation of each ended by its own fault. Of the next one it is noted which request it has
-        in hand."""
+        self.deaths = Deaths()
 
     def start_all(self) -> None:
         """The first incarnations are ready at once: with one that cannot start no service begins."""
@@ -154,8 +150,7 @@ class Lives(VirtualTime, ABC):
         for member in members:
             self.end_incarnation(member)
             if were_ready:
-                self.crashed[member] = own_fault
-                self.deaths_with[self.in_hand.pop(member, b"")] += own_fault
+                self.deaths.note_fault(member, own_fault, self.in_hand.pop(member, b""))
                 self.send_news(PeerDown(member, own_fault))
             self.restart(member, restart_after_s)
 

@@ -162,7 +162,7 @@ class Simulator(Lives):
             self.crash(to, RESTART_S)
             return
         for sender, message in opened:
-            if self.crashed.get(to):
+            if self.deaths.crashed(to):
                 self.turn_by_turn(to, sender, message)
             else:
                 self.turn(to, sender, message)
@@ -208,7 +208,7 @@ class Simulator(Lives):
         self.take_in_news(name)
         message = decode_from_client(frame)
         digest = digest_of(message)
-        if digest and self.deaths_with[digest] > 1:
+        if digest in self.deaths.quarantined:
             refusal = Error(code="quarantined", message="not tried again", id=request_id(frame))
             self.deliver_to_client(name, client, refusal)
             return

@@ -156,7 +156,7 @@ class Gateway(PublicActor):
             text = f"adapter={brief(params.adapter)} is being unloaded"
             self.refuse(connection, message.id, "model_not_found", text, param="adapter")
             return
-        quarantined = self.submissions.probation.quarantined
+        quarantined = self.submissions.quarantine.quarantined
         if quarantined and (why := quarantined.get(digest_of(message))):
             self.refuse(connection, message.id, "quarantined", why)
             return
@@ -267,7 +267,7 @@ class Gateway(PublicActor):
             if answer.number in self.ledger.answers:  # neither cut off nor failed just now
                 answer.finished = True
                 if end.reason == "quarantined":
-                    self.submissions.probation.remember(answer.request, end.message)
+                    self.submissions.quarantine.remember(answer.request, end.message)
                 self.fail(answer.request, end.reason, end.message, end.param)
         self.submissions.advance_probation()
 
@@ -331,7 +331,7 @@ class Gateway(PublicActor):
             f"the {actor} died while this was the only request that it had in hand, and it was in hand at a"
             " death before: it is not tried again"
         )
-        self.submissions.probation.remember(request, why)
+        self.submissions.quarantine.remember(request, why)
         self.fail(request, "quarantined", why)
 
     # --- adapters ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ...protocol.internal import Cancel, Internal
 from .ledger import Answer, Ledger, Request
-from .probation import Probation, Suspicion
+from .quarantine import Quarantine, Suspicion
 
 
 class Submissions:
@@ -15,7 +15,7 @@ class Submissions:
     def __init__(self, ledger: Ledger, send: Callable[[str, Internal], None]) -> None:
         self.ledger = ledger
         self.send = send
-        self.probation = Probation()
+        self.quarantine = Quarantine()
         self.faulty: dict[str, Suspicion] = {}
         """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
         on meanwhile: it is sent again to the next incarnation anyway."""
@@ -28,7 +28,7 @@ class Submissions:
         """
         for answer in request.answers:
             answer.opened = False
-        request.sent = not self.faulty and self.probation.admits(request)
+        request.sent = not self.faulty and self.quarantine.admits(request)
         if not request.sent:
             return
         request.leader = (request.unfinished or request.answers)[0]
@@ -76,22 +76,22 @@ class Submissions:
         if suspicion is None:
             return None
         suspicion.forget_closed(self.ledger.requests)
-        culprit = self.probation.on_death(suspicion)
-        self.pause(list(self.probation.suspects.values()))
+        culprit = self.quarantine.on_death(suspicion)
+        self.pause(list(self.quarantine.suspects.values()))
         return culprit
 
     def advance_probation(self) -> None:
         """Go on with the next suspect if it is time; after the last one, with all that waits."""
-        probation, requests = self.probation, self.ledger.requests
-        if not probation.active:
+        quarantine, requests = self.quarantine, self.ledger.requests
+        if not quarantine.active:
             return
-        passed = probation.take_passed(requests)
-        if passed is not None and probation.streams:
+        passed = quarantine.take_passed(requests)
+        if passed is not None and quarantine.streams:
             self.pause([passed])
-        following = probation.next(requests)
+        following = quarantine.next(requests)
         if following is not None:
             self.submit(following)
-        elif not probation.active:
+        elif not quarantine.active:
             for request in requests.values():
                 if not request.sent:
                     self.submit(request)

@@ -175,7 +175,7 @@ class Holdings:
         if sequence.finished:
             return
         slot, table = sequence.slot, self.table
-        if computing or sequence is self.quarantine.probation:
+        if computing or sequence is self.quarantine.on_probation:
             self.quarantine.suspend(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
             self.forget_device(sequence)
         else:
@@ -189,31 +189,29 @@ class Holdings:
             self.enqueue(sequence)
         return quarantined
 
-    def end_trial_ahead(self) -> None:
-        """The step that clears a suspect is planned: it makes way with the next plan, which is the next one's first.
-
-        It stays on probation until that step has ended.
-        """
-        probation = self.quarantine.probation
-        if probation is None or not self.quarantine.suspects or probation.left:
+    def end_probation_ahead(self) -> None:
+        """If the plan just made has the step that clears the suspect, free its slot with the next plan, so that the
+        next suspect can begin there. It stays on probation until that step has ended."""
+        suspect = self.quarantine.on_probation
+        if suspect is None or not self.quarantine.suspects or suspect.left:
             return
-        if self.table.planned[probation.slot] >= probation.cleared_at:
-            self.preempt_for_trial(probation)
+        if self.table.planned[suspect.slot] >= suspect.cleared_at:
+            self.preempt_for_next_suspect(suspect)
 
-    def preempt_for_trial(self, probation: Sequence) -> None:
-        """Its tokens are computed again when all suspects were tried."""
-        probation.preempted = True
-        self.leave(probation)
+    def preempt_for_next_suspect(self, suspect: Sequence) -> None:
+        """Let the next suspect run alone; this one is computed again when all have been on probation."""
+        suspect.preempted = True
+        self.leave(suspect)
 
     def end_probation(self) -> None:
-        """A suspect that is past the point where the executor died makes way for the next one, if there is one."""
-        probation = self.quarantine.probation
-        if probation is None:
+        """Clear a suspect that is past the point where the executor died, and preempt it for the next one, if any."""
+        suspect = self.quarantine.on_probation
+        if suspect is None:
             return
-        length = int(self.table.length[probation.slot]) if probation.slot >= 0 else 0
+        length = int(self.table.length[suspect.slot]) if suspect.slot >= 0 else 0
         passed = self.quarantine.passed(length)
         if passed is not None and self.quarantine.active and not passed.left:
-            self.preempt_for_trial(passed)
+            self.preempt_for_next_suspect(passed)
 
     # --- accounts ---------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ class Planner:
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
         for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
             held.leave(held.holder(slot))
-        held.end_trial_ahead()
+        held.end_probation_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, blocks)
         prefill, generations = builder.tokens - decoding, table.generation[rows].tobytes()

@@ -21,7 +21,7 @@ MESSAGE = (
 
 
 class Quarantine:
-    """The suspects, and the one on probation."""
+    """The suspects, and which of them is on probation."""
 
     def __init__(self) -> None:
         self.suspended: list[Sequence] = []
@@ -29,9 +29,9 @@ class Quarantine:
         self.suspects: deque[Sequence] = deque()
         """To be tried, one after the other."""
         self.unreported = False
-        """An executor came and went in between without a word: how the one before it ended will not be known."""
-        self.probation: Sequence | None = None
-        """Runs, alone."""
+        """An executor came and went without a report: how the one before it ended will never be known."""
+        self.on_probation: Sequence | None = None
+        """The suspect that runs, alone."""
 
     def __len__(self) -> int:
         """Sequences that wait here."""
@@ -40,7 +40,7 @@ class Quarantine:
     @property
     def active(self) -> bool:
         """Only the sequence on probation may join the device."""
-        return bool(self.suspects) or self.probation is not None
+        return bool(self.suspects) or self.on_probation is not None
 
     def await_report(self) -> None:
         """An executor is gone, and its successor will report how it ended."""
@@ -53,7 +53,7 @@ class Quarantine:
 
     def resolve_crash(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
         """Whether the executor ended by its own fault is known: the sequences that are cleared, and quarantined."""
-        suspended, self.suspended, self.probation = self.suspended, [], None
+        suspended, self.suspended, self.on_probation = self.suspended, [], None
         unreported, self.unreported = self.unreported, False
         cleared: list[Sequence] = []
         quarantined: list[Sequence] = []
@@ -69,23 +69,23 @@ class Quarantine:
 
     def next(self, device_is_empty: bool) -> Sequence | None:
         """The next suspect; None while the device computes anything else."""
-        return self.suspects[0] if self.suspects and self.probation is None and device_is_empty else None
+        return self.suspects[0] if self.suspects and self.on_probation is None and device_is_empty else None
 
     def take(self, sequence: Sequence) -> bool:
         """The probation of a suspect begins; False if it is none."""
         if not self.suspects or self.suspects[0] is not sequence:
             return False
-        self.probation = self.suspects.popleft()
+        self.on_probation = self.suspects.popleft()
         return True
 
     def passed(self, length: int) -> Sequence | None:
         """The one on probation, once it has ended or its ``length`` tokens are past the point of the death: cleared."""
-        probation = self.probation
-        if probation is None or not (probation.finished or length >= probation.cleared_at):
+        suspect = self.on_probation
+        if suspect is None or not (suspect.finished or length >= suspect.cleared_at):
             return None
-        self.probation = None
-        probation.deaths = 0
-        return probation
+        self.on_probation = None
+        suspect.deaths = 0
+        return suspect
 
     def drop(self, sequence: Sequence) -> bool:
         """A sequence without a slot has ended; False if it is not here."""

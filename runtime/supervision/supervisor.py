@@ -16,12 +16,12 @@ import zmq
 
 from ...protocol.actors import HELPERS
 from ...protocol.errors import InvalidRequest, SlipstreamError
+from ..deaths import Deaths
 from ..introductions import knows_at_once
 from ..log import logger
 from ..machine.run_directory import restore
 from . import control
 from .children import CannotStart, Child, ChildFailed, ChildSpec, mailbox_of
-from .deaths import Deaths
 from .due import DueRestarts
 from .groups import end_together, members_of
 from .helpers import Helpers

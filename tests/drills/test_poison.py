@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chaos import Chaos, chaos_load, everything_fails
 from poison import ACTORS, Poison, Poisons
-from probation_faults import PROBATION_FAULTS
+from quarantine_faults import QUARANTINE_FAULTS
 from recovery_faults import Fault, planted
 from simulation import VOCAB, idle
 from slipstream.protocol.sampling import SamplingParams
@@ -139,7 +139,7 @@ def test_poisons_of_all_actors_at_once_and_other_failures_beside_them_leave_noth
             raise
 
 
-@pytest.mark.parametrize("fault", PROBATION_FAULTS, ids=[fault.id for fault in PROBATION_FAULTS])
+@pytest.mark.parametrize("fault", QUARANTINE_FAULTS, ids=[fault.id for fault in QUARANTINE_FAULTS])
 def test_a_fault_planted_in_probation_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*planted(fault))
     try:

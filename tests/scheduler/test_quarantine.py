@@ -180,7 +180,7 @@ def test_a_suspect_makes_way_with_the_step_that_clears_it(depth: int) -> None:
     planned behind them holds up the next suspect. The last one goes on beside all others."""
     world = one_death(depth)
     quarantine = world.scheduler.holdings.quarantine
-    assert len(quarantine.suspects) == 7, "and the trial of the first has begun"
+    assert len(quarantine.suspects) == 7, "and the first is on probation"
     while quarantine.suspects:
         world.step()
     assert world.widths == [1] * (7 * depth)
@@ -207,33 +207,35 @@ def names_the_poison() -> None:
         world.check([request for request in range(6) if request != 2])
 
 
-TRIAL_FAULTS = [
+PROBATION_FAULTS = [
     Fault(
         "a-suspect-makes-way-a-step-early",
-        f"{HOLDINGS}.end_trial_ahead",
-        ">= probation.cleared_at",
-        ">= probation.cleared_at - 1",
+        f"{HOLDINGS}.end_probation_ahead",
+        ">= suspect.cleared_at",
+        ">= suspect.cleared_at - 1",
     ),
     Fault(
         "a-suspect-is-cleared-while-its-last-step-runs",
-        f"{HOLDINGS}.end_trial_ahead",
-        "self.preempt_for_trial(probation)",
-        "self.quarantine.passed(probation.cleared_at); self.preempt_for_trial(probation)",
+        f"{HOLDINGS}.end_probation_ahead",
+        "self.preempt_for_next_suspect(suspect)",
+        "self.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
     ),
     Fault(
         "the-next-suspect-joins-while-a-step-runs",
         f"{QUARANTINE}.next",
-        "self.probation is None and device_is_empty",
+        "self.on_probation is None and device_is_empty",
         "True",
     ),
     Fault(
-        "a-suspect-that-made-way-is-forgotten", f"{HOLDINGS}.preempt_for_trial", "probation.preempted = True"
+        "a-suspect-that-made-way-is-forgotten",
+        f"{HOLDINGS}.preempt_for_next_suspect",
+        "suspect.preempted = True",
     ),
 ]
 
 
-@pytest.mark.parametrize("fault", TRIAL_FAULTS, ids=[fault.id for fault in TRIAL_FAULTS])
-def test_a_fault_in_the_order_of_trials_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", PROBATION_FAULTS, ids=[fault.id for fault in PROBATION_FAULTS])
+def test_a_fault_in_the_order_of_suspects_is_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     names_the_poison()
     monkeypatch.setattr(*planted(fault))
     with pytest.raises((AssertionError, RuntimeError, KeyError, ValueError)):
@@ -274,7 +276,7 @@ def test_a_death_from_outside_makes_nobody_suspect_however_often() -> None:
     world.check(range(32))
 
 
-def test_a_death_from_outside_during_a_trial_counts_for_nothing() -> None:
+def test_a_death_from_outside_during_probation_counts_for_nothing() -> None:
     world = Mortal(deadly=lambda first, at: first == 9 and at == 10)
     for request in range(8):
         world.ask(request, first=9 if request == 7 else None)

@@ -342,7 +342,7 @@ FAULTS = [
         fails=detokenizer_is_late,
     ),
     Fault("suspects-are-never-tried", f"{QUARANTINE}.resolve_crash", "self.suspects.appendleft(sequence)"),
-    Fault("a-probation-does-not-end", f"{QUARANTINE}.passed", "self.probation = None"),
+    Fault("a-probation-does-not-end", f"{QUARANTINE}.passed", "self.on_probation = None"),
     Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
     Fault(
         "a-dead-executors-cache-counts",

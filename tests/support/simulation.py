@@ -186,7 +186,7 @@ class World(Simulator):
 
         def executor(world: Simulator) -> Executor:
             pipeline, batch = pipeline_of(world, check=True)
-            capacity = Capacity(blocks, block_size, world.crashed.get("executor", False))
+            capacity = Capacity(blocks, block_size, world.deaths.crashed("executor"))
             adapters = LoadedAdapters(EmulatedPlaces())
             adapters.loaded = self.kept_adapters  # what a file has, and so the next incarnation
             masks = Masks(grammar_compiler(), slots)

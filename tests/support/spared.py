@@ -207,4 +207,4 @@ class SparedChaos(Chaos):
         if name != "executor" or self.life is None:
             super().restart(name, after_s)
         else:
-            self.life.dies(own_fault=self.crashed["executor"], after_s=after_s)
+            self.life.dies(own_fault=self.deaths.crashed("executor"), after_s=after_s)

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 from recovery_faults import GATEWAY, SUBMISSIONS, Fault
 
-PROBATION = "actors.gateway.probation:Probation"
+QUARANTINE = "actors.gateway.quarantine:Quarantine"
 
-PROBATION_FAULTS = [
+QUARANTINE_FAULTS = [
     Fault(
         "all-run-beside-a-suspect",
-        f"{PROBATION}.admits",
-        "if not self.active or request is self.tried:",
+        f"{QUARANTINE}.admits",
+        "if not self.active or request is self.on_probation:",
         "if True:",
     ),
-    Fault("nobody-is-given-up", f"{PROBATION}.on_death", "suspicion.requests == [self.tried]", "False"),
+    Fault(
+        "nobody-is-given-up", f"{QUARANTINE}.on_death", "suspicion.requests == [self.on_probation]", "False"
+    ),
     Fault(
         "only-prompts-are-suspect",
-        f"{PROBATION}.on_death",
+        f"{QUARANTINE}.on_death",
         "self.streams = suspicion.streams or (self.active and self.streams)",
         "self.streams = False",
     ),
     Fault(
         "a-suspect-passes-before-its-death",
-        f"{PROBATION}.on_death",
+        f"{QUARANTINE}.on_death",
         "request.delivered_tokens + further",
         "0",
     ),
-    Fault("no-suspect-passes", f"{PROBATION}.take_passed", "if passed or not is_open:", "if not is_open:"),
+    Fault("no-suspect-passes", f"{QUARANTINE}.take_passed", "if passed or not is_open:", "if not is_open:"),
     Fault(
         "one-that-left-stays-on-probation",
-        f"{PROBATION}.take_passed",
+        f"{QUARANTINE}.take_passed",
         "if passed or not is_open:",
         "if passed:",
     ),
     Fault(
         "the-next-begins-beside-others",
-        f"{PROBATION}.next",
+        f"{QUARANTINE}.next",
         "or in_hand(requests.values(), streams=self.streams)",
         "",
     ),
     Fault(
         "what-is-closed-stays-suspect",
-        "actors.gateway.probation:Suspicion.forget_closed",
+        "actors.gateway.quarantine:Suspicion.forget_closed",
         "if request.number in requests",
         "",
     ),
     Fault(
-        "one-suspect-is-skipped", f"{PROBATION}.next", "self.tried = self.suspects.pop(", "self.suspects.pop("
+        "one-suspect-is-skipped",
+        f"{QUARANTINE}.next",
+        "self.on_probation = self.suspects.pop(",
+        "self.suspects.pop(",
     ),
     Fault(
-        "what-was-given-up-is-forgotten", f"{PROBATION}.remember", "self.quarantined[request.digest] = why"
+        "what-was-given-up-is-forgotten", f"{QUARANTINE}.remember", "self.quarantined[request.digest] = why"
     ),
     Fault("those-that-waited-are-forgotten", f"{SUBMISSIONS}.advance_probation", "self.submit(request)"),
     Fault("new-ones-are-sent-while-an-actor-is-down", f"{SUBMISSIONS}.submit", "not self.faulty and ", ""),

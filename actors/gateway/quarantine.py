@@ -9,7 +9,7 @@ A tokenizer has a prompt in hand until it answers; a suspect has passed when it 
 have a request in hand until its end; there a suspect has passed when it is some tokens past the point of the
 death. It is then stopped until all have passed, so that the next one is alone.
 
-The executor's suspects are tried by the scheduler, which knows what was in which step.
+The scheduler has a quarantine of its own for the executor's suspects, since it knows what was in which step.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Suspicion:
         self.requests = [request for request in self.requests if request.number in requests]
 
 
-class Probation:
-    """The suspects, and the one on probation."""
+class Quarantine:
+    """The suspects, which of them is on probation, and the requests that are refused from now on."""
 
     def __init__(self) -> None:
         self.suspects: dict[int, Request] = {}
         """To be tried, one after the other, by number."""
-        self.tried: Request | None = None
-        """The suspect on probation: the only one that runs."""
+        self.on_probation: Request | None = None
+        """The suspect that runs, alone."""
         self.streams = False
         """Streams are suspect too, not only prompts: the one on probation must be the only one under way."""
         self.quarantined: OrderedDict[bytes, str] = OrderedDict()
@@ -60,11 +60,11 @@ class Probation:
 
     @property
     def active(self) -> bool:
-        return self.tried is not None or bool(self.suspects)
+        return self.on_probation is not None or bool(self.suspects)
 
     def admits(self, request: Request) -> bool:
         """Whether the request may be sent on now: beside suspect prompts, streams whose own was answered go on."""
-        if not self.active or request is self.tried:
+        if not self.active or request is self.on_probation:
             return True
         return not self.streams and request.tokenized and request.number not in self.suspects
 
@@ -73,8 +73,8 @@ class Probation:
 
         Those that are not become suspects.
         """
-        if self.tried is not None and suspicion.requests == [self.tried]:
-            culprit, self.tried = self.tried, None
+        if self.on_probation is not None and suspicion.requests == [self.on_probation]:
+            culprit, self.on_probation = self.on_probation, None
             self.suspects.clear()
             return culprit
         if suspicion.requests:
@@ -85,7 +85,7 @@ class Probation:
                 request.passes_at = request.delivered_tokens + further
             everyone = self.suspects | {request.number: request for request in suspicion.requests}
             self.suspects = dict(sorted(everyone.items(), reverse=True))
-            self.tried = None
+            self.on_probation = None
         return None
 
     def remember(self, request: Request, why: str) -> None:
@@ -96,14 +96,14 @@ class Probation:
 
     def take_passed(self, requests: Mapping[int, Request]) -> Request | None:
         """The suspect on probation, once it has passed. Probation ends with that, or with the request."""
-        tried = self.tried
-        if tried is None:
+        suspect = self.on_probation
+        if suspect is None:
             return None
-        is_open = tried.number in requests
-        passed = tried.delivered_tokens >= tried.passes_at if self.streams else tried.leader is None
+        is_open = suspect.number in requests
+        passed = suspect.delivered_tokens >= suspect.passes_at if self.streams else suspect.leader is None
         if passed or not is_open:
-            self.tried = None
-        return tried if passed and is_open else None
+            self.on_probation = None
+        return suspect if passed and is_open else None
 
     def next(self, requests: Mapping[int, Request]) -> Request | None:
         """Put the next suspect on probation; None if it is not time, or there is no suspect left.
@@ -111,12 +111,12 @@ class Probation:
         It is not time while another of the open ``requests`` is in hand, which could be the cause of a death.
         """
         self.suspects = {number: one for number, one in self.suspects.items() if number in requests}
-        if self.tried is not None or in_hand(requests.values(), streams=self.streams):
+        if self.on_probation is not None or in_hand(requests.values(), streams=self.streams):
             return None
         if not self.suspects:
             return None
-        self.tried = self.suspects.pop(next(iter(self.suspects)))
-        return self.tried
+        self.on_probation = self.suspects.pop(next(iter(self.suspects)))
+        return self.on_probation
 
 
 def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:
