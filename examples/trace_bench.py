@@ -69,14 +69,14 @@ def micro(step_ms: float) -> None:
         for step in range(count):
             ring.add("executor", "Sampled", step, step * 1000, step * 1000 + 500)
 
-    def marks(count: int) -> None:
+    def moments(count: int) -> None:
         for request in range(count):
-            ring.mark("planned", request, request * 1e-6)
+            ring.add_moment("planned", request, request * 1e-6)
 
-    span, mark = best_ns(spans), best_ns(marks)
+    span, moment = best_ns(spans), best_ns(moments)
     share = SPANS_PER_STEP * span * 1e-6 / step_ms
     print(f"add a span      {span:8.0f} ns;  {SPANS_PER_STEP} in a step of {step_ms:g} ms: {share:.2%} of it")
-    print(f"add a mark      {mark:8.0f} ns;  one for each of five moments in the life of a request")
+    print(f"add a moment    {moment:8.0f} ns;  one for each of five moments in the life of a request")
     for track in ("h2d", "compute", "d2h"):
         for step in range(RING):
             ring.add(track, "step", step, step * 1000, step * 1000 + 500)

@@ -356,7 +356,7 @@ class DumpTrace(Internal):
 
 
 class Spans(Internal):
-    """any actor's host → gateway: a part of its spans and marks."""
+    """any actor's host → gateway: a part of its spans and moments."""
 
     actor: str
     part: Recorded

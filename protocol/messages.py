@@ -90,7 +90,7 @@ class GetStats(FromClient, tag="stats"):
 
 
 class GetTrace(FromClient, tag="trace"):
-    """Answered by ``Trace``: the newest spans and marks that every actor has in its rings. Read one before asking for
+    """Answered by ``Trace``: the newest spans and moments that every actor has in its rings. Read one before asking for
     the next: beside one that is being gathered two may wait, and another question is answered by ``Error``
     "overloaded"."""
 
@@ -254,7 +254,7 @@ class Stats(ToClient, tag="stats"):
 
 
 class Trace(ToClient, tag="trace"):
-    """Spans and marks, as packed little-endian records since they can be many: oldest first, times in ns."""
+    """Spans and moments, as packed little-endian records since they can be many: oldest first, times in ns."""
 
     actors: dict[str, Recorded]
     since_ns: int

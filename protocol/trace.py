@@ -1,7 +1,7 @@
 """A trace: who did what when, as records that cost next to nothing to keep and to send.
 
-A *span* is a stretch of work of an actor or of a stream of the device, for one step of the batch; a *mark*
-is a moment in the life of one request. In a message both are packed little-endian records, one after the
+A *span* is a stretch of work of an actor or of a stream of the device, for one step of the batch; a *moment* is one in
+the life of a request, such as its first token. In a message both are packed little-endian records, one after the
 other and oldest first, whose names are numbers of the list ``names``. All times are nanoseconds of one
 monotonic clock, that of the machine on which the service runs.
 """
@@ -16,7 +16,7 @@ import msgspec
 SPAN = struct.Struct("<qqqi")
 """``end_ns``, ``start_ns``, ``step`` (-1: none), ``name``: 28 bytes."""
 
-MARK = struct.Struct("<qqi")
+MOMENT = struct.Struct("<qqi")
 """``at_ns``, ``request``, ``name``: 20 bytes."""
 
 
@@ -30,7 +30,7 @@ class Span(NamedTuple):
     end: int
 
 
-class Mark(NamedTuple):
+class Moment(NamedTuple):
     """A moment in the life of a request."""
 
     name: str
@@ -48,7 +48,8 @@ class Recorded(msgspec.Struct, kw_only=True):
     """By track: records of 28 bytes, ``end_ns``, ``start_ns`` and ``step`` (-1: none) as int64, and as int32 the
     place of the name in ``names``."""
     marks: bytes = b""
-    """Records of 20 bytes: ``at_ns`` and ``request`` as int64, and as int32 the place of the name."""
+    """Moments in the lives of requests: records of 20 bytes, ``at_ns`` and ``request`` as int64, and as int32 the
+    place of the name."""
     reach: dict[str, int] = {}
     """For tracks that do not go back as far as was asked for: when the oldest span that they have ended."""
 

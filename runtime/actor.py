@@ -135,9 +135,9 @@ class Actor:
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
         """A peer has ended; what it was sent and has not answered is lost with it."""
 
-    def mark(self, name: str, request: int) -> None:
+    def note_moment(self, name: str, request: int) -> None:
         """This turn is a moment in the life of a request: its trace is to show it."""
-        self.ring.mark(name, request, self.now)
+        self.ring.add_moment(name, request, self.now)
 
     def send(self, to: Address, message: Any) -> None:
         self.outbox.append((to, message))

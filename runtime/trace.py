@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 
-from ..protocol.trace import MARK, SPAN, Recorded
+from ..protocol.trace import MOMENT, SPAN, Recorded
 
 RING = 16_384
 """Records that a ring holds; then the oldest are overwritten. At two records a millisecond eight seconds, in 440 kB."""
@@ -65,12 +65,12 @@ class Records:
 
 
 class Ring:
-    """The newest spans of each track of one process, and the newest marks."""
+    """The newest spans of each track of one process, and the newest moments of requests."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.tracks: dict[str, Records] = {}
-        self.marks: Records | None = None
+        self.moments: Records | None = None
 
     def add(self, track: str, name: str, step: int, start_ns: int, end_ns: int) -> None:
         """A span, when it has ended; ``step`` is -1 for one that is of no step."""
@@ -79,11 +79,11 @@ class Ring:
             records = self.tracks[track] = Records(SPAN)
         records.add(end_ns, start_ns, step, self.number(name))
 
-    def mark(self, name: str, request: int, now: float) -> None:
+    def add_moment(self, name: str, request: int, now: float) -> None:
         """A moment in the life of a request, in seconds of the host's clock."""
-        if self.marks is None:
-            self.marks = Records(MARK)
-        self.marks.add(round(now * 1e9), request, self.number(name))
+        if self.moments is None:
+            self.moments = Records(MOMENT)
+        self.moments.add(round(now * 1e9), request, self.number(name))
 
     def number(self, name: str) -> int:
         number = self.names.get(name)
@@ -96,8 +96,8 @@ class Ring:
         for track, records in list(self.tracks.items()):
             for part in records.slices(since_ns):
                 yield self.recorded({track: part})
-        if self.marks is not None:
-            for part in self.marks.slices(since_ns):
+        if self.moments is not None:
+            for part in self.moments.slices(since_ns):
                 yield self.recorded(marks=part)
 
     def outline(self, since_ns: int) -> Recorded:

@@ -138,7 +138,7 @@ def take_tokens(ledger: Ledger, message: Texts, delivery: Delivery) -> dict[int,
         if delta is None:
             delta = deltas[number] = begin(answer, [token], text, delivery)
             if len(answer.delivered) == 1:
-                ledger.mark("first token", number)
+                ledger.note_moment("first token", number)
                 delivery.begun.append(answer)
         else:
             delta.token_ids.append(token)

@@ -87,7 +87,7 @@ class Gateway(PublicActor):
         self.cache_resets = first_number(epoch)
         """Numbers the last reset; no two incarnations give the same."""
         self.changes = Changes(allowed=lora_updates)
-        self.ledger = Ledger(epoch, self.mark)
+        self.ledger = Ledger(epoch, self.note_moment)
         self.submissions = Submissions(self.ledger, self.send)
         self.quarantined = 0
         """Requests that were given up here; the scheduler counts its own."""

@@ -145,8 +145,8 @@ class Answer:
 class Ledger:
     """All open requests of one incarnation of the gateway."""
 
-    def __init__(self, epoch: int, mark: Callable[[str, int], None]) -> None:
-        self.mark = mark
+    def __init__(self, epoch: int, note_moment: Callable[[str, int], None]) -> None:
+        self.note_moment = note_moment
         """Called with what has happened to which answer, for the timeline."""
         self.requests: dict[int, Request] = {}
         self.by_id: dict[tuple[int, str], Request] = {}
@@ -189,7 +189,7 @@ class Ledger:
             )
             request.answers.append(answer)
             self.answers[answer.number] = answer
-            self.mark("arrived", answer.number)
+            self.note_moment("arrived", answer.number)
             self.next_number += 1
         self.requests[request.number] = self.by_id[connection.number, message.id] = request
         connection.open_ids.add(message.id)
@@ -212,7 +212,7 @@ class Ledger:
         del self.requests[request.number]
         for answer in request.answers:
             del self.answers[answer.number]
-            self.mark("finished", answer.number)
+            self.note_moment("finished", answer.number)
         del self.by_id[request.connection.number, request.id]
         request.connection.open_ids.discard(request.id)
         self.open_bytes -= request.size

@@ -253,7 +253,7 @@ class Scheduler(Actor):
                 timing.begin(now)
             planned = planner.plan()
             for sequence, cached in planner.take_admitted():
-                self.mark("planned", sequence.request)
+                self.note_moment("planned", sequence.request)
                 if not sequence.opened:
                     self.counters["prompt_tokens"] += sequence.prompt_len
                     self.open(sequence, cached)

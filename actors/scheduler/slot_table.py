@@ -8,7 +8,7 @@ from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from .sequence import Sequence
 
 NO_TOKEN = -2
-"""Fills unused stop-token places: equal to no token id and not to -1, the mark of a masked row."""
+"""Fills unused stop-token places: equal to no token id and not to -1, which a masked row has for its token."""
 
 
 class SlotTable:

@@ -188,7 +188,7 @@ class Tokenizer(Actor):
 
     def pass_on(self, waiting: Waiting, prompt: array[int]) -> None:
         submit, ids = waiting.submit, prompt.tobytes()
-        self.mark("tokenized", submit.request)
+        self.note_moment("tokenized", submit.request)
         self.send("gateway", Tokenized(submit.request, ids))
         self.send(
             "scheduler",

@@ -35,13 +35,13 @@ SHARED = {("scheduler", "Plan"), ("executor", "Sampled")}
 """Turns that may do this for several steps at once; they bear the number of the first."""
 
 PHASES = (("arrived", "tokenize"), ("tokenized", "wait"), ("planned", "prefill"), ("first token", "decode"))
-"""What follows on each mark of a request."""
+"""What follows on each moment of a request."""
 
 PASSED = {"planned": (("executor", "Plan"), ("compute", "step")), "first token": (("detokenizer", "Texts"),)}
-"""What a request passes in the step of a mark, besides the turn in which the mark was made."""
+"""What a request passes in the step of a moment, besides the turn in which the moment was noted."""
 
 CLOCK_SLACK_NS = 1000
-"""A mark's time has passed through a float of seconds."""
+"""A moment's time has passed through a float of seconds."""
 
 
 class SpanOnTrack(NamedTuple):
@@ -86,9 +86,9 @@ class Drawing:
             yield from self.track(track)
         for step in sorted({span.step for spans in self.steps.values() for span in spans}):
             yield from self.arrows("step", step, self.path_of_step(step))
-        for request, marks in self.requests().items():
-            yield from self.arrows("request", request, self.path_of_request(marks))
-            yield from self.phases(request, marks)
+        for request, moments in self.requests().items():
+            yield from self.arrows("request", request, self.path_of_request(moments))
+            yield from self.phases(request, moments)
 
     # --- tracks -----------------------------------------------------------------------------------
 
@@ -141,17 +141,17 @@ class Drawing:
         return spans[at]
 
     def requests(self) -> dict[int, dict[str, tuple[str, int]]]:
-        """By request and mark: the first actor and time of it."""
+        """By request and moment: the first actor and time of it."""
         found: dict[int, dict[str, tuple[str, int]]] = {}
         for actor in self.timeline.actors:
-            for mark in self.timeline.marks(actor):
-                found.setdefault(mark.request, {}).setdefault(mark.name, (actor, mark.at))
+            for moment in self.timeline.moments(actor):
+                found.setdefault(moment.request, {}).setdefault(moment.name, (actor, moment.at))
         return found
 
-    def path_of_request(self, marks: dict[str, tuple[str, int]]) -> list[SpanOnTrack]:
-        """The turns in which its marks were made, and between them what its first step and token passed."""
+    def path_of_request(self, moments: dict[str, tuple[str, int]]) -> list[SpanOnTrack]:
+        """The turns in which its moments were noted, and between them what its first step and token passed."""
         found: list[SpanOnTrack] = []
-        for name, (actor, at) in marks.items():
+        for name, (actor, at) in moments.items():
             span = self.span_at(actor, at)
             if span is None:
                 continue
@@ -179,12 +179,12 @@ class Drawing:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def phases(self, request: int, marks: dict[str, tuple[str, int]]) -> Iterator[Event]:
+    def phases(self, request: int, moments: dict[str, tuple[str, int]]) -> Iterator[Event]:
         """The phases of a request, as far as the file goes."""
         pid = self.timeline.pids["gateway"]
         base = {"cat": "request", "id": request, "pid": pid, "tid": pid}
         since, until = self.timeline.since, self.timeline.until
-        times = {name: at for name, (_, at) in marks.items()}
+        times = {name: at for name, (_, at) in moments.items()}
         end = times.get("finished", until)
         begin = times.get("arrived", since)
         yield base | {"ph": "b", "name": f"request {request}", "ts": self.us(begin)}

@@ -188,9 +188,9 @@ class Observer:
         )
 
     def take_in_requests(self, timeline: Timeline) -> None:
-        """The latencies of requests whose marks have come since the last reading."""
-        marks = timeline.after(self.looked_until + 1).marks("gateway")
-        for name, request, at in marks:
+        """The latencies of requests whose moments have come since the last reading."""
+        moments = timeline.after(self.looked_until + 1).moments("gateway")
+        for name, request, at in moments:
             if name == "arrived":
                 self.arrived[request] = at
             elif name == "first token" and request in self.arrived and request not in self.first_tokens:
@@ -200,7 +200,7 @@ class Observer:
                 arrived = self.arrived.pop(request, None)
                 if arrived is not None and self.first_tokens.pop(request, None) is not None:
                     self.e2el.append((at - arrived) * 1e-6)
-        self.looked_until = max([self.looked_until, timeline.since, *(mark.at for mark in marks)])
+        self.looked_until = max([self.looked_until, timeline.since, *(moment.at for moment in moments)])
 
     def rates(self, counters: dict[str, float], now: int) -> tuple[float, float]:
         """Tokens per second, generated and of prompts, over the recent readings."""

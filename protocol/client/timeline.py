@@ -9,7 +9,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from ..messages import Trace
-from ..trace import MARK, SPAN, Mark, Recorded, Span
+from ..trace import MOMENT, SPAN, Moment, Recorded, Span
 
 STREAMS = ("h2d", "compute", "d2h")
 """The device's tracks."""
@@ -126,13 +126,15 @@ class Timeline:
                 ]
         return []
 
-    def marks(self, actor: str) -> list[Mark]:
-        """The marks that an actor made, in the order of time."""
+    def moments(self, actor: str) -> list[Moment]:
+        """The moments that an actor has noted in the lives of requests, in the order of time."""
         recorded = self.actors.get(actor)
         if recorded is None:
             return []
-        records = newest(MARK, recorded.marks, self.since)
-        return [Mark(recorded.names[name], request, at) for at, request, name in MARK.iter_unpack(records)]
+        records = newest(MOMENT, recorded.marks, self.since)
+        return [
+            Moment(recorded.names[name], request, at) for at, request, name in MOMENT.iter_unpack(records)
+        ]
 
 
 def newest(layout: Struct, records: bytes, since: int) -> memoryview:

@@ -17,7 +17,7 @@ from slipstream.protocol import endpoints
 from slipstream.protocol.client.perfetto import write
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.endpoints import running_services
-from slipstream.protocol.trace import Mark, Span
+from slipstream.protocol.trace import Moment, Span
 from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
@@ -247,8 +247,8 @@ MS = 1_000_000
 PIDS = {"gateway": 5, "scheduler": 6, "executor": 7}
 
 
-def timeline(*marks: Mark, **tracks: list[Span]) -> Timeline:
-    return made_up(10 * MS, 100 * MS, tracks, marks=list(marks), pids=PIDS)
+def timeline(*moments: Moment, **tracks: list[Span]) -> Timeline:
+    return made_up(10 * MS, 100 * MS, tracks, moments=list(moments), pids=PIDS)
 
 
 def written(timeline: Timeline) -> File:
@@ -269,11 +269,11 @@ def test_a_turn_that_plans_two_steps_is_where_both_arrows_begin() -> None:
 
 def test_what_has_one_end_in_the_file_has_no_arrow() -> None:
     tracks = {"gateway": [Span("Texts", 1, 20 * MS, 21 * MS)], "compute": [Span("step", 9, 30 * MS, 40 * MS)]}
-    assert written(timeline(Mark("finished", 3, 20 * MS), **tracks)).flows == {}
+    assert written(timeline(Moment("finished", 3, 20 * MS), **tracks)).flows == {}
 
 
 def test_a_request_that_is_still_open_ends_with_the_file() -> None:
-    made = timeline(Mark("arrived", 3, 20 * MS), gateway=[Span("Submit", -1, 20 * MS, 21 * MS)])
+    made = timeline(Moment("arrived", 3, 20 * MS), gateway=[Span("Submit", -1, 20 * MS, 21 * MS)])
     phases = [(e["ph"], e["name"], e["ts"]) for e in written(made).events if e["ph"] in "be"]
     assert phases == [
         ("b", "request 3", 10_000.0),

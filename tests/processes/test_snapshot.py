@@ -21,7 +21,7 @@ from rich.console import Console
 from slipstream.protocol.client.snapshot import KEPT_REQUESTS, SHOWN_STEPS, Observer, Snapshot
 from slipstream.protocol.client.timeline import LANES, Timeline
 from slipstream.protocol.messages import Actors, ActorState
-from slipstream.protocol.trace import Mark, Span
+from slipstream.protocol.trace import Moment, Span
 from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
@@ -45,7 +45,7 @@ def steps(first: int, count: int, begun: int, idle: int = 0) -> list[Span]:
 
 
 def reading(
-    compute: list[Span], until: int, *, early: bool = True, marks: list[Mark] | None = None
+    compute: list[Span], until: int, *, early: bool = True, moments: list[Moment] | None = None
 ) -> Timeline:
     """The plan of each step in the middle of the step before it, or after its end."""
     plans = [
@@ -53,7 +53,7 @@ def reading(
         for s in compute
         for at in [s.start - (STEP // 2 if early else MS // 2)]
     ]
-    return made_up(0, until, {"compute": compute, "scheduler": plans, "gateway": []}, marks=marks)
+    return made_up(0, until, {"compute": compute, "scheduler": plans, "gateway": []}, moments=moments)
 
 
 def snapshot_of(timeline: Timeline, observer: Observer | None = None, **counters: float) -> Snapshot:
@@ -101,19 +101,23 @@ def test_while_nothing_runs_the_last_picture_stays() -> None:
 
 def test_latencies_are_told_once_for_each_request_however_often_its_marks_are_read() -> None:
     observer = Observer("m")
-    marks = [Mark("arrived", 1, 10 * MS), Mark("first token", 1, 30 * MS)]
-    assert snapshot_of(reading([], S, marks=marks), observer).ttft is not None
-    marks += [Mark("arrived", 2, S), Mark("finished", 1, S + 10 * MS), Mark("first token", 2, S + 40 * MS)]
-    snapshot = snapshot_of(reading([], 2 * S, marks=marks), observer)
+    moments = [Moment("arrived", 1, 10 * MS), Moment("first token", 1, 30 * MS)]
+    assert snapshot_of(reading([], S, moments=moments), observer).ttft is not None
+    moments += [
+        Moment("arrived", 2, S),
+        Moment("finished", 1, S + 10 * MS),
+        Moment("first token", 2, S + 40 * MS),
+    ]
+    snapshot = snapshot_of(reading([], 2 * S, moments=moments), observer)
     assert list(observer.ttft) == pytest.approx([20.0, 40.0])
     assert list(observer.e2el) == pytest.approx([1000.0])
     assert snapshot.ttft is not None
     assert (snapshot.ttft.p50, snapshot.ttft.p90) == pytest.approx((30.0, 38.0))
-    unfinished = [Mark("arrived", n, 3 * S + n) for n in range(10, 15)] + [
-        Mark("finished", n, 4 * S + n) for n in range(10, 15)
+    unfinished = [Moment("arrived", n, 3 * S + n) for n in range(10, 15)] + [
+        Moment("finished", n, 4 * S + n) for n in range(10, 15)
     ]
     assert len(list(observer.e2el)) == 1
-    snapshot_of(reading([], 5 * S, marks=unfinished), observer)
+    snapshot_of(reading([], 5 * S, moments=unfinished), observer)
     assert len(observer.e2el) == 1, "a request that ended without a token has no latency"
     assert not observer.arrived.keys() - {2}
 
@@ -122,8 +126,12 @@ def test_what_is_remembered_of_requests_is_bounded() -> None:
     observer = Observer("m")
     for n in range(3 * KEPT_REQUESTS):
         at = n * MS + 1
-        marks = [Mark("arrived", n, at), Mark("first token", n, at + 1000), Mark("finished", n, at + 2000)]
-        observer.take_in_requests(reading([], S, marks=marks))
+        moments = [
+            Moment("arrived", n, at),
+            Moment("first token", n, at + 1000),
+            Moment("finished", n, at + 2000),
+        ]
+        observer.take_in_requests(reading([], S, moments=moments))
     assert len(observer.ttft) == len(observer.e2el) == KEPT_REQUESTS
     assert not observer.arrived
     assert not observer.first_tokens

@@ -20,12 +20,12 @@ def filled(spans: int, first: int = 0) -> Ring:
 def test_a_ring_gives_back_what_was_put_in() -> None:
     ring = filled(10)
     ring.add("h2d", "step", -1, 5, 7)
-    ring.mark("planned", 1 << 40, 0.25)
+    ring.add_moment("planned", 1 << 40, 0.25)
     timeline = read(ring)
     expected = [Span(f"turn {step % 3}", step, 1000 * step, 1000 * step + 500) for step in range(10)]
     assert timeline.tracks == {"executor": expected, "h2d": [("step", -1, 5, 7)]}
-    assert timeline.marks("executor") == [("planned", 1 << 40, 250_000_000)]
-    assert timeline.marks("gateway") == timeline.spans("gateway") == []
+    assert timeline.moments("executor") == [("planned", 1 << 40, 250_000_000)]
+    assert timeline.moments("gateway") == timeline.spans("gateway") == []
     assert timeline.owners == {"executor": "executor", "h2d": "executor"}
 
 
@@ -84,12 +84,12 @@ def test_parts_that_know_more_names_add_up() -> None:
 
 def test_the_last_seconds_of_a_timeline_are_what_ended_in_them() -> None:
     ring = filled(100)
-    ring.mark("planned", 7, 50e-6)
+    ring.add_moment("planned", 7, 50e-6)
     whole = ring.outline(0)
     for part in ring.dump(0):
         whole.add(part)
     timeline = Timeline(0, 100_000, {"executor": whole})
     assert [span.step for span in timeline.last(10e-6).spans("executor")] == list(range(90, 100))
     assert [span.step for span in timeline.after(95_500).last(1.0).spans("executor")] == list(range(95, 100))
-    assert len(timeline.after(50_000).marks("executor")) == 1
-    assert timeline.after(50_001).marks("executor") == []
+    assert len(timeline.after(50_000).moments("executor")) == 1
+    assert timeline.after(50_001).moments("executor") == []

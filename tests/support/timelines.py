@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slipstream.protocol.client.timeline import STREAMS, Timeline, Tracks
-from slipstream.protocol.trace import MARK, SPAN, Mark, Recorded
+from slipstream.protocol.trace import MOMENT, SPAN, Moment, Recorded
 
 
 def made_up(
@@ -11,10 +11,10 @@ def made_up(
     until: int,
     tracks: Tracks,
     *,
-    marks: list[Mark] | None = None,
+    moments: list[Moment] | None = None,
     pids: dict[str, int] | None = None,
 ) -> Timeline:
-    """Each track is an actor's own, but the streams are the executor's; the marks are the gateway's."""
+    """Each track is an actor's own, but the streams are the executor's; the moments are the gateway's."""
     actors: dict[str, Recorded] = {}
 
     def of(actor: str) -> Recorded:
@@ -30,9 +30,9 @@ def made_up(
         recorded.spans[track] = b"".join(
             SPAN.pack(end, start, step, number(recorded, name)) for name, step, start, end in spans
         )
-    if marks:
+    if moments:
         recorded = of("gateway")
         recorded.marks = b"".join(
-            MARK.pack(at, request, number(recorded, name)) for name, request, at in marks
+            MOMENT.pack(at, request, number(recorded, name)) for name, request, at in moments
         )
     return Timeline(since, until, actors)

@@ -27,7 +27,7 @@ from .distribution import sample
 from .random_numbers import seed_of, uniform
 
 IN_PROMPT = 1 << 30
-"""Mark of a prompt's token in the table of counts; what is below it counts the answer's."""
+"""Bit of a prompt's token in the table of counts; what is below it counts the answer's."""
 
 
 class Sampler:

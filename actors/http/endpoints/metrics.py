@@ -176,9 +176,11 @@ class Families(Collector):
         places = left.pop("adapter_places", 0.0)
         running, waiting = (
             ",".join(
-                sorted(key.removeprefix(mark) for key in list(left) if key.startswith(mark) and left.pop(key))
+                sorted(
+                    key.removeprefix(begin) for key in list(left) if key.startswith(begin) and left.pop(key)
+                )
             )
-            for mark in ("adapter_running_", "adapter_waiting_")
+            for begin in ("adapter_running_", "adapter_waiting_")
         )
         if places:
             labels = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
@@ -187,8 +189,8 @@ class Families(Collector):
             yield self.family(GaugeMetricFamily, "lora_requests_info", about, values, labels)
 
     def histogram(self, name: str, about: str, left: dict[str, float]) -> Metric:
-        mark = f"{name}_bucket_"
-        buckets = [(key.removeprefix(mark), left.pop(key)) for key in list(left) if key.startswith(mark)]
+        begin = f"{name}_bucket_"
+        buckets = [(key.removeprefix(begin), left.pop(key)) for key in list(left) if key.startswith(begin)]
         made = HistogramMetricFamily(self.prefix + name, about, labels=LABELS)
         bounds = [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets]
         left.pop(f"{name}_count", None)

@@ -38,7 +38,7 @@ from ..protocol.messages import (
     Welcome,
 )
 from ..protocol.sampling import SamplingParams
-from ..protocol.trace import MARK, SPAN, Recorded
+from ..protocol.trace import MOMENT, SPAN, Recorded
 
 PARAMS = SamplingParams(
     max_tokens=64,
@@ -161,7 +161,7 @@ RECORDED = Recorded(
     pid=4711,
     names=["Enqueue", "Plan", "planned"],
     spans={"scheduler": SPAN.pack(3364779140270, 3364778882284, 59, 1)},
-    marks=MARK.pack(3364778882284, 5, 2),
+    marks=MOMENT.pack(3364778882284, 5, 2),
     reach={"scheduler": 3364779140270},
 )
 
