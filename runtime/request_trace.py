@@ -57,7 +57,7 @@ class TraceExporter:
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self.tracer = self.provider.get_tracer("slipstream")
 
-    def export(self, told: RequestTrace) -> None:
+    def export(self, trace: RequestTrace) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -66,16 +66,16 @@ class TraceExporter:
         def at(seconds: float) -> int:
             return zero + round(seconds * 1e9)
 
-        parent = TraceContextTextMapPropagator().extract({"traceparent": told.traceparent})
+        parent = TraceContextTextMapPropagator().extract({"traceparent": trace.traceparent})
         span = self.tracer.start_span(
-            told.name, parent, SpanKind.SERVER, told.attributes, start_time=at(told.begun_at)
+            trace.name, parent, SpanKind.SERVER, trace.attributes, start_time=at(trace.begun_at)
         )
         inside = set_span_in_context(span)
-        for name, begun, ended in told.parts:
+        for name, begun, ended in trace.parts:
             self.tracer.start_span(name, inside, start_time=at(begun)).end(at(ended))
-        if told.error:
-            span.set_status(Status(StatusCode.ERROR, told.error))
-        span.end(at(told.ended_at))
+        if trace.error:
+            span.set_status(Status(StatusCode.ERROR, trace.error))
+        span.end(at(trace.ended_at))
 
     def close(self) -> None:
         """Send what is left, as far as that can be done within ``CLOSE_S``."""

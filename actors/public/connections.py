@@ -193,13 +193,14 @@ class Connections:
     def send_waiting(self, connection: Connection, now: float) -> None:
         """Send what waits for a client; the host says if it does not read."""
         items, messages = list(connection.waiting_deltas.values()), connection.waiting_messages
+        whole = connection.waiting_tokens <= MAX_WAITING_TOKENS
         connection.waiting_deltas, connection.waiting_tokens, connection.waiting_messages = {}, 0, []
         connection.blocked = False
         self.waiting.pop(connection, None)
         if items:
             connection.sent_at = now
-        for part in by_weight(items):
-            self.send(connection.address, Deltas(items=part))
+            for part in [items] if whole else by_weight(items):
+                self.send(connection.address, Deltas(items=part))
         for message in messages:
             self.send(connection.address, message)
 

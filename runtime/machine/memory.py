@@ -54,10 +54,10 @@ def left_in_groups(groups: Path, tree: Path) -> Iterator[int]:
         # In a container the path may be the one outside of it, of which only the top is seen.
         for group in (inside, *(up for up in inside.parents if up == top or top in up.parents)):
             limit = group / files.limit
-            if limit.exists() and (told := limit.read_text().strip()) != "max":
+            if limit.exists() and (stated := limit.read_text().strip()) != "max":
                 stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
                 used = int((group / files.used).read_text())
-                yield max(0, int(told) - used + int(stat.get(files.cached, 0)))
+                yield max(0, int(stated) - used + int(stat.get(files.cached, 0)))
 
 
 def private_bytes(pid: int) -> int:

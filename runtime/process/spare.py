@@ -89,14 +89,14 @@ def fork_for(parent: int) -> int:
 
     It goes on when it is that child, and ends with it.
     """
-    told, tell = os.pipe()
+    pid_reader, pid_writer = os.pipe()
     waits, go = os.pipe()
     between = os.fork()
     if between == 0:
         try:
             pid = os.fork()
             if pid:
-                os.write(tell, pid.to_bytes(8))
+                os.write(pid_writer, pid.to_bytes(8))
         except OSError:
             pid = -1
         if pid:
@@ -109,12 +109,12 @@ def fork_for(parent: int) -> int:
         die_with_parent(parent)
         return 0
     os.waitpid(between, 0)
-    os.close(tell)
-    pid = int.from_bytes(os.read(told, 8))
+    os.close(pid_writer)
+    pid = int.from_bytes(os.read(pid_reader, 8))
     if not pid:
         raise MemoryError("the system lets this spare fork no more")
     os.write(go, b"!")
-    for descriptor in (told, waits, go):
+    for descriptor in (pid_reader, waits, go):
         os.close(descriptor)
     return pid
 

@@ -47,13 +47,13 @@ async def create(service: Service, request: Request) -> Response:
     batches = ask(service, request, body, about["id"])
     tokens = service.tokens if body.logprobs else None
     forced = isinstance(body.tool_choice, NamedTool) and body.tool_choice.function is not None
-    answers = Answers(
+    converter = DeltaConverter(
         tokens, body.top_logprobs or 0, ids_wanted=bool(body.return_token_ids), calls_end=not forced
     )
     if body.stream:
-        return await open_stream(request, batches, ChatEvents(about, body.stream_options, answers))
+        return await open_stream(request, batches, ChatEvents(about, body.stream_options, converter))
     with service.logprobs.allowance() as allowance:
-        whole = WholeChat(about, answers, allowance)
+        whole = WholeChat(about, converter, allowance)
         await unless_left(request.receive, whole.take(batches))
         scored = body.prompt_logprobs
 
@@ -95,10 +95,10 @@ def ask(
         params, names = params_of(body, offered, service.bounds)
     except InvalidRequest as error:
         raise as_written(error, written) from None
-    told = {name: written.get(place, place) for name, place in names.items()}
+    places = {name: written.get(place, place) for name, place in names.items()}
     return service.ask(
         request,
-        told | {name: place for name, place in written.items() if name not in told},
+        places | {name: place for name, place in written.items() if name not in places},
         whole=not body.stream,
         messages=body.messages,
         params=params,
@@ -144,7 +144,7 @@ def new_ids(service: Service, body: ChatFields) -> CallIds:
     return CallIds(form, sum(len(calls) for calls in before if isinstance(calls, list)))
 
 
-class Answers:
+class DeltaConverter:
     """Converts deltas into fields of OpenAI's answers, the same for a whole answer and for events."""
 
     def __init__(
@@ -202,10 +202,12 @@ BEHIND_TEXT = b'},"logprobs":null,"finish_reason":null}]'
 class ChatEvents(Events):
     """The role first, then thoughts, text and calls as they come, then the reason of the end."""
 
-    def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
+    def __init__(
+        self, about: dict[str, Any], options: StreamOptions | None, converter: DeltaConverter
+    ) -> None:
         super().__init__(about, options)
-        self.answers = answers
-        self.texts_alone = answers.tokens is None and not answers.ids_wanted
+        self.converter = converter
+        self.texts_alone = converter.tokens is None and not converter.ids_wanted
         self.heads: dict[int, bytes] = {}
         """By answer that has begun: what each event with a text of it begins with."""
 
@@ -219,7 +221,7 @@ class ChatEvents(Events):
         else:
             self.write_parts(delta, chunks)
         if delta.finish_reason is not None:
-            self.write_choice(chunks, index, {}, finish_reason=self.answers.finish_reason(delta))
+            self.write_choice(chunks, index, {}, finish_reason=self.converter.finish_reason(delta))
 
     def write_begin(self, delta: ChatDelta, chunks: list[bytes]) -> bytes:
         choice = {
@@ -229,20 +231,20 @@ class ChatEvents(Events):
             "finish_reason": None,
         }
         prompt = b""
-        if self.answers.ids_wanted and delta.prompt_token_ids is not None:
+        if self.converter.ids_wanted and delta.prompt_token_ids is not None:
             prompt = b',"prompt_token_ids":' + encode(delta.prompt_token_ids)
         chunks.append(self.chunk(encode(choice), prompt))
         head = b'%b,"choices":[{"index":%d,"delta":{"content":' % (self.head, delta.index)
         return self.heads.setdefault(delta.index, head)
 
     def write_parts(self, delta: ChatDelta, chunks: list[bytes]) -> None:
-        index, answers = delta.index, self.answers
-        answers.note(delta)
-        logprobs = answers.logprobs(delta)
+        index, converter = delta.index, self.converter
+        converter.note(delta)
+        logprobs = converter.logprobs(delta)
         brought: dict[str, Any] = as_thoughts(delta.reasoning)
         if delta.text or not (brought or delta.tool_calls):
             brought["content"] = delta.text
-        ids = {"token_ids": delta.token_ids} if answers.ids_wanted and delta.token_ids else {}
+        ids = {"token_ids": delta.token_ids} if converter.ids_wanted and delta.token_ids else {}
         if (brought and (delta.text or delta.reasoning)) or (logprobs and logprobs["content"]) or ids:
             self.write_choice(chunks, index, brought, logprobs, beside=ids)
         for part in delta.tool_calls:
@@ -265,9 +267,9 @@ class ChatEvents(Events):
 class WholeChat:
     """Folds the deltas of one request into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers, allowance: Allowance) -> None:
+    def __init__(self, about: dict[str, Any], converter: DeltaConverter, allowance: Allowance) -> None:
         self.about = about
-        self.answers = answers
+        self.converter = converter
         self.allowance = allowance
         self.collector = Collector(about["id"])
         self.logprobs: defaultdict[int, JsonLists] = defaultdict(JsonLists)
@@ -282,14 +284,14 @@ class WholeChat:
                 self.add(delta)
 
     def add(self, delta: ChatDelta) -> None:
-        index, answers = delta.index, self.answers
-        answers.note(delta)
-        if answers.tokens is not None:
+        index, converter = delta.index, self.converter
+        converter.note(delta)
+        if converter.tokens is not None:
             self.allowance.take(count(delta))
-            self.logprobs[index].add({"content": answers.tokens.for_chat(delta, answers.top_logprobs)})
+            self.logprobs[index].add({"content": converter.tokens.for_chat(delta, converter.top_logprobs)})
             delta.logprobs = []
         if delta.finish_reason is not None:
-            self.reasons[index] = answers.finish_reason(delta)
+            self.reasons[index] = converter.finish_reason(delta)
         if delta.usage is not None:
             self.usage = total_usage([delta.usage])
         if delta.prompt_logprobs is not None:
@@ -300,7 +302,7 @@ class WholeChat:
     def body(self) -> dict[str, Any]:
         output = self.collector.output()
         choices = [self.choice(answer) for answer in output.outputs]
-        prompt = {"prompt_token_ids": output.prompt_token_ids} if self.answers.ids_wanted else {}
+        prompt = {"prompt_token_ids": output.prompt_token_ids} if self.converter.ids_wanted else {}
         return self.about | {"choices": choices, "usage": self.usage} | prompt
 
     def choice(self, answer: CompletionOutput) -> dict[str, Any]:
@@ -312,7 +314,7 @@ class WholeChat:
         message |= as_thoughts(answer.reasoning)
         if calls:
             message |= {"content": answer.text or None, "tool_calls": calls}
-        wanted = self.answers.tokens is not None
+        wanted = self.converter.tokens is not None
         content = {"content": [], "refusal": None} | self.logprobs[answer.index].lists()
         logprobs = content if wanted else None
         return {
@@ -320,5 +322,5 @@ class WholeChat:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": self.reasons[answer.index],
-            **({"token_ids": answer.token_ids} if self.answers.ids_wanted else {}),
+            **({"token_ids": answer.token_ids} if self.converter.ids_wanted else {}),
         }

@@ -66,7 +66,7 @@ async def create(service: Service, request: Request) -> Response:
         echoes = await service.beside(
             request, lambda: [service.echo(*prompt, answered=not only_prompt) for prompt in prompts]
         )
-    answers = Answers(service, body, params, prompts, echoes, only_prompt=only_prompt)
+    converter = DeltaConverter(service, body, params, prompts, echoes, only_prompt=only_prompt)
     streams = [
         service.ask(
             request,
@@ -85,9 +85,9 @@ async def create(service: Service, request: Request) -> Response:
     weights = [scored * min(len(prompt), service.bounds.max_model_len) for prompt, _ in asked]
     batches = streams[0] if len(streams) == 1 else together(streams, weights)
     if body.stream:
-        return await open_stream(request, batches, CompletionEvents(about, body.stream_options, answers))
+        return await open_stream(request, batches, CompletionEvents(about, body.stream_options, converter))
     with service.logprobs.allowance() as allowance:
-        whole = WholeCompletion(about, answers, allowance)
+        whole = WholeCompletion(about, converter, allowance)
         await unless_left(request.receive, whole.take(batches))
         return await service.put_together(whole.body, many=allowance.taken)
 
@@ -162,7 +162,7 @@ def joined(first: Columns | None, then: Columns | None) -> Columns | None:
     return {name: first[name] + then[name] for name in first}
 
 
-class Answers:
+class DeltaConverter:
     """Converts deltas into fields of OpenAI's answers, the same for a whole answer and for events."""
 
     def __init__(
@@ -244,29 +244,31 @@ BEHIND_TEXT = b',"logprobs":null,"finish_reason":null}]'
 class CompletionEvents(Events):
     """Text as it comes; the last event of an answer has the reason of its end."""
 
-    def __init__(self, about: dict[str, Any], options: StreamOptions | None, answers: Answers) -> None:
+    def __init__(
+        self, about: dict[str, Any], options: StreamOptions | None, converter: DeltaConverter
+    ) -> None:
         super().__init__(about, options)
-        self.answers = answers
-        self.texts_alone = answers.columns is None and not answers.ids_wanted
+        self.converter = converter
+        self.texts_alone = converter.columns is None and not converter.ids_wanted
         self.heads: dict[int, bytes] = {}
         """By answer that has begun: what each event with a text of it begins with."""
 
     def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
-        answers = self.answers
-        index = answers.take(prompt, delta)
+        converter = self.converter
+        index = converter.take(prompt, delta)
         head = self.heads.get(index)
         if head is not None and self.texts_alone and delta.finish_reason is None:
             if delta.text:  # the hot path: once for each token of the service
                 chunks.append(head + encode(delta.text) + BEHIND_TEXT + self.tail)
             return
-        text, logprobs = delta.text, answers.logprobs(index, delta)
-        ids: dict[str, Any] = {"token_ids": delta.token_ids} if answers.ids_wanted else {}
+        text, logprobs = delta.text, converter.logprobs(index, delta)
+        ids: dict[str, Any] = {"token_ids": delta.token_ids} if converter.ids_wanted else {}
         if head is None:
             self.heads[index] = b'%b,"choices":[{"index":%d,"text":' % (self.head, index)
-            ids |= answers.prompt_ids_of(index)
-            text = answers.echo(index) + text
-            logprobs = joined(answers.echoed_logprobs(index), logprobs)
-            answers.prompt_scores.pop(prompt, None)
+            ids |= converter.prompt_ids_of(index)
+            text = converter.echo(index) + text
+            logprobs = joined(converter.echoed_logprobs(index), logprobs)
+            converter.prompt_scores.pop(prompt, None)
         if not (text or logprobs or ids or delta.finish_reason):
             return
         choice = {
@@ -281,9 +283,9 @@ class CompletionEvents(Events):
 class WholeCompletion:
     """Folds the deltas of all prompts into one answer."""
 
-    def __init__(self, about: dict[str, Any], answers: Answers, allowance: Allowance) -> None:
+    def __init__(self, about: dict[str, Any], converter: DeltaConverter, allowance: Allowance) -> None:
         self.about = about
-        self.answers = answers
+        self.converter = converter
         self.allowance = allowance
         self.texts: defaultdict[int, list[str]] = defaultdict(list)
         self.token_ids: defaultdict[int, list[int]] = defaultdict(list)
@@ -297,29 +299,29 @@ class WholeCompletion:
     async def take(self, batches: Any) -> None:
         async for prompt, deltas in batches:
             for delta in deltas:
-                index = self.answers.take(prompt, delta)
+                index = self.converter.take(prompt, delta)
                 if delta.prompt_logprobs is not None:
-                    self.allowance.take(count_prompt(delta) * self.answers.n)
+                    self.allowance.take(count_prompt(delta) * self.converter.n)
                     await asyncio.to_thread(self.keep_prompt, prompt)
                 self.add(index, delta)
 
     def keep_prompt(self, prompt: int) -> None:
         """Keep the logprobs of a prompt as they are told: a hundred thousand take a tenth of a second."""
-        answers = self.answers
-        echoed = answers.echoed_logprobs(prompt * answers.n)
+        converter = self.converter
+        echoed = converter.echoed_logprobs(prompt * converter.n)
         if echoed is not None:
             self.echoed[prompt] = JsonLists()
             self.echoed[prompt].add(echoed)
-        scores = answers.prompt_logprobs_of(prompt)
+        scores = converter.prompt_logprobs_of(prompt)
         if scores is not None:
             self.prompt_logprobs[prompt] = msgspec.Raw(encode(scores))
-        del answers.prompt_scores[prompt]
+        del converter.prompt_scores[prompt]
 
     def add(self, index: int, delta: Delta) -> None:
         self.texts[index].append(delta.text)
-        if self.answers.ids_wanted:
+        if self.converter.ids_wanted:
             self.token_ids[index] += delta.token_ids
-        columns = self.answers.logprobs(index, delta)
+        columns = self.converter.logprobs(index, delta)
         if columns is not None:
             self.allowance.take(count(delta))
             self.logprobs[index].add(columns)
@@ -333,16 +335,16 @@ class WholeCompletion:
         return self.about | {"choices": choices, "usage": total_usage(self.usages)}
 
     def choice(self, index: int) -> dict[str, Any]:
-        answers, prompt = self.answers, index // self.answers.n
-        ids = {"token_ids": self.token_ids[index]} if answers.ids_wanted else {}
+        converter, prompt = self.converter, index // self.converter.n
+        ids = {"token_ids": self.token_ids[index]} if converter.ids_wanted else {}
         scores = {"prompt_logprobs": self.prompt_logprobs[prompt]} if prompt in self.prompt_logprobs else {}
-        wanted = answers.columns is not None
+        wanted = converter.columns is not None
         return {
             "index": index,
-            "text": answers.echo(index) + "".join(self.texts[index]),
+            "text": converter.echo(index) + "".join(self.texts[index]),
             "logprobs": self.logprobs[index].lists(self.echoed.get(prompt)) if wanted else None,
             "finish_reason": self.reasons[index],
             **ids,
-            **answers.prompt_ids_of(index),
+            **converter.prompt_ids_of(index),
             **scores,
         }

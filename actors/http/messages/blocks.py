@@ -8,6 +8,7 @@ from typing import Any
 from ....protocol.errors import brief
 from ...text.prompts.conversation import call_arguments
 from ...text.prompts.keys import Keys, kept
+from ..bodies.fields import text_at
 from ..errors import Problem
 
 Message = dict[str, Any]
@@ -60,18 +61,18 @@ def plain(where: str, role: str, content: str | list[dict[str, Any]]) -> list[Me
                 param=place,
             )
         if kind == "text":
-            texts.append(text_in(place, block))
+            texts.append(text_at(place, block, "text"))
         elif kind == "thinking":
-            message["reasoning"] = message.get("reasoning", "") + text_in(place, block, "thinking")
+            message["reasoning"] = message.get("reasoning", "") + text_at(place, block, "thinking")
         elif kind == "tool_use":
             arguments = call_arguments(f"{place}.input", block.get("input", {}))
-            function = {"name": text_in(place, block, "name"), "arguments": arguments}
+            function = {"name": text_at(place, block, "name"), "arguments": arguments}
             call = {"id": id_in(place, block, "id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "tool_result":
-            told = content_of(list(result_texts(place, block.get("content"))))
+            result = content_of(list(result_texts(place, block.get("content"))))
             id = id_in(place, block, "tool_use_id")
-            results.append({"role": "tool", "tool_call_id": id, "content": told})
+            results.append({"role": "tool", "tool_call_id": id, "content": result})
     if texts or not results:
         # What a model wrote is one text, between whose blocks calls and sources may have stood.
         message["content"] = content_of(texts) if role != "assistant" else "".join(texts)
@@ -85,15 +86,9 @@ def content_of(texts: list[str]) -> str | list[dict[str, str]]:
     return "".join(texts)
 
 
-def text_in(place: str, block: dict[str, Any], name: str = "text") -> str:
-    text = block.get(name)
-    if not isinstance(text, str):
-        raise Problem(400, f"{place}.{name} is {brief(text)}; give a text", param=f"{place}.{name}")
-    return text
-
-
 def id_in(place: str, block: dict[str, Any], name: str) -> str | None:
-    return text_in(place, block, name) if name in block else None
+    """The id in a field that may be missing, but not null."""
+    return text_at(place, block, name) if name in block else None
 
 
 def result_texts(place: str, content: Any) -> Iterator[str]:
@@ -107,4 +102,4 @@ def result_texts(place: str, content: Any) -> Iterator[str]:
         where = f"{place}.content[{number}]"
         if not isinstance(part, dict) or part.get("type") != "text":
             raise Problem(400, f"{where} is {brief(part)}; expected a text block", param=where)
-        yield text_in(where, kept(where, part, BLOCKS["text"]))
+        yield text_at(where, kept(where, part, BLOCKS["text"]), "text")

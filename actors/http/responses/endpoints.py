@@ -125,8 +125,8 @@ async def items(service: Service, request: Request) -> Response:
         raise Problem(400, f"after={after!r:.80} is the id of no item of this response", param="after")
     begin = 0 if after is None else ids.index(after) + 1
     end = begin + int(limit)
-    told = ids[begin:end]
-    first, last = (told[0], told[-1]) if told else (None, None)
+    shown = ids[begin:end]
+    first, last = (shown[0], shown[-1]) if shown else (None, None)
     page = {"object": "list", "data": data[begin:end], "first_id": first, "last_id": last}
     return service.answer(page | {"has_more": end < len(data)})
 

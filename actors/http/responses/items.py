@@ -9,6 +9,7 @@ from ....protocol.errors import InvalidRequest, brief
 from ....protocol.limits import MAX_MESSAGES
 from ...text.prompts.conversation import call_arguments
 from ...text.prompts.keys import REFUSAL, TEXT, Keys, kept
+from ..bodies.fields import text_at
 from ..errors import Problem
 
 Message = dict[str, Any]
@@ -109,14 +110,6 @@ def call_of(where: str, item: dict[str, Any], arguments: dict[str, Any] | str) -
     function = {"name": text_at(where, item, "name"), "arguments": arguments}
     call = {"id": text_at(where, item, "call_id", None), "type": "function", "function": function}
     return {"role": "assistant", "tool_calls": [call]}
-
-
-def text_at(where: str, item: dict[str, Any], name: str, *otherwise: str | None) -> Any:
-    """The text under a name, which may be missing where there is something to take instead."""
-    value = item.get(name, *otherwise)
-    if isinstance(value, str) or (otherwise and value == otherwise[0]):
-        return value
-    raise Problem(400, f"{where}.{name} is {brief(value)}; give a text", param=f"{where}.{name}")
 
 
 def thoughts_of(where: str, item: dict[str, Any]) -> str:

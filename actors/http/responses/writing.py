@@ -165,12 +165,12 @@ class Output:
         return [*events, self.event(f"response.{status}", response=self.body)]
 
     def fail(self, error: Exception) -> list[bytes]:
-        told = problem_of(error).error
+        problem = problem_of(error).error
         events = self.close("incomplete")
         self.body |= {
             "status": "failed",
             "output": self.items,
-            "error": {"code": told["code"] or told["type"], "message": told["message"]},
+            "error": {"code": problem["code"] or problem["type"], "message": problem["message"]},
         }
         return [*events, self.event("response.failed", response=self.body)]
 

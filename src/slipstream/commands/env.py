@@ -139,7 +139,7 @@ def show_parts(found: Estimate) -> None:
         show("quantized", f"no; with --quantization fp8 or int8 its weights take {in_8_bits} on a GPU")
     else:
         show("quantized", "no, and it has no layers that --quantization is for")
-    for line in found.told:
+    for line in found.notes:
         show("states", line)
     show("adapters", found.adapters)
     show("graphs", found.graphs)

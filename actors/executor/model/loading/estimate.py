@@ -20,7 +20,7 @@ from .language_model import language_model_config
 from .load import DTYPES, META, laid_out, load_config
 
 RANKS = (2, 4, 8)
-"""Numbers of ranks that are told of."""
+"""Numbers of ranks that are listed if the model can be divided among as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Estimate:
     """Keys and values of one token, in all layers."""
     state_bytes: int
     """States of recurrent layers, of one sequence."""
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
     """What one should know of such layers, a sentence each."""
     max_model_len: int | None
     """What the model itself is made for; None: its configuration does not say."""
@@ -83,7 +83,7 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=model.layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
         state_bytes=model.state_layout.bytes_per_slot,
-        told=() if model.stateful is None else tuple(model.stateful.notes()),
+        notes=() if model.stateful is None else tuple(model.stateful.notes()),
         max_model_len=max_model_len(model.config.to_dict()),
         left_out=() if text is config else other_parts(config, text),
         adapters=adapters_of(model),
