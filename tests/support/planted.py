@@ -129,6 +129,7 @@ def launching_executor(context: Any) -> Any:
 
 def catching_up_executor(context: Any) -> Any:
     """Launches each step for longer than it runs, until it has done 20 pieces of work between steps."""
+    from slipstream.actors.executor.background_work import BackgroundWork
     from slipstream.actors.executor.start.build import build
     from slipstream.protocol.internal import Plan
 
@@ -149,7 +150,8 @@ def catching_up_executor(context: Any) -> Any:
         if actor.full_speed_at is None:
             time.sleep(0.03)
 
-    actor.background_work, actor.full_speed_at, actor.wake_at = piece, None, None
+    actor.background_work = BackgroundWork(piece, actor.pipeline, catching_up=True)
+    actor.full_speed_at, actor.wake_at = None, None
     actor.handlers[Plan] = launch
     return actor
 

@@ -21,8 +21,9 @@ import torch
 from llguidance import LLExecutor
 from rank_threads import at_once
 from replay import Replays, SpoilingProgram
+from slipstream.actors.executor.background_work import FIRST_TOKENS_S
 from slipstream.actors.executor.devices.cpu import CpuDevice
-from slipstream.actors.executor.executor import FIRST_TOKENS_S, Executor
+from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower

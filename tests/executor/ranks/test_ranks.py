@@ -15,7 +15,7 @@ import pytest
 import torch
 from rank_threads import at_once, groups
 from ranks import LENGTH, Service
-from slipstream.actors.executor.executor import CATCHING_UP_SHARE
+from slipstream.actors.executor.background_work import CATCHING_UP_SHARE
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel

@@ -17,8 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from replay import Replays
+from slipstream.actors.executor.background_work import CATCHING_UP_SHARE, FIRST_TOKENS_S, IDLE_S
 from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
-from slipstream.actors.executor.executor import CATCHING_UP_SHARE, FIRST_TOKENS_S, IDLE_S, Executor
+from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.step import graphs
@@ -431,15 +432,16 @@ def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashe
         catching_up=True,
         repeats=lambda: slow[0],
     )
+    assert executor.background_work is not None
     executor.receive("scheduler", Plan(0), 1.0)
-    assert not executor.may_catch_up(1.1), "first tokens come first"
+    assert not executor.background_work.may_catch_up(1.1), "first tokens come first"
     slow[0] = True
-    assert executor.may_catch_up(1.1) == crashed
+    assert executor.background_work.may_catch_up(1.1) == crashed
     pipeline.awaiting_masks = pipeline.slots[0]
-    assert not executor.may_catch_up(1.1)
+    assert not executor.background_work.may_catch_up(1.1)
     pipeline.awaiting_masks = None
     slow[0] = False
-    assert executor.may_catch_up(1.0 + FIRST_TOKENS_S)
+    assert executor.background_work.may_catch_up(1.0 + FIRST_TOKENS_S)
 
 
 def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_would_not_help() -> None:
@@ -490,9 +492,10 @@ def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
     batch = RunningBatch(2, 8, 2)
     pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, lambda: 0.02, catching_up=True)
-    assert executor.may_catch_up(1.0)
+    assert executor.background_work is not None
+    assert executor.background_work.may_catch_up(1.0)
     pipeline.awaiting_masks = pipeline.slots[0]
-    assert not executor.may_catch_up(1.0)
+    assert not executor.background_work.may_catch_up(1.0)
 
 
 def test_a_step_that_only_decodes_is_laid_out_once() -> None:
