@@ -181,9 +181,9 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             "adapters:_expand_kernel",
             dict(output="*bf16", up="*bf16", ids="*i32", sums="*fp32")
             | dict.fromkeys(("tokens", "N", "first_end", "second_end"), "i32"),
-            dict(RANK=rank, PARTS=parts, TOKENS=tokens, SPLITS=8, TILE=min(rank, 64), OUTPUTS=128),
+            dict(RANK=rank, SUBLAYERS=sublayers, TOKENS=tokens, SPLITS=8, TILE=min(rank, 64), OUTPUTS=128),
         )
-        for rank, parts, tokens in ((16, 1, 16), (16, 3, 16), (128, 2, 64))
+        for rank, sublayers, tokens in ((16, 1, 16), (16, 3, 16), (128, 2, 64))
     ),
     *(
         (

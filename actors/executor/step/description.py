@@ -39,7 +39,7 @@ class Step:
     prompt_columns: int = 0
     """As ``SamplingKind.logprobs``, of each token of a prompt whose logprobs are reported."""
     row_tokens: tuple[int, ...] = ()
-    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in such parts."""
+    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in segments."""
 
     @cached_property
     def results(self) -> ResultLayout:

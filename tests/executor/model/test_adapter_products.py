@@ -60,7 +60,7 @@ def one_by_one(output: Tensor, states: Tensor, ids: Tensor, stack: Stack) -> Ten
     found = output.float()
     for token, id in enumerate(ids.tolist()):
         if id:
-            for outputs, ranks in stack.parts:
+            for outputs, ranks in stack.sublayers:
                 small = stack.down[id - 1, ranks].float() @ states[token].float()
                 found[token, outputs] += stack.up[id - 1, outputs].float() @ small
     return found
@@ -131,7 +131,7 @@ def product_with_tail(weight: Tensor, states: Tensor, ids: Tensor, tail: Tail) -
     found = states.float() @ weight[:, : states.shape[1]].float().T
     for token, id in enumerate(ids.tolist()):
         if id:
-            for part, (outputs, _) in enumerate(tail.parts):
+            for part, (outputs, _) in enumerate(tail.sublayers):
                 small = tail.a(id, part).float() @ states[token].float()
                 found[token, outputs] += tail.b(id, part).float() @ small
     return found
@@ -233,7 +233,7 @@ def test_a_planted_fault_of_the_products_is_seen(fault: str, tailed: bool) -> No
             if fault not in ("left out", "the states are not there"):
                 super().add(output, states, stack)
             if fault == "of the first part alone":
-                output[:, stack.parts[0][0].stop :] = 0
+                output[:, stack.sublayers[0][0].stop :] = 0
 
         def extend(self, states: Tensor, tail: Tail) -> Tensor:
             extended = super().extend(states, tail)

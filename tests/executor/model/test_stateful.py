@@ -15,7 +15,7 @@ from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.stateful import scan as scan_module
 from slipstream.actors.executor.model.stateful.examine import traits_of
 from slipstream.actors.executor.model.stateful.module import RowStates, StatefulModule
-from slipstream.actors.executor.model.stateful.running import StatefulModules, parts_of
+from slipstream.actors.executor.model.stateful.running import StatefulModules, segments_of
 from slipstream.actors.executor.model.stateful.scan import Scan, going_on
 from slipstream.actors.executor.model.support import Layers
 from slipstream.actors.executor.step.program import ModelProgram
@@ -64,14 +64,16 @@ def test_states_of_all_layers_lie_beside_each_other_and_are_cleared_together() -
 
 def test_rows_that_decode_are_one_part_and_each_chunk_another() -> None:
     slots = StateSlots(LAYOUT, 8, CPU)
-    found = parts_of(batch_of([5, 2, 7, 1], [1, 1, 3, 1], padding=4, states=slots))
+    found = segments_of(batch_of([5, 2, 7, 1], [1, 1, 3, 1], padding=4, states=slots))
     assert [(part.start, part.stop, rows.tolist(), single) for part, rows, single in found] == [
         (0, 2, [5, 2], True),
         (2, 5, [7], False),
         (5, 6, [1], False),
     ]
-    [(part, rows, single)] = parts_of(batch_of([5, 8, 8], [1, 1, 1], states=slots))
-    assert (part, rows.tolist(), single) == (slice(0, 3), [5, 8, 8], True), "padding decodes in the null slot"
+    [(tokens, rows, single)] = segments_of(batch_of([5, 8, 8], [1, 1, 1], states=slots))
+    assert (tokens, rows.tolist(), single) == (slice(0, 3), [5, 8, 8], True), (
+        "padding decodes in the null slot"
+    )
 
 
 def test_states_go_back_where_they_came_from() -> None:

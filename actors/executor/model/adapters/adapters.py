@@ -33,7 +33,7 @@ class Target(NamedTuple):
     """A layer of the model that an adapter can be beside."""
 
     stack: Stack
-    part: int
+    sublayer: int
     division: Division
     """What of the layer this rank has."""
 
@@ -58,11 +58,11 @@ class Adapters:
         """By the name of the layer in the model's checkpoint."""
         self.stacks: list[Stack] = []
         self.device = transformer.device
-        for name, parts in projections.items():
+        for name, sublayers in projections.items():
             module = transformer.get_submodule(name)
-            stack = self.stack(module, [rows for _, rows in parts], transformer)
-            for part, (layer, _) in enumerate(parts):
-                self.targets[layer] = Target(stack, part, divided.get(layer, WHOLE))
+            stack = self.stack(module, [rows for _, rows in sublayers], transformer)
+            for sublayer, (layer, _) in enumerate(sublayers):
+                self.targets[layer] = Target(stack, sublayer, divided.get(layer, WHOLE))
             if isinstance(module, TailedLinear) and isinstance(stack, Tail):
                 module.extend = functools.partial(self.extend, stack)
             elif isinstance(module, Summed):
@@ -75,7 +75,7 @@ class Adapters:
 
     def stack(self, module: nn.Module, rows: list[int], transformer: PreTrainedModel) -> Stack:
         columns, outputs = size_of(module)
-        starts = tuple(sum(rows[:part]) for part in range(len(rows)))
+        starts = tuple(sum(rows[:sublayer]) for sublayer in range(len(rows)))
         made = functools.partial(torch.zeros, dtype=transformer.dtype, device=transformer.device)
         down = made(self.count, len(rows) * self.max_rank, columns)
         if isinstance(module, TailedLinear):
@@ -151,8 +151,8 @@ class Adapters:
                     f"it has weights for {layer!r:.200}, and this model has no layer of this name that adapters are"
                     f" served for; it was trained for {folder.base}"
                 )
-            stack, part, division = target
-            outputs = stack.parts[part][0]
+            stack, sublayer, division = target
+            outputs = stack.sublayers[sublayer][0]
             a, b = folder.shape(pair.a), folder.shape(pair.b)
             rank = a[0]
             if rank > self.max_rank:
@@ -188,7 +188,7 @@ class Adapters:
             stack.clear(id)
 
     def write(self, id: int, folder: AdapterFolder, pair: Pair, target: Target) -> None:
-        stack, part, (outputs_here, inputs_here) = target
+        stack, sublayer, (outputs_here, inputs_here) = target
         a = cut(folder.read(pair.a), 1, *inputs_here)
         b = cut(folder.read(pair.b), 0, *outputs_here)
         rank = a.shape[0]
@@ -198,8 +198,8 @@ class Adapters:
             raise InvalidRequest(
                 f"{pair.b!r:.200} is out of the range of {stack.down.dtype} with its scaling"
             )
-        stack.a(id, part)[:rank].copy_(a)
-        stack.b(id, part)[:, :rank].copy_(b)
+        stack.a(id, sublayer)[:rank].copy_(a)
+        stack.b(id, sublayer)[:, :rank].copy_(b)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from .products import Products, Stack, Tail, TorchProducts
 CHECKED_TOKENS = (5, 40, 100)
 """One number for each way that the kernels go."""
 
-ROWS_OF_PART = 16
+ROWS_OF_SUBLAYER = 16
 """Rows of a weight with a tail that are checked, which torch multiplies: our kernel does not know how many there
 are."""
 
@@ -76,14 +76,14 @@ def added(products: Products, like: Stack) -> list[tuple[Tensor, Tensor]]:
 def added_by_tail(products: Products, like: Tail, random: Random) -> list[tuple[Tensor, Tensor]]:
     """As `added`, for a weight with a tail, whose own product is in it."""
     count, ranks, width = like.down.shape
-    rows = ROWS_OF_PART * len(like.starts)
+    rows = ROWS_OF_SUBLAYER * len(like.starts)
     weight = random(rows, width + like.columns) / width**0.5
     weight[:, width:] = 0
     down = random(count, ranks, width) / width**0.5
-    tail = Tail.of(weight, down, tuple(range(0, rows, ROWS_OF_PART)))
+    tail = Tail.of(weight, down, tuple(range(0, rows, ROWS_OF_SUBLAYER)))
     for id in range(1, count + 1):
-        for part in range(len(like.starts)):
-            tail.b(id, part).copy_(random(ROWS_OF_PART, like.rank))
+        for sublayer in range(len(like.starts)):
+            tail.b(id, sublayer).copy_(random(ROWS_OF_SUBLAYER, like.rank))
     pairs: list[tuple[Tensor, Tensor]] = []
     for states, ids in inputs(count, width, random):
         products.begin(ids)
@@ -116,8 +116,8 @@ def as_float32(stack: Stack) -> Stack:
     """The same weights in float32, and without a tail."""
     outputs = torch.cat(
         [
-            torch.stack([stack.b(id, part) for id in range(1, len(stack.down) + 1)])
-            for part in range(len(stack.starts))
+            torch.stack([stack.b(id, sublayer) for id in range(1, len(stack.down) + 1)])
+            for sublayer in range(len(stack.starts))
         ],
         1,
     )

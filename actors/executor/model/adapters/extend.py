@@ -117,15 +117,17 @@ def _extend_kernel(
                 total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
             if SPLITS > 1:
                 sum_of = sums + place * RANKS + (output % RANKS)[None, :]
-                part = tokens.to(tl.int64) * RANKS
-                tl.store(sum_of + split * part, total, mask=mine)
+                split_stride = tokens.to(tl.int64) * RANKS
+                tl.store(sum_of + split * split_stride, total, mask=mine)
                 # What all threads of this program have stored is there before it says so, by one of them.
                 tl.debug_barrier()
                 counter = arrived + block * (tl.num_programs(1) - 1) + tile
                 if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
                     total = tl.load(sum_of, mask=mine, other=0.0, cache_modifier=".cg")
                     for other in tl.static_range(1, SPLITS):  # type: ignore[attr-defined]
-                        total += tl.load(sum_of + other * part, mask=mine, other=0.0, cache_modifier=".cg")
+                        total += tl.load(
+                            sum_of + other * split_stride, mask=mine, other=0.0, cache_modifier=".cg"
+                        )
                     tl.store(tail, total.to(out.dtype.element_ty), mask=inside)
                     tl.store(counter, 0)
             else:

@@ -98,13 +98,13 @@ def _expand_kernel(
     output,  # [T, N]
     up,  # [count, N, RANK]
     ids,  # int32 [T]
-    sums,  # float32 [SPLITS, T, PARTS * RANK]
+    sums,  # float32 [SPLITS, T, SUBLAYERS * RANK]
     tokens,
     N,
-    first_end,  # of the first part, and of the second
+    first_end,  # of the first sublayer, and of the second
     second_end,
     RANK: tl.constexpr,
-    PARTS: tl.constexpr,
+    SUBLAYERS: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
@@ -115,26 +115,28 @@ def _expand_kernel(
     adapter = tl.program_id(1)
     mine = tl.load(ids + token, mask=token < tokens, other=0) == adapter + 1
     if tl.max(mine.to(tl.int32), 0) != 0:
-        tile = tl.program_id(2)  # a tile is of one part
-        part, start, end = 0, 0, first_end
-        if PARTS > 1:
+        tile = tl.program_id(2)  # a tile is of one sublayer
+        sublayer, start, end = 0, 0, first_end
+        if SUBLAYERS > 1:
             tiles = tl.cdiv(first_end, OUTPUTS)
             if tile >= tiles:
-                tile, part, start, end = tile - tiles, 1, first_end, second_end
-        if PARTS > 2:
+                tile, sublayer, start, end = tile - tiles, 1, first_end, second_end
+        if SUBLAYERS > 2:
             tiles = tl.cdiv(second_end - first_end, OUTPUTS)
-            if (part == 1) & (tile >= tiles):
-                tile, part, start, end = tile - tiles, 2, second_end, N
+            if (sublayer == 1) & (tile >= tiles):
+                tile, sublayer, start, end = tile - tiles, 2, second_end, N
         place = start + tile * OUTPUTS + tl.arange(0, OUTPUTS)
         inside = place < end
         total = tl.zeros((TOKENS, OUTPUTS), tl.float32)
         for first in tl.static_range(0, RANK, TILE):  # type: ignore[misc]
             rank = first + tl.arange(0, TILE)
             known = mine[:, None] & (rank < RANK)[None, :]
-            source = sums + token.to(tl.int64)[:, None] * (PARTS * RANK) + part * RANK + rank[None, :]
+            source = sums + token.to(tl.int64)[:, None] * (SUBLAYERS * RANK) + sublayer * RANK + rank[None, :]
             small = tl.zeros((TOKENS, TILE), tl.float32)
             for split in tl.static_range(SPLITS):  # type: ignore[misc]
-                small += tl.load(source + split * tokens.to(tl.int64) * (PARTS * RANK), mask=known, other=0.0)
+                small += tl.load(
+                    source + split * tokens.to(tl.int64) * (SUBLAYERS * RANK), mask=known, other=0.0
+                )
             weights = up + (adapter.to(tl.int64) * N + place)[:, None] * RANK + rank[None, :]
             b = tl.load(weights, mask=inside[:, None] & (rank < RANK)[None, :], other=0.0)
             total = tl.dot(small.to(b.dtype), tl.trans(b), total, input_precision="ieee")
@@ -165,8 +167,8 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
     """Add to ``output`` [T, N] what the adapters ``ids`` int32 [T] make of ``states`` [T, K], in two kernels."""
     tokens, width = states.shape
     count, ranks, _ = stack.down.shape
-    rank, ends = stack.rank, [outputs.stop for outputs, _ in stack.parts]
-    parts = len(ends)
+    rank, ends = stack.rank, [outputs.stop for outputs, _ in stack.sublayers]
+    sublayers = len(ends)
     splits = tiles.splits_of(width)
     sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
     tile = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
@@ -188,7 +190,7 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         num_stages=2,  # with more, few programs have room at once
         **FOLLOWING,
     )
-    rows = sum(triton.cdiv(outputs.stop - outputs.start, tiles.outputs) for outputs, _ in stack.parts)
+    rows = sum(triton.cdiv(outputs.stop - outputs.start, tiles.outputs) for outputs, _ in stack.sublayers)
     _expand_kernel[(blocks, count, rows)](
         output,
         stack.up,
@@ -197,9 +199,9 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         tokens,
         stack.up.shape[1],
         ends[0],
-        ends[1] if parts > 1 else ends[0],
+        ends[1] if sublayers > 1 else ends[0],
         RANK=rank,
-        PARTS=parts,
+        SUBLAYERS=sublayers,
         TOKENS=tiles.tokens,
         SPLITS=splits,
         TILE=tile,

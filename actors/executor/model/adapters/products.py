@@ -11,36 +11,38 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Stack:
-    """The weights of all adapters beside one projection, which may be several layers of the model joined to one."""
+    """The weights of all adapters beside one projection, which is joined from one or more sublayers: layers of the
+    checkpoint, such as those of queries, keys and values."""
 
     down: Tensor
-    """[count, parts * rank, K]: A of each part. An adapter of a lower rank, or without this part, has zeros there."""
+    """[count, sublayers * rank, K]: A of each sublayer. An adapter of a lower rank, or without this sublayer, has zeros
+    there."""
     up: Tensor
-    """[count, N, rank]: B of all parts, one after the other, times the adapter's scaling."""
+    """[count, N, rank]: B of all sublayers, one after the other, times the adapter's scaling."""
     starts: tuple[int, ...]
-    """Where each part begins among the N."""
+    """Where each sublayer begins among the N."""
     rank: int
 
     @property
-    def parts(self) -> list[tuple[slice, slice]]:
-        """The parts: of each its rows of ``up`` and of ``down``."""
+    def sublayers(self) -> list[tuple[slice, slice]]:
+        """For each sublayer, its rows of ``up`` and of ``down``."""
         ends = (*self.starts[1:], self.up.shape[1])
         return [
-            (slice(start, end), slice(part * self.rank, (part + 1) * self.rank))
-            for part, (start, end) in enumerate(zip(self.starts, ends, strict=True))
+            (slice(start, end), slice(sublayer * self.rank, (sublayer + 1) * self.rank))
+            for sublayer, (start, end) in enumerate(zip(self.starts, ends, strict=True))
         ]
 
     @property
     def bytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
-    def a(self, id: int, part: int) -> Tensor:
-        """[rank, K]: of one adapter and one part."""
-        return self.down[id - 1, self.parts[part][1]]
+    def a(self, id: int, sublayer: int) -> Tensor:
+        """[rank, K]: of one adapter and one sublayer."""
+        return self.down[id - 1, self.sublayers[sublayer][1]]
 
-    def b(self, id: int, part: int) -> Tensor:
-        """[rows of the part, rank]"""
-        return self.up[id - 1, self.parts[part][0]]
+    def b(self, id: int, sublayer: int) -> Tensor:
+        """[rows of the sublayer, rank]"""
+        return self.up[id - 1, self.sublayers[sublayer][0]]
 
     def clear(self, id: int) -> None:
         """An adapter adds nothing."""
@@ -50,8 +52,8 @@ class Stack:
 
 @dataclass(slots=True)
 class Tail(Stack):
-    """A stack whose B lies in the tail of the layer's weight: ``up`` [count, N, parts * rank] is a view of that,
-    zero where it is of one part and in the rows of another. Each column of the tail is for a row of A."""
+    """A stack whose B lies in the tail of the layer's weight: ``up`` [count, N, sublayers * rank] is a view of that,
+    with zeros where a column of one sublayer meets a row of another. Each column of the tail is for a row of A."""
 
     columns: int
     """Columns of the tail, some of which are left over."""
@@ -67,8 +69,8 @@ class Tail(Stack):
     def bytes(self) -> int:
         return self.down.nbytes + self.up.shape[1] * self.columns * self.up.itemsize
 
-    def b(self, id: int, part: int) -> Tensor:
-        outputs, ranks = self.parts[part]
+    def b(self, id: int, sublayer: int) -> Tensor:
+        outputs, ranks = self.sublayers[sublayer]
         return self.up[id - 1, outputs, ranks]
 
 
@@ -106,7 +108,10 @@ class TorchProducts:
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
         for id, tokens in self.groups:
             small = states[tokens] @ stack.down[id - 1].T
-            added = [small[:, ranks] @ stack.b(id, part).T for part, (_, ranks) in enumerate(stack.parts)]
+            added = [
+                small[:, ranks] @ stack.b(id, sublayer).T
+                for sublayer, (_, ranks) in enumerate(stack.sublayers)
+            ]
             output[tokens] += torch.cat(added, 1)
 
     def extend(self, states: Tensor, tail: Tail) -> Tensor:

@@ -1,7 +1,7 @@
 """Modules of transformers that keep a state, run over the state slots.
 
 Such a module knows a batch of sequences of one length. A step is rows of one token and chunks of prompts, so it is
-given to the module in parts: the rows that decode together as a batch, then each chunk by itself. Whatever else
+given to the module in segments: the rows that decode together as a batch, then each chunk by itself. Whatever else
 there is in a model sees the step as a whole.
 """
 
@@ -22,11 +22,11 @@ from .scan import going_on
 
 
 class StatefulModules:
-    """The modules of a model that keep a state, made to run a step in parts."""
+    """The modules of a model that keep a state, made to run a step in segments."""
 
     def __init__(self, modules: list[StatefulModule], layout: StateLayout) -> None:
-        self.parts: list[tuple[slice, Tensor, bool]] = []
-        """The parts of the step under way: tokens, the slots of their rows, and whether each row has one token."""
+        self.segments: list[tuple[slice, Tensor, bool]] = []
+        """The segments of the step under way: tokens, the slots of their rows, and whether each row has one token."""
         self.slots: StateSlots | None = None
         """None: no step is under way, and the modules are as transformers has them."""
         self.tokens = 0
@@ -37,7 +37,7 @@ class StatefulModules:
             kind = type(one.module)
             if kind not in traits:
                 traits[kind] = traits_of(one, layout)
-            one.module.forward = self.in_parts(one, traits[kind].takes_chunks)
+            one.module.forward = self.in_segments(one, traits[kind].takes_chunks)
         self.token_by_token = not all(found.takes_chunks for found in traits.values())
         """Some of them forget their state when they are given several tokens, which so have to come one by one."""
         self.host_read = next((found.host_read for found in traits.values() if found.host_read), "")
@@ -64,19 +64,19 @@ class StatefulModules:
     def begin(self, batch: PagedBatch) -> None:
         assert batch.states is not None
         self.slots, self.tokens = batch.states, len(batch.write_index)
-        self.parts = parts_of(batch)
+        self.segments = segments_of(batch)
 
     def end(self) -> None:
         self.slots = None
 
-    def in_parts(self, one: StatefulModule, takes_chunks: bool) -> Callable[..., Any]:
+    def in_segments(self, one: StatefulModule, takes_chunks: bool) -> Callable[..., Any]:
         whole, continued = one.module.forward, going_on(one.module)
 
         def forward(*given: Any, **named: Any) -> Any:
             if self.slots is None:
                 return whole(*given, **named)
             outputs: list[Any] = []
-            for tokens, rows, single in self.parts:
+            for tokens, rows, single in self.segments:
                 states = RowStates(self.slots, rows)
                 pieces = (
                     [tokens]
@@ -85,8 +85,8 @@ class StatefulModules:
                 )
                 for piece in pieces:
                     some, others = one.with_cache(
-                        tuple(self.part(value, piece, single) for value in given),
-                        {name: self.part(value, piece, single) for name, value in named.items()},
+                        tuple(self.cut(value, piece, single) for value in given),
+                        {name: self.cut(value, piece, single) for name, value in named.items()},
                         states,
                     )
                     found = continued(*some, **others)
@@ -96,22 +96,22 @@ class StatefulModules:
 
         return forward
 
-    def part(self, value: Any, tokens: slice, single: bool) -> Any:
+    def cut(self, value: Any, tokens: slice, single: bool) -> Any:
         """Some tokens of what a module is given, [1, T, ...]: [N, 1, ...] if ``single``, otherwise [1, N, ...]."""
         if isinstance(value, tuple):
-            return tuple(self.part(one, tokens, single) for one in value)
+            return tuple(self.cut(one, tokens, single) for one in value)
         if not isinstance(value, Tensor) or value.shape[:2] != (1, self.tokens):
             return value
         return value[:, tokens].transpose(0, 1) if single else value[:, tokens]
 
     def joined(self, outputs: list[Any]) -> Any:
-        """The parts one after the other, and zeros for tokens that belong to no row."""
+        """The outputs of all segments, one after the other, and zeros for tokens that belong to no row."""
         first = outputs[0]
         if isinstance(first, tuple):
-            return tuple(self.joined(list(parts)) for parts in zip(*outputs, strict=True))
+            return tuple(self.joined(list(each)) for each in zip(*outputs, strict=True))
         if not isinstance(first, Tensor):
             return first
-        missing = self.tokens - self.parts[-1][0].stop
+        missing = self.tokens - self.segments[-1][0].stop
         if missing:
             outputs.append(first.new_zeros(1, missing, *first.shape[2:]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
@@ -124,15 +124,15 @@ def in_line(value: Any) -> Any:
     return value.transpose(0, 1) if isinstance(value, Tensor) else value
 
 
-def parts_of(batch: PagedBatch) -> list[tuple[slice, Tensor, bool]]:
-    """As ``StatefulModules.parts``; what a step has of rows with prompts is known by ``batch.row_tokens``."""
+def segments_of(batch: PagedBatch) -> list[tuple[slice, Tensor, bool]]:
+    """As ``StatefulModules.segments``; what a step has of rows with prompts is known by ``batch.row_tokens``."""
     if batch.decode_only:
         return [(slice(0, len(batch.rows)), batch.rows, True)]
     counts = batch.row_tokens
     decodes = next((row for row, count in enumerate(counts) if count > 1), len(counts))
-    parts = [(slice(0, decodes), batch.rows[:decodes], True)] if decodes else []
+    segments = [(slice(0, decodes), batch.rows[:decodes], True)] if decodes else []
     start = decodes
     for row, count in enumerate(counts[decodes:], decodes):
-        parts.append((slice(start, start + count), batch.rows[row : row + 1], False))
+        segments.append((slice(start, start + count), batch.rows[row : row + 1], False))
         start += count
-    return parts
+    return segments
