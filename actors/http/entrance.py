@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...protocol.errors import ServiceUnavailable
 from .endpoints.dashboard import PAGES
-from .errors import STOPPED, Problem, log_fault, problem_of
+from .errors import STOPPED, Problem, is_of_messages, log_fault, problem_of
 from .service import Service
 from .transport.events import ClientLeft
 
@@ -73,6 +73,8 @@ class Entrance:
                 begun = True
                 self.service.statuses[message["status"]] += 1
                 more = [(b"date", date_at(int(time.time()))), (b"x-request-id", id.encode())]
+                if is_of_messages(path):  # whose clients look for it under this name
+                    more.append((b"request-id", id.encode()))
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
@@ -124,12 +126,7 @@ class Entrance:
             )
         if self.origins and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return None  # a browser asks whether a page may ask, and sends no key yet
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if "x-api-key" in headers:  # as Anthropic's clients send it
-            scheme, key = "bearer", headers["x-api-key"]
-        # In constant time: how long it takes says nothing about the key.
-        known = hmac.compare_digest(key.strip().encode(), self.key) and scheme.lower() == "bearer"
-        if known or scope["path"] in OPEN:
+        if self.is_known(headers) or scope["path"] in OPEN:
             return None
         return Problem(
             401,
@@ -137,6 +134,15 @@ class Entrance:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+    def is_known(self, headers: Headers) -> bool:
+        """Whether the key is in one of the two headers that have it. Anthropic's clients send both where both of their
+        variables are set, and ``x-api-key`` empty where people were told to empty it."""
+        assert self.key is not None
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
+        # In constant time: how long it takes says nothing about the key.
+        return any([hmac.compare_digest(key.strip().encode(), self.key) for key in given])
 
     async def drained(self) -> None:
         """Return when nothing is under way that was accepted: a request whose body has not come was not."""
@@ -166,10 +172,10 @@ def new_request_id() -> str:
 
 
 def name_of(host: str) -> str:
-    """The name in a ``Host``, without the port."""
+    """The name in a ``Host``, without the port and the dot of a name that is looked up as it stands."""
     if host.startswith("["):
         return host.partition("]")[0][1:]
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+    return host.partition(":")[0].lower().removesuffix(".")
 
 
 def is_address(name: str) -> bool:
@@ -183,7 +189,7 @@ def is_address(name: str) -> bool:
 
 def hosts_of(origins: Sequence[str]) -> frozenset[str]:
     """The names in origins such as ``https://a.example``."""
-    return frozenset(urlsplit(origin).hostname or "" for origin in origins)
+    return frozenset((urlsplit(origin).hostname or "").removesuffix(".") for origin in origins)
 
 
 def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

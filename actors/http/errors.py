@@ -81,9 +81,13 @@ class Problem(Exception):
 
     def response(self, path: str) -> Response:
         """To who asked for this path."""
-        of_messages = path == MESSAGES or path.startswith(f"{MESSAGES}/")
-        body = msgspec.json.encode(self.as_of_messages()) if of_messages else self.body
+        body = msgspec.json.encode(self.as_of_messages()) if is_of_messages(path) else self.body
         return Response(body, self.status, self.headers, media_type="application/json")
+
+
+def is_of_messages(path: str) -> bool:
+    """Whether who asks for this path speaks Anthropic's API."""
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
 
 
 def problem_of(error: Exception) -> Problem:

@@ -28,6 +28,15 @@ def test_a_model_answers_to_each_of_its_names_with_the_first() -> None:
     assert f"this is '{MODEL}' or 'big' or 'org/latest'" in wrong["message"]
 
 
+def test_the_list_of_models_is_one_page_of_anthropics_list_too() -> None:
+    frontend = Scripted(other_names=["big"])
+    page = frontend.get("/v1/models").json
+    assert (page["first_id"], page["last_id"], page["has_more"]) == (MODEL, "big", False)
+    for card in [*page["data"], frontend.get("/v1/models/big").json]:
+        assert (card["type"], card["display_name"]) == ("model", card["id"])
+        assert datetime.fromisoformat(card["created_at"]).timestamp() == card["created"]
+
+
 @pytest.mark.parametrize(
     ("given", "names"),
     [

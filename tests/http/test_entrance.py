@@ -95,14 +95,33 @@ NAMES = frozenset({"a.example"})
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST:8000", "x.localhost:1", "127.0.0.1:8000", "10.0.0.7", "[::1]:8000", "a.example"],
+    [
+        *(
+            "localhost",
+            "LOCALHOST:8000",
+            "x.localhost:1",
+            "127.0.0.1:8000",
+            "10.0.0.7",
+            "[::1]:8000",
+            "a.example",
+        ),
+        *("localhost.", "LocalHost.:8000", "x.localhost.", "a.example.:80"),
+    ],
 )
 def test_without_a_key_the_service_answers_to_addresses_and_listed_names(host: str) -> None:
     assert Scripted(hosts=NAMES).get("/version", host=host).status == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "x",
+        "localhost..",
+    ],
 )
 @pytest.mark.parametrize("path", ["/version", "/v1/models", "/dashboard/state", "/"])
 def test_without_a_key_a_page_cannot_ask_the_service_under_a_name_of_its_own(host: str, path: str) -> None:
@@ -117,6 +136,30 @@ def test_with_a_key_any_name_will_do() -> None:
     assert frontend.get("/version", host="any.example").status == 200
     assert frontend.get("/v1/models", host="any.example", authorization="Bearer sesame").status == 200
     assert frontend.get("/v1/models", host="any.example").status == 401
+
+
+def test_the_key_may_be_in_either_header_whatever_the_other_has() -> None:
+    """``ANTHROPIC_API_KEY=""`` beside a token is what guides for gateways say; its client then sends both headers."""
+    frontend = Scripted(api_key="sesame")
+    for headers in (
+        {"authorization": "Bearer sesame"},
+        {"authorization": "bearer  sesame"},
+        {"x_api_key": "sesame"},
+        {"authorization": "Bearer sesame", "x_api_key": ""},
+        {"authorization": "Bearer sesame", "x_api_key": "none"},
+        {"authorization": "Bearer none", "x_api_key": "sesame"},
+        {"authorization": "", "x_api_key": "sesame"},
+    ):
+        assert frontend.get("/v1/models", **headers).status == 200, headers
+    for headers in (
+        {},
+        {"x_api_key": ""},
+        {"authorization": "Bearer "},
+        {"authorization": "sesame"},
+        {"authorization": "Basic sesame"},
+        {"authorization": "Bearer none", "x_api_key": "nobody"},
+    ):
+        assert frontend.get("/v1/models", **headers).status == 401, headers
 
 
 # --- ids and counts --------------------------------------------------------------------------------
@@ -189,6 +232,15 @@ def test_the_id_of_an_answer_holds_that_of_its_request() -> None:
         assert len(ids) == 2
         assert all(id.startswith("chatcmpl-") and len(id) <= 100 for id in ids)
         assert all((bool(given) and given[:64] in id) == shown for id in ids)
+
+
+def test_an_answer_has_its_id_where_anthropics_client_looks_for_it() -> None:
+    frontend, path = Scripted(Script("x")), "/v1/messages"
+    whole = {"messages": HELLO, "max_tokens": 5}
+    for asked_for, body in ((path, whole), (path, {}), (f"{path}/count_tokens", {}), (f"{path}/batches", {})):
+        answer = frontend.post(asked_for, body)
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert "request-id" not in frontend.post(CHAT, {"messages": HELLO}).headers
 
 
 def test_the_front_page_is_the_dashboard() -> None:

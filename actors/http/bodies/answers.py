@@ -103,16 +103,22 @@ class Completion(Struct, kw_only=True):
 class ModelCard(Struct, kw_only=True):
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
     created: int
+    created_at: str
     owned_by: str
     root: str
-    parent: None
+    parent: str | None
     max_model_len: int
 
 
 class ModelList(Struct, kw_only=True):
     object: Literal["list"]
     data: list[ModelCard]
+    first_id: str
+    last_id: str
+    has_more: Literal[False]
 
 
 class Tokenized(Struct, kw_only=True):

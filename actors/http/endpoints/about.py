@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +20,10 @@ below the usual timeouts of health checks."""
 
 
 async def models(service: Service, request: Request) -> Response:
-    return service.answer({"object": "list", "data": await model_cards(service)})
+    """All there are, on one page, with the fields of OpenAI's and of Anthropic's list."""
+    cards = await model_cards(service)
+    page = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"], "has_more": False}
+    return service.answer({"object": "list", "data": cards} | page)
 
 
 async def model(service: Service, request: Request) -> Response:
@@ -44,7 +48,10 @@ def model_card(service: Service, name: str, root: str, parent: str | None) -> di
     return {
         "id": name,
         "object": "model",
+        "type": "model",
+        "display_name": name,
         "created": service.started,
+        "created_at": datetime.fromtimestamp(service.started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "owned_by": "slipstream",
         "root": root,
         "parent": parent,

@@ -33,7 +33,8 @@ class Choice(Body, kw_only=True):
 class Thinking(Body, kw_only=True):
     type: Literal["enabled", "disabled", "adaptive"]
     """For chat templates that know ``enable_thinking``."""
-    budget_tokens: int | None = None
+    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
+    """Without effect: how long it thinks is the model's to say."""
     display: str | None = None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ....protocol.errors import InvalidRequest
 from ....protocol.formats.reader import ChatDelta
 from ....protocol.formats.tools import PARAMETERS, offer
 from ..bodies.requests import ChatFields
 from ..endpoints import chat
 from ..endpoints.texts import finish
+from ..errors import as_written
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
 from .bodies import CountBody, MessagesBody
@@ -40,7 +42,10 @@ async def take(batches: Batches, blocks: Blocks) -> None:
 async def count_tokens(service: Service, request: Request) -> Response:
     body = await service.read(request, CountBody)
     asked = conversation(body, service.prompts.chat_templates)
-    count = await service.beside(request, counted, service, asked)
+    try:
+        count = await service.beside(request, counted, service, asked)
+    except InvalidRequest as error:
+        raise as_written(error, WRITTEN) from None
     return service.answer({"input_tokens": count})
 
 

@@ -22,6 +22,7 @@ WRITTEN = {
     "json_schema": "output_config.format.schema",
     "response_format.json_schema.schema": "output_config.format.schema",
     "response_format": "output_config.format",
+    "continue_final_message": "messages",
     PARAMETERS: "tools[{}].input_schema",
 }
 """Names of a conversation's fields to those of this API."""
@@ -69,11 +70,20 @@ def conversation(body: CountFields, templates: ChatTemplates | str) -> ChatField
         response_format=format_of(body),
         reasoning_effort=None if body.output_config is None else body.output_config.effort,
         chat_template_kwargs=template_arguments(body, templates) or None,
+        continue_final_message=goes_on(messages[-1]) or None,
     )
+
+
+def goes_on(last: Message) -> bool:
+    """Whether the answer goes on with the last message, which is the assistant's: it is the beginning of it."""
+    return last["role"] == "assistant" and "tool_calls" not in last and bool(last.get("content", "").strip())
 
 
 def format_of(body: CountFields) -> ResponseFormat | None:
     inside = None if body.output_config is None else body.output_config.format
+    if inside is not None and body.output_format is not None:
+        message = "output_format is the older name of output_config.format, which is given too; leave it out"
+        raise Problem(400, message, param="output_format")
     wanted = inside or body.output_format
     if wanted is None:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ....protocol.formats.json_parts import DECODER
-from ....protocol.formats.reader import CallPart, ChatDelta
+from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event, part_calls
@@ -84,10 +84,17 @@ class Blocks:
         called = any(block["type"] == "tool_use" for block in self.blocks)
         if reason == "length":
             self.stop_reason = "max_tokens"
+        elif called and not self.is_cut(delta):  # whatever ended the answer, its calls are to be carried out
+            self.stop_reason = "tool_use"
         elif isinstance(delta.stop_reason, str):
             self.stop_reason, self.stop_sequence = "stop_sequence", delta.stop_reason
         else:
-            self.stop_reason = "tool_use" if called else "end_turn"
+            self.stop_reason = "end_turn"
+
+    def is_cut(self, delta: ChatDelta) -> bool:
+        """Whether a stop text ended the answer in the middle of a call's arguments."""
+        in_call = self.open is not None and self.open["type"] == "tool_use"
+        return in_call and delta.stop_reason is not None and not is_complete("".join(self.arguments))
 
     def message(self, *, done: bool) -> dict[str, Any]:
         return self.about | {
