@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -23,3 +24,18 @@ def open_missing() -> None:
     for descriptor, (name, mode) in enumerate(STREAMS):
         if getattr(sys, name) is None:  # as Python has it for a descriptor that was closed before it began
             setattr(sys, name, os.fdopen(descriptor, mode, errors="backslashreplace", closefd=False))
+
+
+UNKNOWN = {"stdin": "surrogateescape", "stdout": "backslashreplace", "stderr": "backslashreplace"}
+"""What becomes of bytes and characters that a stream's encoding does not have."""
+
+
+def take_any_text() -> None:
+    """Let no text be an error to a stream whose encoding lacks a character of it, as ASCII does in the locale ``C``.
+
+    What is read so has halves of characters in it, which are refused where they are used.
+    """
+    for name, errors in UNKNOWN.items():
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # a program or a test may have put something else there
+            stream.reconfigure(errors=errors)

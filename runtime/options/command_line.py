@@ -69,7 +69,8 @@ def show(resolved: Resolved[Any]) -> str:
         if option.secret and value is not None:
             shown = "(secret)"
         elif isinstance(value, str):
-            shown = json.dumps(value, ensure_ascii=False)
+            # DEL is the one character that JSON has as it is, and TOML does not.
+            shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
         off = "" if value is not None and option.in_file and not option.secret else "# "

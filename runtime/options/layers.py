@@ -59,7 +59,7 @@ def resolve(
         top = Layer("command line", dict(arguments or {}), lambda option: f"{option.flag} ")
     layers = [from_environment(options, os.environ if environ is None else environ), top]
     path = top.values.get("config") or layers[0].values.get("config")
-    if path is not None:
+    if path:  # one that is empty is refused below
         layers.insert(0, from_file(options, Path(path)))
 
     values = {name: option.default for name, option in options.items()}
@@ -117,7 +117,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if not path.is_file():  # to read a pipe is to wait for ever
             raise InvalidRequest(f"{path} is no file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"cannot read the file {str(path)!r}: {error}") from None
     try:
@@ -126,7 +126,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
             found = tomllib.loads(text)
         elif suffix == ".json":
-            found = json.loads(text)
+            found = json.loads(text, object_pairs_hook=each_once)
         else:
             try:
                 import yaml
@@ -141,6 +141,16 @@ def read_file(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path} is not valid {suffix[1:].upper()}: {error}") from None
     if not isinstance(found, dict):
         raise InvalidRequest(f"{path} holds a {type(found).__name__}; it must map option names to values")
+    return found
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, whose keys are given once, as in TOML."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice")
+        found[key] = value
     return found
 
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 from ...protocol.errors import InvalidRequest
@@ -45,6 +46,8 @@ def convert(option: Option, raw: Any, where: str) -> Any:
     wrong = option.verify(value) if option.verify is not None else None
     if wrong:
         raise InvalidRequest(f"{shown} {wrong}")
+    if value == "" and raw not in ([], ()):
+        raise InvalidRequest(f"{where.strip()} is empty; give a value, or leave it out")
     return value
 
 
@@ -76,7 +79,10 @@ def size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if found is None:
         raise ValueError("give bytes as 1073741824, 1024M, 1G or 1.5GiB")
-    return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
+    bytes = Fraction(found[1]) * UNITS[found[2]]
+    if not found[2] and bytes != int(bytes):
+        raise ValueError("give whole bytes, or a unit: 1.5 may be 1.5G")
+    return int(bytes)
 
 
 def did_you_mean(wrong: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:

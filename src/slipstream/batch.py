@@ -91,6 +91,10 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 def take_up(path: Path, requests: Sequence[Request]) -> list[Request]:
     """The requests that the output file has no answer to. A line that a kill has cut off is removed from it."""
+    if str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise BatchError(
+            f"{path} is no file; name one, since a run that is cut off is taken up from its output"
+        )
     if not path.exists():
         return list(requests)
     answered: set[str] = set()

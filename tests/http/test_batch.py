@@ -185,6 +185,12 @@ def test_the_requests_themselves_are_no_answers(tmp_path: Path) -> None:
     assert other.read_text().endswith("\nthe end")
 
 
+@pytest.mark.parametrize("name", ["/dev/null", "-"])
+def test_an_output_that_nothing_can_be_taken_up_from_is_refused(name: str) -> None:
+    with pytest.raises(BatchError, match=f"{name} is no file; name one"):
+        take_up(Path(name), [])
+
+
 @pytest.mark.parametrize(
     ("written", "waits"),
     [

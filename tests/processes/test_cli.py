@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -208,3 +209,27 @@ print("beside", file=sys.stderr)
     if closed:
         said[closed - 1] = ""
     assert (done.returncode, [done.stdout, done.stderr]) == (0, said)
+
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_terminal_of_few_characters_is_shown_what_it_has() -> None:
+    command = [sys.executable, "-m", "slipstream", "serve", "--help"]
+    done = subprocess.run(command, env=os.environ | ASCII, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2026" in done.stdout
+
+
+def test_bytes_that_are_no_text_in_the_locale_are_no_traceback() -> None:
+    program = "from slipstream.cli import main; main(['--version']); print(input())"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command,
+        env=os.environ | ASCII,
+        input="caf\u00e9 \U0001f600\n".encode(),
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"caf\\udcc3\\udca9 \\udcf0\\udc9f\\udc98\\udc80\n")

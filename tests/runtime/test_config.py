@@ -190,6 +190,7 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name() -> None:
         ("a.toml", "max-num-seqs = ", "is not valid TOML"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "[" * 100_000, "is not valid JSON"),
+        ("a.json", '{"seed": 1, "seed": 2}', "is not valid JSON: 'seed' is given twice"),
         ("a.json", "[1]", "holds a list; it must map option names to values"),
         ("a.json", '{"model": {"a": 1}}', "is not a text"),
         ("a.ini", "", "neither .toml nor .json"),
@@ -200,6 +201,25 @@ def test_refused_files(tmp_path: Path, name: str, text: str, message: str) -> No
     file.write_text(text)
     with pytest.raises(InvalidRequest, match=message):
         resolved(f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.toml", "max-num-seqs = 5"), ("a.json", '{"max-num-seqs": 5}')]
+)
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert resolved(f"--config={tmp_path / name}").options.max_num_seqs == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "config", "chat-template", "curve-keys", "lora", "attention-backend"]
+)
+def test_an_empty_text_is_not_taken_for_none(name: str) -> None:
+    given = [""] if name == "model" else [f"--{name}="]
+    with pytest.raises(InvalidRequest, match=r"(MODEL|--[a-z-]+) is empty; give a value, or leave it out"):
+        resolved(*given)
+    with pytest.raises(InvalidRequest, match=r"SLIPSTREAM_[A-Z_]+= is empty; give a value"):
+        resolved(environ={f"SLIPSTREAM_{name.replace('-', '_').upper()}": ""})
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
@@ -229,12 +249,13 @@ def test_missing_file() -> None:
 
 
 def test_shown_options_are_a_file_that_gives_the_same(tmp_path: Path) -> None:
-    found = resolved("--max-num-batched-tokens=64", "--no-enable-prefix-caching", 'a "model"')
+    model = 'a "model" of\nc\x7fntrol # characters'
+    found = resolved("--max-num-batched-tokens=64", "--no-enable-prefix-caching", model)
     text = show(found)
     assert "max-num-seqs = 64" in text
     assert "# lowered to max-num-batched-tokens" in text
     assert "# max-model-len = (none)" in text
-    assert tomllib.loads(text)["model"] == 'a "model"'
+    assert tomllib.loads(text)["model"] == model
     file = tmp_path / "again.toml"
     file.write_text(text)
     assert resolved(f"--config={file}").options == ServeOptions(
@@ -283,10 +304,15 @@ def test_sizes(text: str, expected: int) -> None:
     assert size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e3", "2X", "0x10", "1G1"])
+@pytest.mark.parametrize("text", ["", "G", "-1", "1e3", "2X", "0x10", "1G1", "1.5"])
 def test_no_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="bytes"):
         size(text)
+
+
+def test_more_bytes_than_any_machine_has_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"--kv-cache-memory 9+ is out of range; .* at most"):
+        resolved(f"--kv-cache-memory={'9' * 24}")
 
 
 def test_every_option_explains_itself() -> None:

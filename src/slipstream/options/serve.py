@@ -91,6 +91,7 @@ class ServeOptions:
         " metrics have the first (default: as it is given)",
         group=EVERYDAY,
         metavar="NAME",
+        verify=lambda names: None if names.strip(" ,") else "has no name in it; give one, or leave it out",
     )
     model_defaults: str | None = option(
         None,
@@ -216,6 +217,7 @@ class ServeOptions:
         group=BATCHING,
         metavar="BYTES",
         low=1,
+        high=1 << 50,  # 1,024 TiB
         parse=size,
     )
     kv_cache_dtype: str = option(
@@ -390,8 +392,6 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('emulated_step_ms')} has no effect with {spell('device')}; add --device emulated"
             )
-        if self.served_model_name is not None and not self.served_model_name.strip(" ,"):
-            raise InvalidRequest(f"{spell('served_model_name')} has no name in it; give one, or leave it out")
         unused = [] if self.device == "auto" else self.without_effect(self.device)
         if unused:
             raise InvalidRequest(f"{spell(unused[0])} has no effect with {spell('device')}; leave it out")
