@@ -1,8 +1,8 @@
 """The adapters that requests may name, how they are loaded and removed, and their effect on a sequence.
 
-The executor has a number of places, each with an id. An adapter is loaded into one that is free, and requests may name
-it from when the executor says that it is there. One that is unloaded can be named no more; its place is free when the
-last sequence that is computed with it has ended, and with it the last step that was planned until then.
+The executor has a number of places, each with an id. An adapter is loaded into a free place, and requests may name it
+as soon as the executor says that it is there. When it is unloaded, new requests cannot name it any more. Its place is
+free when the last sequence that is computed with it has ended and all steps that were planned until then are over.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Place:
 
 
 class Adapters:
-    """The adapters of an executor, by what it says and what it is told."""
+    """Which adapters the executor has, and what it is asked to load and unload."""
 
     def __init__(self, send: Callable[[str, Any], None]) -> None:
         self.send = send
         self.known = False
-        """An executor has said what it has."""
+        """Whether an executor has said which adapters it has."""
         self.free: list[int] = []
         """Ids of places, the next one last."""
         self.count = 0
@@ -57,7 +57,7 @@ class Adapters:
     # --- sequences ----------------------------------------------------------------------------------
 
     def resolve(self, sequence: Sequence) -> str:
-        """Find the adapter that the sequence names; why there is none, or nothing."""
+        """Give the sequence the id of the adapter that it names; returns why there is none, or an empty text."""
         name = sequence.params.adapter
         if not name or not self.known:
             return ""

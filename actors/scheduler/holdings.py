@@ -1,7 +1,8 @@
-"""Who holds what on the device: slots and blocks, from the step that a sequence joins to its last one's end.
+"""Records which sequence holds which slot and blocks on the device, from the step in which it joins until its last
+step is completed.
 
-A sequence waits in the queue, or holds a slot with its blocks, or was computed when an executor died and is a suspect.
-Here it changes from one to another; ``planner.py`` decides when.
+A sequence waits in the queue, or holds a slot and blocks, or is a suspect, as it was computed when an executor died.
+The methods here move it from one of these to another; ``planner.py`` decides when.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ class Holdings:
         self.reset_slots()
 
     def reset_slots(self) -> None:
-        """Nothing is on the device."""
+        """Begin with a device on which there is nothing."""
         self.table = SlotTable(self.max_num_seqs, self.max_model_len)
         self.slots = Pool(self.max_num_seqs)
         self.slots.completed = self.step - 1
         self.holders: list[Sequence | None] = [None] * self.max_num_seqs
         self.prefilling: list[Sequence] = []
-        """Hold a slot and have prompt left, in the order of admission."""
+        """The sequences that hold a slot and have prompt left, in the order of their admission."""
         self.leaves: list[int] = []
         """Slots that the next plan frees."""
 
     def begin(self, blocks: BlockPool) -> None:
-        """An executor is there, with these blocks."""
+        """Begin with a new executor, which has these blocks."""
         self.blocks = blocks
         blocks.completed = self.step - 1
 
@@ -64,7 +65,7 @@ class Holdings:
     # --- from the queue to the device -------------------------------------------------------------
 
     def enqueue(self, sequence: Sequence) -> None:
-        """Into the queue."""
+        """Put the sequence into the queue."""
         sequence.waits_since = self.step
         self.waiting.push(sequence)
 
@@ -74,7 +75,7 @@ class Holdings:
         return self.waiting.first()
 
     def enter(self, sequence: Sequence, blocks: BlockPool, block_list: BlockList, start: int) -> None:
-        """The sequence that is next gets a slot and these of the blocks; its tokens before ``start`` are computed."""
+        """Give the next sequence a slot and the blocks in ``block_list``; its tokens before ``start`` are cached."""
         if self.quarantine.take(sequence):
             self.waiting.enter(sequence)
         else:
@@ -87,7 +88,7 @@ class Holdings:
         self.waiting.charge(sequence, len(sequence.tokens) - start)
 
     def publish(self, sequence: Sequence) -> None:
-        """Let what is computed of the sequence be found by others."""
+        """Let other sequences find what is computed of this one."""
         assert self.blocks is not None
         slot, table = sequence.slot, self.table
         computed = min(int(table.computed[slot]), int(table.length[slot]))
@@ -96,7 +97,7 @@ class Holdings:
     # --- from the device, to its end or back to the queue -----------------------------------------
 
     def drop(self, sequence: Sequence) -> None:
-        """The sequence has ended, wherever it stands."""
+        """Take away a sequence that has ended, whether it waits or runs."""
         if sequence.slot < 0:
             if not self.quarantine.drop(sequence):
                 self.waiting.remove(sequence)
@@ -106,13 +107,13 @@ class Holdings:
             self.leave(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Give up slot and blocks; prompt and tokens are computed again later."""
+        """Take its slot and blocks from a sequence; its prompt and tokens are computed again later."""
         self.counters["num_preemptions"] += 1
         sequence.preempted = True
         self.leave(sequence)
 
     def leave(self, sequence: Sequence) -> None:
-        """The next plan frees the slot; slot and blocks are reused when the last step is over."""
+        """Have the next plan free the slot. Slot and blocks are reused when the last step of the sequence is over."""
         assert self.blocks is not None
         slot = sequence.slot
         if self.table.decoding[slot]:
@@ -129,14 +130,14 @@ class Holdings:
             self.vacate(slot)
 
     def complete(self, step: int) -> None:
-        """Nothing on the device uses what was last used in this step."""
+        """This step is over on the device: what was last used in it can be handed out again."""
         assert self.blocks is not None
         self.blocks.complete(step)
         for slot in self.slots.complete(step):
             self.vacate(slot)
 
     def vacate(self, slot: int) -> None:
-        """No step uses the slot any more; a preempted sequence waits again, in its old place."""
+        """No step uses the slot any more. A preempted sequence returns to its old place in the queue."""
         sequence = self.holder(slot)
         self.holders[slot] = None
         self.charge(sequence)
@@ -149,7 +150,7 @@ class Holdings:
         self.enqueue(sequence)
 
     def forget_device(self, sequence: Sequence) -> None:
-        """It holds nothing there any more but its tokens, which are kept."""
+        """The sequence holds nothing on the device any more; its tokens are kept."""
         sequence.tokens = self.table.known(sequence.slot).copy()
         sequence.block_list, sequence.slot, sequence.published = BlockList(), -1, 0
         sequence.left, sequence.preempted = False, False
@@ -157,9 +158,9 @@ class Holdings:
     # --- the death of an executor -----------------------------------------------------------------
 
     def invalidate_device_state(self, computing: bool) -> None:
-        """Whatever was on the device is gone: every sequence will be prefilled from prompt and tokens.
+        """What was on the device is lost: every sequence will be prefilled again from its prompt and tokens.
 
-        ``computing``: a step was under way, and what it computed may be why the device is gone.
+        ``computing``: a step was under way, and one of its sequences may have caused the death.
         """
         if self.blocks is not None:
             self.counters["prefix_cache_evictions"] += self.blocks.evictions
@@ -182,8 +183,8 @@ class Holdings:
             self.requeue(sequence)
 
     def resolve_crash(self, crashed: bool) -> list[Sequence]:
-        """Take in how the last executor ended: the sequences that it held wait again, or are returned to be
-        quarantined."""
+        """The new executor has reported how the last one ended. The sequences that were computed then wait again or
+        become suspects; those that are to be quarantined are returned."""
         cleared, quarantined = self.quarantine.resolve_crash(crashed)
         for sequence in cleared:
             self.enqueue(sequence)

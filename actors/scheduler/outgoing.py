@@ -1,4 +1,4 @@
-"""What the detokenizer is to hear of sequences: collected while a message is handled, and sent as one message."""
+"""News of sequences for the detokenizer: collected while a message is handled, and sent as one message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Outgoing:
         self.finished: list[Finished] = []
 
     def open(self, sequence: Sequence, known: np.ndarray, cached: int, now: float) -> None:
-        """A sequence begins, or is told again; ``known`` int32 are its tokens, of which ``cached`` are not computed."""
+        """Announce a sequence, perhaps again; ``known`` int32 are its tokens, of which ``cached`` are not computed."""
         first = max(0, sequence.prompt_len - CONTEXT_TOKENS)
         end = sequence.prompt_len + sequence.delivered
         self.opened.append(
@@ -46,7 +46,7 @@ class Outgoing:
         self.report_prompt_logprobs(sequence)
 
     def report_prompt_logprobs(self, sequence: Sequence) -> None:
-        """Those of its whole prompt, if it asks for them and has them."""
+        """Report the logprobs of the whole prompt, if the request asks for them and all are there."""
         kept = sequence.prompt_logprobs
         if kept is None or sequence.needs_prompt_logprobs or sequence.finished:
             return
@@ -61,7 +61,8 @@ class Outgoing:
         counters: dict[str, float] | None = None,
         logprobs: Logprobs | None = None,
     ) -> Tokens | None:
-        """All of it, and the new ``tokens`` int32 [N] of ``requests`` int64 [N]; None if nothing is new."""
+        """All of it as one message, with the new ``tokens`` int32 [N] of ``requests`` int64 [N]; None if nothing is
+        new."""
         if not (len(requests) or self.opened or self.finished or self.prompts or counters):
             return None
         message = Tokens(

@@ -1,4 +1,4 @@
-"""Builds the plan of a step, and records what is needed when its result comes."""
+"""Builds the plan of a step, and records what will be needed when its result comes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlanBuilder:
     copies: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
     prompt_logprobs: list[tuple[Sequence, int]] = field(default_factory=list)
-    """The prompts whose logprobs come, and for how many tokens, in the order of ``chunks``."""
+    """The prompts whose logprobs the step reports, and of how many tokens, in the order of ``chunks``."""
 
     def plan(self, step: int, leaves: list[int]) -> Plan:
         """The message to the executor; ``leaves`` are the slots that it frees first."""
@@ -56,7 +56,8 @@ class PlanBuilder:
         return tokens
 
     def fitting(self, tokens: int) -> int:
-        """``tokens`` of a prompt that is cut, or fewer that fill a step: padding would take the device as long."""
+        """How many of these ``tokens`` to take of a prompt that does not fit: so many that the step needs no padding,
+        which would take the device as long as tokens do."""
         place = bisect_right(self.sizes, self.tokens + tokens)
         size = self.sizes[place - 1] if place else 0
         return size - self.tokens if size > self.tokens else tokens

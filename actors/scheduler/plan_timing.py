@@ -1,14 +1,13 @@
-"""When the next step is planned, while the device has steps to run.
+"""Decides when the next step is planned, while the device has steps to run.
 
-A plan only has to be there when the device comes to its end. What arrives after it was made waits for the plan after
-that, so a plan that is made long before it is needed makes prompts wait for a step more. While a long step runs, the
-next one is therefore planned shortly before the end that is expected of it. ``examples/prefill_simulation.py`` shows
-what that is worth.
+A plan only has to reach the device before the step under way ends. Requests that arrive after a plan was made wait for
+the plan after it, so a plan that is made too early lets prompts wait for one more step. While a long step runs, the
+next one is therefore planned shortly before the expected end. ``examples/prefill_simulation.py`` shows what that gains.
 
-A short step is followed by its plan at once. If a step ends earlier than expected, its result is what the next plan
-follows, and the device waits for that plan: so what is expected is rather too little, and how much too little is
-learned from the steps. So is how long a plan takes to get to the device: where other programs keep the processors busy
-it comes late, and from then on plans are made earlier, until they are made at once.
+After a short step the next plan is made at once. If a step ends earlier than expected, the next plan is made when its
+result comes, and the device waits for that plan. So the expectation is kept rather too short, by a share that is
+learned from the steps. How long a plan takes to reach the device is learned too: where other programs keep the
+processors busy it comes late, and from then on plans are made earlier, in the end at once.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ make the next plans late."""
 
 
 class PlanTiming:
-    """The time that the steps under way are expected to take, and what of it has come true."""
+    """Predicts the end of the steps under way, and learns from their real times."""
 
     def __init__(self) -> None:
         self.began = 0.0

@@ -1,13 +1,13 @@
 """The planner: which sequence runs how many tokens in the next step.
 
-A step runs every decoding sequence, then prompts in chunks: of those that hold a slot in the order of
-their admission, then of those that wait, while slots, blocks and the budget of tokens last. Beside
-sequences that decode, the prefill budget is so small that they do not stall; but answers that have begun and are
-computed again go first, in full steps.
+A step runs every decoding sequence, and then prompts in chunks: first those of sequences that hold a slot, in the order
+of their admission, then those of sequences that wait, while slots, blocks and the budget of tokens last. While
+sequences decode, the prefill budget limits the prompt tokens of a step, so that they do not stall. An exception are
+answers that have begun and are computed again: for these the steps are filled.
 
-Two things make room. When the cache is full, the last of those that run, by priority and age, gives way, so that the
-first always proceeds and there is no deadlock. And a client that has nothing running need not wait for
-an end: after some steps the client that holds most slots gives one up for it.
+Room is made in two ways. When the cache is full, the last running sequence by priority and age is preempted; so the
+first one always proceeds, and there is no deadlock. And a client that has nothing running need not wait until a
+sequence ends: after some steps, the client that holds most slots gives up one for it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .prefix import share_beginning
 from .sequence import Sequence
 
 STEPS_BEFORE_PREEMPTION = 8
-"""Steps that a client with nothing running waits for an end before another gives way: most batches have an end within
-fewer, and what gives way is computed again, which costs more than the wait."""
+"""Steps that a client with nothing running waits for a sequence to end before one is preempted for it. In most batches
+one ends sooner, and a preempted sequence is computed again, which costs more than the wait."""
 
 CHARGE_STEPS = 16
-"""Steps between two charges of what running sequences had to their clients: sixteen tokens each are no unfairness that
-is felt, and a charge walks through all of them."""
+"""Steps after which clients are charged for the tokens of their running sequences. Nobody notices an unfairness of
+sixteen tokens, and a charge has to go through all sequences."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int | None
-    """None: what the executor says."""
+    """None: as many as the executor says."""
     max_model_len: int
     depth: int
     eos_token_ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class SchedulerConfig:
 
 
 class Planner:
-    """Makes plans; what sequences hold, and which of them wait, are ``holdings``."""
+    """Makes plans; ``holdings`` knows what sequences hold and which of them wait."""
 
     def __init__(self, config: SchedulerConfig, holdings: Holdings, counters: dict[str, float]) -> None:
         self.config = config
@@ -59,10 +59,11 @@ class Planner:
         self.max_batched_tokens = 0
         """Most tokens of a step."""
         self.admitted: list[tuple[Sequence, int]] = []
-        """Sequences that were given a slot since someone looked, and their cached tokens."""
+        """Sequences that were given a slot since the last call of ``take_admitted``, and how many of their tokens were
+        cached."""
 
     def begin(self, capacity: Capacity) -> None:
-        """An executor is there, and this is what it can hold and run."""
+        """Begin with a new executor; ``capacity`` is what it can hold and run."""
         tokens = self.config.max_num_batched_tokens or capacity.max_num_batched_tokens
         if tokens is None:
             raise RuntimeError("neither the options nor the executor say how many tokens a step may have")
@@ -79,7 +80,7 @@ class Planner:
     # --- the next plan ----------------------------------------------------------------------------
 
     def plan(self) -> tuple[Plan, OutstandingStep] | None:
-        """The next step; None if there is nothing to run."""
+        """The plan of the next step; None if there is nothing to run."""
         held = self.holdings
         table, step, blocks = held.table, held.step, held.blocks
         assert blocks is not None
@@ -115,8 +116,8 @@ class Planner:
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
 
     def prompts(self, blocks: BlockPool) -> int:
-        """The prompts that are under way, or would be with more budget: for which there is a slot, and blocks if those
-        that wait are all as long as the first of them."""
+        """The number of prompts that are under way, or would be with more budget. Of those that wait, as many count as
+        have a slot, and blocks if all were as long as the first."""
         held = self.holdings
         first = held.waiting.first()
         if first is None:
@@ -127,7 +128,8 @@ class Planner:
     def answers_stand_still(self, blocks: BlockPool) -> bool:
         """Whether a sequence that has begun its answer is being computed again, or is next and has room.
 
-        It was preempted, or lost with an executor. Its own gap is the longest then, and full steps end it soonest.
+        Such a sequence was preempted, or lost with an executor. Its stream has the longest gap of all, and full steps
+        end that gap soonest.
         """
         held = self.holdings
         if any(sequence.has_begun for sequence in held.prefilling):
@@ -138,9 +140,10 @@ class Planner:
         return blocks.available * blocks.block_size >= len(first.tokens)
 
     def reserve_blocks(self, blocks: BlockPool, builder: PlanBuilder) -> bool:
-        """A block for every decoding sequence whose next position needs one; the last in order give way.
+        """Give a block to every decoding sequence whose next position needs one; if there are too few, preempt the last
+        sequences in order.
 
-        False: what they gave is still in use by an outstanding step, so this plan has to wait for it.
+        Returns False if the blocks that these gave up are still used by an outstanding step: the plan has to wait.
         """
         held, table = self.holdings, self.holdings.table
         while True:
@@ -159,7 +162,7 @@ class Planner:
         return True
 
     def chunk(self, sequence: Sequence, builder: PlanBuilder) -> None:
-        """As much of the sequence's prompt as the budget takes."""
+        """Run as much of the sequence's prompt as the budget allows."""
         slot, table = sequence.slot, self.holdings.table
         start = int(table.computed[slot])
         tokens = builder.take(sequence, start, int(table.length[slot]) - start)
@@ -173,7 +176,8 @@ class Planner:
             self.holdings.publish(sequence)
 
     def start_decoding(self, rows: np.ndarray) -> np.ndarray:
-        """Those whose prompt ends with this step sample in it, and decode from the next; all rows that sample."""
+        """Sequences whose prompt ends with this step sample in it, and decode from the next step on. Returns the slots
+        of all rows that sample."""
         held, table = self.holdings, self.holdings.table
         ended = [s for s in held.prefilling if table.computed[s.slot] == table.length[s.slot]]
         if not ended:
@@ -187,7 +191,7 @@ class Planner:
     # --- admission --------------------------------------------------------------------------------
 
     def admit_waiting(self, blocks: BlockPool, builder: PlanBuilder) -> Sequence | None:
-        """Slots and blocks for those that are next, as far as they go; the one that they did not suffice for."""
+        """Admit waiting sequences while slots and blocks last; returns the one for which they did not suffice."""
         held = self.holdings
         if held.step % CHARGE_STEPS == 0:
             held.charge_all()
@@ -202,11 +206,12 @@ class Planner:
         return None
 
     def admit(self, sequence: Sequence, blocks: BlockPool, builder: PlanBuilder) -> bool:
-        """Give the sequence that is next a slot and blocks for all its known tokens, or leave it waiting."""
+        """Give the next sequence a slot, and blocks for all its known tokens; returns False if there are too few
+        blocks."""
         size, length = blocks.block_size, len(sequence.tokens)
         block_list, copied = BlockList(), BlockList()
         if sequence.needs_prompt_logprobs:
-            sequence.forget_prompt_logprobs()  # what is cached has no logits: all is computed, perhaps once more
+            sequence.forget_prompt_logprobs()  # cached tokens have no logits, so all are computed, perhaps again
         elif blocks.caching:
             share_beginning(blocks, sequence, block_list, copied, self.holdings.step)
         shared = len(block_list)
@@ -237,13 +242,14 @@ class Planner:
     # --- making room ------------------------------------------------------------------------------
 
     def preempt_for_fairness(self, sequence: Sequence, blocks: BlockPool) -> None:
-        """If its client has nothing running, the client that holds most slots gives up one for it."""
+        """If the client of this sequence has nothing running, preempt a sequence of the client that holds most
+        slots."""
         held = self.holdings
         waited = held.step - sequence.waits_since
         if not waited or waited % STEPS_BEFORE_PREEMPTION or held.waiting.client_of(sequence).running:
             return
         if held.slots.retiring or blocks.retiring:
-            return  # something ends by itself
+            return  # slots or blocks become free without it
         running = [
             s for s in held.holders if s and not s.left and s.params.priority <= sequence.params.priority
         ]
@@ -255,5 +261,5 @@ class Planner:
             held.preempt(max((s for s in running if s.client == client), key=Sequence.order))
 
     def last_in_order(self) -> Sequence:
-        """The newest running sequence of the lowest priority: it has the least to lose."""
+        """The running sequence that is last by priority and age: it has the least to lose."""
         return max((s for s in self.holdings.holders if s is not None and not s.left), key=Sequence.order)

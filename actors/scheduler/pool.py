@@ -1,9 +1,9 @@
 """Numbers that are handed out, retired and reused: sequence slots and cache blocks.
 
-One rule holds for both, and it alone keeps a step that is still on the device safe from reuse: *a
-number retired after step s is handed out again only when step s is completed.* Each hand-out gives
-the number a new generation, which distinguishes a late user of an old one from the new owner: a result
-is taken only by the holder that its step ran for, and a block is given back only by who was given it.
+One rule holds for both, and it alone keeps the steps that are still on the device from using what has a new holder: *a
+number retired after step s is handed out again only when step s is completed.* Each time that a number is handed out
+it gets a new generation, which tells the new holder from the one before: a result is taken only by the holder that its
+step ran for, and a block is given back only by the sequence that was given it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Pool:
         self.completed = -1
         """The last step that the device has finished; steps finish in order."""
         self.retiring: dict[int, int] = {}
-        """Number to its last step, for those that wait for it."""
+        """The numbers that are not free yet, each with the step that uses it last."""
         self.by_step: dict[int, list[int]] = {}
 
     @property
@@ -42,7 +42,7 @@ class Pool:
             self.by_step.setdefault(last_step, []).append(number)
 
     def complete(self, step: int) -> list[int]:
-        """Step ``step`` is finished on the device; the numbers that waited for it."""
+        """Step ``step`` is finished on the device; returns the numbers that are free with it."""
         self.completed = step
         over = []
         for number in self.by_step.pop(step, ()):
@@ -57,7 +57,7 @@ class Pool:
 
 
 class BlockList:
-    """The blocks of one sequence, each in the generation in which it was given to the sequence."""
+    """The blocks of one sequence, each with its generation at the time when the sequence was given it."""
 
     __slots__ = ("blocks", "generations")
 
@@ -70,15 +70,15 @@ class BlockList:
 
 
 class BlockPool(Pool):
-    """Cache blocks, shared by reference counts; what they hold is found again by the hash of its whole prefix.
+    """Cache blocks, shared by reference counts; their content is found again by the hash of its whole prefix.
 
-    A block that nobody holds but whose content is known stays findable until its number is needed,
-    least recently used first. Finding a block of a step still under way is safe: all steps run in
-    order on one stream, so it is written before a later step reads it.
+    A block that nobody holds keeps its content, and can be found by it, until its number is needed; the least recently
+    used goes first. A block of a step that is still under way may be shared too: all steps run in order on one stream,
+    so it is written before a later step reads it.
     """
 
     def __init__(self, count: int, block_size: int, *, caching: bool) -> None:
-        super().__init__(count - 1, first=1)  # block 0 is nobody's: padding rows point to it
+        super().__init__(count - 1, first=1)  # block 0 is the null block, to which padding rows point
         self.count = count - 1
         self.block_size = block_size
         self.caching = caching
@@ -86,14 +86,14 @@ class BlockPool(Pool):
         self.last_use = [-1] * count
         """The last step of any holder that has released the block."""
         self.hashes_of: dict[int, tuple[bytes, ...]] = {}
-        """One for the end of a prompt in the block, and one for the block once it is full."""
+        """The hashes by which a block is found: that of a prompt that ends in it, and that of the full block."""
         self.block_of: dict[bytes, int] = {}
         self.written = [-1] * count
-        """The step that wrote the newest content that the block is found by."""
+        """For each block, the step that wrote the newest content by which it is found."""
         self.unused: OrderedDict[int, None] = OrderedDict()
-        """Blocks with known content and no holder, oldest first."""
+        """Blocks that have content and no holder, least recently used first."""
         self.evictions = 0
-        """Blocks with known content that gave way to new content."""
+        """How often the content of a block was given up for other content."""
 
     @property
     def available(self) -> int:
@@ -117,7 +117,7 @@ class BlockPool(Pool):
         return block
 
     def grow(self, block_list: BlockList, count: int) -> list[int]:
-        """New blocks for the holder, behind those that it has."""
+        """Give new blocks to a holder, behind those that it has; returns them."""
         blocks = [self.take() for _ in range(count)]
         generation = self.generation
         block_list.blocks += blocks
@@ -125,7 +125,7 @@ class BlockPool(Pool):
         return blocks
 
     def share(self, block_list: BlockList, blocks: list[int]) -> None:
-        """One holder more for each of these blocks, found by their content."""
+        """Add a holder to each of these blocks, which were found by their content."""
         generation = self.generation
         for block in blocks:
             if not self.references[block]:
@@ -136,7 +136,8 @@ class BlockPool(Pool):
         block_list.generations += [generation[block] for block in blocks]
 
     def release(self, block_list: BlockList, last_step: int) -> None:
-        """One holder less for each block, last first so that a prefix outlives what continues it."""
+        """Take a holder from each block, the last block first, so that a prefix stays in the cache longer than what
+        follows it."""
         current, references, last_use = self.generation, self.references, self.last_use
         for block, generation in zip(
             reversed(block_list.blocks), reversed(block_list.generations), strict=True
@@ -159,7 +160,7 @@ class BlockPool(Pool):
     # --- the prefix cache -------------------------------------------------------------------------
 
     def find(self, hashes: list[bytes]) -> list[int]:
-        """The blocks that hold the longest cached beginning."""
+        """The blocks of the longest beginning that is cached."""
         found: list[int] = []
         for hash in hashes:
             block = self.block_of.get(hash)
@@ -169,14 +170,15 @@ class BlockPool(Pool):
         return found
 
     def forget(self) -> None:
-        """Share nothing that was computed until now; sequences keep the blocks that they hold."""
+        """Empty the prefix cache; sequences keep the blocks that they hold."""
         self.free.extend(self.unused)
         self.unused.clear()
         self.hashes_of.clear()
         self.block_of.clear()
 
     def publish(self, block: int, hash: bytes, step: int) -> None:
-        """Let a block be found by its content, which step ``step`` completes; the first with a content keeps it."""
+        """Let a block be found by its content, which step ``step`` completes, unless another block has the same
+        content."""
         if self.caching and hash not in self.block_of:
             self.block_of[hash] = block
             self.hashes_of[block] = (*self.hashes_of.get(block, ()), hash)

@@ -1,6 +1,6 @@
 """Decides how many prompt tokens a step takes beside sequences that decode.
 
-The aim: while one prompt is under way, the gap between two tokens of a stream stays below 22 ms, or below twice what it
+The aim: while one prompt is computed, the gap between two tokens of a stream stays below 22 ms, or below twice what it
 is without prompts, whichever is longer. On a device that fills its steps within 60 ms it may become as long as that
 while prompts take half of the device's time. On a slower one *prompts that wait for each other* make it longer: with
 four of them it is up to twelve times what it is without prompts, and where more of them wait than streams run, steps

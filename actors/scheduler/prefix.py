@@ -1,7 +1,7 @@
-"""The prefix cache: what is computed of a sequence is found by the hash of all that is before its end.
+"""The prefix cache: blocks are found by the hash of all tokens up to their end.
 
-A hash covers a block of tokens and, through the hash of the block before, everything up to it. Only requests of the
-same salt find each other's.
+A hash covers a block of tokens and, through the hash of the block before, everything up to it. Only requests with
+the same salt share blocks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def hash_of_end(sequence: Sequence, tokens: np.ndarray, size: int) -> bytes:
 def share_beginning(
     blocks: BlockPool, sequence: Sequence, block_list: BlockList, copied: BlockList, step: int
 ) -> None:
-    """Hold what is cached of the tokens before the last one, which has to be computed in ``step``.
+    """Share what is cached of the sequence's tokens before the last one, which has to be computed in ``step``.
 
     Full blocks are shared, by ``block_list``. If all of the rest is cached too, in a block that an earlier step has
     written, that block is held by ``copied``, so that the last token can be written behind a copy of it.
@@ -69,11 +69,11 @@ def share_beginning(
 
 
 def publish(blocks: BlockPool, sequence: Sequence, known: np.ndarray, computed: int, step: int) -> None:
-    """Let what is computed of the sequence's ``known`` tokens be found: full blocks, and the end of its prompt.
+    """Let other sequences find what is computed of the ``known`` tokens: full blocks, and the end of the prompt.
 
-    ``computed`` counts those whose keys and values are in the cache once ``step`` is over. The token that ended a
-    sequence is among them if a step after it was launched: a row that has finished still computes, only its result
-    is dropped.
+    ``computed`` is the number of tokens whose keys and values are in the cache once ``step`` is over. The token that
+    ended a sequence is among them if a step after it was launched: a row that has finished still computes, only its
+    result is dropped.
     """
     if not blocks.caching:
         return

@@ -1,11 +1,12 @@
-"""Requests that may have killed the executor are tried alone, and one that kills it again is given up.
+"""Runs sequences that may have killed the executor alone, and gives up one that kills it again.
 
-When an executor ends by its own fault, whatever it was computing is suspect: one of these requests may be the cause,
-and would be it again. So the suspects run one at a time, on probation, each until it is past the point where the
-executor died; then it is cleared and runs on with all others. One that was in the batch at two deaths was alone at
-the second: it is quarantined, that is, answered with an error instead of being tried a third time. A death from
-outside, such as a SIGKILL, makes nobody suspect; but if the executor that was to report how the one before it ended is
-gone before it did, nobody will, and all are tried.
+When an executor ends by its own fault, every sequence of its batch is a suspect: one of them may be the cause, and
+would kill the next executor too. So the suspects run one at a time, on probation. When one is past the point where the
+executor died, it is cleared, and runs with all others later. One that was in the batch at two deaths was alone at the
+second: it is quarantined, which means that its request is answered with an error and not run a third time.
+
+A death from outside, such as a SIGKILL, makes no suspects. But an executor reports how the one before it ended; if it
+is gone before it has done so, nobody knows, and all sequences of that batch are suspects.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ class Quarantine:
 
     def __init__(self) -> None:
         self.suspended: list[Sequence] = []
-        """Were on the device when the executor died; it is not known yet whether by its own fault."""
+        """The sequences that were on the device when the executor died; it is not known yet whether by its own
+        fault."""
         self.suspects: deque[Sequence] = deque()
-        """To be tried, one after the other."""
+        """The suspects that wait for their probation, in order."""
         self.unreported = False
         """An executor came and went without a report: how the one before it ended will never be known."""
         self.on_probation: Sequence | None = None
         """The suspect that runs, alone."""
 
     def __len__(self) -> int:
-        """Sequences that wait here."""
+        """The number of sequences that wait here."""
         return len(self.suspended) + len(self.suspects)
 
     @property
@@ -47,12 +49,13 @@ class Quarantine:
         self.unreported = self.unreported or bool(self.suspended)
 
     def suspend(self, sequence: Sequence, planned: int) -> None:
-        """A sequence that was computed at a death, ``planned`` tokens of it."""
+        """Keep a sequence that was computed when the executor died; ``planned`` of its tokens had been planned."""
         sequence.cleared_at = planned
         self.suspended.append(sequence)
 
     def resolve_crash(self, crashed: bool) -> tuple[list[Sequence], list[Sequence]]:
-        """Whether the executor ended by its own fault is known: the sequences that are cleared, and quarantined."""
+        """It is known now whether the executor ended by its own fault. Returns the sequences that are cleared, and
+        those that are quarantined."""
         suspended, self.suspended, self.on_probation = self.suspended, [], None
         unreported, self.unreported = self.unreported, False
         cleared: list[Sequence] = []
@@ -72,14 +75,15 @@ class Quarantine:
         return self.suspects[0] if self.suspects and self.on_probation is None and device_is_empty else None
 
     def take(self, sequence: Sequence) -> bool:
-        """The probation of a suspect begins; False if it is none."""
+        """Put the sequence on probation if it is the next suspect; otherwise returns False."""
         if not self.suspects or self.suspects[0] is not sequence:
             return False
         self.on_probation = self.suspects.popleft()
         return True
 
     def passed(self, length: int) -> Sequence | None:
-        """The one on probation, once it has ended or its ``length`` tokens are past the point of the death: cleared."""
+        """Clear the suspect on probation, and return it, if it has ended or its ``length`` tokens are past the point of
+        the death."""
         suspect = self.on_probation
         if suspect is None or not (suspect.finished or length >= suspect.cleared_at):
             return None
@@ -88,7 +92,7 @@ class Quarantine:
         return suspect
 
     def drop(self, sequence: Sequence) -> bool:
-        """A sequence without a slot has ended; False if it is not here."""
+        """Take away a sequence that has ended; returns False if it does not wait here."""
         for place in (self.suspended, self.suspects):
             if sequence in place:
                 place.remove(sequence)

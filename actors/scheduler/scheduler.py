@@ -1,11 +1,11 @@
 """The scheduler: continuous batching one step ahead of the device.
 
-It may have ``depth`` plans outstanding. A plan is made from *positions*: where the next token of
-each sequence will be, never which it is. So plan N+1 is sent while step N computes, and the results
-of step N only append to the ledger, end sequences and free what no outstanding step uses.
+Up to ``depth`` plans may be outstanding. A plan is made from *positions*: it says where the next token of each
+sequence will be, never which token that is. So plan N+1 is sent while step N computes. When the results of step N
+come, its tokens are appended, sequences end, and what no outstanding step uses is freed.
 
-This file is the actor: the ledger of sequences, and the messages about them. ``planner.py`` decides what the
-plans say; ``holdings.py`` knows who holds what on the device.
+This file is the actor: it keeps the sequences and handles the messages about them. ``planner.py`` decides what the
+plans say; ``holdings.py`` records which sequence holds which slot and blocks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler(Actor):
-    """Keeps the ledger of tokens, sends plans to the executor and tokens to the detokenizer."""
+    """Keeps the tokens of every sequence, sends plans to the executor and tokens to the detokenizer."""
 
     name = "scheduler"
     blocking = True
@@ -69,7 +69,7 @@ class Scheduler(Actor):
             AdapterPlaced: self.on_adapter_placed,
         }
         self.sequences: dict[int, Sequence] = {}
-        """Every request that has not ended, by number."""
+        """The sequences that have not ended, by the number of their request."""
         self.measures = Measures()
         self.counters = self.measures.counters
         self.holdings = Holdings(config.max_num_seqs, config.max_model_len, self.counters)
@@ -77,7 +77,7 @@ class Scheduler(Actor):
         self.adapters = Adapters(self.send)
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
-        """Oldest first."""
+        """The steps that were planned and whose results have not come, oldest first."""
         self.outgoing = Outgoing()
         self.forgotten = 0
         """Number of the last ``ForgetCache``."""
@@ -104,7 +104,7 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
     def is_over(self, sequence: Sequence) -> bool:
-        """End a sequence that was sent again when all that it lacked was the news of its end."""
+        """Whether a sequence that was sent again already had its last token. If so, report its end."""
         last = int(sequence.tokens[-1])
         stopped = last in sequence.stop_tokens
         if stopped or len(sequence.tokens) >= sequence.target:
@@ -143,7 +143,7 @@ class Scheduler(Actor):
         )
 
     def refusal_of(self, sequence: Sequence) -> Finished | None:
-        """The end of a sequence that the executor cannot compute, as far as it has said what it can."""
+        """The error for a sequence that the executor cannot compute; None if it can, or if no executor has come yet."""
         limit = self.holdings.longest
         if limit is not None and sequence.target > limit:
             most = sequence.target - sequence.prompt_len
@@ -170,7 +170,7 @@ class Scheduler(Actor):
         self.flush(-1)
 
     def resend(self, sequence: Sequence, message: Enqueue) -> None:
-        """The gateway sends a known request again: say again what it does not have."""
+        """The gateway has sent a known request again: send it the tokens that it does not have."""
         if message.attempt <= sequence.attempt:
             return
         sequence.attempt = message.attempt
@@ -209,7 +209,7 @@ class Scheduler(Actor):
         self.end(sequence)
 
     def end(self, sequence: Sequence) -> None:
-        """The sequence needs nothing more; idempotent."""
+        """Forget the sequence and free what it holds; does nothing if it has ended already."""
         if sequence.finished:
             return
         sequence.finished = True
@@ -217,7 +217,7 @@ class Scheduler(Actor):
         self.holdings.drop(sequence)
 
     def open(self, sequence: Sequence, cached: int) -> None:
-        """Tell the detokenizer of the sequence, with the last tokens that its text continues."""
+        """Announce the sequence to the detokenizer, with the last tokens before those whose text it will make."""
         sequence.opened = True
         self.outgoing.open(sequence, self.holdings.known(sequence), cached, self.now)
 
@@ -231,7 +231,7 @@ class Scheduler(Actor):
         self.adapters.placed(message.adapter, message.error)
 
     def settle_adapters(self) -> None:
-        """Free the places of adapters that were unloaded and are needed no more."""
+        """Free the places of unloaded adapters that no sequence and no outstanding step uses any more."""
         if self.adapters.leaving:
             used = {sequence.adapter for sequence in self.sequences.values()}
             last = self.holdings.step - 1
@@ -241,7 +241,8 @@ class Scheduler(Actor):
     # --- plans and results ------------------------------------------------------------------------
 
     def plan_ahead(self, now: float) -> None:
-        """Send plans until ``depth`` are outstanding or there is nothing to run; or later, when one is due."""
+        """Send plans until ``depth`` are outstanding or there is nothing to run. If the next plan is due only later,
+        set a timer for it."""
         planner, timing = self.planner, self.timing
         while self.holdings.blocks is not None and len(self.outstanding) < self.config.depth:
             if self.outstanding:
@@ -267,7 +268,8 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
     def on_sampled(self, message: Sampled, now: float) -> None:
-        """Tokens of the oldest outstanding step. A ghost token, of a sequence that has ended, goes no further."""
+        """Take in the tokens of the oldest outstanding step. A ghost token, which is of a sequence that has ended, is
+        dropped."""
         step, rows, generations, prefill, expected_s, prompts = self.outstanding.popleft()
         self.timing.begin(now)
         if step != message.step:
@@ -292,7 +294,7 @@ class Scheduler(Actor):
         self.planner.prefill_budget.learn(prefill, busy_ns)
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
         scheduled = len(rows)
-        # A quarter of what a reduction costs; some versions of numpy count with numbers of their own.
+        # np.count_nonzero takes a quarter of the time of a sum. Some versions of numpy return a numpy integer.
         if int(np.count_nonzero(alive)) != scheduled:
             rows, tokens = rows[alive], tokens[alive]
         if np.count_nonzero(tokens < 0):
@@ -313,9 +315,9 @@ class Scheduler(Actor):
         self.flush(step, requests, tokens, now, logprobs)
 
     def end_rows(self, rows: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
-        """End the sequences whose new token is one that they stop at, or that are ``over`` by their length."""
+        """End the sequences whose new token is one of their stop tokens, or that ``over`` says are at their length."""
         stops = self.holdings.table.stop.take(rows, axis=0) == tokens[:, None]
-        if np.count_nonzero(stops):  # few steps have one, and to look row by row costs ten times as much
+        if np.count_nonzero(stops):  # few steps have any, and testing row by row takes ten times as long
             over |= stops.any(axis=1)
         for row in over.nonzero()[0].tolist():
             sequence = self.holdings.holder(int(rows[row]))
@@ -326,7 +328,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "length")
 
     def end_by_grammar(self, end: GrammarEnd) -> None:
-        """The sequence got no token, since its grammar allows none."""
+        """End a sequence that got no token because its grammar allows none."""
         if not self.holdings.table.accepting[end.slot]:
             return
         sequence = self.holdings.holder(end.slot)
@@ -341,7 +343,8 @@ class Scheduler(Actor):
             self.finish(sequence, "stop")
 
     def keep_prompt_logprobs(self, message: Sampled, prompts: list[tuple[Sequence, int]]) -> None:
-        """Logprobs of prompts, row by row in the order of the plan's chunks; sent when a prompt has all."""
+        """Keep the logprobs of prompts, whose rows are in the order of the plan's chunks. They are sent when those of a
+        whole prompt are there."""
         count = sum(rows for _, rows in prompts)
         logprobs = Logprobs.read(message.prompt_logprob_tokens, message.prompt_logprobs, count)
         first = 0
@@ -352,7 +355,7 @@ class Scheduler(Actor):
             self.outgoing.report_prompt_logprobs(sequence)
 
     def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
-        """Logprobs are part of the ledger where a request asks for them; None if no row's does."""
+        """Keep the logprobs of the rows whose requests ask for them; returns None if none does."""
         wanting = np.flatnonzero(self.holdings.table.logprobs[rows] >= 0).tolist()
         for row in wanting:
             kept = self.holdings.holder(int(rows[row])).logprobs
@@ -368,7 +371,7 @@ class Scheduler(Actor):
         now: float = 0.0,
         logprobs: Logprobs | None = None,
     ) -> None:
-        """One message to the detokenizer with everything that is new."""
+        """Send everything that is new to the detokenizer, in one message."""
         counters: dict[str, float] | None = None
         if self.measures.due(now) or not self.outstanding:
             counters = self.measures.take(now) | self.gauges()
@@ -393,7 +396,8 @@ class Scheduler(Actor):
     # --- peers ------------------------------------------------------------------------------------
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """A new executor holds nothing; a new gateway names requests anew, so the old ones end."""
+        """A new executor holds nothing, so its sequences wait again. A new gateway numbers its requests anew, so those
+        of the old one end."""
         if peer.name == "executor":
             computing = bool(self.outstanding)
             self.outstanding.clear()
@@ -407,7 +411,7 @@ class Scheduler(Actor):
             self.flush(-1)
 
     def on_capacity(self, message: Capacity, now: float) -> None:
-        """The executor is loaded, and this is its cache."""
+        """The executor is ready, and says how large its cache is."""
         self.planner.begin(message)
         for sequence in self.holdings.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)

@@ -1,4 +1,4 @@
-"""A sequence: what the scheduler knows of one request on its way to its tokens."""
+"""A sequence: what the scheduler knows of one request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .pool import BlockList
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request as the scheduler knows it, from its arrival to its end. ``tokens`` is the ledger."""
+    """A request as the scheduler knows it, from its arrival to its end."""
 
     request: int
     tokens: np.ndarray
-    """int32: prompt, then the tokens generated so far; while the sequence has a slot, the table's row is newer."""
+    """int32: the prompt, then the tokens generated so far. While the sequence has a slot, the row of `SlotTable` has
+    newer ones."""
     prompt_len: int
     target: int
     """Length at which the sequence ends by ``max_tokens`` or the model's limit."""
@@ -41,7 +42,7 @@ class Sequence:
     marks: bool = False
     """Its text has the marks of the model's formats."""
     before: str = ""
-    """The text that may precede the answer of its grammar."""
+    """As in ``Grammar``: the rule for the text that may precede what the grammar describes."""
     calls: str = ""
     """As in ``Enqueue``."""
     queued_at: float = 0.0
@@ -52,25 +53,25 @@ class Sequence:
     """The logprobs of the prompt's tokens after the first as far as they are computed, if the request asks for them."""
     slot: int = -1
     waits_since: int = 0
-    """The step that was next when it came into the queue."""
+    """The number of the next step at the time when it came into the queue."""
     block_list: BlockList = field(default_factory=BlockList)
     hashes: list[bytes] = field(default_factory=list)
     published: int = 0
-    """Full blocks that the prefix cache knows."""
+    """The number of its full blocks that the prefix cache knows."""
     last_step: int = -1
     """Last step that runs this sequence."""
     opened: bool = False
     finished: bool = False
     left: bool = False
-    """Is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
+    """It is in no further plan; its slot and blocks are free once ``last_step`` is completed."""
     deaths: int = 0
     """Deaths of the executor, by its own fault, while it computed this sequence."""
     cleared_at: int = 0
-    """Token count at which a suspect is cleared: it is past the point of the last of them."""
+    """The number of tokens at which a suspect is cleared: as many as were planned when the executor died last."""
     preempted: bool = False
-    """Left for others, and returns to the queue once ``last_step`` is completed."""
+    """It has given up its slot to others, and returns to the queue once ``last_step`` is completed."""
     resumes: bool = False
-    """Waits after it left for want of blocks."""
+    """It waits again because it had to give up its blocks."""
 
     def __post_init__(self) -> None:
         self.logprobs = ledger(self.params.logprobs)
@@ -78,7 +79,7 @@ class Sequence:
 
     @property
     def has_begun(self) -> bool:
-        """Some of its answer was there when it came into the queue."""
+        """Whether a part of its answer was known when it came into the queue."""
         return len(self.tokens) > self.prompt_len
 
     def order(self) -> tuple[float, int]:
@@ -134,7 +135,7 @@ class Sequence:
         return self.prompt_logprobs is not None and self.prompt_logprobs.count < self.prompt_len - 1
 
     def forget_prompt_logprobs(self) -> None:
-        """They will be computed from the first token on."""
+        """Have the logprobs of the prompt computed again from the first token on."""
         if self.prompt_logprobs is not None:
             self.prompt_logprobs.count = 0
 

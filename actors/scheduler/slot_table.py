@@ -8,7 +8,7 @@ from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from .sequence import Sequence
 
 NO_TOKEN = -2
-"""Fills unused stop-token places: equal to no token id and not to -1, which a masked row has for its token."""
+"""Fills the unused columns of ``stop``: equal to no token id and not to -1, which a masked row has for its token."""
 
 
 class SlotTable:
@@ -20,16 +20,16 @@ class SlotTable:
     def __init__(self, slots: int, max_model_len: int) -> None:
         self.tokens = np.empty((slots, max_model_len + 1), np.int32)
         self.length = np.zeros(slots, np.int32)
-        """Tokens known."""
+        """The number of tokens that are known."""
         self.computed = np.zeros(slots, np.int32)
         """Positions whose keys and values are in the cache once the outstanding steps are done."""
         self.planned = np.zeros(slots, np.int32)
-        """Tokens known once the outstanding steps are done."""
+        """The number of tokens that will be known once the outstanding steps are done."""
         self.target = np.zeros(slots, np.int32)
         self.room = np.zeros(slots, np.int32)
         """Positions for which the sequence has blocks."""
         self.charged = np.zeros(slots, np.int32)
-        """The tokens known that are in the account of the sequence's client."""
+        """The number of tokens that the sequence's client has been charged for."""
         self.request = np.zeros(slots, np.int64)
         self.generation = np.zeros(slots, np.int64)
         """The generation of the slot, as handed to its holder."""
@@ -37,9 +37,9 @@ class SlotTable:
         self.logprobs = np.full(slots, -1, np.int32)
         """``Sequence.wanted_logprobs``."""
         self.decoding = np.zeros(slots, np.bool_)
-        """Runs one token in every step."""
+        """Whether the sequence runs one token in every step."""
         self.accepting = np.zeros(slots, np.bool_)
-        """Its sampled tokens count; false once it has ended."""
+        """Whether its sampled tokens count; false once the sequence has ended."""
 
     def enter(self, sequence: Sequence, generation: int, start: int, room: int) -> None:
         slot, tokens = sequence.slot, sequence.tokens

@@ -1,12 +1,11 @@
 """Orders the requests that wait, by client and priority.
 
-*Between clients* it is fair: each has an account of the tokens that were computed for it, and the one
-that has had least is next (virtual token counter; Sheng et al., OSDI 2024). A client that comes anew
-begins with what every client would have had until now if all shares had been equal, so that it has neither
-a debt nor a credit of the time when it asked for nothing, and who waits is not overtaken for ever by those
-that come. *Within a client* it is first come, first served. A priority is a head start in both: a level is
-worth some tokens against other clients and some seconds against the client's own requests. Both are
-finite, so every request is next in the end, whatever the others' priorities are.
+*Between clients* it is fair: each has an account of the tokens that were computed for it, and the one that has had
+least is next (virtual token counter; Sheng et al., OSDI 2024). A new client begins with what every client would have
+had until now if all shares had been equal. So it has neither a debt nor a credit from the time when it asked for
+nothing, and clients that wait are not overtaken for ever by new ones. *Within a client* it is first come, first served.
+A priority is a head start in both: a level is worth some tokens against other clients and some seconds against the
+client's own requests. Both are finite, so every request is next in the end, whatever the others' priorities are.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PRIORITY_TOKENS = 4096
 once, and little beside what a busy client has in a minute, so that it is paid back soon."""
 
 RESUMED_LEVELS = 4
-"""Levels that a sequence gains which has lost its blocks to others: a stream waits for it, so it goes before new
+"""Levels that a sequence gains when it has lost its blocks to others: a stream waits for it, so it goes before new
 requests of the usual priorities, but not before every priority that a client can state."""
 
 PRIORITY_S = 5.0
@@ -42,12 +41,13 @@ class ClientShare:
     served: float
     """Tokens computed for it."""
     heap: list[tuple[float, int, int, Sequence]] = field(default_factory=list)
-    """By sort key, then as they came; those that ended while they waited are still in it."""
+    """Its waiting sequences by sort key, and of equal keys in the order in which they came. Some may have ended
+    already."""
     waiting: int = 0
     running: int = 0
     """Sequences that hold a slot."""
     score: float = math.inf
-    """Under which it stands in the queue."""
+    """The score by which it is sorted in the queue now."""
 
     def first(self) -> Sequence | None:
         while self.heap and self.heap[0][-1].finished:
@@ -60,13 +60,13 @@ class ClientShare:
 
 
 class WaitingQueue:
-    """All that wait. Every operation takes logarithmic time, or less."""
+    """All sequences that wait. Every operation takes logarithmic time, or less."""
 
     def __init__(self) -> None:
         self.clients: dict[int, ClientShare] = {}
         self.order: list[tuple[float, int, int, ClientShare]] = []
-        """Clients by score, of equals the one with less running; a score that is not the client's any more
-        stands for nothing."""
+        """A heap of clients by score, and of equal scores the one with fewer running. An entry whose score is not its
+        client's any more counts for nothing."""
         self.clock = 0.0
         """The balance of a new client: the tokens of each client if all shares had been equal."""
         self.waiting = 0
@@ -89,7 +89,8 @@ class WaitingQueue:
         self.advance(client)
 
     def advance(self, client: ClientShare) -> None:
-        """If its first has changed and gives the client a better place, it takes it; a worse one it gets in time."""
+        """Move the client forward if its first sequence gives it a better score; ``first`` moves it back if it got
+        worse."""
         first = client.first()
         if first is not None and client.score_of(first) < client.score:
             self.place(client, client.score_of(first))
@@ -98,7 +99,7 @@ class WaitingQueue:
         client.score = score
         self.entries += 1
         heapq.heappush(self.order, (score, client.running, self.entries, client))
-        if len(self.order) > 2 * len(self.clients) + 16:  # most stand for nothing; the first has to wait
+        if len(self.order) > 2 * len(self.clients) + 16:  # most entries count for nothing: drop them
             self.order = [place for place in self.order if place[0] == place[3].score]
             heapq.heapify(self.order)
 
@@ -110,14 +111,14 @@ class WaitingQueue:
             if first is not None and client.score_of(first) <= score:
                 return first
             heapq.heappop(self.order)
-            if score == client.score:  # what it has had since, or the end of its first, sets it back
+            if score == client.score:  # its tokens since, or the end of its first sequence, made it worse
                 client.score = math.inf
                 if first is not None:
                     self.place(client, client.score_of(first))
         return None
 
     def pop(self) -> Sequence:
-        """Take the one that is next; it gets a slot."""
+        """Take the next sequence out of the queue; it gets a slot."""
         sequence = self.first()
         assert sequence is not None
         client = self.client_of(sequence)
@@ -129,7 +130,7 @@ class WaitingQueue:
         return sequence
 
     def enter(self, sequence: Sequence) -> None:
-        """One that does not wait here gets a slot, out of turn."""
+        """A sequence that does not wait here, a suspect, gets a slot."""
         client = self.clients.setdefault(sequence.client, ClientShare(self.clock))
         client.running += 1
 
