@@ -13,7 +13,7 @@ from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..cache.paged import PagedBatch
 from ..devices.kernel import FOLLOWING
 from .triton_attend import attend_kernel
-from .triton_common import pad
+from .triton_common import pad, pad_value
 from .triton_plan import AttentionPlan, make_plan
 from .triton_write import write
 
@@ -177,13 +177,15 @@ class TritonAttention:
         device = device_limits(query.device)
         few = len(batch.rows) * kv_heads < MANY * device.multiprocessors
         kind = "several" if not single else "few" if few else "many"
-        tile = choose_tile(pad(key_dim) + pad(value_dim), keys.dtype, kind, device.shared_memory)
+        pairs = single and scales is not None and in_pairs(key_dim, value_dim)
+        value_pad = pad(value_dim) if pairs else pad_value(value_dim, values)
+        tile = choose_tile(pad(key_dim) + value_pad, keys.dtype, kind, device.shared_memory)
         queries = max(pad(group), 0 if single else tile.queries)
         tokens = 1 if single else queries // group
         plan = self._plan_of(batch, single, tokens, window, chunked, tile, kv_heads, device.multiprocessors)
         results, sums = plan.room(tokens * group, value_dim)
         block_size = keys.shape[1]
-        if single and scales is not None and in_pairs(key_dim, value_dim):
+        if pairs:
             keys, values = keys.view(torch.int16), values.view(torch.int16)
         attend_kernel[(kv_heads, len(plan.items))](
             out,
@@ -209,12 +211,12 @@ class TritonAttention:
             DK=key_dim,
             DV=value_dim,
             DK_PAD=pad(key_dim),
-            DV_PAD=pad(value_dim),
+            DV_PAD=value_pad,
             KV_HEADS=kv_heads,
             TOKENS=tokens,
             BLOCK_M=queries,
             BLOCK_N=tile.keys,
-            AT_ONCE=max(1, COMBINED_AT_ONCE // (queries * pad(value_dim))),
+            AT_ONCE=max(1, COMBINED_AT_ONCE // (queries * value_pad)),
             num_warps=tile.warps,
             num_stages=tile.stages,
             **FOLLOWING,

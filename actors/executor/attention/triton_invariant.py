@@ -24,7 +24,7 @@ from ..cache.paged import PagedBatch
 from ..devices.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
-from .triton_common import STEP_INPUTS, pad
+from .triton_common import STEP_INPUTS, pad, pad_value
 from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
 from .triton_softmax import LOG2E, MASKED, softcapped
 
@@ -316,7 +316,7 @@ class InvariantTritonAttention(TritonAttention):
             DK=key_dim,
             DV=value_dim,
             DK_PAD=pad(key_dim),
-            DV_PAD=pad(value_dim),
+            DV_PAD=pad_value(value_dim, values),
             KV_HEADS=kv_heads,
             TOKENS=tokens,
             BLOCK_M=queries,

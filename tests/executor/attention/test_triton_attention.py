@@ -333,6 +333,7 @@ class TestKernels:
         check(case)
         check(replace(case, softcap=2.0, sinks=True, target=3))
         check(replace(case, window=20, key_dim=80, value_dim=24))
+        check(replace(case, key_dim=64))
 
     def test_what_is_too_large_for_a_byte_is_the_largest_of_its_sign(self) -> None:
         from slipstream.actors.executor.attention.triton_write import write
