@@ -193,6 +193,14 @@ def test_what_a_prompt_says_is_marked_once_and_what_an_answer_says_is_counted() 
     assert sampler.counts.tolist() == [[0, 2, 0, 0], [1, 0, IN_PROMPT + 2, IN_PROMPT]]
 
 
+def bias_of_transformers(bias: dict[int, float]) -> SequenceBiasLogitsProcessor:
+    class OfAnyToken(SequenceBiasLogitsProcessor):
+        def _validate_arguments(self) -> None:
+            """Transformers 5.17 refuses token 0."""
+
+    return OfAnyToken([[[token], value] for token, value in bias.items()])  # type: ignore[arg-type]
+
+
 def test_logit_bias_agrees_with_transformers_and_comes_before_the_penalties() -> None:
     vocab = 100
     logits = random_logits(2, vocab, 3)
@@ -200,7 +208,7 @@ def test_logit_bias_agrees_with_transformers_and_comes_before_the_penalties() ->
     sampler = Sampler(2, vocab, torch.device("cpu"))
     sampler.bias_tokens[1, : len(bias)] = torch.tensor(list(bias))
     sampler.bias[1, : len(bias)] = torch.tensor(list(bias.values()))
-    theirs = SequenceBiasLogitsProcessor([[[token], value] for token, value in bias.items()])  # type: ignore[arg-type]
+    theirs = bias_of_transformers(bias)
     expected = theirs(torch.zeros(1, 1, dtype=torch.int64), logits[1:].clone())  # type: ignore[arg-type]
     slots = torch.arange(2)
     ours = logits.scatter_add(1, sampler.bias_tokens[slots], sampler.bias[slots])
@@ -552,7 +560,7 @@ def plain_answer(plain: torch.nn.Module, prompt: list[int], params: SamplingPara
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     chain = LogitsProcessorList()
     if params.logit_bias:
-        chain.append(SequenceBiasLogitsProcessor([[[int(t)], b] for t, b in params.logit_bias.items()]))  # type: ignore[arg-type]
+        chain.append(bias_of_transformers({int(token): bias for token, bias in params.logit_bias.items()}))
     chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
     cut = Cut(params.temperature or 1.0, max(params.top_k, 0), params.top_p, params.min_p)
     while len(answer.tokens) < (params.max_tokens or LENGTH):
