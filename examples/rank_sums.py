@@ -17,15 +17,15 @@ from typing import Any
 import torch
 import torch.multiprocessing as processes
 from slipstream.actors.executor.model.fused.operations import Norm
-from slipstream.actors.executor.ranks.exchange import MOST_BYTES, exchange_of
+from slipstream.actors.executor.ranks.exchange import exchange_of, most_bytes_for
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
 from slipstream.actors.executor.ranks.rendezvous import meet
 from torch import Tensor
 
-ROWS = (1, 8, 32, 64, 128, 256)
-ROWS_OF_LOGITS = (1, 4, 8, 16, 32, 64)
+ROWS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048)
+ROWS_OF_LOGITS = (1, 8, 16, 32, 64, 256)
 WIDTH, VOCABULARY = 4096, 128256
 TIMES = 64
 REPLAYS = 50
@@ -44,7 +44,7 @@ def table(ranks: int) -> str:
     found = measure(ranks)
     lines = [
         f"{ranks} ranks, microseconds of one sum of rows of {WIDTH} bfloat16; by default over peer memory up to"
-        f" {MOST_BYTES // (ranks - 1) >> 10} KiB",
+        f" {most_bytes_for(ranks) // (ranks - 1) >> 10} KiB",
         "rows     KiB     NCCL  peer memory   with what follows: NCCL  peer memory  no sum",
     ]
     for row in found["sums"]:

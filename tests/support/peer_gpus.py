@@ -28,7 +28,7 @@ from torch import Tensor
 
 WIDTH = 4096
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096)
+COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096, 1000 * 4096 + 4, 2048 * 4096)
 REPLAYS, SUMS_OF_GRAPH = 1000, 64
 SLEEPS, LONGEST_SLEEP = 2000, 200_000
 """Rounds at unequal speeds, and the most cycles of one."""
@@ -149,7 +149,7 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
     """Each rank dawdles now and then, before a sum or after it; NCCL's sums and gathers come between."""
     own, alike = random.Random(group.rank), random.Random(7)
     counted = Counted(group, device)
-    large = torch.ones(8 << 20, device=device)
+    large = torch.ones(16 << 20, device=device)
     for _ in range(SLEEPS):
         if own.random() < 0.3:
             torch.cuda._sleep(own.randrange(LONGEST_SLEEP))
@@ -182,7 +182,7 @@ def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
     for dtype in (torch.bfloat16, torch.float32):
         weight = torch.nn.Parameter(given(WIDTH, dtype, 9, device), requires_grad=False)
         norm = Norm(weight, 1e-5, 0.0)
-        for rows in (1, 2, 31, 32):
+        for rows in (1, 2, 31, 32, 300, 1024):
             first = given(rows * WIDTH, dtype, 8, device).view(rows, WIDTH)
             results: list[Tensor] = []
             for way in (group, by_nccl):

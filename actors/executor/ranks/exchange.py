@@ -19,11 +19,22 @@ from .group import RankGroup
 from .words import EMPTY, WORD
 
 MOST_BYTES = 2 << 20
-"""Of the largest tensor, what a rank is sent by all others together. NCCL sends less of larger sums; from which size on
-it is faster is to be measured, by ``examples/ranks.py --sums``."""
+"""Of the largest tensor of more than two ranks, what a rank is sent by all others together. NCCL sends less of larger
+sums; from which size on it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
-PROGRAMS = 128
-"""Most programs of a kernel: few enough to run at the same time on any GPU."""
+MOST_BYTES_OF_TWO = 64 << 20
+"""That of two ranks, of which NCCL sends as much of a sum: 4,096 rows of 8,192 numbers of 16 bits. With what follows it
+such a sum took 208 µs on two H200s, and through NCCL 311. Twice as much memory is taken."""
+
+MOST_BYTES_ALONE = 8 << 20
+"""Of a sum that no kernel adds to something else: on two H200s 36 µs, and through NCCL 46. With 16 MiB both take 71 to
+74, and larger ones are faster through NCCL."""
+
+MOST_WARPS = 4
+"""Warps of a program."""
+
+PROGRAMS_EACH = 2
+"""Programs of so many warps that run on one multiprocessor at the same time, whatever registers each takes."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -37,11 +48,12 @@ class PeerExchange:
     """One rank's side of the exchange; all ranks make the same calls in the same order, on streams that follow one
     another."""
 
-    def __init__(self, rank: int, halves: Tensor, addresses: list[int]) -> None:
-        """``halves`` int64 [2, size, words], all empty; ``addresses`` of every rank's, as this one reaches them."""
+    def __init__(self, rank: int, halves: Tensor, addresses: list[int], programs: int) -> None:
+        """``halves`` int64 [2, size - 1, words], all empty; ``addresses`` of every rank's, as this one reaches them;
+        ``programs``, a power of two and the same on all ranks, are the most of a kernel."""
         self.rank, self.halves = rank, halves
         self.peers = torch.tensor(addresses, dtype=torch.int64, device=halves.device)
-        self.current = torch.zeros(PROGRAMS, dtype=torch.int32, device=halves.device)
+        self.current = torch.zeros(programs, dtype=torch.int32, device=halves.device)
         self.most_bytes, self.tile = halves[0, 0].nbytes, TILE
 
     @property
@@ -52,19 +64,23 @@ class PeerExchange:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that every kernel has."""
-        _, size, most_words = self.halves.shape
+        _, others, most_words = self.halves.shape
         tensors = {"halves": self.halves, "peers": self.peers, "current": self.current}
         return tensors | {
             "RANK": self.rank,
-            "SIZE": size,
+            "SIZE": others + 1,
             "MOST_WORDS": most_words,
             "PROGRAMS": self.programs,
         }
 
-    def sums(self, tensor: Tensor) -> bool:
-        """Whether tensors of this kind and size, which are those of all ranks, are summed here."""
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether tensors of this kind and size, which are those of all ranks, can be exchanged here."""
         nbytes = tensor.nbytes
         return tensor.dtype in DTYPES and 0 < nbytes <= self.most_bytes and nbytes % WORD == 0
+
+    def sums(self, tensor: Tensor) -> bool:
+        """Whether such tensors are summed here faster than by NCCL, where nothing is done with the sum on its way."""
+        return self.takes(tensor) and tensor.nbytes <= MOST_BYTES_ALONE
 
     def sum(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors into ``tensor``."""
@@ -76,8 +92,8 @@ class PeerExchange:
             tensor.copy_(summed)
 
     def gathers(self, tensor: Tensor) -> bool:
-        """Whether such tensors [N, M] are gathered here: those that are summed here, if no word is of two rows."""
-        return self.sums(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
+        """Whether such tensors [N, M] are gathered here: those that it takes, if no word is of two rows."""
+        return self.takes(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
@@ -119,9 +135,22 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def most_bytes_for(size: int) -> int:
+    """The bytes that each of ``size`` ranks is sent at most by all others together."""
+    return MOST_BYTES_OF_TWO if size == 2 else MOST_BYTES
+
+
+def programs_on(device: torch.device) -> int:
+    """The most programs of a kernel that surely run on ``device`` at the same time, a power of two."""
+    if device.type != "cuda":
+        return PROGRAMS_EACH
+    each = torch.cuda.get_device_properties(device).multi_processor_count
+    return 1 << (PROGRAMS_EACH * each).bit_length() - 1
+
+
 def shape_of_halves(size: int, most_bytes: int) -> tuple[int, int, int]:
     """The shape of the halves where each of ``size`` ranks is sent ``most_bytes`` by all others together."""
-    return 2, size, most_bytes // ((size - 1) * WORD * TILE) * TILE
+    return 2, size - 1, most_bytes // ((size - 1) * WORD * TILE) * TILE
 
 
 # --- how the ranks come to it -------------------------------------------------------------------------
@@ -163,17 +192,18 @@ def exchange_of(
     def write(addresses: list[int]) -> None:
         for other, address in enumerate(addresses):
             if other != rank:
-                memory.write(address + halves[0, :rank].nbytes, 1 + rank)
+                memory.write(address + halves[0, : rank - (rank > other)].nbytes, 1 + rank)
 
     def look() -> None:
         first = halves[0, :, 0]
-        missing = [other for other, word in enumerate(first.tolist()) if word != 1 + other and other != rank]
+        others = [other for other in range(group.size) if other != rank]
+        missing = [other for other, word in zip(others, first.tolist(), strict=True) if word != 1 + other]
         if missing:
             raise NoPeerMemory(f"what rank {missing[0]} writes does not arrive")
         first.fill_(EMPTY)
 
     def compiled() -> PeerExchange:
-        exchange = PeerExchange(rank, halves, addresses)
+        exchange = PeerExchange(rank, halves, addresses, programs)
         exchange.compile()
         return exchange
 
@@ -185,6 +215,7 @@ def exchange_of(
         memory, halves, handle = together(group, device, begin)
         handles = gathered(group, device, handle)
         addresses = together(group, device, lambda: addresses_of(handles))
+        programs = group.least(programs_on(device), device)
         together(group, device, lambda: write(addresses))
         together(group, device, look)
         return together(group, device, compiled)

@@ -57,6 +57,7 @@ class Exchange(Protocol):
     def programs(self) -> int: ...
     @property
     def arguments(self) -> dict[str, Any]: ...
+    def takes(self, tensor: Tensor) -> bool: ...
     def sums(self, tensor: Tensor) -> bool: ...
     def sum(self, tensor: Tensor) -> None: ...
     def gathers(self, tensor: Tensor) -> bool: ...
@@ -90,18 +91,17 @@ class RankGroup:
         """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
         if tensor.is_meta:
             return tensor
-        small = self.small_for(tensor)
-        if small is not None:
-            small.sum(tensor)
+        if self.small is not None and self.small.sums(tensor):
+            self.small.sum(tensor)
         else:
             with TOGETHER:
                 wait(self.backend.allreduce([tensor], self.summing))
         return tensor
 
     def small_for(self, tensor: Tensor) -> Exchange | None:
-        """The exchange that sums tensors like this one, or None for the backend: the same on all ranks, whose tensors
-        are alike."""
-        return self.small if self.small is not None and self.small.sums(tensor) else None
+        """The exchange for a kernel that sums tensors like this one on its way, or None for the backend: the same on
+        all ranks, whose tensors are alike."""
+        return self.small if self.small is not None and self.small.takes(tensor) else None
 
     def told(self) -> str:
         """Describes for people how GPUs exchange tensors."""

@@ -6,17 +6,18 @@ the way between GPUs that takes the time, that is one way. **What arrives says s
 come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent behind the numbers nor a
 fence between the two. A place is a *word*, 8 bytes that are written and read as one.
 
-The memory has two *halves*, which kernels take alternately; each has a place for every word of every rank. **One wait
-a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was read
-there and its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when
+The memory has two *halves*, which kernels take alternately; each has a place for every word of every other rank. **One
+wait a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was
+read there and its place emptied. The reader does that in kernel N, at once. It sends its numbers of kernel N + 1 when
 kernel N has ended, and with it all that this has written. Whoever sends for N + 2 has ended its kernel N + 1, for
 which it needed these: so every rank sends to every other one in each kernel, also where only rank 0 has something to
 say. With one half that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not
 have read its own.
 
-Nobody waits for ever while all ranks live: a program waits only for what the same program of the other ranks sends
-before it waits itself, and all programs of a kernel run at the same time. Which half it is is kept on the device, and
-nothing in a launch changes from kernel to kernel, so that CUDA graphs can hold them.
+Nobody waits for ever while all ranks live: a program has sent its own numbers of a tile before it waits for the others'
+of that tile, so that what it waits for is sent by the same program of the other ranks before that waits for anything
+later. And all programs of a kernel run at the same time. Which half it is is kept on the device, and nothing in a
+launch changes from kernel to kernel, so that CUDA graphs can hold them.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
@@ -99,6 +100,20 @@ def take_other_half(current, half, PROGRAMS: tl.constexpr):
 
 
 @jit
+def _from(
+    halves,  # of ``RECEIVER``
+    half,
+    SENDER: tl.constexpr,
+    RECEIVER: tl.constexpr,
+    SIZE: tl.constexpr,
+    MOST_WORDS: tl.constexpr,
+):
+    """Where the words of ``SENDER`` begin in a half; the receiver itself has no place there."""
+    sender: tl.constexpr = SENDER - 1 if SENDER > RECEIVER else SENDER
+    return halves + (half * (SIZE - 1) + sender) * MOST_WORDS
+
+
+@jit
 def words_of(tensor, place, mask):
     """The words of a tensor at ``place``, as they can be sent."""
     words = tl.load(tensor.to(tl.pointer_type(tl.int64), bitcast=True) + place, mask=mask, other=0)
@@ -112,7 +127,7 @@ def send_to_all(
     """To every other rank, beginning with the next one."""
     for step in tl.static_range(1, SIZE):  # type: ignore[attr-defined]
         halves = tl.load(peers + (RANK + step) % SIZE).to(tl.pointer_type(tl.int64))
-        _send(halves + (half * SIZE + RANK) * MOST_WORDS + place, words, mask)
+        _send(_from(halves, half, RANK, (RANK + step) % SIZE, SIZE, MOST_WORDS) + place, words, mask)
 
 
 @jit
@@ -154,7 +169,7 @@ def total_of_all(
         if rank == RANK:
             total += _numbers(own, PER_WORD, DTYPE).to(tl.float32)
         else:
-            arrived = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
+            arrived = _receive(_from(halves, half, rank, RANK, SIZE, MOST_WORDS) + place, mask)
             total += _numbers(arrived, PER_WORD, DTYPE).to(tl.float32)
     return total
 
@@ -162,7 +177,7 @@ def total_of_all(
 @jit(do_not_specialize=["words"])
 def _sum_kernel(
     tensor,  # [PER_WORD * words]
-    halves,  # int64 [2, SIZE, MOST_WORDS]: this rank's
+    halves,  # int64 [2, SIZE - 1, MOST_WORDS]: this rank's
     peers,  # int64 [SIZE]: the addresses of all ranks' halves
     current,  # int32 [PROGRAMS], all alike: which half the next kernel takes
     words,
@@ -240,7 +255,7 @@ def _gather_kernel(
             if rank == RANK:
                 found = words_of(part, place, mask)
             else:
-                found = _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
+                found = _receive(_from(halves, half, rank, RANK, SIZE, MOST_WORDS) + place, mask)
             wide = column + rank * row_words * PER_WORD
             tl.store(
                 out + row[:, None] * width + wide,
@@ -307,7 +322,7 @@ def _broadcast_kernel(
         total = _of_rank_0(numbers, place, mask, RANK)
         for rank in tl.static_range(SIZE):  # type: ignore[attr-defined]
             if rank != RANK:
-                total += _receive(halves + (half * SIZE + rank) * MOST_WORDS + place, mask)
+                total += _receive(_from(halves, half, rank, RANK, SIZE, MOST_WORDS) + place, mask)
         tl.store(numbers + place, total.to(tl.int32), mask=mask)
     take_other_half(current, half, PROGRAMS)
 

@@ -54,6 +54,6 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
         from .peer_memory import PeerMemory
 
         group.small = exchange.exchange_of(
-            group, device, lambda nbytes: PeerMemory(device, nbytes), exchange.MOST_BYTES
+            group, device, lambda nbytes: PeerMemory(device, nbytes), exchange.most_bytes_for(size)
         )
     return group

@@ -94,11 +94,13 @@ def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: lis
     from slipstream.actors.executor.ranks.layers import Unsummed
 
     group, width = RankGroup(0, 2, None), 4096
-    group.small = PeerExchange(0, torch.zeros(shape_of_halves(2, 512 << 10), dtype=torch.int64), [0, 1 << 40])
+    group.small = PeerExchange(
+        0, torch.zeros(shape_of_halves(2, 2 << 20), dtype=torch.int64), [0, 1 << 40], 128
+    )
     norm = Norm(torch.nn.Parameter(torch.ones(width, dtype=torch.bfloat16)), 1e-6, 0.0)
 
     def work() -> None:
-        for rows in (1, 2, 16, 33, 64):
+        for rows in (1, 2, 16, 33, 64, 150, 256):
             states = torch.zeros(rows, width, dtype=torch.bfloat16)
             group.sum(states)
             group.gather(states[:, :512].contiguous(), 1024)

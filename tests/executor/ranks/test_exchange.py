@@ -9,6 +9,7 @@ import multiprocessing
 import random
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -18,10 +19,14 @@ from rank_threads import at_once, groups
 from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
 from slipstream.actors.executor.ranks.exchange import (
     MOST_BYTES,
+    MOST_BYTES_ALONE,
+    MOST_WARPS,
     TILE,
     Memory,
     PeerExchange,
     exchange_of,
+    most_bytes_for,
+    programs_on,
     shape_of_halves,
 )
 from slipstream.actors.executor.ranks.group import RankGroup
@@ -47,7 +52,7 @@ needs_processes = pytest.mark.skipif(not INTERPRETED, reason="on a GPU these are
 
 SUMS = 40
 TILE_HERE, PROGRAMS_HERE, MOST_WORDS = 8, 2, 30
-"""The larger sums go round twice."""
+"""The larger sums go round twice, so that a program sends ahead."""
 MOST = MOST_WORDS * WORD
 """Bytes of the largest sum."""
 
@@ -90,16 +95,16 @@ class Processes:
     ) -> None:
         """``work`` gives of each sum what a rank has then."""
         self.work, self.most_words = work, most_words
-        self.halves = [shared(2 * size * most_words * WORD) for _ in range(size)]
+        self.halves = [shared(2 * (size - 1) * most_words * WORD) for _ in range(size)]
         for half in self.halves:
             half.fill_(EMPTY)
         self.results = shared(SUMS * size * 2 * most_words * WORD).view(SUMS, size, 2 * most_words)
 
     def run_rank(self, rank: int) -> None:
         """It is slower than the others now and then."""
-        mine = self.halves[rank].view(2, len(self.halves), self.most_words)
-        exchange = PeerExchange(rank, mine, [other.data_ptr() for other in self.halves])
-        exchange.tile, exchange.current = TILE_HERE, exchange.current[:PROGRAMS_HERE]
+        mine = self.halves[rank].view(2, len(self.halves) - 1, self.most_words)
+        exchange = PeerExchange(rank, mine, [other.data_ptr() for other in self.halves], PROGRAMS_HERE)
+        exchange.tile = TILE_HERE
         rng = random.Random(rank)
         busy = torch.zeros(2000)
         for number, found in enumerate(self.work(rank, exchange)):
@@ -274,13 +279,25 @@ def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
 
 
 def exchange(size: int = 2) -> PeerExchange:
-    return PeerExchange(0, torch.zeros(shape_of_halves(size, MOST_BYTES), dtype=torch.int64), [0] * size)
+    halves = torch.zeros(shape_of_halves(size, most_bytes_for(size)), dtype=torch.int64)
+    return PeerExchange(0, halves, [0] * size, 2)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 8])
-def test_a_rank_is_sent_a_bounded_number_of_bytes_by_all_others(size: int) -> None:
-    most = exchange(size).most_bytes
-    assert MOST_BYTES - size * WORD * TILE < most * (size - 1) <= MOST_BYTES
+@pytest.mark.parametrize(("size", "most"), [(2, 64 << 20), (3, 2 << 20), (4, 2 << 20), (8, 2 << 20)])
+def test_a_rank_is_sent_a_bounded_number_of_bytes_by_all_others(size: int, most: int) -> None:
+    each = exchange(size).most_bytes
+    assert most - size * WORD * TILE < each * (size - 1) <= most
+
+
+@pytest.mark.parametrize(("multiprocessors", "programs"), [(132, 256), (108, 128), (128, 256), (20, 32)])
+def test_two_programs_run_on_each_multiprocessor(
+    multiprocessors: int, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that waited for its turn to run would keep the same one of another rank waiting."""
+    found = SimpleNamespace(multi_processor_count=multiprocessors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert programs_on(torch.device("cuda", 0)) == programs <= 2 * multiprocessors
+    assert MOST_WARPS * 32 * 255 * 2 <= 65_536, "registers of a multiprocessor"
 
 
 class Backend:
@@ -306,7 +323,8 @@ class Noted:
     def __init__(self) -> None:
         found = exchange()
         self.most_bytes, self.asked = found.most_bytes, list[Tensor]()
-        self.sums, self.gathers, self.broadcasts = found.sums, found.gathers, found.broadcasts
+        self.takes, self.sums = found.takes, found.sums
+        self.gathers, self.broadcasts = found.gathers, found.broadcasts
 
     def sum(self, tensor: Tensor) -> None:
         self.asked.append(tensor)
@@ -330,10 +348,14 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
         assert large.asked == small.asked == []
 
     for dtype in DTYPES:
-        fits = torch.zeros(most // dtype.itemsize, dtype=dtype)
+        fits = torch.zeros(MOST_BYTES_ALONE // dtype.itemsize, dtype=dtype)
         goes(small, fits, group.sum(fits))
+        for count, added in ((most // dtype.itemsize, small), (most // dtype.itemsize + WORD, None)):
+            assert group.small_for(torch.zeros(count, dtype=dtype)) is added, (
+                "by a kernel that goes on with it"
+            )
         for other in (
-            torch.zeros(most // dtype.itemsize + WORD, dtype=dtype),
+            torch.zeros(MOST_BYTES_ALONE // dtype.itemsize + WORD, dtype=dtype),
             torch.zeros(1, dtype=dtype),
             torch.zeros(0, dtype=dtype),
         ):

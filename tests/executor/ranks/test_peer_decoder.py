@@ -65,8 +65,8 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
     options._devices = [ProcessGroupGloo.create_device(interface="lo")]
     options._timeout = TIMEOUT
     group = RankGroup(rank, SIZE, ProcessGroupGloo(FileStore(store, SIZE), rank, SIZE, options))
-    mine = halves[rank].view(2, SIZE, WORDS)
-    group.small = small = Counting(rank, mine, [other.data_ptr() for other in halves])
+    mine = halves[rank].view(2, SIZE - 1, WORDS)
+    group.small = small = Counting(rank, mine, [other.data_ptr() for other in halves], 2)
     fuse.operations_for = lambda device: TritonOperations()
     model = from_config(
         make_config(family, hidden_size=WIDTH, vocab_size=VOCABULARY), torch.device("cpu"), torch.float32
@@ -84,7 +84,7 @@ def test_ranks_that_sum_over_shared_memory_compute_what_the_whole_model_does(
     family: str, tmp_path: Path
 ) -> None:
     halves = [
-        torch.frombuffer(mmap.mmap(-1, 2 * SIZE * WORDS * WORD), dtype=torch.int64) for _ in range(SIZE)
+        torch.frombuffer(mmap.mmap(-1, 2 * (SIZE - 1) * WORDS * WORD), dtype=torch.int64) for _ in range(SIZE)
     ]
     for half in halves:
         half.fill_(EMPTY)

@@ -2,8 +2,8 @@
 
 Each program of each rank is a generator that a run advances one access at a time. What a program writes is under way
 until the run lets it arrive, at any time before the kernel of its rank ends; only writes of a rank to one place keep
-their order. Kernels have one program or several, and cut the same places differently. A fault planted in any step of
-the argument in ``kernels.py`` is found.
+their order. Kernels have one program or several, and cut the same places differently. A program has sent a tile more
+than it waits for, or all. A fault planted in any step of the argument in ``kernels.py`` is found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import pytest
 RUNS = 400
 SUMS = 8
 PROGRAMS = 2
-WORDS = 4
+WORDS = 10
+TILE = 2
+AHEAD = (1, WORDS)
+"""Tiles that the programs of a kernel send beyond the one that they wait for."""
 
 Word = tuple[int, int, int]
 """Of which sum, from which rank, at which place."""
@@ -48,6 +51,7 @@ class Model:
         """Of each rank, what it has written; None empties."""
         self.sums = [(self.rng.randint(1, WORDS), self.rng.randint(1, PROGRAMS)) for _ in range(SUMS)]
         """Words and programs of each."""
+        self.ahead = [-1 if fault == "waits before it sends" else self.rng.choice(AHEAD) for _ in range(SUMS)]
         self.current = [[0] * PROGRAMS for _ in range(size)]
         self.ended = [0] * size
         """Kernels of each rank."""
@@ -75,28 +79,31 @@ class Model:
                 for other in others:
                     write((Place(rank, 1 - half, other, word), None))
         one_way = fault == "a broadcast goes one way" and number % 2 == 1
-        for other in others:
-            if one_way and rank != 0:
-                break
-            for word in own:
-                if fault != "a word is empty" or (number, rank, word) != (5, 0, 0):
-                    write((Place(other, half, rank, word), (number, rank, word)))
-                yield False
-        for other in others:
-            if one_way and other != 0:
+        tiles = [own[start : start + TILE] for start in range(0, len(own), TILE)]
+        ahead = self.ahead[number]
+        for tile in range(-max(ahead, 0), len(tiles) - min(ahead, 0)):
+            for word in tiles[tile + ahead] if 0 <= tile + ahead < len(tiles) else ():
+                for other in others if not one_way or rank == 0 else ():
+                    if fault != "a word is empty" or (number, rank, word) != (5, 0, 0):
+                        write((Place(other, half, rank, word), (number, rank, word)))
+                    yield False
+            if not 0 <= tile < len(tiles):
                 continue
-            places = [Place(rank, half, other, word) for word in own]
-            if fault == "emptied before it is read":
-                self.under_way[rank] += [(place, None) for place in places]
-            looked_at = places[:1] if fault == "one word is looked at" else places
-            while not all(place in self.memory for place in looked_at):
-                yield True
-            for word, place in zip(own, places, strict=True):
-                if self.memory.get(place) != (number, other, word):
-                    raise Broken(f"sum {number} on rank {rank}: {self.memory.get(place)}")
-                if fault not in ("never emptied", "emptied a sum later", "emptied before it is read"):
-                    write((place, None))
-                yield False
+            for other in others:
+                if one_way and other != 0:
+                    continue
+                places = [Place(rank, half, other, word) for word in tiles[tile]]
+                if fault == "emptied before it is read":
+                    self.under_way[rank] += [(place, None) for place in places]
+                looked_at = places[:1] if fault == "one word is looked at" else places
+                while not all(place in self.memory for place in looked_at):
+                    yield True
+                for word, place in zip(tiles[tile], places, strict=True):
+                    if self.memory.get(place) != (number, other, word):
+                        raise Broken(f"sum {number} on rank {rank}: {self.memory.get(place)}")
+                    if fault not in ("never emptied", "emptied a sum later", "emptied before it is read"):
+                        write((place, None))
+                    yield False
         if fault == "one rank keeps its half" and (rank, number) == (1, 3):
             return
         ending = [program]
@@ -172,6 +179,7 @@ def test_every_rank_sums_what_belongs_together_and_leaves_nothing(size: int) -> 
         "one rank keeps its half",
         "only programs that run take the other half",
         "a broadcast goes one way",
+        "waits before it sends",
     ],
 )
 def test_a_protocol_that_is_wrong_in_one_step_breaks(fault: str, size: int) -> None:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...devices.kernel import FOLLOWING, follow, jit
+from ...ranks.exchange import MOST_WARPS
 from ...ranks.layers import Unsummed
 from ...ranks.words import WORD
 from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
@@ -185,6 +186,7 @@ class TritonOperations:
             small = update.group.small_for(update.partial)
             if small is not None and sums_rows(update.partial, pad):
                 part, programs = update.partial.contiguous(), min(tokens, small.programs)
+                named["num_warps"] = min(MOST_WARPS, warps(pad))
                 sum_add_norm_kernel[(programs,)](
                     residual,
                     part,
