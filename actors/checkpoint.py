@@ -7,6 +7,7 @@ Neither torch nor transformers is imported.
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +99,10 @@ class Checkpoint:
         )
 
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends an answer, ascending, from each of the files that may name one or several."""
+        """Every token that ends an answer, ascending, from each of the files that may name one or several.
+
+        What the model cannot write, since its vocabulary has no such token, is none of them.
+        """
         sources = (
             self.config,
             decoder_config(self.config),
@@ -116,7 +120,8 @@ class Checkpoint:
                     f"{self.folder} names {given!r:.80} as eos_token_id; expected a number or a list of numbers"
                 )
             found.update(ids)
-        return sorted(found)
+        size = decoder_config(self.config).get("vocab_size")
+        return sorted(token for token in found if 0 <= token < (size if isinstance(size, int) else math.inf))
 
     def _eos_of_tokenizer(self) -> Iterator[int]:
         """The id of the token that ``tokenizer_config.json`` names ``eos_token``."""

@@ -45,6 +45,8 @@ def test_places_for_adapters(given: dict[str, Any], places: int) -> None:
             {"lora": "a=/a", "served_model_name": "b,a"},
             "has an adapter of the name 'a', which is the model's own",
         ),
+        ({"lora": "slipstream-bundled=/a"}, "'slipstream-bundled', which is the model's own"),
+        ({"lora": f"{'a' * 257}=/a"}, "has a name of more than 256 characters"),
         ({"max_loras": 1}, "has no effect without adapters; add --lora or --enable-lora-updates"),
         ({"max_lora_rank": 8}, "has no effect without adapters"),
         (

@@ -414,6 +414,42 @@ def test_a_model_without_a_template_still_takes_prompts(tmp_path: Path, template
 # --- folders --------------------------------------------------------------------------------------
 
 
+def spoilt(folder: Path, change: Callable[[dict[str, Any]], object], **config: Any) -> Path:
+    """A folder whose tokenizer.json is changed."""
+    write_model(folder, config or None)
+    written = json.loads((folder / "tokenizer.json").read_text())
+    change(written)
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    return folder
+
+
+def test_merges_that_training_left_out_by_chance_are_all_taken(tmp_path: Path) -> None:
+    expected = load_tokenizer(write_model(tmp_path)).encode("the quick fox").ids
+    folder = spoilt(tmp_path, lambda written: written["model"].update(dropout=0.9))
+    assert all(load_tokenizer(folder).encode("the quick fox").ids == expected for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}, "post_processor": None},
+        {"post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}},
+    ],
+    ids=["normalizer", "post_processor"],
+)
+def test_a_tokenizer_that_leaves_nothing_of_a_text_is_no_failure(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    actor = start(spoilt(tmp_path, lambda written: written.update(changed)))
+    assert "the prompt has no tokens" in refusal(actor, "the fox")
+
+
+def test_an_end_that_is_no_token_is_refused(tmp_path: Path) -> None:
+    folder = spoilt(tmp_path, lambda written: None, bos_token="<nope>", add_bos_token=True)
+    with pytest.raises(ModelNotSupported, match="puts its bos_token '<nope>' beside each text, and"):
+        load_tokenizer(folder)
+
+
 def test_a_folder_without_tokenizer_json_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelNotSupported, match="nor any other tokenizer"):
         load_tokenizer(tmp_path)

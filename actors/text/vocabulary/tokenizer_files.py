@@ -47,9 +47,10 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 
 BPE_SETTINGS = (
-    *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
     *("fuse_unk", "byte_fallback", "ignore_merges"),
 )
+"""The settings that hold when a model is used. ``dropout``, which leaves out merges by chance, is for its training."""
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -97,7 +98,7 @@ def add_ends(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], named: dic
     """
     bare = tokenizer.encode("a", add_special_tokens=False).tokens
     whole = tokenizer.encode("a", add_special_tokens=True).tokens
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)  # bare may be nothing
     ends = {"bos": whole[:at], "eos": whole[at + len(bare) :]}
     wanted = dict(ends)
     for end in ends:
@@ -105,6 +106,11 @@ def add_ends(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], named: dic
         if setting is False:
             wanted[end] = []
         elif setting is True and token is not None and token not in ends[end]:
+            if tokenizer.token_to_id(token) is None:
+                raise ModelNotSupported(
+                    f"tokenizer_config.json puts its {end}_token {token!r:.80} beside each text, and the vocabulary has"
+                    " no such token"
+                )
             wanted[end] = [token]
     if wanted != ends:
         tokens = wanted["bos"] + wanted["eos"]

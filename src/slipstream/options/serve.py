@@ -10,7 +10,7 @@ from typing import Any
 from ..actors.executor.devices.kinds import KINDS, kind_of
 from ..protocol.errors import InvalidRequest
 from ..protocol.formats.formats import REASONING, TOOL_CALLS
-from ..protocol.limits import MAX_DEADLINE_S, MAX_SEED
+from ..protocol.limits import MAX_ADAPTER_NAME_CHARS, MAX_DEADLINE_S, MAX_SEED
 from ..runtime.options.table import changed, option
 from ..runtime.options.values import size
 from .access import check_access, http_error, key_error
@@ -42,6 +42,10 @@ def lora_error(text: str) -> str | None:
     names = [name for name, _ in pairs]
     if not all(name and path for name, path in pairs):
         return "is no NAME=PATH; give sql=/adapters/sql, for example"
+    if any(len(name) > MAX_ADAPTER_NAME_CHARS for name in names):
+        return (
+            f"has a name of more than {MAX_ADAPTER_NAME_CHARS} characters, by which no request could name it"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     return None if twice is None else f"has the name {twice!r} twice"
 
@@ -414,6 +418,13 @@ class ServeOptions:
         check_access(self, spell)
 
     @property
+    def served_names(self) -> list[str]:
+        """The names of the model towards clients; answers have the first."""
+        given = (self.served_model_name or "").split(",")
+        names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
+        return names or [self.model or "slipstream-bundled"]
+
+    @property
     def adapter_places(self) -> int:
         """The number of adapters that can be loaded at once."""
         given = len(adapters_of(self.lora))
@@ -427,8 +438,7 @@ class ServeOptions:
                     f"{spell(unused[0])} has no effect without adapters; add --lora or --enable-lora-updates"
                 )
             return
-        served = [name.strip() for name in (self.served_model_name or self.model or "").split(",")]
-        taken = next((name for name, _ in adapters_of(self.lora) if name in served), None)
+        taken = next((name for name, _ in adapters_of(self.lora) if name in self.served_names), None)
         if taken is not None:
             raise InvalidRequest(
                 f"{spell('lora')} has an adapter of the name {taken!r}, which is the model's own; take another"

@@ -22,7 +22,7 @@ from ..actors.options import (
 )
 from ..options.serve import ServeOptions, adapters_of
 from ..protocol.endpoints import check_endpoint
-from ..protocol.errors import InvalidRequest
+from ..protocol.errors import InvalidRequest, ModelNotSupported
 from ..protocol.formats.formats import formats_of
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from ..protocol.messages import Formats
@@ -72,7 +72,7 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     gateway = gateway_options(options, endpoint, limits, formats)
     http = None
     if options.http is not None:
-        http = http_options(options, options.http, model.model, served_names(options), limits)
+        http = http_options(options, options.http, model.model, options.served_names, limits)
         http = replace(http, server_dev_mode=options.server_dev_mode)
     if http is not None and http.curve is not None:
         gateway = replace(gateway, curve_also=(http.curve.public,))
@@ -101,11 +101,16 @@ def limits_for(options: ServeOptions, checkpoint: Checkpoint) -> Limits:
     length = options.max_model_len or limit or 0
     if limit is not None and length > limit:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
+    ends = len(checkpoint.eos_token_ids())
+    if ends > MAX_STOP_TOKEN_IDS:
+        raise ModelNotSupported(
+            f"{checkpoint.folder} names {ends} tokens that end an answer; the limit is {MAX_STOP_TOKEN_IDS}"
+        )
     return Limits(
         max_model_len=length,
         vocab_size=checkpoint.vocab_size,
         max_prompt_bytes=min(MAX_FRAME_BYTES // 2, max(65_536, BYTES_PER_TOKEN * length)),
-        max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(checkpoint.eos_token_ids()),
+        max_stop_token_ids=MAX_STOP_TOKEN_IDS - ends,
         max_queued_requests=options.max_queued_requests,
     )
 
@@ -178,7 +183,7 @@ def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
 def gateway_options(options: ServeOptions, endpoint: str, limits: Limits, formats: Formats) -> GatewayOptions:
     return GatewayOptions(
         endpoint=endpoint,
-        model_name=served_names(options)[0],
+        model_name=options.served_names[0],
         limits=limits,
         formats=formats,
         server=f"slipstream {__version__}",
@@ -242,10 +247,3 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         tensor_parallel_size=options.tensor_parallel_size,
         rank=rank,
     )
-
-
-def served_names(options: ServeOptions) -> list[str]:
-    """The names of the model towards clients; answers have the first."""
-    given = (options.served_model_name or "").split(",")
-    names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
-    return names or [options.model or "slipstream-bundled"]

@@ -178,6 +178,19 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         with_tensors(**{f"{Q}.lora_A.weight": torch.ones(4)}),
         "is of the shape [4]; two dimensions",
     ),
+    "an alpha that no float can be": (with_config(lora_alpha=10**400), "as the alpha of 'model.layers"),
+    "such an alpha of a layer": (
+        with_config(alpha_pattern={"q_proj": 10**400}),
+        "as the alpha of 'model.layers",
+    ),
+    "integers": (
+        with_tensors(**{f"{Q}.lora_A.weight": torch.ones(4, 32, dtype=torch.int8)}),
+        "is stored as torch.int8; floating point numbers are read",
+    ),
+    "8 bits that are no number": (
+        with_tensors(**{f"{Q}.lora_A.weight": torch.full((4, 32), float("nan")).to(torch.float8_e4m3fn)}),
+        "has numbers that are not finite",
+    ),
     "no numbers": (
         with_tensors(**{f"{Q}.lora_A.weight": torch.full((4, 32), float("nan"))}),
         "has numbers that are not finite",
@@ -241,3 +254,15 @@ def test_one_that_says_which_layers_it_is_for_may_leave_out_others(
     assert adapters.loaded[2].name == "some"
     assert not weights(adapters, 2)[0].any()
     adapters.unload(2)
+
+
+def test_numbers_of_8_bits_are_read(base: Path, adapters: LoadedAdapters, tmp_path: Path) -> None:
+    folder = make_adapter(base, tmp_path / "adapter", seed=2)
+    tensors = load_file(folder / WEIGHTS)
+    rounded = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+    save_file(rounded, folder / WEIGHTS)
+    load(adapters, 2, folder)
+    found = weights(adapters, 2)
+    save_file({name: tensor.float() for name, tensor in rounded.items()}, folder / WEIGHTS)
+    load(adapters, 2, folder)
+    assert all(map(torch.equal, weights(adapters, 2), found))

@@ -22,6 +22,9 @@ from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import limits_for
+
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 
 
@@ -84,6 +87,27 @@ def test_an_end_token_of_another_type_is_refused_by_its_value(given: Any, tmp_pa
     checkpoint = write(tmp_path, config={"model_type": "llama", "eos_token_id": given})
     with pytest.raises(ModelNotSupported, match=r"names .* as eos_token_id; expected a number or a list"):
         checkpoint.eos_token_ids()
+
+
+def test_end_tokens_that_the_model_cannot_write_are_none(tmp_path: Path) -> None:
+    """Such as those of a vocabulary that was cut down, or a -1 that stands for none: with `min_tokens` the logits of
+    end tokens are set, by their ids."""
+    ends = {"eos_token_id": [-1, 4, 99, 100]}
+    checkpoint = write(
+        tmp_path,
+        config={"model_type": "llama", "vocab_size": 100, "eos_token_id": 101},
+        generation_config=ends,
+    )
+    assert checkpoint.eos_token_ids() == [4, 99]
+
+
+def test_more_end_tokens_than_a_sequence_slot_holds_are_refused(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 64}
+    checkpoint = write(tmp_path, config=config | {"eos_token_id": list(range(65))})
+    with pytest.raises(ModelNotSupported, match="names 65 tokens that end an answer; the limit is 64"):
+        limits_for(ServeOptions(), checkpoint)
+    checkpoint = write(tmp_path, config=config | {"eos_token_id": list(range(64))})
+    assert limits_for(ServeOptions(), checkpoint).max_stop_token_ids == 0
 
 
 @pytest.mark.parametrize(

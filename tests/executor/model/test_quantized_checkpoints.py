@@ -205,6 +205,67 @@ def test_a_plain_folder_that_says_it_is_quantized(tmp_path: Path) -> None:
         load_model(str(plain), device=CPU)
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "change", "told"),
+    [
+        ("gptq", "g_idx", lambda order: order + 1000, "are not 32 of 0 to 1"),
+        ("gptq", "g_idx", lambda order: order - 1, "are not 32 of 0 to 1"),
+        ("gptq", "g_idx", lambda order: order[:5], "are not 32 of 0 to 1"),
+        ("gptq", "qweight", lambda words: words.float(), f"the tensors of {NAME}.weight do not fit together"),
+        ("gptq", "qweight", lambda words: words[:2], "are not 16 of 0 to 1"),
+        ("compressed int4", "weight_shape", lambda shape: shape[:1], "do not fit together"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_named(
+    kind: str, part: str, change: Any, told: str, tmp_path: Path
+) -> None:
+    folder, _ = make_quantized(kind, tmp_path)
+    changed(folder, lambda tensors: tensors.update({f"{NAME}.{part}": change(tensors[f"{NAME}.{part}"])}))
+    with pytest.raises(ModelNotSupported, match=told):
+        load_model(str(folder), device=CPU)
+
+
+def test_groups_that_are_none_are_refused(tmp_path: Path) -> None:
+    folder, _ = make_quantized("compressed int4", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for groups in ({"group_0": 5}, {"group_0": {"weights": 5}}, {"group_0": {"weights": {"type": "int"}}}, 5):
+        config["quantization_config"]["config_groups"] = groups
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelNotSupported, match=r"cannot be read|are of None bits"):
+            load_model(str(folder), device=CPU)
+
+
+def test_integers_are_no_weights_where_nothing_says_what_they_stand_for(tmp_path: Path) -> None:
+    """As where a quantized checkpoint has lost its `quantization_config`."""
+    folder = make_checkpoint("llama", tmp_path)
+    changed(
+        folder, lambda tensors: tensors.update({f"{NAME}.weight": tensors[f"{NAME}.weight"].to(torch.int8)})
+    )
+    with pytest.raises(
+        ModelNotSupported, match=rf"{NAME}\.weight is stored as I8, and config.json has no quantiz"
+    ):
+        load_model(str(folder), device=CPU)
+
+
+@pytest.mark.parametrize("said", [None, [], {}, "x", {"model.norm.weight": 5}], ids=str)
+def test_an_index_that_is_none_is_refused_by_its_value(said: Any, tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": said}))
+    with pytest.raises(
+        ModelNotSupported, match=r"index\.json has .* as weight_map; expected the file of each weight"
+    ):
+        load_model(str(folder), device=CPU)
+
+
+def test_a_dtype_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": ["float32"]}))
+    with pytest.raises(ModelNotSupported, match="cannot read its configuration"):
+        load_model(str(folder), device=CPU)
+
+
 @pytest.mark.parametrize("kind", ["plain", "quantized"])
 def test_a_shard_that_is_cut_short_is_named(kind: str, tmp_path: Path) -> None:
     make_quantized("awq", tmp_path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -28,6 +29,10 @@ MAX_CONFIG_BYTES = 16 << 20
 
 UNREADABLE = (OSError, SafetensorError, RuntimeError, MemoryError)
 """What reading weights raises; the third is torch's, where a file is larger than what can be mapped."""
+
+DTYPES = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+)
 
 PREFIX = "base_model.model."
 """What peft puts before the names of the model's layers."""
@@ -159,7 +164,10 @@ class AdapterFolder:
         alpha = number("alpha_pattern", of_layer("alpha_pattern", alphas, layer, config["lora_alpha"]))
         if rank != stated:
             raise InvalidRequest(f"lora_A of {layer!r:.200} has rank {rank}, and its {CONFIG} says {stated}")
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        try:
+            return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        except OverflowError:  # of a whole number that no float can be
+            raise InvalidRequest(f"its {CONFIG} has {brief(alpha)} as the alpha of {layer!r:.200}") from None
 
     def shape(self, name: str) -> list[int]:
         """InvalidRequest where a weight is no matrix."""
@@ -174,7 +182,12 @@ class AdapterFolder:
             tensor = self.file.get_tensor(name)
         except UNREADABLE as error:
             raise InvalidRequest(f"{name!r:.200} cannot be read: {error}") from None
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        if tensor.dtype not in DTYPES:
+            raise InvalidRequest(
+                f"{name!r:.200} is stored as {tensor.dtype}; floating point numbers are read"
+            )
+        tensor = tensor.float() if tensor.itemsize == 1 else tensor
+        if not bool(tensor.isfinite().all()):
             raise InvalidRequest(f"{name!r:.200} has numbers that are not finite")
         return tensor
 

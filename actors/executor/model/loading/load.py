@@ -22,7 +22,7 @@ from ..comparison import compared
 from ..fused.fuse import fuse
 from ..invariant.apply import make_invariant, prove_invariant
 from ..paged_model import PagedModel
-from ..quantization.checkpoint import open_shards
+from ..quantization.checkpoint import check_numbers, open_shards
 from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
 from ..quantization.scheme import scheme_of, unquantized
@@ -132,6 +132,7 @@ def load_transformer(
     scheme = scheme_of(config)
     told = ""
     if scheme is None:
+        check_numbers(shards)
         transformer, report = read_weights(config, dtype, checkpoint.folder)
     else:
         transformer, report, told = read_quantized(config, dtype, shards, scheme, keep=keep)
@@ -236,7 +237,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration as transformers reads it, which knows the defaults; ModelNotSupported when it cannot."""
     try:
         return without_padding(AutoConfig.from_pretrained(folder, **FROM_FOLDER))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelNotSupported(
             f"model {str(folder)!r}: transformers {version('transformers')} cannot read its configuration, "
             f"and code from a model's folder is never run: {error}"

@@ -56,7 +56,7 @@ def read_weights(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         where = f"of {str(folder)!r} " if folder else ""
         raise ModelNotSupported(f"the weights {where}cannot be loaded: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:  # of a value that no model of the type has
+    except (AttributeError, LookupError, TypeError) as error:  # of a value that no model of the type has
         said = f"{type(error).__name__}: {error}"
         raise ModelNotSupported(f"transformers makes no model of this configuration: {said}") from error
     finally:

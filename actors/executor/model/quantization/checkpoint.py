@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,8 @@ FLOATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 def open_shards(folder: Path) -> dict[str, Any]:
     """The files of a folder that hold each of its tensors; ModelNotSupported names one that is missing or cut short."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    names = sorted(set(index.values())) if isinstance(index, dict) else None
     found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")) if names is None else [folder / name for name in names]:
+    for path in files_of(folder):
         try:
             shard = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
@@ -37,6 +36,40 @@ def open_shards(folder: Path) -> dict[str, Any]:
             ) from None
         found |= dict.fromkeys(shard.keys(), shard)
     return found
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files with the weights of a folder, as its index has them; ModelNotSupported if that is none."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    said = read_json(index).get("weight_map")
+    if not isinstance(said, dict) or not said or not all(isinstance(name, str) for name in said.values()):
+        raise ModelNotSupported(f"{index} has {said!r:.80} as weight_map; expected the file of each weight")
+    return [folder / name for name in sorted(set(said.values()))]
+
+
+def check_numbers(shards: Mapping[str, Any]) -> None:
+    """ModelNotSupported for integers in a model that is not said to be quantized: they would be taken as they stand."""
+    for name, shard in shards.items():
+        stored = shard.get_slice(name).get_dtype() if name.endswith(".weight") else ""
+        if stored and not stored.startswith(("F", "BF")):
+            raise ModelNotSupported(
+                f"{name} is stored as {stored}, and config.json has no quantization_config that says what for"
+            )
+
+
+@contextmanager
+def read_as(name: str) -> Iterator[None]:
+    """ModelNotSupported names the weight whose tensors do not fit together."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise ModelNotSupported(
+            f"the tensors of {name} do not fit together: {type(error).__name__}: {error}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +91,10 @@ class StoredWeight:
     @property
     def shape(self) -> list[int]:
         """[N, K]; of a weight that is no matrix, that of what is stored."""
+        with read_as(self.name):
+            return self.stated_shape()
+
+    def stated_shape(self) -> list[int]:
         stored = self.shape_of(self.form.main)
         match self.form.main:
             case ".weight_packed":
@@ -100,12 +137,14 @@ class StoredWeight:
         return columns >= width or columns in (16, 32, 64) or columns % 128 == 0
 
     def read(self) -> QuantizedWeight | Tensor:
-        tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}
-        return self.form.unpack(self.name, tensors, self.scheme)
+        with read_as(self.name):
+            tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}
+            return self.form.unpack(self.name, tensors, self.scheme)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         found = self.read()
-        return found.dequantized(dtype) if isinstance(found, QuantizedWeight) else found.to(dtype)
+        with read_as(self.name):
+            return found.dequantized(dtype) if isinstance(found, QuantizedWeight) else found.to(dtype)
 
 
 def stored_weights(shards: Mapping[str, Any], scheme: Scheme) -> list[StoredWeight]:

@@ -70,7 +70,15 @@ def unpack_packed(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
     order = parts.get(".weight_g_idx")
     if order is None or (order < 0).any():
         return found
-    return dataclasses.replace(found, groups=order.long())
+    return in_order(name, found, order)
+
+
+def in_order(name: str, weight: QuantizedWeight, order: Tensor) -> QuantizedWeight:
+    """The weight whose columns belong to groups in an order of their own."""
+    width, count = weight.values.shape[1], weight.scales.shape[1]
+    if order.shape != (width,) or not bool(((order >= 0) & (order < count)).all()):
+        raise ModelNotSupported(f"the groups of the columns of {name} are not {width} of 0 to {count - 1}")
+    return dataclasses.replace(weight, groups=order.long())
 
 
 def unpack_gptq(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
@@ -83,7 +91,7 @@ def unpack_gptq(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
     order = parts.get(".g_idx")
     if order is None or torch.equal(order.long(), torch.arange(values.shape[1]) // found.block[1]):
         return found
-    return dataclasses.replace(found, groups=order.long())
+    return in_order(name, found, order)
 
 
 def unpack_awq(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:

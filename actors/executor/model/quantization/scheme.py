@@ -88,7 +88,12 @@ def scheme_of(config: PreTrainedConfig) -> Scheme | None:
         raise UnknownQuantization(
             "its weights are rotated (transform_config), and its activations would have to be as well"
         )
-    return reader(said, config)
+    try:
+        return reader(said, config)
+    except (AttributeError, TypeError, LookupError) as error:  # of a value of another type
+        raise UnknownQuantization(
+            f"its quantization_config cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
 def unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
