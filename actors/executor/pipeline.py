@@ -5,14 +5,13 @@
     D2H                                    ▐ tokens N ▌      ▐ tokens N+1 ▌
     host      ▐ stage N ▌▐ stage N+1 ▌ ...             ▐  poll N  ▌▐ stage N+2 ▌
 
-The host gets control back after ``launch`` because everything in it only queues. Each operation finds
-its data ready because an event orders it after the operation that made them. And step N+1 can be
-staged before the tokens of step N are known because a step gathers its inputs from the token table on
-the device, where the step before put them.
+The host gets control back after ``launch`` because everything in it only queues work. The data of each operation are
+ready because an event orders it after the operation that made them. And step N+1 can be staged before the tokens of
+step N are known because a step gathers its inputs from the token table on the device, where step N has put them.
 
-A step with rows that a grammar constrains is launched in two parts: its forward pass at once, its
-sampling (``sample``) when the host has the masks, for which it needs the tokens of the step before.
-Steps that come meanwhile are staged and wait, since the compute stream runs in order.
+A step with rows that a grammar constrains is launched in two parts: its forward pass at once, and its sampling
+(``sample``) when the host has the masks, for which it needs the tokens of the step before. Steps that come meanwhile
+are staged and wait, since the compute stream runs in order.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Program(Protocol):
         ...
 
     def begin(self, inputs: Buffer, step: Step) -> None:
-        """The first part of ``run``, of a step with masks; its logits stay with the program."""
+        """The first part of ``run``, for a step with masks; the program keeps the logits."""
         ...
 
     def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
@@ -45,7 +44,7 @@ class Program(Protocol):
 
 @dataclass(slots=True)
 class PipelineSlot:
-    """The buffers and events of a step under way. Allocated once."""
+    """The buffers and events of a step under way; all are allocated once, at the start."""
 
     staging: Buffer
     inputs: Buffer
@@ -55,7 +54,7 @@ class PipelineSlot:
     h2d_done: Event
     compute_started: Event
     forward_done: Event
-    """With ``sampling_started``: what a step with masks waits in between."""
+    """The end of the forward pass of a step with masks; until ``sampling_started`` it waits for these."""
     sampling_started: Event
     compute_done: Event
     d2h_done: Event
@@ -81,7 +80,7 @@ class StepResult:
     h2d: tuple[int, int]
     compute: tuple[int, int]
     stalled: tuple[int, int]
-    """The part of ``compute`` in which the device waited for masks; nothing of it for a step without."""
+    """Begin and end of the time within ``compute`` in which the device waited for masks; empty without masks."""
     d2h: tuple[int, int]
 
 
@@ -119,26 +118,26 @@ class Pipeline:
         ]
         self.masks = device.buffer(mask_size)
         self.mask_staging = device.staging(mask_size)
-        """One for all slots: masks are written when the results of every step before theirs have come."""
+        """One buffer for all slots is enough: masks are written when the results of every earlier step have come."""
         self.masks_done = device.event()
         self.free = deque(self.slots)
         self.staged: deque[PipelineSlot] = deque()
-        """Wait behind the step that waits for its masks."""
+        """Staged steps, behind one that waits for its masks."""
         self.awaiting_masks: PipelineSlot | None = None
         """The slot of the step that waits for its masks: its forward pass is queued, its sampling is not."""
         self.under_way: deque[PipelineSlot] = deque()
-        """Queued to the end."""
+        """The slots of steps that are queued to their end."""
         self.copied_ns = 0
-        """When the results of the last step that was polled had been copied."""
+        """The time at which the results of the last polled step had been copied to the host, in ns."""
 
     def acquire(self) -> PipelineSlot:
-        """The slot of the next step: the results of its last step have come, so no device stream touches it."""
+        """A slot for the next step. The results of the last step in it have come, so no device stream uses it."""
         if not self.free:
             raise RuntimeError(f"all {len(self.slots)} pipeline slots are under way; a plan came too early")
         return self.free.popleft()
 
     def launch(self, slot: PipelineSlot, number: int, step: Step) -> None:
-        """Queue one staged step, as far as it can be. Nothing here waits on the host."""
+        """Queue a staged step, as far as possible. Nothing here makes the host wait."""
         slot.number, slot.step = number, step
         self.staged.append(slot)
         self.queue_staged()
@@ -173,7 +172,7 @@ class Pipeline:
         self.end(slot, step)
 
     def sample(self) -> None:
-        """Queue the rest of the step that waited: its masks are in ``mask_staging``."""
+        """Queue the rest of the step that waited for its masks, which are now in ``mask_staging``."""
         slot, self.awaiting_masks = self.awaiting_masks, None
         assert slot is not None
         step = slot.step
@@ -193,7 +192,7 @@ class Pipeline:
         self.queue_staged()
 
     def end(self, slot: PipelineSlot, step: Step) -> None:
-        """Queue what follows the sampling: its results on their way to the host, which hears when they are there."""
+        """Queue what follows the sampling: the copy of the results to the host, and the host's notification."""
         self.compute.record(slot.compute_done)
 
         self.d2h.wait(slot.compute_done)
@@ -205,16 +204,17 @@ class Pipeline:
 
     @property
     def masks_due(self) -> Step | None:
-        """The step that waits for nothing but its masks: the results of those before it have come."""
+        """The step that waits only for its masks, as the results of all earlier steps have come; None if there is
+        none."""
         return self.awaiting_masks.step if self.awaiting_masks is not None and not self.under_way else None
 
     @property
     def idle(self) -> bool:
-        """No step is under way in any way."""
+        """Whether no step is staged or under way."""
         return len(self.free) == len(self.slots)
 
     def poll_completed(self) -> list[StepResult]:
-        """The steps that are done, oldest first; never blocks, so the next launch is never held up."""
+        """The results of the steps that are done, oldest first. It never blocks, so it delays no launch."""
         self.device.check()
         completed: list[StepResult] = []
         while self.under_way and self.under_way[0].d2h_done.query():
@@ -223,7 +223,7 @@ class Pipeline:
             assert step is not None
             outputs = self.device.array(slot.results)[: step.results.size].copy()
             done = slot.compute_done.time_ns()
-            copying = max(done, self.copied_ns)  # the stream copies one after the other
+            copying = max(done, self.copied_ns)  # the stream makes one copy after the other
             self.copied_ns = slot.d2h_done.time_ns()
             stalled = (done, done)
             if step.masked:

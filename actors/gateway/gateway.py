@@ -223,7 +223,7 @@ class Gateway(PublicActor):
         if not request.unfinished:
             self.measures.on_finished(request, now)
             self.ledger.forget(request)
-        elif answer is request.leader:  # and not another, of an earlier attempt
+        elif answer is request.started_alone:  # and not another, of an earlier attempt
             self.submissions.start_others(answer, message.prompt)
         self.submissions.advance_probation()
 

@@ -54,7 +54,7 @@ class Request:
     attempt: int = 0
     sent: bool = False
     """The current attempt has been sent on; a request that waits for a probation to end has not."""
-    leader: Answer | None = None
+    started_alone: Answer | None = None
     """The answer that the current attempt has started alone; None once it has started all of them."""
     prompt_ids: bytes = b""
     tokenized: bool = False
@@ -94,7 +94,7 @@ class Request:
     @property
     def started(self) -> list[Answer]:
         """Unfinished answers that the current attempt has sent on: the end of each will come."""
-        return [answer for answer in self.unfinished if self.sent and self.leader in (None, answer)]
+        return [answer for answer in self.unfinished if self.sent and self.started_alone in (None, answer)]
 
     @property
     def usage(self) -> Usage:

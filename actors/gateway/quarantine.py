@@ -100,7 +100,9 @@ class Quarantine:
         if suspect is None:
             return None
         is_open = suspect.number in requests
-        passed = suspect.delivered_tokens >= suspect.passes_at if self.streams else suspect.leader is None
+        passed = (
+            suspect.delivered_tokens >= suspect.passes_at if self.streams else suspect.started_alone is None
+        )
         if passed or not is_open:
             self.on_probation = None
         return suspect if passed and is_open else None
@@ -121,4 +123,6 @@ class Quarantine:
 
 def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:
     """The open requests that an actor has in hand: of a tokenizer, those that it has not answered."""
-    return [request for request in requests if request.sent and (streams or request.leader is not None)]
+    return [
+        request for request in requests if request.sent and (streams or request.started_alone is not None)
+    ]

@@ -31,15 +31,15 @@ class Submissions:
         request.sent = not self.faulty and self.quarantine.admits(request)
         if not request.sent:
             return
-        request.leader = (request.unfinished or request.answers)[0]
-        self.send("tokenizer", request.leader.submission())
+        request.started_alone = (request.unfinished or request.answers)[0]
+        self.send("tokenizer", request.started_alone.submission())
 
-    def start_others(self, leader: Answer, prompt: bytes) -> None:
+    def start_others(self, first: Answer, prompt: bytes) -> None:
         """The prompt of the answer that went first is tokenized: the others of its request begin, with these ids."""
-        request = leader.request
-        request.leader = None
+        request = first.request
+        request.started_alone = None
         request.prompt = prompt  # a template may print the date: it is rendered but once
-        others = [other for other in request.unfinished if other is not leader]
+        others = [other for other in request.unfinished if other is not first]
         for other in others:
             self.send("tokenizer", other.submission())
 

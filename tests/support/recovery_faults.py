@@ -144,8 +144,8 @@ FAULTS = [
     Fault(
         "the-start-of-another-answer-counts-as-the-start-of-all",
         f"{GATEWAY}.on_tokenized",
-        "if answer is request.leader:",
-        "if request.leader is not None:",
+        "if answer is request.started_alone:",
+        "if request.started_alone is not None:",
         first=141,
     ),
     Fault(

@@ -1,4 +1,4 @@
-"""Masks: which tokens the grammar of each sequence lets come next, computed while the device runs.
+"""Masks: which tokens the grammar of each sequence allows next, computed while the device runs.
 
 The forward pass of a step needs no mask, only its sampling does. So a step with such rows is launched in
 two parts (``pipeline.py``), and in between, when the tokens of the step before have come, the masks are
@@ -29,8 +29,8 @@ PARALLEL_ROWS = 8
 """From this many rows on the library's threads share the work; for fewer it is not worth waking them."""
 
 
-class Follower:
-    """One sequence's grammar, and how far its tokens are in it."""
+class SequenceGrammar:
+    """The grammar of one sequence, after the tokens that it has."""
 
     __slots__ = ("error", "kind", "matcher", "not_barred", "slot")
 
@@ -39,7 +39,7 @@ class Follower:
     ) -> None:
         self.slot = slot
         self.kind = kind
-        """The parameter that the grammar is."""
+        """The name of the parameter that asks for the grammar."""
         self.matcher = matcher
         """None: there was an error."""
         self.not_barred = not_barred
@@ -57,10 +57,10 @@ class Follower:
 
 @dataclass(slots=True)
 class ConstrainedRows:
-    """The rows of a step that is not over, as far as they have a grammar."""
+    """The rows of a step under way whose sequences have a grammar."""
 
-    rows: list[tuple[int, Follower]]
-    """Sampling row, and its grammar."""
+    rows: list[tuple[int, SequenceGrammar]]
+    """The number of each sampling row, and its grammar."""
     ends: list[tuple[int, GrammarEnd]] = field(default_factory=list)
     """The rows that get no token."""
 
@@ -73,46 +73,47 @@ class Masks:
     ) -> None:
         """``compiler`` is None where no sequence has a grammar; ``threads`` are left out to compute row by row."""
         self.compiler = compiler
-        self.followers: dict[int, Follower] = {}
-        """By sequence slot."""
+        self.grammars: dict[int, SequenceGrammar] = {}
+        """By the sequence slot of their sequences."""
         self.steps: deque[ConstrainedRows] = deque()
-        """Oldest first."""
-        self.unfollowed: list[tuple[Follower, int]] = []
-        """Tokens that have come and were not followed yet."""
+        """The steps under way, oldest first."""
+        self.unread: list[tuple[SequenceGrammar, int]] = []
+        """Tokens that have come and that their grammars have not read yet."""
         self.compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self.filled = np.zeros((slots, compiler.library_words if compiler else 0), np.int32)
         self.threads = threads
 
     def clear(self) -> None:
         """Forget every sequence; no step is under way."""
-        self.followers.clear()
-        self.unfollowed.clear()
+        self.grammars.clear()
+        self.unread.clear()
 
     def begin(self, leaves: Iterable[int], joins: Iterable[Join], rows: Sequence[tuple[int, int]]) -> None:
-        """A step was launched: who left before it, who joined, and its (sampling row, sequence slot) to mask."""
+        """A step was launched: the slots of the sequences that left before it, the sequences that joined, and pairs of
+        sampling row and sequence slot of the rows that need a mask."""
         for slot in leaves:
-            self.followers.pop(slot, None)  # the steps that still run it hold it
+            self.grammars.pop(slot, None)  # the steps that still run it keep the grammar
         for join in joins:
             if join.grammar is not None:
                 assert self.compiler is not None
-                self.followers[join.slot] = self.follower(join, join.grammar, self.compiler)
-        self.steps.append(ConstrainedRows([(row, self.followers[slot]) for row, slot in rows]))
+                self.grammars[join.slot] = self.grammar_of(join, join.grammar, self.compiler)
+        self.steps.append(ConstrainedRows([(row, self.grammars[slot]) for row, slot in rows]))
 
-    def follower(self, join: Join, grammar: Grammar, compiler: GrammarCompiler) -> Follower:
-        """The grammar of a sequence that joins, after what of the answer is there already."""
+    def grammar_of(self, join: Join, grammar: Grammar, compiler: GrammarCompiler) -> SequenceGrammar:
+        """The grammar of a joining sequence, after the tokens of its answer that are known already."""
         bits = compiler.barred(np.frombuffer(join.stop_tokens, np.int32).tolist())
         not_barred = ~np.frombuffer(bits.to_bytes(4 * compiler.library_words, "little"), np.int32)
         try:
-            follower = Follower(join.slot, grammar.kind, self.matcher(grammar, compiler), not_barred)
+            made = SequenceGrammar(join.slot, grammar.kind, self.matcher(grammar, compiler), not_barred)
         except InvalidRequest as error:  # the tokenizer let it through
-            return Follower(join.slot, grammar.kind, None, not_barred, str(error))
+            return SequenceGrammar(join.slot, grammar.kind, None, not_barred, str(error))
         known = np.frombuffer(join.tokens, np.int32)[join.prompt_len :].tolist()
         if known:
-            follower.feed(known)
-        return follower
+            made.feed(known)
+        return made
 
     def matcher(self, grammar: Grammar, compiler: GrammarCompiler) -> LLMatcher:
-        """At the beginning of an answer; copied from one that is kept."""
+        """A matcher at the beginning of an answer: a copy of one that is kept, since compiling takes long."""
         kept = self.compiled.get(grammar)
         if kept is None:
             kept = self.compiled[grammar] = compiler.compile(grammar)
@@ -122,11 +123,12 @@ class Masks:
         return kept.deep_copy()
 
     def sampled(self, tokens: np.ndarray) -> list[GrammarEnd]:
-        """The tokens (int32, by sampling row) of the oldest step have come; who got none, where it becomes -1."""
+        """Take in the ``tokens`` of the oldest step, int32 by sampling row. Returns the sequences that got none, and
+        sets their tokens to -1."""
         step = self.steps.popleft()
         for row, _ in step.ends:
             tokens[row] = -1
-        self.unfollowed += [(follower, int(tokens[row])) for row, follower in step.rows if tokens[row] >= 0]
+        self.unread += [(grammar, int(tokens[row])) for row, grammar in step.rows if tokens[row] >= 0]
         return [end for _, end in step.ends]
 
     def fill(self, masks: np.ndarray) -> None:
@@ -134,26 +136,26 @@ class Masks:
 
         A row that can get no token is not masked: what it samples is dropped.
         """
-        for follower, token in self.unfollowed:
-            follower.feed([token])
-        self.unfollowed.clear()
+        for grammar, token in self.unread:
+            grammar.feed([token])
+        self.unread.clear()
         step = self.steps[0]
         filled = self.filled[: len(step.rows)]
         self.compute(
             [(f.matcher, at) for at, (_, f) in enumerate(step.rows) if f.matcher is not None], filled
         )
-        for mask, (row, follower) in zip(filled, step.rows, strict=True):
-            if follower.matcher is not None and follower.matcher.is_error():
-                follower.fail(follower.matcher.get_error())
-            mask &= follower.not_barred
-            if follower.matcher is None or not mask.any():
-                step.ends.append((row, GrammarEnd(follower.slot, follower.error)))
+        for mask, (row, grammar) in zip(filled, step.rows, strict=True):
+            if grammar.matcher is not None and grammar.matcher.is_error():
+                grammar.fail(grammar.matcher.get_error())
+            mask &= grammar.not_barred
+            if grammar.matcher is None or not mask.any():
+                step.ends.append((row, GrammarEnd(grammar.slot, grammar.error)))
                 mask[:] = -1
         masks = masks.reshape(len(filled), -1)
         masks[:] = filled[:, : masks.shape[1]]
 
     def compute(self, matchers: list[tuple[LLMatcher, int]], filled: np.ndarray) -> None:
-        """The mask of each matcher into its row of ``filled``."""
+        """Write the mask of each matcher into its row of ``filled``."""
         if self.threads is None or len(matchers) < PARALLEL_ROWS:
             for matcher, row in matchers:
                 fill_next_token_bitmask(matcher, filled, row)

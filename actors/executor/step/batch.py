@@ -1,8 +1,9 @@
-"""The running batch: which sequence holds which slot and how far each is, as the host keeps it.
+"""The running batch: the host's record of which sequence slots are held, and of the position of each.
 
-A plan is the difference from the step before, so the executor keeps this record. ``stage`` applies a plan, lays its
-step out, packs it into one array of int32, and advances. Positions are not packed: every slot's position lives on the
-device and advances there. Steady decoding steps therefore have the same inputs, and are laid out once.
+A plan is only the difference from the step before, so the executor keeps this record. ``stage`` applies a plan, lays
+its step out, packs it into one array of int32, and advances the record. Positions are not packed: the device keeps the
+position of every slot and advances it. So steps that only decode have the same inputs until the batch changes, and are
+laid out once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from .rows import Chunk, Rows
 from .sampling_kind import SamplingKind
 
 MIN_CANDIDATES = 64
-"""Least number of candidates that sampling is prepared for; larger ones are powers of two. Requests ask for a top-k of
-up to 50 (transformers' default), which so share one kind of graph."""
+"""Least number of candidates that sampling is prepared for; larger numbers are powers of two. Most requests ask for a
+top-k of up to 50, transformers' default, and so share one kind of graph."""
 
 NO_TOKENS = np.zeros(0, np.int32)
 
@@ -40,35 +41,35 @@ class RunningBatch:
         *,
         stateful: bool = False,
     ) -> None:
-        """``max_blocks`` are those of the longest sequence. Without ``buckets`` a step is as large as it is.
+        """``max_blocks`` is the number of blocks of the longest sequence. Without ``buckets`` steps are not padded.
 
-        ``stateful``: the model keeps states, so that the tokens of each row are told (``Step.row_tokens``).
+        ``stateful``: the model keeps states, so that it has to know the tokens of each row (``Step.row_tokens``).
         """
         self.seq_slots = seq_slots
         self.null_slot = seq_slots
-        """Nobody's slot, one past the last: padding rows run in it."""
+        """The slot after the last one, which nobody holds: padding rows run in it."""
         self.buckets = buckets
         self.mask_words = mask_words
         self.stateful = stateful
         self.steady: Rows | None = None
-        """The step before if it only decoded; the next is the same until the batch changes."""
+        """The rows of the last step if it only decoded: the next steps have the same until the batch changes."""
 
         self.input_capacity = largest_inputs(seq_slots, max_batched_tokens, max_blocks)
-        """int32 that the inputs of the largest step can need."""
+        """The number of int32 that the inputs of the largest step need."""
         logprobs = 2 * (1 + MAX_LOGPROBS)  # of one token: ids and values
         self.output_capacity = seq_slots * (1 + logprobs) + PROMPT_LOGPROBS_PER_STEP * logprobs
-        """Int32 of its outputs."""
+        """The number of int32 of its outputs."""
         self.mask_capacity = seq_slots * mask_words
-        """Int32 of its masks."""
+        """The number of int32 of its masks."""
 
         slots = seq_slots + 1
         self.prompts: dict[int, np.ndarray] = {}
-        """Known tokens of each slot that still prefills."""
+        """For each slot that still prefills, the known tokens of its sequence."""
         self.position = np.zeros(slots, np.int64)
         self.num_blocks = np.zeros(slots, np.int64)
         self.decoding = np.zeros(slots, np.bool_)
         self.random = np.zeros(slots, np.bool_)
-        """The slot's tokens are drawn; those of others are the most likely ones."""
+        """Whether the tokens of a slot are drawn; otherwise the most likely one is taken."""
         self.truncated = np.zeros(slots, np.bool_)
         self.candidates = np.zeros(slots, np.int32)
         self.nucleus = np.zeros(slots, np.bool_)
@@ -81,7 +82,7 @@ class RunningBatch:
         """As ``Step.prompt_columns``."""
         self.prompt_len = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
-        """Position from which the slot may stop; 0: from any."""
+        """The position from which on the sequence may stop; 0: any."""
 
     def clear(self) -> None:
         """Forget everything: a new scheduler plans from nothing."""
@@ -101,7 +102,7 @@ class RunningBatch:
     # --- apply ------------------------------------------------------------------------------------
 
     def apply(self, plan: Plan) -> None:
-        """Free the slots that sequences leave, and fill those that they take."""
+        """Free the slots that sequences leave, and record those that joining sequences take."""
         if plan.leaves:
             leaves = np.frombuffer(plan.leaves, np.int32)
             self.decoding[leaves] = False
@@ -122,7 +123,7 @@ class RunningBatch:
         self.truncated[slot] = random and (join.top_k > 0 or join.top_p < 1 or join.min_p > 0)
         self.candidates[slot] = power_of_two(join.top_k, MIN_CANDIDATES) if random and join.top_k else 0
         self.nucleus[slot] = random and join.top_k == 0 and join.top_p < 1
-        # Without min-tokens no position is too early, a chunk's first one least of all.
+        # Without min_tokens a sequence may stop at any position, also in the first chunk of its prompt.
         self.stops_from[slot] = join.prompt_len + join.min_tokens - 1 if join.min_tokens else 0
         self.penalised[slot] = (
             join.repetition_penalty != 1.0 or join.presence_penalty != 0.0 or join.frequency_penalty != 0.0
@@ -136,7 +137,7 @@ class RunningBatch:
     # --- lay out ----------------------------------------------------------------------------------
 
     def lay_out(self, plan: Plan) -> Rows:
-        """The rows of the step: every sequence that has no prompt left, and the chunks of the plan."""
+        """The rows of the step: one for every sequence that has no prompt left, and one for each chunk of the plan."""
         if plan.chunks:
             self.steady = None
             return self.lay_out_mixed(np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist())
@@ -222,7 +223,7 @@ class RunningBatch:
         )
 
     def sizes(self, rows: Rows) -> dict[str, int]:
-        """The sizes of a step on the device: with buckets, of the next bucket."""
+        """The sizes of a step on the device, with buckets padded to the next one."""
         decodes, samples = len(rows.decode), len(rows.samples)
         if not rows.chunks:
             size = padded(decodes, self.buckets.decode) if self.buckets else max(1, decodes)
@@ -283,9 +284,10 @@ class RunningBatch:
 
 
 def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> int:
-    """int32 of the inputs of a step that has as much as can be of everything."""
+    """The number of int32 of a step's inputs if it has the most of everything."""
     rows = min(max_batched_tokens, seq_slots)
-    # Those that join have a block for each token at most, and the last of them may be the longest; others get one each.
+    # Joining sequences need at most a block for each token, and the last to join may be the longest possible. Every
+    # other sequence gets at most one more block.
     blocks = min(seq_slots * max_blocks, MAX_JOINED_TOKENS + max_blocks + seq_slots)
     return StepLayout(
         seq_slots,
@@ -305,7 +307,8 @@ def largest_inputs(seq_slots: int, max_batched_tokens: int, max_blocks: int) -> 
 
 
 def columns(logprobs: int) -> int:
-    """Logprobs of a token, of which the request reads those that it asks for: three numbers, not one for each."""
+    """The number of logprobs that are computed for a token: none, one, or the most that are allowed, so that there are
+    few kinds of graphs. A request reads as many as it asks for."""
     return 0 if logprobs < 0 else 1 if logprobs == 0 else 1 + MAX_LOGPROBS
 
 

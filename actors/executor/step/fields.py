@@ -1,8 +1,8 @@
-"""The fields of a step: what the host packs for the device, and what the device gives back.
+"""The fields of a step: what the host packs for the device, and what the device returns.
 
-This table is the one place that says where a number lies. The host writes and the device reads by these names;
-a new field is a line here, a line where it is packed (`batch`) and a line where it is used. Everything has four
-bytes an element, so that one array of int32 carries it all in a single copy.
+This table alone says where a number lies: the host writes and the device reads by these names. A new field is a line
+here, a line where it is packed (`batch`) and a line where it is used. Every element has four bytes, so that all fields
+travel in one array of int32, in one copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ....protocol.limits import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
 PLACEHOLDER = -1
-"""In ``known_tokens``: the token is one that the device sampled, and stands in the token table."""
+"""In ``known_tokens``: this token was sampled on the device and is in the token table."""
 
 UNWRITTEN = -1
 """The value of a cell of the token table that no step has written, where ``check_carry_over`` is on."""
@@ -24,7 +24,7 @@ NO_STOP_TOKEN = -2
 """Fills the stop tokens of a sequence that has fewer than there is room for; no sampled token equals it."""
 
 NO_TOKEN = -1
-"""Comes back for a row whose sequence had finished before."""
+"""The result of a row whose sequence had finished before."""
 
 INT = np.dtype(np.int32)
 
@@ -81,12 +81,14 @@ class Field:
 
     @property
     def width(self) -> int:
-        """int32 of one record."""
+        """The number of int32 of one record."""
         return self.dtype.itemsize // INT.itemsize
 
 
 GRAPH_INPUTS = (
-    Field("sample_slots", INT, "seq_slots"),  # first and of one size: a graph of the sampling knows no more
+    Field(
+        "sample_slots", INT, "seq_slots"
+    ),  # first, and always of one size: it is all that a graph of the sampling reads
     Field("row_slots", INT, "mixed_rows"),
     Field("query_start", INT, "row_bounds"),
     Field("token_slots", INT, "mixed_tokens"),

@@ -1,13 +1,13 @@
 """CUDA graphs: every step replays one of its forward pass, and one of its sampling.
 
-Graphs of the forward pass are found by the sizes of a step, those of the sampling by rows and kind; apart from
-each other, so that kinds do not multiply sizes. What comes before (joins, blocks, copies: of any number) and
-the few things that are rare (masks, logprobs of prompts) are launched as they are.
+A graph of the forward pass is found by the sizes of a step, one of the sampling by its rows and kind. The two are
+separate, so that there need not be a graph for each size with each kind. What precedes the forward pass (joins, blocks
+and copies, of any number) and what is rare (masks, logprobs of prompts) is launched without a graph.
 
-A graph reads one static copy of a step's packed inputs, which the inputs of the pipeline's slot are copied into
-before the replay; the copy, the replays and the copy of the tokens follow each other on the compute stream, so
-no replay ever sees inputs that are not its own. The host's numbers are constants in a graph: it is captured with
-upper bounds, and what a step really has is read from the inputs.
+All graphs read one static copy of a step's packed inputs. Before a replay the inputs of the pipeline's slot are copied
+into it. This copy, the replays and the copy of the tokens follow each other on the compute stream, so no replay ever
+reads the inputs of another step. Numbers from the host are constants in a graph, so it is captured with upper bounds;
+what a step really has is read from the inputs.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .program import ModelProgram, allowed_of
 from .warm_up import decode_layout, mixed_layout, null_inputs
 
 MOST_RARE_GRAPHS = 256
-"""Most graphs of rare kinds of sampling, of which thousands are possible and each takes memory of the device; the least
-recently used one makes room for the next."""
+"""Most graphs of rare kinds of sampling. Thousands of kinds are possible, and each graph takes memory of the device.
+The least recently used one makes room for the next."""
 
 
 class Graph(Protocol):
-    """Work that was captured."""
+    """Device work that was captured."""
 
     def replay(self) -> None:
-        """Do once more what was captured."""
+        """Queue once more what was captured."""
         ...
 
 
@@ -54,10 +54,9 @@ class GraphedProgram:
         max_model_len: int,
         buckets: Buckets,
     ) -> None:
-        """``capture`` runs its arguments on the compute stream, then gives the graph of its second; without a first
-        one it runs nothing: the second has run before.
-
-        It waits for all that is queued there. ``torch.OutOfMemoryError`` from it is the end of capturing.
+        """``capture`` runs both its arguments on the compute stream, and then captures the second; if the first is None
+        it runs neither, since the second has run before. It waits until all work that is queued there is done. After a
+        ``torch.OutOfMemoryError`` from it nothing more is captured.
         """
         self.program = program
         self.capture = capture
@@ -87,7 +86,8 @@ class GraphedProgram:
     def forward_keys(self) -> list[ForwardKey]:
         """The keys of the forward passes of all sizes, the largest first.
 
-        Where the model keeps states, only steps that decode: chunks of prompts are run by their own lengths.
+        A model that keeps states has graphs only of steps that decode, since each chunk of a prompt runs at its own
+        length.
         """
         mixed = reversed(self.buckets.mixed) if self.program.states is None else ()
         layouts = [mixed_layout(self.buckets, tokens) for tokens in mixed]
@@ -95,7 +95,7 @@ class GraphedProgram:
         return [layout.forward_key for layout in layouts]
 
     def sampling(self, key: SamplingKey) -> Graph | None:
-        """The graph of ``key``, which is now the most recently used of its sort."""
+        """The graph of ``key``, which becomes the most recently used one; None if there is none."""
         graph = self.samplings.get(key)
         if graph is not None:
             return graph
@@ -106,7 +106,7 @@ class GraphedProgram:
 
     @property
     def count(self) -> int:
-        """Graphs that there are."""
+        """The number of graphs that have been captured."""
         return len(self.forwards) + len(self.samplings) + len(self.rare_samplings)
 
     # --- the step -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The layouts of a step: where each field lies in its packed inputs, and where each result in its outputs.
+"""The layouts of a step: where each field lies in its packed inputs, and where each result lies in its outputs.
 
-A layout has sizes and nothing else, so that equal layouts are equal objects, and a CUDA graph is found by the
-sizes that it depends on.
+A layout consists of sizes alone. So layouts with the same sizes are equal, and a CUDA graph is found by the sizes that
+it depends on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class StepLayout:
     seq_slots: int
     """Sequence slots, the null slot not among them."""
     decode_only: bool
-    """Every row has one token, which the device knows, and samples: rows, tokens and logits are the same."""
+    """Every row has one token, which the device knows, and samples; so ``rows``, ``tokens`` and ``logits`` are
+    equal."""
     rows: int
     tokens: int
     logits: int
@@ -41,9 +42,9 @@ class StepLayout:
     prompt_logprobs: int = 0
     """Tokens of prompts whose logprobs are reported."""
     sample_logits: int = 0
-    """The index of the first of their logits."""
+    """The row of ``logits`` at which those of the tokens of prompts begin."""
 
-    # A step whose rows all decode says everything with ``sample_slots``.
+    # A step whose rows all decode needs no field but ``sample_slots``: the counts of the others are 0.
     @cached_property
     def mixed_rows(self) -> int:
         return 0 if self.decode_only else self.rows
@@ -73,12 +74,12 @@ class StepLayout:
 
     @cached_property
     def input_size(self) -> int:
-        """int32 of the packed inputs."""
+        """The number of int32 of the packed inputs."""
         return self.slices[INPUTS[-1].name][0].stop
 
     @cached_property
     def graph_input_size(self) -> int:
-        """int32 of the part of them that graphs read."""
+        """The number of int32 at their beginning that graphs read."""
         return self.slices[GRAPH_INPUTS[-1].name][0].stop
 
     @cached_property
@@ -86,9 +87,10 @@ class StepLayout:
         return ForwardKey(self.decode_only, self.rows, self.tokens, self.logits)
 
     def view(self, inputs: Any, name: str) -> Any:
-        """The field ``name`` of packed ``inputs``.
+        """A view of the field ``name`` of packed ``inputs``.
 
-        Of a numpy array: [n], for records of their dtype. Of a tensor: int32 [n], or [n, width] for records.
+        For a numpy array it is [n], of the field's dtype. For a tensor it is int32: [n], or [n, width] if the field
+        consists of records.
         """
         where, field = self.slices[name]
         part = inputs[where]
@@ -99,7 +101,7 @@ class StepLayout:
 
 @lru_cache(maxsize=4096)
 def layout_of(**sizes: Any) -> StepLayout:
-    """The layout of these sizes, one object for all steps that have them: its slices are computed once."""
+    """The layout of these sizes; one object for all steps that have them, so that its slices are computed once."""
     return StepLayout(**sizes)
 
 
@@ -132,7 +134,7 @@ class ResultLayout:
 
     @cached_property
     def size(self) -> int:
-        """int32 of the outputs."""
+        """The number of int32 of the outputs."""
         return self.slices["prompt_logprobs"].stop
 
     def view(self, outputs: Any, name: str) -> Any:

@@ -34,7 +34,7 @@ class ModelProgram:
         scales: list[LayerScales] | None = None,
         check_carry_over: bool = False,
     ) -> None:
-        """``num_blocks`` as of ``allocate_cache``, which may follow later.
+        """Without ``num_blocks``, ``allocate_cache`` has to be called later.
 
         ``scales`` make it an FP8 cache; without them it is in the model's dtype.
 
@@ -66,21 +66,22 @@ class ModelProgram:
         dtype = model.dtype if self.scales is None else FP8
         self.cache = allocate(model.layout, num_blocks, self.block_size, model.device, dtype, self.scales)
         self.block_tokens = torch.zeros(num_blocks * self.block_size, dtype=torch.int32, device=model.device)
-        """The token at each place of the cache: what a prefix that was found there says."""
+        """The token at each cache index, for sequences that share blocks with others and need to know their tokens."""
 
     def run(self, inputs: Tensor, outputs: Tensor, step: Step) -> None:
-        """One step; ``inputs`` and ``outputs`` int32 as ``step.layout`` and ``step.results`` say."""
+        """Compute one step; ``inputs`` and ``outputs`` are int32, laid out as ``step.layout`` and ``step.results``
+        say."""
         self.begin(inputs, step)
         self.finish(inputs, None, outputs, step)
 
     def begin(self, inputs: Tensor, step: Step) -> None:
-        """The part that needs no mask: all but the choice of tokens."""
+        """Compute all that needs no mask, which is everything before the choice of tokens."""
         self.apply(inputs, step)
         self.logits = self.forward(inputs, step.layout, step.max_kv_len, step.row_tokens)
         self.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:
-        """The rest; ``masks`` int32 [len(step.masked), step.mask_words], flat."""
+        """Choose the tokens and write the results; ``masks`` is int32 [len(step.masked), step.mask_words], flat."""
         assert self.logits is not None
         layout = step.layout
         if layout.samples:
@@ -93,7 +94,7 @@ class ModelProgram:
     # --- what changed since the step before ---------------------------------------------------------
 
     def apply(self, inputs: Tensor, step: Step) -> None:
-        """Joining sequences, the block table, and copied blocks."""
+        """Write what joining sequences bring, extend the block table, and copy blocks."""
         layout, state = step.layout, self.state
         if layout.joins:
             joins = layout.view(inputs, "joins")
@@ -114,21 +115,24 @@ class ModelProgram:
             tokens[target] = tokens[source]
 
     def join(self, slots: Tensor, joins: Tensor) -> None:
-        """New holders of ``slots`` int64 [N]: int32 records of ``fields.JOIN``."""
+        """Write the records of sequences that take ``slots`` int64 [N]; ``joins`` are records of ``fields.JOIN``."""
         state = self.state
         state.requests[slots] = joins
         state.position[slots] = column(joins, JOIN, "start").long()
         state.finished[slots] = False
         if self.states is not None:
             self.states.clear(slots)
-            self.states.clear(self.null_slots)  # what padding computed there could grow out of bounds
+            self.states.clear(
+                self.null_slots
+            )  # padding rows compute there, and their values could grow out of bounds
         if self.check_carry_over:
             state.tokens[slots] = UNWRITTEN
 
     def count(self, inputs: Tensor, step: Step) -> None:
-        """Count the known tokens of sequences with a penalty: of joining ones what is in cached blocks, and chunks.
+        """Count the known tokens of sequences that have a penalty: those in shared blocks when a sequence joins, and
+        those of its chunks.
 
-        It follows the forward pass: what other rows write into a shared block in this step is among it.
+        This follows the forward pass, since other rows may write into a shared block in the same step.
         """
         for history in step.histories:
             self.count_history(history.slot, history.length)
@@ -147,14 +151,14 @@ class ModelProgram:
         in_prompt = positions < column(state.requests, JOIN, "prompt_len")[slot]
         self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)
 
-    # --- forward: nothing here depends on more than the layout, so that it can be a graph -------------
+    # --- forward: depends on nothing but the layout, so that it can be captured as a graph ------------
 
     def forward(
         self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...] = ()
     ) -> Tensor:
-        """Gather and forward: the logits [layout.logits, vocab] in the model's dtype.
+        """Gather the inputs and run the model; returns logits [layout.logits, vocab] in the model's dtype.
 
-        ``row_tokens`` as of `Step`: a step that has them is no graph.
+        ``row_tokens`` as of `Step`; a step that has them is never captured as a graph.
         """
         if layout.decode_only:
             slots = layout.view(inputs, "sample_slots")[: layout.rows]
@@ -170,8 +174,8 @@ class ModelProgram:
     def forward_mixed(
         self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...]
     ) -> Tensor:
-        """The forward pass where rows have any number of tokens, which are in the token table or are written into
-        it."""
+        """The forward pass of a step whose rows have any number of tokens. Tokens of prompts are written into the token
+        table, the others are read from it."""
         state, size = self.state, self.block_size
         rows = layout.view(inputs, "row_slots").long()
         token_slots = layout.view(inputs, "token_slots").long()
