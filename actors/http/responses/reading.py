@@ -10,7 +10,7 @@ from ..bodies.requests import ChatBody, ChatFields, Labels, ResponseFormat, Samp
 from ..errors import Problem
 from .bodies import INCLUDED, ResponseFields
 from .items import Message, messages_of
-from .tools import allowed_names, choice_of, tools_of
+from .tools import allowed_names, choice_of, kinds_of, tools_of
 
 WRITTEN = {
     "messages": "input",
@@ -45,16 +45,16 @@ def conversation(
     given: dict[str, Any] = {
         name: getattr(body, name) for name in (*SHARED, "parallel_tool_calls", *parameters)
     }
-    tools, choice = tools_of(body.tools or []), body.tool_choice
+    tools, choice, kinds = tools_of(body.tools or []), body.tool_choice, kinds_of(body.tools or [])
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        names = allowed_names(choice, {tool.function.name for tool in tools})
+        names = allowed_names(choice, kinds)
         tools, choice = [tool for tool in tools if tool.function.name in names], choice.get("mode", "auto")
     return ChatBody(
         **given,
         messages=messages,
         max_tokens=body.max_output_tokens,
         tools=tools or None,
-        tool_choice=None if choice in ("auto", "none") and not tools else choice_of(choice),
+        tool_choice=None if choice in ("auto", "none") and not tools else choice_of(choice, kinds),
         response_format=format_of(body),
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         verbosity=None if body.text is None else body.text.verbosity,

@@ -125,7 +125,15 @@ def tools_of(tools: Sequence[dict[str, Any]]) -> list[Tool]:
     return converted("tools", made, list[Tool])
 
 
-def allowed_names(choice: dict[str, Any], offered: set[str]) -> set[str]:
+Kinds = dict[str, str]
+"""The type of each tool that is offered, by its name."""
+
+
+def kinds_of(tools: Sequence[dict[str, Any]]) -> Kinds:
+    return {tool.name or "": tool.type for _, _, tool in all_tools(tools)}
+
+
+def allowed_names(choice: dict[str, Any], offered: Kinds) -> set[str]:
     """The functions and custom tools that a choice allows, each of which is offered."""
     allowed = kept("tool_choice", choice, ALLOWED).get("tools")
     where, names = "tool_choice.tools", set[str]()
@@ -135,7 +143,8 @@ def allowed_names(choice: dict[str, Any], offered: set[str]) -> set[str]:
         if isinstance(tool, dict) and str(tool.get("type")) in OFFERED_NOWHERE:
             continue
         name = tool.get("name") if isinstance(tool, dict) else None
-        if not isinstance(name, str) or name not in offered:
+        known = isinstance(name, str) and name in offered
+        if not known or tool.get("type") not in (None, offered[name]):
             place = f"{where}[{number}]"
             raise Problem(
                 400, f"{place} is {brief(tool)}, which is none of tools; name one of them", param=place
@@ -145,8 +154,12 @@ def allowed_names(choice: dict[str, Any], offered: set[str]) -> set[str]:
     return names
 
 
-def choice_of(choice: str | dict[str, Any] | None) -> Any:
+def choice_of(choice: str | dict[str, Any] | None, offered: Kinds) -> Any:
     if isinstance(choice, dict) and choice.get("type") in ("function", "custom") and "name" in choice:
         choice = kept("tool_choice", choice, CHOSEN)
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+        kind, name = choice["type"], choice.get("name")
+        if offered.get(str(name), kind) != kind:
+            message = f"tool_choice.type is {kind}, and {brief(name)} is offered as {offered[str(name)]}"
+            raise Problem(400, message, param="tool_choice.type")
+        choice = {"type": "function", "function": {"name": name}}
     return converted("tool_choice", choice, ToolChoice | None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -197,18 +198,29 @@ def part_of(kind: str, text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
+INPUT = re.compile(r'\s*\{\s*"input"\s*:\s*"((?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)')
+"""The arguments of a custom tool as far as whole characters of its input."""
+
+NO_INPUT = '{"input":"'
+
+
 def input_of(arguments: str) -> str:
-    """The text that a custom tool is called with; arguments that were cut off stay what they are."""
+    """The text that a custom tool is called with, as far as it came; arguments without any stay what they are."""
     try:
-        return HALF.sub("\ufffd", str(json.loads(arguments)["input"]))
+        text = str(json.loads(arguments)["input"])
     except (ValueError, TypeError, LookupError, RecursionError):
-        return arguments
+        cut = INPUT.match(arguments)
+        if cut is None:
+            return "" if NO_INPUT.startswith("".join(arguments.split())) else arguments
+        text = json.loads(f'"{cut[1]}"', strict=False)
+        text = text[:-1] if "\ud800" <= text[-1:] <= "\udbff" else text
+    return HALF.sub("\ufffd", text)
 
 
 def usage_of(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

@@ -1,0 +1,78 @@
+"""Bodies and events hold to the types that the official client publishes, which it never checks itself; others do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from scripted import MODEL, Script, Scripted
+from slipstream.protocol.messages import Formats
+
+SAID = (
+    "<think>I lo",
+    "ok.</think>Let me see.<tool_call>",
+    '{"name": "weather", "arguments": {"city"',
+    ': "Rome"}}</tool_call>',
+)
+FORMATS = Formats(reasoning="qwen3", tool_calls="hermes")
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "weather", "parameters": SCHEMA}
+OF_CHAT = [{"type": "function", "function": FUNCTION}]
+OF_RESPONSES = [{"type": "function", **FUNCTION}]
+CUSTOM = [{"type": "custom", "name": "weather"}]
+HELLO = [{"role": "user", "content": "Hi"}]
+
+EVENTS = {
+    get_args(event.model_fields["type"].annotation)[0]: event
+    for event in get_args(get_args(ResponseStreamEvent)[0])
+}
+
+
+def script(**more: Any) -> Script:
+    return Script(*SAID, formats=FORMATS, **more)
+
+
+def test_models_are_of_the_published_type() -> None:
+    TypeAdapter(list[Model]).validate_python(Scripted().get("/v1/models").json["data"])
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize("fields", [{}, {"tools": OF_CHAT}, {"return_token_ids": True}])
+def test_chat_completions_are_of_the_published_types(fields: dict[str, Any], finish: str) -> None:
+    body = {"messages": HELLO} | fields
+    path = "/v1/chat/completions"
+    TypeAdapter(ChatCompletion).validate_python(Scripted(script(finish=finish)).post(path, body).json)
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, _ = Scripted(script(finish=finish)).post(path, body).events
+    TypeAdapter(list[ChatCompletionChunk]).validate_python(chunks)
+
+
+def test_completions_are_of_the_published_type() -> None:
+    TypeAdapter(Completion).validate_python(script_answer("/v1/completions", {"prompt": "x"}))
+
+
+@pytest.mark.parametrize("finish", ["stop", "length", RuntimeError("no")])
+@pytest.mark.parametrize("tools", [[], OF_RESPONSES, CUSTOM])
+def test_responses_and_their_events_are_of_the_published_types(tools: list[Any], finish: Any) -> None:
+    body = {"input": "Hi", "tools": tools, "instructions": "Be brief.", "metadata": {"a": "b"}}
+    if isinstance(finish, str):
+        TypeAdapter(Response).validate_python(script_answer("/v1/responses", body, finish=finish))
+    answer = Scripted(script(finish=finish)).post("/v1/responses", body | {"stream": True})
+    lines = answer.body.decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    for event in events:
+        if event["type"] == "response.failed":  # whose code may be one of this service's own
+            event["response"]["error"]["code"] = "server_error"
+        TypeAdapter(EVENTS[event["type"]]).validate_python(event)
+
+
+def script_answer(path: str, body: dict[str, Any], **more: Any) -> Any:
+    answer = Scripted(script(**more)).post(path, {"model": MODEL} | body)
+    assert answer.status == 200
+    return answer.json
