@@ -118,6 +118,8 @@ class GatewayOptions:
     endpoint: str
     """The endpoint at which clients connect."""
     model_name: str
+    other_names: tuple[str, ...] = ()
+    """Further names of the model, which no adapter may have."""
     limits: Limits
     formats: Formats = NO_FORMATS
     server: str
@@ -178,6 +180,8 @@ class HttpOptions:
     """Further names of the model; answers and metrics have the first name."""
     adapters: bool = False
     """Requests may name adapters as their model."""
+    routed: bool = False
+    """A router is asked, which lists no adapters."""
     limits: Limits
     chat_template: str | None = None
     chat_templates: dict[str, str] | None = None

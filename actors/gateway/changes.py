@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from ...protocol.errors import brief
@@ -16,21 +18,22 @@ CHANGES_AGAIN_S = 0.05
 class Changes:
     """The open questions of all clients, by number."""
 
-    def __init__(self, *, allowed: bool) -> None:
-        """``allowed``: adapters may be changed while the service runs."""
+    def __init__(self, *, allowed: bool, taken: Collection[str]) -> None:
+        """``allowed``: adapters may be changed while the service runs. ``taken`` are the names of the model itself."""
         self.allowed = allowed
+        self.taken = taken
         self.asked: dict[int, tuple[bytes, ChangeAdapter]] = {}
         self.waiting: set[int] = set()
         """Changes that the scheduler was not asked for yet."""
         self.count = 0
 
-    def refusal(self, message: LoadAdapter | UnloadAdapter, model: str) -> str:
-        """The reason not to make a change, which the client is told; "" if there is none. ``model`` is its name."""
+    def refusal(self, message: LoadAdapter | UnloadAdapter) -> str:
+        """The reason not to make a change, which the client is told; "" if there is none."""
         if not self.allowed:
             return "adapters are not changed while this service runs; start it with --enable-lora-updates"
         if not 0 < len(message.name) <= MAX_ADAPTER_NAME_CHARS:
             return f"name has {len(message.name)} characters; give 1 to {MAX_ADAPTER_NAME_CHARS}"
-        if message.name == model:
+        if message.name in self.taken:
             return f"name={brief(message.name)} is that of the model itself; take another"
         if isinstance(message, LoadAdapter) and not message.path.startswith("/"):
             return f"path={brief(message.path)} is no absolute path; give one that begins with /"

@@ -67,6 +67,7 @@ class Gateway(PublicActor):
         model: str,
         bounds: Limits,
         *,
+        other_names: tuple[str, ...] = (),
         server: str,
         formats: Formats = NO_FORMATS,
         rng: random.Random,
@@ -86,7 +87,7 @@ class Gateway(PublicActor):
         """Clients may reset the prefix cache."""
         self.cache_resets = first_number(epoch)
         """Numbers the last reset; no two incarnations give the same."""
-        self.changes = Changes(allowed=lora_updates)
+        self.changes = Changes(allowed=lora_updates, taken=(model, *other_names))
         self.ledger = Ledger(epoch, self.note_moment)
         self.submissions = Submissions(self.ledger, self.send)
         self.quarantined = 0
@@ -341,7 +342,7 @@ class Gateway(PublicActor):
     ) -> None:
         """The scheduler knows, and decides."""
         name, path = getattr(message, "name", ""), getattr(message, "path", "")
-        if not isinstance(message, GetAdapters) and (error := self.changes.refusal(message, self.model)):
+        if not isinstance(message, GetAdapters) and (error := self.changes.refusal(message)):
             self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=error))
             return
         self.changes.open(connection.address, name, path)
@@ -379,6 +380,7 @@ def build(context: StartContext) -> Gateway:
         options.endpoint,
         options.model_name,
         options.limits,
+        other_names=options.other_names,
         server=options.server,
         formats=options.formats,
         rng=rng,

@@ -88,6 +88,7 @@ class HttpFrontend:
             dev_mode=options.server_dev_mode,
             defaults=options.defaults,
             adapters=options.adapters,
+            routed=options.routed,
         )
         self.listener = listen(options.endpoint)
         host, port = self.listener.getsockname()[:2]

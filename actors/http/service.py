@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from ...protocol.client.asynchronous import AsyncClient
 from ...protocol.errors import InvalidRequest, ServiceUnavailable
 from ...protocol.limits import Limits
+from ...protocol.messages import LoadedAdapter
 from ...protocol.sampling import SamplingParams
 from ...runtime.request_trace import TRACEPARENT
 from ..text.prompts.chat_template import ChatTemplates
@@ -99,6 +100,12 @@ def most_unread(params: SamplingParams, most_kept: int = 0) -> int:
     return max(MAX_UNREAD_TOKENS // (1 + (params.logprobs or 0)), MIN_UNREAD_STEPS * params.n)
 
 
+def adapters_are(loaded: Sequence[LoadedAdapter]) -> str:
+    """Words about the adapters there are; none if there are none."""
+    names = ", ".join(sorted(repr(adapter.name) for adapter in loaded))
+    return names and f"its adapters are {names}"
+
+
 class Service:
     """The service that this frontend is of."""
 
@@ -116,6 +123,7 @@ class Service:
         dev_mode: bool = False,
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
         adapters: bool = False,
+        routed: bool = False,
     ) -> None:
         """``connect`` makes a client of the gateway; ``texts`` is what ``load_texts`` returns. ``defaults`` are as in
         ``HttpOptions``."""
@@ -125,6 +133,8 @@ class Service:
         """What a request may call it; answers have the first."""
         self.adapters = adapters
         """Any other name may be that of an adapter, which the scheduler knows."""
+        self.routed = routed
+        """A router is asked, whose services have adapters that it does not list."""
         self.version = version
         self.bounds = bounds
         self.defaults = Defaults(defaults or {}, self.names, bounds)
@@ -163,6 +173,15 @@ class Service:
         request.state.adapter = "" if body.model in (None, *self.names) else body.model
         return body
 
+    async def read_apart(self, request: Request, kind: type[B]) -> B:
+        """As ``read``, where the gateway is not asked, which knows whether there is an adapter of that name."""
+        body = await self.read(request, kind)
+        if (name := request.state.adapter) and not self.routed:
+            loaded = await self.client.adapters()
+            if name not in (adapter.name for adapter in loaded):
+                raise self.not_served(name, adapters_are(loaded))
+        return body
+
     def name_of(self, request: Request) -> str:
         """The name of the model in answers to a request."""
         return request.state.adapter or self.model
@@ -171,12 +190,15 @@ class Service:
         """Refuse what is for another model, and what comes too late."""
         if self.draining:
             raise ServiceUnavailable("the service is stopping and accepts nothing new")
-        if model is not None and model not in self.names and not self.adapters:
+        if model is not None and model not in self.names and not (self.adapters and model):
             raise self.not_served(model)
 
-    def not_served(self, model: str) -> Problem:
+    def not_served(self, model: str, adapters: str = "") -> Problem:
+        """The refusal of a request for another model, which says what there is; ``adapters`` are words about these."""
         message = f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
-        return Problem(404, message, param="model", code="model_not_found")
+        return Problem(
+            404, message + (adapters and f", and {adapters}"), param="model", code="model_not_found"
+        )
 
     async def ask(
         self,
@@ -204,6 +226,8 @@ class Service:
                 async for deltas in stream:
                     yield number, deltas
         except InvalidRequest as error:
+            if error.code == "model_not_found":
+                raise self.not_served(request.state.adapter, str(error)) from None
             raise as_written(error, names) from None
         except ServiceUnavailable:
             if self.stopped:

@@ -66,13 +66,14 @@ class Adapters:
         if old is not None and old.adapter.name == name:
             place = old
         if place is None:
-            return f"adapter={brief(name)} is not loaded; those that are: {self.names()}"
+            return f"adapter={brief(name)} is not loaded; {self.those_loaded()}"
         sequence.adapter = place.adapter.id
         sequence.salt = salt_of(sequence.params.cache_salt, f"{place.serial}".encode())
         return ""
 
-    def names(self) -> str:
-        return ", ".join(sorted(self.by_name)) or "none"
+    def those_loaded(self) -> str:
+        """Words about the adapters that requests may name."""
+        return f"those that are: {', '.join(sorted(self.by_name))}" if self.by_name else "none is"
 
     def place_of(self, adapter: Adapter) -> Place:
         self.serial += 1
@@ -152,7 +153,7 @@ class Adapters:
             self.answer(message.number)
             return
         if leaving is None:
-            text = f"name={brief(message.name)} is not loaded; those that are: {self.names()}"
+            text = f"name={brief(message.name)} is not loaded; {self.those_loaded()}"
             self.answer(message.number, "model_not_found", text)
             return
         leaving.asked.append(message.number)

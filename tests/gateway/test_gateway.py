@@ -56,6 +56,7 @@ from slipstream.protocol.messages import (
     GetStats,
     GetTrace,
     Hello,
+    LoadAdapter,
     Ping,
     Pong,
     Stats,
@@ -1137,3 +1138,13 @@ def test_what_a_new_scheduler_tells_before_it_is_known_to_be_there_stays(
     harness.ask(ANN, GetStats())
     told = harness.one(ANN).counters
     assert (told["steps"], told["kv_cache_blocks"]) == (steps, 8.0)
+
+
+@pytest.mark.parametrize("name", ["a-model", "big"])
+def test_no_adapter_has_a_name_of_the_model_itself(name: str) -> None:
+    """A request by that name would be answered without the adapter."""
+    harness = Harness(lora_updates=True, other_names=("big", "small"))
+    harness.ask(ANN, Hello(protocol=[1, 0]))
+    harness.ask(ANN, LoadAdapter(name=name, path="/a"))
+    assert harness.said[ANN][-1].error == f"name={name!r} is that of the model itself; take another"
+    assert "scheduler" not in harness.said

@@ -11,7 +11,6 @@ from slipstream.actors.http.endpoints.dashboard import FOLDER
 from slipstream.actors.text.prompts.chat_template import ChatTemplates
 
 from slipstream.options.serve import ServeOptions
-from slipstream.serving.service import served_names
 
 
 def test_a_model_answers_to_each_of_its_names_with_the_first() -> None:
@@ -47,7 +46,7 @@ def test_the_list_of_models_is_one_page_of_anthropics_list_too() -> None:
     ],
 )
 def test_names_are_given_with_commas_between(given: dict[str, Any], names: list[str]) -> None:
-    assert served_names(ServeOptions(**given)) == names
+    assert ServeOptions(**given).served_names == names
 
 
 def test_the_load_is_the_requests_that_are_open() -> None:

@@ -16,6 +16,12 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "x"},
     "/v1/messages": {"messages": HELLO, "max_tokens": 5},
 }
+ASKED_APART: dict[str, dict[str, Any]] = {
+    "/tokenize": {"prompt": "x"},
+    "/detokenize": {"tokens": [5]},
+    "/v1/messages/count_tokens": {"messages": HELLO},
+}
+"""What is answered without the gateway."""
 
 
 @pytest.mark.parametrize("path", ASKED)
@@ -28,13 +34,58 @@ def test_the_model_of_a_request_is_its_adapter(path: str) -> None:
         assert reply.json["model"] == (adapter or "slipstream-bundled")
 
 
+@pytest.mark.parametrize(
+    ("loaded", "those"), [((), ""), (("verse", "code"), ", and its adapters are 'code', 'verse'")]
+)
+@pytest.mark.parametrize("path", ASKED_APART)
+def test_where_the_gateway_is_not_asked_the_name_is_looked_up(
+    path: str, loaded: list[str], those: str
+) -> None:
+    frontend = Scripted(Script(loaded=loaded), adapters=True, other_names=["big"])
+    reply = frontend.post(path, ASKED_APART[path] | {"model": "sql"})
+    assert reply.status == 404
+    expected = f"the model 'sql' is not served here; this is 'slipstream-bundled' or 'big'{those}"
+    assert reply.json["error"]["message"] == expected
+    assert frontend.get("/v1/models/sql").json["error"]["message"] == expected
+
+
 @pytest.mark.parametrize("path", ASKED)
 def test_one_that_is_not_loaded_is_no_model_that_is_served(path: str) -> None:
-    refusal = InvalidRequest("adapter='sql' is not loaded", param="adapter", code="model_not_found")
-    frontend = Scripted(Script(finish=refusal), adapters=True)
-    reply = frontend.post(path, ASKED[path] | {"model": "sql"})
+    refusal = InvalidRequest("adapter='sql' is not loaded; none is", param="adapter", code="model_not_found")
+    reply = Scripted(Script(finish=refusal), adapters=True).post(path, ASKED[path] | {"model": "sql"})
     assert reply.status == 404
-    assert reply.json["error"]["message"] == "model='sql' is not loaded"
+    there_is = "this is 'slipstream-bundled', and adapter='sql' is not loaded; none is"
+    assert reply.json["error"]["message"] == f"the model 'sql' is not served here; {there_is}"
+
+
+@pytest.mark.parametrize("path", ASKED_APART)
+def test_a_router_lists_no_adapters_so_that_any_may_be_one(path: str) -> None:
+    frontend = Scripted(adapters=True)
+    frontend.service.routed = True
+    assert frontend.post(path, ASKED_APART[path] | {"model": "sql"}).status == 200
+
+
+@pytest.mark.parametrize("path", ASKED_APART)
+def test_tokens_are_counted_by_the_name_of_an_adapter_too(path: str) -> None:
+    frontend = Scripted(Script(loaded=["sql"]), adapters=True)
+    assert frontend.post(path, ASKED_APART[path] | {"model": "sql"}).status == 200
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("path", [*ASKED, *ASKED_APART])
+def test_no_model_has_an_empty_name(path: str, adapters: bool) -> None:
+    reply = Scripted(Script("a"), adapters=adapters).post(path, (ASKED | ASKED_APART)[path] | {"model": ""})
+    assert reply.status == 404
+    assert "the model '' is not served here" in reply.json["error"]["message"]
+
+
+def test_a_name_that_is_too_long_for_an_adapter_is_refused_as_that_of_a_model() -> None:
+    refusal = InvalidRequest("adapter has 300 characters; the limit is 256", param="adapter")
+    reply = Scripted(Script(finish=refusal), adapters=True).post(
+        "/v1/completions", {"prompt": "x", "model": "m"}
+    )
+    error = reply.json["error"]
+    assert (error["param"], error["message"]) == ("model", "model has 300 characters; the limit is 256")
 
 
 def test_where_there_are_no_adapters_another_model_is_refused_at_once() -> None:

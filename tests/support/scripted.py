@@ -17,7 +17,7 @@ from slipstream.protocol.errors import ServiceUnavailable
 from slipstream.protocol.formats.ids import CallIds
 from slipstream.protocol.formats.tools import NO_OFFER
 from slipstream.protocol.limits import Limits
-from slipstream.protocol.messages import NO_FORMATS, Actors, Delta, Formats, Generate, Usage
+from slipstream.protocol.messages import NO_FORMATS, Actors, Delta, Formats, Generate, LoadedAdapter, Usage
 
 from slipstream import AsyncClient
 from slipstream.serving.service import BUNDLED_MODEL
@@ -38,8 +38,11 @@ class Script:
         ends: bool = True,
         prompt_ids: list[int] | None = None,
         formats: Formats = NO_FORMATS,
+        loaded: Sequence[str] = (),
     ) -> None:
-        """``ends=False``: nothing comes after the parts until the client is closed. ``formats`` are the model's."""
+        """``ends=False``: nothing comes after the parts until the client is closed. ``formats`` are the model's, and
+        ``loaded`` the adapters beside it."""
+        self.loaded = loaded
         self.formats = formats
         self.parts = parts
         self.finish = finish
@@ -76,6 +79,9 @@ class Script:
             yield parted(Delta(id=id, finish_reason=self.finish, stop_reason=self.stop_reason, usage=usage))
         finally:
             self.running -= 1
+
+    async def adapters(self) -> list[LoadedAdapter]:
+        return [LoadedAdapter(name=name, path=f"/{name}") for name in self.loaded]
 
     async def actors(self) -> Actors:
         return Actors(actors=[], live=True, ready=True)

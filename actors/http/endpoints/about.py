@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -10,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.errors import DEFAULT_RETRY_AFTER_S, ServiceUnavailable
-from ....protocol.messages import Actors
+from ....protocol.messages import Actors, LoadedAdapter
 from ..errors import retry_after
-from ..service import Service
+from ..service import Service, adapters_are
 
 ANSWER_S = 2.0
 """Time that the gateway has to report on the actors before the service counts as unhealthy: above its restart, and
@@ -21,7 +22,7 @@ below the usual timeouts of health checks."""
 
 async def models(service: Service, request: Request) -> Response:
     """All there are, on one page, with the fields of OpenAI's and of Anthropic's list."""
-    cards = await model_cards(service)
+    cards = model_cards(service, await service.client.adapters() if service.adapters else [])
     page = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"], "has_more": False}
     return service.answer({"object": "list", "data": cards} | page)
 
@@ -29,19 +30,17 @@ async def models(service: Service, request: Request) -> Response:
 async def model(service: Service, request: Request) -> Response:
     name = request.path_params["model"]
     service.check(name)
-    found = [card for card in await model_cards(service) if card["id"] == name]
+    loaded = await service.client.adapters() if service.adapters else []
+    found = [card for card in model_cards(service, loaded) if card["id"] == name]
     if not found:
-        raise service.not_served(name)
+        raise service.not_served(name, adapters_are(loaded))
     return service.answer(found[0])
 
 
-async def model_cards(service: Service) -> list[dict[str, object]]:
+def model_cards(service: Service, loaded: Sequence[LoadedAdapter]) -> list[dict[str, object]]:
     """The model by each of its names, and the adapters, whose parent it is."""
     cards = [model_card(service, name, service.model, None) for name in service.names]
-    if service.adapters:
-        loaded = await service.client.adapters()
-        cards += [model_card(service, one.name, one.path, service.model) for one in loaded]
-    return cards
+    return cards + [model_card(service, one.name, one.path, service.model) for one in loaded]
 
 
 def model_card(service: Service, name: str, root: str, parent: str | None) -> dict[str, object]:

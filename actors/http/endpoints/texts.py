@@ -18,7 +18,7 @@ from ..service import Service
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    body = await service.read(request, TokenizeBody)
+    body = await service.read_apart(request, TokenizeBody)
     return await service.beside(request, tokenized, service, body)
 
 
@@ -76,5 +76,5 @@ def finish(steps: Steps, what: str) -> array[int]:
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body = await service.read(request, DetokenizeBody)
+    body = await service.read_apart(request, DetokenizeBody)
     return service.answer({"prompt": await service.beside(request, service.text_of, body.tokens, "tokens")})

@@ -40,7 +40,7 @@ async def take(batches: Batches, blocks: Blocks) -> None:
 
 
 async def count_tokens(service: Service, request: Request) -> Response:
-    body = await service.read(request, CountBody)
+    body = await service.read_apart(request, CountBody)
     asked = conversation(body, service.prompts.chat_templates)
     try:
         count = await service.beside(request, counted, service, asked)

@@ -274,7 +274,7 @@ TO_CLIENT: list[tuple[str, PublicOut]] = [
     ("adapters", Adapters(adapters=[LoadedAdapter(name="sql", path="/adapters/sql")])),
     (
         "adapters, after a change that could not be made",
-        Adapters(adapters=[], code="model_not_found", error="name='sql' is not loaded; those that are: none"),
+        Adapters(adapters=[], code="model_not_found", error="name='sql' is not loaded; none is"),
     ),
 ]
 

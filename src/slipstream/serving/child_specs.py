@@ -74,6 +74,7 @@ def http_options(
         model_name=names[0],
         other_names=tuple(names[1:]),
         adapters=isinstance(options, RouteOptions) or options.adapter_places > 0,
+        routed=isinstance(options, RouteOptions),
         limits=limits,
         chat_template=chat_template_of(options),
         sanitize_control_tokens=options.sanitize_control_tokens,

@@ -184,6 +184,7 @@ def gateway_options(options: ServeOptions, endpoint: str, limits: Limits, format
     return GatewayOptions(
         endpoint=endpoint,
         model_name=options.served_names[0],
+        other_names=tuple(options.served_names[1:]),
         limits=limits,
         formats=formats,
         server=f"slipstream {__version__}",
