@@ -74,6 +74,24 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (TEXT, {"prompt": [[1], [99999]], "echo": True}, "prompt[1]", "prompt[1] has 99999"),
     (TEXT, {"prompt": [1] * 2000, "echo": True}, "prompt", "prompt has 2000 tokens; the limit is 1024"),
     ("/detokenize", {"tokens": [1] * 2000}, "tokens", "tokens has 2000 tokens; the limit is 1024"),
+    (
+        CHAT,
+        {"chat_template_kwargs": {"tools": [TOOL]}},
+        "chat_template_kwargs.tools",
+        "give them in the field tools",
+    ),
+    (
+        "/tokenize",
+        {"messages": HELLO, "tools": [TOOL], "chat_template_kwargs": {"tools": [TOOL]}},
+        "chat_template_kwargs.tools",
+        "give them in the field tools",
+    ),
+    (
+        "/v1/responses",
+        {"input": "x", "chat_template_kwargs": {"tools": [TOOL]}},
+        "chat_template_kwargs.tools",
+        "give them in the field tools",
+    ),
     ("/tokenize", {"prompt": "x", "tools": [TOOL]}, "tools", "go with messages, not with prompt"),
     (
         "/tokenize",

@@ -183,6 +183,8 @@ NEUTRAL_OUTPUTS = {
         (CHAT, {"logprobs": False, "top_logprobs": 0}),
         (CHAT, {"stream": True, "stream_options": {"include_obfuscation": False}}),
         (TEXT, {"length_penalty": 1, "best_of": 1, "use_beam_search": False}),
+        (TEXT, {"n": 2, "best_of": 2}),
+        (CHAT, {"n": 3, "best_of": 3}),
         (TEXT, {"structured_outputs": {"regex": "a"} | NEUTRAL_OUTPUTS}),
         (CHAT, {"structured_outputs": {"choice": ["a"]} | dict.fromkeys(NEUTRAL_OUTPUTS)}),
         (CHAT, {"structured_outputs": {"choice": None, "regex": None} | NEUTRAL_OUTPUTS}),
@@ -201,6 +203,8 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
     ("path", "fields", "param", "message"),
     [
         (TEXT, {"best_of": 2}, "best_of", "best_of=2 is not served here; leave it out, or give 1"),
+        (TEXT, {"n": 2, "best_of": 3}, "best_of", "best_of=3 is not served here"),
+        (TEXT, {"n": 1, "best_of": True}, "best_of", "best_of=True is not served here"),
         (TEXT, {"best_of": True}, "best_of", "best_of=True is not served"),
         (TEXT, {"suffix": "x"}, "suffix", "no tokens to fill in the middle with; leave it out"),
         (TEXT, {"detokenize": False}, "detokenize", "leave it out, or give true"),

@@ -141,6 +141,13 @@ class Sampling(Labels, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
+    def __post_init__(self) -> None:
+        """The best ``n`` of ``n`` answers are all that there are."""
+        best_of = getattr(self, "best_of", None)
+        if type(best_of) is int and best_of == getattr(self, "n", None):
+            self.best_of = None
+        super().__post_init__()
+
 
 Message = Annotated[
     dict[str, Any],
@@ -367,6 +374,15 @@ def matches(outputs: StructuredOutputs | None) -> list[tuple[str, Given]]:
     ]
     if stated["json_object"] is True:
         given.append(("json_schema", Given({"type": "object"}, "structured_outputs.json_object")))
+    return given
+
+
+def for_template(body: ChatFields | TokenizeFields) -> dict[str, Any]:
+    """What the caller gives the chat template by name."""
+    given = dict(body.chat_template_kwargs or {})
+    if given.get("tools"):
+        message = "chat_template_kwargs has tools, whose calls would stay text; give them in the field tools instead"
+        raise Problem(400, message, param="chat_template_kwargs.tools")
     return given
 
 

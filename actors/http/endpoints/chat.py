@@ -22,6 +22,7 @@ from ..bodies.requests import (
     Given,
     StreamOptions,
     ending_of,
+    for_template,
     of_prompt,
     sampling_params,
     schema_of,
@@ -73,7 +74,7 @@ EFFORTS = ("reasoning_effort", "verbosity")
 
 def template_arguments(service: Service, body: ChatFields) -> dict[str, Any]:
     """The arguments of the chat template beside messages and tools, such as the reasoning effort if it takes one."""
-    given = dict(body.chat_template_kwargs or {})
+    given = for_template(body)
     efforts = {name: getattr(body, name) for name in EFFORTS if getattr(body, name) is not None}
     templates = service.prompts.chat_templates
     if efforts and not isinstance(templates, str):

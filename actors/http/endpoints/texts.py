@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from array import array
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.responses import Response
 
 from ....protocol.errors import InvalidRequest
 from ...text.prompts.prompts import ENCODING_BUDGET_S, Steps
-from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields, ending_of
+from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields, ending_of, for_template
 from ..errors import Problem
 from ..service import Service
 
@@ -52,7 +51,7 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
     if body.add_special_tokens is not None:
         message = "add_special_tokens goes with prompt: the chat template writes its own"
         raise Problem(400, message, param="add_special_tokens")
-    given: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    given = for_template(body)
     if body.tools:
         given["tools"] = [msgspec.to_builtins(tool) for tool in body.tools]
     given |= ending_of(body)

@@ -143,8 +143,8 @@ def allowed_names(choice: dict[str, Any], offered: Kinds) -> set[str]:
         if isinstance(tool, dict) and str(tool.get("type")) in OFFERED_NOWHERE:
             continue
         name = tool.get("name") if isinstance(tool, dict) else None
-        known = isinstance(name, str) and name in offered
-        if not known or tool.get("type") not in (None, offered[name]):
+        known = isinstance(name, str) and name in offered and tool.get("type") in (None, offered[name])
+        if not isinstance(name, str) or not known:
             place = f"{where}[{number}]"
             raise Problem(
                 400, f"{place} is {brief(tool)}, which is none of tools; name one of them", param=place
