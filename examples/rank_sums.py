@@ -1,4 +1,4 @@
-"""What ranks do together with small tensors: over memory that they reach on each other's GPUs, and through NCCL.
+"""What ranks send each other, and how long it takes over memory that they reach on each other's GPUs and through NCCL.
 
 ``python examples/ranks.py --sums --ranks 2`` prints two tables. Each time is that of one of 64 in a CUDA graph. Sums
 stand there by themselves and with what follows each in a decoder, where it is added to the residual and that is
@@ -71,10 +71,10 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
         group = meet(rank, ranks, f"{folder}/met", device)
         ways = {"nccl": RankGroup(rank, ranks, group.backend), "peer": group}
         most_rows = max(max(ROWS) * WIDTH, max(ROWS_OF_LOGITS) * VOCABULARY // ranks)
-        group.small = exchange_of(
+        group.exchange = exchange_of(
             group, device, lambda nbytes: PeerMemory(device, nbytes), (most_rows * 2 + 4096) * (ranks - 1)
         )
-        if group.small is None:
+        if group.exchange is None:
             raise SystemExit("these GPUs do not reach each other's memory")
         found = {"sums": time_sums(ways, device), "logits": time_logits(ways, ranks, device)}
     if rank == 0:

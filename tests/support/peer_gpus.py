@@ -53,11 +53,11 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
     and those that NCCL gives other numbers of."""
     found = {"sums": 0, "wrong": 0, "unlike": 0, "nccl_differs": 0}
     by_nccl = RankGroup(group.rank, group.size, group.backend)
-    assert group.small is not None
+    assert group.exchange is not None
     for dtype in DTYPES:
         for count in COUNTS:
             mine = given(count, dtype, group.rank, device)
-            if not group.small.sums(mine):
+            if not group.exchange.sums(mine):
                 continue
             parts = [given(count, dtype, rank, device).float() for rank in range(group.size)]
             total = functools.reduce(torch.add, parts)
@@ -75,14 +75,14 @@ def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
     """Rows of any size side by side and tokens of rank 0, beside NCCL's, with sums between them."""
     found = {"gathers": 0, "broadcasts": 0, "wrong": 0}
     by_nccl = RankGroup(group.rank, group.size, group.backend)
-    assert group.small is not None
+    assert group.exchange is not None
     for number in range(100):
         for dtype in DTYPES:
             for rows, columns, less in ((1, 64128, 0), (3, 16032, 0), (2, 25128, 1), (7, 12, 5), (1, 4, 3)):
                 part = given(rows * columns, dtype, group.size * number + group.rank, device).view(
                     rows, columns
                 )
-                if not group.small.gathers(part):
+                if not group.exchange.gathers(part):
                     continue
                 width = group.size * columns - less
                 expected = by_nccl.gather(part, width)
@@ -92,7 +92,7 @@ def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
         for rows in (1, 2, 33, 256, 5000):
             tokens = (torch.arange(rows, device=device) * (7 + number) % 128256).int() * (1 + group.rank) - 1
             expected = by_nccl.broadcast(tokens.clone())
-            found["broadcasts"] += group.small.broadcasts(tokens)
+            found["broadcasts"] += group.exchange.broadcasts(tokens)
             found["wrong"] += not torch.equal(group.broadcast(tokens), expected)
     return found
 
@@ -164,13 +164,13 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
 def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
     """With memory for larger sums than are summed so by default."""
     larger = RankGroup(group.rank, group.size, group.backend)
-    larger.small = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
-    assert isinstance(larger.small, PeerExchange)
+    larger.exchange = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
+    assert isinstance(larger.exchange, PeerExchange)
     counted = Counted(larger, device)
     for _ in range(200):
         for rows in (1, 64, 33, 2, 48):
             counted.run(rows * WIDTH)
-    return {"bytes": larger.small.most_bytes, "wrong": int(counted.wrong)}
+    return {"bytes": larger.exchange.most_bytes, "wrong": int(counted.wrong)}
 
 
 def normalise(group: RankGroup, device: torch.device) -> dict[str, float]:
@@ -249,7 +249,7 @@ def main() -> None:
     device = torch.device("cuda", rank)
     with torch.inference_mode():
         group = meet(rank, size, met, device)
-        if group.small is None:
+        if group.exchange is None:
             results.write_text(json.dumps({"reached": False}))
             return
         {"sums": sums, "last_words": last_words}[work](group, device, results)

@@ -1,4 +1,4 @@
-"""Exchanges small tensors between ranks over peer memory: sums, and gathered logits.
+"""Exchanges tensors between ranks over peer memory: sums, and gathered logits.
 
 A step of few rows has two sums a layer of a few kilobytes each, the logits of each rank, and a few tokens, for which
 NCCL takes several times as long as the bytes are on their way. ``kernels.py`` says how they get there instead.
@@ -172,7 +172,7 @@ class NoPeerMemory(SlipstreamError):
 def exchange_of(
     group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int
 ) -> PeerExchange | None:
-    """The exchange for small tensors of ``group``; None, with a line in the log, where not every rank can write to all
+    """The exchange of ``group``; None, with a line in the log, where not every rank can write to all
     others.
 
     ``memory_of`` gives so many bytes of ``device``. Every rank has to have tried all of it: the driver may say that a
@@ -235,7 +235,8 @@ def together(group: RankGroup, device: torch.device, attempt: Callable[[], T]) -
     first = group.least(group.size if failure is None else group.rank, device)
     if first == group.rank:
         logger.warning(
-            "small tensors go through NCCL, which takes longer: rank %d cannot send them to the memory of all GPUs: %s",
+            "what ranks send each other goes through NCCL, which takes longer:"
+            " rank %d does not reach the memory of all GPUs: %s",
             group.rank,
             str(failure) or repr(failure),
         )

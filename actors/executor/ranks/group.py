@@ -78,8 +78,8 @@ class RankGroup:
         self.summing, self.broadcasting = AllreduceOptions(), BroadcastOptions()
         self.gathering, self.comparing = AllgatherOptions(), AllreduceOptions()
         self.comparing.reduceOp = ReduceOp(ReduceOp.MIN)
-        self.small: Exchange | None = None
-        """What small tensors go over faster, where there is such a thing."""
+        self.exchange: Exchange | None = None
+        """The way over peer memory, which is faster, where there is one."""
         for options in (self.summing, self.broadcasting, self.gathering, self.comparing):
             options.asyncOp = False  # on the current stream, not beside it
 
@@ -91,29 +91,29 @@ class RankGroup:
         """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
         if tensor.is_meta:
             return tensor
-        if self.small is not None and self.small.sums(tensor):
-            self.small.sum(tensor)
+        if self.exchange is not None and self.exchange.sums(tensor):
+            self.exchange.sum(tensor)
         else:
             with TOGETHER:
                 wait(self.backend.allreduce([tensor], self.summing))
         return tensor
 
-    def small_for(self, tensor: Tensor) -> Exchange | None:
+    def exchange_for(self, tensor: Tensor) -> Exchange | None:
         """The exchange for a kernel that sums tensors like this one on its way, or None for the backend: the same on
         all ranks, whose tensors are alike."""
-        return self.small if self.small is not None and self.small.takes(tensor) else None
+        return self.exchange if self.exchange is not None and self.exchange.takes(tensor) else None
 
     def told(self) -> str:
         """Describes for people how GPUs exchange tensors."""
-        if self.small is None:
+        if self.exchange is None:
             return "what the ranks send each other goes through NCCL"
-        most = self.small.most_bytes >> 10
+        most = self.exchange.most_bytes >> 10
         return f"what the ranks send each other goes over each other's memory up to {most} KiB, and through NCCL beyond"
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
-        if self.small is not None and self.small.gathers(tensor):
-            return self.small.gather(tensor, width)
+        if self.exchange is not None and self.exchange.gathers(tensor):
+            return self.exchange.gather(tensor, width)
         rows, columns = tensor.shape
         gathered = tensor.new_empty(self.size * rows, columns)
         with TOGETHER:
@@ -125,8 +125,8 @@ class RankGroup:
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
-        if self.small is not None and self.small.broadcasts(tensor):
-            self.small.broadcast(tensor)
+        if self.exchange is not None and self.exchange.broadcasts(tensor):
+            self.exchange.broadcast(tensor)
             return tensor
         with TOGETHER:
             wait(self.backend.broadcast([tensor], self.broadcasting))

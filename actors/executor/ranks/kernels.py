@@ -1,10 +1,12 @@
-"""Triton kernels by which ranks exchange small tensors over peer memory.
+"""Triton kernels by which ranks exchange tensors over peer memory.
 
 Every rank writes its numbers to all others and waits for theirs in its own memory. Then it has those of all, and adds
-them up in the order of ranks, so that all have the same bits; or puts them side by side. For small tensors, where it is
-the way between GPUs that takes the time, that is one way. **What arrives says so itself**: a place where nothing has
-come yet holds ``EMPTY``, which no rank ever sends, so that there is neither a flag to be sent behind the numbers nor a
-fence between the two. A place is a *word*, 8 bytes that are written and read as one.
+them up in the order of ranks, so that all have the same bits; or puts them side by side. Numbers cross the links once,
+which is what takes the time of a small tensor; and of two ranks neither sends more than it would by any other method.
+
+**What arrives says so itself**: a place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that
+there is neither a flag to be sent behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are
+written and read as one.
 
 The memory has two *halves*, which kernels take alternately; each has a place for every word of every other rank. **One
 wait a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was

@@ -53,7 +53,7 @@ def meet(rank: int, size: int, path: str, device: torch.device) -> RankGroup:
     if device.type == "cuda":
         from .peer_memory import PeerMemory
 
-        group.small = exchange.exchange_of(
+        group.exchange = exchange.exchange_of(
             group, device, lambda nbytes: PeerMemory(device, nbytes), exchange.most_bytes_for(size)
         )
     return group

@@ -1,4 +1,4 @@
-"""The words in which ranks send small tensors: each is written and read as a whole."""
+"""The words in which ranks send tensors over peer memory: each is written and read as a whole."""
 
 WORD = 8
 """Bytes."""

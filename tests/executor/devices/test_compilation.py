@@ -94,7 +94,7 @@ def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: lis
     from slipstream.actors.executor.ranks.layers import Unsummed
 
     group, width = RankGroup(0, 2, None), 4096
-    group.small = PeerExchange(
+    group.exchange = PeerExchange(
         0, torch.zeros(shape_of_halves(2, 2 << 20), dtype=torch.int64), [0, 1 << 40], 128
     )
     norm = Norm(torch.nn.Parameter(torch.ones(width, dtype=torch.bfloat16)), 1e-6, 0.0)

@@ -174,7 +174,7 @@ def test_rows_side_by_side_and_tokens_of_rank_0_between_sums(size: int) -> None:
 
     def work(rank: int, exchange: PeerExchange) -> Iterator[Tensor]:
         group = RankGroup(rank, size, None)
-        group.small = exchange
+        group.exchange = exchange
         for number in range(SUMS):
             if number % 3 == 0:
                 yield group.sum(given(number, rank))
@@ -226,7 +226,7 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
 
         operations = TritonOperations()
         group = RankGroup(rank, size, None)
-        group.small = exchange
+        group.exchange = exchange
         with torch.inference_mode():
             for number in range(SUMS):
                 residual, part, after, before = rows_of(number, rank)
@@ -339,7 +339,7 @@ class Noted:
 def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
     large, small = Backend(), Noted()
     group = RankGroup(0, 2, large)
-    group.small = small  # type: ignore[assignment]
+    group.exchange = small  # type: ignore[assignment]
     most = small.most_bytes
 
     def goes(to: Backend | Noted, tensor: Tensor, back: Tensor) -> None:
@@ -351,7 +351,7 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
         fits = torch.zeros(MOST_BYTES_ALONE // dtype.itemsize, dtype=dtype)
         goes(small, fits, group.sum(fits))
         for count, added in ((most // dtype.itemsize, small), (most // dtype.itemsize + WORD, None)):
-            assert group.small_for(torch.zeros(count, dtype=dtype)) is added, (
+            assert group.exchange_for(torch.zeros(count, dtype=dtype)) is added, (
                 "by a kernel that goes on with it"
             )
         for other in (
@@ -379,7 +379,7 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
     group.sum(torch.zeros(64, device="meta"))
     assert large.asked == small.asked == []
     assert f"up to {most >> 10} KiB, and through NCCL" in group.told()
-    group.small = None
+    group.exchange = None
     assert group.told() == "what the ranks send each other goes through NCCL"
 
 
@@ -459,15 +459,15 @@ def test_ranks_of_which_one_cannot_compile_the_kernels_stay_with_nccl(
         found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MOST_BYTES), groups(3))
     assert found == [None] * 3
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.endswith("rank 1 cannot send them to the memory of all GPUs: PassManager::run failed")
+    assert said.endswith("rank 1 does not reach the memory of all GPUs: PassManager::run failed")
 
 
 @pytest.mark.parametrize(
     ("memory_of", "reason"),
     [
-        (no_driver, "rank 1 cannot send them to the memory of all GPUs: libcuda.so.1"),
-        (no_words, "rank 1 cannot send them to the memory of all GPUs: OutOfMemoryError"),
-        (Refused, "rank 1 cannot .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
+        (no_driver, "rank 1 does not reach the memory of all GPUs: libcuda.so.1"),
+        (no_words, "rank 1 does not reach the memory of all GPUs: OutOfMemoryError"),
+        (Refused, "rank 1 does not .* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"),
         (Unreached, "what rank 1 writes does not arrive"),
     ],
 )
@@ -484,5 +484,5 @@ def test_where_one_rank_does_not_reach_another_all_stay_with_nccl_and_say_so_onc
     assert found == [None] * 3
     assert len(caplog.records) == 1
     said = caplog.records[0].getMessage()
-    assert said.startswith("small tensors go through NCCL")
+    assert said.startswith("what ranks send each other goes through NCCL")
     assert re.search(reason, said)

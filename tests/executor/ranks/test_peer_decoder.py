@@ -66,7 +66,7 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
     options._timeout = TIMEOUT
     group = RankGroup(rank, SIZE, ProcessGroupGloo(FileStore(store, SIZE), rank, SIZE, options))
     mine = halves[rank].view(2, SIZE - 1, WORDS)
-    group.small = small = Counting(rank, mine, [other.data_ptr() for other in halves], 2)
+    group.exchange = small = Counting(rank, mine, [other.data_ptr() for other in halves], 2)
     fuse.operations_for = lambda device: TritonOperations()
     model = from_config(
         make_config(family, hidden_size=WIDTH, vocab_size=VOCABULARY), torch.device("cpu"), torch.float32

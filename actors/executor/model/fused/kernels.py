@@ -183,9 +183,9 @@ class TritonOperations:
         named = dict(AFTER=after is not None, BEFORE=before is not None, N=width, PAD=pad)
         named |= dict(num_warps=warps(pad), **FOLLOWING)
         if isinstance(update, Unsummed):
-            small = update.group.small_for(update.partial)
-            if small is not None and sums_rows(update.partial, pad):
-                part, programs = update.partial.contiguous(), min(tokens, small.programs)
+            exchange = update.group.exchange_for(update.partial)
+            if exchange is not None and sums_rows(update.partial, pad):
+                part, programs = update.partial.contiguous(), min(tokens, exchange.programs)
                 named["num_warps"] = min(MOST_WARPS, warps(pad))
                 sum_add_norm_kernel[(programs,)](
                     residual,
@@ -194,7 +194,7 @@ class TritonOperations:
                     *norms,
                     rows=tokens,
                     PER_WORD=WORD // part.itemsize,
-                    **small.arguments,
+                    **exchange.arguments,
                     **named,
                 )
                 return out
