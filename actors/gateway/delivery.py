@@ -1,4 +1,4 @@
-"""One step's texts: into the ledger, and out as deltas."""
+"""Takes the texts of a step into the ledger, and makes the deltas for its clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..public.connections import Connection
 from .ledger import Answer, Ledger, Request
 
 ENDS = ("stop", "length", "abort")
-"""Reasons for which an answer ends; any other is an error's code."""
+"""Reasons for which an answer ends well; any other is the code of an error."""
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Delivery:
     deltas: defaultdict[Connection, list[Delta]] = field(default_factory=lambda: defaultdict(list))
     """The deltas of each connection."""
     unknown: set[int] = field(default_factory=set)
-    """Numbers of no open request: their Cancel was lost with the actor that carried it."""
+    """Numbers of no open answer: their ``Cancel`` was lost with the actor that had it."""
     failed: list[tuple[Answer, Finished]] = field(default_factory=list)
     """Answers that end with an error."""
     begun: list[Answer] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Delivery:
 
 
 def take_in(ledger: Ledger, message: Texts) -> Delivery:
-    """Note what is new, and say what each client is to be sent."""
+    """Record what is new, and return what each client is to be sent."""
     delivery = Delivery()
     take_opened(ledger, message.opened)
     for prompt in message.prompts:
@@ -47,7 +47,8 @@ def take_in(ledger: Ledger, message: Texts) -> Delivery:
 
 
 def by_request(ledger: Ledger, message: Texts) -> Iterator[tuple[bytes, Texts]]:
-    """The texts of each request apart, with its digest; those of no open request together, with an empty one."""
+    """Divide the texts by request, each with the digest of its request; those of no open request come together, with an
+    empty digest."""
 
     def request_of(number: int) -> Request | None:
         answer = ledger.answers.get(number)

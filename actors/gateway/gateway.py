@@ -1,4 +1,4 @@
-"""The gateway's actor: takes in requests, passes on what comes back, and answers for the service."""
+"""The gateway's actor: takes in requests, delivers their answers, and answers questions about the service."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
 
 
 FAULTS = frozenset({"internal", "quarantined"})
-"""Codes of errors that are the service's own, so that the operator wants to know."""
+"""Codes of errors that are the service's own fault, which are logged for the operator."""
 
 PATH = ("tokenizer", "scheduler", "detokenizer")
-"""The actors that hold something of each open request for the gateway. The executor's part the scheduler has."""
+"""The actors that hold something of each open request. What the executor holds, the scheduler can send it again."""
 
 
 class Gateway(PublicActor):
@@ -84,14 +84,14 @@ class Gateway(PublicActor):
         self.max_open_bytes = max_open_bytes
         self.default_deadline_s = default_deadline_s
         self.dev_mode = dev_mode
-        """Clients may reset the prefix cache."""
+        """Whether clients may reset the prefix cache."""
         self.cache_resets = first_number(epoch)
-        """Numbers the last reset; no two incarnations give the same."""
+        """The number of the last reset; no two incarnations give the same number."""
         self.changes = Changes(allowed=lora_updates, taken=(model, *other_names))
         self.ledger = Ledger(epoch, self.note_moment)
         self.submissions = Submissions(self.ledger, self.send)
         self.quarantined = 0
-        """Requests that were given up here; the scheduler counts its own."""
+        """The number of requests that were quarantined here; the scheduler counts its own."""
         self.measures = Measures()
         self.traces_endpoint = traces_endpoint
         if traces_endpoint is not None:
@@ -129,7 +129,7 @@ class Gateway(PublicActor):
         try:
             prompt, size = check(message, connection, self.bounds)
         except InvalidRequest as error:
-            # An error that carries an id ends that request: not the one that is open under it.
+            # An error with an id ends the request of this id, which must not be one that is open under the same id.
             usable = (
                 1 <= len(message.id) <= limits.MAX_REQUEST_ID_CHARS and message.id not in connection.open_ids
             )
@@ -235,10 +235,12 @@ class Gateway(PublicActor):
             self.fail(answer.request, message.code, message.message, message.param)
             self.submissions.advance_probation()
         else:
-            self.ledger.cancelled.discard(message.request)  # it ends before the scheduler hears of it
+            self.ledger.cancelled.discard(
+                message.request
+            )  # the scheduler never hears of it, so no end of it will come
 
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
-        """The request ends with an error, and with it what answers are not finished."""
+        """End the request, and all answers of it that are not finished, with an error."""
         self.measures.count("failed")
         self.measures.errors[code] += 1
         if code in FAULTS:
@@ -254,7 +256,7 @@ class Gateway(PublicActor):
         return by_request(self.ledger, message) if isinstance(message, Texts) else [(b"", message)]
 
     def on_texts(self, message: Texts, now: float) -> None:
-        """One step's texts: into the ledger, and to each client all that is its own in one message."""
+        """Take the texts of a step into the ledger, and send each client all that is its own in one message."""
         if message.counters:
             self.scheduler_counters.take(message.counters)
         delivery = take_in(self.ledger, message)
@@ -265,7 +267,7 @@ class Gateway(PublicActor):
         for connection, items in delivery.deltas.items():
             self.connections.send_deltas(connection, items, now)
         for answer, end in delivery.failed:
-            if answer.number in self.ledger.answers:  # neither cut off nor failed just now
+            if answer.number in self.ledger.answers:  # it was neither cut off nor failed in this loop
                 answer.finished = True
                 if end.reason == "quarantined":
                     self.submissions.quarantine.remember(answer.request, end.message)
@@ -291,7 +293,7 @@ class Gateway(PublicActor):
         super().on_wake(now)
 
     def on_ending(self, ending: Ending, now: float) -> None:
-        """Last words: whatever is open ends with an error."""
+        """End all open requests with an error before the process ends."""
         for request in list(self.ledger.requests.values()):
             self.fail(request, "unavailable", ending.reason)
         self.connections.on_wake(now)
@@ -308,7 +310,7 @@ class Gateway(PublicActor):
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
         self.timelines.peers.add(peer.name)
         if peer.name not in PATH:
-            return  # what it held, another actor has
+            return  # it held nothing that another actor does not have
         if peer.name == "scheduler":
             self.scheduler_counters.restart()
             self.changes.ask_again()
@@ -317,7 +319,7 @@ class Gateway(PublicActor):
             self.quarantine(culprit, peer.name)
         self.ledger.cancelled.clear()
         self.ledger.unknown.clear()
-        if self.dev_mode:  # the last may be lost with the one that is gone
+        if self.dev_mode:  # the last one may be lost with the incarnation that is gone
             self.send("tokenizer", ForgetCache(self.cache_resets))
         for request in self.ledger.requests.values():
             request.attempt += 1
@@ -340,7 +342,7 @@ class Gateway(PublicActor):
     def on_adapters(
         self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
     ) -> None:
-        """The scheduler knows, and decides."""
+        """Ask the scheduler, which knows the adapters and decides about changes."""
         name, path = getattr(message, "name", ""), getattr(message, "path", "")
         if not isinstance(message, GetAdapters) and (error := self.changes.refusal(message)):
             self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=error))
@@ -349,7 +351,8 @@ class Gateway(PublicActor):
         self.send_changes(now)
 
     def send_changes(self, now: float) -> None:
-        """Hand on what may be done now: an adapter stays while a request that names it is open."""
+        """Send the scheduler the changes that are allowed now: an adapter stays while a request that names it is
+        open."""
         used = {request.params.adapter for request in self.ledger.requests.values()}
         for change in self.changes.take(used):
             self.send("scheduler", change)

@@ -1,7 +1,7 @@
 """The ledger: each open request, and what of its answer was delivered.
 
-It is what makes every other actor replaceable: when one of them is new, each open request is sent again
-with what its client already has, and what an earlier attempt still brings is dropped.
+It makes every other actor replaceable: when one of them is new, each open request is submitted again with what its
+client already has, and what still comes of an earlier attempt is dropped.
 """
 
 from __future__ import annotations
@@ -46,36 +46,37 @@ class Request:
     traceparent: str = ""
     """As in ``Generate``."""
     error: str = ""
-    """Why it ends without its whole answer."""
+    """The reason for which it ends before its answers are complete."""
     answers: list[Answer] = field(default_factory=list)
-    """``n`` of them, by index."""
+    """Its ``n`` answers, by index."""
     digest: bytes = b""
-    """A digest of all that was asked, the same for everyone who asks the same."""
+    """A digest of all that was asked: the same for all clients that ask the same."""
     attempt: int = 0
     sent: bool = False
-    """The current attempt has been sent on; a request that waits for a probation to end has not."""
+    """Whether the current attempt has been submitted; it is not while it waits for the end of a probation."""
     started_alone: Answer | None = None
-    """The answer that the current attempt has started alone; None once it has started all of them."""
+    """The answer that the current attempt has started first; None once all answers are started."""
     prompt_ids: bytes = b""
     tokenized: bool = False
     early: list[Delta] = field(default_factory=list)
-    """What waits for ``Tokenized``, which comes another way and may be later: the first delta has the prompt's ids."""
+    """Deltas that wait for ``Tokenized``, whose token ids the first of them carries. It comes from another actor, and
+    so may come later than they."""
     prompt_logprobs: list[dict[str, float] | None] | None = None
-    """They go out with the next delta of answer 0."""
+    """The logprobs of the prompt, to be sent with the next delta of answer 0."""
     prompt_logprobs_sent: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     accepted_at: float = 0.0
     first_at: float | None = None
-    """When its first token came."""
+    """The time at which its first token came."""
     queued_s: float = 0.0
     """Seconds that it waited in the scheduler for its first step."""
     planned_at: float | None = None
-    """When that was planned."""
+    """The time at which that step was planned."""
     suspected: int = 0
     """The number of times that it was in hand when an actor ended by its own fault."""
     passes_at: int = 0
-    """Delivered tokens with which it is past the point of the last such death."""
+    """The number of delivered tokens with which it is past the point of the last such death."""
 
     @property
     def unfinished(self) -> list[Answer]:
@@ -83,17 +84,17 @@ class Request:
 
     @property
     def lacks_prompt_ids(self) -> bool:
-        """Nothing of it can be delivered yet."""
+        """Whether nothing of it can be delivered yet, as the ids of its prompt have not come."""
         return self.return_prompt_ids and not self.tokenized
 
     @property
     def delivered_tokens(self) -> int:
-        """Tokens of all answers together."""
+        """The number of tokens of all answers together."""
         return sum(len(answer.delivered) for answer in self.answers)
 
     @property
     def started(self) -> list[Answer]:
-        """Unfinished answers that the current attempt has sent on: the end of each will come."""
+        """The unfinished answers that the current attempt has submitted: the end of each will come."""
         return [answer for answer in self.unfinished if self.sent and self.started_alone in (None, answer)]
 
     @property
@@ -110,14 +111,14 @@ class Answer:
     """One of the ``n`` answers to a request. To all other actors it is a request of its own."""
 
     number: int
-    """The ``request`` of the messages inside."""
+    """The number by which the other actors know it: ``request`` in their messages."""
     request: Request
     index: int
     params: SamplingParams
     """The request's, with the seed of this answer."""
     delivered: array[int]
     opened: bool = False
-    """The current attempt has reached the detokenizer; what comes now belongs to it."""
+    """Whether the current attempt has reached the detokenizer, so that what comes now belongs to it."""
     finished: bool = False
     reason: str = ""
     """The reason of its end, when it came."""
@@ -147,20 +148,20 @@ class Ledger:
 
     def __init__(self, epoch: int, note_moment: Callable[[str, int], None]) -> None:
         self.note_moment = note_moment
-        """Called with what has happened to which answer, for the timeline."""
+        """Called with the name of a moment and the number of an answer, for the trace."""
         self.requests: dict[int, Request] = {}
         self.by_id: dict[tuple[int, str], Request] = {}
         """Open requests by the number of their connection and the id that its client gave."""
         self.answers: dict[int, Answer] = {}
         """The answers of all open requests, by number."""
         self.open_bytes = 0
-        """Bytes of all prompts."""
+        """The number of bytes of all prompts together."""
         self.next_number = first_number(epoch)
         self.cancelled: set[int] = set()
-        """Numbers whose ``Cancel`` was sent since an actor was last new, and whose end has not come."""
+        """Numbers of answers that were cancelled and whose end has not come. It is emptied when an actor is new."""
         self.unknown: set[int] = set()
-        """Numbers of no open request whose tokens came: the ``Cancel`` was sent again. An end may come or not, since
-        what sent the tokens may be gone; they are forgotten when an actor is new."""
+        """Numbers of no open answer for which tokens came, and whose ``Cancel`` was sent again. Their end may come or
+        not, since the sender of the tokens may be gone. It is emptied when an actor is new."""
         self.deadlines = Deadlines(self.requests)
         self.on_end: Callable[[Request], None] | None = None
         """Called with each request that is over."""

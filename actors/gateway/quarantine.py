@@ -1,13 +1,13 @@
-"""Requests that may have killed an actor are tried alone, and the one that kills another is answered with an error.
+"""Runs requests that may have killed an actor alone, and gives up one that kills it again.
 
-When an actor behind the gateway ends by its own fault, each request that it had in hand is suspect: one of them
-may be the cause, and would be it again. So the suspects are sent one after the other, the newest first, since
-those that came earlier have done no harm for longer. What else there is waits meanwhile. One that is in hand
-alone at a second death is not tried a third time, and clears all the others.
+When an actor behind the gateway ends by its own fault, each request that it had in hand is a suspect: one of them may
+be the cause, and would kill the next incarnation too. So the suspects are submitted one at a time, the newest first,
+since the others have done no harm for longer. All other requests wait meanwhile. A suspect that is in hand alone when
+the actor dies again is answered with an error, and all the others are cleared.
 
-A tokenizer has a prompt in hand until it answers; a suspect has passed when it does. Scheduler and detokenizer
-have a request in hand until its end; there a suspect has passed when it is some tokens past the point of the
-death. It is then stopped until all have passed, so that the next one is alone.
+A tokenizer has a prompt in hand until it answers, and a suspect has passed its probation when it has answered.
+Scheduler and detokenizer have a request in hand until its end; there a suspect has passed when it is some tokens past
+the point of the death. It is then stopped until all suspects have passed, so that the next one runs alone.
 
 The scheduler has a quarantine of its own for the executor's suspects, since it knows what was in which step.
 """
@@ -28,8 +28,8 @@ PROBATION_GROWTH = 4
 suspected again: one that kills an actor late is caught after a few deaths."""
 
 MAX_QUARANTINED = 1024
-"""Most quarantined requests that are remembered, so that they are refused when they come again. Each has ended a
-service's actor twice, so there are few; a bound all the same, as every table has one."""
+"""Most quarantined requests that are remembered, so that they are refused when they come again. There are few, since
+each has ended an actor twice; but every table here has a bound."""
 
 
 class Suspicion:
@@ -38,7 +38,7 @@ class Suspicion:
     def __init__(self, actor: str, requests: Mapping[int, Request]) -> None:
         """``requests`` are all that are open."""
         self.streams = actor != "tokenizer"
-        """Not only prompts."""
+        """Whether whole requests are suspect, and not only their prompts."""
         self.requests = in_hand(requests.values(), streams=self.streams)
 
     def forget_closed(self, requests: Mapping[int, Request]) -> None:
@@ -50,28 +50,29 @@ class Quarantine:
 
     def __init__(self) -> None:
         self.suspects: dict[int, Request] = {}
-        """To be tried, one after the other, by number."""
+        """The suspects that wait for their probation, by number, in order."""
         self.on_probation: Request | None = None
         """The suspect that runs, alone."""
         self.streams = False
-        """Streams are suspect too, not only prompts: the one on probation must be the only one under way."""
+        """Whether whole requests are suspect: then nothing else may be under way beside the one on probation. Otherwise
+        only prompts are."""
         self.quarantined: OrderedDict[bytes, str] = OrderedDict()
-        """Digests of requests that are not tried again, from any client, and why."""
+        """Digests of requests that are refused, whoever sends them, and why."""
 
     @property
     def active(self) -> bool:
         return self.on_probation is not None or bool(self.suspects)
 
     def admits(self, request: Request) -> bool:
-        """Whether the request may be sent on now: beside suspect prompts, streams whose own was answered go on."""
+        """Whether the request may be submitted now. If only prompts are suspect, requests whose prompt is tokenized
+        may."""
         if not self.active or request is self.on_probation:
             return True
         return not self.streams and request.tokenized and request.number not in self.suspects
 
     def on_death(self, suspicion: Suspicion) -> Request | None:
-        """An actor ended by its own fault and had these in hand: the one that is not to be tried again, or None.
-
-        Those that are not become suspects.
+        """An actor ended by its own fault with these requests in hand. Returns the request that was on probation and
+        the only one in hand, which is to be quarantined; otherwise makes all of them suspects and returns None.
         """
         if self.on_probation is not None and suspicion.requests == [self.on_probation]:
             culprit, self.on_probation = self.on_probation, None
@@ -89,13 +90,13 @@ class Quarantine:
         return None
 
     def remember(self, request: Request, why: str) -> None:
-        """It is not to be asked for again."""
+        """Refuse the request from now on."""
         self.quarantined[request.digest] = why
         if len(self.quarantined) > MAX_QUARANTINED:
             self.quarantined.popitem(last=False)
 
     def take_passed(self, requests: Mapping[int, Request]) -> Request | None:
-        """The suspect on probation, once it has passed. Probation ends with that, or with the request."""
+        """The suspect that has just passed its probation, if there is one. Probation also ends with the request."""
         suspect = self.on_probation
         if suspect is None:
             return None
@@ -108,9 +109,8 @@ class Quarantine:
         return suspect if passed and is_open else None
 
     def next(self, requests: Mapping[int, Request]) -> Request | None:
-        """Put the next suspect on probation; None if it is not time, or there is no suspect left.
-
-        It is not time while another of the open ``requests`` is in hand, which could be the cause of a death.
+        """Put the next suspect on probation, and return it; None if there is none, or another of the open ``requests``
+        is still in hand, which could be the cause of a death.
         """
         self.suspects = {number: one for number, one in self.suspects.items() if number in requests}
         if self.on_probation is not None or in_hand(requests.values(), streams=self.streams):

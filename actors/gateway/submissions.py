@@ -1,4 +1,5 @@
-"""Which open requests are sent on, and which wait: for an actor that is down, or until a suspect has passed."""
+"""Decides which open requests are sent to the tokenizer, and which wait: for an actor that is down, or for the end of a
+probation."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ class Submissions:
         self.send = send
         self.quarantine = Quarantine()
         self.faulty: dict[str, Suspicion] = {}
-        """Actors that have ended by their own fault and are not back yet, and what they had in hand. Nothing is sent
-        on meanwhile: it is sent again to the next incarnation anyway."""
+        """Actors that have ended by their own fault and are not back yet, with what they had in hand. Nothing is
+        submitted meanwhile, since all of it is submitted to the next incarnation anyway."""
 
     def submit(self, request: Request) -> None:
-        """Start the request, or start it again from what was delivered, unless it has to wait for a probation to end.
+        """Start the request, or start it again from what was delivered, unless it has to wait.
 
-        One answer goes first, and the others once the prompt has been tokenized: it is so but once, and
-        they find its blocks in the prefix cache.
+        Its first answer is started alone, and the others once the prompt is tokenized. So the prompt is tokenized only
+        once, and they find its blocks in the prefix cache.
         """
         for answer in request.answers:
             answer.opened = False
@@ -35,16 +36,16 @@ class Submissions:
         self.send("tokenizer", request.started_alone.submission())
 
     def start_others(self, first: Answer, prompt: bytes) -> None:
-        """The prompt of the answer that went first is tokenized: the others of its request begin, with these ids."""
+        """The prompt of the answer that was started alone is tokenized: start the other answers with its token ids."""
         request = first.request
         request.started_alone = None
-        request.prompt = prompt  # a template may print the date: it is rendered but once
+        request.prompt = prompt  # rendered only once, as a template may print the date
         others = [other for other in request.unfinished if other is not first]
         for other in others:
             self.send("tokenizer", other.submission())
 
     def cancel(self, requests: list[Request]) -> None:
-        """End these without their whole answers."""
+        """End these requests before their answers are complete."""
         for request in requests:
             request.error = request.error or "abort"
             self.ledger.forget(request)
@@ -54,7 +55,7 @@ class Submissions:
             self.ledger.cancelled.update(answer.number for request in requests for answer in request.started)
 
     def pause(self, requests: list[Request]) -> None:
-        """Stop these; they are sent again later."""
+        """Stop these requests; they are submitted again later."""
         if requests:
             numbers = [answer.number for request in requests for answer in request.unfinished]
             self.send("tokenizer", Cancel(numbers))
@@ -67,11 +68,12 @@ class Submissions:
     # --- actors that end by their own fault -------------------------------------------------------
 
     def on_fault(self, actor: str) -> None:
-        """The actor has ended: what it has in hand is suspect once it is back."""
+        """The actor has ended by its own fault: the requests that it had in hand become suspects once it is back."""
         self.faulty.setdefault(actor, Suspicion(actor, self.ledger.requests))
 
     def resolve_fault(self, actor: str) -> Request | None:
-        """The actor is back, and what it had in hand is to be tried alone; returns a request that is tried no more."""
+        """The actor is back: put the requests that it had in hand into quarantine, to run alone. Returns the request
+        that has killed it again, if there is one."""
         suspicion = self.faulty.pop(actor, None)
         if suspicion is None:
             return None
@@ -81,7 +83,7 @@ class Submissions:
         return culprit
 
     def advance_probation(self) -> None:
-        """Go on with the next suspect if it is time; after the last one, with all that waits."""
+        """Submit the next suspect if it can begin; after the last one, submit all requests that wait."""
         quarantine, requests = self.quarantine, self.ledger.requests
         if not quarantine.active:
             return

@@ -1,4 +1,4 @@
-"""The base of the actors that clients speak to: everything but what each of them does with a request."""
+"""The base of the actors that clients speak to: connections, and the answers to all questions but requests."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from .connections import Connection, Connections
 from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
 
 SUPERVISOR_S = 5.0
-"""Time that the supervisor has to report the states of the actors, after which it counts as stopped."""
+"""Time in which the supervisor has to report the states of the actors; then it counts as stopped."""
 
 
 class PublicActor(Actor):
-    """Connections, and the answers that every client gets."""
+    """Holds the connections and answers what every client may ask; a subclass handles the requests."""
 
     def __init__(
         self, endpoint: str, model: str, bounds: Limits, *, server: str, formats: Formats = NO_FORMATS
@@ -54,11 +54,12 @@ class PublicActor(Actor):
         self.connections = Connections(self.send, self.wake_by, self.on_connection_lost)
         self.draining = False
         self.returning_until = 0.0
-        """Until then a drain waits for those who had asked an incarnation that has just died, and takes them in."""
+        """Until this time a drain still accepts requests of an incarnation that has just died, and waits for them."""
         self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
         self.timelines.peers.add(self.name)
         self.asking: deque[tuple[bytes, float]] = deque()
-        """Clients that want to know how the actors are, and when they have waited long enough; the oldest first."""
+        """Clients that have asked for the states of the actors, each with the time until which it waits; the oldest
+        first."""
         self.host_counters: dict[str, float] = dict.fromkeys(("dead_letters", "stale", "malformed"), 0.0)
         self.handlers |= {
             ClientMessage: self.on_client_message,
@@ -100,7 +101,7 @@ class PublicActor(Actor):
         raise NotImplementedError
 
     def on_connection_lost(self, connection: Connection) -> None:
-        """The client is gone, or was cut off: its requests end."""
+        """End the requests of a client that is gone or was cut off."""
         raise NotImplementedError
 
     # --- clients ----------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ class PublicActor(Actor):
         self.connections.send_to(connection, message)
 
     def send_if_there(self, address: bytes, message: ToClient) -> None:
-        """Send to a client that asked before, if it is still there."""
+        """Send the answer to a client that has asked earlier, if it is still there."""
         connection = self.connections.known.get(address)
         if connection is not None:
             self.send_to(connection, message)
@@ -175,7 +176,7 @@ class PublicActor(Actor):
         return self.connections.idle and self.now >= self.returning_until
 
     def refuses(self, message: Generate) -> bool:
-        """Whether a drain takes this in no more: it is new, and not asked again."""
+        """Whether the request is refused because of a drain: it is new, and not resent."""
         again = message.age_s > 0 or message.received or any(message.received_of_others)
         return self.draining and not (again and self.now < self.returning_until)
 
@@ -191,7 +192,8 @@ class PublicActor(Actor):
         self.send(HostAddress.SUPERVISOR, message)
 
     def answer_for_supervisor(self, now: float) -> None:
-        """A service whose supervisor does not answer is not well; who asks is to hear so, and not to wait for it."""
+        """Answer clients that have waited long enough for the supervisor: a service whose supervisor is silent is not
+        live."""
         while self.asking and self.asking[0][1] <= now:
             address, _ = self.asking.popleft()
             self.send_if_there(address, Actors(actors=[], live=False, ready=False, draining=self.draining))

@@ -1,8 +1,8 @@
-"""The connections of clients, and what waits for one that does not read.
+"""The connections of clients, and the messages that wait for a client that does not read.
 
-What a step brings waits until the turn is over, so that a gateway that is behind sends less often and
-catches up. A client that does not read has its deltas merged, one for each answer; beyond a bound it is
-cut off. It never holds up anyone else.
+The deltas of a step wait until the turn is over, so that a gateway that is behind sends fewer messages and catches up.
+The deltas for a client that does not read are merged into one for each answer; beyond a bound the client is cut off.
+It never delays other clients.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from ...protocol.events import ClientBlocked
 from ...protocol.messages import Delta, Deltas, Pong, ToClient, Trace
 
 PROBE_S = 1.0
-"""A client that has requests and was sent nothing for this long is probed, to learn whether it is still there: what is
-computed for one that left is wasted, and one message a second is little."""
+"""A client with requests that was sent nothing for this long is probed, to learn whether it is still there. What is
+computed for a client that has left is wasted, and one message a second costs little."""
 
 RETRY_S = 0.01
-"""Pause before a client that does not read is tried again: a few steps, in which its deltas are merged."""
+"""Pause before the next try to send to a client that does not read: a few steps, whose deltas are merged."""
 
 MAX_WAITING_TOKENS = 100_000
 """Most tokens that may wait for a client that does not read; beyond it, its requests are aborted."""
 
 MAX_WAITING_MESSAGES = 1024
-"""Most waiting messages, such as errors and statistics, that cannot be merged: as many as requests are open by default,
-each of which may end with one."""
+"""Most waiting messages that cannot be merged, such as errors and statistics: as many as there are open requests by
+default, since each may end with an error."""
 
 MAX_WAITING_TRACES = 2
-"""Most of these messages that may be large."""
+"""Most traces among these messages, which may be large."""
 
 MAX_CONNECTIONS = 4096
-"""Most connections that are remembered, several times the requests that are open by default. A client that was
-forgotten only has to say hello again."""
+"""Most connections that are remembered: several times as many as open requests by default. A client whose connection
+was forgotten only has to say hello again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,19 +42,19 @@ class Connection:
     address: bytes
     number: int
     open_ids: set[str] = field(default_factory=set)
-    """Ids of its open requests; the ledger, which has the requests, keeps them."""
+    """The ids of its open requests; the ledger, which holds the requests, updates them."""
     sent_at: float = 0.0
     waiting_deltas: dict[tuple[str, int], Delta] = field(default_factory=dict)
-    """Merged deltas, by request and answer, that wait: for the end of the turn, or for the client to read."""
+    """Merged deltas that wait for the end of the turn, or for the client to read, by request and answer."""
     waiting_tokens: int = 0
     waiting_messages: list[ToClient] = field(default_factory=list)
-    """Messages that wait too, and are sent after the deltas."""
+    """Other messages that wait, and are sent after the deltas."""
     blocked: bool = False
     """The client does not read."""
     retry_at: float = 0.0
 
     def uses(self, id: str) -> bool:
-        """Whether a request has this id whose end the client has not been sent."""
+        """Whether the id belongs to a request whose end the client has not been sent yet."""
         return id in self.open_ids or any(waiting == id for waiting, _ in self.waiting_deltas)
 
 
@@ -73,9 +73,9 @@ class Connections:
         """Called with a connection that is gone or cut off, so that its requests end."""
         self.known: dict[bytes, Connection] = {}
         self.waiting: dict[Connection, None] = {}
-        """Connections that have something to send, in the order in which it came: a turn looks at no others."""
+        """The connections for which something waits, in the order in which it came: a turn looks at no others."""
         self.probe_at = float("inf")
-        """When the first connection with a request has been silent for ``PROBE_S``, at the earliest."""
+        """The earliest time at which a connection with a request may have been silent for ``PROBE_S``."""
         self.next_number = 0
 
     @property
@@ -84,7 +84,7 @@ class Connections:
         return not self.waiting
 
     def greet(self, address: bytes, now: float) -> Connection:
-        """The connection of an address, a new one if its client had said no hello yet."""
+        """The connection of an address; a new one if its client says hello for the first time."""
         connection = self.known.get(address)
         if connection is None:
             self.forget_oldest_idle()
@@ -93,7 +93,7 @@ class Connections:
         return connection
 
     def forget_oldest_idle(self) -> None:
-        """Make place for a new connection; one without a request only has to say hello again."""
+        """If there are too many, forget the oldest connection without a request, whose client can say hello again."""
         if len(self.known) >= MAX_CONNECTIONS:
             idle = next((c for c in self.known.values() if not c.open_ids), None)
             if idle is not None:
@@ -104,7 +104,7 @@ class Connections:
         self.waiting.pop(connection, None)
 
     def cut_off(self, connection: Connection) -> None:
-        """Forget a connection and end its requests; should its client speak again, it says hello again."""
+        """Forget a connection and end its requests; its client may say hello again."""
         if self.known.get(connection.address) is connection:
             self.forget(connection)
             self.lost(connection)
@@ -119,7 +119,7 @@ class Connections:
             self.send(connection.address, message)
 
     def send_deltas(self, connection: Connection, items: list[Delta], now: float) -> None:
-        """Send when all that has arrived is taken in."""
+        """Send the deltas once all messages that have arrived are handled."""
         self.keep(connection, items)
         if not connection.blocked:
             self.wake_by(now)
@@ -145,7 +145,7 @@ class Connections:
             self.cut_off(connection)
 
     def on_blocked(self, blocked: ClientBlocked, now: float) -> None:
-        """Hold what the client did not take; its deltas merge until it reads again."""
+        """Keep the message that the client did not take, and merge its deltas until it reads again."""
         connection = self.known.get(blocked.client)
         if connection is None:
             return
@@ -160,12 +160,12 @@ class Connections:
     # --- time -------------------------------------------------------------------------------------
 
     def probe_by(self, when: float) -> None:
-        """A request is open from now on, whose client has to be there still at ``when``."""
+        """Probe at ``when``: there is a new request, whose client has to be there still."""
         self.probe_at = min(self.probe_at, when)
         self.wake_by(self.probe_at)
 
     def on_wake(self, now: float) -> None:
-        """Send what waits, try clients again that did not read, and probe those that were sent nothing for long."""
+        """Send what waits, retry clients that did not read, and probe those that were sent nothing for long."""
         for connection in list(self.waiting):
             if connection.blocked and now < connection.retry_at:
                 self.wake_by(connection.retry_at)
@@ -177,7 +177,7 @@ class Connections:
             self.wake_by(self.probe_at)
 
     def probe(self, now: float) -> None:
-        """Once in ``PROBE_S`` all connections are looked at."""
+        """Probe the connections that are due; about once in ``PROBE_S`` all are looked at."""
         self.probe_at = float("inf")
         for connection in list(self.known.values()):
             if not connection.open_ids:
@@ -191,7 +191,7 @@ class Connections:
             self.probe_at = min(self.probe_at, due)
 
     def send_waiting(self, connection: Connection, now: float) -> None:
-        """Send what waits for a client; the host says if it does not read."""
+        """Send all that waits for a client; the host reports if it does not read."""
         items, messages = list(connection.waiting_deltas.values()), connection.waiting_messages
         whole = connection.waiting_tokens <= MAX_WAITING_TOKENS
         connection.waiting_deltas, connection.waiting_tokens, connection.waiting_messages = {}, 0, []
@@ -206,7 +206,7 @@ class Connections:
 
 
 def weight_of(delta: Delta) -> int:
-    """Tokens and logprobs, which is what makes a delta large."""
+    """The number of tokens and logprobs, which make a delta large."""
     weight = len(delta.token_ids)
     if delta.logprobs:
         weight += sum(map(len, delta.logprobs))
@@ -216,7 +216,7 @@ def weight_of(delta: Delta) -> int:
 
 
 def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
-    """In messages that a client can take: it reads no frame of any size."""
+    """Divide deltas among messages, since a client reads frames only up to a limit."""
     part: list[Delta] = []
     weight = 0
     for item in items:
@@ -231,7 +231,7 @@ def by_weight(items: list[Delta]) -> Iterator[list[Delta]]:
 
 
 def put_last(waiting: dict[tuple[str, int], Delta], last: Delta) -> None:
-    """Put the last delta of a request behind those of its other answers, of which the first has the prompt's ids."""
+    """Put the last delta of a request behind those of its other answers; the prompt's ids stay in the first."""
     key = (last.id, last.index)
     waiting[key] = waiting.pop(key)
     if last.prompt_token_ids is not None:
@@ -240,7 +240,7 @@ def put_last(waiting: dict[tuple[str, int], Delta], last: Delta) -> None:
 
 
 def merge(waiting: Delta, item: Delta) -> None:
-    """Append a delta of an answer to one that waits."""
+    """Append a delta to one of the same answer that waits."""
     waiting.text += item.text
     waiting.token_ids += item.token_ids
     waiting.logprobs += item.logprobs
