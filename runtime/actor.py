@@ -1,9 +1,8 @@
 """An actor: a pure state machine.
 
-``receive(sender, message, now)`` returns the messages to send. An actor opens no socket, reads no
-clock and starts no thread; what it needs of the outside arrives as a message, and when it wants to
-be woken it says so in ``wake_at``. The same object therefore runs under a process host, under the
-simulator and in a unit test.
+``receive(sender, message, now)`` returns the messages to send. An actor opens no socket, reads no clock and starts no
+thread. What it needs from outside arrives as a message, and ``wake_at`` says when it wants to be woken. So the same
+object runs under a process host, under the simulator and in a unit test.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class HostAddress(Enum):
-    """What an actor can reach through its own host, which it addresses like a peer."""
+    """Addresses of what an actor can reach through its own host."""
 
     SUPERVISOR = "supervisor"
-    """Answers how all actors are."""
+    """Answers ``GetActors`` with the states of all actors."""
     LOG = "log"
-    """Writes a line, a text, into the log."""
+    """Writes a text as one line into the log."""
     TRACES = "traces"
     """Sends a ``RequestTrace`` to where ``traces_endpoint`` says."""
 
@@ -45,30 +44,30 @@ class Actor:
     wake_at: float | None = None
     """The time at which the host is to call ``wake``, in seconds of its clock; None: never."""
     blocking: bool = False
-    """The host waits in a poller (a step more or less matters), not in an event loop."""
+    """Whether the host waits in a poller, which reacts sooner, and not in an event loop."""
     endpoint: str | None = None
     """The endpoint at which the host binds a socket for clients, for the actor that speaks to them."""
     public_keys: PublicSocketKeys | None = None
-    """The clients that may connect to it; None: everybody who reaches it."""
+    """The keys of the clients that may connect; None: every client that reaches the endpoint may."""
     service_key: ClientKey | None = None
-    """The key that the services of ``sessions`` ask for; None: they ask for none."""
+    """The key with which it connects to the services of ``sessions``; None: they ask for none."""
     traces_endpoint: str | None = None
     """The endpoint to which the host sends the actor's spans of requests; None: there are none."""
     watched_file: str | None = None
-    """A file whose text the actor is to know, at first and whenever it changes."""
+    """A file whose text the host reports to the actor, at the start and whenever it changes."""
     completions_fd: int | None = None
     """The file descriptor by which the actor's device reports to the host that a step is complete; None: it has no
     device."""
     full_speed_at: float | None = 0.0
-    """Since when it is as fast as it can be, by the host's clock; None: it is ready and will be faster."""
+    """The time since which it is as fast as it can be, by the host's clock; None: it is ready, and will be faster."""
     progress: int = 0
-    """Grows whenever what makes the actor ``working`` has come forward."""
+    """Grows whenever the work under way has come forward; see ``working``."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         """The facts about this actor that the banner shows."""
         self.ring = Ring()
-        """The trace: the host adds a span for each turn, and the actor others that it knows better."""
+        """The trace: the host adds a span for each turn, and the actor adds what it alone knows."""
         self.now = 0.0
         """The host's clock at the begin of this turn."""
         self.outbox: list[Send] = []
@@ -81,18 +80,19 @@ class Actor:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way: a draining host may stop, and there is time to look for cycles."""
+        """Whether nothing is under way, so that a draining host may stop, and garbage may be collected."""
         return True
 
     @property
     def sessions(self) -> Mapping[str, Session] | None:
-        """For an actor that is itself a client of services: its side of each conversation, by a name that it has for
-        the service. The host connects them, carries what they say and hands on what comes."""
+        """For an actor that is itself a client of services: a session for each service, by the actor's own name for it.
+        The host connects them, sends their frames, and passes on the frames that arrive."""
         return None
 
     @property
     def working(self) -> bool:
-        """Something is under way that only this actor can bring forward: without ``progress`` it hangs."""
+        """Whether work is under way that only this actor can bring forward: if it makes no ``progress`` then, it
+        hangs."""
         return False
 
     @property
@@ -110,8 +110,8 @@ class Actor:
         return self.take_outbox()
 
     def parts(self, message: Any) -> Iterable[tuple[bytes, Any]]:
-        """The message in parts to be handled one after the other, each with the digest of the request that it is
-        about, or an empty one. Hosts ask after a death by the actor's own fault: should it die again, it is known
+        """Divide the message into parts that are handled one after the other, each with the digest of its request, or
+        an empty one. The host does so after a death by the actor's own fault: if the actor dies again, it is known
         which request it had in hand."""
         return [(b"", message)]
 
@@ -130,13 +130,13 @@ class Actor:
         return None
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """A new incarnation of a peer is there and knows nothing: say again what it must know."""
+        """A new incarnation of a peer has started and knows nothing: send it again what it must know."""
 
     def on_peer_down(self, peer: PeerDown, now: float) -> None:
-        """A peer has ended; what it was sent and has not answered is lost with it."""
+        """A peer has ended; the messages that it has not answered are lost with it."""
 
     def note_moment(self, name: str, request: int) -> None:
-        """This turn is a moment in the life of a request: its trace is to show it."""
+        """Record in the trace that this turn is a moment in the life of a request."""
         self.ring.add_moment(name, request, self.now)
 
     def send(self, to: Address, message: Any) -> None:

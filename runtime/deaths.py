@@ -1,4 +1,4 @@
-"""Records deaths: when an actor died, whether by its own fault, and what it had in hand."""
+"""Records the deaths of actors: when each died, whether by its own fault, and which request it had in hand."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections import Counter
 
 
 class Deaths:
-    """The last death of each child, and what requests have had to do with deaths."""
+    """The last death of each actor, and the number of deaths with each request in hand."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
-        """When those have died that are not back."""
+        """The times of death of the actors that are not back yet."""
         self.own_fault: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault."""
         self.with_request: Counter[bytes] = Counter()
         """How many actors have ended by their own fault while they had a request in hand, by its digest."""
 
     def note_fault(self, name: str, own_fault: bool, in_hand: bytes) -> None:
-        """For the next incarnation of a child."""
+        """Record how an actor has ended, for its next incarnation."""
         self.own_fault[name] = own_fault
         if own_fault and in_hand:
             self.with_request[in_hand] += 1
@@ -27,5 +27,5 @@ class Deaths:
 
     @property
     def quarantined(self) -> list[bytes]:
-        """Requests that were in hand at two deaths."""
+        """The digests of requests that were in hand at two deaths or more."""
         return [digest for digest, deaths in self.with_request.items() if deaths > 1]

@@ -1,11 +1,11 @@
-"""Epochs and sequence numbers: which frames count.
+"""Epochs and sequence numbers, by which an actor decides which frames to accept.
 
-A frame begins with the key of the service, which only its actors know: a stranger's is refused unread.
+A frame begins with the key of the service, which only its actors know. A frame without it is refused unread.
 
-Every incarnation of an actor has an epoch, given by the supervisor and higher than any before. A
-frame from an older epoch, or meant for one, is counted and dropped. Between two incarnations the
-frames are numbered; a gap means that something was lost between two living processes, which must
-not happen, so the receiver dies of it and is rebuilt.
+Every incarnation of an actor has an epoch, which the supervisor gives it and which is higher than any before. A frame
+that is from an older incarnation, or meant for one, is counted and dropped. The frames between two incarnations are
+numbered. A gap means that a frame was lost between two living processes, which must not happen: the receiver ends with
+an error, and its next incarnation begins anew.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Links:
         """Frames of an older incarnation, or meant for one, that were dropped."""
 
     def peer_up(self, name: str, epoch: int) -> bool:
-        """Note an incarnation; True if it is new."""
+        """Record an incarnation of a peer; True if it is new."""
         if epoch <= self.peers.get(name, 0):
             return False
         self.peers[name] = epoch
@@ -51,9 +51,9 @@ class Links:
         return encode_behind(self.key, Envelope(self.name, self.epoch, self.peers[to], sequence, message))
 
     def open(self, frame: bytes | bytearray) -> list[tuple[str, Any]]:
-        """The messages of a frame, as (sender, message); a first one of a new incarnation comes as ``PeerUp``.
+        """The messages of a frame, as (sender, message); before the first one of a new incarnation comes a ``PeerUp``.
 
-        ``ProtocolError`` if it is of a stranger.
+        ``ProtocolError`` if the frame does not have the service's key.
         """
         if not frame.startswith(self.key):
             raise ProtocolError(f"a frame of {len(frame)} bytes is not of this service")

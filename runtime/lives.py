@@ -1,7 +1,7 @@
-"""The lives of actors in virtual time: how they start, become ready, stand still and crash, and who hears of it.
+"""The lives of actors in virtual time: they start, become ready, stand still and crash, and the others hear of it.
 
-A start takes its time, in which an actor can crash again. The supervisor's own rule (`introductions`) decides which
-actors it knows from the first; of every other it hears when that one is ready.
+A start takes time, in which an actor can crash again. The supervisor's own rule (`introductions`) decides which actors
+it knows from the beginning; it hears of every other one when that is ready.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_DELAY_S = 0.002
 """Longest time that a message is on its way: a few steps, so that messages of different actors overtake each other."""
 
 START_S = 0.03
-"""Longest time from the begin of a start to an actor's first words, and mostly a tenth of it, about as long as a step;
-it is ready ``MAX_DELAY_S`` later, at most."""
+"""Longest time from the beginning of a start to an actor's first message. Mostly it is a tenth of that, about as long
+as a step. The actor is ready at most ``MAX_DELAY_S`` later."""
 
 
 class Lives(VirtualTime, ABC):
-    """Those of all actors; ``factories`` build the first and every later incarnation of each."""
+    """The lives of all actors; ``factories`` build the first and every later incarnation of each."""
 
     def __init__(
         self, seed: int, factories: dict[str, Callable[[Any], Actor]], groups: Sequence[Sequence[str]]
@@ -35,26 +35,27 @@ class Lives(VirtualTime, ABC):
         """``groups``: actors that crash together and start together, in this order."""
         super().__init__()
         self.life_rng = random.Random(~seed)
-        """How long starts and news take; apart, so that they do not shift the load that a seed stands for."""
+        """Draws how long starts and news take. It is separate, so that these draws do not change the load of a seed."""
         self.factories = factories
         self.groups = groups
         self.actors: dict[str, Actor] = {}
-        """Those that are ready."""
+        """The actors that are ready."""
         self.starting: dict[str, Actor] = {}
         self.known: dict[str, list[PeerUp]] = {}
-        """Whom each of these knows from its begin."""
+        """The peers that each starting actor knows from the beginning."""
         self.unheard: set[str] = set()
-        """Those that are ready, which the supervisor has still to hear."""
+        """The actors that are ready, of which the supervisor has not heard yet."""
         self.links: dict[str, Links] = {}
         self.epoch = 0
         self.news: dict[str, list[PeerUp | PeerDown]] = {}
         """News of deaths and of new incarnations that is on its way to each actor."""
         self.stands_still: dict[str, float] = {}
-        """Actors that do nothing, and until when."""
+        """Actors that are stopped, and until when."""
         self.postponed: dict[str, list[Callable[[], None]]] = {}
-        """What has come for them, or for those that are starting, in its order."""
+        """What has come for actors that are stopped or starting, in its order."""
         self.last_words: dict[int, float] = {}
-        """For each dead incarnation, until when what it sent still arrives; the rest died with it."""
+        """For each dead incarnation, by its epoch, the time until which its messages still arrive; later ones are
+        lost."""
         self.in_hand: dict[str, bytes] = {}
         """The digest of the client's request that an actor handles."""
         self.deaths = Deaths()
@@ -71,7 +72,7 @@ class Lives(VirtualTime, ABC):
         """One actor handles one message."""
 
     def start(self, name: str) -> None:
-        """A new incarnation begins; whom it knows decides the supervisor's own rule."""
+        """Begin a new incarnation; the supervisor's own rule decides which peers it knows."""
         self.epoch = epoch = self.epoch + 1
         self.known[name] = [
             PeerUp(other, self.links[other].epoch) for other in self.links if self.knows(name, other)
@@ -92,14 +93,15 @@ class Lives(VirtualTime, ABC):
         return name in self.starting and self.links[name].epoch == epoch
 
     def speak(self, name: str, epoch: int) -> None:
-        """Its first words, to those that it knows, before they or the supervisor hear that it is ready."""
+        """Let it send its first messages to the peers that it knows, before they or the supervisor hear that it is
+        ready."""
         if self.is_starting(name, epoch):
             for peer in self.known[name]:
                 self.introduce(self.links[name], peer.name, peer.epoch)
             self.after(self.life_rng.random() * MAX_DELAY_S, lambda: self.become_ready(name, epoch))
 
     def become_ready(self, name: str, epoch: int) -> None:
-        """From now on it handles what comes, and first what has come meanwhile."""
+        """From now on it handles messages, beginning with those that have come meanwhile."""
         if not self.is_starting(name, epoch):
             return
         self.actors[name] = self.starting.pop(name)
@@ -110,14 +112,14 @@ class Lives(VirtualTime, ABC):
             event()
 
     def hear_ready(self, name: str, epoch: int) -> None:
-        """The supervisor hears it, and tells all others."""
+        """The supervisor hears that it is ready, and tells all others."""
         if name in self.unheard and self.links[name].epoch == epoch:
             self.unheard.remove(name)
             self.send_news(PeerUp(name, epoch))
 
     def send_news(self, news: PeerUp | PeerDown) -> None:
-        """To all others, to the gateway last, which is the last of the list; it may take a while, but they take it in
-        before they handle anything else."""
+        """Send news to all others; the gateway is the last of the list. The news may take a while, but each takes it in
+        before it handles anything else."""
         for other in self.factories:
             if other != news.name and (other in self.actors or other in self.starting):
                 self.news[other].append(news)
@@ -138,13 +140,13 @@ class Lives(VirtualTime, ABC):
             self.turn(links.name, name, PeerUp(name, epoch))
 
     def crash(self, name: str, restart_after_s: float, *, own_fault: bool = False) -> None:
-        """The actor is gone, with its state and its group; a new one comes.
+        """End the actor, with its state and its group, and start new ones later.
 
-        Nobody is told of the death of one that was not ready, which has had nothing in hand.
+        If one was not ready, nobody hears of the death, and it has had nothing in hand.
         """
         group = next((group for group in self.groups if name in group), (name,))
         members = [member for member in group if member in self.actors or member in self.starting]
-        for member in members:  # the supervisor reads its last words first
+        for member in members:  # the supervisor first reads what it has said
             self.hear_ready(member, self.links[member].epoch)
         were_ready = all(member in self.actors for member in members)
         for member in members:

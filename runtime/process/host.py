@@ -1,8 +1,8 @@
 """The process host: runs one actor, turn by turn.
 
-Everything that has arrived goes to the actor, and everything that the actor returns goes out: to its peers
-(``mailboxes``), to clients (``public_socket``), to services that it is a client of (``services``), to the supervisor.
-How a host waits between two turns is in ``loops``.
+It gives everything that arrives to the actor, and sends everything that the actor returns: to its peers
+(``mailboxes``), to clients (``public_socket``), to services that the actor is a client of (``services``), and to the
+supervisor. How a host waits between two turns is in ``loops``.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
     from .public_socket import PublicSocket
 
 LONG_TURN_NS = 5_000_000
-"""A turn that took this long may have taken as long as the work that it started on the device, which then ends about
-now: the launch of a step without a graph takes tens of milliseconds, with one at most 1.4."""
+"""A turn that took this long may have taken as long as the step that it launched, which then ends about now. Launching
+a step without a graph takes tens of milliseconds, and with one at most 1.4."""
 
 COMPLETION_WAIT = 0.1
-"""How long to wait for that end, relative to the turn: more than the few tenths of a millisecond that it lags behind,
-and where it does not come, the next message is late by no more than this."""
+"""How long to wait for that end, as a share of the turn. It comes a few tenths of a millisecond after the turn; where
+it does not come, the next message is delayed by no more than this."""
 
 TURN = 32
-"""Most messages taken from one socket before the others have their turn, and what is due is done."""
+"""Most messages that are taken from one socket before the other sockets and timers are served."""
 
 CLIENT_TURN = 8
-"""The same for what clients ask: what a router makes of it leaves when the turn is over, and a service that begins with
-the first of many requests is not to wait until all are taken in."""
+"""The same for messages of clients. It is smaller because a router sends requests on at the end of a turn, and the
+first of many requests shall not wait until all are taken in."""
 
 
 class Host:
@@ -71,19 +71,20 @@ class Host:
         self.in_hand = InHand(begin.in_hand)
         self.quarantined = frozenset(begin.quarantined)
         self.careful = begin.crashed
-        """The incarnation before this one ended by its own fault: what is in hand is noted request by request."""
+        """Whether the incarnation before this one ended by its own fault: then messages are handled request by request,
+        and the one in hand is noted."""
         self.ring = actor.ring
         self.dumps: list[Iterator[tuple[str, Spans]]] = []
-        """What is left to send of each trace that was asked for."""
+        """For each trace that was asked for, the parts that are left to send."""
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
         self.turns = 0
-        """Messages handled."""
+        """The number of messages handled."""
         self.busy_ns = 0
-        """Spent in the actor's turns."""
+        """The time spent in the actor's turns."""
         self.reported_turns = 0
         self.awake = True
-        """The supervisor probes this host, since it knows that there is something to do."""
+        """Whether the supervisor probes this host, as it knows that there is something to do."""
         self.draining = False
         self.stopped = False
         self.mailboxes = Mailboxes(self.context, begin)
@@ -101,14 +102,14 @@ class Host:
             self.connect(name, epoch, mailbox)
 
     def open_public(self, endpoint: str) -> str:
-        """Bind the public socket; returns where it really is."""
-        from .public_socket import PublicSocket  # which only the actor that clients speak to has
+        """Bind the public socket; returns its real endpoint."""
+        from .public_socket import PublicSocket  # imported only by the actor that clients speak to
 
         self.public = PublicSocket(self.context, endpoint, self.actor.public_keys)
         return self.public.endpoint
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
-        """A new incarnation of a peer: let the actor know, and send to its new mailbox, also what waited for that."""
+        """Connect to a new incarnation of a peer, report it to the actor, and send the messages that waited for it."""
         if not self.mailboxes.connect(name, epoch, mailbox):
             return
         if self.links.peer_up(name, epoch):
@@ -118,7 +119,7 @@ class Host:
     # --- one turn ---------------------------------------------------------------------------------
 
     def handle(self, sender: Address, message: Any) -> None:
-        """Give one message to the actor, and send what it answers."""
+        """Give one message to the actor, and send what it returns."""
         self.announce_awake()
         self.turns += 1
         if type(message) is DumpTrace:
@@ -131,18 +132,19 @@ class Host:
         self.deliver(sends)
 
     def announce_awake(self) -> None:
-        """Before anything is handled after a pause: should it never end, the supervisor notices."""
+        """Report to the supervisor, before the first message after a pause, that there is something to do: it would
+        notice if the turn never ended."""
         if not self.awake:
             self.awake = True
             self.inform(control.Awake())
 
     def inform(self, message: control.AnyControl) -> None:
-        """Send to the supervisor; one that has stopped reading is not waited for."""
+        """Send to the supervisor, without waiting for one that does not read."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             control.send(self.channel, message)
 
     def note(self, message: Any, sends: list[Send], begun: int) -> None:
-        """A span named after what the turn made for a step, or else after what began it."""
+        """Record the turn as a span, named after what it made for a step, or else after the message that began it."""
         message = next((made for _, made in sends if isinstance(made, OfStep)), message)
         step = message.step if isinstance(message, OfStep) else -1
         ended = time.monotonic_ns()
@@ -150,7 +152,7 @@ class Host:
         self.ring.add(self.links.name, type(message).__name__, step, begun, ended)
 
     def dump(self, to: str, since_ns: int) -> Iterator[tuple[str, Spans]]:
-        """The trace, in parts: between two of them the actor goes on with its work."""
+        """The trace in parts, between which the actor goes on with its work."""
         for part in self.ring.dump(since_ns):
             yield to, Spans(self.links.name, part, since_ns)
         yield to, Spans(self.links.name, self.ring.outline(since_ns), since_ns, last=True)
@@ -177,7 +179,7 @@ class Host:
                 self.traces.export(message)
             elif isinstance(to, HostAddress):
                 self.inform(control.AskActors())
-            elif to in blocked:  # nothing overtakes what could not be sent
+            elif to in blocked:  # what could not be sent must not be overtaken
                 self.handle(b"", ClientBlocked(to, message))
             elif not self.deliver_to_client(to, message):
                 blocked.add(to)
@@ -189,7 +191,7 @@ class Host:
             self.mailboxes.send(to, message)
 
     def deliver_to_client(self, client: bytes, message: Any) -> bool:
-        """False if the client does not read, which the actor hears."""
+        """Send to a client; returns False if it does not read, which the actor is told."""
         assert self.public is not None
         outcome = self.public.send(client, message)
         if outcome == "blocked":
@@ -199,13 +201,13 @@ class Host:
         return outcome != "blocked"
 
     def drain_mailbox(self) -> bool:
-        """Hand over what has arrived from other actors; True if there may be more, and that comes first."""
+        """Handle what has arrived from other actors; True if there may be more, which is to be handled next."""
         for _ in range(TURN):
             opened = self.mailboxes.receive()
             if opened is None:
                 return False
-            # What the supervisor reported before this was sent is known before it is handled: a request that is
-            # sent again because of a new peer must not meet an actor that still speaks to the old one.
+            # Take in first what the supervisor reported before this message was sent: a request that is submitted
+            # again because of a new peer must not meet an actor that still speaks to the old one.
             self.drain_control()
             for sender, message in opened:
                 before_ns = self.busy_ns
@@ -216,11 +218,11 @@ class Host:
                 turn_ns = self.busy_ns - before_ns
                 self.complete_first(turn_ns)
                 if turn_ns >= LONG_TURN_NS and self.is_due(time.monotonic()):
-                    return False  # before the next message, which may have come meanwhile, and so would one after it
+                    return False  # what is due comes before the next message, even if that is there already
         return True
 
     def handle_parts(self, sender: Address, message: Any) -> None:
-        """Handle a message one request after the other, and note which is in hand."""
+        """Handle a message request by request, and note which one is in hand."""
         for digest, part in self.actor.parts(message):
             if digest:
                 self.in_hand.take(digest)
@@ -229,12 +231,13 @@ class Host:
                 self.in_hand.put_down()
 
     def complete_first(self, turn_ns: int) -> None:
-        """After a long turn: what the device has completed goes before the next message.
+        """After a long turn, handle what the device has completed before the next message.
 
-        Where launching a step takes as long as the step, its completion comes just after the turn. Handled only after
-        the next launch, it would meet the completion of that one: both results would be sent at once, two plans come
-        back at once, and from then on tokens come in pairs, with twice the gap between. Of 60 steps launched in 30 ms
-        that end 0.3 ms later, 60 are handed over singly with this wait; 42 to 54 if the host only looked, without it.
+        If launching a step takes as long as the step, its completion comes just after the turn. If it were handled only
+        after the next launch, two completions would come together: both results would be sent at once, two plans would
+        come back at once, and from then on tokens would come in pairs, with twice the gap between them. Of 60 steps
+        that are launched in 30 ms and end 0.3 ms later, all are then handled one by one; if the host only looked,
+        without waiting, 42 to 54 were.
         """
         device = self.actor.completions_fd
         if device is None or turn_ns < LONG_TURN_NS:
@@ -250,7 +253,7 @@ class Host:
         self.handle("device", Completed())
 
     def drain_public(self) -> bool:
-        """Hand over what has arrived from clients; True if there may be more."""
+        """Handle what has arrived from clients; True if there may be more."""
         if self.public is None:
             return False
         for _ in range(CLIENT_TURN):
@@ -279,7 +282,7 @@ class Host:
         return True
 
     def drain_services(self) -> bool:
-        """Hand over what has arrived from services; True if there may be more."""
+        """Handle what has arrived from services; True if there may be more."""
         if self.services is None:
             return False
         for message in self.services.arrived(TURN):
@@ -296,7 +299,7 @@ class Host:
         return digest
 
     def drain_control(self) -> None:
-        """Hand over what the supervisor says; its death ends the process."""
+        """Handle what the supervisor says; its death ends the process."""
         while not self.stopped:
             try:
                 message = control.receive(self.channel)
@@ -365,11 +368,11 @@ class Host:
         return None if wake_at is None else max(0.0, wake_at - now)
 
     def is_due(self, now: float) -> bool:
-        """Whether the actor is to be woken."""
+        """Whether it is time to wake the actor."""
         return self.actor.wake_at is not None and self.actor.wake_at <= now
 
     def wake(self, now: float) -> None:
-        """Let the actor do what is due, and send it."""
+        """Let the actor do what is due, and send what it returns."""
         self.announce_awake()
         begun = time.monotonic_ns()
         sends = self.actor.wake(now)

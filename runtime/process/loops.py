@@ -1,8 +1,8 @@
 """The two loops of a host: how it waits for its sockets, its actor's device and the clock.
 
-A blocking poller is for scheduler and executor, where a step more or less matters. uvloop is for the rest: there the
-raw sockets are drained until they are empty, and looked at again after each send, since ZeroMQ signals its file
-descriptor only on the edge.
+Scheduler and executor wait in a blocking poller, which reacts soonest. The others wait in uvloop: there the raw sockets
+are drained until they are empty, and looked at again after each send, since ZeroMQ's file descriptors are
+edge-triggered.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import zmq
 from .host import Host
 
 TURNS_PER_COLLECTION = 10_000
-"""Turns of a blocking host after which it looks for cycles, the next time that there is nothing to do."""
+"""Turns after which a blocking host collects garbage, the next time that there is nothing to do."""
 
 
 def run_blocking(host: Host) -> None:
-    """Wait in a poller; nothing runs while nothing happens."""
+    """Wait in a poller, without any timer while nothing is due."""
     poller = zmq.Poller()
     poller.register(host.mailboxes.own, zmq.POLLIN)
     poller.register(host.channel.fileno(), zmq.POLLIN)
@@ -43,7 +43,7 @@ def run_blocking(host: Host) -> None:
 
 def run_events(host: Host) -> None:
     """Wait in uvloop for the sockets' file descriptors."""
-    import asyncio  # neither is needed where a host blocks
+    import asyncio  # neither is imported where a host blocks
 
     import uvloop
 
@@ -56,7 +56,8 @@ def run_events(host: Host) -> None:
         if host.public is not None:
             drains[host.public.socket] = host.drain_public
         readable = set(drains)
-        """Sockets that may have something: a turn tries no others, since it takes longest to learn of nothing."""
+        """Sockets on which something may have arrived. A turn tries no others, since finding an empty one takes
+        longest."""
 
         def turn() -> None:
             nonlocal timer
@@ -77,7 +78,7 @@ def run_events(host: Host) -> None:
                 if not done.done():
                     done.set_result(None)
                 return
-            # Sending may have used up the edge that signalled a message: look again.
+            # Sending may have consumed the edge that signalled a message: look again.
             for s in drains:
                 if s not in readable and int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     readable.add(s)

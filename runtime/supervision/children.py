@@ -1,4 +1,4 @@
-"""A child of the supervisor: how it is specified, started, spoken to, and why it ended."""
+"""A child of the supervisor: its specification, its start, the channel to it, and the reason of its end."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from .forked import ForkedProcess, fork_from
 from .liveness import Liveness
 
 PROCESS = f"{__name__.split('.supervision')[0]}.process"
-"""Where the modules are that child processes run."""
+"""The package of the modules that child processes run."""
 
 STOP_TIMEOUT_S = 2.0
-"""Time that a child has to end before it is killed: closing sockets takes milliseconds, and a child that takes longer
-is busy with what nobody waits for any more."""
+"""Time that a child has to end before it is killed. Closing sockets takes milliseconds, and nobody waits for anything
+else."""
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that a process does not die of by its own fault."""
+"""Signals that come from outside: a process that dies of one did not end by its own fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """The definition of one child: how to start it, and what to expect of it."""
+    """The specification of one child: how to start it, and what to expect of it."""
 
     name: str
     factory: str
     """``module:function`` that builds the actor."""
     options: dict[str, Any]
     waits: bool = False
-    """Start only when every child before it in the list is ready."""
+    """Whether to start it only when every child before it in the list is ready."""
     hang_timeout_s: float = 10.0
     """An actor that has something to do and makes no progress for this long is ended and restarted. It may
     report another limit as the fact of this name."""
@@ -79,9 +79,10 @@ class Child:
     channel: socket.socket
     pidfd: int
     since: float
-    """When it was started."""
+    """The time at which it was started."""
     kills_for_memory: int
-    """By the kernel, on the whole machine, when it was started."""
+    """The number of processes that the kernel had killed for lack of memory when it was started, on the whole
+    machine."""
     in_hand: InHand
     state: str = "starting"
     """``ActorState.state``."""
@@ -89,18 +90,18 @@ class Child:
     facts: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
     liveness: Liveness | None = None
-    """From when it is ready."""
+    """None until it is ready."""
     hung: bool = False
     asked_for: bool = False
-    """Its end: it is to be restarted."""
+    """Whether it is ended on request, to be restarted."""
     drained: bool = False
-    """It was told to drain, and nothing is under way any more."""
+    """Whether it has drained: nothing is under way any more."""
     failure: control.Failed | None = None
-    """What it said before it ended."""
+    """The reason of its end, if it gave one."""
     forked: bool = False
-    """From the spare; or it was started from nothing."""
+    """Whether it was forked from the spare, and not started from nothing."""
     output: Output | None = None
-    """What it prints, where that has to be made into JSON; elsewhere it goes straight to standard error."""
+    """Its output, where that is written as JSON; otherwise it goes straight to standard error."""
 
     @staticmethod
     def spawn(

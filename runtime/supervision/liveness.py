@@ -1,10 +1,9 @@
-"""Whether an actor lives: by its progress, not by its process or its socket. No I/O and no clock.
+"""Decides whether an actor lives, by its progress and not by its process or its socket. No I/O and no clock.
 
-The supervisor probes an actor while there is something to do, and the actor's own loop answers; a loop
-that is stopped, spins or waits for something that never comes does not. An actor that is ``working`` must
-also come forward between two answers, for which it may have more time than its loop for an answer. One that
-has nothing to do is not probed: it says so before it handles the next message (``Awake``), and so an idle
-service costs nothing.
+The supervisor probes an actor while it has something to do, and the actor's own loop answers. A loop that is stopped,
+spins, or waits for something that never comes does not answer. An actor that is ``working`` must also have made
+progress between two answers, for which it may have more time than for an answer. An actor that has nothing to do is not
+probed: it reports before it handles the next message (``Awake``), so that an idle service costs nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ PROBES_PER_LIMIT = 4
 
 
 class Liveness:
-    """Tracks the progress of one incarnation; it hangs after ``limit_s`` without any, and after ``silence_s`` without
-    an answer of its loop, if that is less.
+    """Tracks the progress of one incarnation. It hangs after ``limit_s`` without progress, or after ``silence_s``
+    without an answer of its loop, if that is less.
 
     An actor that knows better how long its work may take reports another limit.
     """
@@ -36,24 +35,24 @@ class Liveness:
         """A probe is on its way and not answered."""
         self.heard_at = now
         self.turned_at = now
-        """When it was last seen to have handled a message."""
+        """The time of the last answer that showed that it had handled a message."""
         self.forward_at = now
-        """When what it is working at was last seen to come forward, or when it last had nothing."""
+        """The time of the last answer that showed progress of its work, or that it had no work."""
         self.report: Report | None = None
 
     def wake(self, now: float) -> None:
-        """There is something to do."""
+        """The actor has something to do from now on."""
         if not self.awake:
             self.awake = True
             self.heard_at = now
 
     def ask(self, now: float) -> None:
-        """A probe is sent."""
+        """A probe is being sent."""
         self.wake(now)
         self.asked = True
 
     def take(self, report: Report, now: float) -> None:
-        """The answer to a probe."""
+        """Take in the answer to a probe."""
         last, self.report = self.report, report
         self.asked, self.awake, self.heard_at = False, not report.idle, now
         if report.hang_limit_s is not None:
@@ -64,7 +63,7 @@ class Liveness:
             self.forward_at = now
 
     def reset_timers(self, now: float) -> None:
-        """The supervisor itself was away: nothing is known of that time."""
+        """Begin anew, as the supervisor itself was stopped: nothing is known of that time."""
         self.heard_at = self.forward_at = now
 
     @property
@@ -73,17 +72,17 @@ class Liveness:
 
     @property
     def hangs_at(self) -> float | None:
-        """When it counts as hung if nothing more is heard; None while it has nothing to do."""
+        """The time at which it counts as hung if nothing more is heard; None while it has nothing to do."""
         return min(self.ends)[0] if self.awake else None
 
     @property
     def hangs_after_s(self) -> float:
-        """The limit that it reaches first."""
+        """The limit that it will reach first, in seconds."""
         return min(self.ends)[1]
 
     @property
     def ends(self) -> list[tuple[float, float]]:
-        """When it reaches each of its limits, and the limit."""
+        """For each of its limits, the time at which it is reached, and the limit."""
         silence_s = min(self.limit_s, self.silence_s)
         ends = [(self.heard_at + silence_s, silence_s)]
         return [*ends, (self.forward_at + self.limit_s, self.limit_s)] if self.working else ends
@@ -96,7 +95,7 @@ class Liveness:
 
     @property
     def due(self) -> float | None:
-        """When the next probe is due, or a limit is reached, whichever comes first."""
+        """The time at which the next probe is due or a limit is reached, whichever is first."""
         if not self.awake or self.hangs_at is None:
             return None
         return self.hangs_at if self.asked else min(self.hangs_at, self.heard_at + self.every_s)

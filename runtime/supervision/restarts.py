@@ -1,9 +1,8 @@
-"""When a child that died starts again: alone, with all others, or not at all. No I/O and no clock.
+"""Decides how a child that died starts again: alone, with all others, or not at all. No I/O and no clock.
 
-A death soon after the child was ready, or before, is one of a row; a child that has lived for ``PERIOD_S``
-begins a new row. Up to ``INTENSITY`` in a row it is started again alone, each time after a longer pause.
-Beyond that the fault may lie in what the others hold, so all are started again, once. If that does not heal
-it either, nothing here will, and the service ends.
+Deaths of a child count as one series until it has lived for ``PERIOD_S`` after it was ready. For the first
+``INTENSITY`` deaths of a series it is started again alone, each time after a longer pause. Then the fault may lie in
+what the other children hold, so all are started again, once. If that does not help either, the service ends.
 
 A child that says that what it needs is lost for good is tried ``TRIES`` times in all, without the others, which could
 not help it; then the service ends.
@@ -43,14 +42,14 @@ class Decision:
 
 
 class Restarts:
-    """The deaths of all children of one supervisor."""
+    """Counts the deaths of all children of one supervisor, and decides on each."""
 
     def __init__(self) -> None:
         self.in_a_row: defaultdict[str, int] = defaultdict(int)
         self.lost_in_a_row: defaultdict[str, int] = defaultdict(int)
-        """How often each found what it needs lost for good, and was not ready since."""
+        """How often each child found that what it needs is lost for good, since it was last ready."""
         self.all_restarted = False
-        """And no child has lived for long since."""
+        """Whether all were started again, and no child has lived for ``PERIOD_S`` since."""
 
     def on_death(
         self, name: str, lived_s: float, *, frontend: bool = False, for_good: bool = False

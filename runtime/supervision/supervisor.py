@@ -32,17 +32,17 @@ from .status import Status
 from .stop_requests import StopRequests
 
 START_TIMEOUT_S = 600.0
-"""Time in which all children must be ready: the weights of a large model may come from a slow disk, and one that waits
-for longer is to hear which actor it waits for."""
+"""Time in which all children must be ready. The weights of a large model may come from a slow disk; whoever waits for
+longer is told which actor is not ready."""
 
 AWAY_S = 1.0
-"""A supervisor that comes this much late out of a wait was itself stopped."""
+"""A supervisor that returns from a wait this much too late was itself stopped."""
 
 RETURN_S = 2.0
-"""How long clients have, in a drain, to come to the successor of an actor that had taken in what they asked."""
+"""Time that clients have, in a drain, to resend their requests to the successor of an actor that has died."""
 
 SAYING_SO_S = 0.1
-"""How long after a second signal it may still turn out that nothing was left to finish."""
+"""Time after a second signal in which children that have just finished can still say so."""
 
 
 class Supervisor:
@@ -56,50 +56,53 @@ class Supervisor:
         *,
         collect_output: bool = False,
     ) -> None:
-        """``collect_output``: what children print goes through the log instead of straight to standard error."""
+        """``collect_output``: the output of children goes through the log instead of straight to standard error."""
         self.specs = [spec for spec in specs if spec.role not in HELPERS]
         self.waiting_for_spare: list[ChildSpec] = []
-        """Whose first incarnation is forked from the spare, when that is ready."""
+        """Children whose first incarnation will be forked from the spare, when that is ready."""
         self.directory = directory
         self.locks: list[int] = []
-        """On the directory, for life, each time that it had to be made again."""
+        """Locks on the run directory, held until the end; one for each time that it had to be made again."""
         self.collect_output = collect_output
         self.notify = notify
         self.children: dict[str, Child] = {}
         self.epoch = 0
         self.serving = False
-        """All children have been ready: one that dies from now on is restarted."""
+        """Whether all children have been ready, so that one that dies is restarted."""
         self.has_served = False
-        """Whether it has served before, though all may be starting again now."""
+        """Whether it has ever been serving, even if all children are starting again now."""
         self.restarts = Restarts()
         self.deaths = Deaths()
         self.due = DueRestarts()
         self.all_due: ChildFailed | None = None
-        """All have to start again, because of this."""
+        """The death because of which all children have to start again; None: they have not."""
         self.key = os.urandom(16)
-        """What frames between the actors begin with, so that nobody else's are taken for theirs."""
+        """The key with which frames between the actors begin, so that no frame of anybody else is accepted."""
         self.status = Status(self.children, f"ipc://{directory}/control")
         self.helpers = Helpers(specs, self.status, directory, collect_output=collect_output)
         self.probes = Probes(self.children, self.status)
         self.stop_requests = StopRequests()
         self.cut_off = ""
-        """What ended in a drain before it had answered, and cannot come back to it."""
+        """Why, in a drain, answers cannot be finished any more; empty: they can."""
 
     @property
     def stopping(self) -> bool:
-        """Whether the service was told to stop."""
+        """Whether the service has been told to stop."""
         return self.stop_requests.pending
 
     # --- starting ---------------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Start all children; ``ChildFailed`` if one cannot. False: told to stop before they were ready."""
+        """Start all children; ``ChildFailed`` if one cannot start. Returns False if told to stop before all were
+        ready."""
         deadline = time.monotonic() + START_TIMEOUT_S
         self.start_helpers()
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            if spec.name in self.children:  # a frontend that has stayed, and ends before the gateway as ever
+            if (
+                spec.name in self.children
+            ):  # a frontend that has stayed: move it to the end, since it is to be stopped before the gateway
                 self.children[spec.name] = self.children.pop(spec.name)
             elif self.helpers.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
@@ -110,7 +113,8 @@ class Supervisor:
         return self.serving
 
     def spawn_first(self, spec: ChildSpec) -> None:
-        """Start a child with all others; where there is no room for one that was there before, it is tried again."""
+        """Start a child together with all others; if all start again and the machine has no room for it, retry
+        later."""
         try:
             self.spawn(spec)
         except CannotStart as error:
@@ -173,7 +177,7 @@ class Supervisor:
         return True
 
     def starting(self) -> list[str]:
-        """The children that have to be ready and are not."""
+        """The names of the children that have to be ready and are not."""
         waiting = [spec.name for spec in (*self.waiting_for_spare, *(spec for _, spec in self.due.waiting))]
         return waiting + [
             child.spec.name
@@ -189,16 +193,18 @@ class Supervisor:
             return
         self.probes.begin(child, now)
         if "endpoint" in ready.facts:
-            child.spec.options["endpoint"] = ready.facts["endpoint"]  # a later incarnation takes the same
+            child.spec.options["endpoint"] = ready.facts[
+                "endpoint"
+            ]  # a later incarnation uses the same endpoint
         child.spec.options.update(ready.facts.get("settled", {}))
         news = control.Peer(name, child.epoch, child.mailbox)
-        # In the order of the list: the gateway, which comes last, sends requests again when it hears the
-        # news, and by then all others have to have it in their channels.
+        # In the order of the list: the gateway is last, and submits its requests again when it hears the news. By then
+        # the news has to be in the channels of all others.
         for spec in self.specs:
             other = self.children.get(spec.name)
             if other is not None and other is not child and spec.role == child.spec.role == "actor":
                 other.send(news)
-        self.status.reported.clear()  # a new one who answers for the service knows no counters
+        self.status.reported.clear()  # the actor that answers questions may be new and know no counters
         if name in self.deaths.at:
             logger.info(
                 "%s (pid %d) is back after %.2f s%s",
@@ -211,14 +217,14 @@ class Supervisor:
     # --- watching ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Watch until told to stop; ``ChildFailed`` when a child is gone for good."""
+        """Watch the children until told to stop; ``ChildFailed`` if one cannot be restarted."""
         while not self.stopping:
             self.run_once(None)
             if self.all_due is not None:
                 self.restart_all()
 
     def run_once(self, timeout_s: float | None) -> None:
-        """Wait for something to happen and deal with it; ``ChildFailed`` if a child is gone for good."""
+        """Wait for something to happen and handle it; ``ChildFailed`` if a child cannot be restarted."""
         waits = [
             *(
                 self.restart_due(),
@@ -260,7 +266,7 @@ class Supervisor:
                     self.on_death(child)
 
     def hear(self, child: Child) -> None:
-        """Take in everything that a child says."""
+        """Handle everything that a child has said."""
         while True:
             try:
                 message = control.receive(child.channel)
@@ -284,7 +290,7 @@ class Supervisor:
                 return
 
     def restart(self, name: str) -> None:
-        """End a child, so that it is started again: there is one way to come back, and this is it."""
+        """Restart a child: it is killed, and then started again as after any death."""
         child = self.children.get(name)
         if child is None:
             raise InvalidRequest(f"there is no actor {name!r}; there are {', '.join(self.children)}")
@@ -297,7 +303,8 @@ class Supervisor:
     # --- death ------------------------------------------------------------------------------------
 
     def on_death(self, child: Child) -> None:
-        """Start it again, or all; ``ChildFailed`` if it never was ready or nothing helps."""
+        """Have a dead child, or all children, start again; ``ChildFailed`` if it never was ready or no restart
+        helps."""
         self.hear(child)  # its last words, if any
         if child.spec.frontend_of is not None and self.stopping and child.has_work and not child.drained:
             self.cut_off = (
@@ -321,7 +328,7 @@ class Supervisor:
         for member in members:
             self.deaths.at[member.spec.name] = now
             self.status.keep_counters(member)
-            if were_ready:  # one that was never ready has had nothing in hand
+            if were_ready:  # a child that was never ready has had no request in hand
                 self.note_fault(member, own_fault, in_hand if member is child else b"")
         if child.asked_for:
             logger.info("%s (pid %d) is restarted, as was asked", name, child.process.pid)
@@ -331,7 +338,7 @@ class Supervisor:
         self.schedule_restart(child, members, failed, now)
 
     def schedule_restart(self, child: Child, members: list[Child], failed: ChildFailed, now: float) -> None:
-        """Have what has died together start again when `Restarts` says; raises ``failed`` if that says never."""
+        """Have the children that died together start again when `Restarts` says; raises ``failed`` if it says never."""
         name, frontend = child.spec.name, child.spec.frontend_of is not None
         lived_s = min(member.lived_s(now) for member in members)
         for_good = child.failure is not None and child.failure.for_good
@@ -352,7 +359,7 @@ class Supervisor:
         logger.warning("%s %s (%d%s in a row)", ended, what, decision.in_a_row, most)
 
     def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
-        """Let all others know how an actor has ended, and its next incarnation what it had in hand."""
+        """Tell all other actors how one has ended, and keep for its next incarnation what it had in hand."""
         self.deaths.note_fault(child.spec.name, own_fault, in_hand)
         if child.spec.role == "actor":
             for other in self.children.values():
@@ -360,7 +367,7 @@ class Supervisor:
                     other.send(control.PeerDied(child.spec.name, own_fault))
 
     def restart_due(self) -> float | None:
-        """Start what has waited long enough; returns how long to wait for the next."""
+        """Start the children whose pause is over; returns the seconds until the next is due."""
         now = time.monotonic()
         if self.waiting_for_spare and self.helpers.source(self.waiting_for_spare[0], first=True) != "later":
             waiting, self.waiting_for_spare = self.waiting_for_spare, []
@@ -378,10 +385,10 @@ class Supervisor:
         return None if self.due.next is None else self.due.next - now
 
     def restart_all(self) -> None:
-        """End what is left and begin anew; ``ChildFailed`` if one of them cannot start. A frontend stays, with the
-        streams of its clients: to it this is the death of the gateway.
+        """End all children and start them again; ``ChildFailed`` if one cannot start. A frontend stays, with the
+        streams of its clients; for it, this is like a death of the gateway.
 
-        Told to stop meanwhile: ``SlipstreamError``, as nobody is there who could finish what is under way.
+        ``SlipstreamError`` if told to stop meanwhile, as nothing can finish the requests that are under way.
         """
         self.all_due, self.serving = None, False
         self.due.clear()
@@ -408,7 +415,7 @@ class Supervisor:
     # --- beside the actors --------------------------------------------------------------------------
 
     def start_helpers(self) -> float | None:
-        """Start the spare and the keeper if it is time; returns how long until then."""
+        """Start the spare and the keeper if it is time; returns the seconds until it is."""
         if self.stopping:
             return None
         whole = all(child.state == "ready" for child in self.children.values() if child.spec.role == "actor")
@@ -420,8 +427,8 @@ class Supervisor:
         self.on_helper_death(child)
 
     def on_helper_death(self, child: Child) -> None:
-        """Nobody waits for it, but for a spare before the first incarnations have started: what it says of why it could
-        not prepare them is why they cannot start."""
+        """Handle the death of a helper, which nobody waits for. An exception is a spare that could not prepare the
+        first incarnations: its reason is why they cannot start."""
         self.hear(child)
         if child.spec.role == "spare" and child.failure is not None and self.waiting_for_spare:
             raise ChildFailed(child, child.process.wait())
@@ -430,7 +437,7 @@ class Supervisor:
     def feed_watchdog(self) -> float | None:
         """Tell systemd that the service is alive, unless an actor hangs and cannot even be ended."""
         if not self.has_served:
-            return None  # until it is ready, systemd counts by TimeoutStartSec
+            return None  # until the service is ready, TimeoutStartSec of systemd applies
         try:
             return self.notify.beat(time.monotonic(), not any(c.hung for c in self.children.values()))
         except SlipstreamError as error:
@@ -440,7 +447,7 @@ class Supervisor:
     # --- stopping ---------------------------------------------------------------------------------
 
     def drain(self, names: list[str], timeout_s: float) -> bool:
-        """Let these finish what is under way and accept nothing new; True if all did in time."""
+        """Have these children finish what is under way and accept nothing new; True if all did so in time."""
         asked_to_drain: set[int] = set()
         shortened = False
         deadline = time.monotonic() + timeout_s
@@ -451,7 +458,7 @@ class Supervisor:
                     child.state = "draining"
                     child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
             if self.stop_requests.at_once and not shortened:
-                # A child that has finished and is just saying so is still heard.
+                # A child that has finished may be about to say so: give it a little time.
                 deadline = min(deadline, time.monotonic() + SAYING_SO_S)
                 shortened = True
             left = deadline - time.monotonic()
@@ -463,12 +470,12 @@ class Supervisor:
         return True
 
     def returning_s(self, child: Child) -> float:
-        """Seconds for which the clients of its last incarnation may still come to it."""
+        """Seconds for which the clients of the last incarnation of a child may still resend their requests to it."""
         again = self.status.restarts[child.spec.name] > 0
         return max(0.0, RETURN_S - child.lived_s(time.monotonic())) if again else 0.0
 
     def stop(self, reason: str = "the service has stopped") -> None:
-        """End every child, in the reverse order of their start; ``reason`` answers what is still open."""
+        """End all children in the reverse order of their start; open requests are answered with ``reason``."""
         for child in reversed(self.children.values()):
             if child.running:
                 child.end(reason)
@@ -477,10 +484,10 @@ class Supervisor:
 
 
 def longest_phases(child: Child) -> str:
-    """The phases of its start that took as long as one can notice."""
+    """The phases of its start that took at least 50 ms, as a text."""
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in child.phases.items() if seconds >= 0.05)
 
 
 def is_drained(child: Child) -> bool:
-    """Nothing is under way in it: it has said so, or is a frontend that is not there."""
+    """Whether nothing is under way in a child: it has said so, or it is a frontend that is not running."""
     return child.drained or (child.spec.frontend_of is not None and not child.running)
