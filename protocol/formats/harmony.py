@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from .ids import CallIds
+from .json_parts import ObjectEnd
 from .marks import cut_at
 from .reader import Reader
 from .tools import Offer
@@ -40,7 +41,8 @@ class Harmony(Reader):
         self.where = "start"
         """``start``: only space has come; ``header``; ``message``; ``between`` two messages."""
         self.kind = "text"
-        """The kind of the message: ``text``, ``thoughts`` or ``call``."""
+        """The kind of the message: ``text``, ``thoughts`` or ``call``; ``behind``: the arguments of a call have ended,
+        and the mark behind them has not come."""
         self.thought = False
         """There were thoughts: others begin a line."""
         self.buffer = ""
@@ -49,6 +51,10 @@ class Harmony(Reader):
         """Whose call it is."""
         self.written: list[str] = []
         """The arguments of a call."""
+        self.arguments: ObjectEnd | None = None
+        """Finds where they end; None: they are no object, and end with the message."""
+        self.space = ""
+        """The space behind them, which is the format's unless more follows."""
 
     def feed(self, text: str) -> None:
         self.buffer += text
@@ -98,17 +104,13 @@ class Harmony(Reader):
                 self.thought = True
 
     def pass_on(self, text: str) -> None:
+        if self.kind == "call":
+            text = self.take_arguments(text)
+        if self.kind == "behind":
+            text = self.take_behind(text)
         if not text:
             return
-        if self.kind == "call":
-            if not self.written:
-                text = text.lstrip()
-                if not text:
-                    return
-                self.begin_call(self.function)
-            self.written.append(text)
-            self.add_arguments(text)
-        elif self.kind == "thoughts":
+        if self.kind == "thoughts":
             self.think(text)
         elif self.answer is None:
             self.say(text)
@@ -116,10 +118,36 @@ class Harmony(Reader):
             self.answer.parsed = self.parsed
             self.answer.feed(text)
 
+    def take_arguments(self, text: str) -> str:
+        """More of a call's message; returns what stands behind its arguments."""
+        if not self.written:
+            text = text.lstrip()
+            if not text:
+                return ""
+            self.begin_call(self.function)
+            self.arguments = ObjectEnd() if text[0] == "{" else None
+        end = -1 if self.arguments is None else self.arguments.find(text)
+        arguments, behind = (text, "") if end < 0 else (text[:end], text[end:])
+        self.written.append(arguments)
+        self.add_arguments(arguments)
+        if end >= 0:
+            self.end_call("".join(self.written))
+            self.kind, self.space = "behind", ""
+        return behind
+
+    def take_behind(self, text: str) -> str:
+        """What stands behind the arguments of a call, as far as it is known to be text of the answer."""
+        text, self.space = self.space + text, ""
+        if text.strip():
+            self.kind = "text"
+            return text
+        self.space = text
+        return ""
+
     def end_message(self) -> None:
+        if self.kind == "call" and not self.written:
+            self.pass_on("{}")
         if self.kind == "call":
-            if not self.written:
-                self.pass_on("{}")
             self.end_call("".join(self.written))
         self.kind = "text"
 

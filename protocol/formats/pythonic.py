@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from .ids import CallIds
 from .json_parts import as_json
@@ -23,7 +23,10 @@ MARKS = (*OPENING, *CLOSING)
 BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*(?:\(.*)?)?", re.DOTALL)
 """What a list of calls begins with, however much of it has come."""
 
-FIRST_CALL = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+FIRST_CALL = re.compile(r"\[\s*([A-Za-z_][\w.]*)\s*\(")
+
+BRACKET = re.compile(r"""'(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z)|[\[\](){}]""", re.DOTALL)
+"""A bracket that is not inside of quotes; and what is, so that it is passed over."""
 
 MAX_CHARACTERS = 100_000
 """Longest list that is parsed, which takes Python's parser 0.08 s; a longer one stays text."""
@@ -92,11 +95,20 @@ class PythonCalls(Reader):
         if calls is None:
             self.say_list(as_written)
             return
-        for name, arguments in calls:
-            self.begin_call(name)
-            self.add_arguments(as_json(arguments))
-            self.end_call(self.opening + as_written)
+        fitting = [self.fits(call) for call in calls]
+        if not any(fitting):
+            self.say_list(as_written)
+            return
+        for call, fits in zip(calls, fitting, strict=True):
+            if fits:
+                self.hand_over(call.name)
+                self.add_arguments(call.arguments)
+            else:
+                self.say(call.as_written)
         self.where, self.opening, self.after_call = "text", "", True
+
+    def fits(self, call: Call) -> bool:
+        return not self.offered.checks(call.name) or self.offered.fits(call.name, call.arguments)
 
     def say_list(self, as_written: str) -> None:
         """What looked like a list of calls is none."""
@@ -107,10 +119,31 @@ class PythonCalls(Reader):
         buffer, self.buffer = self.buffer, ""
         if self.where == "list":
             text = without_opening(buffer).rstrip()
-            if not (at_limit and FIRST_CALL.match(text) and read_calls(text, self.offered) is None):
+            if at_limit and read_calls(text, self.offered) is None and self.begins_call(text):
+                complete = complete_calls(text)
+                if complete:
+                    self.take_list(complete, buffer)
+            else:
                 self.take_list(buffer, buffer)
         elif not (self.calls and self.after_call and not buffer.strip()):
             self.say(buffer)
+
+    def begins_call(self, text: str) -> bool:
+        """Whether a list begins with a call of a function that is offered, however much of it has come."""
+        first = FIRST_CALL.match(text)
+        return first is not None and first[1] in self.offered.functions
+
+
+def complete_calls(text: str) -> str:
+    """The list of those calls of a list that is cut whose end has come; empty if there are none."""
+    depth = end = 0
+    for found in BRACKET.finditer(text):
+        if found[0] in ("[", "(", "{"):
+            depth += 1
+        elif found[0] in ("]", ")", "}"):
+            depth -= 1
+            end = found.end() if depth == 1 and found[0] == ")" else end
+    return text[:end] and text[:end] + "]"
 
 
 def without_opening(text: str) -> str:
@@ -153,7 +186,20 @@ class ListEnd:
         return None
 
 
-def read_calls(text: str, offered: Offer) -> list[tuple[str, dict[str, Any]]] | None:
+class Call(NamedTuple):
+    name: str
+    arguments: str
+    """As JSON."""
+    node: ast.expr
+    text: str
+    """The list that it stands in."""
+
+    @property
+    def as_written(self) -> str:
+        return ast.get_source_segment(self.text, self.node) or ""
+
+
+def read_calls(text: str, offered: Offer) -> list[Call] | None:
     """The calls of a list; None if it is none of functions that are offered."""
     if len(text) > MAX_CHARACTERS:
         return None
@@ -161,12 +207,12 @@ def read_calls(text: str, offered: Offer) -> list[tuple[str, dict[str, Any]]] | 
         tree = ast.parse(text, mode="eval").body
         if not isinstance(tree, ast.List) or not tree.elts:
             return None
-        return [read_call(node, offered) for node in tree.elts]
+        return [read_call(text, node, offered) for node in tree.elts]
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
 
-def read_call(node: ast.expr, offered: Offer) -> tuple[str, dict[str, Any]]:
+def read_call(text: str, node: ast.expr, offered: Offer) -> Call:
     """``ValueError`` if it is no call that is offered, with arguments by name that are plain values."""
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("no call with named arguments")
@@ -176,8 +222,7 @@ def read_call(node: ast.expr, offered: Offer) -> tuple[str, dict[str, Any]]:
     arguments = {keyword.arg: ast.literal_eval(JsonNames().visit(keyword.value)) for keyword in node.keywords}
     if None in arguments:
         raise ValueError("arguments without names")
-    as_json(arguments)
-    return name, {str(key): value for key, value in arguments.items()}
+    return Call(name, as_json({str(key): value for key, value in arguments.items()}), node, text)
 
 
 class JsonNames(ast.NodeTransformer):
