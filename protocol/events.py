@@ -8,7 +8,7 @@ from .messages import PublicIn, PublicOut
 
 
 class PeerUp(msgspec.Struct, frozen=True):
-    """A new incarnation of the actor ``name`` is there; whatever was on its way to or from the old is lost."""
+    """A new incarnation of the actor ``name`` is there; messages on the way to or from the old one are lost."""
 
     name: str
     epoch: int
@@ -19,7 +19,7 @@ class PeerDown(msgspec.Struct, frozen=True):
 
     name: str
     own_fault: bool
-    """Not by a signal from outside: what it was working at may be the cause."""
+    """Whether it ended by its own fault, not by a signal from outside: what it was working at may be the cause."""
 
 
 class ClientMessage(msgspec.Struct, frozen=True):
@@ -36,53 +36,53 @@ class ClientGone(msgspec.Struct, frozen=True):
 
 
 class ClientBlocked(msgspec.Struct, frozen=True):
-    """The client does not read: this message to it was not sent."""
+    """The client does not read, so this message to it was not sent."""
 
     client: bytes
     message: PublicOut
 
 
 class ServiceFrame(msgspec.Struct, frozen=True):
-    """A frame of a service that the actor is a client of, by the name that the actor has for it."""
+    """A frame from a service that the actor is a client of; ``service`` is the actor's name for it."""
 
     service: str
     frame: bytes
 
 
 class ServiceInterrupted(msgspec.Struct, frozen=True):
-    """The connection to that service broke; all that had arrived was handed over."""
+    """The connection to this service broke; all frames that had arrived came before this event."""
 
     service: str
 
 
 class WatchedFile(msgspec.Struct, frozen=True):
-    """The text of the file that the actor has the host watch, as it is now."""
+    """The present text of the file that the host watches for the actor."""
 
     text: str
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """The device finished at least one step."""
+    """The device has completed at least one step."""
 
 
 class HandedOn(msgspec.Struct, frozen=True):
-    """From an actor to itself: what it has sent to others in the turn before is on its way."""
+    """From an actor to itself: the messages that it sent to others in the turn before are on their way."""
 
 
 class Drain(msgspec.Struct, frozen=True):
     """Accept nothing new."""
 
     returning_s: float = 0.0
-    """Seconds in which the clients of an incarnation that has just died are to ask again for what it had taken."""
+    """Seconds for which the clients of an incarnation that has just died may still resend their requests."""
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """The host ends now: answer whatever is still open."""
+    """The host ends now: answer all requests that are still open."""
 
     reason: str
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """The counts of the hosts of all actors since the start of the service."""
+    """The counters of the hosts of all actors, since the start of the service."""
 
     counters: dict[str, float]

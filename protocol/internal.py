@@ -1,7 +1,7 @@
-"""The messages between actors, positional arrays inside an ``Envelope``.
+"""The messages between actors: positional arrays inside an ``Envelope``.
 
-Step-wide arrays are little-endian binary: one message per step, not one per token. ``request`` is the number that the
-gateway gave to a request.
+There is one message per step, not one per token, whose arrays are little-endian binary. ``request`` is the number that
+the gateway gave to a request.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .trace import Recorded
 
 
 class Internal(msgspec.Struct, array_like=True, tag=True):
-    """Base of what actors say to each other."""
+    """Base of the messages between actors."""
 
 
 class OfStep(Internal):
-    """Base of what belongs to one step."""
+    """Base of the messages that belong to one step."""
 
     step: int
 
@@ -34,11 +34,11 @@ class Submit(Internal):
 
     request: int
     prompt: str | list[dict[str, Any]] | None
-    """Text or chat messages; None where ``prompt_ids`` has it."""
+    """Text or chat messages; None if ``prompt_ids`` has the prompt."""
     params: SamplingParams
     """``seed`` is set: the gateway draws one where the client gave none."""
     delivered: bytes = b""
-    """Token ids (int32) of the answer that the client has."""
+    """Token ids (int32) of the answer that the client already has."""
     client: int = 0
     """Number of the client, for fairness between clients."""
     attempt: int = 0
@@ -56,7 +56,7 @@ class Submit(Internal):
 
 
 class Tokenized(Internal):
-    """tokenizer → gateway: the prompt's token ids (int32); the tokenizer has no more to do with it."""
+    """tokenizer → gateway: the prompt's token ids (int32); the tokenizer has finished the request."""
 
     request: int
     prompt: bytes
@@ -84,22 +84,24 @@ class Enqueue(Internal):
     marks: bool = False
     """As in ``Generate``."""
     before: str = ""
-    """As in ``Grammar``: thoughts, which the tokenizer knows from the prompt."""
+    """As in ``Grammar``: the rule for thoughts, which the tokenizer derives from the prompt."""
     calls: str = ""
-    """The answer's grammar in place of that of the parameters, as the source of one of the kind ``calls``."""
+    """The source of a grammar of the kind ``calls``, which replaces that of the parameters; empty: none does."""
 
 
 class Cancel(Internal):
-    """gateway → tokenizer → scheduler: end these requests, by the path that brought them."""
+    """gateway → tokenizer → scheduler: end these requests. It goes the way of the requests, so that it comes after
+    them."""
 
     requests: list[int]
 
 
 class ForgetCache(Internal):
-    """gateway → tokenizer → scheduler: nothing that was computed before is found again, by the path of the requests."""
+    """gateway → tokenizer → scheduler: empty the prefix cache. It goes the way of the requests, so that later ones find
+    nothing that was computed before."""
 
     number: int
-    """Counts how often that was asked; each is done once."""
+    """Counts the resets, so that each is done once."""
 
 
 class Adapter(msgspec.Struct, array_like=True, frozen=True):
@@ -113,24 +115,24 @@ class Adapter(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Capacity(Internal):
-    """executor → scheduler: loaded and empty. What an earlier executor held is lost."""
+    """executor → scheduler: the executor is loaded and empty. What an earlier one held is lost."""
 
     num_blocks: int
     block_size: int
     crashed: bool = False
-    """The executor before this one ended by its own fault: what it was computing may have caused it."""
+    """Whether the executor before this one ended by its own fault: what it was computing may have been the cause."""
     steps: list[tuple[int, int]] = []
-    """The times of steps that it ran before it was ready, from small to large: tokens, and ns."""
+    """Steps that it ran before it was ready, from small to large: the number of tokens, and the time in ns."""
     max_num_batched_tokens: int | None = None
-    """Most tokens of a step, as its buffers are; it is the executor who knows the device, and so the default."""
+    """Most tokens of a step, for which it has buffers. The default depends on the device, so the executor says it."""
     prefix_caching: bool = True
-    """False: sequences have a state that is in no block, so that one cannot begin where another did."""
+    """False: sequences have states, which no block holds, so that they cannot share prefixes."""
     adapters: list[Adapter] = []
     """The adapters that are loaded."""
     adapter_places: int = 0
     """Most adapters that it can have loaded at once."""
     sizes: list[int] = []
-    """Rising: to the next of these numbers of tokens it pads a step that has a prompt. Empty: it pads none."""
+    """The numbers of tokens, in ascending order, to which it pads steps that have a prompt. Empty: it does not pad."""
 
 
 class ChangeAdapter(Internal):
@@ -138,11 +140,11 @@ class ChangeAdapter(Internal):
     which are loaded."""
 
     number: int
-    """The gateway's, of the question."""
+    """The gateway's number of the question."""
     name: str = ""
     path: str = ""
     again: bool = False
-    """A scheduler before may have done it."""
+    """Whether an earlier scheduler may have made the change."""
 
 
 class AdapterChanged(Internal):
@@ -156,13 +158,13 @@ class AdapterChanged(Internal):
 
 
 class PlaceAdapter(Internal):
-    """scheduler → executor: read this adapter; without a path, give up its place, with which no step computes."""
+    """scheduler → executor: load this adapter; without a path, free its place, with which no step computes any more."""
 
     adapter: Adapter
 
 
 class AdapterPlaced(Internal):
-    """executor → scheduler: the adapter is there, or why it cannot be."""
+    """executor → scheduler: the adapter is loaded, or unloaded; or why it cannot be."""
 
     adapter: Adapter
     error: str = ""
@@ -176,7 +178,7 @@ class Join(Internal):
     """Prompt and, after a preemption or a restart, the tokens generated so far (int32)."""
     prompt_len: int
     start: int
-    """First position to compute; what lies before is in cached blocks."""
+    """The first position to compute; earlier ones are in cached blocks."""
     temperature: float
     top_p: float
     top_k: int
@@ -186,7 +188,7 @@ class Join(Internal):
     stop_tokens: bytes
     """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
     end: int
-    """The tokens, of prompt and answer, at which the sequence ends by length."""
+    """The number of tokens, of prompt and answer, at which the sequence ends by length."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -201,15 +203,15 @@ class Join(Internal):
     grammar: Grammar | None = None
     """The grammar that the generated tokens, those among ``tokens`` included, have to match."""
     adapter: int = 0
-    """The id of the one that computes the sequence; 0: none."""
+    """The id of the adapter that computes the sequence; 0: none."""
 
 
 class Plan(OfStep):
     """scheduler → executor: step ``step``, as the difference from the step before.
 
-    In order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables, ``copies``
-    copy blocks; then every chunk of ``chunks`` and one token of every sequence that has no prompt left run. Rows that
-    sample, in the order of their slots, are the rows of ``Sampled``.
+    It is applied in this order: ``leaves`` free their slots, ``joins`` take slots, ``blocks`` extend block tables,
+    ``copies`` copy blocks. Then every chunk of ``chunks`` runs, and one token of every sequence that has no prompt
+    left. The rows that sample, in the order of their slots, are the rows of ``Sampled``.
     """
 
     leaves: bytes = b""
@@ -218,25 +220,26 @@ class Plan(OfStep):
     blocks: bytes = b""
     """Pairs (slot, block) of int32; each block is appended to the slot's block table."""
     copies: bytes = b""
-    """Pairs (source, target) of blocks (int32): what an earlier step wrote, for a sequence that will write on."""
+    """Pairs (source, target) of blocks (int32): an earlier step wrote the source, and a sequence will write behind the
+    copy."""
     chunks: bytes = b""
     """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
 
 
 class Forget(Internal):
-    """executor → its other ranks: the plans that follow are a new scheduler's, which begins with nothing."""
+    """executor → its other ranks: forget all sequences, since the next plans are those of a new scheduler."""
 
 
 class CaptureNext(Internal):
-    """executor → its other ranks: capture the graph that is missing first, as it does itself."""
+    """executor → its other ranks: capture the first of the missing graphs, as the executor itself does."""
 
 
 class GrammarEnd(msgspec.Struct, array_like=True, frozen=True):
-    """Part of ``Sampled``: the sequence in a sequence slot got no token, and can get none."""
+    """Part of ``Sampled``: the sequence in this slot got no token, and can get none any more."""
 
     slot: int
     error: str = ""
-    """Why its grammar cannot go on; empty: nothing can follow what it has, so it is complete."""
+    """Why its grammar cannot be followed; empty: the answer is complete, as its grammar allows nothing more."""
 
 
 class Sampled(OfStep):
@@ -248,18 +251,18 @@ class Sampled(OfStep):
     ended_ns: int
     """Start and end of the step's compute on the device, on the host's monotonic clock."""
     logprob_tokens: bytes = b""
-    """int32 [rows, columns] if some row wants logprobs: the sampled token, then the most likely ones."""
+    """int32 [rows, columns] if any row asks for logprobs: the sampled token, then the most likely ones."""
     logprobs: bytes = b""
     """float32 [rows, columns]: logarithms of the probabilities that the model gave to those tokens."""
     ends: list[GrammarEnd] = []
     """Sequences that end with this step by their grammars; their tokens here are -1."""
     prompt_logprob_tokens: bytes = b""
-    """int32 [positions, columns] of the prompts that ask, in the order of ``Plan.chunks``: the prompt's next token,
-    then the most likely ones."""
+    """int32 [positions, columns] for prompts that ask for logprobs, in the order of ``Plan.chunks``: the prompt's next
+    token, then the most likely ones."""
     prompt_logprobs: bytes = b""
     """float32 [positions, columns]."""
     stalled_ns: int = 0
-    """The part of its time in which the step only waited for the masks of its grammars."""
+    """The time in which the step only waited for the masks of its grammars."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):
@@ -267,19 +270,19 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
 
     request: int
     context: bytes
-    """Last token ids (int32) of the prompt, then of what was delivered: what the text continues."""
+    """The last token ids (int32) of the prompt, then those that were delivered: the text continues them."""
     delivered: int
-    """The number of tokens in ``context`` that are delivered already."""
+    """The number of tokens in ``context`` that were delivered."""
     stop: list[str]
     cached_tokens: int
     prompt_tokens: int
     attempt: int = 0
     include_stop: bool = False
-    """The stop text that ends the answer is part of it."""
+    """Whether the stop text that ends the answer is part of it."""
     marks: bool = False
     """As in ``Generate``."""
     special: bool = False
-    """Special tokens have their names as text."""
+    """Whether special tokens have their names as text."""
     queued_at: float = 0.0
     """The time at which it came to the scheduler, in seconds of the machine's monotonic clock."""
     planned_at: float = 0.0
@@ -287,7 +290,7 @@ class Opened(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True):
-    """The end of a sequence: ``reason`` is stop, length, abort, or an error's code with its message."""
+    """The end of a sequence: ``reason`` is stop, length, abort, or the code of an error, which has a ``message``."""
 
     request: int
     reason: str
@@ -304,7 +307,7 @@ class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True):
     tokens: bytes
     """int32 [prompt tokens - 1, columns]: the prompt's own token, then the most likely ones."""
     values: bytes
-    """float32, the same."""
+    """float32 of the same shape: their logprobs."""
 
 
 class Tokens(OfStep):
@@ -317,9 +320,9 @@ class Tokens(OfStep):
     """int32, one per token."""
     finished: list[Finished] = []
     counters: dict[str, float] = {}
-    """The scheduler's counters, now and then; empty otherwise."""
+    """The scheduler's counters, in some of these messages; empty in the others."""
     logprob_tokens: bytes = b""
-    """As in ``Sampled``, one row per token, or empty. A request reads as many columns as it asks for."""
+    """As in ``Sampled``, with one row per token, or empty. Each request uses as many columns as it asks for."""
     logprobs: bytes = b""
     prompts: list[PromptLogprobs] = []
 
@@ -331,10 +334,10 @@ class Texts(OfStep):
     requests: bytes = b""
     tokens: bytes = b""
     texts: list[str] = []
-    """One per token; empty where the text waits for the rest of a character or of a stop text."""
+    """One per token; empty where text is held back until the rest of a character, or of a possible stop text, comes."""
     finished: list[Finished] = []
     tails: list[str] = []
-    """One per finished sequence: text that was held back."""
+    """One per finished sequence: the text that was still held back."""
     counters: dict[str, float] = {}
     logprob_tokens: bytes = b""
     logprobs: bytes = b""
@@ -342,15 +345,15 @@ class Texts(OfStep):
 
 
 class Matched(Internal):
-    """detokenizer → scheduler: these sequences met a stop text and need no more tokens."""
+    """detokenizer → scheduler: the text of these sequences has met a stop text, so they need no more tokens."""
 
     requests: list[int]
     attempts: list[int]
-    """The attempt of each: one that was resent meanwhile is reported again."""
+    """The attempt of each. The scheduler ignores a report of an earlier attempt, as it will be made again."""
 
 
 class DumpTrace(Internal):
-    """gateway → any actor: send what ended at ``since_ns`` or later. Answered by the host, not by the actor."""
+    """gateway → any actor: send the trace of what ended at ``since_ns`` or later. The host answers, not the actor."""
 
     since_ns: int = 0
 
@@ -361,9 +364,9 @@ class Spans(Internal):
     actor: str
     part: Recorded
     since_ns: int
-    """As it was asked: what answers an earlier question is known by it."""
+    """As in ``DumpTrace``, so that the answers to an earlier question are recognised."""
     last: bool = False
-    """It was the last part."""
+    """Whether this is the last part."""
 
 
 AnyInternal = (
@@ -377,9 +380,9 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
 
     sender: str
     epoch: int
-    """The sender's incarnation; a restarted actor has a higher one, and what an older one said is dropped."""
+    """The sender's incarnation. A restarted actor has a higher one, and messages of older ones are dropped."""
     receiver_epoch: int
     """The receiver's incarnation for which the message is meant."""
     sequence: int
-    """Counts the messages of this sender incarnation to this receiver incarnation from 0, without gaps."""
+    """Counts, from 0 and without gaps, the messages from this incarnation of the sender to this one of the receiver."""
     body: AnyInternal

@@ -1,4 +1,4 @@
-"""The messages between a client and the gateway: maps with string keys, so that any language can speak it.
+"""The messages between a client and the gateway: maps with string keys, so that any language can read and write them.
 
 A request has two names. The client chooses an ``id`` (a string, unique on its connection); between actors
 (``internal.py``) ``request`` is the number that the gateway gave it.
@@ -27,7 +27,7 @@ class Hello(FromClient, tag="hello"):
     protocol: list[int]
     """Major and minor version that the client speaks, ``[1, 0]``. The major one has to be the service's."""
     client: str = ""
-    """Name and version of the client, for people who look."""
+    """Name and version of the client, for people who look into the service."""
 
 
 class Generate(FromClient, tag="generate"):
@@ -35,7 +35,7 @@ class Generate(FromClient, tag="generate"):
     ``finish_reason`` (with ``n`` answers, until each has had its own), or by one ``Error``."""
 
     id: str
-    """1 to 128 characters, the client's choice; of no other request that is open on this connection."""
+    """1 to 128 characters, chosen by the client; no other open request of this connection may have it."""
     prompt: str | list[int] | None = None
     """Text, or token ids of the model."""
     messages: list[dict[str, Any]] | None = None
@@ -44,36 +44,38 @@ class Generate(FromClient, tag="generate"):
     received: list[int] = []
     """Token ids of the answer that the client already has, when it resends a request after a lost connection."""
     received_of_others: list[list[int]] = []
-    """With ``n`` > 1 the same of answers 1, 2, …; those left out have nothing."""
+    """With ``n`` > 1, the same of answers 1, 2, …; of answers that are left out, nothing was received."""
     return_prompt_ids: bool = False
-    """Tell the token ids of the prompt with the first delta."""
+    """Send the token ids of the prompt with the first delta."""
     age_s: float = 0.0
-    """Seconds since it was first sent: a request that is resent does not get a new deadline."""
+    """Seconds since the request was first sent, so that a resent request does not get a new deadline."""
     tools: list[dict[str, Any]] | None = None
-    """With ``messages``: what the model may call, for its chat template; refused if the template takes none."""
+    """With ``messages``: the functions that the model may call, for its chat template; refused if the template takes
+    none."""
     chat_template_kwargs: dict[str, Any] = {}
-    """With ``messages``: what else the model's own chat template knows, ``enable_thinking`` for example. And how the
-    prompt ends: ``add_generation_prompt`` (true: with the beginning of the next message) and ``continue_final_message``
-    (with the text of the last one, which the answer goes on with)."""
+    """With ``messages``: further arguments of the model's chat template, such as ``enable_thinking``. Two of them say
+    how the prompt ends: ``add_generation_prompt`` (true: with the beginning of the next message) and
+    ``continue_final_message`` (true: with the text of the last message, which the answer continues)."""
     add_special_tokens: bool = True
-    """With a text as ``prompt``: put before and after it what the model's tokenizer puts there, such as the token that
-    begins a text. Token ids are taken as they are, and a chat template writes its own."""
+    """With a text as ``prompt``: add the special tokens that the model's tokenizer puts before and after a text. Token
+    ids are taken as they are, and a chat template writes its own special tokens."""
     marks: bool = False
-    """Write the marks of the model's ``formats``, which otherwise have no text where they are special tokens; and first
-    the mark that a prompt ends with, if thoughts begin with it. The text can then be parted into thoughts, calls and
-    the answer."""
+    """Write the marks of the model's ``formats`` into the text; otherwise marks that are special tokens have no text.
+    If the prompt ends with the mark that begins thoughts, the text begins with it. So the text can be divided into
+    thoughts, calls and the answer."""
     calls: dict[str, dict[str, Any]] = {}
-    """With ``marks``: functions by name, each with a JSON Schema of its arguments, to which calls that the model
-    chooses to make are held, if ``formats`` has ``strict``. What ``params`` say that a whole answer matches
-    (``json_schema``, ``regex``, ``choice``, ``lark``) then holds for one that is no calls; beside other grammars calls
-    are held to nothing."""
+    """With ``marks``: functions by name, each with a JSON Schema of its arguments. If ``formats`` has ``strict``, calls
+    that the model chooses to make follow these schemas. A grammar for the whole answer in ``params`` (``json_schema``,
+    ``regex``, ``choice``, ``lark``) then applies to answers without calls; beside other grammars the schemas have no
+    effect."""
     traceparent: str = ""
-    """The trace that the request is part of, as W3C's Trace Context has it; empty: of none. Of no effect where the
-    service sends no traces."""
+    """The trace that the request is part of, in the form of W3C's Trace Context; empty: it is part of none. It has no
+    effect where the service sends no traces."""
 
 
 class Abort(FromClient, tag="abort"):
-    """Stop a request: its last delta has ``finish_reason="abort"``. For an id that is not open nothing happens."""
+    """Stop a request: its last delta has ``finish_reason="abort"``. If no request with this id is open, nothing
+    happens."""
 
     id: str
 
@@ -90,12 +92,12 @@ class GetStats(FromClient, tag="stats"):
 
 
 class GetTrace(FromClient, tag="trace"):
-    """Answered by ``Trace``: the newest spans and moments that every actor has in its rings. Read one before asking for
-    the next: beside one that is being gathered two may wait, and another question is answered by ``Error``
+    """Answered by ``Trace``: the newest spans and moments in the rings of every actor. Read one trace before asking for
+    the next: while one is gathered two more may wait, and any further question is answered by ``Error``
     "overloaded"."""
 
     seconds: float | None = None
-    """Only what ended within this time until now; None: all that is there."""
+    """The seconds before now; only what ended within them is sent. Null: all that is there."""
 
 
 class GetAdapters(FromClient, tag="adapters"):
@@ -103,29 +105,30 @@ class GetAdapters(FromClient, tag="adapters"):
 
 
 class LoadAdapter(FromClient, tag="load_adapter"):
-    """Load an adapter while the service runs, where it was started with ``--enable-lora-updates``; answered by
-    ``Adapters`` when requests may name it, or with an ``error``. One that is loaded already is no error."""
+    """Load an adapter while the service runs, if it was started with ``--enable-lora-updates``. Answered by
+    ``Adapters`` when requests may name the adapter, or when it cannot be loaded, with an ``error``. If it is loaded
+    already, that is no error."""
 
     name: str
-    """The name by which requests ask for it; no other adapter has it."""
+    """The name by which requests ask for it; no other adapter may have it."""
     path: str
     """Its folder, on the machine of the service."""
 
 
 class UnloadAdapter(FromClient, tag="unload_adapter"):
-    """Take an adapter away. No request can name it from now on; those that are under way are finished with it, and
-    ``Adapters`` answers when they are."""
+    """Unload an adapter. New requests cannot name it from now on; those that are under way are finished with it. Then
+    comes the answer, ``Adapters``."""
 
     name: str
 
 
 class GetActors(FromClient, tag="actors"):
-    """Answered by ``Actors``: how the service and each of its actors are."""
+    """Answered by ``Actors``: the states of the service and of each of its actors."""
 
 
 class ResetCache(FromClient, tag="reset_cache"):
-    """Answered by ``CacheReset``: what is asked from then on begins with nothing that was computed before. Only where
-    the service is started with ``--server-dev-mode``."""
+    """Empty the prefix cache, if the service was started with ``--server-dev-mode``: later requests use nothing that
+    was computed before. Answered by ``CacheReset``."""
 
 
 # --- gateway to client -------------------------------------------------------------------
@@ -139,25 +142,25 @@ class Formats(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The formats in which the model of a service writes thoughts and calls, by vLLM's names of these formats."""
 
     reasoning: str | None = None
-    """The format of its thoughts; null: it marks none."""
+    """The format of its thoughts; null: it marks no thoughts."""
     tool_calls: str | None = None
-    """The format of its calls; null: one that needs no marks of its own."""
+    """The format of its calls; null: a format that needs no marks."""
     strict: bool = False
-    """The service can hold calls in this format to schemas, as a request's ``calls`` asks."""
+    """Whether the service can make calls in this format follow schemas, as ``calls`` of a request asks."""
 
 
 NO_FORMATS = Formats()
 
 
 class Welcome(ToClient, tag="welcome"):
-    """Answers ``Hello``: from now on this connection may ask."""
+    """Answers ``Hello``: from now on requests may be sent on this connection."""
 
     protocol: list[int]
     """Major and minor version that the service speaks."""
     server: str
     """Name and version of the program."""
     model: str
-    """Name of the model, as it was given to the service."""
+    """Name of the model, as given to the service."""
     limits: Limits
     formats: Formats = NO_FORMATS
 
@@ -173,15 +176,16 @@ class Usage(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """What is new in one answer. Exactly one delta of an answer has a ``finish_reason``, its last.
+    """What is new in one answer. Exactly one delta of an answer has a ``finish_reason``: its last.
 
-    A request with ``n`` answers is over when all of them are, and the last delta of all has the ``usage``.
+    A request with ``n`` answers is over when all of them are, and the very last delta has the ``usage``.
     """
 
     id: str
     """The id of the request."""
     text: str = ""
-    """May be empty beside ``token_ids``: half a character, or what may become a stop text, waits for more."""
+    """May be empty although there are ``token_ids``: an incomplete character, or a possible beginning of a stop text,
+    is held back until more has come."""
     token_ids: list[int] = []
     index: int = 0
     """The number of the answer, from 0 to ``n`` - 1."""
@@ -194,26 +198,26 @@ class Delta(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     prompt_token_ids: list[int] | None = None
     """With the first delta, if ``return_prompt_ids`` asks for it."""
     logprobs: list[dict[str, float]] = []
-    """One map for each of ``token_ids``, if the request asks: token id to logprob, of the sampled token and
-    of the ``logprobs`` most likely ones. Keys are strings because all maps have string keys here."""
+    """One map for each of ``token_ids``, if the request asks for them: from token id to logprob, for the sampled token
+    and the ``logprobs`` most likely ones. The keys are strings, as in all maps here."""
     prompt_logprobs: list[dict[str, float] | None] | None = None
-    """With the first delta of answer 0, if the request asks: the same for each token of the prompt; nil for the first,
-    which nothing comes before."""
+    """With the first delta of answer 0, if the request asks for them: the same for each token of the prompt; null for
+    the first, which nothing precedes."""
 
 
 class Deltas(ToClient, tag="deltas"):
-    """All that one step brought to one client."""
+    """All deltas of one step for one client."""
 
     items: list[Delta]
 
 
 class Error(ToClient, tag="error"):
-    """The end of request ``id``; without an id, a complaint about the connection."""
+    """The end of request ``id``; without an id, an error of the connection itself."""
 
     code: str
-    """For programs: see the table of errors."""
+    """The code, for programs: see the table of errors."""
     message: str
-    """For people: the value, the limit and what to do."""
+    """The message, for people: the value, the limit and what to do."""
     id: str | None = None
     retry_after_s: float | None = None
     """With ``overloaded``: how many seconds to wait before the request is tried again."""
@@ -222,8 +226,8 @@ class Error(ToClient, tag="error"):
 
 
 class Pong(ToClient, tag="pong"):
-    """Answers ``Ping``. One with nonce 0 that nobody asked for comes when a request is open and nothing else was
-    sent for a second; it needs no answer."""
+    """Answers ``Ping``. While a request is open, the service also sends one with nonce 0 unasked after a second in
+    which it sent nothing else; it needs no answer."""
 
     nonce: int = 0
 
@@ -234,7 +238,7 @@ GAUGES = frozenset(
         *("kv_cache_usage_perc", "kv_cache_blocks", "kv_cache_block_size"),
     )
 )
-"""Names in ``Stats`` that say how something is now; all others only grow, but for those of ``is_gauge``."""
+"""Names in ``Stats`` that are gauges. All others are counters, which only grow, but for those of ``is_gauge``."""
 
 ADAPTER_GAUGE = "adapter_"
 """The prefix of the gauges of adapters: ``adapter_places``, and for each adapter with such requests
@@ -242,7 +246,7 @@ ADAPTER_GAUGE = "adapter_"
 
 
 def is_gauge(name: str) -> bool:
-    """Whether this in ``Stats`` says how something is now."""
+    """Whether a name in ``Stats`` is that of a gauge, and not of a counter."""
     return name in GAUGES or name.startswith(ADAPTER_GAUGE)
 
 
@@ -258,7 +262,7 @@ class Trace(ToClient, tag="trace"):
 
     actors: dict[str, Recorded]
     since_ns: int
-    """Begin of the time that was asked for, on the monotonic clock of the service's machine."""
+    """The beginning of the time that was asked for, on the monotonic clock of the service's machine."""
     until_ns: int
     """The time at which the trace was asked for."""
 
@@ -268,50 +272,50 @@ class ActorState(msgspec.Struct, kw_only=True):
 
     name: str
     role: str = "actor"
-    """``actor``; ``frontend``, a client of the others; ``spare``: it waits to be the next incarnation of an actor, and
-    nobody waits for it; ``keeper``: it holds the weights while the executor starts again, and nobody waits for it;
-    or ``service``: one that a router stands before, by its endpoint, of which it knows no pid."""
+    """``actor``; ``frontend``: a client of the actors; ``spare``: waits to become the next incarnation of an actor;
+    ``keeper``: holds the weights while the executor starts again; or ``service``: a service behind a router, named by
+    its endpoint, whose pid is not known. The service is ready without spare and keeper."""
     state: str
-    """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead``: it waits for
-    its restart."""
+    """``starting``, ``ready``, ``draining``, ``hung`` (has work and makes no progress), or ``dead`` (waits for its
+    restart)."""
     pid: int
     epoch: int
     """Number of its incarnation; a restarted actor has a higher one."""
     restarts: int = 0
-    """Since the start of the service."""
+    """The number of restarts since the start of the service."""
     uptime_s: float = 0.0
-    """Since this incarnation was started."""
+    """Seconds since this incarnation was started."""
     mailbox_depth: int = 0
-    """Messages of other actors that it has not taken in yet."""
+    """The number of messages of other actors that it has not handled yet."""
     last_progress_s: float = 0.0
     """Seconds since it was last seen to have handled something."""
     working: bool = False
-    """Something is under way that only this actor can bring forward."""
+    """Whether work is under way that only this actor can bring forward."""
     busy_s: float = 0.0
-    """Spent in handling messages, by this incarnation."""
+    """Seconds that this incarnation has spent in handling messages."""
     ready_s: float | None = None
-    """From the start of this incarnation to when it was ready; null: it is not."""
+    """Seconds from the start of this incarnation until it was ready; null: it is not."""
     full_speed_s: float | None = None
     """Seconds until it was as fast as it gets: an executor with all its CUDA graphs; null: it is not."""
 
 
 class Actors(ToClient, tag="actors"):
-    """The actors in the order of their start, and what follows for the service as a whole."""
+    """The actors in the order of their start, and the state of the service as a whole."""
 
     actors: list[ActorState]
     live: bool
-    """No actor hangs. False for long: restart the service."""
+    """Whether no actor hangs. If it stays false, restart the service."""
     ready: bool
-    """Every actor is ready and requests are taken."""
+    """Whether every actor is ready and requests are accepted."""
     draining: bool = False
-    """The service is stopping: what is under way is finished, nothing new is taken."""
+    """Whether the service is stopping: what is under way is finished, and nothing new is accepted."""
 
 
 class CacheReset(ToClient, tag="cache_reset"):
     """Answers ``ResetCache``."""
 
     done: bool
-    """False: this service does not do that."""
+    """False: this service does not allow it."""
 
 
 class LoadedAdapter(msgspec.Struct, kw_only=True):
@@ -323,15 +327,15 @@ class LoadedAdapter(msgspec.Struct, kw_only=True):
 
 
 class Adapters(ToClient, tag="adapters"):
-    """Answers ``GetAdapters``, ``LoadAdapter`` and ``UnloadAdapter``, each by one, in the order of the questions of a
-    kind: ask for one change after the other."""
+    """Answers ``GetAdapters``, ``LoadAdapter`` and ``UnloadAdapter``, each question by one message. Only answers to
+    questions of one kind are in order, so ask for one change after the other."""
 
     adapters: list[LoadedAdapter]
     """The adapters that are loaded now."""
     code: str = ""
-    """The code of the error; empty: it was done."""
+    """The code of the error; empty: there was none."""
     error: str = ""
-    """Why it was not done."""
+    """Why the change was not made."""
 
 
 PublicIn = (

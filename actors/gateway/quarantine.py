@@ -57,7 +57,7 @@ class Quarantine:
         """Whether whole requests are suspect: then nothing else may be under way beside the one on probation. Otherwise
         only prompts are."""
         self.quarantined: OrderedDict[bytes, str] = OrderedDict()
-        """Digests of requests that are refused, whoever sends them, and why."""
+        """Digests of requests that are refused, from any client, and why."""
 
     @property
     def active(self) -> bool:

@@ -1,8 +1,8 @@
 """One client's side of the conversation with a gateway, without a socket or a clock.
 
-A ``Session`` is given what arrives and the time; it says which frames to send (``outbox``), on
-which connection (``connection`` counts them) and when it wants to be called with the time again
-(``deadline``). ``Client`` and ``AsyncClient`` add a socket and a clock. Its states:
+A ``Session`` is given the frames that arrive, and the time. It says which frames to send (``outbox``), on which
+connection (``connection`` counts them), and when it wants to be called again (``deadline``). ``Client`` and
+``AsyncClient`` add a socket and a clock. Its states:
 
     lost      connect, or a request     → greeting   a new connection, Hello is sent
     greeting  Welcome                   → ready      every open request is sent, or resent
@@ -10,9 +10,9 @@ which connection (``connection`` counts them) and when it wants to be called wit
     greeting  Error, or ``timeout_s``   → lost       every open request fails
     greeting  Welcome of another service → lost      the same (``refuses``)
     ready     Error "protocol"          → greeting   the gateway was restarted and does not know us
-    ready     no answer to Ping         → greeting   the gateway is gone, or the way to it
+    ready     no answer to Ping         → greeting   the gateway cannot be reached
     ready     ``interrupted``           → greeting   the same, known at once; lost if nothing is open
-    ready     a frame that is nothing   → lost       every open request fails: who knows what is missing
+    ready     a frame that is no message → lost      every open request fails, since something may be missing
 
 A gateway forgets its connections when it restarts, but the session keeps each request with the token
 ids that have arrived, so that the stream goes on where it stopped.
@@ -55,22 +55,23 @@ from .questions import ASKED_BY, Question, Questions
 from .request import check_asked, check_params, encode_request
 
 PING_AFTER_S = 1.0
-"""Silence while a request is open, after which the session asks whether the gateway is there; the gateway itself writes
-each second to a client with requests."""
+"""Silence while a request is open, after which the session pings the gateway. The gateway itself writes to a client
+with requests every second."""
 
 LOST_AFTER_S = 5.0
-"""``Session.lost_after_s`` where nothing else is said."""
+"""The default of ``Session.lost_after_s``."""
 
 RECONNECT_DELAY_S = 0.05
-"""Wait after a connection broke before the next Hello: short beside the start of a gateway, and no busy loop."""
+"""Pause between the break of a connection and the next Hello: short, compared with the start of a gateway, but no busy
+loop."""
 
 HELLO_TIMEOUT_S = 3.0
-"""Silence after a Hello, after which it is sent again on a new connection, as the first may be lost: longer than a
-gateway takes to be back, which is about half a second."""
+"""Silence after a Hello, after which it is sent again on a new connection, as the first may be lost. A gateway is back
+sooner, after about half a second."""
 
 MAX_UNANSWERED_CONNECTIONS = 5
-"""Connections in a row that may bring nothing but a Welcome before every open request fails: a service whose gateway
-dies of these requests would otherwise be asked for ever."""
+"""Connections in a row that may bring nothing but a Welcome, before every open request fails. Otherwise requests of
+which the gateway dies would be resent for ever."""
 
 NO_RESET = "this service resets no prefix cache; start it with --server-dev-mode"
 
@@ -94,21 +95,23 @@ class Session:
     ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        """How long the service may stay away, at first and after a lost connection."""
+        """Seconds for which the service may be unavailable, at first or after a lost connection, before requests
+        fail."""
         self.lost_after_s = lost_after_s
-        """Silence after a Ping, after which the connection counts as lost."""
+        """Seconds of silence after a Ping, after which the connection counts as lost."""
         self.client = client
         self.refuses = refuses
-        """Why the service that answers is not the one that is wanted; None: it is, and so is any without this."""
+        """Says why the service that answers is not the wanted one, or None if it is; without this, every service is."""
         self.state: Literal["lost", "greeting", "ready", "closed"] = "lost"
         self.welcome: Welcome | None = None
         self.connection = 0
-        """Which connection ``outbox`` is for; when it grows, the client closes the old and opens a new."""
+        """The number of the connection that ``outbox`` is for. When it grows, the client closes the old connection and
+        opens a new one."""
         self.outbox: deque[bytes] = deque()
         self.streams: dict[str, Stream] = {}
         self.questions = Questions()
         self.unanswered_connections = 0
-        """Connections, this one included, that have brought nothing but a Welcome."""
+        """The number of last connections, this one included, that have brought nothing but a Welcome."""
         self.heard_at = 0.0
         self.pinged_at: float | None = None
         self.retry_at = 0.0
@@ -139,10 +142,10 @@ class Session:
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent.
 
-        ``offered`` is what the tools and the choice of them ask for, where that is known already and the parameters
-        have its schema; ``new_ids`` makes the ids of calls.
+        ``offered`` is made of the tools and the choice among them; it is given where it is known already and
+        ``params`` have its schema. ``new_ids`` makes the ids of calls.
 
-        With more than ``max_held`` deltas that its consumer has not taken, it ends with ``Overloaded``.
+        The request ends with ``Overloaded`` if its consumer leaves more than ``max_held`` deltas waiting.
         """
         self.check_open()
         check_asked(prompt, messages)
@@ -171,9 +174,9 @@ class Session:
         return stream
 
     def adopt(self, stream: Stream, now: float) -> None:
-        """Go on with a stream of another session, from what has arrived of it; ``InvalidRequest`` if it cannot be sent.
+        """Continue a stream of another session behind what has arrived of it; ``InvalidRequest`` if it cannot be sent.
 
-        Its id must be of no other stream here.
+        No other stream of this session may have its id.
         """
         self.check_open()
         frame = encode(stream.resumed(now))
@@ -188,7 +191,7 @@ class Session:
             self.outbox.append(frame)
 
     def release(self) -> list[Stream]:
-        """Give up every open stream, so that another session can adopt it; the gateway is not told."""
+        """Give up all open streams, so that another session can adopt them; the gateway is not told."""
         streams = list(self.streams.values())
         self.streams.clear()
         return streams
@@ -200,8 +203,8 @@ class Session:
         seconds: float | None = None,
         message: FromClient | None = None,
     ) -> Question:
-        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors``, its ``Welcome``, or
-        by a ``message`` of one's own for its ``Adapters``; or to reset its cache."""
+        """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``, or
+        have it reset its cache; for ``Adapters`` the question is ``message``."""
         self.check_open()
         if seconds is not None and not seconds > 0:
             raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
@@ -230,13 +233,13 @@ class Session:
             self.outbox.append(encode_from_client(Abort(id=request_id)))
 
     def leave(self, stream: Stream) -> None:
-        """The consumer wants no more of this stream: end the request and forget it."""
+        """End the request of a stream whose consumer wants no more, and forget it."""
         if self.streams.get(stream.request.id) is stream:
             self.abort(stream.request.id)
             del self.streams[stream.request.id]
 
     def close(self) -> list[Pending]:
-        """Wait for nothing any more; returns what was open, each with its error."""
+        """Close the session; returns the streams and questions that were open, each with its error."""
         self.outbox.clear()
         failed = self.fail(lambda: ServiceUnavailable(f"the client of {self.endpoint} was closed"))
         self.state = "closed"
@@ -250,7 +253,7 @@ class Session:
     # --- what happens -------------------------------------------------------------------------
 
     def receive(self, frame: bytes, now: float) -> list[Pending]:
-        """Take in one frame; returns whatever has something new."""
+        """Take in one frame; returns the streams and questions that have something new."""
         self.heard_at = now
         self.pinged_at = None
         try:
@@ -273,14 +276,14 @@ class Session:
         for delta in deltas:  # the hot path of every client: once for each token
             stream = self.streams.get(delta.id)
             if stream is None:
-                continue  # on its way while the consumer left
+                continue  # it was on its way when the consumer left
             ends = delta.finish_reason is not None
             if stream.last is not None:
                 if delta.usage is None:
                     continue
                 stream.last.usage, delta, ends = delta.usage, stream.last, True
             elif delta.index not in stream.unfinished:
-                continue  # resent with the rest of the request
+                continue  # of an answer that had ended, resent with the rest of the request
             else:
                 stream.received[delta.index] += delta.token_ids
                 if ends and stream.lacks_usage(delta):
@@ -299,7 +302,7 @@ class Session:
         return touched
 
     def cut_off(self, stream: Stream) -> None:
-        """End a request whose consumer takes too little of what comes."""
+        """End a request whose consumer reads too slowly."""
         stream.deltas.clear()
         stream.error = Overloaded(
             f"the answer was not read: more than {stream.max_held} parts of it were waiting, the most that are"
@@ -324,7 +327,8 @@ class Session:
         return self.take_answer(Welcome, welcome) + self.resend(now)
 
     def resend(self, now: float) -> list[Pending]:
-        """Resend every open request on a new connection, with what was received of its answer, and every question."""
+        """Resend every open request on a new connection, with what was received of its answer, and every open
+        question."""
         ended: list[Pending] = []
         for stream in list(self.streams.values()):
             if stream.aborted:
@@ -363,7 +367,7 @@ class Session:
 
     @property
     def deadline(self) -> float | None:
-        """When ``tick`` is wanted; None: never."""
+        """The time at which ``tick`` is to be called; None: never."""
         if self.state == "greeting":
             return min(self.retry_at, self.unavailable_at)
         if self.state == "ready" and (self.streams or self.questions):
@@ -373,7 +377,7 @@ class Session:
         return None
 
     def tick(self, now: float) -> list[Pending]:
-        """Do what is due. Take in everything that has arrived first."""
+        """Do what is due. Before, give the session everything that has arrived."""
         due = self.deadline
         if due is None or now < due:
             return []
@@ -394,11 +398,11 @@ class Session:
         return self.reconnect(now, f"no answer to a ping for {self.lost_after_s:g} s")
 
     def reset_timers(self, now: float) -> None:
-        """The client itself was away: what the service said meanwhile is not read yet, and is no silence."""
+        """Count no silence for the time in which the client itself was stopped: what arrived then is not read yet."""
         self.heard_at, self.pinged_at = max(self.heard_at, now), None
 
     def interrupted(self, now: float) -> list[Pending]:
-        """The connection broke: do not wait for silence to show it. Take in everything that has arrived first."""
+        """The connection broke: reconnect at once. Before, give the session everything that has arrived."""
         if self.state == "greeting":
             self.retry_at = min(self.retry_at, now + RECONNECT_DELAY_S)
         elif self.state == "ready" and (self.streams or self.questions):
@@ -408,7 +412,7 @@ class Session:
         return []
 
     def ensure_connection(self, now: float) -> None:
-        """Before a request: connect if there is no connection, and start to listen for silence."""
+        """Before a request: connect if there is no connection, and begin to measure silence."""
         if self.state == "lost":
             self.unavailable_at = now + self.timeout_s
             self.connect(now)
@@ -424,7 +428,8 @@ class Session:
         self.outbox.append(encode_from_client(Hello(protocol=list(PROTOCOL), client=self.client)))
 
     def reconnect(self, now: float, reason: str) -> list[Pending]:
-        """The connection is lost, or the gateway does not know it any more: make a new one, unless that never helps."""
+        """Make a new connection, since this one is lost or the gateway does not know it; fail if that has not helped
+        for several times."""
         self.unanswered_connections += 1
         if self.unanswered_connections > MAX_UNANSWERED_CONNECTIONS:
             return self.fail(
@@ -438,7 +443,7 @@ class Session:
         return []
 
     def fail(self, make: Callable[[], SlipstreamError]) -> list[Pending]:
-        """Everything open ends with an error, one of its own each; the next request connects anew."""
+        """End everything open, each with an error object of its own; the next request connects anew."""
         failed: list[Pending] = [*self.streams.values(), *self.questions.open]
         for pending in failed:
             pending.error = make()

@@ -32,8 +32,8 @@ from .status import Status
 from .stop_requests import StopRequests
 
 START_TIMEOUT_S = 600.0
-"""Time in which all children must be ready. The weights of a large model may come from a slow disk; whoever waits for
-longer is told which actor is not ready."""
+"""Time in which all children must be ready. The weights of a large model may come from a slow disk. After
+longer the user is told which actor is not ready."""
 
 AWAY_S = 1.0
 """A supervisor that returns from a wait this much too late was itself stopped."""
