@@ -63,7 +63,7 @@ class Executor(StepActor):
         self.masks = masks or Masks(None, 0)
         self.capacity = capacity
         self.scheduler_is_new = False
-        """There is a new scheduler, and steps of the old one are still under way."""
+        """Whether there is a new scheduler while steps of the old one are still under way."""
         self.adapters = None if adapters is None else AdapterLoader(adapters)
         if self.adapters is not None:
             self.adapters.describe(capacity)
@@ -95,7 +95,7 @@ class Executor(StepActor):
             if not self.scheduler_is_new:
                 self.send("scheduler", sampled(result, ends))
         if self.pipeline.masks_due is not None:
-            self.wake_at = now  # first let the tokens go
+            self.wake_at = now  # send the tokens before computing masks
         self.welcome_scheduler()
         if self.background_work is not None:
             self.background_work.busy_at = now
@@ -120,7 +120,7 @@ class Executor(StepActor):
     # --- background work --------------------------------------------------------------------------
 
     def has_time(self, now: float) -> bool:
-        """Whether there is background work, perhaps, and a piece of it may be done now."""
+        """Whether a piece of background work may be done now."""
         return self.background_work is not None and self.background_work.has_time(now)
 
     def do_background_work(self, now: float) -> None:
@@ -134,7 +134,7 @@ class Executor(StepActor):
             self.full_speed_at = now
 
     def look_again(self) -> None:
-        """Wake when there may be time for background work, if nothing comes."""
+        """Set the timer to when the executor will count as idle, if nothing comes."""
         if self.background_work is not None and self.pipeline.idle:
             self.wake_at = self.background_work.busy_at + IDLE_S
 
@@ -177,7 +177,7 @@ class Executor(StepActor):
                 self.adapters.forget_waiting()
             self.send("scheduler", self.capacity)
             if self.background_work is not None:
-                self.background_work.expect_first_tokens(self.now)  # it sends what waits for it
+                self.background_work.expect_first_tokens(self.now)  # the scheduler will send plans at once
 
 
 def sampled(result: StepResult, ends: list[GrammarEnd]) -> Sampled:

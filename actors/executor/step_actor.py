@@ -25,15 +25,15 @@ class StepActor(Actor):
         step_limit: StepLimit | None = None,
         rank: int = 0,
     ) -> None:
-        """``step_limit`` is left out where the time that a step may take is stated."""
+        """``step_limit`` learns how long a step may take; it is left out where that is stated."""
         super().__init__()
         self.pipeline, self.batch, self.facts = pipeline, batch, facts
         self.step_limit = step_limit
         self.sizes: dict[int, int] = {}
-        """Tokens of each step that is under way."""
+        """The number of tokens of each step under way."""
         self.completions_fd = pipeline.device.completions_fd
         self.tracks = tuple(f"{name}.{rank}" if rank else name for name in ("h2d", "compute", "d2h"))
-        """Tracks of the timeline, one for each device stream."""
+        """The tracks of the trace, one for each device stream."""
 
     @property
     def idle(self) -> bool:
@@ -53,7 +53,7 @@ class StepActor(Actor):
         return under_way[0].d2h_done.time_ns() * 1e-9 if under_way else None
 
     def launch(self, plan: Plan) -> Step:
-        """Stage the step of a plan and queue it on the device, as far as it can be without masks."""
+        """Stage the step of a plan and queue it on the device, as far as that is possible without masks."""
         slot = self.pipeline.acquire()
         step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
         self.sizes[plan.step] = step.layout.tokens
@@ -61,7 +61,7 @@ class StepActor(Actor):
         return step
 
     def collect(self) -> list[StepResult]:
-        """The steps that are done, oldest first, when they were noted as progress and put on the timeline."""
+        """The results of the steps that are done, oldest first. They are counted as progress and put into the trace."""
         completed = self.pipeline.poll_completed()
         for result in completed:
             self.progress += 1
@@ -73,7 +73,7 @@ class StepActor(Actor):
         return completed
 
     def trace(self, result: StepResult) -> None:
-        """Put the times of a step on the timeline."""
+        """Put the times of a step into the trace."""
         h2d, compute, d2h = self.tracks
         (begun, ended), (forward_done, sampling_started) = result.compute, result.stalled
         self.ring.add(h2d, "step", result.number, *result.h2d)

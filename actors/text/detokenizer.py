@@ -1,7 +1,7 @@
-"""The detokenizer: token ids of a step go in, the text that each of them adds comes out.
+"""The detokenizer: turns each token id of a step into the text that it adds to its answer.
 
-The text of an answer is a function of its token ids alone, however they were grouped into steps. So an
-answer that was lost with its process is rebuilt by sending the same ids through a new one.
+The text of an answer depends on its token ids alone, and not on how they were grouped into steps. So when the process
+has died, an answer is rebuilt by giving the same ids to a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Detokenizer(Actor):
-    """Makes text of the tokens of each step, and ends the requests that meet a stop text."""
+    """Makes the text of the tokens of each step, and ends requests whose text meets a stop text."""
 
     name = "detokenizer"
 
@@ -39,18 +39,18 @@ class Detokenizer(Actor):
         self.pieces = Pieces(tokenizer)
         self.pieces.check()
         self.named = Pieces(tokenizer, special=True)
-        """The pieces with the names of special tokens, for answers that ask for them."""
+        """The pieces for answers in which special tokens have their names as text."""
         self.answers: dict[int, AnswerText] = {}
         self.counters: dict[str, float] = {}
-        """The scheduler's last counters, for a gateway that was not there yet."""
+        """The scheduler's last counters, for a gateway that starts later."""
         self.handlers |= {Tokens: self.on_tokens}
         self.dropped_tokens = 0
-        """Tokens of requests that are not open, most of them on their way when a stop text was met."""
+        """The number of tokens of requests that were not open; most were on their way when a stop text was met."""
         self.resets = 0
-        """Answers that a new scheduler or gateway has invalidated."""
+        """The number of answers that were dropped because of a new scheduler or gateway."""
 
     def on_tokens(self, message: Tokens, now: float) -> None:
-        """One ``Texts`` for every ``Tokens``."""
+        """Send one ``Texts`` for every ``Tokens``."""
         if message.counters:
             self.counters = message.counters
         answers, known = self.answers, self.pieces.known
@@ -89,7 +89,7 @@ class Detokenizer(Actor):
         tails = [""] * len(finished)
         for end in message.finished:
             if end.request not in matched:
-                answer = answers.pop(end.request, None)  # none: it ended before it was opened
+                answer = answers.pop(end.request, None)  # None: it ended before it was opened
                 finished.append(end)
                 tails.append(answer.tail() if answer else "")
         rows = message.requests, message.tokens, texts
@@ -108,7 +108,7 @@ class Detokenizer(Actor):
             self.send("scheduler", Matched(list(matched), [answer.attempt for answer in matched.values()]))
 
     def open(self, opened: Opened) -> AnswerText:
-        """An answer in the state that the context leaves it in; the context's own text does not come again."""
+        """A new answer, in the state after its context, whose own text is not sent again."""
         context = memoryview(opened.context).cast("i").tolist()
         prompt = len(context) - opened.delivered
         begun = prompt < opened.prompt_tokens
@@ -125,19 +125,19 @@ class Detokenizer(Actor):
         return answer
 
     def stop_token_rows(self, finished: list[Finished], requests: list[int]) -> set[int]:
-        """The rows of the tokens that ended their sequences: a stop token counts, but has no text, unless it is asked
-        for."""
+        """The rows of stop tokens that ended their sequences. Such a token counts, but has no text unless the request
+        asks for it."""
         ended = [end.request for end in finished if end.reason == "stop" and end.request in self.answers]
         stopped = [request for request in ended if not self.answers[request].include_stop]
         if not stopped:
             return set()
         last_row = {request: row for row, request in enumerate(requests)}
         for request in stopped:
-            self.answers[request].plain = False  # off the short way, which looks up no row
+            self.answers[request].plain = False  # not by the short way above, which does not look at the row
         return {last_row[request] for request in stopped if request in last_row}
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """A new scheduler opens all answers anew, and for a new gateway they are all submitted anew."""
+        """Drop answers that are opened anew: all for a new scheduler, and those of the old gateway for a new one."""
         if peer.name == "scheduler":
             self.resets += len(self.answers)
             self.answers.clear()
@@ -157,7 +157,7 @@ def without(row_values: list[T], dropped: list[int]) -> list[T]:
 
 
 def without_rows(data: bytes, rows: int, dropped: list[int]) -> bytes:
-    """``data`` holds ``rows`` rows of one size: all of them but the dropped ones."""
+    """All but the dropped ones of the ``rows`` rows of equal size in ``data``."""
     size = len(data) // rows
     return b"".join(without([data[row * size : (row + 1) * size] for row in range(rows)], dropped))
 

@@ -1,7 +1,7 @@
-"""The tokenizer: text, token ids or a conversation go in; a checked prompt of token ids comes out.
+"""The tokenizer: turns a text, token ids or a conversation into the token ids of a prompt, and checks it.
 
-A long prompt is encoded in slices of about 50 ms, between which short prompts are taken. A restart loses nothing
-that the gateway cannot send again.
+A long prompt is encoded in slices of about 50 ms, and short prompts are handled in between. What a restart loses, the
+gateway submits again.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ CHECKED_GRAMMARS = 256
 """Most grammars whose check is remembered, of at most 32 KiB each: 8 MiB."""
 
 MAX_MESSAGE_CHARS = 1000
-"""Longest refusal: a template's complaint may quote the whole conversation."""
+"""Longest message of an error: that of a chat template may quote the whole conversation."""
 
 
 CHARACTERS_PER_SECOND = 1_000_000
-"""About how fast prompts are encoded: a prompt that came later goes first if it is this much shorter."""
+"""Estimate of how fast prompts are encoded: a later prompt goes first if it would be done sooner."""
 
 
 class Waiting:
-    """A prompt on its way to token ids."""
+    """A prompt that is being encoded, or waits for it."""
 
     __slots__ = ("asked_at", "calls", "left", "spent_s", "steps", "submit")
 
@@ -55,16 +55,17 @@ class Waiting:
         self.submit = submit
         self.steps = prompt_of(self)
         self.calls = ""
-        """As in ``Enqueue``, when it is checked."""
+        """As in ``Enqueue``; known when the prompt has been checked."""
         self.asked_at = now
         self.left = 0
-        """Characters that are still to be done."""
+        """The number of characters that are not encoded yet."""
         self.spent_s = 0.0
-        """How long it was worked at."""
+        """The time spent on it, in seconds."""
 
     @property
     def sort_key(self) -> float:
-        """When it would be done if nothing else were asked for: the soonest goes first, and none waits for ever."""
+        """The time at which it would have been done if it had been alone: the earliest goes first, so none waits for
+        ever."""
         return self.asked_at + self.left / CHARACTERS_PER_SECOND
 
 
@@ -73,7 +74,7 @@ def field_of_prompt(submit: Submit) -> str:
 
 
 class Tokenizer(Actor):
-    """Makes token ids of prompts, and refuses those that the model cannot take."""
+    """Makes token ids of prompts, and refuses prompts that the model cannot take."""
 
     name = "tokenizer"
 
@@ -89,27 +90,27 @@ class Tokenizer(Actor):
         sanitize: bool = False,
         formats: Formats = NO_FORMATS,
     ) -> None:
-        """``chat_templates`` and ``compiler`` are what they are, or the sentence that says why there is none."""
+        """In place of ``chat_templates`` or ``compiler`` a sentence may say why there is none."""
         super().__init__()
         self.prompts = Prompts(tokenizer, chat_templates, max_prompt_bytes, sanitize=sanitize)
         self.thoughts = ThoughtTokens(tokenizer, formats)
         self.markup = CallMarkup(tokenizer, formats.tool_calls or "") if formats.strict else None
-        """The markup of calls that can be held to schemas."""
+        """The markup of calls that can follow schemas; None: calls in the model's format cannot."""
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or tokenizer.get_vocab_size()
         self.compiler = compiler
         self.checked: OrderedDict[Grammar, InvalidRequest | None] = OrderedDict()
-        """Grammars that were compiled of late, and why they were refused; None: they were not."""
+        """Grammars that were compiled lately, each with the reason for which it was refused; None: it was not."""
         self.waiting: dict[int, Waiting] = {}
-        """The long prompts, by request."""
+        """The prompts that are not encoded yet, by request."""
         self.worked_at: Waiting | None = None
-        """The prompt that the last slice was spent on; ``worked_since``: when that slice began."""
+        """The prompt of the slice whose time is not counted yet; it began at ``worked_since``."""
         self.worked_since = 0.0
         self.handlers |= {Submit: self.on_submit, Cancel: self.on_cancel, ForgetCache: self.on_forget_cache}
         self.refused = 0
-        """Requests that can never succeed as they stand."""
+        """The number of requests that were refused."""
         self.failed = 0
-        """Requests that met an error of ours; among ``refused`` too."""
+        """The number of these that failed by an error of the service itself."""
 
     @property
     def idle(self) -> bool:
@@ -125,13 +126,13 @@ class Tokenizer(Actor):
 
     def on_submit(self, submit: Submit, now: float) -> None:
         waiting = Waiting(submit, self.prompt_of, now)
-        self.waiting[submit.request] = waiting  # instead of an older attempt, if there is one
+        self.waiting[submit.request] = waiting  # this replaces an older attempt, if there is one
         self.work(waiting)
         if self.waiting:
             self.wake_at = now
 
     def on_wake(self, now: float) -> None:
-        """Encode a slice of the long prompt that would be done first."""
+        """Encode a slice of the first prompt by ``sort_key``."""
         self.charge(now)
         if self.waiting:
             self.work(min(self.waiting.values(), key=lambda waiting: waiting.sort_key))
@@ -139,29 +140,29 @@ class Tokenizer(Actor):
             self.wake_at = now
 
     def on_cancel(self, cancel: Cancel, now: float) -> None:
-        """Passed on behind the request that it ends: messages to the scheduler stay in order."""
+        """Pass it on, behind the requests that it ends: messages to the scheduler stay in order."""
         for request in cancel.requests:
             self.waiting.pop(request, None)
         self.send("scheduler", cancel)
 
     def on_forget_cache(self, message: ForgetCache, now: float) -> None:
-        """Passed on before every request that comes later."""
+        """Pass it on, before every later request."""
         self.send("scheduler", message)
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
-        """For a new gateway all requests are sent again."""
+        """Forget the requests of the old gateway: a new one submits its own."""
         if peer.name == "gateway":
             first = first_number(peer.epoch)
             self.waiting = {request: it for request, it in self.waiting.items() if request >= first}
 
     def charge(self, now: float) -> None:
-        """The time since the last call was spent on the text that is being worked at."""
+        """Count the time since the last slice began for the prompt of that slice."""
         if self.worked_at is not None:
             self.worked_at.spent_s += now - self.worked_since
             self.worked_at = None
 
     def work(self, waiting: Waiting) -> None:
-        """Bring one prompt forward; at its end, or if it cannot be taken, answer."""
+        """Encode a slice of one prompt; answer if it is complete or cannot be taken."""
         submit = waiting.submit
         self.worked_at, self.worked_since = waiting, self.now
         self.progress += 1
@@ -180,7 +181,7 @@ class Tokenizer(Actor):
             self.refuse(submit.request, error.code, str(error), error.param)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # one request fails only itself; a panic in Rust is no Exception
+        except BaseException as error:  # a request must fail only itself; a panic in Rust is a BaseException
             self.failed += 1
             reason = f"the prompt cannot be encoded ({type(error).__name__}: {error})"
             self.refuse(submit.request, "internal", reason)
@@ -206,7 +207,7 @@ class Tokenizer(Actor):
         )
 
     def before(self, waiting: Waiting, prompt: array[int]) -> str:
-        """The text that may precede the answer of the request's grammar: thoughts, in a conversation."""
+        """The rule for the text that may precede what the request's grammar describes: thoughts, in a conversation."""
         submit = waiting.submit
         if waiting.calls and self.markup is not None and self.markup.has_thoughts:
             return ""
@@ -215,7 +216,7 @@ class Tokenizer(Actor):
         return self.thoughts.rule(prompt) if conversation and grammar else ""
 
     def prompt_of(self, waiting: Waiting) -> Steps:
-        """The prompt of a request that can be served as it stands."""
+        """Encode and check the prompt of a request; InvalidRequest if it cannot be served."""
         submit = waiting.submit
         prompt = yield from self.token_ids(submit)
         self.check_ids("prompt", prompt)
@@ -229,7 +230,7 @@ class Tokenizer(Actor):
         return prompt
 
     def truncated(self, prompt: array[int], params: SamplingParams) -> array[int]:
-        """The end of a prompt of which no more is wanted."""
+        """The end of the prompt, if ``truncate_prompt_tokens`` asks for that."""
         most = params.truncate_prompt_tokens
         if most == -1:
             most = max(1, self.max_model_len - (params.max_tokens or 1))
@@ -261,7 +262,7 @@ class Tokenizer(Actor):
     def check_length(self, where: str, prompt: int, delivered: int) -> None:
         if not prompt:
             raise InvalidRequest("the prompt has no tokens; give at least one", param="prompt")
-        room_for_new = 0 if delivered else 1  # an answer sent again may lack only the news of its end
+        room_for_new = 0 if delivered else 1  # a resent answer may have all its tokens, and lack only its end
         if prompt + delivered + room_for_new > self.max_model_len:
             raise context_length_exceeded(where, prompt, delivered, self.max_model_len)
 
@@ -277,8 +278,8 @@ class Tokenizer(Actor):
             )
 
     def calls(self, submit: Submit) -> str:
-        """The grammar that holds the answer's calls to the schemas of their functions, with the format that the
-        parameters ask for; empty: there is none. InvalidRequest names a function for which there can be none."""
+        """The grammar by which the answer's calls follow the schemas of their functions, together with the grammar that
+        the parameters ask for; empty: there is none. InvalidRequest names a function for which there can be none."""
         other = submit.params.grammar
         apart = other is not None and other.kind not in MATCHED_AS_A_WHOLE
         if self.markup is None or self.markup.name not in HELD or apart:
@@ -304,7 +305,7 @@ class Tokenizer(Actor):
         return whole
 
     def check_grammar(self, grammar: Grammar | None) -> None:
-        """Compile the grammar, within limits, to see that it can be followed."""
+        """Compile the grammar, within limits, to check that it can be followed."""
         if grammar is None:
             return
         if isinstance(self.compiler, str):
@@ -325,7 +326,7 @@ class Tokenizer(Actor):
 
 
 def refuse_patterns(calls: Mapping[str, dict[str, Any]], where: str) -> None:
-    """Refuse functions whose arguments nothing would hold to their regular expressions."""
+    """Refuse functions whose schemas have regular expressions that nothing would enforce."""
     for name, schema in calls.items():
         place = f"calls.{name}"
         if pattern := pattern_in(schema):
