@@ -57,6 +57,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--max-num-seqs"], "expected one argument"),
         (["serve", "--dtype=float31"], "did you mean 'float32'?"),
         (["serve", "--http=8000"], "--http 8000 is no HOST:PORT; give 127.0.0.1:8000, for example"),
+        (
+            ["serve", "--http=http://127.0.0.1:0"],
+            "--http http://127.0.0.1:0 is no HOST:PORT; give 127.0.0.1:8000",
+        ),
         (["serve", "--http=0.0.0.0:8000"], "can be reached from other machines"),
         (["serve", "--api-key=x"], "has no effect without the OpenAI frontend; add --http HOST:PORT"),
         (["serve", "--endpoint=tcp://0.0.0.0:1"], "can be reached from other machines"),

@@ -30,8 +30,8 @@ class AccessOptions(Protocol):
 
 def http_error(text: str) -> str | None:
     """The error in the address of the OpenAI frontend, or None."""
-    port = text.rpartition(":")[2]
-    if host_of(text) and port.isdecimal() and int(port) <= 65535:
+    host, port = host_of(text), text.rpartition(":")[2]
+    if host and "/" not in host and port.isdecimal() and int(port) <= 65535:
         return None
     return "is no HOST:PORT; give 127.0.0.1:8000, for example"
 
