@@ -249,11 +249,22 @@ def test_what_clients_send_beside_what_is_read_changes_nothing() -> None:
     assert asked(is_error=True) == asked()
 
 
-def test_a_form_that_a_forced_call_rules_out_is_named_as_it_was_written() -> None:
-    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
-    answer = post(Script("x"), tools=TOOLS, tool_choice={"type": "any"}, output_config=form)
-    assert answer.status == 400
-    assert answer.json["error"]["message"].startswith("output_config.format cannot be kept")
+def test_a_form_is_of_the_text_which_an_answer_that_is_a_call_lacks() -> None:
+    """instructor sends both to the Responses API, and OpenAI takes them."""
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    named = {"type": "tool", "name": "weather"}
+    script = Script('{"city": "Rome"}')
+    answer = post(script, tools=TOOLS, tool_choice=named, output_config={"format": form})
+    assert answer.json["content"][0]["input"] == {"city": "Rome"}
+    assert script.asked["params"].json_schema == TOOLS[0]["input_schema"]
+    function = {"type": "function", "name": "weather", "parameters": TOOLS[0]["input_schema"]}
+    asked = {"input": "Hi", "tools": [function], "tool_choice": {"type": "function", "name": "weather"}}
+    told = Scripted(script).post("/v1/responses", asked | {"text": {"format": form | {"name": "x"}}})
+    assert told.json["output"][0]["arguments"] == '{"city": "Rome"}'
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": TOOLS[0]["input_schema"]}}]
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools, "tool_choice": "required"}
+    chat |= {"response_format": {"type": "json_object"}}
+    assert Scripted(Script("[]")).post("/v1/chat/completions", chat).status == 200
 
 
 NULLABLE = ["container", "context_management", "inference_geo", "mcp_servers", "metadata", "output_config"]

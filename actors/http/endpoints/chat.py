@@ -116,12 +116,9 @@ def params_of(body: ChatFields, offered: Offer, bounds: Limits) -> tuple[Samplin
     if None not in (body.max_tokens, body.max_completion_tokens):
         raise Problem(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
     schema = schema_of(body.response_format)
-    if offered.schema is not None:
-        if schema.value is not None:
-            message = (
-                "response_format cannot be kept where tool_choice makes the answer a call; leave one out"
-            )
-            raise InvalidRequest(message, param="response_format")
+    if (
+        offered.schema is not None
+    ):  # the answer is a call, without a text that the response_format would be of
         schema = Given(offered.schema, offered.where)
     most = Given(body.max_tokens, "max_tokens")
     if body.max_completion_tokens is not None:
