@@ -1,7 +1,7 @@
 """The interface between pipeline and device: streams, events and buffers.
 
-Work on a stream runs in order; streams run at the same time; events order one after another. No
-call here blocks the host but ``Event.wait``. The pipeline is written once against this.
+Work on one stream runs in order, and streams run concurrently; events order work on different streams. No call blocks
+the host except ``Event.wait``. The pipeline is written only against this interface.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 Buffer = Any
-"""Memory of the device, or staging memory of the host that it copies to and from; int32, one dimension."""
+"""Memory of the device, or staging memory of the host for copies; one-dimensional, of int32."""
 
 
 class Event(Protocol):
-    """A point on a stream. Recording it again moves it; a wait is for the latest record."""
+    """A point on a stream. Recording it again moves it; a wait is for the point recorded last."""
 
     def query(self) -> bool:
         """Whether the stream has passed the point; never blocks."""
@@ -27,14 +27,14 @@ class Event(Protocol):
         ...
 
     def time_ns(self) -> int:
-        """When the stream passed the point, on the host's monotonic clock; only once it has."""
+        """The time at which the stream passed the point, on the host's monotonic clock; it must have passed it."""
         ...
 
 
 class Stream(Protocol):
     """An ordered queue of work on the device. Every call returns at once.
 
-    A device's streams take that device's own events.
+    It takes only events of its own device.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Stream(Protocol):
         ...
 
     def launch(self, work: Callable[[], None], reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        """Run ``work``, which touches these buffers and the state that belongs to this stream."""
+        """Queue ``work``, which uses these buffers and the state that belongs to this stream."""
         ...
 
     def record(self, event: Any) -> None:
@@ -52,7 +52,7 @@ class Stream(Protocol):
         ...
 
     def wait(self, event: Any) -> None:
-        """Whatever is queued after this runs once the event has passed; the host does not wait."""
+        """Work that is queued after this waits until the event has passed; the host does not wait."""
         ...
 
 
@@ -61,7 +61,7 @@ class Device(Protocol):
 
     name: str
     completions_fd: int | None
-    """Readable after what ``notify`` was called for has passed; None where nobody polls (simulation)."""
+    """The file descriptor that ``notify`` makes readable; None where nobody polls it (simulation)."""
 
     @property
     def h2d(self) -> Stream: ...
@@ -91,7 +91,7 @@ class Device(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise what went wrong in work that was queued."""
+        """Raise the error of queued work that has failed, if any has."""
         ...
 
     def close(self) -> None:

@@ -6,32 +6,32 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 FEWEST_MIXED_TOKENS = 16
-"""Least size of a step with a prompt: a smaller one takes the device as long."""
+"""The smallest size of a step with a prompt: a smaller step would take the device as long."""
 
 LARGE_MIXED_TOKENS = 256
-"""From this size on a step takes the device as long as it has tokens, so that sizes are closer to each other."""
+"""From this size on the time of a step grows with its tokens, so the sizes are closer to each other."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Rising sizes; the last of each holds the largest step."""
+    """The sizes, in ascending order; the last of each is that of the largest step."""
 
     decode: tuple[int, ...]
-    """Rows of a step that only decodes; also rows that sample in any step."""
+    """The numbers of rows of steps that only decode, and of the rows that sample in any step."""
     mixed: tuple[int, ...]
-    """Tokens of a step with a prompt."""
+    """The numbers of tokens of steps with a prompt."""
     seq_slots: int
 
     @property
     def forwards(self) -> int:
-        """Graphs of the forward pass that hold every step but those that report logprobs of prompts."""
+        """The number of graphs of the forward pass that cover all steps but those that report logprobs of prompts."""
         return len(self.decode) + len(self.mixed)
 
     def rows_for(self, tokens: int) -> int:
-        """Rows, and rows of logits, of a step with ``tokens`` tokens.
+        """The number of rows, and of rows of logits, of a step with ``tokens`` tokens.
 
-        A row has at least one, so that there can be no more; padded like the rows that sample, each of which has
-        its logits among these.
+        There are at most as many rows as tokens. They are padded like the rows that sample, whose logits are among
+        these.
         """
         return padded(min(tokens, self.seq_slots), self.decode)
 
@@ -46,7 +46,8 @@ def buckets_of(max_num_seqs: int, max_batched_tokens: int, max_model_len: int) -
 
 
 def decode_sizes(most: int) -> tuple[int, ...]:
-    """1, 2, 4, then multiples of 8, of 16 from 256 on, and from 512 on 32 sizes an octave, up to ``most``."""
+    """1, 2, 4, multiples of 8 below 256, multiples of 16 below 512, and then 32 sizes in each octave, up to
+    ``most``."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16)]
     octave = 512
     while octave < most:
@@ -56,9 +57,9 @@ def decode_sizes(most: int) -> tuple[int, ...]:
 
 
 def mixed_sizes(most: int) -> tuple[int, ...]:
-    """Sizes from ``FEWEST_MIXED_TOKENS`` up to ``most``: four an octave, from ``LARGE_MIXED_TOKENS`` on eight.
+    """Sizes from ``FEWEST_MIXED_TOKENS`` up to ``most``: four in each octave, and eight from ``LARGE_MIXED_TOKENS`` on.
 
-    A step is so padded to less than 1.25 times its tokens, a large one to 1.125 times.
+    So a step is padded to less than 1.25 times its tokens, and a large one to less than 1.125 times.
     """
     sizes: list[int] = []
     octave = FEWEST_MIXED_TOKENS
@@ -70,6 +71,6 @@ def mixed_sizes(most: int) -> tuple[int, ...]:
 
 
 def padded(size: int, sizes: tuple[int, ...]) -> int:
-    """The least of ``sizes`` that is not below ``size``; ``size`` itself where none is."""
+    """The smallest of ``sizes`` that is not below ``size``; ``size`` itself if all are."""
     place = bisect_left(sizes, size)
     return sizes[place] if place < len(sizes) else size

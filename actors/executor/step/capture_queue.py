@@ -1,8 +1,8 @@
 """The CUDA graphs that are still to be captured, in order.
 
-Graphs of the forward pass and of common kinds of sampling come first: there is memory for all of them. Those of rare
-kinds follow, as they were met. In both, what a step has met and missed last comes first; before all what was missed
-again.
+Graphs of the forward pass and of common kinds of sampling come first, as there is memory for all of them. Graphs of
+rare kinds follow. In both groups the graph that a step has missed last is the first; but before all others comes a
+graph that two steps have missed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ class CaptureQueue:
     """The keys of graphs that do not exist yet."""
 
     def __init__(self, forwards: Sequence[ForwardKey], decode_sizes: Sequence[int], most_rare: int) -> None:
-        """``forwards`` have all sizes, the largest first; ``decode_sizes`` rise; ``most_rare`` bounds ``rare``."""
+        """``forwards`` are all sizes, the largest first; ``decode_sizes`` are in ascending order; ``most_rare`` is the
+        most that ``rare`` may hold."""
         self.largest = forwards[0]
         self.most_rare = most_rare
         self.common: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict.fromkeys(forwards)
-        """All sizes, greedy and plainly sampled: the largest first, so that the others fit into its memory."""
+        """The keys of common graphs: all sizes, and both greedy sampling and sampling with a temperature alone. The
+        largest size is the first, so that the others fit into its memory."""
         for rows in reversed(decode_sizes):
             for greedy in (True, False):
                 self.common[SamplingKey(rows, SamplingKind(greedy=greedy))] = None
@@ -31,13 +33,13 @@ class CaptureQueue:
         self.missed: Counter[ForwardKey | SamplingKey] = Counter()
         """The number of steps that needed each common graph, and ran without."""
         self.closed = False
-        """There is no memory for further graphs: none is wanted any more."""
+        """Whether capturing has ended because there is no memory for further graphs."""
 
     def __bool__(self) -> bool:
         return bool(self.common or self.rare)
 
     def want(self, key: ForwardKey | SamplingKey) -> None:
-        """A step has met ``key``, which has no graph: capture it first of its sort."""
+        """A step has missed the graph of ``key``: make it the next of its group."""
         if self.closed:
             return
         if isinstance(key, ForwardKey) or not key.rare:
@@ -48,7 +50,7 @@ class CaptureQueue:
         self.rare[key] = None
         self.rare.move_to_end(key, last=False)
         if len(self.rare) > self.most_rare:
-            self.rare.popitem()  # it comes again when it is met again
+            self.rare.popitem()  # a step that misses it adds it again
 
     @property
     def repeats(self) -> bool:
@@ -57,8 +59,8 @@ class CaptureQueue:
 
     @property
     def next(self) -> ForwardKey | SamplingKey | None:
-        """The key that is captured next. The first graph with prompts is the largest, in whose memory the others fit;
-        what is met again and again is so small that it need not wait for that."""
+        """The key of the next graph. The largest graph with prompts is captured before the others with prompts, which
+        fit into its memory; but a graph that two steps have missed does not wait for it, as it is small."""
         if not self.common:
             return next(iter(self.rare), None)
         for key in self.common:
@@ -68,8 +70,8 @@ class CaptureQueue:
         return self.largest if with_prompts(first) and self.largest in self.common else first
 
     def take(self) -> tuple[ForwardKey | SamplingKey, bool] | None:
-        """Remove the key that is next; returns it, and whether a step is known to have run it,
-        which is not counted of rare kinds."""
+        """Remove the next key; returns it, and whether a step is known to have missed it, which is not recorded for
+        rare kinds."""
         key = self.next
         if key is None:
             return None
@@ -80,7 +82,7 @@ class CaptureQueue:
         return key, self.missed.pop(key, 0) > 0
 
     def close(self) -> None:
-        """Want nothing any more."""
+        """End capturing."""
         self.closed = True
         self.common.clear()
         self.missed.clear()

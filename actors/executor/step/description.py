@@ -13,7 +13,7 @@ from .sampling_kind import SamplingKind
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Tokens that a joining sequence with a penalty has in cached blocks: its first ``length`` ones."""
+    """The tokens of a joining sequence with a penalty that are in shared blocks: its first ``length`` tokens."""
 
     slot: int
     length: int
@@ -26,20 +26,21 @@ class Step:
     layout: StepLayout
     kind: SamplingKind
     samples: int
-    """Rows that sample, without padding."""
+    """The number of rows that sample, without padding."""
     max_kv_len: int
-    """Upper bound of the tokens that any row with a single token attends to."""
+    """An upper bound on the number of tokens that a row with a single token attends to."""
     penalised_joins: tuple[int, ...] = ()
-    """Slots of joining sequences with a penalty: what was counted for the holder before is forgotten."""
+    """The slots of joining sequences with a penalty, whose counts are to be reset."""
     histories: tuple[History, ...] = ()
     masked: tuple[tuple[int, int], ...] = ()
-    """(sampling row, slot) of each row that has a mask."""
+    """The pair (sampling row, slot) of each row that has a mask."""
     mask_words: int = 0
-    """int32 of one mask, a bit for each token of the vocabulary."""
+    """The number of int32 of one mask, which has a bit for each token of the vocabulary."""
     prompt_columns: int = 0
-    """As ``SamplingKind.logprobs``, of each token of a prompt whose logprobs are reported."""
+    """As ``SamplingKind.logprobs``, for each token of a prompt whose logprobs are reported."""
     row_tokens: tuple[int, ...] = ()
-    """Tokens of each row: of a step with prompts of a model that keeps states, which is run in segments."""
+    """The number of tokens of each row. Only a step with prompts has it, and only if the model keeps states and so runs
+    in segments."""
 
     @cached_property
     def results(self) -> ResultLayout:
@@ -48,7 +49,7 @@ class Step:
 
     @property
     def mask_size(self) -> int:
-        """int32 of all masks."""
+        """The number of int32 of all masks together."""
         return len(self.masked) * self.mask_words
 
     def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -26,10 +26,10 @@ class SamplingKey:
 
     @property
     def rare(self) -> bool:
-        """Some row asks for more than a temperature."""
+        """Whether some row asks for more than a temperature."""
         return self.kind != SamplingKind(greedy=self.kind.greedy)
 
 
 def with_prompts(key: ForwardKey | SamplingKey) -> bool:
-    """Whether it is of the forward pass of a mixed step."""
+    """Whether the key is of a forward pass of a mixed step."""
     return isinstance(key, ForwardKey) and not key.decode_only

@@ -127,7 +127,7 @@ class GraphedProgram:
         else:
             if not step.row_tokens:
                 self.queue.want(layout.forward_key)
-            # Under a graph's bound, so that it meets no kernel that was not compiled for one.
+            # With the bounds of a graph, so that it needs no kernel that was not compiled for one.
             logits = program.forward(self.inputs, layout, self.max_model_len, step.row_tokens)
             self.logits[: layout.logits].copy_(logits)
         program.count(inputs, step)
@@ -154,12 +154,12 @@ class GraphedProgram:
     # --- capture ------------------------------------------------------------------------------------
 
     def capture_all(self) -> None:
-        """Capture everything that is missing."""
+        """Capture all graphs that are missing."""
         while self.capture_next():
             pass
 
     def capture_next(self) -> bool:
-        """Capture what is missing first; False if nothing was, or there is no memory for it."""
+        """Capture the next missing graph; False if none is missing, or there is no memory for it."""
         taken = self.queue.take()
         if taken is None:
             return False
@@ -172,7 +172,8 @@ class GraphedProgram:
         return True
 
     def capture_one(self, key: ForwardKey | SamplingKey, *, has_run: bool) -> None:
-        """Capture the graph of ``key``, and keep it where steps look for it. ``has_run``: in a step."""
+        """Capture the graph of ``key``, and keep it where steps look for it. ``has_run``: a step has run this work, so
+        its kernels are compiled."""
         if isinstance(key, ForwardKey):
             self.forwards[key] = self.capture_forward(key, has_run=has_run)
             return
@@ -181,11 +182,13 @@ class GraphedProgram:
             self.samplings[key] = graph
             return
         if len(self.rare_samplings) == MOST_RARE_GRAPHS:
-            self.rare_samplings.popitem(last=False)  # no replay is under way: the capture has waited for them
+            self.rare_samplings.popitem(
+                last=False
+            )  # its replays are over, as the capture has waited for them
         self.rare_samplings[key] = graph
 
     def capture_forward(self, key: ForwardKey, *, has_run: bool) -> Graph:
-        """A graph of the forward pass: from the static inputs to the static logits. ``has_run``: in a step."""
+        """Capture a forward pass from the static inputs to the static logits; ``has_run`` as of ``capture_one``."""
         program, seq_slots = self.program, self.buckets.seq_slots
         layout = layout_of(
             seq_slots=seq_slots,
@@ -206,7 +209,7 @@ class GraphedProgram:
         return self.capture(None if has_run else prepare, work)
 
     def capture_sampling(self, key: SamplingKey, *, has_run: bool) -> Graph:
-        """A graph of the sampling: from the static logits to the static outputs. ``has_run``: in a step."""
+        """Capture the sampling from the static logits to the static outputs; ``has_run`` as of ``capture_one``."""
         program, slots = self.program, self.inputs[: key.samples]
         results = result_layout(key.samples, key.kind.logprobs, 0, 0)
 

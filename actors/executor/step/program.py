@@ -223,7 +223,7 @@ class ModelProgram:
         )
 
     def adapters_of(self, token_slots: Tensor) -> Tensor | None:
-        """The id of the adapter of each token, whose slots are int64 [T]."""
+        """The id of the adapter of each token; ``token_slots`` int64 [T] are the tokens' slots."""
         if self.model.adapters is None:
             return None
         return column(self.state.requests, JOIN, "adapter")[token_slots]
@@ -233,7 +233,7 @@ class ModelProgram:
             written = (input_ids != UNWRITTEN).all()
             torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
 
-    # --- choose: nothing here depends on more than the rows and the kind --------------------------------
+    # --- choose: depends on nothing but the rows and the kind of sampling, so that it can be captured --
 
     def choose(
         self,
@@ -244,9 +244,8 @@ class ModelProgram:
         kind: SamplingKind,
         results: ResultLayout,
     ) -> None:
-        """Sample and scatter: ``logits`` [>= S, vocab] of ``sample_slots`` int32 [S], to ``outputs``.
-
-        ``allowed`` as of `Sampler.choose`.
+        """Sample from ``logits`` [>= S, vocab] a token for each of ``sample_slots`` int32 [S]; write them into the
+        token table, and into ``outputs``. ``allowed`` as of `Sampler.choose`.
         """
         state, sampler = self.state, self.sampler
         slots = sample_slots.long()
@@ -265,7 +264,7 @@ class ModelProgram:
             results.view(outputs, "logprobs").copy_(values.view(torch.int32).flatten())
 
     def report_prompts(self, logits: Tensor, inputs: Tensor, outputs: Tensor, step: Step) -> None:
-        """Logprobs of the tokens of prompts."""
+        """Write the logprobs of the tokens of prompts into ``outputs``."""
         layout, results = step.layout, step.results
         first = layout.sample_logits
         prompt = logits[first : first + layout.prompt_logprobs].float()
@@ -276,7 +275,7 @@ class ModelProgram:
 
 
 def allowed_of(inputs: Tensor, masks: Tensor | None, step: Step) -> tuple[Tensor, Tensor] | None:
-    """The rows int64 [M] that have a mask, and the masks int32 [M, words]; None where there are none."""
+    """The rows int64 [M] that have a mask, and their masks int32 [M, words]; None if there are no masks."""
     if masks is None:
         return None
     rows = step.layout.view(inputs, "masked_rows").long()

@@ -15,13 +15,13 @@ class Chunk:
 
     slot: int
     tokens: np.ndarray
-    """int32: what runs."""
+    """int32: the tokens that run."""
     first: int
     """The index of its first token among the tokens of the step."""
     end: int
-    """Position after its last token."""
+    """The position after its last token."""
     samples: bool
-    """Nothing is known beyond it."""
+    """Whether it ends with the last known token, so that the next one is sampled."""
     reported: np.ndarray
     """int32: the prompt's tokens after the first of ``tokens``, those whose logprobs are reported."""
 
@@ -31,16 +31,16 @@ class Rows:
     """A step laid out: which rows run, and which of them sample."""
 
     decode: np.ndarray
-    """int64: slots of the rows that decode, rising. Their tokens come first."""
+    """int64: the slots of the rows that decode, in ascending order. Their tokens come first in the step."""
     chunks: list[Chunk]
     samples: np.ndarray
-    """int64: slots of the rows that sample, rising."""
+    """int64: the slots of the rows that sample, in ascending order."""
     sample_tokens: np.ndarray
-    """int64: the token of each of them, among those of the step."""
+    """int64: for each of these rows, the index of its last token among the tokens of the step."""
     sample_slots: np.ndarray
-    """int32 [seq_slots]: ``samples``, then the null slot."""
+    """int32 [seq_slots]: ``samples``, padded with the null slot."""
     masked: np.ndarray
-    """int64: which of ``samples`` have a mask."""
+    """int64: the indices in ``samples`` of the rows that have a mask."""
     kind: SamplingKind
 
     @property

@@ -10,18 +10,18 @@ class SamplingKind:
     """The features of sampling that the rows of a step need, taken together."""
 
     greedy: bool = True
-    """No sampling row has a temperature."""
+    """Whether no sampling row has a temperature."""
     truncated: bool = False
-    """Some sampling row has top-k, top-p or min-p."""
+    """Whether some sampling row has top-k, top-p or min-p."""
     candidates: int = 0
-    """Most likely tokens that hold the cut of every row that has top-k; 0: no row has it."""
+    """The number of most likely tokens that is enough for every row with top-k; 0: no row has it."""
     nucleus: bool = False
-    """Some sampling row has top-p and no top-k."""
+    """Whether some sampling row has top-p and no top-k."""
     min_tokens: bool = False
-    """Some sampling row may not stop yet."""
+    """Whether some sampling row may not stop yet."""
     penalties: bool = False
-    """Some sampling row has a penalty."""
+    """Whether some sampling row has a penalty."""
     biased: bool = False
-    """Some sampling row has a logit bias."""
+    """Whether some sampling row has a logit bias."""
     logprobs: int = 0
-    """Logprobs of each sampling row: 0, 1 for the sampled token's, or 1 + MAX_LOGPROBS."""
+    """The number of logprobs of each sampling row: 0, or 1 for that of the sampled token, or 1 + MAX_LOGPROBS."""

@@ -25,13 +25,13 @@ class Decoding(NamedTuple):
     input_ids: Tensor
     """int64 [R]"""
     write_index: Tensor
-    """int64 [R]: places in the cache."""
+    """int64 [R]: the cache index that each token is written to."""
     kv_lens: Tensor
-    """int32 [R]: tokens in the cache after this step."""
+    """int32 [R]: the number of tokens in the cache after this step."""
 
 
 class SlotState:
-    """All tensors, first dimension ``seq_slots + 1``.
+    """All tensors have the first dimension ``seq_slots + 1``.
 
     The last is the null slot of padding rows: finished from the start, so it never moves.
     """
@@ -48,7 +48,7 @@ class SlotState:
         self.finished = zeros(dtype=torch.bool)
         self.finished[-1] = True
         self.requests = zeros(JOIN.itemsize // INT.itemsize, dtype=torch.int32)
-        """What the holder asked for when it joined: a record of ``fields.JOIN``."""
+        """The record of ``fields.JOIN`` with which the holder joined."""
         column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
         rows, positions, input_ids, write_index = (zeros(dtype=torch.int64) for _ in range(4))
         self.decoding = Decoding(rows, positions, input_ids, write_index, zeros(dtype=torch.int32))
