@@ -398,7 +398,6 @@ FORMAT: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type":
         ({"input": [{"type": "reasoning", "summary": ["I thought"]}]}, "input[0].summary[0]"),
         ({"tools": TOOLS, "tool_choice": allowed([])}, "tool_choice.tools[0]"),
         ({"tools": TOOLS, "tool_choice": allowed("another")}, "tool_choice.tools[0]"),
-        ({"tools": TOOLS, "tool_choice": "required", "text": FORMAT}, "text.format"),
         ({"text": {"format": {**FORMAT["format"], "schema": {"title": "x" * 40_000}}}}, "text.format.schema"),
         ({"extra_body": {"n": 2}}, "n"),
         ({"extra_body": {"no_such": 2}}, "no_such"),
@@ -408,6 +407,12 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
     with pytest.raises(openai.BadRequestError) as refused:
         create(Script("Yes."), **fields)
     assert str(refused.value.param).startswith(param)
+
+
+def test_a_form_of_the_text_beside_a_call_that_is_demanded_is_about_nothing() -> None:
+    said = Script('[{"name": "weather", "arguments": {"city": "Rome"}}]')
+    response = create(said, tools=TOOLS, tool_choice="required", text=FORMAT)
+    assert [item.type for item in response.output] == ["function_call"]
 
 
 PART = {"type": "input_text", "text": "x"}
