@@ -11,12 +11,12 @@ IDLE_S = 0.1
 """Pause after which the executor counts as idle: between the requests of one client there is less."""
 
 CATCHING_UP_SHARE = 0.6
-"""Share of the time that captures of graphs get while steps run: captures of 3 s take 5 s then. Those that steps have
-met come first, so that most of what follows is fast before."""
+"""Share of the time that captures of graphs get while steps run: captures of 3 s take 5 s then. Graphs that steps have
+missed come first, so that most steps are fast long before the last capture."""
 
 FIRST_TOKENS_S = 1.0
-"""After a pause steps alone have the time, though they are slower than they will be: after a death all streams wait for
-their next token, and after a start the first requests for their first."""
+"""Time after a pause in which nothing is captured, though steps are slower without graphs: after a death all streams
+wait for their next token, and after a start the first requests for their first."""
 
 
 class BackgroundWork:

@@ -42,11 +42,11 @@ class Executor(StepActor):
         repeats: Callable[[], bool] | None = None,
         adapters: LoadedAdapters | None = None,
     ) -> None:
-        """``background_work`` does one piece of it; this, ``catching_up`` and ``repeats`` are as of `BackgroundWork`.
+        """``background_work`` does one piece of it; this, ``catching_up`` and ``repeats`` are as in `BackgroundWork`.
         ``repeats`` is asked only after a crash: suspects then run one by one, in steps that are small and all alike,
         so that what was slow twice would be slow for all that still wait.
 
-        ``masks`` are left out where no sequence has a grammar; ``step_limit`` as of `StepActor`. ``adapters``
+        ``masks`` are left out where no sequence has a grammar; ``step_limit`` as in `StepActor`. ``adapters``
         are left out where there is no room for any.
         """
         super().__init__(pipeline, batch, facts, step_limit)

@@ -30,11 +30,11 @@ PLACE = attrgetter("place")
 def choose(
     replicas: Sequence[Replica], hashes: list[bytes], among: Container[Replica] | None = None
 ) -> Replica:
-    """One of ``replicas`` for a request whose blocks have these hashes; there must be one.
+    """One of ``replicas``, of which there is at least one, for a request whose blocks have these hashes.
 
-    The service with least to do, unless one that has more of the beginning computes the rest sooner, the prompts
-    before it included. Among equals it is one that follows from the beginning, so that several routers that know
-    nothing of each other send the same beginning to the same service.
+    The replica with the least to do, unless another has more of the prefix cached and would finish this prompt sooner,
+    after the prompts that it has already. Ties are broken by a hash of the prefix, so that routers that know nothing of
+    each other send the same prefix to the same replica.
 
     ``among``: the same as ``replicas``, to look one up.
     """
@@ -63,7 +63,7 @@ def choose(
 
 
 def some(replicas: Sequence[Replica], hashes: list[bytes]) -> Sequence[Replica]:
-    """All, or of many a part that follows from the end of the prompt, so that it is another for each."""
+    """All replicas; if there are many, as many as are compared, from one on that the end of the prompt chooses."""
     if len(replicas) <= MOST_LOOKED_AT or not hashes:
         return replicas
     start = int.from_bytes(hashes[-1]) % len(replicas)
@@ -74,9 +74,9 @@ def some(replicas: Sequence[Replica], hashes: list[bytes]) -> Sequence[Replica]:
 def holders(
     known: dict[bytes, tuple[Replica, ...]], hashes: list[bytes]
 ) -> list[tuple[int, Sequence[Replica]]]:
-    """How many blocks services have, and which; first those that have most of all, and then ever more that have less.
+    """Numbers of blocks, and the replicas that have so many cached; the longest cached prefix comes first.
 
-    Who has a block has all before it, so that the longest beginning that anybody has is found by halving.
+    A replica that has a block has all before it, so that the longest prefix is found by halving.
     """
     found: list[tuple[int, Sequence[Replica]]] = []
     has, lacks = 0, len(hashes) + 1
@@ -94,12 +94,13 @@ def holders(
 
 
 def counts(replica: Replica, most: float) -> bool:
-    """Whether its cache counts for it: not where what is sent would wait for others to end, or does not find it."""
+    """Whether what a replica has cached speaks for it: not if the prompt would wait there for others to end, or if its
+    cache has proved unreliable."""
     return replica.load <= most and replica.prefixes.count and not replica.crowded
 
 
 def has_of(replica: Replica, hashes: list[bytes], most: float) -> int:
-    """Blocks that count for it."""
+    """The number of cached blocks that speak for a replica."""
     return blocks_of(replica.prefixes.matched(hashes)) if counts(replica, most) else 0
 
 

@@ -161,7 +161,7 @@ class Adapters:
         self.leaving[leaving.adapter.id] = leaving
 
     def settle(self, used: set[int], planned: int, completed: int) -> None:
-        """Give up the places of those that left: of ``used`` ids sequences are under way."""
+        """Unload the adapters that are to leave, except those of the ids ``used``, which sequences still name."""
         for id, place in list(self.leaving.items()):
             if id in used:
                 place.last_step = planned

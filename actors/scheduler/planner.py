@@ -116,8 +116,8 @@ class Planner:
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
 
     def prompts(self, blocks: BlockPool) -> int:
-        """The number of prompts that are under way, or would be with more budget. Of those that wait, as many count as
-        have a slot, and blocks if all were as long as the first."""
+        """The number of prompts that are under way, and of waiting ones for which there are free slots, and free blocks
+        if each were as long as the first."""
         held = self.holdings
         first = held.waiting.first()
         if first is None:

@@ -15,8 +15,8 @@ from .sequence import Sequence
 
 
 def salt_of(cache_salt: str, adapter: bytes = b"") -> bytes:
-    """The bytes with which the hashes of a prefix begin under a ``cache_salt`` and an ``adapter`` that these bytes
-    stand for; empty without either.
+    """The root of the hashes of a prefix, from the ``cache_salt`` and the bytes that stand for an ``adapter``; empty
+    without either.
 
     It is of a kind of its own (``person``): no tokens have this hash, whatever text a client chooses.
     """

@@ -358,7 +358,7 @@ class Schema:
 
 
 PLAIN_VALUES_PER_CHECK = 50
-"""Plain values, as of ``enum``, that are compared in the time of one check."""
+"""Plain values, as in ``enum``, that are compared in the time of one check."""
 
 
 class Reserve:

@@ -96,7 +96,8 @@ class Helpers:
         logger.warning("%s (pid %d) ended: %s; %s", child.spec.name, child.process.pid, failed.cause, then)
 
     def silent_keeper(self) -> Child | None:
-        """The keeper if it is ready and does not answer: what it holds would be there twice with what is made anew."""
+        """The keeper if it is ready and does not answer: the weights would be in memory twice, there and loaded
+        anew."""
         if self.keeper is None or self.keeper.keeps_at is None or self.keepers.ready_at is None:
             return None
         child = self.children[self.keeper.name]
@@ -108,7 +109,7 @@ class Helpers:
     # --- what incarnations are made of ------------------------------------------------------------
 
     def source(self, spec: ChildSpec, *, first: bool) -> str:
-        """As of `Spares`, of the next incarnation of a child."""
+        """As in `Spares`, of the next incarnation of a child."""
         if self.spare is None or spec.factory != self.spare.factory:
             return "nothing"
         return self.spares.source(first=first)

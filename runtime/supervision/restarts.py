@@ -21,8 +21,8 @@ INTENSITY, PERIOD_S = 5, 60.0
 names."""
 
 TRIES, TRY_PAUSE_S = 3, 1.0
-"""Tries of what seems lost for good, several since the first moments after a fault may deceive; the pause before
-each further one."""
+"""Restarts with a resource that was reported lost, several since the first report may be wrong shortly after a fault;
+and the pause before each further one."""
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
@@ -54,7 +54,7 @@ class Restarts:
     def on_death(
         self, name: str, lived_s: float, *, frontend: bool = False, for_good: bool = False
     ) -> Decision:
-        """``lived_s`` is how long it had been ready; 0 if it never was. ``for_good``: as of ``control.Failed``."""
+        """``lived_s`` is how long it had been ready; 0 if it never was. ``for_good``: as in ``control.Failed``."""
         self.lost_in_a_row[name] = lost = self.lost_in_a_row[name] + 1 if for_good else 0
         if lost:
             return Decision("none" if lost == TRIES else "one", lost, TRY_PAUSE_S)

@@ -169,7 +169,7 @@ def _store_split(
     kv_head,
     valid,
     mean,  # [M, DV_PAD] of this split
-    m,  # [M], and ``total``, as of `attend`
+    m,  # [M], and ``total``, as in `attend`
     total,
     TILE: tl.constexpr,  # queries of a tile
     DV: tl.constexpr,

@@ -14,9 +14,9 @@ least ``goal`` iterations to each, where ``goal`` is at least ``work / target``.
 
 whatever the lengths are. Grids and memory depend on R and T alone, and a captured graph takes every step.
 
-Of the goals that this allows, that one is taken for which the programs come to their end first. A multiprocessor goes
-through the iterations of its share of the programs, the last of which may be the longest, and each wave of programs
-that are on the device at once takes as long to begin and to end as ``OVERHEAD`` iterations.
+Among the goals that this allows, the one is taken for which the programs are expected to finish first. The estimate:
+a multiprocessor goes through the iterations of its share of the programs, of which the last may be the longest, and
+each wave of programs that are on the device at once takes as long to begin and to end as ``OVERHEAD`` iterations.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def make_plan(
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
     A tile has ``tokens`` tokens, an iteration ``keys`` keys, a split about ``least`` keys or more; ``target`` items, at
-    least 2, are enough for the device. ``window`` 0: none; ``chunked`` as of `first_seen`. Splits begin with a block of
+    least 2, are enough for the device. ``window`` 0: none; ``chunked`` as in `first_seen`. Splits begin with a block of
     ``block_size`` tokens where ``keys`` are whole blocks. Each of the ``multiprocessors`` holds ``resident`` programs
     at once.
 

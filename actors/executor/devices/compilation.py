@@ -47,8 +47,8 @@ def without_collection() -> Iterator[None]:
 def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
     """Compile what ``work`` would launch on ``device``, all kernels at once; nothing on a CPU.
 
-    ``work`` runs, with everything that torch computes, but no kernel of Triton's does. What such a kernel would have
-    written is zero, an index that is everywhere; what ``work`` leaves must not be read.
+    ``work`` runs, with everything that torch computes, but without Triton's kernels. The outputs of these are zeros,
+    which are valid as indices; its results must not be read.
     """
     if device.type != "cuda":
         return

@@ -138,7 +138,7 @@ class Opened(NamedTuple):
     transformer: PreTrainedModel
     table: Table
     divided: dict[str, Division]
-    """As of ``PagedModel``."""
+    """As in ``PagedModel``."""
 
 
 def open_weights(
@@ -171,9 +171,8 @@ def model_of(
 ) -> PagedModel:
     """The model, or a rank's part of it.
 
-    Nothing of it is run or compared: all that was done with these very weights before they were kept, and what
-    would write to them since has died of it (to their tails, which are cleared, adapters do write). What was found is
-    in the table.
+    Nothing is run or compared again: these weights passed all checks before they were kept, and have been mapped
+    read-only since, except for the tails that adapters write to, which are cleared. The table has what was found.
     """
     table = opened.table
     model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
@@ -184,7 +183,7 @@ def model_of(
 
 
 def protect(arena: Arena) -> None:
-    """Nobody writes to weights: what would, by a fault of its own, is to die of it, and leave them as they are."""
+    """Map the weights read-only, so that a stray write ends its process and does not change them."""
     try:
         arena.protect()
     except (OSError, SlipstreamError) as error:

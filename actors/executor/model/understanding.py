@@ -60,7 +60,7 @@ class Understanding(msgspec.Struct, frozen=True):
     tuples: dict[int, bool]
     """For each layer, whether its feed-forward module returns a tuple."""
     answers: list[float | int | str]
-    """As of ``Answers``."""
+    """As in ``Answers``."""
 
 
 class Known(msgspec.Struct, frozen=True):

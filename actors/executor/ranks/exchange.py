@@ -19,11 +19,11 @@ from .group import RankGroup
 from .words import EMPTY, WORD
 
 MOST_BYTES = 2 << 20
-"""Of the largest tensor of more than two ranks, what a rank is sent by all others together. NCCL sends less of larger
-sums; from which size on it is faster is to be measured, by ``examples/ranks.py --sums``."""
+"""With more than two ranks, the most bytes that a rank receives in one exchange, from all others together. NCCL sends
+less of larger sums; from which size on it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
 MOST_BYTES_OF_TWO = 64 << 20
-"""That of two ranks, of which NCCL sends as much of a sum: 4,096 rows of 8,192 numbers of 16 bits. With what follows it
+"""With two ranks, for which NCCL sends as much of a sum: 4,096 rows of 8,192 numbers of 16 bits. With what follows it
 such a sum took 208 µs on two H200s, and through NCCL 311. Twice as much memory is taken."""
 
 MOST_BYTES_ALONE = 8 << 20
@@ -96,7 +96,7 @@ class PeerExchange:
         return self.takes(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
-        """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
+        """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""
         from .kernels import gather
 
         out = tensor.new_empty(len(tensor), width)

@@ -111,7 +111,7 @@ class RankGroup:
         return f"what the ranks send each other goes over each other's memory up to {most} KiB, and through NCCL beyond"
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
-        """The tensors [N, M] of all ranks side by side, of which the first [N, width]."""
+        """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""
         if self.exchange is not None and self.exchange.gathers(tensor):
             return self.exchange.gather(tensor, width)
         rows, columns = tensor.shape

@@ -215,7 +215,7 @@ def _sum_kernel(
 def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
     """Put the sum of all ranks' tensors into ``tensor``, which is contiguous and begins at a multiple of 16 bytes.
 
-    ``programs`` is the most of them, each of which sends ``tile`` words at once; ``arguments`` as of `PeerExchange`.
+    ``programs`` is the most of them, each of which sends ``tile`` words at once; ``arguments`` as in `PeerExchange`.
     """
     words = tensor.nbytes // WORD
     _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
@@ -227,7 +227,7 @@ def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, 
 def _gather_kernel(
     part,  # [rows, PER_WORD * row_words]
     out,  # [rows, width]
-    halves,  # and so on: as of a sum
+    halves,  # and the next ones as in `_sum_kernel`
     peers,
     current,
     words,  # of all rows
@@ -297,7 +297,7 @@ def _of_rank_0(numbers, place, mask, RANK: tl.constexpr):
 @jit(do_not_specialize=["count"])
 def _broadcast_kernel(
     numbers,  # int32 [count]
-    halves,  # and so on: as of a sum
+    halves,  # and the next ones as in `_sum_kernel`
     peers,
     current,
     count,
@@ -330,7 +330,7 @@ def _broadcast_kernel(
 
 
 def broadcast(numbers: Tensor, programs: int, tile: int, arguments: dict[str, Any]) -> None:
-    """Put rank 0's ``numbers``, int32 and contiguous, into those of all; the rest as of `sum_in_place`."""
+    """Put rank 0's ``numbers``, int32 and contiguous, into those of all; the rest as in `sum_in_place`."""
     count = numbers.numel()
     _broadcast_kernel[(min(programs, triton.cdiv(count, tile)),)](
         numbers, count=count, TILE=tile, **arguments, **FOLLOWING

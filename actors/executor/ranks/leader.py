@@ -23,7 +23,7 @@ class Leader(Executor):
     """
 
     def __init__(self, *given: Any, followers: tuple[str, ...], **named: Any) -> None:
-        """``followers`` are the actors of the other ranks; the rest as of `Executor`."""
+        """``followers`` are the actors of the other ranks; the rest as in `Executor`."""
         super().__init__(*given, **named)
         self.followers = followers
         self.missing = set(followers)
@@ -54,10 +54,11 @@ class Leader(Executor):
         super().on_plan(self.handed_on.popleft(), now)
 
     def on_wake(self, now: float) -> None:
-        """As an executor, but the other ranks hear of a capture a turn earlier: all ranks compute it together.
+        """As an executor does, but the other ranks are told of a capture before it begins here: all compute it
+        together.
 
-        Between steps too: each of the others captures when it has done all plans that were sent before. So not while
-        one of these is still to be launched here: what steps have met last is captured first, and has to be the same.
+        The others capture once they have launched all plans that were sent before. So this rank captures only when it
+        has launched these too: graphs that steps have missed come first, and must be the same on all ranks.
         """
         self.fill_masks()
         if self.captures_next:

@@ -60,7 +60,7 @@ def load_shard(
     adapter_limits: AdapterLimits | None = None,
     around: Around = nothing_around,
 ) -> PagedModel:
-    """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as of ``shard``."""
+    """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as in ``shard``."""
     backend = attention.create(attention_backend)
     transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
     whole, divided = fits(transformer, group, device), {}

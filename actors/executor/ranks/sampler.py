@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sampler_of(group: RankGroup | None, slots: int, vocab_size: int, device: torch.device) -> Sampler:
-    """The sampler of a rank; None: there is only one. The rest as of `Sampler`."""
+    """The sampler of a rank; None: there is only one. The rest as in `Sampler`."""
     if group is None:
         return Sampler(slots, vocab_size, device)
     return FollowingSampler(group) if group.rank else LeadingSampler(group, slots, vocab_size, device)

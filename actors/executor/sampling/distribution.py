@@ -134,9 +134,9 @@ def least_of_top_p(weights: Tensor, scaled: Tensor, top_p: Tensor) -> Tensor:
 
 
 def draw(weights: Tensor, draws: Tensor) -> Tensor:
-    """The place int64 [S] at which the cumulated ``weights`` [S, V], of any sum, pass ``draws`` [S] of it.
+    """The index int64 [S] at which the cumulative sum of ``weights`` [S, V] exceeds ``draws`` [S] times their total.
 
-    In two levels, which spares the cumulated sums of the whole vocabulary in float64. A place without
+    In two levels, which spares the cumulative sums of the whole vocabulary in float64. An index without
     weight is never drawn.
     """
     rows, vocab = weights.shape

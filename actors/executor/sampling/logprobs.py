@@ -10,7 +10,7 @@ from torch import Tensor
 def logprobs(logits: Tensor, totals: Tensor, tokens: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """Token ids int32 and logprobs float32, both [S, ``columns``]: the sampled token's, then the most likely ones.
 
-    ``logits`` float32 [S, V] are the model's own, and ``totals`` [S, 1] as of `Sampler.totals`; ``tokens`` int32 [S]
+    ``logits`` float32 [S, V] are the model's own, and ``totals`` [S, 1] as in `Sampler.totals`; ``tokens`` int32 [S]
     what was sampled. Columns for which
     the vocabulary has no tokens are zero.
     """

@@ -19,8 +19,9 @@ def agreed(model: PagedModel, own: bool) -> bool:
 class Capturing:
     """Captures one graph after another, and keeps ``facts`` up to date with how far that is.
 
-    Of several ranks none goes on where one has no memory: what is captured computes with all of them. So each says
-    first whether it has room to run it, and then whether it could keep it. What is missing is the same on all.
+    A capture of several ranks includes what they compute together, so that none begins unless all have the memory: each
+    says first whether it can run the step, and then whether it could keep the graph. Which graphs are missing is the
+    same on all ranks.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ def on_gpu(
 
     After a death streams wait, and nothing of that is done again: the same kernels lie compiled in Triton's cache,
     steps of the same sizes need the same memory, and take the same time. What the first steps need is loaded by them,
-    the rest by the graphs that are captured between steps. But kernels of other packages, which recurrent layers have,
-    try themselves out when they first run: that belongs on steps of nobody.
+    the rest by the graphs that are captured between steps. But the recurrent kernels of other packages tune
+    themselves when they first run, which must happen in steps without requests.
     """
     length, tokens = options.max_model_len, max_batched_tokens(options, "cuda")
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
@@ -94,7 +94,7 @@ def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
     """When graphs are captured: ``start``, ``lazy`` or ``off``; and the reason if it is ``off`` by itself.
 
     Nobody waits for graphs by default, at the start of a service as little as after the death of an executor.
-    InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as of `PagedModel`.
+    InvalidRequest where graphs were asked for and cannot be: ``uncapturable`` as in `PagedModel`.
     """
     if asked == "auto":
         return ("off", uncapturable) if uncapturable else ("lazy", "")
@@ -117,8 +117,8 @@ def measure(
 ) -> tuple[int, int]:
     """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
 
-    Returns the bytes in which the largest works that can be captured and asks nothing rare of its sampling, and all
-    that were taken.
+    Returns the bytes of memory in which the largest step works that is captured as a graph, and those of the largest
+    step of any kind.
     """
     torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
     program.allocate_cache(1)

@@ -188,7 +188,7 @@ class GraphedProgram:
         self.rare_samplings[key] = graph
 
     def capture_forward(self, key: ForwardKey, *, has_run: bool) -> Graph:
-        """Capture a forward pass from the static inputs to the static logits; ``has_run`` as of ``capture_one``."""
+        """Capture a forward pass from the static inputs to the static logits; ``has_run`` as in ``capture_one``."""
         program, seq_slots = self.program, self.buckets.seq_slots
         layout = layout_of(
             seq_slots=seq_slots,
@@ -209,7 +209,7 @@ class GraphedProgram:
         return self.capture(None if has_run else prepare, work)
 
     def capture_sampling(self, key: SamplingKey, *, has_run: bool) -> Graph:
-        """Capture the sampling from the static logits to the static outputs; ``has_run`` as of ``capture_one``."""
+        """Capture the sampling from the static logits to the static outputs; ``has_run`` as in ``capture_one``."""
         program, slots = self.program, self.inputs[: key.samples]
         results = result_layout(key.samples, key.kind.logprobs, 0, 0)
 

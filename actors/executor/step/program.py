@@ -158,7 +158,7 @@ class ModelProgram:
     ) -> Tensor:
         """Gather the inputs and run the model; returns logits [layout.logits, vocab] in the model's dtype.
 
-        ``row_tokens`` as of `Step`; a step that has them is never captured as a graph.
+        ``row_tokens`` as in `Step`; a step that has them is never captured as a graph.
         """
         if layout.decode_only:
             slots = layout.view(inputs, "sample_slots")[: layout.rows]
@@ -245,7 +245,7 @@ class ModelProgram:
         results: ResultLayout,
     ) -> None:
         """Sample from ``logits`` [>= S, vocab] a token for each of ``sample_slots`` int32 [S]; write them into the
-        token table, and into ``outputs``. ``allowed`` as of `Sampler.choose`.
+        token table, and into ``outputs``. ``allowed`` as in `Sampler.choose`.
         """
         state, sampler = self.state, self.sampler
         slots = sample_slots.long()

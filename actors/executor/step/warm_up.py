@@ -99,7 +99,8 @@ def null_run(
 
 
 def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> Step:
-    """As many tokens as can be, and every row samples: from a temperature alone, or by ``everything`` there is."""
+    """The step with the most tokens, of which every row samples: by a temperature alone, or, with ``everything``, by
+    all parameters that there are."""
     layout = mixed_layout(buckets, buckets.mixed[-1], reports=everything)
     layout = replace(layout, samples=layout.sample_logits)
     if not everything:

@@ -50,7 +50,7 @@ class Adapters:
         max_rank: int,
     ) -> None:
         """Room for ``count`` of them, whose ids count from 1, of ranks up to ``max_rank``, beside ``projections``,
-        by their names. ``divided`` as of ``PagedModel``."""
+        by their names. ``divided`` as in ``PagedModel``."""
         self.max_rank = max_rank
         self.count = count
         self.products: Products = products_for(transformer.device)

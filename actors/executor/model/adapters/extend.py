@@ -138,7 +138,7 @@ def _extend_kernel(
 
 
 def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
-    """As of ``Products``, for the adapters ``ids`` int32 [T]."""
+    """As in ``Products``, for the adapters ``ids`` int32 [T]."""
     tokens, width = states.shape
     count, ranks, _ = tail.down.shape
     steps = triton.cdiv(triton.cdiv(width, tiles.columns), tiles.splits)

@@ -55,7 +55,7 @@ class LoadedAdapters:
         self.save()
 
     def load(self, adapter: Adapter) -> Iterator[None]:
-        """As of ``Places``; at its end the adapter is there, for the next incarnation too."""
+        """As in ``Places``; at its end the adapter is there, for the next incarnation too."""
         yield from self.places.load(adapter)
         self.loaded[adapter.id] = adapter
         self.save()

@@ -39,7 +39,7 @@ class TailedLinear(GivenLinear):
 
 
 class TailedSummed(TailedLinear, Summed):
-    """A layer with a tail of which a rank has columns, and a tail of its own for them."""
+    """A layer of which a rank has columns, with a tail for the adapters' shards of these columns."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, like: SummedLinear) -> None:
         super().__init__(weight, bias, like.in_features)

@@ -155,7 +155,7 @@ def assemble(
 ) -> Decoder:
     """Layer by layer, so that only the weights of one are there twice. ``decoder`` and ``parts`` are used up.
 
-    ``adapter_limits`` as of ``PagedModel``."""
+    ``adapter_limits`` as in ``PagedModel``."""
     layers: list[Layer] = []
     while parts.layers:
         layers.append(assemble_layer(parts.layers.pop(0), operations, adapter_limits))

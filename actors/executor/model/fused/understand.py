@@ -187,7 +187,7 @@ def observe(decoder: Any) -> Observed:
 def understand(decoder: Any, observed: Observed, answers: Answers | None = None) -> DecoderParts:
     """The parts of ``decoder`` by their function; Unfit where it does something that is not known here.
 
-    ``answers`` as of `understood_again`; left out, its numbers are asked.
+    ``answers`` as in `understood_again`; left out, its numbers are asked.
     """
     answers = answers or Answers()
     parts = dict(decoder.named_children())
@@ -209,7 +209,7 @@ def understand(decoder: Any, observed: Observed, answers: Answers | None = None)
 def understood_again(decoder: nn.Module, known: Understanding) -> DecoderParts:
     """As ``understand``, of a decoder with the same structure and weights as the one that ``known`` is of.
 
-    Nothing runs: what a run of it and its numbers would tell is what they told before.
+    The decoder does not run: what a run and its numbers told before is used again.
     """
     sinks: dict[int, Tensor] = {layer: decoder.get_parameter(name) for layer, name in known.sinks.items()}
     observed = Observed(calls=known.calls, sinks=sinks, tuples=known.tuples)

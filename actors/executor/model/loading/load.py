@@ -62,7 +62,7 @@ def load_model(
     Weights come from safetensors files alone, and no code of the model's folder runs. InvalidRequest when there
     is no such model, ModelNotSupported when there is one that cannot be served. The decoder
     is replaced by one of few kernels where ``fuse`` can. ``quantization`` is what the layers' weights become.
-    ``batch_invariant`` as of ``make_invariant``, ``adapter_limits`` as of ``PagedModel``.
+    ``batch_invariant`` as in ``make_invariant``, ``adapter_limits`` as in ``PagedModel``.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -107,7 +107,7 @@ def replace(
     known: Understanding | None = None,
 ) -> None:
     """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` and
-    ``known`` as of ``fuse``."""
+    ``known`` as in ``fuse``."""
     fuse(model, checked=checked, known=known)
     if batch_invariant:
         make_invariant(model)
@@ -122,7 +122,7 @@ def load_transformer(
 ) -> tuple[PreTrainedModel, str]:
     """The model as transformers has it, in the memory of the host, and what one should know of its weights.
 
-    ``keep`` as of ``read_quantized``; errors as of ``load_model``.
+    ``keep`` as in ``read_quantized``; errors as in ``load_model``.
     """
     checkpoint = open_checkpoint(path_or_name)
     checkpoint.check_weights()

@@ -171,7 +171,7 @@ def tile_for(rows: int, itemsize: int, memory: int) -> Tile:
 
 @cache
 def memory_of(device: torch.device) -> int:
-    """As of `tile_for`."""
+    """As in `tile_for`."""
     if device.type != "cuda":
         return 1 << 20
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -41,7 +41,7 @@ class StatefulModules:
         self.token_by_token = not all(found.takes_chunks for found in traits.values())
         """Some of them forget their state when they are given several tokens, which so have to come one by one."""
         self.host_read = next((found.host_read for found in traits.values() if found.host_read), "")
-        """As of `ModuleTraits`."""
+        """As in `ModuleTraits`."""
 
     def undo(self) -> None:
         """Leave the modules as transformers has them."""
