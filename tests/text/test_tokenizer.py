@@ -622,6 +622,35 @@ def test_a_prompt_can_end_with_the_last_message_or_before_the_next(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    "last", ["end", "d", "|", ">", "<|", "im_end", "user", "2 + 2 = ", "a\n", "<|im_end|>"]
+)
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_prompt_ends_with_the_last_message_whatever_its_words_are(
+    tmp_path: Path, last: str, strips: bool
+) -> None:
+    """Words of the template behind it among them."""
+    template = CHATML.replace("{{ message.content +", "{{ message.content | trim +") if strips else CHATML
+    assert ("trim" in template) == strips
+    actor = start(write_model(tmp_path, template=template))
+    told = [SAID[0], {"role": "assistant", "content": last}]
+    before = rendered(actor, told, add_generation_prompt=False)
+    begun = rendered(actor, SAID[:1])
+    expected = begun + (last.strip() if strips else last)
+    assert before.startswith(expected)
+    assert rendered(actor, told, continue_final_message=True) == expected
+    parts = [SAID[0], {"role": "assistant", "content": [{"type": "text", "text": last}]}]
+    assert rendered(actor, parts, continue_final_message=True) == expected
+
+
+def test_a_message_that_ends_with_calls_has_no_text_to_go_on_with(tmp_path: Path) -> None:
+    """They were left out in silence."""
+    call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    actor = start(write_model(tmp_path, template=CHATML))
+    told = [SAID[0], {"role": "assistant", "content": "I look.", "tool_calls": [call]}]
+    assert "ends with calls" in rendered(actor, told, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
     ("last", "given", "named"),
     [
         ("x", {"continue_final_message": True, "add_generation_prompt": True}, "leave one out"),

@@ -44,6 +44,11 @@ WHAT = {"prompt": "the prompt", "messages": "the conversation"}
 ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
 
 
+HERE = "GOESONHERE4c1f0e "
+"""What shows where a message ends in the text of a template, in which its own words may come again, as ``end`` does in
+``<|end|>``. The space behind it shows whether the template strips a message."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """The way in which the text of a conversation ends. Both are given among what the template is given, as vLLM has
@@ -73,17 +78,40 @@ class Ending:
             )
         return cls(asked.get("add_generation_prompt", not goes_on), goes_on)
 
-    def cut(self, text: str, messages: list[dict[str, Any]]) -> str:
-        """The text of ``messages`` up to where the answer begins."""
+    def marked(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``messages`` for the template, with ``HERE`` behind the text that the answer goes on with."""
+        if not self.continue_final_message:
+            return messages
+        last = messages[-1]
+        if last.get("tool_calls"):
+            raise InvalidRequest(
+                "continue_final_message goes on with a text, and the last message ends with calls; leave one out",
+                param="continue_final_message",
+            )
+        content = last.get("content")
+        if isinstance(content, list):
+            *others, part = content or [{}]
+            text, content = "".join(part.get("text", "") for part in content), [*others, part]
+            content[-1] = part | {"text": part.get("text", "") + HERE}
+        else:
+            text, content = content or "", (content or "") + HERE
+        if not text.strip():
+            raise self.nowhere()
+        return [*messages[:-1], last | {"content": content}]
+
+    def cut(self, text: str) -> str:
+        """The text of a conversation up to where the answer begins."""
         if not self.continue_final_message:
             return text
-        content = messages[-1].get("content")
-        if isinstance(content, list):
-            content = "".join(part.get("text", "") for part in content)
-        for last in (content or "", (content or "").strip()):  # some templates strip it
-            if last.strip() and (at := text.rfind(last)) >= 0:
-                return text[: at + len(last)]
-        raise InvalidRequest(
+        at = text.rfind(HERE.rstrip())
+        if at < 0:
+            raise self.nowhere()
+        stripped = not text.startswith(HERE, at)
+        return text[:at].rstrip() if stripped else text[:at]
+
+    @staticmethod
+    def nowhere() -> InvalidRequest:
+        return InvalidRequest(
             "continue_final_message goes on with the last message, whose content is empty or is not what the"
             " model's chat template writes of it; give one with a text, or leave it out",
             param="continue_final_message",
@@ -132,6 +160,7 @@ class Prompts:
         if "tools" in given:
             given["tools"] = plain_tools(given["tools"], template.keys)
         plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style, template.keys)
+        plain = ending.marked(plain)
         if self.sanitizer is not None:
             plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
         iterations = Iterations(len(plain))
@@ -150,7 +179,7 @@ class Prompts:
                 pause_at = iterations.left - ITERATIONS_AT_ONCE
                 yield max(characters, PART)
         # The template writes the special tokens itself.
-        text = ending.cut("".join(texts), plain)
+        text = ending.cut("".join(texts))
         if self.sanitizer is None:
             return (yield from self.encode("messages", text, add_special_tokens=False, max_tokens=max_tokens))
         return (yield from self.encode_sanitized(self.sanitizer, text, max_tokens))
