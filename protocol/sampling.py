@@ -1,4 +1,4 @@
-"""The parameters by which tokens are chosen and a request ends."""
+"""The parameters of a request: how its tokens are chosen, and when it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     kind: str
     """The parameter that it was given as, one of ``GRAMMARS``; or ``calls``, of a conversation's functions."""
     source: str
-    """The grammar as it was given, as JSON text where it is no text."""
+    """The grammar as it was given; one that is no text, as JSON text."""
     before: str = ""
     """The text that may precede it, as the rule ``before`` of llguidance's notation; empty: none."""
 
@@ -36,10 +36,10 @@ class SamplingParams(
     max_tokens: int | None = None
     """Most tokens to generate; left out: as many as the model's length leaves room for."""
     min_tokens: int = 0
-    """No stop token is sampled before this many tokens, but where none else may come: what the answer must match is
-    complete, or ``allowed_token_ids`` are stop tokens alone."""
+    """No stop token is sampled before this many tokens, unless no other token is allowed: because what the answer must
+    match is complete, or all ``allowed_token_ids`` are stop tokens."""
     temperature: float = 1.0
-    """0: always the most likely token."""
+    """Divides the logits; 0: always the most likely token."""
     top_p: float = 1.0
     """Sample among the fewest most likely tokens whose probabilities add up to this."""
     top_k: int = 0
@@ -51,28 +51,31 @@ class SamplingParams(
     stop: str | list[str] = []
     """Texts that end the answer; they are not part of it."""
     include_stop_str_in_output: bool = False
-    """The text that ends the answer is part of it after all."""
+    """Whether the stop text that ends the answer is part of it."""
     skip_special_tokens: bool = True
-    """Special tokens of the model have no text in the answer; false: they have their names."""
+    """Whether special tokens of the model have no text in the answer; false: their text is their name."""
     stop_token_ids: list[int] = []
-    """Tokens that end the answer, beside the model's own; the one that did is among its ``token_ids``."""
+    """Tokens that end the answer, beside the model's own end tokens; the one that ended it is among its
+    ``token_ids``."""
     ignore_eos: bool = False
-    """Go on after the model's own end tokens."""
+    """Whether the answer goes on after the model's own end tokens."""
     n: int = 1
-    """Answers to make. Answer 0 has ``seed``, the others have seeds that are made of it."""
+    """The number of answers. Answer 0 has ``seed``, the others have seeds that are derived from it."""
     logprobs: int | None = None
     """The number of most likely tokens whose logprobs are reported with that of the sampled one; left out: none at all.
     They are those of the model's own distribution, before any other parameter changes it."""
     prompt_logprobs: int | None = None
-    """As `logprobs`, for each token of the prompt but the first, with answer 0. The prompt is computed anew for it."""
+    """As `logprobs`, for each token of the prompt but the first, with answer 0. The whole prompt is computed then, even
+    if it is cached."""
     presence_penalty: float = 0.0
-    """Taken off the logit of each token that the answer has already."""
+    """Subtracted from the logit of each token that the answer already contains."""
     frequency_penalty: float = 0.0
-    """As `presence_penalty`, times how often the answer has it."""
+    """As `presence_penalty`, but times the number of occurrences in the answer."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens of prompt and answer become less likely: positive logits are divided by it, others multiplied."""
+    """Above 1, tokens of prompt and answer become less likely: positive logits are divided by it, and others
+    multiplied."""
     logit_bias: dict[int | str, float] = {}
-    """Token id, written in decimal since all maps have string keys, to what is added to its logit."""
+    """From token id, in decimal since all maps have string keys, to the number that is added to its logit."""
     json_schema: dict[str, Any] | str | None = None
     """A JSON Schema, as an object or as JSON text: the answer is one JSON value that is valid under it."""
     regex: str | None = None
@@ -83,20 +86,20 @@ class SamplingParams(
     """A grammar as ``llguidance`` has it, in Lark's notation or as JSON, or in GBNF: the whole answer matches it."""
     structural_tag: dict[str, Any] | str | None = None
     """``{"structures": [{"begin", "schema", "end"}], "triggers": […]}``, or that as JSON text: the answer is any text,
-    but where a trigger comes in it, one of the structures does that begin so."""
+    but wherever a trigger occurs in it, one of the structures that begin with it follows."""
     allowed_token_ids: list[int] | None = None
-    """No other token comes, not even the model's end unless it is one of them."""
+    """Only these tokens are sampled; not even the model's end tokens, unless they are among them."""
     bad_words: list[str] = []
-    """Texts that the answer does not have in it, however they are made of tokens."""
+    """Texts that the answer does not contain, in whichever way tokens could form them."""
     truncate_prompt_tokens: int | None = None
-    """The number of tokens that are taken of a longer prompt, from its end; -1: as many as leave room for
+    """Of a longer prompt only this number of tokens at its end is used; -1: as many as leave room for
     ``max_tokens``."""
     priority: int = 0
-    """The order of requests that wait: a higher number goes first, by a finite head start, so that nothing starves."""
+    """Requests with a higher number go before others that wait, by a finite head start, so that nothing starves."""
     cache_salt: str = ""
-    """Only requests of the same salt find each other's beginnings in the prefix cache."""
+    """Only requests with the same salt share prefixes in the prefix cache."""
     adapter: str = ""
-    """The adapter with which the model computes the answer, by the name that it was loaded under; empty: none."""
+    """The name of the adapter with which the model computes the answer; empty: none."""
     deadline_s: float | None = None
     """Seconds from acceptance within which the request must be finished."""
 
@@ -173,7 +176,7 @@ class SamplingParams(
         self.check_grammar()
 
     def check_grammar(self) -> None:
-        """Sizes alone; whether a grammar makes sense is seen where it is compiled."""
+        """Check sizes only; whether a grammar is valid is found where it is compiled."""
         given = [name for name in GRAMMARS if getattr(self, name) not in (None, [])]
         if len(given) > 1:
             raise InvalidRequest(
@@ -206,15 +209,16 @@ class SamplingParams(
 
 
 GRAMMARS = ("json_schema", "regex", "choice", "lark", "structural_tag", "allowed_token_ids", "bad_words")
-"""Parameters that say what an answer must match, of which it can have one."""
+"""The parameters that say what an answer must match. A request can have one of them."""
 
 
 MATCHED_AS_A_WHOLE = ("json_schema", "regex", "choice", "lark")
-"""Matches that leave no room for a call in the answer, which may so be calls instead."""
+"""Those of them that an answer with calls cannot match, so that it may consist of calls instead."""
 
 
 def as_json(name: str, value: dict[str, Any] | list[Any]) -> str:
-    """The value of the parameter ``name`` as JSON text; one that is far too large or deep is not written first."""
+    """The value of the parameter ``name`` as JSON text. One that is far too large or deep is refused before it is
+    written."""
     layer: list[Any] = [value]
     size = 0
     for _ in range(limits.MAX_DEPTH):
@@ -262,7 +266,7 @@ RANGES: dict[str, tuple[float, float | str, bool]] = {
     "priority": (-1000, 1000, False),
     "deadline_s": (0.0, limits.MAX_DEADLINE_S, True),
 }
-"""Lowest and highest value, and whether the lowest itself is out; a name is that of one of the ``Limits``."""
+"""The lowest and highest value, and whether the lowest itself is excluded; a name is that of a field of ``Limits``."""
 
 
 def within(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
@@ -279,7 +283,7 @@ def within(params: SamplingParams, name: str, low: float, high: float, *, open_l
 
 
 def is_token_id(name: int | str, vocab_size: int) -> bool:
-    """Whether ``name`` is a token id in decimal, written in the one way that has no other."""
+    """Whether ``name`` is a token id in decimal, in canonical form."""
     digits = str(name)
     return (
         len(digits) <= 10 and digits.isdecimal() and str(int(digits)) == digits and int(digits) < vocab_size
@@ -287,6 +291,6 @@ def is_token_id(name: int | str, vocab_size: int) -> bool:
 
 
 def counted(name: str, count: int, limit: int, unit: str) -> None:
-    """Refuse more than ``limit`` of something before any of it is looked at."""
+    """Refuse more than ``limit`` items, before any of them is looked at."""
     if count > limit:
         raise InvalidRequest(f"{name} has {count} {unit}; the limit is {limit}: send fewer", param=name)

@@ -1,11 +1,10 @@
 """The simulator: all actors in one thread, virtual time, one seed.
 
-It runs the production actors themselves. Messages take a random time, and stay in order between two
-ends; an actor can crash at any instant, which loses its state and what it had not yet handed to the
-system; it can stand still for a while; a frame between two living actors can vanish, which its
-receiver notices; and a client's connection can break or not be read. A new incarnation takes the
-place of what crashed, after a start that takes its time too and in which it can crash again. A run is
-a function of its seed: a failure is one number.
+It runs the production actors themselves. Messages take a random time, but stay in order between two actors. An actor
+can crash at any instant, which loses its state and the messages that it had not yet given to the system. It can stand
+still for a while. A frame between two living actors can be lost, which its receiver notices. And a client's connection
+can break, or not be read. A crashed actor is replaced by a new incarnation after a start that takes time too, and in
+which it can crash again. A run depends on its seed alone, so a failure is reproduced by one number.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from .links import LostMessage
 from .lives import MAX_DELAY_S, Lives
 
 RESTART_S = 0.005
-"""After which an actor starts again that the simulator ends: longer than a message is on its way, so that some are lost
-with it."""
+"""Time after which an actor that the simulator has ended starts again: longer than a message is on its way, so that
+some messages are lost."""
 
 NO_PROGRESS_S = 0.2
-"""When a receiver is ended that lost a frame, and gets no later one that would show the gap."""
+"""Time after which a receiver is ended that has missed a frame, if no later frame has shown it the gap."""
 
 
 class Simulator(Lives):
-    """A world of actors, what they say to each other, and their clients."""
+    """A simulated service: its actors, the messages between them, and their clients."""
 
     client_messages = 64
     """Most messages on their way to one client that does not read; then the public actor gets ``ClientBlocked``."""
@@ -46,17 +45,17 @@ class Simulator(Lives):
         super().__init__(seed, factories, groups)
         self.rng = random.Random(seed)
         self.arrival: dict[tuple[Address, Address], float] = {}
-        """When the last message of each edge arrives: a later one does not overtake it."""
+        """The time at which the last message from one actor to another arrives, so that no later one overtakes it."""
         self.losing: set[tuple[str, str]] = set()
-        """Edges whose next frame vanishes."""
+        """Pairs of sender and receiver whose next frame is lost."""
         self.outside: list[tuple[bytes, bytes]] = []
         """Frames of clients that wait for the public actor to come back."""
         self.closed: set[bytes] = set()
-        """Connections that are no more."""
+        """Connections that have ended."""
         self.unread: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        """What has arrived at connections that are not read."""
+        """The frames that have arrived at connections that are not read."""
         self.under_way: defaultdict[bytes, int] = defaultdict(int)
-        """Messages sent to each connection and not yet taken by it."""
+        """The number of messages that were sent to each connection and have not been read."""
         self.not_reading: set[bytes] = set()
         self.inbox: dict[bytes, list[bytes]] = {}
         """The frames that each connection has received."""
@@ -67,7 +66,7 @@ class Simulator(Lives):
         self.on_client: Callable[[bytes, bytes], None] = lambda client, frame: None
         self.wakes: dict[str, float] = {}
         self.expecting_gap: set[int] = set()
-        """Incarnations that a frame was lost on the way to: no other may find a gap."""
+        """The incarnations to which a frame was lost: no other may find a gap."""
         self.start_all()
 
     def become_ready(self, name: str, epoch: int) -> None:
@@ -83,7 +82,7 @@ class Simulator(Lives):
         self.wakes.pop(name, None)
 
     def lose(self, sender: str, to: str) -> None:
-        """The next frame of the edge vanishes."""
+        """Lose the next frame from one actor to another."""
         self.losing.add((sender, to))
 
     # --- messages ---------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ class Simulator(Lives):
                 )
 
     def deliver_to_client(self, name: str, client: bytes, message: Any) -> bool:
-        """False if it does not read; the actor gets ``ClientBlocked``."""
+        """Send to a client; returns False if it does not read, and the actor gets ``ClientBlocked``."""
         if client in self.closed:
             self.turn(name, b"", ClientGone(client))
             return True
@@ -168,7 +167,7 @@ class Simulator(Lives):
                 self.turn(to, sender, message)
 
     def turn_by_turn(self, name: str, sender: Address, message: Any) -> None:
-        """One actor handles one message, one request after the other."""
+        """Have an actor handle a message request by request."""
         if name not in self.actors:
             return
         for digest, part in self.actors[name].parts(message):
@@ -179,7 +178,7 @@ class Simulator(Lives):
             self.in_hand.pop(name, None)
 
     def end(self, name: str, epoch: int) -> None:
-        """The supervisor's answer to an incarnation that makes no progress."""
+        """End an incarnation that makes no progress, as the supervisor would."""
         if name in self.actors and self.links[name].epoch == epoch:
             self.crash(name, RESTART_S)
 
@@ -190,7 +189,8 @@ class Simulator(Lives):
         self.arrive_from_client(client, encode_from_client(message))
 
     def arrive_from_client(self, client: bytes, frame: bytes) -> None:
-        """A frame of a client; it waits while its receiver is down, and is lost with one that it is on its way to."""
+        """Carry a frame of a client. It waits while its receiver is down, and is lost if the receiver dies while it is
+        on its way."""
         public = self.public
         if public not in self.actors:
             self.outside.append((client, frame))
@@ -227,7 +227,7 @@ class Simulator(Lives):
         self.on_client(client, frame)
 
     def stop_reading(self, client: bytes, seconds: float) -> None:
-        """The client takes nothing from its connection for a while."""
+        """Have the client read nothing from its connection for a while."""
         self.not_reading.add(client)
         self.after(seconds, lambda: self.resume_reading(client))
 
@@ -237,7 +237,7 @@ class Simulator(Lives):
             self.reach_client(client, frame)
 
     def close(self, client: bytes) -> None:
-        """The connection ends; what is on its way, either way, is lost."""
+        """End the connection; what is on its way in either direction is lost."""
         self.closed.add(client)
         self.unread.pop(client, None)
         self.outside = [(other, frame) for other, frame in self.outside if other != client]
@@ -245,7 +245,7 @@ class Simulator(Lives):
     # --- time -------------------------------------------------------------------------------------
 
     def schedule(self, name: str, actor: Actor) -> None:
-        """The actor's own wake, and the next completion of its device."""
+        """Schedule the actor's own timer, and the next completion of its device."""
         due = [actor.wake_at] if actor.wake_at is not None else []
         completion = actor.next_completion()
         if completion is not None:

@@ -1,8 +1,8 @@
 """The router's actor: takes in requests as a gateway does, and has each answered by one of several services.
 
-What it holds of a request is the stream of a client's session: what was asked, with a seed, and what has come. So a
-request whose service goes is sent on to another, which continues it where it was: behind the tokens that have come, by
-the same seed, and until the same deadline.
+For each request it holds the stream of a client's session: what was asked, with a seed, and the tokens that have come.
+So a request whose service is gone is moved to another service, which continues the answer behind those tokens, with the
+same seed and the same deadline.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
 
 AWAY_S = 0.5
-"""A check that is later than this was held up by the machine, or by one long turn: what services have said since is not
-read yet, so that their silence is the router's own."""
+"""A check that is later than this was delayed by the machine, or by a long turn. What services have sent meanwhile is
+not read yet, so they must not count as silent."""
 
 LATE_S = 0.5
-"""How much later than the service the router ends a request by its deadline, so that the service's own word, with what
-it has computed, comes first: several round trips."""
+"""How much later than the service the router ends a request at its deadline: several round trips, so that the service's
+own answer, with what it has computed, comes first."""
 
 
 class Router(PublicActor):
@@ -77,7 +77,8 @@ class Router(PublicActor):
         rng: random.Random,
         formats: Formats = NO_FORMATS,
     ) -> None:
-        """``services``: the endpoints behind. Each serves ``model`` with ``bounds``, or is not used."""
+        """``services`` are the endpoints of the services. One that does not serve ``model`` with ``bounds`` is not
+        used."""
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.services = Services(model, bounds)
         self.open = OpenRequests()
@@ -119,7 +120,7 @@ class Router(PublicActor):
     # --- which services ---------------------------------------------------------------------------
 
     def set_services(self, endpoints: Iterable[str]) -> None:
-        """From now on these are behind the router. One that is not among them any more finishes what it has."""
+        """Use these services from now on. A service that is no longer among them finishes its open requests."""
         wanted = dict.fromkeys(endpoints)
         self.services.set(wanted, self.now)
         for replica in self.services.replicas.values():
@@ -157,7 +158,7 @@ class Router(PublicActor):
         self.placement.place(request, now)
 
     def fail(self, request: Routed, error: SlipstreamError) -> None:
-        """It ends with an error, as it would at a service."""
+        """End a request with an error, as a service would."""
         self.placement.close(request)
         retry_after_s = getattr(error, "retry_after_s", None)
         self.send_to(
@@ -176,12 +177,14 @@ class Router(PublicActor):
         if request is None:
             return
         if request.replica is not None and request.replica.ready:
-            request.replica.session.abort(request.stream.request.id)  # its end says what it took
+            request.replica.session.abort(
+                request.stream.request.id
+            )  # the service ends it, and says how many tokens it took
         else:
             self.end_aborted(request, now)
 
     def end_aborted(self, request: Routed, now: float) -> None:
-        """Its service is not there to end it."""
+        """End an aborted request whose service cannot end it."""
         items = [
             Delta(id=request.id, index=index, finish_reason="abort")
             for index in sorted(request.stream.unfinished)
@@ -208,7 +211,7 @@ class Router(PublicActor):
         super().on_wake(now)
 
     def end_overdue(self, now: float) -> None:
-        """End what its service has not ended in time, because it is silent or because none can take it."""
+        """End requests that no service has ended in time, because it is silent or none can take them."""
         for number in self.open.deadlines.overdue(now):
             request = self.open.by_number[number]
             stated = request.stream.request.params.deadline_s
@@ -216,7 +219,7 @@ class Router(PublicActor):
             self.fail(request, SlipstreamError(text, code="deadline_exceeded"))
 
     def on_ending(self, ending: Ending, now: float) -> None:
-        """Last words: whatever is open ends with an error."""
+        """End all open requests with an error before the process ends."""
         for request in list(self.open.by_number.values()):
             self.fail(request, SlipstreamError(ending.reason, code="unavailable"))
         self.connections.on_wake(now)
@@ -226,14 +229,14 @@ class Router(PublicActor):
     def on_adapters(
         self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
     ) -> None:
-        """Each service has its own, and answers the requests that name one; none is listed here."""
+        """Each service has adapters of its own, and answers the requests that name one; the router lists none."""
         change = not isinstance(message, GetAdapters)
         text = "adapters are changed at each of the services, not at their router" if change else ""
         code = "invalid_request" if change else ""
         self.send_to(connection, Adapters(adapters=[], code=code, error=text))
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
-        """The sums of what the services have last said, and the router's own."""
+        """Send the sums of the counters that the services have sent last, and the router's own counters."""
         replicas = self.services.replicas.values()
         own = {name: float(value) for name, value in self.counters.items()} | {
             "router_requests_open": float(len(self.open.by_number)),
@@ -244,7 +247,7 @@ class Router(PublicActor):
         self.send_to(connection, Stats(counters=totals(replicas) | self.host_counters | own))
 
     def on_actors(self, actors: Actors, now: float) -> None:
-        """The supervisor's answer, with the services as if they were actors."""
+        """Add the services to the supervisor's answer, as if they were actors."""
         services = [replica.as_actor(now) for replica in self.services.replicas.values()]
         ready = actors.ready and any(replica.ready for replica in self.services.replicas.values())
         super().on_actors(

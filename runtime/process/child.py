@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GARBAGE = 10_000
-"""New objects after which Python looks for cycles; messages have none, and a step makes a thousand objects."""
+"""New objects after which Python looks for reference cycles. Messages have none, and a step makes a thousand
+objects."""
 
 
 class StartContext(Protocol):
@@ -42,18 +43,18 @@ class StartContext(Protocol):
     epoch: int
     """The incarnation that is being built."""
     restarted: bool
-    """The service has had one before it."""
+    """Whether the service has had an earlier incarnation of the actor."""
     crashed: bool
-    """The one before it ended by its own fault."""
+    """Whether the incarnation before this one ended by its own fault."""
     prepared: Any
-    """What ``prepare`` returned in the spare that this incarnation is a fork of; None: it is none."""
+    """What ``prepare`` returned in the spare, if this incarnation is forked from one; otherwise None."""
 
     def options_as(self, kind: type[T]) -> T:
-        """The options of the actor, as its own frozen dataclass; ``ValidationError`` where they do not fit."""
+        """The options of the actor as its own frozen dataclass; ``ValidationError`` if they do not fit."""
         ...
 
     def phase(self, name: str) -> None:
-        """The phase that begins now; a failure names it, and the banner times it."""
+        """Begin a phase of the start. A failure names the phase, and the banner shows its time."""
         ...
 
 
@@ -93,10 +94,12 @@ class Build:
 
 
 def give_memory_back() -> None:
-    """Give what was needed only for the start back to the system: as much again as what is kept, for a large
-    vocabulary. From now on map what takes over 128 KB, a long prompt or a trace, so that it goes back when it is freed.
+    """Give memory that was needed only for the start back to the system; for a large vocabulary, it is as much again as
+    what is kept. From now on allocations above 128 KB, such as a long prompt or a trace, are mapped, so that they go
+    back when they are freed.
 
-    That is the C library's rule too, until the first such piece is freed: then it keeps them, and they fall apart.
+    The C library does so too, but only until the first such allocation is freed: then it raises the threshold, and the
+    memory becomes fragmented.
     """
     library = ctypes.CDLL(None)
     m_mmap_threshold = -3
@@ -172,7 +175,7 @@ def named(function: str) -> Any:
 
 
 def run(host: Host | FrontendHost) -> None:
-    """Until the supervisor says stop, or is gone."""
+    """Wait until the supervisor says stop, or is gone."""
     if isinstance(host, Host) and host.actor.blocking:
         gc.disable()  # with a long queue one look for cycles takes many steps: the host looks when idle
         run_blocking(host)

@@ -1,7 +1,7 @@
-"""The sockets between an actor and its peers: its own mailbox, and one to the mailbox of each of them.
+"""The sockets between an actor and its peers: its own mailbox, and a socket to the mailbox of each peer.
 
-Which frames count is decided by ``links``. A mailbox belongs to one incarnation, so nothing that was meant for a dead
-one reaches the next.
+``links`` decides which frames are accepted. A mailbox belongs to one incarnation, so no frame for a dead incarnation
+reaches the next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAILBOX_MESSAGES = 20_000
 
 
 class Mailboxes:
-    """The mailboxes that one incarnation of an actor receives from and sends to."""
+    """The mailbox of one incarnation of an actor, and its sockets to those of its peers."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], begin: control.Begin) -> None:
         self.context = context
@@ -30,13 +30,14 @@ class Mailboxes:
         self.own.bind(begin.mailbox)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}
         self.connected: dict[str, int] = {}
-        """The epoch of each peer that ``outgoing`` leads to."""
+        """The epoch of the incarnation of each peer to which ``outgoing`` is connected."""
         self.early: dict[str, list[tuple[int, Any]]] = {}
-        """Answers to a new incarnation (its epoch) that was heard before the supervisor's news of its mailbox came."""
+        """Messages, with an epoch, for a new incarnation of a peer whose mailbox the supervisor has not reported
+        yet."""
         self.dead_letters = 0
-        """Messages to an actor that is not there; it is sent them anew when it is."""
+        """The number of messages to an actor that was not there; its next incarnation is sent all that it needs."""
         self.malformed = 0
-        """Frames in the mailbox that are no message; only a stranger sends such."""
+        """The number of frames that are no messages; no actor of the service sends such."""
 
     def socket(self, kind: int, **options: int) -> zmq.Socket[bytes]:
         made = self.context.socket(kind)
@@ -47,7 +48,7 @@ class Mailboxes:
         return made
 
     def connect(self, name: str, epoch: int, mailbox: str) -> bool:
-        """Connect to a new incarnation of a peer; returns whether it is one, and not older than what is known."""
+        """Connect to a new incarnation of a peer; returns False if it is known already, or older than the known one."""
         if epoch < self.links.peers.get(name, 0) or epoch == self.connected.get(name):
             return False
         old = self.outgoing.pop(name, None)
@@ -65,7 +66,7 @@ class Mailboxes:
     def send(self, to: str, message: Any) -> None:
         """Send a message to a peer; ``SlipstreamError`` if its mailbox is full.
 
-        It waits where the peer was heard and its mailbox is not known yet, and is dropped where there is no peer.
+        The message waits if the mailbox of the peer is not known yet, and is dropped if there is no such peer.
         """
         epoch = self.links.peers.get(to, 0)
         if epoch > self.connected.get(to, 0):
