@@ -243,7 +243,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/devices",
     },
     "actors/executor/devices": {"protocol", "runtime/process", "actors/executor/step"},
-    "actors/executor/step": {"protocol", *EXECUTOR},
+    "actors/executor/step": {"protocol", "runtime", *EXECUTOR},
     "src/slipstream": {
         "protocol",
         "protocol/client",

@@ -17,12 +17,12 @@ from ..ranks.leader import Leader, name_of
 from ..sampling.masks import Masks
 from ..step.batch import RunningBatch
 from ..step_limit import StepLimit
-from .background import reading_ahead
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .imports import import_libraries
 from .load import load, load_adapters, load_grammars
 from .memory import check_states, count_blocks
 from .prepare import Prepared
+from .read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from ....runtime.process.child import StartContext

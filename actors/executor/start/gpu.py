@@ -13,11 +13,11 @@ from ..devices.compilation import compile_ahead, some_are_compiled
 from ..devices.cuda import CudaDevice, CudaGraphs
 from ..model.paged_model import PagedModel
 from ..step.buckets import Buckets, buckets_of
+from ..step.capturing import Capturing, agreed
 from ..step.description import Step
 from ..step.graphs import GraphedProgram
 from ..step.program import ModelProgram
 from ..step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
-from .capturing import Capturing, agreed
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
 

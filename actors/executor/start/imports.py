@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ....runtime.log import logger
 from ...options import ExecutorOptions
-from .background import wake
 from .device_choice import choose_device, found_again, stated_index
+from .wake_gpu import wake
 
 if TYPE_CHECKING:
     import torch

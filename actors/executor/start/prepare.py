@@ -16,9 +16,9 @@ from ....runtime.machine.memory import available
 from ...options import ExecutorOptions
 from ...text.grammars.grammar import GrammarCompiler
 from ..devices.kinds import uses_gpu
-from .background import reading_ahead
 from .imports import import_kernels, import_model, import_transformers, uncollected
 from .load import load, load_grammars, make_skeleton
+from .read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from ....runtime.process.child import StartContext

@@ -1,5 +1,4 @@
-"""Work that a start does beside its imports, which keep one core busy for seconds: weights are read, and the GPU gets
-ready."""
+"""Reads the files of the weights into memory beside the imports of a start, which keep one core busy for seconds."""
 
 from __future__ import annotations
 
@@ -9,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ....protocol.errors import SlipstreamError
 from ...options import ExecutorOptions
-from ..devices.driver import make_context
 
 CHUNK = 8 << 20
 """Bytes that are read at a time: large enough for the full speed of a disk, and a thread that is to end does so within
@@ -57,23 +54,3 @@ def reading_ahead(options: ExecutorOptions) -> Iterator[None]:
     finally:
         if ahead is not None:
             ahead.stop()
-
-
-def wake(index: int) -> threading.Thread:
-    """Begin to make the context of a GPU, which takes seconds; a thread that ends when it is there, or cannot be made.
-
-    By the driver itself first: torch would hold the interpreter meanwhile, for which there is other work.
-    """
-
-    def touch() -> None:
-        try:
-            make_context(index)
-            import torch
-
-            torch.empty(1, device=torch.device("cuda", index))
-        except (OSError, SlipstreamError, RuntimeError, AssertionError):
-            return  # the next use meets the same error, and reports it
-
-    thread = threading.Thread(target=touch, name="wake gpu", daemon=True)
-    thread.start()
-    return thread

@@ -1,4 +1,4 @@
-"""The capture of CUDA graphs one after the other, at the start of an executor or while it serves."""
+"""Captures CUDA graphs one after the other, before an executor is ready or while it serves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ....runtime.log import logger
 from ..devices.cuda import CudaGraphs
 from ..model.paged_model import PagedModel
-from ..step.graphs import GraphedProgram
+from .graphs import GraphedProgram
 
 
 def agreed(model: PagedModel, own: bool) -> bool:
