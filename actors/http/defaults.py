@@ -10,7 +10,7 @@ import msgspec
 from ...protocol.errors import InvalidRequest, ModelNotSupported
 from ...protocol.limits import Limits
 from ...protocol.sampling import GRAMMARS
-from .bodies.requests import PARAMETERS, ChatBody, Given, Sampling, sampling_params
+from .bodies.requests import PARAMETERS, ChatBody, Given, Sampling, for_template, sampling_params
 from .errors import Problem
 
 OF_CHATS = ("chat_template_kwargs", "reasoning_effort", "verbosity")
@@ -46,6 +46,7 @@ class Defaults:
         try:
             body = msgspec.convert({"messages": [{"role": "user"}], **fields}, ChatBody)
             sampling_params(body, bounds, max_tokens=Given(body.max_tokens, "max_tokens"))
+            for_template(body)
         except (msgspec.ValidationError, InvalidRequest, Problem) as error:
             raise ModelNotSupported(f"--model-defaults for {name}: {error}") from None
         return {field: getattr(body, field) for field in fields if getattr(body, field) is not None}

@@ -134,6 +134,7 @@ def test_what_a_request_says_is_kept_and_the_rest_is_filled() -> None:
     [
         ({"other": {}}, "'other', which is none of the served names m"),
         ({"m": {"messages": []}}, "'messages' for m; fields with a default are"),
+        ({"m": {"chat_template_kwargs": {"tools": [{}]}}}, "for m: chat_template_kwargs has tools"),
         ({"m": {"temperature": 9}}, "temperature=9.0 is out of range"),
         ({"m": {"temperature": "hot"}}, "Expected `float | null`"),
         ({"m": {"json_schema": {}}}, "'json_schema' for m"),
