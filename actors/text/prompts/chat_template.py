@@ -14,22 +14,25 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ....protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
 from ....protocol.formats.json_parts import HALF
 from ...checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
 from ..vocabulary.tokenizer_files import special_tokens
+from .bounded import BoundedEnvironment, bounded_filter, concatenated
 from .conversation import Message, Style
 from .iterations import (
+    CONCATENATE,
     COUNT_ITERATION,
-    ITERATIONS,
+    COUNT_MADE,
     TRIAL_ITERATIONS,
     EndlessTemplate,
     Iterations,
+    Oversized,
     count_iteration,
     count_iterations,
+    count_made,
 )
 
 Clock = Callable[[], datetime]
@@ -96,10 +99,15 @@ class ChatTemplate:
     """A model's own template, in a sandbox, with the names and filters that transformers gives to it."""
 
     def __init__(self, source: str, special_tokens: dict[str, str], clock: Clock) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
-        environment.filters |= {"tojson": tojson, COUNT_ITERATION: count_iteration}
+        environment.filters |= {
+            "tojson": bounded_filter("tojson", tojson),
+            COUNT_ITERATION: count_iteration,
+            COUNT_MADE: count_made,
+            CONCATENATE: concatenated,
+        }
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: clock().strftime(format)
         self.source = source
@@ -144,13 +152,12 @@ class ChatTemplate:
                 param="chat_template_kwargs",
             )
         try:
-            yield from self.template.generate(
-                {"tools": None, "documents": None, ITERATIONS: iterations or Iterations(len(messages))}
-                | self.special_tokens
-                | given,
+            written = self.template.generate(
+                {"tools": None, "documents": None} | self.special_tokens | given,
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
             )
+            yield from (iterations or Iterations(len(messages))).counted(written)
         except Refusal as error:
             raise InvalidRequest(
                 f"the model's chat template refuses the messages: {error}", param="messages"
@@ -158,6 +165,10 @@ class ChatTemplate:
         except EndlessTemplate as error:
             raise InvalidRequest(
                 f"the model's chat template does not end: {error}", param="messages"
+            ) from None
+        except Oversized as error:
+            raise InvalidRequest(
+                f"the model's chat template makes too much of the messages: {error}", param="messages"
             ) from None
         except Exception as error:  # a template is a program: it can raise anything
             raise InvalidRequest(

@@ -1,22 +1,30 @@
-"""Bounds the iterations of a chat template: a template is a program, and one without end would stop the tokenizer.
+"""Bounds how long a chat template goes on: a template is a program, and one without end would stop the tokenizer.
 
-Each pass through a loop and each call of a macro counts. No clock is read: the same conversation always ends the same.
+Each pass through a loop and each call of a macro counts, and so does all that the template makes meanwhile. No clock is
+read: the same conversation always ends the same.
 """
 
 from __future__ import annotations
 
-from jinja2 import nodes, pass_context
-from jinja2.runtime import Context
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
 
 COUNT_ITERATION = "count iteration"
-ITERATIONS = "iterations left"
-"""A filter and a variable, by names that no template can write."""
+COUNT_MADE = "count what is made"
+CONCATENATE = "concatenate"
+"""Filters, by names that no template can write."""
 
 FEWEST_ITERATIONS = 300_000
 """For a conversation of few messages, whose tools may have many parameters; they take half a second on one core."""
 
 TRIAL_ITERATIONS = 3_000
 """For the short conversations with which a template is examined when it is loaded."""
+
+MOST_MADE = 1 << 30
+"""Most characters and items that a template makes in all: some put the whole text together anew for each message."""
 
 
 class Iterations:
@@ -25,32 +33,93 @@ class Iterations:
     def __init__(self, messages: int, fewest: int = FEWEST_ITERATIONS) -> None:
         """Allow ``fewest``, and twice what a template needs that looks at all messages again for each of them."""
         self.most = self.left = fewest + 2 * messages * messages
+        self.made = 0
+        """The characters and items that were made."""
+
+    def counted(self, parts: Iterator[str]) -> Iterator[str]:
+        """What a template writes, while this counts its iterations."""
+        while True:
+            before = CURRENT.set(self)  # several may be under way, each for a part at a time
+            try:
+                part = next(parts, None)
+                made(len(part or ""))
+            finally:
+                CURRENT.reset(before)
+            if part is None:
+                return
+            yield part
+
+
+CURRENT: ContextVar[Iterations] = ContextVar("the rendering that is going on")
+"""None while a template is compiled: nothing that is counted is computed then, as jinja2 would do with constants."""
 
 
 class EndlessTemplate(Exception):
     """A template had more iterations than it may."""
 
 
-@pass_context
-def count_iteration(context: Context, nothing: str) -> str:
-    iterations: Iterations = context[ITERATIONS]
-    iterations.left -= 1
-    if iterations.left < 0:
-        raise EndlessTemplate(
-            f"its loops and macros went round {iterations.most} times, and it has not ended"
-        )
+class Oversized(Exception):
+    """A template makes more than it may."""
+
+
+def made(size: int) -> None:
+    current = CURRENT.get()
+    current.made += size
+    if current.made > MOST_MADE:
+        raise Oversized(f"it has made {MOST_MADE} characters and items, and goes on")
+
+
+def count_iteration(nothing: str, texts: int) -> str:
+    """One more, in which the template writes as many characters of its own."""
+    current = CURRENT.get()
+    current.left -= 1
+    if current.left < 0:
+        raise EndlessTemplate(f"its loops and macros went round {current.most} times, and it has not ended")
+    made(texts)
     return nothing
 
 
+def count_made(value: object) -> str:
+    """What is written, as jinja2 itself would write it."""
+    text = value if isinstance(value, str) else str(value)
+    made(len(text))
+    return text
+
+
+KEEPERS = (nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock, nodes.Block, nodes.For)
+"""Parts of a template that may keep what is written in them; loops do that are recursive."""
+
+
 def count_iterations(tree: nodes.Template) -> nodes.Template:
-    """The template with a counter in each loop and macro."""
+    """The template with a counter in each loop and macro, and of what it writes."""
 
-    def counter() -> nodes.Filter:
-        return nodes.Filter(nodes.Const(""), COUNT_ITERATION, [], [], None, None)
+    def counter(node: nodes.Node) -> nodes.Filter:
+        texts = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+        return nodes.Filter(nodes.Const(""), COUNT_ITERATION, [nodes.Const(texts)], [], None, None)
 
-    for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        node.body.insert(0, nodes.ExprStmt(counter()))
+    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+        # A loop shows its count as an empty text that it writes, so that whoever reads what is written can pause.
+        count = counter(node)
+        node.body.insert(0, nodes.Output([count]) if isinstance(node, nodes.For) else nodes.ExprStmt(count))
         if isinstance(node, nodes.For) and node.test is not None:
-            node.test = nodes.Or(counter(), node.test)
+            node.test = nodes.Or(counter(node), node.test)
+    keepers = [node for node in tree.find_all(KEEPERS) if getattr(node, "recursive", True)]
+    kept = {id(node): node for keeps in keepers for node in keeps.find_all(nodes.Output)}
+    for node in kept.values():
+        node.nodes = [
+            part
+            if isinstance(part, nodes.TemplateData)
+            else nodes.Filter(part, COUNT_MADE, [], [], None, None)
+            for part in node.nodes
+        ]
+    Concatenations().visit(tree)
     tree.set_environment(tree.environment)  # type: ignore[arg-type]
     return tree
+
+
+class Concatenations(NodeTransformer):
+    """Has ``a ~ b`` done by a filter."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node.nodes[0], CONCATENATE, node.nodes[1:], [], None, None)

@@ -1,0 +1,166 @@
+"""Bounds what the operations of a chat template make: a template is a program, and ``'a' * 10**9`` is one of them.
+
+What can make much of little in one operation (products, powers, formats, paddings, joins, replacements) is measured
+before it is done; what else there is makes a few times of what it is given, and is measured afterwards. Products and
+powers of constants are computed when a template is used, not when it is compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from types import BuiltinMethodType
+from typing import Any
+
+from jinja2.runtime import Context
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+
+from .iterations import Oversized, made
+
+MOST_CHARACTERS = 1 << 24
+"""Most characters of one text that an operation makes: twice the longest conversation."""
+
+MOST_ITEMS = 1 << 20
+"""Most items of one list: more than the longest conversation has lines, mostly."""
+
+MOST_BITS = 1 << 14
+"""Most bits of a whole number; Python writes none of more than 4,300 digits, which are as many."""
+
+SLOW = {"pprint": 100_000, "sum": 10_000, "urlize": 100_000, "wordwrap": 100_000}
+"""Filters that take a microsecond and more for a character, and the most of them, or of items, that they are given."""
+
+LONGEST_INDENT = 100
+"""Most characters that `tojson` writes before or between any two values."""
+
+WIDTHS = frozenset({"center", "expandtabs", "ljust", "rjust", "to_bytes", "zfill"})
+"""Methods of texts and numbers to which a number is a width."""
+
+ANY_NUMBER = frozenset({"d", "default", "float", "int", "round", "truncate"})
+"""Filters to which a number is no width and no count of what they make."""
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox of a chat template, in which no operation makes more than these."""
+
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.filters = {name: bounded_filter(name, function) for name, function in self.filters.items()}
+        del self.globals["lipsum"]  # text without end, for designers of pages
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        check_operands(operator, left, right)
+        return measured(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str | bytes | int):
+            args = checked_arguments(method.__name__, method.__self__, args, kwargs)
+        return measured(super().call(__context, __obj, *args, **kwargs))
+
+
+def refuse_over(most: int, size: int) -> None:
+    if size > most:
+        raise Oversized(f"one operation would make {size} characters, items or bits; the limit is {most}")
+
+
+def measured(value: Any) -> Any:
+    """The value, counted among what the template has made."""
+    if isinstance(value, str | bytes | list | tuple | dict):
+        refuse_over(most_of(value), len(value))
+        made(len(value))
+    return value
+
+
+def most_of(value: Any) -> int:
+    return MOST_CHARACTERS if isinstance(value, str | bytes) else MOST_ITEMS
+
+
+def check_operands(operator: str, left: Any, right: Any) -> None:
+    """Refuse an operation that would make too much of these."""
+    if operator == "%" and isinstance(left, str):
+        refuse_over(MOST_CHARACTERS, width_of_format(left, right if isinstance(right, tuple) else (right,)))
+    elif isinstance(left, int) and isinstance(right, int):
+        if operator in ("*", "**"):
+            bits = left.bit_length()
+            refuse_over(MOST_BITS, bits * right if operator == "**" else bits + right.bit_length())
+    elif operator == "*":
+        times, of = (left, right) if isinstance(left, int) else (right, left)
+        if isinstance(times, int) and isinstance(of, Sequence):
+            refuse_over(most_of(of), times * len(of))
+
+
+def width_of_format(text: str | bytes, given: Iterable[Any]) -> int:
+    """The most that a format adds to what it is given: all its numbers, and such as stand for widths."""
+    widths = [int(digits) for digits in re.findall(r"\d{1,18}", str(text))]
+    if "*" in str(text) or re.search(r"\{[^{}]*\{", str(text)):
+        widths += [number for number in given if isinstance(number, int)]
+    return sum(widths)
+
+
+def checked_arguments(
+    name: str, of: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments of a method of a text or a number, with which it does not make too much."""
+    if name in ("format", "format_map"):
+        refuse_over(MOST_CHARACTERS, width_of_format(of, (*args, *kwargs.values())))
+    elif name in WIDTHS:
+        width = max((arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)), default=8)
+        refuse_over(MAX_RANGE, width)
+        if name == "expandtabs":
+            refuse_over(MOST_CHARACTERS, len(of) + of.count("\t" if isinstance(of, str) else b"\t") * width)
+    elif name == "replace" and len(args) > 1:
+        refuse_over(MOST_CHARACTERS, len(of) + of.count(args[0]) * len(args[1]))
+    elif name == "join" and args:
+        return (pieces(args[0], len(of)),)
+    return args
+
+
+def pieces(given: Iterable[Any], between: int = 0) -> list[Any]:
+    """What is to be joined, with ``between`` characters after each of it."""
+    found = list(given)
+    texts = sum(len(piece) for piece in found if isinstance(piece, str | bytes))
+    refuse_over(MOST_CHARACTERS, texts + len(found) * between)
+    return found
+
+
+def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter of this name, which does not make too much."""
+    at = 1 if hasattr(function, "jinja_pass_arg") else 0  # it is given the context before what it filters
+
+    @wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        value, others = args[at], (*args[at + 1 :], *kwargs.values())
+        if name not in ANY_NUMBER:
+            refuse_over(MAX_RANGE, max((arg for arg in others if isinstance(arg, int)), default=0))
+        text = value if isinstance(value, str) else ""
+        width = max(
+            (len(arg) if isinstance(arg, str) else arg for arg in others if isinstance(arg, str | int)),
+            default=0,
+        )
+        match name:
+            case "join":
+                value = pieces(value, width)
+            case "replace" if len(others) > 1:
+                refuse_over(MOST_CHARACTERS, len(text) + text.count(str(others[0])) * width)
+            case "indent":
+                refuse_over(MOST_CHARACTERS, len(text) + (text.count("\n") + 1) * max(width, 4))
+            case "format":
+                refuse_over(MOST_CHARACTERS, width_of_format(text, others))
+            case "tojson":
+                refuse_over(
+                    LONGEST_INDENT, max(width, *(len(text) for text in kwargs.get("separators") or ("",)))
+                )
+            case _ if name in SLOW:
+                value = list(value) if name == "sum" else value
+                refuse_over(SLOW[name], len(value) if hasattr(value, "__len__") else 0)
+        return measured(function(*args[:at], value, *args[at + 1 :], **kwargs))
+
+    return bounded
+
+
+def concatenated(*parts: Any) -> str:
+    """``~`` of a template."""
+    return measured("".join(pieces(map(str, parts))))
