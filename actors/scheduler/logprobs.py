@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+UNLIKELIEST = -9999.0
+"""Told in place of a logprob that is no finite number, as where the model's own weights are none: JSON has no other."""
+
 
 class Logprobs(NamedTuple):
     """The logprobs of some rows' tokens: the sampled one first, then the most likely ones."""
@@ -19,7 +22,9 @@ class Logprobs(NamedTuple):
     def read(tokens: bytes, values: bytes, rows: int) -> Logprobs:
         return Logprobs(
             np.frombuffer(tokens, np.int32).reshape(rows, -1),
-            np.frombuffer(values, np.float32).reshape(rows, -1),
+            np.nan_to_num(
+                np.frombuffer(values, np.float32), nan=UNLIKELIEST, posinf=UNLIKELIEST, neginf=UNLIKELIEST
+            ).reshape(rows, -1),
         )
 
     def take(self, rows: np.ndarray) -> Logprobs:

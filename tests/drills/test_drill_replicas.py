@@ -42,6 +42,10 @@ def test_kill_9_of_the_router_loses_repeats_and_changes_no_token(soak: bool) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (
+            ["--kill", "executor", "--streams", "10000000"],
+            "--streams 10000000 is out of range; it must be at most",
+        ),
         (["--kill", "replica"], "needs --replicas N"),
         (["--kill", "replica", "--replicas", "1"], "at least 2"),
         (["--kill", "gateway", "--replicas", "3"], "have no effect"),

@@ -105,6 +105,16 @@ def test_throughput(tmp_path: Path) -> None:
         (["overlap", "--rows=1"], "--step-ms"),
         (["throughput", "--num-prompts=1", "--input-len=1"], "--output-len"),
         (
+            [
+                "throughput",
+                "--device=emulated",
+                "--num-prompts=1",
+                "--input-len=1000000000",
+                "--output-len=1",
+            ],
+            "prompts of 1000000000 tokens with answers of 1 are longer than the model's 8192; lower --input-len",
+        ),
+        (
             ["throughput", "--num-prompts=1", "--input-len=1", "--output-len=1", "--device=gpu"],
             "--device gpu is no device",
         ),

@@ -14,6 +14,7 @@ from typing import Any
 from ..arguments import add_json, count, show_progress, write_json
 from ..observe.timeline import utilization
 from ..options.serve import ServeOptions
+from ..protocol.errors import InvalidRequest
 from ..runtime.options.command_line import add_arguments
 from ..runtime.options.layers import resolve
 from ..runtime.options.table import table
@@ -34,7 +35,13 @@ def throughput(
     with Sidecar(model, **options) as sidecar, sidecar.client() as client:
         assert isinstance(sidecar.options, ServeOptions)
         rng = random.Random(SEED)
-        highest = client.welcome.limits.vocab_size - 1
+        limits = client.welcome.limits
+        if input_len + output_len > limits.max_model_len:
+            raise InvalidRequest(
+                f"prompts of {input_len} tokens with answers of {output_len} are longer than the model's"
+                f" {limits.max_model_len}; lower --input-len or --output-len"
+            )
+        highest = limits.vocab_size - 1
 
         def random_prompts(count: int) -> list[list[int]]:
             return [[rng.randint(1, highest) for _ in range(input_len)] for _ in range(count)]

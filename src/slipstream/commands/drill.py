@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..drill.streams import StreamsDrill
 
 
+MOST_STREAMS = 65_536
+"""As many as a service can run at once."""
+
+
 def target(name: str) -> str:
     """What ``--kill`` names."""
     from ..drill.replicas import TARGETS
@@ -89,6 +93,10 @@ def run(found: argparse.Namespace) -> int:
     from ..drill.result import clean, summary
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
+    if found.streams > MOST_STREAMS:
+        raise InvalidRequest(
+            f"--streams {found.streams} is out of range; it must be at most {MOST_STREAMS:,}"
+        )
     if found.dtype is not None and found.device == "emulated":
         raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")
     if found.batch_invariant and found.device == "emulated":
