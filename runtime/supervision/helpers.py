@@ -33,7 +33,7 @@ class Helpers:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """All children are gone, and start again."""
+        """Begin anew, as all children are gone and start again."""
         self.spares = Spares(from_the_first=self.spare is not None and self.spare.from_the_first)
         self.keepers = HelperRestarts()
 
@@ -84,7 +84,7 @@ class Helpers:
     # --- death ------------------------------------------------------------------------------------
 
     def on_death(self, child: Child) -> None:
-        """It has ended, and its last words were heard."""
+        """A helper has ended, and what it said was heard."""
         failed = ChildFailed(child, child.process.wait())
         child.reap()
         self.state_of(child).on_death(time.monotonic())
@@ -109,7 +109,7 @@ class Helpers:
     # --- what incarnations are made of ------------------------------------------------------------
 
     def source(self, spec: ChildSpec, *, first: bool) -> str:
-        """As in `Spares`, of the next incarnation of a child."""
+        """As in `Spares`, for the next incarnation of a child."""
         if self.spare is None or spec.factory != self.spare.factory:
             return "nothing"
         return self.spares.source(first=first)
@@ -119,6 +119,6 @@ class Helpers:
         return self.waiting_spare() if self.source(spec, first=False) == "spare" else None
 
     def waiting_spare(self) -> Child:
-        """The one that is there."""
+        """The spare that is there; None if there is none."""
         assert self.spare is not None
         return self.children[self.spare.name]

@@ -37,7 +37,7 @@ class Probes:
         self.children = children
         self.status = status
         self.first_start_s: dict[str, float] = {}
-        """What the first start of each took."""
+        """The time that the first start of each child took, in seconds."""
         self.limits_s: dict[str, float] = {}
         """The limit that the last incarnation of each had at its end: what it had learned holds for the next one."""
 
@@ -49,14 +49,14 @@ class Probes:
         self.first_start_s.setdefault(child.spec.name, now - child.since)
 
     def end_watch(self, child: Child) -> None:
-        """It has ended."""
+        """A child has ended: stop watching it."""
         if child.liveness is not None:
             self.limits_s[child.spec.name] = child.liveness.limit_s * (
                 SECOND_TIME_FACTOR if child.hung else 1.0
             )
 
     def reset_timers(self, now: float) -> None:
-        """The supervisor itself was stopped: no child is blamed for that time."""
+        """Begin anew, as the supervisor itself was stopped: no child hangs because of that time."""
         for child in self.children.values():
             if child.liveness is not None and child.running:
                 child.liveness.reset_timers(now)
@@ -90,7 +90,7 @@ class Probes:
         return min((max(0.0, due - now) for due in due_times), default=None)
 
     def check_start(self, child: Child, now: float, *, serving: bool) -> list[float]:
-        """When a restarted child has to be ready; it is ended if it is not."""
+        """The time by which a restarted child has to be ready; otherwise it is ended."""
         first = self.first_start_s.get(child.spec.name)
         if first is None or not serving:
             return []  # the first start has a limit of its own

@@ -41,9 +41,9 @@ class Status:
         self.reported: Counter[str] = Counter()
         """Counters as they were last sent to the actors that answer for the service."""
         self.asking: list[str] = []
-        """Actors that want to know how all are."""
+        """Actors that have asked for the states of all actors."""
         self.report_at = 0.0
-        """When they are sent at the latest."""
+        """The latest time at which they are answered."""
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.set(zmq.LINGER, 0)
@@ -60,11 +60,11 @@ class Status:
         self.context.destroy(linger=0)
 
     def keep_counters(self, child: Child) -> None:
-        """The child is gone: what it counted stays counted."""
+        """Keep the counters of a child that is gone."""
         self.counted.update(counters_of(child))
 
     def answer_program(self, restart: Callable[[str], None]) -> None:
-        """Answer at the status socket with how the actors are, and restart one if that is what is asked.
+        """Answer a question at the status socket with the states of the actors, and restart one if it asks for that.
 
         ``InvalidRequest`` of ``restart`` is the answer then. No REP socket: a question that is none can leave that one
         waiting for ever.
@@ -89,7 +89,7 @@ class Status:
         return next((spec.options["endpoint"] for spec in actors if "endpoint" in spec.options), "")
 
     def on_ask_actors(self, child: Child) -> None:
-        """The child wants to know how all are: have every actor report."""
+        """A child has asked for the states of all actors: have every actor report."""
         now = time.monotonic()
         if not self.asking:
             self.report_at = now + REPORT_WITHIN_S
@@ -101,7 +101,7 @@ class Status:
             self.asking.append(child.spec.name)
 
     def report_actors(self, serving: bool, draining: bool) -> float | None:
-        """Answer the actors that asked, if it is time; returns how long until then."""
+        """Answer the actors that have asked, if it is time; returns the seconds until then."""
         if not self.asking:
             return None
         left = self.report_at - time.monotonic()
@@ -114,7 +114,7 @@ class Status:
         return None
 
     def report_counters(self) -> None:
-        """Send the counters to those who answer for the service, if one of any actor has grown."""
+        """Send the counters to the actors that answer questions about the service, if any counter has grown."""
         totals = self.counted.copy()
         totals["actor_restarts"] = self.restarts.total()
         for child in self.children.values():
