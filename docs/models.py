@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT, language_model_config
-from slipstream.actors.executor.model.loading.load import laid_out
+from slipstream.actors.executor.model.loading.load import model_on_meta
 from slipstream.protocol.errors import ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -29,7 +29,7 @@ def what_it_is(model_type: str) -> str:
     config = CONFIG_MAPPING[model_type]()
     support.check_config(config)
     text = language_model_config(config)
-    laid_out(config, torch.bfloat16)
+    model_on_meta(config, torch.bfloat16)
     stateful = support.layer_types(text) & support.STATE_TYPES or support.causal_lm_class(config)._is_stateful
     return f"{'text' if text is not config else 'whole'}{', states' if stateful else ''}"
 

@@ -16,7 +16,7 @@ from torch.distributed import HashStore, ProcessGroupGloo  # type: ignore[attr-d
 
 T = TypeVar("T")
 
-LOADING = ("read_or_quantized", "from_config", "laid_out", "fill")
+LOADING = ("read_or_quantized", "from_config", "model_on_meta", "fill")
 """What ranks do of loading each by itself."""
 
 TIMEOUT = timedelta(seconds=60)

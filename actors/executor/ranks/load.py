@@ -23,8 +23,8 @@ from ..model.loading.language_model import language_model_config
 from ..model.loading.load import (
     Around,
     from_config,
-    laid_out,
     load_config,
+    model_on_meta,
     nothing_around,
     read_or_quantized,
     replace,
@@ -101,7 +101,7 @@ def make_shard(
     own = getattr(language_model_config(config), "dtype", None)
     chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     compare_short_model(config, group, device, chosen, attention_backend)
-    planned = laid_out(config, chosen)
+    planned = model_on_meta(config, chosen)
     if planned.stateful is not None:
         planned.stateful.undo()  # its modules become those of another model
     transformer = planned.transformer

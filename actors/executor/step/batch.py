@@ -93,7 +93,7 @@ class RunningBatch:
     def stage(self, plan: Plan, staging: np.ndarray) -> Step:
         """Apply a plan and pack its step into ``staging``, int32 of ``input_capacity``."""
         self.apply(plan)
-        rows = self.lay_out(plan)
+        rows = self.select_rows(plan)
         step = self.describe(plan, rows)
         self.pack(plan, rows, step.layout, staging)
         self.advance(rows)
@@ -134,21 +134,21 @@ class RunningBatch:
         self.prompt_len[slot] = join.prompt_len
         self.logprobs[slot] = columns(join.logprobs)
 
-    # --- lay out ----------------------------------------------------------------------------------
+    # --- select rows ------------------------------------------------------------------------------
 
-    def lay_out(self, plan: Plan) -> Rows:
+    def select_rows(self, plan: Plan) -> Rows:
         """The rows of the step: one for every sequence that has no prompt left, and one for each chunk of the plan."""
         if plan.chunks:
             self.steady = None
-            return self.lay_out_mixed(np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist())
+            return self.select_mixed_rows(np.frombuffer(plan.chunks, np.int32).reshape(-1, 2).tolist())
         if self.steady is None:
             decode = np.flatnonzero(self.decoding)
             self.steady = self.rows(decode, [], decode, np.arange(len(decode)))
         elif self.steady.kind.min_tokens:
-            self.steady.kind = self.kind(self.steady.samples)
+            self.steady.kind = self.kind(self.steady.sampling)
         return self.steady
 
-    def lay_out_mixed(self, chunk_list: list[list[int]]) -> Rows:
+    def select_mixed_rows(self, chunk_list: list[list[int]]) -> Rows:
         decode = np.flatnonzero(self.decoding)
         chunks: list[Chunk] = []
         first = len(decode)
@@ -156,7 +156,7 @@ class RunningBatch:
             chunks.append(self.chunk(slot, count, first))
             first += count
         samples, tokens = decode, np.arange(len(decode))
-        if ended := [chunk for chunk in chunks if chunk.samples]:
+        if ended := [chunk for chunk in chunks if chunk.is_last]:
             samples = np.concatenate([samples, [chunk.slot for chunk in ended]])
             tokens = np.concatenate([tokens, [chunk.first + len(chunk.tokens) - 1 for chunk in ended]])
             order = np.argsort(samples)
@@ -205,7 +205,7 @@ class RunningBatch:
                 masked=len(rows.masked),
             ),
             kind=rows.kind,
-            samples=len(rows.samples),
+            num_samples=len(rows.sampling),
             max_kv_len=self.max_kv_len(rows),
             row_tokens=rows.tokens if self.stateful and rows.chunks else (),
         )
@@ -217,14 +217,14 @@ class RunningBatch:
             step,
             penalised_joins=tuple(join.slot for join in penalised),
             histories=tuple(History(join.slot, join.start) for join in penalised if join.start),
-            masked=tuple(zip(rows.masked.tolist(), rows.samples[rows.masked].tolist(), strict=True)),
+            masked=tuple(zip(rows.masked.tolist(), rows.sampling[rows.masked].tolist(), strict=True)),
             mask_words=self.mask_words if len(rows.masked) else 0,
             prompt_columns=int(self.prompt_columns[reporting].max(initial=0)),
         )
 
     def sizes(self, rows: Rows) -> dict[str, int]:
         """The sizes of a step on the device, with buckets padded to the next one."""
-        decodes, samples = len(rows.decode), len(rows.samples)
+        decodes, samples = len(rows.decode), len(rows.sampling)
         if not rows.chunks:
             size = padded(decodes, self.buckets.decode) if self.buckets else max(1, decodes)
             return {"decode_only": True, "rows": size, "tokens": size, "logits": size, "samples": size}
@@ -278,7 +278,7 @@ class RunningBatch:
         self.position[rows.decode] += 1
         for chunk in rows.chunks:
             self.position[chunk.slot] = chunk.end
-            if chunk.samples:
+            if chunk.is_last:
                 del self.prompts[chunk.slot]
                 self.decoding[chunk.slot] = True
 

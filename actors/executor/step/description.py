@@ -25,7 +25,7 @@ class Step:
 
     layout: StepLayout
     kind: SamplingKind
-    samples: int
+    num_samples: int
     """The number of rows that sample, without padding."""
     max_kv_len: int
     """An upper bound on the number of tokens that a row with a single token attends to."""
@@ -54,9 +54,9 @@ class Step:
 
     def unpack(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The parts of ``results``, flat and without padding."""
-        view, count = self.results.view, self.samples * self.kind.logprobs
+        view, count = self.results.view, self.num_samples * self.kind.logprobs
         return (
-            outputs[: self.samples],
+            outputs[: self.num_samples],
             view(outputs, "logprob_tokens")[:count],
             view(outputs, "logprobs")[:count],
             view(outputs, "prompt_logprob_tokens"),

@@ -47,7 +47,7 @@ def pack_mixed(rows: Rows, null_slot: int, layout: StepLayout, staging: np.ndarr
     query_start[count:] = end
     offsets[end:] = known[end:] = 0
 
-    samples = len(rows.samples)
+    samples = len(rows.sampling)
     logits_index[:samples] = rows.sample_tokens
     logits_index[samples:] = 0
     if layout.prompt_logprobs:

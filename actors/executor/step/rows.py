@@ -1,4 +1,4 @@
-"""A step laid out: its rows, before they are packed."""
+"""The rows of a step, before they are packed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chunk:
     """The index of its first token among the tokens of the step."""
     end: int
     """The position after its last token."""
-    samples: bool
+    is_last: bool
     """Whether it ends with the last known token, so that the next one is sampled."""
     reported: np.ndarray
     """int32: the prompt's tokens after the first of ``tokens``, those whose logprobs are reported."""
@@ -28,19 +28,19 @@ class Chunk:
 
 @dataclass(slots=True)
 class Rows:
-    """A step laid out: which rows run, and which of them sample."""
+    """Which rows run in a step, and which of them sample."""
 
     decode: np.ndarray
     """int64: the slots of the rows that decode, in ascending order. Their tokens come first in the step."""
     chunks: list[Chunk]
-    samples: np.ndarray
+    sampling: np.ndarray
     """int64: the slots of the rows that sample, in ascending order."""
     sample_tokens: np.ndarray
     """int64: for each of these rows, the index of its last token among the tokens of the step."""
     sample_slots: np.ndarray
-    """int32 [seq_slots]: ``samples``, padded with the null slot."""
+    """int32 [seq_slots]: ``sampling``, padded with the null slot."""
     masked: np.ndarray
-    """int64: the indices in ``samples`` of the rows that have a mask."""
+    """int64: the indices in ``sampling`` of the rows that have a mask."""
     kind: SamplingKind
 
     @property

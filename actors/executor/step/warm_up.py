@@ -104,7 +104,7 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
     layout = mixed_layout(buckets, buckets.mixed[-1], reports=everything)
     layout = replace(layout, samples=layout.sample_logits)
     if not everything:
-        return Step(layout, SamplingKind(greedy=False), samples=0, max_kv_len=max_model_len)
+        return Step(layout, SamplingKind(greedy=False), num_samples=0, max_kv_len=max_model_len)
     layout = replace(layout, prompt_logprobs=PROMPT_LOGPROBS_PER_STEP)
     columns = 1 + MAX_LOGPROBS
     kind = SamplingKind(
@@ -117,19 +117,21 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
         biased=True,
         logprobs=columns,
     )
-    return Step(layout, kind, samples=0, max_kv_len=max_model_len, prompt_columns=columns)
+    return Step(layout, kind, num_samples=0, max_kv_len=max_model_len, prompt_columns=columns)
 
 
 def decode_step(buckets: Buckets, rows: int, max_kv_len: int) -> Step:
     """``rows`` rows, all of which decode."""
-    return Step(decode_layout(buckets, rows), SamplingKind(), samples=0, max_kv_len=max_kv_len)
+    return Step(decode_layout(buckets, rows), SamplingKind(), num_samples=0, max_kv_len=max_kv_len)
 
 
 def steps_of_all_kernels(buckets: Buckets, max_model_len: int) -> Iterator[Step]:
     """Steps that need every kernel there is: attention has others for few rows, few keys and short prompts, products
     with quantized weights for 1, 16, 32 and 64 rows."""
     yield largest_step(buckets, max_model_len, everything=False)
-    yield Step(mixed_layout(buckets, buckets.mixed[0]), SamplingKind(), samples=0, max_kv_len=max_model_len)
+    yield Step(
+        mixed_layout(buckets, buckets.mixed[0]), SamplingKind(), num_samples=0, max_kv_len=max_model_len
+    )
     most = buckets.decode[-1]
     for rows in sorted({padded(min(rows, most), buckets.decode) for rows in (1, 16, 32, 64, most)}):
         for max_kv_len in (1, max_model_len):
@@ -152,7 +154,7 @@ def warm_up(
     timed: list[tuple[int, int]] = []
     for tokens in sizes:
         layout = mixed_layout(buckets, tokens)
-        step = Step(layout, SamplingKind(), samples=0, max_kv_len=max_model_len)
+        step = Step(layout, SamplingKind(), num_samples=0, max_kv_len=max_model_len)
         if not timed:  # kernels that are the same for all sizes: those that draw
             short = replace(step, kind=SamplingKind(greedy=False), max_kv_len=1)
             null_run(program, run, short, max_model_len)()

@@ -108,7 +108,7 @@ class Stub:
 def test_a_copy_of_results_that_had_to_wait_for_the_one_before_begins_when_that_has_ended() -> None:
     """The D2H stream may be behind by more than a step where cores are few; its spans still lie side by side."""
     layout = StepLayout(1, decode_only=True, rows=1, tokens=1, logits=1, samples=1)
-    work = Step(layout, SamplingKind(), samples=1, max_kv_len=8)
+    work = Step(layout, SamplingKind(), num_samples=1, max_kv_len=8)
     pipeline = Pipeline(Stub(), Stub(), 3, layout.input_size, work.results.size)  # type: ignore[arg-type]
     for step, (computed, copied) in enumerate([(10, 35), (20, 36), (30, 38)]):
         slot = pipeline.acquire()

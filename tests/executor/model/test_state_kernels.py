@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slipstream.actors.executor.model.loading.load import laid_out
+from slipstream.actors.executor.model.loading.load import model_on_meta
 from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import STATEFUL, make_config
 
@@ -59,7 +59,7 @@ def refuse(*_): raise AssertionError("something is fetched")
 socket.socket.connect = socket.create_connection = refuse
 from slipstream.actors.executor.model.skipped_imports import skip_imports
 skip_imports()
-from slipstream.actors.executor.model.loading.load import from_config, laid_out
+from slipstream.actors.executor.model.loading.load import from_config, model_on_meta
 from slipstream.actors.executor.model.comparison import compared
 from slipstream.actors.executor.model.stateful import kernels
 from tiny_models import make_config
@@ -77,7 +77,7 @@ def look(folder, devices, dtype):
         pass
     print(*sorted(set(counted.calls if counted else ())))
     counted and counted.calls.clear()
-    assert laid_out(make_config("qwen3_next"), torch.bfloat16).stateful.notes() != []
+    assert model_on_meta(make_config("qwen3_next"), torch.bfloat16).stateful.notes() != []
     print(*sorted(set(counted.calls if counted else ())))
     print("; ".join(model.stateful.notes()[1:]), flush=True)
 
@@ -213,7 +213,7 @@ WANTED = {
 
 @pytest.mark.parametrize("family", STATEFUL)
 def test_what_would_make_each_family_faster_is_told(family: str) -> None:
-    model = laid_out(make_config(family), torch.bfloat16)
+    model = model_on_meta(make_config(family), torch.bfloat16)
     assert model.stateful is not None
     found = " ".join(kernels.notes(model.stateful.modules))
     assert [package for package in (CONVOLUTION, DELTA, SCAN) if package in found] == WANTED[family]

@@ -102,7 +102,7 @@ def test_a_penalty_counts_the_right_tokens_whenever_the_first_chunk_comes(rig: R
 
 def test_a_join_without_any_row_beside_it_runs_a_step_of_nothing(rig: Rig) -> None:
     step, tokens = rig.run(joins=[join(0, [1, 2, 3])], blocks=pairs((0, 1)))
-    assert (step.samples, tokens) == (0, [])
+    assert (step.num_samples, tokens) == (0, [])
     _, tokens = rig.run(chunks=pairs((0, 3)))
     assert len(tokens) == 1
 

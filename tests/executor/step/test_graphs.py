@@ -98,7 +98,7 @@ class Graphs(GraphedProgram):
 
 
 def step_of(rows: int, **kind: object) -> Step:
-    return Step(decode_layout(BUCKETS, rows), SamplingKind(**kind), samples=rows, max_kv_len=8)  # type: ignore[arg-type]
+    return Step(decode_layout(BUCKETS, rows), SamplingKind(**kind), num_samples=rows, max_kv_len=8)  # type: ignore[arg-type]
 
 
 def test_every_size_has_a_graph_of_its_forward_pass_and_two_of_its_sampling_the_largest_first(
@@ -125,7 +125,7 @@ def test_every_step_replays_a_forward_pass_and_a_sampling(program: ModelProgram)
         assert made.step(step_of(rows)) == 2
     for tokens in BUCKETS.mixed:
         layout = mixed_layout(BUCKETS, tokens)
-        assert made.step(Step(layout, SamplingKind(greedy=False), samples=1, max_kv_len=LENGTH)) == 2
+        assert made.step(Step(layout, SamplingKind(greedy=False), num_samples=1, max_kv_len=LENGTH)) == 2
     assert not made.queue.common
 
 
@@ -149,7 +149,7 @@ def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: Model
         staging = np.zeros(batch.input_capacity, np.int32)
         step = batch.stage(Plan(0, chunks=np.array(chunks, np.int32).tobytes()), staging)
         assert step.layout.forward_key in made.queue.common
-        assert SamplingKey(step.layout.samples, step.kind) in made.queue.common or not step.samples
+        assert SamplingKey(step.layout.samples, step.kind) in made.queue.common or not step.num_samples
 
 
 def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program: ModelProgram) -> None:
@@ -161,9 +161,9 @@ def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program:
     made.capture_all()
     assert made.step(met) == 2
     reports = mixed_layout(BUCKETS, 16, reports=True)
-    assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 0
+    assert made.step(Step(reports, met.kind, num_samples=1, max_kv_len=LENGTH)) == 0
     made.capture_all()
-    assert made.step(Step(reports, met.kind, samples=1, max_kv_len=LENGTH)) == 2
+    assert made.step(Step(reports, met.kind, num_samples=1, max_kv_len=LENGTH)) == 2
 
 
 def test_what_was_met_last_is_captured_first(program: ModelProgram) -> None:
@@ -176,7 +176,7 @@ def test_what_was_met_last_is_captured_first(program: ModelProgram) -> None:
 
 
 def mixed_step(tokens: int) -> Step:
-    return Step(mixed_layout(BUCKETS, tokens), SamplingKind(), samples=1, max_kv_len=LENGTH)
+    return Step(mixed_layout(BUCKETS, tokens), SamplingKind(), num_samples=1, max_kv_len=LENGTH)
 
 
 def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_missed_again(
@@ -305,7 +305,7 @@ def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> N
             layout = decode_layout(BUCKETS, padded(len(slots), BUCKETS.decode))
             inputs = torch.full((layout.input_size,), SLOTS, dtype=torch.int32)
             inputs[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
-            step = Step(layout, SamplingKind(), samples=len(slots), max_kv_len=max(lengths) + 1)
+            step = Step(layout, SamplingKind(), num_samples=len(slots), max_kv_len=max(lengths) + 1)
             results = []
             for run in (program.run, made.run):
                 state.position[slots], state.finished[slots] = torch.tensor(lengths), False

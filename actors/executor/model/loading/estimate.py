@@ -17,7 +17,7 @@ from ..paged_model import PagedModel
 from ..quantization.linear import quantize_layers
 from ..quantization.scheme import Scheme, scheme_of
 from .language_model import language_model_config
-from .load import DTYPES, META, laid_out, load_config
+from .load import DTYPES, META, load_config, model_on_meta
 
 RANKS = (2, 4, 8)
 """Numbers of ranks that are listed if the model can be divided among as many."""
@@ -74,7 +74,7 @@ def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto
     config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
     text = language_model_config(config)
     own = getattr(text, "dtype", None) or torch.float32
-    model = laid_out(config, own if dtype == "auto" else getattr(torch, dtype))
+    model = model_on_meta(config, own if dtype == "auto" else getattr(torch, dtype))
     scheme = scheme_of(config)
     return Estimate(
         model_type=config.model_type,

@@ -214,7 +214,7 @@ def skeleton_of(config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:
     return Skeleton(transformer, config)
 
 
-def laid_out(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
+def model_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PagedModel:
     """A model of this configuration without memory: its layers show what they are, and compute nothing."""
     text: Any = language_model_config(config)
     own, transformer = text._experts_implementation, skeleton_of(config, dtype).transformer
