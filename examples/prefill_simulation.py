@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from slipstream.actors.executor.step.buckets import mixed_sizes, padded
+from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.plan_timing import PlanTiming
-from slipstream.actors.scheduler.planner import SchedulerConfig
 from slipstream.actors.scheduler.prefill_budget import PrefillBudget
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.internal import Capacity, Enqueue, Finished, Plan, Sampled, Tokens

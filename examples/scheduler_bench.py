@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.internal import Capacity, Enqueue, Sampled
 from slipstream.protocol.sampling import SamplingParams

@@ -33,7 +33,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor, HostAddress
 from .connections import Connection, Connections
-from .timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S, Timelines
+from .timelines import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S, Timelines
 
 SUPERVISOR_S = 5.0
 """Time in which the supervisor has to report the states of the actors; then it counts as stopped."""
@@ -212,5 +212,5 @@ class PublicActor(Actor):
             text = f"seconds={seconds}; give more than 0"
             self.send_to(connection, Error(code="invalid_request", message=text, param="seconds"))
         elif not self.timelines.ask(connection.address, seconds, now):
-            text = f"{MAX_WAITING_TRACES} traces of this client wait already; read one before asking for the next"
+            text = f"{MAX_TRACE_QUESTIONS} traces of this client wait already; read one before asking for the next"
             self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))

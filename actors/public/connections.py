@@ -27,7 +27,7 @@ MAX_WAITING_MESSAGES = 1024
 """Most waiting messages that cannot be merged, such as errors and statistics: as many as there are open requests by
 default, since each may end with an error."""
 
-MAX_WAITING_TRACES = 2
+MAX_UNREAD_TRACES = 2
 """Most traces among these messages, which may be large."""
 
 MAX_CONNECTIONS = 4096
@@ -141,7 +141,7 @@ class Connections:
         connection.waiting_messages.append(message)
         waiting = connection.waiting_messages
         traces = isinstance(message, Trace) and sum(isinstance(other, Trace) for other in waiting)
-        if len(waiting) > MAX_WAITING_MESSAGES or traces > MAX_WAITING_TRACES:
+        if len(waiting) > MAX_WAITING_MESSAGES or traces > MAX_UNREAD_TRACES:
             self.cut_off(connection)
 
     def on_blocked(self, blocked: ClientBlocked, now: float) -> None:

@@ -14,7 +14,7 @@ TRACE_TIMEOUT_S = 2.0
 """Time that an actor has to send its spans; then the answer has only those of the others. A long step or prompt holds
 an actor up for less."""
 
-MAX_WAITING_TRACES = 2
+MAX_TRACE_QUESTIONS = 2
 """Questions of one client that may wait at once: each is answered with megabytes."""
 
 
@@ -53,7 +53,7 @@ class Timelines:
     def ask(self, address: bytes, seconds: float, now: float) -> bool:
         """False: too many questions of this client wait already."""
         questions, most = self.questions.get(address, (0, 0.0))
-        if questions == MAX_WAITING_TRACES:
+        if questions == MAX_TRACE_QUESTIONS:
             return False
         self.questions[address] = (questions + 1, max(seconds, most))
         if self.gathering is None:

@@ -13,12 +13,12 @@ sequence ends: after some steps, the client that holds most slots gives up one f
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...protocol.internal import Capacity, Plan
 from ...protocol.limits import MAX_JOINED_TOKENS
+from .config import SchedulerConfig
 from .holdings import Holdings
 from .plan_builder import OutstandingStep, PlanBuilder
 from .pool import BlockList, BlockPool
@@ -33,17 +33,6 @@ one ends sooner, and a preempted sequence is computed again, which costs more th
 CHARGE_STEPS = 16
 """Steps after which clients are charged for the tokens of their running sequences. Nobody notices an unfairness of
 sixteen tokens, and a charge has to go through all sequences."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    max_num_seqs: int
-    max_num_batched_tokens: int | None
-    """None: as many as the executor says."""
-    max_model_len: int
-    depth: int
-    eos_token_ids: tuple[int, ...]
-    prefix_caching: bool = True
 
 
 class Planner:

@@ -32,13 +32,14 @@ from ...protocol.internal import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
+from .config import SchedulerConfig
 from .holdings import Holdings
 from .logprobs import Logprobs
 from .measures import Measures
 from .outgoing import NO_REQUESTS, NO_TOKENS, Outgoing
 from .plan_builder import OutstandingStep
 from .plan_timing import PlanTiming
-from .planner import Planner, SchedulerConfig
+from .planner import Planner
 from .prefix import salt_of
 from .quarantine import MESSAGE
 from .sequence import Sequence

@@ -14,7 +14,8 @@ from ..keeping import Keeper
 from ..log import logger
 from . import control
 from .children import CannotStart, Child, ChildFailed, ChildSpec
-from .spares import HelperRestarts, Spares
+from .helper_restarts import HelperRestarts
+from .spares import Spares
 from .status import Status
 
 

@@ -12,7 +12,7 @@ import pytest
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.public import connections
 from slipstream.actors.public.connections import PROBE_S, RETRY_S
-from slipstream.actors.public.timelines import MAX_WAITING_TRACES, TRACE_TIMEOUT_S
+from slipstream.actors.public.timelines import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.codec import encode
 from slipstream.protocol.events import (
@@ -757,7 +757,7 @@ def test_a_client_that_asks_for_trace_after_trace_and_never_reads_one_is_cut_off
     connections_ = harness.gateway.connections
     client = connections_.known[ANN]
     client.blocked = True
-    for _ in range(connections.MAX_WAITING_TRACES):
+    for _ in range(connections.MAX_UNREAD_TRACES):
         connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
     assert ANN in connections_.known
     connections_.send_to(client, Trace(actors={}, since_ns=0, until_ns=0))
@@ -1050,7 +1050,7 @@ def test_a_trace_does_not_wait_for_ever_for_an_actor_that_is_gone(harness: Harne
 def test_a_client_that_asks_for_traces_without_reading_them_is_refused_the_next(harness: Harness) -> None:
     harness.ask(ANN, GetTrace())  # is gathered at once
     harness.one("gateway")
-    for _ in range(MAX_WAITING_TRACES):
+    for _ in range(MAX_TRACE_QUESTIONS):
         harness.ask(ANN, GetTrace())
         assert harness.take(ANN) == []
     harness.ask(ANN, GetTrace())

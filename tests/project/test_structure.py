@@ -242,7 +242,7 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/step",
         "actors/executor/devices",
     },
-    "actors/executor/devices": {"protocol", "runtime/process", "actors/executor/step"},
+    "actors/executor/devices": {"protocol", "runtime/process"},
     "actors/executor/step": {"protocol", "runtime", *EXECUTOR},
     "src/slipstream": {
         "protocol",
@@ -292,6 +292,7 @@ ROOMS: dict[str, set[str]] = {
         "runtime",
         "runtime/supervision",
         "actors/executor/devices",
+        "actors/executor/step",
         "src/slipstream",
     },
     "src/slipstream/commands": {

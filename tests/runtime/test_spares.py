@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S
 from slipstream.runtime.supervision.restarts import PERIOD_S
-from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, Spares
+from slipstream.runtime.supervision.spares import Spares
 
 
 def ready_spares(*, from_the_first: bool = True, now: float = 10.0) -> Spares:

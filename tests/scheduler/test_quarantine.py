@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from processes import Planted
 from recovery_faults import HOLDINGS, QUARANTINE, Fault, planted
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Capacity, Enqueue, Plan, Sampled, Tokens
 from slipstream.protocol.sampling import SamplingParams

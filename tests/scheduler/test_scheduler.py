@@ -6,7 +6,7 @@ import random
 
 import pytest
 from bench import EOS, FREE, VOCAB, Bench, alone, int32, pairs, prompt
-from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.codec import encode
 from slipstream.protocol.events import PeerUp

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.internal import Capacity, Enqueue, Finished, Opened, Plan, Sampled, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send

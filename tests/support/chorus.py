@@ -26,9 +26,9 @@ from simulation import (
     grammar_of,
     idle,
 )
-from slipstream.actors.executor.devices.emulated import EmulatedProgram, known_logprobs
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram, known_logprobs
 from slipstream.actors.executor.step.layout import ResultLayout
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.gateway.ledger import answer_params

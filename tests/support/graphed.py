@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from recording import RecordedBatch, RecordedProgram, Recording, RecordingDevice
 from slipstream.actors.executor.devices.device import Buffer
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
 from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.layout import ResultLayout, StepLayout
 from slipstream.actors.executor.step.sampling_kind import SamplingKind

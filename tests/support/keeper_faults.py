@@ -5,7 +5,7 @@ from __future__ import annotations
 from recovery_faults import Fault
 
 HELD_FILES = "runtime.keeping:HeldFiles"
-HELPER_RESTARTS = "runtime.supervision.spares:HelperRestarts"
+HELPER_RESTARTS = "runtime.supervision.helper_restarts:HelperRestarts"
 
 FAULTS = [
     Fault(

@@ -12,8 +12,8 @@ from collections import Counter
 
 from slipstream.runtime.keeping import DONE, FETCH, FORGET, KEEP, REFUSED, HeldFiles
 from slipstream.runtime.simulator import Simulator
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S, HelperRestarts
 from slipstream.runtime.supervision.restarts import PERIOD_S
-from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, HelperRestarts
 
 NAMES = (b"executor", b"executor.1")
 KEEPER_S = 0.02

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram, known_logprobs
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
 from slipstream.actors.executor.pipeline import Pipeline
@@ -17,8 +17,10 @@ from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader, name_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram, known_logprobs
 from slipstream.actors.gateway.gateway import Gateway
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.detokenizer import Detokenizer
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.tokenizer import Tokenizer
@@ -51,7 +53,7 @@ VOCAB = byte_tokenizer().get_vocab_size()
 
 
 def known_token(previous: int, position: int, seed: int, vocab_size: int) -> int:
-    """``emulated.next_token`` in plain integers; ``test_simulation.py`` holds the two together."""
+    """``emulated_program.next_token`` in plain integers; ``test_simulation.py`` holds the two together."""
     mixed = previous * 0x9E3779B97F4A7C15 % 2**64
     mixed ^= (position * 0xBF58476D1CE4E5B9 + seed) % 2**64
     mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64

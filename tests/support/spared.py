@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from chaos import Chaos
 from slipstream.runtime.simulator import Simulator
-from slipstream.runtime.supervision.spares import FIRST_PAUSE_S, MOST_PAUSE_S, Spares
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S
+from slipstream.runtime.supervision.spares import Spares
 
 FORK_S, START_S = 0.002, 0.05
 """Until an executor is there that was forked, or started from nothing."""

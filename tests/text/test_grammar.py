@@ -18,12 +18,14 @@ from hostile_grammars import AMBIGUOUS, HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
 from rings import read
 from simulation import EOS, VOCAB, World, byte_tokenizer, expected_tokens, grammar_compiler, random_params
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.grammars.notation import with_references
 from slipstream.actors.text.tokenizer import Tokenizer

@@ -18,8 +18,9 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
 from ..attention.transformers_hook import CHUNKED
-from ..cache.layout import NOTHING, CallRecorder, KVLayout, record_attention
+from ..cache.layout import NOTHING, KVLayout
 from ..cache.state import StateLayout
+from .attention_calls import CallRecorder, record_attention
 from .loading.language_model import SERVED_AS_TEXT, language_model_class, language_model_config
 from .quantization.scheme import UnknownQuantization, scheme_of
 from .stateful.module import StatefulModule

@@ -41,7 +41,8 @@ def build(context: StartContext) -> Executor | Follower:
 
 
 def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor | Follower:
-    from ..devices.emulated import EmulatedDevice, EmulatedProgram
+    from ..devices.emulated import EmulatedDevice
+    from ..step.emulated_program import EmulatedProgram
 
     slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
     engine = Engine(

@@ -1,4 +1,4 @@
-"""The engine of an executor: a device, a program, and the facts about both."""
+"""What an executor on any device is built from: the device, the program of its steps, and the facts about both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Engine:
-    """Computes the steps of an executor, and describes itself."""
+    """A device and the program that computes steps on it, as a start has made them, and what is known of both."""
 
     device: Device
     program: Program

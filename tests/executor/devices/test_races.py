@@ -33,13 +33,15 @@ from recording import (
 from replay import Replays
 from simulation import EOS, MODEL_LEN, VOCAB, World, grammar_compiler
 from slipstream.actors.executor.devices.device import Buffer, Device
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Program
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.events import Completed, PeerUp
 from slipstream.protocol.internal import Capacity, Enqueue, Tokens
 from slipstream.protocol.sampling import SamplingParams

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
 from slipstream.protocol.events import Completed, HandedOn, PeerUp
 from slipstream.protocol.internal import Capacity, CaptureNext, Plan
 from slipstream.runtime.actor import Actor

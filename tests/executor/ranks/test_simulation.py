@@ -11,12 +11,13 @@ from covering import few_of
 from races import Race, races
 from recording import RecordedProgram, Recording, RecordingDevice
 from simulation import MODEL_LEN, VOCAB, World, grammar_compiler, random_load
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
 from slipstream.protocol.internal import Forget, Plan
 from slipstream.runtime.simulator import Simulator
 

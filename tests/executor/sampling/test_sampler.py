@@ -31,7 +31,8 @@ from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
-from slipstream.actors.scheduler.scheduler import Scheduler, SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
+from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
 from slipstream.protocol.internal import Capacity, Enqueue, Tokens

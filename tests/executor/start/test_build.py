@@ -20,7 +20,7 @@ from slipstream.actors.executor.start.engine import max_batched_tokens
 from slipstream.actors.executor.start.imports import import_libraries
 from slipstream.actors.executor.start.load import leave_out_what_others_lack
 from slipstream.actors.options import ModelOptions
-from slipstream.actors.scheduler.planner import SchedulerConfig
+from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from slipstream.actors.executor.devices.emulated import EmulatedProgram
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.step.batch import RunningBatch
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
 from slipstream.actors.executor.step.program import ModelProgram
 from slipstream.protocol.internal import Join, Plan
 from transformers import LlamaConfig

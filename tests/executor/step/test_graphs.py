@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replay import Replays
 from slipstream.actors.executor.background_work import CATCHING_UP_SHARE, FIRST_TOKENS_S, IDLE_S
-from slipstream.actors.executor.devices.emulated import EmulatedDevice, EmulatedProgram
+from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.pipeline import Pipeline
@@ -26,6 +26,7 @@ from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
 from slipstream.actors.executor.step.description import Step
+from slipstream.actors.executor.step.emulated_program import EmulatedProgram
 from slipstream.actors.executor.step.graph_keys import ForwardKey, SamplingKey
 from slipstream.actors.executor.step.graphs import GraphedProgram
 from slipstream.actors.executor.step.layout import StepLayout
