@@ -7,13 +7,14 @@ in the order in which that is.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from socket import SHUT_RDWR
@@ -89,9 +90,31 @@ def lines_of(path: Path) -> Iterator[bytes]:
         raise BatchError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def no_file(path: Path) -> bool:
+    """Whether nothing that is written there can be read again. (Of a folder it is said when it is opened.)"""
+    return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """No other batch writes to this output meanwhile; BatchError if one does.
+
+    What cannot be opened or locked is told when it is written.
+    """
+    with ExitStack() as stack:
+        if not no_file(path):
+            with suppress(OSError):
+                file = stack.enter_context(path.open("ab"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise BatchError(f"another batch is writing to {path}; wait until it ends") from None
+        yield
+
+
 def take_up(path: Path, requests: Sequence[Request]) -> list[Request]:
     """The requests that the output file has no answer to. A line that a kill has cut off is removed from it."""
-    if str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+    if no_file(path):
         raise BatchError(
             f"{path} is no file; name one, since a run that is cut off is taken up from its output"
         )

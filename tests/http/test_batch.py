@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from slipstream.batch import Asker, BatchError, ProgressBar, read_requests, seconds, take_up
+from slipstream.batch import Asker, BatchError, ProgressBar, alone, read_requests, seconds, take_up
 from slipstream.cli import main
 from slipstream.exit_codes import FAILED, USAGE
 
@@ -183,6 +183,21 @@ def test_the_requests_themselves_are_no_answers(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match="has answers to other requests, 'z' for one"):
         take_up(other, read_requests(path))
     assert other.read_text().endswith("\nthe end")
+
+
+def test_two_batches_do_not_write_to_one_output_at_once(tmp_path: Path) -> None:
+    """Each would answer what it finds missing: every request twice."""
+    output = tmp_path / "out"
+    told = f"another batch is writing to {output}; wait until it ends"
+    with alone(output), pytest.raises(BatchError, match=told), alone(output):
+        pass
+    with alone(output):
+        assert take_up(output, []) == []
+
+
+def test_what_cannot_be_locked_is_told_where_it_is_written(tmp_path: Path) -> None:
+    with alone(tmp_path), alone(tmp_path / "not" / "here" / "out"), alone(Path("-")):
+        assert not Path("-").exists()
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "-"])

@@ -43,18 +43,20 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         if found.concurrency < 1:
             raise Exit(USAGE, f"--concurrency={found.concurrency}: give at least 1")
         try:
-            return answer(found)
+            with ExitStack() as meanwhile:
+                return answer(found, meanwhile)
         except BatchError as error:
             raise Exit(FAILED, str(error)) from None
 
     return run
 
 
-def answer(found: argparse.Namespace) -> int:
-    from ..batch import Asker, BatchError, read_requests, take_up
+def answer(found: argparse.Namespace, meanwhile: ExitStack) -> int:
+    from ..batch import Asker, BatchError, alone, read_requests, take_up
 
     try:
         requests = read_requests(found.input)
+        meanwhile.enter_context(alone(found.output))
         left = take_up(found.output, requests)
         asker = (
             None if found.base_url is None else Asker(found.base_url, os.environ.get("SLIPSTREAM_API_KEY"))
