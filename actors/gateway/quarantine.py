@@ -37,9 +37,9 @@ class Suspicion:
 
     def __init__(self, actor: str, requests: Mapping[int, Request]) -> None:
         """``requests`` are all that are open."""
-        self.streams = actor != "tokenizer"
+        self.whole_requests = actor != "tokenizer"
         """Whether whole requests are suspect, and not only their prompts."""
-        self.requests = in_hand(requests.values(), streams=self.streams)
+        self.requests = in_hand(requests.values(), whole_requests=self.whole_requests)
 
     def forget_closed(self, requests: Mapping[int, Request]) -> None:
         self.requests = [request for request in self.requests if request.number in requests]
@@ -53,7 +53,7 @@ class Quarantine:
         """The suspects that wait for their probation, by number, in order."""
         self.on_probation: Request | None = None
         """The suspect that runs, alone."""
-        self.streams = False
+        self.whole_requests = False
         """Whether whole requests are suspect: then nothing else may be under way beside the one on probation. Otherwise
         only prompts are."""
         self.quarantined: OrderedDict[bytes, str] = OrderedDict()
@@ -68,7 +68,7 @@ class Quarantine:
         may."""
         if not self.active or request is self.on_probation:
             return True
-        return not self.streams and request.tokenized and request.number not in self.suspects
+        return not self.whole_requests and request.tokenized and request.number not in self.suspects
 
     def on_death(self, suspicion: Suspicion) -> Request | None:
         """An actor ended by its own fault with these requests in hand. Returns the request that was on probation and
@@ -79,7 +79,7 @@ class Quarantine:
             self.suspects.clear()
             return culprit
         if suspicion.requests:
-            self.streams = suspicion.streams or (self.active and self.streams)
+            self.whole_requests = suspicion.whole_requests or (self.active and self.whole_requests)
             for request in suspicion.requests:
                 request.suspected += 1
                 further = PROBATION_TOKENS * PROBATION_GROWTH ** (request.suspected - 1)
@@ -102,7 +102,9 @@ class Quarantine:
             return None
         is_open = suspect.number in requests
         passed = (
-            suspect.delivered_tokens >= suspect.passes_at if self.streams else suspect.started_alone is None
+            suspect.delivered_tokens >= suspect.passes_at
+            if self.whole_requests
+            else suspect.started_alone is None
         )
         if passed or not is_open:
             self.on_probation = None
@@ -113,7 +115,7 @@ class Quarantine:
         is still in hand, which could be the cause of a death.
         """
         self.suspects = {number: one for number, one in self.suspects.items() if number in requests}
-        if self.on_probation is not None or in_hand(requests.values(), streams=self.streams):
+        if self.on_probation is not None or in_hand(requests.values(), whole_requests=self.whole_requests):
             return None
         if not self.suspects:
             return None
@@ -121,8 +123,10 @@ class Quarantine:
         return self.on_probation
 
 
-def in_hand(requests: Iterable[Request], *, streams: bool) -> list[Request]:
+def in_hand(requests: Iterable[Request], *, whole_requests: bool) -> list[Request]:
     """The open requests that an actor has in hand: of a tokenizer, those that it has not answered."""
     return [
-        request for request in requests if request.sent and (streams or request.started_alone is not None)
+        request
+        for request in requests
+        if request.sent and (whole_requests or request.started_alone is not None)
     ]

@@ -88,7 +88,7 @@ class Submissions:
         if not quarantine.active:
             return
         passed = quarantine.take_passed(requests)
-        if passed is not None and quarantine.streams:
+        if passed is not None and quarantine.whole_requests:
             self.pause([passed])
         following = quarantine.next(requests)
         if following is not None:

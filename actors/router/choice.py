@@ -24,7 +24,7 @@ thousand; others for each prompt, so that none is left out."""
 
 LOAD = attrgetter("load")
 WORK = attrgetter("uncomputed", "load")
-PLACE = attrgetter("place")
+IDENTITY = attrgetter("identity")
 
 
 def choose(
@@ -114,5 +114,5 @@ def first_by(key: attrgetter[Any], replicas: Sequence[Replica], hashes: list[byt
     first = int.from_bytes(hashes[0]) if hashes else 0
     equals = [replica for replica, value in zip(replicas, values, strict=True) if value == least]
     # Pairs of numbers have the same hash in every process, and many of them take no time.
-    merits = list(map(hash, zip(map(PLACE, equals), repeat(first))))
+    merits = list(map(hash, zip(map(IDENTITY, equals), repeat(first))))
     return equals[merits.index(max(merits))]

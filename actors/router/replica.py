@@ -39,7 +39,7 @@ class Replica:
     def __init__(self, endpoint: str, model: str, bounds: Limits, holders: Holders) -> None:
         """``holders``: of all services of a router, who has which beginning."""
         self.endpoint = endpoint
-        self.place = int.from_bytes(blake2b(endpoint.encode(), digest_size=7).digest())
+        self.identity = int.from_bytes(blake2b(endpoint.encode(), digest_size=7).digest())
         """A number that follows from the endpoint, the same at every router."""
         self.model = model
         self.bounds = bounds
@@ -133,9 +133,9 @@ class Replica:
 
     @property
     def due(self) -> float:
-        """When there is next something to do for it: a poll, a deadline of its session, or moving its streams."""
+        """When there is next something to do for it: a poll, a timer of its session, or moving its streams."""
         due = self.poll_at
-        for other in (self.session.deadline, self.move_at):
+        for other in (self.session.wake_at, self.move_at):
             if other is not None and other < due:
                 due = other
         return due

@@ -349,7 +349,7 @@ class AsyncClient:
 
     def _set_timer(self) -> None:
         """Have the session told the time when it wants to know."""
-        due = self._session.deadline
+        due = self._session.wake_at
         if due is None or self._transport.loop is None:
             return
         if self._timer is not None:

@@ -329,7 +329,7 @@ class Client:
             if socket is None:
                 return
             if wait:
-                deadlines = [at for at in (self._session.deadline, until) if at is not None]
+                deadlines = [at for at in (self._session.wake_at, until) if at is not None]
                 rest = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
                 self._transport.poll(rest)
             while self._transport.socket is socket:

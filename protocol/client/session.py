@@ -1,7 +1,7 @@
 """One client's side of the conversation with a gateway, without a socket or a clock.
 
 A ``Session`` is given the frames that arrive, and the time. It says which frames to send (``outbox``), on which
-connection (``connection`` counts them), and when it wants to be called again (``deadline``). ``Client`` and
+connection (``connection`` counts them), and when it wants to be called again (``wake_at``). ``Client`` and
 ``AsyncClient`` add a socket and a clock. Its states:
 
     lost      connect, or a request     → greeting   a new connection, Hello is sent
@@ -366,7 +366,7 @@ class Session:
     # --- the connection -----------------------------------------------------------------------
 
     @property
-    def deadline(self) -> float | None:
+    def wake_at(self) -> float | None:
         """The time at which ``tick`` is to be called; None: never."""
         if self.state == "greeting":
             return min(self.retry_at, self.unavailable_at)
@@ -378,7 +378,7 @@ class Session:
 
     def tick(self, now: float) -> list[Pending]:
         """Do what is due. Before, give the session everything that has arrived."""
-        due = self.deadline
+        due = self.wake_at
         if due is None or now < due:
             return []
         if self.state == "greeting":

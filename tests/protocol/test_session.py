@@ -88,17 +88,17 @@ def test_questions_of_one_kind_are_put_one_after_the_other() -> None:
 
 def test_silence_is_answered_with_a_ping_and_then_a_new_connection() -> None:
     session = ready(0.0)
-    assert session.deadline is None
+    assert session.wake_at is None
     stream = session.ask(100.0, prompt="x")
     sent(session)
-    assert session.deadline == 100.0 + PING_AFTER_S
+    assert session.wake_at == 100.0 + PING_AFTER_S
     session.receive(encode(Deltas(items=[Delta(id=stream.request.id, token_ids=[5])])), 101.5)
     assert session.tick(102.0) == []
     assert sent(session) == []
     session.tick(102.5)
     assert sent(session) == [Ping()]
     session.receive(encode(Pong()), 102.6)
-    assert session.deadline == 102.6 + PING_AFTER_S
+    assert session.wake_at == 102.6 + PING_AFTER_S
     session.tick(103.6)
     assert sent(session) == [Ping()]
     before = session.connection
@@ -127,7 +127,7 @@ def test_a_broken_connection_is_not_waited_for() -> None:
     assert isinstance(sent(session)[0], Hello)
     connection = session.connection
     session.interrupted(1.6)  # before the Welcome: it is tried again, but not at once
-    assert session.deadline == 1.6 + RECONNECT_DELAY_S
+    assert session.wake_at == 1.6 + RECONNECT_DELAY_S
     session.tick(1.6 + RECONNECT_DELAY_S)
     assert session.connection == connection + 1
 

@@ -137,9 +137,9 @@ class SimulatedClient:
             self.dial()
         while session.outbox:
             self.world.arrive_from_client(self.address, session.outbox.popleft())
-        if session.deadline is not None and session.deadline != self.due:
-            self.due = session.deadline
-            self.world.at(session.deadline, self.ring)
+        if session.wake_at is not None and session.wake_at != self.due:
+            self.due = session.wake_at
+            self.world.at(session.wake_at, self.ring)
 
     def dial(self) -> None:
         self.world.close(self.address)

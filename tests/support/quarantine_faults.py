@@ -38,7 +38,7 @@ QUARANTINE_FAULTS = [
     Fault(
         "the-next-begins-beside-others",
         f"{QUARANTINE}.next",
-        "or in_hand(requests.values(), streams=self.streams)",
+        "or in_hand(requests.values(), whole_requests=self.whole_requests)",
         "",
     ),
     Fault(

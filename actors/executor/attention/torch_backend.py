@@ -76,7 +76,7 @@ class TorchAttention:
                 attend_gathered(attend, query[tokens, None], keys, values, table, bias, found[:, None])
                 output[tokens] = found
 
-        for row, first, alike, tokens, kv_len in step.chunks:
+        for row, first, alike, tokens, kv_len in step.groups:
             shape = (alike, tokens)
             fresh = slice(first, first + alike * tokens)
             into = output[fresh].unflatten(0, shape)
@@ -119,12 +119,12 @@ def window_of(sliding_window: int | None, attention_chunk: int | None) -> Window
 
 
 class _Step:
-    """The plan by which all layers compute the attention of one step's rows.
+    """The rows of one step as all layers attend for them: those with one token at once, and others by groups.
 
     A step that is ``decode_only`` is not looked at: its bound is known to the host, so that it can be captured.
     """
 
-    __slots__ = ("batch", "chunks", "contexts", "max_kv_len", "single", "single_tokens", "tokens")
+    __slots__ = ("batch", "contexts", "groups", "max_kv_len", "single", "single_tokens", "tokens")
 
     def __init__(self, batch: PagedBatch) -> None:
         self.batch = batch
@@ -134,8 +134,9 @@ class _Step:
         """The rows with one token; None if there are none."""
         self.single_tokens: slice | Tensor | None
         """Their tokens."""
-        self.chunks: list[tuple[int, int, int, int, int]] = []
-        """(first row, first token, number of rows, tokens of each, kv_len of each) of neighbours alike with more."""
+        self.groups: list[tuple[int, int, int, int, int]] = []
+        """(first row, first token, number of rows, tokens of each, kv_len of each) of neighbouring rows with as many
+        tokens, more than one, and as long a context."""
         self.tokens = len(batch.write_index)
         """Tokens that belong to a row; the others come after them."""
         self.max_kv_len = batch.max_kv_len
@@ -157,7 +158,7 @@ class _Step:
             longer, lambda at: (counts[at[1]], kv_lens[at[1]], at[1] - at[0])
         ):
             alike = [row for _, row in run]
-            self.chunks.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
+            self.groups.append((alike[0], starts[alike[0]], len(alike), tokens, kv_len))
 
     def single_context(
         self, batch: PagedBatch, window: Window | None, dtype: torch.dtype
