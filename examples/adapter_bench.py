@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from replays import captured, replay_ms
-from slipstream.actors.executor.devices.compilation import compile_ahead
 from slipstream.actors.executor.model.adapters import kernels
 from slipstream.actors.executor.model.adapters.extend import TILES, Tiles, extend, of_size
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail
+from slipstream.actors.executor.triton_tools.compilation import compile_ahead
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")

@@ -73,7 +73,7 @@ def test_the_sources_are_found() -> None:
 
 EXECUTOR = {
     f"actors/executor/{name}"
-    for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step")
+    for name in ("attention", "cache", "devices", "model", "ranks", "sampling", "step", "triton_tools")
 }
 
 HTTP = {f"actors/http/{name}" for name in ("bodies", "endpoints", "messages", "responses", "transport")}
@@ -168,7 +168,12 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/model/quantization",
         "actors/executor/ranks",
     },
-    "actors/executor/attention": {"protocol", "actors/executor/cache", "actors/executor/devices"},
+    "actors/executor/attention": {
+        "protocol",
+        "actors/executor/cache",
+        "actors/executor/devices",
+        "actors/executor/triton_tools",
+    },
     "actors/executor/model": {
         "protocol",
         "actors",
@@ -180,18 +185,19 @@ ROOMS: dict[str, set[str]] = {
         "actors/executor/model/loading",
         "actors/executor/model/quantization",
         "actors/executor/model/stateful",
+        "actors/executor/triton_tools",
     },
     "actors/executor/model/adapters": {
         "protocol",
         "runtime",
-        "actors/executor/devices",
+        "actors/executor/triton_tools",
         "actors/executor/model",
         "actors/executor/ranks",
     },
     "actors/executor/model/fused": {
         "actors/executor/attention",
         "actors/executor/cache",
-        "actors/executor/devices",
+        "actors/executor/triton_tools",
         "actors/executor/model",
         "actors/executor/model/adapters",
         "actors/executor/model/quantization",
@@ -213,7 +219,7 @@ ROOMS: dict[str, set[str]] = {
     "actors/executor/model/invariant": {
         "protocol",
         "actors/executor/attention",
-        "actors/executor/devices",
+        "actors/executor/triton_tools",
         "actors/executor/model",
         "actors/executor/model/fused",
         "actors/executor/model/products",
@@ -221,10 +227,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors/executor/model/products": {
         "protocol",
-        "actors/executor/devices",
+        "actors/executor/triton_tools",
         "actors/executor/model",
     },
-    "actors/executor/model/quantization": {"protocol", "actors", "actors/executor/devices"},
+    "actors/executor/model/quantization": {
+        "protocol",
+        "actors",
+        "actors/executor/devices",
+        "actors/executor/triton_tools",
+    },
     "actors/executor/model/stateful": {"actors/executor/cache"},
     "actors/executor/ranks": {
         "protocol",
@@ -240,9 +251,10 @@ ROOMS: dict[str, set[str]] = {
         "protocol",
         "actors/text/grammars",
         "actors/executor/step",
-        "actors/executor/devices",
+        "actors/executor/triton_tools",
     },
     "actors/executor/devices": {"protocol", "runtime/process"},
+    "actors/executor/triton_tools": {"actors/executor/devices"},
     "actors/executor/step": {"protocol", "runtime", *EXECUTOR},
     "src/slipstream": {
         "protocol",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ..devices.kernel import follow, jit
+from ..triton_tools.kernel import follow, jit
 from .triton_common import STEP_INPUTS
 from .triton_plan import ITEM_FIELDS, first_seen
 from .triton_softmax import LOG2E, attend

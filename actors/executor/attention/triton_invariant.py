@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from ..devices.kernel import FOLLOWING, follow, jit
+from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad, pad_value

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from ..devices.kernel import FOLLOWING, follow, jit
+from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS
 
 ITEM_FIELDS = tl.constexpr(9)

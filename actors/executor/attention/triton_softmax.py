@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ..devices.kernel import PTX, jit
+from ..triton_tools.kernel import PTX, jit
 from .triton_plan import first_seen
 
 LOG2E = tl.constexpr(1.4426950408889634)

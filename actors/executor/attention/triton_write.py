@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..cache.paged import LayerScales
 from ..devices.float8 import FP8_MAX
-from ..devices.kernel import FOLLOWING, follow, jit
+from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS, pad
 
 LARGEST = tl.constexpr(FP8_MAX)

@@ -14,7 +14,7 @@ from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
 from ..cache.state import StateSlots
-from ..devices.compilation import compile_ahead
+from ..triton_tools.compilation import compile_ahead
 from .paged_model import PagedModel
 from .support import refusal
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ....protocol.errors import SlipstreamError
 from ....runtime.log import logger
-from ..devices.compilation import compile_ahead
+from ..triton_tools.compilation import compile_ahead
 from .group import RankGroup
 from .words import EMPTY, WORD
 

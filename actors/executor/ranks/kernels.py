@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, PTX, follow, jit
+from ..triton_tools.kernel import FOLLOWING, PTX, follow, jit
 from . import words as of_words
 from .words import WORD
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, follow, jit
+from ..triton_tools.kernel import FOLLOWING, follow, jit
 from . import random_numbers
 
 PART = 2048

@@ -9,7 +9,6 @@ import torch
 from ....protocol.errors import InvalidRequest
 from ....runtime.process.child import StartContext
 from ...options import ExecutorOptions, Measured
-from ..devices.compilation import compile_ahead, some_are_compiled
 from ..devices.cuda import CudaDevice, CudaGraphs
 from ..model.paged_model import PagedModel
 from ..step.buckets import Buckets, buckets_of
@@ -18,6 +17,7 @@ from ..step.description import Step
 from ..step.graphs import GraphedProgram
 from ..step.program import ModelProgram
 from ..step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
+from ..triton_tools.compilation import compile_ahead, some_are_compiled
 from .engine import Engine, facts_of, max_batched_tokens, program_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
 

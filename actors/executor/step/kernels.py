@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices.kernel import FOLLOWING, follow, jit
+from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .fields import INT, JOIN, NO_STOP_TOKEN, NO_TOKEN
 
 ROWS = 32

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
-from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.model.adapters.check import check_products
 from slipstream.actors.executor.model.adapters.products import Products, Stack, Tail, TorchProducts
+from slipstream.actors.executor.triton_tools.arrivals import arrivals
 from slipstream.protocol.errors import ModelNotSupported
 from torch import Tensor
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
-from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.devices.float8 import FP8
+from slipstream.actors.executor.triton_tools.arrivals import arrivals
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, needs_kernels, run_interpreted
-from slipstream.actors.executor.devices.arrivals import arrivals
 from slipstream.actors.executor.model.quantization.linear import QuantizedLinear
 from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
+from slipstream.actors.executor.triton_tools.arrivals import arrivals
 from torch import Tensor
 
 if TYPE_CHECKING or KERNELS_RUN:

@@ -35,7 +35,7 @@ prepared = prepare(Build(spare.options))
 
 import slipstream.actors.executor.start.build
 
-assert "slipstream.actors.executor.devices.kernel" in sys.modules, "its kernels are not imported"
+assert "slipstream.actors.executor.triton_tools.kernel" in sys.modules, "its kernels are not imported"
 assert "torch.fx.experimental.symbolic_shapes" in sys.modules, "a fork would import it, with the algebra it needs"
 assert "triton.experimental.gluon.nvidia.hopper" in sys.modules, "the first launch of a fork would import it"
 assert prepared.skeleton is not None, "a fork would make the model's modules"

@@ -49,7 +49,7 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
 
 @torch.inference_mode()
 def test_no_step_of_null_rows_uses_what_a_kernel_writes_as_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that kernels can be compiled ahead by a run that leaves them out (``devices/compilation.py``)."""
+    """So that kernels can be compiled ahead by a run that leaves them out (``triton_tools/compilation.py``)."""
     program = make_program(256, "torch")
     model, buckets = program.model, buckets_of(SLOTS, BUDGET, 256)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .....protocol.errors import ModelNotSupported
-from ...devices.compilation import compile_ahead
+from ...triton_tools.compilation import compile_ahead
 from .products import Products, Stack, Tail, TorchProducts
 
 CHECKED_TOKENS = (5, 40, 100)

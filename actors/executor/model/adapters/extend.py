@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.arrivals import arrivals
-from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from ...triton_tools.arrivals import arrivals
+from ...triton_tools.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 from .products import Tail
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, follow, jit
+from ...triton_tools.kernel import FOLLOWING, follow, jit
 from .extend import TILES as TILES_TO_EXTEND
 from .extend import extend, of_size
 from .products import Stack, Tail

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...devices.compilation import compile_ahead
+from ...triton_tools.compilation import compile_ahead
 from ..adapters.adapters import Parts
 from ..adapters.limits import AdapterLimits
 from ..adapters.tail import tailed

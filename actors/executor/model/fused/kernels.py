@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, follow, jit
 from ...ranks.exchange import MOST_WARPS
 from ...ranks.layers import Unsummed
 from ...ranks.words import WORD
+from ...triton_tools.kernel import FOLLOWING, follow, jit
 from .norm_kernels import add_norm_kernel, norm_kernel, sum_add_norm_kernel
 from .operations import Norm
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ...devices.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
 from ...ranks.kernels import half_of, send_to_all, take_other_half, total_of_all, words_of
+from ...triton_tools.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
 
 
 @jit

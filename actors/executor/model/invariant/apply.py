@@ -14,7 +14,7 @@ from torch import nn
 
 from .....protocol.errors import InvalidRequest
 from ...attention import backend as attention
-from ...devices.compilation import compile_ahead
+from ...triton_tools.compilation import compile_ahead
 from ..comparison import COMPARED_TOKENS, STEPS, compared_tokens, paged_logits
 from ..fused.decoder import TransformersMlp
 from ..linear import GivenLinear

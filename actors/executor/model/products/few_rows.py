@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .....protocol.errors import ModelNotSupported
-from ...devices.compilation import compile_ahead
+from ...triton_tools.compilation import compile_ahead
 from ..linear import GivenLinear
 from .fixed_order import memory_of, product
 from .one_row import product_of_row

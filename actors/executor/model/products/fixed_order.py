@@ -20,8 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.arrivals import arrivals
-from ...devices.kernel import FOLLOWING, OVERLAP, PTX, jit, let_kernel_after_begin, wait_for_kernel_before
+from ...triton_tools.arrivals import arrivals
+from ...triton_tools.kernel import (
+    FOLLOWING,
+    OVERLAP,
+    PTX,
+    jit,
+    let_kernel_after_begin,
+    wait_for_kernel_before,
+)
 
 UNIT = 128
 """Splits begin at multiples of this many columns, which are whole steps in any tile."""

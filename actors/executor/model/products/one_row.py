@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
+from ...triton_tools.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 
 MOST_COLUMNS = 2048
 """Columns that a program reads at once. Of 34 tiles the one with two outputs of as many columns was the best over

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...devices.float8 import FP8_MAX
-from ...devices.kernel import FOLLOWING, follow, jit
+from ...triton_tools.kernel import FOLLOWING, follow, jit
 
 FLOAT8_MOST = tl.constexpr(FP8_MAX)
 INT8_MOST = tl.constexpr(127.0)

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...devices.arrivals import arrivals
-from ...devices.kernel import FOLLOWING, follow, jit
+from ...triton_tools.arrivals import arrivals
+from ...triton_tools.kernel import FOLLOWING, follow, jit
 from .conversion import FLOAT8_REST, INT8_REST, numbers_of, shift_of, two_terms
 
 EXACT_COLUMNS = tl.constexpr(128)

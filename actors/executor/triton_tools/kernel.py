@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .nvml import least_capability
+from ..devices.nvml import least_capability
 
 jit: Any = triton.jit
 """Untyped, because a kernel is launched with more than it declares: a grid, warps, stages."""

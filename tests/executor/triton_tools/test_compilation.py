@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from slipstream.actors.executor.devices.compilation import compile_ahead
+from slipstream.actors.executor.triton_tools.compilation import compile_ahead
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",

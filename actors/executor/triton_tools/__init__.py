@@ -1,0 +1,1 @@
+"""What all Triton kernels share: how one is declared and launched, counters of arrivals, and compilation ahead."""
