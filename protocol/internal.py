@@ -39,8 +39,8 @@ class Submit(Internal):
     """``seed`` is set: the gateway draws one where the client gave none."""
     delivered: bytes = b""
     """Token ids (int32) of the answer that the client already has."""
-    client: int = 0
-    """Number of the client, for fairness between clients."""
+    connection: int = 0
+    """Number of the client's connection, for fairness between clients."""
     attempt: int = 0
     """The number of times that the request was resent; results of earlier attempts are dropped."""
     prompt_ids: bytes = b""
@@ -79,7 +79,8 @@ class Enqueue(Internal):
     prompt: bytes
     params: SamplingParams
     delivered: bytes
-    client: int = 0
+    connection: int = 0
+    """As in ``Submit``."""
     attempt: int = 0
     marks: bool = False
     """As in ``Generate``."""

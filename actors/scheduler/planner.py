@@ -242,12 +242,12 @@ class Planner:
         running = [
             s for s in held.holders if s and not s.left and s.params.priority <= sequence.params.priority
         ]
-        client, most = max(
-            Counter(s.client for s in running).items(), key=lambda item: item[1], default=(0, 0)
+        connection, most = max(
+            Counter(s.connection for s in running).items(), key=lambda item: item[1], default=(0, 0)
         )
         if most > 1:
             self.counters["num_preemptions_for_fairness"] += 1
-            held.preempt(max((s for s in running if s.client == client), key=Sequence.order))
+            held.preempt(max((s for s in running if s.connection == connection), key=Sequence.order))
 
     def last_in_order(self) -> Sequence:
         """The running sequence that is last by priority and age: it has the least to lose."""

@@ -132,7 +132,7 @@ class Scheduler(Actor):
             params=params,
             stop_tokens=stop,
             eos=eos,
-            client=message.client,
+            connection=message.connection,
             sort_key=sort_key(now, params.priority),
             salt=salt_of(params.cache_salt),
             attempt=message.attempt,

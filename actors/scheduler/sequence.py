@@ -29,7 +29,8 @@ class Sequence:
     stop_tokens: np.ndarray
     """int32: token ids that end the sequence."""
     eos: frozenset[int]
-    client: int = 0
+    connection: int = 0
+    """Number of its client's connection."""
     sort_key: float = 0.0
     """Place among the requests of its client, lowest first: see ``waiting.sort_key``."""
     adapter: int = 0

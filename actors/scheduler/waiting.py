@@ -64,6 +64,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self.clients: dict[int, ClientShare] = {}
+        """By the number of the client's connection."""
         self.order: list[tuple[float, int, int, ClientShare]] = []
         """A heap of clients by score, and of equal scores the one with fewer running. An entry whose score is not its
         client's any more counts for nothing."""
@@ -76,12 +77,12 @@ class WaitingQueue:
         return self.waiting
 
     def client_of(self, sequence: Sequence) -> ClientShare:
-        return self.clients[sequence.client]
+        return self.clients[sequence.connection]
 
     def push(self, sequence: Sequence) -> None:
-        client = self.clients.get(sequence.client)
+        client = self.clients.get(sequence.connection)
         if client is None:
-            client = self.clients[sequence.client] = ClientShare(self.clock)
+            client = self.clients[sequence.connection] = ClientShare(self.clock)
         self.entries += 1
         heapq.heappush(client.heap, (*sequence.order(), self.entries, sequence))
         client.waiting += 1
@@ -131,7 +132,7 @@ class WaitingQueue:
 
     def enter(self, sequence: Sequence) -> None:
         """A sequence that does not wait here, a suspect, gets a slot."""
-        client = self.clients.setdefault(sequence.client, ClientShare(self.clock))
+        client = self.clients.setdefault(sequence.connection, ClientShare(self.clock))
         client.running += 1
 
     def remove(self, sequence: Sequence) -> None:
@@ -143,7 +144,7 @@ class WaitingQueue:
             client.heap = [entry for entry in client.heap if not entry[-1].finished]
             heapq.heapify(client.heap)
         self.advance(client)
-        self.forget(sequence.client)
+        self.forget(sequence.connection)
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Charge ``tokens`` tokens that were computed for a sequence that runs."""
@@ -153,7 +154,7 @@ class WaitingQueue:
     def left(self, sequence: Sequence) -> None:
         """A sequence has given up its slot."""
         self.client_of(sequence).running -= 1
-        self.forget(sequence.client)
+        self.forget(sequence.connection)
 
     def forget(self, number: int) -> None:
         client = self.clients[number]

@@ -198,7 +198,7 @@ class Tokenizer(Actor):
                 ids,
                 submit.params,
                 submit.delivered,
-                submit.client,
+                submit.connection,
                 submit.attempt,
                 submit.marks,
                 self.before(waiting, prompt),

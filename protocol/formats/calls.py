@@ -21,10 +21,11 @@ from typing import Any
 import msgspec
 
 from .ids import CallIds
-from .json_parts import DECODER, ObjectEnd, as_json, head_of
+from .json_parts import ObjectEnd, head_of
 from .marks import cut_at
 from .reader import Reader
 from .schemas import Schema, types_of
+from .strict_json import DECODER, as_json
 from .tools import Function, Offer, arguments_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

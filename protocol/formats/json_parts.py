@@ -1,77 +1,8 @@
-"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come; and JSON as the standard has
-it, without what Python's own module reads and writes beyond that."""
+"""Calls that are JSON objects, ``{"name": …, "arguments": {…}}``, read while they come."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from typing import Any
-
-
-def finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number:.40} is no number of JSON")
-    return value
-
-
-DECODER = json.JSONDecoder(parse_constant=finite, parse_float=finite)
-"""Takes no NaN and no Infinity, nor what would become one, such as 1e999: a ``ValueError``."""
-
-HALF = re.compile("[\ud800-\udfff]")
-"""Half of a character that UTF-8 has in one: JSON text can name it, and no frame can hold it."""
-
-
-def as_json(value: Any) -> str:
-    """Plain values as JSON text that can be sent; ``ValueError`` if a number is not finite."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return json.dumps(value) if HALF.search(text) else text
-
-
-WORDS = {
-    "NaN": "null",
-    "Infinity": "null",
-    "-Infinity": "null",
-    "True": "true",
-    "False": "false",
-    "None": "null",
-}
-"""What models write as Python does, and what JSON has instead; numbers that are not finite it has none for."""
-
-OUTSIDE, INSIDE = re.compile(r'"|-?[A-Za-z]+|-$'), re.compile(r'"|\\.?', re.DOTALL)
-"""Where something begins, outside of quotes and inside, that cannot be passed on unseen."""
-
-
-class JsonWords:
-    """Takes JSON's names for Python's, in JSON text that comes in parts."""
-
-    def __init__(self) -> None:
-        self.held = ""
-        """The end of what has come, which may become such a name."""
-        self.quoted = False
-        self.escaped = False
-        """The last part ended with a backslash."""
-
-    def feed(self, part: str) -> str:
-        text, self.held = self.held + part, ""
-        made: list[str] = []
-        begun, place = 0, int(self.escaped and bool(part))
-        self.escaped = self.escaped and not part
-        while (found := (INSIDE if self.quoted else OUTSIDE).search(text, place)) is not None:
-            token, place = found[0], found.end()
-            if token == '"':
-                self.quoted = not self.quoted
-            elif token == "\\":
-                self.escaped = True
-            elif not self.quoted and place == len(text) and any(word.startswith(token) for word in WORDS):
-                self.held = token
-                return "".join(made) + text[begun : found.start()]
-            elif token in WORDS and not self.quoted:
-                made.append(text[begun : found.start()] + WORDS[token])
-                begun = place
-        return "".join(made) + text[begun:]
-
 
 HEAD = re.compile(
     r'\s*\{\s*(?:"(?:id|tool_call_id|type)"\s*:\s*(?:"[^"\\]*"|\d+)\s*,\s*)?'

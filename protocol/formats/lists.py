@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from .calls import as_call
 from .ids import CallIds
-from .json_parts import DECODER, LONGEST_HEAD, ObjectEnd, head_of
+from .json_parts import LONGEST_HEAD, ObjectEnd, head_of
 from .marks import cut_at
 from .reader import CallPart, Reader
+from .strict_json import DECODER
 from .tools import Offer
 
 

@@ -7,9 +7,9 @@ import re
 from typing import Any, ClassVar, NamedTuple
 
 from .ids import CallIds
-from .json_parts import as_json
 from .marks import cut_at
 from .reader import Reader
+from .strict_json import as_json
 from .tools import Offer
 
 OPENING = ("<|python_start|>", "<|python_tag|>", "<|tool_call_start|>")

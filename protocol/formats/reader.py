@@ -6,7 +6,8 @@ import msgspec
 
 from ..messages import Delta
 from .ids import CallIds
-from .json_parts import DECODER, JsonWords
+from .json_words import JsonWords
+from .strict_json import DECODER
 from .tools import Offer
 
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of the arguments of functions: moved to another place, looked into, and held against what was called.
+"""Checks calls of functions against JSON Schemas of their arguments, and refuses a schema that it cannot check with.
 
 A model that chooses for itself whether to call is not forced to keep to a ``strict`` function's schema, so that its
 calls are checked afterwards. Clients choose both the schema and, as good as, the answer. So a check takes a bounded
@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_DEPTH
+from .moved_schemas import NAMED, VALUES, is_another, own_id
 
 CHECKS_PER_VALUE = 50
 """Checks of one schema against one value that a validation may make for each value in it: a value is held against a
@@ -22,12 +23,6 @@ handful of schemas unless choices are nested without bound."""
 MAX_CHECKS = 100_000
 """Further checks that all validations of a request may make together, about 0.1 s. Its answers can have thousands of
 calls, each of which takes as long as its schema asks for."""
-
-NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-"""Keywords whose value has schemas by names of the user's."""
-
-VALUES = frozenset({"const", "enum", "default", "examples"})
-"""Keywords whose value is none or several plain values, whatever they look like."""
 
 SILENT = frozenset(
     {"$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples", "format"}
@@ -75,54 +70,6 @@ CHECKED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), NUMBER),
 }
 """Keywords that ``Schema.fits`` knows, those of ``PATTERNS`` aside, and what each may be."""
-
-
-def moved(schema: dict[str, Any], root: str, where: str) -> dict[str, Any]:
-    """A schema as it has to be at the place ``root`` of a larger one: its references lead there, and it has no ``$id``,
-    to which they would be relative. ``where`` is the field of the request that it is."""
-    made: dict[str, Any] = move(
-        {key: value for key, value in schema.items() if key != "$id"}, root, own_id(schema), where
-    )
-    return made
-
-
-def own_id(schema: dict[str, Any]) -> str:
-    """The URI with which references into the schema itself may begin; empty if it has no ``$id``."""
-    own = schema.get("$id")
-    return own.removesuffix("#") if isinstance(own, str) else ""
-
-
-def is_another(schema: dict[str, Any]) -> bool:
-    """Whether a schema inside of one is another, into which its references lead."""
-    return isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#")
-
-
-def move(schema: Any, root: str, own: str, where: str, depth: int = 0) -> Any:
-    if depth > MAX_DEPTH:
-        raise InvalidRequest(f"{where} is nested deeper than {MAX_DEPTH} lists and maps", param=where)
-    if isinstance(schema, list):
-        return [move(item, root, own, where, depth + 1) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if is_another(schema):
-        return schema
-    made: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in VALUES:
-            made[key] = value
-        elif key in NAMED and isinstance(value, dict):
-            made[key] = {name: move(each, root, own, where, depth + 2) for name, each in value.items()}
-        elif key == "$ref" and isinstance(value, str):
-            made[key] = root + value.removeprefix(own)[1:] if leads_into(value, own) else value
-        else:
-            made[key] = move(value, root, own, where, depth + 1)
-    return made
-
-
-def leads_into(reference: str, own: str) -> bool:
-    """Whether a reference leads into the schema that has it, whose ``$id`` is ``own``."""
-    path = reference.removeprefix(own)
-    return path in ("", "#") or path.startswith("#/")
 
 
 def bare(schema: Any) -> Any:

@@ -13,8 +13,9 @@ from ..codec import convert, field_of
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_GRAMMAR_BYTES, MAX_TOOLS
 from ..sampling import SamplingParams, counted
-from .json_parts import DECODER
-from .schemas import Reserve, Schema, bare, moved
+from .moved_schemas import moved
+from .schemas import Reserve, Schema, bare
+from .strict_json import DECODER
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

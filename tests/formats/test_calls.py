@@ -20,8 +20,9 @@ from slipstream.protocol.formats.answer import AnswerReader, calls_reader
 from slipstream.protocol.formats.calls import CallReader
 from slipstream.protocol.formats.formats import Formats
 from slipstream.protocol.formats.ids import CallIds
+from slipstream.protocol.formats.moved_schemas import moved
 from slipstream.protocol.formats.reader import Parsed
-from slipstream.protocol.formats.schemas import Schema, moved
+from slipstream.protocol.formats.schemas import Schema
 from slipstream.protocol.formats.tools import Function, FunctionName, NamedTool, Offer, Tool, offer, offer_of
 from slipstream.protocol.sampling import Grammar
 

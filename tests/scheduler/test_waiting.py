@@ -24,7 +24,7 @@ def sequence(request: int, client: int = 0, priority: int = 0, arrived: float = 
         params=SamplingParams(priority=priority, seed=0),
         stop_tokens=np.zeros(0, np.int32),
         eos=frozenset(),
-        client=client,
+        connection=client,
         sort_key=sort_key(arrived, priority),
     )
 
@@ -95,8 +95,8 @@ def test_a_client_whose_requests_cost_more_has_fewer_of_them_begin() -> None:
     counts = Counter[int]()
     for _ in range(60):
         first = queue.pop()
-        counts[first.client] += 1
-        queue.charge(first, 200 if first.client else 100)
+        counts[first.connection] += 1
+        queue.charge(first, 200 if first.connection else 100)
     assert counts == {0: 40, 1: 20}
 
 
@@ -197,16 +197,16 @@ def test_the_queue_agrees_with_a_plain_one_whatever_comes_and_goes() -> None:
             elif waiting:
                 first = queue.first()
                 assert first is not None
-                firsts = {s.client: s for s in sorted(waiting, key=Sequence.order, reverse=True)}
+                firsts = {s.connection: s for s in sorted(waiting, key=Sequence.order, reverse=True)}
                 scores = {client: queue.clients[client].score_of(s) for client, s in firsts.items()}
-                assert scores[first.client] == min(scores.values())
-                assert first is firsts[first.client]
+                assert scores[first.connection] == min(scores.values())
+                assert first is firsts[first.connection]
                 assert queue.pop() is first
                 queue.charge(first, rng.randrange(3000))
                 waiting.remove(first)
                 running.append(first)
             assert len(queue) == len(waiting)
-            assert set(queue.clients) == {s.client for s in waiting + running}
+            assert set(queue.clients) == {s.connection for s in waiting + running}
 
 
 def test_requests_that_are_aborted_while_they_wait_leave_nothing_behind() -> None:

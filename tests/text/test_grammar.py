@@ -32,7 +32,7 @@ from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
-from slipstream.protocol.formats.schemas import moved
+from slipstream.protocol.formats.moved_schemas import moved
 from slipstream.protocol.internal import Capacity, Enqueue, Join, Refused, Sampled, Submit
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
 from slipstream.protocol.messages import Generate

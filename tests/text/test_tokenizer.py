@@ -152,7 +152,7 @@ def ask(actor: Tokenizer, prompt: Any, delivered: list[int] | None = None) -> li
         None if isinstance(prompt, bytes) else prompt,
         SamplingParams(seed=1),
         array("i", delivered or []).tobytes(),
-        client=3,
+        connection=3,
         attempt=2,
         prompt_ids=known,
     )

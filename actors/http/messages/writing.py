@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from ....protocol.formats.json_parts import DECODER
 from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
+from ....protocol.formats.strict_json import DECODER
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event, part_calls

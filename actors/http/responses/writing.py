@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ....protocol.formats.json_parts import HALF
 from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
+from ....protocol.formats.strict_json import HALF
 from ....protocol.messages import Delta, Usage
 from ..errors import problem_of
 from ..transport.events import EventWriter, finish_reason_of, merged, named_event, part_calls

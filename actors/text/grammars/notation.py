@@ -12,7 +12,7 @@ import msgspec
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
-from ....protocol.formats.schemas import NAMED, VALUES
+from ....protocol.formats.moved_schemas import NAMED, VALUES
 from ....protocol.sampling import Grammar
 
 JSON_STYLE = {

@@ -17,7 +17,8 @@ from ....protocol.formats.calls import (
     VALUE,
     VALUE_END,
 )
-from ....protocol.formats.schemas import Schema, moved
+from ....protocol.formats.moved_schemas import moved
+from ....protocol.formats.schemas import Schema
 from .call_rules import GAP, Rules, Schemas, Ways, arguments, behind_marks, one_of, other_than
 from .notation import literal
 

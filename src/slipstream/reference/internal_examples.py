@@ -128,7 +128,7 @@ JOIN = filled(
 )
 
 INTERNAL: list[tuple[str, AnyInternal]] = [
-    ("submit a text", Submit(5, "Once", PARAMS, int32(16), client=2, attempt=1)),
+    ("submit a text", Submit(5, "Once", PARAMS, int32(16), connection=2, attempt=1)),
     (
         "submit a conversation",
         Submit(6, [{"role": "user", "content": "Hi"}], MORE_PARAMS, template={"enable_thinking": False}),
@@ -156,7 +156,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             int32(759),
             FULL_PARAMS,
             int32(16),
-            client=2,
+            connection=2,
             attempt=1,
             marks=True,
             before="before: /[ ]/",
