@@ -99,7 +99,7 @@ def test_every_way_is_gone(body: str, expected: set[str]) -> None:
 def main() -> None:
     """Print what each kernel does before it waits, compiled as for a GPU on which kernels overlap."""
     import triton.language as tl
-    from slipstream.actors.executor.triton import kernel
+    from slipstream.actors.executor.triton_tools import kernel
 
     kernel.OVERLAP = tl.constexpr(True)  # before any module takes it from there
     from test_kernels_compile import KERNELS, compiled

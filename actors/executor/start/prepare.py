@@ -53,6 +53,7 @@ def prepare(context: StartContext) -> Prepared:
     os.environ.update(ENVIRONMENT)
     if options.device == "emulated":
         from ..devices import emulated  # noqa: F401
+        from ..step import emulated_program  # noqa: F401
 
         return Prepared(load_grammars(context, options))
     gpu = uses_gpu(options.device)
