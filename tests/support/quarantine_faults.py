@@ -19,8 +19,8 @@ QUARANTINE_FAULTS = [
     Fault(
         "only-prompts-are-suspect",
         f"{QUARANTINE}.on_death",
-        "self.streams = suspicion.streams or (self.active and self.streams)",
-        "self.streams = False",
+        "self.whole_requests = suspicion.whole_requests or (self.active and self.whole_requests)",
+        "self.whole_requests = False",
     ),
     Fault(
         "a-suspect-passes-before-its-death",
