@@ -2,7 +2,8 @@
 step is completed.
 
 A sequence waits in the queue, or holds a slot and blocks, or is a suspect, as it was computed when an executor died.
-The methods here move it from one of these to another; ``planner.py`` decides when.
+The methods here move it from one of these to another; ``planner.py`` decides when, and ``executor_deaths.py`` when an
+executor has died.
 """
 
 from __future__ import annotations
@@ -154,65 +155,6 @@ class Holdings:
         sequence.tokens = self.table.known(sequence.slot).copy()
         sequence.block_list, sequence.slot, sequence.published = BlockList(), -1, 0
         sequence.left, sequence.preempted = False, False
-
-    # --- the death of an executor -----------------------------------------------------------------
-
-    def invalidate_device_state(self, computing: bool) -> None:
-        """What was on the device is lost: every sequence will be prefilled again from its prompt and tokens.
-
-        ``computing``: a step was under way, and one of its sequences may have caused the death.
-        """
-        if self.blocks is not None:
-            self.counters["prefix_cache_evictions"] += self.blocks.evictions
-        self.blocks = None
-        self.quarantine.await_report()
-        for sequence in self.holders:
-            if sequence is not None:
-                self.invalidate_sequence(sequence, computing)
-                self.waiting.left(sequence)
-        self.reset_slots()
-
-    def invalidate_sequence(self, sequence: Sequence, computing: bool) -> None:
-        if sequence.finished:
-            return
-        slot, table = sequence.slot, self.table
-        if computing or sequence is self.quarantine.on_probation:
-            self.quarantine.suspend(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
-            self.forget_device(sequence)
-        else:
-            self.requeue(sequence)
-
-    def resolve_crash(self, crashed: bool) -> list[Sequence]:
-        """The new executor has reported how the last one ended. The sequences that were computed then wait again or
-        become suspects; those that are to be quarantined are returned."""
-        cleared, quarantined = self.quarantine.resolve_crash(crashed)
-        for sequence in cleared:
-            self.enqueue(sequence)
-        return quarantined
-
-    def end_probation_ahead(self) -> None:
-        """If the plan just made has the step that clears the suspect, free its slot with the next plan, so that the
-        next suspect can begin there. It stays on probation until that step has ended."""
-        suspect = self.quarantine.on_probation
-        if suspect is None or not self.quarantine.suspects or suspect.left:
-            return
-        if self.table.planned[suspect.slot] >= suspect.cleared_at:
-            self.preempt_for_next_suspect(suspect)
-
-    def preempt_for_next_suspect(self, suspect: Sequence) -> None:
-        """Let the next suspect run alone; this one is computed again when all have been on probation."""
-        suspect.preempted = True
-        self.leave(suspect)
-
-    def end_probation(self) -> None:
-        """Clear a suspect that is past the point where the executor died, and preempt it for the next one, if any."""
-        suspect = self.quarantine.on_probation
-        if suspect is None:
-            return
-        length = int(self.table.length[suspect.slot]) if suspect.slot >= 0 else 0
-        passed = self.quarantine.passed(length)
-        if passed is not None and self.quarantine.active and not passed.left:
-            self.preempt_for_next_suspect(passed)
 
     # --- accounts ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import numpy as np
 from ...protocol.internal import Capacity, Plan
 from ...protocol.limits import MAX_JOINED_TOKENS
 from .config import SchedulerConfig
+from .executor_deaths import ExecutorDeaths
 from .holdings import Holdings
 from .plan_builder import OutstandingStep, PlanBuilder
 from .pool import BlockList, BlockPool
@@ -36,11 +37,14 @@ sixteen tokens, and a charge has to go through all sequences."""
 
 
 class Planner:
-    """Makes plans; ``holdings`` knows what sequences hold and which of them wait."""
+    """Makes plans; ``holdings`` knows what sequences hold and which of them wait, ``deaths`` which one runs alone."""
 
-    def __init__(self, config: SchedulerConfig, holdings: Holdings, counters: dict[str, float]) -> None:
+    def __init__(
+        self, config: SchedulerConfig, holdings: Holdings, deaths: ExecutorDeaths, counters: dict[str, float]
+    ) -> None:
         self.config = config
         self.holdings = holdings
+        self.deaths = deaths
         self.counters = counters
         self.prefill_budget = PrefillBudget()
         self.sizes: tuple[int, ...] = ()
@@ -96,7 +100,7 @@ class Planner:
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
         for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
             held.leave(held.holder(slot))
-        held.end_probation_ahead()
+        self.deaths.end_probation_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, blocks)
         prefill, generations = builder.tokens - decoding, table.generation[rows].tobytes()

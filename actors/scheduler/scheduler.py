@@ -33,6 +33,7 @@ from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
 from .config import SchedulerConfig
+from .executor_deaths import ExecutorDeaths
 from .holdings import Holdings
 from .logprobs import Logprobs
 from .measures import Measures
@@ -74,7 +75,8 @@ class Scheduler(Actor):
         self.measures = Measures()
         self.counters = self.measures.counters
         self.holdings = Holdings(config.max_num_seqs, config.max_model_len, self.counters)
-        self.planner = Planner(config, self.holdings, self.counters)
+        self.deaths = ExecutorDeaths(self.holdings)
+        self.planner = Planner(config, self.holdings, self.deaths, self.counters)
         self.adapters = Adapters(self.send)
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
@@ -308,7 +310,7 @@ class Scheduler(Actor):
             logprobs = self.keep_logprobs(rows, logprobs)
         requests = table.request[rows]
         self.end_rows(rows, tokens, length + 1 >= table.target[rows])
-        self.holdings.end_probation()
+        self.deaths.end_probation()
         self.holdings.complete(step)
         self.plan_ahead(now)
         self.settle_adapters()
@@ -403,7 +405,7 @@ class Scheduler(Actor):
             computing = bool(self.outstanding)
             self.outstanding.clear()
             self.measures.free_since_ns = None
-            self.holdings.invalidate_device_state(computing)
+            self.deaths.invalidate_device_state(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):
                 if sequence.request < first_number(peer.epoch):
@@ -414,7 +416,7 @@ class Scheduler(Actor):
     def on_capacity(self, message: Capacity, now: float) -> None:
         """The executor is ready, and says how large its cache is."""
         self.planner.begin(message)
-        for sequence in self.holdings.resolve_crash(message.crashed):
+        for sequence in self.deaths.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)
         self.adapters.begin(message, self.holdings.step - 1)
         self.settle_adapters()

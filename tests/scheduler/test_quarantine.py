@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import Planted
-from recovery_faults import HOLDINGS, QUARANTINE, Fault, planted
+from recovery_faults import EXECUTOR_DEATHS, QUARANTINE, Fault, planted
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.events import PeerUp
@@ -211,15 +211,15 @@ def names_the_poison() -> None:
 PROBATION_FAULTS = [
     Fault(
         "a-suspect-makes-way-a-step-early",
-        f"{HOLDINGS}.end_probation_ahead",
+        f"{EXECUTOR_DEATHS}.end_probation_ahead",
         ">= suspect.cleared_at",
         ">= suspect.cleared_at - 1",
     ),
     Fault(
         "a-suspect-is-cleared-while-its-last-step-runs",
-        f"{HOLDINGS}.end_probation_ahead",
+        f"{EXECUTOR_DEATHS}.end_probation_ahead",
         "self.preempt_for_next_suspect(suspect)",
-        "self.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
+        "self.holdings.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
     ),
     Fault(
         "the-next-suspect-joins-while-a-step-runs",
@@ -229,7 +229,7 @@ PROBATION_FAULTS = [
     ),
     Fault(
         "a-suspect-that-made-way-is-forgotten",
-        f"{HOLDINGS}.preempt_for_next_suspect",
+        f"{EXECUTOR_DEATHS}.preempt_for_next_suspect",
         "suspect.preempted = True",
     ),
 ]

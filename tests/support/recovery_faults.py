@@ -63,6 +63,7 @@ STREAM = "protocol.client.session:Stream"
 TOKENIZER = "actors.text.tokenizer:Tokenizer"
 SCHEDULER = "actors.scheduler.scheduler:Scheduler"
 OUTGOING = "actors.scheduler.outgoing:Outgoing"
+EXECUTOR_DEATHS = "actors.scheduler.executor_deaths:ExecutorDeaths"
 HOLDINGS = "actors.scheduler.holdings:Holdings"
 QUARANTINE = "actors.scheduler.quarantine:Quarantine"
 SEQUENCE = "actors.scheduler.sequence:Sequence"
@@ -347,7 +348,7 @@ FAULTS = [
     Fault(
         "a-dead-executors-cache-counts",
         f"{SCHEDULER}.on_peer_up",
-        "self.holdings.invalidate_device_state(computing)",
+        "self.deaths.invalidate_device_state(computing)",
     ),
     Fault(
         "ghost-tokens-go-on",
@@ -362,7 +363,7 @@ FAULTS = [
     ),
     Fault(
         "ended-sequences-run-again",
-        f"{HOLDINGS}.invalidate_sequence",
+        f"{EXECUTOR_DEATHS}.invalidate_sequence",
         "if sequence.finished:",
         "if False:",
         first=111,
