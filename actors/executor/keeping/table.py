@@ -13,9 +13,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from ..model.findings import ModelFindings
 from ..model.paged_model import PagedModel
 from ..model.quantization.linear import QuantizedLinear
-from ..model.understanding import Known
 from ..ranks.quantized import in_place_of
 from .arena import Arena, aligned
 
@@ -41,8 +41,8 @@ class Table(msgspec.Struct):
 
     dtype: str
     """The name of the model's dtype."""
-    told: str
-    """`PagedModel.weights_told`."""
+    weights_format: str
+    """`PagedModel.weights_format`."""
     unfused_because: str
     """`PagedModel.unfused_because`."""
     tensors: dict[str, StoredTensor]
@@ -52,7 +52,7 @@ class Table(msgspec.Struct):
     """``Arena.piece_bytes``."""
     tails: bool
     """Adapters are written between the weights, so that nothing can protect these."""
-    known: Known
+    known: ModelFindings
 
 
 class Named(NamedTuple):
@@ -169,7 +169,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
     dtype = str(model.dtype).removeprefix("torch.")
     return Table(
         dtype,
-        model.weights_told,
+        model.weights_format,
         model.unfused_because,
         stored,
         blocks,

@@ -176,7 +176,7 @@ def model_of(
     """
     table = opened.table
     model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
-    model.group, model.divided, model.weights_told = group, opened.divided, table.told
+    model.group, model.divided, model.weights_format = group, opened.divided, table.weights_format
     model.adapter_limits = adapter_limits
     replace(model, batch_invariant, checked=not table.unfused_because, known=table.known.decoder)
     return model

@@ -18,12 +18,12 @@ from ..cache.state import StateLayout
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
 from . import support
-from .adapters.adapters import Adapters, Parts, projections_of
+from .adapters.adapters import Adapters, Sublayers, projections_of
 from .adapters.limits import AdapterLimits
 from .adapters.tail import TailedLinear
+from .findings import DecoderFindings, ModelFindings
 from .stateful.kernels import choose_by_inputs
 from .stateful.running import StatefulModules
-from .understanding import Known, Understanding
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 UNBOUNDED_LENGTH = 1 << 20
@@ -38,7 +38,7 @@ class PagedModel:
     """
 
     def __init__(
-        self, transformer: PreTrainedModel, backend: AttentionBackend, known: Known | None = None
+        self, transformer: PreTrainedModel, backend: AttentionBackend, known: ModelFindings | None = None
     ) -> None:
         """``known``: of the same model before; None: it is run, to see what its layers keep."""
         self.transformer = transformer.eval().requires_grad_(False)
@@ -62,9 +62,9 @@ class PagedModel:
         """What this rank has of the layers that are divided, by their names in the checkpoint."""
         self.unfused_because = "it was not asked for"
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
-        self.understood_by: Understanding | None = None
+        self.decoder_findings: DecoderFindings | None = None
         """What it took to replace it; None if it was not, or that cannot be written down."""
-        self.joined: dict[str, Parts] = {}
+        self.joined: dict[str, Sublayers] = {}
         """The projections of a decoder that ``fuse`` has made, by name."""
         self.adapter_limits: AdapterLimits | None = None
         """For adapters in the weights of the decoder that ``fuse`` makes; None: they get no tails."""
@@ -72,7 +72,7 @@ class PagedModel:
         """Those that it has loaded; None: there is no room for any."""
         self.batch_invariant = False
         """A token's logits have the same bits whatever else is in its step."""
-        self.weights_told = ""
+        self.weights_format = ""
         """What one should know of its weights, where they were quantized."""
 
     def measure(self, layout: KVLayout | None = None) -> None:
@@ -117,9 +117,9 @@ class PagedModel:
         return self.adapters
 
     @property
-    def known(self) -> Known:
+    def known(self) -> ModelFindings:
         """The findings about this model that a later process with the same model need not make again."""
-        return Known(None if self.state_layout else self.layout, self.understood_by)
+        return ModelFindings(None if self.state_layout else self.layout, self.decoder_findings)
 
     @property
     def has_tails(self) -> bool:

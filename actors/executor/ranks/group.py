@@ -103,7 +103,7 @@ class RankGroup:
         all ranks, whose tensors are alike."""
         return self.exchange if self.exchange is not None and self.exchange.takes(tensor) else None
 
-    def told(self) -> str:
+    def description(self) -> str:
         """Describes for people how GPUs exchange tensors."""
         if self.exchange is None:
             return "what the ranks send each other goes through NCCL"

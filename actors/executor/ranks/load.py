@@ -62,17 +62,17 @@ def load_shard(
 ) -> PagedModel:
     """As ``load_model``, for one rank; also InvalidRequest and ModelNotSupported as in ``shard``."""
     backend = attention.create(attention_backend)
-    transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
+    transformer, weights_format = read_or_quantized(path_or_name, dtype, quantization, device)
     whole, divided = fits(transformer, group, device), {}
     if not whole:
         config = load_config(open_checkpoint(path_or_name).folder)
         compare_short_model(config, group, device, transformer.dtype, attention_backend)
         divided = shard(transformer, group)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.group, model.divided, model.weights_told, model.adapter_limits = (
+    model.group, model.divided, model.weights_format, model.adapter_limits = (
         group,
         divided,
-        told,
+        weights_format,
         adapter_limits,
     )
     if whole:
@@ -107,14 +107,14 @@ def make_shard(
     transformer = planned.transformer
     divided = shard(transformer, group)
     fill(transformer, device)
-    told = ""
+    weights_format = ""
     if quantization is not None:
-        told = quantize_layers(transformer, quantization, device, in_place_of)
+        weights_format = quantize_layers(transformer, quantization, device, in_place_of)
     model = PagedModel(transformer, attention.create(attention_backend))
-    model.group, model.divided, model.weights_told, model.adapter_limits = (
+    model.group, model.divided, model.weights_format, model.adapter_limits = (
         group,
         divided,
-        told,
+        weights_format,
         adapter_limits,
     )
     with around(model):

@@ -22,10 +22,10 @@ from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
-from slipstream.actors.executor.model.fused import fuse, understand
+from slipstream.actors.executor.model.findings import DecoderFindings, findings_of
+from slipstream.actors.executor.model.fused import fuse, recognise
 from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.understanding import Understanding, understanding_of
 from slipstream.actors.executor.ranks import load
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.load import load_shard
@@ -114,13 +114,13 @@ def test_nothing_is_run_and_no_number_asked_of_weights_that_were_understood_befo
         assert not first.unfused_because
         skeleton = skeleton_of(load_config(folder), first.dtype)
         with monkeypatch.context() as none:
-            for module, name in ((fuse, "observe"), (support, "record_attention"), (understand, "close")):
+            for module, name in ((fuse, "observe"), (support, "record_attention"), (recognise, "close")):
                 none.setattr(module, name, None)
             second = kept.taken_over(str(folder), CPU, "torch", skeleton=skeleton)
         assert second is not None
         assert second.transformer is skeleton.transformer
         assert torch.equal(logits(second), logits(first))
-        assert second.understood_by == first.understood_by
+        assert second.decoder_findings == first.decoder_findings
 
 
 def test_a_skeleton_of_another_dtype_is_not_used(kept: KeptWeights, tmp_path: Path) -> None:
@@ -133,24 +133,24 @@ def test_a_skeleton_of_another_dtype_is_not_used(kept: KeptWeights, tmp_path: Pa
     assert torch.equal(logits(second), logits(first))
 
 
-@pytest.mark.parametrize("answers", [[], [1.0], ["silu", 1.0]])
-def test_what_another_decoder_was_understood_by_is_of_no_use(
-    answers: list[float | str],
+@pytest.mark.parametrize("derived", [[], [1.0], ["silu", 1.0]])
+def test_findings_about_another_decoder_are_of_no_use(
+    derived: list[float | str],
     kept: KeptWeights,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def other(*given: Any) -> Understanding:
-        found = understanding_of(*given)
+    def other(*given: Any) -> DecoderFindings:
+        found = findings_of(*given)
         assert found is not None
-        return msgspec.structs.replace(found, answers=answers)
+        return msgspec.structs.replace(found, derived=derived)
 
-    monkeypatch.setattr(fuse, "understanding_of", other)
+    monkeypatch.setattr(fuse, "findings_of", other)
     folder = make_checkpoint("llama", tmp_path / "llama")
     load_model(str(folder), device=CPU, around=kept.keeping)
     assert kept.taken_over(str(folder), CPU, "torch") is None
-    assert "the decoder is not the one that was understood" in caplog.text
+    assert "the decoder is not the one of the findings" in caplog.text
     assert not kept.keeper.fetch()
 
 

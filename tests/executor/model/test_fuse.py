@@ -13,11 +13,11 @@ from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused import fuse as fusing
-from slipstream.actors.executor.model.fused import understand as understanding
+from slipstream.actors.executor.model.fused import recognise
 from slipstream.actors.executor.model.fused.decoder import Attention, Decoder, FeedForward
 from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.fused.observe import checked_tokens
 from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
-from slipstream.actors.executor.model.fused.understand import checked_tokens
 from slipstream.actors.executor.model.loading.load import from_config, load_model, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.protocol.errors import ModelNotSupported
@@ -240,7 +240,7 @@ def wrong_epsilon(patch: pytest.MonkeyPatch) -> None:
         def __init__(self, weight: Any, epsilon: float, offset: float) -> None:
             super().__init__(weight, 100 * epsilon, offset)
 
-    patch.setattr(understanding, "Norm", Wrong)
+    patch.setattr(recognise, "Norm", Wrong)
 
 
 def wrong_split(patch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,8 @@ def test_mxfp4_of_gpt_oss(tmp_path: Path) -> None:
 
 def test_it_is_said_what_that_costs(tmp_path: Path) -> None:
     quantized, plain = make_quantized("awq", tmp_path)
-    assert load_model(str(plain), device=CPU).weights_told == ""
-    assert load_model(str(quantized), device=CPU, dtype="bfloat16").weights_told == (
+    assert load_model(str(plain), device=CPU).weights_format == ""
+    assert load_model(str(quantized), device=CPU, dtype="bfloat16").weights_format == (
         "weights AWQ int4, dequantized to bfloat16: they take 4.0 times the memory of the files, and a step that much"
         " longer to read them"
     )
@@ -395,7 +395,7 @@ def test_a_service_with_quantized_weights_says_so(tmp_path: Path) -> None:
     folder = str(make_checkpoint("llama", tmp_path))
     for load in (load_model, make_model):
         model = load(folder, device=CPU, quantization="int8")
-        assert model.weights_told.startswith("weights rounded to int8")
+        assert model.weights_format.startswith("weights rounded to int8")
         assert model.unfused_because == ""
 
 

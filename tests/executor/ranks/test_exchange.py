@@ -378,9 +378,9 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
         goes(to, tokens, group.broadcast(tokens))
     group.sum(torch.zeros(64, device="meta"))
     assert large.asked == small.asked == []
-    assert f"up to {most >> 10} KiB, and through NCCL" in group.told()
+    assert f"up to {most >> 10} KiB, and through NCCL" in group.description()
     group.exchange = None
-    assert group.told() == "what the ranks send each other goes through NCCL"
+    assert group.description() == "what the ranks send each other goes through NCCL"
 
 
 # --- how the ranks come to it ---------------------------------------------------------------------------

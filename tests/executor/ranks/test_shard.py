@@ -396,7 +396,7 @@ def test_parts_are_quantized_at_load(kind: str, load: Any, tmp_path: Path) -> No
         return load(folder, group, device=CPU, dtype="float32", attention_backend="torch", quantization=kind)
 
     for model in at_once(own, groups(2)):
-        assert model.weights_told.startswith("weights rounded to"), "as a CPU does"
+        assert model.weights_format.startswith("weights rounded to"), "as a CPU does"
         weight = model.transformer.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
         numbers = weight / weight.abs().amax(1, keepdim=True) * (127 if kind == "int8" else 448)
         rounded = numbers.round() if kind == "int8" else numbers.to(torch.float8_e4m3fn).float()

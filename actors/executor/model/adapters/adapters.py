@@ -25,7 +25,7 @@ from .folder import AdapterFolder, Pair
 from .products import Products, Stack, Tail, TorchProducts
 from .tail import TailedLinear
 
-Parts = list[tuple[str, int]]
+Sublayers = list[tuple[str, int]]
 """The layers of the checkpoint that a projection consists of, and how many rows each has."""
 
 
@@ -44,7 +44,7 @@ class Adapters:
     def __init__(
         self,
         transformer: PreTrainedModel,
-        projections: Mapping[str, Parts],
+        projections: Mapping[str, Sublayers],
         divided: Mapping[str, Division],
         count: int,
         max_rank: int,
@@ -91,7 +91,7 @@ class Adapters:
         """The memory that the places take."""
         return sum(stack.bytes for stack in self.stacks)
 
-    def told(self) -> str:
+    def description(self) -> str:
         """A line for the log about the memory of adapters."""
         return f"room for {self.count} adapters of ranks up to {self.max_rank}, {self.bytes >> 20} MiB"
 
@@ -236,7 +236,7 @@ def size_of(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
-def projections_of(transformer: PreTrainedModel) -> dict[str, Parts]:
+def projections_of(transformer: PreTrainedModel) -> dict[str, Sublayers]:
     """The projections of a decoder that is as transformers has it: each is a layer of the checkpoint.
 
     Experts have only some of a step's tokens, and so none of the ids.

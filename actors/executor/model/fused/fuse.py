@@ -1,6 +1,6 @@
 """Replace the decoder of a model of transformers by one of few kernels, where it computes the same.
 
-``understand.py`` finds its parts; a decoder with a part that it does not know stays as transformers has it. Numbers
+``recognise.py`` finds its parts; a decoder with a part that it does not know stays as transformers has it. Numbers
 decide whether it was understood: before anything is replaced, a copy of the first layers of each kind runs in float32,
 as it is and replaced, and both must give the same states. The comparison of logits that follows at load
 (`comparison.py`) runs all layers.
@@ -16,40 +16,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...triton_tools.compilation import compile_ahead
-from ..adapters.adapters import Parts
+from ..adapters.adapters import Sublayers
 from ..adapters.limits import AdapterLimits
 from ..adapters.tail import tailed
+from ..findings import DecoderFindings, DerivedValues, findings_of
 from ..paged_model import PagedModel
 from ..quantization.linear import QuantizedLinear
 from ..quantization.linear import joined as joined_quantized
 from ..quantization.stacked import stacked
-from ..understanding import Answers, Understanding, understanding_of
 from .decoder import Attention, Decoder, FeedForward, Layer, TransformersMlp
+from .observe import CHECKED_POSITIONS, CHECKED_TOKENS, Observed, Unfit, observe
 from .operations import Operations, TorchOperations
-from .understand import (
-    CHECKED_POSITIONS,
-    CHECKED_TOKENS,
-    TOLERANCE,
-    DecoderParts,
-    LayerParts,
-    Observed,
-    Unfit,
-    observe,
-    understand,
-    understood_again,
-)
+from .recognise import TOLERANCE, DecoderParts, LayerParts, recognise, recognised_again
 
 
 def fuse(
     model: PagedModel,
     *,
     checked: bool = False,
-    known: Understanding | None = None,
+    known: DecoderFindings | None = None,
 ) -> None:
     """Replace the decoder of ``model`` in place where it can be; ``model.unfused_because`` says why it stays as it is.
 
-    ``checked``: it was replaced before, with the same weights, and computed the same. ``known``: so it was, and this is
-    what it was understood by.
+    ``checked``: it was replaced before, with the same weights, and computed the same. ``known``: the findings about it,
+    if it was replaced before.
     """
     transformer = model.transformer
     prefix = transformer.base_model_prefix
@@ -60,11 +50,11 @@ def fuse(
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
         with torch.inference_mode():
             if known is None:
-                observed, answers = observe(decoder), Answers()
-                parts = understand(decoder, observed, answers)
-                known = understanding_of(decoder, observed.calls, observed.sinks, observed.tuples, answers)
+                observed, derived = observe(decoder), DerivedValues()
+                parts = recognise(decoder, observed, derived)
+                known = findings_of(decoder, observed.calls, observed.sinks, observed.tuples, derived)
             else:
-                parts = understood_again(decoder, known)
+                parts = recognised_again(decoder, known)
             if not checked:
                 check(transformer, parts, operations)
     except Unfit as reason:
@@ -73,7 +63,7 @@ def fuse(
     model.joined = joined_layers(transformer, parts)
     adapter_limits = None if shares_weights(parts) else model.adapter_limits
     setattr(transformer, prefix, assemble(decoder, parts, operations, adapter_limits))
-    model.unfused_because, model.understood_by = "", known
+    model.unfused_because, model.decoder_findings = "", known
 
 
 def operations_for(device: torch.device) -> Operations:
@@ -84,7 +74,7 @@ def operations_for(device: torch.device) -> Operations:
     return TritonOperations()
 
 
-# --- whether it was understood ----------------------------------------------------------------------
+# --- the comparison of both decoders ----------------------------------------------------------------
 
 
 class Stub(nn.Module):
@@ -104,7 +94,7 @@ def check(transformer: PreTrainedModel, parts: DecoderParts, operations: Operati
     reference = first_layers(getattr(transformer, transformer.base_model_prefix), parts)
     observed = observe(reference)
     expected = states_of(transformer, reference, observed)
-    replaced = assemble(reference, understand(reference, observed), operations)
+    replaced = assemble(reference, recognise(reference, observed), operations)
     try:
         compile_ahead(transformer.device, lambda: states_of(transformer, replaced, observed))
         found = states_of(transformer, replaced, observed)
@@ -167,7 +157,7 @@ def assemble(
     )
 
 
-def joined_layers(transformer: PreTrainedModel, parts: DecoderParts) -> dict[str, Parts]:
+def joined_layers(transformer: PreTrainedModel, parts: DecoderParts) -> dict[str, Sublayers]:
     """As ``PagedModel.joined``, of the decoder that will be assembled of ``parts``."""
     names = {id(module): name for name, module in transformer.named_modules()}
     return {

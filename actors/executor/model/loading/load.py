@@ -19,6 +19,7 @@ from ...attention.transformers_hook import IMPLEMENTATION
 from .. import support
 from ..adapters.limits import AdapterLimits
 from ..comparison import compared
+from ..findings import DecoderFindings
 from ..fused.fuse import fuse
 from ..invariant.apply import make_invariant, prove_invariant
 from ..paged_model import PagedModel
@@ -26,7 +27,6 @@ from ..quantization.checkpoint import check_numbers, open_shards
 from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
 from ..quantization.scheme import scheme_of, unquantized
-from ..understanding import Understanding
 from .language_model import language_model_config
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
@@ -67,9 +67,9 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     backend = attention.create(attention_backend)
-    transformer, told = read_or_quantized(path_or_name, dtype, quantization, device)
+    transformer, weights_format = read_or_quantized(path_or_name, dtype, quantization, device)
     model = PagedModel(transformer.to(device), backend)  # type: ignore[arg-type]
-    model.weights_told, model.adapter_limits = told, adapter_limits
+    model.weights_format, model.adapter_limits = weights_format, adapter_limits
     with around(model):
         finish(model, batch_invariant)
     return model
@@ -79,12 +79,13 @@ def read_or_quantized(
     path_or_name: str, dtype: str, quantization: str | None, device: torch.device
 ) -> tuple[PreTrainedModel, str]:
     """As ``load_transformer``, for a device; its layers quantized if that is asked for."""
-    transformer, told = load_transformer(path_or_name, dtype, keep=multiplied_by(device))
+    transformer, weights_format = load_transformer(path_or_name, dtype, keep=multiplied_by(device))
     if quantization is None:
-        return transformer, told
-    if told:
+        return transformer, weights_format
+    if weights_format:
         raise InvalidRequest(
-            f"quantization={quantization!r}: this model is quantized already ({told}); leave out --quantization"
+            f"quantization={quantization!r}: this model is quantized already ({weights_format}); leave out"
+            " --quantization"
         )
     return transformer, quantize_layers(transformer, quantization, device)
 
@@ -104,7 +105,7 @@ def replace(
     batch_invariant: bool = False,
     *,
     checked: bool = False,
-    known: Understanding | None = None,
+    known: DecoderFindings | None = None,
 ) -> None:
     """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` and
     ``known`` as in ``fuse``."""
@@ -130,12 +131,12 @@ def load_transformer(
     support.check_config(config)
     shards = open_shards(checkpoint.folder)
     scheme = scheme_of(config)
-    told = ""
+    weights_format = ""
     if scheme is None:
         check_numbers(shards)
         transformer, report = read_weights(config, dtype, checkpoint.folder)
     else:
-        transformer, report, told = read_quantized(config, dtype, shards, scheme, keep=keep)
+        transformer, report, weights_format = read_quantized(config, dtype, shards, scheme, keep=keep)
     for what in ("missing", "mismatched"):
         # transformers fills these with random numbers and goes on.
         if keys := report[f"{what}_keys"]:
@@ -143,7 +144,7 @@ def load_transformer(
             raise ModelNotSupported(
                 f"the weights of {path_or_name!r} do not fit its config.json: {len(keys)} {what} ({some})"
             )
-    return transformer, told
+    return transformer, weights_format
 
 
 def make_model(
@@ -164,7 +165,7 @@ def make_model(
     )
     model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
     if quantization is not None:
-        model.weights_told = quantize_layers(model.transformer, quantization, device)
+        model.weights_format = quantize_layers(model.transformer, quantization, device)
         model.measure()
     model.adapter_limits = adapter_limits
     with around(model):

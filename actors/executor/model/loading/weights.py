@@ -108,11 +108,11 @@ def read_quantized(
         )
     some = f", {others} of {others + len(as_stored)}" if as_stored else ""
     times = 8 * chosen.itemsize / scheme.bits
-    told = (
+    weights_format = (
         f"weights {scheme.title}{some}, dequantized to {name}: they take {times:.1f} times the memory of the files,"
         " and a step that much longer to read them"
     )
-    return transformer, report, told
+    return transformer, report, weights_format
 
 
 class Unread:

@@ -1,4 +1,4 @@
-"""Recognises the parts of a decoder of transformers, from its structure and from one run of it.
+"""Recognises the parts of a decoder of transformers, from its structure and from one run of it (``observe.py``).
 
 How its layers are built, what reaches their attention, by how much its embeddings are scaled: each part is found by
 what it does, not by the family it belongs to. A decoder with a part that is not known here is ``Unfit``.
@@ -6,83 +6,23 @@ what it does, not by the family it belongs to. A decoder with a part that is not
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...cache.paged import PagedBatch
 from ...ranks.layers import SummedLinear
 from ...ranks.quantized import SummedQuantized
+from ..findings import Call, DecoderFindings, DerivedValues
 from ..quantization.linear import QuantizedLinear
-from ..understanding import Answers, Call, Understanding
 from .decoder import Rotary
+from .observe import CHECKED_POSITIONS, Observed, Unfit
 from .operations import ACTIVATIONS, Norm
 
 TOLERANCE = 1e-5
 """Of the difference of states in float32, relative to their size. Another order of sums gives 1e-6."""
-
-CHECKED_POSITIONS = (0, 1, 2, 5, 11, 47, 101, 102)
-"""The first ones and some further on: positions next to each other, and more than a hundred apart, where a rotation
-that was misunderstood differs most."""
-
-CHECKED_TOKENS = 64
-"""Rows of the embedding that the copy has."""
-
-
-class Unfit(Exception):
-    """Why a decoder stays as it is."""
-
-
-@dataclass(slots=True)
-class Observed:
-    """One run of transformers' decoder, as an attention backend that stands in for the cache's."""
-
-    tokens: Tensor | None = None
-    """[1, T], their ids."""
-    embedded: Tensor | None = None
-    """[1, T, H], what its first layer is given."""
-    calls: dict[int, Call] = field(default_factory=dict)
-    """By layer."""
-    sinks: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, where its attention has some."""
-    embeddings: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By layer: cosines and sines [1, T, R] that its attention is given."""
-    tuples: dict[int, bool] = field(default_factory=dict)
-    """By layer: whether its feed-forward module returns a tuple."""
-    name = "observed"
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layer: int,
-        batch: PagedBatch | None,
-        *,
-        scale: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-        attention_chunk: int | None = None,
-    ) -> Tensor:
-        """Plain causal attention, to all of the run's own tokens."""
-        if attention_chunk is not None:
-            raise Unfit("its layers attend within chunks of the context")
-        _, query_heads, head_dim = query.shape
-        self.calls[layer] = Call(
-            query_heads, key.shape[1], head_dim, value.shape[2], scale, sliding_window, softcap
-        )
-        if sinks is not None:
-            self.sinks[layer] = sinks
-        query, key, value = (states.transpose(0, 1) for states in (query, key, value))
-        output = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=True
-        )
-        return output.transpose(0, 1)
 
 
 @dataclass(slots=True)
@@ -139,81 +79,36 @@ class DecoderParts:
         return 1 + max(kinds.index(kind) for kind in kinds)
 
 
-def observe(decoder: Any) -> Observed:
-    """Run transformers' decoder over a few tokens far apart."""
-    observed = Observed()
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise Unfit("its decoder has no list of layers")
-    hooks: list[Any] = []
-
-    def first(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        # A copy: what follows may add to it in place.
-        observed.embedded = (given[0] if given else named["hidden_states"]).clone()
-
-    def note_embeddings(index: int) -> Callable[..., None]:
-        def found(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            embeddings = named.get("position_embeddings")
-            if isinstance(embeddings, tuple) and len(embeddings) == 2:
-                observed.embeddings[index] = embeddings
-
-        return found
-
-    def returned(index: int) -> Callable[..., None]:
-        def found(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            observed.tuples[index] = isinstance(output, tuple)
-
-        return found
-
-    hooks.append(layers[0].register_forward_pre_hook(first, with_kwargs=True))
-    for index, layer in enumerate(layers):
-        parts = dict(layer.named_children())
-        if "self_attn" not in parts or "mlp" not in parts:
-            break
-        hooks.append(parts["self_attn"].register_forward_pre_hook(note_embeddings(index), with_kwargs=True))
-        hooks.append(parts["mlp"].register_forward_hook(returned(index)))
-    positions = torch.tensor([CHECKED_POSITIONS], device=decoder.device)
-    try:
-        observed.tokens = checked_tokens(decoder)
-        decoder(
-            input_ids=observed.tokens, position_ids=positions, use_cache=False, paged=None, backend=observed
-        )
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return observed
-
-
-def understand(decoder: Any, observed: Observed, answers: Answers | None = None) -> DecoderParts:
+def recognise(decoder: Any, observed: Observed, derived: DerivedValues | None = None) -> DecoderParts:
     """The parts of ``decoder`` by their function; Unfit where it does something that is not known here.
 
-    ``answers`` as in `understood_again`; left out, its numbers are asked.
+    ``derived`` as in `recognised_again`; left out, everything is derived.
     """
-    answers = answers or Answers()
+    derived = derived or DerivedValues()
     parts = dict(decoder.named_children())
     unknown = parts.keys() - {"embed_tokens", "layers", "norm", "rotary_emb"}
     if unknown or "embed_tokens" not in parts or "norm" not in parts:
         raise Unfit(f"its decoder has parts that are not known here: {', '.join(sorted(parts))}")
     rotaries = rotaries_of(parts.get("rotary_emb"))
     layers = [
-        understand_layer(layer, index, observed, rotaries, answers)
+        recognise_layer(layer, index, observed, rotaries, derived)
         for index, layer in enumerate(decoder.layers)
     ]
     scales = {layer.residual_scale for layer in layers}
     if len(scales) > 1:
         raise Unfit("its layers differ in how they scale what they add")
-    scale = answers.ask(lambda: embedding_scale(parts["embed_tokens"], observed))
-    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"], answers))
+    scale = derived.value_of(lambda: embedding_scale(parts["embed_tokens"], observed))
+    return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"], derived))
 
 
-def understood_again(decoder: nn.Module, known: Understanding) -> DecoderParts:
-    """As ``understand``, of a decoder with the same structure and weights as the one that ``known`` is of.
+def recognised_again(decoder: nn.Module, known: DecoderFindings) -> DecoderParts:
+    """As ``recognise``, of a decoder with the same structure and weights as the one that ``known`` is of.
 
-    The decoder does not run: what a run and its numbers told before is used again.
+    The decoder does not run: what a run and its numbers showed before is used again.
     """
     sinks: dict[int, Tensor] = {layer: decoder.get_parameter(name) for layer, name in known.sinks.items()}
     observed = Observed(calls=known.calls, sinks=sinks, tuples=known.tuples)
-    return understand(decoder, observed, Answers(known.answers))
+    return recognise(decoder, observed, DerivedValues(known.derived))
 
 
 def embedding_scale(embed: nn.Module, observed: Observed) -> float:
@@ -227,13 +122,6 @@ def embedding_scale(embed: nn.Module, observed: Observed) -> float:
     if float((own * nearest - embedded.float()).norm()) > 1e-2 * float(embedded.float().norm()):
         raise Unfit("its embeddings are changed before they reach the first layer")
     return nearest
-
-
-def checked_tokens(decoder: Any) -> Tensor:
-    """[1, T]: one for each of the positions, as different as a vocabulary allows that may be smaller."""
-    known = min(CHECKED_TOKENS, getattr(decoder.config, "vocab_size", CHECKED_TOKENS))
-    step = 7 if known % 7 else 1  # of 7 or 14 tokens, steps of 7 would meet one or two
-    return torch.arange(len(CHECKED_POSITIONS), device=decoder.device)[None] * step % known
 
 
 def rotaries_of(module: nn.Module | None) -> list[Rotary]:
@@ -260,8 +148,8 @@ ORDERS = {
 """The names of the norms of a layer, and where each stands in ``LayerParts.norms``."""
 
 
-def understand_layer(
-    layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary], answers: Answers
+def recognise_layer(
+    layer: nn.Module, index: int, observed: Observed, rotaries: list[Rotary], derived: DerivedValues
 ) -> LayerParts:
     parts = {
         name: part for name, part in layer.named_children() if not isinstance(part, (nn.Dropout, nn.Identity))
@@ -273,10 +161,10 @@ def understand_layer(
         raise Unfit(f"its layers have parts that are not known here: {', '.join(sorted(parts))}")
     norms: list[Norm | None] = [None] * 4
     for name, place in zip(order, ORDERS[order], strict=True):
-        norms[place] = norm_of(parts[name], answers)
+        norms[place] = norm_of(parts[name], derived)
     rotary = None
     if getattr(attention, "use_rope", True):
-        rotary = rotaries[answers.ask(lambda: rotary_of(observed.embeddings.get(index), rotaries))]
+        rotary = rotaries[derived.value_of(lambda: rotary_of(observed.embeddings.get(index), rotaries))]
     own = {
         name: part
         for name, part in attention.named_children()
@@ -285,7 +173,7 @@ def understand_layer(
     projections = linears(own, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     output = linears(own, ("o_proj",))[0]
     names = ("q_norm", "k_norm")
-    q_norm, k_norm = (norm_of(own.pop(name), answers) if name in own else None for name in names)
+    q_norm, k_norm = (norm_of(own.pop(name), derived) if name in own else None for name in names)
     if own:
         raise Unfit(f"its attention has parts that are not known here: {', '.join(sorted(own))}")
     if (q_norm is None) != (k_norm is None) or (q_norm is not None and rotary is None):
@@ -313,15 +201,15 @@ def understand_layer(
         norms=norms,
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
     )
-    understand_mlp(mlp, found, answers)
+    recognise_mlp(mlp, found, derived)
     return found
 
 
-def understand_mlp(mlp: nn.Module, found: LayerParts, answers: Answers) -> None:
+def recognise_mlp(mlp: nn.Module, found: LayerParts, derived: DerivedValues) -> None:
     """Find the weights of a gated MLP; what is anything else stays as it is, ``found.whole_mlp``."""
     parts = dict(mlp.named_children())
     act_fn = parts.pop("act_fn", None) or parts.pop("activation_fn", None)
-    activation = answers.ask(lambda: activation_of(act_fn))
+    activation = derived.value_of(lambda: activation_of(act_fn))
     if activation and set(parts) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
         found.gate_up = linears(parts, ("gate_proj", "up_proj"), ("gate_up_proj",))
         found.down = linears(parts, ("down_proj",))[0]
@@ -351,14 +239,14 @@ def kind_of(layer: nn.Linear) -> tuple[Any, ...]:
     return layer.weight.dtype, layer.bias is None, block
 
 
-def norm_of(module: nn.Module, answers: Answers) -> Norm:
+def norm_of(module: nn.Module, derived: DerivedValues) -> Norm:
     """The module as a root mean square norm."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     alone = len(list(module.parameters())) == 1 and not list(module.children())
     if not (isinstance(weight, nn.Parameter) and weight.dim() == 1 and isinstance(epsilon, float) and alone):
         raise Unfit(f"{type(module).__name__} is no norm that is known here")
-    return Norm(weight, epsilon, answers.ask(lambda: offset_of(module, weight, epsilon)))
+    return Norm(weight, epsilon, derived.value_of(lambda: offset_of(module, weight, epsilon)))
 
 
 def offset_of(module: nn.Module, weight: Tensor, epsilon: float) -> float:
