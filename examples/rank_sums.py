@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def time_sums(ways: dict[str, RankGroup], device: torch.device) -> list[Row]:
         found.append({"rows": rows})
         for name, way in ways.items():
             part = Unsummed(states, way)
-            found[-1][name] = microseconds(part.summed, device)
+            # Over peer memory also where a sum by itself would be left to NCCL.
+            alone = part.summed if way.exchange is None else partial(way.exchange.sum, states)
+            found[-1][name] = microseconds(alone, device)
             found[-1][f"{name}_followed"] = microseconds(lambda f=follow, part=part: f(part), device)
         found[-1]["none_followed"] = microseconds(lambda f=follow, part=states: f(part), device)
     return found

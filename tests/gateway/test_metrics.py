@@ -137,7 +137,9 @@ def test_latencies_are_those_of_the_steps(service: Sidecar, client: Client) -> N
     assert mean("request_params_max_tokens") == 100
     assert mean("request_params_n") == 1
     assert mean("request_decode_time_seconds") < mean("e2e_request_latency_seconds")
-    assert mean("request_decode_time_seconds") > 0.09
+    assert mean("request_decode_time_seconds") == pytest.approx(pauses), (
+        "from the first token, whenever that was seen"
+    )
     parts = mean("request_prefill_time_seconds") + mean("request_decode_time_seconds")
     assert mean("request_inference_time_seconds") == pytest.approx(parts, abs=1e-6)
     before_first = mean("request_queue_time_seconds") + mean("request_prefill_time_seconds")
@@ -163,9 +165,10 @@ def test_a_request_that_waits_for_a_slot_is_in_the_queue_and_not_in_prefill() ->
         Sidecar(device="emulated", emulated_step_ms=5, max_num_seqs=1) as sidecar,
         sidecar.client() as client,
     ):
-        client.generate_many(["a", "b"], SamplingParams(max_tokens=20, ignore_eos=True))
+        client.generate_many(["a", "b"], SamplingParams(max_tokens=100, ignore_eos=True))
         stats = client.stats()
-    assert stats["request_queue_time_seconds_sum"] > 0.09, "one waits for the 20 steps of the other"
+    # Of the 0.5 s that the other takes, however late it comes itself.
+    assert stats["request_queue_time_seconds_sum"] > 0.2, "one waits for the 100 steps of the other"
     assert stats["request_prefill_time_seconds_sum"] < stats["request_queue_time_seconds_sum"]
 
 

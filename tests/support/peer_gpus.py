@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from slipstream.actors.executor.model.fused.kernels import TritonOperations
 from slipstream.actors.executor.model.fused.operations import Norm
-from slipstream.actors.executor.ranks.exchange import PeerExchange, exchange_of
+from slipstream.actors.executor.ranks.exchange import PeerExchange, exchange_of, most_bytes_for
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed
 from slipstream.actors.executor.ranks.peer_memory import PeerMemory
@@ -28,8 +28,10 @@ from torch import Tensor
 
 WIDTH = 4096
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096, 1000 * 4096 + 4, 2048 * 4096)
+COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096, 300 * 4096 + 4, 512 * 4096)
 REPLAYS, SUMS_OF_GRAPH = 1000, 64
+MOST_ROWS = 600
+"""More than twice as many as a kernel has programs."""
 SLEEPS, LONGEST_SLEEP = 2000, 200_000
 """Rounds at unequal speeds, and the most cycles of one."""
 
@@ -104,7 +106,8 @@ class Counted:
         self.group, self.device = group, device
         self.count = torch.zeros((), device=device)
         self.wrong = torch.zeros((), device=device, dtype=torch.int64)
-        self.places = torch.arange(64 * WIDTH, device=device, dtype=torch.float32) % 1000
+        self.places = torch.arange(MOST_ROWS * WIDTH, device=device, dtype=torch.float32) % 1000
+        self.operations = TritonOperations()
 
     def run(self, numbers: int) -> None:
         self.count.add_(1).remainder_(4000)
@@ -121,6 +124,15 @@ class Counted:
         self.group.broadcast(tokens)
         self.wrong.add_((tokens != (places[: len(tokens)] + self.count).int()).sum())
 
+    def add(self, rows: int) -> None:
+        """A sum that one kernel adds to something else; of many rows each program sends one ahead of the last."""
+        self.count.add_(1).remainder_(4000)
+        places, every = self.places[: rows * WIDTH].view(rows, WIDTH), self.group.size
+        residual = torch.zeros_like(places)
+        part = (places + self.count) * (1 + self.group.rank)
+        self.operations.add_norm(residual, Unsummed(part, self.group), None, 1.0, None)
+        self.wrong.add_((residual != every * (every + 1) // 2 * (places + self.count)).sum())
+
 
 def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
     """A graph of many sums of three sizes, over and over."""
@@ -131,6 +143,7 @@ def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
     def work() -> None:
         for number in range(SUMS_OF_GRAPH):
             counted.run((WIDTH, 8 * WIDTH, 32 * WIDTH)[number % 3])
+            counted.add((1, 32, MOST_ROWS)[number % 3])
 
     with torch.cuda.stream(stream):
         work()
@@ -154,6 +167,7 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
         if own.random() < 0.3:
             torch.cuda._sleep(own.randrange(LONGEST_SLEEP))
         counted.run(alike.choice((4, WIDTH, 3 * WIDTH, 16 * WIDTH, 32 * WIDTH)))
+        counted.add(alike.choice((1, 2, 33, MOST_ROWS)))
         if alike.random() < 0.1:
             group.sum(large).mul_(1 / group.size)
             group.gather(large[None, :3], 3 * group.size)
@@ -162,13 +176,15 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
 
 
 def of_any_size(group: RankGroup, device: torch.device) -> dict[str, int]:
-    """With memory for larger sums than are summed so by default."""
+    """With at least 4 MiB of memory, and up to the largest sum by itself."""
     larger = RankGroup(group.rank, group.size, group.backend)
-    larger.exchange = exchange_of(group, device, lambda nbytes: PeerMemory(device, nbytes), 4 << 20)
+    larger.exchange = exchange_of(
+        group, device, lambda nbytes: PeerMemory(device, nbytes), max(4 << 20, most_bytes_for(group.size))
+    )
     assert isinstance(larger.exchange, PeerExchange)
     counted = Counted(larger, device)
     for _ in range(200):
-        for rows in (1, 64, 33, 2, 48):
+        for rows in (1, 64, 33, 2, 48, 512):
             counted.run(rows * WIDTH)
     return {"bytes": larger.exchange.most_bytes, "wrong": int(counted.wrong)}
 

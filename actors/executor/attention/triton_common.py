@@ -11,8 +11,9 @@ alignment of a pointer, which would be in the middle of serving."""
 
 
 LEAST_BYTES = 64
-"""Values of 8-bit numbers are padded to so many. With 32, and keys of 64 or more, what Triton 3.6 compiles for an H200
-reads beyond its shared memory (``compute-sanitizer``: an invalid read in the product of queries and keys)."""
+"""Values of 8-bit numbers are padded to so many where they are not read in pairs. With 32, and keys of 64 or more, what
+Triton 3.6 compiles for an H200 reads beyond its shared memory (``compute-sanitizer``: an invalid read in the product of
+queries and keys)."""
 
 
 def pad(size: int) -> int:

@@ -30,11 +30,9 @@ MOST_BYTES_ALONE = 8 << 20
 """Of a sum that no kernel adds to something else: on two H200s 36 µs, and through NCCL 46. With 16 MiB both take 71 to
 74, and larger ones are faster through NCCL."""
 
-MOST_WARPS = 4
-"""Warps of a program."""
-
 PROGRAMS_EACH = 2
-"""Programs of so many warps that run on one multiprocessor at the same time, whatever registers each takes."""
+"""Programs of at most four warps (``kernels.MOST_WARPS``) that run on one multiprocessor at the same time, whatever
+registers each takes."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -55,6 +53,7 @@ class PeerExchange:
         self.peers = torch.tensor(addresses, dtype=torch.int64, device=halves.device)
         self.current = torch.zeros(programs, dtype=torch.int32, device=halves.device)
         self.most_bytes, self.tile = halves[0, 0].nbytes, TILE
+        self.most_bytes_alone = min(self.most_bytes, MOST_BYTES_ALONE)
 
     @property
     def programs(self) -> int:
@@ -80,7 +79,7 @@ class PeerExchange:
 
     def sums(self, tensor: Tensor) -> bool:
         """Whether such tensors are summed here faster than by NCCL, where nothing is done with the sum on its way."""
-        return self.takes(tensor) and tensor.nbytes <= MOST_BYTES_ALONE
+        return self.takes(tensor) and tensor.nbytes <= self.most_bytes_alone
 
     def sum(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors into ``tensor``."""
@@ -92,8 +91,8 @@ class PeerExchange:
             tensor.copy_(summed)
 
     def gathers(self, tensor: Tensor) -> bool:
-        """Whether such tensors [N, M] are gathered here: those that it takes, if no word is of two rows."""
-        return self.takes(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
+        """Whether such tensors [N, M] are gathered here: those that are summed here, if no word is of two rows."""
+        return self.sums(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""

@@ -52,6 +52,7 @@ class Exchange(Protocol):
     """As `PeerExchange`."""
 
     most_bytes: int
+    most_bytes_alone: int
 
     @property
     def programs(self) -> int: ...
@@ -107,8 +108,12 @@ class RankGroup:
         """Describes for people how GPUs exchange tensors."""
         if self.exchange is None:
             return "what the ranks send each other goes through NCCL"
-        most = self.exchange.most_bytes >> 10
-        return f"what the ranks send each other goes over each other's memory up to {most} KiB, and through NCCL beyond"
+        most, alone = self.exchange.most_bytes >> 10, self.exchange.most_bytes_alone >> 10
+        by_themselves = f" (sums that no kernel goes on with up to {alone})" if alone < most else ""
+        return (
+            f"what the ranks send each other goes over each other's memory up to {most} KiB{by_themselves},"
+            " and through NCCL beyond"
+        )
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""

@@ -38,6 +38,10 @@ from .words import WORD
 
 EMPTY = tl.constexpr(of_words.EMPTY)
 
+MOST_WARPS = 4
+"""Warps of a program, so that all programs run at the same time. Sums of 32 rows of 8,192 numbers with what follows
+take 5.5 µs so, and 5.2 with 16 warps."""
+
 
 @jit
 def _send(pointer, words, mask):
@@ -219,7 +223,13 @@ def sum_in_place(tensor: Tensor, programs: int, tile: int, arguments: dict[str, 
     """
     words = tensor.nbytes // WORD
     _sum_kernel[(min(programs, triton.cdiv(words, tile)),)](
-        tensor, words=words, PER_WORD=WORD // tensor.itemsize, TILE=tile, **arguments, **FOLLOWING
+        tensor,
+        words=words,
+        PER_WORD=WORD // tensor.itemsize,
+        TILE=tile,
+        num_warps=MOST_WARPS,
+        **arguments,
+        **FOLLOWING,
     )
 
 
@@ -280,6 +290,7 @@ def gather(part: Tensor, out: Tensor, programs: int, tile: int, arguments: dict[
         width=out.shape[1],
         PER_WORD=WORD // part.itemsize,
         TILE=tile,
+        num_warps=MOST_WARPS,
         **arguments,
         **FOLLOWING,
     )
@@ -333,7 +344,7 @@ def broadcast(numbers: Tensor, programs: int, tile: int, arguments: dict[str, An
     """Put rank 0's ``numbers``, int32 and contiguous, into those of all; the rest as in `sum_in_place`."""
     count = numbers.numel()
     _broadcast_kernel[(min(programs, triton.cdiv(count, tile)),)](
-        numbers, count=count, TILE=tile, **arguments, **FOLLOWING
+        numbers, count=count, TILE=tile, num_warps=MOST_WARPS, **arguments, **FOLLOWING
     )
 
 

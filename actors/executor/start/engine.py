@@ -34,7 +34,7 @@ class Engine:
     background_work: Callable[[], float | None] | None = None
     catching_up: bool = False
     repeats: Callable[[], bool] | None = None
-    """All three as in `BackgroundWork`."""
+    """All three as ``Executor`` takes them."""
 
 
 def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:

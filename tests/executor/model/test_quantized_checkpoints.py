@@ -15,6 +15,7 @@ from slipstream.actors.executor.model.comparison import compared_tokens, paged_l
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.loading.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
+from slipstream.actors.executor.model.quantization.checkpoint import read_as
 from slipstream.actors.executor.model.quantization.linear import (
     QuantizedLinear,
     check_products,
@@ -203,6 +204,32 @@ def test_a_plain_folder_that_says_it_is_quantized(tmp_path: Path) -> None:
     (plain / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ModelNotSupported, match="says that weights are quantized by 'gptq', and none is"):
         load_model(str(plain), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "told_as"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            RuntimeError,
+        ),
+        (RuntimeError("shapes [2] and [3] do not match"), ModelNotSupported),
+    ],
+)
+def test_a_lack_of_memory_is_no_fault_of_the_folder(error: Exception, told_as: type[Exception]) -> None:
+    with pytest.raises(told_as) as told, read_as(NAME):
+        raise error
+    assert (told.value is error) is (told_as is RuntimeError)
+
+
+def test_one_file_of_weights_is_read_whatever_an_index_beside_it_says(tmp_path: Path) -> None:
+    """As transformers does."""
+    folder, _ = make_quantized("gptq", tmp_path)
+    assert (folder / "model.safetensors").exists()
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "elsewhere.safetensors"}})
+    )
+    load_model(str(folder), device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from slipstream.actors.executor.model.fused.operations import Norm, TorchOperati
 from slipstream.actors.executor.ranks.exchange import (
     MOST_BYTES,
     MOST_BYTES_ALONE,
-    MOST_WARPS,
     TILE,
     Memory,
     PeerExchange,
@@ -297,6 +296,8 @@ def test_two_programs_run_on_each_multiprocessor(
     found = SimpleNamespace(multi_processor_count=multiprocessors)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     assert programs_on(torch.device("cuda", 0)) == programs <= 2 * multiprocessors
+    from slipstream.actors.executor.ranks.kernels import MOST_WARPS
+
     assert MOST_WARPS * 32 * 255 * 2 <= 65_536, "registers of a multiprocessor"
 
 
@@ -322,7 +323,8 @@ class Noted:
 
     def __init__(self) -> None:
         found = exchange()
-        self.most_bytes, self.asked = found.most_bytes, list[Tensor]()
+        self.most_bytes, self.most_bytes_alone = found.most_bytes, found.most_bytes_alone
+        self.asked = list[Tensor]()
         self.takes, self.sums = found.takes, found.sums
         self.gathers, self.broadcasts = found.gathers, found.broadcasts
 
@@ -340,7 +342,7 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
     large, small = Backend(), Noted()
     group = RankGroup(0, 2, large)
     group.exchange = small  # type: ignore[assignment]
-    most = small.most_bytes
+    most, alone = small.most_bytes, small.most_bytes_alone
 
     def goes(to: Backend | Noted, tensor: Tensor, back: Tensor) -> None:
         assert to.asked.pop() is tensor
@@ -360,7 +362,7 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
             torch.zeros(0, dtype=dtype),
         ):
             goes(large, other, group.sum(other))
-        for rows, words, to in ((1, most // WORD, small), (4, 3, small), (1, 1 + most // WORD, large)):
+        for rows, words, to in ((1, alone // WORD, small), (4, 3, small), (1, 1 + alone // WORD, large)):
             part = torch.zeros(rows, words * WORD // dtype.itemsize, dtype=dtype)
             assert group.gather(part, 5).shape == (rows, 5)
             goes(to, part, part)
@@ -378,7 +380,10 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
         goes(to, tokens, group.broadcast(tokens))
     group.sum(torch.zeros(64, device="meta"))
     assert large.asked == small.asked == []
-    assert f"up to {most >> 10} KiB, and through NCCL" in group.description()
+    assert (
+        "up to 65536 KiB (sums that no kernel goes on with up to 8192), and through NCCL"
+        in group.description()
+    )
     group.exchange = None
     assert group.description() == "what the ranks send each other goes through NCCL"
 

@@ -39,8 +39,11 @@ def open_shards(folder: Path) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files with the weights of a folder, as its index has them; ModelNotSupported if that is none."""
-    index = folder / "model.safetensors.index.json"
+    """The files with the weights of a folder: as transformers has it, the one file, or else those that the index names;
+    ModelNotSupported if it is none."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     said = read_json(index).get("weight_map")
@@ -59,6 +62,10 @@ def check_numbers(shards: Mapping[str, Any]) -> None:
             )
 
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says where the host has none, in an error without a class of its own."""
+
+
 @contextmanager
 def read_as(name: str) -> Iterator[None]:
     """ModelNotSupported names the weight whose tensors do not fit together."""
@@ -67,9 +74,11 @@ def read_as(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        if NO_MEMORY in str(error):
+            raise
         raise ModelNotSupported(
             f"the tensors of {name} do not fit together: {type(error).__name__}: {error}"
-        ) from None
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
