@@ -40,6 +40,9 @@ TYPES_OF_MESSAGES = {
 }
 """The types of errors in Anthropic's form, by status."""
 
+DETAILS_OF_MESSAGES = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
+"""What Anthropic's client looks for in a refusal of a field: that it can ask again without."""
+
 STOPPED = "the service was stopped before this request was finished"
 
 Names = dict[str, str]
@@ -77,7 +80,9 @@ class Problem(Exception):
         """In Anthropic's form."""
         other = INVALID if self.status < 500 else "api_error"
         kind = TYPES_OF_MESSAGES.get(self.status, other)
-        return {"type": "error", "error": {"type": kind, "message": self.error["message"]}}
+        details = DETAILS_OF_MESSAGES.get(self.error["param"] or "")
+        more = {} if details is None else {"details": details}
+        return {"type": "error", "error": {"type": kind, "message": self.error["message"]} | more}
 
     def response(self, path: str) -> Response:
         """To who asked for this path."""

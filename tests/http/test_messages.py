@@ -403,3 +403,14 @@ def test_arguments_that_are_no_object_are_refused_under_the_name_that_the_caller
     item = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": given}
     refused = Scripted(Script("x")).post("/v1/responses", {"input": [item]})
     assert refused.json["error"]["param"] == "input[0].arguments"
+
+
+@pytest.mark.parametrize("kind", ["create", "continue"])
+def test_a_thread_is_refused_so_that_anthropics_client_goes_on_without(kind: str) -> None:
+    """Its ``tool_runner`` asks for one, and reads this of the refusal."""
+    answer = post(Script("Yes."), thread={"type": kind})
+    assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
+    assert answer.json["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }

@@ -94,7 +94,7 @@ class MessagesFields(CountFields, kw_only=True):
 
 FIXED_IN_COUNT: dict[str, Any] = {"context_management": None, "mcp_servers": [], "speed": "standard"}
 
-FIXED: dict[str, Any] = FIXED_IN_COUNT | {"container": None, "inference_geo": None}
+FIXED: dict[str, Any] = FIXED_IN_COUNT | {"container": None, "inference_geo": None, "thread": None}
 
 CountBody = completed("CountBody", CountFields, FIXED_IN_COUNT)
 MessagesBody = completed("MessagesBody", MessagesFields, FIXED)
@@ -122,6 +122,7 @@ class MessagesAnswer(Struct, kw_only=True):
 class MessagesErrorDetail(Struct, kw_only=True):
     type: str
     message: str
+    details: dict[str, Any] | None = None
 
 
 class MessagesError(Struct, kw_only=True):
