@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 from scripted import MODEL, Script, Scripted
 from slipstream.protocol.messages import Formats
@@ -70,6 +70,19 @@ def test_responses_and_their_events_are_of_the_published_types(tools: list[Any],
         if event["type"] == "response.failed":  # whose code may be one of this service's own
             event["response"]["error"]["code"] = "server_error"
         TypeAdapter(EVENTS[event["type"]]).validate_python(event)
+
+
+def test_what_a_response_was_asked_is_of_the_published_type_and_its_labels_are_told() -> None:
+    said = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    labels = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"}
+    frontend = Scripted(Script("Yes."))
+    answer = frontend.post("/v1/responses", {"input": said} | labels).json
+    assert {name: answer[name] for name in labels} == labels
+    items = frontend.get(f"/v1/responses/{answer['id']}/input_items").json["data"][::-1]
+    TypeAdapter(list[ResponseItem]).validate_python(items, strict=True)
+    assert [(item["role"], item["content"][0]["text"]) for item in items] == [
+        (message["role"], message["content"]) for message in said
+    ]
 
 
 def script_answer(path: str, body: dict[str, Any], **more: Any) -> Any:

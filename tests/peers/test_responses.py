@@ -216,10 +216,10 @@ def test_the_input_of_a_response_comes_in_pages() -> None:
         return first, rest, (await pages.list(asked.id, order="asc", limit=2)).data
 
     first, rest, begin = talk(Script("Yes."), ask)
-    assert [item.content for item in first.data] == [str(number) for number in range(29, 9, -1)]
-    assert [item.content for item in rest.data] == [str(number) for number in range(9, -1, -1)]
+    assert [item.content[0].text for item in first.data] == [str(number) for number in range(29, 9, -1)]
+    assert [item.content[0].text for item in rest.data] == [str(number) for number in range(9, -1, -1)]
     assert (first.has_more, rest.has_more) == (True, False)
-    assert [item.content for item in begin] == ["0", "1"]
+    assert [item.content[0].text for item in begin] == ["0", "1"]
 
 
 def test_items_of_kept_responses_can_be_referred_to() -> None:

@@ -106,6 +106,8 @@ class ResponseAnswer(Struct, kw_only=True):
     top_p: float
     truncation: Literal["disabled"]
     user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
 
 
 class Items(Struct, kw_only=True):

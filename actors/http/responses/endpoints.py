@@ -157,11 +157,22 @@ async def take(batches: Batches, output: Output) -> None:
 
 
 def items_of(body: ResponseFields) -> list[dict[str, Any]]:
-    """The input as items with ids."""
+    """The input as items with ids, in the published form: a message that was given as a text has it as a part."""
     items = body.input
     if isinstance(items, str):
-        items = [{"role": "user", "content": [{"type": "input_text", "text": items}]}]
-    return [{"id": new_id("msg"), "type": "message"} | item for item in items]
+        items = [{"role": "user", "content": items}]
+    return [{"id": new_id("msg"), "type": "message"} | item | part_of(item) for item in items]
+
+
+def part_of(item: dict[str, Any]) -> dict[str, Any]:
+    """What a message whose content is a text says in the published form."""
+    text = item.get("content")
+    if not isinstance(text, str) or item.get("type", "message") != "message":
+        return {}
+    if item.get("role") != "assistant":
+        return {"content": [{"type": "input_text", "text": text}]}
+    part = {"type": "output_text", "text": text, "annotations": []}
+    return {"content": [part], "status": item.get("status") or "completed"}
 
 
 def first_body(service: Service, request: Request, body: ResponseFields) -> dict[str, Any]:
@@ -202,4 +213,6 @@ def first_body(service: Service, request: Request, body: ResponseFields) -> dict
         "top_p": 1.0 if given["top_p"] is None else given["top_p"],
         "truncation": "disabled",
         "user": body.user,
+        "safety_identifier": body.safety_identifier,
+        "prompt_cache_key": body.prompt_cache_key,
     }
